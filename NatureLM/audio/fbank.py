@@ -1,0 +1,93 @@
+"""Log-mel filter bank as in Kaldi's `compute-fbank-feats`, batched, on the model's device.
+
+Shapes: B recordings or windows, S samples, T frames, W samples of a frame, F mel bins.
+
+The reference model uses Kaldi's defaults with 128 bins: frames of 25 ms every 10 ms, edges snipped,
+DC removed per frame, pre-emphasis, povey window, power spectrum, natural log floored at float32's
+epsilon. This module reproduces that from its definition; nothing is fetched or compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from NatureLM.audio.errors import TooShortAudio
+from NatureLM.config.architecture import FbankConfig
+
+_PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values
+_LOG_FLOOR = torch.finfo(torch.float32).eps
+
+
+def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:
+    """Log-mel energies of waveforms in [-1, 1].
+
+    Returns a tensor (B, T, F) of the dtype of `wav_BS` (float32 or float64), not normalised.
+    Raises `TooShortAudio` when the waveforms are shorter than one frame.
+    """
+    if wav_BS.ndim != 2:
+        raise ValueError(f"waveforms must have shape (batch, samples), got {tuple(wav_BS.shape)}")
+    length, shift = config.frame_samples(sample_rate)
+    if wav_BS.shape[1] < length:
+        raise TooShortAudio(
+            "waveform",
+            f"{wav_BS.shape[1]} samples, one frame of {config.frame_length_ms:g} ms needs {length}",
+        )
+    frames_BTW = (wav_BS * _PCM_SCALE).unfold(1, length, shift)
+    frames_BTW = frames_BTW - frames_BTW.mean(dim=-1, keepdim=True)
+    previous_BTW = torch.cat([frames_BTW[..., :1], frames_BTW[..., :-1]], dim=-1)
+    frames_BTW = frames_BTW - config.preemphasis * previous_BTW
+
+    window_W, mel_bank = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
+    n_fft = 2 * (mel_bank.shape[0] - 1)
+    spectrum = torch.fft.rfft(frames_BTW * window_W, n=n_fft, dim=-1)
+    power = spectrum.abs().square()
+    return (power @ mel_bank).clamp_min(_LOG_FLOOR).log()
+
+
+def normalised_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:
+    """The encoder's input (B, T, F): `(fbank - mean) / (2 std)`, as BEATs was trained."""
+    return (kaldi_fbank(wav_BS, sample_rate, config) - config.mean) / (2 * config.std)
+
+
+@lru_cache(maxsize=16)
+def _tables(
+    sample_rate: int, config: FbankConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Povey window (W,) and mel bank (bins of the spectrum, F).
+
+    They are made in float32 whatever `dtype` is: the model was trained with float32 tables, and
+    near the floor of the logarithm a more exact window already shows in the fourth decimal.
+    """
+    length, _ = config.frame_samples(sample_rate)
+    with torch.inference_mode(False):  # kept for later calls, which may want gradients
+        return _build_tables(sample_rate, config, length, dtype, device)
+
+
+def _build_tables(
+    sample_rate: int, config: FbankConfig, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    hann = torch.hann_window(length, periodic=False)
+    bank = _mel_bank(sample_rate, config, n_fft=2 ** math.ceil(math.log2(length)))
+    return hann.pow(0.85).to(device, dtype), bank.to(device, dtype)
+
+
+def _mel_bank(sample_rate: int, config: FbankConfig, n_fft: int) -> Tensor:
+    """Triangles that are linear in mel, (n_fft / 2 + 1, F); Kaldi leaves the Nyquist bin out."""
+    low_mel = _mel(config.low_frequency)
+    step = (_mel(config.high_frequency or sample_rate / 2) - low_mel) / (config.num_mel_bins + 1)
+    numbers = torch.arange(config.num_mel_bins)
+    left, centre, right = (low_mel + (numbers + side) * step for side in (0.0, 1.0, 2.0))
+    hertz = torch.arange(n_fft // 2) * (sample_rate / n_fft)
+    mel_bins = (1127.0 * (1.0 + hertz / 700.0).log()).unsqueeze(1)
+    rising = (mel_bins - left) / (centre - left)
+    falling = (right - mel_bins) / (right - centre)
+    triangles = torch.minimum(rising, falling).clamp_min(0)
+    return torch.cat([triangles, triangles.new_zeros(1, config.num_mel_bins)])
+
+
+def _mel(hertz: float) -> float:
+    return 1127.0 * math.log(1.0 + hertz / 700.0)

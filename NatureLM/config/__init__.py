@@ -1,0 +1,28 @@
+"""Configuration: YAML files and `key=value` overrides, checked at the edge into typed objects."""
+
+from __future__ import annotations
+
+from NatureLM.config.extended import ExtendedConfig, SpeciesConfig
+from NatureLM.config.load import dump_config, json_schema, load_config
+from NatureLM.config.schema import Config, GenerateConfig, ModelConfig
+from NatureLM.config.training import (
+    AugmentationsConfig,
+    DatasetsConfig,
+    OptimsConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "AugmentationsConfig",
+    "Config",
+    "DatasetsConfig",
+    "ExtendedConfig",
+    "GenerateConfig",
+    "ModelConfig",
+    "OptimsConfig",
+    "RunConfig",
+    "SpeciesConfig",
+    "dump_config",
+    "json_schema",
+    "load_config",
+]

@@ -1,0 +1,1 @@
+"""Model merging: all arithmetic with α lives here."""

@@ -1,0 +1,1 @@
+"""Files of a model: finding, reading, checking, writing and converting checkpoints."""

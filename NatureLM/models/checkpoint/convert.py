@@ -1,0 +1,103 @@
+"""Training checkpoints of the reference (`.pth`, pickles) into safetensors, on request only."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from NatureLM.models.checkpoint.errors import CheckpointError
+from NatureLM.models.checkpoint.save import write_tensors
+from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, pickle_refusal
+
+
+def convert_checkpoint(
+    source: Path, output: Path, *, allow_pickle: bool = False, config: Path | None = None
+) -> list[str]:
+    """Write the tensors of a pickled training checkpoint to `output/model.safetensors`.
+
+    The checkpoint holds the tensors under `model` (or is the mapping itself), named as the
+    published ones; optimiser state is left behind. PyTorch's restricted reader is used, which
+    builds tensors and plain containers only. `config` is a config.json with the constructor
+    arguments to put beside the weights; without it, one that stands beside `source` is taken.
+    Returns the stored names.
+    """
+    source, output = Path(source), Path(output)
+    if not source.is_file():
+        raise CheckpointError(f"{source} is not a file; give the .pth or .pt checkpoint itself")
+    if source.suffix.lower() not in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{source} is no pickle checkpoint (one of {', '.join(PICKLE_SUFFIXES)})"
+        )
+    if not allow_pickle:
+        raise CheckpointError(pickle_refusal(source))
+    tensors = _distinct(_tensors(_read_pickle(source), source))
+    settings = _settings(config, source)
+    output.mkdir(parents=True, exist_ok=True)
+    write_tensors(tensors, output)
+    if settings is not None:
+        (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return sorted(tensors)
+
+
+def _read_pickle(source: Path) -> Any:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the old, unzipped format cannot be mapped
+        return _load_whole(source)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_not_tensors(source, error)) from None
+
+
+def _load_whole(source: Path) -> Any:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(_not_tensors(source, error)) from None
+
+
+def _not_tensors(source: Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{source} cannot be read as tensors and plain containers ({first}); files that hold "
+        "other objects are not opened"
+    )
+
+
+def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
+    model = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(model, Mapping):
+        raise CheckpointError(f"{source} holds no mapping of tensors, nor one under 'model'")
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in model.items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"{source} holds no tensors under 'model'")
+    return tensors
+
+
+def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each shared tensor once, under the first of its names."""
+    kept: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    for name in sorted(tensors):
+        value = tensors[name]
+        place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape))
+        kept.setdefault(place, name)
+    return {name: tensors[name].contiguous() for name in kept.values()}
+
+
+def _settings(config: Path | None, source: Path) -> dict[str, Any] | None:
+    path = config if config is not None else source.parent / "config.json"
+    if config is None and not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None

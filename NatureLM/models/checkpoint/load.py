@@ -1,0 +1,218 @@
+"""Loading: build on the meta device, check every tensor's name and shape, then assign.
+
+Nothing is initialised at random and nothing is held twice: tensors are mapped from their files, or
+cast block by block (`tensors.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from NatureLM.models.checkpoint.errors import CheckpointError, FitReport
+from NatureLM.models.checkpoint.fingerprint import fingerprint
+from NatureLM.models.checkpoint.names import Slot, base_name, is_unused, part_dtype, slots
+from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder
+from NatureLM.models.checkpoint.where import find_base, find_checkpoint
+from NatureLM.models.configuration import REFERENCE_ONLY, NatureLMConfig
+from NatureLM.models.processing import PAD_TOKEN, NatureLMProcessor
+
+if TYPE_CHECKING:
+    from NatureLM.models.modeling import NatureLM
+
+_building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    llama_path: str | Path | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> NatureLM:
+    """See `NatureLM.from_pretrained`."""
+    where = torch.device(device or "cpu")
+    as_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    checkpoint = find_checkpoint(path_or_id, revision=revision)
+    values = read_config(checkpoint)
+    own_layout = values.get("model_type") == NatureLMConfig.model_type
+    if own_layout:
+        base = checkpoint
+        config = NatureLMConfig.from_dict(values)
+        tokenizer = _tokenizer(base)
+    else:
+        base = find_base(llama_path or values.get("llama_path"), checkpoint, weights=False)
+        config, tokenizer = reference_config(values, base)
+    stored = index_folder(checkpoint)
+    model = build_on_meta(config, tokenizer)
+    model_slots = slots(model)
+    base_stored: dict[str, StoredTensor] = {}
+    if not own_layout and any(_needs_base(slot, stored) for slot in model_slots):
+        base = find_base(llama_path or values.get("llama_path"), checkpoint, weights=True)
+        base_stored = index_folder(base)
+    chosen = _match(model_slots, stored, base_stored, source=str(checkpoint))
+    for slot in model_slots:
+        target = part_dtype(slot.stored_name, as_dtype, where)
+        _fill(slot, chosen.get(slot.stored_name), target, where)
+    _restore_computed_buffers(model, where)
+    if (base / "generation_config.json").is_file():
+        model.language_model.generation_config = GenerationConfig.from_pretrained(base)
+    model.name_or_path = str(path_or_id)
+    used = {tensor.path for tensor in chosen.values()}
+    model.fingerprint = fingerprint([checkpoint / "config.json", *used])
+    return model.eval()
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; our own layout or the reference's constructor arguments."""
+    path = checkpoint / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{checkpoint} holds no config.json: it is not a NatureLM checkpoint"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    kind = values.get("model_type", NatureLMConfig.model_type)
+    if kind != NatureLMConfig.model_type or not ("llama_path" in values or "text_config" in values):
+        raise CheckpointError(
+            f"{path} describes a model of type {kind!r}, not a NatureLM checkpoint"
+        )
+    return dict(values)
+
+
+def reference_config(
+    values: dict[str, Any], base: Path
+) -> tuple[NatureLMConfig, PreTrainedTokenizerBase]:
+    """Configuration from the reference's constructor arguments and its base language model.
+
+    The tokenizer gets the `[PAD]` token and the vocabulary grows by it.
+    """
+    known = NatureLMConfig().to_dict()
+    unknown = sorted(set(values) - set(known) - REFERENCE_ONLY)
+    if unknown:
+        raise CheckpointError(
+            f"config.json has keys that this version does not know: {', '.join(unknown)}"
+        )
+    text_config = AutoConfig.from_pretrained(base, local_files_only=True)
+    tokenizer = _tokenizer(base)
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    text_config.vocab_size = len(tokenizer)
+    kept = {name: value for name, value in values.items() if name not in REFERENCE_ONLY}
+    kept["llama_path"] = str(values["llama_path"])
+    return NatureLMConfig(**{**kept, "text_config": text_config.to_dict()}), tokenizer
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from None
+    return tokenizer
+
+
+def build_on_meta(config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase | None) -> NatureLM:
+    """The model's modules without storage."""
+    from NatureLM.models.modeling import NatureLM
+
+    processor = NatureLMProcessor.from_config(config, tokenizer) if tokenizer is not None else None
+    with _building, torch.device("meta"):
+        return NatureLM(config, processor)
+
+
+def _needs_base(slot: Slot, stored: dict[str, StoredTensor]) -> bool:
+    if any(name in stored for name in slot.names):
+        return False
+    return any(base_name(name) is not None for name in slot.names)
+
+
+def _match(
+    model_slots: list[Slot],
+    stored: dict[str, StoredTensor],
+    base_stored: dict[str, StoredTensor],
+    source: str,
+) -> dict[str, StoredTensor]:
+    """The file tensor for every slot, or one report of all that does not fit."""
+    report = FitReport(source)
+    chosen: dict[str, StoredTensor] = {}
+    for slot in model_slots:
+        tensor = _lookup(slot, stored, base_stored)
+        if tensor is None:
+            if not is_unused(slot.stored_name):
+                report.missing.append(slot.stored_name)
+            continue
+        grows = tensor.name not in stored and _is_vocabulary(slot)
+        if tensor.shape != slot.shape and not (grows and _fits_but_rows(tensor, slot)):
+            report.misshapen.append(f"{tensor.name} {tensor.shape} (needed {slot.shape})")
+        chosen[slot.stored_name] = tensor
+    expected = {name for slot in model_slots for name in slot.names}
+    report.unexpected = [n for n in stored if n not in expected and not is_unused(n)]
+    report.raise_if_bad()
+    return chosen
+
+
+def _lookup(
+    slot: Slot, stored: dict[str, StoredTensor], base_stored: dict[str, StoredTensor]
+) -> StoredTensor | None:
+    for name in slot.names:
+        if name in stored:
+            return stored[name]
+    for name in slot.names:
+        own = base_name(name)
+        if own is not None and own in base_stored:
+            return base_stored[own]
+    return None
+
+
+def _is_vocabulary(slot: Slot) -> bool:
+    return any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in slot.names)
+
+
+def _fits_but_rows(tensor: StoredTensor, slot: Slot) -> bool:
+    """Equal but for the number of rows, which `[PAD]` changes (padded vocabularies shrink)."""
+    return tensor.shape[1:] == slot.shape[1:]
+
+
+def _fill(
+    slot: Slot, tensor: StoredTensor | None, dtype: torch.dtype, device: torch.device
+) -> None:
+    if tensor is None:  # unused by the computation; present so that names and shapes are whole
+        if slot.is_buffer:
+            slot.fill(torch.arange(slot.shape[-1], device=device)[None])
+        else:
+            slot.fill(torch.zeros(slot.shape, dtype=dtype, device=device))
+        return
+    value = tensor.read(dtype, device)
+    rows = slot.shape[0] if slot.shape else 0
+    if value.ndim and value.shape[0] > rows:
+        value = value[:rows].clone()
+    elif value.ndim and value.shape[0] < rows:
+        # A mean row's logit never exceeds the best one, so that [PAD] is not generated.
+        mean = value.float().mean(dim=0, keepdim=True).to(value)
+        value = torch.cat([value, mean.expand(rows - value.shape[0], -1)])
+    slot.fill(value)
+
+
+def _restore_computed_buffers(model: NatureLM, device: torch.device) -> None:
+    """Buffers that no file holds (rotary frequencies) are computed by the language model's code."""
+    for module in model.modules():
+        absent = [
+            n for n in module._non_persistent_buffers_set if module._buffers.get(n) is not None
+        ]
+        for name in absent:
+            buffer = module._buffers[name]
+            assert buffer is not None
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+        if absent:
+            model.language_model._init_weights(module)
+    left = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
+    assert not left, f"tensors without storage after loading: {left[:5]}"

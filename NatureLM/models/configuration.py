@@ -1,0 +1,158 @@
+"""The model's configuration as a Hugging Face config.
+
+The names are the constructor arguments of the published checkpoint, so that its `config.json`
+reads as it is; what the reference leaves open (sample rate, window, fbank, Q-Former sizes, adapter
+targets, the encoder's kind) are further keys whose defaults are the published facts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from transformers import AutoConfig, PreTrainedConfig
+
+from NatureLM.config.architecture import BeatsConfig, FbankConfig, QFormerConfig
+from NatureLM.errors import ConfigError
+
+PROMPT_TEMPLATE = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+# Constructor arguments of the reference that say nothing about the model itself.
+REFERENCE_ONLY = frozenset(
+    {
+        "audio_encoding_cache_size",
+        "audio_llama_proj_model",
+        "beats_path",
+        "ckpt",
+        "device",
+        "flash_attn",
+        "freeze_audio_QFormer",
+        "freeze_audio_llama_proj",
+        "freeze_beats",
+    }
+)
+
+
+class NatureLMConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Sizes and settings of a NatureLM model.
+
+    `text_config` is the language model's own configuration (any causal model of transformers);
+    its vocabulary counts the `[PAD]` token that the reference adds. `llama_path` only remembers
+    where the base came from. `second_per_window` and `second_stride` are measured in patches of
+    1 / `patches_per_second` seconds, as in the reference. With `max_pooling` there is no Q-Former:
+    patches are pooled by `downsample_factor` and projected.
+    """
+
+    model_type = "naturelm"
+
+    llama_path: str | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    encoder: str = "beats"
+    beats_cfg: dict[str, Any] | None = None
+    sample_rate: int = 16000
+    window_seconds: float = 10.0
+    fbank_cfg: dict[str, Any] | None = None
+
+    use_audio_Qformer: bool = True
+    qformer_cfg: dict[str, Any] | None = None
+    window_level_Qformer: bool = True
+    num_audio_query_token: int = 1
+    second_per_window: float = 0.333333
+    second_stride: float = 0.333333
+    patches_per_second: float = 50.0
+    max_pooling: bool = False
+    downsample_factor: int = 8
+
+    lora: bool = True
+    lora_rank: int = 32
+    lora_alpha: float = 32
+    lora_dropout: float = 0.1
+    lora_target_modules: list[str] | None = None
+    use_rslora: bool = False
+
+    prompt_template: str = PROMPT_TEMPLATE
+    max_txt_len: int = 160
+    end_sym: str = "<|end_of_text|>"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        for name, schema in _SCHEMAS.items():
+            values = _checked(name, schema, getattr(self, name) or {})
+            setattr(self, name, values.model_dump())
+        if self.lora_target_modules is None:
+            self.lora_target_modules = list(LORA_TARGETS)
+        self._check()
+        super().__post_init__(**kwargs)
+
+    @property
+    def beats(self) -> BeatsConfig:
+        return BeatsConfig.model_validate(self.beats_cfg)
+
+    @property
+    def qformer(self) -> QFormerConfig:
+        return QFormerConfig.model_validate(self.qformer_cfg)
+
+    @property
+    def fbank(self) -> FbankConfig:
+        return FbankConfig.model_validate(self.fbank_cfg)
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window."""
+        return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def group_patches(self) -> int:
+        """Patches that one group of the window-level Q-Former reads (its kernel)."""
+        return round(self.patches_per_second * self.second_per_window)
+
+    @property
+    def group_stride(self) -> int:
+        """Patches from the start of one group to the next."""
+        return round(self.patches_per_second * self.second_stride)
+
+    def _check(self) -> None:
+        rules = (
+            ("sample_rate", self.sample_rate >= 1000, "1000 Hz or more"),
+            ("window_seconds", self.window_seconds > 0, "above 0"),
+            ("num_audio_query_token", self.num_audio_query_token >= 1, "1 or more"),
+            ("second_per_window", self.group_patches >= 1, "at least one patch (0.02 s)"),
+            ("second_stride", self.group_stride >= 1, "at least one patch (0.02 s)"),
+            ("downsample_factor", self.downsample_factor >= 1, "1 or more"),
+            ("lora_rank", self.lora_rank >= 1, "1 or more"),
+            ("max_txt_len", self.max_txt_len >= 1, "1 or more"),
+            ("prompt_template", "{}" in self.prompt_template, "a text that holds {}"),
+            (
+                "use_audio_Qformer",
+                self.use_audio_Qformer or self.max_pooling,
+                "true, unless max_pooling is true",
+            ),
+        )
+        for name, good, allowed in rules:
+            if not good:
+                value = getattr(self, name)
+                raise ConfigError(f"model configuration: {name} must be {allowed}, got {value!r}")
+
+
+_SCHEMAS: dict[str, type[BaseModel]] = {
+    "beats_cfg": BeatsConfig,
+    "qformer_cfg": QFormerConfig,
+    "fbank_cfg": FbankConfig,
+}
+
+
+def _checked(name: str, schema: type[BaseModel], values: object) -> BaseModel:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{name}.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
+            for e in error.errors()
+        )
+        raise ConfigError(f"model configuration: {problems}") from None

@@ -1,0 +1,329 @@
+"""NatureLM-audio: BEATs → window-level Q-Former → projection → language model with α · LoRA.
+
+Shapes: B windows, S samples, P patches, E encoder width, Q audio positions of a window, D width of
+the language model, R rows.
+
+Attributes carry the names of the published checkpoint's tensors. Source: NatureLM-audio (ICLR
+2025), section 3, and the reference implementation's behaviour.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from NatureLM.audio.fbank import normalised_fbank
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.generation.generate import generate_ids
+from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.splice import check_placeholders, splice
+from NatureLM.merging.scaling import Alpha, active_alpha, alpha_per_row, as_row_scale, install
+from NatureLM.models.beats import BEATs
+from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
+from NatureLM.models.processing import NatureLMProcessor
+from NatureLM.models.qformer import QFormer
+
+__all__ = ["ENCODERS", "LossOutput", "NatureLM"]
+
+ENCODERS = {"beats": lambda config: BEATs(config.beats)}
+_END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
+_ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
+
+
+class NatureLM(PreTrainedModel):  # type: ignore[misc]
+    """The audio-language model. Make one with `from_pretrained`; a bare config gives random weights.
+
+    `model.processor` holds the tokenizer and the prompt template.
+    """
+
+    config_class = NatureLMConfig
+    base_model_prefix = ""
+    main_input_name = "wav"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    config: NatureLMConfig
+
+    def __init__(self, config: NatureLMConfig, processor: NatureLMProcessor | None = None) -> None:
+        super().__init__(config)
+        if config.text_config is None:
+            raise UsageError("the model configuration names no language model (text_config)")
+        self.processor = processor
+        self.fingerprint: str | None = None  # of the files it was loaded from
+        language_model = AutoModelForCausalLM.from_config(config.text_config)
+        width = language_model.get_input_embeddings().weight.shape[1]
+
+        self.beats = ENCODERS[config.encoder](config)
+        self.ln_audio = nn.LayerNorm(self.beats.width)
+        if config.max_pooling:
+            self.audio_llama_proj = nn.Linear(self.beats.width, width)
+        else:
+            qformer = config.qformer
+            self.audio_Qformer = QFormer(qformer, self.beats.width)
+            self.audio_query_tokens = nn.Parameter(
+                torch.empty(1, config.num_audio_query_token, qformer.hidden_size)
+            )
+            nn.init.normal_(self.audio_query_tokens, std=qformer.initializer_range)
+            self.audio_llama_proj = nn.Linear(qformer.hidden_size, width)
+        self.llama_model = _with_lora(language_model, config) if config.lora else language_model
+        self.llama_embed_tokens = self.language_model.get_input_embeddings()
+        install(self.llama_model)
+        self.set_trainable()
+
+    # -- parts ------------------------------------------------------------------------------
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The causal language model itself, with the LoRA layers inside."""
+        model = self.llama_model
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    @property
+    def tokenizer(self) -> Any:
+        if self.processor is None:
+            raise NatureLMError("this model was built without a tokenizer; use from_pretrained")
+        return self.processor.tokenizer
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """All ids that end an answer: the tokenizer's, the model's own and Llama 3's end tokens."""
+        tokenizer = self.tokenizer
+        vocabulary = tokenizer.get_vocab()
+        found = {vocabulary[token] for token in _END_TOKENS if token in vocabulary}
+        configs = (self.language_model.generation_config, self.config.text_config)
+        for source in (
+            *(getattr(c, "eos_token_id", None) for c in configs),
+            tokenizer.eos_token_id,
+        ):
+            found.update(source if isinstance(source, (list, tuple)) else [source])
+        return sorted(token for token in found if token is not None)
+
+    def set_trainable(
+        self,
+        *,
+        beats: bool = False,
+        qformer: bool = True,
+        projection: bool = True,
+        lora: bool = True,
+        language_model: bool = False,
+    ) -> None:
+        """Choose which parts learn; the defaults are the published ones (BEATs frozen)."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("beats."):
+                learns = beats
+            elif name.startswith("audio_llama_proj."):
+                learns = projection
+            elif name.startswith(("llama_model.", "llama_embed_tokens.")):
+                learns = lora if ".lora_" in name else language_model
+            else:
+                learns = qformer
+            parameter.requires_grad_(learns)
+
+    # -- audio ------------------------------------------------------------------------------
+
+    def encode_audio(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
+        """Waveforms in [-1, 1] at the model's sample rate → audio embeddings (B, Q, D).
+
+        A padding mask (True where padded) hides patches from each other's attention; the published
+        model was trained without one.
+        """
+        weight = self.ln_audio.weight
+        wav_BS = wav_BS.to(weight.device)
+        if wav_BS.dtype != torch.float64:
+            wav_BS = wav_BS.float()
+        fbank_BTF = normalised_fbank(wav_BS, self.config.sample_rate, self.config.fbank)
+        patches_BPE = self.beats(fbank_BTF.to(weight.dtype), padding_mask_BS)
+        return self._align(patches_BPE)
+
+    def _align(self, patches_BPE: Tensor) -> Tensor:
+        """Patches → audio embeddings: Q-Former over groups (or over all), or pooling."""
+        config = self.config
+        if config.max_pooling:
+            factor = config.downsample_factor
+            pooled = F.max_pool1d(patches_BPE.transpose(1, 2), factor, factor)
+            out: Tensor = self.audio_llama_proj(pooled.transpose(1, 2))
+            return out
+        batch = patches_BPE.shape[0]
+        patches_BPE = self.ln_audio(patches_BPE)
+        groups = patches_BPE
+        if config.window_level_Qformer:
+            groups = self._groups(patches_BPE)
+        queries = self.audio_query_tokens.expand(groups.shape[0], -1, -1)
+        read = self.audio_llama_proj(self.audio_Qformer(queries, groups))
+        return read.reshape(batch, -1, read.shape[-1])  # type: ignore[no-any-return]
+
+    def _groups(self, patches_BPE: Tensor) -> Tensor:
+        """(B · groups, patches of a group, E); patches that fill no group are left out."""
+        size, stride = self.config.group_patches, self.config.group_stride
+        if patches_BPE.shape[1] < size:
+            raise UsageError(
+                f"the audio gives {patches_BPE.shape[1]} patches, one group needs {size}; "
+                f"pad it to the model's window of {self.config.window_seconds:g} s"
+            )
+        return patches_BPE.unfold(1, size, stride).transpose(2, 3).flatten(0, 1)
+
+    def _encode_all(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
+        """Every clip as audio embeddings (Q, D); a clip that stands in several rows, once."""
+        assert self.processor is not None
+        waiting: dict[int, Tensor] = {}
+        encoded: dict[int, Tensor] = {}
+        for clip in (clip for row in audios for clip in row):
+            if isinstance(clip, Tensor) and clip.ndim == 2:
+                encoded[id(clip)] = clip
+            elif id(clip) not in waiting:
+                waiting[id(clip)] = self.processor.prepare_audio(clip)
+        keys = list(waiting)
+        for first in range(0, len(keys), _ENCODE_BATCH):
+            chunk = keys[first : first + _ENCODE_BATCH]
+            audio_BQD = self.encode_audio(torch.stack([waiting[key] for key in chunk]))
+            encoded.update(zip(chunk, audio_BQD, strict=True))
+        return [[encoded[id(clip)] for clip in row] for row in audios]
+
+    # -- text -------------------------------------------------------------------------------
+
+    def input_embeddings(
+        self, prompts: Sequence[str], audios: Sequence[Sequence[Any]]
+    ) -> list[Tensor]:
+        """Input embeddings (length, D) of each prompt with its audio in place."""
+        if len(prompts) != len(audios):
+            raise UsageError(f"{len(prompts)} prompts were given with audio for {len(audios)}")
+        for prompt, clips in zip(prompts, audios, strict=True):
+            check_placeholders(prompt, len(clips))
+        encoded = self._encode_all(audios)
+        return [
+            splice(prompt, clips, self.tokenizer, self.llama_embed_tokens)
+            for prompt, clips in zip(prompts, encoded, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def generate_ids(
+        self,
+        prompts: Sequence[str],
+        audios: Sequence[Sequence[Any]],
+        *,
+        alpha: Alpha = 1.0,
+        options: GenerationOptions | None = None,
+        eos_ids: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Generated token ids of each prompt; see `generate`."""
+        alphas = self._alphas(alpha, len(prompts))
+        return generate_ids(
+            self.language_model,
+            self.input_embeddings(prompts, audios),
+            alphas=alphas,
+            eos_ids=list(eos_ids) if eos_ids is not None else self.eos_ids,
+            options=options or GenerationOptions(),
+        )
+
+    def generate(  # type: ignore[override]
+        self,
+        prompts: Sequence[str],
+        audios: Sequence[Sequence[Any]],
+        *,
+        alpha: Alpha = 1.0,
+        **options: Any,
+    ) -> list[str]:
+        """Answer each prompt.
+
+        `prompts` are complete texts (the template already around them; `processor.render` does
+        it). `audios[i]` lists the clips for the placeholders of `prompts[i]`: waveforms (samples,)
+        at the model's sample rate, or encoded audio (Q, D) from `encode_audio`. `alpha` is one
+        number or one per prompt. `options` are those of `GenerationOptions`. An answer never
+        depends on the other prompts of the call.
+        """
+        ids = self.generate_ids(prompts, audios, alpha=alpha, options=GenerationOptions(**options))
+        return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+    def _alphas(self, alpha: Alpha, rows: int) -> list[float]:
+        alphas = alpha_per_row(alpha, rows)
+        if not self.config.lora and any(value != 1.0 for value in alphas):
+            raise UsageError("this model has no LoRA adapter (it was merged); alpha must be 1")
+        return alphas
+
+    # -- training ---------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any], alpha: Alpha = 1.0) -> LossOutput:
+        """Cross-entropy over the answer tokens of a batch.
+
+        `batch` holds `prompts` (complete texts), `audios` (clips for their placeholders) and
+        `answers`; an answer is followed by `end_sym` and cut at `max_txt_len` tokens.
+        """
+        prompts, answers = batch["prompts"], batch["answers"]
+        alphas = self._alphas(alpha, len(prompts))
+        rows = answer_rows(
+            self.input_embeddings(prompts, batch["audios"]),
+            [answer + self.config.end_sym for answer in answers],
+            self.tokenizer,
+            self.llama_embed_tokens,
+            self.config.max_txt_len,
+        )
+        scale = as_row_scale(alphas, device=rows.embeds_RLD.device, dtype=rows.embeds_RLD.dtype)
+        with active_alpha(scale):
+            logits = self.language_model(
+                inputs_embeds=rows.embeds_RLD,
+                attention_mask=rows.mask_RL,
+                use_cache=False,
+                logits_to_keep=rows.scored_positions,
+            ).logits
+        return answer_loss(logits, rows)
+
+    def forward(self, **batch: Any) -> LossOutput:
+        """`loss`, so that wrappers for distributed training find it."""
+        return self.loss(batch)
+
+    # -- files ------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        path_or_id: str | Path,
+        *,
+        llama_path: str | Path | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> NatureLM:
+        """Load a model by name (`naturelm-tiny`), folder or Hugging Face id.
+
+        Reads the published layout (constructor arguments and tensors, all or only those that
+        differ from the base language model) and that of `save_pretrained`. `llama_path` says
+        where the base is, if not where the checkpoint says. `dtype` is that of all weights; by
+        default float32, and on accelerators bfloat16 for the language model, as published.
+        Raises `CheckpointError` with one report of everything that does not fit.
+        """
+        from NatureLM.models.checkpoint.load import load_model
+
+        return load_model(
+            path_or_id, llama_path=llama_path, revision=revision, dtype=dtype, device=device
+        )
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, max_shard_size: str | int = "5GB"
+    ) -> None:
+        """Write config, tokenizer and safetensors (sharded above `max_shard_size`) to a folder."""
+        from NatureLM.models.checkpoint.save import save_model
+
+        save_model(self, Path(save_directory), max_shard_size=max_shard_size)
+
+
+def _with_lora(language_model: PreTrainedModel, config: NatureLMConfig) -> PeftModel:
+    adapter = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules or ()),
+        use_rslora=config.use_rslora,
+    )
+    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(language_model, adapter, autocast_adapter_dtype=False)

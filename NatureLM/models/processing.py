@@ -1,0 +1,72 @@
+"""What stands between a user's data and the model's tensors: tokenizer, audio length, template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.prompts import render
+
+PAD_TOKEN = "[PAD]"
+
+
+class NatureLMProcessor(ProcessorMixin):  # type: ignore[misc]
+    """Tokenizer and the facts of the audio input.
+
+    Calling it gives what `NatureLM.generate` takes:
+    `prompts, audios = processor(waveforms, queries)`.
+    """
+
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sample_rate: int = 16000,
+        window_seconds: float = 10.0,
+        prompt_template: str = "{}",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(tokenizer, **kwargs)
+        self.sample_rate = sample_rate
+        self.window_seconds = window_seconds
+        self.prompt_template = prompt_template
+
+    @classmethod
+    def from_config(
+        cls, config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> NatureLMProcessor:
+        """The processor of a model; gives the tokenizer the `[PAD]` that the reference adds."""
+        if tokenizer.pad_token != PAD_TOKEN:
+            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        return cls(tokenizer, config.sample_rate, config.window_seconds, config.prompt_template)
+
+    def render(self, query: str) -> str:
+        """The complete prompt of a question."""
+        return render(self.prompt_template, query)
+
+    def prepare_audio(self, samples: Any) -> Tensor:
+        """A mono waveform at the model's sample rate, cut or zero-padded to one window.
+
+        Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
+        Padding is heard as silence, as in training.
+        """
+        wav_S = torch.as_tensor(samples)
+        if wav_S.ndim != 1:
+            raise ValueError(f"a waveform must have shape (samples,), got {tuple(wav_S.shape)}")
+        if wav_S.dtype != torch.float64:
+            wav_S = wav_S.float()
+        window = round(self.window_seconds * self.sample_rate)
+        wav_S = wav_S[:window].clamp(-1.0, 1.0)
+        return torch.nn.functional.pad(wav_S, (0, window - wav_S.shape[0]))
+
+    def __call__(  # type: ignore[override]
+        self, audios: list[Any], queries: list[str], **_: Any
+    ) -> tuple[list[str], list[list[Tensor]]]:
+        """Complete prompts and one prepared clip for each."""
+        prompts = [self.render(query) for query in queries]
+        return prompts, [[self.prepare_audio(audio)] for audio in audios]

@@ -1,0 +1,56 @@
+"""What every test may use: the fixtures folder, and the shared recordings where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from NatureLM.models import NatureLM
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Folder of test fixtures that the repository holds."""
+    return ROOT / "tests" / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder of real recordings and published predictions, absent on a fresh machine."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the shared folder is not on this machine")
+    return SHARED
+
+
+NANO = ROOT / "tests" / "fixtures" / "goldens" / "nano"
+
+
+@pytest.fixture(scope="session")
+def nano_folder() -> Path:
+    """Folder with the small reference checkpoint, its base model, audio and expected numbers."""
+    return NANO
+
+
+@pytest.fixture(scope="session")
+def nano() -> NatureLM:
+    """The small reference checkpoint, float32. Tests must leave it as it is."""
+    from NatureLM.models import NatureLM
+
+    return NatureLM.from_pretrained(NANO / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def nano_waveforms() -> dict[str, Tensor]:
+    """The three golden clips by name, (samples,) at 16 kHz."""
+    from safetensors.torch import load_file
+
+    stored = load_file(NANO / "audio" / "waveforms.safetensors")
+    return {name.removesuffix(".wav"): wav for name, wav in stored.items()}

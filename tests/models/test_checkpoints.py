@@ -1,0 +1,307 @@
+"""Checkpoints in and out: layouts, partial and sharded files, reports, refusals, no network."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from NatureLM.models import NatureLM
+from NatureLM.models.checkpoint.errors import CheckpointError
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "as published": {},
+    "overlapping groups, three queries": {
+        "num_audio_query_token": 3,
+        "second_per_window": 0.5,
+        "second_stride": 0.2,
+    },
+    "one group": {"window_level_Qformer": False, "num_audio_query_token": 5},
+    "pooling": {"max_pooling": True, "use_audio_Qformer": False, "downsample_factor": 4},
+    "pre-norm encoder without gates": {
+        "beats_cfg": {
+            "layer_norm_first": True,
+            "deep_norm": False,
+            "gru_rel_pos": False,
+            "finetuned_model": False,
+            "conv_pos": 7,
+            "conv_bias": True,
+        }
+    },
+    "no position bias, no projection, glu": {
+        "beats_cfg": {
+            "relative_position_embedding": False,
+            "embed_dim": 32,
+            "activation_fn": "glu",
+        }
+    },
+    "deeper, no grouped attention": {
+        "llama": {"num_hidden_layers": 3, "num_key_value_heads": 4},
+        "qformer_cfg": {"num_hidden_layers": 3},
+        "lora_rank": 2,
+    },
+    "tied embeddings": {"llama": {"tie_word_embeddings": True}},
+    "no adapter": {"lora": False},
+}
+
+
+def answers(model: NatureLM, wav: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    prompts = [model.processor.render("What is it?"), model.processor.render("Caption the audio")]
+    alpha = 0.5 if model.config.lora else 1.0
+    texts = model.generate(prompts, [[wav], [wav]], alpha=alpha, max_new_tokens=6)
+    with torch.no_grad():
+        return model.encode_audio(wav[None]), texts
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_layout_gives_the_same_model(
+    shape: str, build_model: Any, write_reference: Any, nano_waveforms: Any, tmp_path: Path
+) -> None:
+    model = build_model(**SHAPES[shape])
+    wav = nano_waveforms["trill"]
+    wanted_embeds, wanted_texts = answers(model, wav)
+    model.save_pretrained(tmp_path / "own")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    folders = [
+        tmp_path / "own",
+        tmp_path / "sharded",
+        write_reference(model, tmp_path / "full"),
+        write_reference(model, tmp_path / "partial", partial=True),
+    ]
+    for folder in folders:
+        loaded = NatureLM.from_pretrained(folder)
+        embeds, texts = answers(loaded, wav)
+        assert torch.equal(embeds, wanted_embeds), folder
+        assert texts == wanted_texts, folder
+        got, wanted = loaded.state_dict(), model.state_dict()
+        assert got.keys() == wanted.keys()
+        partial_vocabulary = folder.parent.name == "partial"
+        for name, tensor in wanted.items():
+            rows = -1 if partial_vocabulary and tensor.shape[:1] == (606,) else None
+            assert torch.equal(got[name][:rows] if tensor.ndim else got[name], tensor[:rows]), name
+
+
+def test_the_pad_row_of_a_partial_checkpoint_is_never_the_best(
+    build_model: Any, write_reference: Any, tmp_path: Path
+) -> None:
+    loaded = NatureLM.from_pretrained(write_reference(build_model(), tmp_path, partial=True))
+    head = loaded.language_model.lm_head.weight
+    assert torch.allclose(head[-1], head[:-1].mean(0), atol=1e-6)
+
+
+def test_dtype_and_trainable_parts_after_loading(nano_folder: Path, nano: NatureLM) -> None:
+    loaded = NatureLM.from_pretrained(nano_folder / "checkpoint", dtype="bfloat16")
+    kinds = {p.dtype for p in loaded.parameters()}
+    assert kinds == {torch.bfloat16}
+    assert torch.equal(loaded.ln_audio.weight, nano.ln_audio.weight.bfloat16())
+    assert loaded.audio_Qformer.bert.embeddings.position_ids.dtype == torch.int64
+    learning = {n for n, p in loaded.named_parameters() if p.requires_grad}
+    assert not any(n.startswith("beats.") or "base_layer" in n for n in learning)
+    assert sum(".lora_" in n for n in learning) == 2 * 4 * 2
+
+
+def test_computed_buffers_equal_those_of_an_ordinary_build(
+    build_model: Any, tmp_path: Path
+) -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 64, "rope_theta": 5e5}
+    model = build_model(llama={"rope_parameters": rope, "max_position_embeddings": 512})
+    model.save_pretrained(tmp_path)
+    loaded = NatureLM.from_pretrained(tmp_path)
+    wanted = model.language_model.model.rotary_emb.inv_freq
+    assert torch.equal(loaded.language_model.model.rotary_emb.inv_freq, wanted)
+
+
+def test_one_report_names_all_that_does_not_fit(
+    build_model: Any, write_reference: Any, tmp_path: Path
+) -> None:
+    folder = write_reference(build_model(), tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["ln_audio.bias"]
+    tensors["ln_audio.weight"] = tensors["ln_audio.weight"][:-1].clone()
+    tensors["surplus.weight"] = torch.zeros(2)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        NatureLM.from_pretrained(folder)
+    message = str(caught.value)
+    assert "1 tensors missing: ln_audio.bias" in message
+    assert "1 tensors unexpected: surplus.weight" in message
+    assert "ln_audio.weight (31,) (needed (32,))" in message
+    assert str(folder) in message
+
+
+def test_tensors_known_to_be_unused_may_be_absent(
+    build_model: Any, write_reference: Any, nano_waveforms: Any, tmp_path: Path
+) -> None:
+    model = build_model()
+    folder = write_reference(model, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    unused = [n for n in tensors if n.startswith("beats.predictor") or n.endswith("position_ids")]
+    assert len(unused) == 3
+    for name in unused:
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    loaded = NatureLM.from_pretrained(folder)
+    assert answers(loaded, nano_waveforms["howl"])[1] == answers(model, nano_waveforms["howl"])[1]
+    ids = loaded.audio_Qformer.bert.embeddings.position_ids
+    assert ids.tolist() == [list(range(16))]
+
+
+def test_a_missing_tensor_of_the_base_is_named(
+    build_model: Any, write_reference: Any, tmp_path: Path
+) -> None:
+    folder = write_reference(build_model(), tmp_path, partial=True)
+    base = tmp_path / "llama" / "model.safetensors"
+    tensors = load_file(base)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, base)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        NatureLM.from_pretrained(folder)
+
+
+def _cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _pointer_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def _pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.pt")
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def _other_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def _unknown_key(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "surprise": 1}))
+
+
+def _bad_size(folder: Path) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values["beats_cfg"]["encoder_layers"] = 0
+    path.write_text(json.dumps(values))
+
+
+def _no_base(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "llama_path": "nowhere"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_cut_weights, "model.safetensors cannot be read as safetensors"),
+        (_pointer_weights, "model.safetensors cannot be read as safetensors"),
+        (_pickle_only, "naturelm convert"),
+        (_no_weights, "holds no model.safetensors"),
+        (_no_config, "holds no config.json"),
+        (_broken_config, "config.json is not valid JSON"),
+        (_other_model, "type 'llama'"),
+        (_unknown_key, "surprise"),
+        (_bad_size, "beats_cfg.encoder_layers = 0"),
+        (_no_base, "'nowhere' is neither a folder"),
+    ],
+)
+def test_damaged_checkpoints_are_refused_with_the_reason(
+    damage: Any, says: str, build_model: Any, write_reference: Any, tmp_path: Path
+) -> None:
+    folder = write_reference(build_model(), tmp_path)
+    damage(folder)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (two error classes of ours)
+        NatureLM.from_pretrained(folder)
+    assert says in str(caught.value)
+    assert type(caught.value).__module__.startswith("NatureLM.")
+
+
+def test_an_absent_shard_is_named(build_model: Any, tmp_path: Path) -> None:
+    build_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        NatureLM.from_pretrained(tmp_path)
+
+
+def test_saving_again_removes_shards_that_no_longer_belong(
+    build_model: Any, tmp_path: Path
+) -> None:
+    model = build_model()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    model.save_pretrained(tmp_path)
+    assert [p.name for p in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    NatureLM.from_pretrained(tmp_path)
+
+
+def test_local_folders_never_touch_the_network(
+    build_model: Any, write_reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    model = build_model()
+    model.save_pretrained(tmp_path / "own")
+    partial = write_reference(model, tmp_path / "partial", partial=True)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    NatureLM.from_pretrained(tmp_path / "own")
+    NatureLM.from_pretrained(partial)
+    NatureLM.from_pretrained(partial, llama_path=tmp_path / "partial" / "llama")
+
+
+@pytest.mark.parametrize("name", ["naturelm-audio", "EarthSpeciesProject/NatureLM-audio"])
+def test_the_published_model_without_access_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError) as caught:
+        NatureLM.from_pretrained(name)
+    message = str(caught.value)
+    assert "Accept the Llama 3.1 license" in message
+    assert "hf auth login" in message
+    assert "naturelm-tiny" in message
+
+
+def test_a_name_that_is_nothing_lists_the_names(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="naturelm-tiny, naturelm-audio"):
+        NatureLM.from_pretrained("naturelm-huge")
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="naturelm convert"):
+        NatureLM.from_pretrained(file)
+
+
+def test_fingerprint_follows_the_weights_not_the_folder(build_model: Any, tmp_path: Path) -> None:
+    build_model(seed=1).save_pretrained(tmp_path / "a")
+    build_model(seed=1).save_pretrained(tmp_path / "b")
+    build_model(seed=2).save_pretrained(tmp_path / "c")
+    a, b, c = (NatureLM.from_pretrained(tmp_path / name).fingerprint for name in "abc")
+    assert a == b != c
