@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from NatureLM.models import NatureLM
 
+pytest_plugins = ["builders"]
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

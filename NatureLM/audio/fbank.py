@@ -33,8 +33,9 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
     length, shift = config.frame_samples(sample_rate)
     if wav_BS.shape[1] < length:
         raise TooShortAudio(
-            "waveform",
-            f"{wav_BS.shape[1]} samples, one frame of {config.frame_length_ms:g} ms needs {length}",
+            None,
+            f"it has {wav_BS.shape[1]} samples, and one frame of {config.frame_length_ms:g} ms "
+            f"needs {length}",
         )
     frames_BTW = (wav_BS * _PCM_SCALE).unfold(1, length, shift)
     frames_BTW = frames_BTW - frames_BTW.mean(dim=-1, keepdim=True)
@@ -45,7 +46,8 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
     n_fft = 2 * (mel_bank.shape[0] - 1)
     spectrum = torch.fft.rfft(frames_BTW * window_W, n=n_fft, dim=-1)
     power = spectrum.abs().square()
-    return (power @ mel_bank).clamp_min(_LOG_FLOOR).log()
+    energies_BTF: Tensor = power @ mel_bank
+    return energies_BTF.clamp_min(_LOG_FLOOR).log()
 
 
 def normalised_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:

@@ -25,7 +25,7 @@ class FbankConfig(_Architecture):
     frame_shift_ms: float = Field(default=10.0, gt=0)
     low_frequency: float = Field(default=20.0, ge=0)
     high_frequency: float | None = Field(
-        None, gt=0, description="Hz; the Nyquist frequency if null"
+        default=None, gt=0, description="Hz; the Nyquist frequency if null"
     )
     preemphasis: float = Field(default=0.97, ge=0, le=1)
     mean: float = 15.41663

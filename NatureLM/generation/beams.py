@@ -72,8 +72,8 @@ class _Search:
     def _cannot_improve(self, best_sum: float, length: int) -> bool:
         if len(self.finished) < self.width:
             return False
-        worst: float = min(self.finished, key=_score)[0]
-        return worst >= best_sum / length**self.length_penalty
+        attainable: float = best_sum / length**self.length_penalty
+        return min(self.finished, key=_score)[0] >= attainable
 
 
 def _score(scored: tuple[float, list[int]]) -> float:

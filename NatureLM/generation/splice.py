@@ -43,7 +43,7 @@ def splice(
     prompt: str,
     audios_QD: Sequence[Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    embed_tokens: nn.Module,
+    embed_tokens: nn.Embedding,
 ) -> Tensor:
     """Input embeddings (L, D) of one prompt, beginning-of-text token included."""
     check_placeholders(prompt, len(audios_QD))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class BEATs(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Random weights as BEATs is pretrained from: normal, and DeepNorm's gains in the layers."""
+        """Random weights as BEATs starts from: normal, with DeepNorm's gains in the layers."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -72,10 +73,10 @@ class BEATs(nn.Module):
                     module.weight_g.copy_(module.weight_v.norm(dim=(0, 1), keepdim=True))
         if self.cfg.deep_norm:
             beta = (8 * self.cfg.encoder_layers) ** -0.25
-            for layer in self.encoder.layers:
+            for layer in self.encoder.stack:
                 attention = layer.self_attn
-                scaled = [attention.v_proj, attention.out_proj, layer.fc2]
-                scaled.append(layer.fc1.linear if self.cfg.activation_fn == "glu" else layer.fc1)
+                first = layer.fc1.linear if isinstance(layer.fc1, GatedLinear) else layer.fc1
+                scaled = (attention.v_proj, attention.out_proj, first, layer.fc2)
                 for linear in (attention.q_proj, attention.k_proj):
                     nn.init.xavier_normal_(linear.weight)
                 for linear in scaled:
@@ -126,8 +127,13 @@ class TransformerEncoder(nn.Module):
         if cfg.relative_position_embedding:
             # One table, registered under every layer: the checkpoints name it so.
             table = nn.Embedding(cfg.num_buckets, cfg.encoder_attention_heads)
-            for layer in self.layers:
+            for layer in self.stack:
                 layer.self_attn.relative_attention_bias = table
+
+    @property
+    def stack(self) -> list[EncoderLayer]:
+        """The layers, first to last."""
+        return cast("list[EncoderLayer]", list(self.layers))
 
     def forward(self, x_BPD: Tensor, mask_BP: Tensor | None = None) -> Tensor:
         cfg = self.cfg
@@ -139,7 +145,7 @@ class TransformerEncoder(nn.Module):
         x_BPD = F.dropout(x_BPD, cfg.dropout, self.training)
 
         bias_HPP = self._position_bias(x_BPD.shape[1]) if cfg.relative_position_embedding else None
-        for layer in self.layers:
+        for layer in self.stack:
             if self.training and cfg.layer_wise_gradient_decay_ratio != 1.0:
                 x_BPD = scale_gradient(x_BPD, cfg.layer_wise_gradient_decay_ratio)
             if self.training and torch.rand(()).item() < cfg.encoder_layerdrop:
@@ -151,7 +157,7 @@ class TransformerEncoder(nn.Module):
 
     def _position_bias(self, length: int) -> Tensor:
         """(H, P, P) bias of key position minus query position, looked up once per distance."""
-        table = self.layers[0].self_attn.relative_attention_bias
+        table = self.stack[0].self_attn.relative_attention_bias
         distances = torch.arange(1 - length, length, device=table.weight.device)
         buckets = relative_position_bucket(distances, self.cfg.num_buckets, self.cfg.max_distance)
         bias_DH = table(buckets)
@@ -210,7 +216,7 @@ class EncoderLayer(nn.Module):
         width, inner = cfg.encoder_embed_dim, cfg.encoder_ffn_embed_dim
         self.self_attn = GatedSelfAttention(cfg)
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = (
+        self.fc1: nn.Linear | GatedLinear = (
             GatedLinear(width, inner) if cfg.activation_fn == "glu" else nn.Linear(width, inner)
         )
         self.fc2 = nn.Linear(inner, width)
@@ -244,7 +250,8 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.linear(x).chunk(2, dim=-1)
-        return value * F.silu(gate)
+        gated: Tensor = value * F.silu(gate)
+        return gated
 
 
 class GatedSelfAttention(nn.Module):

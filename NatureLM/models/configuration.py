@@ -37,7 +37,7 @@ REFERENCE_ONLY = frozenset(
 )
 
 
-class NatureLMConfig(PreTrainedConfig):  # type: ignore[misc]
+class NatureLMConfig(PreTrainedConfig):
     """Sizes and settings of a NatureLM model.
 
     `text_config` is the language model's own configuration (any causal model of transformers);
@@ -70,7 +70,7 @@ class NatureLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     lora: bool = True
     lora_rank: int = 32
-    lora_alpha: float = 32
+    lora_alpha: int = 32
     lora_dropout: float = 0.1
     lora_target_modules: list[str] | None = None
     use_rslora: bool = False
@@ -88,7 +88,7 @@ class NatureLMConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.lora_target_modules is None:
             self.lora_target_modules = list(LORA_TARGETS)
         self._check()
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def beats(self) -> BeatsConfig:

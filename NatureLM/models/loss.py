@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 IGNORE = -100
 
 
 @dataclass
-class LossOutput(ModelOutput):  # type: ignore[misc]
+class LossOutput(ModelOutput):
     """Loss and counts of a batch; counts are numbers of answer tokens."""
 
     loss: Tensor | None = None
@@ -50,7 +50,7 @@ def answer_rows(
     prompts_LD: Sequence[Tensor],
     answers: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    embed_tokens: nn.Module,
+    embed_tokens: nn.Embedding,
     max_answer_tokens: int,
 ) -> AnswerRows:
     """Append each answer's tokens (cut at `max_answer_tokens`) to its prompt's embeddings."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -39,8 +39,8 @@ _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
 
 
-class NatureLM(PreTrainedModel):  # type: ignore[misc]
-    """The audio-language model. Make one with `from_pretrained`; a bare config gives random weights.
+class NatureLM(PreTrainedModel):
+    """The audio-language model: `from_pretrained` loads one, a bare config gives random weights.
 
     `model.processor` holds the tokenizer and the prompt template.
     """
@@ -75,7 +75,7 @@ class NatureLM(PreTrainedModel):  # type: ignore[misc]
             nn.init.normal_(self.audio_query_tokens, std=qformer.initializer_range)
             self.audio_llama_proj = nn.Linear(qformer.hidden_size, width)
         self.llama_model = _with_lora(language_model, config) if config.lora else language_model
-        self.llama_embed_tokens = self.language_model.get_input_embeddings()
+        self.llama_embed_tokens = cast(nn.Embedding, self.language_model.get_input_embeddings())
         install(self.llama_model)
         self.set_trainable()
 
@@ -85,7 +85,9 @@ class NatureLM(PreTrainedModel):  # type: ignore[misc]
     def language_model(self) -> PreTrainedModel:
         """The causal language model itself, with the LoRA layers inside."""
         model = self.llama_model
-        return model.get_base_model() if isinstance(model, PeftModel) else model
+        return cast(
+            PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -224,7 +226,7 @@ class NatureLM(PreTrainedModel):  # type: ignore[misc]
             options=options or GenerationOptions(),
         )
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         prompts: Sequence[str],
         audios: Sequence[Sequence[Any]],
@@ -241,7 +243,7 @@ class NatureLM(PreTrainedModel):  # type: ignore[misc]
         depends on the other prompts of the call.
         """
         ids = self.generate_ids(prompts, audios, alpha=alpha, options=GenerationOptions(**options))
-        return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
     def _alphas(self, alpha: Alpha, rows: int) -> list[float]:
         alphas = alpha_per_row(alpha, rows)

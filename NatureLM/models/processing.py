@@ -14,7 +14,7 @@ from NatureLM.prompts import render
 PAD_TOKEN = "[PAD]"
 
 
-class NatureLMProcessor(ProcessorMixin):  # type: ignore[misc]
+class NatureLMProcessor(ProcessorMixin):
     """Tokenizer and the facts of the audio input.
 
     Calling it gives what `NatureLM.generate` takes:
@@ -31,7 +31,9 @@ class NatureLMProcessor(ProcessorMixin):  # type: ignore[misc]
         prompt_template: str = "{}",
         **kwargs: Any,
     ) -> None:
-        super().__init__(tokenizer, **kwargs)
+        # Meant for word pieces; on byte-level tokens it would take spaces out of answers.
+        tokenizer.clean_up_tokenization_spaces = False
+        super().__init__(tokenizer, **kwargs)  # type: ignore[no-untyped-call]
         self.sample_rate = sample_rate
         self.window_seconds = window_seconds
         self.prompt_template = prompt_template
@@ -64,7 +66,7 @@ class NatureLMProcessor(ProcessorMixin):  # type: ignore[misc]
         wav_S = wav_S[:window].clamp(-1.0, 1.0)
         return torch.nn.functional.pad(wav_S, (0, window - wav_S.shape[0]))
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, audios: list[Any], queries: list[str], **_: Any
     ) -> tuple[list[str], list[list[Tensor]]]:
         """Complete prompts and one prepared clip for each."""

@@ -10,13 +10,19 @@ checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from NatureLM.config.architecture import QFormerConfig
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 class QFormer(nn.Module):
@@ -25,20 +31,35 @@ class QFormer(nn.Module):
     def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.bert = nn.Module()
-        self.bert.embeddings = _Embeddings(cfg)
-        self.bert.encoder = nn.Module()
-        self.bert.encoder.layer = nn.ModuleList(
-            _Layer(cfg, encoder_width) for _ in range(cfg.num_hidden_layers)
-        )
+        self.bert = _Bert(cfg, encoder_width)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=cfg.initializer_range)
                 nn.init.zeros_(module.bias)
 
     def forward(self, queries_NQD: Tensor, encoded_NTE: Tensor) -> Tensor:
-        x = self.bert.embeddings(queries_NQD)
-        for layer in self.bert.encoder.layer:
+        out: Tensor = self.bert(queries_NQD, encoded_NTE)
+        return out
+
+
+class _Bert(nn.Module):
+    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(cfg)
+        self.encoder = _Encoder(cfg, encoder_width)
+
+    def forward(self, queries_NQD: Tensor, encoded_NTE: Tensor) -> Tensor:
+        out: Tensor = self.encoder(self.embeddings(queries_NQD), encoded_NTE)
+        return out
+
+
+class _Encoder(nn.Module):
+    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(cfg, encoder_width) for _ in range(cfg.num_hidden_layers))
+
+    def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:
+        for layer in self.layer:
             x = layer(x, encoded_NTE)
         return x
 
@@ -109,10 +130,10 @@ class _Intermediate(nn.Module):
     def __init__(self, cfg: QFormerConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(cfg.hidden_size, cfg.intermediate_size)
-        self.activation = _ACTIVATIONS[cfg.hidden_act]
+        self.activation = cfg.hidden_act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.dense(x))
+        return _ACTIVATIONS[self.activation](self.dense(x))
 
 
 class _Output(nn.Module):

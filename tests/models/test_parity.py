@@ -75,7 +75,9 @@ def test_a_short_clip_with_and_without_padding_mask(
     mask_BS = (torch.arange(160000) >= kept)[None] if masked else None
     name = "masked" if masked else "nomask"
     fbank = normalised_fbank(wav_BS, 16000, nano.config.fbank)
-    check(f"short {name}: BEATs", nano.beats(fbank, mask_BS), goldens[f"short35.beats_{name}"], 1e-4)
+    check(
+        f"short {name}: BEATs", nano.beats(fbank, mask_BS), goldens[f"short35.beats_{name}"], 1e-4
+    )
     embeds = nano.encode_audio(wav_BS, mask_BS)
     check(f"short {name}: audio embeddings", embeds, goldens[f"short35.audio_embeds_{name}"], 1e-4)
 
@@ -111,7 +113,9 @@ def test_logits(
     (embeds,) = nano.input_embeddings([facts["prompt"]], [clips])
     with active_alpha(alpha):
         logits = nano.language_model(inputs_embeds=embeds[None]).logits[:, -1]
-    check(f"{sample}, alpha {alpha}: logits", logits, goldens[f"{sample}.logits_alpha{alpha}"], 1e-4)
+    check(
+        f"{sample}, alpha {alpha}: logits", logits, goldens[f"{sample}.logits_alpha{alpha}"], 1e-4
+    )
 
 
 def test_eos_ids(nano: NatureLM, manifest: dict[str, Any]) -> None:
@@ -161,7 +165,9 @@ def test_training_loss(
         out = nano.loss(batch, alpha=result["alpha"])
         name = f"alpha {result['alpha']}: training loss"
         check(name, out.loss[None], torch.tensor([result["loss"]]), 1e-4)
-        check(name + " of each", out.per_example_loss, torch.tensor(result["per_example_loss"]), 1e-4)
+        check(
+            name + " of each", out.per_example_loss, torch.tensor(result["per_example_loss"]), 1e-4
+        )
         assert (out.correct, out.total) == (result["correct"], result["total"])
         assert out.correct_per_sample.tolist() == result["correct_per_sample"]
         assert out.total_per_sample.tolist() == result["total_per_sample"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from NatureLM.config import load_config
 from NatureLM.models.checkpoint.errors import CheckpointError
 from NatureLM.models.checkpoint.save import write_tensors
 from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, pickle_refusal
@@ -23,8 +24,9 @@ def convert_checkpoint(
 
     The checkpoint holds the tensors under `model` (or is the mapping itself), named as the
     published ones; optimiser state is left behind. PyTorch's restricted reader is used, which
-    builds tensors and plain containers only. `config` is a config.json with the constructor
-    arguments to put beside the weights; without it, one that stands beside `source` is taken.
+    builds tensors and plain containers only. `config` holds the sizes: a config.json of constructor
+    arguments or a YAML file with a `model` section. Without it a config.json beside `source` is
+    taken, else the published settings, which loading then checks against the tensors' shapes.
     Returns the stored names.
     """
     source, output = Path(source), Path(output)
@@ -40,8 +42,7 @@ def convert_checkpoint(
     settings = _settings(config, source)
     output.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, output)
-    if settings is not None:
-        (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return sorted(tensors)
 
 
@@ -88,15 +89,21 @@ def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     kept: dict[tuple[int, int, tuple[int, ...]], str] = {}
     for name in sorted(tensors):
         value = tensors[name]
-        place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape))
+        place = (
+            value.untyped_storage().data_ptr(),
+            int(value.storage_offset()),
+            tuple(value.shape),
+        )
         kept.setdefault(place, name)
     return {name: tensors[name].contiguous() for name in kept.values()}
 
 
-def _settings(config: Path | None, source: Path) -> dict[str, Any] | None:
-    path = config if config is not None else source.parent / "config.json"
-    if config is None and not path.is_file():
-        return None
+def _settings(config: Path | None, source: Path) -> dict[str, Any]:
+    """Constructor arguments to put beside the weights."""
+    beside = source.parent / "config.json"
+    path = config if config is not None else (beside if beside.is_file() else None)
+    if path is None or path.suffix.lower() in (".yml", ".yaml"):
+        return load_config(path).model.model_dump(mode="json", exclude_none=True)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

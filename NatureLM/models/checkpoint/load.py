@@ -66,7 +66,8 @@ def load_model(
     model.name_or_path = str(path_or_id)
     used = {tensor.path for tensor in chosen.values()}
     model.fingerprint = fingerprint([checkpoint / "config.json", *used])
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def write_tensors(
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for name, members in split.filename_to_tensors.items():
         shard = {member: tensors[member].contiguous() for member in members}
-        _replace(folder / name, lambda path, shard=shard: save_file(shard, path, {"format": "pt"}))
+        _replace(folder / name, partial(save_file, shard, metadata={"format": "pt"}))
     index_name = f"model{INDEX_SUFFIX}"
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -61,6 +62,6 @@ def write_tensors(
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+    unfinished = path.with_name(f".{path.name}.partial")
+    write(unfinished)
+    os.replace(unfinished, path)

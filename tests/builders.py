@@ -1,4 +1,4 @@
-"""Small random models in many shapes, and reference checkpoints made of them."""
+"""Fixtures that make small random models in many shapes, and reference checkpoints of them."""
 
 from __future__ import annotations
 
@@ -96,11 +96,12 @@ def write_reference(nano_folder: Path) -> WriteReference:
         }
         save_file(tensors, checkpoint / "model.safetensors")
         config = model.config
-        names = (
-            "beats_cfg qformer_cfg use_audio_Qformer window_level_Qformer num_audio_query_token "
-            "second_per_window second_stride max_pooling downsample_factor lora lora_rank "
-            "lora_alpha lora_dropout prompt_template max_txt_len end_sym"
-        ).split()
+        names = [
+            *("beats_cfg", "qformer_cfg", "use_audio_Qformer", "window_level_Qformer"),
+            *("num_audio_query_token", "second_per_window", "second_stride", "max_pooling"),
+            *("downsample_factor", "lora", "lora_rank", "lora_alpha", "lora_dropout"),
+            *("prompt_template", "max_txt_len", "end_sym"),
+        ]
         arguments = {name: getattr(config, name) for name in names}
         arguments |= {"llama_path": "../llama", "device": "cpu", "freeze_beats": True}
         (checkpoint / "config.json").write_text(json.dumps(arguments))
@@ -123,8 +124,12 @@ def _write_base(model: NatureLM, base: Path, tokenizer: Path) -> None:
     if config.tie_word_embeddings:
         wanted["lm_head.weight"] = model.llama_embed_tokens.weight
     state = {
-        name: (tensor[:rows] if name.endswith(("embed_tokens.weight", "lm_head.weight")) else tensor)
+        name: (
+            tensor[:rows] if name.endswith(("embed_tokens.weight", "lm_head.weight")) else tensor
+        )
         for name, tensor in wanted.items()
     }
-    language_model.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()})
+    language_model.load_state_dict(
+        {name: tensor.detach().clone() for name, tensor in state.items()}
+    )
     language_model.save_pretrained(base)

@@ -1,0 +1,167 @@
+"""Decoding rules: beams against exhaustive search, penalties, stopping, wrong use."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from NatureLM.errors import UsageError
+from NatureLM.generation.logits import RowSampler, process_scores
+from NatureLM.generation.options import GenerationOptions
+from NatureLM.models import NatureLM
+
+
+def embeddings(model: NatureLM, wav: Tensor, query: str) -> Tensor:
+    (embeds,) = model.input_embeddings([model.processor.render(query)], [[wav]])
+    return embeds
+
+
+def test_wide_beams_find_the_best_sequence_of_all(
+    nano: NatureLM, nano_waveforms: dict[str, Tensor]
+) -> None:
+    from NatureLM.generation.batch import left_pad
+    from NatureLM.generation.beams import decode_beams
+    from NatureLM.generation.session import DecodingSession
+
+    few = [5, 11, 69, 128, 402]  # a vocabulary small enough to try everything
+    tokens = 3
+
+    class Narrow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, **inputs: Any) -> Any:
+            if "input_ids" in inputs:
+                inputs["input_ids"] = torch.tensor(few)[inputs["input_ids"]]
+            out = nano.language_model(**inputs)
+            out.logits = out.logits[..., few]
+            return out
+
+    with torch.inference_mode():
+        embeds = embeddings(nano, nano_waveforms["howl"], "Caption the audio.")
+        scores = {}
+        for sequence in itertools.product(range(len(few)), repeat=tokens):
+            ids = torch.tensor([few[token] for token in sequence])
+            whole = torch.cat([embeds, nano.llama_embed_tokens(ids)])
+            logits = nano.language_model(inputs_embeds=whole[None]).logits[0]
+            steps = logits[len(embeds) - 1 : -1][:, few].log_softmax(-1)
+            scores[sequence] = steps[range(tokens), list(sequence)].sum().item()
+        best = max(scores, key=scores.__getitem__)
+        session = DecodingSession(Narrow(), left_pad([embeds]), [1.0])
+        options = GenerationOptions(max_new_tokens=tokens, num_beams=len(few) ** 2)
+        (found,) = decode_beams(session, [len(embeds)], [], options)
+    assert tuple(found) == best
+
+
+def test_an_end_stops_its_own_row_only(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> None:
+    prompts = [nano.processor.render("What is it?"), nano.processor.render("Caption the audio.")]
+    audios = [[nano_waveforms["chirps"]], [nano_waveforms["howl"]]]
+    options = GenerationOptions(max_new_tokens=10, num_beams=1)
+    alphas = [0.0, 1.0]
+    free = nano.generate_ids(prompts, audios, alpha=alphas, options=options, eos_ids=[604])
+    end = next(token for token in free[0][:-1] if token not in free[1])
+    stopped = nano.generate_ids(prompts, audios, alpha=alphas, options=options, eos_ids=[end])
+    assert stopped[0] == free[0][: free[0].index(end) + 1]
+    assert stopped[1] == free[1]
+
+
+def test_repetition_penalty_and_minimum_length() -> None:
+    scores = torch.tensor([[2.0, -1.0, 0.5], [1.0, 1.0, 1.0]])
+    penalised = GenerationOptions(num_beams=1, repetition_penalty=2.0, min_length=0)
+    out = process_scores(scores, [[0, 1, 0], []], [5, 5], [2], penalised)
+    assert out.tolist() == [[1.0, -2.0, 0.5], [1.0, 1.0, 1.0]]
+    long = GenerationOptions(num_beams=1, min_length=7)
+    out = process_scores(scores, [[0], [0, 1]], [5, 5], [2], long)
+    assert out[0, 2] == -torch.inf
+    assert out[1, 2] == 1.0
+    assert scores[0, 2] == 0.5, "the scores that came in stay as they were"
+
+
+def test_sampling_keeps_to_top_k_and_top_p() -> None:
+    scores = torch.tensor([[3.0, 2.9, 0.0, -1.0]]).repeat(200, 1)
+    for limits in ({"top_k": 2}, {"top_p": 0.6}):
+        options = GenerationOptions(num_beams=1, do_sample=True, temperature=1.0, **limits)
+        sampler = RowSampler(options, range(200))
+        assert set(sampler.draw(scores, range(200)).tolist()) == {0, 1}
+
+
+def test_min_length_counts_the_prompt_as_the_reference_does(
+    nano: NatureLM, nano_waveforms: dict[str, Tensor]
+) -> None:
+    prompt = nano.processor.render("What is it?")
+    ((first, *_),) = nano.generate_ids(
+        [prompt],
+        [[nano_waveforms["howl"]]],
+        options=GenerationOptions(num_beams=1, max_new_tokens=2),
+    )
+    for min_length, ends_at_once in ((1, True), (500, False)):
+        options = GenerationOptions(num_beams=1, max_new_tokens=2, min_length=min_length)
+        (ids,) = nano.generate_ids(
+            [prompt], [[nano_waveforms["howl"]]], options=options, eos_ids=[first]
+        )
+        assert (ids == [first]) is ends_at_once
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
+        ({"do_sample": True, "num_beams": 2}, "sampling works with one beam"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        GenerationOptions(**options)
+
+
+def test_placeholders_and_clips_must_agree(
+    nano: NatureLM, nano_waveforms: dict[str, Tensor]
+) -> None:
+    wav = nano_waveforms["howl"]
+    one = nano.processor.render("What is it?")
+    for clips in ([], [wav, wav]):
+        with pytest.raises(UsageError, match=f"1 <AudioHere> and {len(clips)} audio clips"):
+            nano.generate([one], [clips])
+    with pytest.raises(UsageError, match="2 prompts were given with audio for 1"):
+        nano.generate([one, one], [[wav]])
+
+
+def test_the_order_of_clips_matters(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> None:
+    prompt = nano.processor.render("<Audio><AudioHere></Audio> then <Audio><AudioHere></Audio>?")
+    a, b = nano_waveforms["howl"], nano_waveforms["trill"]
+    forth, back = nano.input_embeddings([prompt, prompt], [[a, b], [b, a]])
+    assert not torch.allclose(forth, back)
+    with torch.no_grad():
+        swapped = nano.language_model(inputs_embeds=back[None]).logits[0, -1]
+        straight = nano.language_model(inputs_embeds=forth[None]).logits[0, -1]
+    assert not torch.allclose(straight, swapped, atol=1e-4)
+
+
+def test_encoded_audio_stands_for_its_waveform(
+    nano: NatureLM, nano_waveforms: dict[str, Tensor]
+) -> None:
+    wav = nano_waveforms["trill"]
+    prompt = nano.processor.render("What is it?")
+    with torch.no_grad():
+        encoded = nano.encode_audio(wav[None])[0]
+    from_wave, from_encoded = nano.input_embeddings([prompt, prompt], [[wav], [encoded]])
+    assert torch.allclose(from_wave, from_encoded, atol=1e-6)
+
+
+def test_a_waveform_is_cut_padded_and_clamped_to_the_window(nano: NatureLM) -> None:
+    prepare = nano.processor.prepare_audio
+    short = prepare(torch.full((100,), 3.0))
+    assert short.shape == (160000,)
+    assert short[:100].eq(1.0).all()
+    assert short[100:].eq(0.0).all()
+    assert prepare(torch.zeros(200000)).shape == (160000,)
+    with pytest.raises(ValueError, match="shape"):
+        prepare(torch.zeros(2, 100))

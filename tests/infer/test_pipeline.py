@@ -1,0 +1,198 @@
+"""Recordings and questions in, answers per window out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from NatureLM.audio import AudioError, iter_windows
+from NatureLM.errors import UsageError
+from NatureLM.infer import Pipeline, RecordingError, WindowKey, WindowResult, pick_device
+from NatureLM.models import NatureLM
+
+RATE = 16000
+FAST = {"max_new_tokens": 6, "num_beams": 1}
+
+
+@pytest.fixture(scope="module")
+def pipeline(nano: NatureLM) -> Pipeline:
+    return Pipeline(nano)
+
+
+def sound(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
+    noise = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    tone = np.sin(2 * np.pi * (500 + 40 * seed + 200 * t) * t)
+    return (0.2 * tone + 0.02 * noise.normal(size=len(t))).astype(np.float32)
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> list[Path]:
+    paths = []
+    for number, seconds in enumerate((23.0, 3.0, 0.2)):
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], sound(seconds, number), RATE)
+    return paths
+
+
+def test_lines_have_the_published_form(pipeline: Pipeline, recordings: list[Path]) -> None:
+    answers = pipeline(recordings, "What is it?", **FAST)
+    assert [answer.count("\n") for answer in answers] == [
+        # an answer of this random model may hold line feeds of its own
+        sum(r.text.count("\n") + 1 for r in pipeline.windows([path], "What is it?", **FAST))
+        for path in recordings
+    ]
+    assert answers[0].startswith("#0.00s - 10.00s#: ")
+    assert "#20.00s - 23.00s#: " in answers[0]
+    assert answers[1].startswith("#0.00s - 3.00s#: ")
+    assert answers[2].startswith("#0.00s - 0.20s#: ")
+
+
+def test_one_path_one_array_and_one_query_per_audio(
+    pipeline: Pipeline, recordings: list[Path]
+) -> None:
+    by_path = pipeline(str(recordings[1]), "What is it?", **FAST)
+    wav, rate = soundfile.read(recordings[1], dtype="float32")
+    by_array = pipeline(wav, "What is it?", input_sample_rate=rate, **FAST)
+    assert by_path == by_array
+    both = pipeline([recordings[1], wav], ["What is it?", "Caption the audio."], **FAST)
+    assert both[0] == by_path[0]
+    assert both[1] == pipeline([wav], "Caption the audio.", **FAST)[0]
+    with pytest.raises(UsageError, match="3 queries were given for 1 audios"):
+        pipeline([wav], ["a", "b", "c"])
+
+
+def test_windows_equal_the_plain_way(
+    pipeline: Pipeline, nano: NatureLM, recordings: list[Path]
+) -> None:
+    queries = ["What is it?", "Caption the audio."]
+    got = list(
+        pipeline.windows(recordings[:2], [queries] * 2, hop_length_seconds=5.0, alpha=0.5, **FAST)
+    )
+    wanted = [
+        (
+            str(path),
+            w.start,
+            w.end,
+            query,
+            nano.generate([nano.processor.render(query)], [[w.samples]], alpha=0.5, **FAST)[0],
+        )
+        for path in recordings[:2]
+        for w in iter_windows(path, hop_seconds=5.0)
+        for query in queries
+    ]
+    assert [(r.audio_path, r.start, r.end, r.query, r.text) for r in got] == wanted
+    assert {r.merging_alpha for r in got} == {0.5}
+    assert got[0].prompt == nano.processor.render("What is it?")
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(batch_size=st.integers(1, 9), order=st.permutations(range(3)))
+def test_batch_size_and_order_change_nothing(
+    batch_size: int, order: list[int], pipeline: Pipeline
+) -> None:
+    arrays = [sound(seconds, seed) for seed, seconds in enumerate((12.0, 4.0, 21.0))]
+    alone = [pipeline([array], "What is it?", batch_size=1, **FAST)[0] for array in arrays]
+    results = pipeline.windows(
+        [arrays[i] for i in order], "What is it?", batch_size=batch_size, **FAST
+    )
+    lines: dict[str, str] = {}
+    for r in results:
+        assert isinstance(r, WindowResult)
+        line = f"#{r.start:.2f}s - {r.end:.2f}s#: {r.text}\n"
+        lines[r.audio_path] = lines.get(r.audio_path, "") + line
+    assert [lines[f"audio {place}"] for place in range(3)] == [alone[i] for i in order]
+
+
+def test_a_bad_file_does_not_stop_its_neighbours(
+    pipeline: Pipeline, recordings: list[Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.mp3"
+    bad.write_text("not sound at all")
+    files = [recordings[1], bad, recordings[2]]
+    got = list(pipeline.windows(files, "What is it?", errors="yield", batch_size=8, **FAST))
+    assert [type(r) for r in got] == [WindowResult, RecordingError, WindowResult]
+    assert got[1].audio_path == str(bad)
+    assert "bad.mp3" in str(got[1].error)
+    with pytest.raises(AudioError, match=r"bad\.mp3"):
+        pipeline(files, "What is it?", **FAST)
+
+
+def test_what_is_skipped_is_not_asked(
+    nano: NatureLM, recordings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(nano)
+    asked: list[str] = []
+    generate = nano.generate
+
+    def spy(prompts: list[str], *args: Any, **kwargs: Any) -> list[str]:
+        asked.extend(prompts)
+        return generate(prompts, *args, **kwargs)
+
+    monkeypatch.setattr(nano, "generate", spy)
+    done = {WindowKey(str(recordings[0]), 0.0, "A?"), WindowKey(str(recordings[0]), 10.0, "B?")}
+    done |= {WindowKey(str(recordings[1]), 0.0, q) for q in ("A?", "B?")}
+    got = list(pipeline.windows(recordings[:2], [["A?", "B?"]] * 2, skip=done.__contains__, **FAST))
+    keys = {WindowKey(r.audio_path, r.start, r.query) for r in got}
+    everything = {
+        WindowKey(str(recordings[0]), start, q) for start in (0.0, 10.0, 20.0) for q in ("A?", "B?")
+    }
+    assert keys == everything - done
+    assert len(asked) == len(keys)
+
+
+def test_each_window_is_encoded_once_for_all_questions(
+    nano: NatureLM, recordings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = nano.encode_audio
+
+    def spy(wav_BS: Any, *args: Any) -> Any:
+        encoded.append(wav_BS.shape[0])
+        return encode(wav_BS, *args)
+
+    monkeypatch.setattr(nano, "encode_audio", spy)
+    list(Pipeline(nano).windows([recordings[0]], [["A?", "B?", "C?"]], **FAST))
+    assert sum(encoded) == 3
+
+
+def test_settings_come_from_the_configuration(nano: NatureLM, tmp_path: Path) -> None:
+    config = tmp_path / "c.yml"
+    config.write_text("generate:\n  max_new_tokens: 2\n  num_beams: 1\n  merging_alpha: 0.25\n")
+    (result,) = Pipeline(nano, config).windows([sound(2.0)], "What is it?")
+    assert result.merging_alpha == 0.25
+    (longer,) = Pipeline(nano, config).windows([sound(2.0)], "What is it?", max_new_tokens=8)
+    assert len(longer.text) > len(result.text)
+
+
+def test_a_window_longer_than_the_models_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(UsageError, match="20 s is longer than the 10 s"):
+        pipeline([sound(2.0)], "What is it?", window_length_seconds=20.0)
+
+
+def test_an_unknown_generation_option_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(TypeError, match="num_beam"):
+        pipeline([sound(2.0)], "What is it?", num_beam=1)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device() == "cpu"
+    with pytest.raises(UsageError, match="'cuda:1' is not available"):
+        pick_device("cuda:1")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device() == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device() == "cuda"
+    assert pick_device("cpu") == "cpu"
