@@ -36,6 +36,7 @@ BLOCK_FRAMES = 1 << 16
 
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile gives 2**63 - 1 where a stream does not say
 _UNRECOGNISED = (1, 7)  # libsndfile: "Format not recognised", and what its MP3 reader says instead
+_MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
 _CONVERT = "Convert it to wav or flac first (for example with ffmpeg) if it is a recording"
 _REPAIR = "The file is damaged or cut off: copy it from the recorder again, or repair it"
 
@@ -152,7 +153,7 @@ class Recording:
             return UnreadableAudio(
                 self.path, f"decoding stops at {at}{self._of_promised()} ({self._error})", _REPAIR
             )
-        elif missing > self._tolerance():
+        elif missing > (_MP3_TOLERANCE if self._format[0] == "MP3" else 0):
             return UnreadableAudio(
                 self.path, f"only {at} could be decoded{self._of_promised()}", _REPAIR
             )
@@ -164,10 +165,6 @@ class Recording:
         if self.frames is None:
             return ""
         return f", the header promises {self.frames / self.sample_rate:.2f} s"
-
-    def _tolerance(self) -> int:
-        """Frames that an intact file may lack: MP3 encoders disagree on their delay."""
-        return 2 * mp3.MAX_FRAME_SAMPLES if self._format[0] == "MP3" else 0
 
     def _open(self) -> Any:
         sequential = _sequential_file()

@@ -54,20 +54,21 @@ def count_frames(path: Path) -> int | None:
     """
     samples = 0
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         position = _tag_bytes(file)
         while True:
             file.seek(position)
-            header = file.read(4)
-            if len(header) < 4:
-                break
-            frame = _frame_size(header)
+            frame = _frame_size(file.read(4))
             if frame is None:
-                skipped = _find_sync(header[1:] + file.read(_HEAD_BYTES))
+                file.seek(position)
+                skipped = _find_chain(file.read(_SEARCH_BYTES))
                 if skipped is None:
                     break
-                position += skipped + 1
+                position += skipped
                 continue
             position += frame[0]
+            if position > size:
+                break
             samples += frame[1]
     return samples or None
 
@@ -93,13 +94,7 @@ class OpenEndedFile(io.RawIOBase):
         What may follow the last frame instead: tags (with pictures), padding, a part of a frame.
         """
         self._file.seek(min(self._position, self._size))
-        rest = self._file.read(_SEARCH_BYTES)
-        at = _find_sync(rest)
-        while at is not None:
-            if _is_chain(rest, at):
-                return True
-            at = _find_sync(rest, at + 1)
-        return False
+        return _find_chain(self._file.read(_SEARCH_BYTES)) is not None
 
     def seekable(self) -> bool:
         return True
@@ -168,19 +163,25 @@ def _find_sync(data: bytes, start: int = 0) -> int | None:
     return None
 
 
-def _is_chain(data: bytes, at: int) -> bool:
-    """Whether several Layer III frames follow each other from offset `at` on."""
-    for _ in range(_CHAIN):
-        frame = _frame_size(data[at : at + 4])
-        if frame is None:
-            return False
-        at += frame[0]
-    return True
+def _find_chain(data: bytes) -> int | None:
+    """Offset of the first of several Layer III frames that follow each other."""
+    at = _find_sync(data)
+    while at is not None:
+        end = at
+        for _ in range(_CHAIN):
+            frame = _frame_size(data[end : end + 4])
+            if frame is None:
+                break
+            end += frame[0]
+        else:
+            return at
+        at = _find_sync(data, at + 1)
+    return None
 
 
 def _frame_size(header: bytes) -> tuple[int, int] | None:
     """Bytes and samples per channel of the Layer III frame that starts with `header`."""
-    if _find_sync(header) != 0:
+    if len(header) < 4 or _find_sync(header) != 0:
         return None
     version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
     bitrate = header[2] >> 4

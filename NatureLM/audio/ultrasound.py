@@ -71,6 +71,7 @@ class UltrasoundMeter:
         frequencies = np.fft.rfftfreq(self._segment, 1 / input_rate)
         self._lost = frequencies >= self._limit
         self._heard = (frequencies >= LOW_CUT_HZ) & ~self._lost
+        self._carried = np.zeros(0, dtype=np.float32)
         self._judged_any = False
         self._start_stretch()
 
@@ -78,20 +79,19 @@ class UltrasoundMeter:
         """Take the next samples (frames,) of the recording, before resampling."""
         if self._done:
             return
+        if len(self._carried):
+            mono = np.concatenate([self._carried, mono])
         count = len(mono) // self._segment
-        if count:
-            segments = mono[: count * self._segment].reshape(count, self._segment)
-        else:
-            segments = np.zeros((1, self._segment), dtype=np.float32)
-            segments[0, : len(mono)] = mono
+        self._carried = mono[count * self._segment :]
+        segments = mono[: count * self._segment].reshape(count, self._segment)
         if self._seconds >= _FULL_SECONDS:
             segments = segments[::_SPARSE_STEP]
         spectrum = np.fft.rfft(segments * self._taper, axis=1)
-        weight = np.float64(count or 1) / len(segments)
+        weight = count / max(1, len(segments))
         power = (spectrum.real**2 + spectrum.imag**2).sum(axis=0) * weight
         self._lost_energy += float(power[self._lost].sum())
         self._heard_energy += float(power[self._heard].sum())
-        self._seconds += len(mono) / self._rate
+        self._seconds += count * self._segment / self._rate
         if self._seconds >= _STRETCH_SECONDS:
             self._judge()
 

@@ -96,10 +96,32 @@ class BeatsConfig(_Architecture):
         return self
 
 
+# Keys of a BERT configuration that change nothing here.
+_BERT_ONLY = frozenset(
+    {
+        "add_cross_attention",
+        "architectures",
+        "classifier_dropout",
+        "cross_attention_freq",
+        "encoder_width",
+        "gradient_checkpointing",
+        "model_type",
+        "pad_token_id",
+        "position_embedding_type",
+        "query_length",
+        "transformers_version",
+        "type_vocab_size",
+        "use_cache",
+        "vocab_size",
+    }
+)
+
+
 class QFormerConfig(_Architecture):
     """The Q-Former; defaults are bert-base sizes with two layers, as published.
 
-    `vocab_size` is accepted because existing files name it; there are no word embeddings.
+    A whole BERT configuration may stand here: its keys without effect on this use are left out
+    (there are no word embeddings, and every layer has cross-attention).
     """
 
     hidden_size: int = Field(default=768, ge=1)
@@ -112,7 +134,15 @@ class QFormerConfig(_Architecture):
     layer_norm_eps: float = Field(default=1e-12, gt=0)
     initializer_range: float = Field(default=0.02, gt=0)
     max_position_embeddings: int = Field(default=512, ge=1)
-    vocab_size: int = Field(default=30522, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_counts(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        if values.get("cross_attention_freq", 1) != 1:
+            raise ValueError("cross_attention_freq must be 1: every layer has cross-attention")
+        return {key: value for key, value in values.items() if key not in _BERT_ONLY}
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> QFormerConfig:

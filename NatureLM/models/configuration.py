@@ -33,6 +33,9 @@ REFERENCE_ONLY = frozenset(
         "freeze_audio_QFormer",
         "freeze_audio_llama_proj",
         "freeze_beats",
+        "multi_prompt",
+        "prompt_path",
+        "test_prompt_path",
     }
 )
 

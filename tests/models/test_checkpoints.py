@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from NatureLM.errors import ConfigError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.errors import CheckpointError
 
@@ -194,11 +195,6 @@ def _other_model(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama"}')
 
 
-def _unknown_key(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "surprise": 1}))
-
-
 def _bad_size(folder: Path) -> None:
     path = folder / "config.json"
     values = json.loads(path.read_text())
@@ -221,7 +217,6 @@ def _no_base(folder: Path) -> None:
         (_no_config, "holds no config.json"),
         (_broken_config, "config.json is not valid JSON"),
         (_other_model, "type 'llama'"),
-        (_unknown_key, "surprise"),
         (_bad_size, "beats_cfg.encoder_layers = 0"),
         (_no_base, "'nowhere' is neither a folder"),
     ],
@@ -235,6 +230,22 @@ def test_damaged_checkpoints_are_refused_with_the_reason(
         NatureLM.from_pretrained(folder)
     assert says in str(caught.value)
     assert type(caught.value).__module__.startswith("NatureLM.")
+
+
+def test_a_key_of_the_configuration_that_is_not_known_is_named(
+    build_model: Any, write_reference: Any, tmp_path: Path
+) -> None:
+    folder = write_reference(build_model(), tmp_path)
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values["qformer_cfg"] |= {"cross_attention_freq": 1, "type_vocab_size": 2, "encoder_width": 32}
+    path.write_text(json.dumps({**values, "surprise": 1}))
+    with pytest.warns(UserWarning, match="surprise"):
+        NatureLM.from_pretrained(folder)
+    values["qformer_cfg"]["cross_attention_freq"] = 2
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="cross_attention_freq must be 1"):
+        NatureLM.from_pretrained(folder)
 
 
 def test_an_absent_shard_is_named(build_model: Any, tmp_path: Path) -> None:

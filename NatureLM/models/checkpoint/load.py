@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,14 +100,18 @@ def reference_config(
     known = NatureLMConfig().to_dict()
     unknown = sorted(set(values) - set(known) - REFERENCE_ONLY)
     if unknown:
-        raise CheckpointError(
-            f"config.json has keys that this version does not know: {', '.join(unknown)}"
+        # The file is somebody else's and cannot be mended by who loads it, so this is no error;
+        # a key that changes the network shows in the names or shapes of its tensors.
+        warnings.warn(
+            f"config.json has keys that this version does not know and leaves out: "
+            f"{', '.join(unknown)}",
+            stacklevel=2,
         )
     text_config = AutoConfig.from_pretrained(base, local_files_only=True)
     tokenizer = _tokenizer(base)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     text_config.vocab_size = len(tokenizer)
-    kept = {name: value for name, value in values.items() if name not in REFERENCE_ONLY}
+    kept = {name: value for name, value in values.items() if name in known}
     kept["llama_path"] = str(values["llama_path"])
     return NatureLMConfig(**{**kept, "text_config": text_config.to_dict()}), tokenizer
 

@@ -104,7 +104,7 @@ def access_help(repository: str) -> str:
     from NatureLM.models.registry import LLAMA_BASE, NATURELM_AUDIO
 
     lines = [f"To use {repository}:"]
-    if repository in (LLAMA_BASE, NATURELM_AUDIO):
+    if repository == NATURELM_AUDIO or repository.startswith("meta-llama/"):
         lines += [
             f"  1. Accept the Llama 3.1 license on https://huggingface.co/{LLAMA_BASE}",
             "     (once; approval can take a while).",
