@@ -1,0 +1,1 @@
+"""Sound synthesis for the sample clips in ``assets/``: signal tools, animals, weather, machines."""
