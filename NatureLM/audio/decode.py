@@ -34,6 +34,8 @@ Block = NDArray[np.float32]
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 500_000
 BLOCK_FRAMES = 1 << 16
 
+_MP3_SEEK_SECONDS = 300
+_MP3_RUN_UP = 32 * mp3.MAX_FRAME_SAMPLES
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile gives 2**63 - 1 where a stream does not say
 _UNRECOGNISED = (1, 7)  # libsndfile: "Format not recognised", and what its MP3 reader says instead
 _MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
@@ -117,16 +119,28 @@ class Recording:
             frames = min(frames, self.frames - self._decoded)
         if frames <= 0:
             return
+        unsought = self._decoded_before(frames)
+        if frames > unsought:
+            self._seek(self._decoded + frames - unsought)
+        for first in range(0, unsought, BLOCK_FRAMES):
+            self._decoded += len(self._read(min(BLOCK_FRAMES, unsought - first)))
+
+    def _decoded_before(self, frames: int) -> int:
+        """How many of the frames to skip are to be decoded, so that those after them are right."""
         if self._format[1] == "VORBIS":
-            # libsndfile 1.2 seeks to a wrong sample on the last pages of some Vorbis files.
-            for first in range(0, frames, BLOCK_FRAMES):
-                self._decoded += len(self._read(min(BLOCK_FRAMES, frames - first)))
-            return
+            # libsndfile 1.2 misses the sample on the last pages of some files.
+            return frames
+        if self._format[0] == "MP3":
+            # A frame needs bits of frames before it, of more than the decoder goes back, and it
+            # prints what it misses: so seek only where that saves a second or so.
+            return frames if frames < _MP3_SEEK_SECONDS * self.sample_rate else _MP3_RUN_UP
+        return 0
+
+    def _seek(self, frame: int) -> None:
         try:
-            self._decoded = self._handle.seek(self._decoded + frames)
+            self._decoded = self._handle.seek(frame)
         except _soundfile().LibsndfileError as error:
-            at = (self._decoded + frames) / self.sample_rate
-            reason = f"cannot be decoded at {at:.2f} s ({_text(error)})"
+            reason = f"cannot be decoded at {frame / self.sample_rate:.2f} s ({_text(error)})"
             raise UnreadableAudio(self.path, reason, _REPAIR) from error
 
     def _read(self, frames: int) -> Block:

@@ -79,7 +79,7 @@ def count_windows(
 ) -> int:
     """How many windows a recording of `duration` seconds gives (0 if it is too short)."""
     plan = WindowPlan.of(1, window_seconds, hop_seconds, time_expansion)
-    return len(plan.starts(exact(duration) * plan.expansion))
+    return plan.count(exact(duration) * plan.expansion)
 
 
 def _windows(

@@ -125,10 +125,18 @@ class WindowPlan:
         """The sample that window `index` starts at: rounded from the exact time, so no drift."""
         return round(self.hop * index * self.sample_rate)
 
-    def starts(self, heard: Fraction) -> list[Fraction]:
-        """Exact starts of all windows of a recording that is heard for so many seconds."""
-        tail, clip = exact(MINIMUM_TAIL_SECONDS), exact(MINIMUM_CLIP_SECONDS)
-        return window_starts(heard, self.window, self.hop, tail, clip)
+    def count(self, heard: Fraction) -> int:
+        """How many windows a recording gives that is heard for so many seconds."""
+        if heard < exact(MINIMUM_CLIP_SECONDS):
+            return 0
+        whole = max(0, (heard - self.window) // self.hop + 1)
+        return max(1, whole + self.has_rest(whole, heard))
+
+    def has_rest(self, index: int, heard: Fraction) -> bool:
+        """Whether window `index`, which does not fit whole, is used nevertheless."""
+        start, covered = self.hop * index, self.hop * (index - 1) + self.window
+        tail = exact(MINIMUM_TAIL_SECONDS)
+        return index == 0 or _is_kept(start, covered, heard, self.window, tail)
 
 
 class WindowCutter:
@@ -167,11 +175,7 @@ class WindowCutter:
     def rest(self, heard: Fraction) -> Iterator[Window]:
         """At the end of the recording: cut off what is left of its windows."""
         yield from self.whole(heard, flushed=True)
-        plan = self._plan
-        start, covered = plan.hop * self._index, plan.hop * (self._index - 1) + plan.window
-        is_first_and_only = self._index == 0
-        tail = exact(MINIMUM_TAIL_SECONDS)
-        if is_first_and_only or _is_kept(start, covered, heard, plan.window, tail):
+        if self._plan.has_rest(self._index, heard):
             yield self._cut(heard)
 
     def _cut(self, heard: Fraction) -> Window:
