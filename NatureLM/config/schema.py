@@ -6,7 +6,7 @@ for the reference load as they are. Every section may be left out.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -30,29 +30,40 @@ class ModelConfig(Section):
     """Weights that the audio encoder starts training from."""
     ckpt: str | None = None
     """Checkpoint to start from: an id on the Hub or a folder."""
-    flash_attn: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    """Attention implementation of the language model; null chooses for the machine."""
 
     freeze_beats: bool = True
+    """Whether training leaves the audio encoder as it is."""
     freeze_llama: bool = True
     """Whether training leaves the language model itself as it is; the adapter is `lora`."""
     use_audio_Qformer: bool = True
+    """Whether a Q-Former stands between encoder and language model."""
     max_pooling: bool = False
+    """Pool encoded audio by `downsample_factor` instead of using a Q-Former."""
     downsample_factor: int = Field(default=8, ge=1)
+    """Encoded frames that are pooled into one; acts only with `max_pooling`."""
     freeze_audio_QFormer: bool = False
+    """Whether training leaves the Q-Former and its queries as they are."""
     window_level_Qformer: bool = True
+    """Whether the queries are asked of each group of frames, not of the whole window."""
     num_audio_query_token: int = Field(default=1, ge=1)
     """Learned queries for each group of audio frames."""
     second_per_window: float = Field(default=0.333333, gt=0)
+    """Length of a group of frames, in seconds."""
     second_stride: float = Field(default=0.333333, gt=0)
+    """From the start of one group to the next, in seconds."""
     audio_llama_proj_model: str | None = None
     """Weights that the projection into the language model starts training from."""
     freeze_audio_llama_proj: bool = False
+    """Whether training leaves the projection as it is."""
 
     lora: bool = True
+    """Whether the language model has an adapter."""
     lora_rank: int = Field(default=32, ge=1)
+    """Rank of the adapter's matrices."""
     lora_alpha: int = Field(default=32, ge=1)
+    """Strength of the adapter: its output is multiplied by alpha / rank."""
     lora_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Part of the adapter's inputs that training leaves out."""
     lora_target_modules: list[Text] | None = None
     """Linear layers of the language model that are adapted; q, k, v and o projections if null."""
     use_rslora: bool = False
@@ -73,6 +84,7 @@ class ModelConfig(Section):
     qformer_cfg: QFormerConfig = QFormerConfig()
     fbank_cfg: FbankConfig = FbankConfig()
 
+    flash_attn: Any = ignored("the fastest attention that the machine has is used")
     multi_prompt: Any = ignored("the prompts are in the data table")
     prompt_path: Any = ignored("the prompts are in the data table")
     test_prompt_path: Any = ignored("the prompts are in the data table")

@@ -1,0 +1,1 @@
+"""BEANS-Zero, the zero-shot benchmark of animal sound."""

@@ -1,0 +1,83 @@
+"""The one place where errors become a message for people and an exit code.
+
+Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 3 some recordings could not be used,
+130 stopped with Ctrl-C, 143 stopped by the system.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from NatureLM.errors import NatureLMError
+
+SOME_FAILED = 3
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end (SIGTERM)."""
+
+
+class Stopped(NatureLMError):  # noqa: N818 (nothing went wrong)
+    """The work was stopped from outside; the message says what is there and how to go on."""
+
+    def __init__(self, message: str, cause: KeyboardInterrupt) -> None:
+        super().__init__(message)
+        self.exit_code = 143 if isinstance(cause, Terminated) else 130
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn errors of the project into a message on stderr and the end of the process.
+
+    With NATURELM_DEBUG=1 in the environment they keep their stack trace.
+    """
+    try:
+        with _terminable():
+            yield
+    except NatureLMError as error:
+        if os.environ.get("NATURELM_DEBUG", "") not in ("", "0"):
+            raise
+        message = str(error)
+        typer.echo(message if isinstance(error, Stopped) else error_text(message), err=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt as error:
+        stopped = Stopped("Stopped.", error)
+        typer.echo(str(stopped), err=True)
+        raise SystemExit(stopped.exit_code) from None
+
+
+def error_text(message: str) -> str:
+    """The message after a red label; where the output is no terminal, the colour is left out."""
+    return typer.style("Error: ", fg=typer.colors.RED, bold=True) + message
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, so that files are closed as with Ctrl-C."""
+
+    def on_terminate(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def make_output_robust() -> None:
+    """Characters that the terminal cannot show are shown escaped, not as a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,160 @@
+"""`naturelm infer`: questions about recordings, answers as JSON lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_INPUT = "What to ask"
+_MODEL = "Model"
+_AUDIO = "Windows and audio"
+_OUTPUT = "Output"
+
+
+def infer(
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Recordings or folders, as with --audio-path.", show_default=False),
+    ] = None,
+    audio_path: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--audio-path",
+            "--audio",
+            "-a",
+            help="A recording, or a folder with recordings. May be given several times.",
+            show_default=False,
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--query",
+            "-q",
+            help="What to ask of every window. May be given several times.",
+            show_default=False,
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+            show_default="naturelm-tiny",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    merging_alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the adapter: 0 is the base language model, 1 the adapted one.",
+            show_default="generate.merging_alpha of the configuration, 1.0",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="Precision of the weights.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Windows at a time. Changes the speed, never the answers.",
+            show_default="chosen for the device",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    cfg_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Configuration file, such as configs/inference.yml.",
+            show_default="built-in settings",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY.SUB=VALUE",
+            help="Change a value of the configuration, such as generate.num_beams=1. May be given "
+            "several times.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    window_length_seconds: Annotated[
+        float, typer.Option(help="Length of a window.", rich_help_panel=_AUDIO)
+    ] = 10.0,
+    hop_length_seconds: Annotated[
+        float, typer.Option(help="From one start to the next.", rich_help_panel=_AUDIO)
+    ] = 10.0,
+    channel: Annotated[
+        str,
+        typer.Option(
+            metavar="mean|1|2|...",
+            help="Channel to listen to; mean mixes them all.",
+            rich_help_panel=_AUDIO,
+        ),
+    ] = "mean",
+    time_expansion: Annotated[
+        float,
+        typer.Option(
+            help="Slow the sound down so many times; 10 makes bats audible. Times stay true.",
+            rich_help_panel=_AUDIO,
+        ),
+    ] = 1.0,
+    output_path: Annotated[
+        Path,
+        typer.Option(
+            help="File for the answers, one JSON line for each. One that exists is gone on with.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = Path("inference_output.jsonl"),
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Start the output file anew.", rich_help_panel=_OUTPUT),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Do not show the answers.", rich_help_panel=_OUTPUT),
+    ] = False,
+) -> None:
+    """Ask questions about recordings: one answer for each window and question.
+
+    naturelm infer --audio-path assets --query "Caption the audio"
+
+    A run that was stopped goes on where it stopped when the same command is given again.
+    """
+    from NatureLM.cli.inference import make_request, run
+    from NatureLM.cli.progress import make_reporter
+
+    reporter = make_reporter(show_answers=not quiet)
+    request = make_request(
+        audio_paths=[*(recordings or []), *(audio_path or [])],
+        queries=query or [],
+        model=model,
+        merging_alpha=merging_alpha,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        cfg_path=cfg_path,
+        options=options or [],
+        window_length_seconds=window_length_seconds,
+        hop_length_seconds=hop_length_seconds,
+        channel=channel,
+        time_expansion=time_expansion,
+        output_path=output_path,
+        overwrite=overwrite,
+        warn=reporter.note,
+    )
+    raise typer.Exit(run(request, reporter))

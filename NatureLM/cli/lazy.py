@@ -1,0 +1,112 @@
+"""Command groups whose verbs are imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+import NatureLM
+from NatureLM.cli.errors import friendly_errors
+
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    # Scripts for the reference write --output_path and --window_length_seconds.
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of a command: `target` is `module:function`, `summary` its line in the help."""
+
+    target: str
+    summary: str
+
+    def function(self) -> Callable[..., Any]:
+        """Import the function that does it."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
+
+
+class LazyGroup(TyperGroup):
+    """Holds a stub for each verb; the help shows the stubs, calling a verb imports it."""
+
+    _verbs: dict[str, Verb]
+    _is_listing = False
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The real command, or its stub while the help is made."""
+        if cmd_name not in self._verbs or self._is_listing:
+            return super().get_command(ctx, cmd_name)
+        return single_command(cmd_name, self._verbs[cmd_name])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the help without importing any verb."""
+        self._is_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; our own errors end as a message and an exit code."""
+        with friendly_errors():
+            return super().invoke(ctx)
+
+
+def group(name: str, description: str, verbs: dict[str, Verb]) -> typer.Typer:
+    """A command with verbs and `--version`."""
+    kind = type("Group", (LazyGroup,), {"_verbs": verbs})
+    app = typer.Typer(
+        name=name,
+        cls=kind,
+        help=description,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=_SETTINGS,
+    )
+
+    @app.callback()
+    def about(
+        version: bool = typer.Option(
+            False, "--version", help="Show the version.", callback=_version(name), is_eager=True
+        ),
+    ) -> None:
+        pass
+
+    for verb_name, verb in verbs.items():
+        app.command(verb_name, help=verb.summary)(_stub)
+    return app
+
+
+def single_command(name: str, verb: Verb) -> Any:
+    """The command of one verb."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name, context_settings=_SETTINGS)(verb.function())
+    return typer.main.get_command(app)
+
+
+def run_verb(name: str, verb: Verb, args: Sequence[str] | None = None) -> None:
+    """Run one verb as a program of its own; args None takes those of the process."""
+    with friendly_errors():
+        single_command(name, verb).main(args=None if args is None else list(args))
+
+
+def _stub() -> None:
+    """Stands for a verb in the help."""
+
+
+def _version(name: str) -> Callable[[bool], None]:
+    def show(asked: bool) -> None:
+        if asked:
+            typer.echo(f"{name} {NatureLM.__version__}")
+            raise typer.Exit
+
+    return show

@@ -1,0 +1,49 @@
+"""Entry points of the commands `naturelm` and `beans`."""
+
+from __future__ import annotations
+
+from NatureLM.cli.errors import make_output_robust
+from NatureLM.cli.lazy import Verb, group, run_verb
+
+NATURELM_VERBS = {
+    "infer": Verb("NatureLM.cli.infer:infer", "Ask questions about recordings."),
+    "models": Verb("NatureLM.cli.models:models", "List the models that can be named."),
+    "train": Verb("NatureLM.cli.train:train", "Train or fine-tune a model."),
+    "convert": Verb(
+        "NatureLM.cli.convert:convert", "Turn an old .pth checkpoint into safetensors."
+    ),
+}
+
+BEANS_VERBS = {
+    "info": Verb("NatureLM.cli.beans_info:info", "Show the components of BEANS-Zero."),
+}
+
+naturelm_app = group(
+    "naturelm",
+    "Ask questions of animal sound: audio and a text prompt in, text out.",
+    NATURELM_VERBS,
+)
+beans_app = group("beans", "BEANS-Zero, the zero-shot benchmark of animal sound.", BEANS_VERBS)
+
+
+def naturelm() -> None:
+    """The command `naturelm`."""
+    make_output_robust()
+    naturelm_app()
+
+
+def beans() -> None:
+    """The command `beans`."""
+    make_output_robust()
+    beans_app()
+
+
+def infer_main() -> None:
+    """`naturelm infer` as a program of its own."""
+    make_output_robust()
+    run_verb("infer", NATURELM_VERBS["infer"])
+
+
+def beans_main() -> None:
+    """The command `beans` as a program of its own."""
+    beans()

@@ -1,0 +1,227 @@
+"""What a run shows: answers on stdout; progress, notes, errors and the summary on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from NatureLM.cli.errors import error_text
+from NatureLM.cli.request import DEFAULT_MODEL, InferRequest
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+@dataclass
+class Tally:
+    """Counts of a run.
+
+    recordings, expected: how much there is to do; expected answers are an estimate from headers
+    windows, answers, errors: what was done
+    seconds: how much sound was heard
+    """
+
+    recordings: int
+    expected: int = 0
+    windows: int = 0
+    answers: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    _last: tuple[str, float, float] = ("", 0.0, 0.0)
+
+    def count(self, result: Any) -> None:
+        """Count an answer. What two windows share is heard once."""
+        path, start, until = self._last
+        is_new = result.audio_path != path
+        if is_new or result.start != start:
+            self.windows += 1
+            begin = result.start if is_new else max(until, result.start)
+            self.seconds += max(0.0, result.end - begin)
+            self._last = (result.audio_path, result.start, result.end)
+        self.answers += 1
+
+    def rate(self) -> str:
+        """How fast the run is."""
+        elapsed = max(time.monotonic() - self.started, 1e-6)
+        return f"{self.seconds / elapsed:.1f} x real time, {self.answers / elapsed:.1f} answers/s"
+
+
+class Reporter:
+    """Plain lines, one for each recording: for logs and pipes."""
+
+    def __init__(self, *, show_answers: bool) -> None:
+        self._show_answers = show_answers
+        self._recording: str | None = None
+        self._in_recording = 0
+        self._done_recordings = 0
+        self._queries: tuple[str, ...] = ()
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self._say(f"Note: {text}")
+
+    def loading(self, request: InferRequest) -> None:
+        """The model is about to be loaded."""
+        hint = (
+            " (the embedded model; --model naturelm-audio is the published one)"
+            if request.model == DEFAULT_MODEL
+            else ""
+        )
+        self._say(f"Model: {request.model}{hint}")
+
+    @contextmanager
+    def working(self, tally: Tally, request: InferRequest) -> Iterator[None]:
+        """Around the work itself."""
+        tally.started = time.monotonic()
+        self._queries = request.queries
+        if self._show_answers and len(self._queries) > 1:
+            for number, query in enumerate(self._queries, start=1):
+                self._print(f"[{number}] {_one_line(query)}")
+        yield
+        self._recording_done(tally)
+
+    def answer(self, result: Any, tally: Tally) -> None:
+        """An answer was written."""
+        if result.audio_path != self._recording:
+            self._recording_done(tally)
+            self._recording = result.audio_path
+            if self._show_answers:
+                self._print(_one_line(str(result.audio_path)), bold=True)
+        self._in_recording += 1
+        if self._show_answers:
+            which = f"[{self._queries.index(result.query) + 1}] " if len(self._queries) > 1 else ""
+            times = f"{result.start:.2f}s - {result.end:.2f}s"
+            self._print(f"  {times:<19}  {which}{_one_line(result.text)}")
+
+    def failed(self, audio_path: str | Path, error: BaseException) -> None:
+        """A recording could not be heard (to its end)."""
+        self._say(error_text(_one_line(str(error))))
+
+    def summary(self, tally: Tally, answers: int, request: InferRequest) -> None:
+        """The end of the run."""
+        before = answers - tally.answers
+        parts = [
+            _count(tally.recordings, "recording"),
+            _count(tally.windows, "window"),
+            _count(tally.answers, "answer") + (f" ({before} more from before)" if before else ""),
+            _count(tally.errors, "error"),
+        ]
+        rate = f" in {_duration(time.monotonic() - tally.started)}, {tally.rate()}"
+        self._say(f"{', '.join(parts)}{rate if tally.answers else ''}")
+        self._say(f"Answers: {request.output_path}")
+
+    def _recording_done(self, tally: Tally) -> None:
+        if self._recording is not None:
+            self._done_recordings += 1
+            self._progress_line(tally)
+        self._recording, self._in_recording = None, 0
+
+    def _progress_line(self, tally: Tally) -> None:
+        self._say(
+            f"[{self._done_recordings}/{tally.recordings}] {_one_line(str(self._recording))}: "
+            f"{_count(self._in_recording, 'answer')}, {tally.rate()}"
+        )
+
+    def _print(self, text: str, bold: bool = False) -> None:
+        """A line for stdout."""
+        typer.secho(text, bold=bold)
+
+    def _say(self, text: str) -> None:
+        """A line for stderr."""
+        typer.echo(text, err=True)
+
+
+class BarReporter(Reporter):
+    """A bar with rate and time left at the foot of the terminal."""
+
+    def __init__(self, *, show_answers: bool) -> None:
+        super().__init__(show_answers=show_answers)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    @contextmanager
+    def working(self, tally: Tally, request: InferRequest) -> Iterator[None]:
+        """The bar is there as long as the work lasts."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} answers, {task.fields[rate]},"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=Console(stderr=True),
+            redirect_stdout=False,
+            transient=True,
+        )
+        self._bar = bar
+        self._task = bar.add_task("", total=max(tally.expected, 0), rate="0.0 x real time")
+        try:
+            with bar, super().working(tally, request):
+                yield
+        finally:
+            bar.stop()  # also where Ctrl-C came while it was starting
+            self._bar = None
+
+    def answer(self, result: Any, tally: Tally) -> None:
+        """Show the answer above the bar and move the bar."""
+        super().answer(result, tally)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task,
+                completed=tally.answers,
+                total=max(tally.expected, tally.answers),
+                rate=tally.rate(),
+            )
+
+    def _progress_line(self, tally: Tally) -> None:
+        """The bar shows it."""
+
+    def _print(self, text: str, bold: bool = False) -> None:
+        # Where both streams are the terminal, the bar has to make room for the line.
+        if self._bar is not None and sys.stdout.isatty():
+            self._above_bar(typer.style(text, bold=bold))
+        else:
+            super()._print(text, bold)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._above_bar(text)
+        else:
+            super()._say(text)
+
+    def _above_bar(self, text: str) -> None:
+        from rich.text import Text
+
+        if self._bar is not None:
+            self._bar.console.print(Text.from_ansi(text), soft_wrap=True)
+
+
+def make_reporter(*, show_answers: bool) -> Reporter:
+    """A bar on a terminal, plain lines elsewhere."""
+    kind = BarReporter if sys.stderr.isatty() else Reporter
+    return kind(show_answers=show_answers)
+
+
+def _one_line(text: str) -> str:
+    """Text from a model or a file name without anything that would move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,0 +1,152 @@
+"""The rows of a result file: one JSON object on a line, schema version 1.
+
+A row of a window says what was answered about one window of a recording:
+
+==================  ================================================================================
+``audio_path``      the recording, as it was named
+``start``, ``end``  the window in seconds of the recording; a short last window has its true end
+``query``           what was asked
+``text``            the answer
+``merging_alpha``   share of the adapter: 0 is the base language model, 1 the adapted one
+``model``           name, id or folder of the model
+``run``             fingerprint of the settings; rows of one file have the same
+``audio_bytes``     size of the recording when it was heard
+``audio_modified``  when the recording was last changed, UTC, ISO 8601
+``schema_version``  1
+==================  ================================================================================
+
+A row of an error says that a recording, or the rest of it, could not be heard. It has ``error``
+(the message) and ``error_type`` in place of start, end, query and text.
+
+A line may end with spaces, as JSON allows. Readers should leave keys alone that they do not know. A
+key that changes its meaning or goes away raises the version; a key that is added does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from NatureLM.outputs.errors import OutputError
+
+SCHEMA_VERSION = 1
+
+_PAGE = 4096
+"""Pages are at least so large, and multiples of it."""
+
+
+@dataclass(frozen=True)
+class WindowRow:
+    """The answer to one query about one window."""
+
+    audio_path: str
+    start: float
+    end: float
+    query: str
+    text: str
+    merging_alpha: float
+    model: str
+    run: str
+    audio_bytes: int | None = None
+    audio_modified: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """A recording, or the rest of it, that could not be heard."""
+
+    audio_path: str
+    error: str
+    error_type: str
+    merging_alpha: float
+    model: str
+    run: str
+    audio_bytes: int | None = None
+    audio_modified: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+Row: TypeAlias = WindowRow | ErrorRow
+
+
+def to_line(row: Row) -> bytes:
+    """The row as one line of UTF-8 JSON, line feed included."""
+    text = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False)
+    # Some readers take these for the end of a line.
+    for mark in "\x85\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # a file name that is no UTF-8
+        return json.dumps(asdict(row), allow_nan=False).encode() + b"\n"
+
+
+def padded(line: bytes, offset: int, longest: int) -> bytes:
+    """The line with spaces at its end where the next one would cross a page of memory.
+
+    Linux stops a write of a killed process only between two pages: what lies within one page is
+    written whole or not at all. offset: where in the file the line goes; longest: length that the
+    next line is taken to have at most.
+    """
+    room = -(offset + len(line)) % _PAGE
+    return line[:-1] + b" " * room + b"\n" if room < longest else line
+
+
+def from_line(line: bytes, name: str, number: int) -> Row:
+    """The row of line `number` of file `name`.
+
+    Raises OutputError where the line is no row of this schema version.
+    """
+    try:
+        data = json.loads(line)
+    except ValueError:
+        raise OutputError(f"{name}, line {number}: this is not JSON") from None
+    if not isinstance(data, dict) or "audio_path" not in data or "schema_version" not in data:
+        raise OutputError(f"{name}, line {number}: this is no row of `naturelm infer`")
+    version = data["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise OutputError(
+            f"{name}, line {number}: rows of schema version {version!r} cannot be read here, "
+            f"only those of version {SCHEMA_VERSION}"
+        )
+    kind: type[Row] = ErrorRow if "error" in data else WindowRow
+    return _typed(kind, data, name, number)
+
+
+def _typed(kind: type[Row], data: dict[str, Any], name: str, number: int) -> Row:
+    fields = kind.__dataclass_fields__
+    missing = [key for key in fields if key not in data]
+    if missing:
+        raise OutputError(f"{name}, line {number}: the row lacks {', '.join(missing)}")
+    values = {key: data[key] for key in fields}
+    for key, value in values.items():
+        if not isinstance(value, _TYPES[fields[key].type]) or isinstance(value, bool):
+            raise OutputError(
+                f"{name}, line {number}: {key} is {value!r}, and it must be {fields[key].type}"
+            )
+    return kind(**values)
+
+
+_TYPES: dict[Any, tuple[type, ...]] = {
+    "str": (str,),
+    "float": (float, int),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "str | None": (str, type(None)),
+}
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a result file, in the order in which they were written.
+
+    A last line that was cut off by a loss of power is left out. Raises OutputError with file and
+    line for a line that is no row.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield from_line(line, str(path), number)

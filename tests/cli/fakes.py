@@ -1,0 +1,90 @@
+"""A model for tests of `naturelm infer`: answers at once, from the recording's name and time.
+
+As a program it is `naturelm infer` with that model: `python fakes.py SECONDS_PER_ANSWER [ARGS]`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from NatureLM.cli.request import InferRequest
+from NatureLM.outputs import ResultStore
+
+
+def write_wav(path: Path, seconds: float, sample_rate: int = 8000) -> Path:
+    """A quiet square wave."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes((b"\x00\x01" * 20 + b"\x00\xff" * 20) * int(seconds * sample_rate / 40))
+    return path
+
+
+@dataclass
+class FakeAsker:
+    """Windows of true length; `seconds` for each answer; `text` makes the answer."""
+
+    seconds: float = 0.0
+    weights: str = "fake"
+    text: Callable[[Path, float, str], str] = lambda path, start, query: f"{path.stem} {start:g}"
+    stop_after: int | None = None
+    asked: list[tuple[str, float, str]] = field(default_factory=list)
+    loaded: int = 0
+
+    def load(self, request: InferRequest, reporter: Any) -> FakeAsker:
+        """In the place of `NatureLM.cli.inference.load`."""
+        self.loaded += 1
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        return {"weights": self.weights, "dtype": "float32", "prompt_template": "{}"}
+
+    def results(
+        self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
+    ) -> Iterator[Any]:
+        from NatureLM.audio import AudioError, probe
+
+        for path in recordings:
+            try:
+                duration = probe(path).duration
+            except AudioError as error:
+                yield SimpleNamespace(audio_path=str(path), error=error)
+                continue
+            start = 0.0
+            while start == 0 or duration - start >= 0.5:
+                end = min(duration, start + request.window_length_seconds)
+                for query in request.queries:
+                    if not store.is_done(path, start, query):
+                        yield self.answer(path, start, end, query, request)
+                start += request.hop_length_seconds
+
+    def answer(self, path: Path, start: float, end: float, query: str, request: Any) -> Any:
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        time.sleep(self.seconds)
+        self.asked.append((path.name, start, query))
+        return SimpleNamespace(
+            audio_path=str(path),
+            start=start,
+            end=end,
+            query=query,
+            text=self.text(path, start, query),
+            merging_alpha=request.merging_alpha,
+        )
+
+
+if __name__ == "__main__":
+    from NatureLM.cli import inference
+    from NatureLM.cli.main import naturelm
+
+    inference.load = FakeAsker(seconds=float(sys.argv.pop(1))).load
+    naturelm()

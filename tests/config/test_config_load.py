@@ -1,0 +1,234 @@
+"""Configuration files load as they are; the published settings are the defaults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from NatureLM.config import Config, dump_config, json_schema, load_config
+from NatureLM.config.schema import LLAMA_3_TEMPLATE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The keys of the reference's training files, with the odd spellings that they have there.
+TRAINING = r"""
+model:
+  llama_path: "meta-llama/Meta-Llama-3.1-8B-Instruct"
+  beats_path: "path/to/beats.pt"
+  ckpt: ""
+  flash_attn: flash_attention_2
+  freeze_beats: False
+  use_audio_Qformer: True
+  max_pooling: False
+  downsample_factor: 8
+  freeze_audio_QFormer: False
+  window_level_Qformer: True
+  num_audio_query_token: 1
+  second_per_window: 0.333333
+  second_stride: 0.333333
+  audio_llama_proj_model: ""
+  freeze_audio_llama_proj: False
+  lora: True
+  lora_rank: 32
+  lora_alpha: 32
+  lora_dropout: 0.1
+  multi_prompt: True
+  prompt_template: "<|user|>\n\n{}<|eot|>"
+  prompt_path: "prompts/train_prompt.json"
+  test_prompt_path: "prompts/test_prompt.json"
+  max_txt_len: 200
+  end_sym: <|end_of_text|>
+  beats_cfg: {input_patch_size: 16, embed_dim: 512, conv_bias: False, encoder_layers: 12,
+    layer_wise_gradient_decay_ratio: 0.6, predictor_class: 527}
+datasets:
+  train_ann_path: "/path/train.jsonl"
+  valid_ann_path: "/path/valid.jsonl"
+  test_ann_path: "/path/test.jsonl"
+  audio_max_length_seconds: 10
+run:
+  seed: 13
+  output_dir: "out"
+  evaluate: False # only evaluate
+  log_freq: 5
+  epoch_based: false
+  iters_per_epoch: 10000
+  accum_grad_iters: 1
+  batch_size_train: 8
+  batch_size_eval: 32
+  num_workers: 12
+  device: "cuda"
+  use_distributed: True
+  amp: True
+  world_size: 4
+  dist_url: "env://"
+  custom_metrics: False
+  decode_ratio: 0.1
+  optims:
+    max_epoch: 50
+    warmup_steps: 5000
+    warmup_start_lr: 0
+    init_lr: 9e-5
+    min_lr: 1e-5
+    weight_decay: 0.05
+    beta2: 0.999
+    max_grad_norm: 2
+    max_grad_value: 1.0
+    resume_epoch: True
+    resume_optimizer: True
+  augmentations:
+    bandmask: 0.1
+    revecho: 0.1
+    timescale: 0.9
+    flip: 0.1
+    noise_dirs:
+      - "/path/noise/a"
+      - "/path/noise/b"
+    noise_prob: 0.4
+    time_scale_prob: 0.00
+    mask_audio_prob: 0.10
+    time_scale: 1.1
+    low_snr: -10
+    high_snr: 25
+    use_augmentation: True
+    mixup_prob: 0.45
+    mixup_count: 2
+generate:
+  max_new_tokens: 60
+  num_beams: 4
+  do_sample: False
+  min_length: 1
+  temperature: 0.1
+  repetition_penalty: 1.0
+  length_penalty: 1.0
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refuse_warning(message: str) -> None:
+    pytest.fail(f"unexpected warning: {message}")
+
+
+def test_the_shipped_file_is_the_default() -> None:
+    path = ROOT / "configs" / "inference.yml"
+    assert load_config(path, warn=refuse_warning) == load_config(warn=refuse_warning) == Config()
+    # Every key of the two sections stands in the file, so that people find it there.
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert set(data["generate"]) >= {
+        "max_new_tokens",
+        "num_beams",
+        "do_sample",
+        "min_length",
+        "temperature",
+        "repetition_penalty",
+        "length_penalty",
+        "merging_alpha",
+    }
+    assert len(data["model"]["beats_cfg"]) == 25
+
+
+def test_defaults_are_the_published_settings() -> None:
+    config = load_config()
+    assert config.generate.model_dump(include={"max_new_tokens", "num_beams", "temperature"}) == {
+        "max_new_tokens": 300,
+        "num_beams": 2,
+        "temperature": 0.1,
+    }
+    assert (config.generate.do_sample, config.generate.min_length) == (False, 1)
+    assert config.generate.merging_alpha == 1.0
+    assert (config.model.lora_rank, config.model.lora_alpha) == (32, 32)
+    assert config.model.prompt_template == LLAMA_3_TEMPLATE
+    assert config.model.beats_cfg.encoder_layers == 12
+    assert config.run is None
+    assert config.datasets is None
+    assert config.extended is None
+
+
+def test_a_training_file_of_the_reference_loads_with_one_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    path = write(tmp_path, TRAINING)
+    config = load_config(path, warn=warnings.append)
+    assert config.run is not None
+    assert config.run.optims.init_lr == 9e-5
+    assert config.run.optims.max_grad_norm == 2.0
+    assert config.run.augmentations.noise_dirs == ["/path/noise/a", "/path/noise/b"]
+    assert config.datasets is not None
+    assert config.datasets.train_ann_path == "/path/train.jsonl"
+    assert config.model.ckpt is None
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+    for key in ("run.use_distributed", "run.dist_url", "model.multi_prompt", "run.world_size"):
+        assert key in warnings[0]
+    assert "audio_llama_proj_model" not in warnings[0]
+
+
+def test_without_a_function_to_warn_it_is_a_python_warning(tmp_path: Path) -> None:
+    path = write(tmp_path, "run: {world_size: 4}")
+    with pytest.warns(UserWarning, match=r"run\.world_size"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "model:\ngenerate:\nextended:\n"])
+def test_sections_may_be_left_out_or_empty(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, text)) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("9e-5", 9e-5), ("9.0e-5", 9e-5), ("1E2", 100.0), (".5e1", 5.0), ("1.e-1", 0.1), ("3", 3.0)],
+)
+def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
+    config = load_config(write(tmp_path, f"generate: {{temperature: {text}}}"))
+    assert config.generate.temperature == value
+    assert load_config(options=[f"generate.temperature={text}"]) == config
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    text = """
+    model:
+      beats_cfg: &small {encoder_layers: 2, embed_dim: 64}
+    """
+    config = load_config(write(tmp_path, text))
+    assert config.model.beats_cfg.encoder_layers == 2
+    text = "model: {beats_cfg: {<<: {encoder_layers: 2, embed_dim: 64}, embed_dim: 32}}"
+    config = load_config(write(tmp_path, text))
+    assert (config.model.beats_cfg.encoder_layers, config.model.beats_cfg.embed_dim) == (2, 32)
+
+
+def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, TRAINING), ["run.optims.max_grad_norm=null"], warn=lambda _: None
+    )
+    assert config.run is not None
+    assert config.run.optims.max_grad_norm is None
+    again = load_config(write(tmp_path, dump_config(config)), warn=lambda _: None)
+    assert again == config
+    assert load_config(write(tmp_path, dump_config(Config())), warn=refuse_warning) == Config()
+
+
+def test_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    path.write_bytes("generate: {num_beams: 3}".encode("utf-8-sig"))
+    assert load_config(path).generate.num_beams == 3
+
+
+def test_json_schema_knows_every_section() -> None:
+    schema = json.loads(json.dumps(json_schema()))
+    assert set(schema["properties"]) == {"model", "generate", "datasets", "run", "extended"}
+    generate = schema["$defs"]["GenerateConfig"]
+    assert generate["additionalProperties"] is False
+    assert generate["properties"]["num_beams"]["minimum"] == 1
+    assert generate["properties"]["num_beams"]["description"]
+
+
+def test_a_config_is_not_changed_later() -> None:
+    config = load_config()
+    with pytest.raises(Exception, match="frozen"):
+        config.generate.num_beams = 3  # type: ignore[misc]

@@ -1,0 +1,487 @@
+"""The result store goes on where it stopped and refuses to mix what does not belong together."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from NatureLM.errors import NatureLMError
+from NatureLM.outputs import ErrorRow, OutputError, ResultStore, RunSettings, WindowRow, read_rows
+from NatureLM.outputs.errors import WriteError
+
+VALUES = {
+    "model": "naturelm-tiny",
+    "weights": "abc",
+    "merging_alpha": 1.0,
+    "queries": ["What?"],
+    "generate": {"num_beams": 2, "max_new_tokens": 300},
+}
+SETTINGS = RunSettings(VALUES)
+
+
+def changed(**values: object) -> RunSettings:
+    return RunSettings({**VALUES, **values})
+
+
+def recording(folder: Path, name: str = "a.wav", content: bytes = b"sound") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def answer(store: ResultStore, path: Path, start: float = 0.0, text: str = "Wolf") -> bool:
+    return store.add_answer(path, start, start + 10, "What?", text, 1.0)
+
+
+def fill(output: Path, audio: Path, windows: int = 3) -> None:
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [audio])
+        for i in range(windows):
+            answer(store, audio, 10.0 * i)
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "deep" / "er" / "out.jsonl"
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [audio])
+        assert answer(store, audio)
+        (row,) = read_rows(output)
+        assert row == WindowRow(
+            audio_path=str(audio),
+            start=0.0,
+            end=10.0,
+            query="What?",
+            text="Wolf",
+            merging_alpha=1.0,
+            model="naturelm-tiny",
+            run=SETTINGS.run,
+            audio_bytes=5,
+            audio_modified=row.audio_modified,
+        )
+        assert row.audio_modified is not None
+        assert row.audio_modified.endswith("Z")
+        # The same again is no second row.
+        assert not answer(store, audio)
+        assert len(list(read_rows(output))) == 1
+
+
+def test_the_settings_stand_beside_the_rows(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    record = json.loads((tmp_path / "out.jsonl.run.json").read_text())
+    assert record == {"schema_version": 1, "run": SETTINGS.run, "settings": VALUES}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.wav",
+        "out.jsonl",
+        "out.jsonl.run.json",
+    ]
+
+
+def test_equal_settings_go_on(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    before = output.read_bytes()
+    with ResultStore(output) as store:
+        store.check({"model": "naturelm-tiny", "merging_alpha": 1})
+        resumed = store.begin(changed(merging_alpha=1.0), [audio])
+        assert (resumed.answers, resumed.retried, resumed.cut_off) == (3, 0, False)
+        assert store.is_done(audio, 10.0, "What?")
+        assert store.is_done(os.path.relpath(audio), 10.0, "What?")
+        assert not store.is_done(audio, 10.0, "Who?")
+        assert not store.is_done(audio, 30.0, "What?")
+        answer(store, audio, 30.0)
+    assert output.read_bytes().startswith(before)
+    assert len(list(read_rows(output))) == 4
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"merging_alpha": 0.4}, ["merging_alpha: 1.0 there, 0.4 now"]),
+        ({"model": "other"}, ['model: "naturelm-tiny" there, "other" now']),
+        ({"queries": ["Who?"]}, ['queries: ["What?"] there, ["Who?"] now']),
+        ({"weights": "xyz"}, ['weights: "abc" there, "xyz" now']),
+        (
+            {"generate": {"num_beams": 1, "max_new_tokens": 300}},
+            ["generate.num_beams: 2 there, 1 now"],
+        ),
+        ({"added": 3}, ["added: not set there, 3 now"]),
+    ],
+)
+def test_other_settings_are_refused_with_the_reason(
+    tmp_path: Path, values: dict[str, object], words: list[str], has_record: bool
+) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    record = tmp_path / "out.jsonl.run.json"
+    if not has_record:
+        record.unlink()
+    before = output.read_bytes()
+    with ResultStore(output) as store, pytest.raises(OutputError) as caught:
+        store.begin(changed(**values), [audio])
+    message = str(caught.value)
+    if has_record or not {"weights", "generate", "added"} & set(values):
+        for word in words:
+            assert word in message
+    if not has_record:
+        assert "out.jsonl.run.json is missing" in message
+    assert "--overwrite" in message
+    assert caught.value.exit_code == 2
+    assert output.read_bytes() == before
+    assert record.exists() == has_record
+
+
+def test_what_is_known_early_is_refused_early(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    known = {key: value for key, value in VALUES.items() if key != "weights"}
+    for has_record in (True, False):
+        with ResultStore(output) as store:
+            store.check(known)
+            with pytest.raises(OutputError, match=r"merging_alpha: 1\.0 there, 0\.4 now"):
+                store.check({**known, "merging_alpha": 0.4})
+        if has_record:
+            (tmp_path / "out.jsonl.run.json").unlink()
+
+
+def test_a_damaged_record_counts_as_lost_and_is_made_anew(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    record = tmp_path / "out.jsonl.run.json"
+    fill(output, audio)
+    whole = record.read_text()
+    for text in ("", "{", "[]", '{"run": "x", "settings": {"model": "m"}}', "null"):
+        record.write_text(text)
+        with ResultStore(output) as store:
+            assert store.begin(SETTINGS, [audio]).answers == 3
+        assert record.read_text() == whole
+
+
+def test_overwrite_starts_anew_but_only_with_begin(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    before = output.read_bytes()
+    other = changed(merging_alpha=0.4)
+    with ResultStore(output, overwrite=True) as store:
+        store.check(other.values)
+    assert output.read_bytes() == before  # the model could not be loaded, say
+    with ResultStore(output, overwrite=True) as store:
+        assert store.begin(other, [audio]).answers == 0
+        answer(store, audio, text="Fox")
+    (row,) = read_rows(output)
+    assert isinstance(row, WindowRow)
+    assert (row.text, row.run) == ("Fox", other.run)
+
+
+@pytest.mark.parametrize("cut", [1, 30, -2])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
+    with ResultStore(output) as store:
+        resumed = store.begin(SETTINGS, [audio])
+        assert (resumed.answers, resumed.cut_off) == (2, True)
+        assert answer(store, audio, 20.0)
+    assert output.read_bytes().splitlines(keepends=True) == lines
+
+
+def test_a_file_with_nothing_but_a_torn_line(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    output.write_bytes(b'{"audio_path": "a.wa')
+    with ResultStore(output) as store:
+        assert store.begin(SETTINGS, [audio]).cut_off
+        answer(store, audio)
+    assert len(list(read_rows(output))) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "content", [b"RIFF\x00\x00WAVE\n", b"my notes", b"my notes\n", b'{"id": 1}\n', b"[1]\n", b"\n"]
+)
+def test_a_file_that_is_no_result_file_is_left_alone(
+    tmp_path: Path, content: bytes, overwrite: bool
+) -> None:
+    output = tmp_path / "thesis.txt"
+    output.write_bytes(content)
+    with pytest.raises(OutputError, match="is no result file"):
+        ResultStore(output, overwrite=overwrite)
+    assert output.read_bytes() == content
+
+
+def test_results_of_the_reference_may_be_overwritten_but_not_gone_on_with(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    output.write_text('{"audio_path": "a.wav", "output": "#0.00s - 10.00s#: Wolf"}\n')
+    with pytest.raises(OutputError, match=r"line 1: this is no row.*--overwrite"):
+        ResultStore(output)
+    with ResultStore(output, overwrite=True) as store:
+        store.begin(SETTINGS, [audio])
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    fill(output, audio)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(lines[0] + b"oops\n" + lines[2])
+    with pytest.raises(OutputError, match=r"out\.jsonl, line 2: this is not JSON"):
+        ResultStore(output)
+    other = lines[1].replace(SETTINGS.run.encode(), b"0" * 16)
+    output.write_bytes(lines[0] + other)
+    with pytest.raises(OutputError, match="line 2: the rows are of runs with different settings"):
+        ResultStore(output)
+
+
+def test_a_recording_that_changed_is_refused(tmp_path: Path) -> None:
+    audio, other = recording(tmp_path), recording(tmp_path, "b.wav")
+    output = tmp_path / "out.jsonl"
+    fill(output, audio)
+    for change in (
+        lambda: audio.write_bytes(b"longer sound"),
+        lambda: os.utime(audio, (1, 1)),
+    ):
+        change()
+        before = output.read_bytes()
+        with ResultStore(output) as store, pytest.raises(OutputError, match="changed") as caught:
+            store.begin(SETTINGS, [audio, other])
+        assert str(audio) in str(caught.value)
+        assert str(other) not in str(caught.value)
+        assert output.read_bytes() == before
+    with ResultStore(output) as store:  # it is not asked this time
+        store.begin(SETTINGS, [other])
+
+
+def test_errors_are_tried_again_and_stand_once(tmp_path: Path) -> None:
+    good, bad, other = (recording(tmp_path, name) for name in ("a.wav", "b.wav", "c.wav"))
+    output = tmp_path / "out.jsonl"
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [good, bad, other])
+        answer(store, good)
+        answer(store, bad)
+        store.add_error(bad, ValueError("b.wav: is cut off"), 1.0)
+        store.add_error(other, ValueError("c.wav: is empty"), 1.0)
+        answer(store, good, 10.0)
+    for _ in range(2):  # resumed as often as one likes
+        with ResultStore(output) as store:
+            resumed = store.begin(SETTINGS, [good, bad])
+            assert (resumed.answers, resumed.retried, resumed.mended) == (3, 1, ())
+            assert store.is_done(bad, 0.0, "What?")
+            store.add_error(bad, ValueError("b.wav: is cut off"), 1.0)
+    errors = [row for row in read_rows(output) if isinstance(row, ErrorRow)]
+    assert [(Path(row.audio_path).name, row.error_type) for row in errors] == [
+        ("c.wav", "ValueError"),  # was not asked again
+        ("b.wav", "ValueError"),
+    ]
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [good, bad, other])
+        answer(store, bad, 10.0)
+    rows = list(read_rows(output))
+    assert len(rows) == 4
+    assert not any(isinstance(row, ErrorRow) for row in rows)
+
+
+def test_a_mended_recording_is_asked_anew(tmp_path: Path) -> None:
+    good, bad = recording(tmp_path, "a.wav"), recording(tmp_path, "b.wav")
+    output = tmp_path / "out.jsonl"
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [good, bad])
+        answer(store, good)
+        answer(store, bad)
+        store.add_error(bad, ValueError("b.wav: is cut off"), 1.0)
+    bad.write_bytes(b"the whole sound")
+    with ResultStore(output) as store:
+        resumed = store.begin(SETTINGS, [good, bad])
+        assert (resumed.answers, resumed.retried, resumed.mended) == (1, 1, (str(bad),))
+        assert not store.is_done(bad, 0.0, "What?")
+        assert answer(store, bad, text="Fox")
+    assert [(Path(row.audio_path).name, row.audio_bytes) for row in read_rows(output)] == [
+        ("a.wav", 5),
+        ("b.wav", 15),
+    ]
+
+
+def test_the_file_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
+    audio, real = recording(tmp_path), tmp_path / "real.jsonl"
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(real)
+    with ResultStore(link) as store:
+        store.begin(SETTINGS, [audio])
+        answer(store, audio)
+        store.add_error(audio, ValueError("cut off"), 1.0)
+    real.chmod(0o640)
+    with ResultStore(link) as store:
+        store.begin(SETTINGS, [audio])
+        with pytest.raises(OutputError, match="another run"):  # the lock went with the file
+            ResultStore(link)
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    file = recording(tmp_path)
+    for path, word in (
+        (tmp_path, "is a folder"),
+        (file / "out.jsonl", "cannot be written"),
+        (file / "deep" / "out.jsonl", "cannot be written"),
+        (Path("/dev/null"), "no ordinary file"),
+    ):
+        with pytest.raises(OutputError, match=word) as caught:
+            ResultStore(path)
+        assert str(path) in str(caught.value)
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_folders_without_permission(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        ResultStore(closed / "out.jsonl")
+
+
+def test_nothing_is_left_of_a_run_that_did_nothing(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    with ResultStore(output):
+        assert output.exists()
+    assert not output.exists()
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [audio])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    output.touch()
+    with ResultStore(output):
+        pass
+    assert output.exists()  # it was there before
+
+
+def test_the_second_writer_is_told(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    with ResultStore(output) as store:
+        store.begin(SETTINGS, [audio])
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match="another run is writing this file"):
+                ResultStore(output, overwrite=overwrite)
+        answer(store, audio)
+    assert len(list(read_rows(output))) == 1
+    with ResultStore(output) as store:
+        assert store.begin(SETTINGS, [audio]).answers == 1
+
+
+# Writes `total` answers of many lengths as fast as it can.
+WRITER = """
+import sys
+from NatureLM.outputs import ResultStore, RunSettings
+output, audio, total, longest = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+with ResultStore(output) as store:
+    store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}), [audio])
+    print("ready", flush=True)
+    for i in range(total):
+        if not store.is_done(audio, float(i), "q"):
+            store.add_answer(audio, float(i), i + 1.0, "q", "xy" * (i * 7919 % longest), 1.0)
+"""
+
+
+def writer(output: Path, audio: Path, total: int, longest: int = 50) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(output), str(audio), str(total), str(longest)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("longest", "step"), [(50, 250_000), (4000, 2_000_000)])
+def test_kill_9_leaves_whole_lines_and_the_rest_is_done_later(
+    tmp_path: Path, longest: int, step: int
+) -> None:
+    """Kills a writer that does nothing but write, so that most kills fall into a write.
+
+    Rows of thousands of characters may be torn; they are whole again when the run goes on.
+    """
+    audio, output, total = recording(tmp_path), tmp_path / "out.jsonl", 6000
+    rng = random.Random(0)
+    kills = 0
+    while kills < 12:
+        size = output.stat().st_size if output.exists() else 0
+        process = writer(output, audio, total, longest)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        until = size + rng.randrange(1, step)
+        while process.poll() is None and output.stat().st_size < until:
+            time.sleep(0.0002)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+        *lines, end = output.read_bytes().split(b"\n")
+        assert end == b"" or longest > 1000
+        rows = [json.loads(line) for line in lines]
+        assert [row["start"] for row in rows] == [float(i) for i in range(len(rows))]
+    assert kills >= 3, "the writer was too fast to be killed"
+    process = writer(output, audio, total, longest)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    rows = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [(row["start"], len(row["text"])) for row in rows] == [
+        (float(i), 2 * (i * 7919 % longest)) for i in range(total)
+    ]
+
+
+def test_the_lock_ends_with_the_process_even_when_killed(tmp_path: Path) -> None:
+    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+    process = writer(output, audio, 10**9)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(OutputError, match="another run"):
+        ResultStore(output)
+    process.kill()
+    process.communicate()
+    ResultStore(output).close()
+
+
+# A limit on the size of files stands for a full disk.
+FULL_DISK = """
+import resource, signal, sys
+from NatureLM.outputs import ResultStore, RunSettings
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with ResultStore(sys.argv[1]) as store:
+    store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}), [])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    for i in range(100):
+        store.add_answer("a.wav", float(i), i + 1.0, "q", "text", 1.0)
+"""
+
+
+def test_a_full_disk_leaves_whole_lines_and_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    output = tmp_path / "out.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(output)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "WriteError" in done.stderr
+    assert "the same command goes on from there" in done.stderr
+    data = output.read_bytes()
+    assert 500 < len(data) <= 1000
+    assert data.endswith(b"\n")
+    assert len(list(read_rows(output))) == len(data.splitlines())
+
+
+def test_write_errors_are_no_usage_errors() -> None:
+    assert WriteError.exit_code == NatureLMError.exit_code == 1
+
+
+def test_equal_settings_have_equal_fingerprints() -> None:
+    assert RunSettings({"a": 1, "b": (1, 2)}).run == RunSettings({"b": [1, 2], "a": 1}).run
+    assert RunSettings({"a": 1.0}).run != RunSettings({"a": 0.4}).run
+    assert SETTINGS.run == RunSettings(json.loads(json.dumps(VALUES))).run
+    with pytest.raises(ValueError, match="JSON"):
+        RunSettings({"a": float("nan")})

@@ -1,0 +1,161 @@
+"""What README and documentation say is true: their commands run and their links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from markdown_pages import ROOT, Block, blocks, commands, page_name, pages, program_call
+
+from NatureLM.cli import main
+from NatureLM.outputs import SCHEMA_VERSION, ErrorRow, WindowRow
+
+UPDATE = os.environ.get("NATURELM_UPDATE_PAGES") == "1"
+BLOCKS = [block for page in pages() for block in blocks(page)]
+PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks(page))]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: like a fresh clone's root, where blocks may write what they like."""
+    for name in ("assets", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    scripts = sysconfig.get_path("scripts")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", scripts + os.pathsep + os.environ["PATH"])
+    # `make` takes the programs that are here and installs nothing.
+    monkeypatch.setenv("MAKEFLAGS", f"s -- BIN={scripts} CORE=")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=page_name)
+def test_blocks_run_as_a_reader_would_run_them(page: Path, workplace: Path) -> None:
+    """In order, in one folder; `NATURELM_UPDATE_PAGES=1` writes new outputs into the page."""
+    printed = ""
+    for block in list(blocks(page)):
+        if block.kind == "output":
+            if UPDATE and printed != block.text:
+                rewrite(block, printed)
+            else:
+                assert printed == block.text, f"{block}: prints something else, see `make docs`"
+        elif block.runs:
+            printed = run(block).replace(f"{workplace}{os.sep}", "").rstrip()
+
+
+def run(block: Block) -> str:
+    """Standard output of a block, which must succeed.
+
+    The README's commands are run by a shell, as they stand there. Those of other pages, and all
+    Python, run in this process, because every new one takes seconds to import torch.
+    """
+    if block.language == "python":
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+        return printed.getvalue()
+    calls = [program_call(words) for words in commands(block)]
+    if block.page.name == "README.md" or None in calls:
+        return shell(block)
+    return "".join(call_here(call, block) for call in calls if call)
+
+
+def shell(block: Block) -> str:
+    """Run a block by bash, stopping at the first command that fails."""
+    command = ["bash", "-euo", "pipefail", "-c", block.text]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def call_here(call: list[str], block: Block) -> str:
+    """Call one of our programs in this process."""
+    program = {"naturelm": main.naturelm, "beans": main.beans}[call[0]]
+    code: str | int | None = None
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", call)
+        try:
+            program()
+        except SystemExit as end:
+            code = end.code
+    assert not code, f"{block}: {call} ended with {code}"
+    return out.getvalue()
+
+
+def rewrite(block: Block, printed: str) -> None:
+    """Put into the page what was printed now."""
+    text = block.page.read_text(encoding="utf-8")
+    old = f"```{block.language}\n{block.text}\n```"
+    assert text.count(old) == 1, f"{block} is there twice"
+    new = f"```{block.language}\n{printed}\n```"
+    block.page.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_blocks_that_do_not_run_say_why() -> None:
+    left_out = [block for block in BLOCKS if block.kind == "not run"]
+    assert not [str(block) for block in left_out if len(block.reason) < 10]
+    assert not [str(block) for block in left_out if block.language not in ("bash", "python")]
+
+
+def test_python_blocks_parse() -> None:
+    for block in BLOCKS:
+        if block.language == "python":
+            ast.parse(block.text, filename=str(block))
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names under which a page's headings can be linked to."""
+    headings = re.findall(r"^#+ +(.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=page_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page))
+    targets += re.findall(r'src="([^"]+)"', prose(page))
+    broken = []
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        if not target.startswith("https://") and (
+            not path.exists() or (anchor and anchor not in anchors(path))
+        ):
+            broken.append(target)
+    assert not broken
+
+
+def test_every_page_can_be_found_from_the_index() -> None:
+    docs = ROOT / "docs"
+    index = (docs / "README.md").read_text(encoding="utf-8")
+    names = [page.relative_to(docs).as_posix() for page in sorted(docs.rglob("*.md"))]
+    assert not [name for name in names if name != "README.md" and f"({name})" not in index]
+
+
+def test_the_configuration_page_is_up_to_date() -> None:
+    script = ROOT / "scripts" / "config_reference.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_output_page_names_every_key() -> None:
+    page = (ROOT / "docs" / "reference" / "output-format.md").read_text(encoding="utf-8")
+    for row in (WindowRow, ErrorRow):
+        assert {field.name for field in fields(row)} <= set(re.findall(r"`(\w+)`", page))
+    assert f"schema version {SCHEMA_VERSION}" in page
