@@ -19,6 +19,7 @@ from NatureLM.audio.errors import TooShortAudio
 from NatureLM.config.architecture import FbankConfig
 
 _PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values
+_BLOCK_FRAMES = 512  # on a CPU the work of so many frames stays in its cache
 _LOG_FLOOR = torch.finfo(torch.float32).eps
 
 
@@ -38,16 +39,26 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
             f"needs {length}",
         )
     frames_BTW = (wav_BS * _PCM_SCALE).unfold(1, length, shift)
-    frames_BTW = frames_BTW - frames_BTW.mean(dim=-1, keepdim=True)
-    previous_BTW = torch.cat([frames_BTW[..., :1], frames_BTW[..., :-1]], dim=-1)
-    frames_BTW = frames_BTW - config.preemphasis * previous_BTW
+    tables = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
+    if wav_BS.device.type != "cpu" or wav_BS.requires_grad:
+        return _log_mel(frames_BTW, config.preemphasis, *tables)
+    out_BTF = wav_BS.new_empty(*frames_BTW.shape[:2], config.num_mel_bins)
+    for frames_TW, out_TF in zip(frames_BTW, out_BTF, strict=True):
+        for first in range(0, len(frames_TW), _BLOCK_FRAMES):
+            block = slice(first, first + _BLOCK_FRAMES)
+            out_TF[block] = _log_mel(frames_TW[block], config.preemphasis, *tables)
+    return out_BTF
 
-    window_W, mel_bank = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
+
+def _log_mel(frames: Tensor, preemphasis: float, window_W: Tensor, mel_bank: Tensor) -> Tensor:
+    """Log-mel energies (..., T, F) of frames (..., T, W) of 16-bit sample values."""
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    frames = frames - preemphasis * previous
     n_fft = 2 * (mel_bank.shape[0] - 1)
-    spectrum = torch.fft.rfft(frames_BTW * window_W, n=n_fft, dim=-1)
-    power = spectrum.abs().square()
-    energies_BTF: Tensor = power @ mel_bank
-    return energies_BTF.clamp_min(_LOG_FLOOR).log()
+    power = torch.fft.rfft(frames * window_W, n=n_fft, dim=-1).abs().square()
+    energies: Tensor = power @ mel_bank
+    return energies.clamp_min(_LOG_FLOOR).log()
 
 
 def normalised_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:

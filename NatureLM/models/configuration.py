@@ -159,3 +159,7 @@ def _checked(name: str, schema: type[BaseModel], values: object) -> BaseModel:
             for e in error.errors()
         )
         raise ConfigError(f"model configuration: {problems}") from None
+
+
+# So that transformers' own loaders (of tokenizers, processors) know a folder of ours.
+AutoConfig.register(NatureLMConfig.model_type, NatureLMConfig, exist_ok=True)

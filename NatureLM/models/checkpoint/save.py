@@ -64,4 +64,5 @@ def write_tensors(
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     unfinished = path.with_name(f".{path.name}.partial")
     write(unfinished)
+    unfinished.chmod(0o644)  # safetensors writes for the owner only; models are shared
     os.replace(unfinished, path)

@@ -20,6 +20,10 @@ def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> P
     entry = find(str(path_or_id))
     if entry is not None and entry.folder is not None:
         return entry.folder
+    if entry is not None and entry.embedded:
+        raise CheckpointError(
+            f"the weights of {entry.name} are not in this installation; install NatureLM again"
+        )
     path = Path(entry.source if entry is not None else path_or_id)
     if path.is_dir():
         return path
