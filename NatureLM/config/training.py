@@ -192,7 +192,7 @@ class RunConfig(Section):
         json_schema_extra={"allowed": "one of auto, cpu, mps, cuda, cuda:0, cuda:1 ..."},
     )
     amp: bool = True
-    """Mixed precision (bfloat16)."""
+    """Mixed precision (bfloat16); a CPU without bfloat16 instructions is faster without."""
     decode_ratio: Share = 0.1
     """Part of the evaluation samples whose answers are generated and scored."""
 

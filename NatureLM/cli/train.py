@@ -1,0 +1,76 @@
+"""`naturelm train`: train or fine-tune, or check what a training would see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    cfg_path: Annotated[
+        Path,
+        typer.Option(
+            "--cfg-path", "-c", help="Configuration of the run (YAML).", show_default=False
+        ),
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Change a value of the configuration, such as run.seed=1. May be given several "
+            "times.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the latest checkpoint in run.output_dir."),
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check configuration and data and show samples; no training."),
+    ] = False,
+) -> None:
+    """Train a model, from the settings in a file.
+
+    naturelm train --cfg-path configs/train_stage1.yml --options run.output_dir=runs/first
+
+    The result is run.output_dir/final; `naturelm infer --model` takes it as it is.
+    """
+    from NatureLM.cli.errors import Stopped
+    from NatureLM.config import load_config
+
+    config = load_config(
+        cfg_path, options or [], warn=lambda text: typer.echo(f"Note: {text}", err=True)
+    )
+    if check:
+        from NatureLM.training.check import report
+
+        for line in report(config):
+            typer.echo(line)
+        return
+    from transformers.utils.logging import disable_progress_bar
+
+    from NatureLM.training.loop import train as run_training
+
+    disable_progress_bar()
+    try:
+        run_training(config, resume=resume)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(
+            "Stopped. Go on from the last checkpoint with the same command and --resume.",
+            interrupt,
+        ) from None
+
+
+def main() -> None:
+    """`naturelm train` as a module, for launchers: `accelerate launch -m NatureLM.cli.train …`."""
+    from NatureLM.cli.lazy import Verb, run_verb
+
+    run_verb("train", Verb("NatureLM.cli.train:train", "Train or fine-tune a model."))
+
+
+if __name__ == "__main__":
+    main()

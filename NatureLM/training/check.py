@@ -1,0 +1,109 @@
+"""`naturelm train --check`: what a run would see, without training."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from NatureLM.audio.errors import AudioError
+from NatureLM.config.schema import Config
+from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.errors import NatureLMError
+from NatureLM.training.data import Data, load_data, make_builders, make_order
+from NatureLM.training.samples import Sample
+
+_SHOWN = 10
+
+
+def report(config: Config, samples: int = _SHOWN) -> Iterator[str]:
+    """Lines about data and settings, then samples as the model will see them.
+
+    Raises what the run would raise: `ConfigError`, `TableError`, and a `NatureLMError` when no
+    shown sample's audio can be read.
+    """
+    run, datasets = config.run or RunConfig(), config.datasets or DatasetsConfig()
+    data = load_data(datasets, run)
+    step_size = run.batch_size_train * run.accum_grad_iters
+    order = make_order(data, datasets, run, step_size)
+    template, sample_rate, seconds = _front_end(config, datasets, run)
+    builder, *_, _ = make_builders(
+        data,
+        datasets,
+        run,
+        template=template,
+        sample_rate=sample_rate,
+        window_samples=round(seconds * sample_rate),
+    )
+    yield from _summary(config, data, order.size, step_size)
+    yield from _missing(data)
+    unreadable = 0
+    for number, draw in enumerate(order.draws(0, samples), start=1):
+        yield ""
+        try:
+            yield from _shown(number, builder.build(draw))
+        except AudioError as error:
+            unreadable += 1
+            yield f"[{number}] cannot be used: {error}"
+    if unreadable == samples:
+        raise NatureLMError(f"none of the first {samples} samples can be read")
+
+
+def _front_end(config: Config, datasets: DatasetsConfig, run: RunConfig) -> tuple[str, int, float]:
+    """Template, sample rate and window: those of the checkpoint that the run starts from."""
+    template, rate = config.model.prompt_template, config.model.sample_rate
+    seconds = datasets.audio_max_length_seconds
+    if run.task == "encoder":
+        return "{}", rate, seconds
+    if run.task == "text" or config.model.ckpt is None:
+        return template, rate, seconds
+    from NatureLM.models.checkpoint.load import read_config
+    from NatureLM.models.checkpoint.where import find_checkpoint
+
+    values = read_config(find_checkpoint(config.model.ckpt))
+    return (
+        values.get("prompt_template", template),
+        int(values.get("sample_rate", rate)),
+        float(values.get("window_seconds", seconds)),
+    )
+
+
+def _summary(config: Config, data: Data, epoch: int, step_size: int) -> Iterator[str]:
+    run = config.run or RunConfig()
+    steps = run.max_steps or run.optims.max_epoch * max(1, math.ceil(epoch / step_size))
+    yield f"Task {run.task}: {steps} steps of {step_size} samples for each process"
+    first = 0
+    for size in data.sizes:
+        rows = data.train[first : first + size]
+        first += size
+        tasks = Counter(row.task or "no task named" for row in rows)
+        named = ", ".join(f"{task} {count}" for task, count in tasks.most_common(6))
+        yield f"  train  {rows[0].dataset}: {size} rows ({named})"
+    for name, rows in (("valid", data.valid), ("test", data.test)):
+        if rows:
+            yield f"  {name:5}  {len(rows)} rows"
+
+
+def _missing(data: Data) -> Iterator[str]:
+    """Audio files that are not there, without opening any."""
+    paths = sorted({c.path for row in [*data.train, *data.valid, *data.test] for c in row.clips})
+    gone = [path for path in paths if not Path(path).is_file()]
+    if gone:
+        yield f"  {len(gone)} of {len(paths)} audio files are not there, such as {gone[0]}"
+    elif paths:
+        yield f"  {len(paths)} audio files, all there"
+
+
+def _shown(number: int, sample: Sample) -> Iterator[str]:
+    about = ", ".join(part for part in (sample.dataset, sample.task) if part)
+    yield f"[{number}] {sample.id} ({about})"
+    yield f"    prompt  {sample.prompt!r}"
+    yield f"    answer  {sample.answer!r}"
+    if sample.audios:
+        lengths = ", ".join(f"{seconds:.2f} s" for seconds in sample.seconds)
+        yield f"    audio   {lengths} of sound in {len(sample.audios)} window(s)"
+    masks = sum(len(mask) for mask in sample.masks)
+    notes = [*sample.notes, *([f"{masks} masks"] if masks else [])]
+    if notes:
+        yield f"    changes {', '.join(notes)}"

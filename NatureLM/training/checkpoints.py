@@ -1,0 +1,164 @@
+"""Checkpoints of a run: safetensors and a small JSON state, whole or not there at all.
+
+A checkpoint is a folder `step_00001234`, written under a temporary name and renamed when all of it
+is on the disk. Only what learns is in it; the rest comes from where the run started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from NatureLM.errors import NatureLMError
+from NatureLM.training.optim import NamedParameters
+
+_NAME = re.compile(r"^step_(\d{8,})$")
+_PARTIAL = ".partial-"
+WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "average.safetensors",
+    "state.json",
+)
+
+
+class CheckpointMismatchError(NatureLMError):
+    """A checkpoint does not fit the run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk."""
+
+    step: int
+    folder: Path
+
+    def state(self) -> dict[str, Any]:
+        """The JSON state."""
+        state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        return state
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """The tensors of one of its files; empty if it has no such file."""
+        path = self.folder / file
+        return load_file(path) if path.is_file() else {}
+
+
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """All whole checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    return sorted((Checkpoint(int(match[1]), path) for match, path in found), key=lambda c: c.step)
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> Checkpoint:
+    """Write file name → tensors and the state; replaces a checkpoint of the same step."""
+    final = folder / f"step_{step:08d}"
+    partial = folder / f"{_PARTIAL}{final.name}"
+    remove(partial)
+    partial.mkdir(parents=True)
+    for file, named in tensors.items():
+        save_file({n: t.detach().cpu().contiguous() for n, t in named.items()}, partial / file)
+    (partial / STATE).write_text(json.dumps(dict(state), indent=1) + "\n", encoding="utf-8")
+    for path in partial.iterdir():
+        _to_disk(path)
+    if final.exists():
+        remove(final)
+    os.replace(partial, final)
+    _to_disk(folder)
+    return Checkpoint(step, final)
+
+
+def clean(folder: Path, keep: int, also: Sequence[int] = ()) -> None:
+    """Remove partial checkpoints and all but the last `keep` and the steps in `also`."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for checkpoint in checkpoints(folder)[:-keep]:
+        if checkpoint.step not in also:
+            remove(checkpoint.folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder so that a half removed one is not taken for a checkpoint."""
+    if not folder.exists():
+        return
+    doomed = folder
+    if not folder.name.startswith(_PARTIAL):
+        doomed = folder.with_name(f"{_PARTIAL}{folder.name}-old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: NamedParameters
+) -> dict[str, Tensor]:
+    """AdamW's state by `<parameter>/<kind>`."""
+    return {
+        f"{name}/{kind}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in parameters
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: NamedParameters, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, kind = key.rpartition("/")
+        by_name.setdefault(name, {})[kind] = value
+    for name, parameter in parameters:
+        if name in by_name:
+            optimizer.state[parameter] = {
+                kind: value if kind == "step" else value.to(parameter.device)
+                for kind, value in by_name[name].items()
+            }
+
+
+@torch.no_grad()
+def load_weights(parameters: NamedParameters, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Put back the weights that learn; all names and shapes must fit."""
+    wanted = {name: tuple(p.shape) for name, p in parameters}
+    there = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != there:
+        different = sorted(
+            name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name)
+        )
+        raise CheckpointMismatchError(
+            f"{source} is of another model or other frozen parts; different: "
+            f"{', '.join(different[:5])}{' …' if len(different) > 5 else ''}"
+        )
+    for name, parameter in parameters:
+        parameter.copy_(tensors[name])
+
+
+def _to_disk(path: Path) -> None:
+    """Flush a file or folder, so that a rename never outlives what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems cannot flush folders
+        if path.is_file():
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""What a run starts from: a checkpoint, or parts (language model, encoder) and random rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from NatureLM.config.schema import Config, ModelConfig
+from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.errors import ConfigError
+from NatureLM.models import NatureLM, NatureLMConfig
+from NatureLM.models.beats import BEATs
+from NatureLM.models.checkpoint.load import (
+    fill_slot,
+    find_stored,
+    needs_base,
+    restore_computed_buffers,
+    build_on_meta,
+    reference_config,
+)
+from NatureLM.models.checkpoint.names import part_dtype, slots
+from NatureLM.models.checkpoint.tensors import index_folder, read_header
+from NatureLM.models.checkpoint.where import find_base, find_checkpoint
+from NatureLM.training.examples import NONE_LABEL, Example
+from NatureLM.training.initial import initial_tensor
+from NatureLM.training.objectives.audio_text import AudioText
+from NatureLM.training.objectives.base import Objective
+from NatureLM.training.objectives.encoder import EncoderClassifier
+from NatureLM.training.objectives.text import LanguageModel
+from NatureLM.training.seeding import derive_seed
+
+_CPU = torch.device("cpu")
+
+
+def make_objective(
+    config: Config, train: Sequence[Example], device: torch.device = _CPU
+) -> Objective:
+    """The network and loss of `run.task`, on `device`, with the right parts learning."""
+    run, data = config.run or RunConfig(), config.datasets or DatasetsConfig()
+    if run.task == "text":
+        return _language_model(config, run, device)
+    if run.task == "encoder":
+        return _encoder(config, run, data, train, device)
+    model = start_model(config.model, data, run, device)
+    freeze(model, config.model)
+    if run.gradient_checkpointing:
+        checkpoint_gradients(model.language_model)
+    return AudioText(model, max_new_tokens=config.generate.max_new_tokens)
+
+
+def freeze(model: NatureLM, config: ModelConfig) -> None:
+    """Let learn what the configuration does not freeze; what learns is float32."""
+    model.set_trainable(
+        beats=not config.freeze_beats,
+        qformer=not config.freeze_audio_QFormer,
+        projection=not config.freeze_audio_llama_proj,
+        lora=config.lora,
+        language_model=not config.freeze_llama,
+    )
+    for name, parameter in model.named_parameters():
+        if name.startswith("beats.predictor."):
+            parameter.requires_grad_(False)  # answers do not pass through it
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float().clone()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("every part is frozen, so nothing can learn; see model.freeze_*")
+
+
+def start_model(
+    config: ModelConfig, data: DatasetsConfig, run: RunConfig, device: torch.device = _CPU
+) -> NatureLM:
+    """`model.ckpt` if it is given; else a new model on `llama_path`, `beats_path` and the seed."""
+    dtype = None if run.amp else torch.float32
+    if config.ckpt is not None:
+        named = config.llama_path if "llama_path" in config.model_fields_set else None
+        return NatureLM.from_pretrained(config.ckpt, llama_path=named, dtype=dtype, device=device)
+    base = find_base(config.llama_path, Path("."), weights=True)
+    model_config, tokenizer = reference_config(_arguments(config, data), base)
+    model = build_on_meta(model_config, tokenizer)
+    given = {
+        **part_tensors(config.beats_path, "beats."),
+        **part_tensors(config.audio_llama_proj_model, "audio_llama_proj."),
+    }
+    base_stored = index_folder(base)
+    for slot in slots(model):
+        target = part_dtype(slot.stored_name, dtype, device)
+        if needs_base(slot, {}):
+            fill_slot(slot, find_stored(slot, {}, base_stored), target, device)
+            continue
+        value = _given(slot.names, given)
+        if value is None:
+            value = initial_tensor(slot, model_config, run.seed)
+        elif tuple(value.shape) != slot.shape:
+            raise ConfigError(
+                f"{slot.stored_name} has shape {tuple(value.shape)} in the given weights, and "
+                f"{slot.shape} in this model; beats_cfg must be that of the weights"
+            )
+        slot.fill(value.to(device, target if value.is_floating_point() else value.dtype))
+    restore_computed_buffers(model, device)
+    return model
+
+
+def _arguments(config: ModelConfig, data: DatasetsConfig) -> dict[str, object]:
+    """The keys that describe the model itself, as the model's own configuration takes them."""
+    known = set(NatureLMConfig().to_dict())
+    values = {k: v for k, v in config.model_dump().items() if k in known}
+    return {**values, "window_seconds": data.audio_max_length_seconds}
+
+
+def part_tensors(named: str | None, prefix: str) -> dict[str, Tensor]:
+    """Tensors of one part from a safetensors file or folder, under their names in the model.
+
+    The file may hold the whole model or the part alone. BEATs' head is left out.
+    """
+    if named is None:
+        return {}
+    path = Path(named)
+    if path.is_file() and path.suffix == ".safetensors":
+        stored = {tensor.name: tensor for tensor in read_header(path)}
+    else:
+        stored = index_folder(find_checkpoint(named))
+    whole = any(name.startswith(prefix) for name in stored)
+    tensors = {
+        name if whole else prefix + name: tensor.read(torch.float32, _CPU)
+        for name, tensor in stored.items()
+        if not whole or name.startswith(prefix)
+    }
+    return {n: t for n, t in tensors.items() if not n.startswith("beats.predictor.")}
+
+
+def _given(names: Sequence[str], given: Mapping[str, Tensor]) -> Tensor | None:
+    return next((given[name] for name in names if name in given), None)
+
+
+def checkpoint_gradients(language_model: Any) -> None:
+    """Keep no activations of the language model's layers; they are computed again."""
+    name = "activation_checkpointing_enable"  # the new name in transformers
+    enable = getattr(language_model, name, None) or language_model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _language_model(config: Config, run: RunConfig, device: torch.device) -> Objective:
+    """From the weights in `llama_path`, or from its config.json alone and the seed."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    base = find_base(config.model.llama_path, Path("."), weights=True)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    model: Any
+    if any(base.glob("*.safetensors")):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=True, dtype=torch.float32
+        )
+    else:
+        torch.manual_seed(derive_seed(run.seed, "init", "language model"))
+        build: Any = AutoModelForCausalLM.from_config
+        model = build(AutoConfig.from_pretrained(base, local_files_only=True), dtype=torch.float32)
+    if run.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return LanguageModel(
+        model.to(device),
+        tokenizer,
+        template=config.model.prompt_template,
+        end_symbol=config.model.end_sym,
+        max_answer_tokens=config.model.max_txt_len,
+        all_tokens=run.loss_on == "all",
+        max_new_tokens=config.generate.max_new_tokens,
+    )
+
+
+def _encoder(
+    config: Config,
+    run: RunConfig,
+    data: DatasetsConfig,
+    train: Sequence[Example],
+    device: torch.device,
+) -> Objective:
+    """A new BEATs, or that of `beats_path`, with a head for the labels of the training data."""
+    classes = sorted({label for example in train for label in example.labels})
+    if run.encoder.loss == "multi-label":
+        classes = [label for label in classes if label != NONE_LABEL]
+    if len(classes) < 2:
+        raise ConfigError("the encoder task needs at least two different labels to tell apart")
+    cfg = config.model.beats_cfg.model_copy(
+        update={"finetuned_model": True, "predictor_class": len(classes)}
+    )
+    whole = NatureLMConfig(
+        beats_cfg=cfg.model_dump(),
+        fbank_cfg=config.model.fbank_cfg.model_dump(),
+        sample_rate=config.model.sample_rate,
+        window_seconds=data.audio_max_length_seconds,
+    )
+    given = part_tensors(config.model.beats_path, "beats.")
+    with torch.device("meta"):
+        beats = BEATs(cfg)
+    holder = torch.nn.ModuleDict({"beats": beats})
+    for slot in slots(holder):
+        value = _given(slot.names, given)
+        slot.fill((initial_tensor(slot, whole, run.seed) if value is None else value).to(device))
+    return EncoderClassifier(
+        beats,
+        classes,
+        run.encoder,
+        fbank=config.model.fbank_cfg,
+        sample_rate=config.model.sample_rate,
+        window_samples=whole.window_samples,
+    )

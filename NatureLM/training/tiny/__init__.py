@@ -1,0 +1,1 @@
+"""Trains the embedded model from nothing: text, encoder, audio."""

@@ -1,0 +1,46 @@
+"""`python -m NatureLM.training.tiny`: make the embedded model from the data folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from NatureLM.errors import NatureLMError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m NatureLM.training.tiny",
+        description="Make the embedded model: text, encoder, audio. Finished stages are reused.",
+    )
+    parser.add_argument("--data-path", type=Path, required=True, help="holds animals/ and esc10/")
+    parser.add_argument("--output-path", type=Path, required=True)
+    parser.add_argument("--configs", type=Path, default=Path("configs/tiny"))
+    parser.add_argument("--short", action="store_true", help="two minutes, to see that it works")
+    parser.add_argument("--held-out", help="keep this training fold (such as fold3) for choosing")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from NatureLM.training.tiny.recipe import Recipe, Run
+
+    torch.set_num_threads(options.threads)
+    recipe = (
+        Recipe.short()
+        if options.short
+        else Recipe(held_out=options.held_out, measured=options.held_out is None)
+    )
+    try:
+        folder = Run(recipe, options.data_path, options.output_path, options.configs).run()
+    except NatureLMError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"The model is in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Small data and settings: three kinds of tones, the golden language model, windows of a second."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from NatureLM.config.schema import Config
+
+BEATS: dict[str, Any] = {
+    "embed_dim": 16,
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "conv_pos": 8,
+    "conv_pos_groups": 4,
+    "num_buckets": 16,
+    "max_distance": 60,
+    "layer_wise_gradient_decay_ratio": 1.0,
+}
+QFORMER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+}
+SOUNDS = {"Cuckoo": 600.0, "Rain": 0.0, "Wolf": 250.0}
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors are faster on one thread, and sums always come in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`<class>/<number>.wav`: four short clips of each class, 16 kHz."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for name, pitch in SOUNDS.items():
+        (folder / name).mkdir()
+        for number in range(4):
+            times = np.arange(int(16000 * (0.3 + 0.2 * number))) / 16000
+            noise = rng.standard_normal(len(times))
+            tone = np.sin(2 * np.pi * (pitch + 5 * number) * times) + 0.05 * noise
+            wav = 0.3 * (tone if pitch else noise)
+            soundfile.write(folder / name / f"{number}.wav", wav.astype(np.float32), 16000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def table(clips_folder: Path) -> Path:
+    """A JSONL table over `clips_folder`, two questions for each clip."""
+    path = clips_folder / "table.jsonl"
+    rows = [
+        {
+            "path": str(wav.relative_to(clips_folder)),
+            "prompt": ["What is it?", "Name the sound."],
+            "answer": wav.parent.name,
+            "task": "name",
+        }
+        for wav in sorted(clips_folder.glob("*/*.wav"))
+    ]
+    rows += [
+        {**row, "prompt": "Is it rain?", "answer": str(row["answer"] == "Rain"), "task": "yes-no"}
+        for row in rows
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def make_config(fixtures_dir: Path, table: Path, tmp_path: Path) -> MakeConfig:
+    """A configuration of a small run on the CPU; keyword arguments change `run`."""
+
+    def make(
+        *,
+        model: dict[str, Any] | None = None,
+        datasets: dict[str, Any] | None = None,
+        optims: dict[str, Any] | None = None,
+        **run: Any,
+    ) -> Config:
+        return Config.model_validate(
+            {
+                "model": {
+                    "llama_path": str(fixtures_dir / "goldens" / "nano" / "llama"),
+                    "beats_cfg": BEATS,
+                    "qformer_cfg": QFORMER,
+                    "lora_rank": 4,
+                    "freeze_beats": False,
+                    **(model or {}),
+                },
+                "datasets": {
+                    "train": [{"path": str(table)}],
+                    "audio_max_length_seconds": 1.0,
+                    **(datasets or {}),
+                },
+                "run": {
+                    "output_dir": str(tmp_path / "run"),
+                    "device": "cpu",
+                    "amp": False,
+                    "batch_size_train": 4,
+                    "max_steps": 4,
+                    "num_workers": 0,
+                    "log_freq": 1,
+                    "decode_ratio": 0.0,
+                    "optims": {"init_lr": 3e-3, "min_lr": 0.0, "warmup_steps": 1, **(optims or {})},
+                    **run,
+                },
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quiet_environment() -> dict[str, str]:
+    """The environment of commands that tests start: one thread, no colours."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}

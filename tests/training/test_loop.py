@@ -1,0 +1,252 @@
+"""The loop with all three objectives, on a model of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from NatureLM.errors import ConfigError, UsageError
+from NatureLM.infer import Pipeline
+from NatureLM.models import NatureLM
+from NatureLM.training.audio_store import TooManyBadFilesError
+from NatureLM.training.checkpoints import checkpoints
+from NatureLM.training.loop import Trainer, train
+
+pytest.importorskip("accelerate")
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.parameters}
+
+
+def log(folder: Path, kind: str) -> list[dict[str, float]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_the_whole_model_learns_and_can_be_asked(make_config, clips_folder: Path, table: Path):
+    config = make_config(
+        max_steps=30,
+        batch_size_train=8,
+        save_every=20,
+        eval_every=30,
+        decode_ratio=1.0,
+        datasets={"valid": [{"path": str(table)}]},
+        model={"freeze_llama": False, "lora_dropout": 0.0},
+        optims={"init_lr": 1e-2, "max_grad_value": None},
+    )
+    result = train(config)
+    losses = [line["loss"] for line in log(result.folder, "train")]
+    assert len(losses) == 30
+    assert losses[-1] < 0.6 * losses[0]
+    assert {"loss", "token_accuracy", "accuracy"} <= set(result.scores)
+    final = result.folder / "final"
+    assert "30 steps" in (final / "README.md").read_text()
+    model = NatureLM.from_pretrained(final)
+    pipeline = Pipeline(model)
+    answer = pipeline(
+        [clips_folder / "Rain" / "3.wav"],
+        "What is it?",
+        window_length_seconds=1.0,
+        hop_length_seconds=1.0,
+    )
+    assert answer[0].startswith("#0.00s - 0.90s#")
+
+
+def test_text_from_scratch(make_config, fixtures_dir: Path, tmp_path: Path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        text = (fixtures_dir / "goldens" / "nano" / "llama" / name).read_text()
+        (base / name).write_text(text)
+    rows = [{"prompt": f"Say {n}.", "answer": str(n)} for n in range(8)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(
+        task="text",
+        max_steps=120,
+        batch_size_train=8,
+        decode_ratio=1.0,
+        model={"llama_path": str(base)},
+        datasets={
+            "train": [{"path": str(tmp_path / "text.jsonl")}],
+            "valid": [{"path": str(tmp_path / "text.jsonl")}],
+        },
+    )
+    result = train(config)
+    assert result.scores["loss"] < 0.5
+    assert result.scores["accuracy"] >= 0.5
+    # the result is a base that audio training can start from
+    again = make_config(
+        model={"llama_path": str(result.folder / "final")}, output_dir=str(tmp_path / "audio")
+    )
+    trained = load_file(result.folder / "final" / "model.safetensors")["model.norm.weight"]
+    in_model = Trainer(again).objective.model.language_model.model.norm.weight
+    assert torch.equal(in_model, trained)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "multi-label"])
+def test_the_encoder_learns_and_is_taken_over(make_config, clips_folder: Path, tmp_path, loss):
+    config = make_config(
+        task="encoder",
+        max_steps=50,
+        batch_size_train=12,
+        decode_ratio=1.0,
+        model={"beats_cfg": {**BEATS_WITHOUT_DROP, "layer_wise_gradient_decay_ratio": 1.0}},
+        datasets={
+            "train": [{"path": str(clips_folder)}],
+            "valid": [{"path": str(clips_folder)}],
+        },
+        encoder={"loss": loss},
+        optims={"init_lr": 1e-2},
+    )
+    result = train(config)
+    losses = [line["loss"] for line in log(result.folder, "train")]
+    assert losses[-1] < 0.6 * losses[0]
+    assert result.scores["accuracy"] > 0
+    final = result.folder / "final"
+    assert json.loads((final / "encoder.json").read_text())["classes"] == ["Cuckoo", "Rain", "Wolf"]
+    again = make_config(model={"beats_path": str(final)}, output_dir=str(tmp_path / "audio"))
+    trained = load_file(final / "model.safetensors")["patch_embedding.weight"]
+    assert torch.equal(Trainer(again).objective.model.beats.patch_embedding.weight, trained)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4), (1, 8)])
+def test_splitting_a_batch_does_not_change_the_update(make_config, batch: int, accumulation: int):
+    def after_two_steps(batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+        config = make_config(
+            batch_size_train=batch,
+            accum_grad_iters=accumulation,
+            model={"lora_dropout": 0.0, "beats_cfg": BEATS_WITHOUT_DROP, "qformer_cfg": QFORMER_0},
+        )
+        trainer = Trainer(config)
+        for step, batches in enumerate(trainer.stream.steps(0, 2)):
+            trainer._update(step, batches)
+        return weights(trainer)
+
+    whole, split = after_two_steps(8, 1), after_two_steps(batch, accumulation)
+    moved = 0.0
+    for name, weight in whole.items():
+        torch.testing.assert_close(split[name], weight, rtol=0, atol=2e-5, msg=name)
+        moved = max(moved, float(weight.abs().max()))
+    assert moved > 0
+
+
+def test_bfloat16_keeps_float32_weights(make_config):
+    config = make_config(amp=True, max_steps=12, batch_size_train=8, gradient_checkpointing=True)
+    trainer = Trainer(config)
+    result = trainer.run(resume=False)
+    losses = [line["loss"] for line in log(result.folder, "train")]
+    assert losses[-1] < losses[0]
+    assert {p.dtype for _, p in trainer.parameters} == {torch.float32}
+
+
+def test_frozen_parts_stay(make_config):
+    trainer = Trainer(
+        make_config(model={"freeze_beats": True, "freeze_audio_QFormer": True, "lora": True})
+    )
+    before = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
+    trainer._update(0, next(iter(trainer.stream.steps(0, 1))))
+    changed = {
+        n for n, p in trainer.module.named_parameters() if not torch.equal(p.detach(), before[n])
+    }
+    assert changed
+    assert all(".lora_" in n or "audio_llama_proj" in n for n in changed)
+
+
+def test_the_average_is_what_is_evaluated_and_saved(make_config):
+    config = make_config(ema_decay=0.9, max_steps=3)
+    trainer = Trainer(config)
+    trainer.run(resume=False)
+    saved = NatureLM.from_pretrained(Path(config.run.output_dir) / "final")
+    name = "audio_llama_proj.weight"
+    average = trainer.average.values[f"model.{name}"]
+    assert torch.equal(saved.audio_llama_proj.weight, average)
+    assert not torch.equal(dict(trainer.parameters)[f"model.{name}"], average)
+
+
+def test_retention_keeps_the_last_and_the_best(make_config, table: Path):
+    config = make_config(
+        max_steps=5,
+        save_every=1,
+        eval_every=1,
+        keep_checkpoints=2,
+        datasets={"valid": [{"path": str(table)}]},
+    )
+    trainer = Trainer(config)
+    seen = iter([3.0, 1.0, 2.0, 4.0, 5.0])
+    trainer._evaluate = lambda *_: {"loss": next(seen)}
+    trainer.run(resume=False)
+    assert [c.step for c in checkpoints(trainer.folder / "checkpoints")] == [2, 4, 5]
+
+
+def test_bad_files_are_left_out_and_named(make_config, clips_folder: Path, tmp_path: Path, capsys):
+    rows = [{"path": str(p), "answer": "x"} for p in sorted(clips_folder.glob("*/*.wav"))]
+    rows.append({"path": "broken.wav", "answer": "x"})
+    (tmp_path / "broken.wav").write_text("no audio")
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"path": str(table)}], "max_bad_share": 0.1}
+    result = train(make_config(batch_size_train=13, epoch_based=True, datasets=data, max_steps=2))
+    assert f"left out: {tmp_path / 'broken.wav'}: " in capsys.readouterr().err
+    assert [line["bad_files"] for line in log(result.folder, "train")] == [1, 1]
+    (checkpoint,) = checkpoints(result.folder / "checkpoints")[-1:]
+    assert list(checkpoint.state()["bad_files"]) == [str(tmp_path / "broken.wav")]
+    with pytest.raises(TooManyBadFilesError):
+        train(
+            make_config(
+                batch_size_train=13,
+                datasets={**data, "max_bad_share": 0.01},
+                output_dir=str(tmp_path / "strict"),
+            )
+        )
+
+
+def test_only_evaluate(make_config, table: Path, tmp_path: Path):
+    trained = train(make_config(max_steps=2, datasets={"valid": [{"path": str(table)}]}))
+    tables = {"train": [], "test": [{"path": str(table)}]}
+    again = train(make_config(max_steps=2, evaluate=True, datasets=tables))
+    assert again.scores == trained.scores
+    assert [line["step"] for line in log(trained.folder, "test")] == [2]
+    with pytest.raises(ConfigError, match="no test data"):
+        train(make_config(evaluate=True, datasets={"train": []}, output_dir=str(tmp_path / "new")))
+
+
+def test_a_device_that_is_not_there(make_config):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(UsageError, match=r"run\.device is cuda, and this machine has none"):
+        train(make_config(device="cuda"))
+
+
+def test_an_old_run_is_not_overwritten_nor_continued_with_other_settings(make_config):
+    train(make_config(max_steps=2))
+    with pytest.raises(UsageError, match="--resume"):
+        train(make_config(max_steps=2))
+    with pytest.raises(UsageError, match=r"run\.seed: 13 then, 14 now"):
+        train(make_config(max_steps=2, seed=14), resume=True)
+
+
+BEATS_WITHOUT_DROP = {
+    "embed_dim": 16,
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "conv_pos": 8,
+    "conv_pos_groups": 4,
+    "num_buckets": 16,
+    "max_distance": 60,
+    "encoder_layerdrop": 0.0,
+}
+QFORMER_0 = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}

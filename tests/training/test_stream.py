@@ -1,0 +1,201 @@
+"""Samples and batches: the same whatever the workers, whatever was asked before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from NatureLM.audio.errors import AudioError
+from NatureLM.config.training import AugmentationsConfig, FewShotConfig, TableConfig
+from NatureLM.errors import NatureLMError
+from NatureLM.training.audio_store import AudioStore, BadFiles, TooManyBadFilesError, clip_reader
+from NatureLM.training.examples import Clip, Example
+from NatureLM.training.samples import Sample, SampleBuilder, SampleSettings
+from NatureLM.training.sampling import Draw, SampleOrder, mixture_weights
+from NatureLM.training.stream import BatchLayout, SampleStream, plain_batches
+from NatureLM.training.tables import load_examples, with_mixable_labels
+
+TEMPLATE = "<user>{}<|eot_id|>"
+ALL_CHANGES = AugmentationsConfig(
+    use_augmentation=True,
+    mixup_prob=0.5,
+    mask_audio_prob=0.1,
+    synthetic_noise_prob=0.5,
+    gain_prob=0.5,
+    time_scale_prob=0.5,
+    placement_prob=0.5,
+    frequency_masks=1,
+)
+
+
+@pytest.fixture
+def rows(table: Path) -> list[Example]:
+    return with_mixable_labels(load_examples(TableConfig(path=str(table))), ["name"])
+
+
+def builder(rows: list[Example], **settings: Any) -> SampleBuilder:
+    values = {"augmentations": ALL_CHANGES, "window_samples": 16000, **settings}
+    store = AudioStore(clip_reader(16000), 2**24)
+    return SampleBuilder(rows, SampleSettings(template=TEMPLATE, **values), store)
+
+
+def stream(rows: list[Example], layout: BatchLayout, bad: BadFiles | None = None, **settings: Any):
+    order = SampleOrder(
+        mixture_weights([[row.weight for row in rows]], [1.0]), [len(rows)], len(rows), 7
+    )
+    bad = bad or BadFiles(1.0, 100)
+    return SampleStream(builder(rows), order, layout, bad, **settings)
+
+
+def same(one: Sample, other: Sample) -> bool:
+    rest = [replace(sample, audios=()) for sample in (one, other)]
+    return rest[0] == rest[1] and all(map(np.array_equal, one.audios, other.audios))
+
+
+def test_workers_and_start_do_not_matter(rows):
+    layout = BatchLayout(4, 2)
+    inline = list(stream(rows, layout).steps(0, 5))
+    threaded = list(stream(rows, layout, workers=3).steps(0, 5))
+    later = list(stream(rows, layout, workers=1).steps(3, 5))
+    for steps in (threaded[3:], later):
+        for batches, expected in zip(steps, inline[3:], strict=True):
+            for batch, expected_batch in zip(batches, expected, strict=True):
+                assert all(map(same, batch, expected_batch))
+    assert len(threaded) == 5
+
+
+def test_processes_share_a_step(rows):
+    whole = stream(rows, BatchLayout(8)).positions(2)
+    shares = [stream(rows, BatchLayout(2, 2, 2), process=p).positions(2) for p in (0, 1)]
+    assert sorted(at for batches in shares for batch in batches for at in batch) == sorted(whole[0])
+
+
+def test_samples_of_a_step_are_sorted_by_length(rows):
+    lengths = [len(row.answer) for row in rows]
+    one = stream(rows, BatchLayout(4, 3), length=lengths.__getitem__)
+    drawn = [lengths[draw.row] for batch in one.positions(0) for _, draw in batch]
+    assert drawn == sorted(drawn)
+
+
+def test_each_epoch_and_copy_differs_but_is_repeatable(rows):
+    one = builder(rows)
+    first, again, copy, epoch = (one.build(Draw(0, *at)) for at in ((0, 0), (0, 0), (0, 1), (1, 0)))
+    assert same(first, again)
+    assert not same(first, copy)
+    assert not same(first, epoch)
+
+
+def test_windows_are_what_the_model_takes(rows):
+    for place in range(len(rows)):
+        sample = builder(rows).build(Draw(place, 3, 0))
+        (wav,) = sample.audios
+        assert wav.dtype == np.float32
+        assert wav.shape == (16000,)
+        assert np.abs(wav).max() <= 1
+        assert sample.prompt.startswith("<user><Audio><AudioHere></Audio> ")
+
+
+def test_mixes_have_merged_labels(rows):
+    changes = AugmentationsConfig(use_augmentation=True, mixup_prob=1.0, mixup_count=2)
+    made = [builder(rows, augmentations=changes).build(Draw(i, 0, 0)) for i in range(len(rows))]
+    answers = {sample.answer for sample in made if sample.task == "name"}
+    assert any(", " in answer for answer in answers)
+    assert all(answer.split(", ") == sorted(set(answer.split(", "))) for answer in answers)
+    assert {sample.answer for sample in made if sample.task == "yes-no"} == {"True", "False"}
+
+
+def test_noise_alone_is_none(rows):
+    changes = AugmentationsConfig(use_augmentation=True, mask_audio_prob=1.0)
+    one = builder(rows, augmentations=changes)
+    assert one.build(Draw(0, 0, 0)).answer == "None"
+    assert one.build(Draw(len(rows) - 1, 0, 0)).answer in ("True", "False")
+
+
+def test_few_shot_and_conversations(rows):
+    few = builder(rows, few_shot=FewShotConfig(prob=1.0, tasks=["name"]))
+    sample = few.build(Draw(0, 0, 0))
+    assert sample.prompt.count("<AudioHere>") == len(sample.audios) > 1
+    talk = builder(rows, conversation_prob=1.0).build(Draw(0, 0, 0))
+    assert talk.prompt.count("<user>") == 2
+    assert len(talk.audios) == 1
+
+
+def test_text_rows_have_no_audio_tag():
+    row = Example(id="t", prompts=("Say yes.",), answer="yes")
+    sample = builder([row]).build(Draw(0, 0, 0))
+    assert (sample.prompt, sample.audios) == ("<user>Say yes.<|eot_id|>", ())
+
+
+def test_evaluation_changes_nothing(rows):
+    one = builder(rows, few_shot=FewShotConfig(prob=1.0), conversation_prob=1.0)
+    bad = BadFiles(0.0, 10)
+    samples = [s for batch in plain_batches(one, 5, bad) for s in batch]
+    assert [s.id for s in samples] == [row.id for row in rows]
+    assert all(s.notes == () and "What is it?" in s.prompt for s in samples[:12])
+    halves = [
+        [s.id for b in plain_batches(one, 5, bad, process=p, processes=2) for s in b]
+        for p in (0, 1)
+    ]
+    assert sorted(halves[0] + halves[1]) == sorted(s.id for s in samples)
+
+
+def broken(rows: list[Example], count: int, tmp_path: Path) -> list[Example]:
+    """The rows, the first `count` of them with files that are no audio."""
+    path = tmp_path / "broken.wav"
+    path.write_text("not audio")
+    files = [path, *(tmp_path / f"gone{i}.wav" for i in range(count))]
+    return [
+        replace(row, clips=(Clip(str(files[i])),)) if i < count else row
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_a_bad_file_is_skipped_counted_and_named(rows, tmp_path: Path):
+    bad = BadFiles(0.2, 12)
+    one = stream(broken(rows, 2, tmp_path), BatchLayout(8), bad)
+    batches = list(one.steps(0, 3))
+    assert all(len(batch) == 8 for step in batches for batch in step)
+    assert set(bad.reasons) == {str(tmp_path / "broken.wav"), str(tmp_path / "gone0.wav")}
+    again = list(stream(broken(rows, 2, tmp_path), BatchLayout(8), workers=2).steps(0, 3))
+    assert all(map(same, batches[2][0], again[2][0]))
+
+
+def test_too_many_bad_files_stop_the_run(rows, tmp_path: Path):
+    one = stream(broken(rows, 6, tmp_path), BatchLayout(8), BadFiles(0.2, 12))
+    with pytest.raises(TooManyBadFilesError, match=r"3 of the 12 audio files .* 0\.2 allows") as e:
+        list(one.steps(0, 9))
+    assert "broken.wav" in str(e.value) or "gone" in str(e.value)
+
+
+def test_a_disk_that_is_not_there_is_noticed(rows, tmp_path: Path):
+    one = stream(broken(rows, len(rows), tmp_path), BatchLayout(8), BadFiles(1.0, 1000))
+    with pytest.raises(NatureLMError, match="20 draws in a row"):
+        list(one.steps(0, 1))
+
+
+def test_many_bad_files_among_very_many_are_noticed_early():
+    bad = BadFiles(0.01, 1_000_000)
+    bad.tried(Clip(str(i)) for i in range(1000))
+    for i in range(19):
+        bad.add(AudioError(str(i), "broken"))
+    with pytest.raises(TooManyBadFilesError, match="20 of the first 1000"):
+        bad.add(AudioError("19", "broken"))
+
+
+def test_the_store_reads_once_and_keeps_to_its_limit():
+    read: list[Clip] = []
+
+    def reader(clip: Clip) -> np.ndarray:
+        read.append(clip)
+        return np.zeros(1000, np.float32)
+
+    store = AudioStore(reader, cache_bytes=8000)
+    for name in ("a", "a", "b", "c", "a", "c"):
+        store.read(Clip(name))
+    assert [clip.path for clip in read] == ["a", "b", "c", "a"]
+    with pytest.raises(ValueError, match="read-only"):
+        store.read(Clip("c"))[0] = 1

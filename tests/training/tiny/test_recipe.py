@@ -1,0 +1,130 @@
+"""Tables, evaluation and card of the embedded model; the whole recipe in short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from NatureLM.config import load_config
+from NatureLM.errors import NatureLMError
+from NatureLM.training.tiny.card import write_card
+from NatureLM.training.tiny.evaluate import Item, questions, score
+from NatureLM.training.tiny.recipe import Recipe, Run
+from NatureLM.training.tiny.sounds import Clip, read_clips, training_clips
+from NatureLM.training.tiny.tables import audio_rows, text_rows, write_rows
+from NatureLM.training.tiny.text import wordings
+
+
+def clip(label: str, split: str, dataset: str = "animals", family: str = "f") -> Clip:
+    from NatureLM.training.tiny.text.species import source
+
+    heard = source(label)
+    path = Path(f"{label}-{split}-{family}.flac")
+    return Clip(path, label, heard.group, heard.scientific, family, split, dataset)
+
+
+CLIPS = [
+    clip("Dog", "train"),
+    clip("Cat", "train"),
+    clip("Cat", "train", family="g"),
+    clip("Rain", "fold1", "esc10"),
+    clip("Dog", "test"),
+    clip("Monkey", "test"),
+    clip("Rain", "fold4", "esc10"),
+    clip("Dog", "fold5", "esc10"),
+    clip("Spring Peeper", "unseen"),
+]
+
+
+def test_only_training_splits_are_learnt_from() -> None:
+    assert {c.split for c in training_clips(CLIPS)} == {"train", "fold1"}
+    assert {c.split for c in training_clips(CLIPS, "fold1")} == {"train"}
+
+
+def test_audio_rows_cover_every_family_and_balance_classes() -> None:
+    rows = list(audio_rows(training_clips(CLIPS), 0, balance=1.0))
+    assert {row["task"] for row in rows} == set(wordings.SEEN)
+    common: dict[str, float] = {}
+    for row in rows:
+        assert row["prompt"]
+        assert len(set(row["prompt"])) == len(row["prompt"])
+        if row["task"] == wordings.COMMON:
+            common[row["answer"]] = common.get(row["answer"], 0) + row["weight"]
+    assert common["Cat"] == pytest.approx(common["Dog"], rel=1e-4)
+    assert "None" in common, "rain has no common name of an animal"
+    rain = [r for r in rows if "Rain" in r["path"]]
+    assert {r["answer"] for r in rain if r["task"] == wordings.SOUND} == {"Rain"}
+    assert {tuple(r["labels"]) for r in rain if "labels" in r} == {("Rain",), ("None",)}
+    assert rows == list(audio_rows(training_clips(CLIPS), 0, balance=1.0))
+
+
+def test_tables_are_written_as_lines(tmp_path: Path) -> None:
+    assert write_rows(text_rows(20, 3), tmp_path / "a" / "text.jsonl") == 20
+    lines = (tmp_path / "a" / "text.jsonl").read_text().splitlines()
+    assert {"prompt", "answer", "task", "dataset"} == set(json.loads(lines[0]))
+
+
+def test_questions_ask_about_the_right_clips() -> None:
+    asked = questions(CLIPS, "test", "fold4")
+    assert [item.truth for item in asked["common name"][1]] == ["Dog", "Monkey"]
+    assert [item.truth for item in asked["scientific name"][1]] == ["Canis familiaris"]
+    assert [item.truth for item in asked["group, unseen species"][1]] == ["frog"]
+    assert [item.truth for item in asked["what makes the sound"][1]] == ["Rain"]
+    assert [item.truth for item in asked["no animal in it"][1]] == ["none"]
+    assert sorted(item.truth for item in asked["yes or no"][1]) == ["No", "No", "Yes", "Yes"]
+    taught = {"Cat", "Dog"}
+    for item in asked["choice from all names"][1]:
+        assert all(name in item.query for name in taught)
+
+
+def test_scores_and_card(tmp_path: Path) -> None:
+    items = [Item(CLIPS[4], "?", "Dog"), Item(CLIPS[5], "?", "Monkey")]
+    result = score("common name", "test", items, ["Dog", "Dog"])
+    assert result.accuracy.value == 0.5
+    assert result.chance == 0.5
+    assert "0.500" in result.line()
+    write_card(
+        tmp_path, [result], clips=4, minutes=2.0, parameters=5_000_000, command="make tiny", seed=1
+    )
+    card = (tmp_path / "README.md").read_text()
+    for text in ("karolpiczak/ESC-10", "BEANS-Zero", "| common name (test) | 2 | 0.500 [", "Rain"):
+        assert text in card
+
+
+def test_missing_data_and_configs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NatureLMError, match=r"metadata\.csv"):
+        read_clips(tmp_path)
+    with pytest.raises(NatureLMError, match=r"text\.yml"):
+        Run(Recipe.short(), tmp_path, tmp_path / "out", tmp_path)
+
+
+def test_configurations_are_those_of_training() -> None:
+    text = load_config(Path("configs/tiny/text.yml"))
+    audio = load_config(Path("configs/tiny/audio.yml"))
+    assert text.run is not None
+    assert text.run.task == "text"
+    assert audio.model.freeze_llama, "the base stays what alpha 0 is"
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_short_recipe_makes_a_model_and_reuses_its_stages(
+    tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from NatureLM.infer import Pipeline
+
+    def run() -> Path:
+        return Run(Recipe.short(), shared_dir / "data", tmp_path, Path("configs/tiny")).run()
+
+    folder = run()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    assert size < 20e6
+    assert str(tmp_path) not in (folder / "config.json").read_text()
+    sample = sorted(Path("assets").glob("*.flac"))[0]
+    (answer,) = Pipeline(folder)([sample], "What makes the sound in the audio?")
+    assert answer.startswith("#0.00s")
+    capsys.readouterr()
+    run()
+    assert capsys.readouterr().out.count("reused") == 3
