@@ -148,8 +148,8 @@ def test_every_page_can_be_found_from_the_index() -> None:
     assert not [name for name in names if name != "README.md" and f"({name})" not in index]
 
 
-def test_the_configuration_page_is_up_to_date() -> None:
-    script = ROOT / "scripts" / "config_reference.py"
+def test_generated_parts_are_up_to_date() -> None:
+    script = ROOT / "scripts" / "reference_pages.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA_SUFFIXES = {".json", ".safetensors", ".typed", ".yml", ".yaml", ".md", ".csv", ".txt", ".html"}
+DATA_SUFFIXES = {
+    ".json",
+    ".safetensors",
+    ".jinja",
+    ".typed",
+    ".yml",
+    ".md",
+    ".csv",
+    ".txt",
+    ".html",
+}
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -98,3 +109,11 @@ def test_the_package_is_the_installed_one(environment: Path, tmp_path: Path) -> 
     code = "import NatureLM; print(NatureLM.__file__)"
     where = run(environment / "python", "-c", code, cwd=tmp_path).stdout.strip()
     assert Path(where).is_relative_to(environment.parent)
+
+
+def test_the_embedded_model_answers_from_the_wheel(environment: Path, tmp_path: Path) -> None:
+    recording = ROOT / "assets" / "synthetic_american_toad.flac"
+    question = "What makes the sound in the audio?"
+    run(environment / "naturelm", "infer", recording, "--query", question, cwd=tmp_path)
+    (row,) = (tmp_path / "inference_output.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(row)["text"]

@@ -1,0 +1,93 @@
+# Everything a newcomer needs: `make demo`, `make test`. All targets: `make help`.
+#
+# PYTHON=python3.12   builds .venv with that Python (default: the one .venv has, else python3)
+# TORCH_INDEX_URL=…   takes torch from that package index, such as PyTorch's own with CPU builds
+# WORKERS=4           test processes (default 2)
+
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(firstword $(wildcard $(BIN)/python) python3)
+endif
+
+# Stamps carry a checksum of all that decides what is installed, so nothing is installed twice.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+KEY := $(VERSION)-$(firstword $(shell { cat pyproject.toml constraints.txt; pwd; } | cksum))
+CORE := $(VENV)/.made/core-$(KEY)
+TOOLS := $(VENV)/.made/tools-$(KEY)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+# One thread per process: the processes share the cores. Nothing in the tests may use the network.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+
+.PHONY: help demo test lint format test-slow parity docs install tools constraints clean distclean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(CORE)  ## Ask the embedded model about the sample recordings in assets/
+	@$(BIN)/naturelm infer --cfg-path configs/inference.yml --audio-path assets --overwrite \
+		--query "What makes the sound in the audio?" --output-path demo_output/answers.jsonl
+
+test: lint  ## All checks and all tests but the slow ones
+	$(PYTEST) -n $(WORKERS)
+
+lint: $(TOOLS)  ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(TOOLS)  ## Let ruff mend and format the code
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+test-slow: $(TOOLS)  ## The tests that take minutes
+	$(PYTEST) -m "slow and not gpu"
+
+parity: $(TOOLS)  ## Print how far the model is from the reference's numbers
+	$(PYTEST) -m parity -s tests/models
+
+docs: $(TOOLS)  ## Bring the generated parts of README and docs/ up to date
+	$(BIN)/python scripts/reference_pages.py
+	NATURELM_UPDATE_PAGES=1 $(PYTEST) -q tests/project/test_pages.py
+
+install: $(CORE)  ## .venv with the package, exact versions
+
+tools: $(TOOLS)  ## The same with the test tools
+
+$(CORE):
+	@test -n "$(VERSION)" || { echo "make: $(PYTHON) does not run; name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: NatureLM needs Python 3.10 or newer and $(PYTHON) is $(VERSION); name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@if ! $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null; then \
+		echo "Making $(VENV) with Python $(VERSION)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@echo "Installing NatureLM into $(VENV) (torch is large: the first time takes minutes)"
+ifdef TORCH_INDEX_URL
+	@$(INSTALL) --index-url "$(TORCH_INDEX_URL)" --no-deps torch
+endif
+	@$(INSTALL) hatchling editables
+	@$(INSTALL) --no-build-isolation --editable .
+	@rm -rf $(VENV)/.made && mkdir -p $(VENV)/.made && touch $@
+
+$(TOOLS): $(CORE)
+	@echo "Installing the test tools into $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+constraints:  ## Pin every dependency anew (needs uv and the network)
+	@printf '%s\n' '# Exact versions of all that the extras and the tests need, on Python 3.10 and newer.' \
+		'# Made by `make constraints`.' > constraints.new
+	@uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras \
+		--no-annotate --no-header --quiet >> constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## Remove caches, builds and the demo's output
+	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find NatureLM tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove .venv too
+	rm -rf $(VENV)
