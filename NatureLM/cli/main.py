@@ -12,10 +12,13 @@ NATURELM_VERBS = {
     "convert": Verb(
         "NatureLM.cli.convert:convert", "Turn an old .pth checkpoint into safetensors."
     ),
+    "merge": Verb("NatureLM.cli.merge:merge", "Write the adapter into the weights of a model."),
 }
 
 BEANS_VERBS = {
     "info": Verb("NatureLM.cli.beans_info:info", "Show the components of BEANS-Zero."),
+    "score": Verb("NatureLM.cli.beans_score:score", "Score answers, ours or anybody's."),
+    "compare": Verb("NatureLM.cli.beans_compare:compare", "Compare two runs sample by sample."),
 }
 
 naturelm_app = group(

@@ -6,15 +6,17 @@ scaling the low-rank update (Model Merging, arXiv 2511.05171): `W + α · scale 
 and adapters with a scale of their own stay right.
 
 The active α lives in a context variable: it ends with its `with` block, also after an exception,
-and other threads do not see it.
+and other threads do not see it. So does the active profile: a recipe as numbers, one for each LoRA
+layer and adapter, which the active α multiplies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -23,26 +25,67 @@ from torch import Tensor, nn
 from NatureLM.errors import UsageError
 
 Alpha = float | Sequence[float] | Tensor
+PEFT_PREFIX = "base_model.model."
+"""Stands before a module's name when PEFT has wrapped the model."""
 
-_active_alpha: ContextVar[float | Tensor] = ContextVar("naturelm_alpha", default=1.0)
+OWN_ADAPTER = "default"
+"""What PEFT calls the model's own adapter; others act only where a profile names them."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How strongly each adapter acts at each place, for a model whose adapters are attached.
+
+    `factors` maps (place, adapter) to a number; what is not in it does not act.
+    """
+
+    factors: Mapping[tuple[str, str], float]
+
+    def factor(self, place: str, adapter: str) -> float:
+        """The factor of an adapter's stored scale at a place."""
+        return self.factors.get((place, adapter), 0.0)
+
+
+_active_alpha: ContextVar[float | Tensor | None] = ContextVar("naturelm_alpha", default=None)
+_active_profile: ContextVar[Profile | None] = ContextVar("naturelm_profile", default=None)
 
 
 class AlphaScaling(dict[str, float]):
-    """PEFT's scale per adapter; reading an entry gives it times the active α."""
+    """PEFT's scale per adapter; reading an entry gives it times the active α and profile.
+
+    `place` is the layer's name in the language model (`model.layers.0.self_attn.q_proj`).
+    """
+
+    def __init__(self, scales: Mapping[str, float], place: str = "") -> None:
+        super().__init__(scales)
+        self.place = place
+        self.folded = False
 
     def __getitem__(self, adapter: str) -> float | Tensor:  # type: ignore[override]
-        return super().__getitem__(adapter) * _active_alpha.get()
+        if self.folded:
+            raise UsageError(
+                f"the adapter at {self.place} is folded into the weights, and switching it on "
+                "again would count it twice; unfold the model first"
+            )
+        alpha = _active_alpha.get()
+        return self.stored(adapter) * self._factor(adapter) * (1.0 if alpha is None else alpha)
 
     def stored(self, adapter: str) -> float:
         """The adapter's own scale, whatever α is active."""
         return super().__getitem__(adapter)
 
+    def _factor(self, adapter: str) -> float:
+        profile = _active_profile.get()
+        if profile is None:
+            return 1.0 if adapter == OWN_ADAPTER else 0.0
+        return profile.factor(self.place, adapter)
 
-def install(language_model: nn.Module) -> None:
-    """Make every LoRA layer of a model read its scale through the active α."""
-    for module in language_model.modules():
+
+def install(model: nn.Module) -> None:
+    """Make every LoRA layer of a model read its scale through the active α and profile."""
+    for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and not isinstance(module.scaling, AlphaScaling):
-            module.scaling = AlphaScaling(module.scaling)
+            module.scaling = AlphaScaling(module.scaling, name.removeprefix(PEFT_PREFIX))
 
 
 @contextmanager
@@ -55,6 +98,21 @@ def active_alpha(alpha: float | Tensor) -> Iterator[None]:
         yield
     finally:
         _active_alpha.reset(token)
+
+
+@contextmanager
+def active_profile(profile: Profile | None) -> Iterator[None]:
+    """Within the block, adapters act as `profile` says (None: the model's own, everywhere)."""
+    token = _active_profile.set(profile)
+    try:
+        yield
+    finally:
+        _active_profile.reset(token)
+
+
+def asked_for() -> tuple[float | Tensor | None, Profile | None]:
+    """The α and the profile that are active here; None for each that nobody has set."""
+    return _active_alpha.get(), _active_profile.get()
 
 
 def alpha_per_row(alpha: Alpha, rows: int) -> list[float]:
@@ -78,3 +136,16 @@ def as_row_scale(
     if len(set(alphas)) == 1:
         return alphas[0]
     return torch.tensor(list(alphas), device=device, dtype=dtype)
+
+
+def extrapolation_note(alphas: float | Sequence[float]) -> str | None:
+    """One sentence for α outside 0 to 1, which is allowed; None if there is nothing to say."""
+    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
+    outside = sorted({value for value in values if not 0 <= value <= 1})
+    if not outside:
+        return None
+    listed = ", ".join(f"{value:g}" for value in outside[:4]) + (", …" if outside[4:] else "")
+    return (
+        f"alpha {listed} lies outside 0 to 1: this extrapolates beyond the base (0) and the "
+        "adapted model (1), where answers may fall apart"
+    )

@@ -15,13 +15,13 @@ def set_counts(
 ) -> ClassCounts:
     """Counts for each label from counts for each cell of a true and a predicted set.
 
-    counts: (..., cells); true, predicted: whether the sets of a cell hold a label, (cells, labels)
+    counts: (cells, ...); true, predicted: whether the sets of a cell hold a label, (cells, labels)
     """
     counts = np.asarray(counts, dtype=np.float64)
     return ClassCounts(
-        counts @ true.astype(np.float64),
-        counts @ predicted.astype(np.float64),
-        counts @ (true & predicted).astype(np.float64),
+        true.T.astype(np.float64) @ counts,
+        predicted.T.astype(np.float64) @ counts,
+        (true & predicted).T.astype(np.float64) @ counts,
     )
 
 
@@ -39,18 +39,18 @@ def macro_scores(per_class: ClassCounts, samples: Floats) -> dict[str, Floats]:
 
 
 def average_precision(per_class: ClassCounts, samples: Floats) -> Floats:
-    """Area under the steps of precision over recall for each label, (..., labels).
+    """Area under the steps of precision over recall for each label, (labels, ...).
 
     Answers hold a label or not, so there are two thresholds: what was named, and everything. All
     samples that tie are added at once, which makes the value independent of their order.
     """
-    prevalence = share(per_class.true, np.asarray(samples, dtype=np.float64)[..., None])
+    prevalence = share(per_class.true, np.broadcast_to(samples, per_class.true.shape))
     recall = per_class.recall
     return recall * per_class.precision + (1 - recall) * prevalence
 
 
 def _mean(per_class: ClassCounts, values: Floats) -> Floats:
     occurs = per_class.true > 0
-    total = np.where(occurs, values, 0.0).sum(axis=-1)
+    total = np.where(occurs, values, 0.0).sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return np.asarray(total / occurs.sum(axis=-1))
+        return np.asarray(total / occurs.sum(axis=0))

@@ -1,18 +1,18 @@
 """Many bootstrap resamples at once.
 
 Clusters are drawn with replacement (Field and Welsh 2007, see `bootstrap`). Samples that look the
-same to a metric (same truth, same answer) fall into one cell, so a resample is a row of cell counts
+same to a metric (same truth, same answer) fall into one cell, so a resample is a column of counts
 and a metric of all resamples is a little array arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 1000
@@ -21,21 +21,37 @@ _BLOCK = 4_000_000  # numbers held at a time
 
 
 def multiplicities(
-    clusters: int, resamples: int = RESAMPLES, seed: int = 0, width: int | None = None
+    clusters: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> Iterator[npt.NDArray[np.int32]]:
-    """How often each cluster is drawn, block by block: (some resamples, clusters).
+    """How often each cluster is drawn, block by block: (clusters, some resamples).
 
     The draws depend on the number of clusters and the seed only, so two sets of answers to the same
-    samples meet the same resamples. width: numbers that the caller makes of a resample.
+    samples meet the same resamples.
     """
+    if clusters * resamples <= _BLOCK:
+        yield _remembered(clusters, resamples, seed)
+    else:
+        yield from _drawn(clusters, resamples, seed)
+
+
+@lru_cache(maxsize=1)
+def _remembered(clusters: int, resamples: int, seed: int) -> npt.NDArray[np.int32]:
+    blocks = list(_drawn(clusters, resamples, seed))
+    drawn = np.ascontiguousarray(np.concatenate(blocks, axis=1))
+    drawn.setflags(write=False)
+    return drawn
+
+
+def _drawn(clusters: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
     rng = np.random.default_rng(seed)
-    step = max(1, _BLOCK // max(clusters, width or 0, 1))
+    step = max(1, _BLOCK // 4 // clusters)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, clusters, (rows, clusters))
-        drawn += np.arange(rows)[:, None] * clusters
+        drawn *= rows
+        drawn += np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * clusters)
-        yield counts.reshape(rows, clusters).astype(np.int32)
+        yield counts.reshape(clusters, rows).astype(np.int32)
 
 
 def cell_counts(
@@ -44,8 +60,8 @@ def cell_counts(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Iterator[Ints]:
-    """How many samples of each resample fall into each cell: blocks (some resamples, cells).
+) -> Iterator[npt.NDArray[np.int32]]:
+    """How many samples of each resample fall into each cell: blocks (cells, some resamples).
 
     cells, clusters: numbers from 0 of each sample's cell and cluster, none left out, (samples,)
     """
@@ -53,11 +69,13 @@ def cell_counts(
     pairs, repeated = np.unique(cells.astype(np.int64) * n_clusters + clusters, return_counts=True)
     starts = np.unique(pairs // n_clusters, return_index=True)[1]
     members = pairs % n_clusters
-    for drawn in multiplicities(n_clusters, resamples, seed, width=len(pairs)):
-        weights = drawn[:, members]
-        if repeated.max() > 1:
-            weights = weights * repeated.astype(np.int32)
-        yield np.add.reduceat(weights, starts, axis=1, dtype=np.int64)
+    step = max(1, _BLOCK // len(pairs))
+    for drawn in multiplicities(n_clusters, resamples, seed):
+        for start in range(0, drawn.shape[1], step):
+            weights = drawn[members, start : start + step]
+            if repeated.max() > 1:
+                weights = weights * repeated[:, None].astype(np.int32)
+            yield np.add.reduceat(weights, starts, axis=0)
 
 
 def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:

@@ -73,10 +73,12 @@ class NatureLMConfig(PreTrainedConfig):
 
     lora: bool = True
     lora_rank: int = 32
-    lora_alpha: int = 32
+    lora_alpha: int | float = 32
     lora_dropout: float = 0.1
     lora_target_modules: list[str] | None = None
     use_rslora: bool = False
+    lora_rank_pattern: dict[str, int] | None = None  # PEFT's: layers with a rank or alpha of
+    lora_alpha_pattern: dict[str, int | float] | None = None  # their own
 
     prompt_template: str = PROMPT_TEMPLATE
     max_txt_len: int = 160
@@ -84,7 +86,11 @@ class NatureLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
-            self.text_config = AutoConfig.for_model(**self.text_config)
+            # where it was read from is a place on one machine, and would be written with it
+            text = {k: v for k, v in self.text_config.items() if k != "_name_or_path"}
+            self.text_config = AutoConfig.for_model(**text)
+        if self.text_config is not None:
+            self.text_config.name_or_path = ""  # a folder of the machine it was made on
         for name, schema in _SCHEMAS.items():
             values = _checked(name, schema, getattr(self, name) or {})
             setattr(self, name, values.model_dump())

@@ -25,10 +25,11 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.generate import generate_ids
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.splice import check_placeholders, splice
-from NatureLM.merging.scaling import Alpha, active_alpha, alpha_per_row, as_row_scale, install
+from NatureLM.merging.scaling import Alpha, active_alpha, as_row_scale, install
 from NatureLM.models.beats import BEATs
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
+from NatureLM.models.mergeable import Mergeable
 from NatureLM.models.processing import NatureLMProcessor
 from NatureLM.models.qformer import QFormer
 
@@ -39,7 +40,7 @@ _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
 
 
-class NatureLM(PreTrainedModel):
+class NatureLM(Mergeable, PreTrainedModel):
     """The audio-language model: `from_pretrained` loads one, a bare config gives random weights.
 
     `model.processor` holds the tokenizer and the prompt template.
@@ -212,7 +213,7 @@ class NatureLM(PreTrainedModel):
         prompts: Sequence[str],
         audios: Sequence[Sequence[Any]],
         *,
-        alpha: Alpha = 1.0,
+        alpha: Alpha | None = None,
         options: GenerationOptions | None = None,
         eos_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
@@ -231,7 +232,7 @@ class NatureLM(PreTrainedModel):
         prompts: Sequence[str],
         audios: Sequence[Sequence[Any]],
         *,
-        alpha: Alpha = 1.0,
+        alpha: Alpha | None = None,
         **options: Any,
     ) -> list[str]:
         """Answer each prompt.
@@ -239,21 +240,15 @@ class NatureLM(PreTrainedModel):
         `prompts` are complete texts (the template already around them; `processor.render` does
         it). `audios[i]` lists the clips for the placeholders of `prompts[i]`: waveforms (samples,)
         at the model's sample rate, or encoded audio (Q, D) from `encode_audio`. `alpha` is one
-        number or one per prompt. `options` are those of `GenerationOptions`. An answer never
-        depends on the other prompts of the call.
+        number or one per prompt (by default 1, or what the model is folded at). `options` are
+        those of `GenerationOptions`. An answer never depends on the other prompts of the call.
         """
         ids = self.generate_ids(prompts, audios, alpha=alpha, options=GenerationOptions(**options))
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
-    def _alphas(self, alpha: Alpha, rows: int) -> list[float]:
-        alphas = alpha_per_row(alpha, rows)
-        if not self.config.lora and any(value != 1.0 for value in alphas):
-            raise UsageError("this model has no LoRA adapter (it was merged); alpha must be 1")
-        return alphas
-
     # -- training ---------------------------------------------------------------------------
 
-    def loss(self, batch: dict[str, Any], alpha: Alpha = 1.0) -> LossOutput:
+    def loss(self, batch: dict[str, Any], alpha: Alpha | None = None) -> LossOutput:
         """Cross-entropy over the answer tokens of a batch.
 
         `batch` holds `prompts` (complete texts), `audios` (clips for their placeholders) and
@@ -293,6 +288,7 @@ class NatureLM(PreTrainedModel):
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        adapter: str | Path | None = None,
     ) -> NatureLM:
         """Load a model by name (`naturelm-tiny`), folder or Hugging Face id.
 
@@ -300,12 +296,19 @@ class NatureLM(PreTrainedModel):
         differ from the base language model) and that of `save_pretrained`. `llama_path` says
         where the base is, if not where the checkpoint says. `dtype` is that of all weights; by
         default float32, and on accelerators bfloat16 for the language model, as published.
+        `adapter` names a folder (or Hub id) in PEFT's format, or another NatureLM checkpoint,
+        whose LoRA adapter takes the place of the model's own; every α then scales that one.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
         from NatureLM.models.checkpoint.load import load_model
 
         return load_model(
-            path_or_id, llama_path=llama_path, revision=revision, dtype=dtype, device=device
+            path_or_id,
+            llama_path=llama_path,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            adapter=adapter,
         )
 
     def save_pretrained(  # type: ignore[override]
@@ -314,6 +317,7 @@ class NatureLM(PreTrainedModel):
         """Write config, tokenizer and safetensors (sharded above `max_shard_size`) to a folder."""
         from NatureLM.models.checkpoint.save import save_model
 
+        self._check_savable()
         save_model(self, Path(save_directory), max_shard_size=max_shard_size)
 
 
@@ -321,10 +325,12 @@ def _with_lora(language_model: PreTrainedModel, config: NatureLMConfig) -> PeftM
     adapter = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=cast(int, config.lora_alpha),
         lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_target_modules or ()),
         use_rslora=config.use_rslora,
+        rank_pattern=config.lora_rank_pattern or {},
+        alpha_pattern=config.lora_alpha_pattern or {},
     )
     with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)

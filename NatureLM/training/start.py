@@ -15,12 +15,12 @@ from NatureLM.errors import ConfigError
 from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.load import (
+    build_on_meta,
     fill_slot,
     find_stored,
     needs_base,
-    restore_computed_buffers,
-    build_on_meta,
     reference_config,
+    restore_computed_buffers,
 )
 from NatureLM.models.checkpoint.names import part_dtype, slots
 from NatureLM.models.checkpoint.tensors import index_folder, read_header

@@ -41,6 +41,7 @@ print(json.dumps([code, [name for name in heavy if name in sys.modules]]), file=
         ("naturelm", ["--version"]),
         ("naturelm", ["infer", "--help"]),
         ("naturelm", ["convert", "--help"]),
+        ("naturelm", ["merge", "--help"]),
         ("naturelm", ["models", "--help"]),
         ("naturelm", ["train", "--help"]),
         ("beans", ["--help"]),
@@ -65,7 +66,7 @@ def test_every_verb_is_listed_and_there() -> None:
         assert name in result.stdout
         assert verb.summary.split(".")[0] in " ".join(result.stdout.split())
         assert callable(verb.function())
-    assert set(NATURELM_VERBS) == {"infer", "models", "train", "convert"}
+    assert set(NATURELM_VERBS) == {"infer", "models", "train", "convert", "merge"}
     assert set(BEANS_VERBS) == {"info"}
     for verb in BEANS_VERBS.values():
         assert callable(verb.function())

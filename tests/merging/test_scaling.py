@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,7 +16,16 @@ from torch import Tensor
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.options import GenerationOptions
-from NatureLM.merging.scaling import AlphaScaling, active_alpha, alpha_per_row
+from NatureLM.infer import Pipeline
+from NatureLM.merging.scaling import (
+    AlphaScaling,
+    Profile,
+    active_alpha,
+    active_profile,
+    alpha_per_row,
+    asked_for,
+    extrapolation_note,
+)
 from NatureLM.models import NatureLM
 
 PROMPTS = ("What is it?", "Caption the audio.")
@@ -134,3 +145,75 @@ def test_a_model_without_adapter_takes_only_one(build_model: Any) -> None:
     prompt = model.processor.render("What is it?")
     with pytest.raises(UsageError, match="alpha must be 1"):
         model.generate([prompt], [[torch.zeros(160000)]], alpha=0.5)
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    alphas=st.lists(st.floats(-1, 2), min_size=2, max_size=3),
+    order=st.lists(st.integers(0, 2), min_size=4, max_size=9),
+    failing=st.integers(0, 2),
+)
+def test_interleaved_requests_leave_nothing_to_each_other(
+    alphas: list[float],
+    order: list[int],
+    failing: int,
+    nano: NatureLM,
+    nano_waveforms: dict[str, Tensor],
+) -> None:
+    """Requests that take turns, one of which breaks off, answer as they do alone."""
+    pipeline = Pipeline(nano)
+    wavs = [wav.numpy() for wav in nano_waveforms.values()]
+
+    def request(alpha: float) -> Iterator[Any]:
+        return pipeline.windows(
+            wavs, "What is it?", alpha=alpha, batch_size=1, num_beams=1, max_new_tokens=3
+        )
+
+    alone = [[result.text for result in request(alpha)] for alpha in alphas]
+    running = [request(alpha) for alpha in alphas]
+    got: list[list[str]] = [[] for _ in alphas]
+    for turn in order:
+        turn %= len(alphas)
+        if turn == failing:
+            running[turn].close()
+        result = next(running[turn], None)
+        if result is not None:
+            got[turn].append(result.text)
+    for texts, wanted in zip(got, alone, strict=True):
+        assert texts == wanted[: len(texts)]
+    assert asked_for() == (None, None)
+    assert [result.text for result in request(alphas[0])] == alone[0]
+
+
+@given(alphas=st.lists(st.floats(-1, 2), max_size=4), error=st.booleans())
+def test_blocks_end_whatever_happens_in_them(alphas: list[float], error: bool) -> None:
+    profile = Profile({("q", "default"): 0.5})
+    try:
+        with ExitStack() as blocks:
+            for alpha in alphas:
+                blocks.enter_context(active_alpha(alpha))
+                blocks.enter_context(active_profile(profile))
+                assert asked_for() == (alpha, profile)
+                with active_profile(None):
+                    assert asked_for() == (alpha, None)
+            if error:
+                raise RuntimeError("on purpose")
+    except RuntimeError:
+        pass
+    assert asked_for() == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "says"),
+    [
+        (1.0, None),
+        ([0.0, 0.5, 1.0], None),
+        (1.5, "alpha 1.5 lies outside 0 to 1"),
+        ([0.5, -1, 2, 2], "alpha -1, 2 lies outside"),
+    ],
+)
+def test_extrapolation_gets_a_note(alphas: Any, says: str | None) -> None:
+    note = extrapolation_note(alphas)
+    assert note is None if says is None else says in note

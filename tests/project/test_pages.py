@@ -59,15 +59,15 @@ def test_blocks_run_as_a_reader_would_run_them(page: Path, workplace: Path) -> N
 def run(block: Block) -> str:
     """Standard output of a block, which must succeed.
 
-    The README's commands are run by a shell, as they stand there. Those of other pages, and all
-    Python, run in this process, because every new one takes seconds to import torch.
+    Python and calls of our own programs run in this process, because every new one takes seconds
+    to import torch; a block with any other command is run by a shell.
     """
     if block.language == "python":
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
         return printed.getvalue()
     calls = [program_call(words) for words in commands(block)]
-    if block.page.name == "README.md" or None in calls:
+    if None in calls:
         return shell(block)
     return "".join(call_here(call, block) for call in calls if call)
 

@@ -6,18 +6,28 @@ cast block by block (`tensors.py`).
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from NatureLM.models.checkpoint.errors import CheckpointError, FitReport
 from NatureLM.models.checkpoint.fingerprint import fingerprint
-from NatureLM.models.checkpoint.names import Slot, base_name, is_unused, part_dtype, slots
+from NatureLM.models.checkpoint.names import (
+    LANGUAGE_MODEL_PREFIXES,
+    Slot,
+    base_name,
+    is_unused,
+    part_dtype,
+    slots,
+)
 from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder
 from NatureLM.models.checkpoint.where import find_base, find_checkpoint
 from NatureLM.models.configuration import REFERENCE_ONLY, NatureLMConfig
@@ -29,6 +39,51 @@ if TYPE_CHECKING:
 _building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint before its tensors are read: where it lies, what it says, what it holds."""
+
+    checkpoint: Path
+    base: Path
+    llama_path: str | Path | None
+    config: NatureLMConfig
+    tokenizer: PreTrainedTokenizerBase
+    stored: dict[str, StoredTensor]
+    own_layout: bool
+
+
+def open_checkpoint(
+    path_or_id: str | Path, *, llama_path: str | Path | None = None, revision: str | None = None
+) -> Opened:
+    """Find a checkpoint of any layout and read its configuration, tokenizer and headers."""
+    checkpoint = find_checkpoint(path_or_id, revision=revision)
+    values = read_config(checkpoint)
+    own_layout = values.get("model_type") == NatureLMConfig.model_type
+    llama_path = llama_path or values.get("llama_path")
+    if own_layout:
+        base = checkpoint
+        config = NatureLMConfig.from_dict(values)
+        tokenizer = _tokenizer(base)
+    else:
+        base = find_base(llama_path, checkpoint, weights=False)
+        config, tokenizer = reference_config(values, base)
+    stored = index_folder(checkpoint)
+    return Opened(checkpoint, base, llama_path, config, tokenizer, stored, own_layout)
+
+
+def choose_tensors(
+    opened: Opened, model_slots: list[Slot], stored: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The file tensor for every slot by its stored name, from the checkpoint or its base.
+
+    Unused ones may be absent. Raises CheckpointError with one report of all that does not fit.
+    """
+    base_stored: dict[str, StoredTensor] = {}
+    if not opened.own_layout and any(needs_base(slot, stored) for slot in model_slots):
+        base_stored = index_folder(find_base(opened.llama_path, opened.checkpoint, weights=True))
+    return _match(model_slots, stored, base_stored, source=str(opened.checkpoint))
+
+
 def load_model(
     path_or_id: str | Path,
     *,
@@ -36,39 +91,72 @@ def load_model(
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    adapter: str | Path | None = None,
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
     where = torch.device(device or "cpu")
     as_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    checkpoint = find_checkpoint(path_or_id, revision=revision)
-    values = read_config(checkpoint)
-    own_layout = values.get("model_type") == NatureLMConfig.model_type
-    if own_layout:
-        base = checkpoint
-        config = NatureLMConfig.from_dict(values)
-        tokenizer = _tokenizer(base)
+    opened = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
+    stored = opened.stored
+    adapter_files: tuple[Path, ...] = ()
+    if adapter is None:
+        model = build_on_meta(opened.config, opened.tokenizer)
     else:
-        base = find_base(llama_path or values.get("llama_path"), checkpoint, weights=False)
-        config, tokenizer = reference_config(values, base)
-    stored = index_folder(checkpoint)
-    model = build_on_meta(config, tokenizer)
+        model, stored, adapter_files = with_adapter(opened, adapter)
     model_slots = slots(model)
-    base_stored: dict[str, StoredTensor] = {}
-    if not own_layout and any(_needs_base(slot, stored) for slot in model_slots):
-        base = find_base(llama_path or values.get("llama_path"), checkpoint, weights=True)
-        base_stored = index_folder(base)
-    chosen = _match(model_slots, stored, base_stored, source=str(checkpoint))
+    chosen = choose_tensors(opened, model_slots, stored)
     for slot in model_slots:
         target = part_dtype(slot.stored_name, as_dtype, where)
-        _fill(slot, chosen.get(slot.stored_name), target, where)
-    _restore_computed_buffers(model, where)
-    if (base / "generation_config.json").is_file():
-        model.language_model.generation_config = GenerationConfig.from_pretrained(base)
+        fill_slot(slot, chosen.get(slot.stored_name), target, where)
+    restore_computed_buffers(model, where)
+    if (opened.base / "generation_config.json").is_file():
+        model.language_model.generation_config = GenerationConfig.from_pretrained(opened.base)
     model.name_or_path = str(path_or_id)
     used = {tensor.path for tensor in chosen.values()}
-    model.fingerprint = fingerprint([checkpoint / "config.json", *used])
+    model.fingerprint = fingerprint([opened.checkpoint / "config.json", *used, *adapter_files])
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def with_adapter(
+    opened: Opened, adapter: str | Path
+) -> tuple[NatureLM, dict[str, StoredTensor], tuple[Path, ...]]:
+    """A model on the meta device with the adapter of another folder in place of its own, the
+    tensors by the names that it knows them by, and the adapter's files."""
+    from NatureLM.merging.layers import linear_shapes
+    from NatureLM.models.checkpoint.adapters import configure_adapter, open_adapter
+
+    plain = build_on_meta(without_lora(opened.config), None)
+    found = open_adapter(adapter, linear_shapes(plain.language_model))
+    config = configure_adapter(opened.config, found, linear_shapes(plain.language_model))
+    model = build_on_meta(config, opened.tokenizer)
+    stored = rename_language_model(opened.stored, slots(model))
+    for target, layer in found.layers.items():
+        for part, tensor in (("A", layer.a), ("B", layer.b)):
+            stored[f"{LANGUAGE_MODEL_PREFIXES[0]}{target}.lora_{part}.default.weight"] = tensor
+    return model, stored, found.files
+
+
+def without_lora(config: NatureLMConfig) -> NatureLMConfig:
+    """The configuration of the same model with its adapter merged, or left out."""
+    plain = copy.deepcopy(config)
+    plain.lora = False
+    return plain
+
+
+def rename_language_model(
+    stored: dict[str, StoredTensor], model_slots: list[Slot]
+) -> dict[str, StoredTensor]:
+    """Stored tensors under the names of a model with another adapter, or none; without LoRA's.
+
+    What PEFT wraps goes by other names than what it does not.
+    """
+    wanted = {base_name(name): slot.stored_name for slot in model_slots for name in slot.names}
+    return {
+        wanted.get(base_name(name), name) if base_name(name) else name: tensor
+        for name, tensor in stored.items()
+        if ".lora_" not in name
+    }
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -135,7 +223,7 @@ def build_on_meta(config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase | N
         return NatureLM(config, processor)
 
 
-def _needs_base(slot: Slot, stored: dict[str, StoredTensor]) -> bool:
+def needs_base(slot: Slot, stored: dict[str, StoredTensor]) -> bool:
     if any(name in stored for name in slot.names):
         return False
     return any(base_name(name) is not None for name in slot.names)
@@ -151,7 +239,7 @@ def _match(
     report = FitReport(source)
     chosen: dict[str, StoredTensor] = {}
     for slot in model_slots:
-        tensor = _lookup(slot, stored, base_stored)
+        tensor = find_stored(slot, stored, base_stored)
         if tensor is None:
             if not is_unused(slot.stored_name):
                 report.missing.append(slot.stored_name)
@@ -166,7 +254,7 @@ def _match(
     return chosen
 
 
-def _lookup(
+def find_stored(
     slot: Slot, stored: dict[str, StoredTensor], base_stored: dict[str, StoredTensor]
 ) -> StoredTensor | None:
     for name in slot.names:
@@ -188,7 +276,7 @@ def _fits_but_rows(tensor: StoredTensor, slot: Slot) -> bool:
     return tensor.shape[1:] == slot.shape[1:]
 
 
-def _fill(
+def fill_slot(
     slot: Slot, tensor: StoredTensor | None, dtype: torch.dtype, device: torch.device
 ) -> None:
     if tensor is None:  # unused by the computation; present so that names and shapes are whole
@@ -197,18 +285,22 @@ def _fill(
         else:
             slot.fill(torch.zeros(slot.shape, dtype=dtype, device=device))
         return
-    value = tensor.read(dtype, device)
-    rows = slot.shape[0] if slot.shape else 0
+    slot.fill(fit_rows(tensor.read(dtype, device), slot.shape))
+
+
+def fit_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of the base with as many rows as the model has, which `[PAD]` changes."""
+    rows = shape[0] if shape else 0
     if value.ndim and value.shape[0] > rows:
-        value = value[:rows].clone()
-    elif value.ndim and value.shape[0] < rows:
+        return value[:rows].clone()
+    if value.ndim and value.shape[0] < rows:
         # A mean row's logit never exceeds the best one, so that [PAD] is not generated.
         mean = value.float().mean(dim=0, keepdim=True).to(value)
-        value = torch.cat([value, mean.expand(rows - value.shape[0], -1)])
-    slot.fill(value)
+        return torch.cat([value, mean.expand(rows - value.shape[0], -1)])
+    return value
 
 
-def _restore_computed_buffers(model: NatureLM, device: torch.device) -> None:
+def restore_computed_buffers(model: NatureLM, device: torch.device) -> None:
     """Buffers that no file holds (rotary frequencies) are computed by the language model's code."""
     for module in model.modules():
         absent = [

@@ -36,6 +36,11 @@ _DTYPES = {
 }
 
 
+def dtype_code(dtype: torch.dtype) -> str:
+    """What safetensors calls a dtype; KeyError for one that it does not know."""
+    return {kind: code for code, kind in _DTYPES.items()}[dtype]
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies: its file, dtype, shape and first byte."""

@@ -34,7 +34,7 @@ def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> P
             f"{path} is a file; give the folder that holds config.json and model.safetensors"
         )
     name = entry.source if entry is not None else str(path_or_id)
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         raise CheckpointError(_not_found(name))
     return download(name, revision, [*_CONFIG_FILES, *_WEIGHT_FILES])
 
@@ -51,7 +51,7 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
     for candidate in (checkpoint / named, Path(named)):
         if candidate.is_dir():
             return candidate
-    if not _is_hub_id(str(named)):
+    if not is_hub_id(str(named)):
         raise CheckpointError(
             f"the base language model {str(named)!r} is neither a folder (looked in {checkpoint} "
             "and the working folder) nor a Hugging Face id; give llama_path"
@@ -60,7 +60,8 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
     return download(str(named), None, patterns)
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name looks like owner/name."""
     parts = name.split("/")
     return len(parts) == 2 and all(
         part and part.strip(".") and not part.startswith("~") for part in parts

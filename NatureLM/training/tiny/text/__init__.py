@@ -1,0 +1,1 @@
+"""Generated instruction text: the questions and answers that the language model learns from."""

@@ -167,7 +167,7 @@ def _parse(table: str) -> tuple[Source, ...]:
     for line in table.strip().splitlines():
         name, scientific, group, phrases, caption = line.split("|")
         if not caption:
-            article = "An" if name[0] in "AEIO" else "A"
+            article = "An" if name[0] in "AEIOU" and not name.startswith("Eu") else "A"
             caption = f"{article} {name} calls."
         out.append(Source(name, scientific, group, tuple(phrases.split(";")), caption))
     return tuple(out)

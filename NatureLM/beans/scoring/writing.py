@@ -1,0 +1,130 @@
+"""Scores as files: `metrics.json`, and tables as CSV and, where pyarrow is there, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from NatureLM.beans.scoring.results import ClassRow, ConfusionRow
+from NatureLM.beans.scoring.scores import Scores
+from NatureLM.errors import UsageError
+
+ERROR_COLUMNS = ("file", "line", "kind", "message")
+
+
+def write_scores(scores: Scores, folder: str | Path, settings: Mapping[str, Any]) -> list[Path]:
+    """Write everything into the folder, over what an earlier scoring left; returns the files.
+
+    metrics.json: the records. per_class and confusion: tables. errors.csv: lines left out.
+    scoring.json: `settings`, kinds of errors and remarks.
+    """
+    folder = Path(folder)
+    _make(folder)
+    written = [write_json(scores.records(), folder / "metrics.json")]
+    for name, kind in (("per_class", ClassRow), ("confusion", ConfusionRow)):
+        columns = [*_key_columns(scores.by), "protocol", *kind.__dataclass_fields__]
+        written += write_table(folder / name, columns, list(_rows(scores, kind)))
+    problems = scores.problems
+    errors = [(one.path, one.line, one.kind, one.message) for one in problems.found]
+    written.append(write_csv(folder / "errors.csv", ERROR_COLUMNS, errors))
+    about = {**settings, "errors": problems.kinds(), "remarks": scores.remarks}
+    written.append(write_json(about, folder / "scoring.json"))
+    return written
+
+
+def write_folder_json(content: Any, folder: str | Path, name: str) -> Path:
+    """Write JSON into a folder, which is made where it is not there."""
+    _make(Path(folder))
+    return write_json(content, Path(folder) / name)
+
+
+def write_json(content: Any, path: Path) -> Path:
+    """Write JSON; what is not a number becomes null."""
+    text = json.dumps(_without_nan(content), ensure_ascii=False, indent=1, allow_nan=False)
+    return _write(path, _encoded(text) + b"\n")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Path]:
+    """`path`.csv, and `path`.parquet where pyarrow is installed."""
+    written = [write_csv(path.with_name(path.name + ".csv"), columns, rows)]
+    try:
+        arrow: Any = import_module("pyarrow")
+        parquet: Any = import_module("pyarrow.parquet")
+    except ImportError:
+        return written
+    values = [_of_one_type([row[i] for row in rows]) for i in range(len(columns))]
+    stream = io.BytesIO()
+    table = arrow.table(dict(zip(columns, values, strict=True)))
+    parquet.write_table(table, stream)
+    return [*written, _write(path.with_name(path.name + ".parquet"), stream.getvalue())]
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
+    """A table with a line of column names, UTF-8."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return _write(path, _encoded(stream.getvalue()))
+
+
+def _rows(scores: Scores, kind: type[ClassRow] | type[ConfusionRow]) -> Iterator[tuple[Any, ...]]:
+    names = list(kind.__dataclass_fields__)
+    for group in scores.groups:
+        samples = group.samples
+        rows = samples.class_rows() if kind is ClassRow else samples.confusion_rows()
+        for row in rows:
+            yield (*group.key, group.protocol, *(getattr(row, name) for name in names))
+
+
+def _key_columns(by: Sequence[str]) -> list[str]:
+    return ["dataset", *by]
+
+
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """Columns of a Parquet file have one type: numbers stay numbers, mixed ones become texts."""
+    types = {type(value) for value in values if value is not None}
+    if types == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    if types and types <= {int, bool, float}:
+        return values
+    return [None if value is None else _encoded(str(value)).decode() for value in values]
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; halves of characters, which JSON can hold, are escaped."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """All of the file or nothing."""
+    waiting = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        waiting.write_bytes(data)
+        waiting.replace(path)
+    except OSError as error:
+        waiting.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    return path

@@ -1,0 +1,137 @@
+"""`naturelm merge`: a model with its adapter written into the weights, as a plain checkpoint."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from NatureLM.errors import UsageError
+
+_WHAT = "What to merge"
+_OUTPUT = "Output"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def merge(
+    output_path: Annotated[
+        Path,
+        typer.Option(help="Folder for the merged model.", rich_help_panel=_OUTPUT),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "naturelm-tiny",
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            "--alpha",
+            "--merging-alpha",
+            help="Share of the adapter: 0 is the base language model, 1 the adapted one.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file that says how much of which adapter goes where, in place of --alpha.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder with an adapter in PEFT's format, in place of the model's own.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    llama_path: Annotated[
+        str | None,
+        typer.Option(
+            help="Base language model, where it is not where the checkpoint says.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="Precision of the written weights; auto keeps what each is stored in.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = "auto",
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest file, such as 500MB.", rich_help_panel=_OUTPUT)
+    ] = "5GB",
+    as_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--as-adapter",
+            help="Write only what is added to the base, as one adapter in PEFT's format.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the model in that folder.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+) -> None:
+    """Write a model with its adapter merged into the weights: one folder that loads without PEFT.
+
+    naturelm merge --alpha 0.4 --output-path merged
+    """
+    from NatureLM.merging.recipe import Recipe, load_recipe
+
+    if (alpha is None) == (recipe is None):
+        raise UsageError("say how much to merge: give either --alpha or --recipe")
+    if alpha is not None and not math.isfinite(alpha):
+        raise UsageError(f"--alpha is {alpha:g}, and it must be a finite number")
+    if as_adapter and (overwrite or dtype != "auto"):
+        raise UsageError("--as-adapter takes neither --overwrite nor --dtype")
+    if dtype not in _DTYPES:
+        raise UsageError(f"--dtype is {dtype!r}, and it must be one of {', '.join(_DTYPES)}")
+    if not re.fullmatch(r"[1-9]\d*\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
+        raise UsageError(
+            f"--max-shard-size is {max_shard_size!r}, and it must be a size such as 500MB or 5GB"
+        )
+    chosen = load_recipe(recipe) if recipe is not None else Recipe(alpha=alpha or 0.0)
+
+    import torch
+
+    from NatureLM.merging.scaling import extrapolation_note
+    from NatureLM.models.checkpoint.export import export_adapter, export_merged
+
+    note = extrapolation_note(chosen.values())
+    if note is not None:
+        typer.echo(f"Note: {note}.", err=True)
+    if as_adapter:
+        export_adapter(model, output_path, chosen, adapter=adapter, llama_path=llama_path)
+        typer.echo(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
+        return
+    done = export_merged(
+        model,
+        output_path,
+        chosen,
+        adapter=adapter,
+        llama_path=llama_path,
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        max_shard_size=max_shard_size.replace(" ", "").upper(),
+        overwrite=overwrite,
+        report=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(
+        f"{output_path}: merged, {done.changed} matrices changed. "
+        f"Use it with: naturelm infer --model {output_path}"
+    )

@@ -1,0 +1,237 @@
+"""Recipes: what to merge and how strongly, as YAML checked into typed data.
+
+alpha: 0.6                    # everywhere; a list is a gradient from first to last layer
+rules:                        # where several fit, the last one counts
+  - layers: [0, 7]            # first and last, both included
+    modules: [q, k]           # or full names: self_attn.q_proj
+    alpha: [0.0, 0.6]         # a gradient over these layers
+adapters:                     # without this, the model's own
+  - path: own
+    weight: 0.7
+  - path: adapters/frogs      # a folder in PEFT's format
+    weight: 0.3
+method: linear                # or ties, dare (with density; dare with a seed)
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from NatureLM.config.problems import as_error, show
+from NatureLM.config.section import Section, Text
+from NatureLM.config.source import KeyPath, Source, read_yaml
+from NatureLM.config.tree import dotted
+
+OWN = "own"
+"""The path that stands for the model's own adapter."""
+
+Strength = float | tuple[float, ...]
+"""α at all layers, or a gradient: values spread evenly over them, straight lines between."""
+
+_STRENGTH = "a number, or a list of at least two numbers (a gradient over the layers)"
+
+
+def _strength(value: Any) -> Strength:
+    if _is_number(value):
+        return float(value)
+    if isinstance(value, (list, tuple)) and len(value) >= 2 and all(map(_is_number, value)):
+        return tuple(float(one) for one in value)
+    raise ValueError(f"it must be {_STRENGTH}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _layer_range(value: Any) -> tuple[int, int]:
+    whole = [type(one) is int and one >= 0 for one in value] if isinstance(value, list) else []
+    if len(whole) == 2 and all(whole) and value[0] <= value[1]:
+        return (value[0], value[1])
+    if type(value) is int and value >= 0:
+        return (value, value)
+    if isinstance(value, tuple):  # already checked
+        return _layer_range(list(value))
+    raise ValueError("it must be a layer (from 0), or [first, last] with both included")
+
+
+_AS_DATA = PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value)
+
+
+class Rule(Section):
+    """α for some layers, some modules or both; without `layers` all, without `modules` all."""
+
+    layers: Annotated[tuple[int, int] | None, PlainValidator(_layer_range), _AS_DATA] = None
+    modules: Annotated[list[Text] | None, Field(min_length=1)] = Field(
+        default=None,
+        json_schema_extra={"allowed": "a list of names such as q, v_proj or self_attn.o_proj"},
+    )
+    alpha: Annotated[Strength, PlainValidator(_strength), _AS_DATA] = Field(
+        json_schema_extra={"allowed": _STRENGTH}
+    )
+
+
+class RecipeAdapter(Section):
+    """An adapter that takes part, and its weight in the sum."""
+
+    path: Text = Field(
+        default=OWN, json_schema_extra={"allowed": "a folder, or own for the model's own adapter"}
+    )
+    weight: float = Field(default=1.0, json_schema_extra={"allowed": "a finite number"})
+
+
+class Recipe(Section):
+    """A whole recipe; `Recipe(alpha=0.4)` is plain merging at 0.4."""
+
+    alpha: Annotated[Strength, PlainValidator(_strength), _AS_DATA] = 1.0
+    rules: list[Rule] = Field(
+        default=[],
+        json_schema_extra={"allowed": "a list of sections with the keys layers, modules, alpha"},
+    )
+    adapters: Annotated[list[RecipeAdapter], Field(min_length=1)] = Field(
+        default=[RecipeAdapter()],
+        json_schema_extra={"allowed": "a list of sections with keys path, weight; at least one"},
+    )
+    method: Literal["linear", "ties", "dare"] = Field(
+        default="linear", json_schema_extra={"allowed": "one of linear, ties, dare"}
+    )
+    density: Annotated[float | None, Field(gt=0, le=1)] = Field(
+        default=None,
+        json_schema_extra={"allowed": "a number above 0 and at most 1"},
+        validate_default=True,
+    )
+    seed: Annotated[int | None, Field(ge=0)] = Field(
+        default=None, json_schema_extra={"allowed": "a whole number, at least 0"}
+    )
+
+    @field_validator("adapters")
+    @classmethod
+    def _each_once(cls, adapters: list[RecipeAdapter]) -> list[RecipeAdapter]:
+        paths = [one.path for one in adapters]
+        for i, path in enumerate(paths):
+            if path in paths[:i]:
+                raise ValueError(f"{path} is in the list twice; add the weights up in one entry")
+        return adapters
+
+    @field_validator("density")
+    @classmethod
+    def _density_fits(cls, value: float | None, info: ValidationInfo) -> float | None:
+        method = info.data.get("method")
+        if method in ("ties", "dare") and value is None:
+            raise ValueError(f"method {method} needs a density, such as 0.5")
+        if method == "linear" and value is not None:
+            raise ValueError("method linear keeps everything; leave density out")
+        weights = [one.weight for one in info.data.get("adapters", [])]
+        if method == "ties" and any(weight <= 0 for weight in weights):
+            raise ValueError("method ties needs weights above 0")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_fits(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("method") != "dare":
+            raise ValueError("only method dare draws random numbers; leave seed out")
+        return value
+
+    @property
+    def is_own_only(self) -> bool:
+        """Whether the model's own adapter, unweighted, is all that takes part."""
+        return self.method == "linear" and self.adapters == [RecipeAdapter()]
+
+    def values(self) -> list[float]:
+        """Every α that the recipe names, for notes about them."""
+        found: list[float] = []
+        for strength in (self.alpha, *(rule.alpha for rule in self.rules)):
+            found += [strength] if isinstance(strength, float) else strength
+        return found
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe of a YAML file; adapters' relative paths count from the file's folder, if there
+    is such a folder there, else from the working folder.
+
+    Raises ConfigError with all problems: file, key, line, value and what is allowed.
+    """
+    path = Path(path)
+    source = read_yaml(path)
+    recipe = parse_recipe(source)
+    adapters = [_located(one, path.parent) for one in recipe.adapters]
+    return recipe.model_copy(update={"adapters": adapters})
+
+
+def parse_recipe(source: Source) -> Recipe:
+    """The recipe of plain data; raises ConfigError with all problems."""
+    try:
+        return Recipe.model_validate(source.data)
+    except ValidationError as error:
+        problems: dict[str, None] = {}
+        for detail in error.errors(include_url=False):
+            problems[_problem(detail, source)] = None
+        raise as_error(source.name, list(problems)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, without what is at its default."""
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(
+        {"alpha": data.pop("alpha", 1.0), **data}, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def _located(adapter: RecipeAdapter, folder: Path) -> RecipeAdapter:
+    beside = folder / adapter.path
+    if adapter.path == OWN or not beside.is_dir():
+        return adapter
+    return adapter.model_copy(update={"path": str(beside)})
+
+
+_SECTIONS: dict[str, type[Section]] = {"rules": Rule, "adapters": RecipeAdapter}
+
+
+def _problem(detail: Any, source: Source) -> str:
+    path: KeyPath = tuple(detail["loc"])
+    section = _SECTIONS[str(path[0])] if len(path) > 2 and path[0] in _SECTIONS else Recipe
+    place = _place(path, source)
+    if detail["type"] == "extra_forbidden":
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(path[-1]).lower(), known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        value = show(detail["input"])
+        return f"{place}: unknown key{hint} (keys here: {', '.join(known)}); its value is {value}"
+    # below a key stand only items of a list, which the key's text covers
+    key = next((str(part) for part in reversed(path) if part in section.model_fields), None)
+    extra = section.model_fields[key].json_schema_extra if key is not None else None
+    allowed = extra.get("allowed") if isinstance(extra, dict) else None
+    if detail["type"] == "missing":
+        return f"{place}: missing; it must be {allowed}"
+    if detail["type"] == "value_error":
+        reason = str(detail["ctx"]["error"])
+        if detail["input"] is None or isinstance(detail["input"], dict):
+            return f"{place}: {reason}"
+        return f"{place}: {show(_plain(detail['input']))} is not allowed: {reason}"
+    return f"{place}: {show(detail['input'])} is not allowed; it must be {allowed or detail['msg']}"
+
+
+def _place(path: KeyPath, source: Source) -> str:
+    line = source.lines.get(path)
+    return dotted(path) if line is None else f"{dotted(path)} (line {line})"
+
+
+def _plain(value: Any) -> Any:
+    return (
+        [one.model_dump() if isinstance(one, Section) else one for one in value]
+        if isinstance(value, list)
+        else value
+    )

@@ -1,0 +1,97 @@
+"""Exporting a merged model, folding one, and answering folded: time and peak memory.
+
+    python benchmarks/merging.py [--gigabytes 2.1] [--folder FOLDER]
+
+Generates a random float32 checkpoint of the asked size (see loading.py) with an adapter on q, k, v
+and o, then measures in fresh processes. Memory is the peak resident size above what the imports
+take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from loading import make_checkpoint
+
+_EXPORT = """
+import json, re, sys, time
+from NatureLM.merging.recipe import Recipe
+from NatureLM.models.checkpoint.export import export_merged
+source, out = sys.argv[1:3]
+status = lambda: open("/proc/self/status").read()
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status())[1]) * 1024
+before, start = peak(), time.perf_counter()
+done = export_merged(source, out, Recipe(alpha=0.4), max_shard_size="500MB")
+print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak() - before,
+                  "weights": done.weight_bytes}))
+"""
+_FOLD = """
+import json, sys, time
+import torch
+from NatureLM.merging.scaling import active_alpha
+from NatureLM.models import NatureLM
+model = NatureLM.from_pretrained(sys.argv[1])
+language_model = model.language_model
+ids = torch.randint(0, 30000, (4, 1))
+def seconds(repeats=20):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with torch.inference_mode(), active_alpha(0.4):
+            language_model(input_ids=ids)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[repeats // 2]
+seconds(3)
+runtime = seconds()
+start = time.perf_counter()
+state = model.fold(0.4)
+fold = time.perf_counter() - start
+kept = state.kept_bytes
+folded = seconds()
+start = time.perf_counter()
+model.unfold()
+print(json.dumps({"runtime": runtime, "folded": folded, "fold": fold, "kept": kept,
+                  "unfold": time.perf_counter() - start}))
+"""
+
+
+def measure(code: str, *arguments: object) -> dict[str, float]:
+    """Run a program in a fresh process; what it prints last."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=2.1)
+    parser.add_argument("--folder", type=Path, default=None, help="keep the checkpoint here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary) / "source"
+        if not (folder / "model.safetensors").is_file():
+            make_checkpoint(folder, options.gigabytes)
+        export = measure(_EXPORT, folder, Path(temporary) / "merged")
+        print(
+            f"export: {export['weights'] / 1e9:.2f} GB in shards of 0.5 GB, "
+            f"{export['seconds']:.1f} s, peak {export['peak'] / 1e9:.3f} GB above the imports"
+        )
+        fold = measure(_FOLD, folder)
+        print(
+            f"fold: {fold['fold']:.2f} s, unfold {fold['unfold'] * 1e3:.1f} ms, "
+            f"{fold['kept'] / 1e9:.2f} GB of originals kept"
+        )
+        print(
+            f"one decoding step of 4 rows: {fold['runtime'] * 1e3:.1f} ms with the adapter, "
+            f"{fold['folded'] * 1e3:.1f} ms folded"
+        )
+
+
+if __name__ == "__main__":
+    main()

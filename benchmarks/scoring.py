@@ -1,0 +1,92 @@
+"""Time and peak memory of `beans score`, intervals and tables included.
+
+    python benchmarks/scoring.py [--answers FILE --scientific-names FILE] [--protocol paper]
+
+Without files it makes answers as many and as long as those published for `cbi`: 3,620 clips, 3
+queries, 11 values of α, 263 labels; a third of them are sentences that name no label. Each protocol
+is scored in fresh processes, and the median is shown. Time of the processor is that of all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CLIPS, QUERIES, ALPHAS, LABELS = 3620, 3, 11, 263
+
+
+def make_answers(folder: Path) -> tuple[Path, Path]:
+    """Random answers and names; both files."""
+    rng = np.random.default_rng(0)
+    syllables = ["ar", "bo", "ce", "di", "el", "fu", "ga", "hi", "jo", "ku", "li", "mo", "ni"]
+
+    def words(count: int) -> str:
+        return " ".join("".join(rng.choice(syllables, 3)) for _ in range(count))
+
+    names = {words(2).title(): words(2).capitalize() for _ in range(LABELS)}
+    common = sorted(names)
+    kinds = [str, names.__getitem__, lambda label: f"{names[label]} : {label}"]
+    path, map_path = folder / "answers.jsonl.gz", folder / "names.json"
+    map_path.write_text(json.dumps(names))
+    with gzip.open(path, "wt", compresslevel=3) as lines:
+        for query in range(QUERIES):
+            for step in range(ALPHAS):
+                for clip in range(CLIPS):
+                    label = common[clip % len(common)]
+                    heard = common[rng.integers(len(common))] if clip % 2 else label
+                    answer = words(25) if clip % 3 == 0 else kinds[query](heard)
+                    row = {"prediction": answer, "label": label, "id": f"clip{clip}"}
+                    row |= {"dataset_name": "cbi", "lora_scale": step / 10, "query": query}
+                    lines.write(json.dumps(row) + "\n")
+    return path, map_path
+
+
+def measure(answers: Path, names: Path, protocol: str) -> tuple[float, float, float]:
+    """Seconds, seconds of the processor, and peak MB of one run in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", "from NatureLM.cli.main import beans; beans()", "score"]
+        command += [str(answers), "--protocol", protocol, "--by", "query,lora_scale"]
+        command += ["--output-path", folder, "--scientific-names", str(names)]
+        command += ["--names", "query=1:scientific", "--names", "query=2:both"]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+
+
+def main() -> None:
+    """Run and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--answers", type=Path, help="a file of answers to score instead")
+    parser.add_argument("--scientific-names", type=Path, help="the names of its labels")
+    parser.add_argument("--protocol", action="append", help="may be given several times")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if (options.answers is None) != (options.scientific_names is None):
+        parser.error("--answers and --scientific-names go together")
+    with tempfile.TemporaryDirectory() as folder:
+        files = options.answers, options.scientific_names
+        if options.answers is None:
+            files = make_answers(Path(folder))
+        print(f"{'protocol':12s} {'seconds':>8s} {'processor s':>12s} {'peak MB':>8s}")
+        for protocol in options.protocol or ["beans-zero", "paper", "mention", "strict"]:
+            runs = [measure(*files, protocol) for _ in range(options.rounds)]
+            seconds, used, peak = (statistics.median(one) for one in zip(*runs, strict=True))
+            print(f"{protocol:12s} {seconds:8.1f} {used:12.1f} {peak:8.0f}")
+
+
+if __name__ == "__main__":
+    main()

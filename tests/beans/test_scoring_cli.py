@@ -1,0 +1,394 @@
+"""`beans score` from files to files, and what it says about files that are wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from NatureLM.cli import main
+
+Row = Callable[..., dict[str, Any]]
+Write = Callable[..., Path]
+Ran = tuple[int, str, str]
+
+
+@pytest.fixture
+def beans(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """Runs `beans` with words; exit code, output and errors."""
+
+    def run(*words: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["beans", *map(str, words)])
+        code: Any = 0
+        try:
+            main.beans()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def good_rows(row: Row, n: int = 12, **more: Any) -> list[dict[str, Any]]:
+    names = ["Killer Whale", "Narwhal", "Walrus"]
+    return [row(i, names[i % 3], names[i % 3 if i % 4 else 0], **more) for i in range(n)]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_writes_records_and_tables(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    rows = good_rows(make_row) + good_rows(make_row, query=1, lora_scale=0.5)
+    path, out = write_answers(rows, "a.jsonl.gz"), tmp_path / "made" / "here"
+    code, printed, _ = beans(
+        "score", path, "--protocol", "strict", "--by", "query,lora_scale", "--output-path", out
+    )
+    assert code == 0, printed
+    first, second = records(out)
+    keys = ("dataset", "query", "lora_scale", "protocol", "n", "accuracy", "top1", "errors")
+    assert [first[key] for key in keys] == ["watkins", 0, 1.0, "strict", 12, 10 / 12, 10 / 12, 0]
+    assert (second["query"], second["lora_scale"]) == (1, 0.5)
+    assert set(first["intervals"]) == {"accuracy", "precision", "recall", "f1", "top1"}
+    assert first["intervals"] == second["intervals"]
+    assert first["baselines"]["majority"]["accuracy"] == pytest.approx(4 / 12)
+    assert (first["clusters"], first["cluster_by"]) == (12, "sample")
+    classes = [line for line in table(out / "per_class.csv") if line["query"] == "0"]
+    walrus = next(line for line in classes if line["label"] == "Walrus")
+    assert (walrus["support"], walrus["correct"], walrus["recall"]) == ("4", "3", "0.75")
+    cells = table(out / "confusion.csv")
+    assert sum(int(cell["count"]) for cell in cells) == 24
+    assert {c["predicted"] for c in cells if c["label"] == "Narwhal"} == {"Narwhal", "Killer Whale"}
+    assert table(out / "errors.csv") == []
+    assert "0.833 [" in printed
+    assert json.loads((out / "scoring.json").read_text())["protocols"] == ["strict"]
+
+
+def test_parquet_tables_are_the_csv_tables(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = good_rows(make_row) + good_rows(make_row, query="named \ud800", lora_scale=None)
+    assert beans("score", write_answers(rows), "--output-path", tmp_path)[0] == 0
+    for name in ("per_class", "confusion"):
+        stored = parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        assert [
+            {key: "" if value is None else str(value) for key, value in line.items()}
+            for line in stored
+        ] == table(tmp_path / f"{name}.csv")
+
+
+def test_grouping_as_rows_have_columns(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    rows = good_rows(make_row, window=2) + good_rows(make_row, window=10)
+    path = write_answers(rows)
+    assert beans("score", path, "--output-path", tmp_path, "--by", "window")[0] == 0
+    assert [(one["window"], one["query"]) for one in records(tmp_path)] == [(2, None), (10, None)]
+    ours = [
+        {"text": r["prediction"], "output": r["label"], "id": r["id"], "dataset_name": "watkins"}
+        for r in good_rows(make_row)
+    ]
+    path = write_answers([one | {"merging_alpha": 0.4} for one in ours], "ours.jsonl")
+    assert beans("score", path, "--output-path", tmp_path)[0] == 0
+    [record] = records(tmp_path)
+    assert (record["lora_scale"], record["query"], record["n"]) == (0.4, None, 12)
+
+
+def test_clusters_are_the_recordings_where_rows_have_them(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    rows = [one | {"recording": f"r{i // 4}"} for i, one in enumerate(good_rows(make_row, 40))]
+    assert beans("score", write_answers(rows), "--output-path", tmp_path)[0] == 0
+    assert [(r["clusters"], r["cluster_by"]) for r in records(tmp_path)] == [(10, "recording")]
+    del rows[3]["recording"]
+    assert beans("score", write_answers(rows), "--output-path", tmp_path)[0] == 0
+    assert [(r["clusters"], r["cluster_by"]) for r in records(tmp_path)] == [(40, "sample")]
+    code, _, said = beans(
+        "score", write_answers(rows), "--output-path", tmp_path, "--cluster", "recording"
+    )
+    assert code == 1
+    assert "answers.jsonl:4: the column 'recording' of --cluster has no value" in said
+
+
+def test_detection_and_captions(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    answers = [
+        ("Gibbon duet", "Gibbon duet"),
+        ("Gibbon duet, Single pulse gibbon call", "Single pulse gibbon ca"),
+        ("None", "Nothing here"),
+        ("Single pulse gibbon call", "Howler monkey, Gibbon duet"),
+    ]
+    rows = [make_row(i, *pair, dataset_name="gibbons") for i, pair in enumerate(answers)]
+    said = ["a wolf howls at night", "rain falls on a lake"]
+    rows += [make_row(i, text, said[0], dataset_name="captioning") for i, text in enumerate(said)]
+    rows += [make_row(0, "Tok", "tok", dataset_name="our bats", task="classification")]
+    code, _, warned = beans("score", write_answers(rows), "--output-path", tmp_path)
+    assert code == 0, warned
+    captions, gibbons, bats = records(tmp_path)
+    assert gibbons["accuracy"] == 0.5
+    assert gibbons["precision"] == pytest.approx((1 / 2 + 1) / 2)
+    assert gibbons["recall"] == pytest.approx(1 / 2)
+    assert gibbons["f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert gibbons["map"] == pytest.approx((0.25 + 0.25 + 0.5 + 0.25) / 2)
+    assert gibbons["baselines"]["majority"]["recall"] == pytest.approx(1 / 2)
+    assert captions["cider"] == pytest.approx(5)
+    assert captions["cider_benchmark"] == pytest.approx(0.5)
+    assert (captions["spice"], captions["f1"]) == (None, None)
+    assert "SPICE is left out because" in warned
+    assert (bats["dataset"], bats["accuracy"]) == ("our bats", 1.0)
+    assert "Gibbon duet" in {line["label"] for line in table(tmp_path / "per_class.csv")}
+
+
+def test_labels_given_are_candidates_and_the_only_ones_allowed(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    rows = [make_row(0, "Walrus", "Walrush"), make_row(1, "Narwhal", "Narwhal")]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("Walrus\nNarwhal\n\nWalrush\n")
+    args = ("score", write_answers(rows), "--output-path", tmp_path)
+    assert beans(*args)[0] == 0
+    assert records(tmp_path)[0]["accuracy"] == 1.0
+    assert beans(*args, "--labels", labels)[0] == 0
+    assert records(tmp_path)[0]["accuracy"] == 0.5
+    labels.write_text("Walrus\nNarval\n")
+    code, _, said = beans(*args, "--labels", labels)
+    assert code == 1
+    assert "answers.jsonl:2: the label 'Narwhal' is not among those of --labels" in said
+    assert "did you mean 'Narval'?" in said
+
+
+def test_labels_without_a_scientific_name_are_no_candidates(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    rows = [make_row(0, "Walrus", "Harp Seal"), make_row(1, "Narwhal", "Harp Seal", query=1)]
+    (tmp_path / "labels.txt").write_text("Walrus\nNarwhal\nHarp Seal\n")
+    names = {"Walrus": "Odobenus rosmarus", "Narwhal": "Monodon monoceros"}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    code, _, said = beans(
+        *("score", write_answers(rows), "--output-path", tmp_path, "--names", "query=1:both"),
+        *("--labels", tmp_path / "labels.txt", "--scientific-names", tmp_path / "names.json"),
+    )
+    assert code == 0
+    assert "left out where it is asked for: Harp Seal" in said
+    answered = {cell["query"]: cell["predicted"] for cell in table(tmp_path / "confusion.csv")}
+    assert answered["0"] == "Harp Seal"
+    assert answered["1"] in ("Odobenus rosmarus : Walrus", "Monodon monoceros : Narwhal")
+
+
+def test_sets_of_labels_are_renamed_one_by_one(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    more = {"dataset_name": "dcase"}
+    rows = [
+        make_row(0, "Ovenbird, Veery", "Catharus fuscescens, Seiurus aurocapilla", **more),
+        make_row(1, "None", "None", **more),
+    ]
+    names = {"Ovenbird": "Seiurus aurocapilla", "Veery": "Catharus fuscescens"}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    words = ("--names", "query=0:scientific", "--scientific-names", tmp_path / "names.json")
+    assert beans("score", write_answers(rows), "--output-path", tmp_path, *words)[0] == 0
+    assert [(one["accuracy"], one["f1"]) for one in records(tmp_path)] == [(1.0, 1.0)]
+
+
+BAD_LINES = {
+    "no JSON": ("{'id': 1}", "is no JSON (", "not JSON"),
+    "a list": ("[1, 2]", "holds a JSON list", "not JSON"),
+    "bytes": ('{"id": "\udcff"}', "is no UTF-8 text", "not JSON"),
+    "no label": ({"label": ...}, "the key 'label' is missing", "missing key"),
+    "no prediction": ({"prediction": ...}, "the key 'prediction' is missing", "missing key"),
+    "no id": ({"id": ...}, "the key 'id' is missing", "missing key"),
+    "no data set": ({"dataset_name": ...}, "the key 'dataset_name' is missing", "missing key"),
+    "no query": ({"query": ...}, "the key 'query' is missing", "missing key"),
+    "null answer": ({"prediction": None}, "the answer is null", "null answer"),
+    "error of the run": (
+        {"prediction": None, "error": "bad.wav: empty"},
+        "bad.wav: empty",
+        "no answer",
+    ),
+    "number as answer": ({"prediction": 3}, "the answer is 3; a text is needed", "wrong value"),
+    "null label": ({"label": None}, "label is null", "wrong value"),
+    "empty label": ({"label": " "}, "label is empty", "wrong value"),
+    "list as label": ({"label": ["Walrus"]}, "label is ['Walrus']", "wrong value"),
+    "list as id": ({"id": [1]}, "id is [1]", "wrong value"),
+    "endless number": ('{"id": ' + "9" * 5000 + "}", "cannot be read as JSON", "not JSON"),
+    "large number": ({"lora_scale": 10**400}, "lora_scale is 1000", "wrong value"),
+    "not a number": ({"lora_scale": float("nan")}, "lora_scale is nan", "wrong value"),
+    "truth value": ({"query": True}, "query is True", "wrong value"),
+    "unknown data set": ({"dataset_name": "watkin"}, "did you mean 'watkins'?", "unknown dataset"),
+    "duplicate id": ({"id": "s000"}, "'s000' is there twice, the first time at", "duplicate id"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_lines_are_named_and_counted(
+    name: str, beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    change, message, kind = BAD_LINES[name]
+    bad: Any = change
+    if isinstance(change, dict):
+        made = make_row(99, "Walrus", "Walrus") | change
+        bad = {key: value for key, value in made.items() if value is not ...}
+    rows = good_rows(make_row)
+    path = write_answers([*rows[:4], bad, *rows[4:]])
+    args = ("score", path, "--output-path", tmp_path, "--protocol", "strict")
+    code, _, said = beans(*args)
+    assert code == 1
+    assert f"{path}:5: " in said
+    assert message in said
+    assert "--on-error skip" in said
+    assert not (tmp_path / "metrics.json").exists()
+    code, _, said = beans(*args, "--on-error", "skip")
+    assert code == 0
+    assert f"{path}:5: " in said
+    assert f"1 × {kind}" in said
+    [record] = records(tmp_path)
+    assert (record["n"], record["errors"]) == (12, 1)
+    assert record["accuracy"] == pytest.approx(10 / 12)
+    [error] = table(tmp_path / "errors.csv")
+    assert (error["file"], error["line"], error["kind"]) == (str(path), "5", kind)
+
+
+def test_damaged_gzip_is_named_with_its_line(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    # Random ids do not compress, so that half of the file is about half of the lines.
+    rows = [one | {"note": os.urandom(64).hex()} for one in good_rows(make_row, 400)]
+    path = write_answers(rows, "half.jsonl.gz")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    args = ("score", path, "--output-path", tmp_path)
+    code, _, said = beans(*args)
+    assert code == 1
+    assert "half.jsonl.gz:" in said
+    assert "damaged or cut short" in said
+    assert beans(*args, "--on-error", "skip")[0] == 0
+    [record] = records(tmp_path)
+    assert 100 < record["n"] < 300
+    assert record["errors"] == 1
+    path.write_bytes(b"no gzip data")
+    code, _, said = beans(*args)
+    assert (code, "half.jsonl.gz:1: the gzip data is damaged" in said) == (1, True)
+    flipped = bytearray(gzip.compress(json.dumps(rows[0]).encode()))
+    flipped[30] ^= 255
+    path.write_bytes(flipped)
+    assert beans(*args)[0] == 1
+
+
+def test_wrong_usage_is_said_before_anything_is_written(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    path = write_answers(good_rows(make_row))
+    empty = write_answers([], "empty.jsonl")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"Walrus": "Odobenus rosmarus", "Narwhal": "Monodon monoceros"}))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    science = ("--scientific-names", names)
+    for words, message in (
+        ((tmp_path / "gone.jsonl",), "gone.jsonl: there is no such file"),
+        ((folder,), "folder holds no .jsonl or .jsonl.gz file"),
+        ((path, path), "named twice"),
+        ((empty,), "there is no answer that can be scored"),
+        ((path, "--protocol", "best"), "there is no protocol 'best'"),
+        ((path, "--on-error", "ignore"), "--on-error ignore: take one of fail, skip"),
+        ((path, "--task", "counting"), "--task counting: take one of"),
+        ((path, "--by", "query,query"), "'query' is named twice"),
+        ((path, "--by", "label"), "'label' cannot make groups"),
+        ((path, "--names", "query:1=both", *science), "write it as query=1:scientific"),
+        ((path, "--names", "query=1:latin", *science), "'latin' is no kind of names"),
+        ((path, "--names", "query=1:both"), "--names needs --scientific-names"),
+        ((path, *science), "--scientific-names needs --names"),
+        ((path, "--names", "query=7:both", *science), "no row has it; query is one of 0"),
+        ((path, "--names", "window=1:both", "--by", "query", *science), "not among the columns"),
+        ((path, "--labels", empty), "holds no label"),
+        ((path, "--labels", tmp_path / "gone.txt"), "cannot be read as a list of labels"),
+        ((path, "--names", "query=0:both", "--scientific-names", path), "is no JSON"),
+    ):
+        code, _, said = beans("score", *words, "--output-path", tmp_path / "out")
+        assert (code, message in said) == (2, True), (words, said)
+    args = ("score", path, "--output-path", tmp_path / "out", "--names", "query=0:scientific")
+    code, _, said = beans(*args, *science)
+    assert (code, "'Killer Whale' has no scientific name" in said) == (1, True)
+    assert not (tmp_path / "out").exists()
+    code, _, said = beans("score", path, "--output-path", path)
+    assert (code, "cannot be made a folder" in said) == (2, True)
+
+
+def test_marks_and_empty_lines_are_passed_over(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    first, *others = map(json.dumps, good_rows(make_row))
+    path = write_answers(["\ufeff" + first, "", "  ", *others, "\r"])
+    assert beans("score", path, "--output-path", tmp_path)[0] == 0
+    assert records(tmp_path)[0]["n"] == 12
+
+
+def test_a_folder_stands_for_its_files(
+    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    write_answers(good_rows(make_row), "a.jsonl")
+    write_answers(good_rows(make_row, lora_scale=0.5), "b.jsonl.gz")
+    write_answers(["[]"], "a_metrics.jsonl")
+    assert beans("score", tmp_path, "--output-path", tmp_path / "out")[0] == 0
+    assert [one["lora_scale"] for one in records(tmp_path / "out")] == [0.5, 1.0]
+    write_answers(good_rows(make_row), "c.jsonl")
+    code, _, said = beans("score", tmp_path, "--output-path", tmp_path / "out")
+    assert (code, "c.jsonl:1: the id 's000' is there twice" in said, "a.jsonl:1" in said) == (
+        1,
+        True,
+        True,
+    )
+
+
+def test_order_of_lines_and_hash_seed_change_nothing(
+    make_row: Row, write_answers: Write, tmp_path: Path
+) -> None:
+    """Ten processes, each with its own seed of hashes; half of them read the lines backwards."""
+    names = ["Walrus", "Narwhal", "Ross Seal", "Harp Seal", "Sperm Whale", "Minke Whale"]
+    answers = ["Seal", "Whale", "", "Narwal", "W", "Harp", "Ross or Harp Seal"]
+    rows = [
+        make_row(i, names[i % 6], answers[i % 7], recording=f"r{i % 9}", query=i % 2)
+        for i in range(84)
+    ]
+    files = write_answers(rows, "f.jsonl"), write_answers(rows[::-1], "b.jsonl")
+    program = (
+        "import sys\n"
+        "from NatureLM.beans.scoring import PROTOCOLS, score\n"
+        "from NatureLM.beans.scoring.writing import write_json\n"
+        "from pathlib import Path\n"
+        "scores = score([sys.argv[1]], list(PROTOCOLS.values()))\n"
+        "tables = [[repr(r) for r in g.samples.confusion_rows()] for g in scores.groups]\n"
+        "write_json([scores.records(), tables], Path(sys.argv[2]))\n"
+    )
+    made = [tmp_path / f"{seed}.json" for seed in range(10)]
+    for start in range(0, 10, 2):
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(files[seed % 2]), str(made[seed])],
+                env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            )
+            for seed in range(start, start + 2)
+        ]
+        assert [one.wait() for one in running] == [0, 0]
+    assert len({path.read_bytes() for path in made}) == 1
+    first = json.loads(made[0].read_text())[0]
+    assert len(first) == 8
+    assert first[0]["cluster_by"] == "recording"
