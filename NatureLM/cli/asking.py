@@ -71,6 +71,7 @@ def _load_model(request: InferRequest) -> NatureLM:
         llama_path=_changed(request.config, "llama_path"),
         dtype=None if request.dtype == "auto" else request.dtype,
         device=pick_device(request.device),
+        adapter=request.adapter,
     )
     template = _changed(request.config, "prompt_template")
     if template is not None:

@@ -47,6 +47,14 @@ def infer(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
+            show_default="the model's own",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     merging_alpha: Annotated[
         float | None,
         typer.Option(
@@ -143,6 +151,7 @@ def infer(
         audio_paths=[*(recordings or []), *(audio_path or [])],
         queries=query or [],
         model=model,
+        adapter=adapter,
         merging_alpha=merging_alpha,
         device=device,
         dtype=dtype,

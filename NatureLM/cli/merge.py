@@ -110,7 +110,7 @@ def merge(
 
     import torch
 
-    from NatureLM.merging.scaling import extrapolation_note
+    from NatureLM.merging.notes import extrapolation_note
     from NatureLM.models.checkpoint.export import export_adapter, export_merged
 
     note = extrapolation_note(chosen.values())

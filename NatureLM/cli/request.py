@@ -10,6 +10,7 @@ from typing import Any
 
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
+from NatureLM.merging.notes import extrapolation_note
 
 DEFAULT_MODEL = "naturelm-tiny"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -23,6 +24,7 @@ class InferRequest:
     queries: tuple[str, ...]
     config: Config
     model: str
+    adapter: str | None
     merging_alpha: float
     device: str
     dtype: str
@@ -38,6 +40,7 @@ class InferRequest:
         """What changes the answers, as far as it is known without the model."""
         return {
             "model": self.model,
+            "adapter": self.adapter,
             "merging_alpha": self.merging_alpha,
             "queries": list(self.queries),
             "window_length_seconds": self.window_length_seconds,
@@ -53,6 +56,7 @@ def make_request(
     audio_paths: Sequence[Path],
     queries: Sequence[str],
     model: str | None,
+    adapter: str | None,
     merging_alpha: float | None,
     device: str,
     dtype: str,
@@ -96,6 +100,9 @@ def make_request(
     alpha = config.generate.merging_alpha if merging_alpha is None else merging_alpha
     if not math.isfinite(alpha):
         raise UsageError(f"--merging-alpha is {alpha:g}, and it must be a finite number")
+    note = extrapolation_note(alpha)
+    if note is not None:
+        warn(note)
     if hop_length_seconds > window_length_seconds:
         warn(
             f"--hop-length-seconds {hop_length_seconds:g} is longer than a window of "
@@ -106,6 +113,7 @@ def make_request(
         queries=tuple(dict.fromkeys(queries)),
         config=config,
         model=model or config.model.ckpt or DEFAULT_MODEL,
+        adapter=adapter,
         merging_alpha=float(alpha),
         device=_device(device),
         dtype=_one_of("--dtype", dtype, _DTYPES),

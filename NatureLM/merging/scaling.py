@@ -136,16 +136,3 @@ def as_row_scale(
     if len(set(alphas)) == 1:
         return alphas[0]
     return torch.tensor(list(alphas), device=device, dtype=dtype)
-
-
-def extrapolation_note(alphas: float | Sequence[float]) -> str | None:
-    """One sentence for α outside 0 to 1, which is allowed; None if there is nothing to say."""
-    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
-    outside = sorted({value for value in values if not 0 <= value <= 1})
-    if not outside:
-        return None
-    listed = ", ".join(f"{value:g}" for value in outside[:4]) + (", …" if outside[4:] else "")
-    return (
-        f"alpha {listed} lies outside 0 to 1: this extrapolates beyond the base (0) and the "
-        "adapted model (1), where answers may fall apart"
-    )

@@ -46,7 +46,7 @@ MODELS: tuple[ModelEntry, ...] = (
         name=EMBEDDED,
         source=EMBEDDED,
         license="Apache-2.0",
-        parameters="a few million",
+        parameters="6 million",
         download_bytes=None,
         description="the embedded model: small, offline, for trying everything out",
         embedded=True,
@@ -54,7 +54,7 @@ MODELS: tuple[ModelEntry, ...] = (
     ModelEntry(
         name="naturelm-audio",
         source=NATURELM_AUDIO,
-        license="CC-BY-NC-SA 4.0, and the Llama 3.1 license for its base",
+        license="CC-BY-NC-SA 4.0; base: Llama 3.1 license",
         parameters="8 billion",
         download_bytes=16_500_000_000,
         description="the published model; needs access to Llama 3.1 8B Instruct",

@@ -137,6 +137,7 @@ def test_options_reach_request_and_rows(
     result = infer(
         *ASK,
         *("--merging-alpha", "0.4", "--model", "some/model", "--device", "cuda:1"),
+        *("--adapter", "some/adapter"),
         *("--dtype", "bfloat16", "--batch-size", "3", "--channel", "2", "--time-expansion", "10"),
         *("--window-length-seconds", "5", "--hop-length-seconds", "2.5"),
         *("--options", "generate.num_beams=1", "--options", "generate.max_new_tokens=7"),
@@ -144,6 +145,7 @@ def test_options_reach_request_and_rows(
     assert result.exit_code == 0
     (request,) = requests
     assert (request.merging_alpha, request.model) == (0.4, "some/model")
+    assert request.adapter == "some/adapter"
     assert (request.device, request.dtype, request.batch_size) == ("cuda:1", "bfloat16", 3)
     assert (request.channel, request.time_expansion) == (2, 10.0)
     assert (request.window_length_seconds, request.hop_length_seconds) == (5.0, 2.5)
@@ -152,6 +154,7 @@ def test_options_reach_request_and_rows(
     record = json.loads((folder / "inference_output.jsonl.run.json").read_text())
     assert record["settings"] == {
         "model": "some/model",
+        "adapter": "some/adapter",
         "merging_alpha": 0.4,
         "queries": ["What is it?"],
         "window_length_seconds": 5.0,

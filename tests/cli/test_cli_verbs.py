@@ -67,7 +67,7 @@ def test_every_verb_is_listed_and_there() -> None:
         assert verb.summary.split(".")[0] in " ".join(result.stdout.split())
         assert callable(verb.function())
     assert set(NATURELM_VERBS) == {"infer", "models", "train", "convert", "merge"}
-    assert set(BEANS_VERBS) == {"info"}
+    assert set(BEANS_VERBS) == {"info", "score", "compare"}
     for verb in BEANS_VERBS.values():
         assert callable(verb.function())
 

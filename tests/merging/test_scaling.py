@@ -17,6 +17,7 @@ from torch import Tensor
 from NatureLM.errors import UsageError
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.infer import Pipeline
+from NatureLM.merging.notes import extrapolation_note
 from NatureLM.merging.scaling import (
     AlphaScaling,
     Profile,
@@ -24,7 +25,6 @@ from NatureLM.merging.scaling import (
     active_profile,
     alpha_per_row,
     asked_for,
-    extrapolation_note,
 )
 from NatureLM.models import NatureLM
 
