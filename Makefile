@@ -2,6 +2,7 @@
 #
 # PYTHON=python3.12   builds .venv with that Python (default: the one .venv has, else python3)
 # TORCH_INDEX_URL=…   takes torch from that package index, such as PyTorch's own with CPU builds
+# DATA=folder         recordings for `make tiny`, OUT=folder where it works (default runs/tiny)
 # WORKERS=4           test processes (default 2)
 
 VENV ?= .venv
@@ -23,7 +24,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo test lint format test-slow parity docs install tools constraints clean distclean
+.PHONY: help demo test lint format tiny test-slow parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,10 @@ lint: $(TOOLS)  ## ruff and mypy
 format: $(TOOLS)  ## Let ruff mend and format the code
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=folder
+	@test -n "$(DATA)" || { echo "make: name the folder of recordings: make tiny DATA=… OUT=…" >&2; exit 2; }
+	$(BIN)/python -m NatureLM.training.tiny --data-path "$(DATA)" --output-path "$(or $(OUT),runs/tiny)"
 
 test-slow: $(TOOLS)  ## The tests that take minutes
 	$(PYTEST) -m "slow and not gpu"

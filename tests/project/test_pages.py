@@ -21,6 +21,7 @@ from NatureLM.cli import main
 from NatureLM.outputs import SCHEMA_VERSION, ErrorRow, WindowRow
 
 UPDATE = os.environ.get("NATURELM_UPDATE_PAGES") == "1"
+ANSWER = re.compile(r"^( +\d+\.\d\ds - \d+\.\d\ds +).*")  # a window and what was answered
 BLOCKS = [block for page in pages() for block in blocks(page)]
 PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks(page))]
 
@@ -51,9 +52,25 @@ def test_blocks_run_as_a_reader_would_run_them(page: Path, workplace: Path) -> N
             if UPDATE and printed != block.text:
                 rewrite(block, printed)
             else:
-                assert printed == block.text, f"{block}: prints something else, see `make docs`"
+                assert_same_but_for_ties(printed, block.text, str(block))
         elif block.runs:
             printed = run(block).replace(f"{workplace}{os.sep}", "").rstrip()
+
+
+def assert_same_but_for_ties(printed: str, shown: str, name: str) -> None:
+    """All lines equal, but that one answer in six may be another.
+
+    Processors round differently, and where a model of six million parameters hesitates between two
+    names that decides. Files, times and all other text have no such excuse.
+    """
+    advice = f"{name}: prints something else, see `make docs`"
+    got, wanted = printed.splitlines(), shown.splitlines()
+    assert [ANSWER.sub(r"\1", line) for line in got] == [
+        ANSWER.sub(r"\1", line) for line in wanted
+    ], advice
+    answers = [pair for pair in zip(got, wanted, strict=True) if ANSWER.match(pair[0])]
+    other = [pair for pair in answers if pair[0] != pair[1]]
+    assert len(other) <= len(answers) / 6, f"{advice}\n{other}"
 
 
 def run(block: Block) -> str:
