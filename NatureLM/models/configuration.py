@@ -13,12 +13,9 @@ from pydantic import BaseModel, ValidationError
 from transformers import AutoConfig, PreTrainedConfig
 
 from NatureLM.config.architecture import BeatsConfig, FbankConfig, QFormerConfig
+from NatureLM.config.schema import LLAMA_3_TEMPLATE
 from NatureLM.errors import ConfigError
 
-PROMPT_TEMPLATE = (
-    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n"
-)
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 # Constructor arguments of the reference that say nothing about the model itself.
@@ -80,7 +77,7 @@ class NatureLMConfig(PreTrainedConfig):
     lora_rank_pattern: dict[str, int] | None = None  # PEFT's: layers with a rank or alpha of
     lora_alpha_pattern: dict[str, int | float] | None = None  # their own
 
-    prompt_template: str = PROMPT_TEMPLATE
+    prompt_template: str = LLAMA_3_TEMPLATE
     max_txt_len: int = 160
     end_sym: str = "<|end_of_text|>"
 

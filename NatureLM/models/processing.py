@@ -60,6 +60,11 @@ class NatureLMProcessor(ProcessorMixin):
         wav_S = torch.as_tensor(samples)
         if wav_S.ndim != 1:
             raise ValueError(f"a waveform must have shape (samples,), got {tuple(wav_S.shape)}")
+        if not wav_S.is_floating_point():
+            raise ValueError(
+                f"a waveform must hold floating-point samples in [-1, 1], got {wav_S.dtype}; "
+                "divide integer samples by their full scale (32768 for 16 bits)"
+            )
         if wav_S.dtype != torch.float64:
             wav_S = wav_S.float()
         window = round(self.window_seconds * self.sample_rate)

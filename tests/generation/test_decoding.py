@@ -165,3 +165,14 @@ def test_a_waveform_is_cut_padded_and_clamped_to_the_window(nano: NatureLM) -> N
     assert prepare(torch.zeros(200000)).shape == (160000,)
     with pytest.raises(ValueError, match="shape"):
         prepare(torch.zeros(2, 100))
+    with pytest.raises(ValueError, match=r"floating-point samples in \[-1, 1\], got torch.int16"):
+        prepare(torch.zeros(100, dtype=torch.int16))
+
+
+def test_the_configuration_and_the_engine_agree_on_options_and_defaults() -> None:
+    from dataclasses import asdict
+
+    from NatureLM.config import GenerateConfig
+
+    configured = GenerateConfig().model_dump(exclude={"merging_alpha"})
+    assert configured == asdict(GenerationOptions())

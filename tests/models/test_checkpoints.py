@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from NatureLM.errors import ConfigError
+from NatureLM.errors import ConfigError, UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.errors import CheckpointError
 
@@ -316,3 +316,26 @@ def test_fingerprint_follows_the_weights_not_the_folder(build_model: Any, tmp_pa
     build_model(seed=2).save_pretrained(tmp_path / "c")
     a, b, c = (NatureLM.from_pretrained(tmp_path / name).fingerprint for name in "abc")
     assert a == b != c
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_equally_named_files(tmp_path: Path) -> None:
+    from NatureLM.models.checkpoint.fingerprint import fingerprint
+
+    files = []
+    for number in range(6):  # a checkpoint, its base, shards of others: all of one name
+        files.append(tmp_path / str(number) / "model.safetensors")
+        files[-1].parent.mkdir()
+        files[-1].write_bytes(bytes([number]) * 100)
+    moved = tmp_path / "moved"
+    (tmp_path / "0").rename(moved)
+    elsewhere = [moved / "model.safetensors", *files[1:]]
+    wanted = fingerprint(elsewhere)
+    moved.rename(tmp_path / "0")
+    assert fingerprint(reversed(files)) == fingerprint(files) == wanted
+    assert fingerprint(files[1:]) != wanted
+
+
+def test_an_unknown_dtype_is_named(nano_folder: Path) -> None:
+    for wrong in ("float33", "int64"):
+        with pytest.raises(UsageError, match=f"'{wrong}' is not one of float32"):
+            NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=wrong)

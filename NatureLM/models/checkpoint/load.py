@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from NatureLM.errors import UsageError
 from NatureLM.models.checkpoint.errors import CheckpointError, FitReport
 from NatureLM.models.checkpoint.fingerprint import fingerprint
 from NatureLM.models.checkpoint.names import (
@@ -95,7 +96,7 @@ def load_model(
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
     where = torch.device(device or "cpu")
-    as_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    as_dtype = _dtype(dtype)
     opened = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
     stored = opened.stored
     adapter_files: tuple[Path, ...] = ()
@@ -116,6 +117,16 @@ def load_model(
     model.fingerprint = fingerprint([opened.checkpoint / "config.json", *used, *adapter_files])
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, named, None) if isinstance(named, str) else named
+    known = isinstance(found, torch.dtype) and found.is_floating_point
+    if named is not None and not known:
+        raise UsageError(
+            f"dtype {named!r} is not one of float32, bfloat16, float16, float64 for weights"
+        )
+    return found
 
 
 def with_adapter(
