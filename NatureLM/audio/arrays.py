@@ -52,6 +52,10 @@ class ArrayRecording:
     def __exit__(self, *_: object) -> None:
         """There is nothing to close."""
 
+    def skip(self, frames: int) -> None:
+        """Move forward by `frames`, or to the end."""
+        self._samples = self._samples[frames:]
+
     def blocks(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
         """Yield float32 arrays (frames, channels)."""
         scale, silence = _INTEGERS.get(self._samples.dtype, (1.0, 0.0))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.audio.arrays import ArrayRecording
 from NatureLM.audio.channels import Mixer, parse_channel
 from NatureLM.audio.decode import BLOCK_FRAMES, Recording
 from NatureLM.audio.errors import TooShortAudio
@@ -42,23 +43,51 @@ def read_clip(
         UsageError: a time is impossible.
         AudioError: the file cannot be used, or the clip is damaged or shorter than 25 ms.
     """
+    _check_times(start, duration)
+    with Recording(path) as recording:
+        return _clip_of(recording, start, duration, sample_rate, channel)
+
+
+def clip_array(
+    samples: Any,
+    array_rate: float | None,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    sample_rate: int = 16_000,
+) -> NDArray[np.float32]:
+    """The same of samples in memory, of any shape that `ArrayRecording` takes, at `array_rate` Hz.
+
+    Raises UsageError and AudioError as above.
+    """
+    _check_times(start, duration)
+    return _clip_of(ArrayRecording(samples, array_rate), start, duration, sample_rate, "mean")
+
+
+def _check_times(start: float, duration: float | None) -> None:
     if not (math.isfinite(start) and start >= 0):
         raise UsageError(f"a clip cannot start at {start:g} s; give 0 or more")
     if duration is not None and not (math.isfinite(duration) and duration > 0):
         raise UsageError(f"a clip cannot last {duration:g} s; give more than 0, or nothing for all")
-    number = parse_channel(channel)
-    with Recording(path) as recording:
-        rate = recording.sample_rate
-        first = round(exact(start) * rate)
-        frames = None if duration is None else round(exact(duration) * rate)
-        mono = _read_mono(
-            recording, first, frames, Mixer(recording.path, recording.channels, number)
-        )
+
+
+def _clip_of(
+    recording: Recording | ArrayRecording,
+    start: float,
+    duration: float | None,
+    sample_rate: int,
+    channel: str | int,
+) -> NDArray[np.float32]:
+    mixer = Mixer(recording.path, recording.channels, parse_channel(channel))
+    rate = recording.sample_rate
+    first = round(exact(start) * rate)
+    frames = None if duration is None else round(exact(duration) * rate)
+    mono = _read_mono(recording, first, frames, mixer)
     if not len(mono) and first:
         raise TooShortAudio(
             recording.path, f"the clip starts at {start:g} s, at or after the end of the recording"
         )
-    check_length(recording.path, Fraction(len(mono), rate))
+    check_length(recording.path, len(mono) / exact(rate))
     samples = resample(mono, rate, sample_rate)
     if duration is not None:
         samples = samples[: round(exact(duration) * sample_rate)]
@@ -66,7 +95,7 @@ def read_clip(
 
 
 def _read_mono(
-    recording: Recording, first: int, frames: int | None, mixer: Mixer
+    recording: Recording | ArrayRecording, first: int, frames: int | None, mixer: Mixer
 ) -> NDArray[np.float32]:
     """Decode `frames` samples (None: all) from sample `first` on."""
     recording.skip(first)

@@ -51,6 +51,8 @@ class ModelConfig(Section):
     """Length of a group of frames, in seconds."""
     second_stride: float = Field(default=0.333333, gt=0)
     """From the start of one group to the next, in seconds."""
+    qformer_path: str | None = None
+    """Weights that the Q-Former, with its queries and norm, starts training from."""
     audio_llama_proj_model: str | None = None
     """Weights that the projection into the language model starts training from."""
     freeze_audio_llama_proj: bool = False
@@ -91,7 +93,7 @@ class ModelConfig(Section):
     device: Any = ignored("use --device")
     audio_encoding_cache_size: Any = ignored("each window is encoded once")
 
-    @field_validator("beats_path", "ckpt", "audio_llama_proj_model")
+    @field_validator("beats_path", "ckpt", "qformer_path", "audio_llama_proj_model")
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
         return value or None

@@ -10,28 +10,27 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from NatureLM.config.section import Section, Share, Text, ignored
+from NatureLM.config.tables import TableSource
 
 _LAUNCH = "several processes are started with `accelerate launch`"
 
 
-class TableConfig(Section):
-    """One source of samples: a table (.jsonl, .json, .csv, .parquet) or a folder of class names."""
+class TableConfig(TableSource):
+    """One source of samples: a table (.jsonl, .json, .csv, .parquet), a folder of class names, or a
+    Hugging Face dataset (its id on the Hub, or a folder of Arrow or Parquet files)."""
 
-    path: Text
     name: Text | None = None
     """Name of the dataset in reports; the file's name without suffix if null."""
     weight: float = Field(default=1.0, ge=0)
     """Multiplies the dataset's share in the mixture."""
-    audio_root: Text | None = None
-    """Folder that relative audio paths start from; the table's own folder if null."""
-    columns: dict[str, str] = Field(default={})
-    """Our column name to the table's, such as `answer: common_name`."""
-    where: dict[str, str | list[str]] = Field(default={})
-    """Only rows whose column has this value or one of these."""
     prompts: list[Text] = Field(default=[])
     """Prompts for rows that have none; one is drawn for each draw of a row."""
     task: Text | None = None
     """Task of rows that name none."""
+    split: Text | None = None
+    """Split of a Hugging Face dataset; may be left out where there is one only."""
+    subset: Text | None = None
+    """Subset (configuration) of a Hugging Face dataset that has several."""
     balance: Literal["rows", "answers", "sqrt"] = "rows"
     """Rows alike; or each answer alike; or each answer by the square root of its rows."""
 
@@ -70,6 +69,9 @@ class DatasetsConfig(Section):
     few_shot: FewShotConfig = FewShotConfig()
     conversation_prob: Share = 0.0
     """Part of the samples that follow an answered question about the same clip."""
+    questions_per_clip: int = Field(default=1, ge=1)
+    """Rows about the same clip that are asked in one sample: the clip is changed and encoded once
+    for all of them. A batch then holds batch_size_train clips and up to so many times the rows."""
 
 
 class OptimsConfig(Section):
@@ -84,6 +86,9 @@ class OptimsConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     beta1: float = Field(default=0.9, gt=0, lt=1)
     beta2: float = Field(default=0.999, gt=0, lt=1)
+    muon_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of hidden matrices under Muon, for models trained from nothing; null trains
+    everything by AdamW."""
     part_rates: dict[Text, float] = Field(default={})
     """Learning rate of a part (beats, qformer, projection, lora, language_model) over init_lr."""
     max_grad_norm: float | None = Field(default=2.0, gt=0)
@@ -204,12 +209,14 @@ class RunConfig(Section):
     """Steps between evaluations on the validation table; an epoch if null."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Latest checkpoints that are kept, beside the best one."""
-    best_by: Literal["loss", "token_accuracy", "accuracy"] = "loss"
-    """What the best checkpoint is chosen by; accuracy is that of generated answers."""
+    best_by: Literal["loss", "token_accuracy", "accuracy", "macro_accuracy"] = "loss"
+    """What the best checkpoint is chosen by; the accuracies are those of generated answers."""
     use_best: bool = False
     """The result is the best checkpoint; otherwise the last state."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the moving average of the weights that is evaluated and saved; 0 for none."""
+    save_adapter: bool = False
+    """Also write the adapter alone, in PEFT's format, to `output_dir`/adapter."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, less memory."""
     loss_on: Literal["answer", "all"] = "answer"

@@ -78,6 +78,18 @@ def cell_counts(
             yield np.add.reduceat(weights, starts, axis=0)
 
 
+def resampled_mean(
+    values: Floats, clusters: npt.NDArray[np.integer], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Floats:
+    """The mean of each resample, (resamples,); values, clusters: of each sample, (samples,)."""
+    sizes = np.bincount(clusters).astype(np.float64)
+    sums = np.bincount(clusters, values)
+    blocks = [
+        (sums @ drawn) / (sizes @ drawn) for drawn in multiplicities(len(sizes), resamples, seed)
+    ]
+    return np.concatenate(blocks)
+
+
 def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:
     """The middle `level` of resampled values; NaN are left out, None if nothing is left."""
     values = values[~np.isnan(values)]

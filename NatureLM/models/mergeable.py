@@ -106,7 +106,7 @@ class Mergeable:
         """The state of a folded model; None while adapters act at runtime."""
         return self._fold
 
-    def _alphas(self, alpha: Alpha | None, rows: int) -> list[float]:
+    def alphas_for(self, alpha: Alpha | None, rows: int) -> list[float]:
         """α of every row: as asked, else the folded one, else 1; checked against the model."""
         folded = self._fold
         if alpha is None:

@@ -31,7 +31,7 @@ from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.mergeable import Mergeable
 from NatureLM.models.processing import NatureLMProcessor
-from NatureLM.models.qformer import QFormer
+from NatureLM.models.qformer import QFormer, patch_groups
 
 __all__ = ["ENCODERS", "LossOutput", "NatureLM"]
 
@@ -172,10 +172,10 @@ class NatureLM(Mergeable, PreTrainedModel):
                 f"the audio gives {patches_BPE.shape[1]} patches, one group needs {size}; "
                 f"pad it to the model's window of {self.config.window_seconds:g} s"
             )
-        return patches_BPE.unfold(1, size, stride).transpose(2, 3).flatten(0, 1)
+        return patch_groups(patches_BPE, size, stride)
 
-    def _encode_all(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
-        """Every clip as audio embeddings (Q, D); a clip that stands in several rows, once."""
+    def encode_clips(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
+        """The clips of rows as audio embeddings (Q, D); one that stands in several rows, once."""
         assert self.processor is not None
         waiting: dict[int, Tensor] = {}
         encoded: dict[int, Tensor] = {}
@@ -201,7 +201,7 @@ class NatureLM(Mergeable, PreTrainedModel):
             raise UsageError(f"{len(prompts)} prompts were given with audio for {len(audios)}")
         for prompt, clips in zip(prompts, audios, strict=True):
             check_placeholders(prompt, len(clips))
-        encoded = self._encode_all(audios)
+        encoded = self.encode_clips(audios)
         return [
             splice(prompt, clips, self.tokenizer, self.llama_embed_tokens)
             for prompt, clips in zip(prompts, encoded, strict=True)
@@ -218,7 +218,7 @@ class NatureLM(Mergeable, PreTrainedModel):
         eos_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Generated token ids of each prompt; see `generate`."""
-        alphas = self._alphas(alpha, len(prompts))
+        alphas = self.alphas_for(alpha, len(prompts))
         return generate_ids(
             self.language_model,
             self.input_embeddings(prompts, audios),
@@ -255,7 +255,7 @@ class NatureLM(Mergeable, PreTrainedModel):
         `answers`; an answer is followed by `end_sym` and cut at `max_txt_len` tokens.
         """
         prompts, answers = batch["prompts"], batch["answers"]
-        alphas = self._alphas(alpha, len(prompts))
+        alphas = self.alphas_for(alpha, len(prompts))
         rows = answer_rows(
             self.input_embeddings(prompts, batch["audios"]),
             [answer + self.config.end_sym for answer in answers],

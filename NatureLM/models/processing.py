@@ -51,8 +51,11 @@ class NatureLMProcessor(ProcessorMixin):
         """The complete prompt of a question."""
         return render(self.prompt_template, query)
 
-    def prepare_audio(self, samples: Any) -> Tensor:
+    def prepare_audio(self, samples: Any, seconds: float | None = None) -> Tensor:
         """A mono waveform at the model's sample rate, cut or zero-padded to one window.
+
+        seconds: length of the window; the model's, which is the longest, where it is None. A
+            shorter one has fewer audio embeddings
 
         Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
         Padding is heard as silence, as in training.
@@ -67,7 +70,8 @@ class NatureLMProcessor(ProcessorMixin):
             )
         if wav_S.dtype != torch.float64:
             wav_S = wav_S.float()
-        window = round(self.window_seconds * self.sample_rate)
+        longest = self.window_seconds
+        window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
         wav_S = wav_S[:window].clamp(-1.0, 1.0)
         return torch.nn.functional.pad(wav_S, (0, window - wav_S.shape[0]))
 

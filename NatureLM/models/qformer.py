@@ -42,6 +42,14 @@ class QFormer(nn.Module):
         return out
 
 
+def patch_groups(patches_BPE: Tensor, size: int, stride: int) -> Tensor:
+    """(B · groups, size, E): the groups that one set of queries reads at a time.
+
+    Patches that fill no group are left out.
+    """
+    return patches_BPE.unfold(1, size, stride).transpose(2, 3).flatten(0, 1)
+
+
 class _Bert(nn.Module):
     def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
         super().__init__()

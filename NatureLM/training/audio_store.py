@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from NatureLM.audio.errors import AudioError
 from NatureLM.errors import NatureLMError
 from NatureLM.training.augment import Wave
+from NatureLM.training.dataset_rows import RowClip
 from NatureLM.training.examples import Clip
 
 Reader = Callable[[Clip], Wave]
@@ -25,6 +26,8 @@ def clip_reader(sample_rate: int) -> Reader:
     from NatureLM.audio import read_clip
 
     def read(clip: Clip) -> Wave:
+        if isinstance(clip, RowClip):
+            return clip.read(sample_rate)
         wav: Wave = read_clip(
             clip.path, start=clip.start, duration=clip.duration, sample_rate=sample_rate
         )
@@ -72,6 +75,7 @@ class BadFiles:
     total: int
     reasons: dict[str, str] = field(default_factory=dict)
     _tried: set[str] = field(default_factory=set)
+    _tried_before: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tried(self, clips: Iterable[Clip]) -> None:
@@ -79,11 +83,22 @@ class BadFiles:
         with self._lock:
             self._tried.update(clip.path for clip in clips)
 
+    @property
+    def tried_so_far(self) -> int:
+        """How many files were read, also before the run was resumed."""
+        return max(len(self._tried), self._tried_before)
+
+    def restore(self, reasons: Mapping[str, str], tried: int) -> None:
+        """Go on with the account of a run that is resumed."""
+        with self._lock:
+            self.reasons = dict(reasons)
+            self._tried_before = tried
+
     def add(self, error: AudioError) -> None:
         """A file could not be read; raises `TooManyBadFilesError` above the limit."""
         with self._lock:
             self.reasons[str(error.path)] = error.reason
-            bad, tried = len(self.reasons), len(self._tried)
+            bad, tried = len(self.reasons), self.tried_so_far
             if bad > self.max_share * self.total:
                 raise TooManyBadFilesError(self._report(f"the {self.total} audio files"))
             if bad >= _ENOUGH and bad > self.max_share * tried:

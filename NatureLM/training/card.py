@@ -10,6 +10,7 @@ from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.training.data import Data
+from NatureLM.training.scores import lines
 
 _USES = {
     "audio-text": (
@@ -65,6 +66,7 @@ def card(config: Config, data: Data, scores: dict[str, float], *, steps: int) ->
 def _scores(scores: dict[str, float], data: Data) -> str:
     if not scores:
         return "Not evaluated: no validation table was given."
-    lines = ["| score | value |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items()]
-    return "\n".join([f"On {len(data.valid)} validation rows:", "", *lines])
+    table = ["| score | value |", "|---|---|"]
+    table += [f"| {name} | {value} |" for name, value in lines(scores)]
+    note = f"On {len(data.valid)} validation rows; 95 % intervals over recordings in brackets:"
+    return "\n".join([note, "", *table])

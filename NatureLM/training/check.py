@@ -12,6 +12,7 @@ from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data, load_data, make_builders, make_order
+from NatureLM.training.dataset_rows import RowClip
 from NatureLM.training.samples import Sample
 
 _SHOWN = 10
@@ -87,7 +88,8 @@ def _summary(config: Config, data: Data, epoch: int, step_size: int) -> Iterator
 
 def _missing(data: Data) -> Iterator[str]:
     """Audio files that are not there, without opening any."""
-    paths = sorted({c.path for row in [*data.train, *data.valid, *data.test] for c in row.clips})
+    clips = (c for row in [*data.train, *data.valid, *data.test] for c in row.clips)
+    paths = sorted({clip.path for clip in clips if not isinstance(clip, RowClip)})
     gone = [path for path in paths if not Path(path).is_file()]
     if gone:
         yield f"  {len(gone)} of {len(paths)} audio files are not there, such as {gone[0]}"
@@ -104,6 +106,9 @@ def _shown(number: int, sample: Sample) -> Iterator[str]:
         lengths = ", ".join(f"{seconds:.2f} s" for seconds in sample.seconds)
         yield f"    audio   {lengths} of sound in {len(sample.audios)} window(s)"
     masks = sum(len(mask) for mask in sample.masks)
+    for prompt, answer in sample.further:
+        yield f"    and     {prompt!r}"
+        yield f"            {answer!r}"
     notes = [*sample.notes, *([f"{masks} masks"] if masks else [])]
     if notes:
         yield f"    changes {', '.join(notes)}"

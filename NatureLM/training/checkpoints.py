@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError
+from NatureLM.training.muon import MuonWithAdamW
 from NatureLM.training.optim import NamedParameters
+from NatureLM.training.parallel import put, shared_like
 
 _NAME = re.compile(r"^step_(\d{8,})$")
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
     "weights.safetensors",
     "optimizer.safetensors",
@@ -70,7 +72,7 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Write file name → tensors and the state; replaces a checkpoint of the same step."""
     final = folder / f"step_{step:08d}"
-    partial = folder / f"{_PARTIAL}{final.name}"
+    partial = folder / f"{PARTIAL}{final.name}"
     remove(partial)
     partial.mkdir(parents=True)
     for file, named in tensors.items():
@@ -89,7 +91,7 @@ def clean(folder: Path, keep: int, also: Sequence[int] = ()) -> None:
     """Remove partial checkpoints and all but the last `keep` and the steps in `also`."""
     if not folder.is_dir():
         return
-    for path in folder.glob(f"{_PARTIAL}*"):
+    for path in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
     for checkpoint in checkpoints(folder)[:-keep]:
         if checkpoint.step not in also:
@@ -101,17 +103,17 @@ def remove(folder: Path) -> None:
     if not folder.exists():
         return
     doomed = folder
-    if not folder.name.startswith(_PARTIAL):
-        doomed = folder.with_name(f"{_PARTIAL}{folder.name}-old")
+    if not folder.name.startswith(PARTIAL):
+        doomed = folder.with_name(f"{PARTIAL}{folder.name}-old")
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(folder, doomed)
     shutil.rmtree(doomed)
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: NamedParameters
+    optimizer: torch.optim.Optimizer | MuonWithAdamW, parameters: NamedParameters
 ) -> dict[str, Tensor]:
-    """AdamW's state by `<parameter>/<kind>`."""
+    """The optimiser's state by `<parameter>/<kind>`."""
     return {
         f"{name}/{kind}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters
@@ -120,7 +122,9 @@ def optimizer_tensors(
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: NamedParameters, tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer | MuonWithAdamW,
+    parameters: NamedParameters,
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
     by_name: dict[str, dict[str, Tensor]] = {}
@@ -130,7 +134,7 @@ def load_optimizer(
     for name, parameter in parameters:
         if name in by_name:
             optimizer.state[parameter] = {
-                kind: value if kind == "step" else value.to(parameter.device)
+                kind: value if kind == "step" else shared_like(value, parameter)
                 for kind, value in by_name[name].items()
             }
 
@@ -149,7 +153,7 @@ def load_weights(parameters: NamedParameters, tensors: Mapping[str, Tensor], sou
             f"{', '.join(different[:5])}{' …' if len(different) > 5 else ''}"
         )
     for name, parameter in parameters:
-        parameter.copy_(tensors[name])
+        put(parameter.detach(), tensors[name])
 
 
 def _to_disk(path: Path) -> None:

@@ -109,6 +109,26 @@ class ConversationPool:
         return others[int(rng.integers(len(others)))] if others else None
 
 
+class QuestionPool:
+    """Rows by their clips, from which further questions about the same clip are drawn."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._by_clips: dict[object, list[Example]] = defaultdict(list)
+        for example in examples:
+            if example.clips:
+                self._by_clips[example.clips].append(example)
+
+    def draw(self, row: Example, count: int, rng: np.random.Generator) -> list[Example]:
+        """Up to `count` other rows about the row's clip, by weight, each once."""
+        others = [other for other in self._by_clips.get(row.clips, ()) if other.id != row.id]
+        weights = np.array([other.weight for other in others])
+        count = min(count, int((weights > 0).sum()))
+        if count == 0:
+            return []
+        chosen = rng.choice(len(others), count, replace=False, p=weights / weights.sum())
+        return [others[int(i)] for i in chosen]
+
+
 def turn_end(template: str) -> str:
     """The text that ends a turn of the assistant: Llama 3's token where the template knows it."""
     return "<|eot_id|>" if "<|eot_id|>" in template else "\n"

@@ -113,6 +113,7 @@ def make_builders(
         augmentations=run.augmentations,
         few_shot=config.few_shot,
         conversation_prob=config.conversation_prob,
+        questions_per_clip=config.questions_per_clip,
         seed=derive_seed(run.seed, "samples"),
     )
     bad = BadFiles(config.max_bad_share, len(file_names([*data.train, *data.valid, *data.test])))

@@ -34,10 +34,10 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         mixed_precision="bf16" if run.amp else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
+    if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
         raise UsageError(
-            f"training with {accelerator.distributed_type.value} is not supported yet; use "
-            "accelerate launch --multi_gpu"
+            f"training with {accelerator.distributed_type.value} is not supported; "
+            "configs/accelerate has files for DDP and FSDP"
         )
     return accelerator
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from NatureLM.errors import UsageError
+from NatureLM.training.scores import shown
 
 LOG_FILE = "log.jsonl"
 
@@ -102,8 +103,7 @@ class RunLog:
 
     def evaluation(self, done: int, scores: Mapping[str, float], name: str = "valid") -> None:
         """Scores on a table after `done` updates."""
-        text = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in scores.items())
-        self.say(f"step {done}/{self._total}: {name} {text}")
+        self.say(f"step {done}/{self._total}: {name} {shown(scores)}")
         self._write(name, done, scores)
 
     def say(self, text: str) -> None:
@@ -178,7 +178,7 @@ class _Trackio:
         from importlib import import_module
 
         self._trackio: Any = import_module("trackio")
-        self._trackio.init(project="naturelm", name=folder.name)
+        self._trackio.init(project="naturelm", name=folder.name, resume="allow")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self._trackio.log(dict(numbers), step=step)

@@ -7,9 +7,7 @@ Everything random is seeded by the step, so that a resumed run goes on exactly.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,10 @@ from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.training import checkpoints as files
-from NatureLM.training.card import write_card
 from NatureLM.training.data import Data, load_data, make_builders, make_order
 from NatureLM.training.devices import make_accelerator, seed_step
 from NatureLM.training.evaluation import Scorer, evaluate, same_text, to_device
+from NatureLM.training.identity import check_same, identity
 from NatureLM.training.logs import RunLog
 from NatureLM.training.meter import Meter
 from NatureLM.training.objectives.base import Objective
@@ -36,21 +34,10 @@ from NatureLM.training.optim import (
     set_rate,
     trainable,
 )
+from NatureLM.training.parallel import check_shareable, share, whole
+from NatureLM.training.results import check_adapter, write_adapter, write_result
 from NatureLM.training.start import make_objective
 from NatureLM.training.stream import BatchLayout, MicroBatches, SampleStream
-
-# Settings that may differ between a run and its continuation: they change no number.
-_FREE = {
-    "log_freq",
-    "num_workers",
-    "device",
-    "output_dir",
-    "evaluate",
-    "save_every",
-    "keep_checkpoints",
-    "trackers",
-    "use_best",
-}
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,7 @@ class Trainer:
         self.data = data or load_data(datasets, self.settings)
         self.accelerator = make_accelerator(self.settings)
         self.objective: Objective = make_objective(config, self.data.train, self.accelerator.device)
+        check_adapter(config, self.objective)
         self.module = self.objective.module
         self.layout = BatchLayout(
             self.settings.batch_size_train,
@@ -114,6 +102,8 @@ class Trainer:
         )
         self.epoch_steps = max(1, math.ceil(order.size / self.layout.step_size))
         self.total = self.settings.max_steps or (self.settings.optims.max_epoch * self.epoch_steps)
+        check_shareable(self.accelerator, self.settings, datasets)
+        self.parallel = share(self.accelerator, self.module)
         self.parameters = trainable(self.module)
         self.optimizer = make_optimizer(self.parameters, self.settings.optims)
         self.average = (
@@ -121,7 +111,6 @@ class Trainer:
             if self.settings.ema_decay > 0
             else None
         )
-        self.wrapped: Any = self.accelerator.prepare_model(self.module)
         self.best: tuple[float, int] | None = None
         self.scores: dict[str, float] = {}
         self.named = 0  # unusable files that were named so far
@@ -175,8 +164,8 @@ class Trainer:
         for number, samples in enumerate(batches):
             seed_step(self.settings.seed, step, number, self.accelerator.process_index)
             last = number == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                out = self.wrapped(to_device(self.objective.collate(samples), device))
+            with self.parallel.accumulating(last):
+                out = self.parallel(to_device(self.objective.collate(samples), device))
                 self.accelerator.backward(out.loss)
             sums += torch.stack([value.detach().float() for value in out])
         sums = self.accelerator.reduce(sums)
@@ -202,10 +191,10 @@ class Trainer:
     def _evaluate(self, builder: Any, done: int, log: RunLog, name: str) -> dict[str, float]:
         if not builder.examples:
             raise UsageError(f"there is no {name} table to evaluate on (datasets.{name})")
-        with self._averaged():
+        with self._averaged(), self.parallel.together():
             scores = evaluate(
                 self.objective,
-                self.module,
+                self.parallel.evaluated,
                 builder,
                 self.bad,
                 self.accelerator,
@@ -219,7 +208,7 @@ class Trainer:
     def _is_best(self, done: int) -> bool:
         by = self.settings.best_by
         if by not in self.scores:
-            raise UsageError("run.best_by is accuracy, which needs run.decode_ratio above 0")
+            raise UsageError(f"run.best_by is {by}, which needs run.decode_ratio above 0")
         value = -self.scores[by] if by == "loss" else self.scores[by]
         if self.best is None or value > self.best[0]:
             self.best = (value, done)
@@ -244,11 +233,15 @@ class Trainer:
                 "with --resume, or give another run.output_dir"
             )
         self._load(found[-1])
+        state = found[-1].state()
+        self.bad.restore(state["bad_files"], state.get("files_tried", 0))
+        self.named = len(self.bad.reasons)
         return found[-1].step
 
     def _load(self, checkpoint: files.Checkpoint) -> None:
         state = checkpoint.state()
-        self._check_same_run(state, checkpoint.folder)
+        if not self.settings.evaluate:
+            check_same(state["run"], self._identity(), checkpoint.folder)
         files.load_weights(self.parameters, checkpoint.tensors(files.WEIGHTS), checkpoint.folder)
         files.load_optimizer(self.optimizer, self.parameters, checkpoint.tensors(files.OPTIMIZER))
         if self.average is not None:
@@ -260,21 +253,18 @@ class Trainer:
         """A checkpoint after `done` updates."""
         folder = self.folder / "checkpoints"
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        tensors = {name: whole(held, keep=main) for name, held in self._held().items()}
+        if not main:
             return
-        if not all(bool(p.isfinite().all()) for _, p in self.parameters):
+        if not all(bool(value.isfinite().all()) for value in tensors[files.WEIGHTS].values()):
             raise NatureLMError(f"weights are no longer finite after step {done}; none were saved")
-        tensors: dict[str, dict[str, torch.Tensor]] = {
-            files.WEIGHTS: {name: p.detach() for name, p in self.parameters},
-            files.OPTIMIZER: files.optimizer_tensors(self.optimizer, self.parameters),
-        }
-        if self.average is not None:
-            tensors[files.AVERAGE] = self.average.values
         state = {
             "step": done,
             "best": self.best,
             "scores": self.scores,
             "bad_files": self.bad.reasons,
+            "files_tried": self.bad.tried_so_far,
             "run": self._identity(),
         }
         files.write_checkpoint(folder, done, tensors, state)
@@ -282,29 +272,23 @@ class Trainer:
             folder, self.settings.keep_checkpoints, also=[self.best[1]] if self.best else []
         )
 
+    def _held(self) -> dict[str, dict[str, torch.Tensor]]:
+        """File name → tensors of a checkpoint, as they are on this process."""
+        held = {
+            files.WEIGHTS: {name: p.detach() for name, p in self.parameters},
+            files.OPTIMIZER: files.optimizer_tensors(self.optimizer, self.parameters),
+        }
+        if self.average is not None:
+            held[files.AVERAGE] = self.average.values
+        return held
+
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
-        run = self.settings.model_dump(mode="json", exclude=_FREE)
-        datasets = (self.config.datasets or DatasetsConfig()).model_dump(
-            mode="json", exclude={"max_bad_share", "audio_cache_mb", "test", "test_ann_path"}
+        return identity(
+            self.config,
+            data=self.data.fingerprint(),
+            processes=self.accelerator.num_processes,
         )
-        return {
-            **{f"datasets.{key}": value for key, value in datasets.items()},
-            **{f"run.{key}": value for key, value in run.items()},
-            **{f"model.{k}": v for k, v in self.config.model.model_dump(mode="json").items()},
-            "training data": self.data.fingerprint(),
-            "processes": self.accelerator.num_processes,
-        }
-
-    def _check_same_run(self, state: dict[str, Any], source: Path) -> None:
-        before, now = state["run"], json.loads(json.dumps(self._identity()))
-        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        if changed and not self.settings.evaluate:
-            shown = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in changed)
-            raise UsageError(
-                f"{source} is of a run with other settings, so it cannot be continued ({shown}); "
-                "to start a new run from its weights, finish it and name it as model.ckpt"
-            )
 
     def _finish(self, log: RunLog) -> None:
         """Write `final`: averaged weights if there are any, those of the best step if asked for."""
@@ -313,18 +297,22 @@ class Trainer:
             found = files.checkpoints(self.folder / "checkpoints")
             chosen = next(c for c in found if c.step == self.best[1])
             self._load(chosen)
-        if self.accelerator.is_main_process:
-            final = self.folder / "final"
-            partial = self.folder / f"{files._PARTIAL}final"
-            files.remove(partial)
-            partial.mkdir(parents=True)
-            with self._averaged():
-                self.objective.save(partial)
-            write_card(partial, self.config, self.data, self.scores, steps=self.total)
-            files.remove(final)
-            os.replace(partial, final)
-            log.say(f"Result: {final}")
+        with self._averaged(), self.parallel.together():
+            if self.accelerator.is_main_process:
+                self._write(log)
         self.accelerator.wait_for_everyone()
+
+    def _write(self, log: RunLog) -> None:
+        final = write_result(
+            self.folder, self.objective, self.config, self.data, self.scores, steps=self.total
+        )
+        log.say(f"Result: {final}")
+        if self.settings.save_adapter:
+            adapter, left_out = write_adapter(
+                self.folder, self.objective, self.parameters, self.config
+            )
+            rest = f", without what else learned: {', '.join(left_out)}" if left_out else ""
+            log.say(f"Adapter: {adapter}{rest}")
 
     # -- small things -----------------------------------------------------------------------
 

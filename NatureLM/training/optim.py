@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from NatureLM.config.training import OptimsConfig
 from NatureLM.errors import ConfigError
+from NatureLM.training.muon import MuonWithAdamW, is_hidden_matrix
+from NatureLM.training.parallel import is_shared, local, put, total_norm
 
 PARTS = ("beats", "qformer", "projection", "lora", "language_model")
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -41,25 +43,36 @@ def has_decay(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
-def make_optimizer(parameters: NamedParameters, config: OptimsConfig) -> torch.optim.AdamW:
-    """AdamW, a group per part and kind; groups carry their `rate` relative to the schedule."""
+def make_optimizer(
+    parameters: NamedParameters, config: OptimsConfig
+) -> torch.optim.AdamW | MuonWithAdamW:
+    """AdamW, a group per part and kind; groups carry their `rate` relative to the schedule.
+
+    With `muon_lr`, hidden matrices are trained by Muon.
+    """
     unknown = sorted(set(config.part_rates) - set(PARTS))
     if unknown:
         raise ConfigError(
             f"run.optims.part_rates names {', '.join(unknown)}; parts are {', '.join(PARTS)}"
         )
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        groups.setdefault((part_of(name), has_decay(parameter)), []).append(parameter)
+        muon = config.muon_lr is not None and is_hidden_matrix(name, parameter)
+        groups.setdefault((part_of(name), has_decay(parameter), muon), []).append(parameter)
+    muon_rate = (config.muon_lr or config.init_lr) / config.init_lr
     settings: list[dict[str, Any]] = [
         {
             "params": members,
             "weight_decay": config.weight_decay if decays else 0.0,
-            "rate": config.part_rates.get(part, 1.0),
+            "rate": config.part_rates.get(part, 1.0) * (muon_rate if muon else 1.0),
+            "muon": muon,
         }
-        for (part, decays), members in groups.items()
+        for (part, decays, muon), members in groups.items()
     ]
-    return torch.optim.AdamW(settings, lr=config.init_lr, betas=(config.beta1, config.beta2))
+    betas = (config.beta1, config.beta2)
+    if config.muon_lr is not None:
+        return MuonWithAdamW(settings, betas)
+    return torch.optim.AdamW(settings, lr=config.init_lr, betas=betas)
 
 
 def learning_rate(step: int, total: int, config: OptimsConfig) -> float:
@@ -73,7 +86,7 @@ def learning_rate(step: int, total: int, config: OptimsConfig) -> float:
     return config.min_lr + cosine * (config.init_lr - config.min_lr)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW, rate: float) -> None:
     """Give every group its share of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
@@ -92,11 +105,14 @@ def finish_gradients(
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    torch._foreach_mul_(gradients, scale)
-    members = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(members, config.max_grad_norm or math.inf)
+    parts = [local(gradient) for gradient in gradients]
+    torch._foreach_mul_(parts, scale)
+    norm = total_norm(parts, shared=is_shared(gradients))
+    if config.max_grad_norm is not None:
+        torch._foreach_mul_(parts, torch.clamp(config.max_grad_norm / (norm + 1e-6), max=1.0))
     if config.max_grad_value is not None:
-        nn.utils.clip_grad_value_(members, config.max_grad_value)
+        torch._foreach_clamp_min_(parts, -config.max_grad_value)
+        torch._foreach_clamp_max_(parts, config.max_grad_value)
     return norm
 
 
@@ -113,13 +129,13 @@ class MovingAverage:
         """Take in the weights after update `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self._parameters:
-            self.values[name].lerp_(parameter.detach(), 1 - decay)
+            local(self.values[name]).lerp_(local(parameter.detach()), 1 - decay)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Put back what `values` held."""
         for name, value in self.values.items():
-            value.copy_(values[name])
+            put(value, values[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -133,7 +149,7 @@ class MovingAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._parameters:
-            held = self.values[name]
-            current = parameter.detach().clone()
-            parameter.copy_(held)
+            held, used = local(self.values[name]), local(parameter.detach())
+            current = used.clone()
+            used.copy_(held)
             held.copy_(current)

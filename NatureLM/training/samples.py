@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,13 @@ from NatureLM.prompts import render
 from NatureLM.training import augment
 from NatureLM.training.audio_store import AudioStore
 from NatureLM.training.augment import Mask, Wave
-from NatureLM.training.compose import ConversationPool, SupportPool, as_second_turn, few_shot
+from NatureLM.training.compose import (
+    ConversationPool,
+    QuestionPool,
+    SupportPool,
+    as_second_turn,
+    few_shot,
+)
 from NatureLM.training.examples import NONE_LABEL, Clip, Example, merge_labels
 from NatureLM.training.sampling import Draw
 from NatureLM.training.seeding import generator
@@ -33,7 +39,9 @@ class Sample:
     audios: windows of (window samples,), one for each placeholder
     masks: of the spectrogram of each window
     seconds: length of the sound in each window before padding
+    group: samples of one recording share it; the sample's own id where no recording is named
     notes: what was drawn and changed, in words
+    further: more complete prompts about the same windows, with their answers
     """
 
     id: str
@@ -45,7 +53,9 @@ class Sample:
     seconds: tuple[float, ...] = ()
     task: str = ""
     dataset: str = ""
+    group: str = ""
     notes: tuple[str, ...] = ()
+    further: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class SampleSettings:
     augmentations: AugmentationsConfig = field(default_factory=AugmentationsConfig)
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
     conversation_prob: float = 0.0
+    questions_per_clip: int = 1
     seed: int = 0
 
 
@@ -80,6 +91,7 @@ class SampleBuilder:
         self.noise = tuple(noise)
         self._support = SupportPool(examples) if settings.few_shot.prob > 0 else None
         self._talks = ConversationPool(examples) if settings.conversation_prob > 0 else None
+        self._about = QuestionPool(examples) if settings.questions_per_clip > 1 else None
         self._mixable: dict[str, list[Example]] = defaultdict(list)
         if settings.augmentations.mixup_prob > 0:
             for example in examples:
@@ -88,12 +100,21 @@ class SampleBuilder:
 
     def build(self, draw: Draw) -> Sample:
         """The sample of a draw, with everything that is random. Raises `AudioError`."""
-        example = self.examples[draw.row]
-        rng = generator(self.settings.seed, "sample", example.id, draw.epoch, draw.copy)
-        example, notes = self._compose(example, rng)
-        if not self.settings.augmentations.use_augmentation:
-            return self._finish(example, rng, _NO_CHANGES, notes)
-        return self._finish(example, rng, self.settings.augmentations, notes)
+        row = self.examples[draw.row]
+        rng = generator(self.settings.seed, "sample", row.id, draw.epoch, draw.copy)
+        example, notes = self._compose(row, rng)
+        used = self.settings.augmentations.use_augmentation
+        changes = self.settings.augmentations if used else _NO_CHANGES
+        sample = self._finish(example, rng, changes, notes)
+        if self._about is None or example.clips != row.clips or sample.labels != row.labels:
+            return sample  # what is known about the clip is not all that is heard
+        return replace(sample, further=self._further(row, rng))
+
+    def _further(self, row: Example, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+        """More questions about the clip of a row, so that a window is encoded once for several."""
+        assert self._about is not None
+        more = self._about.draw(row, self.settings.questions_per_clip - 1, rng)
+        return tuple((self._prompt(_drawn(other, rng)), other.answer) for other in more)
 
     def plain(self, example: Example) -> Sample:
         """The row as it is, first prompt, nothing changed: for evaluation."""
@@ -154,6 +175,7 @@ class SampleBuilder:
             seconds=tuple(seconds),
             task=example.task,
             dataset=example.dataset,
+            group=example.group or example.id,
             notes=tuple(notes),
         )
 

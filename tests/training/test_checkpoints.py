@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+from NatureLM.errors import UsageError
 from NatureLM.training import checkpoints as files
 from NatureLM.training.logs import RunLog, duration, keep_until
 from NatureLM.training.optim import trainable
@@ -120,6 +123,30 @@ def test_lines_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     RunLog(tmp_path / "second", step=0, total=10, main=False).say("nothing")
     assert not (tmp_path / "second").exists()
     assert (duration(75), duration(7300)) == ("1 min 15 s", "2 h 1 min")
+
+
+def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a stand-in that takes what trackio takes (it is large, and no test dependency)."""
+    calls: list[tuple[str, object]] = []
+    stand_in = ModuleType("trackio")
+    stand_in.init = lambda **settings: calls.append(("init", settings))
+    stand_in.log = lambda numbers, step: calls.append(("log", (numbers, step)))
+    stand_in.finish = lambda: calls.append(("finish", None))
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    log = RunLog(tmp_path / "birds", step=0, total=1, trackers=["trackio"])
+    with log.running():
+        log.evaluation(1, {"loss": 2.0})
+    assert calls == [
+        ("init", {"project": "naturelm", "name": "birds", "resume": "allow"}),
+        ("log", ({"valid/loss": 2.0}, 1)),
+        ("finish", None),
+    ]
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UsageError, match=r"run\.trackers names trackio: pip install trackio"):
+        RunLog(tmp_path, step=0, total=1, trackers=["trackio"])
 
 
 def test_tensorboard(tmp_path: Path):

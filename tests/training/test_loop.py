@@ -15,6 +15,7 @@ from NatureLM.models import NatureLM
 from NatureLM.training.audio_store import TooManyBadFilesError
 from NatureLM.training.checkpoints import checkpoints
 from NatureLM.training.loop import Trainer, train
+from NatureLM.training.optim import part_of
 
 pytest.importorskip("accelerate")
 
@@ -43,7 +44,8 @@ def test_the_whole_model_learns_and_can_be_asked(make_config, clips_folder: Path
     losses = [line["loss"] for line in log(result.folder, "train")]
     assert len(losses) == 30
     assert losses[-1] < 0.6 * losses[0]
-    assert {"loss", "token_accuracy", "accuracy"} <= set(result.scores)
+    assert {"loss", "token_accuracy", "accuracy", "macro_accuracy"} <= set(result.scores)
+    assert result.scores["macro_accuracy_low"] <= result.scores["macro_accuracy"]
     final = result.folder / "final"
     assert "30 steps" in (final / "README.md").read_text()
     model = NatureLM.from_pretrained(final)
@@ -144,17 +146,54 @@ def test_bfloat16_keeps_float32_weights(make_config):
     assert {p.dtype for _, p in trainer.parameters} == {torch.float32}
 
 
-def test_frozen_parts_stay(make_config):
-    trainer = Trainer(
-        make_config(model={"freeze_beats": True, "freeze_audio_QFormer": True, "lora": True})
-    )
+def test_gradient_checkpointing_changes_no_gradient(make_config):
+    def after_a_step(checkpointing: bool) -> dict[str, torch.Tensor]:
+        config = make_config(
+            gradient_checkpointing=checkpointing,
+            model={"lora_dropout": 0.1, "freeze_llama": False, "beats_cfg": BEATS_WITHOUT_DROP},
+        )
+        trainer = Trainer(config)
+        language_model = trainer.objective.model.language_model
+        assert getattr(language_model.model, "gradient_checkpointing", False) == checkpointing
+        trainer._update(0, next(iter(trainer.stream.steps(0, 1))))
+        return weights(trainer)
+
+    kept, computed_again = after_a_step(False), after_a_step(True)
+    for name, weight in kept.items():
+        torch.testing.assert_close(computed_again[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+PARTS = {
+    "beats": "freeze_beats",
+    "qformer": "freeze_audio_QFormer",
+    "projection": "freeze_audio_llama_proj",
+    "lora": "lora",
+    "language_model": "freeze_llama",
+}
+
+
+@pytest.mark.parametrize("learning", list(PARTS))
+def test_frozen_parts_stay(make_config, learning: str):
+    """Each part alone: it changes, the others do not, and they take no room in the optimiser."""
+    settings = {key: True for part, key in PARTS.items() if part not in ("lora", learning)}
+    settings |= {PARTS[learning]: False} if learning != "lora" else {"lora": True}
+    trainer = Trainer(make_config(model={"lora": learning == "lora", **settings}))
     before = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
-    trainer._update(0, next(iter(trainer.stream.steps(0, 1))))
+    for step, batches in enumerate(trainer.stream.steps(0, 2)):  # LoRA's A waits for its B
+        trainer._update(step, batches)
     changed = {
         n for n, p in trainer.module.named_parameters() if not torch.equal(p.detach(), before[n])
     }
     assert changed
-    assert all(".lora_" in n or "audio_llama_proj" in n for n in changed)
+    assert {part_of(name) for name in changed} == {learning}
+    held = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
+    assert held == sum(part_of(n) == learning for n in before if ".predictor." not in n)
+
+
+def test_nothing_left_to_learn(make_config):
+    frozen = {key: True for part, key in PARTS.items() if part != "lora"}
+    with pytest.raises(ConfigError, match="every part is frozen"):
+        Trainer(make_config(model={**frozen, "lora": False}))
 
 
 def test_the_average_is_what_is_evaluated_and_saved(make_config):
@@ -195,6 +234,12 @@ def test_bad_files_are_left_out_and_named(make_config, clips_folder: Path, tmp_p
     assert [line["bad_files"] for line in log(result.folder, "train")] == [1, 1]
     (checkpoint,) = checkpoints(result.folder / "checkpoints")[-1:]
     assert list(checkpoint.state()["bad_files"]) == [str(tmp_path / "broken.wav")]
+    resumed = Trainer(
+        make_config(batch_size_train=13, epoch_based=True, datasets=data, max_steps=2)
+    )
+    resumed._begin(resume=True)
+    assert list(resumed.bad.reasons) == [str(tmp_path / "broken.wav")]
+    assert resumed.bad.tried_so_far == 13
     with pytest.raises(TooManyBadFilesError):
         train(
             make_config(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import load_config
 from NatureLM.config.load import dump_config
+from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.training.check import report
+from NatureLM.training.optim import part_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +100,47 @@ def test_shipped_configurations_have_the_published_settings(name: str):
     assert not config.model.freeze_beats
     assert (config.model.lora_rank, config.model.lora_alpha) == (32, 32)
     assert config.model.prompt_template.count("<|eot_id|>") == 1
+
+
+def test_the_configuration_for_fine_tuning_trains_the_adapter_only():
+    config = load_config(ROOT / "configs" / "finetune.yml", warn=lambda text: pytest.fail(text))
+    model, run = config.model, config.run
+    assert model.freeze_beats
+    assert model.freeze_audio_QFormer
+    assert model.freeze_audio_llama_proj
+    assert model.freeze_llama
+    assert model.lora
+    assert run.save_adapter
+    assert run.batch_size_train * run.accum_grad_iters == 16
+    (train,), (valid,) = config.datasets.train, config.datasets.valid
+    assert (train.path, train.where) == ("my-clips.csv", {"split": "train"})
+    assert (valid.path, valid.where) == ("my-clips.csv", {"split": "valid"})
+
+
+def test_the_sizes_that_the_page_on_fine_tuning_counts_with():
+    """8.03 billion, 91, 19, 3 and 27.3 million weights."""
+    with torch.device("meta"):
+        model = NatureLM(NatureLMConfig(text_config=LLAMA_8B.to_dict()))
+    sizes: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        sizes[part_of(name)] += parameter.numel()
+    page = (ROOT / "docs" / "how-to" / "fine-tune.md").read_text()
+    assert round(sizes["language_model"] / 1e9, 2) == 8.03
+    assert "8.03 billion" in page
+    assert round(sizes["lora"] / 1e6, 1) == 27.3
+    assert "27.3 million" in page
+    parts = [round(sizes[part] / 1e6) for part in ("beats", "qformer", "projection")]
+    assert (
+        "BEATs ({} million), Q-Former ({} million), projection ({} million)".format(*parts) in page
+    )
+
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128257,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)

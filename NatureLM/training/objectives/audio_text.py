@@ -16,6 +16,8 @@ from NatureLM.training.objectives.base import StepOutput
 from NatureLM.training.objectives.masking import apply_masks
 from NatureLM.training.samples import Sample
 
+_TOGETHER = 24  # rows that pass the language model at a time
+
 
 class AudioText:
     """Loss of the answer tokens under the model; see `NatureLM.loss`."""
@@ -31,13 +33,20 @@ class AudioText:
         self._max_new_tokens = max_new_tokens
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """A batch of `NatureLM.loss`, and the masks of its windows in order."""
-        return {
-            "prompts": [sample.prompt for sample in samples],
-            "audios": [[torch.from_numpy(wav) for wav in sample.audios] for sample in samples],
-            "answers": [sample.answer for sample in samples],
-            "masks": [mask for sample in samples for mask in sample.masks],
-        }
+        """A batch of `NatureLM.loss`, and the masks of its windows in order.
+
+        Further questions about a sample's windows are rows with the same tensors, which the model
+        encodes once.
+        """
+        batch: dict[str, Any] = {"prompts": [], "audios": [], "answers": [], "masks": []}
+        for sample in samples:
+            windows = [torch.from_numpy(wav) for wav in sample.audios]
+            batch["masks"] += sample.masks
+            for prompt, answer in ((sample.prompt, sample.answer), *sample.further):
+                batch["prompts"].append(prompt)
+                batch["audios"].append(windows)
+                batch["answers"].append(answer)
+        return batch
 
     def length(self, example: Example) -> int | None:
         """Windows are equally long, so only the number of clips matters."""
@@ -78,7 +87,18 @@ class _Step(nn.Module):
         self._masks.clear()
         if any(batch["masks"]):
             self._masks.extend(batch["masks"])
-        out = self.model.loss(batch)
+        audios = self.model.encode_clips(batch["audios"])
+        outs = [self._loss(batch, audios, rows) for rows in _alike(batch)]
+        return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
+
+    def _loss(self, batch: dict[str, Any], audios: list[list[Tensor]], rows: list[int]) -> Any:
+        out = self.model.loss(
+            {
+                "prompts": [batch["prompts"][row] for row in rows],
+                "audios": [audios[row] for row in rows],
+                "answers": [batch["answers"][row] for row in rows],
+            }
+        )
         assert out.loss is not None
         assert out.total is not None
         assert out.correct is not None
@@ -91,3 +111,10 @@ class _Step(nn.Module):
         fbank_BTF, *rest = inputs
         masks = [self._masks.popleft() for _ in range(fbank_BTF.shape[0])]
         return (apply_masks(fbank_BTF, masks), *rest)
+
+
+def _alike(batch: dict[str, Any]) -> list[list[int]]:
+    """The rows in groups of alike length, so that a list of names does not pad short questions."""
+    texts = [p + a for p, a in zip(batch["prompts"], batch["answers"], strict=True)]
+    order = sorted(range(len(texts)), key=lambda row: (len(batch["audios"][row]), len(texts[row])))
+    return [order[first : first + _TOGETHER] for first in range(0, len(order), _TOGETHER)]

@@ -1,0 +1,213 @@
+"""How processes share the work: each with a copy of the model (DDP), or with a part of it (FSDP).
+
+FSDP is torch's `fully_shard`: each layer of the language model is a unit of its own and all the
+rest one more. Weights keep their precision; autocast works as it does elsewhere. What is shared out
+is seen as `DTensor`s; `local`, `whole` and `put` hide the difference from the rest of the loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]
+
+
+def wants_sharding(accelerator: Accelerator) -> bool:
+    """Whether the launcher asked for FSDP; its first version is refused with a `UsageError`."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not asked or accelerator.num_processes == 1:
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UsageError(
+            "the launcher asks for the first version of FSDP, and only the second is supported: "
+            "fsdp_version: 2, as in configs/accelerate/fsdp.yml"
+        )
+    return True
+
+
+def check_shareable(accelerator: Accelerator, run: RunConfig, datasets: DatasetsConfig) -> None:
+    """Raise ConfigError for settings that FSDP cannot follow."""
+    if not wants_sharding(accelerator):
+        return
+    if run.optims.muon_lr is not None:
+        raise ConfigError("run.optims.muon_lr needs whole matrices, which FSDP splits up")
+    if datasets.questions_per_clip > 1:
+        raise ConfigError(
+            "datasets.questions_per_clip is above 1: batches of different processes would pass the "
+            "language model unequally often, and FSDP needs them to keep step"
+        )
+
+
+class Copies:
+    """Every process has the whole model; gradients are averaged (also the case of one process)."""
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module) -> None:
+        self._accelerator = accelerator
+        self._wrapped: Any = accelerator.prepare_model(module)
+        self.evaluated = module
+
+    def __call__(self, batch: Any) -> Any:
+        """The module's output, differentiable."""
+        return self._wrapped(batch)
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around a micro-batch: processes exchange gradients after the last one only."""
+        with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
+            yield
+
+    def together(self) -> AbstractContextManager[None]:
+        """Every process has all weights, always."""
+        return nullcontext()
+
+
+class Shards:
+    """Every process has a part of each weight; whole ones exist where and while they are used."""
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self._accelerator = accelerator
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        self._root = _Everything(module)
+        self._units: list[Any] = [*split_units(module), self._root]
+        for unit in self._units:
+            fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not self._root)
+        self._root.of_root = [
+            name for name, p in _outside_units(module, self._units[:-1]) if p.requires_grad
+        ]
+        self.evaluated: nn.Module = self._root
+
+    def __call__(self, batch: Any) -> Any:
+        """The module's output, differentiable."""
+        with self._accelerator.autocast():
+            return self._root(batch)
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around a micro-batch: processes exchange gradients after the last one only."""
+        self._units[-1].set_requires_gradient_sync(last)
+        yield
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Every process holds all weights within the block, and need not keep step with others."""
+        self._units[-1]._get_fsdp_state()._lazy_init()  # of the root, before any unit is used
+        self._keep(True)
+        for unit in self._units:
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in self._units:
+                unit.reshard()
+            self._keep(False)
+
+    def _keep(self, kept: bool) -> None:
+        for unit in self._units[:-1]:
+            unit.set_reshard_after_forward(not kept, recurse=False)
+
+
+class _Everything(nn.Module):
+    """The root unit. Its weights all take part in the loss of every batch, if only with nothing.
+
+    Processes exchange the gradients of a unit in one piece, so the same weights must have one on
+    each, whatever its batch used (text alone, or fewer layers of the encoder).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.of_root: list[str] = []
+
+    def forward(self, batch: Any) -> Any:
+        out = self.module(batch)
+        if not torch.is_grad_enabled():
+            return out
+        nothing = sum(0.0 * self.module.get_parameter(name).sum() for name in self.of_root)
+        return out._replace(loss=out.loss + nothing)
+
+
+def split_units(module: nn.Module) -> list[nn.Module]:
+    """The layers of the language model, by the names that transformers gives for this purpose."""
+    names = {
+        name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()
+    }
+    return [part for part in module.modules() if type(part).__name__ in names]
+
+
+def _outside_units(module: nn.Module, units: list[Any]) -> Iterator[tuple[str, nn.Parameter]]:
+    inside = {id(p) for unit in units for p in unit.parameters()}
+    return ((name, p) for name, p in module.named_parameters() if id(p) not in inside)
+
+
+def share(accelerator: Accelerator, module: nn.Module) -> Copies | Shards:
+    """The way that the launcher asked for. Parameters are replaced: ask for them afterwards."""
+    return (Shards if wants_sharding(accelerator) else Copies)(accelerator, module)
+
+
+# Tensors that may be shared out
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory."""
+    return cast(Any, tensor).to_local() if _is_shared(tensor) else tensor
+
+
+def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The whole tensors, one after the other, where `keep` is set; all processes must call it."""
+    found = {}
+    for name, tensor in tensors.items():
+        if _is_shared(tensor):
+            tensor = cast(Any, tensor).full_tensor()
+            tensor = tensor.cpu() if keep else tensor
+        if keep:
+            found[name] = tensor
+    return found
+
+
+def shared_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, shared out as `like` is, on its device."""
+    value = value.to(like.device)
+    if not _is_shared(like):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def put(target: Tensor, value: Tensor) -> None:
+    """Overwrite a tensor with a whole one."""
+    local(target).copy_(local(shared_like(value, target)))
+
+
+def total_norm(parts: list[Tensor], *, shared: bool) -> Tensor:
+    """The norm of all parts together, over all processes where they are shared out."""
+    norm = nn.utils.get_total_norm(parts)
+    if not shared:
+        return norm
+    squared = norm.square()
+    torch.distributed.all_reduce(squared)
+    return squared.sqrt()
+
+
+def is_shared(tensors: list[Tensor]) -> bool:
+    """Whether tensors are shared out among processes."""
+    return any(map(_is_shared, tensors))
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")

@@ -1,0 +1,247 @@
+"""Hugging Face datasets become rows; their sound is decoded by our own code, when it is drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from NatureLM.audio import read_clip
+from NatureLM.audio.errors import AudioError
+from NatureLM.config.training import TableConfig
+from NatureLM.tables import TableError
+from NatureLM.training.audio_store import clip_reader
+from NatureLM.training.check import report
+from NatureLM.training.dataset_rows import RowClip
+from NatureLM.training.tables import load_examples
+
+datasets = pytest.importorskip("datasets")
+CLASSES = ["Cuckoo", "Rain", "Wolf"]
+READ = clip_reader(16000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Datasets made from Parquet files are kept there."""
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(scope="module")
+def made(clips_folder: Path) -> Any:
+    """Twelve rows with their sound as bytes, class labels, and a column of bare samples."""
+    files = sorted(clips_folder.glob("*/*.wav"))
+    columns = {
+        "audio": [{"bytes": path.read_bytes(), "path": path.name} for path in files],
+        "label": [CLASSES.index(path.parent.name) for path in files],
+        "question": ["What is it?"] * len(files),
+        "split_number": [number % 4 for number in range(len(files))],
+        "samples": [soundfile.read(path, dtype="float32")[0] for path in files],
+        "sampling_rate": [16000] * len(files),
+    }
+    features = datasets.Features(
+        {
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "label": datasets.ClassLabel(names=CLASSES),
+            "question": datasets.Value("string"),
+            "split_number": datasets.Value("int64"),
+            "samples": datasets.Sequence(datasets.Value("float32")),
+            "sampling_rate": datasets.Value("int64"),
+        }
+    )
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    return rows.cast_column("audio", datasets.Audio())
+
+
+@pytest.fixture(scope="module")
+def saved(made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same rows in all forms that a folder may have."""
+    root = tmp_path_factory.mktemp("forms")
+    made.save_to_disk(str(root / "one"))
+    datasets.DatasetDict({"train": made, "test": made.select(range(3))}).save_to_disk(
+        str(root / "splits")
+    )
+    (root / "parquet" / "data").mkdir(parents=True)
+    made.to_parquet(str(root / "parquet" / "data" / "train-00000-of-00001.parquet"))
+    return {
+        "save_to_disk": root / "one",
+        "splits": root / "splits",
+        "arrow folder": _only_arrow(root / "one", root / "arrow"),
+        "arrow file": root / "arrow" / "data.arrow",
+        "parquet folder": root / "parquet",
+        "parquet file": root / "parquet" / "data" / "train-00000-of-00001.parquet",
+    }
+
+
+def _only_arrow(source: Path, folder: Path) -> Path:
+    folder.mkdir()
+    (file,) = source.glob("*.arrow")
+    (folder / "data.arrow").write_bytes(file.read_bytes())
+    return folder
+
+
+def load(path: Path | str, **settings: Any):
+    return load_examples(TableConfig(path=str(path), **settings))
+
+
+FORMS = ["save_to_disk", "splits", "arrow folder", "arrow file", "parquet folder", "parquet file"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_rows(saved, clips_folder: Path, form: str):
+    rows = load(saved[form], **({"split": "train"} if form == "splits" else {}))
+    files = sorted(clips_folder.glob("*/*.wav"))
+    assert [row.answer for row in rows] == [path.parent.name for path in files]
+    assert {row.prompts for row in rows} == {("What is it?",)}
+    assert len({row.id for row in rows}) == len({row.clips for row in rows}) == 12
+    for row, file in zip(rows, files, strict=True):
+        (clip,) = row.clips
+        assert np.array_equal(READ(clip), read_clip(file))
+
+
+def test_splits(saved):
+    assert len(load(saved["splits"], split="test")) == 3
+    with pytest.raises(TableError, match="no split is named; set `split` to one of train, test"):
+        load(saved["splits"])
+    with pytest.raises(TableError, match="there is no 'valid'; set `split` to one of train, test"):
+        load(saved["splits"], split="valid")
+    with pytest.raises(TableError, match="Unknown split"):
+        load(saved["parquet folder"], split="valid")
+
+
+def test_where_and_columns(saved):
+    rows = load(
+        saved["save_to_disk"],
+        where={"split_number": "1"},
+        columns={"audio": "samples", "answer": "question"},
+        prompts=["Which?"],
+    )
+    assert len(rows) == 3
+    assert {row.answer for row in rows} == {"What is it?"}
+    others = load(saved["save_to_disk"], where={"split_number": "1"})
+    for bare, encoded in zip(rows, others, strict=True):
+        np.testing.assert_allclose(READ(bare.clips[0]), READ(encoded.clips[0]), atol=1e-4)
+    with pytest.raises(TableError, match="asks for column 'fold'; there are label, question"):
+        load(saved["save_to_disk"], where={"fold": "1"})
+    with pytest.raises(TableError, match=r"columns\.audio is 'sound'; there are audio, label"):
+        load(saved["save_to_disk"], columns={"audio": "sound"})
+
+
+def test_stretches_and_paths(clips_folder: Path, tmp_path: Path):
+    """A dataset may name files instead of holding them, and clips may be parts of them."""
+    rows = {"audio": [{"bytes": None, "path": "Wolf/3.wav"}], "start": [0.1], "end": [0.4]}
+    made = datasets.Dataset.from_dict({**rows, "answer": ["Wolf"]})
+    made.save_to_disk(str(tmp_path / "paths"))
+    (row,) = load(tmp_path / "paths", audio_root=str(clips_folder))
+    whole = read_clip(clips_folder / "Wolf" / "3.wav")
+    assert np.array_equal(READ(row.clips[0]), whole[1600:6400])
+    no_audio = made.remove_columns("audio").add_column("path", ["Wolf/3.wav"])
+    no_audio.save_to_disk(str(tmp_path / "files"))
+    (row,) = load(tmp_path / "files", audio_root=str(clips_folder))
+    assert not isinstance(row.clips[0], RowClip)
+    assert np.array_equal(READ(row.clips[0]), whole[1600:6400])
+
+
+def test_a_broken_sound_is_named_by_its_row(tmp_path: Path):
+    rows = {"audio": [{"bytes": b"no sound", "path": "x.wav"}], "answer": ["Wolf"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "bad"))
+    (row,) = load(tmp_path / "bad")
+    with pytest.raises(AudioError, match=r"bad, row 1: this is not an audio file"):
+        READ(row.clips[0])
+    silent = {"audio": [None], "answer": ["Wolf"]}
+    features = datasets.Features(
+        {
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "answer": datasets.Value("string"),
+        }
+    )
+    datasets.Dataset.from_dict(silent, features=features).save_to_disk(str(tmp_path / "none"))
+    (row,) = load(tmp_path / "none")
+    with pytest.raises(AudioError, match="row 1: there is no sound"):
+        READ(row.clips[0])
+
+
+def test_what_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"answer": "x"}) + "\n")
+    with pytest.raises(TableError, match="split is for Hugging Face datasets, and this is none"):
+        load(tmp_path / "t.jsonl", split="train")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "state.json").write_text("{}")
+    with pytest.raises(TableError, match="cannot be read as a Hugging Face dataset"):
+        load(tmp_path / "odd")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TableError, match=r"pip install 'naturelm-audio\[beans\]'"):
+        load(saved["save_to_disk"])
+
+
+def test_a_name_that_is_nowhere(tmp_path: Path):
+    """Offline, in a process of its own, because the library reads the setting once."""
+    code = (
+        "from NatureLM.config.training import TableConfig\n"
+        "from NatureLM.training.tables import load_examples\n"
+        "load_examples(TableConfig(path='nobody/no-such-birds'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "nobody/no-such-birds: there is no such table or folder, and as a dataset" in done.stderr
+
+
+def test_the_sound_is_not_held_in_memory(tmp_path: Path):
+    """Rows of 64 MB are found without reading them, and reading one keeps one."""
+    psutil = pytest.importorskip("psutil")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(16000, np.float32), 16000, format="WAV")
+    padded = buffer.getvalue() + bytes(16 << 20)
+    rows = {"audio": [{"bytes": padded, "path": "x.wav"}] * 8, "answer": ["Rain"] * 8}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "large"))
+    del rows
+    process = psutil.Process()
+
+    def own_memory() -> int:
+        """Without mapped files, which the system drops when it needs the room."""
+        used = process.memory_info()
+        return int(used.rss - used.shared)
+
+    before = own_memory()
+    examples = load(tmp_path / "large")
+    assert own_memory() - before < 16 << 20
+    for example in examples:
+        READ(example.clips[0])
+    assert own_memory() - before < 64 << 20
+
+
+def test_training_and_check_take_it(make_config, saved):
+    pytest.importorskip("accelerate")
+    from NatureLM.training.loop import train
+
+    data = {
+        "train": [{"path": str(saved["splits"]), "split": "train", "name": "birds"}],
+        "valid": [{"path": str(saved["splits"]), "split": "test"}],
+    }
+    config = make_config(max_steps=2, save_every=1, datasets=data, num_workers=2)
+    lines = "\n".join(report(config))
+    assert "birds: 12 rows" in lines
+    assert "are not there" not in lines
+    assert "What is it?" in lines
+    result = train(config)
+    again = train(config, resume=True)  # the rows have the same fingerprint when read again
+    assert again.steps == result.steps == 2
+    assert "birds: 12 rows" in (result.folder / "final" / "README.md").read_text()

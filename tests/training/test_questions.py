@@ -1,0 +1,110 @@
+"""Several questions about one changed window: drawn by weight, encoded once, in the loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from NatureLM.config.training import AugmentationsConfig
+from NatureLM.training.compose import QuestionPool
+from NatureLM.training.examples import Clip, Example
+from NatureLM.training.samples import SampleBuilder, SampleSettings
+from NatureLM.training.sampling import Draw
+from NatureLM.training.start import make_objective
+
+WINDOW = 16000
+
+
+def row(number: int, clip: str, *, weight: float = 1.0, labels: tuple[str, ...] = ()) -> Example:
+    return Example(
+        id=f"{clip}/{number}", clips=(Clip(clip),), prompts=(f"Question {number}?",),
+        answer=f"answer {number}", task="name", labels=labels, weight=weight,
+    )  # fmt: skip
+
+
+class Tones:
+    """Every file is its own tone."""
+
+    def read(self, clip: Clip) -> np.ndarray:
+        pitch = 200 + 100 * (sum(clip.path.encode()) % 7)
+        return np.sin(np.arange(WINDOW) * pitch / WINDOW * 6.28).astype(np.float32) * 0.3
+
+
+def test_rows_about_the_clip_are_drawn_by_weight_and_once():
+    rows = [row(0, "a"), row(1, "a", weight=0.0), row(2, "a", weight=9.0), row(3, "a"), row(4, "b")]
+    pool = QuestionPool(rows)
+    rng = np.random.default_rng(0)
+    drawn = [pool.draw(rows[0], 1, rng)[0].id for _ in range(300)]
+    assert set(drawn) == {"a/2", "a/3"}, "neither itself, nor weight 0, nor another clip's"
+    assert 0.8 < drawn.count("a/2") / 300 < 0.97
+    assert {e.id for e in pool.draw(rows[0], 5, rng)} == {"a/2", "a/3"}
+    assert pool.draw(rows[4], 3, rng) == []
+
+
+def builder(rows: list[Example], **changes: float) -> SampleBuilder:
+    settings = SampleSettings(
+        template="<u>{}<a>",
+        window_samples=WINDOW,
+        questions_per_clip=3,
+        augmentations=AugmentationsConfig(use_augmentation=True, **changes),  # type: ignore[arg-type]
+    )
+    return SampleBuilder(rows, settings, Tones())  # type: ignore[arg-type]
+
+
+def test_further_questions_are_rendered_and_seeded():
+    rows = [row(n, "a") for n in range(4)]
+    sample = builder(rows).build(Draw(0, 0, 0))
+    assert len(sample.further) == 2
+    for prompt, answer in sample.further:
+        number = answer.removeprefix("answer ")
+        assert number != "0"
+        assert prompt == f"<u><Audio><AudioHere></Audio> Question {number}?<a>"
+    assert builder(rows).build(Draw(0, 0, 0)).further == sample.further
+    assert builder(rows).plain(rows[0]).further == (), "evaluation asks each row alone"
+
+
+def test_a_mixed_window_is_asked_about_once():
+    rows = [row(0, "a", labels=("Dog",)), row(1, "a"), row(2, "b", labels=("Cat",))]
+    mixed = builder(rows, mixup_prob=1.0).build(Draw(0, 0, 0))
+    while mixed.labels == ("Dog",):  # mixed with itself
+        mixed = builder(rows, mixup_prob=1.0).build(Draw(0, 0, mixed.notes.count("x") + 1))
+    assert mixed.further == (), "the other rows know of one of its sounds only"
+
+
+def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.MonkeyPatch):
+    from NatureLM.training.data import load_data, make_builders
+
+    config = make_config(datasets={"questions_per_clip": 2})
+    data = load_data(config.datasets, config.run)
+    objective = make_objective(config, data.train)
+    train, *_ = make_builders(
+        data, config.datasets, config.run, template=objective.template,
+        sample_rate=objective.sample_rate, window_samples=objective.window_samples,
+    )  # fmt: skip
+    samples = [train.build(Draw(0, 0, 0)), train.build(Draw(1, 0, 0))]
+    assert all(len(sample.further) == 1 for sample in samples)
+    batch = objective.collate(samples)
+    assert len(batch["prompts"]) == len(batch["audios"]) == len(batch["answers"]) == 4
+    assert len(batch["masks"]) == 2
+
+    encoded = []
+    original = objective.model.encode_audio
+    monkeypatch.setattr(
+        objective.model, "encode_audio", lambda wav: encoded.append(len(wav)) or original(wav)
+    )
+    objective.module.eval()
+    with torch.no_grad():
+        together = objective.module(batch)
+        assert encoded == [2]
+        alone = [
+            objective.module(
+                {
+                    **{key: batch[key][i : i + 1] for key in ("prompts", "audios", "answers")},
+                    "masks": [],
+                }
+            )
+            for i in range(4)
+        ]
+    assert float(together.loss) == pytest.approx(sum(float(out.loss) for out in alone), rel=1e-5)
+    assert int(together.total) == sum(int(out.total) for out in alone)
