@@ -39,8 +39,8 @@ BEATS: dict[str, Any] = {
 }
 
 LANGUAGE_MODEL: dict[str, Any] = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 704,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -61,11 +61,13 @@ NATURELM: dict[str, Any] = {
     # 10 audio embeddings of a window.
     "second_per_window": 0.12,
     "second_stride": 0.12,
-    "lora_rank": 16,
-    "lora_alpha": 16,
+    "lora_rank": 32,
+    "lora_alpha": 32,
     "lora_dropout": 0.05,
     "max_txt_len": 96,
 }
+
+GROUP = 6  # patches of a group, as second_per_window says
 
 
 def language_model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:

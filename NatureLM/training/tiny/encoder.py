@@ -1,155 +1,152 @@
-"""The encoder stage: BEATs learns to name the sounds, before any language.
+"""The encoder stage: what hears learns to name the sounds, before any language.
 
-A linear classifier reads the attention-pooled patch vectors over all classes of both datasets; it
-is thrown away afterwards. Windows are short at first (most calls are), then as long as the
-model's. Hidden matrices are trained by Muon, which needs about half the steps of Adam here.
+BEATs and the Q-Former learn together, from teachers (`teachers.py`). A linear classifier reads the
+attention-pooled audio vectors over all classes of both datasets; it is thrown away afterwards.
+Windows are short at first (most calls are), then as long as the model's. Hidden matrices are
+trained by Muon, which needs about half the steps of Adam here.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from NatureLM.config.architecture import QFormerConfig
 from NatureLM.models.beats import BEATs
+from NatureLM.models.qformer import QFormer, patch_groups
 from NatureLM.training.seeding import generator
-from NatureLM.training.tiny.architecture import new_encoder
-from NatureLM.training.tiny.sounds import Clip
-from NatureLM.training.tiny.spectrograms import Changes, Spectrograms, whole_windows
+from NatureLM.training.tiny.architecture import GROUP, NATURELM, new_encoder
+from NatureLM.training.tiny.fitting import Aim, Log, Schedule, Sounds, fit, smoothed
+from NatureLM.training.tiny.spectrograms import Changes
+from NatureLM.training.tiny.teachers import Teachers
+
+LISTENER = "listener.safetensors"
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How long and how fast; `phases` are (part of the steps, patches of a window, batch size)."""
+    """Training of the encoder; `taught` is the teachers' part of what it aims at."""
 
-    steps: int = 3000
-    phases: tuple[tuple[float, int, int], ...] = ((0.6, 16, 96), (0.25, 32, 64), (0.15, 62, 32))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(2200, ((0.65, 18, 96), (0.2, 36, 48), (0.15, 62, 32)))
+    )
     learning_rate: float = 1e-3
     matrix_learning_rate: float = 0.02
     weight_decay: float = 0.05
-    warmup: int = 50
     smoothing: float = 0.05
-    balance: float = 0.5
-    average: float = 0.995
+    taught: float = 0.9
     seed: int = 0
     changes: Changes = field(default_factory=Changes)
 
-    def window(self, step: int) -> tuple[int, int]:
-        """Patches of a window and batch size at a step."""
-        done, progress = 0.0, step / self.steps
-        for part, patches, batch in self.phases:
-            done += part
-            if progress < done:
-                return patches, batch
-        return self.phases[-1][1:]
 
-    def rate(self, step: int) -> float:
-        """Learning rate as a part of the full one: linear warm-up, cosine down to 2 %."""
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * cosine)
+class Listener(nn.Module):
+    """All that hears, with a classifier on top: spectrograms → logits.
 
-
-class Classifier(nn.Module):
-    """BEATs, attention pooling with four heads, and a linear layer: spectrograms → logits."""
+    Parts are named as in `NatureLM`.
+    """
 
     def __init__(self, encoder: BEATs, classes: int, heads: int = 4, dropout: float = 0.1) -> None:
         super().__init__()
-        self.encoder = encoder
+        config = QFormerConfig.model_validate(NATURELM["qformer_cfg"])
+        self.beats = encoder
+        self.ln_audio = nn.LayerNorm(encoder.width)
+        self.audio_Qformer = QFormer(config, encoder.width)
+        for module in self.audio_Qformer.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        self.audio_query_tokens = nn.Parameter(torch.randn(1, 1, config.hidden_size))
+        self.head = Head(config.hidden_size, classes, heads, dropout)
+
+    def forward(self, fbank_BTF: Tensor) -> Tensor:
+        patches_BPE = self.ln_audio(self.beats(fbank_BTF))
+        groups = patch_groups(patches_BPE, GROUP, GROUP)
+        queries = self.audio_query_tokens.expand(groups.shape[0], -1, -1)
+        audio = self.audio_Qformer(queries, groups)
+        logits: Tensor = self.head(audio.reshape(fbank_BTF.shape[0], -1, audio.shape[-1]))
+        return logits
+
+
+class Head(nn.Module):
+    """Attention pooling and a linear layer: vectors (B, N, D) → logits (B, classes)."""
+
+    def __init__(self, width: int, classes: int, heads: int, dropout: float) -> None:
+        super().__init__()
         self.heads = heads
-        width = encoder.width
         self.attention = nn.Linear(width, heads)
         self.value = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, classes)
 
-    def forward(self, fbank_BTF: Tensor) -> Tensor:
-        encoded_BPD = self.encoder(fbank_BTF)
-        weights_BPH = self.attention(encoded_BPD).float().softmax(dim=1)
-        values_BPHK = self.value(encoded_BPD).unflatten(-1, (self.heads, -1))
-        pooled = torch.einsum("bph,bphk->bhk", weights_BPH.to(values_BPHK.dtype), values_BPHK)
+    def forward(self, vectors_BND: Tensor) -> Tensor:
+        weights_BNH = self.attention(vectors_BND).float().softmax(dim=1)
+        values_BNHK = self.value(vectors_BND).unflatten(-1, (self.heads, -1))
+        pooled = torch.einsum("bnh,bnhk->bhk", weights_BNH.to(values_BNHK.dtype), values_BNHK)
         logits: Tensor = self.out(self.dropout(self.norm(pooled.flatten(1))))
         return logits
 
 
-@torch.no_grad()
-def predict(model: Classifier, windows: Tensor) -> Tensor:
-    """Logits (N, classes) of whole windows."""
-    model.eval()
-    logits = torch.cat([model(chunk) for chunk in windows.split(32)])
-    model.train()
-    return logits
-
-
 def train_encoder(
-    training: list[Clip],
-    valid: list[Clip],
-    labels: list[str],
-    settings: EncoderSettings,
-    folder: Path,
-    log: Callable[[dict[str, Any]], None],
-    teacher: Callable[[Tensor], Tensor] | None = None,
-) -> BEATs:
-    """Train; returns the encoder with averaged weights.
+    sounds: Sounds, teachers: Teachers | None, settings: EncoderSettings, folder: Path, log: Log
+) -> Listener:
+    """Train; returns the listener with averaged weights, and writes it to `folder`.
 
-    Writes `folder/classifier.safetensors` and, with BEATs' own names, `folder/beats.safetensors`.
-
-    teacher: gives class probabilities of windows; the student learns four parts of them and one
-        part of the labels
+    Without teachers it learns from the labels alone.
     """
-    data = Spectrograms(training, labels, settings.balance)
-    patches = data.patches(6, generator(settings.seed, "patches"))
-    model = Classifier(new_encoder(patches, settings.seed), len(labels))
-    average = copy.deepcopy(model)
-    optimizers = _optimizers(model, settings)
-    windows = whole_windows(valid, data.config)
-    for step in range(settings.steps):
-        fbank, target = data.batch(
-            settings.window(step)[1],
-            settings.window(step)[0],
-            settings.changes,
-            generator(settings.seed, "batch", step),
-        )
-        if teacher is not None:
-            target = 0.2 * target + 0.8 * teacher(fbank)
-        else:
-            target = target * (1 - settings.smoothing) + settings.smoothing / len(labels)
-        loss = _step(model, optimizers, fbank, target, settings.rate(step), settings)
-        _follow(average, model, min(settings.average, (1 + step) / (10 + step)))
-        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
-            hits = predict(average, windows).argmax(1) == _targets(valid, labels)
-            log({"stage": "encoder", "step": step + 1, "loss": loss, "valid": _share(hits)})
+    patches = sounds.training.patches(6, generator(settings.seed, "patches"))
+    torch.manual_seed(settings.seed)
+    model = Listener(new_encoder(patches, settings.seed), len(sounds.labels))
+    average = fit(
+        model,
+        _optimizers(model, settings),
+        sounds,
+        settings.changes,
+        settings.schedule,
+        _aim(teachers, settings),
+        seed=settings.seed,
+        log=log,
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(average), folder / "classifier.safetensors")
-    save_file(_tensors(average.encoder), folder / "beats.safetensors")
-    return average.encoder
+    save_file(_tensors(average), folder / LISTENER)
+    return average
 
 
-def load_encoder(folder: Path, labels: list[str]) -> Classifier:
-    """The classifier that `train_encoder` wrote."""
+def _aim(teachers: Teachers | None, settings: EncoderSettings) -> Aim:
+    """The teachers' probabilities with a part of the labels, or the labels without teachers."""
+    labels = smoothed(settings.smoothing)
+    if teachers is None:
+        return labels
+    taught = settings.taught
+
+    def aim(step: int, fbank: Tensor, target: Tensor) -> Tensor:
+        given = teachers.probabilities(fbank, step)
+        return (1 - taught) * labels(step, fbank, target) + taught * given
+
+    return aim
+
+
+def load_listener(folder: Path, labels: Sequence[str]) -> Listener:
+    """What `train_encoder` wrote."""
     blank = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
-    model = Classifier(new_encoder(blank, 0), len(labels))
-    model.load_state_dict(load_file(folder / "classifier.safetensors"), strict=False)
+    model = Listener(new_encoder(blank, 0), len(labels))
+    model.load_state_dict(load_file(folder / LISTENER), strict=False)  # shared tensors once
     return model.eval()
 
 
-def _optimizers(model: Classifier, settings: EncoderSettings) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Listener, settings: EncoderSettings) -> list[torch.optim.Optimizer]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         hidden = parameter.ndim == 2 and "relative_attention_bias" not in name
-        first_or_last = name.startswith(("out.", "attention."))
+        first_or_last = name.startswith(("head.out.", "head.attention."))
         (matrices if hidden and not first_or_last else others).append(parameter)
     return [
         torch.optim.AdamW(
@@ -164,36 +161,6 @@ def _optimizers(model: Classifier, settings: EncoderSettings) -> list[torch.opti
     ]
 
 
-def _step(
-    model: Classifier,
-    optimizers: list[torch.optim.Optimizer],
-    fbank: Tensor,
-    target: Tensor,
-    rate: float,
-    settings: EncoderSettings,
-) -> float:
-    full = (settings.learning_rate, settings.matrix_learning_rate)
-    for optimizer, learning_rate in zip(optimizers, full, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(fbank)
-    loss = -(target * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
-    model.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-    return float(loss.detach())
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
-    """Move the averaged weights towards the model's."""
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, 1 - keep)
-
-
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Tensors of the model, shared ones once."""
     names: dict[int, str] = {}
@@ -201,16 +168,3 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         names.setdefault(tensor.data_ptr(), name)
     state = model.state_dict()
     return {name: state[name].contiguous() for name in names.values()}
-
-
-def _targets(clips: list[Clip], labels: list[str]) -> Tensor:
-    return torch.tensor([labels.index(clip.label) for clip in clips])
-
-
-def _share(hits: Tensor) -> float:
-    return round(float(hits.float().mean()), 4)
-
-
-def settings_as_dict(settings: EncoderSettings) -> dict[str, Any]:
-    """For logs and for telling whether a finished stage fits."""
-    return asdict(settings)

@@ -1,10 +1,12 @@
-"""The embedded model from nothing, in three stages whose results are kept and reused.
+"""The embedded model from nothing, in four stages whose results are kept and reused.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
-encoder: BEATs learns to tell the sounds apart (`encoder.py`)
+teachers: convolutional networks learn to tell the sounds apart (`teachers.py`)
+encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 
-A stage whose settings changed, and every stage after it, is made anew.
+Text is learnt beside teachers and encoder, in a process of its own. A stage whose settings changed,
+and every stage that builds on it, is made anew.
 """
 
 from __future__ import annotations
@@ -14,25 +16,30 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from NatureLM.audio import probe
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.training.tiny.architecture import language_model_config
 from NatureLM.training.tiny.card import write_card
-from NatureLM.training.tiny.encoder import EncoderSettings, settings_as_dict, train_encoder
+from NatureLM.training.tiny.encoder import LISTENER, EncoderSettings, train_encoder
 from NatureLM.training.tiny.evaluate import evaluate
+from NatureLM.training.tiny.fitting import Log, Schedule, Sounds
 from NatureLM.training.tiny.sounds import Clip, clips_of, read_clips, training_clips
+from NatureLM.training.tiny.spectrograms import Spectrograms
 from NatureLM.training.tiny.tables import audio_rows, text_rows, write_rows
+from NatureLM.training.tiny.teachers import TeacherSettings, load_teachers, train_teachers
 from NatureLM.training.tiny.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
-
-STAGES = ("text", "encoder", "audio")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Recipe:
     """Lengths of the stages.
 
     steps: updates of the text and audio stages; None takes those of the configuration files
+    balance: 0 draws clips evenly, 1 draws classes evenly, in the teachers' and encoder's stage
     clips_per_class: most training clips of a class; None takes all
     held_out: training fold that is kept for choosing settings
     measured: whether the model is measured on the test splits in the end
@@ -48,6 +56,8 @@ class Recipe:
     seed: int = 1
     text_count: int = 240_000
     text_steps: int | None = None
+    balance: float = 0.5
+    teachers: TeacherSettings = field(default_factory=TeacherSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     audio_steps: int | None = None
     clips_per_class: int | None = None
@@ -60,7 +70,8 @@ class Recipe:
         return cls(
             text_count=2_000,
             text_steps=12,
-            encoder=EncoderSettings(steps=8),
+            teachers=TeacherSettings(count=1, schedule=Schedule(4, ((1.0, 16, 16),))),
+            encoder=EncoderSettings(schedule=Schedule(8, ((0.5, 18, 16), (0.5, 62, 8)))),
             audio_steps=4,
             clips_per_class=2,
             measured=False,
@@ -70,13 +81,17 @@ class Recipe:
 class Run:
     """A run of the recipe into one folder."""
 
-    def __init__(self, recipe: Recipe, data: Path, output: Path, configs: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Path, output: Path, configs: Path, threads: int = 2
+    ) -> None:
+        self.settings = (recipe, data, output, configs)
+        self.threads = threads
         self.recipe = recipe
-        self.data = data
+        self.data = data.resolve()  # tables name files from wherever they lie
         self.output = output
         self.text_config = _config(configs / "text.yml")
         self.audio_config = _config(configs / "audio.yml")
-        clips = read_clips(data)
+        clips = read_clips(self.data)
         self.clips = list(_at_most(training_clips(clips, recipe.held_out), recipe.clips_per_class))
         self.labels = sorted({clip.label for clip in training_clips(clips)})
         self.valid = clips_of(clips, "valid")
@@ -88,31 +103,57 @@ class Run:
 
     def run(self) -> Path:
         """All stages; returns the folder of the finished model."""
-        identity = ""
-        for name, settings in zip(STAGES, self._settings(), strict=True):
-            identity = _digest(identity, settings)
-            folder = self.output / name
-            if _finished(folder) == identity:
-                self.log({"stage": name, "event": "reused"})
-                continue
-            if (folder / "identity").is_file() and _read(folder / "identity") != identity:
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
-            (folder / "identity").write_text(identity)
-            since = time.monotonic()
-            {"text": self.text, "encoder": self.encoder, "audio": self.audio}[name](folder)
-            (folder / "finished").write_text(identity)
-            minutes = round((time.monotonic() - since) / 60, 2)
-            self.log({"stage": name, "event": "finished", "minutes": minutes})
-        return self._deliver()
+        own = max(1, self.threads // 2)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as beside:
+            text = beside.submit(_stage_beside, self.settings, "text", own)
+            torch.set_num_threads(self.threads - own or 1)
+            self.stage("teachers")
+            self.stage("encoder")
+            text.result()
+        torch.set_num_threads(self.threads)
+        self.stage("audio")
+        return self.deliver()
 
-    def _settings(self) -> list[Any]:
-        recipe, names = self.recipe, [str(clip.path) for clip in self.clips]
-        return [
-            [self.text_config.model_dump(mode="json"), recipe.text_count, recipe.text_steps],
-            [settings_as_dict(recipe.encoder), names, recipe.seed],
-            [self.audio_config.model_dump(mode="json"), recipe.audio_steps],
-        ]
+    def stage(self, name: str) -> None:
+        """One stage, unless its result is there already."""
+        identity, folder = self._identities()[name], self.output / name
+        if _read(folder / "finished") == identity:
+            self.log({"stage": name, "event": "reused"})
+            return
+        if (folder / "identity").is_file() and _read(folder / "identity") != identity:
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "identity").write_text(identity)
+        since, cpu_since = time.monotonic(), time.process_time()
+        make = {
+            "text": self.text,
+            "teachers": self.teachers,
+            "encoder": self.encoder,
+            "audio": self.audio,
+        }[name]
+        make(folder)
+        (folder / "finished").write_text(identity)
+        self.log(
+            {
+                "stage": name,
+                "event": "finished",
+                "minutes": round((time.monotonic() - since) / 60, 2),
+                "cpu_minutes": round((time.process_time() - cpu_since) / 60, 2),
+            }
+        )
+
+    def _identities(self) -> dict[str, str]:
+        """What each stage's result depends on."""
+        recipe, names = self.recipe, [clip.path.name for clip in self.clips]
+        text = _digest(
+            self.text_config.model_dump(mode="json"), recipe.text_count, recipe.text_steps
+        )
+        teachers = _digest(asdict(recipe.teachers), names, recipe.seed)
+        encoder = _digest(teachers, asdict(recipe.encoder))
+        audio = _digest(
+            text, encoder, self.audio_config.model_dump(mode="json"), recipe.audio_steps
+        )
+        return {"text": text, "teachers": teachers, "encoder": encoder, "audio": audio}
 
     # -- stages -----------------------------------------------------------------------------
 
@@ -128,10 +169,23 @@ class Run:
         config = _with(config, model={"llama_path": str(base)})
         _train(config)
 
+    def teachers(self, folder: Path) -> None:
+        """Networks that name sounds, for the encoder to learn from."""
+        log = self._logger("teachers")
+        train_teachers(self._sounds(), self.recipe.teachers, folder, self.recipe.seed, log)
+
     def encoder(self, folder: Path) -> None:
-        """The encoder; `folder/beats.safetensors` names its tensors as BEATs does."""
+        """What hears: the audio encoder and the Q-Former."""
+        teachers = load_teachers(self.output / "teachers", len(self.labels), self.recipe.teachers)
         settings = replace(self.recipe.encoder, seed=self.recipe.seed)
-        train_encoder(self.clips, self.valid, self.labels, settings, folder, self.log)
+        train_encoder(self._sounds(), teachers, settings, folder, self._logger("encoder"))
+
+    def _sounds(self) -> Sounds:
+        spectrograms = Spectrograms(self.clips, self.labels, self.recipe.balance)
+        return Sounds(spectrograms, self.valid, self.labels)
+
+    def _logger(self, stage: str) -> Log:
+        return lambda row: self.log({"stage": stage, **row})
 
     def audio(self, folder: Path) -> None:
         """Tables of questions, and the whole model."""
@@ -142,11 +196,12 @@ class Run:
         config = _filled(self.audio_config, tables, folder / "run", self.recipe.audio_steps)
         paths = {
             "llama_path": str(self.output / "text" / "run" / "final"),
-            "beats_path": str(self.output / "encoder" / "beats.safetensors"),
+            "beats_path": str(self.output / "encoder" / LISTENER),
+            "qformer_path": str(self.output / "encoder" / LISTENER),
         }
         _train(_with(config, model=paths))
 
-    def _deliver(self) -> Path:
+    def deliver(self) -> Path:
         """The finished model in half precision, measured, with its card."""
         from NatureLM.models import NatureLM
 
@@ -182,6 +237,12 @@ class Run:
         print(line, flush=True)
         with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def _stage_beside(settings: tuple[Recipe, Path, Path, Path], name: str, threads: int) -> None:
+    """A stage in a process of its own."""
+    torch.set_num_threads(threads)
+    Run(*settings, threads=threads).stage(name)
 
 
 def save_small(model: NatureLM, folder: Path) -> None:
@@ -240,13 +301,8 @@ def _at_most(clips: list[Clip], per_class: int | None) -> Iterator[Clip]:
             yield clip
 
 
-def _digest(before: str, settings: Any) -> str:
-    text = before + json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _finished(folder: Path) -> str:
-    return _read(folder / "finished")
+def _digest(*settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> str:

@@ -15,6 +15,7 @@ from NatureLM.training.tiny.text import wordings
 from NatureLM.training.tiny.text.generate import samples
 from NatureLM.training.tiny.text.questions import NONE, answer, ask
 from NatureLM.training.tiny.text.species import Source, source
+from NatureLM.training.tiny.text.tasks import GUESSES
 
 Row = dict[str, Any]
 
@@ -45,8 +46,9 @@ def write_rows(rows: Iterable[Row], path: Path) -> int:
 
 
 def text_rows(count: int, seed: int, *, unseen: bool = False) -> Iterator[Row]:
-    """Text-only instructions."""
-    for task, prompt, reply in islice(samples(seed, unseen=unseen), count):
+    """Text-only instructions; those of unseen wording leave out what has no right answer."""
+    drawn = (s for s in samples(seed, unseen=unseen) if not (unseen and s[0] in GUESSES))
+    for task, prompt, reply in islice(drawn, count):
         yield {"prompt": prompt, "answer": reply, "task": task, "dataset": "text"}
 
 

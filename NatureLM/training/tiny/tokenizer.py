@@ -29,7 +29,7 @@ _NAME_REPEATS = 40  # how often each name stands in the training text, so that n
 
 
 def train_tokenizer(
-    vocabulary_size: int = 1536, texts: int = 20000, seed: int = 0
+    vocabulary_size: int = 2048, texts: int = 20000, seed: int = 0
 ) -> PreTrainedTokenizerFast:
     """Train on generated instructions; the same seed gives the same tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,22 @@ import soundfile
 import torch
 
 from NatureLM.config import load_config
+from NatureLM.models import NatureLMConfig
+from NatureLM.models.checkpoint.load import build_on_meta
+from NatureLM.models.checkpoint.names import slots
+from NatureLM.training.start import QFORMER, part_tensors
 from NatureLM.training.tiny import architecture
-from NatureLM.training.tiny.encoder import (
-    EncoderSettings,
-    load_encoder,
-    predict,
-    train_encoder,
-)
+from NatureLM.training.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
+from NatureLM.training.tiny.fitting import Schedule, Sounds, predict
 from NatureLM.training.tiny.sounds import Clip
 from NatureLM.training.tiny.spectrograms import Changes, Spectrograms, whole_windows
+from NatureLM.training.tiny.teachers import (
+    SoundNet,
+    Teachers,
+    TeacherSettings,
+    load_teachers,
+    train_teachers,
+)
 
 LABELS = ["Cat", "Dog", "Rain"]
 NOTHING = Changes(speed=0, gain_db=(0, 0), shift_bins=0, mix=0, noise=0, mask_bins=0, mask_time=0)
@@ -90,20 +98,104 @@ def test_cosine_filters_find_the_direction_of_most_variance() -> None:
     assert abs(cosine) > 0.999
 
 
-def test_training_learns_and_its_files_load(clips: list[Clip], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sounds(clips: list[Clip]) -> Sounds:
+    return Sounds(Spectrograms(clips, LABELS, 0.0), clips, LABELS)
+
+
+def accuracy(model: torch.nn.Module, clips: list[Clip]) -> float:
+    logits = predict(model, whole_windows(clips, architecture.fbank_config()))
+    hits = logits.argmax(dim=1) == torch.tensor([LABELS.index(clip.label) for clip in clips])
+    return round(float(hits.float().mean()), 4)
+
+
+def test_training_learns_and_its_files_load(
+    clips: list[Clip], sounds: Sounds, tmp_path: Path
+) -> None:
     torch.set_num_threads(1)
     settings = EncoderSettings(
-        steps=12, phases=((1.0, 8, 6),), warmup=2, smoothing=0.0, changes=NOTHING, average=0.5
+        Schedule(16, ((1.0, 12, 6),), warmup=2, average=0.5), smoothing=0.0, changes=NOTHING
     )
     rows: list[dict[str, object]] = []
-    train_encoder(clips, clips, LABELS, settings, tmp_path, rows.append)
-    assert rows[-1]["step"] == 12
-    assert float(str(rows[-1]["valid"])) > 0.6
-    loaded = load_encoder(tmp_path, LABELS)
-    logits = predict(loaded, whole_windows(clips, architecture.fbank_config()))
-    hits = logits.argmax(dim=1) == torch.tensor([LABELS.index(clip.label) for clip in clips])
-    assert round(float(hits.float().mean()), 4) == rows[-1]["valid"]
-    assert (tmp_path / "beats.safetensors").is_file()
+    train_encoder(sounds, None, settings, tmp_path, rows.append)
+    assert rows[-1]["step"] == 16
+    assert float(str(rows[-1]["animals"])) > 0.6
+    assert accuracy(load_listener(tmp_path, LABELS), clips) == rows[-1]["animals"]
+
+
+TEACHERS = TeacherSettings(
+    count=2, width=4, schedule=Schedule(10, ((1.0, 8, 6),), warmup=2, average=0.5), changes=NOTHING
+)
+
+
+def test_teachers_are_kept_and_only_missing_ones_are_trained(
+    clips: list[Clip], sounds: Sounds, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    train_teachers(sounds, TEACHERS, tmp_path, 1, rows.append)
+    assert {row["teacher"] for row in rows} == {0, 1}
+    one, two = load_teachers(tmp_path, len(LABELS), TEACHERS).networks
+    windows = whole_windows(clips, architecture.fbank_config())
+    assert not torch.allclose(one(windows), two(windows)), "seeds differ"
+    (tmp_path / "teacher_1.safetensors").unlink()
+    rows.clear()
+    train_teachers(sounds, TEACHERS, tmp_path, 1, rows.append)
+    assert {row["teacher"] for row in rows} == {1}
+    again = load_teachers(tmp_path, len(LABELS), TEACHERS).networks[1]
+    assert torch.equal(again(windows), two(windows)), "the seed decides everything"
+
+
+def test_teachers_take_turns_and_give_probabilities() -> None:
+    torch.manual_seed(0)
+    teachers = Teachers([SoundNet(3, 4), SoundNet(3, 4)])
+    windows = torch.randn(2, 512, 64)
+    first, second = (teachers.probabilities(windows, turn) for turn in (0, 1))
+    assert torch.allclose(first.sum(-1), torch.ones(2))
+    assert torch.equal(teachers.probabilities(windows, 2), first)
+    assert torch.allclose(teachers.mean(windows), (first + second) / 2)
+
+
+class Knowing:
+    """A teacher that calls everything the last class."""
+
+    def probabilities(self, fbank: torch.Tensor, turn: int) -> torch.Tensor:
+        return torch.tensor([0.0, 0.0, 1.0]).expand(len(fbank), 3)
+
+
+def test_the_encoder_learns_from_its_teachers(
+    clips: list[Clip], sounds: Sounds, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    settings = EncoderSettings(
+        Schedule(30, ((1.0, 12, 6),), warmup=2, average=0.5), changes=NOTHING, taught=1.0
+    )
+    teacher: Any = Knowing()
+    train_encoder(sounds, teacher, settings, tmp_path, lambda row: None)
+    model = load_listener(tmp_path, LABELS)
+    windows = whole_windows(clips, architecture.fbank_config())
+    assert predict(model, windows).argmax(dim=1).tolist() == [2] * len(clips)
+
+
+def test_what_hears_is_named_as_in_the_model(
+    clips: list[Clip], sounds: Sounds, tmp_path: Path
+) -> None:
+    settings = EncoderSettings(Schedule(1, ((1.0, 12, 2),)), changes=NOTHING)
+    train_encoder(sounds, None, settings, tmp_path, lambda row: None)
+    given = part_tensors(str(tmp_path / LISTENER), "beats.")
+    given |= part_tensors(str(tmp_path / LISTENER), *QFORMER)
+    config = NatureLMConfig(**architecture.NATURELM, text_config={"model_type": "llama"})
+    model = build_on_meta(config, None)
+    hears = [
+        slot
+        for slot in slots(model)
+        if slot.stored_name.startswith(("beats.", *QFORMER)) and not slot.is_buffer
+    ]
+    assert hears
+    for slot in hears:
+        held = [given[name] for name in slot.names if name in given]
+        assert held, slot.names
+        assert tuple(held[0].shape) == slot.shape
 
 
 def test_configuration_file_says_the_same_sizes() -> None:

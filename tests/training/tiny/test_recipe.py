@@ -127,4 +127,4 @@ def test_short_recipe_makes_a_model_and_reuses_its_stages(
     assert answer.startswith("#0.00s")
     capsys.readouterr()
     run()
-    assert capsys.readouterr().out.count("reused") == 3
+    assert capsys.readouterr().out.count("reused") == 3  # text prints from its own process

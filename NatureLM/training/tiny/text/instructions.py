@@ -103,6 +103,14 @@ _LINES: dict[str, tuple[str, ...]] = {
         "[Scientific and common|Latin and common] name of [the |]{name}, "
         "[with a colon|colon] between.",
     ),
+    "both_heard": (
+        "[|Please ][write|print|give] [both|the two] names of [what you hear|the caller] as "
+        "scientific : common[.|]",
+        "[Scientific|Latin] name, colon, common name[?|.|:| of the caller| of the animal]",
+        "[Answer|Reply|Write] in the [form|format] scientific : common[.|]",
+        "[Which species is it|Who calls|Which animal is this]? [Use|Keep to] the [form|format] "
+        "scientific : common[.|]",
+    ),
     "list_group": (
         "[|Please ][list|name|give|write] [all|only|just] [the |]{group}s [in|of|among] {names}",
         "Which of [these|the names] are {group}s? {names}[| Say None if there are none.]",

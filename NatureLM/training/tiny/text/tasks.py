@@ -24,8 +24,18 @@ from NatureLM.training.tiny.text.species import (
 Sample = tuple[str, str]
 Task = Callable[[random.Random, bool], Sample]
 
-# What stands where audio would: {} is a name or a description.
-_STANDS_FOR_AUDIO = ("{}", "[{}]", "[sound of {}]", "[{} heard]", "({})", "{} {}")
+# How a sound is told in words: {} is a name or a description.
+_TOLD = (
+    "Sound: {}",
+    "[sound of {}]",
+    "Recording: {}",
+    "[{}]",
+    "({} is heard)",
+    "In the clip: {}.",
+    "I hear this: {}.",
+    "A recording of {}.",
+)
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def _wording(task: str, rng: random.Random, unseen: bool) -> str:
@@ -131,44 +141,100 @@ def list_group(rng: random.Random, unseen: bool) -> Sample:
     return prompt, ", ".join(kept) or "None"
 
 
-def stand_in(heard: Sequence[Source], rng: random.Random) -> str:
-    """Text that stands where audio would: names or descriptions of what is heard."""
+def told(heard: Sequence[Source], rng: random.Random) -> str:
+    """A sound in words: names or descriptions of what is heard."""
     texts = [s.name if rng.random() < 0.6 else rng.choice(s.phrases) for s in heard]
-    text = " and ".join(texts)
-    frame = rng.choice(_STANDS_FOR_AUDIO)
-    return frame.format(*[text] * frame.count("{}"))
+    return rng.choice(_TOLD).format(" and ".join(texts))
+
+
+def _sound(rng: random.Random) -> tuple[list[Source], Sequence[Source]]:
+    """One source, at times two, and what else it might have been."""
+    pool = HEARD if rng.random() < 0.7 else SOURCES
+    return rng.sample(pool, 2 if rng.random() < 0.1 else 1), pool
+
+
+def _longest_list(rng: random.Random) -> int:
+    return 36 if rng.random() < 0.1 else 12
 
 
 def about_sound(rng: random.Random, unseen: bool) -> Sample:
-    """A question as it is asked about audio, with a description between the audio tags."""
-    pool = HEARD if rng.random() < 0.7 else SOURCES
-    heard = rng.sample(pool, 2 if rng.random() < 0.1 else 1)
+    """A question as it is asked about audio, with the sound told in words."""
+    heard, pool = _sound(rng)
     family = rng.choice(list(wordings.SEEN))
-    longest = 36 if rng.random() < 0.1 else 10
-    prompt, answer = ask(family, heard, pool, rng, unseen=unseen, longest_list=longest)
-    audio = f"<Audio>{stand_in(heard, rng)}</Audio>"
-    return (f"{audio} {prompt}" if rng.random() < 0.8 else f"{prompt}\n{audio}"), answer
+    prompt, answer = ask(family, heard, pool, rng, unseen=unseen, longest_list=_longest_list(rng))
+    return _with_sound(told(heard, rng), prompt, rng), answer
+
+
+def both_heard(rng: random.Random, unseen: bool) -> Sample:
+    """Both names of what is told."""
+    named = rng.choice([s for s in HEARD if s.scientific] if rng.random() < 0.6 else SPECIES)
+    prompt = _wording("both_heard", rng, unseen)
+    return _with_sound(told([named], rng), prompt, rng), f"{named.scientific} : {named.name}"
+
+
+def _with_sound(sound: str, prompt: str, rng: random.Random) -> str:
+    return rng.choice((f"{sound}\n{prompt}", f"{sound} {prompt}", f"{prompt}\n{sound}"))
 
 
 def few_shot(rng: random.Random, unseen: bool) -> Sample:
     """Blocks of a description and its label, the last one to be filled in."""
     del unseen  # a format, not a wording
+    right, blocks = _labelled(rng)
+    blocks.append(f"Audio: [{rng.choice(right.phrases)}]\nLabel:")
+    return _few_shot_head(rng) + "\n\n".join(blocks), right.name
+
+
+def _labelled(rng: random.Random) -> tuple[Source, list[str]]:
+    """Sources with their descriptions in blocks, and one of the sources."""
     pool = HEARD if rng.random() < 0.6 else SOURCES
     right = rng.choice(pool)
     shown = [right, *distractors([right], pool, rng.randint(1, 4), rng)]
     rng.shuffle(shown)
-    blocks = [f"Audio: [{rng.choice(s.phrases)}]\nLabel: {s.name}" for s in shown]
-    blocks.append(f"Audio: <Audio>{stand_in([right], rng)}</Audio>\nLabel:")
-    head = rng.choice(("", "Label the last sound.\n\n", "Examples and a question:\n\n"))
-    return head + "\n\n".join(blocks), right.name
+    return right, [f"Audio: [{rng.choice(s.phrases)}]\nLabel: {s.name}" for s in shown]
+
+
+def _few_shot_head(rng: random.Random) -> str:
+    return rng.choice(("", "Label the last sound.\n\n", "Examples and a question:\n\n"))
+
+
+def unheard(rng: random.Random, unseen: bool) -> Sample:
+    """A question about noise between the audio tags: the answer is a guess in the right form.
+
+    So the language model learns what answers look like and that nothing between the tags helps;
+    to listen is what the audio training adds.
+    """
+    audio = f"<Audio>{_noise(rng)}</Audio>"
+    kind = rng.random()
+    if kind < 0.15:
+        guess, blocks = _labelled(rng)
+        blocks.append(f"Audio: {audio}\nLabel:")
+        return _few_shot_head(rng) + "\n\n".join(blocks), guess.name
+    if kind < 0.3:
+        named = rng.choice([s for s in HEARD if s.scientific])
+        prompt = _wording("both_heard", rng, unseen)
+        return f"{audio} {prompt}", f"{named.scientific} : {named.name}"
+    heard, pool = _sound(rng)
+    family = rng.choice(list(wordings.SEEN))
+    prompt, answer = ask(family, heard, pool, rng, unseen=unseen, longest_list=_longest_list(rng))
+    return f"{audio} {prompt}", answer
+
+
+def _noise(rng: random.Random) -> str:
+    """Syllables without meaning, or a sound that has nothing to do with the answer."""
+    if rng.random() < 0.3:
+        return told([rng.choice(SOURCES)], rng)
+    syllables = ("".join(rng.sample(_LETTERS, rng.randint(1, 4))) for _ in range(rng.randint(0, 9)))
+    return " ".join(syllables)
 
 
 TASKS: tuple[tuple[Task, float], ...] = (
-    (about_sound, 10.0),
+    (about_sound, 8.0),
+    (both_heard, 1.0),
+    (unheard, 3.0),
     (few_shot, 1.5),
     (pick_group, 1.0),
     (is_group, 1.0),
-    (in_list, 1.0),
+    (in_list, 1.2),
     (copy, 2.0),
     (first, 0.7),
     (last, 0.7),
@@ -181,3 +247,5 @@ TASKS: tuple[tuple[Task, float], ...] = (
     (both_names, 1.5),
     (list_group, 0.7),
 )
+# Tasks without a right answer: learnt from, not measured.
+GUESSES = frozenset({unheard.__name__})
