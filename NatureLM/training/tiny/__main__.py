@@ -9,7 +9,7 @@ from pathlib import Path
 
 from NatureLM.errors import NatureLMError
 
-STAGES = ("text", "teachers", "encoder", "audio")
+STAGES = ("text", "teachers", "encoder", "audio", "polish")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -84,14 +84,16 @@ Measured by `python -m NatureLM.training.tiny.evaluate --data-path DATA`.
 
     {command}
 
-runs four stages, seed {seed}:
+runs five stages, seed {seed}:
 
 1. text: a Llama of 3.5 million parameters learns generated instructions, from nothing;
 2. teachers: two convolutional networks learn to name the sounds;
 3. encoder: BEATs and the Q-Former learn it from them;
 4. audio: `naturelm train` with `configs/tiny/audio.yml`. LoRA and, slowly, the Q-Former learn to
    answer about recordings; the language model, BEATs and the (random) projection stay as they are,
-   so that the language model cannot hear at α 0.
+   so that the language model cannot hear at α 0;
+5. polish: the same for a little longer (`configs/tiny/polish.yml`), in which sounds without an
+   animal are seldom asked for an animal's name.
 
 What helped and what did not, learning curves and confusions are in `docs/explanation/tiny-model.md`
 of the repository, what α does in `docs/explanation/merging.md`. {notes}

@@ -1,9 +1,10 @@
-"""The embedded model from nothing, in four stages whose results are kept and reused.
+"""The embedded model from nothing, in five stages whose results are kept and reused.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
 teachers: convolutional networks learn to tell the sounds apart (`teachers.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
+polish: the same for a little longer and more slowly (configs/tiny/polish.yml)
 
 Text is learnt beside teachers and encoder, in a process of its own. A stage whose settings changed,
 and every stage that builds on it, is made anew.
@@ -49,6 +50,7 @@ class Recipe:
     steps: updates of the text and audio stages; None takes those of the configuration files
     balance: 0 draws clips evenly, 1 draws classes evenly, in the teachers' and encoder's stage
     clips_per_class: most training clips of a class; None takes all
+    no_animal: how often the last stage asks sounds without an animal for a name, relative to before
     held_out: training fold that is kept for choosing settings
     measured: whether the model is measured on the test splits in the end
     """
@@ -60,6 +62,8 @@ class Recipe:
     teachers: TeacherSettings = field(default_factory=TeacherSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     audio_steps: int | None = None
+    polish_steps: int | None = None
+    no_animal: float = 0.3
     clips_per_class: int | None = None
     held_out: str | None = None
     measured: bool = True
@@ -73,6 +77,7 @@ class Recipe:
             teachers=TeacherSettings(count=1, schedule=Schedule(4, ((1.0, 16, 16),))),
             encoder=EncoderSettings(schedule=Schedule(8, ((0.5, 18, 16), (0.5, 62, 8)))),
             audio_steps=4,
+            polish_steps=2,
             clips_per_class=2,
             measured=False,
         )
@@ -91,6 +96,7 @@ class Run:
         self.output = output
         self.text_config = _config(configs / "text.yml")
         self.audio_config = _config(configs / "audio.yml")
+        self.polish_config = _config(configs / "polish.yml")
         clips = read_clips(self.data)
         self.clips = list(_at_most(training_clips(clips, recipe.held_out), recipe.clips_per_class))
         self.labels = sorted({clip.label for clip in training_clips(clips)})
@@ -112,6 +118,7 @@ class Run:
             text.result()
         torch.set_num_threads(self.threads)
         self.stage("audio")
+        self.stage("polish")
         return self.deliver()
 
     def stage(self, name: str) -> None:
@@ -130,6 +137,7 @@ class Run:
             "teachers": self.teachers,
             "encoder": self.encoder,
             "audio": self.audio,
+            "polish": self.polish,
         }[name]
         make(folder)
         (folder / "finished").write_text(identity)
@@ -153,7 +161,16 @@ class Run:
         audio = _digest(
             text, encoder, self.audio_config.model_dump(mode="json"), recipe.audio_steps
         )
-        return {"text": text, "teachers": teachers, "encoder": encoder, "audio": audio}
+        polish = _digest(
+            audio, self.polish_config.model_dump(mode="json"), recipe.no_animal, recipe.polish_steps
+        )
+        return {
+            "text": text,
+            "teachers": teachers,
+            "encoder": encoder,
+            "audio": audio,
+            "polish": polish,
+        }
 
     # -- stages -----------------------------------------------------------------------------
 
@@ -189,11 +206,7 @@ class Run:
 
     def audio(self, folder: Path) -> None:
         """Tables of questions, and the whole model."""
-        tables = folder / "tables"
-        write_rows(audio_rows(self.clips, self.recipe.seed), tables / "audio.jsonl")
-        asked = audio_rows(self.valid, self.recipe.seed, unseen=True)
-        write_rows(asked, tables / "audio_valid.jsonl")
-        config = _filled(self.audio_config, tables, folder / "run", self.recipe.audio_steps)
+        config = self._asking(folder, self.audio_config, self.recipe.audio_steps)
         paths = {
             "llama_path": str(self.output / "text" / "run" / "final"),
             "beats_path": str(self.output / "encoder" / LISTENER),
@@ -201,11 +214,28 @@ class Run:
         }
         _train(_with(config, model=paths))
 
+    def polish(self, folder: Path) -> None:
+        """The model goes on learning; sounds without an animal are seldom asked for a name."""
+        config = self._asking(
+            folder, self.polish_config, self.recipe.polish_steps, self.recipe.no_animal
+        )
+        _train(_with(config, model={"ckpt": str(self.output / "audio" / "run" / "final")}))
+
+    def _asking(
+        self, folder: Path, config: Config, steps: int | None, no_animal: float = 1.0
+    ) -> Config:
+        """The configuration, with tables of questions about the clips."""
+        tables, seed = folder / "tables", self.recipe.seed
+        rows = audio_rows(self.clips, seed, no_animal=no_animal)
+        write_rows(rows, tables / "audio.jsonl")
+        write_rows(audio_rows(self.valid, seed, unseen=True), tables / "audio_valid.jsonl")
+        return _filled(config, tables, folder / "run", steps)
+
     def deliver(self) -> Path:
         """The finished model in half precision, measured, with its card."""
         from NatureLM.models import NatureLM
 
-        model = NatureLM.from_pretrained(self.output / "audio" / "run" / "final")
+        model = NatureLM.from_pretrained(self.output / "polish" / "run" / "final")
         folder = self.output / "model"
         save_small(model, folder)
         self.log({"stage": "model", "event": "saved", "folder": folder.name})

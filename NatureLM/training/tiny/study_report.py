@@ -126,19 +126,29 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
     _write_csv(found, folder / "table.csv")
     split = found[-1].split
     (folder / "table.md").write_text(markdown(found, split), encoding="utf-8")
-    summary = describe(compare(rows, found[0].split, split))
+    summary = summarise(rows, found[0].split, split)
     (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
     print(summary)
     draw(found, split, folder / "curves.svg")
 
 
-def describe(comparison: Comparison | None) -> str:
+def summarise(rows: Sequence[Row], choose_on: str, split: str) -> str:
+    """A line about all questions never seen, and one about each family of them."""
+    unseen = [row for row in rows if not row["seen"]]
+    lines = [describe("never seen", compare(unseen, choose_on, split))]
+    for family in dict.fromkeys(row["family"] for row in unseen):
+        of = [row for row in unseen if row["family"] == family]
+        lines.append(describe(family, compare(of, choose_on, split)))
+    return "\n".join(lines)
+
+
+def describe(what: str, comparison: Comparison | None) -> str:
     """The comparison in a sentence."""
     if comparison is None:
-        return "α was not compared: that needs two splits and α = 1."
+        return f"{what}: α was not compared, which needs two splits and α = 1."
     c = comparison
     return (
-        f"Unseen families, {c.split}: {c.at_chosen} at α = {c.chosen:g} (chosen on {c.chosen_on}), "
+        f"{what}, {c.split}: {c.at_chosen} at α = {c.chosen:g} (chosen on {c.chosen_on}), "
         f"{c.at_one} at α = 1; difference {c.difference}."
     )
 

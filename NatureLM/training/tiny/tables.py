@@ -30,6 +30,7 @@ FAMILY_WEIGHTS = {
     wordings.ANIMALS_PRESENT: 1.5,
     wordings.CAPTION: 1.0,
 }
+_NAMES = (wordings.COMMON, wordings.SCIENTIFIC)
 _ABSENT_SHARE = 0.15  # of the questions with a list, those whose list lacks what is heard
 _VARIANTS = 12  # wordings kept per row, of which the training draws one each time
 
@@ -53,11 +54,17 @@ def text_rows(count: int, seed: int, *, unseen: bool = False) -> Iterator[Row]:
 
 
 def audio_rows(
-    clips: Sequence[Clip], seed: int, *, balance: float = 0.5, unseen: bool = False
+    clips: Sequence[Clip],
+    seed: int,
+    *,
+    balance: float = 0.5,
+    unseen: bool = False,
+    no_animal: float = 1.0,
 ) -> Iterator[Row]:
     """All families of questions about every clip, several wordings per row.
 
     balance: 0 draws clips evenly, 1 draws classes evenly
+    no_animal: how often sounds without an animal are asked for an animal's name, relative to that
     """
     pool = [source(name) for name in sorted({clip.label for clip in clips})]
     counts = Counter(clip.label for clip in clips)
@@ -65,7 +72,9 @@ def audio_rows(
     for clip in clips:
         weight = counts[clip.label] ** -balance
         for family in wordings.SEEN:
-            yield from _family_rows(clip, family, weight, pool, rng, unseen)
+            named = clip.source.is_animal or family not in _NAMES
+            share = weight if named else weight * no_animal
+            yield from _family_rows(clip, family, share, pool, rng, unseen)
 
 
 def _family_rows(

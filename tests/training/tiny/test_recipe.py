@@ -60,6 +60,17 @@ def test_audio_rows_cover_every_family_and_balance_classes() -> None:
     assert rows == list(audio_rows(training_clips(CLIPS), 0, balance=1.0))
 
 
+def test_sounds_without_an_animal_may_be_asked_for_names_less_often() -> None:
+    clips = training_clips(CLIPS)
+    names = {wordings.COMMON, wordings.SCIENTIFIC}
+    for plain, fewer in zip(
+        audio_rows(clips, 0), audio_rows(clips, 0, no_animal=0.25), strict=True
+    ):
+        seldom = "Rain" in plain["path"] and plain["task"] in names
+        assert fewer["weight"] == pytest.approx(plain["weight"] * (0.25 if seldom else 1), abs=1e-5)
+        assert {**plain, "weight": 0} == {**fewer, "weight": 0}
+
+
 def test_tables_are_written_as_lines(tmp_path: Path) -> None:
     assert write_rows(text_rows(20, 3), tmp_path / "a" / "text.jsonl") == 20
     lines = (tmp_path / "a" / "text.jsonl").read_text().splitlines()
@@ -102,10 +113,12 @@ def test_missing_data_and_configs_are_named(tmp_path: Path) -> None:
 
 def test_configurations_are_those_of_training() -> None:
     text = load_config(Path("configs/tiny/text.yml"))
-    audio = load_config(Path("configs/tiny/audio.yml"))
     assert text.run is not None
     assert text.run.task == "text"
+    audio, polish = (load_config(Path(f"configs/tiny/{name}.yml")) for name in ("audio", "polish"))
+    assert audio.model == polish.model
     assert audio.model.freeze_llama, "the base stays what alpha 0 is"
+    assert audio.model.freeze_audio_llama_proj, "and cannot hear"
 
 
 @pytest.mark.shared
@@ -127,4 +140,4 @@ def test_short_recipe_makes_a_model_and_reuses_its_stages(
     assert answer.startswith("#0.00s")
     capsys.readouterr()
     run()
-    assert capsys.readouterr().out.count("reused") == 3  # text prints from its own process
+    assert capsys.readouterr().out.count("reused") == 4  # text prints from its own process

@@ -13,7 +13,14 @@ from NatureLM.training.tiny import study
 from NatureLM.training.tiny.heldout import HELD_OUT
 from NatureLM.training.tiny.sounds import Clip
 from NatureLM.training.tiny.study import SEEN_FAMILIES, Asker, StudyConfig, families
-from NatureLM.training.tiny.study_report import compare, describe, in_form, points, write_report
+from NatureLM.training.tiny.study_report import (
+    compare,
+    describe,
+    in_form,
+    points,
+    summarise,
+    write_report,
+)
 from NatureLM.training.tiny.text.species import HEARD
 
 ANIMALS = [s for s in HEARD if s.is_animal]
@@ -107,7 +114,8 @@ def test_points_and_comparison() -> None:
     assert found.chosen == 0.5
     assert found.difference.value == pytest.approx(0.3)
     assert found.difference.low <= 0.3 <= found.difference.high
-    assert "0.800" in describe(found)
+    assert describe("never seen", found).startswith("never seen, test: 0.800 [")
+    assert summarise(ROWS, "valid", "test").splitlines()[1].startswith("new_wording, test: 0.800 [")
     assert compare([r for r in ROWS if r["lora_scale"] != 1.0], "valid", "test") is None
 
 
