@@ -3,6 +3,11 @@
 # PYTHON=python3.12   builds .venv with that Python (default: the one .venv has, else python3)
 # TORCH_INDEX_URL=…   takes torch from that package index, such as PyTorch's own with CPU builds
 # DATA=folder         recordings for `make tiny`, OUT=folder where it works (default runs/tiny)
+# DATA=table.csv      labelled recordings for `make experiment`, OUT=folder of the results (default
+#                     runs/experiment), ARGS="--dry-run" or other options of `naturelm infer`
+# DATA=table.csv      or a folder of class names: clips for `make mini`, OUT=folder of benchmark,
+#                     answers, scores and report (default runs/mini), ARGS="--where split=test" or
+#                     other options of `beans make-mini`
 # WORKERS=4           test processes (default 2)
 
 VENV ?= .venv
@@ -22,9 +27,10 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 # One thread per process: the processes share the cores. Nothing in the tests may use the network.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo test lint format tiny test-slow parity docs install tools constraints clean distclean
+.PHONY: help demo experiment mini test lint format tiny test-slow parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +38,18 @@ help:  ## This list
 demo: $(CORE)  ## Ask the embedded model about the sample recordings in assets/
 	@$(BIN)/naturelm infer --cfg-path configs/inference.yml --audio-path assets --overwrite \
 		--query "What makes the sound in the audio?" --output-path demo_output/answers.jsonl
+
+experiment: $(CORE)  ## Sweep α with the embedded model: make experiment DATA=table.csv
+	@test -n "$(DATA)" || { echo "make: name your table of recordings: make experiment DATA=table.csv" >&2; exit 2; }
+	@$(BIN)/naturelm infer --cfg-path configs/tiny/experiment.yml --data-path "$(DATA)" \
+		--output-path "$(or $(OUT),runs/experiment)" $(ARGS)
+
+mini: $(TOOLS)  ## Benchmark the embedded model on clips of yours: make mini DATA=table.csv
+	@test -n "$(DATA)" || { echo "make: name your clips: make mini DATA=table.csv" >&2; exit 2; }
+	@$(BIN)/beans make-mini "$(DATA)" --output-path "$(MINI)/data" --overwrite $(ARGS)
+	@$(BIN)/beans --cfg-path configs/tiny/mini.yml --data-path "$(MINI)/data" --output-path "$(MINI)/run"
+	@$(BIN)/beans score "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/scores"
+	@$(BIN)/beans report "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/report" --title "Mini benchmark"
 
 test: lint  ## All checks and all tests but the slow ones
 	$(PYTEST) -n $(WORKERS)

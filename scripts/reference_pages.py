@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +117,39 @@ def default(node: dict[str, Any]) -> str:
     return cell(f"`{text}`") if len(text) <= 60 else "see `configs/inference.yml`"
 
 
+def experiment_table() -> Iterator[str]:
+    """Every key of the section `extended`, with an example."""
+    yield from ("", "| key | what may stand there | default | example | meaning |")
+    yield "|---|---|---|---|---|"
+    for key, node in properties(("extended",)).items():
+        kind = cell(allowed(("extended", key)) or "")
+        shown = f"`{json.dumps(node['examples'][0], ensure_ascii=False)}`"
+        preset = default(node) or "`null`"
+        yield f"| `{key}` | {kind} | {preset} | {cell(shown)} | {cell(node['description'])} |"
+
+
 # Pages
 
-PAGES: dict[str, Callable[[], Iterator[str]]] = {
-    "README.md": command_table,
-    "docs/reference/cli.md": command_lines,
-    "docs/reference/configuration.md": configuration_lines,
+PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
+    "README.md": (command_table, experiment_table),
+    "docs/reference/cli.md": (command_lines,),
+    "docs/reference/configuration.md": (configuration_lines,),
 }
 
 
-def fresh(page: Path, lines: Iterator[str]) -> str:
-    """The page with its generated part made anew."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    return "\n".join([before + BEGIN, *lines, "", END + rest.split(END)[1]])
+def fresh(page: Path, makers: Sequence[Callable[[], Iterator[str]]]) -> str:
+    """The page with its generated parts made anew."""
+    text, *parts = page.read_text(encoding="utf-8").split(BEGIN)
+    for lines, part in zip(makers, parts, strict=True):
+        text += "\n".join([BEGIN, *lines(), "", END + part.split(END)[1]])
+    return text
 
 
 def main() -> int:
     old = {}
-    for name, lines in PAGES.items():
+    for name, makers in PAGES.items():
         page = ROOT / name
-        text = fresh(page, lines())
+        text = fresh(page, makers)
         if text != page.read_text(encoding="utf-8"):
             old[page] = text
     if "--check" in sys.argv[1:]:

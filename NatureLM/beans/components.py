@@ -73,7 +73,7 @@ def _component(entry: dict[str, Any]) -> Component:
         name=entry["name"],
         task=entry["task"],
         labels=tuple(entry["labels"] or ()),
-        max_duration=entry["max_duration"],
+        max_duration=None if entry["max_duration"] is None else float(entry["max_duration"]),
         sample_rate=entry["sample_rate"],
         unknown_label=entry["unknown_label"],
         license=entry["license"],

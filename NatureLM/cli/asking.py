@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from NatureLM.cli.progress import Reporter
 from NatureLM.cli.request import InferRequest
@@ -21,7 +21,7 @@ class PipelineAsker:
     """A loaded pipeline, asked as a request says."""
 
     def __init__(self, request: InferRequest, reporter: Reporter) -> None:
-        self._model = _load_model(request)
+        self._model = load_model(request)
         longest = self._model.config.window_seconds
         if request.window_length_seconds > longest:
             raise UsageError(
@@ -37,7 +37,7 @@ class PipelineAsker:
         return {
             "weights": self._model.fingerprint,
             "dtype": "+".join(sorted(kinds)),
-            "prompt_template": _processor(self._model).prompt_template,
+            "prompt_template": processor_of(self._model).prompt_template,
         }
 
     def results(
@@ -63,23 +63,40 @@ class PipelineAsker:
         )
 
 
-def _load_model(request: InferRequest) -> NatureLM:
+class ModelRequest(Protocol):
+    """What is needed of a request to load its model."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def load_model(request: ModelRequest) -> NatureLM:
+    """The model that a request names, with the prompt template of its configuration."""
     from NatureLM.models import NatureLM
 
     model = NatureLM.from_pretrained(
         request.model,
-        llama_path=_changed(request.config, "llama_path"),
+        llama_path=changed(request.config, "llama_path"),
         dtype=None if request.dtype == "auto" else request.dtype,
         device=pick_device(request.device),
         adapter=request.adapter,
     )
-    template = _changed(request.config, "prompt_template")
+    template = changed(request.config, "prompt_template")
     if template is not None:
-        _processor(model).prompt_template = template
+        processor_of(model).prompt_template = template
     return model
 
 
-def _processor(model: NatureLM) -> NatureLMProcessor:
+def processor_of(model: NatureLM) -> NatureLMProcessor:
+    """The processor of a model; raises UsageError where it has none."""
     if model.processor is None:
         raise UsageError(
             f"{model.name_or_path}: the model has no tokenizer, so nothing can be asked"
@@ -87,7 +104,7 @@ def _processor(model: NatureLM) -> NatureLMProcessor:
     return model.processor
 
 
-def _changed(config: Config, key: str) -> str | None:
+def changed(config: Config, key: str) -> str | None:
     """A value of the section `model` that is not the default: then it is not the checkpoint's."""
     value: str = getattr(config.model, key)
     return None if value == getattr(Config().model, key) else value

@@ -77,7 +77,7 @@ def score(
         "seed": seed,
     }
     written = write_scores(scores, output_path, settings)
-    _show(scores)
+    show_scores(scores)
     _report_errors(scores, output_path)
     for remark in scores.remarks:
         typer.echo(remark, err=True)
@@ -86,7 +86,8 @@ def score(
     )
 
 
-def _show(scores: Scores) -> None:
+def show_scores(scores: Scores) -> None:
+    """A table of the metrics with their intervals."""
     from NatureLM.cli.tables import print_table
 
     shown = list(dict.fromkeys(name for group in scores.groups for name in _SHOWN[group.task]))

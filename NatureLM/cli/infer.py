@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from NatureLM.cli import experiment_options as options_of
+
 _INPUT = "What to ask"
 _MODEL = "Model"
 _AUDIO = "Windows and audio"
@@ -122,12 +124,14 @@ def infer(
         ),
     ] = 1.0,
     output_path: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            help="File for the answers, one JSON line for each. One that exists is gone on with.",
+            help="File for the answers, one JSON line for each (of an experiment: a folder). One "
+            "that exists is gone on with.",
+            show_default="inference_output.jsonl",
             rich_help_panel=_OUTPUT,
         ),
-    ] = Path("inference_output.jsonl"),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Start the output file anew.", rich_help_panel=_OUTPUT),
@@ -136,33 +140,74 @@ def infer(
         bool,
         typer.Option("--quiet", help="Do not show the answers.", rich_help_panel=_OUTPUT),
     ] = False,
+    data_path: options_of.DataPath = None,
+    dry_run: options_of.DryRun = False,
+    workers: options_of.Workers = 2,
 ) -> None:
     """Ask questions about recordings: one answer for each window and question.
 
     naturelm infer --audio-path assets --query "Caption the audio"
 
+    A configuration with a section `extended` is an experiment: its samples come from --data-path.
+
     A run that was stopped goes on where it stopped when the same command is given again.
     """
-    from NatureLM.cli.inference import make_request, run
     from NatureLM.cli.progress import make_reporter
+    from NatureLM.config import load_config
 
     reporter = make_reporter(show_answers=not quiet)
+    overrides = options_of.with_data_path(options, data_path)
+    config = load_config(cfg_path, overrides, warn=reporter.note)
+    audio_paths, queries = [*(recordings or []), *(audio_path or [])], query or []
+    if config.extended is not None:
+        from NatureLM.cli import experiment
+
+        experiment.refuse_options(
+            cfg_path,
+            {
+                "--audio-path": bool(audio_paths),
+                "--query": bool(queries),
+                "--merging-alpha": merging_alpha is not None,
+                "--batch-size": batch_size is not None,
+                "--window-length-seconds": window_length_seconds != 10.0,
+                "--hop-length-seconds": hop_length_seconds != 10.0,
+                "--channel": channel != "mean",
+                "--time-expansion": time_expansion != 1.0,
+                "--overwrite": overwrite,
+            },
+        )
+        asked = experiment.make_experiment(
+            config,
+            cfg_path=cfg_path,
+            command="naturelm infer",
+            data_path=data_path,
+            model=model,
+            adapter=adapter,
+            device=device,
+            dtype=dtype,
+            output_path=output_path,
+            workers=workers,
+        )
+        raise typer.Exit(experiment.run(asked, dry_run=dry_run, warn=reporter.note))
+
+    from NatureLM.cli.inference import make_request, run
+
+    options_of.refuse_without_experiment(data_path, dry_run, cfg_path)
     request = make_request(
-        audio_paths=[*(recordings or []), *(audio_path or [])],
-        queries=query or [],
+        audio_paths=audio_paths,
+        queries=queries,
         model=model,
         adapter=adapter,
         merging_alpha=merging_alpha,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
-        cfg_path=cfg_path,
-        options=options or [],
+        config=config,
         window_length_seconds=window_length_seconds,
         hop_length_seconds=hop_length_seconds,
         channel=channel,
         time_expansion=time_expansion,
-        output_path=output_path,
+        output_path=output_path or Path("inference_output.jsonl"),
         overwrite=overwrite,
         warn=reporter.note,
     )

@@ -38,7 +38,15 @@ class LazyGroup(TyperGroup):
     """Holds a stub for each verb; the help shows the stubs, calling a verb imports it."""
 
     _verbs: dict[str, Verb]
+    _default: str | None = None
     _is_listing = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options without a verb are those of the default verb."""
+        own = ("-h", "--help", "--version")
+        if self._default is not None and args and args[0].startswith("-") and args[0] not in own:
+            args = [self._default, *args]
+        return list(super().parse_args(ctx, args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The real command, or its stub while the help is made."""
@@ -60,9 +68,11 @@ class LazyGroup(TyperGroup):
             return super().invoke(ctx)
 
 
-def group(name: str, description: str, verbs: dict[str, Verb]) -> typer.Typer:
-    """A command with verbs and `--version`."""
-    kind = type("Group", (LazyGroup,), {"_verbs": verbs})
+def group(
+    name: str, description: str, verbs: dict[str, Verb], default: str | None = None
+) -> typer.Typer:
+    """A command with verbs and `--version`; `default` is the verb of a call that names none."""
+    kind = type("Group", (LazyGroup,), {"_verbs": verbs, "_default": default})
     app = typer.Typer(
         name=name,
         cls=kind,

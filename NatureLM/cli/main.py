@@ -7,18 +7,31 @@ from NatureLM.cli.lazy import Verb, group, run_verb
 
 NATURELM_VERBS = {
     "infer": Verb("NatureLM.cli.infer:infer", "Ask questions about recordings."),
+    "schema": Verb("NatureLM.cli.schema:schema", "Print the JSON Schema of configuration files."),
     "models": Verb("NatureLM.cli.models:models", "List the models that can be named."),
     "train": Verb("NatureLM.cli.train:train", "Train or fine-tune a model."),
     "convert": Verb(
         "NatureLM.cli.convert:convert", "Turn an old .pth checkpoint into safetensors."
     ),
     "merge": Verb("NatureLM.cli.merge:merge", "Write the adapter into the weights of a model."),
+    "tune-alpha": Verb(
+        "NatureLM.cli.tune_alpha:tune_alpha", "Find the α to use on recordings with known answers."
+    ),
+    "report": Verb(
+        "NatureLM.cli.report:report", "Draw answers: a page with figures, tables and answers."
+    ),
 }
 
 BEANS_VERBS = {
+    "run": Verb("NatureLM.cli.beans_run:run", "Ask a model about samples (the default verb)."),
     "info": Verb("NatureLM.cli.beans_info:info", "Show the components of BEANS-Zero."),
     "score": Verb("NatureLM.cli.beans_score:score", "Score answers, ours or anybody's."),
     "compare": Verb("NatureLM.cli.beans_compare:compare", "Compare two runs sample by sample."),
+    "report": Verb("NatureLM.cli.report:report", "The same as naturelm report."),
+    "fetch": Verb("NatureLM.cli.beans_fetch:fetch", "Fetch components of BEANS-Zero."),
+    "make-mini": Verb(
+        "NatureLM.cli.beans_make_mini:make_mini", "Make a benchmark of clips of your own."
+    ),
 }
 
 naturelm_app = group(
@@ -26,7 +39,12 @@ naturelm_app = group(
     "Ask questions of animal sound: audio and a text prompt in, text out.",
     NATURELM_VERBS,
 )
-beans_app = group("beans", "BEANS-Zero, the zero-shot benchmark of animal sound.", BEANS_VERBS)
+beans_app = group(
+    "beans",
+    "BEANS-Zero, the zero-shot benchmark of animal sound.",
+    BEANS_VERBS,
+    default="run",
+)
 
 
 def naturelm() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from NatureLM.config import Config, load_config
+from NatureLM.config import Config
 from NatureLM.errors import UsageError
 from NatureLM.merging.notes import extrapolation_note
 
@@ -61,8 +61,7 @@ def make_request(
     device: str,
     dtype: str,
     batch_size: int | None,
-    cfg_path: Path | None,
-    options: Sequence[str],
+    config: Config,
     window_length_seconds: float,
     hop_length_seconds: float,
     channel: str,
@@ -71,16 +70,10 @@ def make_request(
     overwrite: bool,
     warn: Callable[[str], None],
 ) -> InferRequest:
-    """Check what was asked for and load the configuration.
+    """Check what was asked for.
 
-    Raises UsageError or ConfigError that name the option or key, its value and what is allowed.
+    Raises UsageError that names the option, its value and what is allowed.
     """
-    config = load_config(cfg_path, options, warn=warn)
-    if config.extended is not None:
-        raise UsageError(
-            f"{cfg_path or '--options'}: has a section `extended`, an experiment over prompts, "
-            "scales and species, and this version cannot run those yet: leave the section out"
-        )
     if not audio_paths:
         raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
     if not queries:
@@ -115,8 +108,8 @@ def make_request(
         model=model or config.model.ckpt or DEFAULT_MODEL,
         adapter=adapter,
         merging_alpha=float(alpha),
-        device=_device(device),
-        dtype=_one_of("--dtype", dtype, _DTYPES),
+        device=device_option(device),
+        dtype=dtype_option(dtype),
         batch_size=batch_size,
         window_length_seconds=window_length_seconds,
         hop_length_seconds=hop_length_seconds,
@@ -133,7 +126,13 @@ def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _device(value: str) -> str:
+def dtype_option(value: str) -> str:
+    """The value of --dtype; raises UsageError."""
+    return _one_of("--dtype", value, _DTYPES)
+
+
+def device_option(value: str) -> str:
+    """The value of --device; raises UsageError."""
     if value.startswith("cuda:") and value.removeprefix("cuda:").isdecimal():
         return value
     return _one_of("--device", value, ("auto", "cpu", "cuda", "mps"))

@@ -52,7 +52,7 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         help="Column of what intervals resample as a whole.",
-        show_default="family or recording, as far as rows have them",
+        show_default="cluster, family or recording, as far as rows have them",
     ),
 ]
 OnError = Annotated[
@@ -111,6 +111,14 @@ def columns_of(by: str) -> tuple[str, ...]:
         if column in ("id", "prediction", "label"):
             raise UsageError(f"--by {by}: {column!r} cannot make groups")
     return tuple(columns)
+
+
+def listed(option: str, value: str) -> list[str]:
+    """The names of an option that takes several, set off by commas, each once."""
+    names = list(dict.fromkeys(name for name in map(str.strip, value.split(",")) if name))
+    if not names:
+        raise UsageError(f"{option} is empty: give a name, or several with commas between")
+    return names
 
 
 def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:

@@ -91,16 +91,16 @@ def decode_beams(
         _Search(options.num_beams, options.length_penalty, length) for length in prompt_lengths
     ]
     active = list(searches)
-    scores_RV = session.prefill()
+    scores_RV = session.logits_RV
     for step in range(options.max_new_tokens):
         scores_RV = _sum_scores(scores_RV, active, eos_ids, options)
+        widths = [len(search.beams) for search in active]
+        candidates = _candidates(scores_RV, widths, options.num_beams, len(eos_ids))
         rows: list[int] = []
         first_row = 0
         going_on: list[_Search] = []
-        for search in active:
-            beams = len(search.beams)
-            block = scores_RV[first_row : first_row + beams]
-            parents = search.advance(_candidates(block, options.num_beams, len(eos_ids)), eos_ids)
+        for search, beams, best in zip(active, widths, candidates, strict=True):
+            parents = search.advance(best, eos_ids)
             if not search.done:
                 rows += [first_row + parent for parent in parents]
                 going_on.append(search)
@@ -108,7 +108,7 @@ def decode_beams(
         active = going_on
         if not active or step + 1 == options.max_new_tokens:
             break
-        session.select(torch.tensor(rows, device=scores_RV.device))
+        session.select(rows)
         tokens = [ids[-1] for search in active for ids in search.beams]
         scores_RV = session.step(torch.tensor(tokens, device=scores_RV.device))
     return [search.best() for search in searches]
@@ -133,15 +133,26 @@ def _sum_scores(
     return scores_RV + scores_RV.new_tensor(sums)[:, None]
 
 
-def _candidates(scores_BV: Tensor, width: int, eos_count: int) -> list[tuple[float, int, int]]:
-    """The best (sum, beam, token) over the beams of one prompt, best first.
+def _candidates(
+    scores_RV: Tensor, widths: Sequence[int], width: int, eos_count: int
+) -> list[list[tuple[float, int, int]]]:
+    """The best (sum, beam, token) over the beams of each prompt, best first.
 
     Enough of them that `width` go on even if every beam's end-of-text tokens come first.
+    `widths`: how many rows each prompt has, mostly the same for all, which is one `topk` then.
     """
-    vocabulary = scores_BV.shape[-1]
-    kept = max(2, 1 + eos_count) * width
-    best = scores_BV.flatten().topk(min(kept, scores_BV.numel()))
-    return [
-        (total, place // vocabulary, place % vocabulary)
-        for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    vocabulary = scores_RV.shape[-1]
+    same = len(set(widths)) == 1
+    blocks = [scores_RV.view(len(widths), -1)] if same else scores_RV.split(list(widths))
+    found: list[list[tuple[float, int, int]]] = []
+    for block in blocks:
+        flat = block if same else block.reshape(1, -1)
+        best = flat.topk(min(max(2, 1 + eos_count) * width, flat.shape[-1]))
+        for totals, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            found.append(
+                [
+                    (total, place // vocabulary, place % vocabulary)
+                    for total, place in zip(totals, places, strict=True)
+                ]
+            )
+    return found

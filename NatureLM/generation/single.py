@@ -22,7 +22,7 @@ def decode_single(
     generated: list[list[int]] = [[] for _ in prompt_lengths]
     sampler = RowSampler(options, row_numbers) if options.do_sample else None
     active = list(range(len(generated)))
-    scores_RV = session.prefill()
+    scores_RV = session.logits_RV
     while True:
         scores_RV = process_scores(
             scores_RV,
@@ -40,8 +40,7 @@ def decode_single(
         if not going_on:
             return generated
         if len(going_on) < len(active):
-            kept = torch.tensor(going_on, device=tokens_R.device)
-            session.select(kept)
-            tokens_R = tokens_R[kept]
+            session.select(going_on)
+            tokens_R = tokens_R[torch.tensor(going_on, device=tokens_R.device)]
             active = [active[place] for place in going_on]
         scores_RV = session.step(tokens_R)

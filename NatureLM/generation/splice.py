@@ -39,6 +39,27 @@ def check_placeholders(prompt: str, audios: int) -> None:
         )
 
 
+def prompt_parts(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """`part_token_ids` with the beginning-of-text token in front."""
+    parts = part_token_ids(prompt, tokenizer)
+    if tokenizer.bos_token_id is not None:
+        parts[0] = [int(tokenizer.bos_token_id), *parts[0]]
+    return parts
+
+
+def splice_parts(
+    parts: Sequence[Sequence[int]], audios_QD: Sequence[Tensor], embed_tokens: nn.Embedding
+) -> Tensor:
+    """Input embeddings (L, D): the i-th audio between part i and part i + 1."""
+    weight = embed_tokens.weight
+    pieces: list[Tensor] = []
+    for index, ids in enumerate(parts):
+        pieces.append(embed_tokens(torch.tensor(ids, dtype=torch.long, device=weight.device)))
+        if index < len(audios_QD):
+            pieces.append(audios_QD[index].to(weight))
+    return torch.cat(pieces)
+
+
 def splice(
     prompt: str,
     audios_QD: Sequence[Tensor],
@@ -47,13 +68,4 @@ def splice(
 ) -> Tensor:
     """Input embeddings (L, D) of one prompt, beginning-of-text token included."""
     check_placeholders(prompt, len(audios_QD))
-    weight = embed_tokens.weight
-    parts = part_token_ids(prompt, tokenizer)
-    if tokenizer.bos_token_id is not None:
-        parts[0] = [int(tokenizer.bos_token_id), *parts[0]]
-    pieces: list[Tensor] = []
-    for index, ids in enumerate(parts):
-        pieces.append(embed_tokens(torch.tensor(ids, dtype=torch.long, device=weight.device)))
-        if index < len(audios_QD):
-            pieces.append(audios_QD[index].to(weight))
-    return torch.cat(pieces)
+    return splice_parts(prompt_parts(prompt, tokenizer), audios_QD, embed_tokens)

@@ -34,9 +34,6 @@ from NatureLM.outputs.errors import OutputError
 
 SCHEMA_VERSION = 1
 
-_PAGE = 4096
-"""Pages are at least so large, and multiples of it."""
-
 
 @dataclass(frozen=True)
 class WindowRow:
@@ -75,25 +72,19 @@ Row: TypeAlias = WindowRow | ErrorRow
 
 def to_line(row: Row) -> bytes:
     """The row as one line of UTF-8 JSON, line feed included."""
-    text = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False)
+    return json_line(asdict(row))
+
+
+def json_line(values: dict[str, Any]) -> bytes:
+    """An object as one line of UTF-8 JSON, line feed included."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     # Some readers take these for the end of a line.
     for mark in "\x85\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # a file name that is no UTF-8
-        return json.dumps(asdict(row), allow_nan=False).encode() + b"\n"
-
-
-def padded(line: bytes, offset: int, longest: int) -> bytes:
-    """The line with spaces at its end where the next one would cross a page of memory.
-
-    Linux stops a write of a killed process only between two pages: what lies within one page is
-    written whole or not at all. offset: where in the file the line goes; longest: length that the
-    next line is taken to have at most.
-    """
-    room = -(offset + len(line)) % _PAGE
-    return line[:-1] + b" " * room + b"\n" if room < longest else line
+        return json.dumps(values, allow_nan=False).encode() + b"\n"
 
 
 def from_line(line: bytes, name: str, number: int) -> Row:

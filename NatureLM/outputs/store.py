@@ -19,16 +19,13 @@ Rules, so that a file can be trusted whatever happened to the run that wrote it:
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from NatureLM.outputs.appending import AppendingFile
 from NatureLM.outputs.contents import (
     OTHERWISE,
     Contents,
@@ -39,9 +36,8 @@ from NatureLM.outputs.contents import (
     read_contents,
     refuse_other_files,
 )
-from NatureLM.outputs.errors import OutputError, WriteError
-from NatureLM.outputs.locking import is_same_file, try_lock
-from NatureLM.outputs.rows import ErrorRow, Row, WindowRow, from_line, padded, to_line
+from NatureLM.outputs.errors import OutputError
+from NatureLM.outputs.rows import ErrorRow, Row, WindowRow, from_line, to_line
 from NatureLM.outputs.settings import (
     RunSettings,
     differences,
@@ -49,8 +45,6 @@ from NatureLM.outputs.settings import (
     record_path,
     write_record,
 )
-
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -82,18 +76,17 @@ class ResultStore:
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path)
-        self._real = Path(os.path.realpath(path))
         self._overwrite = overwrite
         self._settings: RunSettings | None = None
         self._identities: dict[str, Identity] = {}
-        self._is_new = not self._real.exists()
-        self._fd = _open_and_lock(self._real, str(self.path))
+        self._file = AppendingFile(self.path)
+        self._real = self._file.real
         try:
             self._contents = self._read()
         except BaseException:
             self.close()
             raise
-        self._size = self._contents.end
+        self._file.size, self._file.longest = self._contents.end, self._contents.longest
 
     def __enter__(self) -> ResultStore:
         return self
@@ -131,7 +124,7 @@ class ResultStore:
         of recordings that have changed.
         """
         if self._overwrite:
-            self._truncate(0)
+            self._file.truncate(0)
             self._contents = Contents()
         before = self._contents
         if before.run is not None and before.run != settings.run:
@@ -142,10 +135,13 @@ class ResultStore:
         if changed - retried:
             raise self._changed_refusal(sorted(asked[path] for path in changed - retried))
         if before.torn:
-            self._truncate(before.end)
+            self._file.truncate(before.end)
         if retried:
             before.done = {done for done in before.done if done[0] not in changed}
-            self._rewrite(lambda row: _is_kept(row, retried, changed))
+            name = str(self.path)
+            self._file.keep_lines(
+                lambda line, number: _is_kept(from_line(line, name, number), retried, changed)
+            )
         write_record(self._real, settings)
         self._settings = settings
         mended = tuple(sorted(asked[path] for path in changed))
@@ -204,16 +200,7 @@ class ResultStore:
 
     def close(self) -> None:
         """Let go of the file. A file that was made here and holds nothing is taken away again."""
-        if self._fd < 0:
-            return
-        fd, self._fd = self._fd, -1
-        with contextlib.suppress(OSError):
-            if self._is_new and os.fstat(fd).st_size == 0:
-                record_path(self._real).unlink(missing_ok=True)
-                self._real.unlink()
-            else:
-                os.fsync(fd)
-        os.close(fd)
+        self._file.close(record_path(self._real))
 
     # going on with an existing file
 
@@ -259,30 +246,6 @@ class ResultStore:
         now = self._identity(path)
         return self._contents.heard.get(path, now) != now
 
-    def _rewrite(self, is_kept: Callable[[Row], bool]) -> None:
-        """Put a file with only some of the rows in the place of this one, lock included."""
-        temporary = self._real.with_name(self._real.name + ".tmp")
-        fd = -1
-        size = 0
-        try:
-            temporary.unlink(missing_ok=True)
-            fd = os.open(temporary, _FLAGS, 0o666)
-            try_lock(fd)
-            with open(self._real, "rb") as old, open(fd, "ab", closefd=False) as new:
-                for number, line in enumerate(old, start=1):
-                    if is_kept(from_line(line, str(self.path), number)):
-                        size += new.write(line)
-            os.fsync(fd)
-            shutil.copymode(self._real, temporary)
-            temporary.replace(self._real)
-        except OSError as error:
-            if fd >= 0:
-                os.close(fd)
-            temporary.unlink(missing_ok=True)
-            raise WriteError(f"{self.path}: cannot be written: {error.strerror}") from None
-        os.close(self._fd)
-        self._fd, self._size = fd, size
-
     # writing
 
     @property
@@ -299,58 +262,7 @@ class ResultStore:
         return self._identities[name]
 
     def _write(self, row: Row) -> None:
-        line = padded(to_line(row), self._size, self._contents.longest)
-        written = 0
-        try:
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
-        except BaseException as error:
-            # The part of a line that is there goes away again, so that the file stays whole.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size)
-            if isinstance(error, OSError):
-                raise WriteError(
-                    f"{self.path}: the results cannot be written further: {error.strerror}. What "
-                    "is there is whole; when this is mended, the same command goes on from there."
-                ) from None
-            raise
-        self._size += len(line)
-        self._contents.longest = max(self._contents.longest, len(line.rstrip()) + 1)
-
-    def _truncate(self, size: int) -> None:
-        try:
-            os.ftruncate(self._fd, size)
-        except OSError as error:
-            raise WriteError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self._size = size
-
-
-def _open_and_lock(real: Path, name: str) -> int:
-    """Open a file for appending, made with its folders if it is not there, and lock it."""
-    if real.is_dir():
-        raise OutputError(f"{name}: is a folder; give the name of a file, such as x.jsonl")
-    try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            fd = os.open(real, _FLAGS, 0o666)
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise OutputError(f"{name}: is no ordinary file, and results need one")
-                if not try_lock(fd):
-                    raise OutputError(
-                        f"{name}: another run is writing this file now; wait for its end, or give "
-                        "another --output-path"
-                    )
-            except OutputError:
-                os.close(fd)
-                raise
-            if is_same_file(fd, real):
-                return fd
-            os.close(fd)  # it was replaced between opening and locking
-    except OSError as error:
-        raise OutputError(
-            f"{name}: results cannot be written there: {error.strerror}; give another --output-path"
-        ) from None
+        self._file.append(to_line(row))
 
 
 def _is_kept(row: Row, retried: set[str], changed: set[str]) -> bool:

@@ -256,14 +256,6 @@ def test_wrong_usage_ends_with_2_before_any_work(
     assert sorted(str(path) for path in folder.rglob("*")) == before
 
 
-def test_an_experiment_is_refused_in_one_sentence(folder: Path, asker: FakeAsker) -> None:
-    (folder / "c.yml").write_text("extended: {lora_scales: [0, 0.5]}")
-    result = infer("--cfg-path", "c.yml")
-    assert result.exit_code == 2
-    assert "Error: c.yml: has a section `extended`" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
 def test_keys_without_effect_give_one_note(folder: Path, asker: FakeAsker) -> None:
     (folder / "c.yml").write_text("run: {world_size: 4, use_distributed: true}")
     result = infer(*ASK, "--cfg-path", "c.yml")
@@ -424,14 +416,17 @@ def test_signals_leave_whole_lines_and_the_run_goes_on(
 
 def test_two_runs_on_one_output(folder: Path) -> None:
     write_wav(folder / "calls" / "long.wav", 300)
-    first = start(folder, 0.05, *ASK)
+    first = start(folder, 1.0, *ASK)
     wait_for_rows(folder / "inference_output.jsonl", 1, first)
-    second = start(folder, 0.0, *ASK)
-    _, errors = second.communicate(timeout=30)
-    assert second.returncode == 2
-    assert "another run is writing this file now" in errors
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=30)
+    first.send_signal(signal.SIGSTOP)  # it keeps the file, however slow the machine is
+    try:
+        second = start(folder, 0.0, *ASK)
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert "another run is writing this file now" in errors
+    finally:
+        first.kill()
+        first.communicate(timeout=30)
 
 
 def test_characters_that_the_terminal_lacks(folder: Path) -> None:

@@ -41,11 +41,15 @@ print(json.dumps([code, [name for name in heavy if name in sys.modules]]), file=
         ("naturelm", ["--version"]),
         ("naturelm", ["infer", "--help"]),
         ("naturelm", ["convert", "--help"]),
+        ("naturelm", ["schema", "--help"]),
         ("naturelm", ["merge", "--help"]),
         ("naturelm", ["models", "--help"]),
         ("naturelm", ["train", "--help"]),
+        ("naturelm", ["report", "--help"]),
+        ("naturelm", ["tune-alpha", "--help"]),
         ("beans", ["--help"]),
         ("beans", ["--version"]),
+        ("beans", ["run", "--help"]),
         ("beans", ["info"]),
     ],
 )
@@ -66,8 +70,17 @@ def test_every_verb_is_listed_and_there() -> None:
         assert name in result.stdout
         assert verb.summary.split(".")[0] in " ".join(result.stdout.split())
         assert callable(verb.function())
-    assert set(NATURELM_VERBS) == {"infer", "models", "train", "convert", "merge"}
-    assert set(BEANS_VERBS) == {"info", "score", "compare"}
+    assert set(NATURELM_VERBS) == {
+        "infer",
+        "schema",
+        "models",
+        "train",
+        "convert",
+        "merge",
+        "tune-alpha",
+        "report",
+    }
+    assert set(BEANS_VERBS) == {"run", "info", "score", "compare", "report"}
     for verb in BEANS_VERBS.values():
         assert callable(verb.function())
 

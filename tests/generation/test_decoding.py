@@ -23,7 +23,6 @@ def embeddings(model: NatureLM, wav: Tensor, query: str) -> Tensor:
 def test_wide_beams_find_the_best_sequence_of_all(
     nano: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
-    from NatureLM.generation.batch import left_pad
     from NatureLM.generation.beams import decode_beams
     from NatureLM.generation.session import DecodingSession
 
@@ -52,7 +51,7 @@ def test_wide_beams_find_the_best_sequence_of_all(
             steps = logits[len(embeds) - 1 : -1][:, few].log_softmax(-1)
             scores[sequence] = steps[range(tokens), list(sequence)].sum().item()
         best = max(scores, key=scores.__getitem__)
-        session = DecodingSession(Narrow(), left_pad([embeds]), [1.0])
+        session = DecodingSession(Narrow(), [embeds], [1.0])
         options = GenerationOptions(max_new_tokens=tokens, num_beams=len(few) ** 2)
         (found,) = decode_beams(session, [len(embeds)], [], options)
     assert tuple(found) == best

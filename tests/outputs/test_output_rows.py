@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.outputs import SCHEMA_VERSION, ErrorRow, OutputError, WindowRow, read_rows
-from NatureLM.outputs.rows import from_line, padded, to_line
+from NatureLM.outputs.appending import padded
+from NatureLM.outputs.rows import from_line, to_line
 
 WINDOW = WindowRow(
     audio_path="a.wav",

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
-TOP = ["outputs", "metrics", "beans", "experiments", "training", "serving"]
+TOP = ["outputs", "metrics", "beans", "reports", "experiments", "training", "serving"]
 LAYERS = [
     ["errors"],
     ["config"],
     ["audio", "prompts", "merging"],
+    ["tables"],
     ["generation"],
     ["models"],
     ["infer"],

@@ -78,3 +78,11 @@ def test_continuous_integration_runs_make_test() -> None:
     steps = make(ROOT, "--dry-run", "test").stdout
     for check in ("ruff check", "ruff format --check", "mypy", "pytest"):
         assert check in steps
+
+
+@pytest.mark.parametrize("target", ["experiment", "mini", "tiny"])
+def test_targets_that_need_data_say_so(target: str, checkout: Path) -> None:
+    done = make(checkout, target, "CORE=", "TOOLS=")
+    assert done.returncode == 2
+    assert "make: name" in done.stderr
+    assert f"make {target} DATA=" in done.stderr

@@ -24,6 +24,8 @@ DATA_SUFFIXES = {
     ".csv",
     ".txt",
     ".html",
+    ".css",
+    ".js",
 }
 
 

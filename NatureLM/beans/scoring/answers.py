@@ -18,7 +18,7 @@ Key: TypeAlias = tuple[Value, ...]
 """The data set and the values of the grouping columns."""
 
 DEFAULT_BY = ("query", "lora_scale")
-CLUSTER_COLUMNS = ("family", "recording")
+CLUSTER_COLUMNS = ("cluster", "family", "recording")
 BY_SAMPLE = "sample"
 
 
@@ -30,8 +30,8 @@ class Reading:
         that the first row has
     labels: all that may be right; None allows any
     rules, scientific: the names under which labels are scored
-    cluster: column of the clusters for intervals; None takes `family` or `recording` where all
-        rows of a group have it
+    cluster: column of the clusters for intervals; None takes `cluster`, `family` or `recording`
+        where all rows of a group have it
     task: of data sets that are no component of the benchmark
     where: only rows with these values are read
     apart: columns that make no groups, besides those of `where`, though they are among the default
@@ -67,11 +67,13 @@ class Group:
     """The answers of one data set, query, alpha ...; row by row.
 
     names: the kind of names that its labels have been given
+    prompt: the complete text that the first of its rows was asked, where rows tell
     """
 
     key: Key
     task: Task
     names: Kind = "common"
+    prompt: str | None = None
     ids: list[str] = field(default_factory=list)
     answers: array[int] = field(default_factory=lambda: array("i"))
     labels: array[int] = field(default_factory=lambda: array("i"))

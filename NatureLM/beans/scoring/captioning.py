@@ -10,7 +10,7 @@ import numpy as np
 
 from NatureLM.beans.scoring.results import ClassRow, Codes, ConfusionRow, Floats, Values
 from NatureLM.metrics.cider import cider
-from NatureLM.metrics.resampling import multiplicities
+from NatureLM.metrics.resampling import resampled_mean
 
 RANDOM_DRAWS = 3
 
@@ -35,13 +35,10 @@ class Captions:
 
     def resampled(self, clusters: Codes, resamples: int, seed: int) -> dict[str, Floats]:
         """The metrics of each resample, (resamples,) each; how rare words are stays the same."""
-        sizes = np.bincount(clusters).astype(np.float64)
-        sums = {name: np.bincount(clusters, one) for name, one in self._scores.items()}
-        found: dict[str, list[Floats]] = {name: [] for name in sums}
-        for drawn in multiplicities(len(sizes), resamples, seed):
-            for name, one in sums.items():
-                found[name].append((one @ drawn) / (sizes @ drawn))
-        return {name: np.concatenate(blocks) for name, blocks in found.items()}
+        return {
+            name: resampled_mean(one, clusters, resamples=resamples, seed=seed)
+            for name, one in self._scores.items()
+        }
 
     def baselines(self, seed: int) -> dict[str, Values]:
         """majority: always the most frequent reference, the first in order among equals.

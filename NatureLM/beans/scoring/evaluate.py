@@ -70,6 +70,9 @@ class Evaluator:
             baselines=samples.baselines(evaluation.seed),
             clusters=int(clusters.max()) + 1,
             cluster_by=group.cluster_by,
+            cluster_codes=clusters,
+            candidates=() if group.task == "captioning" else self._candidates(group),
+            prompt=group.prompt,
         )
 
     def samples(self, group: Group, protocol: Protocol) -> Samples:

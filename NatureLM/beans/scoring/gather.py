@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,7 @@ from NatureLM.beans.scoring.rows import (
     cluster_of,
     has,
     identity_of,
+    prompt_of,
     text_of,
     value_of,
 )
@@ -42,6 +43,15 @@ def read_answers(paths: Sequence[Path], reading: Reading, problems: Problems) ->
     gatherer = _Gatherer(reading, problems)
     for path in paths:
         gatherer.read(path)
+    return gatherer.answers()
+
+
+def gather_rows(
+    rows: Iterable[Mapping[str, Any]], reading: Reading, problems: Problems, name: str = "answers"
+) -> Answers:
+    """The same for rows that are in memory; `name` stands for the file in messages."""
+    gatherer = _Gatherer(reading, problems)
+    gatherer.take(Path(name), enumerate(rows, start=1))
     return gatherer.answers()
 
 
@@ -73,8 +83,12 @@ class _Gatherer:
 
     def read(self, path: Path) -> None:
         """Add the rows of a file."""
+        self.take(path, read_objects(path, self._problems))
+
+    def take(self, path: Path, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Add rows with their numbers, from 1."""
         self._paths.append(path)
-        for line, row in read_objects(path, self._problems):
+        for line, row in rows:
             group: _Open | None = None
             try:
                 if self._reading.where and not self._is_meant(row):
@@ -138,7 +152,7 @@ class _Gatherer:
         key = (text_of(row, "dataset_name"), *(value_of(row, name) for name in self._by))
         if key not in self._open:
             task = self._task(str(key[0]), row)
-            self._open[key] = _Open(Group(key, task, self._names(key)))
+            self._open[key] = _Open(Group(key, task, self._names(key), prompt_of(row)))
         return self._open[key]
 
     def _task(self, dataset: str, row: Mapping[str, Any]) -> Task:

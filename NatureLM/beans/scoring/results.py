@@ -78,6 +78,9 @@ class GroupScore:
     ids, labels, answers: of the samples, in the order of their ids
     metrics, intervals, baselines: by the names of METRICS; only those that the task has
     clusters, cluster_by: how many clusters the intervals rest on, and the column that made them
+    cluster_codes: number of each sample's cluster from 0, (samples,)
+    candidates: the labels that answers are compared with
+    prompt: what the first sample was asked, where the rows tell
     """
 
     key: Key
@@ -92,6 +95,9 @@ class GroupScore:
     baselines: dict[str, Values]
     clusters: int
     cluster_by: str
+    cluster_codes: Codes
+    candidates: tuple[str, ...]
+    prompt: str | None
 
 
 def class_rows(counts: ClassCounts, labels: Sequence[str]) -> list[ClassRow]:

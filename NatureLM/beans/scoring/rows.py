@@ -59,6 +59,15 @@ def identity_of(row: Mapping[str, Any]) -> str:
     raise Unusable("wrong value", f"id is {found!r:.60}; a text or a whole number is needed")
 
 
+def prompt_of(row: Mapping[str, Any]) -> str | None:
+    """What was asked, if the row tells: the complete prompt, else a query in words."""
+    for key in ("prompt", "query"):
+        found = row.get(key)
+        if isinstance(found, str) and found.strip():
+            return found
+    return None
+
+
 def cluster_of(row: Mapping[str, Any], column: str | None) -> str | None:
     """Column and value of the row's cluster; without a column, of the first there is, or None."""
     for name in (column,) if column else CLUSTER_COLUMNS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from NatureLM.beans.scoring.answers import Reading
+from NatureLM.beans.scoring.answers import Answers, Reading
 from NatureLM.beans.scoring.evaluate import DEFAULT, Evaluation, Evaluator
 from NatureLM.beans.scoring.gather import read_answers
 from NatureLM.beans.scoring.problems import OnError, Problems
@@ -77,6 +77,18 @@ def score(
     """
     problems = Problems(on_error)
     answers = read_answers(find_files(paths), reading, problems)
+    return score_answers(answers, protocols, problems, reading=reading, evaluation=evaluation)
+
+
+def score_answers(
+    answers: Answers,
+    protocols: Sequence[Protocol],
+    problems: Problems,
+    *,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    evaluation: Evaluation = DEFAULT,
+) -> Scores:
+    """The same for answers that have been read; `reading` says how, `problems` what was wrong."""
     remarks = []
     if evaluation.spice is None and any(group.task == "captioning" for group in answers.groups):
         spice = find_spice()

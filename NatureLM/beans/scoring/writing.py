@@ -39,6 +39,12 @@ def write_scores(scores: Scores, folder: str | Path, settings: Mapping[str, Any]
     return written
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder and try to write into it: before long work, not after it."""
+    _make(folder)
+    _write(folder / ".try", b"").unlink(missing_ok=True)
+
+
 def write_folder_json(content: Any, folder: str | Path, name: str) -> Path:
     """Write JSON into a folder, which is made where it is not there."""
     _make(Path(folder))
@@ -47,7 +53,7 @@ def write_folder_json(content: Any, folder: str | Path, name: str) -> Path:
 
 def write_json(content: Any, path: Path) -> Path:
     """Write JSON; what is not a number becomes null."""
-    text = json.dumps(_without_nan(content), ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(without_nan(content), ensure_ascii=False, indent=1, allow_nan=False)
     return _write(path, _encoded(text) + b"\n")
 
 
@@ -72,7 +78,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return _write(path, _encoded(stream.getvalue()))
+    return write_data(path, _encoded(stream.getvalue()))
 
 
 def _rows(scores: Scores, kind: type[ClassRow] | type[ConfusionRow]) -> Iterator[tuple[Any, ...]]:
@@ -98,17 +104,24 @@ def _of_one_type(values: list[Any]) -> list[Any]:
     return [None if value is None else _encoded(str(value)).decode() for value in values]
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
+    """The same, with null for what is not a number, which JSON does not have."""
     if isinstance(content, Mapping):
-        return {name: _without_nan(value) for name, value in content.items()}
+        return {name: without_nan(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _encoded(text: str) -> bytes:
     """UTF-8; halves of characters, which JSON can hold, are escaped."""
     return text.encode("utf-8", "backslashreplace")
+
+
+def write_data(path: Path, data: bytes) -> Path:
+    """A file of any kind, whole or not at all; its folder is made where it is not there."""
+    _make(path.parent)
+    return _write(path, data)
 
 
 def _make(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Experiments over prompts, scales, species and datasets: plan, run, store, report."""

@@ -1,0 +1,235 @@
+"""The answers of an experiment on disk: a JSONL file that only grows and can be gone on with.
+
+A row says what was answered to one cell of the plan; `naturelm beans score` and `naturelm report`
+read it:
+
+================  ==================================================================================
+``prediction``    the answer
+``label``         what is right
+``id``            the sample
+``dataset_name``  its dataset
+``prompt``        the complete prompt
+``query``         number of the query, from 0 on
+``lora_scale``    α, exactly
+``cluster``       samples of one recording or family share it
+``task``          classification, detection or captioning, where the data say it
+``audio_bytes``   size of the file of each clip in the prompt, where they are files
+``cell``          stable name of the cell: a hash of all that decides the answer but the model
+``run``           fingerprint of model, decoding and plan; rows of one file have the same
+================  ==================================================================================
+
+Where a clip could not be read there is ``error`` (the message) and ``error_type`` in place of the
+prediction; such cells are asked again when the run goes on. There are no times in the rows, so the
+same run gives the same rows on any day, in whatever order. A line is one write, whole or cut off
+and asked anew; one process writes at a time; answers of other settings, or about files that have
+another size now, are refused, never wiped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from NatureLM.beans.samples.sources import FileSource
+from NatureLM.experiments.plan import Cell
+from NatureLM.outputs import OutputError, RunSettings
+from NatureLM.outputs.appending import AppendingFile
+from NatureLM.outputs.rows import json_line
+from NatureLM.outputs.settings import differences, read_record, record_path, write_record
+
+_OTHERWISE = "give another --output-path"
+
+
+@dataclass
+class _Found:
+    """What the file held when it was opened."""
+
+    end: int = 0
+    run: str | None = None
+    done: dict[str, Any] = field(default_factory=dict)  # with the sizes of the clips
+    failed: set[str] = field(default_factory=set)
+
+
+class CellStore:
+    """An open file of answers. Use it as a context manager.
+
+    Raises OutputError where the file cannot be written, holds something else, or is in use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = AppendingFile(path, pads=False)
+        self._run = ""
+        try:
+            self._found = _read(self._file.real, str(path))
+        except BaseException:
+            self.close()
+            raise
+        self._file.size = self._found.end
+
+    def __enter__(self) -> CellStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def answers(self) -> int:
+        """Cells that have an answer in the file."""
+        return len(self._found.done)
+
+    def begin(self, settings: RunSettings, cells: Iterable[Cell] = ()) -> None:
+        """Start a run, or go on with it; a cut-off line and errors of before are taken out.
+
+        cells: what the run asks; answers to them must be about the same recordings
+
+        Raises OutputError, and leaves the file as it is, if it holds answers of other settings or
+        about recordings that have changed.
+        """
+        found = self._found
+        if found.run not in (None, settings.run):
+            raise self._refusal(settings)
+        for cell in cells if found.done else ():
+            self._refuse_changed(cell)
+        self._file.truncate(found.end)
+        if found.failed:
+            self._file.keep_lines(lambda line, number: b'"error"' not in line or not _failed(line))
+        write_record(self._file.real, settings)
+        self._run = settings.run
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the file has an answer to the cell."""
+        return cell.id in self._found.done
+
+    def add(self, cell: Cell, prediction: str) -> None:
+        """Write an answer."""
+        self._file.append(json_line({"prediction": prediction, **self._facts(cell)}))
+        self._found.done[cell.id] = _sizes(cell)
+
+    def add_error(self, cell: Cell, error: Exception) -> None:
+        """Write why a cell has no answer."""
+        why = {"error": str(error), "error_type": type(error).__name__}
+        self._file.append(json_line({**why, **self._facts(cell)}))
+
+    def close(self) -> None:
+        """Let go of the file; one that was made here and holds nothing goes away again."""
+        self._file.close(record_path(self._file.real))
+
+    def _facts(self, cell: Cell) -> dict[str, Any]:
+        assert self._run, "begin() comes before the first row"
+        return {
+            "label": cell.label,
+            "id": cell.sample_id,
+            "dataset_name": cell.dataset_name,
+            "prompt": cell.prompt,
+            "query": cell.query,
+            "lora_scale": cell.alpha,
+            "cluster": cell.cluster,
+            **({"task": cell.task} if cell.task else {}),
+            **({"audio_bytes": sizes} if (sizes := _sizes(cell)) else {}),
+            "cell": cell.id,
+            "run": self._run,
+        }
+
+    def _refuse_changed(self, cell: Cell) -> None:
+        before, now = self._found.done.get(cell.id) or [], _sizes(cell)
+        for clip, old, new in zip(cell.audios, before, now, strict=False):
+            if None not in (old, new) and old != new:
+                raise OutputError(
+                    f"{self.path}: holds answers about {clip.key}, which has changed since: it had "
+                    f"{old} bytes and has {new} now. {_OTHERWISE.capitalize()}."
+                )
+
+    def _refusal(self, settings: RunSettings) -> OutputError:
+        record = read_record(self._file.real)
+        if record is not None and record.run == self._found.run:
+            found = differences(record.values, settings.values)
+        else:
+            missing = record_path(self.path).name
+            found = [f"what differs cannot be told, because {missing} is missing or damaged"]
+        lines = "\n".join(f"  - {line}" for line in found)
+        return OutputError(
+            f"{self.path}: holds answers of another model, other data or other settings, and these "
+            f"are not mixed:\n{lines}\n{_OTHERWISE.capitalize()}."
+        )
+
+
+def _sizes(cell: Cell) -> list[int | None]:
+    """Bytes of the files of a cell's clips; empty where none is a file."""
+    sources = [clip.source for clip in cell.audios]
+    sizes = [one.size if isinstance(one, FileSource) else None for one in sources]
+    return sizes if any(size is not None for size in sizes) else []
+
+
+def read_cells(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Offset, length and contents of each whole row of a file of answers.
+
+    Raises OutputError for a line that is none.
+    """
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            yield offset, len(line), _parsed(line, str(path), number)
+            offset += len(line)
+
+
+def _read(path: Path, name: str) -> _Found:
+    found = _Found()
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if number == 1:
+                    _refuse_foreign(line, name)
+                break
+            row = _parsed(line, name, number)
+            if found.run not in (None, row["run"]):
+                raise OutputError(
+                    f"{name}, line {number}: the rows are of runs with different settings; "
+                    f"{_OTHERWISE}"
+                )
+            found.run = row["run"]
+            if "error" in row:
+                found.failed.add(row["cell"])
+            else:
+                found.done[row["cell"]] = row.get("audio_bytes")
+            found.end += len(line)
+    return found
+
+
+def _refuse_foreign(line: bytes, name: str) -> None:
+    """A first line without an end may be a row that was cut off, or a file of something else."""
+    starts = (b'{"prediction"', b'{"error"')
+    if not any(line.startswith(start[: len(line)]) for start in starts):
+        raise _foreign(name, 1)
+
+
+def _parsed(line: bytes, name: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"cell", "run", "id"} <= row.keys():
+        raise _foreign(name, number)
+    return row
+
+
+def _foreign(name: str, number: int) -> OutputError:
+    return OutputError(
+        f"{name}, line {number}: this is no row of an experiment, so the file is left as it is; "
+        f"{_OTHERWISE}"
+    )
+
+
+def _failed(line: bytes) -> bool:
+    return "error" in json.loads(line)

@@ -1,0 +1,253 @@
+"""Finding α on samples with known answers: a search from coarse to fine, and a careful choice.
+
+Nothing here knows a model. `Tuner` is given a function that answers all samples at some α, scores
+its answers as `beans score` does, and looks closer where the metric was highest. Which α to use is
+then said twice:
+
+- **maximum**: the α with the highest value. On a few dozen samples several α differ by less than
+  chance, and the maximum is as much luck as merit.
+- **one standard error**: of all α that follow one another from the maximum towards one end, and
+  whose values are no further below it than one standard error of the best value, the last one
+  (Breiman and others, "Classification and Regression Trees", 1984: the simplest model that the
+  data cannot tell from the best). The simpler end here is `base`, α = 0: the less of the adapter
+  is added, the more the model keeps of what the language model could do, unusual instructions
+  above all, and those are rarely in the samples that α is chosen on. Where the adapter matters
+  more, `towards="adapted"` goes to the other end. The rule never jumps over a value that is worse.
+
+The standard error is the standard deviation of the metric over bootstrap resamples, in which clips
+of one recording stay together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from NatureLM.beans.components import Task
+from NatureLM.beans.scoring.answers import Reading
+from NatureLM.beans.scoring.evaluate import DEFAULT, Evaluation
+from NatureLM.beans.scoring.gather import gather_rows
+from NatureLM.beans.scoring.problems import Problems
+from NatureLM.beans.scoring.protocols import Protocol
+from NatureLM.beans.scoring.results import Floats, GroupScore, Interval
+from NatureLM.beans.scoring.scores import score_answers
+from NatureLM.errors import UsageError
+from NatureLM.metrics.resampling import percentile_interval
+
+Row: TypeAlias = dict[str, Any]
+Ask: TypeAlias = Callable[[Sequence[float]], Iterable[Row]]
+"""Answers all samples at each of some α: rows as `beans score` reads them."""
+
+Side = Literal["base", "adapted"]
+METRICS_OF: dict[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "precision", "recall"),
+    "detection": ("f1", "map", "precision", "recall", "accuracy"),
+    "captioning": ("cider", "spice"),
+}
+"""By what α can be chosen in each task."""
+
+_MOST_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where to look for α: every `coarse` from `low` to `high`, then every `fine` near the best.
+
+    Raises UsageError for steps that lead nowhere.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    coarse: float = 0.2
+    fine: float = 0.05
+
+    def __post_init__(self) -> None:
+        values = (self.low, self.high, self.coarse, self.fine)
+        if not all(map(math.isfinite, values)):
+            raise UsageError(f"α is searched between finite numbers, got {values}")
+        if self.low >= self.high:
+            raise UsageError(f"α is searched from {self.low:g} to {self.high:g}: give low < high")
+        if not 0 < self.fine <= self.coarse:
+            raise UsageError(
+                f"the coarse step is {self.coarse:g} and the fine one {self.fine:g}: both must be "
+                "above 0, and the fine one no larger"
+            )
+        if (self.high - self.low) / self.fine > _MOST_STEPS:
+            raise UsageError(
+                f"steps of {self.fine:g} from {self.low:g} to {self.high:g} are more than "
+                f"{_MOST_STEPS}: give a larger fine step"
+            )
+
+    def first(self) -> list[float]:
+        """The coarse values, both ends among them."""
+        steps = math.floor((self.high - self.low) / self.coarse + 1e-9)
+        inner = [_exact(self.low + step * self.coarse) for step in range(1, steps + 1)]
+        return [self.low, *(value for value in inner if value < self.high - 1e-9), self.high]
+
+    def around(self, best: float, tried: Iterable[float]) -> list[float]:
+        """The fine values less than a coarse step from `best` that were not tried."""
+        known = set(tried)
+        reach = math.ceil(self.coarse / self.fine - 1e-9)
+        values = (_exact(best + step * self.fine) for step in range(-reach, reach + 1))
+        return [
+            value
+            for value in values
+            if self.low <= value <= self.high
+            and abs(value - best) < self.coarse - 1e-9
+            and value not in known
+        ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How good one α is.
+
+    standard_error: of the value, over resamples
+    resampled: the value in each resample; the resamples of all trials are the same
+    """
+
+    alpha: float
+    value: float
+    interval: Interval | None
+    standard_error: float
+    n: int
+    clusters: int
+    cluster_by: str
+    baselines: Mapping[str, float]
+    resampled: Floats = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All trials by rising α, and the two choices; see the module for the rules.
+
+    best: the trial with the highest value (the one nearest to `towards` among equals)
+    chosen: the one by the rule of one standard error
+    threshold: the value that was good enough
+    """
+
+    metric: str
+    towards: Side
+    trials: tuple[Trial, ...]
+    best: Trial
+    chosen: Trial
+    threshold: float
+
+    def behind(self, trial: Trial) -> Interval | None:
+        """95 % interval of how far a trial is behind the best one, sample by sample the same."""
+        return percentile_interval(self.best.resampled - trial.resampled)
+
+
+class Tuner:
+    """Scores answers by one metric.
+
+    reading: names and labels of the answers; groups are made by α alone
+
+    Raises UsageError for a metric that the samples' task does not have.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        protocol: Protocol,
+        reading: Reading = Reading(),  # noqa: B008 (frozen)
+        evaluation: Evaluation = DEFAULT,
+    ) -> None:
+        self._metric = metric
+        self._protocol = protocol
+        self._reading = reading
+        self._evaluation = evaluation
+
+    def tune(self, ask: Ask, grid: Grid = Grid(), towards: Side = "base") -> Tuning:
+        """Try the coarse values, then the fine ones around the best, and choose."""
+        if towards not in get_args(Side):
+            raise UsageError(f"towards is {towards!r}; take one of {', '.join(get_args(Side))}")
+        trials = self.trials(ask(grid.first()))
+        best = best_of(trials, towards)
+        if finer := grid.around(best.alpha, [trial.alpha for trial in trials]):
+            trials += self.trials(ask(finer))
+        return choose(trials, self._metric, towards)
+
+    def trials(self, rows: Iterable[Row]) -> list[Trial]:
+        """The trials of answers, one for each α; lines that cannot be scored are errors."""
+        reading = Reading(
+            by=("lora_scale",),
+            labels=self._reading.labels,
+            rules=self._reading.rules,
+            scientific=self._reading.scientific,
+            cluster=self._reading.cluster,
+            task=self._reading.task,
+        )
+        problems = Problems("fail")
+        answers = gather_rows(rows, reading, problems)
+        datasets = sorted({str(group.key[0]) for group in answers.groups})
+        if len(datasets) > 1:
+            raise UsageError(
+                f"α is chosen on one data set, and there are {', '.join(datasets)}: choose one "
+                "(--where dataset_name=NAME)"
+            )
+        scores = score_answers(
+            answers, [self._protocol], problems, reading=reading, evaluation=self._evaluation
+        )
+        return [self._trial(group) for group in scores.groups]
+
+    def _trial(self, group: GroupScore) -> Trial:
+        if self._metric not in group.metrics:  # of SPICE it is known only now
+            known = ", ".join(group.metrics)
+            raise UsageError(f"{self._metric} could not be measured here, only {known}")
+        evaluation = self._evaluation
+        drawn = group.samples.resampled(group.cluster_codes, evaluation.resamples, evaluation.seed)
+        resampled = drawn[self._metric]
+        known_values = resampled[~np.isnan(resampled)]
+        return Trial(
+            alpha=float(group.key[1]),  # type: ignore[arg-type]
+            value=group.metrics[self._metric],
+            interval=group.intervals.get(self._metric),
+            standard_error=float(known_values.std(ddof=1)) if len(known_values) > 1 else 0.0,
+            n=len(group.ids),
+            clusters=group.clusters,
+            cluster_by=group.cluster_by,
+            baselines={
+                name: values[self._metric]
+                for name, values in group.baselines.items()
+                if self._metric in values
+            },
+            resampled=resampled,
+        )
+
+
+def check_metric(metric: str, task: Task) -> None:
+    """Raise UsageError for a metric that a task does not have."""
+    if metric not in METRICS_OF[task]:
+        known = ", ".join(METRICS_OF[task])
+        raise UsageError(f"--metric {metric}: answers of {task} are measured by {known}")
+
+
+def best_of(trials: Sequence[Trial], towards: Side) -> Trial:
+    """The trial with the highest value; among equals the one nearest to that end."""
+    sign = -1 if towards == "base" else 1
+    return max(trials, key=lambda trial: (trial.value, sign * trial.alpha))
+
+
+def choose(trials: Sequence[Trial], metric: str, towards: Side) -> Tuning:
+    """The maximum, and the choice by the rule of one standard error."""
+    ordered = sorted(trials, key=lambda trial: trial.alpha)
+    best = best_of(ordered, towards)
+    threshold = best.value - best.standard_error
+    chosen = best
+    place = ordered.index(best)
+    onward = ordered[:place][::-1] if towards == "base" else ordered[place + 1 :]
+    for trial in onward:
+        if trial.value < threshold:
+            break
+        chosen = trial
+    return Tuning(metric, towards, tuple(ordered), best, chosen, threshold)
+
+
+def _exact(value: float) -> float:
+    """Steps of 0.05 give 0.15, not 0.15000000000000002; and no zero has a sign."""
+    return round(value, 10) + 0.0

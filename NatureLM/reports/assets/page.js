@@ -1,0 +1,118 @@
+"use strict";
+(() => {
+  const PAGE = 50;
+  const data = JSON.parse(document.getElementById("answer-data").textContent);
+  const find = (id) => document.getElementById(id);
+  const [right, dataset, question, alpha, text] = [
+    "by-right", "by-dataset", "by-question", "by-alpha", "by-text",
+  ].map(find);
+  const list = find("list");
+  const more = find("more");
+  let matching = [];
+  let shown = 0;
+
+  const alphaText = (value) => (value === null ? "-" : String(value));
+
+  // Everything from answers goes through here: as text, never as markup.
+  const element = (name, kind, content) => {
+    const made = document.createElement(name);
+    made.className = kind;
+    made.textContent = content;
+    return made;
+  };
+
+  const fill = (select, values) => {
+    for (const value of new Set(values)) {
+      const option = element("option", "", value);
+      option.value = value;
+      select.append(option);
+    }
+    select.parentElement.hidden = select.options.length < 3;
+  };
+
+  const lower = data.texts.map((one) => one.toLowerCase());
+
+  const passes = ([group, id, label, answer, , score]) => {
+    const [name, asked, at] = data.groups[group];
+    if (dataset.value && dataset.value !== name) return false;
+    if (question.value && question.value !== asked) return false;
+    if (alpha.value && alpha.value !== alphaText(at)) return false;
+    if (right.value && (score === 1) !== (right.value === "right")) return false;
+    const wanted = text.value.trim().toLowerCase();
+    return !wanted || [id, label, answer].some((place) => lower[place].includes(wanted));
+  };
+
+  const item = ([group, id, label, answer, taken, score]) => {
+    const [name, asked, at] = data.groups[group];
+    const made = document.createElement("li");
+    const whole = score === 0 || score === 1;
+    const verdict = whole ? (score ? "✓ right" : "✗ wrong") : `score ${score}`;
+    const first = element("div", "", "");
+    first.append(
+      element("span", `mark ${score === 1 ? "right" : "wrong"}`, verdict),
+      element("span", "about", ` · α ${alphaText(at)} · ${asked} · ${name}`),
+    );
+    const about = `true: ${data.texts[label]}` +
+      (data.texts[taken] === data.texts[answer] ? "" : ` · taken for: ${data.texts[taken]}`) +
+      ` · id ${data.texts[id]}`;
+    made.append(first, element("div", "answer", data.texts[answer] || "(empty)"),
+      element("div", "about", about));
+    return made;
+  };
+
+  const showMore = () => {
+    list.append(...matching.slice(shown, shown + PAGE).map(item));
+    shown = Math.min(shown + PAGE, matching.length);
+    more.hidden = shown === matching.length;
+    const good = matching.filter((row) => row[5] === 1).length;
+    find("found").textContent =
+      `${matching.length} answers fit, ${good} of them right; ${shown} are shown.`;
+  };
+
+  const update = () => {
+    matching = data.rows.filter(passes);
+    list.replaceChildren();
+    shown = 0;
+    showMore();
+  };
+
+  const sortable = (table) => {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = element("button", "", head.textContent);
+      button.type = "button";
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const value = (row) => {
+          const cell = row.cells[column];
+          return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
+        };
+        const compare = (a, b) => {
+          const [x, y] = [value(a), value(b)];
+          if (typeof x === "number" && typeof y === "number") return x - y;
+          return String(x).localeCompare(String(y), "en", { numeric: true });
+        };
+        const rows = [...table.tBodies[0].rows].sort(compare);
+        table.tBodies[0].append(...(down ? rows.reverse() : rows));
+      });
+    });
+  };
+
+  fill(dataset, data.groups.map((group) => group[0]));
+  fill(question, data.groups.map((group) => group[1]));
+  fill(alpha, data.groups.map((group) => alphaText(group[2])));
+  find("filters").addEventListener("input", update);
+  find("filters").addEventListener("submit", (event) => event.preventDefault());
+  more.addEventListener("click", showMore);
+  document.querySelectorAll("table.sortable").forEach(sortable);
+  const openTarget = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (target && target.tagName === "DETAILS") target.open = true;
+  };
+  addEventListener("hashchange", openTarget);
+  openTarget();
+  update();
+})();

@@ -1,0 +1,209 @@
+"""The page: one HTML file with its styles, script, figures and answers in it.
+
+Texts from answers are escaped wherever they stand. The script shows answers as text, and a content
+security policy lets no other script run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from importlib import resources
+from typing import Any
+
+from NatureLM.reports.charts import METRIC_NAMES, ChangeChart, Chart, CurveChart, GridChart
+from NatureLM.reports.figures.files import inline_svg, style_sheet
+from NatureLM.reports.report import DatasetReport, LineReport, Report
+from NatureLM.reports.study import Line, alpha_text
+from NatureLM.reports.tables import Measured, Table, cell_text
+
+_MANY = 3
+"""Data sets from which on each is folded up."""
+
+
+def page(report: Report, drawn: Mapping[str, str]) -> str:
+    """The page of a report; `drawn` has the SVG of each chart by its key."""
+    script = _asset("page.js")
+    checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{checksum}'"
+    parts = {
+        "title": escape(report.title),
+        "policy": escape(policy, quote=True),
+        "style": style_sheet() + _asset("page.css"),
+        "body": "\n".join(_body(report, drawn)),
+        "charts": json_text([asdict(chart) for chart in report.charts()]),
+        "answers": json_text(report.answers.data),
+        "script": script,
+    }
+    text = _asset("page.html")
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->", part, 1)
+    return text
+
+
+def json_text(content: Any) -> str:
+    """JSON that may stand in a script element: nothing in it ends the element."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _body(report: Report, drawn: Mapping[str, str]) -> Iterator[str]:
+    yield from _head(report)
+    if report.overview:
+        yield '<section id="overview"><h2>All data sets</h2><div class="figures">'
+        yield from (_figure(chart, drawn) for chart in report.overview)
+        yield "</div></section>"
+    for number, dataset in enumerate(report.datasets):
+        yield from _dataset(dataset, number, drawn, is_open=len(report.datasets) <= _MANY)
+    yield '<section id="numbers"><h2>Numbers</h2>'
+    yield _folded(report.metrics.title, _table(report.metrics))
+    yield _folded(report.form.title, _table(report.form))
+    yield "</section>"
+    yield from _browser(report)
+
+
+def _head(report: Report) -> Iterator[str]:
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in report.facts.items()
+    )
+    yield f"<header><h1>{escape(report.title)}</h1><dl>{facts}</dl>"
+    yield from (f'<p class="remark">{escape(remark)}</p>' for remark in report.remarks)
+    links = [("overview", "All data sets")] if report.overview else []
+    links += [(f"data-{n}", one.name) for n, one in enumerate(report.datasets)]
+    links += [("numbers", "Numbers"), ("answers", "Answers")]
+    items = "".join(f'<a href="#{place}">{escape(name)}</a>' for place, name in links)
+    yield f'<nav aria-label="Parts of the report">{items}</nav></header>'
+
+
+def _dataset(
+    dataset: DatasetReport, number: int, drawn: Mapping[str, str], *, is_open: bool
+) -> Iterator[str]:
+    state = " open" if is_open else ""
+    yield f'<details class="dataset" id="data-{number}"{state}>'
+    yield f"<summary><h2>{escape(dataset.name)}</h2></summary>"
+    yield '<ul class="headlines">'
+    yield from (f"<li>{_headline(one.line)}</li>" for one in dataset.lines)
+    yield '</ul><div class="figures">'
+    yield from (_figure(chart, drawn) for chart in dataset.charts)
+    yield "</div>"
+    for one in dataset.lines:
+        yield from _line(one, drawn)
+    yield "</details>"
+
+
+def _line(one: LineReport, drawn: Mapping[str, str]) -> Iterator[str]:
+    yield f"<h3>{escape(one.line.name)}</h3>"
+    if one.line.prompt:
+        yield _folded("What was asked (the first sample)", f"<pre>{escape(one.line.prompt)}</pre>")
+    if one.charts:
+        yield '<div class="figures">'
+        yield from (_figure(chart, drawn) for chart in one.charts)
+        yield "</div>"
+    for table in (one.classes, one.confusions):
+        if table is not None and table.rows:
+            yield _folded(f"{table.title} ({len(table.rows)})", _table(table))
+
+
+def _headline(line: Line) -> str:
+    """What happened to the main metric along α, in a sentence."""
+    name = METRIC_NAMES[line.main_metric]
+    best = line.groups[line.best]
+    interval = best.intervals.get(line.main_metric)
+    measured = str(Measured(best.metrics[line.main_metric], *(interval or (None, None))))
+    text = f"<b>{escape(line.name)}</b>: {name} {measured}"
+    if len(line.groups) > 1:
+        at = alpha_text(line.alphas[line.best])
+        text = f"<b>{escape(line.name)}</b>: {name} is highest at α = {at}: {measured}"
+        if 1.0 in line.alphas and line.alphas[line.best] != 1.0:
+            adapted = line.groups[line.alphas.index(1.0)].metrics[line.main_metric]
+            text += f", {adapted:.3f} at α = 1"
+    baseline = best.baselines.get("majority", {}).get(line.main_metric)
+    if baseline is not None:
+        text += f"; always the same answer would get {baseline:.3f}"
+    return text + "."
+
+
+def _figure(chart: Chart, drawn: Mapping[str, str]) -> str:
+    picture = inline_svg(drawn[chart.key], chart.key, escape(chart.title, quote=True))
+    return (
+        f'<figure id="figure-{chart.key}"><div class="picture">{picture}</div>'
+        f"<figcaption>{escape(_caption(chart))}</figcaption></figure>"
+    )
+
+
+def _caption(chart: Chart) -> str:
+    if isinstance(chart, CurveChart):
+        has_alpha = len({p.alpha for curve in chart.curves for p in curve.points}) > 1
+        text = "Bands" if has_alpha else "Bars"
+        text += " are 95 % intervals."
+        if chart.baselines:
+            text += " Grey lines: answers without listening."
+        return text
+    if isinstance(chart, ChangeChart):
+        shown = len(chart.classes)
+        text = f"{chart.before} (hollow) and {chart.after} (filled); number of samples in brackets."
+        if shown < chart.total:
+            text += (
+                f" The {shown} largest of {chart.gains} gains and {chart.losses} losses among "
+                f"{chart.total} classes; the table has all."
+            )
+        return text
+    if isinstance(chart, GridChart) and chart.counts:
+        return (
+            "How often clips of a class (rows) were taken for what (columns); the colour is the "
+            "share of the row. The classes with the most errors come first."
+        )
+    return "The brighter, the higher."
+
+
+def _table(table: Table) -> str:
+    head = "".join(
+        f'<th scope="col" class="{"number" if number else "text"}">{escape(name)}</th>'
+        for name, number in zip(table.columns, table.is_number, strict=True)
+    )
+    body = "".join(f"<tr>{_cells(row)}</tr>" for row in table.rows)
+    return (
+        f'<div class="table" tabindex="0" role="region" aria-label="{escape(table.title)}">'
+        f'<table class="sortable" id="table-{table.key}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(row: Sequence[Any]) -> str:
+    cells = []
+    for cell in row:
+        value = cell.value if isinstance(cell, Measured) else cell
+        sort = f' data-value="{value!r}"' if isinstance(value, int | float) else ""
+        kind = "text" if isinstance(cell, str) else "number"
+        cells.append(f'<td class="{kind}"{sort}>{escape(cell_text(cell))}</td>')
+    return "".join(cells)
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def _browser(report: Report) -> Iterator[str]:
+    answers = report.answers
+    if answers.shown == answers.total:
+        said = f"All {answers.total:,} answers."
+    else:
+        said = (
+            f"{answers.shown:,} of {answers.total:,} answers are in this page: the same "
+            f"{answers.samples:,} samples for every question and α, chosen by a checksum of their "
+            "ids. All are in the files that the report was made from."
+        )
+    yield '<section id="answers"><h2>Answers</h2>'
+    yield f'<p id="said">{escape(said)}</p>'
+    yield '<noscript><p class="remark">The answers are shown by a script.</p></noscript>'
+    yield _asset("browser.html")
+    yield "</section>"
+
+
+def _asset(name: str) -> str:
+    return resources.files("NatureLM.reports").joinpath(f"assets/{name}").read_text("utf-8")

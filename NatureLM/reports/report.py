@@ -1,0 +1,198 @@
+"""`make_report`: scores to charts, tables and answers, all as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from NatureLM.beans.scoring.evaluate import DEFAULT, Evaluation
+from NatureLM.beans.scoring.scores import Scores
+from NatureLM.errors import UsageError
+from NatureLM.reports.browser import Shown, choose_answers
+from NatureLM.reports.charts import Chart, CurveChart, GridChart, heat_charts, metric_charts
+from NatureLM.reports.classes import change_chart, confusion_chart
+from NatureLM.reports.form import Form, FormReader, form_charts, forms_of
+from NatureLM.reports.study import Line, datasets_of, lines_of
+from NatureLM.reports.tables import Table
+from NatureLM.reports.tabulate import (
+    class_table,
+    confusion_table,
+    form_table,
+    grid_table,
+    metrics_table,
+)
+
+MOST_ANSWERS = 3000
+_CURVES_OF_A_CHART = 6
+
+Keyed = TypeVar("Keyed", CurveChart, GridChart, Chart, Table)
+
+
+@dataclass(frozen=True)
+class LineReport:
+    """What is shown of one question to one data set."""
+
+    line: Line
+    charts: tuple[Chart, ...]
+    classes: Table | None
+    confusions: Table | None
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What is shown of one data set: curves of all its questions, then each question."""
+
+    name: str
+    charts: tuple[CurveChart, ...]
+    lines: tuple[LineReport, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report shows.
+
+    facts: what was read and how, by name
+    overview: charts over several data sets
+    between: the two α that were asked for
+    """
+
+    title: str
+    facts: dict[str, str]
+    metrics: Table
+    form: Table
+    overview: tuple[GridChart, ...]
+    grids: tuple[Table, ...]
+    datasets: tuple[DatasetReport, ...]
+    answers: Shown
+    remarks: tuple[str, ...]
+    between: tuple[float, float] | None
+
+    @property
+    def lines(self) -> list[Line]:
+        """All lines."""
+        return [one.line for dataset in self.datasets for one in dataset.lines]
+
+    def charts(self) -> Iterator[Chart]:
+        """All charts in the order of the page."""
+        yield from self.overview
+        for dataset in self.datasets:
+            yield from dataset.charts
+            for one in dataset.lines:
+                yield from one.charts
+
+    def tables(self) -> Iterator[Table]:
+        """All tables in the order of the page."""
+        yield from (self.metrics, self.form, *self.grids)
+        for dataset in self.datasets:
+            for one in dataset.lines:
+                yield from (table for table in (one.classes, one.confusions) if table is not None)
+
+
+def make_report(
+    scores: Scores,
+    *,
+    title: str = "Report",
+    sources: Sequence[str] = (),
+    between: tuple[float, float] | None = None,
+    most_answers: int = MOST_ANSWERS,
+    evaluation: Evaluation = DEFAULT,
+) -> Report:
+    """Arrange scores of one protocol for reading.
+
+    sources: names of the files that were scored
+    between: the two α whose classes are compared; None takes α = 1 and the best of each line
+    most_answers: how many single answers are shown at most
+    evaluation: how intervals of the answers' form are made; take the one of the scores
+
+    Raises UsageError for scores of several protocols, and where an α of `between` is missing.
+    """
+    protocols = {group.protocol for group in scores.groups}
+    if len(protocols) != 1:
+        raise UsageError(
+            f"a report shows one protocol, and there are {', '.join(sorted(protocols))}"
+        )
+    datasets = datasets_of(lines_of(scores))
+    lines = [line for found in datasets.values() for line in found]
+    reader = FormReader(evaluation)
+    forms = {(line.dataset, line.name): forms_of(line, reader) for line in lines}
+    names = _Names()
+    overview = tuple(map(names.unique, heat_charts(datasets)))
+    return Report(
+        title=title,
+        facts=_facts(scores, sources, next(iter(protocols)), evaluation),
+        metrics=names.unique(metrics_table(lines)),
+        form=names.unique(form_table(lines, list(forms.values()))),
+        overview=overview,
+        grids=tuple(grid_table(chart) for chart in overview),
+        datasets=tuple(
+            _dataset_report(name, found, forms, between, names) for name, found in datasets.items()
+        ),
+        answers=choose_answers(lines, most_answers),
+        remarks=tuple(scores.remarks),
+        between=between,
+    )
+
+
+class _Names:
+    """Gives charts and tables keys that may be names of files, each another."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def unique(self, one: Keyed) -> Keyed:
+        """The same under a key that nothing else has."""
+        slug = re.sub(r"[^a-z0-9._]+", "-", one.key.lower()).strip("-.")[:80] or "figure"
+        key, number = slug, 2
+        while key in self._used:
+            key, number = f"{slug}-{number}", number + 1
+        self._used.add(key)
+        return replace(one, key=key)
+
+
+def _dataset_report(
+    name: str,
+    lines: Sequence[Line],
+    forms: dict[tuple[str, str], list[Form]],
+    between: tuple[float, float] | None,
+    names: _Names,
+) -> DatasetReport:
+    charts: list[CurveChart] = []
+    for task in dict.fromkeys(line.task for line in lines):
+        alike = [line for line in lines if line.task == task]
+        for start in range(0, len(alike), _CURVES_OF_A_CHART):
+            part = alike[start : start + _CURVES_OF_A_CHART]
+            charts += metric_charts(name, part)
+            charts += form_charts(name, part, [forms[line.dataset, line.name] for line in part])
+    return DatasetReport(
+        name,
+        tuple(map(names.unique, charts)),
+        tuple(_line_report(line, between, names) for line in lines),
+    )
+
+
+def _line_report(line: Line, between: tuple[float, float] | None, names: _Names) -> LineReport:
+    charts: list[Chart | None] = [change_chart(line, between), confusion_chart(line)]
+    classes, confusions = class_table(line, between), confusion_table(line)
+    return LineReport(
+        line,
+        tuple(names.unique(chart) for chart in charts if chart is not None),
+        classes and names.unique(classes),
+        confusions and names.unique(confusions),
+    )
+
+
+def _facts(
+    scores: Scores, sources: Sequence[str], protocol: str, evaluation: Evaluation
+) -> dict[str, str]:
+    by = sorted({group.cluster_by for group in scores.groups})
+    samples = max(len(group.ids) for group in scores.groups)
+    groups = len(scores.groups)
+    facts = {
+        "Answers": f"{scores.answers:,} in {groups} groups of up to {samples:,} samples",
+        "Protocol": protocol,
+        "Intervals": f"95 % bootstrap, {evaluation.resamples:,} resamples by {' or '.join(by)}",
+        "Lines left out": f"{len(scores.problems):,}",
+    }
+    return ({"Files": ", ".join(sources)} if sources else {}) | facts

@@ -1,0 +1,209 @@
+"""`beans fetch` from a stand-in for the Hub: only what is asked for, in pieces that stay whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from NatureLM.beans.fetching import FetchError, Shelf
+from NatureLM.beans.samples import open_samples
+from NatureLM.cli.main import beans_app
+from NatureLM.config.tables import TableSource
+from NatureLM.errors import UsageError
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet: Any = pytest.importorskip("pyarrow.parquet")
+REPOSITORY = "EarthSpeciesProject/BEANS-Zero"
+NAMES = ["esc50"] * 4 + ["cbi"] * 3 + ["watkins"] * 5  # in groups of 4: the second one is mixed
+
+
+class Hub:
+    """Files on this disk as the Hub shows them; counts what is read of them."""
+
+    def __init__(self, root: Path, read: list[int]) -> None:
+        import fsspec
+
+        self._root, self._read = root, read
+        self._local = fsspec.filesystem("local")
+
+    def __call__(self) -> Any:
+        hub = self
+
+        class FileSystem(type(self._local)):  # type: ignore[misc]
+            def glob(self, pattern: str, **more: Any) -> list[str]:
+                return list(hub._local.glob(f"{hub._root}/{pattern}", **more))
+
+            def open(self, path: str, *args: Any, **more: Any) -> Any:
+                file = hub._local.open(path, *args, **more)
+                read, counted = file.read, hub._read
+
+                def count(*size: int) -> bytes:
+                    data: bytes = read(*size)
+                    counted.append(len(data))
+                    return data
+
+                file.read = count
+                return file
+
+        return FileSystem(skip_instance_cache=True)
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The stand-in, with two files; sizes of what is read of them."""
+    folder = tmp_path / "hub" / "datasets" / REPOSITORY / "data"
+    folder.mkdir(parents=True)
+    for part, names in enumerate((NAMES, ["cbi"] * 2)):
+        rows = [_row(f"{part}-{number}", name) for number, name in enumerate(names)]
+        table = pyarrow.Table.from_pylist(rows)
+        parquet.write_table(table, folder / f"test-{part}.parquet", row_group_size=4)
+    sizes: list[int] = []
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub(tmp_path / "hub", sizes))
+    monkeypatch.chdir(tmp_path)
+    return sizes
+
+
+def _row(name: str, dataset: str) -> dict[str, Any]:
+    sound = np.random.default_rng(0).random(20000)  # which no compression makes small
+    return {"audio": sound, "id": name, "dataset_name": dataset, "output": "x", "task": ""}
+
+
+def fetch(*args: str, answer: str | None = None) -> Result:
+    words = ["fetch", "--output-path", "here", *args]
+    return CliRunner().invoke(beans_app, words, input=answer)
+
+
+def fetched() -> dict[str, list[str]]:
+    samples = open_samples(TableSource(path="here")).samples
+    found: dict[str, list[str]] = {}
+    for one in samples:
+        found.setdefault(one.dataset_name, []).append(one.id)
+    return found
+
+
+def test_only_what_is_asked_for_comes(read: list[int]) -> None:
+    done = fetch("--components", "watkins,cbi", "--yes")
+    assert done.exit_code == 0, done.output
+    assert fetched() == {
+        "cbi": ["0-4", "0-5", "0-6", "1-0", "1-1"],
+        "watkins": ["0-7", "0-8", "0-9", "0-10", "0-11"],
+    }
+    assert "cbi, watkins: " in done.stdout
+    assert "beans --data-path here" in done.stdout
+
+
+def test_labels_and_sizes_are_known_without_the_sound(read: list[int]) -> None:
+    pieces = Shelf(REPOSITORY).pieces(["esc50", "cbi"])
+    looked_at = sum(read)
+    shelf_bytes = sum(piece.bytes for piece in Shelf(REPOSITORY).pieces(None))
+    assert looked_at > 0
+    assert [(piece.components, piece.is_mixed) for piece in pieces] == [
+        (("esc50",), False),
+        (("cbi",), True),
+        (("cbi",), False),
+    ]
+    assert sum(piece.bytes for piece in pieces) < shelf_bytes
+    assert looked_at < shelf_bytes / 4  # the ends of the files, and one column
+
+
+@pytest.mark.parametrize(("answer", "comes"), [("y\n", True), ("n\n", False), (None, False)])
+def test_it_asks_first(answer: str | None, comes: bool, read: list[int]) -> None:
+    done = fetch("--components", "esc50", answer=answer)
+    assert done.stdout.startswith("esc50: ")
+    assert " kB, into here" in done.stdout
+    assert (done.exit_code == 0) == comes == Path("here").exists()
+    assert comes or "--yes fetches without asking" in done.stderr
+
+
+def test_it_goes_on_where_it_was_stopped(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Shelf.fetch
+    came: list[int] = []
+
+    def stops(self: Shelf, piece: Any, folder: Path) -> None:
+        if len(came) == 1:
+            raise FetchError("the line is cut")
+        came.append(piece.group)
+        whole(self, piece, folder)
+
+    monkeypatch.setattr(Shelf, "fetch", stops)
+    assert fetch("--components", "watkins", "--yes").exit_code == 1
+    first = {path: path.stat().st_mtime_ns for path in Path("here").rglob("*.parquet")}
+    assert len(first) == 1
+    monkeypatch.setattr(Shelf, "fetch", whole)
+    done = fetch("--components", "watkins", "--yes")
+    assert "still to fetch" in done.stdout
+    assert len(fetched()["watkins"]) == 5
+    assert all(path.stat().st_mtime_ns == when for path, when in first.items())
+    again = fetch("--components", "watkins")  # nothing is left to ask about
+    assert again.exit_code == 0
+    assert again.stdout.endswith("beans --data-path here --output-path answers.jsonl\n")
+
+
+def test_a_piece_that_is_half_written_does_not_count(read: list[int]) -> None:
+    assert fetch("--components", "esc50", "--yes").exit_code == 0
+    (path,) = Path("here").rglob("*.parquet")
+    path.rename(path.with_name(path.name + ".part"))
+    assert fetch("--components", "esc50", "--yes").exit_code == 0
+    assert fetched() == {"esc50": ["0-0", "0-1", "0-2", "0-3"]}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--components", "esc5"], "no component 'esc5'; did you mean esc50?"),
+        (["--components", " ,"], "--components is empty"),
+        (["--components", "hiceas"], "has no component 'hiceas'"),
+        (["--repository", "owner/nothing"], "owner/nothing: on the Hugging Face Hub no dataset"),
+    ],
+)
+def test_what_is_not_there_is_said(args: list[str], words: str, read: list[int]) -> None:
+    done = fetch(*args, "--yes")
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert not Path("here").exists()
+
+
+def test_without_a_network_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Offline:
+        def glob(self, pattern: str) -> list[str]:
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Offline)
+    done = fetch("--components", "esc50")
+    assert done.exit_code == 2
+    for words in ("cannot be reached (no route to host)", "copy the folder here", "--data-path"):
+        assert words in done.stderr
+
+
+def test_a_full_disk_is_seen_before(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 10
+
+    monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
+    done = fetch("--components", "esc50", "--yes")
+    assert done.exit_code == 2
+    assert "and the disk has 0 kB left" in done.stderr
+
+
+def test_data_that_stop_coming(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(REPOSITORY)
+    piece = shelf.pieces(["esc50"])[0]
+
+    class Cut:
+        def read_row_group(self, group: int) -> Any:
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(shelf, "_open", lambda file: Cut())
+    with pytest.raises(FetchError, match=r"\(connection reset\).*the same command goes on"):
+        shelf.fetch(piece, Path("here"))
+
+
+def test_a_folder_that_cannot_be_made(read: list[int], tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("a file")
+    shelf = Shelf(REPOSITORY)
+    with pytest.raises(UsageError, match="cannot be written"):
+        shelf.fetch(shelf.pieces(["esc50"])[0], tmp_path / "here")

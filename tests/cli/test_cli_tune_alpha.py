@@ -1,0 +1,194 @@
+"""`naturelm tune-alpha` with the small reference model and with the embedded one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+pytest.importorskip("rapidfuzz")
+
+from NatureLM.cli import main
+from NatureLM.cli.tune_alpha import _overrides
+from NatureLM.config import load_config
+from NatureLM.models import NatureLM
+
+Ran = tuple[int, str, str]
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--options", "generate.num_beams=1", "--options", "generate.max_new_tokens=4"]
+QUICK = [*SHORT, "--resamples", "50", "--coarse", "0.5", "--fine", "0.25"]
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs `naturelm tune-alpha`; exit code, output and errors."""
+
+    def run(*words: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["naturelm", "tune-alpha", *map(str, words)])
+        code: Any = 0
+        try:
+            main.naturelm()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path: Path, nano_waveforms: dict[str, Any]) -> Path:
+    """Three short recordings, two of which are of one family, in a table with names of its own."""
+    rows = []
+    for number, (name, wav) in enumerate(nano_waveforms.items()):
+        soundfile.write(tmp_path / f"{name}.wav", wav[:16000].numpy(), 16000)
+        split = "valid" if number < 3 else "train"
+        rows.append([f"{name}.wav", ["Owl", "Wolf"][number % 2], f"f{number // 2}", split])
+    rows.append(["missing.wav", "Owl", "f9", "train"])
+    path = tmp_path / "clips.csv"
+    with path.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["sound", "kind", "family", "split"], *rows])
+    return path
+
+
+def columns() -> list[str]:
+    return ["--column", "path=sound", "--column", "label=kind"]
+
+
+def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
+    tune: Callable[..., Ran],
+    table: Path,
+    tmp_path: Path,
+    nano_folder: Path,
+    nano: NatureLM,
+    nano_waveforms: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[int] = []
+    encode = NatureLM.encode_audio
+
+    def counting(self: NatureLM, wav_BS: Any, *rest: Any) -> Any:
+        encoded.append(len(wav_BS))
+        return encode(self, wav_BS, *rest)
+
+    monkeypatch.setattr(NatureLM, "encode_audio", counting)
+    out = tmp_path / "tuned"
+    code, printed, errors = tune(
+        "--model", nano_folder / "checkpoint", "--data", table, *columns(),
+        "--where", "split=valid", "--query", "What is it?", "--output-path", out, *QUICK,
+        "--batch-size", 5,
+    )  # fmt: skip
+    assert code == 0, errors
+    assert encoded == [3]
+    assert "highest" in printed
+    assert "Use α = " in printed
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    about = json.loads((out / "tune.json").read_text())
+    alphas = [one["alpha"] for one in about["trials"]]
+    assert {0.0, 0.5, 1.0} < set(alphas)
+    assert len(rows) == 3 * len(alphas)
+    assert {row["cluster"] for row in rows} == {"f0", "f1"}
+    prompt = nano.processor.render("What is it?")  # type: ignore[union-attr]
+    for row in rows:
+        wav = nano_waveforms[row["id"].removesuffix(".wav")][:16000]
+        (text,) = nano.generate(
+            [prompt], [[wav]], alpha=row["lora_scale"], num_beams=1, max_new_tokens=4
+        )
+        assert (row["prompt"], row["prediction"]) == (prompt, text)
+    assert load_config(out / "alpha.yml").generate.merging_alpha == about["alpha"]
+    assert (out / "tune.csv").read_text().count("\n") == len(alphas) + 1
+    pytest.importorskip("matplotlib")
+    assert (out / "tune.svg").is_file()
+    assert (out / "tune.png").is_file()
+
+
+def test_a_recording_that_is_not_there_is_named_and_left_out(
+    tune: Callable[..., Ran],
+    table: Path,
+    tmp_path: Path,
+    nano_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    model = ["--model", nano_folder / "checkpoint", "--query", "What?", *QUICK]
+    out = tmp_path / "tuned"
+    code, _, errors = tune("--data", table, *columns(), *model, "--output-path", out)
+    assert code == 0, errors
+    assert "missing.wav" in errors
+    assert "There will be no figure: figures need matplotlib" in errors
+    assert not (out / "tune.svg").exists()
+    code, _, errors = tune("--data", table, *columns(), *model, "--where", "family=f9")
+    assert code == 1
+    assert "there is nothing to answer" in errors
+    assert "missing.wav" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--query", "What?"], "name recordings with known answers (--data)"),
+        (["--data", "no.csv", "--query", "What?"], "no.csv"),
+        (["--data", "TABLE", "--query", "What?"], "--options extended.data.columns.label=COLUMN"),
+        (["--data", "TABLE", "--where", "split"], "--where split: write it as split=valid"),
+        (["--data", "TABLE", "--column", "x=y"], "columns maps x; known are path"),
+        (["--data", "TABLE", "--query", "{species}?"], "{species} is no flag of a query"),
+        (["--data", "TABLE", *columns()], "no question"),
+        (["--data", "TABLE", *columns(), "-q", "?", "--metric", "cider"], "--metric cider"),
+        (["--data", "TABLE", *columns(), "-q", "?", "--towards", "left"], "--towards left"),
+        (["--data", "TABLE", *columns(), "-q", "?", "--from", "2"], "give low < high"),
+        (["--data", "TABLE", *columns(), "-q", "?", "--protocol", "x"], "no protocol 'x'"),
+        (
+            ["--data", "TABLE", *columns(), "-q", "?", "--output-path", "TABLE"],
+            "clips.csv: cannot be made a folder",
+        ),
+    ],
+)
+def test_wrong_requests_are_refused_before_a_model_is_loaded(
+    tune: Callable[..., Ran],
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(NatureLM, "from_pretrained", load)
+    code, _, errors = tune(*(table if word == "TABLE" else word for word in words))
+    assert code == 2, errors
+    assert message in errors
+
+
+def test_options_become_values_of_the_configuration(tmp_path: Path) -> None:
+    """Any character arrives; a seed that is not given leaves the one that stands there."""
+    path = tmp_path / "c.yml"
+    path.write_text("extended: {seed: 7}")
+
+    def read(data: str, query: str, seed: int) -> Any:
+        given = list(_overrides(data, query, ["label=名"], ["kind=\U0001f989"], None, seed))
+        return load_config(path, given).extended
+
+    found = read('a "b".csv', "Which \U0001f989?", 0)
+    assert (found.data.path, found.queries) == ('a "b".csv', ["Which \U0001f989?"])
+    assert (found.data.columns, found.data.where) == ({"label": "名"}, {"kind": "\U0001f989"})
+    assert found.seed == 7
+    assert read("a", "?", 3).seed == 3
+
+
+def test_the_embedded_model(tune: Callable[..., Ran], tmp_path: Path) -> None:
+    code, printed, errors = tune(
+        "--data", ROOT / "assets" / "samples.csv", "--column", "label=labels",
+        "--query", "What is the common name for the focal species in the audio?",
+        "--where", "groups=bird", "--protocol", "beans-zero", "--towards", "adapted",
+        "--output-path", tmp_path, *QUICK, "--options", "generate.max_new_tokens=12",
+    )  # fmt: skip
+    assert code == 0, errors
+    about = json.loads((tmp_path / "tune.json").read_text())
+    assert about["best_value"] > about["baselines"]["random"]
+    assert about["towards"] == "adapted"
+    assert f"Use α = {about['alpha']:g}" in printed

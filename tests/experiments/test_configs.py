@@ -1,0 +1,145 @@
+"""Every configuration that ships loads, and shows its plan over made-up data."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from NatureLM.cli.main import beans_app, naturelm_app
+from NatureLM.config import ExtendedConfig, load_config
+from NatureLM.config.tables import TableSource
+from NatureLM.errors import ConfigError
+from NatureLM.experiments.build import make_plan
+from NatureLM.training.tiny.study import StudyConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+OF_TWO_OR_MORE = ["their_classification", "just_classify", "just_classify_explained"]
+OF_TWO_OR_MORE += ["just_list_random", "just_list_random_trainver"]
+TABLE = [
+    "cbi",
+    "watkins",
+    "zf_indiv",
+    *(f"{name}{end}" for name in OF_TWO_OR_MORE for end in ("", "_3", "_all")),
+    "closed_set_classification_2",
+    "closed_set_classification_all",
+    "inference_incontext",
+    "in_context_random",
+    "in_context_spotted_first",
+    "in_context_dalls_first",
+    "textual_in_context_learning",
+    "in_context_learning_1_example",
+    "in_context_learning_5_examples",
+]
+ALPHAS = [round(0.1 * step, 1) for step in range(11)]
+SAMPLES = {"": 15, "2": 15, "3": 18, "all": 21}  # of unseen-family-cmn, by the end of the name
+
+
+def extended(name: str) -> ExtendedConfig:
+    config = load_config(CONFIGS / f"{name}.yml")
+    assert config.generate.max_new_tokens == 100
+    assert config.extended is not None
+    assert config.extended.lora_scales == ALPHAS
+    return config.extended
+
+
+def with_data(config: ExtendedConfig, folder: Path) -> ExtendedConfig:
+    return config.model_copy(update={"data": TableSource(path=str(folder))})
+
+
+def test_the_table_is_complete() -> None:
+    """Every configuration with an experiment is in the table above, and in configs/README.md."""
+    found = {path.stem for path in CONFIGS.glob("*.yml") if load_config(path).extended is not None}
+    assert found == set(TABLE)
+    page = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in [*TABLE, "tiny/experiment"] if f"`{name}`" not in page]
+
+
+READ_BY_OTHERS = {
+    "tiny/study.yml": StudyConfig.model_validate,
+    "accelerate/ddp.yml": lambda data: data["distributed_type"],
+    "accelerate/fsdp.yml": lambda data: data["distributed_type"],
+}
+"""What is no configuration of ours, and what its reader makes of it."""
+
+
+def test_every_file_loads() -> None:
+    found = {path.relative_to(CONFIGS).as_posix(): path for path in CONFIGS.rglob("*.yml")}
+    assert found.keys() >= READ_BY_OTHERS.keys()
+    for name, path in found.items():
+        if name in READ_BY_OTHERS:
+            assert READ_BY_OTHERS[name](yaml.safe_load(path.read_text(encoding="utf-8")))
+            with pytest.raises(ConfigError):
+                load_config(path)
+        else:
+            load_config(path, warn=lambda message: pytest.fail(message))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_shows_its_plan(name: str, beans_zero: Path) -> None:
+    config = extended(name)
+    counts = {"cbi": 5, "watkins": 4, "zf_indiv": 4}
+    end = name.rsplit("_", 1)[-1]
+    expected = counts.get(name, SAMPLES[end if end in SAMPLES else ""])
+    queries = 3 if name in counts else 1
+    options = ["--cfg-path", str(CONFIGS / f"{name}.yml"), "--data-path", str(beans_zero)]
+    for app, verb in ((naturelm_app, ["infer"]), (beans_app, [])):
+        result = CliRunner().invoke(app, [*verb, *options, "--dry-run"])
+        assert result.exit_code == 0, result.output
+        shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[:10])
+        assert shown["samples"] == str(expected)
+        assert shown["encodings"] == str(expected)
+        assert shown["generations"] == str(expected * queries * 11)
+        assert shown["queries"] == str(queries)
+        assert shown["time"].startswith("about ")
+        for number in range(queries):
+            assert f"\nquery {number}, for sample" in result.stdout
+        assert config.queries is not None
+        assert "{" not in result.stdout.split("query 0", 1)[1]
+
+
+def test_orders_that_are_named(beans_zero: Path) -> None:
+    for name, first in (
+        ("in_context_spotted_first", "Spotted Elachura, Dall's Porpoise"),
+        ("in_context_dalls_first", "Dall's Porpoise, Spotted Elachura"),
+    ):
+        cells = list(make_plan(with_data(extended(name), beans_zero), "{}").cells())
+        assert cells
+        assert all(f"exactly one of: {first}\n" in cell.prompt for cell in cells)
+
+
+def test_the_two_names_of_one_experiment() -> None:
+    assert extended("inference_incontext") == extended("in_context_random")
+
+
+def test_examples_are_spliced(beans_zero: Path) -> None:
+    """So many clips of each species, none of them the one under test."""
+    for name, n in (("in_context_learning_1_example", 1), ("in_context_learning_5_examples", 5)):
+        config = extended(name)
+        assert config.n_examples == n
+        for cell in make_plan(with_data(config, beans_zero), "{}").cells():
+            assert len(set(cell.audios)) == len(cell.audios) == 2 * n + 1
+            assert cell.audios[-1].key == f"unseen-family-cmn/{cell.sample_id}@0.0+10.0"
+
+
+def test_the_small_one_on_a_table_of_ones_own(tmp_path: Path) -> None:
+    table = tmp_path / "clips.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "common_name", "family", "split"])
+        for i in range(12):
+            writer.writerow(
+                [f"{i}.wav", ["Cat", "Dog"][i % 2], f"f{i // 3}", ["test", "train"][i % 3 > 0]]
+            )
+    arguments = ["--cfg-path", str(CONFIGS / "tiny" / "experiment.yml"), "--data-path", str(table)]
+    result = CliRunner().invoke(naturelm_app, ["infer", *arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "generations  132" in result.stdout  # 4 samples x 3 queries x 11 scales
+    assert "model        naturelm-tiny" in result.stdout
+    plan = CliRunner().invoke(
+        naturelm_app, ["infer", *arguments, "--dry-run", "--options", "extended.data.where={}"]
+    )
+    assert "samples      12" in plan.stdout

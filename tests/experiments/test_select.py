@@ -1,0 +1,101 @@
+"""Which samples are tested, and which species there are to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from NatureLM.beans.samples import DataError, Sample
+from NatureLM.config import ExtendedConfig
+from NatureLM.experiments.select import Selection, drawn, most_frequent, select
+
+MakeSample = Callable[..., Sample]
+
+
+@pytest.fixture
+def samples(make_sample: MakeSample) -> list[Sample]:
+    """Labels by frequency: Wren 3, Cat and Ant 2, Wolf 1."""
+    labels = ["Wren", "Cat", "Ant", "Wren", "Wolf", "Cat", "Ant", "Wren"]
+    return [make_sample(f"s{i}", label=label) for i, label in enumerate(labels)]
+
+
+def chosen(data: list[Sample], /, **config: Any) -> Selection:
+    return select(ExtendedConfig.model_validate(config), data)
+
+
+def ids(selection: Selection) -> list[str]:
+    return [sample.id for sample in selection.samples]
+
+
+@pytest.mark.parametrize(
+    ("k", "names"),
+    [
+        (1, ["Wren"]),
+        (2, ["Wren", "Ant"]),  # a tie: the alphabetically first
+        (3, ["Wren", "Ant", "Cat"]),
+        (4, ["Wren", "Ant", "Cat", "Wolf"]),
+        (10000000, ["Wren", "Ant", "Cat", "Wolf"]),
+    ],
+)
+def test_top_k(k: int, names: list[str], samples: list[Sample]) -> None:
+    selection = chosen(samples, top_k_species=k)
+    assert [one.name for one in selection.species] == names
+    assert ids(selection) == [one.id for one in samples if one.label in names]
+    assert most_frequent(samples[::-1], k) == names
+
+
+def test_species_filter_and_keep_their_order(samples: list[Sample]) -> None:
+    selection = chosen(samples, species=[{"name": "Wolf"}, {"name": "Ant"}])
+    assert ids(selection) == ["s2", "s4", "s6"]
+    assert [one.name for one in selection.species] == ["Wolf", "Ant"]
+    assert selection.notes == ()
+
+
+def test_with_species_to_choose_from_the_task_is_known(samples: list[Sample]) -> None:
+    """So that answers can be scored; what the data say themselves stays."""
+    said = [replace(samples[0], task="detection"), *samples[1:]]
+    for config in ({"species": [{"name": "Wren"}]}, {"top_k_species": 1}):
+        tasks = [one.task for one in chosen(said, **config).samples]
+        assert tasks == ["detection", "classification", "classification"]
+    assert {one.task for one in chosen(samples).samples} == {""}
+
+
+def test_a_species_without_samples_is_noted(samples: list[Sample]) -> None:
+    """It may be there to distract, or be misspelt."""
+    (note,) = chosen(samples, species=[{"name": "Wolfe"}, {"name": "Ant"}]).notes
+    assert note == "extended.species: no sample has the label 'Wolfe'; the nearest label is 'Wolf'"
+
+
+def test_no_species_at_all_is_an_error_that_says_how(samples: list[Sample]) -> None:
+    with pytest.raises(DataError) as error:
+        chosen(samples, species=[{"name": "Emu", "description": "[booms]"}, {"name": "Owl"}])
+    text = str(error.value)
+    assert "'Emu', 'Owl', and none of the 8 samples has such a label" in text
+    assert "Wren, Ant, Cat, Wolf" in text
+    assert (
+        "extended.species=[{name: Wren, description: ...}, {name: Ant, description: ...}]" in text
+    )
+
+
+def test_without_species_all_are_tested(samples: list[Sample]) -> None:
+    assert ids(chosen(samples)) == [one.id for one in samples]
+
+
+def test_named_samples(samples: list[Sample]) -> None:
+    assert ids(chosen(samples, samples=["s7", "s1"])) == ["s1", "s7"]
+    with pytest.raises(DataError, match=r"'s71' is no id of a sample .*; did you mean 's7'\?"):
+        chosen(samples, samples=["s71"])
+
+
+def test_a_limit_draws_by_seed_and_grows(samples: list[Sample]) -> None:
+    small, large = ids(chosen(samples, limit=3)), ids(chosen(samples, limit=5))
+    assert len(small) == 3
+    assert set(small) < set(large)
+    assert small == sorted(small)
+    assert ids(chosen(samples, limit=100)) == [one.id for one in samples]
+    others = [ids(chosen(samples, limit=3, seed=seed)) for seed in range(1, 5)]
+    assert any(one != small for one in others)
+    assert drawn(samples[::-1], 3, 0) == list(chosen(samples, limit=3).samples)[::-1]

@@ -1,0 +1,303 @@
+"""The engine's answers are those of `model.generate`, one request at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from NatureLM.audio import AudioError
+from NatureLM.errors import UsageError
+from NatureLM.generation.engine import Engine, one_alpha
+from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.requests import Answer, Request
+from NatureLM.models import NatureLM
+
+TAG = "<Audio><AudioHere></Audio>"
+QUERIES = (
+    "What is it?",
+    "What is the common name for the focal species in the audio?",
+    "What is the scientific name for the focal species in the audio?",
+    "Which of these, if any, are present in the audio recording? Lazuli Bunting, American Robin, "
+    "Gray Wolf, Green Treefrog.",
+    f"{TAG} and {TAG}: the same?",
+    f"Audio: {TAG}\nLabel: Gray Wolf\n\nAudio: {TAG}\nLabel: Trill\n\nAudio: {TAG}\nLabel:",
+    f"Question first. {TAG}",
+)
+ENDS = [604, 402, 69, 11]  # common tokens end the text here, so that rows finish at their own step
+NEW_TOKENS = 6
+
+CASES = st.lists(
+    st.tuples(
+        st.sampled_from(range(len(QUERIES))),
+        st.lists(st.integers(0, 2), min_size=3, max_size=3),
+        st.sampled_from([0.0, 0.4, 0.57, 1.0, 1.5]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.fixture(scope="module")
+def double(nano_folder: Any) -> NatureLM:
+    """In float64 no rounding decides between tokens."""
+    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def waves(nano_waveforms: dict[str, Tensor]) -> list[Tensor]:
+    return list(nano_waveforms.values())
+
+
+class Alone:
+    """Answers of `model.generate` to one request at a time, remembered."""
+
+    def __init__(self, model: NatureLM, waves: list[Tensor]) -> None:
+        self.model = model
+        with torch.inference_mode():
+            self.clips = [model.encode_audio(wav[None])[0] for wav in waves]
+        self.known: dict[Any, str] = {}
+
+    def __call__(self, request: Request, options: GenerationOptions) -> str:
+        case = (request.prompt, request.audios, request.alpha, options)
+        if case not in self.known:
+            (ids,) = self.model.generate_ids(
+                [request.prompt],
+                [[self.clips[int(key)] for key in request.audios]],
+                alpha=request.alpha,
+                options=options,
+                eos_ids=ENDS,
+            )
+            self.known[case] = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.known[case]
+
+
+@pytest.fixture(scope="module")
+def alone(double: NatureLM, waves: list[Tensor]) -> Alone:
+    return Alone(double, waves)
+
+
+def requests_of(model: NatureLM, cases: Iterable[tuple[int, list[int], float]]) -> list[Request]:
+    made = []
+    for number, (query, clips, alpha) in enumerate(cases):
+        assert model.processor is not None
+        prompt = model.processor.render(QUERIES[query])
+        audios = tuple(str(clip) for clip in clips[: prompt.count("<AudioHere>")])
+        made.append(Request(number, prompt, audios, alpha))
+    return made
+
+
+def answers(engine: Engine, requests: Iterable[Request], waves: list[Tensor]) -> dict[Any, Answer]:
+    found = {}
+    for answer in engine.run(requests, lambda key: waves[int(key)]):
+        assert answer.key not in found, "each request is answered once"
+        found[answer.key] = answer
+    return found
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    cases=CASES,
+    beams=st.sampled_from([1, 2, 3]),
+    batch_tokens=st.sampled_from([1, 300, 1000, 100_000]),
+    lookahead=st.sampled_from([1, 4, 100]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+)
+def test_answers_are_those_of_one_request_at_a_time(
+    cases: list[Any],
+    beams: int,
+    batch_tokens: int,
+    lookahead: int,
+    repetition_penalty: float,
+    double: NatureLM,
+    waves: list[Tensor],
+    alone: Alone,
+) -> None:
+    options = GenerationOptions(
+        max_new_tokens=NEW_TOKENS, num_beams=beams, repetition_penalty=repetition_penalty
+    )
+    engine = Engine(double, options, batch_tokens=batch_tokens, lookahead=lookahead, eos_ids=ENDS)
+    requests = requests_of(double, cases)
+    found = answers(engine, requests, waves)
+    assert len(found) == len(requests)
+    for request in requests:
+        assert found[request.key].text == alone(request, options)
+
+
+def test_a_whole_sweep_shares_beginnings_and_answers_alike(
+    double: NatureLM, waves: list[Tensor], alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = count_positions(double, monkeypatch)
+    cases = [(q, [c, 0, 1], a) for c in range(3) for q in (0, 1, 2) for a in (0.0, 0.5, 1.0)]
+    requests = requests_of(double, cases)
+    options = GenerationOptions(max_new_tokens=1, num_beams=2)
+    engine = Engine(double, options, eos_ids=ENDS)
+    found = answers(engine, requests, waves)
+    shared = sum(positions)
+    positions.clear()
+    assert {n: a.text for n, a in found.items()} == {
+        request.key: alone(request, options) for request in requests
+    }
+    assert shared < 0.7 * sum(positions), "keys and values of shared beginnings were not reused"
+    assert engine.encoded == 3
+
+
+def count_positions(model: NatureLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Positions of every pass through the language model."""
+    seen: list[int] = []
+    forward = model.language_model.forward
+
+    def counting(*args: Any, **inputs: Any) -> Any:
+        seen.append(inputs["attention_mask"].shape[0] * inputs["inputs_embeds"].shape[1])
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(model.language_model, "forward", counting)
+    return seen
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cases=CASES, batch_tokens=st.sampled_from([300, 100_000]), seed=st.integers(0, 3))
+def test_a_sampled_answer_does_not_depend_on_the_batch(
+    cases: list[Any], batch_tokens: int, seed: int, double: NatureLM, waves: list[Tensor]
+) -> None:
+    options = GenerationOptions(
+        max_new_tokens=4, num_beams=1, do_sample=True, temperature=1.5, seed=seed
+    )
+    requests = requests_of(double, cases)
+    many = answers(Engine(double, options, batch_tokens=batch_tokens), requests, waves)
+    for request in requests[:3]:
+        (one,) = answers(Engine(double, options), [request], waves).values()
+        assert many[request.key].text == one.text
+
+
+def test_float32_answers_as_plain_generation_does(
+    nano: NatureLM, nano_waveforms: dict[str, Tensor]
+) -> None:
+    waves = list(nano_waveforms.values())
+    cases = [(q, [c, 1, 2], a) for c in range(3) for q in (0, 1, 5) for a in (0.0, 0.4, 1.0)]
+    requests = requests_of(nano, cases)
+    options = GenerationOptions(max_new_tokens=NEW_TOKENS, num_beams=2)
+    found = answers(Engine(nano, options, eos_ids=ENDS), requests, waves)
+    plain = Alone(nano, waves)
+    for request in requests:
+        assert found[request.key].text == plain(request, options)
+
+
+def test_each_clip_is_loaded_and_encoded_once(double: NatureLM, waves: list[Tensor]) -> None:
+    loads: list[str] = []
+
+    def load(key: str) -> Tensor:
+        loads.append(key)
+        return waves[int(key)]
+
+    cases = [(q, [c, 0, 1], a) for c in range(3) for q in (1, 4) for a in (0.0, 1.0)]
+    requests = requests_of(double, cases)
+    engine = Engine(
+        double, GenerationOptions(max_new_tokens=1, num_beams=1), batch_tokens=200, lookahead=3
+    )
+    assert len(list(engine.run(requests, load))) == len(requests)
+    assert sorted(loads) == ["0", "1", "2"]
+    assert engine.encoded == 3
+
+
+def test_a_small_cache_encodes_again_and_answers_alike(
+    double: NatureLM, waves: list[Tensor], alone: Alone
+) -> None:
+    requests = requests_of(double, [(0, [n % 3, 0, 0], 1.0) for n in range(9)])
+    options = GenerationOptions(max_new_tokens=3, num_beams=1)
+    engine = Engine(double, options, lookahead=1, cache_bytes=1, eos_ids=ENDS)
+    found = answers(engine, requests, waves)
+    assert engine.encoded > 3
+    assert all(found[one.key].text == alone(one, options) for one in requests)
+
+
+def test_a_clip_that_cannot_be_read_takes_only_its_requests(
+    double: NatureLM, waves: list[Tensor], alone: Alone
+) -> None:
+    def load(key: str) -> Tensor:
+        if key == "1":
+            raise AudioError("bad.wav", "no sound is in it")
+        return waves[int(key)]
+
+    cases = [(q, [c, 0, 1], 1.0) for c in range(3) for q in (0, 5)]
+    requests = requests_of(double, cases)
+    options = GenerationOptions(max_new_tokens=3, num_beams=1)
+    engine = Engine(double, options, lookahead=2, eos_ids=ENDS)
+    found = {answer.key: answer for answer in engine.run(requests, load)}
+    for request in requests:
+        answer = found[request.key]
+        if "1" in request.audios:
+            assert answer.text is None
+            assert "bad.wav" in str(answer.error)
+        else:
+            assert answer.text == alone(request, options)
+
+
+def test_placeholders_that_do_not_fit_are_the_requests_own_error(
+    double: NatureLM, waves: list[Tensor]
+) -> None:
+    good, bad = requests_of(double, [(0, [0, 0, 0], 1.0), (4, [0, 1, 0], 1.0)])
+    bad = Request(bad.key, bad.prompt, bad.audios[:1])
+    found = answers(Engine(double, GenerationOptions(max_new_tokens=1)), [bad, good], waves)
+    assert found[good.key].error is None
+    assert "2 <AudioHere> and 1 audio clips" in str(found[bad.key].error)
+
+
+def test_a_mistake_in_loading_is_raised(double: NatureLM) -> None:
+    def load(key: str) -> Tensor:
+        raise TypeError("a mistake")
+
+    requests = requests_of(double, [(0, [0, 0, 0], 1.0)])
+    with pytest.raises(TypeError, match="a mistake"):
+        list(Engine(double).run(requests, load))
+
+
+def test_requests_are_read_as_they_are_needed(double: NatureLM, waves: list[Tensor]) -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[Request]:
+        for request in requests_of(double, [(0, [0, 0, 0], 1.0)] * 20):
+            taken.append(int(str(request.key)))
+            yield request
+
+    options = GenerationOptions(max_new_tokens=1, num_beams=1)
+    run = Engine(double, options, lookahead=4).run(source(), lambda key: waves[int(key)])
+    next(run)
+    assert len(taken) <= 8
+    run.close()
+
+
+def test_one_alpha_is_folded_and_taken_back_whatever_happens(
+    double: NatureLM, waves: list[Tensor], alone: Alone
+) -> None:
+    before = {name: one.clone() for name, one in double.language_model.named_parameters()}
+    requests = requests_of(double, [(q, [0, 1, 2], 0.57) for q in range(len(QUERIES))])
+    options = GenerationOptions(max_new_tokens=NEW_TOKENS, num_beams=2)
+    with one_alpha(double, [one.alpha for one in requests]):
+        assert double.folded is not None
+        found = answers(Engine(double, options, eos_ids=ENDS), requests, waves)
+    assert all(found[one.key].text == alone(one, options) for one in requests)
+    with pytest.raises(RuntimeError, match="on purpose"), one_alpha(double, [0.3]):
+        raise RuntimeError("on purpose")
+    with one_alpha(double, [0.3, 0.4]):
+        assert double.folded is None
+    assert double.folded is None
+    after = dict(double.language_model.named_parameters())
+    assert all(torch.equal(after[name], old) for name, old in before.items())
+
+
+def test_wrong_sizes_and_alphas_are_refused(build_model: Any, waves: list[Tensor]) -> None:
+    model = build_model(lora=False)
+    with pytest.raises(UsageError, match="batch_tokens must be at least 1, got 0"):
+        Engine(model, batch_tokens=0)
+    with pytest.raises(UsageError, match="alpha must be 1"):
+        answers(Engine(model), requests_of(model, [(0, [0, 0, 0], 0.5)]), waves)

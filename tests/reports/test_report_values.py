@@ -1,0 +1,258 @@
+"""What figures and tables show is what the metrics are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from NatureLM.beans.scoring import Evaluation, Reading, Scores, protocol, score
+from NatureLM.beans.scoring.gather import gather_rows
+from NatureLM.beans.scoring.problems import Problems
+from NatureLM.beans.scoring.scores import score_answers
+from NatureLM.reports import make_report, write_report
+from NatureLM.reports.charts import CurveChart
+from NatureLM.reports.figures import draw
+
+Rows = list[dict[str, Any]]
+FEW = Evaluation(resamples=50)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def scores(make_rows: Callable[..., Rows]) -> Scores:
+    """Two questions to two data sets at five α."""
+    rows = make_rows() + make_rows(dataset="cbi", samples=24)
+    problems = Problems()
+    answers = gather_rows(rows, Reading(), problems)
+    return score_answers(answers, [protocol("mention")], problems, evaluation=FEW)
+
+
+@pytest.fixture(scope="module")
+def folder(scores: Scores, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of those scores."""
+    made = tmp_path_factory.mktemp("report")
+    write_report(make_report(scores, evaluation=FEW), made)
+    return made
+
+
+def record(scores: Scores, dataset: str, query: int, alpha: float) -> dict[str, Any]:
+    (found,) = [
+        one
+        for one in scores.records()
+        if (one["dataset"], one["query"], one["lora_scale"]) == (dataset, query, alpha)
+    ]
+    return found
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_curves_are_the_metrics(
+    scores: Scores, folder: Path, read_page: Callable[[Path], Any], metric: str
+) -> None:
+    charts = read_page(folder).charts
+    for dataset in ("watkins", "cbi"):
+        chart = charts[f"{dataset}-{metric}"]
+        assert [curve["name"] for curve in chart["curves"]] == ["query 0", "query 1"]
+        for query, curve in enumerate(chart["curves"]):
+            assert [point["alpha"] for point in curve["points"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+            for point in curve["points"]:
+                wanted = record(scores, dataset, query, point["alpha"])
+                assert point["value"] == wanted[metric]
+                assert [point["low"], point["high"]] == wanted["intervals"][metric]
+        baseline = record(scores, dataset, 0, 0.0)["baselines"]["majority"][metric]
+        assert chart["baselines"]["majority"] == baseline
+
+
+def test_the_svg_shows_the_values(scores: Scores, folder: Path) -> None:
+    """Read back from the drawing: marks stand where the ticks of the axis say."""
+    root = ElementTree.parse(folder / "figures" / "watkins-accuracy.svg").getroot()
+    heights = marks(root, "curve-1")
+    wanted = [record(scores, "watkins", 1, a)["accuracy"] for a in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert len(set(wanted)) > 2
+    bottom, top = level(root, "baseline-0"), level(root, "baseline-1")
+    baselines = record(scores, "watkins", 1, 0.0)["baselines"]
+    scale = (baselines["majority"]["accuracy"] - baselines["random"]["accuracy"]) / (bottom - top)
+    found = [baselines["majority"]["accuracy"] + (y - bottom) * scale for y in heights]
+    assert found == pytest.approx(wanted, abs=2e-3)
+
+
+def marks(root: Any, gid: str) -> list[float]:
+    """Heights of the marks of a curve."""
+    (group,) = [one for one in root.iter(f"{SVG}g") if one.get("id") == gid]
+    return [float(use.get("y")) for use in group.iter(f"{SVG}use")]
+
+
+def level(root: Any, gid: str) -> float:
+    """Height of a level line."""
+    (group,) = [one for one in root.iter(f"{SVG}g") if one.get("id") == gid]
+    (path,) = group.iter(f"{SVG}path")
+    return float(re.findall(r"[\d.]+", path.get("d"))[1])
+
+
+def test_bands_are_the_intervals(scores: Scores) -> None:
+    chart = next(iter(make_report(scores, evaluation=FEW).datasets[1].charts))
+    assert isinstance(chart, CurveChart)
+    figure = draw(chart)
+    (band,) = [one for one in figure.axes[0].collections if one.get_gid() == "band-0"]
+    corners = {(round(x, 9), round(y, 9)) for x, y in band.get_paths()[0].vertices}
+    for point in chart.curves[0].points:
+        assert (point.alpha, round(point.low or 0, 9)) in corners
+        assert (point.alpha, round(point.high or 0, 9)) in corners
+
+
+def test_heat_map_is_data_set_by_alpha(
+    scores: Scores, folder: Path, read_page: Callable[[Path], Any]
+) -> None:
+    chart = read_page(folder).charts["datasets-query-1-accuracy"]
+    assert chart["columns"] == ["0", "0.25", "0.5", "0.75", "1"]
+    for dataset, values in zip(chart["rows"], chart["values"], strict=True):
+        for alpha, value in zip(chart["columns"], values, strict=True):
+            assert value == record(scores, dataset, 1, float(alpha))["accuracy"]
+    assert set(chart["rows"]) == {"watkins", "cbi"}
+
+
+def test_change_and_confusion_are_the_counts(
+    scores: Scores, folder: Path, read_page: Callable[[Path], Any]
+) -> None:
+    charts = read_page(folder).charts
+    lines = {(line.dataset, line.name): line for line in make_report(scores).lines}
+    line = lines["watkins", "query 0"]
+    best = line.groups[line.best]
+    adapted = line.groups[line.alphas.index(1.0)]
+    before = {row.label: row for row in adapted.samples.class_rows()}
+    after = {row.label: row for row in best.samples.class_rows()}
+    shown = charts["watkins-query-0-change"]["classes"]
+    assert len(shown) == 6
+    for one in shown:
+        assert (one["before"], one["after"]) == (before[one["name"]].f1, after[one["name"]].f1)
+        assert one["support"] == 6
+    changes = [one["after"] - one["before"] for one in shown]
+    assert changes == sorted(changes, reverse=True)
+
+    chart = charts["watkins-query-0-confusion"]
+    counts = {(row.label, row.predicted): row.count for row in best.samples.confusion_rows()}
+    for label, row, shares in zip(chart["rows"], chart["counts"], chart["values"], strict=True):
+        assert sum(row) == 6
+        for taken, count, share in zip(chart["columns"], row, shares, strict=True):
+            assert count == counts.get((label, taken), 0)
+            assert share == count / 6
+
+
+def test_form_of_answers(
+    make_rows: Callable[..., Rows], folder: Path, read_page: Callable[[Path], Any]
+) -> None:
+    charts = read_page(folder).charts
+    rows = [row for row in make_rows() if row["query"] == 1]
+    for place, alpha in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
+        texts = [row["prediction"] for row in rows if row["lora_scale"] == alpha]
+        exact = np.mean([not text.startswith("It may") for text in texts])
+        words = np.mean([len(text.split()) for text in texts])
+        points = {
+            name: charts[f"watkins-{name}"]["curves"][1]["points"][place]
+            for name in ("is-label", "names-one", "words")
+        }
+        assert points["is-label"]["value"] == pytest.approx(exact)
+        assert points["names-one"]["value"] == 1
+        assert points["words"]["value"] == pytest.approx(words)
+        assert points["words"]["low"] <= words <= points["words"]["high"]
+
+
+def test_tables_hold_the_metrics(scores: Scores, folder: Path) -> None:
+    with (folder / "tables" / "metrics.csv").open(newline="") as lines:
+        table = list(csv.DictReader(lines))
+    assert len(table) == 20
+    for row in table:
+        wanted = record(scores, row["data set"], int(row["question"][-1]), float(row["α"]))
+        assert float(row["accuracy"]) == wanted["accuracy"]
+        assert float(row["F1_low"]) == wanted["intervals"]["f1"][0]
+    text = (folder / "tables" / "metrics.md").read_text()
+    one = record(scores, "watkins", 0, 0.5)
+    low, high = one["intervals"]["accuracy"]
+    assert f"| {one['accuracy']:.3f} [{low:.3f}, {high:.3f}] |" in text
+    latex = (folder / "tables" / "metrics.tex").read_text()
+    assert latex.count("\\\\\n") == 21
+    assert "$\\alpha$" in latex
+
+
+def test_one_alpha_has_a_mark_for_each_question(
+    make_rows: Callable[..., Rows], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_rows(make_rows(alphas=[1.0], queries=["plain", "a question in words"]))
+    scores = score([path], [protocol("strict")], evaluation=FEW)
+    report = make_report(scores, evaluation=FEW)
+    figure = draw(report.datasets[0].charts[0])
+    marks = {
+        line.get_gid(): line.get_xdata()[0]
+        for line in figure.axes[0].lines
+        if str(line.get_gid()).startswith("curve")
+    }
+    values = [line.groups[0].metrics["accuracy"] for line in report.lines]
+    assert [marks["curve-0"], marks["curve-1"]] == values
+    keys = [chart.key for chart in report.charts()]
+    assert not [key for key in keys if "change" in key]
+
+
+@pytest.mark.parametrize("task", ["detection", "captioning"])
+def test_other_tasks(
+    write_rows: Callable[..., Path], tmp_path: Path, read_page: Callable[[Path], Any], task: str
+) -> None:
+    rows = [
+        {
+            "prediction": ("Owl, Loon", "None", "Owl, Frog", "a frog")[(number + shift) % 4],
+            "label": ("Owl, Loon", "None", "Owl", "Loon")[number % 4],
+            "id": number,
+            "dataset_name": "mine",
+            "task": task,
+            "lora_scale": float(shift),
+            "query": 0,
+        }
+        for shift in (0, 1)
+        for number in range(20)
+    ]
+    scores = score([write_rows(rows)], [protocol("beans-zero")], evaluation=FEW)
+    write_report(make_report(scores, evaluation=FEW), tmp_path / task)
+    charts = read_page(tmp_path / task).charts
+    metric = {"detection": "f1", "captioning": "cider"}[task]
+    points = charts[f"mine-{metric}"]["curves"][0]["points"]
+    assert [point["value"] for point in points] == [
+        group.metrics[metric] for group in scores.groups
+    ]
+    if task == "detection":
+        values = [p["value"] for p in charts["mine-is-label"]["curves"][0]["points"]]
+        assert values == [0.5, 0.5]
+
+
+@pytest.mark.shared
+def test_published_curves(
+    shared_dir: Path, tmp_path: Path, read_page: Callable[[Path], Any]
+) -> None:
+    """The curves of the paper: both names 0.03 at α = 1, 0.62 at α = 0.7."""
+    from NatureLM.beans.scoring import parse_rules, read_map
+
+    published = shared_dir / "published"
+    expected = json.loads((published / "expected_metrics.json").read_text())
+    rules = parse_rules(["query=1:scientific", "query=2:both"])
+    reading = Reading(rules=rules, scientific=read_map(published / "cbi_scientific_names.json"))
+    scores = score(
+        [published / "cbi.jsonl.gz"], [protocol("paper")], reading=reading, evaluation=FEW
+    )
+    write_report(make_report(scores, evaluation=FEW), tmp_path / "cbi")
+    page = read_page(tmp_path / "cbi")
+    curves = page.charts["cbi-accuracy"]["curves"]
+    for curve, name in zip(curves, ("common", "scientific", "combined"), strict=True):
+        assert len(curve["points"]) == 11
+        for point in curve["points"]:
+            wanted = expected[f"cbi/{name}"][str(point["alpha"])]["paper"]["Accuracy"]
+            assert point["value"] == pytest.approx(wanted, abs=1e-9)
+    both = {point["alpha"]: point["value"] for point in curves[2]["points"]}
+    assert both[1.0] == pytest.approx(0.03, abs=0.005)
+    assert both[0.7] == pytest.approx(0.62, abs=0.005)
+    assert max(both, key=both.__getitem__) == 0.7
+    assert (tmp_path / "cbi" / "index.html").stat().st_size < 4_000_000
