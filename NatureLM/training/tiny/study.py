@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -32,9 +32,6 @@ from NatureLM.training.tiny.evaluate import (
 from NatureLM.training.tiny.heldout import HELD_OUT, HeldOutFamily
 from NatureLM.training.tiny.sounds import Clip, read_clips, training_clips
 from NatureLM.training.tiny.text.species import Source, source
-
-if TYPE_CHECKING:
-    pass
 
 ANSWERS = "answers.jsonl"
 SEEN_FAMILIES = ("common name", "scientific name", "group", "list of twelve", "yes or no")
