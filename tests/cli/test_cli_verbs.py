@@ -80,7 +80,9 @@ def test_every_verb_is_listed_and_there() -> None:
         "tune-alpha",
         "report",
     }
-    assert set(BEANS_VERBS) == {"run", "info", "score", "compare", "report"}
+    assert set(BEANS_VERBS) == {
+        *("run", "info", "score", "compare", "report", "fetch", "make-mini")
+    }
     for verb in BEANS_VERBS.values():
         assert callable(verb.function())
 
