@@ -107,11 +107,6 @@ class Teachers:
             logits: Tensor = self.networks[turn % len(self.networks)](fbank_BTM)
         return logits.float().softmax(dim=-1)
 
-    def mean(self, fbank_BTM: Tensor) -> Tensor:
-        """Mean class probabilities (B, C) of all of them."""
-        given = [self.probabilities(fbank_BTM, turn) for turn in range(len(self.networks))]
-        return torch.stack(given).mean(dim=0)
-
 
 def train_teachers(
     sounds: Sounds, settings: TeacherSettings, folder: Path, seed: int, log: Log
