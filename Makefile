@@ -8,6 +8,7 @@
 # DATA=table.csv      or a folder of class names: clips for `make mini`, OUT=folder of benchmark,
 #                     answers, scores and report (default runs/mini), ARGS="--where split=test" or
 #                     other options of `beans make-mini`
+# ARGS="--port 8000"  options of `naturelm inference-app` for `make app`
 # WORKERS=4           test processes (default 2)
 
 VENV ?= .venv
@@ -22,6 +23,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 KEY := $(VERSION)-$(firstword $(shell { cat pyproject.toml constraints.txt; pwd; } | cksum))
 CORE := $(VENV)/.made/core-$(KEY)
 TOOLS := $(VENV)/.made/tools-$(KEY)
+APP := $(VENV)/.made/app-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
@@ -30,7 +32,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo experiment mini test lint format tiny test-slow parity docs install tools constraints clean distclean
+.PHONY: help demo app test-app experiment mini test lint format tiny test-slow parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +40,9 @@ help:  ## This list
 demo: $(CORE)  ## Ask the embedded model about the sample recordings in assets/
 	@$(BIN)/naturelm infer --cfg-path configs/inference.yml --audio-path assets --overwrite \
 		--query "What makes the sound in the audio?" --output-path demo_output/answers.jsonl
+
+app: $(APP)  ## Ask questions on a page in the browser: http://127.0.0.1:5001
+	@$(BIN)/naturelm inference-app --cfg-path configs/inference.yml $(ARGS)
 
 experiment: $(CORE)  ## Sweep α with the embedded model: make experiment DATA=table.csv
 	@test -n "$(DATA)" || { echo "make: name your table of recordings: make experiment DATA=table.csv" >&2; exit 2; }
@@ -70,6 +75,9 @@ tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=fold
 test-slow: $(TOOLS)  ## The tests that take minutes
 	$(PYTEST) -m "slow and not gpu"
 
+test-app: $(TOOLS)  ## All tests of the web app, in Chromium too (make test runs some of them)
+	$(PYTEST) tests/app -m "not gpu"
+
 parity: $(TOOLS)  ## Print how far the model is from the reference's numbers
 	$(PYTEST) -m parity -s tests/models
 
@@ -95,6 +103,11 @@ endif
 	@$(INSTALL) hatchling editables
 	@$(INSTALL) --no-build-isolation --editable .
 	@rm -rf $(VENV)/.made && mkdir -p $(VENV)/.made && touch $@
+
+$(APP): $(CORE)
+	@echo "Installing what the web app needs into $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable ".[app]"
+	@touch $@
 
 $(TOOLS): $(CORE)
 	@echo "Installing the test tools into $(VENV)"

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 _MEASURE = """
@@ -90,6 +92,26 @@ def measure(folder: Path, way: str, dtype: str) -> dict[str, float]:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
+def compare(
+    folder: Path, gigabytes: float, dtypes: Sequence[str], rounds: int
+) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """For each dtype, the median seconds, the highest peak and the weights' bytes of both ways."""
+    if not (folder / "model.safetensors").is_file():
+        make_checkpoint(folder, gigabytes)
+    found = []
+    for dtype in dtypes:
+        ways = {}
+        for way in ("ours", "plain"):
+            runs = [measure(folder, way, dtype) for _ in range(rounds)]
+            ways[way] = {
+                "seconds": statistics.median(run["seconds"] for run in runs),
+                "peak": max(run["peak"] for run in runs),
+                "weights": runs[0]["weights"],
+            }
+        found.append((dtype, ways))
+    return found
+
+
 def main() -> None:
     """Run and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -100,27 +122,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        if not (folder / "model.safetensors").is_file():
-            make_checkpoint(folder, options.gigabytes)
+        found = compare(folder, options.gigabytes, ("float32", options.dtype), options.rounds)
         size = (folder / "model.safetensors").stat().st_size
         print(f"checkpoint: {size / 1e9:.2f} GB float32")
         print(
             f"{'way':28s} {'seconds':>8s} {'weights GB':>11s} {'peak GB':>8s} {'peak/weights':>13s}"
         )
-        for way, dtype in (
-            ("ours", "float32"),
-            ("ours", options.dtype),
-            ("plain", "float32"),
-            ("plain", options.dtype),
-        ):
-            runs = [measure(folder, way, dtype) for _ in range(options.rounds)]
-            seconds = sorted(run["seconds"] for run in runs)[len(runs) // 2]
-            peak = max(run["peak"] for run in runs)
-            weights = runs[0]["weights"]
-            print(
-                f"{way + ', ' + dtype:28s} {seconds:8.2f} {weights / 1e9:11.2f} "
-                f"{peak / 1e9:8.2f} {peak / weights:13.3f}"
-            )
+        for dtype, ways in found:
+            for way, one in ways.items():
+                peak, weights = one["peak"], one["weights"]
+                print(
+                    f"{way + ', ' + dtype:28s} {one['seconds']:8.2f} {weights / 1e9:11.2f} "
+                    f"{peak / 1e9:8.2f} {peak / weights:13.3f}"
+                )
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from NatureLM.cli.progress import Reporter
 from NatureLM.cli.request import InferRequest
 from NatureLM.config import Config
 from NatureLM.errors import UsageError
-from NatureLM.infer import Pipeline, RecordingError, WindowKey, WindowResult, pick_device
+from NatureLM.infer import Pipeline, RecordingError, WindowResult
+from NatureLM.infer.loading import load_configured
 from NatureLM.outputs import ResultStore
+from NatureLM.runs import model_settings, unanswered
 
 if TYPE_CHECKING:
-    from NatureLM.models import NatureLM, NatureLMProcessor
+    from NatureLM.models import NatureLM
 
 
 class PipelineAsker:
@@ -28,37 +30,25 @@ class PipelineAsker:
                 f"--window-length-seconds is {request.window_length_seconds:g}, and "
                 f"{request.model} hears at most {longest:g} s at once"
             )
-        self._pipeline = Pipeline(self._model, config=request.config)
+        self._pipeline = Pipeline(self._model, config=request.config, max_memory=request.max_memory)
         self._warn = reporter.note
+        self._asked = request.asked
 
     def settings(self) -> dict[str, Any]:
         """Weights, precision and template: what changes answers and the model itself knows."""
-        kinds = {str(one.dtype).removeprefix("torch.") for one in self._model.parameters()}
-        return {
-            "weights": self._model.fingerprint,
-            "dtype": "+".join(sorted(kinds)),
-            "prompt_template": processor_of(self._model).prompt_template,
-        }
+        return model_settings(self._pipeline, self._asked)
 
     def results(
         self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
     ) -> Iterator[WindowResult | RecordingError]:
         """Answers and bad recordings as they come, recording by recording."""
-
-        def is_done(key: WindowKey) -> bool:
-            return store.is_done(key.audio_path, key.start, key.query)
-
-        return self._pipeline.windows(
-            list(recordings),
-            [list(request.queries)] * len(recordings),
-            window_length_seconds=request.window_length_seconds,
-            hop_length_seconds=request.hop_length_seconds,
-            channel=request.channel,
-            time_expansion=request.time_expansion,
-            alpha=request.merging_alpha,
+        return unanswered(
+            self._pipeline,
+            recordings,
+            request.asked,
+            store,
             batch_size=request.batch_size,
-            errors="yield",
-            skip=is_done,
+            fold=True,
             warn=self._warn,
         )
 
@@ -80,31 +70,10 @@ class ModelRequest(Protocol):
 
 def load_model(request: ModelRequest) -> NatureLM:
     """The model that a request names, with the prompt template of its configuration."""
-    from NatureLM.models import NatureLM
-
-    model = NatureLM.from_pretrained(
+    return load_configured(
         request.model,
-        llama_path=changed(request.config, "llama_path"),
-        dtype=None if request.dtype == "auto" else request.dtype,
-        device=pick_device(request.device),
+        request.config,
         adapter=request.adapter,
+        device=request.device,
+        dtype=request.dtype,
     )
-    template = changed(request.config, "prompt_template")
-    if template is not None:
-        processor_of(model).prompt_template = template
-    return model
-
-
-def processor_of(model: NatureLM) -> NatureLMProcessor:
-    """The processor of a model; raises UsageError where it has none."""
-    if model.processor is None:
-        raise UsageError(
-            f"{model.name_or_path}: the model has no tokenizer, so nothing can be asked"
-        )
-    return model.processor
-
-
-def changed(config: Config, key: str) -> str | None:
-    """A value of the section `model` that is not the default: then it is not the checkpoint's."""
-    value: str = getattr(config.model, key)
-    return None if value == getattr(Config().model, key) else value

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from NatureLM.cli import scoring_options as options
+from NatureLM.cli.option_groups import expanded
+from NatureLM.cli.scoring_options import ScoringOptions
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
     from NatureLM.beans.scoring.pairs import Comparisons
 
 
+@expanded
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="File or folder of answers.")],
     b: Annotated[
@@ -36,15 +38,7 @@ def compare(
     output_path: Annotated[
         Path | None, typer.Option(help="Folder for compare.json.", show_default=False)
     ] = None,
-    by: options.By = None,
-    labels: options.Labels = None,
-    scientific_names: options.ScientificNames = None,
-    names: options.Names = None,
-    task: options.Task = None,
-    cluster: options.Cluster = None,
-    on_error: options.OnError = "fail",
-    resamples: options.Resamples = 1000,
-    seed: options.Seed = 0,
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Compare two runs sample by sample: differences with 95 % intervals, B less A."""
     from NatureLM.beans import scoring as library
@@ -55,9 +49,9 @@ def compare(
         library.Side((a,), _where("--a-where", a_where)),
         library.Side((b,), _where("--b-where", b_where)),
         find(protocol),
-        reading=options.make_reading(by, labels, scientific_names, names, task, cluster),
-        evaluation=options.make_evaluation(resamples, seed),
-        on_error=options.one_of("--on-error", on_error, ("fail", "skip")),
+        reading=scoring.reading(),
+        evaluation=scoring.evaluation(),
+        on_error=scoring.at_errors(),
     )
     _show(compared)
     _say_what_is_left_out(compared)

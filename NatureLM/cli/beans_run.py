@@ -38,7 +38,7 @@ def run(
         float | None,
         typer.Option(
             metavar="ALPHA",
-            help="How much of the adapter is merged in, where there is no section `extended`.",
+            help="How much of the adapter is merged in, where extended.lora_scales is not set.",
             show_default="generate.merging_alpha of the configuration, 1.0",
         ),
     ] = None,
@@ -70,13 +70,21 @@ def run(
             show_default=False,
         ),
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that batches may take beside the model, such as 4GB.",
+            show_default="chosen for the device",
+        ),
+    ] = None,
     dry_run: options_of.DryRun = False,
     workers: options_of.Workers = 2,
 ) -> None:
     """Ask a model about labelled samples; `beans --cfg-path ...` is the same.
 
-    Each sample is asked its own question, and the answers are scored; or what the section
-    `extended` of the configuration says.
+    Each sample is asked its own question, and the answers are scored; or it is asked the queries
+    of the section `extended` of the configuration.
 
     beans --cfg-path configs/inference.yml --data-path beans-zero --output-path answers.jsonl
     """
@@ -98,6 +106,7 @@ def run(
         dtype=dtype,
         output_path=output_path,
         workers=workers,
+        max_memory=max_memory,
         merging_alpha=merging_alpha,
         datasets=None if components is None else listed("--components", components),
     )

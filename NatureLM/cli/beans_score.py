@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from NatureLM.cli import scoring_options as options
+from NatureLM.cli.option_groups import expanded
+from NatureLM.cli.scoring_options import ScoringOptions
 
 if TYPE_CHECKING:
     from NatureLM.beans.scoring.scores import Scores
@@ -20,6 +21,7 @@ _SHOWN = {
 _MOST_ERRORS_SHOWN = 10
 
 
+@expanded
 def score(
     paths: Annotated[
         list[Path],
@@ -40,15 +42,7 @@ def score(
             show_default="beans-zero",
         ),
     ] = None,
-    by: options.By = None,
-    labels: options.Labels = None,
-    scientific_names: options.ScientificNames = None,
-    names: options.Names = None,
-    task: options.Task = None,
-    cluster: options.Cluster = None,
-    on_error: options.OnError = "fail",
-    resamples: options.Resamples = 1000,
-    seed: options.Seed = 0,
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Score answers, ours or anybody's, with 95 % intervals and baselines."""
     from NatureLM.beans.scoring.protocols import protocol as find
@@ -61,20 +55,20 @@ def score(
     scores = score_files(
         paths,
         protocols,
-        reading=options.make_reading(by, labels, scientific_names, names, task, cluster),
-        evaluation=options.make_evaluation(resamples, seed),
-        on_error=options.one_of("--on-error", on_error, ("fail", "skip")),
+        reading=scoring.reading(),
+        evaluation=scoring.evaluation(),
+        on_error=scoring.at_errors(),
     )
     settings = {
         "paths": [str(path) for path in paths],
         "protocols": [one.name for one in protocols],
         "by": list(scores.by),
-        "labels": labels and str(labels),
-        "scientific_names": scientific_names and str(scientific_names),
-        "names": list(names or ()),
-        "on_error": on_error,
-        "resamples": resamples,
-        "seed": seed,
+        "labels": scoring.labels and str(scoring.labels),
+        "scientific_names": scoring.scientific_names and str(scoring.scientific_names),
+        "names": list(scoring.names or ()),
+        "on_error": scoring.on_error,
+        "resamples": scoring.resamples,
+        "seed": scoring.seed,
     }
     written = write_scores(scores, output_path, settings)
     show_scores(scores)

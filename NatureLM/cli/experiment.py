@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from NatureLM.cli.request import DEFAULT_MODEL, device_option, dtype_option
 from NatureLM.config import Config, ExtendedConfig
 from NatureLM.config.tables import TableSource
 from NatureLM.errors import UsageError
+from NatureLM.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from NatureLM.experiments.plan import Plan
@@ -42,6 +44,7 @@ class ExperimentRequest:
     output: Path
     workers: int
     command: str
+    max_memory: int | None = None
     is_scored: bool = False
 
 
@@ -57,23 +60,28 @@ def make_experiment(
     dtype: str,
     output_path: Path | None,
     workers: int,
+    max_memory: str | None = None,
     merging_alpha: float | None = None,
     datasets: Sequence[str] | None = None,
 ) -> ExperimentRequest:
-    """Check what was asked for. Without a section `extended` each sample is asked its own prompt.
+    """Check what was asked for. Without `extended.queries` each sample is asked its own prompt.
 
     command: the verb that was called, for messages
-    merging_alpha: α where there is no section `extended`; None takes that of the configuration
+    merging_alpha: α where `extended.lora_scales` is not set; None takes that of the configuration
     datasets: those that are tested in place of the configuration's
 
     Raises UsageError.
     """
     if workers < 1:
         raise UsageError(f"--workers is {workers}, and it must be at least 1")
-    if config.extended is not None:
+    extended = config.extended or ExtendedConfig()
+    if "lora_scales" in extended.model_fields_set:
         refuse_options(cfg_path, {"--merging-alpha": merging_alpha is not None})
-    alpha = config.generate.merging_alpha if merging_alpha is None else merging_alpha
-    extended = config.extended or ExtendedConfig(lora_scales=[alpha])
+    else:
+        alpha = config.generate.merging_alpha if merging_alpha is None else merging_alpha
+        if not math.isfinite(alpha):
+            raise UsageError(f"--merging-alpha is {alpha:g}, and it must be a finite number")
+        extended = extended.model_copy(update={"lora_scales": [alpha]})
     if datasets is not None:
         extended = extended.model_copy(update={"datasets": list(datasets)})
     if data_path is not None:
@@ -91,7 +99,8 @@ def make_experiment(
         output=output_path or Path(extended.output_path or f"runs/{stem}"),
         workers=workers,
         command=command,
-        is_scored=config.extended is None,
+        max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+        is_scored=command == "beans" and extended.queries is None,
     )
 
 
@@ -114,7 +123,7 @@ def run(request: ExperimentRequest, *, dry_run: bool, warn: Warn) -> int:
         for line in describe(request, plan):
             typer.echo(line)
         return 0
-    return _run(request, plan)
+    return _run(request, plan, warn)
 
 
 def _plan(request: ExperimentRequest, warn: Warn) -> Plan:
@@ -128,10 +137,11 @@ def _plan(request: ExperimentRequest, warn: Warn) -> Plan:
     return make_plan(request.extended, request.config.model.prompt_template, warn=warn)
 
 
-def _run(request: ExperimentRequest, plan: Plan) -> int:
-    from NatureLM.cli.asking import load_model, processor_of
+def _run(request: ExperimentRequest, plan: Plan, warn: Warn) -> int:
+    from NatureLM.cli.asking import load_model
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import CellStore
+    from NatureLM.infer.loading import processor_of
     from NatureLM.models.checkpoint.errors import CheckpointError
 
     CellStore(answers_path(request.output)).close()  # what is wrong with it shows before the work
@@ -149,8 +159,10 @@ def _run(request: ExperimentRequest, plan: Plan) -> int:
             request.output,
             generate=request.config.generate,
             batch_tokens=request.extended.batch_tokens,
+            max_memory=request.max_memory,
             workers=request.workers,
             progress=progress,
+            warn=warn,
         )
     except KeyboardInterrupt as interrupt:
         raise Stopped(
@@ -163,6 +175,8 @@ def _run(request: ExperimentRequest, plan: Plan) -> int:
     typer.echo(str(summary))
     if request.is_scored:
         _score(summary.path)
+    elif request.command == "beans":
+        typer.echo(f"Score them: beans score {summary.path} --output-path scores")
     return SOME_FAILED if summary.errors else 0
 
 

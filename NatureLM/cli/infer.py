@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from NatureLM.cli import experiment_options as options_of
+from NatureLM.cli import species_options as lists
 
 _INPUT = "What to ask"
 _MODEL = "Model"
@@ -79,7 +80,16 @@ def infer(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Windows at a time. Changes the speed, never the answers.",
+            help="Answers and windows at a time. Changes the speed, never the answers.",
+            show_default="chosen for the device",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that batches may take beside the model, such as 4GB.",
             show_default="chosen for the device",
             rich_help_panel=_MODEL,
         ),
@@ -140,6 +150,12 @@ def infer(
         bool,
         typer.Option("--quiet", help="Do not show the answers.", rich_help_panel=_OUTPUT),
     ] = False,
+    species_list: lists.SpeciesListOption = None,
+    mode: lists.ModeOption = None,
+    species_names: lists.SpeciesNames = "common",
+    several: lists.Several = False,
+    top_k: lists.TopK = 3,
+    min_confidence: lists.MinConfidence = 0.0,
     data_path: options_of.DataPath = None,
     dry_run: options_of.DryRun = False,
     workers: options_of.Workers = 2,
@@ -174,6 +190,12 @@ def infer(
                 "--channel": channel != "mean",
                 "--time-expansion": time_expansion != 1.0,
                 "--overwrite": overwrite,
+                "--species-list": species_list is not None,
+                "--mode": mode is not None,
+                "--species-names": species_names != "common",
+                "--several": several,
+                "--top-k": top_k != 3,
+                "--min-confidence": min_confidence != 0.0,
             },
         )
         asked = experiment.make_experiment(
@@ -187,6 +209,7 @@ def infer(
             dtype=dtype,
             output_path=output_path,
             workers=workers,
+            max_memory=max_memory,
         )
         raise typer.Exit(experiment.run(asked, dry_run=dry_run, warn=reporter.note))
 
@@ -202,6 +225,7 @@ def infer(
         device=device,
         dtype=dtype,
         batch_size=batch_size,
+        max_memory=max_memory,
         config=config,
         window_length_seconds=window_length_seconds,
         hop_length_seconds=hop_length_seconds,
@@ -210,5 +234,6 @@ def infer(
         output_path=output_path or Path("inference_output.jsonl"),
         overwrite=overwrite,
         warn=reporter.note,
+        listed=lists.ListOptions(species_list, mode, species_names, several, top_k, min_confidence),
     )
     raise typer.Exit(run(request, reporter))

@@ -67,22 +67,18 @@ def _ask(
     reporter: Reporter,
     request: InferRequest,
 ) -> None:
+    from NatureLM.runs import keep
+
     for result in results:
+        if not keep(result, store, request.merging_alpha):
+            continue
         error = getattr(result, "error", None)
-        if error is not None:
-            store.add_error(result.audio_path, error, request.merging_alpha)
-            tally.errors += 1
-            reporter.failed(result.audio_path, error)
-        elif store.add_answer(
-            result.audio_path,
-            result.start,
-            result.end,
-            result.query,
-            result.text,
-            result.merging_alpha,
-        ):
+        if error is None:
             tally.count(result)
             reporter.answer(result, tally)
+        else:
+            tally.errors += 1
+            reporter.failed(result.audio_path, error)
 
 
 def _expected_windows(recordings: Sequence[Path], request: InferRequest) -> int:

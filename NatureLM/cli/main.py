@@ -7,6 +7,14 @@ from NatureLM.cli.lazy import Verb, group, run_verb
 
 NATURELM_VERBS = {
     "infer": Verb("NatureLM.cli.infer:infer", "Ask questions about recordings."),
+    "inference-app": Verb(
+        "NatureLM.cli.inference_app:inference_app", "Ask questions on a page in the browser."
+    ),
+    "embed": Verb("NatureLM.cli.embed:embed", "Turn windows of recordings into vectors."),
+    "search": Verb("NatureLM.cli.search:search", "Find windows that sound like a clip."),
+    "export": Verb(
+        "NatureLM.cli.export:export", "Turn answers into a table for spreadsheets or Raven."
+    ),
     "schema": Verb("NatureLM.cli.schema:schema", "Print the JSON Schema of configuration files."),
     "models": Verb("NatureLM.cli.models:models", "List the models that can be named."),
     "train": Verb("NatureLM.cli.train:train", "Train or fine-tune a model."),
@@ -17,9 +25,11 @@ NATURELM_VERBS = {
     "tune-alpha": Verb(
         "NatureLM.cli.tune_alpha:tune_alpha", "Find the α to use on recordings with known answers."
     ),
+    "calibrate": Verb("NatureLM.cli.calibrate:calibrate", "Make confidences mean what they say."),
     "report": Verb(
         "NatureLM.cli.report:report", "Draw answers: a page with figures, tables and answers."
     ),
+    "cache": Verb("NatureLM.cli.cache:cache", "Show or clear audio embeddings kept on disk."),
 }
 
 BEANS_VERBS = {

@@ -63,6 +63,7 @@ class Reporter:
         self._in_recording = 0
         self._done_recordings = 0
         self._queries: tuple[str, ...] = ()
+        self._chooses = False
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
@@ -82,6 +83,7 @@ class Reporter:
         """Around the work itself."""
         tally.started = time.monotonic()
         self._queries = request.queries
+        self._chooses = request.choosing.mode != "generate"
         if self._show_answers and len(self._queries) > 1:
             for number, query in enumerate(self._queries, start=1):
                 self._print(f"[{number}] {_one_line(query)}")
@@ -99,7 +101,12 @@ class Reporter:
         if self._show_answers:
             which = f"[{self._queries.index(result.query) + 1}] " if len(self._queries) > 1 else ""
             times = f"{result.start:.2f}s - {result.end:.2f}s"
-            self._print(f"  {times:<19}  {which}{_one_line(result.text)}")
+            self._print(f"  {times:<19}  {which}{_one_line(result.text)}{self._how_sure(result)}")
+
+    def _how_sure(self, result: Any) -> str:
+        """The confidence, where it is in one of a list; that of free answers is in the file."""
+        confidence = getattr(result, "confidence", None)
+        return "" if confidence is None or not self._chooses else f"  {confidence:.2f}"
 
     def failed(self, audio_path: str | Path, error: BaseException) -> None:
         """A recording could not be heard (to its end)."""

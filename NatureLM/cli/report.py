@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli import scoring_options as options
+from NatureLM.cli.option_groups import expanded
+from NatureLM.cli.scoring_options import ScoringOptions
 from NatureLM.errors import UsageError
 
 
+@expanded
 def report(
     runs: Annotated[
         list[Path],
@@ -37,15 +39,7 @@ def report(
         ),
     ] = None,
     answers: Annotated[int, typer.Option(min=0, help="Most single answers in the page.")] = 3000,
-    by: options.By = None,
-    labels: options.Labels = None,
-    scientific_names: options.ScientificNames = None,
-    names: options.Names = None,
-    task: options.Task = None,
-    cluster: options.Cluster = None,
-    on_error: options.OnError = "fail",
-    resamples: options.Resamples = 1000,
-    seed: options.Seed = 0,
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Draw what answers show: one page that works offline, with its figures and tables as files.
 
@@ -56,14 +50,14 @@ def report(
     from NatureLM.reports.figures import need_matplotlib
 
     need_matplotlib()
-    evaluation = options.make_evaluation(resamples, seed)
+    evaluation = scoring.evaluation()
     pair = None if between is None else _pair(between)
     scores = score(
         runs,
         [find(protocol)],
-        reading=options.make_reading(by, labels, scientific_names, names, task, cluster),
+        reading=scoring.reading(),
         evaluation=evaluation,
-        on_error=options.one_of("--on-error", on_error, ("fail", "skip")),
+        on_error=scoring.at_errors(),
     )
 
     from NatureLM.reports import make_report, write_report

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from NatureLM.cli.species_options import ListOptions, choose
 from NatureLM.config import Config
 from NatureLM.errors import UsageError
+from NatureLM.infer.choosing import Choosing
 from NatureLM.merging.notes import extrapolation_note
+from NatureLM.runs import WindowQuestions, question_settings
+from NatureLM.sizes import parse_bytes
 
 DEFAULT_MODEL = "naturelm-tiny"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -29,26 +33,36 @@ class InferRequest:
     device: str
     dtype: str
     batch_size: int | None
+    max_memory: int | None
     window_length_seconds: float
     hop_length_seconds: float
     channel: str | int
     time_expansion: float
     output_path: Path
     overwrite: bool
+    choosing: Choosing
+
+    @property
+    def asked(self) -> WindowQuestions:
+        """What is asked of every window."""
+        return WindowQuestions(
+            queries=self.queries,
+            merging_alpha=self.merging_alpha,
+            window_length_seconds=self.window_length_seconds,
+            hop_length_seconds=self.hop_length_seconds,
+            channel=self.channel,
+            time_expansion=self.time_expansion,
+            choosing=self.choosing,
+        )
 
     def settings(self) -> dict[str, Any]:
         """What changes the answers, as far as it is known without the model."""
-        return {
-            "model": self.model,
-            "adapter": self.adapter,
-            "merging_alpha": self.merging_alpha,
-            "queries": list(self.queries),
-            "window_length_seconds": self.window_length_seconds,
-            "hop_length_seconds": self.hop_length_seconds,
-            "channel": self.channel,
-            "time_expansion": self.time_expansion,
-            "generate": self.config.generate.model_dump(mode="json", exclude={"merging_alpha"}),
-        }
+        return question_settings(
+            self.asked,
+            model=self.model,
+            adapter=self.adapter,
+            generate=self.config.generate.model_dump(mode="json", exclude={"merging_alpha"}),
+        )
 
 
 def make_request(
@@ -61,6 +75,7 @@ def make_request(
     device: str,
     dtype: str,
     batch_size: int | None,
+    max_memory: str | None = None,
     config: Config,
     window_length_seconds: float,
     hop_length_seconds: float,
@@ -69,6 +84,7 @@ def make_request(
     output_path: Path,
     overwrite: bool,
     warn: Callable[[str], None],
+    listed: ListOptions | None = None,
 ) -> InferRequest:
     """Check what was asked for.
 
@@ -76,6 +92,8 @@ def make_request(
     """
     if not audio_paths:
         raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
+    named = model or config.model.ckpt or DEFAULT_MODEL
+    choosing, queries = choose(listed or ListOptions(), queries, named, warn)
     if not queries:
         raise UsageError('nothing to ask: give a question, such as --query "Caption the audio"')
     for query in queries:
@@ -105,18 +123,20 @@ def make_request(
         audio_paths=tuple(audio_paths),
         queries=tuple(dict.fromkeys(queries)),
         config=config,
-        model=model or config.model.ckpt or DEFAULT_MODEL,
+        model=named,
         adapter=adapter,
         merging_alpha=float(alpha),
         device=device_option(device),
         dtype=dtype_option(dtype),
         batch_size=batch_size,
+        max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
         window_length_seconds=window_length_seconds,
         hop_length_seconds=hop_length_seconds,
         channel=_channel(channel),
         time_expansion=time_expansion,
         output_path=output_path,
         overwrite=overwrite,
+        choosing=choosing,
     )
 
 

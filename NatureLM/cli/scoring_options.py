@@ -1,8 +1,9 @@
-"""Options that `beans score` and `beans compare` share, and what they mean for the library."""
+"""Options of verbs that score answers, and what they mean for the library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,38 @@ OnError = Annotated[
 ]
 Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and of random answers.")]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """The options that `beans score`, `beans compare` and `report` share, in the order of the help.
+
+    The methods raise UsageError for values that cannot be.
+    """
+
+    by: By = None
+    labels: Labels = None
+    scientific_names: ScientificNames = None
+    names: Names = None
+    task: Task = None
+    cluster: Cluster = None
+    on_error: OnError = "fail"
+    resamples: Resamples = 1000
+    seed: Seed = 0
+
+    def reading(self) -> Reading:
+        """How rows are read."""
+        return make_reading(
+            self.by, self.labels, self.scientific_names, self.names, self.task, self.cluster
+        )
+
+    def evaluation(self) -> Evaluation:
+        """How intervals are made."""
+        return make_evaluation(self.resamples, self.seed)
+
+    def at_errors(self) -> Any:
+        """What happens at a line that cannot be scored: "fail" or "skip"."""
+        return one_of("--on-error", self.on_error, ("fail", "skip"))
 
 
 def make_reading(

@@ -273,8 +273,9 @@ def _task(plan: Plan, named: str | None) -> str:
 
 def _asker(choice: _ModelChoice, plan: Plan, batch_size: int, kept: list[dict[str, Any]]) -> Any:
     """The function that answers at some α; every row goes into `kept`, too."""
-    from NatureLM.cli.asking import load_model, processor_of
+    from NatureLM.cli.asking import load_model
     from NatureLM.experiments.answering import Answerer
+    from NatureLM.infer.loading import processor_of
 
     _note(f"Loading {choice.model}")
     model = load_model(choice)

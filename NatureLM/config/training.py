@@ -135,6 +135,9 @@ class AugmentationsConfig(Section):
     gain_prob: Share = 0.0
     gain_db: float = Field(default=12.0, ge=0)
     """Largest change of loudness, up or down."""
+    colour_prob: Share = 0.0
+    colour_db: float = Field(default=8.0, ge=0)
+    """Largest gain or loss of a band, as microphones, distance and leaves change a sound."""
     random_crop: bool = True
     """Long clips are cut at random; otherwise their beginning is taken."""
     placement_prob: Share = 0.0

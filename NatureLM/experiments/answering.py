@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from NatureLM.beans.samples import Clip
 from NatureLM.errors import NatureLMError
 from NatureLM.experiments.hearing import Ears
 from NatureLM.experiments.plan import Cell
 from NatureLM.experiments.tune import Row
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from NatureLM.generation.audio import EncodedClip
     from NatureLM.models import NatureLM
 
 Report: TypeAlias = Callable[[int, int], None]
 """Told how many answers of how many are there."""
 
 ROWS = 32
-"""Rows of a batch, each with an α of its own."""
+"""Answers of a batch at most, each with an α of its own."""
 
 
 class NothingHeardError(NatureLMError):
@@ -47,56 +45,63 @@ class Answerer:
         report: Report = lambda done, total: None,
         **generation: Any,
     ) -> None:
-        self._model = model
-        self._rows = rows
+        from NatureLM.generation.embedding_files import kept_embeddings
+        from NatureLM.generation.engine import Engine
+        from NatureLM.generation.options import GenerationOptions
+
         self._report = report
-        self._generation = generation
+        self._engine = Engine(
+            model,
+            GenerationOptions(**generation),
+            batch_rows=rows,
+            embeddings=kept_embeddings(),
+        )
         self.left_out: dict[str, str] = {}
-        self._encoded = self._encode(clip for cell in cells for clip in cell.audios)
-        self.cells = [
-            cell for cell in cells if all(one.key in self._encoded for one in cell.audios)
-        ]
+        self._clips = self._encode(model, cells)
+        self.cells = [cell for cell in cells if all(one.key in self._clips for one in cell.audios)]
         if not self.cells:
             why = "; ".join(list(self.left_out.values())[:3]) or "there are no samples"
             raise NothingHeardError(f"there is nothing to answer: {why}")
 
     def __call__(self, alphas: Sequence[float]) -> list[Row]:
         """A row for every cell at every α, as `beans score` reads them."""
+        from NatureLM.generation.requests import Request
+
         asked = [(cell, alpha) for cell in self.cells for alpha in alphas]
-        made: list[Row] = []
-        for start in range(0, len(asked), self._rows):
-            made += self._answer(asked[start : start + self._rows])
-            self._report(len(made), len(asked))
-        return made
+        requests = [
+            Request(
+                key=place,
+                prompt=cell.prompt,
+                audios=tuple(clip.key for clip in cell.audios),
+                alpha=alpha,
+                stream=int(cell.id[:7], 16),
+            )
+            for place, (cell, alpha) in enumerate(asked)
+        ]
+        texts: dict[Any, str | None] = {}
+        for answer in self._engine.run(requests, self._clips.__getitem__):
+            if answer.error is not None:
+                raise answer.error
+            texts[answer.key] = answer.text
+            self._report(len(texts), len(asked))
+        return [_row(cell, alpha, texts[place]) for place, (cell, alpha) in enumerate(asked)]
 
-    def _answer(self, asked: Sequence[tuple[Cell, float]]) -> Iterator[Row]:
-        texts = self._model.generate(
-            [cell.prompt for cell, _ in asked],
-            [[self._encoded[clip.key] for clip in cell.audios] for cell, _ in asked],
-            alpha=[alpha for _, alpha in asked],
-            **self._generation,
-        )
-        for (cell, alpha), text in zip(asked, texts, strict=True):
-            yield {
-                "prediction": text,
-                "label": cell.label,
-                "id": cell.sample_id,
-                "dataset_name": cell.dataset_name,
-                "prompt": cell.prompt,
-                "lora_scale": alpha,
-                "query": cell.query,
-                "cluster": cell.cluster,
-            }
-
-    def _encode(self, clips: Iterable[Clip]) -> dict[str, Tensor]:
-        """Audio embeddings (Q, D) of the clips that can be read, by key; all are kept."""
-        from NatureLM.generation.audio import AudioEncoder
-
-        processor = self._model.processor
-        assert processor is not None, "a loaded model has a processor"
-        by_key = {clip.key: clip for clip in clips}
-        ears = Ears(self._model, by_key.values())
-        with AudioEncoder(ears, processor.prepare_audio, self._model.encode_audio) as audio:
-            found = audio.get(by_key)
+    def _encode(self, model: NatureLM, cells: Sequence[Cell]) -> dict[str, EncodedClip]:
+        """The clips that can be read, by key."""
+        by_key = {clip.key: clip for cell in cells for clip in cell.audios}
+        found = self._engine.encode(by_key, Ears(model, by_key.values()))
         self.left_out |= {key: str(one) for key, one in found.items() if isinstance(one, Exception)}
         return {key: one for key, one in found.items() if not isinstance(one, Exception)}
+
+
+def _row(cell: Cell, alpha: float, text: str | None) -> Row:
+    return {
+        "prediction": text,
+        "label": cell.label,
+        "id": cell.sample_id,
+        "dataset_name": cell.dataset_name,
+        "prompt": cell.prompt,
+        "lora_scale": alpha,
+        "query": cell.query,
+        "cluster": cell.cluster,
+    }

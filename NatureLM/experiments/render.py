@@ -24,6 +24,7 @@ from NatureLM.errors import UsageError
 from NatureLM.experiments.order import drawn_order
 from NatureLM.experiments.support import Support
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, render
+from NatureLM.prompts.examples import example_blocks
 
 _SPLIT = re.compile("(" + "|".join(re.escape(f"{{{flag}}}") for flag in FLAGS) + ")")
 
@@ -112,5 +113,5 @@ class Renderer:
 def _blocks(examples: Iterator[tuple[str, str, Clip | None]]) -> _Piece:
     """Examples (what is heard, label, clip), a blank line between them."""
     listed = list(examples)
-    text = "\n\n".join(f"Audio: {heard}\nLabel: {name}" for heard, name, _ in listed)
+    text = example_blocks((heard, name) for heard, name, _ in listed)
     return _Piece(text, tuple(clip for *_, clip in listed if clip is not None))

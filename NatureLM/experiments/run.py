@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -72,9 +72,11 @@ def run_experiment(
     *,
     generate: GenerateConfig,
     batch_tokens: int | None = None,
+    max_memory: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
     exports: bool = True,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> RunSummary:
     """Answer all cells of a plan that have no answer in `output` yet.
 
@@ -82,14 +84,25 @@ def run_experiment(
         copy in the reference's layout then
     generate: how answers are decoded; its `merging_alpha` plays no part, cells have their own α
     batch_tokens, workers: change the speed and never an answer
+    max_memory: bytes that batches and kept embeddings may take beside the model's weights
     progress: told where the run stands after every answer
     exports: whether the reference's files are written at the end
+    warn: told where memory runs out and how the run goes on
 
     Raises OutputError for answers of other settings, or a folder that another run writes to.
     """
+    from NatureLM.generation.embedding_files import kept_embeddings
     from NatureLM.generation.engine import Engine, one_alpha
 
-    engine = Engine(model, _options(generate), batch_tokens=batch_tokens, workers=workers)
+    engine = Engine(
+        model,
+        _options(generate),
+        batch_tokens=batch_tokens,
+        max_memory=max_memory,
+        workers=workers,
+        embeddings=kept_embeddings(note=warn, max_memory=max_memory),
+        note=warn,
+    )
     settings = run_settings(model, plan, generate)
     path, ears = answers_path(output), Ears(model)
     with CellStore(path) as store:

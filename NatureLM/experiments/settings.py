@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSettings:
     """The settings of a run; batch size, threads, device and paths are none, they change nothing.
 
-    `plan` is a hash of every cell: it changes with any sample, prompt, question or α, and the
-    values beside it say in words what that may be.
+    What is asked of which samples is none either: cells have names of their own, so a run may be
+    gone on with that asks for more.
     """
     return RunSettings(
         {
@@ -25,12 +25,13 @@ def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSe
             "dtype": "+".join(sorted({_name(one.dtype) for one in model.parameters()})),
             "prompt_template": model.processor.prompt_template if model.processor else None,
             "generate": generate.model_dump(exclude={"merging_alpha"}),
+        },
+        asked={
             "lora_scales": list(plan.alphas),
             "queries": None if plan.queries is None else list(plan.queries),
             "datasets": dict(_counts(plan)),
-            "samples": _digest_of_samples(plan),
             "plan": plan.fingerprint(),
-        }
+        },
     )
 
 
@@ -57,12 +58,3 @@ def _counts(plan: Plan) -> dict[str, int]:
     for sample in plan.samples:
         counts[sample.dataset_name] = counts.get(sample.dataset_name, 0) + 1
     return counts
-
-
-def _digest_of_samples(plan: Plan) -> str:
-    """Hash of which samples there are and what is right about them, whatever their order."""
-    known = sorted(
-        f"{one.dataset_name}\n{one.id}\n{one.clip.key}\n{one.label}\n{one.cluster}"
-        for one in plan.samples
-    )
-    return hashlib.sha256("\n\n".join(known).encode("utf-8", "backslashreplace")).hexdigest()[:16]

@@ -13,16 +13,17 @@ read it:
 ``lora_scale``    α, exactly
 ``cluster``       samples of one recording or family share it
 ``task``          classification, detection or captioning, where the data say it
-``audio_bytes``   size of the file of each clip in the prompt, where they are files
+``audio_digest``  hash of the file of each clip in the prompt, where they are files
 ``cell``          stable name of the cell: a hash of all that decides the answer but the model
-``run``           fingerprint of model, decoding and plan; rows of one file have the same
+``run``           fingerprint of model and decoding; rows of one file have the same
 ================  ==================================================================================
 
 Where a clip could not be read there is ``error`` (the message) and ``error_type`` in place of the
 prediction; such cells are asked again when the run goes on. There are no times in the rows, so the
 same run gives the same rows on any day, in whatever order. A line is one write, whole or cut off
-and asked anew; one process writes at a time; answers of other settings, or about files that have
-another size now, are refused, never wiped.
+and asked anew; one process writes at a time. A run may ask for more than the file holds, such as
+more α or samples; one that leaves out cells that have an answer, has other settings, or is about
+recordings or labels that have changed, is refused, and nothing is wiped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from NatureLM.beans.samples.sources import FileSource
 from NatureLM.experiments.plan import Cell
@@ -44,13 +45,21 @@ from NatureLM.outputs.settings import differences, read_record, record_path, wri
 _OTHERWISE = "give another --output-path"
 
 
+class _Answered(NamedTuple):
+    """What a cell was about when it was answered; digests are those of its clips."""
+
+    label: str
+    cluster: str
+    digests: list[str | None]
+
+
 @dataclass
 class _Found:
     """What the file held when it was opened."""
 
     end: int = 0
     run: str | None = None
-    done: dict[str, Any] = field(default_factory=dict)  # with the sizes of the clips
+    done: dict[str, _Answered] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
 
 
@@ -90,16 +99,20 @@ class CellStore:
     def begin(self, settings: RunSettings, cells: Iterable[Cell] = ()) -> None:
         """Start a run, or go on with it; a cut-off line and errors of before are taken out.
 
-        cells: what the run asks; answers to them must be about the same recordings
+        cells: what the run asks: all that has an answer, about the same recordings, and more
 
-        Raises OutputError, and leaves the file as it is, if it holds answers of other settings or
-        about recordings that have changed.
+        Raises OutputError, and leaves the file as it is, if it holds answers of other settings,
+        about recordings that have changed, or to cells that are not asked.
         """
         found = self._found
         if found.run not in (None, settings.run):
             raise self._refusal(settings)
+        unasked = set(found.done)
         for cell in cells if found.done else ():
             self._refuse_changed(cell)
+            unasked.discard(cell.id)
+        if unasked:
+            raise self._unasked_refusal(settings, len(unasked))
         self._file.truncate(found.end)
         if found.failed:
             self._file.keep_lines(lambda line, number: b'"error"' not in line or not _failed(line))
@@ -113,7 +126,7 @@ class CellStore:
     def add(self, cell: Cell, prediction: str) -> None:
         """Write an answer."""
         self._file.append(json_line({"prediction": prediction, **self._facts(cell)}))
-        self._found.done[cell.id] = _sizes(cell)
+        self._found.done[cell.id] = _answered(cell)
 
     def add_error(self, cell: Cell, error: Exception) -> None:
         """Write why a cell has no answer."""
@@ -135,39 +148,73 @@ class CellStore:
             "lora_scale": cell.alpha,
             "cluster": cell.cluster,
             **({"task": cell.task} if cell.task else {}),
-            **({"audio_bytes": sizes} if (sizes := _sizes(cell)) else {}),
+            **({"audio_digest": digests} if (digests := _digests(cell)) else {}),
             "cell": cell.id,
             "run": self._run,
         }
 
     def _refuse_changed(self, cell: Cell) -> None:
-        before, now = self._found.done.get(cell.id) or [], _sizes(cell)
-        for clip, old, new in zip(cell.audios, before, now, strict=False):
+        before = self._found.done.get(cell.id)
+        if before is None:
+            return
+        for clip, old, new in zip(cell.audios, before.digests, _digests(cell), strict=False):
             if None not in (old, new) and old != new:
                 raise OutputError(
-                    f"{self.path}: holds answers about {clip.key}, which has changed since: it had "
-                    f"{old} bytes and has {new} now. {_OTHERWISE.capitalize()}."
+                    f"{self.path}: holds answers about {clip.key}, which has changed since. "
+                    f"{_OTHERWISE.capitalize()}."
+                )
+        for name in ("label", "cluster"):
+            old, new = getattr(before, name), getattr(cell, name)
+            if old != new:
+                raise OutputError(
+                    f"{self.path}: holds an answer to {cell.sample_id!r} of {cell.dataset_name}, "
+                    f"whose {name} was {old!r} and is {new!r} now. {_OTHERWISE.capitalize()}."
                 )
 
-    def _refusal(self, settings: RunSettings) -> OutputError:
+    def _record(self) -> RunSettings | None:
+        """The settings that the rows were made with, where they are still known."""
         record = read_record(self._file.real)
-        if record is not None and record.run == self._found.run:
+        return record if record is not None and record.run == self._found.run else None
+
+    def _refusal(self, settings: RunSettings) -> OutputError:
+        record = self._record()
+        if record is not None:
             found = differences(record.values, settings.values)
+            found = found or ["they were made by another version of the program"]
         else:
             missing = record_path(self.path).name
             found = [f"what differs cannot be told, because {missing} is missing or damaged"]
-        lines = "\n".join(f"  - {line}" for line in found)
         return OutputError(
-            f"{self.path}: holds answers of another model, other data or other settings, and these "
-            f"are not mixed:\n{lines}\n{_OTHERWISE.capitalize()}."
+            f"{self.path}: holds answers of another model or other settings, and these are not "
+            f"mixed:\n{_bullets(found)}\n{_OTHERWISE.capitalize()}."
+        )
+
+    def _unasked_refusal(self, settings: RunSettings, count: int) -> OutputError:
+        record = self._record()
+        found = [] if record is None else differences(record.asked, settings.asked)
+        # A hash says nothing to people where something else does.
+        found = [line for line in found if not line.startswith("plan: ")]
+        found = found or ["other samples, or other text around the questions"]
+        return OutputError(
+            f"{self.path}: holds answers that this run does not ask for ({count} of "
+            f"{self.answers}), and what is asked may only grow:\n{_bullets(found)}\n"
+            f"Ask for them, too, or {_OTHERWISE}."
         )
 
 
-def _sizes(cell: Cell) -> list[int | None]:
-    """Bytes of the files of a cell's clips; empty where none is a file."""
+def _answered(cell: Cell) -> _Answered:
+    return _Answered(cell.label, cell.cluster, _digests(cell))
+
+
+def _digests(cell: Cell) -> list[str | None]:
+    """Hashes of the files of a cell's clips; empty where none is a file."""
     sources = [clip.source for clip in cell.audios]
-    sizes = [one.size if isinstance(one, FileSource) else None for one in sources]
-    return sizes if any(size is not None for size in sizes) else []
+    found = [one.digest if isinstance(one, FileSource) else None for one in sources]
+    return found if any(digest is not None for digest in found) else []
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)
 
 
 def read_cells(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -202,7 +249,9 @@ def _read(path: Path, name: str) -> _Found:
             if "error" in row:
                 found.failed.add(row["cell"])
             else:
-                found.done[row["cell"]] = row.get("audio_bytes")
+                label, cluster = str(row.get("label")), str(row.get("cluster"))
+                digests = row.get("audio_digest") or []
+                found.done[row["cell"]] = _Answered(label, cluster, digests)
             found.end += len(line)
     return found
 

@@ -11,27 +11,32 @@ scored at its present length, is no better than the worst of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from NatureLM.generation.constrained import LabelGrammar, only_allowed
+from NatureLM.generation.decoded import Choice, Decoded
 from NatureLM.generation.logits import process_scores
 from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.session import DecodingSession
 
 
-@dataclass
-class _Search:
+@dataclass(eq=False)
+class Search:
     """The beams and the finished hypotheses of one prompt."""
 
     width: int
     length_penalty: float
+    max_new_tokens: int
     prompt_length: int
+    grammar: LabelGrammar | None = None
     beams: list[list[int]] = field(default_factory=lambda: [[]])
     sums: list[float] = field(default_factory=lambda: [0.0])
-    finished: list[tuple[float, list[int]]] = field(default_factory=list)
+    finished: list[tuple[float, Decoded]] = field(default_factory=list)
     done: bool = False
 
     def advance(
@@ -41,7 +46,13 @@ class _Search:
         beams: list[list[int]] = []
         sums: list[float] = []
         parents: list[int] = []
+        if math.isnan(candidates[0][0]):  # sorted before all numbers; nothing can be compared
+            self.finished = [(math.nan, Decoded(self.beams[0], math.nan))]
+            self.done = True
+            return parents
         for rank, (total, parent, token) in enumerate(candidates):
+            if total == -math.inf:  # neither it nor what comes after it is allowed
+                break
             if token in eos_ids:
                 if rank < self.width:  # whichever end came, the reference writes its first id
                     self._finish(total, [*self.beams[parent], eos_ids[0]])
@@ -52,20 +63,21 @@ class _Search:
             if len(beams) == self.width:
                 break
         self.beams, self.sums = beams, sums
-        self.done = self._cannot_improve(candidates[0][0], len(beams[0]))
+        self.done = not beams or self._cannot_improve(candidates[0][0], len(beams[0]))
+        if not self.done and len(beams[0]) >= self.max_new_tokens:
+            for total, ids in zip(sums, beams, strict=True):  # they count at their present length
+                self._finish(total, ids)
+            self.done = True
         return parents
 
-    def best(self) -> list[int]:
-        """The best hypothesis; unfinished beams count at their present length."""
-        if not self.done:
-            for total, ids in zip(self.sums, self.beams, strict=True):
-                self._finish(total, ids)
+    def result(self) -> Decoded:
+        """The best hypothesis."""
         return max(self.finished, key=lambda scored: scored[0])[1]
 
     def _finish(self, total: float, ids: list[int]) -> None:
         score = total / len(ids) ** self.length_penalty
         if len(self.finished) < self.width or score > min(self.finished, key=_score)[0]:
-            self.finished.append((score, ids))
+            self.finished.append((score, Decoded(ids, total)))
             if len(self.finished) > self.width:
                 self.finished.remove(min(self.finished, key=_score))
 
@@ -76,52 +88,54 @@ class _Search:
         return min(self.finished, key=_score)[0] >= attainable
 
 
-def _score(scored: tuple[float, list[int]]) -> float:
+def _score(scored: tuple[float, Decoded]) -> float:
     return scored[0]
 
 
-def decode_beams(
-    session: DecodingSession,
-    prompt_lengths: Sequence[int],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-) -> list[list[int]]:
-    """Token ids of the best hypothesis of each prompt; finished prompts leave the batch."""
-    searches = [
-        _Search(options.num_beams, options.length_penalty, length) for length in prompt_lengths
-    ]
-    active = list(searches)
-    scores_RV = session.logits_RV
-    for step in range(options.max_new_tokens):
-        scores_RV = _sum_scores(scores_RV, active, eos_ids, options)
-        widths = [len(search.beams) for search in active]
-        candidates = _candidates(scores_RV, widths, options.num_beams, len(eos_ids))
+class BeamDecoding:
+    """The best continuations of the beams of every prompt."""
+
+    def __init__(self, options: GenerationOptions, eos_ids: Sequence[int]) -> None:
+        self._options, self._eos_ids = options, list(eos_ids)
+
+    def begin(
+        self, prompt_length: int, stream: int = 0, grammar: LabelGrammar | None = None
+    ) -> Search:
+        """The state of a prompt of which nothing was decoded yet; nothing is drawn at random."""
+        options = self._options
+        return Search(
+            options.num_beams,
+            options.length_penalty,
+            options.max_new_tokens if grammar is None else grammar.max_new_tokens,
+            prompt_length,
+            grammar,
+        )
+
+    def choose(self, logits_RV: Tensor, states: Sequence[Search]) -> Choice:
+        """Take every prompt's beams one token further."""
+        scores_RV = _sum_scores(logits_RV, states, self._eos_ids, self._options)
+        widths = [len(search.beams) for search in states]
+        candidates = _candidates(scores_RV, widths, self._options.num_beams, len(self._eos_ids))
         rows: list[int] = []
+        tokens: list[int] = []
         first_row = 0
-        going_on: list[_Search] = []
-        for search, beams, best in zip(active, widths, candidates, strict=True):
-            parents = search.advance(best, eos_ids)
+        for search, beams, best in zip(states, widths, candidates, strict=True):
+            parents = search.advance(best, self._eos_ids)
             if not search.done:
                 rows += [first_row + parent for parent in parents]
-                going_on.append(search)
+                tokens += [ids[-1] for ids in search.beams]
             first_row += beams
-        active = going_on
-        if not active or step + 1 == options.max_new_tokens:
-            break
-        session.select(rows)
-        tokens = [ids[-1] for search in active for ids in search.beams]
-        scores_RV = session.step(torch.tensor(tokens, device=scores_RV.device))
-    return [search.best() for search in searches]
+        return Choice(rows, tokens)
 
 
 def _sum_scores(
     logits_RV: Tensor,
-    active: Sequence[_Search],
+    searches: Sequence[Search],
     eos_ids: Sequence[int],
     options: GenerationOptions,
 ) -> Tensor:
     """Summed log-probability of every continuation (R, V)."""
-    beams = [(search, ids) for search in active for ids in search.beams]
+    beams = [(search, ids) for search in searches for ids in search.beams]
     scores_RV = process_scores(
         logits_RV.log_softmax(dim=-1),
         [ids for _, ids in beams],
@@ -129,7 +143,10 @@ def _sum_scores(
         eos_ids,
         options,
     )
-    sums = [total for search in active for total in search.sums]
+    scores_RV = only_allowed(
+        scores_RV, [ids for _, ids in beams], [search.grammar for search, _ in beams]
+    )
+    sums = [total for search in searches for total in search.sums]
     return scores_RV + scores_RV.new_tensor(sums)[:, None]
 
 
@@ -139,20 +156,24 @@ def _candidates(
     """The best (sum, beam, token) over the beams of each prompt, best first.
 
     Enough of them that `width` go on even if every beam's end-of-text tokens come first.
-    `widths`: how many rows each prompt has, mostly the same for all, which is one `topk` then.
+    `widths`: how many rows each prompt has; those with as many are one `topk`.
     """
     vocabulary = scores_RV.shape[-1]
-    same = len(set(widths)) == 1
-    blocks = [scores_RV.view(len(widths), -1)] if same else scores_RV.split(list(widths))
-    found: list[list[tuple[float, int, int]]] = []
-    for block in blocks:
-        flat = block if same else block.reshape(1, -1)
-        best = flat.topk(min(max(2, 1 + eos_count) * width, flat.shape[-1]))
-        for totals, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            found.append(
-                [
-                    (total, place // vocabulary, place % vocabulary)
-                    for total, place in zip(totals, places, strict=True)
-                ]
-            )
+    most = max(2, 1 + eos_count) * width
+    first_rows = [0, *accumulate(widths)]
+    found: list[list[tuple[float, int, int]]] = [[] for _ in widths]
+    for beams in set(widths):
+        prompts = [prompt for prompt, one in enumerate(widths) if one == beams]
+        block_RV = scores_RV
+        if len(prompts) < len(widths):
+            rows = [first_rows[prompt] + beam for prompt in prompts for beam in range(beams)]
+            block_RV = scores_RV[torch.tensor(rows, device=scores_RV.device)]
+        best = block_RV.view(len(prompts), -1).topk(min(most, beams * vocabulary))
+        for prompt, totals, places in zip(
+            prompts, best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            found[prompt] = [
+                (total, place // vocabulary, place % vocabulary)
+                for total, place in zip(totals, places, strict=True)
+            ]
     return found

@@ -1,15 +1,15 @@
 """The engine: requests in, answers out, each as if it had been asked alone, and much cheaper.
 
 Every clip is encoded once. Queries and α are rows of batches, which are filled by tokens; rows that
-begin alike share keys and values; rows that are finished leave.
+begin alike share keys and values; rows that are finished leave, and others take their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import accumulate, islice
 from typing import Any, Protocol
 
 import torch
@@ -17,21 +17,27 @@ from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio import AudioEncoder, Encoded, Load
-from NatureLM.generation.generate import generate_ids
+from NatureLM.generation.constrained import LabelGrammar
+from NatureLM.generation.decoded import Decoded
+from NatureLM.generation.decoder import Decoder, Prompt
+from NatureLM.generation.embeddings import Embeddings, MemoryEmbeddings, bytes_in_memory
+from NatureLM.generation.logits import NotANumberError
+from NatureLM.generation.memory import halving
 from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Answer, Request
-from NatureLM.generation.scheduler import Batch, Budget, Row, plan_batches
-from NatureLM.generation.splice import (
-    PromptError,
-    check_placeholders,
-    prompt_parts,
-    splice_parts,
-)
+from NatureLM.generation.requests import Answer, LabelChoice, Request
+from NatureLM.generation.scheduler import Batch, Budget, Row
+from NatureLM.generation.scorer import Scorer
+from NatureLM.generation.splice import splice_parts
+from NatureLM.generation.waiting import Waiting
 
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536
+_ENCODE_BATCH = 16  # clips
 _CACHE_BYTES = {"cpu": 2 << 30}  # what the keys and values of a batch may take
 _ACCELERATOR_CACHE_BYTES = 8 << 30
+_BUSY_ROWS = {"cpu": 16}  # rows that a step takes hardly longer for than for one
+_ACCELERATOR_BUSY_ROWS = 128
+_CACHE_SHARE = 4  # of the memory that may be used, one part
 
 
 class EngineModel(Protocol):
@@ -62,10 +68,13 @@ class Engine:
     options: how answers are decoded
     batch_tokens: size of a batch: rows x beams x (prompt + new tokens); by default that of the
         device. It changes the speed and never an answer
+    batch_rows: most answers that are decoded, and most clips that are encoded, at once
+    max_memory: bytes that batches and kept embeddings may take beside the model's weights
     workers: threads that load audio ahead of the model
     lookahead: requests that batches are chosen from
-    cache_bytes: what may be kept of audio embeddings
+    embeddings: where audio embeddings are kept; in memory, as long as the engine lives, by default
     eos_ids: tokens that end an answer, by default the model's
+    note: told that memory ran out and how the work goes on
     """
 
     def __init__(
@@ -74,20 +83,34 @@ class Engine:
         options: GenerationOptions | None = None,
         *,
         batch_tokens: int | None = None,
+        batch_rows: int | None = None,
+        max_memory: int | None = None,
         workers: int = 2,
         lookahead: int = 512,
-        cache_bytes: int = 1 << 28,
+        embeddings: Embeddings | None = None,
         eos_ids: Sequence[int] | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        for name, value in (("batch_tokens", batch_tokens), ("lookahead", lookahead)):
+        for name, value in (
+            ("batch_tokens", batch_tokens),
+            ("batch_rows", batch_rows),
+            ("max_memory", max_memory),
+            ("lookahead", lookahead),
+        ):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         self.model = model
         self.options = options or GenerationOptions()
-        tokens = batch_tokens or _default_batch_tokens(model)
-        self._budget = Budget(tokens, self.options.num_beams, self.options.max_new_tokens)
-        self._workers, self._lookahead, self._cache_bytes = workers, lookahead, cache_bytes
+        tokens = batch_tokens or _default_batch_tokens(model, max_memory)
+        beams, new_tokens = self.options.num_beams, self.options.max_new_tokens
+        self._budget = Budget(tokens, beams, new_tokens, batch_rows)
+        self._workers, self._lookahead, self._note = workers, lookahead, note
+        if embeddings is None:
+            embeddings = MemoryEmbeddings(bytes_in_memory(max_memory))
+        self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
+        self._scorer = Scorer(model, self._eos_ids, self._budget, note)
+        self._busy = _BUSY_ROWS.get(model.device.type, _ACCELERATOR_BUSY_ROWS)
         self.encoded = 0
         """Windows that were encoded in all runs."""
 
@@ -97,100 +120,177 @@ class Engine:
         load: reads a clip by its name, called from threads; where it raises NatureLMError or
             OSError, the requests with that clip get the error, and the others go on
         """
-        run = _Run(self.model.tokenizer)
-        source = iter(requests)
         with self._encoder(load) as audio:
-            pool: list[Row] = []
-            coming = list(islice(source, self._lookahead))
-            while coming or pool:
-                fresh, room = coming, max(1, self._lookahead - len(pool))
-                coming = list(islice(source, room))
-                audio.announce(key for one in (*fresh, *coming) for key in one.audios)
-                for made in self._prepare(fresh, audio, run):
-                    if isinstance(made, Answer):
-                        yield made
-                    else:
-                        pool.append(made)
+            waiting = self._waiting(requests, audio)
+            decoding = _Decoding(self.model, self.options, self._eos_ids)
+            while True:
+                scored: list[Row] = []
+                if self._has_idle_room(decoding):
+                    yield from waiting.fill()
+                    self.encoded += audio.taken()
+                    scored = waiting.withdraw(lambda row: row.request.is_scored)
+                    yield from self._scorer(scored)
+                    self._refill(decoding, waiting)
+                if decoding.rows:
+                    yield from self._advance(decoding, waiting)
+                elif not scored:
+                    return
+
+    def batches(self, requests: Iterable[Request], load: Load) -> Iterator[Batch | Answer]:
+        """The batches that requests are run in, for who does something else with them than decode.
+
+        Answers are those of requests that cannot be run. `load` as for `run`.
+        """
+        with self._encoder(load) as audio:
+            waiting = self._waiting(requests, audio)
+            while True:
+                yield from waiting.fill()
                 self.encoded += audio.taken()
-                batches = plan_batches(pool, self._budget)
-                # The last batch is seldom full: its rows wait for more of their length.
-                held = batches.pop() if coming and len(batches) > 1 else None
-                for batch in batches:
-                    yield from self._answer(batch)
-                pool = list(held.rows) if held is not None else []
+                batch = waiting.take(self._budget)
+                if batch is None:
+                    return
+                yield batch
+
+    def encode(self, names: Iterable[str], load: Load) -> dict[str, Encoded]:
+        """Clips (or what kept them from being read) by name, encoded and kept."""
+        with self._encoder(load) as audio:
+            found = audio.get(names)
+            self.encoded += audio.taken()
+            return found
 
     def _encoder(self, load: Load) -> AudioEncoder:
         return AudioEncoder(
             load,
             self.model.processor.prepare_audio,
             self.model.encode_audio,
+            kept=self._embeddings,
+            state=self._embeddings.state_of(self.model),
             workers=self._workers,
-            cache_bytes=self._cache_bytes,
+            batch=min(_ENCODE_BATCH, self._budget.most_rows or _ENCODE_BATCH),
+            note=self._note,
         )
 
-    def _prepare(
-        self, requests: Sequence[Request], audio: AudioEncoder, run: _Run
-    ) -> Iterator[Row | Answer]:
-        """Rows that are ready to run; answers of those that cannot."""
-        self.model.alphas_for([one.alpha for one in requests], len(requests))
-        encoded = audio.get(key for one in requests for key in one.audios)
-        for request in requests:
-            clips = [encoded[key] for key in request.audios]
-            broken = next((clip for clip in clips if isinstance(clip, Exception)), None)
-            try:
-                check_placeholders(request.prompt, len(clips))
-            except PromptError as error:
-                broken = error
-            yield run.row(request, clips) if broken is None else Answer(request, None, broken)
+    def _waiting(self, requests: Iterable[Request], audio: AudioEncoder) -> Waiting:
+        def check(alphas: Sequence[float]) -> None:
+            self.model.alphas_for(alphas, len(alphas))
 
-    def _answer(self, batch: Batch) -> list[Answer]:
-        model = self.model
+        return Waiting(requests, audio, self.model.tokenizer, check, self._lookahead)
+
+    def _has_idle_room(self, decoding: _Decoding) -> bool:
+        """Whether more rows pay.
+
+        A step of few rows takes as long as one of `busy` rows; with that many it is the arithmetic
+        that takes the time, and more rows bring nothing. Half a batch must be free, because all
+        keys and values that are there are copied when rows join.
+        """
+        is_busy = decoding.rows * self.options.num_beams >= self._busy
+        return not is_busy and 2 * decoding.rows <= self._budget.rows(decoding.longest)
+
+    def _refill(self, decoding: _Decoding, waiting: Waiting) -> None:
+        """Add rows that wait to those that are decoded, as far as there is room."""
+        while len(waiting):
+            budget = self._budget
+            if decoding.rows:
+                room = budget.rows(max(decoding.longest, waiting.longest)) - decoding.rows
+                if room < 1:
+                    return
+                budget = budget.within(room)
+            batch = waiting.take(budget)
+            assert batch is not None, "rows wait"
+            rows = decoding.rows + len(batch.rows)
+            with halving(rows, self._note, "answers were decoded") as outcome:
+                decoding.add(batch)
+            if outcome.halved is None:
+                return
+            waiting.put_back(batch.rows)
+            self._budget = self._budget.within(outcome.halved)
+
+    def _advance(self, decoding: _Decoding, waiting: Waiting) -> Iterator[Answer]:
+        rows = decoding.rows
+        finished: list[tuple[Row, Decoded]] = []
+        with halving(rows, self._note, "answers were decoded") as outcome:
+            finished = decoding.advance()
+        if outcome.halved is not None:
+            # Some layers may have taken the step, others not: all rows begin again.
+            waiting.put_back(decoding.give_up())
+            self._budget = self._budget.within(outcome.halved)
+        for row, decoded in finished:
+            if math.isnan(decoded.log_probability):
+                yield Answer(row.request, None, NotANumberError())
+                continue
+            grammar = decoding.grammar(row)
+            if grammar is None:
+                text = self.model.tokenizer.decode(decoded.ids, skip_special_tokens=True)
+            else:
+                text = grammar.text(decoded.ids)
+            tokens = len(decoded.ids)
+            yield Answer(row.request, text, log_probability=decoded.log_probability, tokens=tokens)
+
+
+class _Decoding:
+    """Rows that are being decoded."""
+
+    def __init__(
+        self, model: EngineModel, options: GenerationOptions, eos_ids: Sequence[int]
+    ) -> None:
+        self._model, self._options, self._eos_ids = model, options, eos_ids
+        self._grammar = lru_cache(maxsize=64)(self._make_grammar)
+        self._start()
+
+    def _start(self) -> None:
+        self._decoder = Decoder(self._model.language_model, self._options, self._eos_ids)
+        self._rows: dict[Prompt, Row] = {}
+
+    @property
+    def rows(self) -> int:
+        """Answers that are not finished."""
+        return len(self._rows)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest prompt."""
+        return max((row.length for row in self._rows.values()), default=0)
+
+    def add(self, batch: Batch) -> None:
+        """Run the prompts of a batch."""
         with torch.inference_mode():
-            embeds = [
-                splice_parts(row.parts, row.audios_QD, model.llama_embed_tokens)
+            prompts = [
+                Prompt(
+                    splice_parts(row.parts, row.audios_QD, self._model.llama_embed_tokens),
+                    row.request.alpha,
+                    row.request.stream,
+                    self.grammar(row),
+                )
                 for row in batch.rows
             ]
-        ids = generate_ids(
-            model.language_model,
-            embeds,
-            alphas=[row.request.alpha for row in batch.rows],
-            eos_ids=self._eos_ids,
-            options=self.options,
-            row_numbers=[row.request.stream for row in batch.rows],
-            shared=batch.shared,
+        self._decoder.add(prompts, batch.shared)
+        self._rows.update(zip(prompts, batch.rows, strict=True))
+
+    def advance(self) -> list[tuple[Row, Decoded]]:
+        """Take every answer a token further; those that are finished."""
+        return [(self._rows.pop(prompt), decoded) for prompt, decoded in self._decoder.advance()]
+
+    def grammar(self, row: Row) -> LabelGrammar | None:
+        """What the row may be answered; None for anything."""
+        return None if row.request.choice is None else self._grammar(row.request.choice)
+
+    def _make_grammar(self, choice: LabelChoice) -> LabelGrammar:
+        return LabelGrammar(
+            choice.labels,
+            self._model.tokenizer,
+            self._eos_ids,
+            several=choice.several,
+            max_new_tokens=self._options.max_new_tokens,
         )
-        return [
-            Answer(row.request, model.tokenizer.decode(tokens, skip_special_tokens=True))
-            for row, tokens in zip(batch.rows, ids, strict=True)
-        ]
+
+    def give_up(self) -> list[Row]:
+        """Forget all that was decoded; the rows whose answers are not finished."""
+        rows = list(self._rows.values())
+        self._start()
+        return rows
 
 
-class _Run:
-    """What one run knows: tokenised prompts, and numbers in place of the names of clips."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._parts = lru_cache(maxsize=4096)(
-            lambda prompt: tuple(tuple(part) for part in prompt_parts(prompt, tokenizer))
-        )
-        self._numbers: dict[str, int] = {}
-
-    def row(self, request: Request, clips: Sequence[Encoded]) -> Row:
-        """The request in pieces."""
-        audios = tuple(clip for clip in clips if isinstance(clip, Tensor))
-        parts = self._parts(request.prompt)
-        pieces: list[int] = []
-        widths: list[int] = []
-        for index, part in enumerate(parts):
-            pieces += part
-            widths += [1] * len(part)
-            if index < len(audios):
-                key = request.audios[index]
-                pieces.append(-1 - self._numbers.setdefault(key, len(self._numbers)))
-                widths.append(audios[index].shape[0])
-        return Row(request, parts, audios, tuple(pieces), tuple(accumulate(widths)))
-
-
-def _default_batch_tokens(model: EngineModel) -> int:
+def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
     """As many as the device is quick with and the keys and values have room for."""
     kind = model.device.type
     config = model.language_model.config
@@ -198,8 +298,11 @@ def _default_batch_tokens(model: EngineModel) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = model.llama_embed_tokens.weight.element_size()
     bytes_of_one = 2 * config.num_hidden_layers * heads * width * size
-    room = _CACHE_BYTES.get(kind, _ACCELERATOR_CACHE_BYTES) // bytes_of_one
-    return max(1, int(min(_BATCH_TOKENS.get(kind, _ACCELERATOR_BATCH_TOKENS), room)))
+    room = _CACHE_BYTES.get(kind, _ACCELERATOR_CACHE_BYTES)
+    if max_memory is not None:
+        room = min(room, max_memory // _CACHE_SHARE)
+    tokens = min(_BATCH_TOKENS.get(kind, _ACCELERATOR_BATCH_TOKENS), room // bytes_of_one)
+    return max(1, int(tokens))
 
 
 @contextmanager

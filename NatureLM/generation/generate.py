@@ -1,21 +1,20 @@
-"""Prompts as embeddings in, token ids out: the one door to decoding."""
+"""Prompts as embeddings in, token ids out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from NatureLM.generation.beams import decode_beams
+from NatureLM.generation.constrained import LabelGrammar
+from NatureLM.generation.decoded import Decoded
+from NatureLM.generation.decoder import Decoder, Prompt
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.prefill import SharedStart
-from NatureLM.generation.session import DecodingSession
-from NatureLM.generation.single import decode_single
 
 
-@torch.inference_mode()
-def generate_ids(
+def decode(
     language_model: nn.Module,
     prompts_LD: Sequence[Tensor],
     *,
@@ -24,21 +23,29 @@ def generate_ids(
     options: GenerationOptions,
     row_numbers: Sequence[int] | None = None,
     shared: Sequence[SharedStart] = (),
-) -> list[list[int]]:
+    grammars: Sequence[LabelGrammar | None] | None = None,
+) -> list[Decoded]:
     """Decode each prompt's embeddings (length, width) under its own α.
 
-    Returns the generated ids of each prompt, the end-of-text id included if one came. A prompt's
-    ids do not depend on the others, their order or their number. `row_numbers` name the random
-    streams when sampling (the place in the list by default). `shared` names prompts of one α that
-    begin with the same embeddings, which are then run once.
+    A prompt's ids do not depend on the others, their order or their number. `row_numbers` name the
+    random streams when sampling (the place in the list by default). `shared` names prompts of one α
+    that begin with the same embeddings, which are then run once. `grammars` says what a prompt may
+    be answered (None: anything); `options` must leave room for the longest of those answers.
     """
-    if not prompts_LD:
-        return []
-    lengths = [prompt.shape[0] for prompt in prompts_LD]
-    session = DecodingSession(
-        language_model, prompts_LD, alphas, shared=shared, new_tokens=options.max_new_tokens
-    )
-    if options.num_beams > 1:
-        return decode_beams(session, lengths, eos_ids, options)
-    numbers = list(row_numbers) if row_numbers is not None else list(range(len(prompts_LD)))
-    return decode_single(session, lengths, eos_ids, options, numbers)
+    count = len(prompts_LD)
+    numbers = range(count) if row_numbers is None else row_numbers
+    rules = [None] * count if grammars is None else grammars
+    prompts = [Prompt(*facts) for facts in zip(prompts_LD, alphas, numbers, rules, strict=True)]
+    decoder = Decoder(language_model, options, eos_ids)
+    decoder.add(prompts, shared)
+    found: dict[Prompt, Decoded] = {}
+    while len(decoder):
+        found.update(decoder.advance())
+    return [found[prompt] for prompt in prompts]
+
+
+def generate_ids(
+    language_model: nn.Module, prompts_LD: Sequence[Tensor], **how: Any
+) -> list[list[int]]:
+    """The token ids that `decode` gives for each prompt, the end included if one came."""
+    return [one.ids for one in decode(language_model, prompts_LD, **how)]

@@ -65,6 +65,21 @@ class RoomyLayer(DynamicLayer):
             keys, values = self.held
             self.fill((keys[rows], values[rows]), room)
 
+    def cut(self, columns: int) -> None:
+        """Forget the first columns; nothing is copied."""
+        length = self.get_seq_length() - columns
+        self._buffers = tuple(buffer[:, :, columns:] for buffer in self._buffers)
+        self._show(length)
+
+    def keep(self, fixed: int, places: Sequence[int]) -> None:
+        """Leave the first `fixed` positions, and of those behind them the ones at `places`."""
+        length = fixed + len(places)
+        for buffer in self._buffers:
+            if places:
+                where = torch.tensor([fixed + place for place in places], device=buffer.device)
+                buffer[:, :, fixed:length] = buffer[:, :, where]
+        self._show(length)
+
     def _show(self, length: int) -> None:
         keys, values = self._buffers
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
@@ -90,6 +105,11 @@ class RoomyCache(Cache):
         """
         for layer in self.roomy:
             layer.select(rows, fixed, self.room)
+
+    def cut(self, columns: int) -> None:
+        """Forget the first columns, which no row uses."""
+        for layer in self.roomy:
+            layer.cut(columns)
 
     def copied(self, rows: Tensor, room: int) -> RoomyCache:
         """A cache of these rows with room for `room` positions; this one stays as it is."""

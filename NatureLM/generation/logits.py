@@ -10,7 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from NatureLM.errors import NatureLMError
 from NatureLM.generation.options import GenerationOptions
+
+
+class NotANumberError(NatureLMError):
+    """The model's arithmetic came to no number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's numbers became too large for its precision, so there is no answer: "
+            "choose another one with --dtype (bfloat16 or float32)"
+        )
 
 
 def process_scores(
@@ -47,34 +58,32 @@ def _penalise_repetition(
     return scores_RV
 
 
-class RowSampler:
-    """Draws tokens with one random stream per row, so that batch mates change nothing."""
+def random_stream(options: GenerationOptions, number: int) -> torch.Generator:
+    """A row's own random stream, so that batch mates change nothing."""
+    return torch.Generator().manual_seed(options.seed * 1_000_003 + number)
 
-    def __init__(self, options: GenerationOptions, row_numbers: Sequence[int]) -> None:
-        self._options = options
-        self._generators = [
-            torch.Generator().manual_seed(options.seed * 1_000_003 + number)
-            for number in row_numbers
-        ]
 
-    def draw(self, scores_RV: Tensor, rows: Sequence[int]) -> Tensor:
-        """One token for each row of `scores_RV`; `rows` are their places in `row_numbers`."""
-        probabilities = self._filter(scores_RV / self._options.temperature).softmax(-1).cpu()
-        drawn = [
-            torch.multinomial(row_V, 1, generator=self._generators[row])
-            for row_V, row in zip(probabilities, rows, strict=True)
-        ]
-        return torch.cat(drawn).to(scores_RV.device)
+def sample(
+    scores_RV: Tensor, options: GenerationOptions, streams: Sequence[torch.Generator]
+) -> Tensor:
+    """One token for each row, drawn from the row's stream; any where scores are no numbers."""
+    shares_RV = _filter(scores_RV / options.temperature, options).softmax(-1).cpu()
+    shares_RV[shares_RV.isnan().any(dim=-1)] = 1.0
+    drawn = [
+        torch.multinomial(row_V, 1, generator=stream)
+        for row_V, stream in zip(shares_RV, streams, strict=True)
+    ]
+    return torch.cat(drawn).to(scores_RV.device)
 
-    def _filter(self, scores_RV: Tensor) -> Tensor:
-        """Keep the `top_k` best tokens, and of them the fewest that hold `top_p` of the mass."""
-        options = self._options
-        if options.top_k and options.top_k < scores_RV.shape[-1]:
-            worst = scores_RV.topk(options.top_k, dim=-1).values[:, -1:]
-            scores_RV = scores_RV.masked_fill(scores_RV < worst, -torch.inf)
-        if options.top_p < 1.0:
-            ordered, order = scores_RV.sort(dim=-1, descending=True)
-            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-            dropped = (before >= options.top_p).scatter(-1, order, before >= options.top_p)
-            scores_RV = scores_RV.masked_fill(dropped, -torch.inf)
-        return scores_RV
+
+def _filter(scores_RV: Tensor, options: GenerationOptions) -> Tensor:
+    """Keep the `top_k` best tokens, and of them the fewest that hold `top_p` of the mass."""
+    if options.top_k and options.top_k < scores_RV.shape[-1]:
+        worst = scores_RV.topk(options.top_k, dim=-1).values[:, -1:]
+        scores_RV = scores_RV.masked_fill(scores_RV < worst, -torch.inf)
+    if options.top_p < 1.0:
+        ordered, order = scores_RV.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        dropped = (before >= options.top_p).scatter(-1, order, before >= options.top_p)
+        scores_RV = scores_RV.masked_fill(dropped, -torch.inf)
+    return scores_RV

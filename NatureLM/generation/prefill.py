@@ -67,6 +67,7 @@ def prefill(
         [alphas[one.rows[0]] for one in shared],
         0,
         None,
+        scored=False,
     )
     source, starts = [0] * len(prompts_LD), [0] * len(prompts_LD)
     for place, one in enumerate(shared):
@@ -95,8 +96,13 @@ def _run(
     alphas: Sequence[float],
     room: int,
     past: _Past | None,
+    *,
+    scored: bool = True,
 ) -> Prefilled:
-    """Run rows in pieces of about one length, and put the pieces together."""
+    """Run rows in pieces of about one length, and put the pieces together.
+
+    scored: whether logits are wanted; without, they are (R, 0)
+    """
     lengths = [row.shape[0] for row in rows_LD]
     limits = _PASSES.get(rows_LD[0].device.type, _ACCELERATOR_PASS)
     places = pieces_of(lengths, limits.most, limits.overhead)
@@ -107,6 +113,7 @@ def _run(
             [alphas[row] for row in rows],
             room,
             None if past is None else _of_rows(past, rows),
+            scored,
         )
         for rows in places
     ]
@@ -162,6 +169,7 @@ def _run_piece(
     alphas: Sequence[float],
     room: int,
     past: _Past | None,
+    scored: bool,
 ) -> Prefilled:
     batch = left_pad(rows_LD)
     mask_RL, positions_RL = batch.mask_RL, batch.positions_RL
@@ -177,17 +185,37 @@ def _run_piece(
         inputs_embeds=batch.embeds_RLD,
         attention_mask=mask_RL,
         position_ids=positions_RL,
+        scored=scored,
     )
     return Prefilled(cache, mask_RL, logits_RV)
 
 
 def forward(
-    model: nn.Module, cache: RoomyCache, alphas: Sequence[float], **inputs: Tensor
+    model: nn.Module,
+    cache: RoomyCache,
+    alphas: Sequence[float],
+    *,
+    scored: bool = True,
+    **inputs: Tensor,
 ) -> Tensor:
-    """One pass under the rows' α, which lengthens the cache; logits (R, V) of the last position."""
+    """One pass under the rows' α, which lengthens the cache; logits (R, V) of the last position.
+
+    scored: whether logits are wanted; without, they are (R, 0)
+    """
     parameter = next(model.parameters())
     scale = as_row_scale(alphas, device=parameter.device, dtype=parameter.dtype)
+    length = next(inputs[name] for name in ("inputs_embeds", "input_ids") if name in inputs).shape[
+        1
+    ]
+    # Places by a tensor are copied, and the product with the vocabulary is one; a slice of a number
+    # of positions would make it one product for each row.
+    places = torch.tensor([length - 1] if scored else [], dtype=torch.long, device=parameter.device)
     with active_alpha(scale):
-        output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    logits: Tensor = output.logits[:, -1]
+        output = model(
+            **inputs,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1 if scored and length == 1 else places,
+        )
+    logits: Tensor = output.logits[:, -1] if scored else output.logits[:, :, 0]
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -7,7 +7,7 @@ share keys and values as far as their pieces are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from torch import Tensor
@@ -50,15 +50,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Budget:
-    """How large a batch may be: rows x beams x (prompt + new tokens) up to `tokens`."""
+    """How large a batch may be: rows x beams x (prompt + new tokens) up to `tokens`.
+
+    most_rows: how many rows it may have, however short they are; None for any number
+    """
 
     tokens: int
     num_beams: int
     new_tokens: int
+    most_rows: int | None = None
 
     def rows(self, length: int) -> int:
         """How many rows with prompts of `length` positions fit; at least one."""
-        return max(1, self.tokens // (self.num_beams * (length + self.new_tokens)))
+        rows = max(1, self.tokens // (self.num_beams * (length + self.new_tokens)))
+        return rows if self.most_rows is None else min(rows, self.most_rows)
+
+    def within(self, rows: int) -> Budget:
+        """The same for batches of at most so many rows."""
+        most = rows if self.most_rows is None else min(rows, self.most_rows)
+        return replace(self, most_rows=most)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The language model's state while rows are decoded: keys and values, mask, positions, α.
 
-Shapes: R rows, V vocabulary.
+Shapes: R rows, L columns of the cache, V vocabulary.
+
+Rows end at the last column: a row that came later, or has a shorter prompt, begins further right.
 """
 
 from __future__ import annotations
@@ -10,17 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from NatureLM.generation.kvcache import joined
 from NatureLM.generation.prefill import SharedStart, forward, prefill
 
 
 class DecodingSession:
-    """Rows that are decoded together, one token at a time; rows may be dropped or repeated.
+    """Rows that are decoded together, one token at a time; rows may be dropped, repeated or joined.
 
     prompts_LD: embeddings (length, width) of each prompt
     shared: prompts that begin alike (see `prefill`)
     new_tokens: how many steps there may be
 
-    `logits_RV` (R, V) are those after each prompt's last position.
+    `logits_RV` (R, V) are those after each row's last position.
     """
 
     def __init__(
@@ -34,13 +37,14 @@ class DecodingSession:
     ) -> None:
         self._model = language_model
         self._alphas = list(alphas)
+        self._room = new_tokens
         done = prefill(language_model, prompts_LD, alphas, shared=shared, room=new_tokens)
         self.logits_RV = done.logits_RV
         self._cache = done.cache
         self._mask_RL = done.mask_RL
         self._next_position_R = done.mask_RL.sum(dim=1)
-        self._prompt_positions = done.mask_RL.shape[1]
-        self._owners = list(range(len(prompts_LD)))  # the prompt that each row continues
+        self._steps = [0] * len(prompts_LD)  # of each row since its prompt
+        self._owners = [object() for _ in prompts_LD]  # the prompt that each row continues
 
     @property
     def rows(self) -> int:
@@ -49,7 +53,7 @@ class DecodingSession:
     def step(self, tokens_R: Tensor) -> Tensor:
         """Append one token to every row; returns the logits (R, V) that follow it."""
         self._mask_RL = torch.cat([self._mask_RL, self._mask_RL.new_ones(self.rows, 1)], dim=1)
-        logits = forward(
+        self.logits_RV = forward(
             self._model,
             self._cache,
             self._alphas,
@@ -58,19 +62,52 @@ class DecodingSession:
             position_ids=self._next_position_R[:, None],
         )
         self._next_position_R = self._next_position_R + 1
-        return logits
+        self._steps = [steps + 1 for steps in self._steps]
+        return self.logits_RV
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; a row may be named several times or not at all."""
+        """Go on with these rows, in this order; a row may be named several times or not at all.
+
+        A step must follow: `logits_RV` stays as it was.
+        """
         if list(rows) == list(range(self.rows)):
             return
         owners = [self._owners[row] for row in rows]
         places = torch.tensor(list(rows), device=self._mask_RL.device)
         if owners == self._owners:  # only what was generated moves, from beam to beam of a prompt
-            self._cache.select(places, self._prompt_positions)
+            self._cache.select(places, self._mask_RL.shape[1] - max(self._steps))
             return
         self._cache.select(places)
         self._owners = owners
         self._mask_RL = self._mask_RL[places]
         self._next_position_R = self._next_position_R[places]
         self._alphas = [self._alphas[row] for row in rows]
+        self._steps = [self._steps[row] for row in rows]
+
+    def join(self, other: DecodingSession) -> None:
+        """Go on with the rows of another session, too, behind those of this one."""
+        rows = self.rows + other.rows
+        for one in (self, other):
+            one._cut()
+        columns = max(one._mask_RL.shape[1] for one in (self, other))
+        places = [range(self.rows), range(self.rows, rows)]
+        caches = [(one._cache, where) for one, where in zip((self, other), places, strict=True)]
+        cache = joined(caches, 0, columns, self._room)
+        mask_RL = self._mask_RL.new_zeros(rows, columns)
+        for one, where in zip((self, other), places, strict=True):
+            mask_RL[where.start : where.stop, columns - one._mask_RL.shape[1] :] = one._mask_RL
+        next_position_R = torch.cat([self._next_position_R, other._next_position_R])
+        logits_RV = torch.cat([self.logits_RV, other.logits_RV])
+        # Memory may have run out before here; then these rows go on as they were.
+        self._cache, self._mask_RL = cache, mask_RL
+        self._next_position_R, self.logits_RV = next_position_R, logits_RV
+        self._alphas += other._alphas
+        self._steps += other._steps
+        self._owners += other._owners
+
+    def _cut(self) -> None:
+        """Take off the columns in front that no row uses any more."""
+        unused = int(self._mask_RL.any(dim=0).int().argmax())
+        if unused:
+            self._cache.cut(unused)
+            self._mask_RL = self._mask_RL[:, unused:]

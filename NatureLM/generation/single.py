@@ -1,46 +1,80 @@
-"""One sequence per row: greedy and sampled decoding. Finished rows leave the batch."""
+"""One sequence per prompt: greedy and sampled decoding.
+
+Shapes: R rows (one for each prompt), V vocabulary.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from NatureLM.generation.logits import RowSampler, process_scores
+from NatureLM.generation.constrained import LabelGrammar, only_allowed
+from NatureLM.generation.decoded import Choice, Decoded
+from NatureLM.generation.logits import process_scores, random_stream, sample
 from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.session import DecodingSession
 
 
-def decode_single(
-    session: DecodingSession,
-    prompt_lengths: Sequence[int],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-    row_numbers: Sequence[int],
-) -> list[list[int]]:
-    """Token ids of each row, its end-of-text token included if one came."""
-    generated: list[list[int]] = [[] for _ in prompt_lengths]
-    sampler = RowSampler(options, row_numbers) if options.do_sample else None
-    active = list(range(len(generated)))
-    scores_RV = session.logits_RV
-    while True:
-        scores_RV = process_scores(
-            scores_RV,
-            [generated[row] for row in active],
-            [prompt_lengths[row] for row in active],
-            eos_ids,
-            options,
-        )
-        tokens_R = sampler.draw(scores_RV, active) if sampler else scores_RV.argmax(dim=-1)
+@dataclass(eq=False)
+class Continuation:
+    """What one prompt has been answered so far."""
+
+    prompt_length: int
+    max_new_tokens: int
+    grammar: LabelGrammar | None
+    generator: torch.Generator | None
+    ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    done: bool = False
+
+    def result(self) -> Decoded:
+        """The answer."""
+        return Decoded(self.ids, self.log_probability)
+
+
+class SingleDecoding:
+    """The likeliest token of every row, or one that is drawn from the row's own random stream."""
+
+    def __init__(self, options: GenerationOptions, eos_ids: Sequence[int]) -> None:
+        self._options, self._eos_ids = options, list(eos_ids)
+
+    def begin(
+        self, prompt_length: int, stream: int, grammar: LabelGrammar | None = None
+    ) -> Continuation:
+        """The state of a prompt of which nothing was decoded yet."""
+        options = self._options
+        generator = random_stream(options, stream) if options.do_sample else None
+        most = options.max_new_tokens if grammar is None else grammar.max_new_tokens
+        return Continuation(prompt_length, most, grammar, generator)
+
+    def choose(self, logits_RV: Tensor, states: Sequence[Continuation]) -> Choice:
+        """Give every prompt its next token."""
+        before = [state.ids for state in states]
+        lengths = [state.prompt_length for state in states]
+        scores_RV = process_scores(logits_RV, before, lengths, self._eos_ids, self._options)
+        scores_RV = only_allowed(scores_RV, before, [state.grammar for state in states])
+        generators = [state.generator for state in states if state.generator is not None]
+        if generators:
+            tokens_R = sample(scores_RV, self._options, generators)
+        else:
+            tokens_R = scores_RV.argmax(dim=-1)
+        chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - logits_RV.logsumexp(dim=-1)
+        rows: list[int] = []
         going_on: list[int] = []
-        for place, (row, token) in enumerate(zip(active, tokens_R.tolist(), strict=True)):
-            generated[row].append(token)
-            if token not in eos_ids and len(generated[row]) < options.max_new_tokens:
-                going_on.append(place)
-        if not going_on:
-            return generated
-        if len(going_on) < len(active):
-            session.select(going_on)
-            tokens_R = tokens_R[torch.tensor(going_on, device=tokens_R.device)]
-            active = [active[place] for place in going_on]
-        scores_RV = session.step(tokens_R)
+        for row, (state, token, likely) in enumerate(
+            zip(states, tokens_R.tolist(), chosen_R.tolist(), strict=True)
+        ):
+            state.ids.append(token)
+            state.log_probability += likely
+            state.done = (
+                token in self._eos_ids
+                or len(state.ids) >= state.max_new_tokens
+                or math.isnan(likely)  # what was chosen means nothing
+            )
+            if not state.done:
+                rows.append(row)
+                going_on.append(token)
+        return Choice(rows, going_on)

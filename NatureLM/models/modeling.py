@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.generate import generate_ids
+from NatureLM.generation.label_scores import LabelScores, Normalize
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.splice import check_placeholders, splice
 from NatureLM.merging.scaling import Alpha, active_alpha, as_row_scale, install
@@ -139,13 +140,17 @@ class NatureLM(Mergeable, PreTrainedModel):
         A padding mask (True where padded) hides patches from each other's attention; the published
         model was trained without one.
         """
+        return self._align(self.encode_patches(wav_BS, padding_mask_BS))
+
+    def encode_patches(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
+        """Waveforms as above → what the audio encoder makes of them (B, P, E), in time order."""
         weight = self.ln_audio.weight
         wav_BS = wav_BS.to(weight.device)
         if wav_BS.dtype != torch.float64:
             wav_BS = wav_BS.float()
         fbank_BTF = normalised_fbank(wav_BS, self.config.sample_rate, self.config.fbank)
-        patches_BPE = self.beats(fbank_BTF.to(weight.dtype), padding_mask_BS)
-        return self._align(patches_BPE)
+        patches_BPE: Tensor = self.beats(fbank_BTF.to(weight.dtype), padding_mask_BS)
+        return patches_BPE
 
     def _align(self, patches_BPE: Tensor) -> Tensor:
         """Patches → audio embeddings: Q-Former over groups (or over all), or pooling."""
@@ -197,15 +202,18 @@ class NatureLM(Mergeable, PreTrainedModel):
         self, prompts: Sequence[str], audios: Sequence[Sequence[Any]]
     ) -> list[Tensor]:
         """Input embeddings (length, D) of each prompt with its audio in place."""
-        if len(prompts) != len(audios):
-            raise UsageError(f"{len(prompts)} prompts were given with audio for {len(audios)}")
-        for prompt, clips in zip(prompts, audios, strict=True):
-            check_placeholders(prompt, len(clips))
+        self._check_pairs(prompts, audios)
         encoded = self.encode_clips(audios)
         return [
             splice(prompt, clips, self.tokenizer, self.llama_embed_tokens)
             for prompt, clips in zip(prompts, encoded, strict=True)
         ]
+
+    def _check_pairs(self, prompts: Sequence[str], audios: Sequence[Sequence[Any]]) -> None:
+        if len(prompts) != len(audios):
+            raise UsageError(f"{len(prompts)} prompts were given with audio for {len(audios)}")
+        for prompt, clips in zip(prompts, audios, strict=True):
+            check_placeholders(prompt, len(clips))
 
     @torch.inference_mode()
     def generate_ids(
@@ -245,6 +253,29 @@ class NatureLM(Mergeable, PreTrainedModel):
         """
         ids = self.generate_ids(prompts, audios, alpha=alpha, options=GenerationOptions(**options))
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+
+    def score_labels(
+        self,
+        prompts: Sequence[str],
+        audios: Sequence[Sequence[Any]],
+        labels: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        alpha: Alpha | None = None,
+        normalize: Normalize = "sum",
+    ) -> list[LabelScores]:
+        """How likely each label is as the answer to each prompt.
+
+        `prompts`, `audios` and `alpha` are those of `generate`. `labels` is one list for all
+        prompts or one list per prompt. `normalize`: "sum" takes the log-likelihood of a label and
+        of the end after it, "mean" divides it by the number of tokens, "prior" takes off what it is
+        under the prompt without its audio. Each prompt is run once, and all labels in one tree.
+        Raises UsageError for lists that are empty, have a label twice, or one that is no text.
+        """
+        from NatureLM.generation.label_scoring import score_labels
+
+        self._check_pairs(prompts, audios)
+        alphas = self.alphas_for(alpha, len(prompts))
+        return score_labels(self, prompts, audios, labels, alphas, normalize)
 
     # -- training ---------------------------------------------------------------------------
 

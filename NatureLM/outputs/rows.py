@@ -13,6 +13,8 @@ A row of a window says what was answered about one window of a recording:
 ``audio_bytes``     size of the recording when it was heard
 ``audio_modified``  when the recording was last changed, UTC, ISO 8601
 ``schema_version``  1
+``confidence``      how sure the model is of the answer, 0 to 1; not in rows that do not know it
+``alternatives``    other labels with their probabilities, best first; not in rows without any
 ==================  ================================================================================
 
 A row of an error says that a recording, or the rest of it, could not be heard. It has ``error``
@@ -50,6 +52,12 @@ class WindowRow:
     audio_bytes: int | None = None
     audio_modified: str | None = None
     schema_version: int = SCHEMA_VERSION
+    confidence: float | None = None
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+_ADDED = ("confidence", "alternatives")
+"""Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,11 @@ Row: TypeAlias = WindowRow | ErrorRow
 
 def to_line(row: Row) -> bytes:
     """The row as one line of UTF-8 JSON, line feed included."""
-    return json_line(asdict(row))
+    values = asdict(row)
+    for key in _ADDED:
+        if values.get(key) in (None, ()):
+            values.pop(key, None)
+    return json_line(values)
 
 
 def json_line(values: dict[str, Any]) -> bytes:
@@ -110,6 +122,7 @@ def from_line(line: bytes, name: str, number: int) -> Row:
 
 def _typed(kind: type[Row], data: dict[str, Any], name: str, number: int) -> Row:
     fields = kind.__dataclass_fields__
+    data = {"confidence": None, "alternatives": [], **data} if kind is WindowRow else data
     missing = [key for key in fields if key not in data]
     if missing:
         raise OutputError(f"{name}, line {number}: the row lacks {', '.join(missing)}")
@@ -119,7 +132,20 @@ def _typed(kind: type[Row], data: dict[str, Any], name: str, number: int) -> Row
             raise OutputError(
                 f"{name}, line {number}: {key} is {value!r}, and it must be {fields[key].type}"
             )
+    if kind is WindowRow:
+        values["alternatives"] = _pairs(values["alternatives"], name, number)
     return kind(**values)
+
+
+def _pairs(value: list[Any], name: str, number: int) -> tuple[tuple[str, float], ...]:
+    for pair in value:
+        is_pair = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (is_pair and isinstance(pair[1], (int, float)) and not isinstance(pair[1], bool)):
+            raise OutputError(
+                f"{name}, line {number}: alternatives has {pair!r}, and it must be a label and "
+                "its probability"
+            )
+    return tuple((label, probability) for label, probability in value)
 
 
 _TYPES: dict[Any, tuple[type, ...]] = {
@@ -127,6 +153,8 @@ _TYPES: dict[Any, tuple[type, ...]] = {
     "float": (float, int),
     "int": (int,),
     "int | None": (int, type(None)),
+    "float | None": (float, int, type(None)),
+    "tuple[tuple[str, float], ...]": (list,),
     "str | None": (str, type(None)),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ class RunSettings:
     """Everything that changes answers, as plain JSON values: model, weights, windows, queries, ...
 
     What does not change them stays out: batch size, device, format, which recordings are asked.
+
+    asked: in words, what a run asks for; it is kept with the settings and is none of them, because
+        a run may be gone on with that asks for more
     """
 
     values: Mapping[str, Any]
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # What is compared later went through JSON: tuples are lists, keys are texts.
-        object.__setattr__(self, "values", json.loads(_canonical(self.values)))
+        for name in ("values", "asked"):
+            object.__setattr__(self, name, json.loads(_canonical(getattr(self, name))))
 
     @property
     def run(self) -> str:
@@ -45,6 +50,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     return lines
 
 
+def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was set before and is not set any more, one line for each value."""
+    return [
+        f"{key}: {_show(value)} there, not set now"
+        for key, value in before.items()
+        if key not in now
+    ]
+
+
 def record_path(output: Path) -> Path:
     """The file beside a result file that holds the settings it was made with."""
     return output.with_name(output.name + ".run.json")
@@ -52,11 +66,10 @@ def record_path(output: Path) -> Path:
 
 def write_record(output: Path, settings: RunSettings) -> None:
     """Write the settings beside the result file, whole or not at all."""
-    text = json.dumps(
-        {"schema_version": 1, "run": settings.run, "settings": settings.values},
-        indent=2,
-        ensure_ascii=False,
-    )
+    record = {"schema_version": 1, "run": settings.run, "settings": settings.values}
+    if settings.asked:
+        record["asked"] = settings.asked
+    text = json.dumps(record, indent=2, ensure_ascii=False)
     target = record_path(output)
     temporary = target.with_name(target.name + ".tmp")
     try:
@@ -71,7 +84,7 @@ def read_record(output: Path) -> RunSettings | None:
     """The settings beside the result file; None where they are lost or damaged."""
     try:
         data = json.loads(record_path(output).read_text(encoding="utf-8"))
-        settings = RunSettings(data["settings"])
+        settings = RunSettings(data["settings"], data.get("asked", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if settings.run == data.get("run") else None

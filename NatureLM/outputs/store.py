@@ -41,6 +41,7 @@ from NatureLM.outputs.rows import ErrorRow, Row, WindowRow, from_line, to_line
 from NatureLM.outputs.settings import (
     RunSettings,
     differences,
+    left_out,
     read_record,
     record_path,
     write_record,
@@ -128,7 +129,9 @@ class ResultStore:
             self._contents = Contents()
         before = self._contents
         if before.run is not None and before.run != settings.run:
-            raise self._refusal(self._differences(settings.values))
+            raise self._refusal(
+                self._differences(settings.values) + self._left_out(settings.values)
+            )
         asked = {absolute(path): str(path) for path in recordings}
         retried = before.failed & asked.keys()
         changed = {path for path in asked if self._has_changed(path)}
@@ -159,6 +162,8 @@ class ResultStore:
         query: str,
         text: str,
         merging_alpha: float,
+        confidence: float | None = None,
+        alternatives: Iterable[tuple[str, float]] = (),
     ) -> bool:
         """Write the row of a window; False, and no row, where there is one already."""
         what = key(audio_path, start, query)
@@ -177,6 +182,8 @@ class ResultStore:
                 run=self._begun.run,
                 audio_bytes=size,
                 audio_modified=modified,
+                confidence=None if confidence is None else round(confidence, 6),
+                alternatives=tuple((label, round(share, 6)) for label, share in alternatives),
             )
         )
         self._contents.done.add(what)
@@ -226,6 +233,10 @@ class ResultStore:
         if not self._contents.queries <= set(now.get("queries", [])):
             before["queries"] = sorted(self._contents.queries)
         return differences(before, {name: now[name] for name in before if name in now})
+
+    def _left_out(self, now: Mapping[str, Any]) -> list[str]:
+        record = self._record()
+        return [] if record is None else left_out(record.values, now)
 
     def _refusal(self, found: list[str]) -> OutputError:
         if self._record() is None:

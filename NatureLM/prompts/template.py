@@ -6,11 +6,16 @@ PLACEHOLDER = "<AudioHere>"
 AUDIO_TAG = f"<Audio>{PLACEHOLDER}</Audio>"
 
 
+def with_clips(query: str, clips: int) -> str:
+    """The query, with places for so many clips in front if it names none, stripped."""
+    if PLACEHOLDER not in query:
+        query = f"{AUDIO_TAG} " * clips + query
+    return query.strip()
+
+
 def with_audio(query: str) -> str:
     """The query, with the audio in front if it names no place for it, stripped."""
-    if PLACEHOLDER not in query:
-        query = f"{AUDIO_TAG} {query}"
-    return query.strip()
+    return with_clips(query, 1)
 
 
 def render(template: str, query: str) -> str:

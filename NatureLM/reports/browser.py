@@ -19,8 +19,9 @@ LONGEST = 1500
 class Shown:
     """Answers in the form that the page's script reads.
 
-    data: `groups` (data set, question, α), `texts`, and `rows` of numbers: group, places of id,
-        label, answer and what it was taken for among the texts, and 1, 0 or a caption's score
+    data: `groups` (data set, question, α, whether its answers are captions), `texts`, and `rows` of
+        numbers: group, places of id, label, answer and what it was taken for among the texts, and
+        1 or 0 for right or wrong; captions are neither and have their CIDEr there
     shown, total: how many answers are there, and how many were scored
     samples: of each line, at every α the same ones
     """
@@ -48,7 +49,10 @@ def choose_answers(lines: Sequence[Line], limit: int) -> Shown:
         rows += _rows(number, line.groups[place], most, texts)
     rows = rows[: max(0, limit)]
     data = {
-        "groups": [[line.dataset, line.name, line.alphas[place]] for line, place in groups],
+        "groups": [
+            [line.dataset, line.name, line.alphas[place], line.task == "captioning"]
+            for line, place in groups
+        ],
         "texts": texts.texts,
         "rows": rows,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from NatureLM.beans.scoring.results import GroupScore
 from NatureLM.beans.scoring.scores import Scores
@@ -39,8 +40,9 @@ class Line:
 
     @property
     def main_metric(self) -> str:
-        """The metric by which the best α is chosen."""
-        return MAIN_METRIC[self.task]
+        """The metric by which the best α is chosen; accuracy where the task's is not defined."""
+        wanted = MAIN_METRIC[self.task]
+        return wanted if all(wanted in group.metrics for group in self.groups) else "accuracy"
 
     @property
     def best(self) -> int:
@@ -111,7 +113,7 @@ def alpha_text(alpha: float | None) -> str:
 
 def _line(dataset: str, name: str, groups: list[tuple[float | None, GroupScore]]) -> Line:
     order = sorted(groups, key=lambda pair: -1.0 if pair[0] is None else pair[0])
-    scored = tuple(group for _, group in order)
+    scored = tuple(_defined(group) for _, group in order)
     return Line(
         dataset=dataset,
         name=name,
@@ -120,3 +122,15 @@ def _line(dataset: str, name: str, groups: list[tuple[float | None, GroupScore]]
         alphas=tuple(alpha for alpha, _ in order),
         prompt=scored[0].prompt,
     )
+
+
+def _defined(group: GroupScore) -> GroupScore:
+    """Without metrics that are no number: those of labels, where no sample has any."""
+    metrics = {name: value for name, value in group.metrics.items() if math.isfinite(value)}
+    if len(metrics) == len(group.metrics):
+        return group
+    baselines = {
+        kind: {name: value for name, value in values.items() if name in metrics}
+        for kind, values in group.baselines.items()
+    }
+    return replace(group, metrics=metrics, baselines=baselines)

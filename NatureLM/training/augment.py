@@ -16,6 +16,8 @@ import numpy.typing as npt
 from NatureLM.config.training import AugmentationsConfig
 
 Wave = npt.NDArray[np.float32]
+_COLOUR_BANDS = 5
+_COLOUR_RANGE = 8000 / 700  # highest frequency (8 kHz) over the corner of the mel scale
 _SILENCE = 1e-10  # mean power below which a clip has no level to scale against
 
 
@@ -61,6 +63,21 @@ def coloured_noise(samples: int, exponent: float, rng: np.random.Generator) -> W
     noise = np.fft.irfft(spectrum * frequency ** (-exponent / 2), n=samples)
     level = np.sqrt(np.mean(np.square(noise)))
     return _float32(noise / max(level, 1e-12))
+
+
+def colour(wav: Wave, largest_db: float, rng: np.random.Generator) -> Wave:
+    """Another frequency response: random gains of `_COLOUR_BANDS` frequencies, in between smooth.
+
+    The frequencies are spread evenly over the mel scale; the mean gain is 0 dB.
+    """
+    if len(wav) == 0:
+        return _float32(wav)
+    gains_db = rng.uniform(-largest_db, largest_db, _COLOUR_BANDS)
+    gains_db -= gains_db.mean()
+    spectrum = np.fft.rfft(wav)
+    mel = np.log1p(np.linspace(0, _COLOUR_RANGE, len(spectrum))) / np.log1p(_COLOUR_RANGE)
+    curve_db = np.interp(mel, np.linspace(0, 1, _COLOUR_BANDS), gains_db)
+    return _float32(np.fft.irfft(spectrum * 10 ** (curve_db / 20), n=len(wav)))
 
 
 def time_scale(wav: Wave, factor: float) -> Wave:
@@ -133,6 +150,9 @@ def change_clip(
         db = float(rng.uniform(-config.gain_db, config.gain_db))
         wav = gain(wav, db)
         done.append(f"gain {db:+.1f} dB")
+    if config.colour_prob and rng.random() < config.colour_prob:  # else other draws stay as before
+        wav = colour(wav, config.colour_db, rng)
+        done.append(f"colour {config.colour_db:g} dB")
     return wav, done
 
 

@@ -59,6 +59,20 @@ def test_a_run_does_not_differ_from_itself(make_row: Row, write_answers: Write) 
     assert group.differ == 0
 
 
+def test_rounding_is_no_difference(make_row: Row, write_answers: Write) -> None:
+    """Weighted recall is accuracy, summed in another order: both differ by the same chance."""
+    rng = np.random.default_rng(1)
+    names = [f"animal {i:02}" for i in range(40)]
+    wanted = rng.choice(names, 300)
+    files = []
+    for name in "ab":
+        said = np.where(rng.random(300) < 0.55, wanted, rng.choice(names, 300))
+        made = [make_row(i, *pair) for i, pair in enumerate(zip(wanted, said, strict=True))]
+        files.append(write_answers(made, f"{name}.jsonl"))
+    [group] = compare(side(files[0]), side(files[1]), protocol("strict")).groups
+    assert group.metrics["recall"].p == group.metrics["accuracy"].p < 1
+
+
 def test_only_samples_of_both_count(make_row: Row, write_answers: Write) -> None:
     right = [True, True, False, True, False, True]
     a = write_answers(rows(make_row, right)[:5], "a.jsonl")

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from NatureLM.beans.scoring import Evaluation, protocol, score, write_scores
+from NatureLM.beans.scoring import (
+    Evaluation,
+    Reading,
+    ScoringError,
+    protocol,
+    score,
+    write_scores,
+)
 from NatureLM.errors import UsageError
 
 json_values = st.recursive(
@@ -42,6 +49,7 @@ odd_rows = st.builds(
     json_values,
     st.booleans(),
 )
+BY_TASK = Reading(by=("query", "lora_scale", "task"))
 lines = st.lists(rows | rows | odd_rows | json_values, max_size=12)
 
 
@@ -73,3 +81,22 @@ def test_every_line_is_scored_or_counted(
         parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
     )
     assert [record["n"] for record in stored] == [record["n"] for record in records]
+
+
+def test_alpha_is_a_number_however_it_is_written(write_answers: Any, make_row: Any) -> None:
+    """Files of several programs: one writes 1, another 1.0, a third "1.0"."""
+    made = [make_row(i, "Walrus", "Walrus", lora_scale=a) for i, a in enumerate([1.0, 1, "1.0"])]
+    [record] = score([write_answers(made)], [protocol("strict")]).records()
+    assert (record["n"], record["lora_scale"]) == (3, 1.0)
+
+
+def test_tasks_of_a_data_set_are_not_mixed(write_answers: Any, make_row: Any) -> None:
+    tasks = ["classification", None, "captioning"]
+    made = [make_row(i, "Owl", "Owl", dataset_name="mine", task=t) for i, t in enumerate(tasks)]
+    path = write_answers(made)
+    with pytest.raises(ScoringError, match=r":3: task is 'captioning', and rows of 'mine' before"):
+        score([path], [protocol("strict")])
+    one_task = Reading(task="classification")
+    assert score([path], [protocol("strict")], reading=one_task).records()[0]["n"] == 3
+    apart = score([write_answers([made[0], made[2]])], [protocol("strict")], reading=BY_TASK)
+    assert [group.task for group in apart.groups] == ["captioning", "classification"]

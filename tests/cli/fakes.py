@@ -5,6 +5,7 @@ As a program it is `naturelm infer` with that model: `python fakes.py SECONDS_PE
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import wave
@@ -16,6 +17,20 @@ from typing import Any
 
 from NatureLM.cli.request import InferRequest
 from NatureLM.outputs import ResultStore
+
+ASK = ("--audio-path", "calls", "--query", "What is it?")
+
+
+def calls_in(folder: Path) -> Path:
+    """The folder, with recordings of 25 s and 3 s in `calls`."""
+    write_wav(folder / "calls" / "cuckoo.wav", 25)
+    write_wav(folder / "calls" / "wolf.WAV", 3)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """What stands in a result file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_wav(path: Path, seconds: float, sample_rate: int = 8000) -> Path:

@@ -145,6 +145,28 @@ def test_where_nothing_can_be_scored_it_says_why(data: Path, nano_folder: Path) 
     assert not Path(METRICS).exists()
 
 
+def test_a_part_of_the_benchmark_is_scored_like_all_of_it(data: Path, nano_folder: Path) -> None:
+    (data.parent / "half.yml").write_text("generate: {merging_alpha: 0.5}\n")
+    part = ("--options", "extended.limit=4", "--options", "extended.seed=1")
+    done = run(nano_folder, "--output-path", ANSWERS, "--cfg-path", "half.yml", *part)
+    assert done.exit_code in (0, 3), done.output
+    assert len(lines_of(ANSWERS)) == 4
+    assert {one["lora_scale"] for one in lines_of(METRICS)} == {0.5}
+    asked = run(nano_folder, *part, "--options", 'extended.queries=["What?"]', "--dry-run")
+    assert "scales       1 (1)\n" in asked.stdout, asked.output
+    options = ("--options", 'extended.queries=["What?"]', "--output-path", "asked.jsonl")
+    asked = run(nano_folder, *part, *options)
+    assert "Score them: beans score asked.jsonl --output-path" in asked.stdout
+    assert not Path("asked_metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("alpha", ["nan", "inf"])
+def test_alpha_is_a_number(alpha: str, data: Path) -> None:
+    done = beans("--merging-alpha", alpha, "--dry-run")
+    assert done.exit_code == 2, done.output
+    assert f"--merging-alpha is {alpha}, and it must be a finite number" in done.stderr
+
+
 def test_components_and_alpha_are_chosen(data: Path) -> None:
     shown = beans("--components", "dcase, esc50", "--merging-alpha", "0.3", "--dry-run")
     assert shown.exit_code == 0, shown.output
@@ -152,6 +174,9 @@ def test_components_and_alpha_are_chosen(data: Path) -> None:
     assert "samples      5\n" in shown.stdout
     assert "scales       1 (0.3)\n" in shown.stdout
     assert beans("--dry-run").stdout.count("scales       1 (1)\n") == 1
+    limited = beans("--merging-alpha", "0.3", "--options", "extended.limit=2", "--dry-run")
+    assert "samples      2\n" in limited.stdout, limited.output
+    assert "scales       1 (0.3)\n" in limited.stdout
 
 
 DOG = row(*SAMPLES[0])

@@ -115,6 +115,11 @@ def test_an_example_that_is_not_there_is_noted(folder: Path) -> None:
     ("args", "words"),
     [
         (["--audio-path", "."], "--audio-path: exp.yml has a section `extended`"),
+        (
+            ["--top-k", "5", "--min-confidence", "0.5", "--several"],
+            "--several, --top-k, --min-confidence: exp.yml has a section `extended`",
+        ),
+        (["--species-names", "scientific"], "--species-names: exp.yml has a section `extended`"),
         (["--query", "What?", "--overwrite"], "--query, --overwrite: exp.yml has"),
         (["--merging-alpha", "0.5"], "--merging-alpha: exp.yml has"),
         (["--window-length-seconds", "5"], "--window-length-seconds: exp.yml has"),

@@ -40,6 +40,8 @@ print(json.dumps([code, [name for name in heavy if name in sys.modules]]), file=
         ("naturelm", ["-h"]),
         ("naturelm", ["--version"]),
         ("naturelm", ["infer", "--help"]),
+        ("naturelm", ["embed", "--help"]),
+        ("naturelm", ["search", "--help"]),
         ("naturelm", ["convert", "--help"]),
         ("naturelm", ["schema", "--help"]),
         ("naturelm", ["merge", "--help"]),
@@ -72,13 +74,19 @@ def test_every_verb_is_listed_and_there() -> None:
         assert callable(verb.function())
     assert set(NATURELM_VERBS) == {
         "infer",
+        "embed",
+        "search",
         "schema",
         "models",
         "train",
         "convert",
         "merge",
         "tune-alpha",
+        "calibrate",
         "report",
+        "export",
+        "cache",
+        "inference-app",
     }
     assert set(BEANS_VERBS) == {
         *("run", "info", "score", "compare", "report", "fetch", "make-mini")

@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from NatureLM.beans.samples import Clip, Sample
+
+if TYPE_CHECKING:
+    from NatureLM.models import NatureLM
 
 LABELS = {
     "cbi": {"Short-eared Owl": 3, "Golden Eagle": 2},
@@ -97,3 +100,23 @@ def wav_bytes() -> Callable[[float], bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def model(nano_folder: Path) -> NatureLM:
+    """In float64 no rounding decides between tokens."""
+    import torch
+
+    from NatureLM.models import NatureLM
+
+    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def whole(model: NatureLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted run."""
+    from experiment_runs import plan_of, run
+
+    folder = tmp_path_factory.mktemp("whole")
+    run(model, plan_of(), folder)
+    return folder

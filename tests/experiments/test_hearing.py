@@ -18,6 +18,7 @@ from NatureLM.experiments.hearing import Ears
 from NatureLM.experiments.plan import Plan
 from NatureLM.experiments.render import Renderer
 from NatureLM.generation.audio import AudioEncoder
+from NatureLM.generation.embeddings import MemoryEmbeddings
 from NatureLM.models import NatureLM
 
 RATE = 16000
@@ -71,9 +72,14 @@ def test_embeddings_are_those_of_exactly_that_length(model: NatureLM) -> None:
     for batch in (1, 2, 16):
         ears = Ears(model, CLIPS.values())
         with AudioEncoder(
-            ears, model.processor.prepare_audio, model.encode_audio, batch=batch
+            ears,
+            model.processor.prepare_audio,
+            model.encode_audio,
+            kept=MemoryEmbeddings(),
+            batch=batch,
         ) as audio:
-            found: dict[str, Any] = audio.get(CLIPS)
+            clips: dict[str, Any] = audio.get(CLIPS)
+        found = {name: clip.audio_QD for name, clip in clips.items()}
         assert ears.cut == len(CUT)
         for name, clip in CLIPS.items():
             seconds = SECONDS.get(name, 10)

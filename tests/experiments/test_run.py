@@ -1,28 +1,21 @@
-"""Running a plan: rows, resuming, refusing, and dying at any moment."""
+"""Running a plan: rows, resuming, refusing."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from experiment_runs import (
     ALPHAS,
     GENERATE,
     QUERIES,
-    die,
-    killed,
     plan_of,
     rows_of,
     run,
@@ -38,25 +31,8 @@ from NatureLM.experiments.run import ANSWERS, EXPORT
 from NatureLM.experiments.settings import weights_of
 from NatureLM.experiments.store import CellStore
 from NatureLM.experiments.tally import Tally
-from NatureLM.generation.session import DecodingSession
 from NatureLM.models import NatureLM
 from NatureLM.outputs import OutputError, RunSettings
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
-
-
-@pytest.fixture(scope="module")
-def model(nano_folder: Path) -> NatureLM:
-    """In float64 no rounding decides between tokens."""
-    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def whole(model: NatureLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(model, plan_of(), folder)
-    return folder
 
 
 def test_a_row_for_every_cell_with_the_answer_of_plain_generation(
@@ -169,17 +145,48 @@ def test_progress_tells_where_the_run_stands(model: NatureLM, tmp_path: Path) ->
     [
         ({"alphas": (0.0, 0.57)}, "lora_scales: [0.0, 0.57, 0.58] there, [0.0, 0.57] now"),
         ({"queries": QUERIES[:2]}, "queries: "),
-        ({"template": "{}"}, "plan: "),
+        ({"template": "{}"}, "other text around the questions"),
         ({"samples": 3}, "datasets.made-up: 4 there, 3 now"),
+        ({"samples": 5, "alphas": (0.0, 0.57, 1.0)}, "datasets.made-up: 4 there, 5 now"),
     ],
 )
-def test_other_settings_are_refused_and_nothing_is_wiped(
+def test_what_leaves_answers_out_is_refused_and_nothing_is_wiped(
     changes: dict[str, Any], says: str, model: NatureLM, whole: Path
 ) -> None:
     before = (whole / ANSWERS).read_bytes()
-    with pytest.raises(OutputError, match="not mixed") as caught:
+    with pytest.raises(OutputError, match="does not ask for") as caught:
         run(model, plan_of(**changes), whole)
     assert says in str(caught.value)
+    assert "plan: " not in str(caught.value)
+    assert (whole / ANSWERS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[{"samples": 2}, {}], [{"samples": 2, "alphas": (0.57,)}, {"alphas": (0.57, 0.58)}, {}]],
+)
+def test_a_run_may_grow(
+    steps: list[dict[str, Any]], model: NatureLM, whole: Path, tmp_path: Path
+) -> None:
+    """More samples, α or questions: the same rows in the end as of one run, each asked once."""
+    asked = 0
+    for step in steps:
+        summary = run(model, plan_of(**step), tmp_path)
+        assert summary.before == asked
+        asked += summary.answers
+    assert asked == len(plan_of())
+    assert sorted_lines(tmp_path) == sorted_lines(whole)
+    assert run(model, plan_of(queries=(*QUERIES, "Again?")), tmp_path).answers == 12
+
+
+@pytest.mark.parametrize("name", ["label", "cluster"])
+def test_another_truth_is_refused(name: str, model: NatureLM, whole: Path) -> None:
+    before = (whole / ANSWERS).read_bytes()
+    plan = plan_of()
+    samples = [replace(plan.samples[0], **{name: "other"}), *plan.samples[1:]]
+    changed = Plan(samples, plan.queries, plan.alphas, Renderer("Q: {} A:"))
+    with pytest.raises(OutputError, match=f"'s0' of made-up, whose {name} was .* is 'other' now"):
+        run(model, changed, whole)
     assert (whole / ANSWERS).read_bytes() == before
 
 
@@ -206,9 +213,9 @@ def test_a_model_without_files_is_named_by_its_weights(
 def test_a_recording_that_changed_is_refused(model: NatureLM, tmp_path: Path) -> None:
     """Whether it was replaced, or the same table lies in another folder beside other sound."""
 
-    def plan_in(folder: Path, seconds: dict[str, float]) -> Plan:
+    def plan_in(folder: Path, seconds: dict[str, float], there: Sequence[str] = ()) -> Plan:
         folder.mkdir(exist_ok=True)
-        lines = ["file,label"]
+        lines = ["file,label", *there]
         for name, length in seconds.items():
             lines.append(f"{name}.wav,Wolf")
             if length:
@@ -221,6 +228,10 @@ def test_a_recording_that_changed_is_refused(model: NatureLM, tmp_path: Path) ->
     here, there, output = tmp_path / "here", tmp_path / "there", tmp_path / "run"
     assert run(model, plan_in(here, {"a": 0.5, "b": 0}), output).errors == 2
     before = (output / ANSWERS).read_bytes()
+    sound = (here / "a.wav").read_bytes()
+    (here / "a.wav").write_bytes(sound[:-2] + b"xy")  # as long as it was
+    with pytest.raises(OutputError, match=r"about clips/a\.wav, which has changed"):
+        run(model, plan_in(here, {"b": 0}, ["a.wav,Wolf"]), output)
     for other in (here, there):
         with pytest.raises(OutputError, match=r"about clips/a\.wav, which has changed"):
             run(model, plan_in(other, {"a": 0.75, "b": 0.5}), output)
@@ -262,123 +273,3 @@ def test_an_exception_leaves_whole_rows_and_the_model_as_it_was(
     assert model.folded is None
     assert len(rows_of(tmp_path)) == 7
     assert run(model, plan, tmp_path).before == 7
-
-
-class Trap:
-    """Kills the process at a moment of its choice."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self.chance = chance
-
-    def in_a_batch(self) -> None:
-        """In a pass of the language model."""
-        left = self.chance.randrange(1, 8)
-        step = DecodingSession.step
-
-        def trapped(session: DecodingSession, tokens_R: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if not left:
-                die()
-            return step(session, tokens_R)
-
-        DecodingSession.step = trapped  # type: ignore[method-assign]
-
-    def in_a_write(self) -> None:
-        """When a part of a line is on the disk, from none of it to all."""
-        left = self.chance.randrange(1, 12)
-        share = self.chance.choice([0.0, self.chance.random(), 1.0])
-        write = os.write
-
-        def trapped(fd: int, data: bytes) -> int:
-            nonlocal left
-            left -= 1
-            if not left:
-                write(fd, data[: int(share * len(data))])
-                die()
-            return write(fd, data)
-
-        os.write = trapped
-
-
-@needs_fork
-@pytest.mark.parametrize("wanted", [5, pytest.param(24, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
-    wanted: int, model: NatureLM, whole: Path, tmp_path: Path
-) -> None:
-    chance = random.Random(wanted)
-    trap = Trap(chance)
-    kills = {"batch": 0, "write": 0, "time": 0}
-    torn = 0
-    for trial in range(100):
-        if sum(kills.values()) >= wanted and all(kills.values()) and torn:
-            break
-        folder = tmp_path / f"run{trial}"
-        for how in chance.sample(list(kills), 3):
-            tokens, workers = chance.choice([200, 700, 5000]), chance.choice([1, 3])
-            was_killed = killed(
-                lambda: run(
-                    model,
-                    plan_of(),
-                    folder,  # noqa: B023
-                    batch_tokens=tokens,  # noqa: B023
-                    workers=workers,  # noqa: B023
-                ),
-                {"batch": trap.in_a_batch, "write": trap.in_a_write}.get(how, lambda: None),
-                chance.uniform(0.05, 0.6) if how == "time" else None,
-            )
-            kills[how] += was_killed
-            path = folder / ANSWERS
-            torn += (
-                path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-            )
-        run(model, plan_of(), folder, batch_tokens=1000)
-        assert sorted_lines(folder) == sorted_lines(whole)
-        assert sorted(one.name for one in (folder / EXPORT).iterdir()) == sorted(
-            one.name for one in (whole / EXPORT).iterdir()
-        )
-    assert kills["batch"] + kills["write"] >= wanted / 2
-    assert torn, "no line was ever cut off"
-    print(f"kills: {kills}, of which {torn} left a line without its end")
-
-
-_PROGRAM = """
-import sys
-sys.path[:0] = [sys.argv[1]]
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from experiment_runs import plan_of, run
-from NatureLM.models import NatureLM
-model = NatureLM.from_pretrained(sys.argv[2], dtype=torch.float64)
-print("ready", flush=True)
-run(model, plan_of(), Path(sys.argv[3]), batch_tokens=int(sys.argv[4]), workers=int(sys.argv[5]))
-"""
-
-
-@pytest.mark.slow
-def test_separate_processes_killed_at_random_moments(
-    nano_folder: Path, whole: Path, tmp_path: Path
-) -> None:
-    chance = random.Random(1)
-    tests = Path(__file__).parents[1]
-    kills = 0
-    while kills < 20:
-        folder = tmp_path / f"run{kills}"
-        for _ in range(5):
-            sizes = [chance.choice(["200", "1000"]), chance.choice(["1", "3"])]
-            paths = [tests, nano_folder / "checkpoint", folder]
-            process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *map(str, paths), *sizes],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0, 0.5))
-            process.kill()
-            kills += process.wait() != 0
-            process.stdout.close()
-        command = [sys.executable, "-c", _PROGRAM, *map(str, paths), "5000", "2"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        assert sorted_lines(folder) == sorted_lines(whole)

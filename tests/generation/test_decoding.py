@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.logits import RowSampler, process_scores
+from NatureLM.generation.generate import decode
+from NatureLM.generation.logits import process_scores, random_stream, sample
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.models import NatureLM
 
@@ -23,9 +24,6 @@ def embeddings(model: NatureLM, wav: Tensor, query: str) -> Tensor:
 def test_wide_beams_find_the_best_sequence_of_all(
     nano: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
-    from NatureLM.generation.beams import decode_beams
-    from NatureLM.generation.session import DecodingSession
-
     few = [5, 11, 69, 128, 402]  # a vocabulary small enough to try everything
     tokens = 3
 
@@ -51,10 +49,9 @@ def test_wide_beams_find_the_best_sequence_of_all(
             steps = logits[len(embeds) - 1 : -1][:, few].log_softmax(-1)
             scores[sequence] = steps[range(tokens), list(sequence)].sum().item()
         best = max(scores, key=scores.__getitem__)
-        session = DecodingSession(Narrow(), [embeds], [1.0])
         options = GenerationOptions(max_new_tokens=tokens, num_beams=len(few) ** 2)
-        (found,) = decode_beams(session, [len(embeds)], [], options)
-    assert tuple(found) == best
+        (found,) = decode(Narrow(), [embeds], alphas=[1.0], eos_ids=[], options=options)
+    assert tuple(found.ids) == best
 
 
 def test_an_end_stops_its_own_row_only(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> None:
@@ -85,8 +82,8 @@ def test_sampling_keeps_to_top_k_and_top_p() -> None:
     scores = torch.tensor([[3.0, 2.9, 0.0, -1.0]]).repeat(200, 1)
     for limits in ({"top_k": 2}, {"top_p": 0.6}):
         options = GenerationOptions(num_beams=1, do_sample=True, temperature=1.0, **limits)
-        sampler = RowSampler(options, range(200))
-        assert set(sampler.draw(scores, range(200)).tolist()) == {0, 1}
+        streams = [random_stream(options, number) for number in range(200)]
+        assert set(sample(scores, options, streams).tolist()) == {0, 1}
 
 
 def test_min_length_counts_the_prompt_as_the_reference_does(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
+from NatureLM.generation.embeddings import MemoryEmbeddings
 from NatureLM.generation.engine import Engine, one_alpha
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.requests import Answer, Request
@@ -214,7 +215,7 @@ def test_a_small_cache_encodes_again_and_answers_alike(
 ) -> None:
     requests = requests_of(double, [(0, [n % 3, 0, 0], 1.0) for n in range(9)])
     options = GenerationOptions(max_new_tokens=3, num_beams=1)
-    engine = Engine(double, options, lookahead=1, cache_bytes=1, eos_ids=ENDS)
+    engine = Engine(double, options, lookahead=1, embeddings=MemoryEmbeddings(1), eos_ids=ENDS)
     found = answers(engine, requests, waves)
     assert engine.encoded > 3
     assert all(found[one.key].text == alone(one, options) for one in requests)

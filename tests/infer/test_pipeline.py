@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from NatureLM.audio import AudioError, iter_windows
 from NatureLM.errors import UsageError
+from NatureLM.generation.audio import Load
+from NatureLM.generation.embeddings import MemoryEmbeddings
+from NatureLM.generation.engine import Engine
+from NatureLM.generation.requests import Answer, Request
 from NatureLM.infer import Pipeline, RecordingError, WindowKey, WindowResult, pick_device
+from NatureLM.infer import sound as sound_stream
 from NatureLM.models import NatureLM
 
 RATE = 16000
@@ -23,6 +31,12 @@ FAST = {"max_new_tokens": 6, "num_beams": 1}
 @pytest.fixture(scope="module")
 def pipeline(nano: NatureLM) -> Pipeline:
     return Pipeline(nano)
+
+
+@pytest.fixture(scope="module")
+def nano64(nano_folder: Path) -> NatureLM:
+    """In float64, where no rounding decides between tokens."""
+    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
 
 
 def sound(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
@@ -93,7 +107,7 @@ def test_windows_equal_the_plain_way(
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(batch_size=st.integers(1, 9), order=st.permutations(range(3)))
 def test_batch_size_and_order_change_nothing(
@@ -131,13 +145,14 @@ def test_what_is_skipped_is_not_asked(
 ) -> None:
     pipeline = Pipeline(nano)
     asked: list[str] = []
-    generate = nano.generate
+    run = Engine.run
 
-    def spy(prompts: list[str], *args: Any, **kwargs: Any) -> list[str]:
-        asked.extend(prompts)
-        return generate(prompts, *args, **kwargs)
+    def spy(engine: Engine, requests: Iterable[Request], load: Load) -> Iterator[Answer]:
+        for answer in run(engine, requests, load):
+            asked.append(answer.request.prompt)
+            yield answer
 
-    monkeypatch.setattr(nano, "generate", spy)
+    monkeypatch.setattr(Engine, "run", spy)
     done = {WindowKey(str(recordings[0]), 0.0, "A?"), WindowKey(str(recordings[0]), 10.0, "B?")}
     done |= {WindowKey(str(recordings[1]), 0.0, q) for q in ("A?", "B?")}
     got = list(pipeline.windows(recordings[:2], [["A?", "B?"]] * 2, skip=done.__contains__, **FAST))
@@ -196,3 +211,120 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device() == "cuda"
     assert pick_device("cpu") == "cpu"
+
+
+def test_windows_are_decoded_as_they_are_needed(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    windows = sound_stream.iter_windows
+
+    def counting(*args: Any, **options: Any) -> Iterator[Any]:
+        for window in windows(*args, **options):
+            made.append(window.index)
+            yield window
+
+    monkeypatch.setattr(sound_stream, "iter_windows", counting)
+    results = pipeline.windows(
+        [sound(50.0)],
+        "What is it?",
+        window_length_seconds=1.0,
+        hop_length_seconds=1.0,
+        batch_size=2,
+        **FAST,
+    )
+    next(results)
+    assert len(made) <= 30, "the whole recording was decoded before the first answer"
+    assert [r.window_index for r in results] == list(range(1, 50))
+
+
+def test_sound_is_let_go_of_once_it_is_answered(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[sound_stream.WindowStream] = []
+    hold = sound_stream.WindowStream.hold
+
+    def spy(stream: sound_stream.WindowStream, heard: Any) -> None:
+        streams.append(stream)
+        hold(stream, heard)
+
+    monkeypatch.setattr(sound_stream.WindowStream, "hold", spy)
+    queries = [["A?", "B?"]]
+    for _ in pipeline.windows(
+        [sound(24.0)],
+        queries,
+        window_length_seconds=1.0,
+        hop_length_seconds=1.0,
+        batch_size=4,
+        **FAST,
+    ):
+        assert len(streams[0]._held) <= 6
+
+
+def test_a_folded_run_answers_alike_and_leaves_the_model_as_it_was(
+    nano64: NatureLM, recordings: list[Path]
+) -> None:
+    pipeline = Pipeline(nano64)
+    before = {name: one.clone() for name, one in nano64.named_parameters()}
+    wanted = list(pipeline.windows(recordings, "What is it?", alpha=0.4, **FAST))
+    folded = pipeline.windows(recordings, "What is it?", alpha=0.4, fold=True, **FAST)
+    first = next(folded)
+    assert nano64.folded is not None
+    assert [first, *folded] == wanted
+    stopped = pipeline.windows(recordings, "What is it?", alpha=0.3, fold=True, **FAST)
+    next(stopped)
+    stopped.close()
+    assert nano64.folded is None
+    assert all(torch.equal(one, before[name]) for name, one in nano64.named_parameters())
+
+
+def test_a_folded_model_is_asked_at_its_alpha(nano64: NatureLM) -> None:
+    with nano64.fold(0.25):
+        (result,) = Pipeline(nano64).windows([sound(2.0)], "What is it?", **FAST)
+        assert result.merging_alpha == 0.25
+
+
+def test_samples_do_not_depend_on_batch_or_resume(nano64: NatureLM) -> None:
+    pipeline = Pipeline(nano64)
+    options = {**FAST, "do_sample": True, "temperature": 1.5, "alpha": 0.5}
+    clip = sound(30.0)
+    whole = list(pipeline.windows([clip], [["A?", "B?"]], **options))
+    assert len({r.text for r in whole}) > 1
+    done = {("audio 0", 0.0, "A?"), ("audio 0", 10.0, "B?")}
+    rest = pipeline.windows(
+        [clip],
+        [["A?", "B?"]],
+        batch_size=1,
+        skip=lambda key: (key.audio_path, key.start, key.query) in done,
+        **options,
+    )
+    wanted = [r.text for r in whole if (r.audio_path, r.start, r.query) not in done]
+    assert [r.text for r in rest] == wanted
+
+
+def test_notes_about_a_recording_come_from_the_callers_thread(pipeline: Pipeline) -> None:
+    said: list[tuple[str, str]] = []
+    high = np.sin(2 * np.pi * 30_000 * np.arange(96_000 * 2) / 96_000).astype(np.float32)
+    results = pipeline.windows(
+        [high],
+        "What is it?",
+        input_sample_rate=96_000,
+        warn=lambda text: said.append((text, threading.current_thread().name)),
+        **FAST,
+    )
+    assert len(list(results)) == 1
+    assert [thread for _, thread in said] == [threading.current_thread().name]
+
+
+def test_numbers_in_a_list_are_one_recording(pipeline: Pipeline) -> None:
+    samples = sound(2.0)
+    assert pipeline(samples.tolist(), "What is it?", **FAST) == pipeline(
+        [samples], "What is it?", **FAST
+    )
+
+
+def test_kept_embeddings_are_a_part_of_the_memory(nano: NatureLM) -> None:
+    pipeline = Pipeline(nano, max_memory=8000)
+    list(pipeline.windows([sound(2.0)], "What is it?", **FAST))
+    assert isinstance(pipeline._embeddings, MemoryEmbeddings)
+    assert pipeline._embeddings.most_bytes == 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ def test_the_keys_of_schema_version_1() -> None:
 
 
 def test_keys_that_are_not_known_are_left_alone() -> None:
-    data = {**json.loads(to_line(WINDOW)), "confidence": 0.5}
+    data = {**json.loads(to_line(WINDOW)), "mood": 0.5}
     assert from_line(json.dumps(data).encode(), "x", 1) == WINDOW
 
 
@@ -114,3 +114,26 @@ def test_read_rows_leaves_a_torn_end_out(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(to_line(WINDOW) + to_line(WINDOW)[:20])
     assert list(read_rows(path)) == [WINDOW]
+
+
+def test_confidence_and_alternatives_are_kept_where_they_are_known() -> None:
+    assert "confidence" not in json.loads(to_line(WINDOW))
+    assert "alternatives" not in json.loads(to_line(WINDOW))
+    sure = replace(WINDOW, confidence=0.0, alternatives=(("Dog", 0.25), ("Cat", 0.125)))
+    assert from_line(to_line(sure), "x", 1) == sure
+    assert from_line(to_line(WINDOW), "x", 1) == WINDOW
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"confidence": "high"}, "confidence is 'high'"),
+        ({"alternatives": "Dog"}, "alternatives is 'Dog'"),
+        ({"alternatives": [["Dog"]]}, r"alternatives has \['Dog'\]"),
+        ({"alternatives": [["Dog", True]]}, "a label and its probability"),
+    ],
+)
+def test_damaged_confidences_are_named(change: dict[str, object], says: str) -> None:
+    line = json.dumps({**json.loads(to_line(WINDOW)), **change}).encode() + b"\n"
+    with pytest.raises(OutputError, match=says):
+        from_line(line, "x", 1)

@@ -9,14 +9,27 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
-TOP = ["outputs", "metrics", "beans", "reports", "experiments", "training", "serving"]
+TOP = [
+    "outputs",
+    "metrics",
+    "beans",
+    "reports",
+    "experiments",
+    "training",
+    "serving",
+    "app",
+    "runs",
+    "embeddings",
+    "species",
+]
 LAYERS = [
     ["errors"],
-    ["config"],
+    ["config", "sizes"],
     ["audio", "prompts", "merging"],
     ["tables"],
     ["generation"],
     ["models"],
+    ["conversation", "calibration"],
     ["infer"],
     TOP,
     ["cli"],

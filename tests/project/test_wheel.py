@@ -26,6 +26,7 @@ DATA_SUFFIXES = {
     ".html",
     ".css",
     ".js",
+    ".svg",
 }
 
 

@@ -158,6 +158,7 @@ def test_lines_and_text_stand_out(colors: dict[str, str]) -> None:
 def test_fitted() -> None:
     assert fitted("Short", 10) == "Short"
     assert fitted("Black-throated Green Warbler", 12) == "Black-throa…"
-    assert fitted("one two three four", 9, 2) == "one two\nthree fo…"
+    assert fitted("one two three four", 9, 2) == "one two\n…ree four"
+    assert fitted(f"{'a very long data set ' * 9}: accuracy", 30, 2).endswith("set : accuracy")
     assert fitted("bad\x00\nname", 20) == "bad name"
     assert fitted("", 5) == ""

@@ -163,6 +163,23 @@ def shown_rows(scores: Any) -> list[tuple[Any, ...]]:
     return [(row[0], *(texts[place] for place in row[1:5]), row[5]) for row in data["rows"]]
 
 
+def test_captions_are_neither_right_nor_wrong(
+    make_rows: Callable[..., Rows], write_rows: Callable[..., Path]
+) -> None:
+    """A caption without a word of the reference has CIDEr 0, which is a score and no verdict."""
+    rows = make_rows(samples=6, queries=[0], alphas=[1.0])
+    captions = [
+        row | {"dataset_name": "captioning", "label": f"A {row['label']} sings.", "prediction": "?"}
+        for row in rows
+    ]
+    scores = score([write_rows(rows + captions)], [protocol("strict")], evaluation=FEW)
+    groups = make_report(scores, evaluation=FEW).answers.data["groups"]
+    assert [(dataset, is_caption) for dataset, _, _, is_caption in groups] == [
+        ("captioning", True),
+        ("watkins", False),
+    ]
+
+
 def test_without_matplotlib(
     make_rows: Callable[..., Rows],
     write_rows: Callable[..., Path],

@@ -256,3 +256,21 @@ def test_published_curves(
     assert both[0.7] == pytest.approx(0.62, abs=0.005)
     assert max(both, key=both.__getitem__) == 0.7
     assert (tmp_path / "cbi" / "index.html").stat().st_size < 4_000_000
+
+
+def test_a_detection_without_any_label(
+    make_rows: Callable[..., Rows], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Nothing is heard anywhere, so F1 is not defined, and the sets that agree are counted."""
+    rows = make_rows(samples=6, dataset="gibbons", queries=[0], alphas=[0.0, 1.0])
+    for number, row in enumerate(rows):
+        row |= {"label": "None", "prediction": "None" if number % 3 else "Hoolock"}
+    report = make_report(score([write_rows(rows)], [protocol("beans-zero")], evaluation=FEW))
+    (line,) = report.lines
+    assert line.main_metric == "accuracy"
+    charts = {chart.key: chart for chart in report.charts()}
+    assert "gibbons-accuracy" in charts
+    assert "gibbons-f1" not in charts
+    text = write_report(report, tmp_path / "report")[0].read_text("utf-8")
+    assert "accuracy is highest at" in text
+    assert "nan" not in text.lower().split("<main")[1].split("<script")[0]

@@ -73,6 +73,23 @@ def test_time_scale_changes_length_and_pitch(factor: float):
     assert peak == pytest.approx(0.3 / (2 * np.pi) * factor, rel=0.01)
 
 
+@given(st.integers(0, 100), st.floats(0, 12))
+def test_colour_changes_frequencies_within_its_limits_and_nothing_else(seed: int, db: float):
+    noise = RNG(seed).standard_normal(16000).astype(np.float32)
+    coloured = augment.colour(noise, db, RNG(seed))
+    assert coloured.dtype == np.float32
+    before, after = np.fft.rfft(noise), np.fft.rfft(coloured)
+    gains_db = 20 * np.log10(np.abs(after) / np.abs(before))
+    assert np.abs(gains_db).max() <= 2 * db + 0.1
+    assert np.ptp(gains_db) >= db / 20
+    assert np.abs(np.angle(after / before)).max() < 0.05, "the phase stays"
+
+
+def test_colour_of_nothing_is_nothing():
+    assert len(augment.colour(np.zeros(0, np.float32), 8.0, RNG(0))) == 0
+    assert not augment.colour(np.zeros(100, np.float32), 8.0, RNG(0)).any()
+
+
 def test_gain():
     louder = augment.gain(TONE, 6.0)
     assert decibel(augment.power(louder) / augment.power(TONE)) == pytest.approx(6, abs=0.01)

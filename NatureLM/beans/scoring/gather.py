@@ -127,6 +127,7 @@ class _Gatherer:
             number = one.labels[label] = self._labels.number(self._label(label, one.group))
         answer = answer_of(row)
         cluster = cluster_of(row, self._reading.cluster)
+        self._check_task(row, one.group)
         place = (len(self._paths) - 1, line)
         first = one.places.setdefault(identity, place)
         if first is not place:
@@ -166,6 +167,17 @@ class _Gatherer:
             )
         found: Task = task
         return found
+
+    def _check_task(self, row: Mapping[str, Any], group: Group) -> None:
+        """Raise Unusable for a row whose task is another than that of its group."""
+        task = row.get("task") or group.task
+        if task == group.task or self._reading.task or group.key[0] in components():
+            return
+        raise Unusable(
+            "wrong value",
+            f"task is {task!r:.60}, and rows of {group.key[0]!r} before it have {group.task!r}; "
+            "give them another dataset_name, or group by it: --by query,lora_scale,task",
+        )
 
     def _label(self, label: str, group: Group) -> str:
         """The label under the name that is scored."""

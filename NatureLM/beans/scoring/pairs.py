@@ -20,6 +20,8 @@ from NatureLM.beans.scoring.results import Floats, Interval
 from NatureLM.errors import UsageError
 from NatureLM.metrics.resampling import percentile_interval
 
+_PLACES = 12
+
 
 @dataclass(frozen=True)
 class Side:
@@ -200,7 +202,8 @@ def _compared(
 
 
 def _difference(a: float, b: float, drawn: Floats) -> Difference:
-    drawn = drawn[~np.isnan(drawn)]
+    # Sums in another order differ in their last bits; that is no difference.
+    drawn = np.round(drawn[~np.isnan(drawn)], _PLACES)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (1 + float(tail)) / (1 + len(drawn)))
     return Difference(a, b, b - a, percentile_interval(drawn), p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -40,8 +41,11 @@ def answer_of(row: Mapping[str, Any]) -> str:
 
 
 def value_of(row: Mapping[str, Any], key: str) -> Value:
-    """A text, a finite number or null: what groups are made by."""
+    """A text, a finite number or null: what groups are made by; an α in quotes is a number."""
     found: Any = _get(row, key)
+    if key == "lora_scale" and isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = float(found)
     if found is None or isinstance(found, str):
         return found
     if type(found) in (int, float) and abs(found) <= sys.float_info.max:

@@ -32,24 +32,28 @@
 
   const lower = data.texts.map((one) => one.toLowerCase());
 
-  const passes = ([group, id, label, answer, , score]) => {
-    const [name, asked, at] = data.groups[group];
+  const isRight = ([group, , , , , score]) => !data.groups[group][3] && score === 1;
+
+  const passes = (row) => {
+    const [group, id, label, answer] = row;
+    const [name, asked, at, isCaption] = data.groups[group];
     if (dataset.value && dataset.value !== name) return false;
     if (question.value && question.value !== asked) return false;
     if (alpha.value && alpha.value !== alphaText(at)) return false;
-    if (right.value && (score === 1) !== (right.value === "right")) return false;
+    if (right.value && (isCaption || isRight(row) !== (right.value === "right"))) return false;
     const wanted = text.value.trim().toLowerCase();
     return !wanted || [id, label, answer].some((place) => lower[place].includes(wanted));
   };
 
-  const item = ([group, id, label, answer, taken, score]) => {
-    const [name, asked, at] = data.groups[group];
+  const item = (row) => {
+    const [group, id, label, answer, taken, score] = row;
+    const [name, asked, at, isCaption] = data.groups[group];
     const made = document.createElement("li");
-    const whole = score === 0 || score === 1;
-    const verdict = whole ? (score ? "✓ right" : "✗ wrong") : `score ${score}`;
+    const [kind, verdict] = isCaption ? ["score", `CIDEr ${score}`]
+      : isRight(row) ? ["right", "✓ right"] : ["wrong", "✗ wrong"];
     const first = element("div", "", "");
     first.append(
-      element("span", `mark ${score === 1 ? "right" : "wrong"}`, verdict),
+      element("span", `mark ${kind}`, verdict),
       element("span", "about", ` · α ${alphaText(at)} · ${asked} · ${name}`),
     );
     const about = `true: ${data.texts[label]}` +
@@ -64,9 +68,9 @@
     list.append(...matching.slice(shown, shown + PAGE).map(item));
     shown = Math.min(shown + PAGE, matching.length);
     more.hidden = shown === matching.length;
-    const good = matching.filter((row) => row[5] === 1).length;
-    find("found").textContent =
-      `${matching.length} answers fit, ${good} of them right; ${shown} are shown.`;
+    const judged = matching.some(([group]) => !data.groups[group][3]);
+    const good = judged ? `, ${matching.filter(isRight).length} of them right` : "";
+    find("found").textContent = `${matching.length} answers fit${good}; ${shown} are shown.`;
   };
 
   const update = () => {

@@ -113,10 +113,17 @@ def put_title(figure: Any, title: str) -> None:
 
 
 def fitted(text: str, width: int, lines: int = 1) -> str:
-    """The text in at most so many lines of so many characters; `…` stands for what is left out."""
+    """The text in at most so many lines of so many characters; `…` stands for what is left out.
+
+    One line keeps the beginning; of several, the last keeps the end, where titles say what is
+    measured and long names differ.
+    """
     rest = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     made: list[str] = []
     while len(made) < lines - 1 and len(rest) > width:
         made.append(textwrap.wrap(rest, width, break_on_hyphens=False)[0])
         rest = rest[len(made[-1]) :].lstrip()
-    return "\n".join([*made, rest if len(rest) <= width else f"{rest[: width - 1].rstrip()}…"])
+    if len(rest) > width:
+        cut = width - 1
+        rest = f"…{rest[-cut:].lstrip()}" if made else f"{rest[:cut].rstrip()}…"
+    return "\n".join([*made, rest])

@@ -6,8 +6,8 @@ encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 polish: the same for a little longer and more slowly (configs/tiny/polish.yml)
 
-Text is learnt beside teachers and encoder, in a process of its own. A stage whose settings changed,
-and every stage that builds on it, is made anew.
+Text is learnt beside teachers and encoder, in a process of its own, and so is each teacher. A stage
+whose settings changed, and every stage that builds on it, is made anew.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from NatureLM.training.tiny.fitting import Log, Schedule, Sounds
 from NatureLM.training.tiny.sounds import Clip, clips_of, read_clips, training_clips
 from NatureLM.training.tiny.spectrograms import Spectrograms
 from NatureLM.training.tiny.tables import audio_rows, text_rows, write_rows
-from NatureLM.training.tiny.teachers import TeacherSettings, load_teachers, train_teachers
+from NatureLM.training.tiny.teachers import TeacherSettings, load_teachers, train_teacher
 from NatureLM.training.tiny.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
@@ -109,14 +109,12 @@ class Run:
 
     def run(self) -> Path:
         """All stages; returns the folder of the finished model."""
-        own = max(1, self.threads // 2)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as beside:
-            text = beside.submit(_stage_beside, self.settings, "text", own)
-            torch.set_num_threads(self.threads - own or 1)
+        with _processes(1) as beside:
+            text = beside.submit(_stage_beside, self.settings, "text")
             self.stage("teachers")
+            torch.set_num_threads(self.threads)
             self.stage("encoder")
             text.result()
-        torch.set_num_threads(self.threads)
         self.stage("audio")
         self.stage("polish")
         return self.deliver()
@@ -153,17 +151,11 @@ class Run:
     def _identities(self) -> dict[str, str]:
         """What each stage's result depends on."""
         recipe, names = self.recipe, [clip.path.name for clip in self.clips]
-        text = _digest(
-            self.text_config.model_dump(mode="json"), recipe.text_count, recipe.text_steps
-        )
+        text = _digest(_set(self.text_config), recipe.text_count, recipe.text_steps)
         teachers = _digest(asdict(recipe.teachers), names, recipe.seed)
         encoder = _digest(teachers, asdict(recipe.encoder))
-        audio = _digest(
-            text, encoder, self.audio_config.model_dump(mode="json"), recipe.audio_steps
-        )
-        polish = _digest(
-            audio, self.polish_config.model_dump(mode="json"), recipe.no_animal, recipe.polish_steps
-        )
+        audio = _digest(text, encoder, _set(self.audio_config), recipe.audio_steps)
+        polish = _digest(audio, _set(self.polish_config), recipe.no_animal, recipe.polish_steps)
         return {
             "text": text,
             "teachers": teachers,
@@ -187,9 +179,19 @@ class Run:
         _train(config)
 
     def teachers(self, folder: Path) -> None:
-        """Networks that name sounds, for the encoder to learn from."""
-        log = self._logger("teachers")
-        train_teachers(self._sounds(), self.recipe.teachers, folder, self.recipe.seed, log)
+        """Networks that name sounds, for the encoder to learn from; one in each process."""
+        with _processes(self.threads) as beside:
+            made = [
+                beside.submit(_teacher_beside, self.settings, number, folder)
+                for number in range(self.recipe.teachers.count)
+            ]
+            for one in made:
+                one.result()
+
+    def teacher(self, number: int, folder: Path) -> None:
+        """One of them."""
+        log, recipe = self._logger("teachers"), self.recipe
+        train_teacher(self._sounds(), recipe.teachers, folder, recipe.seed, number, log)
 
     def encoder(self, folder: Path) -> None:
         """What hears: the audio encoder and the Q-Former."""
@@ -269,10 +271,20 @@ class Run:
             file.write(line + "\n")
 
 
-def _stage_beside(settings: tuple[Recipe, Path, Path, Path], name: str, threads: int) -> None:
+def _processes(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+
+def _stage_beside(settings: tuple[Recipe, Path, Path, Path], name: str) -> None:
     """A stage in a process of its own."""
-    torch.set_num_threads(threads)
-    Run(*settings, threads=threads).stage(name)
+    torch.set_num_threads(1)
+    Run(*settings, threads=1).stage(name)
+
+
+def _teacher_beside(settings: tuple[Recipe, Path, Path, Path], number: int, folder: Path) -> None:
+    """A teacher in a process of its own."""
+    torch.set_num_threads(1)
+    Run(*settings, threads=1).teacher(number, folder)
 
 
 def save_small(model: NatureLM, folder: Path) -> None:
@@ -321,6 +333,11 @@ def _filled(config: Config, tables: Path, run: Path, steps: int | None) -> Confi
 
 def _with(config: Config, *, model: dict[str, str]) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
+
+
+def _set(config: Config) -> dict[str, Any]:
+    """What differs from the defaults, so that a key which is new leaves results as they are."""
+    return config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _at_most(clips: list[Clip], per_class: int | None) -> Iterator[Clip]:

@@ -25,6 +25,7 @@ from NatureLM.training.tiny.sounds import Clip
 Floats = npt.NDArray[np.float32]
 SAMPLE_RATE = 16000
 WINDOW_SECONDS = 10.0
+_COLOUR_BANDS = 5
 _SHORTEST = 800  # samples; shorter clips are padded so that they have frames
 
 
@@ -35,6 +36,8 @@ class Changes:
     speed: clips are played up to exp(speed) times faster or slower
     gain_db: lowest and highest gain
     shift_bins: most bins that the spectrogram moves up or down
+    colour_db: largest gain or loss of a band, as microphones, distance and vegetation give it;
+        between five bands it is interpolated
     mix: share of samples with a second clip, whose label shares the target
     noise: share of samples with added noise, at `snr_db`
     mask_bins, mask_time: widest band, and part of the window, that two masks each hide
@@ -43,6 +46,7 @@ class Changes:
     speed: float = 0.2
     gain_db: tuple[float, float] = (-17.0, 13.0)
     shift_bins: int = 2
+    colour_db: float = 0.0
     mix: float = 0.4
     mix_shape: float = 0.6
     noise: float = 0.25
@@ -146,6 +150,8 @@ class Spectrograms:
         part = _moved(
             part + np.float32(gain), int(rng.integers(-changes.shift_bins, changes.shift_bins + 1))
         )
+        if changes.colour_db:
+            part += _colour(part.shape[1], changes.colour_db, rng) * np.float32(self.db)
         part[silent] = self.floor
         np.maximum(part, self.floor, out=part)
         window = np.full((frames, part.shape[1]), self.floor, np.float32)
@@ -162,6 +168,14 @@ def _moved(part: Floats, bins: int) -> Floats:
     if bins < 0:
         return np.concatenate([part[:, -bins:], np.repeat(part[:, -1:], -bins, axis=1)], axis=1)
     return part
+
+
+def _colour(bins: int, largest_db: float, rng: np.random.Generator) -> Floats:
+    """A smooth random frequency response in dB, of mean 0, one value per bin."""
+    bands = rng.uniform(-largest_db, largest_db, _COLOUR_BANDS)
+    curve = np.interp(np.linspace(0, _COLOUR_BANDS - 1, bins), np.arange(_COLOUR_BANDS), bands)
+    colour: Floats = (curve - curve.mean()).astype(np.float32)
+    return colour
 
 
 def _mask(window: Floats, changes: Changes, rng: np.random.Generator) -> None:

@@ -108,22 +108,22 @@ class Teachers:
         return logits.float().softmax(dim=-1)
 
 
-def train_teachers(
-    sounds: Sounds, settings: TeacherSettings, folder: Path, seed: int, log: Log
+def train_teacher(
+    sounds: Sounds, settings: TeacherSettings, folder: Path, seed: int, number: int, log: Log
 ) -> None:
-    """Train those that `folder` does not hold yet (`teacher_0.safetensors`, …)."""
-    for number in range(settings.count):
-        path = folder / _FILE.format(number)
-        if not path.is_file():
-            network = _train(sounds, settings, seed * 100 + number, number, log)
-            partial = path.with_suffix(".partial")
-            state = network.state_dict()
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
-            partial.replace(path)
+    """Train `teacher_{number}.safetensors` of `folder`, unless it is there."""
+    path = folder / _FILE.format(number)
+    if path.is_file():
+        return
+    network = _train(sounds, settings, seed * 100 + number, number, log)
+    partial = path.with_suffix(".partial")
+    state = network.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
+    partial.replace(path)
 
 
 def load_teachers(folder: Path, classes: int, settings: TeacherSettings) -> Teachers:
-    """What `train_teachers` wrote."""
+    """What `train_teacher` wrote."""
     networks = []
     for number in range(settings.count):
         network = SoundNet(classes, settings.width)

@@ -19,13 +19,13 @@ from NatureLM.training.tiny import architecture
 from NatureLM.training.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
 from NatureLM.training.tiny.fitting import Schedule, Sounds, predict
 from NatureLM.training.tiny.sounds import Clip
-from NatureLM.training.tiny.spectrograms import Changes, Spectrograms, whole_windows
+from NatureLM.training.tiny.spectrograms import Changes, Spectrograms, _colour, whole_windows
 from NatureLM.training.tiny.teachers import (
     SoundNet,
     Teachers,
     TeacherSettings,
     load_teachers,
-    train_teachers,
+    train_teacher,
 )
 
 LABELS = ["Cat", "Dog", "Rain"]
@@ -133,14 +133,19 @@ def test_teachers_are_kept_and_only_missing_ones_are_trained(
 ) -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
-    train_teachers(sounds, TEACHERS, tmp_path, 1, rows.append)
+
+    def train() -> None:
+        for number in range(TEACHERS.count):
+            train_teacher(sounds, TEACHERS, tmp_path, 1, number, rows.append)
+
+    train()
     assert {row["teacher"] for row in rows} == {0, 1}
     one, two = load_teachers(tmp_path, len(LABELS), TEACHERS).networks
     windows = whole_windows(clips, architecture.fbank_config())
     assert not torch.allclose(one(windows), two(windows)), "seeds differ"
     (tmp_path / "teacher_1.safetensors").unlink()
     rows.clear()
-    train_teachers(sounds, TEACHERS, tmp_path, 1, rows.append)
+    train()
     assert {row["teacher"] for row in rows} == {1}
     again = load_teachers(tmp_path, len(LABELS), TEACHERS).networks[1]
     assert torch.equal(again(windows), two(windows)), "the seed decides everything"
@@ -154,6 +159,14 @@ def test_teachers_take_turns_and_give_probabilities() -> None:
     assert torch.allclose(first.sum(-1), torch.ones(2))
     assert torch.equal(teachers.probabilities(windows, 2), first)
     assert not torch.allclose(first, second)
+
+
+def test_colour_changes_bands_smoothly_and_leaves_the_mean_level() -> None:
+    curve = _colour(64, 8.0, np.random.default_rng(1))
+    assert curve.shape == (64,)
+    assert 1 < np.ptp(curve) <= 16
+    assert abs(curve.mean()) < 1e-5
+    assert np.abs(np.diff(curve)).max() <= 16 / (64 / 4) + 1e-5
 
 
 class Knowing:

@@ -1,0 +1,177 @@
+"""One worker does the jobs one after another; a bounded number of them waits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from NatureLM.app.jobs.errors import JobError
+from NatureLM.app.jobs.library import JobLibrary
+from NatureLM.app.jobs.record import Job, State
+from NatureLM.app.jobs.work import do_job
+from NatureLM.errors import NatureLMError
+
+if TYPE_CHECKING:
+    from NatureLM.infer import Pipeline
+
+_LOG = logging.getLogger(__name__)
+
+
+class JobQueue:
+    """Jobs that wait, and the one that is worked on.
+
+    pipeline: gives the pipeline once it is loaded; may wait for it
+    model: how the model is called, as for `naturelm infer --model`
+    waiting: how many jobs may wait
+    """
+
+    def __init__(
+        self,
+        library: JobLibrary,
+        pipeline: Callable[[], Pipeline],
+        *,
+        model: str,
+        waiting: int = 8,
+    ) -> None:
+        self._library = library
+        self._pipeline = pipeline
+        self._model = model
+        self._most = waiting
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: deque[str] = deque()
+        self._working: str | None = None
+        self._stop = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job_id: str) -> Job:
+        """Put a job at the end of the queue, or go on with one that was stopped.
+
+        Raises JobError, with the limit, where the queue is full; nothing has changed then.
+        """
+        job = self._library.open(job_id)
+        with self._changed:
+            if job_id == self._working or job_id in self._waiting:
+                return self.look(job)
+            self.refuse_if_full()
+            job = job.with_state("waiting")
+            self._library.save(job)
+            self._waiting.append(job_id)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return job
+
+    def refuse_if_full(self) -> None:
+        """Raise JobError where no further job is taken: before its recordings are moved."""
+        with self._changed:
+            if self._closed:
+                raise JobError("the app is being closed, so no job is started")
+            if len(self._waiting) >= self._most:
+                raise JobError(
+                    f"{len(self._waiting)} jobs are waiting already, and no more than "
+                    f"{self._most} may: try again when one of them is done"
+                )
+
+    def cancel(self, job_id: str) -> None:
+        """Take a job off the queue, or stop it after the answer that it is at."""
+        with self._changed:
+            if job_id == self._working:
+                self._stop.set()
+            elif job_id in self._waiting:
+                self._waiting.remove(job_id)
+                self._library.save(self._library.open(job_id).with_state("stopped"))
+
+    def remove(self, job_id: str) -> None:
+        """Remove a job with all that belongs to it. Raises JobError while it is worked on."""
+        with self._changed:
+            if job_id == self._working:
+                raise JobError("the job is being worked on: stop it before it is removed")
+            if job_id in self._waiting:
+                self._waiting.remove(job_id)
+            self._library.remove(job_id)
+
+    def look(self, job: Job) -> Job:
+        """The job in its true state: one that says it works, but that nobody has, is stopped."""
+        with self._changed:
+            if job.id == self._working:
+                return job.with_state("working")
+            if job.id in self._waiting:
+                return job.with_state("waiting")
+            unfinished = job.state in ("waiting", "working")
+            return job.with_state("stopped") if unfinished else job
+
+    def open(self, job_id: str) -> Job:
+        """The job of this name in its true state. Raises JobError where there is none."""
+        with self._changed:
+            return self.look(self._library.open(job_id))
+
+    def ahead(self, job_id: str) -> int:
+        """How many jobs come before this one."""
+        with self._changed:
+            if job_id not in self._waiting:
+                return 0
+            return self._waiting.index(job_id) + (self._working is not None)
+
+    def is_stopping(self, job_id: str) -> bool:
+        """Whether the job was told to stop and is at its last answer."""
+        with self._changed:
+            return job_id == self._working and self._stop.is_set()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop the worker after the answer that it is at. Waiting jobs can be gone on with."""
+        with self._changed:
+            self._closed = True
+            self._stop.set()
+            for job_id in self._waiting:
+                self._finish(job_id, "stopped")
+            self._waiting.clear()
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+    def wait(self, job_id: str, timeout: float) -> bool:
+        """Wait until a job is neither waiting nor worked on; whether that came to be."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: job_id != self._working and job_id not in self._waiting, timeout
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
+                if self._closed:
+                    return
+                job_id = self._working = self._waiting.popleft()
+                self._stop.clear()
+            state, message = self._do(job_id)
+            with self._changed:
+                self._working = None
+                self._finish(job_id, state, message)
+                self._changed.notify_all()
+
+    def _do(self, job_id: str) -> tuple[State, str]:
+        """Do a job; how it ended."""
+        try:
+            job = self._library.open(job_id).with_state("working")
+            self._library.save(job)
+            finished = do_job(self._library, job, self._pipeline(), self._model, self._stop)
+        except NatureLMError as error:
+            return "failed", str(error)
+        except Exception as error:
+            _LOG.exception("job %s failed", job_id)
+            kind = type(error).__name__
+            return "failed", f"The work ended with an unforeseen error ({kind}); see the app's log."
+        return ("done" if finished else "stopped"), ""
+
+    def _finish(self, job_id: str, state: State, message: str = "") -> None:
+        try:
+            self._library.save(self._library.open(job_id).with_state(state, message))
+        except JobError:
+            _LOG.warning("job %s: its state cannot be written", job_id)

@@ -1,0 +1,200 @@
+"""A recording of a job to see and hear: pictures of any stretch, and what a window sounds like.
+
+The whole is drawn once, in blocks, and kept in the job's folder; short stretches are drawn finely
+when they are looked at. Seconds are those of the recording; a time expansion slows the sound down.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.app.jobs.errors import JobError
+from NatureLM.app.jobs.library import JobLibrary
+from NatureLM.app.jobs.record import Job, JobRecording
+from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture
+from NatureLM.audio import AudioError, iter_windows, read_clip
+
+OVERVIEW_COLUMNS = 6000
+"""Columns of the picture of a whole recording."""
+FINE_SECONDS = 240.0
+"""Longest stretch, in heard time, that is drawn from the sound itself."""
+MOST_COLUMNS = 2400
+_BLOCK_SECONDS = 20.0
+_FINEST = 0.01  # seconds of a column
+_LONGEST_SOUND = 60.0
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The whole recording.
+
+    levels_FT: as `spectrogram.levels_of` gives them
+    column: seconds of the recording that a column covers
+    low, high: the levels that are drawn darkest and lightest, in all pictures of the recording
+    """
+
+    levels_FT: Levels
+    column: float
+    low: int
+    high: int
+
+
+class JobSound:
+    """Pictures and sound of the recordings of all jobs of a library.
+
+    sample_rate: gives Hz, of the model: what lies above half of it is not shown, because not heard
+    """
+
+    def __init__(self, library: JobLibrary, sample_rate: Callable[[], int]) -> None:
+        self._library = library
+        self._sample_rate = sample_rate
+        self._drawing = threading.Lock()
+
+    @property
+    def _rate(self) -> int:
+        return self._sample_rate()
+
+    def stretch(
+        self, job: Job, recording: JobRecording, start: float, end: float, columns: int
+    ) -> bytes:
+        """A PNG of a stretch of a recording, about as many columns wide.
+
+        Raises JobError where the recording cannot be read.
+        """
+        start, end = _inside(start, end, _length(recording))
+        columns = max(1, min(columns, MOST_COLUMNS))
+        overview = self.overview(job, recording)
+        if (end - start) * job.settings.time_expansion <= FINE_SECONDS:
+            samples_S = self._samples(job, recording, start, end)
+            finest = 1 / _FINEST
+            per_second = min(finest, columns / max(len(samples_S) / self._rate, _FINEST))
+            levels_FT = levels_of(samples_S, self._rate, per_second)
+        else:
+            first = int(start / overview.column)
+            last = max(first + 1, math.ceil(end / overview.column))
+            levels_FT = pooled(overview.levels_FT[:, first:last], columns)
+        return picture(levels_FT, overview.low, overview.high)
+
+    def heard(self, job: Job, recording: JobRecording, start: float, end: float) -> bytes:
+        """A WAV file of a stretch as the model hears it: mono, slowed down where the job says so.
+
+        Raises JobError where the recording cannot be read.
+        """
+        import soundfile  # type: ignore[import-untyped, unused-ignore]
+
+        start, end = _inside(start, end, _length(recording))
+        end = min(end, start + _LONGEST_SOUND)
+        file = io.BytesIO()
+        samples_S = self._samples(job, recording, start, end)
+        soundfile.write(file, samples_S, self._rate, format="WAV", subtype="PCM_16")
+        return file.getvalue()
+
+    def overview(self, job: Job, recording: JobRecording) -> Overview:
+        """The whole recording, drawn at the first call. Raises JobError."""
+        expansion = job.settings.time_expansion
+        column = max(_FINEST, _length(recording) * expansion / OVERVIEW_COLUMNS)
+        kept = self._library.folder_of(job.id) / "pictures" / f"{Path(recording.file).name}.npy"
+        with self._drawing:
+            levels_FT = _load(kept)
+            if levels_FT is None:
+                levels_FT = self._draw(job, recording, column)
+                _keep(kept, levels_FT)
+        return Overview(levels_FT, column / expansion, *contrast([levels_FT]))
+
+    def _draw(self, job: Job, recording: JobRecording, column: float) -> Levels:
+        """Levels of a recording block by block, each of whole columns (`column` heard seconds)."""
+        many = max(1, round(_BLOCK_SECONDS / column))
+        block = column * many
+        columns = math.ceil(_length(recording) * job.settings.time_expansion / column - 1e-9)
+        levels_FT = np.zeros((BINS, max(1, columns)), dtype=np.uint8)
+        try:
+            for window in iter_windows(
+                self._path(job, recording),
+                sample_rate=self._rate,
+                window_seconds=block,
+                hop_seconds=block,
+                channel=job.settings.channel,
+                time_expansion=job.settings.time_expansion,
+                warn=lambda text: None,
+            ):
+                part_FT = levels_of(window.samples, self._rate, 1 / column)
+                first = window.index * many
+                width = min(many, part_FT.shape[1], levels_FT.shape[1] - first)
+                levels_FT[:, first : first + width] = part_FT[:, :width]
+        except AudioError as error:
+            if not levels_FT.any():
+                raise JobError(f"{recording.name}: {error.reason}") from None
+        return levels_FT
+
+    def _samples(
+        self, job: Job, recording: JobRecording, start: float, end: float
+    ) -> NDArray[np.float32]:
+        expansion = job.settings.time_expansion
+        try:
+            return read_clip(
+                self._path(job, recording),
+                start=start,
+                duration=end - start,
+                # Played at the model's rate, the clip is as slow as the model hears it.
+                sample_rate=round(self._rate * expansion),
+                channel=job.settings.channel,
+            )
+        except AudioError as error:
+            raise JobError(f"{recording.name}: {error.reason}") from None
+
+    def _path(self, job: Job, recording: JobRecording) -> Path:
+        return self._library.recordings_folder(job.id) / Path(recording.file).name
+
+
+def pooled(levels_FT: Levels, columns: int) -> Levels:
+    """At most so many columns, each the loudest of those that it stands for."""
+    have = levels_FT.shape[1]
+    if have <= columns:
+        return levels_FT
+    edges = np.linspace(0, have, columns + 1).astype(int)[:-1]
+    made: Levels = np.maximum.reduceat(levels_FT, edges, axis=1)
+    return made
+
+
+def _length(recording: JobRecording) -> float:
+    if recording.seconds is None:
+        raise JobError(f"{recording.name}: it cannot be read, so there is nothing to see")
+    return recording.seconds
+
+
+def _inside(start: float, end: float, length: float) -> tuple[float, float]:
+    """The stretch within the recording, at least a little long."""
+    if not (math.isfinite(start) and math.isfinite(end)):
+        raise JobError("the stretch to look at must have a start and an end")
+    start = max(0.0, min(start, length - 0.05))
+    return start, max(start + 0.05, min(end, length))
+
+
+def _load(kept: Path) -> Levels | None:
+    try:
+        levels = np.load(kept, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    is_good = levels.dtype == np.uint8 and levels.ndim == 2 and levels.shape[0] == BINS
+    return levels if is_good else None
+
+
+def _keep(kept: Path, levels_FT: Levels) -> None:
+    """Keep a picture; without room for it, it is drawn again."""
+    temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, levels_FT, allow_pickle=False)
+        temporary.replace(kept)
+    except OSError:
+        temporary.unlink(missing_ok=True)

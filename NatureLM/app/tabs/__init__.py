@@ -1,0 +1,1 @@
+"""One file for each tab of the page; `build(context)` puts its components into the tab."""

@@ -1,0 +1,144 @@
+"""The calibration of a model as a file beside it: `calibration.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from NatureLM.calibration.fitting import RANGE
+from NatureLM.errors import NatureLMError
+from NatureLM.generation.label_scores import Normalize, check_normalize
+from NatureLM.models.registry import find
+
+FILE_NAME = "calibration.json"
+SCHEMA_VERSION = 1
+
+
+class CalibrationError(NatureLMError):
+    """A file of a calibration cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and what it was fitted on.
+
+    temperature: scores of labels are divided by it before they become probabilities
+    normalize: how the scores were normalised, see `NatureLM.generation.label_scores`
+    merging_alpha: share of the adapter; at others it says nothing
+    weights: fingerprint of the model's files
+    query: what was asked
+    labels: how many labels there were to choose from
+    samples, clusters: how many recordings, and groups of them that belong together
+    """
+
+    temperature: float
+    normalize: Normalize
+    merging_alpha: float
+    weights: str | None
+    query: str
+    labels: int
+    samples: int
+    clusters: int
+
+    @property
+    def is_at_the_edge(self) -> bool:
+        """Whether the temperature is one that no search goes beyond: the samples did not tell."""
+        low, high = RANGE
+        return self.temperature <= 1.01 * low or self.temperature >= 0.99 * high
+
+    def fits(self, weights: str | None, alpha: float) -> bool:
+        """Whether it was fitted for these weights at this α."""
+        return self.weights == weights and math.isclose(self.merging_alpha, alpha, abs_tol=1e-9)
+
+
+def beside_model(model: str | Path) -> Path | None:
+    """Where the calibration of a model lies: in its folder; None if that is not on this machine."""
+    entry = find(str(model))
+    folder = entry.folder if entry is not None else Path(model)
+    return None if not str(model) or folder is None or not folder.is_dir() else folder / FILE_NAME
+
+
+def calibration_for(
+    model: Any,
+    given: Calibration | str | Path | None,
+    alpha: float,
+    warn: Callable[[str], None],
+) -> Calibration | None:
+    """The calibration to use of a loaded model at some α.
+
+    given: a calibration, a file of one, "auto" for the file beside the model, None for none
+    warn: told where there is one that was fitted for other weights or another α, and is not used
+
+    Raises CalibrationError for a file that cannot be read.
+    """
+    if given is None:
+        return None
+    if given == "auto":
+        path = beside_model(model.name_or_path)
+        if path is None or not path.is_file():
+            return None
+        given = path
+    found = given if isinstance(given, Calibration) else read_calibration(given)
+    if found.weights != model.fingerprint:
+        warn("the calibration was made for other weights, so confidences are not calibrated")
+        return None
+    if not found.fits(model.fingerprint, alpha):
+        warn(
+            f"the calibration was made at α = {found.merging_alpha:g}, so confidences at "
+            f"α = {alpha:g} are not calibrated"
+        )
+        return None
+    return found
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """The calibration of a file; raises CalibrationError where it holds none."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CalibrationError(f"{path}: is no JSON ({error})") from None
+    version = data.pop("schema_version", None) if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CalibrationError(
+            f"{path}: is no calibration of schema version {SCHEMA_VERSION}; make it with "
+            "`naturelm calibrate`"
+        )
+    return _checked(data, path)
+
+
+def write_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Write the file, whole or not at all."""
+    target = Path(path)
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(calibration)}, indent=2)
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _checked(data: dict[str, Any], path: str | Path) -> Calibration:
+    names = [field.name for field in fields(Calibration)]
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise CalibrationError(f"{path}: lacks {', '.join(missing)}")
+    made = Calibration(**{name: data[name] for name in names})
+    temperature = made.temperature
+    is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not (is_number and math.isfinite(temperature) and temperature > 0):
+        raise CalibrationError(f"{path}: temperature is {temperature!r}, and it must be above 0")
+    if not isinstance(made.merging_alpha, (int, float)):
+        raise CalibrationError(f"{path}: merging_alpha is {made.merging_alpha!r}, not a number")
+    try:
+        check_normalize(made.normalize)
+    except NatureLMError as error:
+        raise CalibrationError(f"{path}: {error}") from None
+    return made

@@ -1,0 +1,121 @@
+"""`naturelm inference-app`: the web app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL = "Model"
+_PAGE = "Page"
+
+
+def inference_app(
+    cfg_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Configuration file, such as configs/inference.yml.",
+            show_default="built-in settings",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+            show_default="naturelm-tiny",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    merging_alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Where the page's slider stands at first: 0 is the base language model, 1 the "
+            "adapted one.",
+            show_default="generate.merging_alpha of the configuration, 1.0",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="Precision of the weights.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto",
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY.SUB=VALUE",
+            help="Change a value of the configuration, such as generate.num_beams=1. May be given "
+            "several times.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen at; 0.0.0.0 lets others in the network open the page.",
+            rich_help_panel=_PAGE,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=_PAGE)] = 5001,
+    assets_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of sample recordings that the page offers.",
+            show_default="assets, where it is",
+            rich_help_panel=_PAGE,
+        ),
+    ] = None,
+    runs_dir: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of jobs and experiments; all that is in it can be seen on the page.",
+            rich_help_panel=_PAGE,
+        ),
+    ] = Path("runs"),
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share",
+            help="Let anybody in the internet open the page, through a server of Gradio's makers.",
+            rich_help_panel=_PAGE,
+        ),
+    ] = False,
+) -> None:
+    """Open a page on which recordings can be asked about, in the browser, offline.
+
+    naturelm inference-app --cfg-path configs/inference.yml
+    """
+    from NatureLM.app.page import need_gradio
+    from NatureLM.app.serve import serve
+    from NatureLM.app.settings import AppSettings, folder_of_samples
+    from NatureLM.cli.request import dtype_option
+    from NatureLM.config import load_config
+
+    def say(message: str) -> None:
+        typer.echo(message, err=True)
+
+    need_gradio()
+    serve(
+        AppSettings(
+            model=model,
+            config=load_config(cfg_path, options or [], warn=say),
+            alpha=merging_alpha,
+            device=device,
+            dtype=dtype_option(dtype),
+            host=host,
+            port=port,
+            share=share,
+            assets_dir=folder_of_samples(assets_dir),
+            runs_dir=runs_dir,
+        ),
+        say,
+    )

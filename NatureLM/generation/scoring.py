@@ -1,0 +1,235 @@
+"""Log-likelihoods of labels over a shared prompt: every node of their token tree is run once.
+
+The prompt is run once, as for decoding. Then all nodes go through the model together: node i sees
+the prompt, the nodes on its own way, and itself (a tree mask), at the position that it would have
+in a text. No keys or values of the prompt are copied for a label. Large trees go in stretches of
+the preorder; between two of them the cache keeps the way to the next node only.
+
+Shapes: R rows, N nodes of a stretch, K nodes on the way before it, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from NatureLM.generation.prefill import Prefilled, SharedStart, prefill
+from NatureLM.generation.trie import TokenTrie
+from NatureLM.merging.scaling import active_alpha, as_row_scale
+
+_MOST_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
+_ACCELERATOR_MOST_LOGITS = 1 << 29
+_MOST_NODES = 2048  # of a stretch: what a node may see grows with their square
+_MASKED_ATTENTION = ("sdpa", "eager")  # take a mask of our own
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """Nodes that are run together.
+
+    first, last: they are nodes first to last - 1
+    way: nodes before `first` on its way, which the cache holds
+    kept: where those were among the nodes of the stretch before and its way
+    sees_NK: what each node sees of the way and the stretch (N, K + N)
+    parents, tokens, children: for every node that follows one of the stretch: where the latter
+        stands in it, the token of the former, and the former itself
+    """
+
+    first: int
+    last: int
+    way: tuple[int, ...]
+    kept: tuple[int, ...]
+    sees_NK: Tensor
+    parents: tuple[int, ...]
+    tokens: tuple[int, ...]
+    children: tuple[int, ...]
+
+
+@torch.inference_mode()
+def score_trie(
+    language_model: nn.Module,
+    prompts_LD: Sequence[Tensor],
+    alphas: Sequence[float],
+    trie: TokenTrie,
+    eos_ids: Sequence[int],
+    *,
+    shared: Sequence[SharedStart] = (),
+) -> Tensor:
+    """Log-likelihood of every label of the tree, followed by an end, after every prompt.
+
+    prompts_LD: embeddings (length, width) of each prompt, run under its own α
+    eos_ids: tokens that end an answer; whichever comes, the label was the answer. Without any the
+        tokens of the label alone count
+    shared: prompts that begin alike (see `prefill`)
+
+    Returns float64 of shape (prompts, labels).
+    """
+    done = prefill(language_model, prompts_LD, alphas, shared=shared, room=len(trie))
+    node_RN, end_RN = _run(language_model, done, alphas, trie, eos_ids)
+    for nodes, parents in _levels(trie, node_RN.device):
+        node_RN[:, nodes] += node_RN[:, parents]
+    ends = torch.tensor(trie.ends, device=node_RN.device)
+    return node_RN[:, ends] + end_RN[:, ends]
+
+
+def _run(
+    model: nn.Module,
+    done: Prefilled,
+    alphas: Sequence[float],
+    trie: TokenTrie,
+    eos_ids: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Log-probability (R, nodes) of each node after its parent, and of an end after each node."""
+    rows, vocabulary = done.logits_RV.shape
+    device = done.logits_RV.device
+    node_RN = torch.zeros(rows, len(trie), dtype=torch.float64, device=device)
+    end_RN = torch.zeros_like(node_RN)
+    begins = trie.children[-1]
+    node_RN[:, list(begins.values())] = _log_probabilities(
+        done.logits_RV[:, None],
+        done.logits_RV.logsumexp(dim=-1)[:, None],
+        (0,) * len(begins),
+        tuple(begins),
+    )
+    most = _MOST_LOGITS.get(device.type, _ACCELERATOR_MOST_LOGITS) // (rows * vocabulary)
+    prompt_columns = done.mask_RL.shape[1]
+    lengths_R = done.mask_RL.sum(dim=1)
+    for stretch in _stretches(trie, max(1, min(most, _MOST_NODES))):
+        for layer in done.cache.roomy:
+            layer.keep(prompt_columns, stretch.kept)
+        nodes = slice(stretch.first, stretch.last)
+        logits_RNV = _forward(model, done, alphas, trie, stretch, lengths_R)
+        total_RN = logits_RNV.logsumexp(dim=-1)
+        node_RN[:, list(stretch.children)] = _log_probabilities(
+            logits_RNV, total_RN, stretch.parents, stretch.tokens
+        )
+        if eos_ids:
+            ends = logits_RNV[:, :, list(eos_ids)].logsumexp(dim=-1)
+            end_RN[:, nodes] = ends.double() - total_RN.double()
+    return node_RN, end_RN
+
+
+def _forward(
+    model: nn.Module,
+    done: Prefilled,
+    alphas: Sequence[float],
+    trie: TokenTrie,
+    stretch: _Stretch,
+    lengths_R: Tensor,
+) -> Tensor:
+    """One pass over the nodes of a stretch; logits (R, N, V)."""
+    rows, device = len(alphas), done.mask_RL.device
+    nodes = slice(stretch.first, stretch.last)
+    ids_N = torch.tensor(trie.tokens[nodes], device=device)
+    depths_N = torch.tensor(trie.depths[nodes], device=device)
+    seen = stretch.sees_NK.to(device)
+    mask = torch.cat(
+        [
+            done.mask_RL.bool()[:, None].expand(rows, len(ids_N), -1),
+            seen[None].expand(rows, -1, -1),
+        ],
+        dim=2,
+    )[:, None]
+    parameter = next(model.parameters())
+    scale = as_row_scale(alphas, device=parameter.device, dtype=parameter.dtype)
+    with active_alpha(scale), _own_mask(model, mask, parameter.dtype) as own_mask:
+        logits: Tensor = model(
+            input_ids=ids_N.expand(rows, -1),
+            attention_mask=own_mask,
+            position_ids=lengths_R[:, None] + depths_N,
+            past_key_values=done.cache,
+            use_cache=True,
+        ).logits
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@contextmanager
+def _own_mask(model: nn.Module, mask: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The mask (R, 1, N, L; True where seen) as the model's attention takes it.
+
+    Attention that takes no mask of ours (flash) gives way to torch's own within the block.
+    """
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "_attn_implementation", "sdpa")
+    if before == "eager":
+        yield torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(dtype).min
+        )
+    elif before in _MASKED_ATTENTION:
+        yield mask
+    else:
+        config._attn_implementation = "sdpa"
+        try:
+            yield mask
+        finally:
+            config._attn_implementation = before
+
+
+def _log_probabilities(
+    logits_RNV: Tensor, total_RN: Tensor, places: Sequence[int], tokens: Sequence[int]
+) -> Tensor:
+    """Log-probability (R, pairs) of the i-th token at the i-th place, float64.
+
+    total_RN: logarithm of the sum of the exponentials of the logits
+    """
+    where = torch.tensor(places, device=logits_RNV.device, dtype=torch.long)
+    what = torch.tensor(tokens, device=logits_RNV.device, dtype=torch.long)
+    return logits_RNV[:, where, what].double() - total_RN[:, where].double()
+
+
+def _levels(trie: TokenTrie, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Nodes of each depth from 1 on, with their parents."""
+    by_depth: dict[int, list[int]] = {}
+    for node, depth in enumerate(trie.depths):
+        by_depth.setdefault(depth, []).append(node)
+    for depth in range(1, len(by_depth)):
+        nodes = by_depth[depth]
+        yield (
+            torch.tensor(nodes, device=device),
+            torch.tensor([trie.parents[node] for node in nodes], device=device),
+        )
+
+
+@lru_cache(maxsize=16)
+def _stretches(trie: TokenTrie, most: int) -> tuple[_Stretch, ...]:
+    """The tree in stretches of at most `most` nodes."""
+    made: list[_Stretch] = []
+    held: list[int] = []  # nodes in the cache, in the order of their columns
+    for first in range(0, len(trie), most):
+        last = min(first + most, len(trie))
+        way = trie.ancestors(first)
+        places = {node: place for place, node in enumerate([*way, *range(first, last)])}
+        sees = torch.zeros(last - first, len(places), dtype=torch.bool)
+        for node in range(first, last):
+            row = sees[node - first]
+            parent = trie.parents[node]
+            if parent >= first:
+                row |= sees[parent - first]
+            elif parent >= 0:  # the way to it is a beginning of the way to `first`
+                row[: places[parent] + 1] = True
+            row[places[node]] = True
+        pairs = [
+            (node - first, token, child)
+            for node in range(first, last)
+            for token, child in trie.children[node].items()
+        ]
+        made.append(
+            _Stretch(
+                first,
+                last,
+                tuple(way),
+                tuple(held.index(node) for node in way),
+                sees,
+                tuple(pair[0] for pair in pairs),
+                tuple(pair[1] for pair in pairs),
+                tuple(pair[2] for pair in pairs),
+            )
+        )
+        held = [*way, *range(first, last)]
+    return tuple(made)

@@ -1,0 +1,316 @@
+"""`Pipeline`: asks a model about recordings."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from NatureLM.errors import UsageError
+from NatureLM.infer.choosing import Choosing, Mode, make_choosing
+from NatureLM.infer.devices import load, to_stderr
+from NatureLM.infer.results import RecordingError, WindowKey, WindowResult
+from NatureLM.infer.sound import Heard, Recording, WindowStream
+from NatureLM.infer.talking import Talking, as_list
+from NatureLM.prompts import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from NatureLM.calibration import Calibration
+    from NatureLM.config import Config
+    from NatureLM.generation.embeddings import Embeddings
+    from NatureLM.generation.ordered import Run
+    from NatureLM.generation.requests import Answer, Request
+    from NatureLM.models import NatureLM
+
+_ROWS = {"cpu": 32}  # answers decoded at once, unless the user says
+_ACCELERATOR_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One question about one window: the key of its request."""
+
+    heard: Heard
+    query: str
+
+
+class Pipeline(Talking):
+    """Asks a model about recordings in sliding windows.
+
+    `model` is a loaded `NatureLM`, or the name, folder or Hugging Face id of one; without it the
+    embedded model is loaded. `cfg_path` is a YAML file whose `generate` section is used. `device`
+    is `auto`, `cpu`, `cuda` or `mps`. `calibration` is a file that `naturelm calibrate` made; by
+    default ("auto") that beside the model, if there is one, and with None there is none.
+    `cache_dir` is a folder where audio embeddings are kept beyond the process (by default that of
+    the environment variable NATURELM_CACHE, if it is set). `max_memory` is how many bytes batches
+    may take beside the model's weights.
+    """
+
+    def __init__(
+        self,
+        model: NatureLM | str | Path | None = None,
+        cfg_path: str | Path | None = None,
+        *,
+        config: Config | None = None,
+        device: str = "auto",
+        dtype: Any = None,
+        calibration: Calibration | str | Path | None = "auto",
+        cache_dir: str | Path | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        from NatureLM.config import load_config
+
+        self._calibration = calibration
+        self.cfg = config if config is not None else load_config(cfg_path)
+        if model is None or isinstance(model, (str, Path)):
+            model = load(model, device, dtype)
+        self.model = model
+        self._cache_dir, self._max_memory = cache_dir, max_memory
+        self._embeddings: Embeddings | None = None
+
+    def __call__(
+        self,
+        audios: Any,
+        queries: str | Sequence[str],
+        window_length_seconds: float = 10.0,
+        hop_length_seconds: float = 10.0,
+        input_sample_rate: int = 16000,
+        verbose: bool = False,
+        *,
+        alpha: float | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """One string per audio, with a line per window: `#0.00s - 10.00s#: Green Treefrog\\n`.
+
+        `audios` are paths or arrays (at `input_sample_rate` Hz); `queries` one question for all or
+        one per audio. `options` are those of `windows`. A bad recording raises its `AudioError`.
+        """
+        items = as_list(audios)
+        asked = [queries] * len(items) if isinstance(queries, str) else list(queries)
+        if len(asked) != len(items):
+            raise UsageError(f"{len(asked)} queries were given for {len(items)} audios")
+        results = self.windows(
+            items,
+            asked,
+            window_length_seconds=window_length_seconds,
+            hop_length_seconds=hop_length_seconds,
+            input_sample_rate=input_sample_rate,
+            alpha=alpha,
+            **options,
+        )
+        answers = [""] * len(items)
+        for number, ours in groupby(_only_results(results), key=lambda one: one.audio_index):
+            answers[number] = "".join(f"#{r.start:.2f}s - {r.end:.2f}s#: {r.text}\n" for r in ours)
+            if verbose:
+                print(f"{_name(items[number], number)}:\n{answers[number]}")
+        return answers
+
+    def windows(
+        self,
+        audios: Any,
+        queries: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        window_length_seconds: float = 10.0,
+        hop_length_seconds: float = 10.0,
+        input_sample_rate: int = 16000,
+        channel: str | int = "mean",
+        time_expansion: float = 1.0,
+        alpha: float | None = None,
+        batch_size: int | None = None,
+        errors: Literal["raise", "yield"] = "raise",
+        skip: Callable[[WindowKey], bool] | None = None,
+        warn: Callable[[str], None] | None = None,
+        fold: bool = False,
+        mode: Mode = "generate",
+        labels: Sequence[str] | None = None,
+        several: bool = False,
+        top_k: int = 3,
+        min_confidence: float = 0.0,
+        **generation: Any,
+    ) -> Iterator[WindowResult | RecordingError]:
+        """Typed results as they come: by audio, then window, then question.
+
+        `queries`: one question for all audios, one per audio, or a list of questions per audio.
+        `skip` leaves windows and questions out. With `errors="yield"` a bad recording gives a
+        `RecordingError` in its place and the rest goes on. `batch_size`: most windows encoded and
+        most answers decoded at once; it changes the speed and never an answer. `fold` writes α into
+        the model's weights until the last result is taken: quicker, but nobody else may use the
+        model meanwhile. `generation` overrides the configuration's `generate`.
+
+        `mode`: "score" answers with the likeliest of `labels` and `None`, says how likely it is,
+        and names the next ones up to `top_k`; "constrained" decodes one of them or `None` (or
+        `several`, separated by ", "). Below `min_confidence` the answer is `None`.
+        """
+        from NatureLM.generation.engine import one_alpha
+        from NatureLM.generation.ordered import in_order
+
+        self._check_window(window_length_seconds)
+        items = as_list(audios)
+        asked = _queries_per_audio(queries, len(items))
+        alpha = self._alpha(alpha)
+        warn = warn if warn is not None else to_stderr
+        choosing = make_choosing(
+            mode,
+            labels,
+            several=several,
+            top_k=top_k,
+            min_confidence=min_confidence,
+            calibration=self.calibration_at(alpha, warn) if mode == "score" else None,
+        )
+        run = self._run({**self._generation(), **generation}, batch_size, warn)
+        stream = WindowStream(
+            [Recording(n, _name(one, n), one, asked[n]) for n, one in enumerate(items)],
+            {
+                "sample_rate": self.model.config.sample_rate,
+                "window_seconds": window_length_seconds,
+                "hop_seconds": hop_length_seconds,
+                "channel": channel,
+                "time_expansion": time_expansion,
+            },
+            input_sample_rate=input_sample_rate,
+            warn=warn,
+        )
+        last_key = ""
+        with one_alpha(self.model, [alpha]) if fold else nullcontext():
+            for made in in_order(run, self._entries(stream, alpha, skip, choosing), stream.load):
+                if isinstance(made, RecordingError):
+                    if errors == "raise":
+                        raise made.error
+                    yield made
+                    continue
+                asked_of = cast(_Asked, made.key).heard
+                if asked_of.key != last_key:
+                    stream.let_go(last_key)
+                last_key = asked_of.key
+                yield _result(made, choosing)
+
+    def _run(
+        self, settings: dict[str, Any], batch_size: int | None, note: Callable[[str], None]
+    ) -> Run:
+        """What answers the requests; sound that was heard before is not encoded again."""
+        from NatureLM.generation.embedding_files import kept_embeddings
+        from NatureLM.generation.engine import Engine
+        from NatureLM.generation.options import GenerationOptions
+
+        if self._embeddings is None:
+            self._embeddings = kept_embeddings(self._cache_dir, note, max_memory=self._max_memory)
+        rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
+        engine = Engine(
+            self.model,
+            GenerationOptions(**settings),
+            batch_rows=rows,
+            lookahead=rows,
+            max_memory=self._max_memory,
+            embeddings=self._embeddings,
+            note=note,
+        )
+        return engine.run
+
+    def _entries(
+        self,
+        stream: WindowStream,
+        alpha: float,
+        skip: Callable[[WindowKey], bool] | None,
+        choosing: Choosing,
+    ) -> Iterator[Request | RecordingError]:
+        """A request for every question about every window, in order."""
+        from NatureLM.generation.requests import Request
+
+        processor = self.model.processor
+        assert processor is not None, "a loaded model has a processor"
+        for heard in stream:
+            if isinstance(heard, RecordingError):
+                yield heard
+                continue
+            name, start = heard.recording.name, heard.window.start
+            for query in heard.recording.queries:
+                if skip is not None and skip(WindowKey(name, start, query)):
+                    continue
+                stream.hold(heard)
+                prompt = processor.render(query)
+                yield Request(
+                    key=_Asked(heard, query),
+                    prompt=prompt,
+                    audios=(heard.key,) * prompt.count(PLACEHOLDER),
+                    alpha=alpha,
+                    stream=zlib.crc32(repr((name, start, query)).encode()),
+                    choice=choosing.choice(),
+                )
+
+    def calibration_at(
+        self, alpha: float, warn: Callable[[str], None] = to_stderr
+    ) -> Calibration | None:
+        """The calibration that confidences at this α go by; `warn` is told why one is not used."""
+        from NatureLM.calibration import calibration_for
+
+        return calibration_for(self.model, self._calibration, alpha, warn)
+
+    def confidence_settings(self, choosing: Choosing, alpha: float) -> dict[str, Any]:
+        """What confidences depend on beside the labels, as plain values."""
+        if choosing.mode != "score":
+            return {}
+        found = self.calibration_at(alpha, lambda text: None)
+        if found is None:
+            return {"calibration": None}
+        return {"calibration": {"normalize": found.normalize, "temperature": found.temperature}}
+
+    def _alpha(self, alpha: float | None) -> float:
+        if alpha is not None:
+            return alpha
+        folded = self.model.folded
+        return self.cfg.generate.merging_alpha if folded is None else folded.alpha
+
+    def _generation(self) -> dict[str, Any]:
+        return self.cfg.generate.model_dump(exclude={"merging_alpha"})
+
+    def _check_window(self, seconds: float) -> None:
+        longest = self.model.config.window_seconds
+        if seconds > longest:
+            raise UsageError(
+                f"a window of {seconds:g} s is longer than the {longest:g} s that this model "
+                f"hears at once; give window_length_seconds of at most {longest:g}"
+            )
+
+
+def _queries_per_audio(queries: Any, audios: int) -> list[tuple[str, ...]]:
+    if isinstance(queries, str):
+        return [(queries,)] * audios
+    if len(queries) != audios:
+        raise UsageError(f"{len(queries)} queries were given for {audios} audios")
+    return [(query,) if isinstance(query, str) else tuple(query) for query in queries]
+
+
+def _name(audio: Any, index: int) -> str:
+    return str(audio) if isinstance(audio, (str, Path)) else f"audio {index}"
+
+
+def _result(answer: Answer, choosing: Choosing) -> WindowResult:
+    if answer.error is not None:
+        raise answer.error
+    asked = cast(_Asked, answer.key)
+    said = choosing.read(answer)
+    window = asked.heard.window
+    return WindowResult(
+        audio_path=asked.heard.recording.name,
+        start=window.start,
+        end=window.end,
+        query=asked.query,
+        prompt=answer.request.prompt,
+        merging_alpha=answer.request.alpha,
+        text=said.text,
+        window_index=window.index,
+        confidence=said.confidence,
+        alternatives=said.alternatives,
+        audio_index=asked.heard.recording.number,
+    )
+
+
+def _only_results(results: Iterator[WindowResult | RecordingError]) -> Iterator[WindowResult]:
+    for result in results:
+        if isinstance(result, RecordingError):
+            raise result.error
+        yield result

@@ -1,0 +1,109 @@
+"""Recordings as windows, decoded ahead of the model and held until they are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.audio import AudioError, Window, iter_windows
+from NatureLM.infer.ahead import ahead
+from NatureLM.infer.results import RecordingError
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording and what is asked of each of its windows.
+
+    number: place in the list of those that are asked about
+    source: path of a file, or samples
+    """
+
+    number: int
+    name: str
+    source: Any
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A window of a recording; `key` names its sound."""
+
+    recording: Recording
+    window: Window
+    key: str
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What reading a recording has to say."""
+
+    text: str
+
+
+class WindowStream:
+    """The windows of recordings, one after the other, and in their place what went wrong.
+
+    cutting: what `iter_windows` is told of windows and channels
+    input_sample_rate: Hz, of recordings that are samples
+    warn: told what there is to say about a recording, when its turn comes
+    workers: recordings that are decoded at once, ahead of who takes the windows
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        cutting: Mapping[str, Any],
+        *,
+        input_sample_rate: float,
+        warn: Callable[[str], None],
+        workers: int = 2,
+    ) -> None:
+        self._recordings, self._cutting = recordings, cutting
+        self._rate, self._warn, self._workers = input_sample_rate, warn, workers
+        self._held: dict[str, NDArray[np.float32]] = {}
+
+    def __iter__(self) -> Iterator[Heard | RecordingError]:
+        for item in ahead(map(self._decode, self._recordings), workers=self._workers):
+            if isinstance(item, _Note):
+                self._warn(item.text)
+            else:
+                yield item
+
+    def hold(self, heard: Heard) -> None:
+        """Keep the sound of a window, so that `load` finds it."""
+        self._held[heard.key] = heard.window.samples
+
+    def load(self, key: str) -> NDArray[np.float32]:
+        """The samples of a window that is held."""
+        return self._held[key]
+
+    def let_go(self, key: str) -> None:
+        """Nothing more is asked of this window."""
+        self._held.pop(key, None)
+
+    def _decode(self, recording: Recording) -> Iterator[Heard | RecordingError | _Note]:
+        notes: list[str] = []
+        is_file = isinstance(recording.source, (str, Path))
+        try:
+            for window in iter_windows(
+                recording.source,
+                input_sample_rate=None if is_file else self._rate,
+                warn=notes.append,
+                **self._cutting,
+            ):
+                yield from _taken(notes)
+                yield Heard(recording, window, f"{recording.number}/{window.index}")
+        except AudioError as error:
+            yield from _taken(notes)
+            yield RecordingError(recording.name, error)
+        yield from _taken(notes)
+
+
+def _taken(notes: list[str]) -> Iterator[_Note]:
+    while notes:
+        yield _Note(notes.pop(0))

@@ -1,0 +1,60 @@
+"""Puts the figures of committed runs into the page on performance.
+
+    python benchmarks/pages.py
+
+Each table of docs/explanation/performance.md stands between comments that name a file of
+docs/explanation/performance/; a file that is not there leaves its table open.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ablation
+import engine
+import growth
+import precision
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "performance.md"
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "engine": engine.markdown,
+    "ablation": ablation.markdown,
+    "growth": growth.markdown,
+    "precision": precision.markdown,
+}
+OPEN = "*Not measured yet.*"
+
+
+def table(name: str) -> str:
+    """The table of a committed run, and what it was measured on."""
+    path = PAGE.parent / "performance" / f"{name}.json"
+    if not path.is_file():
+        return OPEN
+    report = json.loads(path.read_text(encoding="utf-8"))
+    on = report["machine"]
+    small = ", small model" if report.get("small") else ""
+    where = f"{on['processor']}, {on['threads']} threads, torch {on['torch']}{small}"
+    return f"{TABLES[name](report)}\n\n({where})"
+
+
+def filled(text: str) -> str:
+    """The page with the tables of the committed runs."""
+    for name in TABLES:
+        begin, end = f"<!-- table: {name} -->\n", "\n<!-- end of table -->"
+        pattern = re.compile(f"({re.escape(begin)}).*?({re.escape(end)})", re.DOTALL)
+        made = table(name)
+        text = pattern.sub(lambda found, made=made: found[1] + made + found[2], text)
+    return text
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The tab Ask in a browser: sounds, questions, answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web_app import RunningApp, ask, last_answer, put
+
+pytestmark = pytest.mark.browser
+Opener = Callable[..., Any]
+NAME = "What is the common name for the focal species in the audio?"
+
+
+def test_a_sample_is_seen_heard_and_answered(real_app: RunningApp, open_page: Opener) -> None:
+    page = open_page(real_app)
+    page.get_by_label("or pick a sample").click()
+    page.get_by_role("option", name="Barn owl").click()
+    figure = page.locator("#ask-clips figure.clip")
+    figure.wait_for()
+    assert float(figure.get_attribute("data-seconds")) == pytest.approx(5.2, abs=1e-3)
+    image = figure.locator("img")
+    page.wait_for_function("document.querySelector('.clip img').naturalWidth > 400")
+    assert "0 to 8 kHz" in image.get_attribute("alt")
+    page.wait_for_function("document.querySelector('.clip audio').duration > 5.1")
+
+    said = ask(page, NAME)
+    sample = real_app.context.assets_dir / "synthetic_barn_owl.flac"
+    expected = "".join(real_app.pipeline.stream([sample], NAME, alpha=1.0))
+    assert said == expected.strip()
+
+    page.get_by_text("Compare α").click()
+    page.click("#ask-compare-send")
+    page.wait_for_selector("#ask-compared li")
+    shown = page.locator("#ask-compared li .answer").all_inner_texts()
+    alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
+    made = real_app.pipeline.compare_alphas([sample], NAME, alphas, num_beams=1)
+    assert shown == [text.strip() for text in made]
+    assert shown[-1] == said
+
+
+def test_markup_is_shown_as_text(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path], tmp_path: Path
+) -> None:
+    """In questions, answers, names of files and comparisons."""
+    odd = tmp_path / "<b>&amp; **b**.wav"
+    odd.write_bytes(sounds["tone"].read_bytes())
+    page = open_page(fake_app)
+    put(page, "ask", odd)
+    assert page.locator("#ask-clips .name").inner_text().endswith("&amp; b.wav")
+    question = "<script>hurt()</script> <b>bold</b> **strong** $x^2$ [link](javascript:hurt())"
+    said = ask(page, question)
+    assert said == f"You asked: {question} (1 clips: 3 s)"
+    for selector in ("script", "b", "strong", "a", "img", "math"):
+        assert page.locator(f"#ask-chat .message {selector}").count() == 0, selector
+    page.get_by_text("Compare α").click()
+    page.fill("#ask-question textarea", question)
+    page.click("#ask-compare-send")
+    page.wait_for_selector("#ask-compared li")
+    assert page.locator("#ask-compared li .answer").count() == 5
+    assert page.locator("#ask-compared :is(script, b, strong, a, img)").count() == 0
+
+
+def test_bad_files_get_a_sentence_and_the_page_lives_on(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", *(sounds[name] for name in ("empty", "text", "corrupt", "tiny")))
+    told = page.locator("#ask-notice").inner_text()
+    for name in ("empty.wav", "notes.txt", "corrupt.flac", "tiny.wav"):
+        assert f"{name}: " in told
+    assert "Traceback" not in told
+    assert "/" not in told.replace("wav or flac", "").replace(" / ", ""), "no path of the server"
+    put(page, "ask", sounds["tone"])
+    assert page.locator("#ask-notice .notice").count() == 0
+    assert ask(page, "Well?") == "You asked: Well? (1 clips: 3 s)"
+
+
+@pytest.mark.slow
+def test_unusual_sounds_are_taken_with_a_note(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", *(sounds[name] for name in ("silent", "bat", "short", "stereo")))
+    page.wait_for_function("document.querySelectorAll('#ask-clips figure').length === 4")
+    notes = [one.inner_text() for one in page.locator("#ask-clips figure").all()]
+    assert "It is silent" in notes[0]
+    assert "slow it down" in notes[1]
+    assert "0.1 s" in notes[2]
+    assert "2 channels are mixed" in notes[3]
+    assert "(4 clips: 2 s, 0.5 s, 0.1 s, 2 s)" in ask(page, "Which?")
+
+
+def test_an_hour_is_offered_to_long_recording(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["hour"])
+    told = page.locator("#ask-notice").inner_text()
+    assert "hour.flac lasts 1 h" in told
+    assert "5 min" in told
+    page.click("#ask-to-long")
+    tab = page.get_by_role("tab", name="Long recording")
+    page.wait_for_function("e => e.ariaSelected === 'true'", arg=tab.element_handle())
+
+
+def test_a_question_without_sound_or_words_says_what_is_missing(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    page.click("#ask-send")
+    problem = page.locator("#ask-problem .notice")
+    assert "There is no sound yet" in problem.inner_text()
+    put(page, "ask", sounds["tone"])
+    page.click("#ask-send")
+    page.get_by_text("The question is empty").wait_for()
+    page.fill("#ask-question textarea", "Is [1] like [4]?")
+    page.click("#ask-send")
+    page.get_by_text("There is one clip, [1], and the question names [4].").wait_for()
+
+
+def test_two_visitors_keep_their_own(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    one, other = open_page(fake_app), open_page(fake_app)
+    put(one, "ask", sounds["tone"])
+    put(other, "ask", sounds["short"])
+    other.fill("#ask-alpha input[type=number]", "0.5")
+    assert ask(one, "One?").endswith("(1 clips: 3 s)")
+    assert ask(other, "Other?").endswith("(1 clips: 0.1 s)")
+    assert [talk.alpha for talk in fake_app.pipeline.conversations[-2:]] == [1.0, 0.5]
+    assert ask(one, "And now?") == "You asked: And now? (0 clips: )"
+    assert "Other?" not in one.locator("#ask-chat").inner_text()
+    assert other.locator("#ask-clips .name").inner_text() == "short.wav"
+
+
+def test_an_answer_can_be_stopped(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["tone"])
+    fake_app.pipeline.gate.clear()
+    try:
+        page.fill("#ask-question textarea", "Why?")
+        page.click("#ask-send")
+        page.click("#ask-stop")
+        page.wait_for_selector("#ask-send")
+    finally:
+        fake_app.pipeline.gate.set()
+    assert ask(page, "How?") == "You asked: How? (1 clips: 3 s)"
+
+
+@pytest.mark.slow
+def test_numbers_place_the_sounds(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["tone"], sounds["short"])
+    page.wait_for_function("document.querySelectorAll('#ask-clips figure').length === 2")
+    tag = "<Audio><AudioHere></Audio>"
+    assert ask(page, "Is [2] in [1]?") == f"You asked: Is {tag} in {tag}? (2 clips: 0.1 s, 3 s)"
+
+
+@pytest.mark.slow
+def test_another_window_is_asked_about(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["long"])
+    windows = page.locator(".windows button")
+    assert windows.all_inner_texts() == ["0–10 s", "10–20 s", "20–25 s"]
+    windows.nth(2).click()
+    assert windows.nth(2).get_attribute("aria-pressed") == "true"
+    box = page.locator(".spectrogram .here")
+    assert box.evaluate("e => [e.style.left, e.style.width]") == ["80%", "20%"]
+    page.wait_for_timeout(500)
+    assert ask(page, "What?").endswith("(1 clips: 5 s)")
+
+
+@pytest.mark.slow
+def test_the_playhead_follows_the_sound(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["long"])
+    page.wait_for_function("document.querySelector('.clip audio').duration > 24")
+    box = page.locator(".spectrogram").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.wait_for_function(
+        "Math.abs(parseFloat(document.querySelector('.playhead').style.left) - 50) < 1"
+    )
+    assert page.locator("audio").evaluate("e => e.currentTime") == pytest.approx(12.5, abs=0.1)
+    page.locator("audio").evaluate("e => e.play()")
+    page.wait_for_function("parseFloat(document.querySelector('.playhead').style.left) > 51")
+
+
+def test_clips_leave_with_the_page(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["tone"])
+    (image,) = page.locator(".clip img").all()
+    kept = Path(image.get_attribute("src").split("file=", 1)[1]).parent
+    assert kept.is_dir()
+    fake_app.context.visitors._grace = 0.1
+    try:
+        page.close()
+        for _ in range(100):
+            if not kept.exists():
+                break
+            time.sleep(0.1)
+    finally:
+        fake_app.context.visitors._grace = 60.0
+    assert not kept.exists()
+
+
+@pytest.mark.slow
+def test_chips_ask_at_once(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app)
+    put(page, "ask", sounds["tone"])
+    page.locator("#ask-chips button").first.click()
+    assert last_answer(page, 0).startswith(f"You asked: {NAME}")

@@ -1,0 +1,340 @@
+"""The tabs Long recording, Folder and Experiments in a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from typer.testing import CliRunner
+from web_app import RunningApp, go_to
+
+from NatureLM.app.jobs import JobSettings, NewRecording
+from NatureLM.cli.main import naturelm_app
+from NatureLM.infer import WindowResult
+
+pytestmark = pytest.mark.browser
+Opener = Callable[..., Any]
+QUERY = "What is the common name for the focal species in the audio?"
+
+
+def begin(page: Any, tab: str, *files: Path) -> None:
+    """Give a tab files and start its job."""
+    page.set_input_files(f"#{tab}-drop input[type=file]", list(files))
+    page.wait_for_selector(f"#{tab}-drop .file-preview")
+    page.click(f"#{tab}-start")
+
+
+def wait_until(page: Any, tab: str, state: str) -> None:
+    page.wait_for_selector(f"#{tab}-status [data-state={state}]", timeout=60_000)
+
+
+def download(page: Any, button: str) -> str:
+    """What a button gives, as text."""
+    with page.expect_download() as got:
+        page.click(button)
+    return Path(got.value.path()).read_text(encoding="utf-8-sig")
+
+
+def infer(folder: Path, *files: Path, options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The rows of `naturelm infer` about the same files."""
+    output = folder / "infer.jsonl"
+    arguments = ["infer", *map(str, files), "--query", QUERY, "--output-path", str(output)]
+    result = CliRunner().invoke(naturelm_app, [*arguments, *options, "--device", "cpu"])
+    assert result.exit_code in (0, 3), result.output
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what depends on where and when a file was copied, and on rounding."""
+    apart = ("audio_path", "audio_modified", "error", "confidence")
+    named = [{**row, "name": Path(row["audio_path"]).name} for row in rows]
+    return [{key: value for key, value in row.items() if key not in apart} for row in named]
+
+
+def windows_of(page: Any, tab: str) -> list[dict[str, str]]:
+    """The windows of the timeline as the page has them."""
+    found: list[dict[str, str]] = page.evaluate(
+        "tab => [...document.querySelectorAll(`#${tab}-timeline .tl-window`)]"
+        ".map(one => ({...one.dataset}))",
+        tab,
+    )
+    return found
+
+
+def test_long_recording_is_seen_heard_and_taken_away(
+    real_app: RunningApp, open_page: Opener, assets: Path, tmp_path: Path
+) -> None:
+    heath = assets / "synthetic_heath_at_dusk.ogg"
+    page = open_page(real_app, "Long recording")
+    begin(page, "long", heath)
+    wait_until(page, "long", "done")
+    expected = infer(tmp_path, heath)
+
+    shown = windows_of(page, "long")
+    assert [(float(one["start"]), float(one["end"]), one["text"]) for one in shown] == [
+        (row["start"], row["end"], row["text"]) for row in expected
+    ]
+    assert [float(one["confidence"]) for one in shown] == pytest.approx(
+        [row["confidence"] for row in expected], abs=1e-4
+    )
+    page.wait_for_function("document.querySelector('#long-timeline .tl-image').naturalWidth > 300")
+
+    page.locator("#long-timeline .tl-lane").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#long-timeline audio')?.duration > 9.9")
+    assert page.locator("#long-timeline [aria-selected=true]").get_attribute("data-index") == "1"
+    assert expected[1]["text"] in page.locator("#long-timeline .tl-answer").inner_text()
+    page.get_by_role("button", name="Zoom in", exact=True).click()
+    picture = page.locator("#long-timeline .tl-picture")
+    spans = float(picture.get_attribute("data-to")) - float(picture.get_attribute("data-from"))
+    assert spans == pytest.approx(soundfile.info(heath).duration / 2, abs=0.01)
+
+    jsonl = [json.loads(line) for line in download(page, "#long-jsonl").splitlines()]
+    assert plain(jsonl) == plain(expected)
+    table = list(csv.DictReader(io.StringIO(download(page, "#long-csv"), newline="")))
+    assert [(float(row["start"]), row["text"]) for row in table] == [
+        (row["start"], row["text"]) for row in expected
+    ]
+    raven = download(page, "#long-raven").splitlines()
+    cells = [line.split("\t") for line in raven]
+    assert [(float(row[3]), float(row[4]), row[9]) for row in cells[1:]] == [
+        (row["start"], row["end"], row["text"]) for row in expected
+    ]
+    assert {row[7] for row in cells[1:]} == {heath.name}
+
+
+def test_a_list_of_names_gives_confidences_to_colour_by(
+    real_app: RunningApp, open_page: Opener, assets: Path, tmp_path: Path
+) -> None:
+    heath = assets / "synthetic_heath_at_dusk.ogg"
+    names = "Barn Owl, European Nightjar, Dog"
+    page = open_page(real_app, "Long recording")
+    page.get_by_text("Choose from a list of names").click()
+    page.fill("#long-names textarea", names)
+    begin(page, "long", heath)
+    wait_until(page, "long", "done")
+    expected = infer(tmp_path, heath, options=("--species-list", names))
+    shown = windows_of(page, "long")
+    assert [one["text"] for one in shown] == [row["text"] for row in expected]
+    assert [float(one["confidence"]) for one in shown] == pytest.approx(
+        [row["confidence"] for row in expected], abs=1e-4
+    )
+    page.get_by_label("by confidence").check()
+    page.wait_for_selector("#long-timeline .tl-legend >> text=80 to 100 %")
+    for one in windows_of(page, "long"):
+        step = min(4, int(float(one["confidence"]) * 5))
+        assert one["style"] == f"step-{step}"
+
+
+def test_folder_names_what_cannot_be_read_and_goes_on(
+    real_app: RunningApp,
+    open_page: Opener,
+    sounds: dict[str, Path],
+    assets: Path,
+    tmp_path: Path,
+) -> None:
+    owl = assets / "synthetic_barn_owl.flac"
+    files = [owl, *(sounds[name] for name in ("text", "empty", "corrupt", "tiny", "stereo"))]
+    page = open_page(real_app, "Folder", viewport={"width": 390, "height": 844})
+    begin(page, "folder", *files)
+    wait_until(page, "folder", "done")
+    lines = page.locator("#folder-files tbody tr")
+    states = [one.get_attribute("data-state") for one in lines.all()]
+    assert states == ["done", "error", "error", "error", "error", "done"]
+    reasons = lines.nth(1).inner_text()
+    assert reasons.startswith("notes.txt")
+    assert "not an audio file" in reasons
+    jsonl = [json.loads(line) for line in download(page, "#folder-jsonl").splitlines()]
+    assert plain(jsonl) == plain(infer(tmp_path, *files))
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    page.fill("#folder-filter input, #folder-filter textarea", "owl")
+    page.wait_for_selector("#folder-count >> text=1 of 2 answers")
+
+
+class Slowly:
+    """Answers one window at a time, each only when it is let."""
+
+    def __init__(self, fake: Any) -> None:
+        import threading
+
+        self.steps = threading.Semaphore(0)
+        self.model, self._fake = fake.model, fake
+
+    def __call__(self, audios: list[Path], queries: list[list[str]], **options: Any) -> Any:
+        for path, asked in zip(audios, queries, strict=True):
+            for number in range(3):
+                start = 10.0 * number
+                for query in asked:
+                    if options["skip"](_Key(str(path), start, query)):
+                        continue
+                    assert self.steps.acquire(timeout=30)
+                    text = f"<b>{number}</b> {{{{evil}}}} ${{1+1}}"
+                    yield WindowResult(
+                        str(path), start, start + 10, query, query, 1.0, text, number, 0.5
+                    )
+
+
+class _Key:
+    def __init__(self, audio_path: str, start: float, query: str) -> None:
+        self.audio_path, self.start, self.query = audio_path, start, query
+
+
+@pytest.fixture
+def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
+    """The app whose jobs wait for the test at every window."""
+    from NatureLM.app.jobs import work
+
+    answers = Slowly(fake_app.pipeline)
+    monkeypatch.setattr(
+        work,
+        "unanswered",
+        lambda pipeline, recordings, asked, store, **_: answers(
+            recordings,
+            [list(asked.queries)] * len(recordings),
+            skip=lambda key: store.is_done(key.audio_path, key.start, key.query),
+        ),
+    )
+    monkeypatch.setattr(work, "run_values", lambda *_: {"model": "fake"})
+    return answers
+
+
+def test_job_is_stopped_reloaded_gone_on_with_and_removed(
+    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app, "Long recording")
+    begin(page, "long", sounds["long"])
+    slowly.steps.release()
+    page.wait_for_selector("#long-status [data-state=working][data-answers='1']")
+    assert "?job=" in page.url
+
+    page.reload()
+    page.wait_for_selector("#long-status [data-state=working][data-answers='1']")
+    assert len(windows_of(page, "long")) == 1
+    page.click("#long-stop")
+    page.wait_for_selector("text=Stops after the answer")
+    slowly.steps.release()
+    wait_until(page, "long", "stopped")
+    assert page.locator("#long-status >> text=Stopped at 2 of 3 answers").count() == 1
+
+    page.click("#long-go-on")
+    slowly.steps.release()
+    wait_until(page, "long", "done")
+    shown = windows_of(page, "long")
+    assert [one["text"] for one in shown] == [f"<b>{n}</b> {{{{evil}}}} ${{1+1}}" for n in range(3)]
+    assert page.locator("#long-panel b").count() == 0
+
+    page.goto(fake_app.address)
+    page.wait_for_selector("#ask-question textarea")
+    go_to(page, "Long recording")
+    page.click("#long-earlier input")
+    page.get_by_role("option", name="long.wav").click()
+    wait_until(page, "long", "done")
+    assert "?job=" in page.url
+
+    page.click("#long-remove")
+    page.click("#long-remove-sure")
+    page.wait_for_selector("#long-problem >> text=The job is removed")
+    assert "?job=" not in page.url
+    assert not list(fake_app.context.library.folder.iterdir())
+    kept = page.evaluate("Object.keys(localStorage).filter(key => key.includes('history'))")
+    assert kept == []
+
+
+def test_link_opens_a_job_for_whoever_has_it(
+    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: dict[str, Path]
+) -> None:
+    slowly.steps.release(3)
+    library, jobs = fake_app.context.library, fake_app.context.jobs
+    file = NewRecording(sounds["long"], "a long name of a recording from the field.wav")
+    job = library.create("folder", [file], JobSettings((QUERY,)))
+    jobs.submit(job.id)
+    assert jobs.wait(job.id, 30)
+    page = open_page(fake_app, None, link=f"?job={job.id}")
+    wait_until(page, "folder", "done")
+    assert page.get_by_role("tab", name="Folder").get_attribute("aria-selected") == "true"
+    jobs.remove(job.id)
+    page = open_page(fake_app, None, link=f"?job={job.id}")
+    page.wait_for_selector("#long-problem >> text=cannot be opened")
+
+
+def test_bad_recordings_are_told_in_a_sentence(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    page = open_page(fake_app, "Long recording")
+    page.click("#long-start")
+    page.wait_for_selector("#long-problem >> text=There is no recording yet")
+    for name, words in (("text", "not an audio file"), ("empty", "empty")):
+        begin(page, "long", sounds[name])
+        page.wait_for_selector(f"#long-problem >> text={words}")
+        page.get_by_label("Clear").click()
+    page.fill("#long-question textarea", "  ")
+    begin(page, "long", sounds["tone"])
+    page.wait_for_selector("#long-problem >> text=There is no question yet")
+
+
+def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
+    from NatureLM.app.tabs.job_sound import server_functions
+
+    for ask in server_functions(fake_app.context):
+        for job in ("../../etc", "", None, "x" * 32, 7):
+            found = ask({"job": job, "recording": "../job.json", "start": 0, "end": 1})
+            assert list(found) == ["error"]
+        for wanted in (None, [], "x", {}, {"job": {}}):
+            assert list(ask(wanted)) == ["error"]
+
+
+def test_experiment_is_opened_filtered_and_heard(
+    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+) -> None:
+    pytest.importorskip("rapidfuzz")
+    pytest.importorskip("matplotlib")
+    folder = fake_app.context.runs_dir / "mini"
+    (folder / "run").mkdir(parents=True)
+    (folder / "data").mkdir()
+    labels = ("Barn Owl", "Mallard")
+    rows = [
+        {
+            "prediction": labels[(number + (number >= 9 + 3 * alpha)) % 2] + "<b>",
+            "label": labels[number % 2],
+            "id": f"s{number}",
+            "dataset_name": "ponds",
+            "task": "classification",
+            "query": 0,
+            "lora_scale": alpha,
+            "prompt": "?",
+        }
+        for alpha in (0.0, 1.0)
+        for number in range(12)
+    ]
+    (folder / "run" / "answers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "data" / "metadata.jsonl").write_text('{"id": "s0", "file_name": "s0.wav"}\n')
+    (folder / "data" / "s0.wav").write_bytes(sounds["tone"].read_bytes())
+
+    page = open_page(fake_app, "Experiments")
+    page.click("#experiments-refresh")
+    page.click("#experiments-run input")
+    page.get_by_role("option", name="mini/run").click()
+    page.wait_for_selector("#experiments-charts figure svg", timeout=60_000)
+    curves = [
+        json.loads(one.get_attribute("data-curves"))
+        for one in page.locator("#experiments-charts figure").all()
+        if "accuracy" in one.get_attribute("data-chart")
+    ]
+    assert [point["value"] for point in curves[0][0]["points"]] == [0.75, 1.0]
+    answers = page.locator("#experiments-answers")
+    answers.get_by_text("s0", exact=True).locator("visible=true").first.click()
+    page.wait_for_selector("#experiments-audio audio", state="attached")
+    page.get_by_label("Only wrong ones").check()
+    answers.get_by_text("Mallard<b>", exact=True).first.wait_for()
+    assert answers.locator("b").count() == 0
+    answers.get_by_text("s10", exact=True).locator("visible=true").first.click()
+    page.wait_for_selector("#experiments-heard >> text=There is no recording of s10")
+    go_to(page, "Ask")

@@ -1,0 +1,206 @@
+"""Files that visitors give: names, limits, clips, pictures, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from NatureLM.app.clips import BadClip, TooLong, open_clip
+from NatureLM.app.files import shown_name, take
+from NatureLM.app.limits import LimitError, Limits, say_bytes, say_seconds
+from NatureLM.app.player import player
+from NatureLM.app.shelf import Shelf
+from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
+from NatureLM.errors import NatureLMError
+
+
+@given(st.text())
+def test_names_are_shown_without_folders_or_control_characters(name: str) -> None:
+    shown = shown_name(name)
+    assert shown
+    assert shown.isprintable()
+    assert not {"/", "\\"} & set(shown)
+    assert len(shown) <= 120
+
+
+@pytest.mark.parametrize("name", ["a/../../etc/passwd.wav", "..wav", "x.w/../av", "ü ß.flac"])
+def test_kept_files_have_names_of_the_app(name: str, tmp_path: Path, limits: Limits) -> None:
+    given_file = tmp_path / "given" / name.replace("/", "_")
+    given_file.parent.mkdir()
+    given_file.write_bytes(b"sound")
+    kept = take(given_file, tmp_path / "kept", limits)
+    assert kept.parent == tmp_path / "kept"
+    assert kept.read_bytes() == b"sound"
+    assert len(kept.stem) == 16
+    assert kept.suffix in ("", ".wav", ".flac")
+
+
+def test_files_that_are_too_large_are_refused(tmp_path: Path, limits: Limits) -> None:
+    (tmp_path / "big.wav").write_bytes(bytes(3000))
+    with pytest.raises(LimitError, match=r"big\.wav has 3 kB, and a file may have 2 kB"):
+        take(tmp_path / "big.wav", tmp_path, replace(limits, upload_bytes=2048))
+
+
+def test_sizes_and_durations_in_words() -> None:
+    limits = Limits()
+    assert say_bytes(limits.upload_bytes) == "4 GB"
+    assert say_bytes(limits.list_bytes) == "1 MB"
+    seconds = (0.1, 6.4, 60, 200, 3600, 7500)
+    said = ["0.1 s", "6.4 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
+    assert [say_seconds(n) for n in seconds] == said
+
+
+def test_a_tone_is_drawn_at_its_frequency_and_level() -> None:
+    wave = 0.5 * np.sin(2 * np.pi * 2000 * np.arange(32_000) / 16_000).astype(np.float32)
+    levels = levels_of(wave, 16_000, 50)
+    assert levels.shape == (BINS, 100)
+    row = round(2000 / 8000 * BINS)
+    assert set(levels[:, 50].argmax(keepdims=True)) <= {row - 1, row}
+    assert levels[:, 50].max() == pytest.approx(255 - 2 * 6.02, abs=2)
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_stretches_side_by_side_are_the_whole(first: int, second: int) -> None:
+    """Away from where they meet: blocks do not see what comes after them."""
+    count = 16_000 * (first + second) // 10
+    noise = np.random.default_rng(7).uniform(-1, 1, count).astype(np.float32)
+    cut = 1600 * first
+    parts = [levels_of(noise[:cut], 16_000, 20), levels_of(noise[cut:], 16_000, 20)]
+    together = np.concatenate(parts, axis=1)
+    whole = levels_of(noise, 16_000, 20)
+    assert together.shape == whole.shape
+    apart = np.abs(together.astype(int) - whole.astype(int)).max(axis=0)
+    assert not apart[np.abs(np.arange(len(apart)) + 0.5 - 2 * first) > 1].any()
+
+
+def decoded(png: bytes) -> tuple[NDArray[np.uint8], bytes]:
+    """Indices and palette of a PNG as we write it."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, at = {}, 8
+    while at < len(png):
+        (size,) = struct.unpack(">I", png[at : at + 4])
+        kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + size]
+        (checksum,) = struct.unpack(">I", png[at + 8 + size : at + 12 + size])
+        assert checksum == zlib.crc32(kind + data)
+        chunks[kind], at = data, at + 12 + size
+    width, height, *kind_of = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert kind_of == [8, 3, 0, 0, 0]
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
+    return rows[:, 1:], chunks[b"PLTE"]
+
+
+def test_pictures_have_low_frequencies_below_and_get_lighter_with_level() -> None:
+    levels = np.zeros((BINS, 4), dtype=np.uint8)
+    levels[0] = 200
+    indices, palette = decoded(picture(levels, *contrast([levels])))
+    assert indices.shape == (BINS, 4)
+    assert (indices[-1] == 255).all()
+    assert not indices[:-1].any()
+    colors = np.frombuffer(palette, np.uint8).reshape(256, 3)
+    light = colors @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(light) > -0.6).all()
+
+
+def test_a_clip_has_the_windows_and_samples_that_the_model_hears(
+    sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    clip = open_clip(sounds["long"], tmp_path, limits)
+    assert clip.spans == ((0.0, 10.0), (10.0, 20.0), (20.0, 25.0))
+    heard, rate = soundfile.read(clip.sound, dtype="float32")
+    assert (rate, len(heard)) == (16_000, 400_000)
+    part = replace(clip, chosen=2).samples()
+    np.testing.assert_allclose(part, heard[320_000:], atol=1e-4)
+    assert clip.image.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "empty.wav: the file is empty"),
+        ("text", "notes.txt: "),
+        ("corrupt", "corrupt.flac: "),
+        ("tiny", "tiny.wav: the sound lasts 0.0100 s"),
+    ],
+)
+def test_bad_files_are_named_as_their_owner_knows_them(
+    kind: str, said: str, sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    with pytest.raises(BadClip) as caught:
+        open_clip(sounds[kind], tmp_path, limits)
+    assert str(caught.value).startswith(said)
+    assert str(tmp_path) not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_hour_belongs_elsewhere_and_is_kept_for_that(
+    sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    with pytest.raises(TooLong, match=r"hour\.flac lasts 1 h") as caught:
+        open_clip(sounds["hour"], tmp_path, limits)
+    assert caught.value.path.is_file()
+    assert caught.value.name == "hour.flac"
+
+
+def test_unusual_clips_say_what_is_unusual(
+    sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    def notes(kind: str, slowed: float = 1.0) -> str:
+        return " ".join(open_clip(sounds[kind], tmp_path, limits, slowed=slowed).notes)
+
+    assert notes("tone") == ""
+    assert notes("short") == ""
+    assert "silent" in notes("silent")
+    assert "2 channels" in notes("stereo")
+    assert "above 8 kHz" in notes("bat")
+    assert notes("bat", slowed=10) == ""
+
+
+def test_a_slowed_clip_keeps_its_own_times(
+    sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    clip = open_clip(sounds["bat"], tmp_path, limits, slowed=10)
+    assert clip.seconds == pytest.approx(0.5)
+    assert len(clip.samples()) == 80_000
+    assert "80 kHz" in player(clip)
+
+
+def test_names_and_labels_are_escaped(
+    sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    clip = open_clip(sounds["tone"], tmp_path, limits, name='"><script>x</script>')
+    html = player(clip, 1, label="<b>")
+    assert "<script" not in html
+    assert "<b>" not in html
+
+
+def test_a_shelf_keeps_what_it_has_when_nothing_comes(
+    sounds: dict[str, Path], tmp_path: Path, limits: Limits
+) -> None:
+    shelf = Shelf(tmp_path, limits, most=2)
+    assert shelf.put([(sounds["tone"], None)], add=False).problems == []
+    assert len(shelf.put([(sounds["text"], None)], add=False).problems) == 1
+    assert [clip.name for clip in shelf.clips] == ["tone.wav"]
+    taken = shelf.put([(sounds["short"], None), (sounds["tone"], None)], add=True)
+    assert [clip.name for clip in shelf.clips] == ["tone.wav", "short.wav"]
+    assert "2 clips fit" in taken.problems[0]
+    shelf.put([(sounds["silent"], None)], add=False)
+    assert [clip.name for clip in shelf.clips] == ["silent.wav"]
+    shelf.choose(shelf.clips[0].id, 5)
+    assert shelf.clips[0].chosen == 0
+    for _ in range(6):
+        shelf.put([(sounds["short"], None)], add=False)
+    assert len(list(tmp_path.iterdir())) <= 3 * 5
+
+
+def test_every_error_is_one_for_people() -> None:
+    assert issubclass(BadClip, NatureLMError)
+    assert issubclass(TooLong, LimitError)

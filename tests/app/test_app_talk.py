@@ -1,0 +1,221 @@
+"""What the tabs do, without a browser: conversations, lists, rankings, visitors, loading."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from web_app import FakePipeline
+
+from NatureLM.app.asking import Ranked, answer, examples_query, identify, together
+from NatureLM.app.bars import bars, rankings
+from NatureLM.app.clips import Clip, open_clip
+from NatureLM.app.context import AppContext, ModelNotReady
+from NatureLM.app.limits import LimitError, Limits
+from NatureLM.app.lists import list_of
+from NatureLM.app.settings import AppSettings, folder_of_samples
+from NatureLM.app.shelf import Shelf
+from NatureLM.app.tabs.teach import answered, asked, labels_of
+from NatureLM.app.talk import Talk
+from NatureLM.app.visitors import Visitors
+from NatureLM.errors import UsageError
+from NatureLM.prompts import AUDIO_TAG
+from NatureLM.prompts.numbers import place_numbered
+
+
+@pytest.fixture
+def clips(sounds: dict[str, Path], tmp_path: Path, limits: Limits) -> list[Clip]:
+    """Of 3 s and of 25 s."""
+    return [open_clip(sounds[kind], tmp_path, limits) for kind in ("tone", "long")]
+
+
+def said(talk: Talk, pipeline: FakePipeline, clips: list[Clip], text: str, alpha: float = 1) -> str:
+    for _ in talk.ask(pipeline, clips, text, alpha):  # type: ignore[arg-type]
+        pass
+    return talk.messages[-1].text
+
+
+def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits: Limits) -> None:
+    pipeline, talk = FakePipeline(), Talk(limits)
+    tone, long = clips
+    assert said(talk, pipeline, [tone], "One") == "You asked: One (1 clips: 3 s)"
+    assert said(talk, pipeline, [tone], "Two") == "You asked: Two (0 clips: )"
+    assert said(talk, pipeline, [tone, long], "New") == "You asked: New (1 clips: 10 s)"
+    assert len(pipeline.conversations) == 1
+    assert said(talk, pipeline, [tone, replace(long, chosen=2)], "x").endswith(
+        "(2 clips: 3 s, 5 s)"
+    )
+    assert said(talk, pipeline, [tone], "Other α", 0.5).endswith("(1 clips: 3 s)")
+    assert [one.alpha for one in pipeline.conversations] == [1, 1, 0.5]
+    assert [one.closed for one in pipeline.conversations] == [True, True, False]
+    assert talk.messages[0].about == "tone.wav, 0–3 s"
+
+
+def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: Limits) -> None:
+    pipeline, talk = FakePipeline(), Talk(replace(limits, question_characters=20))
+    for text, some, reason in (
+        ("Hm?", [], "no sound yet"),
+        (" ", clips, "is empty"),
+        ("x" * 21, clips, "21 characters, and may have 20"),
+        ("Is [3] it?", clips, r"\[1\] to \[2\], and the question names \[3\]"),
+    ):
+        with pytest.raises((UsageError, LimitError), match=reason):
+            said(talk, pipeline, some, text)
+    assert talk.messages == []
+
+
+def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
+    clips: list[Clip], limits: Limits
+) -> None:
+    talk = Talk(limits)
+    steps = talk.ask(FakePipeline(), clips, "Well?", 1.0)  # type: ignore[arg-type]
+    next(steps)
+    next(steps)
+    steps.close()
+    assert [one.text for one in talk.messages] == ["Well?", "You asked: "]
+
+
+def test_numbers_become_places() -> None:
+    text, numbers = place_numbered("[2] or [1]? Not [x].", 2)
+    assert text == f"{AUDIO_TAG} or {AUDIO_TAG}? Not [x]."
+    assert numbers == (2, 1)
+    assert place_numbered("None", 3) == ("None", ())
+    for query, reason in (("[0]", r"\[0\]"), ("<AudioHere>", "stands for sound")):
+        with pytest.raises(UsageError, match=reason):
+            place_numbered(query, 1)
+
+
+def test_a_pasted_list_is_never_a_path(tmp_path: Path, limits: Limits) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("Barn Owl\n")
+    assert list_of(str(secret), None, None, tmp_path, limits).names == (str(secret),)
+    pasted = list_of("Barn Owl, Rook,Barn Owl", None, "naturelm-tiny", tmp_path, limits)
+    assert pasted.names == ("Barn Owl", "Rook")
+    assert str(tmp_path) not in " ".join(pasted.notes)
+    assert (
+        list_of("Corvus frugilegus\nTyto alba", None, None, tmp_path, limits).kind == "scientific"
+    )
+    assert "Rook" in list_of("", None, "naturelm-tiny", tmp_path, limits).names
+    assert list_of("x", str(secret), None, tmp_path, limits).names == ("Barn Owl",)
+    with pytest.raises(UsageError, match="no list yet"):
+        list_of(" ", None, None, tmp_path, limits)
+    with pytest.raises(LimitError, match="2 names, and a list may have 1"):
+        list_of("a,b", None, None, tmp_path, replace(limits, labels=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.txt"]
+
+
+def test_a_clip_is_ranked_by_window_and_as_a_whole(
+    clips: list[Clip], tmp_path: Path, limits: Limits
+) -> None:
+    pipeline = FakePipeline()
+    names = list_of("Rook, Barn Owl, Dog", None, None, tmp_path, limits)
+    windows = identify(pipeline, clips[1], names, 0.5, none=True)  # type: ignore[arg-type]
+    assert [one.labels[0][0] for one in windows] == ["Rook", "Dog"]
+    assert pipeline.asked_windows[0]["alpha"] == 0.5
+    whole = together(windows)
+    assert (whole.start, whole.end) == (0.0, 20.0)
+    assert sum(share for _, share in whole.labels) == pytest.approx(1.0)
+    assert dict(whole.labels)["Rook"] == pytest.approx((4 / 7 + 1 / 7) / 2)
+    html = rankings(whole, windows)
+    assert html.count("<section") == 3
+    assert 'data-label="Rook" data-share="0.357143"' in html
+
+
+def test_none_is_left_out_where_one_must_be_right(
+    clips: list[Clip], tmp_path: Path, limits: Limits
+) -> None:
+    names = list_of("Rook, None", None, None, tmp_path, limits)
+    (one, other) = identify(FakePipeline(), clips[0], names, 1, none=False)  # type: ignore[arg-type]
+    assert one.labels == other.labels == (("Rook", 1.0),)
+    shown = bars(Ranked(0, 1, (("None", 0.9), ("<b>", 0.001))), "It")
+    assert "None of these" in shown
+    assert "&lt;1 %" in shown
+    assert "<b>" not in shown
+
+
+def test_examples_reach_the_model_in_their_places(
+    sounds: dict[str, Path], clips: list[Clip], tmp_path: Path, limits: Limits
+) -> None:
+    shelf = Shelf(tmp_path, limits, most=10)
+    for kind, label in (("tone", "Rook"), ("short", "Dog")):
+        with pytest.raises(UsageError, match="2 are the fewest"):
+            labels_of(shelf)
+        shelf.put([(sounds[kind], None)], add=True, label=label)
+    labels = labels_of(shelf)
+    query = examples_query(asked("Which of {labels}?", labels), labels)
+    pipeline = FakePipeline()
+    together = [*shelf.clips, clips[1]]
+    text, prompt = answer(pipeline, together, query, 1.0)  # type: ignore[arg-type]
+    assert text.endswith("(3 clips: 3 s, 0.1 s, 10 s)")
+    assert f"Which of Rook, Dog?\n\nAudio: {AUDIO_TAG}\nLabel: Rook" in prompt
+    html = answered(text, prompt, together)
+    places = [html.index(f"♪ {name}") for name in ("tone.wav", "short.wav", "long.wav")]
+    assert places == sorted(places)
+    with pytest.raises(UsageError, match="stands for sound"):
+        examples_query("What?", ["<AudioHere>"])
+    shelf.put([(sounds["tone"], None)], add=True, label="")
+    with pytest.raises(UsageError, match=r"\[3\] has no name"):
+        labels_of(shelf)
+
+
+def test_visitors_have_folders_that_go_with_them(tmp_path: Path) -> None:
+    class Closing:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    visitors = Visitors(tmp_path, grace_seconds=0.05)
+    one, other = visitors.of("one"), visitors.of("other")
+    assert visitors.of("one") is one
+    assert one.folder != other.folder
+    assert len(one.folder.name) > 20
+    kept = one.keep("talk", Closing)
+    assert one.keep("talk", Closing) is kept
+    visitors.closed("one")
+    assert visitors.of("one") is one, "whoever comes back in time has lost nothing"
+    time.sleep(0.1)
+    assert one.folder.is_dir()
+    visitors.closed("one")
+    for _ in range(100):
+        if not one.folder.exists():
+            break
+        time.sleep(0.02)
+    assert not one.folder.exists()
+    assert kept.closed
+    assert other.folder.is_dir()
+    visitors.close()
+    assert len(visitors) == 0
+    assert not other.folder.exists()
+
+
+def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
+    context = AppContext(AppSettings(model=str(tmp_path / "none"), runs_dir=tmp_path))
+    try:
+        assert context.state == "waiting"
+        with pytest.raises(ModelNotReady, match="could not be loaded"):
+            context.pipeline(timeout=60)
+        assert context.state == "failed"
+    finally:
+        context.close()
+    assert not context.folder.exists()
+
+    waiting = AppContext(AppSettings(runs_dir=tmp_path))
+    hold = threading.Event()
+    waiting._load = hold.wait  # type: ignore[method-assign, assignment]
+    try:
+        with pytest.raises(ModelNotReady, match="still loading"):
+            waiting.pipeline(timeout=0.01)
+        assert waiting.state == "loading"
+    finally:
+        hold.set()
+        waiting.close()
+
+
+def test_a_folder_of_samples_must_be_there(tmp_path: Path) -> None:
+    assert folder_of_samples(tmp_path) == tmp_path
+    with pytest.raises(UsageError, match="no such folder"):
+        folder_of_samples(tmp_path / "none")

@@ -1,0 +1,352 @@
+"""What a job shows and gives away is what `naturelm infer` says about the same recordings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from NatureLM.app.jobs import Job, JobError, JobLibrary, JobQueue, JobSettings, NewRecording
+from NatureLM.app.jobs.downloads import write_downloads
+from NatureLM.app.jobs.form import MOST_QUESTIONS, make_settings
+from NatureLM.app.jobs.sound import OVERVIEW_COLUMNS, JobSound, pooled
+from NatureLM.app.jobs.timeline import NAMED, timeline
+from NatureLM.app.jobs.view import JobView, say_time, view_job
+from NatureLM.app.limits import Limits
+from NatureLM.app.spectrogram import BINS
+from NatureLM.app.tabs.job_memory import MOST_REMEMBERED, choices, remember
+from NatureLM.app.tabs.job_shown import (
+    AnswerTable,
+    filtered,
+    recordings_html,
+    sentence,
+    status_html,
+)
+from NatureLM.cli.main import naturelm_app
+from NatureLM.config import Config
+from NatureLM.infer import Pipeline
+from NatureLM.outputs import ErrorRow, WindowRow
+
+ROOT = Path(__file__).resolve().parents[2]
+OWL = ROOT / "assets" / "synthetic_barn_owl.flac"
+HEATH = ROOT / "assets" / "synthetic_heath_at_dusk.ogg"
+QUERIES = ("What is the common name?", "Caption the audio")
+OPTIONS = {"max_new_tokens": 4, "num_beams": 1}
+
+
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory, nano: Any
+) -> Iterator[tuple[JobLibrary, JobQueue, Job]]:
+    """A finished job about two recordings and one file that is none."""
+    folder = tmp_path_factory.mktemp("jobs")
+    text = folder / "=notes.wav"
+    text.write_text("no sound")
+    library = JobLibrary(folder / "runs")
+    pipeline = Pipeline(nano, config=Config.model_validate({"generate": OPTIONS}))
+    queue = JobQueue(library, lambda: pipeline, model=str(ROOT / "nano"))
+    files = [NewRecording(path, path.name) for path in (OWL, text, HEATH)]
+    settings = JobSettings(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
+    job = library.create("folder", files, settings)
+    queue.submit(job.id)
+    assert queue.wait(job.id, 120)
+    assert queue.open(job.id).state == "done"
+    yield library, queue, job
+    queue.close()
+
+
+@pytest.fixture
+def view(done: tuple[JobLibrary, JobQueue, Job]) -> JobView:
+    library, queue, job = done
+    return view_job(library, queue, job.id)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_those_of_naturelm_infer(
+    tmp_path: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last key: the same model, recordings and settings through both doors.
+
+    `naturelm infer` writes α into the weights and the app, whose model others use meanwhile, does
+    not: confidences may differ in their last digits.
+    """
+    model = str(nano_folder / "checkpoint")
+    library = JobLibrary(tmp_path / "runs")
+    config = Config.model_validate({"generate": OPTIONS})
+    pipeline = Pipeline(model, config=config, device="cpu")
+    queue = JobQueue(library, lambda: pipeline, model=model)
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no sound")
+    settings = JobSettings(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
+    files = [NewRecording(path, path.name) for path in (OWL, bad, HEATH)]
+    job = library.create("folder", files, settings)
+    queue.submit(job.id)
+    assert queue.wait(job.id, 120)
+    queue.close()
+    arguments = ["infer", "--model", model, "--merging-alpha", "0.5", "--hop-length-seconds", "5"]
+    for query in QUERIES:
+        arguments += ["--query", query]
+    for name, value in OPTIONS.items():
+        arguments += ["--options", f"generate.{name}={value}"]
+    for path in library.recording_paths(job):
+        arguments += ["--audio-path", str(path)]
+    output = tmp_path / "infer.jsonl"
+    result = CliRunner().invoke(
+        naturelm_app, [*arguments, "--device", "cpu", "--output-path", str(output)]
+    )
+    assert result.exit_code == 3, result.output
+    rows, expected = rows_of(library.answers_path(job.id)), rows_of(output)
+    for row, other in zip(rows, expected, strict=True):
+        assert row.pop("confidence", None) == pytest.approx(other.pop("confidence", None), abs=1e-5)
+        assert row == other
+
+
+def test_downloads_hold_the_answers_under_the_names_of_the_user(
+    done: tuple[JobLibrary, JobQueue, Job], view: JobView
+) -> None:
+    library, _, _ = done
+    made = write_downloads(library, view)
+    rows = rows_of(made.jsonl)
+    assert [row["audio_path"] for row in rows if "error" in row] == ["=notes.wav"]
+    assert {row["audio_path"] for row in rows} == {OWL.name, HEATH.name, "=notes.wav"}
+    table = list(csv.DictReader(io.StringIO(made.csv.read_text("utf-8-sig"), newline="")))
+    assert [(row["recording"], row["text"]) for row in table if not row["error"]] == [
+        (row["audio_path"], row["text"]) for row in rows if "error" not in row
+    ]
+    assert [row["recording"] for row in table if row["error"]] == ["'=notes.wav"]
+    for path in (made.csv, made.jsonl, made.raven):
+        text = path.read_text("utf-8")
+        assert "00001-" not in text.replace(str(library.folder), "")
+    raven = list(csv.DictReader(made.raven.open(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    heath = [row for row in raven if row["Begin File"] == HEATH.name]
+    owl_seconds = soundfile.info(OWL).duration
+    for row in heath:
+        begin, offset = float(row["Begin Time (s)"]), float(row["File Offset (s)"])
+        assert begin == pytest.approx(owl_seconds + offset, abs=1e-6)
+    ends = {float(row["End Time (s)"]) for row in heath}
+    assert max(ends) == pytest.approx(owl_seconds + soundfile.info(HEATH).duration, abs=1e-6)
+
+
+def test_view_says_how_far_every_recording_is(view: JobView) -> None:
+    owl, notes, heath = view.recordings()
+    assert (owl.state, notes.state, heath.state) == ("done", "error", "done")
+    assert owl.answers == owl.expected == 2 * owl.recording.windows
+    assert notes.error.startswith("=notes.wav: this is not an audio file")
+    assert view.share == 1.0
+    assert sentence(view) == f"Done: {view.job.expected} answers, 1 recording with errors."
+
+
+def test_timeline_holds_the_windows_in_order(view: JobView) -> None:
+    heath = view.job.recordings[2]
+    data = timeline(view, heath, QUERIES[1])
+    starts = [one["start"] for one in data["windows"]]
+    assert starts == [5.0 * n for n in range(heath.windows)]
+    assert data["windows"][-1]["end"] == pytest.approx(heath.seconds)
+    assert sum(one["count"] for one in data["legend"]) == heath.windows
+    by_start = {row.start: row.text for row in view.answers_of(heath, QUERIES[1])}
+    for one in data["windows"]:
+        assert one["text"] == by_start[one["start"]]
+        assert data["legend"][one["colour"]]["label"] in (one["text"], "(nothing)")
+    json.dumps(data)
+
+
+@given(st.lists(st.text(max_size=3), max_size=40))
+def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
+    rows = [
+        WindowRow("f", 10.0 * n, 10.0 * n + 10, "q", text, 1.0, "m", "r")
+        for n, text in enumerate(texts)
+    ]
+    library_job = Job(
+        "x", "long", "done", "", JobSettings(("q",)), (_recording("f", 10.0 * len(texts)),)
+    )
+    data = timeline(JobView(library_job, tuple(rows), 0, False), library_job.recordings[0], "q")
+    assert [one["text"] for one in data["windows"]] == texts
+    assert len(data["legend"]) <= NAMED + 1
+    assert sum(one["count"] for one in data["legend"]) == len(texts)
+    counts = [one["count"] for one in data["legend"][:NAMED]]
+    assert counts == sorted(counts, reverse=True)
+    styles = {one["text"]: one["colour"] for one in data["windows"]}
+    for one in data["windows"]:
+        assert one["colour"] == styles[one["text"]] < len(data["legend"])
+
+
+def _recording(file: str, seconds: float) -> Any:
+    from NatureLM.app.jobs import JobRecording
+
+    return JobRecording(f"{file}.wav", file, 1, seconds, 16_000, round(seconds / 10))
+
+
+MARKUP = "<img src=x onerror=alert(1)>{{evil}}${1+1}"
+
+
+def test_markup_is_shown_as_text(view: JobView) -> None:
+    job = view.job
+    error = ErrorRow("/x/00001-a.wav", MARKUP, "NotAudio", 1.0, "m", "r")
+    shown = JobView(
+        Job("x", "folder", "failed", MARKUP, job.settings, (_recording(MARKUP, 10.0),), MARKUP),
+        (error,),
+        0,
+        False,
+    )
+    for html in (status_html(shown), recordings_html(shown)):
+        assert "<img" not in html
+    assert "&lt;img" in status_html(shown)
+
+
+def test_table_has_the_columns_that_differ(view: JobView) -> None:
+    table = AnswerTable.of(view)
+    assert table.headers == (
+        *("Recording", "From (s)", "To (s)", "Answer", "Confidence", "Question"),
+    )
+    value = table.value(view.answers, view.names())
+    assert len(value["data"]) == len(view.answers)
+    first = table.named(value["data"][0])
+    assert first["Recording"] == OWL.name
+    assert first["Answer"] == view.answers[0].text
+
+
+def test_filter_finds_all_words_anywhere(view: JobView) -> None:
+    names = view.names()
+    found = filtered(view.answers, names, "HEATH caption", 0.0)
+    assert found == [
+        row for row in view.answers if row.query == QUERIES[1] and "heath" in names[row.audio_path]
+    ]
+    assert filtered(view.answers, names, "", 0.0) == list(view.answers)
+    sure = filtered(view.answers, names, "", 0.02)
+    assert sure == [row for row in view.answers if (row.confidence or 0.0) >= 0.02]
+    assert filtered(view.answers, names, "heath zebra", 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (5.04, "0:05"), (59.96, "1:00"), (83.5, "1:23.5"), (3723.5, "1:02:03.5")],
+)
+def test_times_are_said_as_on_a_clock(seconds: float, shown: str) -> None:
+    assert say_time(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"questions": " \n"}, "no question"),
+        ({"questions": "\n".join(f"q{n}" for n in range(MOST_QUESTIONS + 1))}, "questions"),
+        ({"questions": "x" * 3000}, "2,000"),
+        ({"alpha": None}, "not filled in"),
+        ({"alpha": float("nan")}, "α"),
+        ({"window": 0}, "0.1 to 10"),
+        ({"window": 11}, "0.1 to 10"),
+        ({"hop": -1}, "step"),
+        ({"channel": "../1"}, "channel"),
+        ({"channel": "0"}, "channel"),
+        ({"expansion": 0}, "slowing"),
+    ],
+)
+def test_fields_that_cannot_be_are_told(change: dict[str, Any], words: str) -> None:
+    values = {"questions": "What?", "alpha": 1.0, "window": 10, "hop": 10, "channel": "mean"}
+    with pytest.raises(JobError, match=words):
+        make_settings(**{**values, **change}, limits=Limits())
+
+
+def test_questions_are_one_on_each_line() -> None:
+    made = make_settings(" a \n\nb\na", 0.5, channel="2", limits=Limits())
+    assert made.queries == ("a", "b")
+    assert made.channel == 2
+
+
+@given(st.lists(st.text(max_size=4)), st.text(min_size=1, max_size=4))
+def test_newest_job_is_remembered_first_and_once(before: list[str], job: str) -> None:
+    after = remember(before, job)
+    assert after[0] == job
+    assert after.count(job) == 1
+    assert len(after) <= MOST_REMEMBERED
+
+
+def test_what_a_browser_remembers_is_not_trusted(done: tuple[JobLibrary, JobQueue, Job]) -> None:
+    _, queue, job = done
+    for odd in (None, "x", 7, {"a": 1}, [None, 7, "../..", "x" * 32]):
+        assert choices(odd, queue, "folder") == []
+    ((label, found),) = choices([job.id, "gone"], queue, "folder")
+    assert found == job.id
+    assert "synthetic_barn_owl.flac and 2 more" in label
+    assert choices([job.id], queue, "long") == []
+
+
+MakeJob = Callable[..., tuple[JobLibrary, Job]]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> MakeJob:
+    def make(samples: Any, rate: int, **settings: Any) -> tuple[JobLibrary, Job]:
+        path = tmp_path / "sound.wav"
+        soundfile.write(path, samples, rate)
+        library = JobLibrary(tmp_path / "runs")
+        return library, library.create(
+            "long", [NewRecording(path, path.name)], JobSettings(("q",), **settings)
+        )
+
+    return make
+
+
+def tone(hertz: float, seconds: float, rate: int, from_second: float = 0.0) -> Any:
+    times = np.arange(int(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * hertz * times) * (times >= from_second)).astype(np.float32)
+
+
+def test_overview_shows_the_sound_where_it_is(make_job: MakeJob) -> None:
+    library, job = make_job(tone(2000, 65.0, 16_000, from_second=40.0), 16_000)
+    overview = JobSound(library, lambda: 16_000).overview(job, job.recordings[0])
+    assert overview.levels_FT.shape[1] <= OVERVIEW_COLUMNS
+    assert overview.levels_FT.shape[1] * overview.column == pytest.approx(65.0, abs=overview.column)
+    row = overview.levels_FT[round(2000 / 8000 * BINS)]
+    first_loud = int((row > 200).argmax()) * overview.column
+    assert first_loud == pytest.approx(40.0, abs=0.05)
+    assert (row[int(41 / overview.column) : int(64 / overview.column)] > 200).all()
+
+
+def test_overview_of_slowed_down_sound_keeps_the_times(make_job: MakeJob) -> None:
+    sound = tone(40_000, 4.0, 192_000, from_second=3.0)
+    library, job = make_job(sound, 192_000, time_expansion=10.0)
+    looking = JobSound(library, lambda: 16_000)
+    overview = looking.overview(job, job.recordings[0])
+    row = overview.levels_FT[round(4000 / 8000 * BINS)]
+    assert int((row > 200).argmax()) * overview.column == pytest.approx(3.0, abs=0.01)
+    wav = looking.heard(job, job.recordings[0], 3.0, 4.0)
+    samples, rate = soundfile.read(io.BytesIO(wav))
+    assert rate == 16_000
+    assert len(samples) == 160_000
+    peak = int(np.abs(np.fft.rfft(samples)).argmax()) / 10
+    assert peak == pytest.approx(4000, abs=1)
+
+
+def test_pictures_of_any_stretch_are_pictures(done: tuple[JobLibrary, JobQueue, Job]) -> None:
+    library, _, job = done
+    looking = JobSound(library, lambda: 16_000)
+    heath = job.recordings[2]
+    for start, end, columns in ((0, 1e9, 800), (3, 3, 800), (-5, 2, 10**9), (1e9, 2e9, 1)):
+        assert looking.stretch(job, heath, start, end, columns).startswith(b"\x89PNG")
+    assert list((library.folder_of(job.id) / "pictures").glob("*.npy"))
+    with pytest.raises(JobError, match="start and an end"):
+        looking.stretch(job, heath, float("nan"), 1.0, 10)
+    with pytest.raises(JobError, match="cannot be read"):
+        looking.stretch(job, job.recordings[1], 0.0, 1.0, 10)
+
+
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_pooling_keeps_the_loudest(columns: int, wanted: int) -> None:
+    levels = np.random.default_rng(columns).integers(0, 255, (3, columns), dtype=np.uint8)
+    made = pooled(levels, wanted)
+    assert made.shape == (3, min(columns, wanted))
+    np.testing.assert_array_equal(made.max(axis=1), levels.max(axis=1))

@@ -1,0 +1,258 @@
+"""Conversations: answers as if the whole text were read anew, whatever came between."""
+
+from __future__ import annotations
+
+import threading
+from itertools import islice
+from typing import Any
+
+import pytest
+from builders import BuildModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from NatureLM.conversation import ContextFull, Conversation, ConversationClosed
+from NatureLM.errors import UsageError
+from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.splice import PromptError, part_token_ids
+from NatureLM.models import NatureLM
+from NatureLM.prompts import PLACEHOLDER, ChatTemplate
+
+QUERIES = ["What is it?", "Sure?", "Caption the audio.", "¿Ñandú 🐦?"]
+
+
+@pytest.fixture(scope="module")
+def exact(build_model: BuildModel) -> NatureLM:
+    return build_model(seed=3).double()
+
+
+@pytest.fixture(scope="module")
+def clips(exact: NatureLM, nano_waveforms: dict[str, Tensor]) -> list[Tensor]:
+    """Encoded clips (Q, D): what is asked here is not about hearing."""
+    return exact.encode_clips([list(nano_waveforms.values())])[0]
+
+
+def talk(
+    model: NatureLM, *audios: Any, alpha: float | None = None, tokens: int = 12, **options: Any
+) -> Conversation:
+    chosen = GenerationOptions(**{"num_beams": 1, "max_new_tokens": tokens, **options})
+    return Conversation(model, lambda clip: clip, audios, alpha=alpha, options=chosen)
+
+
+def anew(conversation: Conversation, model: NatureLM, turn: int = -1) -> str:
+    """What the model answers to the whole text up to a question, without any cache."""
+    turns = conversation.turns[: len(conversation.turns) + turn + 1]
+    assert model.processor is not None
+    prompt = ChatTemplate.of(model.processor.prompt_template).text(
+        [*((one.question, one.answer) for one in turns[:-1]), (turns[-1].question, "")]
+    )
+    heard = [clip.audio_QD for one in turns for clip in one.clips]
+    options = {
+        name: getattr(conversation.options, name)
+        for name in ("max_new_tokens", "num_beams", "do_sample", "temperature", "seed")
+    }
+    return model.generate([prompt], [heard], alpha=conversation.alpha, **options)[0]
+
+
+@settings(max_examples=15)
+@given(
+    script=st.lists(
+        st.tuples(
+            st.sampled_from(QUERIES),
+            st.lists(st.integers(0, 2), max_size=2),  # new clips
+            st.none() | st.integers(0, 4),  # pieces that are read; None: all
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    alpha=st.sampled_from([0.0, 0.6, 1.0]),
+    sampled=st.booleans(),
+)
+def test_answers_are_those_of_the_whole_text_read_anew(
+    script: list[tuple[str, list[int], int | None]],
+    alpha: float,
+    sampled: bool,
+    exact: NatureLM,
+    clips: list[Tensor],
+) -> None:
+    conversation = talk(exact, clips[0], alpha=alpha, do_sample=sampled, temperature=1.5)
+    asked = 0
+    for query, new, read in script:
+        answer = "".join(islice(conversation.ask(query, [clips[n] for n in new]), read))
+        if not answer and read is not None:
+            continue
+        asked += 1
+        assert len(conversation.turns) == asked
+        assert conversation.turns[-1].answer == answer
+        whole = anew(conversation, exact)
+        assert whole.startswith(answer)
+        if read is None:
+            assert answer == whole
+            assert conversation.turns[-1].finished
+
+
+def test_the_prompt_is_what_the_model_saw(exact: NatureLM, clips: list[Tensor]) -> None:
+    with talk(exact, clips[0]) as conversation:
+        first = "".join(conversation.ask("What is it?"))
+        "".join(conversation.ask("Sure?"))
+        assert exact.processor is not None
+        start = exact.processor.render("What is it?")
+        assert conversation.prompt.startswith(f"{start}{first}<|eot_id|>")
+        assert conversation.prompt.endswith(conversation.turns[-1].answer)
+
+
+def test_a_question_runs_only_what_is_new(
+    exact: NatureLM, clips: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[int] = []
+    forward = exact.language_model.forward
+
+    def spy(*args: Any, **inputs: Any) -> Any:
+        given = inputs.get("inputs_embeds", inputs.get("input_ids"))
+        run.append(given.shape[1])
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(exact.language_model, "forward", spy)
+    conversation = talk(exact, *clips, tokens=8)
+    said = "".join(conversation.ask("What is it? " * 10))
+    assert run[0] > sum(clip.shape[0] for clip in clips) + 10
+    assert run[1:] == [1] * (len(run) - 1)
+    before = conversation.positions
+    run.clear()
+    "".join(conversation.ask("Sure?", [clips[1]]))
+    assert exact.processor is not None
+    wrapped = "<|eot_id|>" + exact.processor.render("Sure?")
+    words = sum(map(len, part_token_ids(wrapped, exact.tokenizer)))
+    own = words + clips[1].shape[0]
+    # Besides, the last answer's end: its last token, and what is written otherwise than it was.
+    end = len(exact.tokenizer(said, add_special_tokens=False).input_ids)
+    assert own < run[0] <= own + end < before
+
+
+def test_a_question_that_nobody_reads_was_not_asked(exact: NatureLM, clips: list[Tensor]) -> None:
+    conversation = talk(exact, clips[0])
+    conversation.ask("What is it?")
+    assert conversation.turns == ()
+    answer = "".join(conversation.ask("Sure?"))
+    assert [turn.answer for turn in conversation.turns] == [answer]
+    assert conversation.turns[0].question.count(PLACEHOLDER) == 1, "the clip is still there"
+
+
+def test_an_answer_ends_where_its_reader_stopped(exact: NatureLM, clips: list[Tensor]) -> None:
+    conversation = talk(exact, clips[0])
+    reader = conversation.ask("What is it?")
+    partial = next(reader) + next(reader)
+    second = "".join(conversation.ask("Sure?"))
+    assert list(reader) == [], "another question ended the answer"
+    assert [turn.answer for turn in conversation.turns] == [partial, second]
+    assert not conversation.turns[0].finished
+    assert second == anew(conversation, exact)
+
+
+def test_a_failure_leaves_the_conversation_as_it_was(
+    exact: NatureLM, clips: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = talk(exact, clips[0])
+    "".join(conversation.ask("What is it?"))
+    turns = conversation.turns
+    with monkeypatch.context() as patch:
+        patch.setattr(exact.language_model.model.layers[1], "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            "".join(conversation.ask("Sure?"))
+    with pytest.raises(PromptError, match="2 <AudioHere> and 1 audio clips"):
+        next(conversation.ask(f"{PLACEHOLDER} or {PLACEHOLDER}?", [clips[1]]))
+    with pytest.raises(UsageError, match="empty"):
+        conversation.ask("  ")
+    assert conversation.turns == turns
+    assert "".join(conversation.ask("Sure?")) == anew(conversation, exact)
+
+
+def test_a_full_context_is_said(build_model: BuildModel, nano_waveforms: dict[str, Tensor]) -> None:
+    model = build_model(llama={"max_position_embeddings": 120}).double()
+    conversation = talk(model, nano_waveforms["howl"], tokens=30)
+    "".join(conversation.ask("What is it?"))
+    while conversation.positions < 80:
+        "".join(conversation.ask("And?"))
+    turns = conversation.turns
+    with pytest.raises(ContextFull, match="takes 120 in all") as caught:
+        "".join(conversation.ask("one two three four five six seven eight nine ten " * 3))
+    assert caught.value.limit == 120
+    assert conversation.turns == turns
+    # What still fits is answered, within the limit.
+    for _ in range(4):
+        try:
+            "".join(conversation.ask("And?"))
+        except ContextFull:
+            break
+    else:
+        pytest.fail("the context never became full")
+    assert conversation.positions <= 120
+
+
+def test_an_end_token_is_no_text_and_ends_the_answer(
+    exact: NatureLM, clips: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = talk(exact, clips[0])
+    free = "".join(conversation.ask("What is it?"))
+    (ids,) = exact.generate_ids(
+        [conversation.prompt.removesuffix(free)], [[clips[0]]], options=conversation.options
+    )
+    monkeypatch.setattr(type(exact), "eos_ids", property(lambda self: [ids[4]]))
+    stopped = talk(exact, clips[0])
+    answer = "".join(stopped.ask("What is it?"))
+    assert free.startswith(answer)
+    assert len(answer) < len(free)
+    assert "".join(stopped.ask("Sure?")) == anew(stopped, exact)
+
+
+def test_conversations_in_threads_do_not_disturb_each_other(
+    exact: NatureLM, clips: list[Tensor]
+) -> None:
+    alphas = [0.0, 0.5, 1.5]
+
+    def hold(alpha: float) -> list[str]:
+        conversation = talk(exact, clips[0], alpha=alpha)
+        return ["".join(conversation.ask(query)) for query in QUERIES[:3]]
+
+    alone = [hold(alpha) for alpha in alphas]
+    assert len({str(one) for one in alone}) > 1, "alpha matters"
+    together: dict[float, list[str]] = {}
+    start = threading.Barrier(len(alphas))
+
+    def run(alpha: float) -> None:
+        start.wait()
+        together[alpha] = hold(alpha)
+
+    threads = [threading.Thread(target=run, args=(alpha,)) for alpha in alphas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[alpha] for alpha in alphas] == alone
+
+
+def test_beams_are_refused_and_a_closed_conversation_too(
+    exact: NatureLM, clips: list[Tensor]
+) -> None:
+    with pytest.raises(UsageError, match=r"num_beams is 2: .* set num_beams to 1"):
+        talk(exact, num_beams=2)
+    conversation = talk(exact, clips[0])
+    reader = conversation.ask("What is it?")
+    next(reader)
+    conversation.close()
+    assert list(reader) == []
+    assert conversation.positions == 0
+    assert len(conversation.turns) == 1
+    with pytest.raises(ConversationClosed, match="start a new one"):
+        conversation.ask("Sure?")
+
+
+def test_a_folded_model_answers_at_its_own_alpha_only(
+    build_model: BuildModel, nano_waveforms: dict[str, Tensor]
+) -> None:
+    model = build_model(seed=5)
+    with model.fold(0.5):
+        assert talk(model).alpha == 0.5
+        with pytest.raises(UsageError, match=r"folded \(at alpha 0.5\)"):
+            talk(model, alpha=1.0)

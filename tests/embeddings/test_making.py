@@ -1,0 +1,279 @@
+"""Indexes of recordings: stopped, killed, gone on with, added to, the same at the end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from vector_indexes import SETTINGS
+
+from NatureLM.audio import Window, iter_windows
+from NatureLM.embeddings.errors import VectorIndexError
+from NatureLM.embeddings.index import Block, open_index
+from NatureLM.embeddings.journal import Journal
+from NatureLM.embeddings.making import Made, make_index
+from NatureLM.embeddings.settings import IndexSettings
+from NatureLM.infer import RecordingError
+from NatureLM.outputs.errors import OutputError
+
+RATE = 16000
+
+
+class Pretender:
+    """Makes vectors without a model: the first samples of a window. Stops after so many batches."""
+
+    def __init__(self, batch: int = 3, stop_after: int | None = None) -> None:
+        self.batch, self._left = batch, stop_after
+        self.windows = 0
+
+    def vectors(self, windows: Sequence[Window], time_expansion: float = 1.0) -> np.ndarray:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                raise KeyboardInterrupt
+        self.windows += len(windows)
+        width = SETTINGS.width
+        return np.array([w.samples[:width] for w in windows], np.float32).reshape(-1, width)
+
+
+def make(recordings: list[Path], output: Path, embedder: Any = None, **options: Any) -> Made:
+    return make_index(
+        recordings,
+        output,
+        options.pop("settings", SETTINGS),
+        embedder or Pretender(),
+        warn=lambda text: None,
+        **options,
+    )
+
+
+def content(output: Path) -> dict[str, list[tuple[float, float, tuple[float, ...]]]]:
+    found: dict[str, list[Any]] = {}
+    for block in open_index(output).blocks(7):
+        for file, start, end, vector in zip(
+            block.files, block.starts, block.ends, block.vectors, strict=True
+        ):
+            found.setdefault(file, []).append((start, end, tuple(vector.tolist())))
+    return found
+
+
+def expected(recordings: list[Path]) -> dict[str, list[tuple[float, float, tuple[float, ...]]]]:
+    return {
+        str(path): [
+            (w.start, w.end, tuple(w.samples[: SETTINGS.width].tolist()))
+            for w in iter_windows(path, window_seconds=10, hop_seconds=5)
+        ]
+        for path in recordings
+    }
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_one_row_per_window_and_errors_aside(
+    suffix: str, recordings: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / f"x{suffix}"
+    reports: dict[str, int | RecordingError] = {}
+    made = make(recordings, output, report=reports.__setitem__)
+    good = [path for path in recordings if path.name != "2.wav"]
+    assert content(output) == expected(good)
+    assert list(content(output)) == [str(path) for path in good]
+    assert made.rows == made.new == sum(map(len, expected(good).values()))
+    assert [error.audio_path for error in made.errors] == [str(recordings[2])]
+    assert {file for file, one in reports.items() if isinstance(one, int)} == set(map(str, good))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recordings", output.name]
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stops=st.lists(st.integers(0, 3), max_size=4), batch=st.integers(1, 5))
+@example(stops=[3, 0, 0], batch=4)  # whole at once, and then nothing is left to hear
+def test_stopped_anywhere_it_ends_the_same(
+    stops: list[int], batch: int, recordings: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "x.npz"
+    output.unlink(missing_ok=True)
+    heard = 0
+    for stop in stops:
+        pretender = Pretender(batch, stop)
+        try:
+            make(recordings, output, pretender)
+        except KeyboardInterrupt:
+            assert not output.exists()
+        heard += pretender.windows
+    last = Pretender(batch)
+    make(recordings, output, last)
+    wanted = expected([path for path in recordings if path.name != "2.wav"])
+    assert content(output) == wanted
+    assert heard + last.windows == sum(map(len, wanted.values())), "no window is heard twice"
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows_cut=st.integers(0, 600), vectors_cut=st.integers(0, 200), writes=st.integers(0, 4))
+def test_a_journal_that_was_cut_anywhere_holds_a_beginning(
+    rows_cut: int, vectors_cut: int, writes: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "x.parts"
+    numbers = np.arange(8 * SETTINGS.width, dtype=np.float32).reshape(8, -1)
+    journal = Journal(folder, SETTINGS, overwrite=True)
+    for number in range(4):
+        two = numbers[2 * number : 2 * number + 2]
+        journal.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, heard=False)
+        journal.finish(f"{number}.wav")
+    journal.close()
+    for name, cut in (("rows.jsonl", rows_cut), ("vectors.f32", vectors_cut)):
+        os.truncate(folder / name, max(0, (folder / name).stat().st_size - cut))
+    again = Journal(folder, SETTINGS)
+    assert again.rows % 2 == 0
+    for number in range(again.rows // 2, min(4, again.rows // 2 + writes)):
+        assert again.windows(f"{number}.wav") == 0
+        assert not again.is_done(f"{number}.wav")
+        two = numbers[2 * number : 2 * number + 2]
+        again.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, heard=False)
+    blocks: list[Block] = list(again.blocks(3))
+    held = np.concatenate([np.empty((0, SETTINGS.width)), *(one.vectors for one in blocks)])
+    assert np.array_equal(held, numbers[: again.rows])
+    names = list(itertools.chain.from_iterable(block.files for block in blocks))
+    assert names == [f"{row // 2}.wav" for row in range(again.rows)]
+    again.close()
+
+
+def test_new_recordings_are_added_to_an_index(recordings: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "x.npz"
+    make([recordings[0]], output)
+    first = Pretender()
+    assert make([recordings[0]], output, first).new == 0
+    assert first.windows == 0
+    good = [recordings[0], recordings[1], recordings[3]]
+    # Stopped while it is added to, the index that is there stays.
+    with pytest.raises(KeyboardInterrupt):
+        make(good, output, Pretender(3, stop_after=1))
+    assert content(output) == expected([recordings[0]])
+    second, begun = Pretender(), []
+    made = make(good, output, second, begun=lambda *counts: begun.append(counts))
+    assert begun == [(5, 1)]
+    assert (made.rows, made.new) == (9, 4)  # two were there, three were made before it stopped
+    assert content(output) == expected(good)
+    assert second.windows == 4
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_recording_that_breaks_off_is_tried_again(suffix: str, tmp_path: Path) -> None:
+    whole, cut, other = (tmp_path / name for name in ("whole.flac", "cut.flac", "other.wav"))
+    soundfile.write(whole, 0.1 * np.random.default_rng(0).normal(size=40 * RATE), RATE)
+    soundfile.write(other, np.ones(RATE), RATE)
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) * 6 // 10])
+    output = tmp_path / f"x{suffix}"
+    for _ in range(2):
+        made = make([cut], output)
+        assert [error.audio_path for error in made.errors] == [str(cut)]
+        assert 0 < made.rows < len(expected([whole])[str(whole)])
+    assert not make([other], output).errors
+    cut.write_bytes(data)
+    before, pretender = len(open_index(output)), Pretender()
+    made = make([cut, other], output, pretender)
+    assert not made.errors
+    assert made.rows - before == made.new == pretender.windows
+    assert content(output)[str(cut)] == expected([cut])[str(cut)]
+    assert make([cut], output).new == 0
+    assert open_index(output).settings.unfinished == ()
+
+
+def test_other_settings_are_not_mixed(recordings: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "x.npz"
+    other = IndexSettings(**{**vars(SETTINGS), "fingerprint": "f" * 16, "hop_seconds": 10.0})
+    with pytest.raises(KeyboardInterrupt):
+        make(recordings, output, Pretender(stop_after=1))
+    for _ in range(2):  # while it is being made, and when it is there
+        with pytest.raises(VectorIndexError, match=r"hop_seconds: 5\.0 there, 10\.0 now"):
+            make(recordings, output, settings=other)
+        make(recordings, output)
+    assert make(recordings, output, settings=other, overwrite=True).rows == 7
+    # A model that is only called otherwise is the same one.
+    called = IndexSettings(**{**vars(other), "model": "/elsewhere"})
+    assert make(recordings[:1], output, settings=called).new == 0
+
+
+def test_a_recording_that_changed_is_refused(recordings: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "x.npz"
+    with pytest.raises(KeyboardInterrupt):
+        make(recordings, output, Pretender(1, stop_after=1))
+    soundfile.write(recordings[0], np.zeros(20 * RATE), RATE)
+    with pytest.raises(VectorIndexError, match=r"have changed .*0\.wav"):
+        make(recordings, output)
+    make(recordings, output, overwrite=True)
+    assert len(content(output)[str(recordings[0])]) == 3
+
+
+def test_only_one_at_a_time(recordings: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "x.npz"
+    journal = Journal(tmp_path / "x.npz.parts", SETTINGS)
+    with pytest.raises(OutputError, match="another run is writing"):
+        make(recordings, output)
+    journal.close()
+    make(recordings, output)
+
+
+CHILD = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from NatureLM.embeddings.making import make_index
+from NatureLM.embeddings.settings import IndexSettings
+
+class Slow:
+    batch = 2
+    def vectors(self, windows, time_expansion=1.0):
+        time.sleep(0.02)
+        print("made", flush=True)
+        return np.array([w.samples[:5] for w in windows], np.float32).reshape(-1, 5)
+
+paths = [Path(path) for path in sys.argv[3:]]
+settings = IndexSettings(**json.loads(sys.argv[2]))
+make_index(paths, Path(sys.argv[1]), settings, Slow(), warn=print)
+assert "torch" not in sys.modules, "so that this test is quick"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX does")
+def test_kill_9_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    paths = []
+    for number in range(6):
+        noise = np.random.default_rng(number)
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], 0.1 * noise.normal(size=(15 + 5 * number) * RATE), RATE)
+    output = tmp_path / "x.npz"
+    arguments = [str(output), json.dumps(vars(SETTINGS)), *map(str, paths)]
+    rows = [0]
+    for made in (2, 3):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        for _ in range(made):
+            assert child.stdout.readline() == "made\n"
+        time.sleep(0.01 * made)
+        child.kill()
+        assert child.wait() == -9
+        child.stdout.close()
+        assert not output.exists()
+        journal = Journal(tmp_path / "x.npz.parts", SETTINGS)
+        rows.append(journal.rows)
+        journal.close()
+    assert rows == sorted(set(rows)), "every run went on from the one before"
+    rest = Pretender()
+    make(paths, output, rest)
+    wanted = expected(paths)
+    assert content(output) == wanted
+    assert rest.windows == sum(map(len, wanted.values())) - rows[-1]

@@ -1,0 +1,182 @@
+"""The web app on a port of its own, and a pipeline that answers what a test wants to hear."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from NatureLM.app.context import AppContext
+from NatureLM.app.limits import Limits
+from NatureLM.app.settings import AppSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+ASSETS = ROOT / "assets"
+_BUBBLES = "#ask-chat :is([data-testid=user], [data-testid=bot])"
+
+
+def echo(question: str, clips: Sequence[Any]) -> list[str]:
+    """Says what it was asked, in three pieces."""
+    seconds = ", ".join(f"{len(clip) / 16_000:g} s" for clip in clips)
+    return ["You asked: ", question, f" ({len(clips)} clips: {seconds})"]
+
+
+class FakeConversation:
+    """Keeps what it was asked."""
+
+    def __init__(self, pipeline: FakePipeline, alpha: float) -> None:
+        self.alpha = alpha
+        self.turns: list[SimpleNamespace] = []
+        self.closed = False
+        self._pipeline = pipeline
+
+    def __enter__(self) -> FakeConversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def prompt(self) -> str:
+        return "".join(f"<user>{turn.question}<model>{turn.answer}" for turn in self.turns)
+
+    def ask(self, query: str, audios: Sequence[Any] = ()) -> Iterator[str]:
+        turn = SimpleNamespace(question=query, answer="", clips=tuple(audios))
+        self.turns.append(turn)
+        for piece in self._pipeline.answer(query, audios):
+            self._pipeline.gate.wait(10)
+            turn.answer += piece
+            yield piece
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakePipeline:
+    """`answer` makes the pieces of an answer; while `gate` is clear no piece comes."""
+
+    def __init__(self, answer: Callable[[str, Sequence[Any]], list[str]] = echo) -> None:
+        self.answer = answer
+        self.gate = threading.Event()
+        self.gate.set()
+        self.model = SimpleNamespace(config=SimpleNamespace(sample_rate=16_000, window_seconds=10))
+        self.conversations: list[FakeConversation] = []
+        self.asked_windows: list[dict[str, Any]] = []
+
+    def conversation(self, *, alpha: float, input_sample_rate: float) -> FakeConversation:
+        self.conversations.append(FakeConversation(self, alpha))
+        return self.conversations[-1]
+
+    def compare_alphas(
+        self, clips: Sequence[Any], query: str, alphas: Sequence[float], **_: Any
+    ) -> list[str]:
+        return ["".join(self.answer(f"{query} {alpha:g}", clips)) for alpha in alphas]
+
+    def windows(self, audios: Sequence[Any], query: str, **options: Any) -> Iterator[Any]:
+        """Two windows: in the first the first label is likely, in the second the last."""
+        self.asked_windows.append({"audios": audios, "query": query, **options})
+        labels = list(options["labels"])
+        for number, ordered in enumerate((labels, labels[::-1])):
+            shares = [2.0 ** -(place + 1) for place in range(len(labels))]
+            pairs = [
+                (name, share / sum(shares)) for name, share in zip(ordered, shares, strict=True)
+            ]
+            yield SimpleNamespace(
+                start=10.0 * number,
+                end=10.0 * number + 10,
+                text=pairs[0][0],
+                confidence=pairs[0][1],
+                alternatives=tuple(pairs[1:]),
+            )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class RunningApp:
+    """A page that can be opened."""
+
+    address: str
+    context: AppContext
+    pipeline: Any
+
+
+@contextmanager
+def running(
+    folder: Path, pipeline: Any = None, limits: Limits | None = None, load: Any = None
+) -> Iterator[RunningApp]:
+    """The app on a port of its own; `load` replaces the loading of the model."""
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+    from NatureLM.app.page import build
+    from NatureLM.app.serve import launch
+
+    settings = AppSettings(
+        assets_dir=ASSETS, runs_dir=folder / "runs", port=free_port(), limits=limits or Limits()
+    )
+    context = AppContext(settings, pipeline)
+    if load is not None:
+        context._load = load  # type: ignore[method-assign]
+    page = build(settings, context)
+    assert isinstance(page, gradio.Blocks)
+    try:
+        yield RunningApp(launch(page, context), context, pipeline)
+    finally:
+        page.close(verbose=False)
+        context.close()
+
+
+def go_to(page: Any, tab: str) -> None:
+    """Open a tab, from the menu where the window is too narrow to show it."""
+    button = page.get_by_role("tab", name=tab, exact=True)
+    if not button.is_visible():
+        page.locator(".overflow-menu > button").click()
+        button = page.locator(".overflow-dropdown button", has_text=tab)
+    button.click()
+
+
+def put(page: Any, intake: str, *files: Path) -> None:
+    """Drop files and wait until the page has taken them or said why not."""
+    look = """(intake) => ['clips', 'notice'].map(
+        (part) => document.querySelector(`#${intake}-${part} .prose`).innerHTML).join()"""
+    before = page.evaluate(look, intake)
+    page.set_input_files(f"#{intake}-drop input[type=file]", list(files))
+    page.wait_for_function(
+        f"([intake, before]) => ({look})(intake) !== before", arg=[intake, before]
+    )
+
+
+def ask(page: Any, question: str) -> str:
+    """Ask in the tab Ask, wait for the end of the answer, and give its text."""
+    before = messages(page)
+    page.fill("#ask-question textarea", question)
+    page.click("#ask-send")
+    return last_answer(page, before)
+
+
+def messages(page: Any) -> int:
+    """How many bubbles the conversation has."""
+    return int(page.locator(_BUBBLES).count())
+
+
+def last_answer(page: Any, before: int) -> str:
+    """The text of the answer that comes after so many bubbles, once it has ended."""
+    page.wait_for_function(
+        """([bubbles, before]) => {
+          const send = document.querySelector('#ask-send');
+          return document.querySelectorAll(bubbles).length > before + 1
+            && send && send.offsetParent !== null;
+        }""",
+        arg=[_BUBBLES, before],
+    )
+    return str(page.locator(_BUBBLES).last.inner_text()).strip()
