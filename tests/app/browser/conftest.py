@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ def open_page(chromium: Browser) -> Iterator[Opener]:
         page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
 
     def opened(app: RunningApp, tab: str | None = "Ask", link: str = "", **options: Any) -> Page:
+        # Gradio looks up the folder of uploads anew each time, and each app of this process sets it.
+        os.environ["GRADIO_TEMP_DIR"] = str(app.context.uploads)
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         context.set_default_timeout(60_000)
