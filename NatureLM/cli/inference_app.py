@@ -65,7 +65,10 @@ def inference_app(
             rich_help_panel=_PAGE,
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=_PAGE)] = 5001,
+    port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, help="Port to listen at.", rich_help_panel=_PAGE),
+    ] = 5001,
     assets_dir: Annotated[
         Path | None,
         typer.Option(
