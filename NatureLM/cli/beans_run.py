@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from NatureLM.cli import experiment_options as options_of
+from NatureLM.cli import model_options as of_model
 
 
 def run(
@@ -49,18 +50,9 @@ def run(
             show_default="model.ckpt of the configuration, naturelm-tiny",
         ),
     ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
-            show_default="the model's own",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.")] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(metavar="auto|float32|bfloat16|float16", help="Precision of the weights."),
-    ] = "auto",
+    adapter: of_model.Adapter = None,
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
     options: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,14 +62,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory that batches may take beside the model, such as 4GB.",
-            show_default="chosen for the device",
-        ),
-    ] = None,
+    max_memory: of_model.MaxMemory = None,
     dry_run: options_of.DryRun = False,
     workers: options_of.Workers = 2,
 ) -> None:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from NatureLM.cli import experiment_options as options_of
+from NatureLM.cli import model_options as of_model
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
     from NatureLM.beans.samples import Sample
-    from NatureLM.config import Config
     from NatureLM.experiments.confidence import Reliability, Scored
 
 _DATA = "Recordings with known answers"
-_MODEL = "Model"
 _OUTPUT = "Output"
-
-
-@dataclass(frozen=True)
-class _ModelChoice:
-    """What `load_model` wants to know."""
-
-    model: str
-    adapter: str | None
-    device: str
-    dtype: str
-    config: Config
 
 
 def calibrate(
@@ -41,15 +29,7 @@ def calibrate(
             show_default=False,
         ),
     ],
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN=VALUE",
-            help="Only rows with this value, such as split=valid. May be given several times.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    where: options_of.Where = None,
     test_where: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,15 +39,7 @@ def calibrate(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OURS=THEIRS",
-            help="Name of a column, such as label=common_name. May be given several times.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    column: options_of.Column = None,
     species_list: Annotated[
         str | None,
         typer.Option(
@@ -93,38 +65,16 @@ def calibrate(
             metavar="sum|mean|prior",
             help="How labels are made comparable: by log-likelihood, by that of a token, or by "
             "what the sound adds.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=of_model.MODEL,
         ),
     ] = "sum",
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "naturelm-tiny",
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="A LoRA adapter in PEFT's format in place of the model's own.",
-            show_default="the model's own",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    model: of_model.ModelName = "naturelm-tiny",
+    adapter: of_model.Adapter = None,
     merging_alpha: Annotated[
-        float, typer.Option(help="Share of the adapter.", rich_help_panel=_MODEL)
+        float, typer.Option(help="Share of the adapter.", rich_help_panel=of_model.MODEL)
     ] = 1.0,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Precision of the weights.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "auto",
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
     output_path: Annotated[
         Path | None,
         typer.Option(
@@ -164,7 +114,9 @@ def calibrate(
     samples = _samples(table, column or (), where or ())
     others = _samples(table, column or (), test_where) if test_where else None
     names, asked = _question(samples, species_list, query)
-    choice = _ModelChoice(model, adapter, device_option(device), dtype_option(dtype), Config())
+    choice = of_model.ModelChoice(
+        model, adapter, device_option(device), dtype_option(dtype), Config()
+    )
     scored, tested = _score(choice, samples, others, names, asked, merging_alpha, normalize)
     found = fit_calibration(
         scored[0],
@@ -245,7 +197,7 @@ def _question(
 
 
 def _score(
-    choice: _ModelChoice,
+    choice: of_model.ModelChoice,
     samples: Sequence[Sample],
     others: Sequence[Sample] | None,
     names: Sequence[str],

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from NatureLM.cli import model_options as of_model
+
 if TYPE_CHECKING:
     from NatureLM.infer import RecordingError
 
-_MODEL = "Model"
-_AUDIO = "Windows and audio"
 _OUTPUT = "Output"
 
 
@@ -30,57 +30,25 @@ def embed(
             rich_help_panel=_OUTPUT,
         ),
     ] = Path("embeddings.npz"),
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "naturelm-tiny",
+    model: of_model.ModelName = "naturelm-tiny",
     layer: Annotated[
         str,
         typer.Option(
             metavar="encoder|projected",
             help="What is averaged over a window: what the audio encoder hears, or what the "
             "language model is told of it.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=of_model.MODEL,
         ),
     ] = "encoder",
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Precision of the weights.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "auto",
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
     batch_size: Annotated[
-        int, typer.Option(help="Windows at a time.", rich_help_panel=_MODEL)
+        int, typer.Option(help="Windows at a time.", rich_help_panel=of_model.MODEL)
     ] = 16,
-    window_length_seconds: Annotated[
-        float, typer.Option(help="Length of a window.", rich_help_panel=_AUDIO)
-    ] = 10.0,
-    hop_length_seconds: Annotated[
-        float, typer.Option(help="From one start to the next.", rich_help_panel=_AUDIO)
-    ] = 10.0,
-    channel: Annotated[
-        str,
-        typer.Option(
-            metavar="mean|1|2|...",
-            help="Channel to listen to; mean mixes them all.",
-            rich_help_panel=_AUDIO,
-        ),
-    ] = "mean",
-    time_expansion: Annotated[
-        float,
-        typer.Option(
-            help="Slow the sound down so many times; 10 makes bats audible. Times stay true.",
-            rich_help_panel=_AUDIO,
-        ),
-    ] = 1.0,
+    window_length_seconds: of_model.WindowLength = 10.0,
+    hop_length_seconds: of_model.HopLength = 10.0,
+    channel: of_model.Channel = "mean",
+    time_expansion: of_model.TimeExpansion = 1.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start the index anew.", rich_help_panel=_OUTPUT)
     ] = False,

@@ -1,4 +1,4 @@
-"""Options that `naturelm infer` and `beans run` share."""
+"""Options of verbs that ask about samples, which several of them share."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ DryRun = Annotated[
 Workers = Annotated[
     int,
     typer.Option(help="Threads that decode ahead of the model.", rich_help_panel=_PANEL),
+]
+
+_ANSWERS = "Recordings with known answers"
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OURS=THEIRS",
+        help="Name of a column, such as label=common_name. May be given several times.",
+        show_default=False,
+        rich_help_panel=_ANSWERS,
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN=VALUE",
+        help="Only rows with this value, such as split=valid. May be given several times.",
+        show_default=False,
+        rich_help_panel=_ANSWERS,
+    ),
 ]
 
 

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from NatureLM.cli import experiment_options as options_of
+from NatureLM.cli import model_options as of_model
 from NatureLM.cli import species_options as lists
 
 _INPUT = "What to ask"
-_MODEL = "Model"
-_AUDIO = "Windows and audio"
 _OUTPUT = "Output"
 
 
@@ -42,97 +41,33 @@ def infer(
             rich_help_panel=_INPUT,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            show_default="naturelm-tiny",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
-            show_default="the model's own",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    model: of_model.OptionalModelName = None,
+    adapter: of_model.Adapter = None,
     merging_alpha: Annotated[
         float | None,
         typer.Option(
             help="Share of the adapter: 0 is the base language model, 1 the adapted one.",
             show_default="generate.merging_alpha of the configuration, 1.0",
-            rich_help_panel=_MODEL,
+            rich_help_panel=of_model.MODEL,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Precision of the weights.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "auto",
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(
             help="Answers and windows at a time. Changes the speed, never the answers.",
             show_default="chosen for the device",
-            rich_help_panel=_MODEL,
+            rich_help_panel=of_model.MODEL,
         ),
     ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory that batches may take beside the model, such as 4GB.",
-            show_default="chosen for the device",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    cfg_path: Annotated[
-        Path | None,
-        typer.Option(
-            help="Configuration file, such as configs/inference.yml.",
-            show_default="built-in settings",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY.SUB=VALUE",
-            help="Change a value of the configuration, such as generate.num_beams=1. May be given "
-            "several times.",
-            show_default=False,
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    window_length_seconds: Annotated[
-        float, typer.Option(help="Length of a window.", rich_help_panel=_AUDIO)
-    ] = 10.0,
-    hop_length_seconds: Annotated[
-        float, typer.Option(help="From one start to the next.", rich_help_panel=_AUDIO)
-    ] = 10.0,
-    channel: Annotated[
-        str,
-        typer.Option(
-            metavar="mean|1|2|...",
-            help="Channel to listen to; mean mixes them all.",
-            rich_help_panel=_AUDIO,
-        ),
-    ] = "mean",
-    time_expansion: Annotated[
-        float,
-        typer.Option(
-            help="Slow the sound down so many times; 10 makes bats audible. Times stay true.",
-            rich_help_panel=_AUDIO,
-        ),
-    ] = 1.0,
+    max_memory: of_model.MaxMemory = None,
+    cfg_path: of_model.CfgPath = None,
+    options: of_model.Overrides = None,
+    window_length_seconds: of_model.WindowLength = 10.0,
+    hop_length_seconds: of_model.HopLength = 10.0,
+    channel: of_model.Channel = "mean",
+    time_expansion: of_model.TimeExpansion = 1.0,
     output_path: Annotated[
         Path | None,
         typer.Option(

@@ -7,57 +7,26 @@ from typing import Annotated
 
 import typer
 
-_MODEL = "Model"
+from NatureLM.cli import model_options as of_model
+
 _PAGE = "Page"
 
 
 def inference_app(
-    cfg_path: Annotated[
-        Path | None,
-        typer.Option(
-            help="Configuration file, such as configs/inference.yml.",
-            show_default="built-in settings",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            show_default="naturelm-tiny",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    cfg_path: of_model.CfgPath = None,
+    model: of_model.OptionalModelName = None,
     merging_alpha: Annotated[
         float | None,
         typer.Option(
             help="Where the page's slider stands at first: 0 is the base language model, 1 the "
             "adapted one.",
             show_default="generate.merging_alpha of the configuration, 1.0",
-            rich_help_panel=_MODEL,
+            rich_help_panel=of_model.MODEL,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Precision of the weights.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "auto",
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY.SUB=VALUE",
-            help="Change a value of the configuration, such as generate.num_beams=1. May be given "
-            "several times.",
-            show_default=False,
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
+    options: of_model.Overrides = None,
     host: Annotated[
         str,
         typer.Option(

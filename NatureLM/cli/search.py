@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from NatureLM.cli import model_options as of_model
+
 
 def search(
     query_clip: Annotated[Path, typer.Argument(metavar="QUERY_CLIP", help="What to look for.")],
@@ -31,7 +33,7 @@ def search(
         str | None,
         typer.Option(help="The model, if it is called otherwise here.", show_default="the index's"),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.")] = "auto",
+    device: of_model.Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(

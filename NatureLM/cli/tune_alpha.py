@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from NatureLM.cli import experiment_options as options_of
+from NatureLM.cli import model_options as of_model
 from NatureLM.cli import scoring_options as scoring
-from NatureLM.cli.experiment_options import as_yaml
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,21 +18,9 @@ if TYPE_CHECKING:
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.tune import Tuning
 
-_DATA = "What to ask"
+_DATA = "Recordings with known answers"
 _SEARCH = "Search"
 _SCORING = "Scoring"
-_MODEL = "Model"
-
-
-@dataclass(frozen=True)
-class _ModelChoice:
-    """What `load_model` wants to know."""
-
-    model: str
-    adapter: str | None
-    device: str
-    dtype: str
-    config: Config
 
 
 def tune_alpha(
@@ -58,24 +46,8 @@ def tune_alpha(
     output_path: Annotated[
         Path, typer.Option(help="Folder for table, figure and answers.", rich_help_panel=_DATA)
     ] = Path("tune-alpha"),
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OURS=THEIRS",
-            help="Name of a column, such as label=common_name. May be given several times.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN=VALUE",
-            help="Only rows with this value, such as split=valid. May be given several times.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    column: options_of.Column = None,
+    where: options_of.Where = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -118,53 +90,15 @@ def tune_alpha(
             rich_help_panel=_SEARCH,
         ),
     ] = "base",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            show_default="naturelm-tiny",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="A LoRA adapter in PEFT's format in place of the model's own.",
-            show_default="the model's own",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=_MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Precision of the weights.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "auto",
+    model: of_model.OptionalModelName = None,
+    adapter: of_model.Adapter = None,
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Answers at a time.", rich_help_panel=_MODEL)
+        int, typer.Option(min=1, help="Answers at a time.", rich_help_panel=of_model.MODEL)
     ] = 32,
-    cfg_path: Annotated[
-        Path | None,
-        typer.Option(
-            help="Configuration file, for `generate` and `extended`.",
-            show_default="built-in settings",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY.SUB=VALUE",
-            help="Change a value of the configuration. May be given several times.",
-            show_default=False,
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    cfg_path: of_model.CfgPath = None,
+    options: of_model.Overrides = None,
 ) -> None:
     """Find the α to use on recordings with known answers, with intervals.
 
@@ -184,7 +118,7 @@ def tune_alpha(
     plan = _plan(config)
     reading = scoring.make_reading(None, labels, None, None, _task(plan, task), None)
     check_metric(metric, reading.task or "classification")
-    choice = _ModelChoice(
+    choice = of_model.ModelChoice(
         model=model or config.model.ckpt or DEFAULT_MODEL,
         adapter=adapter,
         device=device_option(device),
@@ -218,9 +152,9 @@ def _overrides(
 ) -> Iterator[str]:
     """The options as values of the section `extended`, which checks them."""
     if data is not None:
-        yield f"extended.data.path={as_yaml(data)}"
+        yield f"extended.data.path={options_of.as_yaml(data)}"
     if query is not None:
-        yield f"extended.queries={as_yaml([query])}"
+        yield f"extended.queries={options_of.as_yaml([query])}"
     if limit is not None:
         yield f"extended.limit={limit}"
     if seed:  # 0 leaves the one of the configuration
@@ -234,7 +168,7 @@ def _overrides(
             if not (name.strip() and equals):
                 example = "label=common_name" if section == "columns" else "split=valid"
                 raise UsageError(f"{option} {text}: write it as {example}")
-            yield f"extended.data.{section}.{name.strip()}={as_yaml(value.strip())}"
+            yield f"extended.data.{section}.{name.strip()}={options_of.as_yaml(value.strip())}"
 
 
 def _plan(config: Config) -> Plan:
@@ -271,7 +205,9 @@ def _task(plan: Plan, named: str | None) -> str:
     return said.pop() if said else "classification"
 
 
-def _asker(choice: _ModelChoice, plan: Plan, batch_size: int, kept: list[dict[str, Any]]) -> Any:
+def _asker(
+    choice: of_model.ModelChoice, plan: Plan, batch_size: int, kept: list[dict[str, Any]]
+) -> Any:
     """The function that answers at some α; every row goes into `kept`, too."""
     from NatureLM.cli.asking import load_model
     from NatureLM.experiments.answering import Answerer
