@@ -8,7 +8,8 @@ import secrets
 import shutil
 from pathlib import Path
 
-from NatureLM.app.limits import LimitError, Limits, say_bytes
+from NatureLM.app.limits import LimitError, Limits
+from NatureLM.sizes import show_bytes
 
 _LONGEST_NAME = 120
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
@@ -33,8 +34,8 @@ def take(upload: str | Path, folder: Path, limits: Limits) -> Path:
     size = source.stat().st_size
     if size > limits.upload_bytes:
         raise LimitError(
-            f"{shown_name(source)} has {say_bytes(size)}, and a file may have "
-            f"{say_bytes(limits.upload_bytes)} at most."
+            f"{shown_name(source)} has {show_bytes(size)}, and a file may have "
+            f"{show_bytes(limits.upload_bytes)} at most."
         )
     suffix = source.suffix if _SUFFIX.fullmatch(source.suffix) else ""
     kept = folder / f"{secrets.token_urlsafe(12)}{suffix.lower()}"

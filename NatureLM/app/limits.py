@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from NatureLM.errors import NatureLMError
-from NatureLM.sizes import show_bytes as say_bytes
 
-__all__ = ["LimitError", "Limits", "say_bytes", "say_seconds"]
+__all__ = ["LimitError", "Limits", "say_seconds"]
 
 
 class LimitError(NatureLMError):

@@ -6,8 +6,9 @@ import secrets
 from pathlib import Path
 
 from NatureLM.app.files import shown_name
-from NatureLM.app.limits import LimitError, Limits, say_bytes
+from NatureLM.app.limits import LimitError, Limits
 from NatureLM.errors import UsageError
+from NatureLM.sizes import show_bytes
 from NatureLM.species import SpeciesList, hints, presets, read_species_list
 
 
@@ -42,7 +43,7 @@ def _read(path: Path, name: str, limits: Limits) -> SpeciesList:
     size = path.stat().st_size
     if size > limits.list_bytes:
         raise LimitError(
-            f"{name} has {say_bytes(size)}, and a list may have {say_bytes(limits.list_bytes)}."
+            f"{name} has {show_bytes(size)}, and a list may have {show_bytes(limits.list_bytes)}."
         )
     try:
         found = read_species_list(path)

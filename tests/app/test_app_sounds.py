@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from NatureLM.app.clips import BadClip, TooLong, open_clip
 from NatureLM.app.files import shown_name, take
-from NatureLM.app.limits import LimitError, Limits, say_bytes, say_seconds
+from NatureLM.app.limits import LimitError, Limits, say_seconds
 from NatureLM.app.player import player
 from NatureLM.app.shelf import Shelf
 from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
 from NatureLM.errors import NatureLMError
+from NatureLM.sizes import show_bytes
 
 
 @given(st.text())
@@ -52,8 +53,8 @@ def test_files_that_are_too_large_are_refused(tmp_path: Path, limits: Limits) ->
 
 def test_sizes_and_durations_in_words() -> None:
     limits = Limits()
-    assert say_bytes(limits.upload_bytes) == "4 GB"
-    assert say_bytes(limits.list_bytes) == "1 MB"
+    assert show_bytes(limits.upload_bytes) == "4 GB"
+    assert show_bytes(limits.list_bytes) == "1 MB"
     seconds = (0.1, 6.4, 60, 200, 3600, 7500)
     said = ["0.1 s", "6.4 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
     assert [say_seconds(n) for n in seconds] == said

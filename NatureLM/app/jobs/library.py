@@ -27,8 +27,9 @@ from NatureLM.app.jobs.record import (
     read_job,
     write_job,
 )
-from NatureLM.app.limits import Limits, say_bytes, say_seconds
+from NatureLM.app.limits import Limits, say_seconds
 from NatureLM.audio import AUDIO_SUFFIXES, AudioError, count_windows, probe
+from NatureLM.sizes import show_bytes
 
 JOBS_FOLDER = "jobs"
 ANSWERS_FILE = "answers.jsonl"
@@ -141,8 +142,8 @@ class JobLibrary:
                 raise JobError(f"{file.name}: cannot be read: {error.strerror}") from None
             if size > limits.upload_bytes:
                 raise JobError(
-                    f"{file.name} has {say_bytes(size)}, and a recording may have at most "
-                    f"{say_bytes(limits.upload_bytes)}: cut it, or use naturelm infer"
+                    f"{file.name} has {show_bytes(size)}, and a recording may have at most "
+                    f"{show_bytes(limits.upload_bytes)}: cut it, or use naturelm infer"
                 )
 
     def _check_length(self, kind: Kind, recordings: Sequence[JobRecording]) -> None:

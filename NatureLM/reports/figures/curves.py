@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from NatureLM.reports.charts import Curve, CurveChart
@@ -34,16 +35,7 @@ def draw_curves(chart: CurveChart) -> Any:
     figure, axes = new_figure(2.75 + 0.17 * entries)
     for place, curve in enumerate(chart.curves):
         _draw_curve(axes, curve, place)
-    for place, (name, value) in enumerate(chart.baselines.items()):
-        axes.axhline(
-            value,
-            color=LIGHT["muted"],
-            linestyle=_BASELINE_DASHES[place % len(_BASELINE_DASHES)],
-            linewidth=1.1,
-            label=fitted(f"{name} ({value:.3f})", _NAME),
-            zorder=1,
-            gid=f"baseline-{place}",
-        )
+    _draw_baselines(axes.axhline, chart)
     put_title(figure, chart.title)
     for place, (name, alpha) in enumerate(chart.marks.items(), start=1):
         axes.axvline(
@@ -121,16 +113,7 @@ def _draw_rows(chart: CurveChart) -> Any:
                 gid=f"curve-{place}",
             )
         names.append(fitted(curve.name, 24, 2))
-    for place, (name, value) in enumerate(chart.baselines.items()):
-        axes.axvline(
-            value,
-            color=LIGHT["muted"],
-            linestyle=_BASELINE_DASHES[place % len(_BASELINE_DASHES)],
-            linewidth=1.1,
-            label=fitted(f"{name} ({value:.3f})", _NAME),
-            zorder=1,
-            gid=f"baseline-{place}",
-        )
+    _draw_baselines(axes.axvline, chart)
     put_title(figure, chart.title)
     axes.set_yticks(range(len(curves)), names)
     axes.set_ylim(-0.6, len(curves) - 0.4)
@@ -141,6 +124,20 @@ def _draw_rows(chart: CurveChart) -> Any:
     if chart.baselines:
         figure.legend(loc="outside lower left", ncols=1, handlelength=3.2, borderaxespad=0.2)
     return figure
+
+
+def _draw_baselines(line: Callable[..., Any], chart: CurveChart) -> None:
+    """Level lines, drawn with `axhline` or `axvline` of the axes."""
+    for place, (name, value) in enumerate(chart.baselines.items()):
+        line(
+            value,
+            color=LIGHT["muted"],
+            linestyle=_BASELINE_DASHES[place % len(_BASELINE_DASHES)],
+            linewidth=1.1,
+            label=fitted(f"{name} ({value:.3f})", _NAME),
+            zorder=1,
+            gid=f"baseline-{place}",
+        )
 
 
 def _top(chart: CurveChart) -> float:
