@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from NatureLM.errors import UsageError
 from NatureLM.infer import Choosing, Pipeline, RecordingError, WindowKey, WindowResult
+from NatureLM.infer.loading import processor_of
 from NatureLM.outputs import ResultStore
 
 
@@ -39,15 +39,12 @@ def model_settings(pipeline: Pipeline, asked: WindowQuestions) -> dict[str, Any]
     Raises UsageError where the model has no tokenizer.
     """
     model = pipeline.model
-    if model.processor is None:
-        raise UsageError(
-            f"{model.name_or_path}: the model has no tokenizer, so nothing can be asked"
-        )
+    template = processor_of(model).prompt_template
     kinds = {str(one.dtype).removeprefix("torch.") for one in model.parameters()}
     return {
         "weights": model.fingerprint,
         "dtype": "+".join(sorted(kinds)),
-        "prompt_template": model.processor.prompt_template,
+        "prompt_template": template,
         **pipeline.confidence_settings(asked.choosing, asked.merging_alpha),
     }
 
