@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from NatureLM.beans.samples import Clip, hear
-from NatureLM.errors import UsageError
+from NatureLM.infer.loading import processor_of
 
 if TYPE_CHECKING:
     from NatureLM.generation.audio import Stretch
@@ -23,10 +23,8 @@ class Ears:
     """
 
     def __init__(self, model: NatureLM, clips: Iterable[Clip] = ()) -> None:
-        if model.processor is None:
-            raise UsageError("the model has no tokenizer, so nothing can be asked")
-        self._rate = model.processor.sample_rate
-        self._seconds = model.processor.window_seconds
+        processor = processor_of(model)
+        self._rate, self._seconds = processor.sample_rate, processor.window_seconds
         self._clips: dict[str, Clip] = {}
         self._cut: set[str] = set()
         self.know(clips)
