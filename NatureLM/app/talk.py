@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Message:
-    """One bubble. `about` names the sound that a question brought in."""
+    """One bubble.
+
+    about: names the sound that a question brought in
+    stopped: whether the visitor wanted no more of the answer
+    """
 
     role: str
     text: str
     about: str = ""
+    stopped: bool = False
 
 
 @dataclass
@@ -36,6 +41,7 @@ class Talk:
     _conversation: Conversation | None = None
     _alpha: float | None = None
     _heard: list[tuple[str, int]] = field(default_factory=list)
+    _hangs: bool = False  # a question waits for the model: nobody knows what it has taken in
 
     def ask(
         self, pipeline: Pipeline, clips: Sequence[Clip], question: str, alpha: float
@@ -46,7 +52,7 @@ class Talk:
         """
         question = checked(question, clips, self.limits)
         query, numbers = place_numbered(question, len(clips))
-        if self._begins_anew(clips, alpha):
+        if self._hangs or self._begins_anew(clips, alpha):
             self.forget()
         new = self._new(clips, numbers)
         conversation = self._conversation
@@ -58,19 +64,34 @@ class Talk:
         answer = Message("assistant", "")
         said = [Message("user", question, about), answer]
         self.messages += said
-        yield
         try:
+            yield
+            self._hangs = True
             for piece in pieces:
+                self._has_heard(conversation, new)
+                new = []
+                if answer.stopped:
+                    return
                 answer.text += piece
                 yield
+        except GeneratorExit:
+            answer.stopped = True
+            raise
         except BaseException:
             if not answer.text:
                 self.messages = [one for one in self.messages if one not in said]
+            if self._conversation is conversation:
+                self.forget()
             raise
-        else:
-            self._heard += [clip.key for clip in new]
+        self._has_heard(conversation, new)
+        if not answer.stopped:
             answer.text = answer.text.strip() or "(The model gave an empty answer.)"
             yield
+
+    def stop(self) -> None:
+        """No more of the answer that is coming is wanted; what came stays."""
+        if self.messages and self.messages[-1].role == "assistant":
+            self.messages[-1].stopped = True
 
     def compare(
         self, pipeline: Pipeline, clips: Sequence[Clip], question: str, alphas: Sequence[float]
@@ -85,7 +106,7 @@ class Talk:
         """Let go of the conversation; what was said stays to be read."""
         if self._conversation is not None:
             self._conversation.close()
-        self._conversation, self._alpha, self._heard = None, None, []
+        self._conversation, self._alpha, self._heard, self._hangs = None, None, [], False
 
     def clear(self) -> None:
         """Begin with an empty page."""
@@ -93,6 +114,12 @@ class Talk:
         self.messages = []
 
     close = clear
+
+    def _has_heard(self, conversation: Conversation, clips: Sequence[Clip]) -> None:
+        """The conversation has taken in the clips of a question, unless another one began."""
+        if self._conversation is conversation:
+            self._heard += [clip.key for clip in clips]
+            self._hangs = False
 
     def _begins_anew(self, clips: Sequence[Clip], alpha: float) -> bool:
         """Whether the conversation is about another sound, or under another α."""

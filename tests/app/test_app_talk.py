@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from web_app import FakePipeline
+from web_app import FakePipeline, echo
 
 from NatureLM.app.asking import Ranked, answer, examples_query, identify, together
 from NatureLM.app.bars import bars, rankings
@@ -22,7 +24,9 @@ from NatureLM.app.tabs.teach import answered, asked, labels_of
 from NatureLM.app.talk import Talk
 from NatureLM.app.visitors import Visitors
 from NatureLM.errors import UsageError
-from NatureLM.prompts import AUDIO_TAG
+from NatureLM.infer import Pipeline
+from NatureLM.models.registry import EMBEDDED
+from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER
 from NatureLM.prompts.numbers import place_numbered
 
 
@@ -76,6 +80,63 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     next(steps)
     steps.close()
     assert [one.text for one in talk.messages] == ["Well?", "You asked: "]
+
+
+def heard_by_the_model(talk: Talk) -> int:
+    """Clips in the conversation that the model has read."""
+    conversation = talk._conversation
+    assert conversation is not None
+    return conversation.prompt.count(PLACEHOLDER)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_after_a_stop_the_model_hears_a_clip_once(
+    clips: list[Clip], limits: Limits, steps: int
+) -> None:
+    """Stopped before the first text, and after it."""
+    pipeline, talk = Pipeline(EMBEDDED), Talk(limits)
+    answer = talk.ask(pipeline, clips[:1], "What makes the sound in the audio?", 1.0)
+    for _ in range(steps):
+        next(answer)
+    answer.close()
+    assert [one.stopped for one in talk.messages] == [False, True]
+    said(talk, pipeline, clips[:1], "Is it a bird, a frog or a mammal?")  # type: ignore[arg-type]
+    assert len(talk.messages) == 4
+    assert heard_by_the_model(talk) == 1
+
+
+def test_after_an_error_the_conversation_begins_anew(clips: list[Clip], limits: Limits) -> None:
+    def fail(query: str, clips: Sequence[Any]) -> list[str]:
+        if "bad" in query:
+            raise UsageError("no")
+        return echo(query, clips)
+
+    pipeline, talk = FakePipeline(fail), Talk(limits)
+    said(talk, pipeline, clips[:1], "One")
+    with pytest.raises(UsageError):
+        said(talk, pipeline, clips[:1], "A bad one")
+    assert [one.text for one in talk.messages[::2]] == ["One"]
+    assert said(talk, pipeline, clips[:1], "Two") == "You asked: Two (1 clips: 3 s)"
+    assert [one.closed for one in pipeline.conversations] == [True, False]
+
+
+def test_a_question_while_the_last_one_still_hangs_begins_anew(
+    clips: list[Clip], limits: Limits
+) -> None:
+    """A stopped answer may still wait for the model in another thread."""
+    pipeline, talk = FakePipeline(), Talk(limits)
+    pipeline.gate.clear()
+    hangs = threading.Thread(target=said, args=(talk, pipeline, clips[:1], "One"))
+    hangs.start()
+    while not (pipeline.conversations and pipeline.conversations[0].turns):
+        time.sleep(0.01)
+    talk.stop()
+    assert talk.messages[-1].stopped
+    pipeline.gate.set()
+    assert said(talk, pipeline, clips[:1], "Two") == "You asked: Two (1 clips: 3 s)"
+    hangs.join()
+    assert len(talk.messages) == 4
+    assert said(talk, pipeline, clips[:1], "Three") == "You asked: Three (0 clips: )"
 
 
 def test_numbers_become_places() -> None:

@@ -116,6 +116,7 @@ def build(context: AppContext) -> None:
     @handler
     def stopped(request: Any) -> Any:
         talk = talk_of(context, context.visitor(request))
+        talk.stop()
         return [bubbles(talk), gr.skip(), "", gr.Button(visible=True), gr.Button(visible=False)]
 
     stop.click(stopped, None, said, cancels=asked, queue=False, api_visibility="private")
@@ -187,4 +188,4 @@ def comparison(question: str, alphas: tuple[float, ...], answers: list[str]) -> 
 def _words(message: Message) -> str:
     if message.about:
         return f"♪ {message.about}\n{message.text}"
-    return message.text or "…"
+    return message.text or ("(Stopped before an answer came.)" if message.stopped else "…")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from web_app import RunningApp, ask, last_answer, put
+from web_app import RunningApp, ask, last_answer, messages, put
 
 pytestmark = pytest.mark.browser
 Opener = Callable[..., Any]
@@ -148,9 +148,18 @@ def test_an_answer_can_be_stopped(
         page.click("#ask-send")
         page.click("#ask-stop")
         page.wait_for_selector("#ask-send")
+        assert (
+            page.locator("#ask-chat [data-testid=bot]")
+            .last.inner_text()
+            .startswith("(Stopped before")
+        )
     finally:
         fake_app.pipeline.gate.set()
-    assert ask(page, "How?") == "You asked: How? (1 clips: 3 s)"
+    assert messages(page) == 2
+    assert ask(page, "How?").startswith("You asked: How? (")
+    # Whether the model had taken the clip in when it was stopped: it is given to it once.
+    turns = fake_app.pipeline.conversations[-1].turns
+    assert sum(len(turn.clips) for turn in turns) == 1
 
 
 @pytest.mark.slow
