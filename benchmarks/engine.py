@@ -122,7 +122,7 @@ def most_possible(row: dict[str, Any], table: Sequence[dict[str, Any]]) -> float
 
 
 def report_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Run what is asked for, printing rows as they come."""
+    """Run what is asked for; rows are printed and written as they come, so none is lost."""
     start = time.perf_counter()
     model = build(options.small)
     model.encode_audio(torch.stack(waves(1)))  # libraries fill their caches
@@ -133,19 +133,24 @@ def report_of(options: argparse.Namespace) -> dict[str, Any]:
     names = options.only or NAMES
     found: list[dict[str, Any]] = []
     print(HEADER)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in measure(model, settings, names, Path(folder)):
-            found.append({**asdict(row), "reached": row.reached})
-            print(line(found[-1]), flush=True)
-    return {
+    report = {
         "machine": machine(),
         "small": options.small,
         "rounds": options.rounds,
         "parameters": sum(p.numel() for p in model.language_model.parameters()),
         "decoding": compared,
         "rows": found,
-        "seconds": time.perf_counter() - start,
+        "seconds": 0.0,
     }
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(model, settings, names, Path(folder)):
+            found.append({**asdict(row), "reached": row.reached})
+            report["seconds"] = time.perf_counter() - start
+            print(line(found[-1]), flush=True)
+            if options.json is not None:
+                text = json.dumps(report, indent=1, ensure_ascii=False)
+                options.json.write_text(text + "\n", encoding="utf-8")
+    return report
 
 
 def main() -> None:
@@ -166,9 +171,6 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     report = report_of(options)
     print(f"{report['seconds']:.0f} s in all")
-    if options.json is not None:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

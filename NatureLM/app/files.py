@@ -40,11 +40,16 @@ def take(upload: str | Path, folder: Path, limits: Limits) -> Path:
     suffix = source.suffix if _SUFFIX.fullmatch(source.suffix) else ""
     kept = folder / f"{secrets.token_urlsafe(12)}{suffix.lower()}"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, kept)
-    except OSError:  # another disk
-        shutil.copyfile(source, kept)
+    link_or_copy(source, kept)
     return kept
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be. Raises OSError."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def address(path: Path) -> str:

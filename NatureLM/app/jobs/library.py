@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from NatureLM.app.files import shown_name
+from NatureLM.app.files import link_or_copy, shown_name
 from NatureLM.app.jobs.errors import JobError
 from NatureLM.app.jobs.record import (
     JOB_FILE,
@@ -161,11 +161,7 @@ class JobLibrary:
         """Put a file into the folder of recordings."""
         name = shown_name(file.name)
         target = folder / safe_name(name, number)
-        source = file.path.resolve(strict=True)
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(source, target)
+        link_or_copy(file.path.resolve(strict=True), target)
         size = target.stat().st_size
         try:
             info = probe(target)
