@@ -8,7 +8,6 @@ stopped goes on with the next group.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from urllib.parse import quote
 from NatureLM.beans.samples.arrow import hub_files, parquet_file, short
 from NatureLM.beans.samples.sample import DataError
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.whole import whole_file
 
 COLUMN = "dataset_name"
 _LOOKING = 8  # files whose ends are read at once
@@ -175,12 +175,9 @@ def _only(rows: Any, name: str) -> Any:
 def _write(rows: Any, path: Path) -> None:
     """A file that is there whole or not at all."""
     parquet: Any = import_module("pyarrow.parquet")
-    waiting = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(rows, waiting, row_group_size=_ROWS)
-        waiting.replace(path)
+        with whole_file(path, alone=True) as unfinished:
+            parquet.write_table(rows, unfinished, row_group_size=_ROWS)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            waiting.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None

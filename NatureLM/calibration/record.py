@@ -13,6 +13,7 @@ from NatureLM.calibration.fitting import RANGE
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.label_scores import Normalize, check_normalize
 from NatureLM.models.registry import find
+from NatureLM.whole import whole_file
 
 FILE_NAME = "calibration.json"
 SCHEMA_VERSION = 1
@@ -116,11 +117,10 @@ def write_calibration(calibration: Calibration, path: str | Path) -> None:
     """Write the file, whole or not at all."""
     target = Path(path)
     text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(calibration)}, indent=2)
-    temporary = target.with_name(target.name + ".tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(target)
+        with whole_file(target) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -26,6 +26,7 @@ from NatureLM.outputs.appending import AppendingFile
 from NatureLM.outputs.contents import Identity, identity
 from NatureLM.outputs.errors import WriteError
 from NatureLM.outputs.settings import differences
+from NatureLM.whole import whole_file
 
 _ROWS, _VECTORS, _SETTINGS = "rows.jsonl", "vectors.f32", "settings.json"
 _CHUNK = 64  # rows of a line at most
@@ -147,9 +148,8 @@ class Journal:
         if overwrite or not path.exists():
             self._lines.truncate(0)
             vectors.write_bytes(b"")
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(self.settings.to_json() + "\n", encoding="utf-8")
-            temporary.replace(path)
+            with whole_file(path, alone=True) as unfinished:
+                unfinished.write_text(self.settings.to_json() + "\n", encoding="utf-8")
             return
         before = IndexSettings.from_json(path.read_text(encoding="utf-8"), path)
         refuse_other_settings(self.folder, before, self.settings)

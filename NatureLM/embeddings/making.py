@@ -16,6 +16,7 @@ from NatureLM.embeddings.journal import Journal, refuse_other_settings
 from NatureLM.embeddings.settings import IndexSettings
 from NatureLM.infer import RecordingError
 from NatureLM.infer.sound import Heard, Recording, WindowStream
+from NatureLM.whole import whole_file
 
 if TYPE_CHECKING:
     from NatureLM.embeddings.embedder import Embedder
@@ -90,14 +91,12 @@ def make_index(
         begun(before, sum(not journal.is_done(file) for file in files))
         _hear(files, journal, settings, embedder, made, warn, report)
         made.rows, made.new = journal.rows, journal.rows - before
-        temporary = output.with_name(output.name + ".tmp")
-        temporary.unlink(missing_ok=True)
         size = rows_of_a_block(settings.width)
         kept = replace(settings, unfinished=tuple(journal.unfinished()))
-        write(temporary, kept, journal.rows, lambda: journal.blocks(size))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(output)
+        with whole_file(output, alone=True) as unfinished:
+            write(unfinished, kept, journal.rows, lambda: journal.blocks(size))
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
     except BaseException:
         journal.close()
         raise

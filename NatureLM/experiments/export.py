@@ -14,6 +14,7 @@ from urllib.parse import quote
 from NatureLM.experiments.store import read_cells
 from NatureLM.outputs import OutputError
 from NatureLM.outputs.rows import json_line
+from NatureLM.whole import whole_file
 
 KEYS = (
     *("prediction", "label", "id", "dataset_name", "prompt", "lora_scale", "query", "cluster"),
@@ -54,11 +55,13 @@ def file_name(dataset: str, query: int, alpha: float) -> str:
 
 def _write(answers: Path, target: Path, rows: list[tuple[str, int, int]]) -> Path:
     """Copy rows, named by place and length, to a file that is there whole or not at all."""
-    temporary = target.with_name(target.name + ".tmp")
-    with open(answers, "rb") as source, open(temporary, "wb") as out:
+    with (
+        whole_file(target, alone=True) as unfinished,
+        open(answers, "rb") as source,
+        open(unfinished, "wb") as out,
+    ):
         for _, offset, length in rows:
             source.seek(offset)
             row = json.loads(source.read(length))
             out.write(json_line({key: row[key] for key in KEYS if key in row}))
-    temporary.replace(target)
     return target

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,6 +28,7 @@ from NatureLM.generation.embeddings import (
     bytes_in_memory,
 )
 from NatureLM.sizes import show_bytes
+from NatureLM.whole import whole_file
 
 CACHE_VARIABLE = "NATURELM_CACHE"
 """Environment variable with the folder; without it nothing is kept on disk."""
@@ -96,15 +96,13 @@ class EmbeddingFiles:
         audio_QD = audio_QD.detach().cpu().contiguous()
         data = save({"audio": audio_QD}, metadata={"checksum": _checksum(audio_QD)})
         path = self._path(key)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            with whole_file(path) as unfinished:
+                unfinished.write_bytes(data)
             self._make_room(len(data))
         except OSError as error:
             self._is_off = True
-            _remove(temporary)
             self._note(f"{self.folder}: nothing more is kept there ({error.strerror or error})")
 
     def info(self) -> CacheInfo:

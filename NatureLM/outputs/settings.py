@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.outputs.errors import OutputError
+from NatureLM.whole import whole_file
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,10 @@ def write_record(output: Path, settings: RunSettings) -> None:
         record["asked"] = settings.asked
     text = json.dumps(record, indent=2, ensure_ascii=False)
     target = record_path(output)
-    temporary = target.with_name(target.name + ".tmp")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        temporary.replace(target)
+        with whole_file(target) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
 
 

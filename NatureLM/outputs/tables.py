@@ -6,9 +6,7 @@ follows the rows' order.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from typing import TextIO
 
 from NatureLM.outputs.errors import OutputError
 from NatureLM.outputs.rows import ErrorRow, Row, WindowRow, to_line
+from NatureLM.whole import whole_file
 
 CSV_COLUMNS = (
     *("recording", "start", "end", "query", "text", "confidence", "alternatives"),
@@ -138,15 +137,14 @@ def write_raven(
 
 def write_table(target: Path, encoding: str, fill: Callable[[TextIO], None]) -> None:
     """Write a table whole or not at all; `fill` writes into the open file. Raises OutputError."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding=encoding, errors="backslashreplace", newline="") as file:
+        with (
+            whole_file(target) as unfinished,
+            open(unfinished, "w", encoding=encoding, errors="backslashreplace", newline="") as file,
+        ):
             fill(file)
-        temporary.replace(target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
 
 

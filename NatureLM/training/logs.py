@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from NatureLM.errors import UsageError
 from NatureLM.training.scores import shown
+from NatureLM.whole import whole_file
 
 LOG_FILE = "log.jsonl"
 
@@ -136,9 +137,8 @@ def keep_until(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path, alone=True) as unfinished:
+        unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def duration(seconds: float) -> str:

@@ -146,7 +146,7 @@ def test_it_goes_on_where_it_was_stopped(read: list[int], monkeypatch: pytest.Mo
 def test_a_piece_that_is_half_written_does_not_count(read: list[int]) -> None:
     assert fetch("--components", "esc50", "--yes").exit_code == 0
     (path,) = Path("here").rglob("*.parquet")
-    path.rename(path.with_name(path.name + ".part"))
+    path.rename(path.with_name(f".{path.name}.partial"))
     assert fetch("--components", "esc50", "--yes").exit_code == 0
     assert fetched() == {"esc50": ["0-0", "0-1", "0-2", "0-3"]}
 

@@ -24,7 +24,7 @@ TOP = [
 ]
 LAYERS = [
     ["errors"],
-    ["config", "sizes"],
+    ["config", "sizes", "whole"],
     ["audio", "prompts", "merging"],
     ["tables"],
     ["generation"],

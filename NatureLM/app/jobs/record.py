@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from NatureLM.app.jobs.errors import JobError
 from NatureLM.errors import UsageError
 from NatureLM.infer import Choosing
 from NatureLM.runs import WindowQuestions
+from NatureLM.whole import whole_file
 
 JOB_FILE = "job.json"
 SCHEMA_VERSION = 1
@@ -73,18 +73,15 @@ class Job:
 
 def write_job(folder: Path, job: Job) -> None:
     """Write `job.json`, whole or not at all. Raises JobError."""
-    target = folder / JOB_FILE
-    temporary = target.with_name(f"{JOB_FILE}.{os.getpid()}.tmp")
     data = {"schema_version": SCHEMA_VERSION, **asdict(job)}
     try:
-        temporary.write_text(
-            json.dumps(data, indent=2, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
-        temporary.replace(target)
+        with whole_file(folder / JOB_FILE) as unfinished:
+            unfinished.write_text(
+                json.dumps(data, indent=2, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise JobError(f"the job cannot be kept on disk: {error.strerror}") from None
 
 

@@ -6,9 +6,9 @@ when they are looked at. Seconds are those of the recording; a time expansion sl
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from NatureLM.app.jobs.library import JobLibrary
 from NatureLM.app.jobs.record import Job, JobRecording
 from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture
 from NatureLM.audio import AudioError, iter_windows, read_clip
+from NatureLM.whole import whole_file
 
 OVERVIEW_COLUMNS = 6000
 """Columns of the picture of a whole recording."""
@@ -190,11 +191,7 @@ def _load(kept: Path) -> Levels | None:
 
 def _keep(kept: Path, levels_FT: Levels) -> None:
     """Keep a picture; without room for it, it is drawn again."""
-    temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         kept.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as file:
+        with whole_file(kept) as unfinished, open(unfinished, "wb") as file:
             np.save(file, levels_FT, allow_pickle=False)
-        temporary.replace(kept)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from NatureLM.beans.scoring.results import ClassRow, ConfusionRow
 from NatureLM.beans.scoring.scores import Scores
 from NatureLM.errors import UsageError
+from NatureLM.whole import whole_file
 
 ERROR_COLUMNS = ("file", "line", "kind", "message")
 
@@ -133,11 +133,9 @@ def _make(folder: Path) -> None:
 
 def _write(path: Path, data: bytes) -> Path:
     """All of the file or nothing."""
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        waiting.write_bytes(data)
-        waiting.replace(path)
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(data)
     except OSError as error:
-        waiting.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
     return path

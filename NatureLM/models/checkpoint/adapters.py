@@ -23,6 +23,7 @@ from NatureLM.models.checkpoint.errors import CheckpointError
 from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder, read_header
 from NatureLM.models.checkpoint.where import download, find_checkpoint, is_hub_id
 from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.whole import whole_file
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _LORA_TENSOR = re.compile(r"^(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight$")
@@ -306,9 +307,8 @@ def write_adapter(
     for target, update in updates.items():
         tensors[f"base_model.model.{target}.lora_A.weight"] = update.a_KI.cpu().contiguous()
         tensors[f"base_model.model.{target}.lora_B.weight"] = update.b_OK.cpu().contiguous()
-    unfinished = folder / f".{WEIGHTS_FILE}.partial"
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    unfinished.replace(folder / WEIGHTS_FILE)
+    with whole_file(folder / WEIGHTS_FILE, alone=True) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
     settings.save_pretrained(str(folder))
 
 

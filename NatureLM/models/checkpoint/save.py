@@ -8,7 +8,6 @@ there, so that a broken write never stands under a good name.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from NatureLM.models.checkpoint.names import slots
 from NatureLM.models.checkpoint.tensors import INDEX_SUFFIX
+from NatureLM.whole import whole_file
 
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
@@ -62,7 +62,6 @@ def write_tensors(
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    write(unfinished)
-    unfinished.chmod(0o644)  # safetensors writes for the owner only; models are shared
-    os.replace(unfinished, path)
+    with whole_file(path, alone=True) as unfinished:
+        write(unfinished)
+        unfinished.chmod(0o644)  # safetensors writes for the owner only; models are shared

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from NatureLM.training.tiny.fitting import Log, Schedule, Sounds, fit, smoothed
 from NatureLM.training.tiny.spectrograms import Changes
+from NatureLM.whole import whole_file
 
 _FRAMES = 4  # frames of 2.5 ms that are averaged into one of 10 ms
 _HEADS = 4
@@ -116,10 +117,9 @@ def train_teacher(
     if path.is_file():
         return
     network = _train(sounds, settings, seed * 100 + number, number, log)
-    partial = path.with_suffix(".partial")
-    state = network.state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
-    partial.replace(path)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    with whole_file(path, alone=True) as unfinished:
+        save_file(state, unfinished)
 
 
 def load_teachers(folder: Path, classes: int, settings: TeacherSettings) -> Teachers:
