@@ -32,7 +32,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app test-app experiment mini test lint format tiny test-slow parity docs install tools constraints clean distclean
+.PHONY: help demo app test-app experiment mini test lint format tiny test-slow test-gpu parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -53,7 +53,7 @@ mini: $(TOOLS)  ## Benchmark the embedded model on clips of yours: make mini DAT
 	@test -n "$(DATA)" || { echo "make: name your clips: make mini DATA=table.csv" >&2; exit 2; }
 	@$(BIN)/beans make-mini "$(DATA)" --output-path "$(MINI)/data" --overwrite $(ARGS)
 	@$(BIN)/beans --cfg-path configs/tiny/mini.yml --data-path "$(MINI)/data" --output-path "$(MINI)/run"
-	@$(BIN)/beans score "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/scores"
+	@$(BIN)/beans score "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/scores" --quiet
 	@$(BIN)/beans report "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/report" --title "Mini benchmark"
 
 test: lint  ## All checks and all tests but the slow ones
@@ -74,6 +74,9 @@ tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=fold
 
 test-slow: $(TOOLS)  ## The tests that take minutes
 	$(PYTEST) -m "slow and not gpu"
+
+test-gpu: $(TOOLS)  ## The tests that need CUDA
+	$(PYTEST) -m gpu
 
 test-app: $(TOOLS)  ## All tests of the web app, in Chromium too (make test runs some of them)
 	$(PYTEST) tests/app -m "not gpu"

@@ -5,9 +5,10 @@
 
 BEATs, Q-Former and a language model of 8 B parameters in bfloat16, LoRA of rank 32. Measured are a
 loop over single windows, the plain path in batches of 16, and the engine, all with 2 beams and 16
-tokens; prefill as a share of the card's floating-point operations; a decoding step as a share of
-its memory bandwidth; and 1 to 11 values of α. `--smoke` runs a small model on the processor, to try
-the program. The bounds are those of an H200 in bfloat16; set others for another card.
+tokens; prefill as a share of the card's floating-point operations; a decoding step, taken plainly
+and as a captured graph, as a share of its memory bandwidth; and 1 to 11 values of α. `--smoke` runs
+a small model on the processor, to try the program; the static step is not captured there. The
+bounds are those of an H200 in bfloat16; set others for another card.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from NatureLM.generation.engine import Engine, one_alpha
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.requests import Request
 from NatureLM.generation.session import DecodingSession
+from NatureLM.generation.static_steps import static_steps
 from NatureLM.models import NatureLMConfig, NatureLMProcessor
 
 LLAMA_8B = {
@@ -41,6 +43,7 @@ LLAMA_8B = {
     "rope_theta": 500000.0,
 }
 TOKENS = 16
+WARM_STEPS = 8
 
 
 def build_full(device: str) -> BenchmarkModel:
@@ -71,7 +74,13 @@ def seconds(model: BenchmarkModel, way: Callable[[], Any]) -> float:
     return timed(finished).seconds
 
 
-def engine_run(model: BenchmarkModel, windows: int, alphas: list[float], beams: int = 2) -> float:
+def engine_run(
+    model: BenchmarkModel,
+    windows: int,
+    alphas: list[float],
+    beams: int = 2,
+    capture: bool | None = None,
+) -> float:
     """Seconds of the engine for windows at some α."""
     clips = waves(windows)
     options = GenerationOptions(max_new_tokens=TOKENS, num_beams=beams)
@@ -83,7 +92,7 @@ def engine_run(model: BenchmarkModel, windows: int, alphas: list[float], beams: 
     ]
 
     def run() -> None:
-        engine = Engine(model, options, eos_ids=model.eos_ids)
+        engine = Engine(model, options, eos_ids=model.eos_ids, capture=capture, note=print)
         with one_alpha(model, alphas):
             assert len(list(engine.run(requests, lambda key: clips[int(key)]))) == len(requests)
 
@@ -108,8 +117,17 @@ def throughput(model: BenchmarkModel, windows: int, loop: int) -> dict[str, floa
     plain(1, 1)
     engine_run(model, min(4, windows), [1.0])  # warm
     rates = {"loop": plain(loop, 1), "batch 16": plain(windows, 16)}
+    rates["uncaptured"] = windows / engine_run(model, windows, [1.0], capture=False)
     rates["engine"] = windows / engine_run(model, windows, [1.0])
     return rates
+
+
+def step_seconds(model: BenchmarkModel, session: DecodingSession, steps: int) -> float:
+    """Seconds of a decoding step, after some in which a captured one is recorded."""
+    tokens = torch.zeros(session.rows, dtype=torch.long, device=model.device)
+    for _ in range(WARM_STEPS):
+        session.step(tokens)
+    return seconds(model, lambda: [session.step(tokens) for _ in range(steps)]) / steps
 
 
 def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) -> dict[str, float]:
@@ -122,19 +140,21 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
     like = model.llama_embed_tokens.weight
     embeds = list(torch.randn(rows, length, width, device=like.device, dtype=like.dtype))
     steps = 8
+    room = WARM_STEPS + steps
+    static = static_steps(model.language_model, True, note=print)
     with torch.inference_mode(), one_alpha(model, [1.0]):
-        made = [DecodingSession(model.language_model, embeds[:1], [1.0], new_tokens=steps)]
+        made = [DecodingSession(model.language_model, embeds[:1], [1.0], new_tokens=room)]
         prefill = seconds(
             model,
             lambda: made.append(
-                DecodingSession(model.language_model, embeds, [1.0] * rows, new_tokens=steps)
+                DecodingSession(model.language_model, embeds, [1.0] * rows, new_tokens=room)
             ),
         )
-        session = made[-1]
-        tokens = torch.zeros(rows, dtype=torch.long, device=model.device)
-        session.step(tokens)
-        step = seconds(model, lambda: [session.step(tokens) for _ in range(steps - 1)])
-    step /= steps - 1
+        step = step_seconds(model, made.pop(), steps)
+        session = DecodingSession(
+            model.language_model, embeds, [1.0] * rows, new_tokens=room, static=static
+        )
+        captured = step_seconds(model, session, steps)
     size = model.llama_embed_tokens.weight.element_size()
     return {
         "rows": rows,
@@ -142,6 +162,8 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
         "prefill_share": 2 * weights * rows * length / prefill / (tflops * 1e12),
         "step_seconds": step,
         "step_share": weights * size / step / (terabytes * 1e12),
+        "captured_step_seconds": captured,
+        "captured_step_share": weights * size / captured / (terabytes * 1e12),
     }
 
 
@@ -182,11 +204,12 @@ def main() -> None:
     report = measure(build(small=True) if options.smoke else build_full("cuda"), options)
     rates = report["windows_per_second"]
     for name, rate in rates.items():
-        print(f"{name:9s} {rate:8.2f} windows/s, the engine {rates['engine'] / rate:6.2f} times")
+        print(f"{name:10s} {rate:8.2f} windows/s, the engine {rates['engine'] / rate:6.2f} times")
     for one in report["roofline"]:
         print(
             f"{one['rows']:4d} rows: prefill {one['prefill_share']:.1%} of the operations, "
-            f"a step {one['step_share']:.1%} of the bandwidth"
+            f"a step {one['step_share']:.1%} of the bandwidth, "
+            f"captured {one['captured_step_share']:.1%}"
         )
     for count, taken in report["alphas"].items():
         print(f"{count:2d} α: {taken:.2f} s")

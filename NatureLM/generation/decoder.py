@@ -19,6 +19,8 @@ from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.prefill import SharedStart
 from NatureLM.generation.session import DecodingSession
 from NatureLM.generation.single import SingleDecoding
+from NatureLM.generation.static_steps import StaticSteps
+from NatureLM.generation.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +43,17 @@ class Decoder:
     """Decodes prompts a token at a time. What a prompt gives does not depend on the others.
 
     eos_ids: tokens that end an answer
+    static: takes the steps that it can take
     """
 
     def __init__(
-        self, language_model: nn.Module, options: GenerationOptions, eos_ids: Sequence[int]
+        self,
+        language_model: nn.Module,
+        options: GenerationOptions,
+        eos_ids: Sequence[int],
+        static: StaticSteps | None = None,
     ) -> None:
-        self._model = language_model
+        self._model, self._static = language_model, static
         self._options = options
         kind: Any = BeamDecoding if options.num_beams > 1 else SingleDecoding
         self._rule = kind(options, eos_ids)
@@ -71,6 +78,7 @@ class Decoder:
             [prompt.alpha for prompt in prompts],
             shared=shared,
             new_tokens=self._options.max_new_tokens,
+            static=self._static,
         )
         if self._session is None:
             self._session = session
@@ -91,7 +99,8 @@ class Decoder:
         self._active = [(prompt, state) for prompt, state in self._active if not state.done]
         if self._active:
             self._session.select(choice.rows)
-            self._session.step(torch.tensor(choice.tokens, device=self._session.logits_RV.device))
+            device = self._session.logits_RV.device
+            self._session.step(to_device(torch.tensor(choice.tokens), device))
         else:
             self._session = None
         return finished

@@ -185,13 +185,16 @@ def kept_embeddings(
     note: Callable[[str], None] = lambda text: None,
     *,
     max_memory: int | None = None,
+    most_bytes: int | None = None,
 ) -> Embeddings:
     """Where embeddings are kept: in memory, and in a folder if one is named or in the environment.
 
     max_memory: bytes that a run may use, of which embeddings in memory take a part
+    most_bytes: bytes that those in memory may take in any case
     note: told when the folder cannot be used
     """
-    memory = MemoryEmbeddings(bytes_in_memory(max_memory))
+    room = bytes_in_memory(max_memory)
+    memory = MemoryEmbeddings(room if most_bytes is None else min(room, most_bytes))
     where = cache_folder(folder)
     return memory if where is None else LastingEmbeddings(memory, EmbeddingFiles(where, note=note))
 

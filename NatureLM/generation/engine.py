@@ -28,11 +28,14 @@ from NatureLM.generation.requests import Answer, LabelChoice, Request
 from NatureLM.generation.scheduler import Batch, Budget, Row
 from NatureLM.generation.scorer import Scorer
 from NatureLM.generation.splice import splice_parts
+from NatureLM.generation.static_steps import StaticSteps, static_steps
 from NatureLM.generation.waiting import Waiting
 
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536
-_ENCODE_BATCH = 16  # clips
+_ENCODE_BATCH = {"cpu": 8}  # clips; more take more memory there, and are no quicker
+_ACCELERATOR_ENCODE_BATCH = 16
+_BATCHES_AHEAD = 4  # of clips that are loaded while others are encoded
 _CACHE_BYTES = {"cpu": 2 << 30}  # what the keys and values of a batch may take
 _ACCELERATOR_CACHE_BYTES = 8 << 30
 _BUSY_ROWS = {"cpu": 16}  # rows that a step takes hardly longer for than for one
@@ -74,7 +77,9 @@ class Engine:
     lookahead: requests that batches are chosen from
     embeddings: where audio embeddings are kept; in memory, as long as the engine lives, by default
     eos_ids: tokens that end an answer, by default the model's
-    note: told that memory ran out and how the work goes on
+    capture: whether decoding steps are recorded as graphs; None does so on CUDA. It changes the
+        speed and never an answer
+    note: told that memory ran out, or steps cannot be recorded, and how the work goes on
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Engine:
         lookahead: int = 512,
         embeddings: Embeddings | None = None,
         eos_ids: Sequence[int] | None = None,
+        capture: bool | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         for name, value in (
@@ -110,6 +116,7 @@ class Engine:
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
         self._scorer = Scorer(model, self._eos_ids, self._budget, note)
+        self._static = static_steps(model.language_model, capture, most_positions=tokens, note=note)
         self._busy = _BUSY_ROWS.get(model.device.type, _ACCELERATOR_BUSY_ROWS)
         self.encoded = 0
         """Windows that were encoded in all runs."""
@@ -122,7 +129,7 @@ class Engine:
         """
         with self._encoder(load) as audio:
             waiting = self._waiting(requests, audio)
-            decoding = _Decoding(self.model, self.options, self._eos_ids)
+            decoding = _Decoding(self.model, self.options, self._eos_ids, self._static)
             while True:
                 scored: list[Row] = []
                 if self._has_idle_room(decoding):
@@ -159,6 +166,8 @@ class Engine:
             return found
 
     def _encoder(self, load: Load) -> AudioEncoder:
+        batch = _ENCODE_BATCH.get(self.model.device.type, _ACCELERATOR_ENCODE_BATCH)
+        batch = min(batch, self._budget.most_rows or batch)
         return AudioEncoder(
             load,
             self.model.processor.prepare_audio,
@@ -166,7 +175,8 @@ class Engine:
             kept=self._embeddings,
             state=self._embeddings.state_of(self.model),
             workers=self._workers,
-            batch=min(_ENCODE_BATCH, self._budget.most_rows or _ENCODE_BATCH),
+            batch=batch,
+            ahead=_BATCHES_AHEAD * batch,
             note=self._note,
         )
 
@@ -203,7 +213,7 @@ class Engine:
             if outcome.halved is None:
                 return
             waiting.put_back(batch.rows)
-            self._budget = self._budget.within(outcome.halved)
+            self._make_do(outcome.halved)
 
     def _advance(self, decoding: _Decoding, waiting: Waiting) -> Iterator[Answer]:
         rows = decoding.rows
@@ -213,7 +223,7 @@ class Engine:
         if outcome.halved is not None:
             # Some layers may have taken the step, others not: all rows begin again.
             waiting.put_back(decoding.give_up())
-            self._budget = self._budget.within(outcome.halved)
+            self._make_do(outcome.halved)
         for row, decoded in finished:
             if math.isnan(decoded.log_probability):
                 yield Answer(row.request, None, NotANumberError())
@@ -226,19 +236,31 @@ class Engine:
             tokens = len(decoded.ids)
             yield Answer(row.request, text, log_probability=decoded.log_probability, tokens=tokens)
 
+    def _make_do(self, rows: int) -> None:
+        """Go on with fewer rows, and give back what steps hold."""
+        self._budget = self._budget.within(rows)
+        if self._static is not None:
+            self._static.release()
+
 
 class _Decoding:
     """Rows that are being decoded."""
 
     def __init__(
-        self, model: EngineModel, options: GenerationOptions, eos_ids: Sequence[int]
+        self,
+        model: EngineModel,
+        options: GenerationOptions,
+        eos_ids: Sequence[int],
+        static: StaticSteps | None = None,
     ) -> None:
         self._model, self._options, self._eos_ids = model, options, eos_ids
+        self._static = static
         self._grammar = lru_cache(maxsize=64)(self._make_grammar)
         self._start()
 
     def _start(self) -> None:
-        self._decoder = Decoder(self._model.language_model, self._options, self._eos_ids)
+        language_model = self._model.language_model
+        self._decoder = Decoder(language_model, self._options, self._eos_ids, self._static)
         self._rows: dict[Prompt, Row] = {}
 
     @property

@@ -16,6 +16,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 _MOST_ROOM = 64  # positions; buffers of longer answers grow again by as many
 
 
+class Home:
+    """Names memory of somebody else's that keys and values may lie in."""
+
+
 class RoomyLayer(DynamicLayer):
     """The keys and values of one layer, views into buffers that are longer than they are."""
 
@@ -23,6 +27,8 @@ class RoomyLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         self._room = room
         self._buffers: tuple[Tensor, ...] = ()
+        self.home: Home | None = None
+        """Where the buffers lie, if this layer did not make them and their first column is its."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -49,6 +55,7 @@ class RoomyLayer(DynamicLayer):
         """Hold a copy of these keys and values, with room for so many positions more."""
         first = tensors[0]
         self.dtype, self.device, self.is_initialized = first.dtype, first.device, True
+        self.home = None
         rows, heads, length, width = first.shape
         self._buffers = tuple(first.new_empty(rows, heads, length + room, width) for _ in range(2))
         for buffer, old in zip(self._buffers, tensors, strict=True):
@@ -58,16 +65,40 @@ class RoomyLayer(DynamicLayer):
     def select(self, rows: Tensor, fixed: int, room: int) -> None:
         """Go on with these rows, of which the first `fixed` positions are in place already."""
         length = self.get_seq_length()
+        keys, values = self.held
         if fixed:
             for buffer in self._buffers:
                 buffer[:, :, fixed:length] = buffer[rows, :, fixed:length]
+        elif self.home is not None and len(rows) <= len(keys):
+            for buffer in self._buffers:
+                buffer[: len(rows), :, :length] = buffer[rows, :, :length]
+            self._buffers = tuple(buffer[: len(rows)] for buffer in self._buffers)
+            self._show(length)
         else:
-            keys, values = self.held
             self.fill((keys[rows], values[rows]), room)
+
+    def move_in(self, buffers: Sequence[Tensor], home: Home) -> None:
+        """Go on in these buffers (as many rows or more, H, longer, K), all else there made zero.
+
+        They may overlap with those of now.
+        """
+        keys, values = self.held
+        rows, _, length, _ = keys.shape
+        for buffer, old in zip(buffers, (keys.clone(), values.clone()), strict=True):
+            buffer.zero_()
+            buffer[:rows, :, :length] = old
+        self._buffers = tuple(buffer[:rows] for buffer in buffers)
+        self.home = home
+        self._show(length)
+
+    def lengthen(self) -> None:
+        """Count one position more, which is in the buffers already."""
+        self._show(self.get_seq_length() + 1)
 
     def cut(self, columns: int) -> None:
         """Forget the first columns; nothing is copied."""
         length = self.get_seq_length() - columns
+        self.home = None
         self._buffers = tuple(buffer[:, :, columns:] for buffer in self._buffers)
         self._show(length)
 
@@ -110,6 +141,11 @@ class RoomyCache(Cache):
         """Forget the first columns, which no row uses."""
         for layer in self.roomy:
             layer.cut(columns)
+
+    def move_out(self) -> None:
+        """Go on in memory of its own."""
+        for layer in self.roomy:
+            layer.fill(layer.held, self.room)
 
     def copied(self, rows: Tensor, room: int) -> RoomyCache:
         """A cache of these rows with room for `room` positions; this one stays as it is."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from NatureLM.generation.batch import left_pad
 from NatureLM.generation.kvcache import RoomyCache, joined
@@ -204,18 +205,29 @@ def forward(
     """
     parameter = next(model.parameters())
     scale = as_row_scale(alphas, device=parameter.device, dtype=parameter.dtype)
-    length = next(inputs[name] for name in ("inputs_embeds", "input_ids") if name in inputs).shape[
-        1
-    ]
-    # Places by a tensor are copied, and the product with the vocabulary is one; a slice of a number
-    # of positions would make it one product for each row.
-    places = torch.tensor([length - 1] if scored else [], dtype=torch.long, device=parameter.device)
+    return scaled_forward(model, cache, scale, scored=scored, **inputs)
+
+
+def scaled_forward(
+    model: nn.Module,
+    cache: Cache,
+    scale: float | Tensor,
+    *,
+    scored: bool = True,
+    **inputs: Tensor,
+) -> Tensor:
+    """`forward` under what `active_alpha` takes. A scored pass over one position makes no tensor of
+    numbers from the host, so that it can be recorded.
+    """
+    first = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+    length = first.shape[1]
+    kept: int | Tensor = 1
+    if not scored or length > 1:
+        # Places by a tensor are copied, and the product with the vocabulary is one; a slice of a
+        # number of positions would make it one product for each row.
+        places = [length - 1] if scored else []
+        kept = torch.tensor(places, dtype=torch.long, device=first.device)
     with active_alpha(scale):
-        output = model(
-            **inputs,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1 if scored and length == 1 else places,
-        )
+        output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=kept)
     logits: Tensor = output.logits[:, -1] if scored else output.logits[:, :, 0]
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from NatureLM.generation.kvcache import joined
 from NatureLM.generation.prefill import SharedStart, forward, prefill
+from NatureLM.generation.static_steps import StaticSteps
 
 
 class DecodingSession:
@@ -22,6 +23,7 @@ class DecodingSession:
     prompts_LD: embeddings (length, width) of each prompt
     shared: prompts that begin alike (see `prefill`)
     new_tokens: how many steps there may be
+    static: takes the steps that it can take
 
     `logits_RV` (R, V) are those after each row's last position.
     """
@@ -34,8 +36,10 @@ class DecodingSession:
         *,
         shared: Sequence[SharedStart] = (),
         new_tokens: int = 64,
+        static: StaticSteps | None = None,
     ) -> None:
         self._model = language_model
+        self._static = static
         self._alphas = list(alphas)
         self._room = new_tokens
         done = prefill(language_model, prompts_LD, alphas, shared=shared, room=new_tokens)
@@ -53,14 +57,21 @@ class DecodingSession:
     def step(self, tokens_R: Tensor) -> Tensor:
         """Append one token to every row; returns the logits (R, V) that follow it."""
         self._mask_RL = torch.cat([self._mask_RL, self._mask_RL.new_ones(self.rows, 1)], dim=1)
-        self.logits_RV = forward(
-            self._model,
-            self._cache,
-            self._alphas,
-            input_ids=tokens_R[:, None],
-            attention_mask=self._mask_RL,
-            position_ids=self._next_position_R[:, None],
-        )
+        logits_RV = None
+        if self._static is not None:
+            logits_RV = self._static.step(
+                self._cache, tokens_R, self._mask_RL, self._next_position_R, self._alphas
+            )
+        if logits_RV is None:
+            logits_RV = forward(
+                self._model,
+                self._cache,
+                self._alphas,
+                input_ids=tokens_R[:, None],
+                attention_mask=self._mask_RL,
+                position_ids=self._next_position_R[:, None],
+            )
+        self.logits_RV = logits_RV
         self._next_position_R = self._next_position_R + 1
         self._steps = [steps + 1 for steps in self._steps]
         return self.logits_RV

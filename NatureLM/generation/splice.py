@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from NatureLM.errors import UsageError
+from NatureLM.generation.transfer import to_device
 from NatureLM.prompts import PLACEHOLDER
 
 
@@ -54,7 +55,8 @@ def splice_parts(
     weight = embed_tokens.weight
     pieces: list[Tensor] = []
     for index, ids in enumerate(parts):
-        pieces.append(embed_tokens(torch.tensor(ids, dtype=torch.long, device=weight.device)))
+        ids_L = to_device(torch.tensor(ids, dtype=torch.long), weight.device)
+        pieces.append(embed_tokens(ids_L))
         if index < len(audios_QD):
             pieces.append(audios_QD[index].to(weight))
     return torch.cat(pieces)
