@@ -51,6 +51,9 @@ class ModelConfig(Section):
     """Length of a group of frames, in seconds."""
     second_stride: float = Field(default=0.333333, gt=0)
     """From the start of one group to the next, in seconds."""
+    window_delays: list[float] | None = None
+    """Seconds: a window is heard once for each, moved back by so much, and the hearings averaged.
+    Null hears it once, as it is. Training hears the first."""
     qformer_path: str | None = None
     """Weights that the Q-Former, with its queries and norm, starts training from."""
     audio_llama_proj_model: str | None = None

@@ -114,6 +114,7 @@ def _fingerprint(model: Any, parts: Sequence[tuple[str, nn.Module | Tensor]], la
     if layer == "projected":
         names += ["max_pooling", "downsample_factor", "window_level_Qformer"]
         names += ["second_per_window", "second_stride", "patches_per_second"]
+        names += ["window_delays"] if config.window_delays else []
     settings = {name: getattr(config, name) for name in names}
     digest = hashlib.blake2b(json.dumps([layer, settings], sort_keys=True).encode(), digest_size=8)
     for name, part in parts:

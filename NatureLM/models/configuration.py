@@ -44,7 +44,9 @@ class NatureLMConfig(PreTrainedConfig):
     its vocabulary counts the `[PAD]` token that the reference adds. `llama_path` only remembers
     where the base came from. `second_per_window` and `second_stride` are measured in patches of
     1 / `patches_per_second` seconds, as in the reference. With `max_pooling` there is no Q-Former:
-    patches are pooled by `downsample_factor` and projected.
+    patches are pooled by `downsample_factor` and projected. A window is heard once for each of
+    `window_delays` (seconds), moved back by so much, and what is heard is averaged: a small model
+    hears differently where a call meets the borders of its patches and groups.
     """
 
     model_type = "naturelm"
@@ -65,6 +67,7 @@ class NatureLMConfig(PreTrainedConfig):
     second_per_window: float = 0.333333
     second_stride: float = 0.333333
     patches_per_second: float = 50.0
+    window_delays: list[float] | None = None  # None: as it is, once
     max_pooling: bool = False
     downsample_factor: int = 8
 
@@ -114,6 +117,11 @@ class NatureLMConfig(PreTrainedConfig):
         return round(self.window_seconds * self.sample_rate)
 
     @property
+    def delayed_samples(self) -> list[int]:
+        """How many samples later each hearing of a window begins."""
+        return [round(delay * self.sample_rate) for delay in self.window_delays or [0.0]]
+
+    @property
     def group_patches(self) -> int:
         """Patches that one group of the window-level Q-Former reads (its kernel)."""
         return round(self.patches_per_second * self.second_per_window)
@@ -130,6 +138,11 @@ class NatureLMConfig(PreTrainedConfig):
             ("num_audio_query_token", self.num_audio_query_token >= 1, "1 or more"),
             ("second_per_window", self.group_patches >= 1, "at least one patch (0.02 s)"),
             ("second_stride", self.group_stride >= 1, "at least one patch (0.02 s)"),
+            (
+                "window_delays",
+                all(0 <= delay < self.window_seconds for delay in self.window_delays or ()),
+                f"seconds from 0 to less than the window's {self.window_seconds:g}",
+            ),
             ("downsample_factor", self.downsample_factor >= 1, "1 or more"),
             ("lora_rank", self.lora_rank >= 1, "1 or more"),
             ("max_txt_len", self.max_txt_len >= 1, "1 or more"),

@@ -5,7 +5,8 @@ Shapes: R rows, L positions, K scored positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +32,26 @@ class LossOutput(ModelOutput):
 
 
 @dataclass(frozen=True)
+class SoftToken:
+    """A position whose next token is not certain: what may come, and how likely each is."""
+
+    row: int
+    position: int
+    tokens: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class AnswerRows:
-    """Prompts with their answers, padded on the right, and what is to be predicted."""
+    """Prompts with their answers, padded on the right, and what is to be predicted.
+
+    soft: positions that several tokens may follow, as in `targets_RL` (the position of the token)
+    """
 
     embeds_RLD: Tensor
     mask_RL: Tensor
     targets_RL: Tensor
+    soft: tuple[SoftToken, ...] = ()
 
     @property
     def scored_positions(self) -> Tensor:
@@ -52,13 +67,26 @@ def answer_rows(
     tokenizer: PreTrainedTokenizerBase,
     embed_tokens: nn.Embedding,
     max_answer_tokens: int,
+    soft: Sequence[Mapping[str, float] | None] = (),
 ) -> AnswerRows:
-    """Append each answer's tokens (cut at `max_answer_tokens`) to its prompt's embeddings."""
+    """Append each answer's tokens (cut at `max_answer_tokens`) to its prompt's embeddings.
+
+    soft: for each prompt, answers with how likely each is; None for one that is certain
+    """
     device = prompts_LD[0].device
     rows: list[Tensor] = []
     targets: list[Tensor] = []
-    for prompt_LD, answer in zip(prompts_LD, answers, strict=True):
-        tokens = tokenizer(answer, add_special_tokens=False).input_ids[:max_answer_tokens]
+    uncertain: list[SoftToken] = []
+
+    def tokens_of(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found[:max_answer_tokens]
+
+    for row, (prompt_LD, answer) in enumerate(zip(prompts_LD, answers, strict=True)):
+        tokens = tokens_of(answer)
+        if row < len(soft) and (likely := soft[row]) is not None:
+            shares = {tuple(tokens_of(text)): share for text, share in likely.items()}
+            uncertain += _soft_tokens(row, prompt_LD.shape[0], tokens, shares)
         ids = torch.tensor(tokens, dtype=torch.long, device=device)
         rows.append(torch.cat([prompt_LD, embed_tokens(ids)]))
         ignored = ids.new_full((prompt_LD.shape[0],), IGNORE)
@@ -69,7 +97,23 @@ def answer_rows(
         pad_sequence(rows, batch_first=True),
         (positions < lengths[:, None]).long(),
         pad_sequence(targets, batch_first=True, padding_value=IGNORE),
+        tuple(uncertain),
     )
+
+
+def _soft_tokens(
+    row: int, start: int, tokens: Sequence[int], shares: Mapping[tuple[int, ...], float]
+) -> Iterator[SoftToken]:
+    """What may follow each part of the row's own answer, among the answers that begin like it."""
+    for place in range(len(tokens)):
+        follows: dict[int, float] = defaultdict(float)
+        for other, share in shares.items():
+            if len(other) > place and other[:place] == tuple(tokens[:place]) and share > 0:
+                follows[other[place]] += share
+        whole = sum(follows.values())
+        if len(follows) > 1:
+            parts = tuple(share / whole for share in follows.values())
+            yield SoftToken(row, start + place, tuple(follows), parts)
 
 
 def answer_loss(logits_RKV: Tensor, rows: AnswerRows) -> LossOutput:
@@ -80,6 +124,8 @@ def answer_loss(logits_RKV: Tensor, rows: AnswerRows) -> LossOutput:
     token_loss = F.cross_entropy(
         logits_RKV.flatten(0, 1), wanted_RK.flatten(), ignore_index=IGNORE, reduction="none"
     ).view_as(wanted_RK)
+    if rows.soft:
+        token_loss = token_loss + _soft_loss(logits_RKV, rows, int(rows.scored_positions[0]) + 1)
     totals = scored.sum(dim=1)
     hits = ((logits_RKV.argmax(dim=-1) == wanted_RK) & scored).sum(dim=1)
     return LossOutput(
@@ -90,3 +136,17 @@ def answer_loss(logits_RKV: Tensor, rows: AnswerRows) -> LossOutput:
         correct_per_sample=hits,
         total_per_sample=totals,
     )
+
+
+def _soft_loss(logits_RKV: Tensor, rows: AnswerRows, first: int) -> Tensor:
+    """(R, K): what the loss of uncertain positions is more than that of the row's own token."""
+    device = logits_RKV.device
+    places = [(one.row, one.position - first) for one in rows.soft for _ in one.tokens]
+    row, place = torch.tensor(places, device=device).T
+    token = torch.tensor([t for one in rows.soft for t in one.tokens], device=device)
+    shares = [share for one in rows.soft for share in one.shares]
+    own = rows.targets_RL[row, place + first]
+    # the normaliser of the softmax is the same for all tokens of a position, and drops out
+    more = logits_RKV[row, place, own] - logits_RKV[row, place, token]
+    more = more * torch.tensor(shares, dtype=more.dtype, device=device)
+    return logits_RKV.new_zeros(logits_RKV.shape[:2]).index_put((row, place), more, accumulate=True)

@@ -26,6 +26,7 @@ from NatureLM.generation.generate import generate_ids
 from NatureLM.generation.label_scores import LabelScores, Normalize
 from NatureLM.generation.options import GenerationOptions
 from NatureLM.generation.splice import check_placeholders, splice
+from NatureLM.generation.transfer import to_device
 from NatureLM.merging.scaling import Alpha, active_alpha, as_row_scale, install
 from NatureLM.models.beats import BEATs
 from NatureLM.models.configuration import NatureLMConfig
@@ -138,19 +139,43 @@ class NatureLM(Mergeable, PreTrainedModel):
         """Waveforms in [-1, 1] at the model's sample rate → audio embeddings (B, Q, D).
 
         A padding mask (True where padded) hides patches from each other's attention; the published
-        model was trained without one.
+        model was trained without one. With `window_delays` this is the mean over them, in training
+        the first.
         """
-        return self._align(self.encode_patches(wav_BS, padding_mask_BS))
+        delays = self.config.delayed_samples[: 1 if self.training else None]
+        heard = []
+        for delay, fbank_BTF in zip(delays, self._fbanks(wav_BS, delays), strict=True):
+            mask_BS = padding_mask_BS
+            if mask_BS is not None and delay:
+                mask_BS = F.pad(mask_BS, (delay, -delay), value=True)
+            heard.append(self._align(self.beats(fbank_BTF, mask_BS)))
+        return torch.stack(heard).mean(dim=0) if len(heard) > 1 else heard[0]
 
     def encode_patches(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
         """Waveforms as above → what the audio encoder makes of them (B, P, E), in time order."""
-        weight = self.ln_audio.weight
-        wav_BS = wav_BS.to(weight.device)
+        patches_BPE: Tensor = self.beats(self._fbanks(wav_BS, [0])[0], padding_mask_BS)
+        return patches_BPE
+
+    def _fbanks(self, wav_BS: Tensor, delays: Sequence[int]) -> list[Tensor]:
+        """Spectrograms (B, T, F) of windows that begin so many samples later, after silence.
+
+        Where delays are whole hops, their spectrograms are parts of one longer spectrogram.
+        """
+        weight, config = self.ln_audio.weight, self.config
+        wav_BS = to_device(wav_BS, weight.device)
         if wav_BS.dtype != torch.float64:
             wav_BS = wav_BS.float()
-        fbank_BTF = normalised_fbank(wav_BS, self.config.sample_rate, self.config.fbank)
-        patches_BPE: Tensor = self.beats(fbank_BTF.to(weight.dtype), padding_mask_BS)
-        return patches_BPE
+        longest, samples = max(delays), wav_BS.shape[1]
+        hop = config.fbank.frame_samples(config.sample_rate)[1]
+        padded_BS = F.pad(wav_BS, (longest, 0)) if longest else wav_BS
+        if any((longest - delay) % hop for delay in delays):
+            cuts = [padded_BS[:, longest - delay :][:, :samples] for delay in delays]
+            fbanks = [normalised_fbank(cut, config.sample_rate, config.fbank) for cut in cuts]
+        else:
+            whole = normalised_fbank(padded_BS, config.sample_rate, config.fbank)
+            frames = config.fbank.frames(samples, config.sample_rate)
+            fbanks = [whole[:, (longest - delay) // hop :][:, :frames] for delay in delays]
+        return [fbank_BTF.to(weight.dtype) for fbank_BTF in fbanks]
 
     def _align(self, patches_BPE: Tensor) -> Tensor:
         """Patches → audio embeddings: Q-Former over groups (or over all), or pooling."""
@@ -283,7 +308,9 @@ class NatureLM(Mergeable, PreTrainedModel):
         """Cross-entropy over the answer tokens of a batch.
 
         `batch` holds `prompts` (complete texts), `audios` (clips for their placeholders) and
-        `answers`; an answer is followed by `end_sym` and cut at `max_txt_len` tokens.
+        `answers`; an answer is followed by `end_sym` and cut at `max_txt_len` tokens. With `soft`,
+        a row may give several answers with how likely each is ({text: share}): then it learns the
+        shares of what may follow each part of its own answer.
         """
         prompts, answers = batch["prompts"], batch["answers"]
         alphas = self.alphas_for(alpha, len(prompts))
@@ -293,6 +320,10 @@ class NatureLM(Mergeable, PreTrainedModel):
             self.tokenizer,
             self.llama_embed_tokens,
             self.config.max_txt_len,
+            [
+                likely and {text + self.config.end_sym: share for text, share in likely.items()}
+                for likely in batch.get("soft", ())
+            ],
         )
         scale = as_row_scale(alphas, device=rows.embeds_RLD.device, dtype=rows.embeds_RLD.dtype)
         with active_alpha(scale):

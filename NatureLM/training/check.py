@@ -106,9 +106,9 @@ def _shown(number: int, sample: Sample) -> Iterator[str]:
         lengths = ", ".join(f"{seconds:.2f} s" for seconds in sample.seconds)
         yield f"    audio   {lengths} of sound in {len(sample.audios)} window(s)"
     masks = sum(len(mask) for mask in sample.masks)
-    for prompt, answer in sample.further:
-        yield f"    and     {prompt!r}"
-        yield f"            {answer!r}"
+    for asked in sample.further:
+        yield f"    and     {asked.prompt!r}"
+        yield f"            {asked.answer!r}"
     notes = [*sample.notes, *([f"{masks} masks"] if masks else [])]
     if notes:
         yield f"    changes {', '.join(notes)}"

@@ -26,6 +26,7 @@ from NatureLM.training.identity import check_same, identity
 from NatureLM.training.logs import RunLog
 from NatureLM.training.meter import Meter
 from NatureLM.training.objectives.base import Objective
+from NatureLM.training.objectives.soft import SoftAnswers
 from NatureLM.training.optim import (
     MovingAverage,
     finish_gradients,
@@ -50,22 +51,32 @@ class TrainResult:
 
 
 def train(
-    config: Config, *, resume: bool = False, scorer: Scorer = same_text, data: Data | None = None
+    config: Config,
+    *,
+    resume: bool = False,
+    scorer: Scorer = same_text,
+    data: Data | None = None,
+    soft: SoftAnswers | None = None,
 ) -> TrainResult:
     """Run what the configuration says; `<output_dir>/final` is the result.
 
     resume: go on from the latest checkpoint in `output_dir`, if there is one
     scorer: what counts as a right answer in evaluation
     data: rows to train on; those of the configuration's tables if None
+    soft: a classifier's answers for the whole model to learn
     """
-    return Trainer(config, data, scorer).run(resume=resume)
+    return Trainer(config, data, scorer, soft).run(resume=resume)
 
 
 class Trainer:
     """A run with everything it holds."""
 
     def __init__(
-        self, config: Config, data: Data | None = None, scorer: Scorer = same_text
+        self,
+        config: Config,
+        data: Data | None = None,
+        scorer: Scorer = same_text,
+        soft: SoftAnswers | None = None,
     ) -> None:
         self.config = config
         self.settings = config.run or RunConfig()
@@ -74,7 +85,9 @@ class Trainer:
         datasets = config.datasets or DatasetsConfig()
         self.data = data or load_data(datasets, self.settings)
         self.accelerator = make_accelerator(self.settings)
-        self.objective: Objective = make_objective(config, self.data.train, self.accelerator.device)
+        self.objective: Objective = make_objective(
+            config, self.data.train, self.accelerator.device, soft
+        )
         check_adapter(config, self.objective)
         self.module = self.objective.module
         self.layout = BatchLayout(

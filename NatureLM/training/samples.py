@@ -32,6 +32,15 @@ _NO_CHANGES = AugmentationsConfig()
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A complete prompt with its answer, and the task it belongs to."""
+
+    prompt: str
+    answer: str
+    task: str = ""
+
+
+@dataclass(frozen=True)
 class Sample:
     """What the model sees.
 
@@ -41,7 +50,7 @@ class Sample:
     seconds: length of the sound in each window before padding
     group: samples of one recording share it; the sample's own id where no recording is named
     notes: what was drawn and changed, in words
-    further: more complete prompts about the same windows, with their answers
+    further: more questions about the same windows
     """
 
     id: str
@@ -55,7 +64,12 @@ class Sample:
     dataset: str = ""
     group: str = ""
     notes: tuple[str, ...] = ()
-    further: tuple[tuple[str, str], ...] = ()
+    further: tuple[Asked, ...] = ()
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """All questions."""
+        return (Asked(self.prompt, self.answer, self.task), *self.further)
 
 
 @dataclass(frozen=True)
@@ -110,11 +124,13 @@ class SampleBuilder:
             return sample  # what is known about the clip is not all that is heard
         return replace(sample, further=self._further(row, rng))
 
-    def _further(self, row: Example, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+    def _further(self, row: Example, rng: np.random.Generator) -> tuple[Asked, ...]:
         """More questions about the clip of a row, so that a window is encoded once for several."""
         assert self._about is not None
         more = self._about.draw(row, self.settings.questions_per_clip - 1, rng)
-        return tuple((self._prompt(_drawn(other, rng)), other.answer) for other in more)
+        return tuple(
+            Asked(self._prompt(_drawn(other, rng)), other.answer, other.task) for other in more
+        )
 
     def plain(self, example: Example) -> Sample:
         """The row as it is, first prompt, nothing changed: for evaluation."""

@@ -30,6 +30,7 @@ from NatureLM.training.initial import initial_tensor
 from NatureLM.training.objectives.audio_text import AudioText
 from NatureLM.training.objectives.base import Objective
 from NatureLM.training.objectives.encoder import EncoderClassifier
+from NatureLM.training.objectives.soft import SoftAnswers
 from NatureLM.training.objectives.text import LanguageModel
 from NatureLM.training.seeding import derive_seed
 
@@ -38,9 +39,15 @@ QFORMER = ("audio_Qformer.", "audio_query_tokens", "ln_audio.")
 
 
 def make_objective(
-    config: Config, train: Sequence[Example], device: torch.device = _CPU
+    config: Config,
+    train: Sequence[Example],
+    device: torch.device = _CPU,
+    soft: SoftAnswers | None = None,
 ) -> Objective:
-    """The network and loss of `run.task`, on `device`, with the right parts learning."""
+    """The network and loss of `run.task`, on `device`, with the right parts learning.
+
+    soft: a classifier's answers for the task "audio-text" to learn
+    """
     run, data = config.run or RunConfig(), config.datasets or DatasetsConfig()
     if run.task == "text":
         return _language_model(config, run, device)
@@ -51,7 +58,7 @@ def make_objective(
     if run.gradient_checkpointing:
         checkpoint_gradients(model.language_model)
     quick_attention(model.language_model, device)
-    return AudioText(model, max_new_tokens=config.generate.max_new_tokens)
+    return AudioText(model, max_new_tokens=config.generate.max_new_tokens, soft=soft)
 
 
 def freeze(model: NatureLM, config: ModelConfig) -> None:

@@ -56,10 +56,10 @@ def test_further_questions_are_rendered_and_seeded():
     rows = [row(n, "a") for n in range(4)]
     sample = builder(rows).build(Draw(0, 0, 0))
     assert len(sample.further) == 2
-    for prompt, answer in sample.further:
-        number = answer.removeprefix("answer ")
+    for asked in sample.further:
+        number = asked.answer.removeprefix("answer ")
         assert number != "0"
-        assert prompt == f"<u><Audio><AudioHere></Audio> Question {number}?<a>"
+        assert asked.prompt == f"<u><Audio><AudioHere></Audio> Question {number}?<a>"
     assert builder(rows).build(Draw(0, 0, 0)).further == sample.further
     assert builder(rows).plain(rows[0]).further == (), "evaluation asks each row alone"
 

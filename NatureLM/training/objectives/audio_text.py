@@ -14,6 +14,7 @@ from NatureLM.models import NatureLM
 from NatureLM.training.examples import Example
 from NatureLM.training.objectives.base import StepOutput
 from NatureLM.training.objectives.masking import apply_masks
+from NatureLM.training.objectives.soft import SoftAnswers
 from NatureLM.training.samples import Sample
 
 _TOGETHER = 24  # rows that pass the language model at a time
@@ -22,11 +23,13 @@ _TOGETHER = 24  # rows that pass the language model at a time
 class AudioText:
     """Loss of the answer tokens under the model; see `NatureLM.loss`."""
 
-    def __init__(self, model: NatureLM, *, max_new_tokens: int = 60) -> None:
+    def __init__(
+        self, model: NatureLM, *, max_new_tokens: int = 60, soft: SoftAnswers | None = None
+    ) -> None:
         if model.processor is None:
             raise ValueError("training needs a model with its tokenizer")
         self.model = model
-        self.module: nn.Module = _Step(model)
+        self.module: nn.Module = _Step(model, soft)
         self.template = model.processor.prompt_template
         self.sample_rate = model.config.sample_rate
         self.window_samples = model.config.window_samples
@@ -38,14 +41,16 @@ class AudioText:
         Further questions about a sample's windows are rows with the same tensors, which the model
         encodes once.
         """
-        batch: dict[str, Any] = {"prompts": [], "audios": [], "answers": [], "masks": []}
+        names = ("prompts", "audios", "answers", "tasks", "masks")
+        batch: dict[str, Any] = {name: [] for name in names}
         for sample in samples:
             windows = [torch.from_numpy(wav) for wav in sample.audios]
             batch["masks"] += sample.masks
-            for prompt, answer in ((sample.prompt, sample.answer), *sample.further):
-                batch["prompts"].append(prompt)
+            for asked in sample.asked:
+                batch["prompts"].append(asked.prompt)
                 batch["audios"].append(windows)
-                batch["answers"].append(answer)
+                batch["answers"].append(asked.answer)
+                batch["tasks"].append(asked.task)
         return batch
 
     def length(self, example: Example) -> int | None:
@@ -77,26 +82,37 @@ class AudioText:
 class _Step(nn.Module):
     """`forward` for wrappers of distributed training; masks the encoder's spectrograms."""
 
-    def __init__(self, model: NatureLM) -> None:
+    def __init__(self, model: NatureLM, soft: SoftAnswers | None = None) -> None:
         super().__init__()
         self.model = model
+        self._soft = soft
         self._masks: deque[Any] = deque()
-        model.beats.register_forward_pre_hook(self._mask)
+        self._judged: list[list[float]] = []  # the classifier's probabilities for each window
+        model.beats.register_forward_pre_hook(self._seen)
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         self._masks.clear()
+        self._judged.clear()
         if any(batch["masks"]):
             self._masks.extend(batch["masks"])
         audios = self.model.encode_clips(batch["audios"])
-        outs = [self._loss(batch, audios, rows) for rows in _alike(batch)]
+        soft = self._soft_answers(batch)
+        outs = [self._loss(batch, audios, soft, rows) for rows in _alike(batch)]
         return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
 
-    def _loss(self, batch: dict[str, Any], audios: list[list[Tensor]], rows: list[int]) -> Any:
+    def _loss(
+        self,
+        batch: dict[str, Any],
+        audios: list[list[Tensor]],
+        soft: list[dict[str, float]],
+        rows: list[int],
+    ) -> Any:
         out = self.model.loss(
             {
                 "prompts": [batch["prompts"][row] for row in rows],
                 "audios": [audios[row] for row in rows],
                 "answers": [batch["answers"][row] for row in rows],
+                "soft": [soft[row] for row in rows] if soft else [],
             }
         )
         assert out.loss is not None
@@ -104,13 +120,30 @@ class _Step(nn.Module):
         assert out.correct is not None
         return StepOutput(out.loss * out.total, out.total, out.correct)
 
-    def _mask(self, beats: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _soft_answers(self, batch: dict[str, Any]) -> list[dict[str, float]]:
+        """What the classifier would answer to each row about one clip; windows as encoded."""
+        if self._soft is None or not self.training:
+            return []
+        places: dict[int, int] = {}
+        for clip in (clip for row in batch["audios"] for clip in row):
+            places.setdefault(id(clip), len(places))
+        rows = zip(batch["tasks"], batch["answers"], batch["audios"], strict=True)
+        return [
+            self._soft.of(task, answer, self._judged[places[id(clips[0])]])
+            if len(clips) == 1
+            else {}
+            for task, answer, clips in rows
+        ]
+
+    def _seen(self, beats: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The model encodes windows in the order of the batch, some at a time."""
-        if not self._masks:
-            return None
         fbank_BTF, *rest = inputs
-        masks = [self._masks.popleft() for _ in range(fbank_BTF.shape[0])]
-        return (apply_masks(fbank_BTF, masks), *rest)
+        if self._masks:
+            masks = [self._masks.popleft() for _ in range(fbank_BTF.shape[0])]
+            fbank_BTF = apply_masks(fbank_BTF, masks)
+        if self._soft is not None and self.training:
+            self._judged += self._soft.classifier(fbank_BTF).tolist()
+        return (fbank_BTF, *rest)
 
 
 def _alike(batch: dict[str, Any]) -> list[list[int]]:
