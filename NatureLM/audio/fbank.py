@@ -38,13 +38,15 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
             f"it has {wav_BS.shape[1]} samples, and one frame of {config.frame_length_ms:g} ms "
             f"needs {length}",
         )
-    frames_BTW = (wav_BS * _PCM_SCALE).unfold(1, length, shift)
     tables = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
     if wav_BS.device.type != "cpu" or wav_BS.requires_grad:
+        frames_BTW = (wav_BS * _PCM_SCALE).unfold(1, length, shift)
         return _log_mel(frames_BTW, config.preemphasis, *tables)
-    out_BTF = wav_BS.new_empty(*frames_BTW.shape[:2], config.num_mel_bins)
-    for frames_TW, out_TF in zip(frames_BTW, out_BTF, strict=True):
-        for first in range(0, len(frames_TW), _BLOCK_FRAMES):
+    frames = wav_BS.unfold(1, length, shift).shape[1]
+    out_BTF = wav_BS.new_empty(len(wav_BS), frames, config.num_mel_bins)
+    for wav_S, out_TF in zip(wav_BS, out_BTF, strict=True):
+        frames_TW = (wav_S * _PCM_SCALE).unfold(0, length, shift)
+        for first in range(0, frames, _BLOCK_FRAMES):
             block = slice(first, first + _BLOCK_FRAMES)
             out_TF[block] = _log_mel(frames_TW[block], config.preemphasis, *tables)
     return out_BTF
@@ -63,7 +65,10 @@ def _log_mel(frames: Tensor, preemphasis: float, window_W: Tensor, mel_bank: Ten
 
 def normalised_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:
     """The encoder's input (B, T, F): `(fbank - mean) / (2 std)`, as BEATs was trained."""
-    return (kaldi_fbank(wav_BS, sample_rate, config) - config.mean) / (2 * config.std)
+    fbank_BTF = kaldi_fbank(wav_BS, sample_rate, config)
+    if fbank_BTF.requires_grad:
+        return (fbank_BTF - config.mean) / (2 * config.std)
+    return fbank_BTF.sub_(config.mean).div_(2 * config.std)  # it is ours: no copy needed
 
 
 @lru_cache(maxsize=16)

@@ -18,6 +18,8 @@ from NatureLM.runs import model_settings, unanswered
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
 
+_KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
+
 
 class PipelineAsker:
     """A loaded pipeline, asked as a request says."""
@@ -30,7 +32,13 @@ class PipelineAsker:
                 f"--window-length-seconds is {request.window_length_seconds:g}, and "
                 f"{request.model} hears at most {longest:g} s at once"
             )
-        self._pipeline = Pipeline(self._model, config=request.config, max_memory=request.max_memory)
+        self._pipeline = Pipeline(
+            self._model,
+            config=request.config,
+            cache_dir=request.cache_dir,
+            max_memory=request.max_memory,
+            kept_bytes=_KEPT_BYTES,
+        )
         self._warn = reporter.note
         self._asked = request.asked
 

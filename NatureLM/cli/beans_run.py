@@ -63,6 +63,7 @@ def run(
         ),
     ] = None,
     max_memory: of_model.MaxMemory = None,
+    cache_dir: of_model.CacheDir = None,
     dry_run: options_of.DryRun = False,
     workers: options_of.Workers = 2,
 ) -> None:
@@ -92,6 +93,7 @@ def run(
         output_path=output_path,
         workers=workers,
         max_memory=max_memory,
+        cache_dir=cache_dir,
         merging_alpha=merging_alpha,
         datasets=None if components is None else listed("--components", components),
     )

@@ -42,6 +42,7 @@ def score(
             show_default="beans-zero",
         ),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not show the scores.")] = False,
     scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Score answers, ours or anybody's, with 95 % intervals and baselines."""
@@ -71,12 +72,14 @@ def score(
         "seed": scoring.seed,
     }
     written = write_scores(scores, output_path, settings)
-    show_scores(scores)
+    if not quiet:
+        show_scores(scores)
+        typer.echo("")
     _report_errors(scores, output_path)
     for remark in scores.remarks:
         typer.echo(remark, err=True)
     typer.echo(
-        f"\n{scores.answers} answers; wrote {', '.join(p.name for p in written)} to {output_path}"
+        f"{scores.answers} answers; wrote {', '.join(p.name for p in written)} to {output_path}"
     )
 
 

@@ -19,11 +19,14 @@ def load_embedder(
     batch: int = 16,
     note: Callable[[str], None] = lambda text: None,
 ) -> Embedder:
-    """The model of this name, as what makes vectors of a layer."""
-    from NatureLM.models import NatureLM
+    """The model of this name, as what makes vectors of a layer; its language model is not read."""
+    from NatureLM.models.checkpoint.load import load_model
 
-    loaded = NatureLM.from_pretrained(
-        model, device=pick_device(device), dtype=None if dtype == "auto" else dtype
+    loaded = load_model(
+        model,
+        device=pick_device(device),
+        dtype=None if dtype == "auto" else dtype,
+        hears_only=True,
     )
     return Embedder(loaded, layer, batch=batch, note=note)
 

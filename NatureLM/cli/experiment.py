@@ -45,6 +45,7 @@ class ExperimentRequest:
     workers: int
     command: str
     max_memory: int | None = None
+    cache_dir: Path | None = None
     is_scored: bool = False
 
 
@@ -61,6 +62,7 @@ def make_experiment(
     output_path: Path | None,
     workers: int,
     max_memory: str | None = None,
+    cache_dir: Path | None = None,
     merging_alpha: float | None = None,
     datasets: Sequence[str] | None = None,
 ) -> ExperimentRequest:
@@ -100,6 +102,7 @@ def make_experiment(
         workers=workers,
         command=command,
         max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+        cache_dir=cache_dir,
         is_scored=command == "beans" and extended.queries is None,
     )
 
@@ -160,6 +163,7 @@ def _run(request: ExperimentRequest, plan: Plan, warn: Warn) -> int:
             generate=request.config.generate,
             batch_tokens=request.extended.batch_tokens,
             max_memory=request.max_memory,
+            cache_dir=request.cache_dir,
             workers=request.workers,
             progress=progress,
             warn=warn,

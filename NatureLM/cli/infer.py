@@ -62,6 +62,7 @@ def infer(
         ),
     ] = None,
     max_memory: of_model.MaxMemory = None,
+    cache_dir: of_model.CacheDir = None,
     cfg_path: of_model.CfgPath = None,
     options: of_model.Overrides = None,
     window_length_seconds: of_model.WindowLength = 10.0,
@@ -145,6 +146,7 @@ def infer(
             output_path=output_path,
             workers=workers,
             max_memory=max_memory,
+            cache_dir=cache_dir,
         )
         raise typer.Exit(experiment.run(asked, dry_run=dry_run, warn=reporter.note))
 
@@ -161,6 +163,7 @@ def infer(
         dtype=dtype,
         batch_size=batch_size,
         max_memory=max_memory,
+        cache_dir=cache_dir,
         config=config,
         window_length_seconds=window_length_seconds,
         hop_length_seconds=hop_length_seconds,

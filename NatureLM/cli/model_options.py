@@ -50,6 +50,15 @@ MaxMemory = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder where audio embeddings are kept, so that sound heard before is not encoded "
+        "again (`naturelm cache` shows and clears it).",
+        show_default="the environment variable NATURELM_CACHE, else none",
+        rich_help_panel=MODEL,
+    ),
+]
 CfgPath = Annotated[
     Path | None,
     typer.Option(

@@ -41,6 +41,7 @@ class InferRequest:
     output_path: Path
     overwrite: bool
     choosing: Choosing
+    cache_dir: Path | None = None
 
     @property
     def asked(self) -> WindowQuestions:
@@ -76,6 +77,7 @@ def make_request(
     dtype: str,
     batch_size: int | None,
     max_memory: str | None = None,
+    cache_dir: Path | None = None,
     config: Config,
     window_length_seconds: float,
     hop_length_seconds: float,
@@ -137,6 +139,7 @@ def make_request(
         output_path=output_path,
         overwrite=overwrite,
         choosing=choosing,
+        cache_dir=cache_dir,
     )
 
 

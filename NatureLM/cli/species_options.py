@@ -137,20 +137,17 @@ def _without_list(
 
 
 def _check(given: ListOptions, mode: str) -> None:
+    from NatureLM.infer.choosing import check_options
+
     if given.names not in ("common", "scientific"):
         raise UsageError(
             f"--species-names is {given.names!r}, and it must be one of common, scientific"
         )
-    if given.several and mode != "constrained":
-        raise UsageError("--several is for --mode constrained")
-    if given.top_k < 1:
-        raise UsageError(f"--top-k is {given.top_k}, and it must be at least 1")
-    if not 0 <= given.min_confidence <= 1:
-        raise UsageError(
-            f"--min-confidence is {given.min_confidence:g}, and it must be between 0 and 1"
-        )
-    if given.min_confidence > 0 and mode == "generate":
-        raise UsageError("--min-confidence is for --mode score and --mode constrained")
+    check_options(mode, given.several, given.top_k, given.min_confidence, _option)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _read(given: ListOptions, model: str, note: Callable[[str], None]) -> SpeciesList:

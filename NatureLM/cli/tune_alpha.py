@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +97,8 @@ def tune_alpha(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Answers at a time.", rich_help_panel=of_model.MODEL)
     ] = 32,
+    max_memory: of_model.MaxMemory = None,
+    cache_dir: of_model.CacheDir = None,
     cfg_path: of_model.CfgPath = None,
     options: of_model.Overrides = None,
 ) -> None:
@@ -109,6 +111,7 @@ def tune_alpha(
     from NatureLM.cli.request import DEFAULT_MODEL, device_option, dtype_option
     from NatureLM.config import load_config
     from NatureLM.experiments.tune import Grid, Tuner, check_metric
+    from NatureLM.sizes import parse_bytes
 
     given = list(_overrides(data, query, column or (), where or (), limit, seed))
     config = load_config(cfg_path, [*(options or []), *given], warn=_note)
@@ -125,11 +128,16 @@ def tune_alpha(
         dtype=dtype_option(dtype),
         config=config,
     )
+    means = {
+        "rows": batch_size,
+        "max_memory": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+        "cache_dir": cache_dir,
+    }
     has_figures = _has_figures()
     tuner = Tuner(metric, find(protocol), reading, evaluation)
     check_folder(output_path)
     rows: list[dict[str, Any]] = []
-    tuning = tuner.tune(_asker(choice, plan, batch_size, rows), grid, side)
+    tuning = tuner.tune(_asker(choice, plan, means, rows), grid, side)
     settings = {
         "model": choice.model,
         "adapter": adapter,
@@ -206,9 +214,15 @@ def _task(plan: Plan, named: str | None) -> str:
 
 
 def _asker(
-    choice: of_model.ModelChoice, plan: Plan, batch_size: int, kept: list[dict[str, Any]]
+    choice: of_model.ModelChoice,
+    plan: Plan,
+    means: Mapping[str, Any],
+    kept: list[dict[str, Any]],
 ) -> Any:
-    """The function that answers at some α; every row goes into `kept`, too."""
+    """The function that answers at some α; every row goes into `kept`, too.
+
+    means: what an `Answerer` works with, which changes no answer
+    """
     from NatureLM.cli.asking import load_model
     from NatureLM.experiments.answering import Answerer
     from NatureLM.infer.loading import processor_of
@@ -218,7 +232,7 @@ def _asker(
     cells = list(plan.with_template(processor_of(model).prompt_template).cells())
     _note(f"Encoding {len(cells)} samples")
     generation = choice.config.generate.model_dump(exclude={"merging_alpha"})
-    answerer = Answerer(model, cells, rows=batch_size, report=_progress, **generation)
+    answerer = Answerer(model, cells, **means, note=_note, report=_progress, **generation)
     for problem in answerer.left_out.values():
         _note(f"left out: {problem}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from NatureLM.errors import NatureLMError
@@ -31,6 +32,10 @@ class Answerer:
     The sound of all cells is read and encoded when this is made, and kept (29 vectors for ten
     seconds in the published model: half a megabyte for a clip).
 
+    rows: most answers that are decoded at once
+    max_memory: bytes that batches and kept embeddings may take beside the model's weights
+    cache_dir: folder of audio embeddings; None takes that of the environment, if there is one
+    note: told where memory runs out, or the folder cannot be used
     left_out: what is wrong with the clips that cannot be read; their cells are not answered
 
     Raises NothingHeardError where no cell is left.
@@ -42,6 +47,9 @@ class Answerer:
         cells: Sequence[Cell],
         *,
         rows: int = ROWS,
+        max_memory: int | None = None,
+        cache_dir: Path | None = None,
+        note: Callable[[str], None] = lambda text: None,
         report: Report = lambda done, total: None,
         **generation: Any,
     ) -> None:
@@ -54,7 +62,9 @@ class Answerer:
             model,
             GenerationOptions(**generation),
             batch_rows=rows,
-            embeddings=kept_embeddings(),
+            max_memory=max_memory,
+            embeddings=kept_embeddings(cache_dir, note, max_memory=max_memory),
+            note=note,
         )
         self.left_out: dict[str, str] = {}
         self._clips = self._encode(model, cells)

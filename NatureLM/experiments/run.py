@@ -73,6 +73,7 @@ def run_experiment(
     generate: GenerateConfig,
     batch_tokens: int | None = None,
     max_memory: int | None = None,
+    cache_dir: Path | None = None,
     workers: int = 2,
     progress: Progress | None = None,
     exports: bool = True,
@@ -85,6 +86,7 @@ def run_experiment(
     generate: how answers are decoded; its `merging_alpha` plays no part, cells have their own α
     batch_tokens, workers: change the speed and never an answer
     max_memory: bytes that batches and kept embeddings may take beside the model's weights
+    cache_dir: folder of audio embeddings; None takes that of the environment, if there is one
     progress: told where the run stands after every answer
     exports: whether the reference's files are written at the end
     warn: told where memory runs out and how the run goes on
@@ -100,7 +102,7 @@ def run_experiment(
         batch_tokens=batch_tokens,
         max_memory=max_memory,
         workers=workers,
-        embeddings=kept_embeddings(note=warn, max_memory=max_memory),
+        embeddings=kept_embeddings(cache_dir, warn, max_memory=max_memory),
         note=warn,
     )
     settings = run_settings(model, plan, generate)

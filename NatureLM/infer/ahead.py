@@ -38,7 +38,9 @@ def ahead(streams: Iterable[Iterator[Item]], *, workers: int = 2, chunk: int = 8
                     running.appendleft(run_on(stream))
                 elif going_on is not None:
                     running.append(run_on(going_on))
-                yield from items
+                items.reverse()
+                while items:  # what was taken is not held here any longer
+                    yield items.pop()
         finally:
             for _, made in running:
                 made.cancel()

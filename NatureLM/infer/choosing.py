@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -56,22 +56,11 @@ class Choosing:
             raise UsageError(f"mode is {self.mode!r}, and it must be one of {', '.join(MODES)}")
         if self.mode != "generate" and not self.labels:
             raise UsageError(f"mode {self.mode!r} needs labels to choose from")
-        if self.mode == "generate" and (self.labels or self.several):
+        if self.mode == "generate" and self.labels:
             raise UsageError(
                 "labels are chosen from in the modes 'score' and 'constrained'; mode is 'generate'"
             )
-        if self.several and self.mode != "constrained":
-            raise UsageError("several labels can be answered in the mode 'constrained' only")
-        if self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}, and it must be at least 1")
-        if not 0 <= self.min_confidence <= 1:
-            raise UsageError(
-                f"min_confidence is {self.min_confidence:g}, and it must be between 0 and 1"
-            )
-        if self.mode == "generate" and self.min_confidence > 0:
-            raise UsageError(
-                "min_confidence is for answers from a list of labels; mode is 'generate'"
-            )
+        check_options(self.mode, self.several, self.top_k, self.min_confidence)
         self.choice()  # which refuses labels that cannot be used
 
     def choice(self) -> LabelChoice | None:
@@ -114,6 +103,29 @@ class Choosing:
         confidence = math.exp(answer.log_probability)
         is_sure = confidence >= self.min_confidence
         return Said(text if is_sure else NOTHING, confidence)
+
+
+def check_options(
+    mode: str,
+    several: bool,
+    top_k: int,
+    min_confidence: float,
+    named: Callable[[str], str] = str,
+) -> None:
+    """Raise UsageError for options of `Choosing` that do not go together.
+
+    named: what the user calls an option
+    """
+    by_mode = named("mode")
+    if several and mode != "constrained":
+        raise UsageError(f"{named('several')} is for {by_mode} constrained")
+    if top_k < 1:
+        raise UsageError(f"{named('top_k')} is {top_k}, and it must be at least 1")
+    confidence = named("min_confidence")
+    if not 0 <= min_confidence <= 1:
+        raise UsageError(f"{confidence} is {min_confidence:g}, and it must be between 0 and 1")
+    if min_confidence > 0 and mode == "generate":
+        raise UsageError(f"{confidence} is for {by_mode} score and {by_mode} constrained")
 
 
 def make_choosing(

@@ -32,10 +32,20 @@ _ACCELERATOR_ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """One question about one window: the key of its request."""
+    """One question about one window, without its sound: the key of its request."""
 
-    heard: Heard
+    recording: Recording
+    index: int
+    start: float
+    end: float
     query: str
+    key: str
+
+    @classmethod
+    def about(cls, heard: Heard, query: str) -> _Asked:
+        """The question about a window that was read."""
+        window = heard.window
+        return cls(heard.recording, window.index, window.start, window.end, query, heard.key)
 
 
 class Pipeline(Talking):
@@ -47,7 +57,8 @@ class Pipeline(Talking):
     default ("auto") that beside the model, if there is one, and with None there is none.
     `cache_dir` is a folder where audio embeddings are kept beyond the process (by default that of
     the environment variable NATURELM_CACHE, if it is set). `max_memory` is how many bytes batches
-    may take beside the model's weights.
+    may take beside the model's weights; `kept_bytes` those of embeddings that stay in memory for
+    questions about the same sound (256 MB).
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Pipeline(Talking):
         calibration: Calibration | str | Path | None = "auto",
         cache_dir: str | Path | None = None,
         max_memory: int | None = None,
+        kept_bytes: int | None = None,
     ) -> None:
         from NatureLM.config import load_config
 
@@ -69,7 +81,7 @@ class Pipeline(Talking):
         if model is None or isinstance(model, (str, Path)):
             model = load(model, device, dtype)
         self.model = model
-        self._cache_dir, self._max_memory = cache_dir, max_memory
+        self._cache_dir, self._max_memory, self._kept_bytes = cache_dir, max_memory, kept_bytes
         self._embeddings: Embeddings | None = None
 
     def __call__(
@@ -182,10 +194,10 @@ class Pipeline(Talking):
                         raise made.error
                     yield made
                     continue
-                asked_of = cast(_Asked, made.key).heard
-                if asked_of.key != last_key:
+                key = cast(_Asked, made.key).key
+                if key != last_key:
                     stream.let_go(last_key)
-                last_key = asked_of.key
+                last_key = key
                 yield _result(made, choosing)
 
     def _run(
@@ -197,7 +209,9 @@ class Pipeline(Talking):
         from NatureLM.generation.options import GenerationOptions
 
         if self._embeddings is None:
-            self._embeddings = kept_embeddings(self._cache_dir, note, max_memory=self._max_memory)
+            self._embeddings = kept_embeddings(
+                self._cache_dir, note, max_memory=self._max_memory, most_bytes=self._kept_bytes
+            )
         rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
         engine = Engine(
             self.model,
@@ -230,10 +244,10 @@ class Pipeline(Talking):
             for query in heard.recording.queries:
                 if skip is not None and skip(WindowKey(name, start, query)):
                     continue
-                stream.hold(heard)
+                stream.hold(heard, once=len(heard.recording.queries) == 1)
                 prompt = processor.render(query)
                 yield Request(
-                    key=_Asked(heard, query),
+                    key=_Asked.about(heard, query),
                     prompt=prompt,
                     audios=(heard.key,) * prompt.count(PLACEHOLDER),
                     alpha=alpha,
@@ -293,19 +307,18 @@ def _result(answer: Answer, choosing: Choosing) -> WindowResult:
         raise answer.error
     asked = cast(_Asked, answer.key)
     said = choosing.read(answer)
-    window = asked.heard.window
     return WindowResult(
-        audio_path=asked.heard.recording.name,
-        start=window.start,
-        end=window.end,
+        audio_path=asked.recording.name,
+        start=asked.start,
+        end=asked.end,
         query=asked.query,
         prompt=answer.request.prompt,
         merging_alpha=answer.request.alpha,
         text=said.text,
-        window_index=window.index,
+        window_index=asked.index,
         confidence=said.confidence,
         alternatives=said.alternatives,
-        audio_index=asked.heard.recording.number,
+        audio_index=asked.recording.number,
     )
 
 

@@ -14,6 +14,8 @@ from NatureLM.audio import AudioError, Window, iter_windows
 from NatureLM.infer.ahead import ahead
 from NatureLM.infer.results import RecordingError
 
+_CHUNK = 4  # windows that a recording is read on at a time
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -66,24 +68,32 @@ class WindowStream:
         self._recordings, self._cutting = recordings, cutting
         self._rate, self._warn, self._workers = input_sample_rate, warn, workers
         self._held: dict[str, NDArray[np.float32]] = {}
+        self._once: set[str] = set()
 
     def __iter__(self) -> Iterator[Heard | RecordingError]:
-        for item in ahead(map(self._decode, self._recordings), workers=self._workers):
+        streams = map(self._decode, self._recordings)
+        for item in ahead(streams, workers=self._workers, chunk=_CHUNK):
             if isinstance(item, _Note):
                 self._warn(item.text)
             else:
                 yield item
 
-    def hold(self, heard: Heard) -> None:
-        """Keep the sound of a window, so that `load` finds it."""
+    def hold(self, heard: Heard, *, once: bool = False) -> None:
+        """Keep the sound of a window, so that `load` finds it; `once`: it is loaded once only."""
         self._held[heard.key] = heard.window.samples
+        if once:
+            self._once.add(heard.key)
 
     def load(self, key: str) -> NDArray[np.float32]:
         """The samples of a window that is held."""
-        return self._held[key]
+        if key not in self._once:
+            return self._held[key]
+        self._once.remove(key)
+        return self._held.pop(key)
 
     def let_go(self, key: str) -> None:
         """Nothing more is asked of this window."""
+        self._once.discard(key)
         self._held.pop(key, None)
 
     def _decode(self, recording: Recording) -> Iterator[Heard | RecordingError | _Note]:

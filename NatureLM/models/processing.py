@@ -73,7 +73,8 @@ class NatureLMProcessor(ProcessorMixin):
         longest = self.window_seconds
         window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
         wav_S = wav_S[:window].clamp(-1.0, 1.0)
-        return torch.nn.functional.pad(wav_S, (0, window - wav_S.shape[0]))
+        missing = window - wav_S.shape[0]
+        return torch.nn.functional.pad(wav_S, (0, missing)) if missing else wav_S
 
     def __call__(
         self, audios: list[Any], queries: list[str], **_: Any

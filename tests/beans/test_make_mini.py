@@ -160,6 +160,8 @@ def test_make_mini_ends_in_a_report(shared_dir: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    shown = [line for line in done.stdout.splitlines() if "mini-captioning" in line]
+    assert sum("beans-zero" in line for line in shown) == 3, "once, with a line for each α"
     records = json.loads((tmp_path / "scores" / "metrics.json").read_text(encoding="utf-8"))
     tasks = ("classification", "detection", "captioning")
     assert {(one["dataset"], one["lora_scale"]) for one in records} == {

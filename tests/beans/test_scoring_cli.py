@@ -79,6 +79,8 @@ def test_writes_records_and_tables(
     assert table(out / "errors.csv") == []
     assert "0.833 [" in printed
     assert json.loads((out / "scoring.json").read_text())["protocols"] == ["strict"]
+    _, quiet, _ = beans("score", path, "--output-path", out, "--quiet")
+    assert quiet.startswith("24 answers; wrote metrics.json")
 
 
 def test_parquet_tables_are_the_csv_tables(

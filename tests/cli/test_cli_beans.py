@@ -71,11 +71,12 @@ def lines_of(name: str) -> list[dict[str, Any]]:
 
 
 def test_answers_and_metrics_stand_in_two_files(data: Path, nano_folder: Path) -> None:
-    done = run(nano_folder, "--output-path", ANSWERS)
+    done = run(nano_folder, "--output-path", ANSWERS, "--cache-dir", "cache")
     assert done.exit_code == 3, done.output  # a recording is missing
     assert {path.name for path in Path().iterdir()} == {
-        *("data", ANSWERS, METRICS, f"{ANSWERS}.run.json"),
+        *("data", "cache", ANSWERS, METRICS, f"{ANSWERS}.run.json"),
     }
+    assert list(Path("cache").rglob("*.safetensors"))
     rows = {one["id"]: one for one in lines_of(ANSWERS)}
     assert rows.keys() == {identity for identity, *_ in SAMPLES}
     assert "gone.wav: there is no such file" in rows["3"]["error"]

@@ -28,8 +28,9 @@ def test_an_unknown_action_is_refused(tmp_path: Path) -> None:
     assert "it must be info or clear" in result.stderr
 
 
+@pytest.mark.parametrize("is_option", [False, True])
 def test_sound_is_encoded_once_for_several_commands(
-    tmp_path: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch, is_option: bool
 ) -> None:
     from NatureLM.models import NatureLM
 
@@ -41,7 +42,11 @@ def test_sound_is_encoded_once_for_several_commands(
         return encode(model, wav_BS, *args)
 
     monkeypatch.setattr(NatureLM, "encode_audio", counting)
-    monkeypatch.setenv("NATURELM_CACHE", str(tmp_path / "cache"))
+    cache_dir = ("--cache-dir", str(tmp_path / "cache")) if is_option else ()
+    if is_option:
+        monkeypatch.delenv("NATURELM_CACHE", raising=False)
+    else:
+        monkeypatch.setenv("NATURELM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
     def infer(alpha: str, name: str) -> str:
@@ -49,7 +54,7 @@ def test_sound_is_encoded_once_for_several_commands(
             *("infer", "--model", str(nano_folder / "checkpoint"), "--device", "cpu"),
             *("--audio-path", str(nano_folder / "audio"), "-q", "What is it?"),
             *("--options", "generate.max_new_tokens=3", "--merging-alpha", alpha),
-            *("--output-path", name, "--max-memory", "1GB"),
+            *("--output-path", name, "--max-memory", "1GB", *cache_dir),
         )
         assert result.exit_code == 0, result.stderr
         return (tmp_path / name).read_text(encoding="utf-8")
@@ -60,6 +65,6 @@ def test_sound_is_encoded_once_for_several_commands(
     infer("0.5", "b.jsonl")
     assert infer("1.0", "c.jsonl") == first
     assert sum(encoded) == windows, "a window was encoded again"
-    assert f"{windows} clips" in naturelm("cache", "info").stdout
-    assert f"Cleared {tmp_path / 'cache'}" in naturelm("cache", "clear").stdout
-    assert "0 clips, 0 bytes" in naturelm("cache").stdout
+    assert f"{windows} clips" in naturelm("cache", "info", *cache_dir).stdout
+    assert f"Cleared {tmp_path / 'cache'}" in naturelm("cache", "clear", *cache_dir).stdout
+    assert "0 clips, 0 bytes" in naturelm("cache", *cache_dir).stdout

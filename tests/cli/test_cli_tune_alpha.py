@@ -81,10 +81,11 @@ def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
     code, printed, errors = tune(
         "--model", nano_folder / "checkpoint", "--data", table, *columns(),
         "--where", "split=valid", "--query", "What is it?", "--output-path", out, *QUICK,
-        "--batch-size", 5,
+        "--batch-size", 5, "--max-memory", "1GB", "--cache-dir", tmp_path / "cache",
     )  # fmt: skip
     assert code == 0, errors
     assert encoded == [3]
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
     assert "highest" in printed
     assert "Use α = " in printed
     rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
@@ -140,6 +141,7 @@ def test_a_recording_that_is_not_there_is_named_and_left_out(
         (["--data", "TABLE", *columns()], "no question"),
         (["--data", "TABLE", *columns(), "-q", "?", "--metric", "cider"], "--metric cider"),
         (["--data", "TABLE", *columns(), "-q", "?", "--towards", "left"], "--towards left"),
+        (["--data", "TABLE", *columns(), "-q", "?", "--max-memory", "much"], "--max-memory is"),
         (["--data", "TABLE", *columns(), "-q", "?", "--from", "2"], "give low < high"),
         (["--data", "TABLE", *columns(), "-q", "?", "--protocol", "x"], "no protocol 'x'"),
         (

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from NatureLM.audio import Window, iter_windows
+from NatureLM.cli.embedding import load_embedder
 from NatureLM.embeddings.embedder import Embedder
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
+from NatureLM.models.checkpoint.tensors import StoredTensor
 
 
 def windows(seconds: float = 23.0, window: float = 10.0) -> list[Window]:
@@ -36,6 +41,25 @@ def test_the_mean_over_what_holds_sound(nano: NatureLM, layer: str) -> None:
     alone = np.concatenate([Embedder(nano, layer, batch=1).vectors([one]) for one in heard])
     assert vectors == pytest.approx(alone, abs=1e-5)
     assert embedder.vectors([]).shape == (0, embedder.width)
+
+
+@pytest.mark.parametrize("layer", ["encoder", "projected"])
+def test_vectors_need_nothing_of_the_language_model(
+    nano: NatureLM, nano_folder: Path, monkeypatch: pytest.MonkeyPatch, layer: str
+) -> None:
+    read: list[str] = []
+    plain = StoredTensor.read
+
+    def spy(tensor: StoredTensor, *args: Any) -> torch.Tensor:
+        read.append(tensor.name)
+        return plain(tensor, *args)
+
+    monkeypatch.setattr(StoredTensor, "read", spy)
+    embedder = load_embedder(str(nano_folder / "checkpoint"), layer, "cpu", "auto")
+    assert read
+    assert not [name for name in read if name.startswith(("llama_", "model.", "lm_head"))]
+    assert embedder.fingerprint == Embedder(nano, layer).fingerprint
+    assert np.array_equal(embedder.vectors(windows()), Embedder(nano, layer).vectors(windows()))
 
 
 def test_times_of_slowed_sound_are_those_of_the_recording(nano: NatureLM) -> None:

@@ -101,10 +101,10 @@ def test_a_calibration_changes_how_sure_and_not_what(
         ({"mode": "score"}, "mode 'score' needs labels"),
         ({"labels": LABELS}, "mode is 'generate'"),
         ({"mode": "score", "labels": "Owl"}, "labels must be a list of texts"),
-        ({"mode": "score", "labels": LABELS, "several": True}, "in the mode 'constrained' only"),
+        ({"mode": "score", "labels": LABELS, "several": True}, "several is for mode constrained"),
         ({"mode": "score", "labels": LABELS, "top_k": 0}, "top_k is 0"),
         ({"mode": "score", "labels": LABELS, "min_confidence": 2.0}, "min_confidence is 2"),
-        ({"min_confidence": 0.5}, "min_confidence is for answers from a list"),
+        ({"min_confidence": 0.5}, "min_confidence is for mode score and mode constrained"),
         ({"mode": "score", "labels": ["Owl", "Owl"]}, "'Owl' is in the list twice"),
     ],
 )

@@ -244,9 +244,9 @@ def test_sound_is_let_go_of_once_it_is_answered(
     streams: list[sound_stream.WindowStream] = []
     hold = sound_stream.WindowStream.hold
 
-    def spy(stream: sound_stream.WindowStream, heard: Any) -> None:
+    def spy(stream: sound_stream.WindowStream, heard: Any, **how: Any) -> None:
         streams.append(stream)
-        hold(stream, heard)
+        hold(stream, heard, **how)
 
     monkeypatch.setattr(sound_stream.WindowStream, "hold", spy)
     queries = [["A?", "B?"]]
@@ -259,6 +259,16 @@ def test_sound_is_let_go_of_once_it_is_answered(
         **FAST,
     ):
         assert len(streams[0]._held) <= 6
+    for _ in pipeline.windows(
+        [sound(9.0, seed=3)],
+        "A?",
+        window_length_seconds=1.0,
+        hop_length_seconds=1.0,
+        batch_size=4,
+        **FAST,
+    ):
+        pass
+    assert not streams[-1]._held, "what one question is asked of is let go of when it is loaded"
 
 
 def test_a_folded_run_answers_alike_and_leaves_the_model_as_it_was(

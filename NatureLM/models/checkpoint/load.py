@@ -26,6 +26,7 @@ from NatureLM.models.checkpoint.names import (
     Slot,
     base_name,
     is_unused,
+    of_language_model,
     part_dtype,
     slots,
 )
@@ -93,8 +94,13 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
+    hears_only: bool = False,
 ) -> NatureLM:
-    """See `NatureLM.from_pretrained`."""
+    """See `NatureLM.from_pretrained`.
+
+    hears_only: the language model's tensors are not read and have no storage: all that the model
+        can do then is to encode audio
+    """
     where = torch.device(device or "cpu")
     as_dtype = _dtype(dtype)
     opened = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
@@ -105,11 +111,14 @@ def load_model(
     else:
         model, stored, adapter_files = with_adapter(opened, adapter)
     model_slots = slots(model)
+    if hears_only:
+        model_slots = [one for one in model_slots if not of_language_model(one.stored_name)]
+        stored = {name: one for name, one in stored.items() if not of_language_model(name)}
     chosen = choose_tensors(opened, model_slots, stored)
     for slot in model_slots:
         target = part_dtype(slot.stored_name, as_dtype, where)
         fill_slot(slot, chosen.get(slot.stored_name), target, where)
-    restore_computed_buffers(model, where)
+    restore_computed_buffers(model, where, hears_only=hears_only)
     if (opened.base / "generation_config.json").is_file():
         model.language_model.generation_config = GenerationConfig.from_pretrained(opened.base)
     model.name_or_path = str(path_or_id)
@@ -311,7 +320,9 @@ def fit_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     return value
 
 
-def restore_computed_buffers(model: NatureLM, device: torch.device) -> None:
+def restore_computed_buffers(
+    model: NatureLM, device: torch.device, *, hears_only: bool = False
+) -> None:
     """Buffers that no file holds (rotary frequencies) are computed by the language model's code."""
     for module in model.modules():
         absent = [
@@ -323,5 +334,9 @@ def restore_computed_buffers(model: NatureLM, device: torch.device) -> None:
             module._buffers[name] = torch.empty_like(buffer, device=device)
         if absent:
             model.language_model._init_weights(module)
-    left = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
+    left = [
+        name
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.is_meta and not (hears_only and of_language_model(name))
+    ]
     assert not left, f"tensors without storage after loading: {left[:5]}"

@@ -94,10 +94,16 @@ def base_name(name: str) -> str | None:
     return None
 
 
+def of_language_model(name: str) -> bool:
+    """Whether a tensor plays no part in hearing."""
+    return name.startswith(("llama_model.", "llama_embed_tokens."))
+
+
 def part_dtype(name: str, explicit: torch.dtype | None, device: torch.device) -> torch.dtype:
     """The dtype of a tensor: as asked; else float32, and on accelerators bfloat16 for the
     language model, as the published model runs."""
     if explicit is not None:
         return explicit
-    of_language_model = name.startswith(("llama_model.", "llama_embed_tokens."))
-    return torch.bfloat16 if of_language_model and device.type != "cpu" else torch.float32
+    if of_language_model(name) and device.type != "cpu":
+        return torch.bfloat16
+    return torch.float32
