@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from NatureLM.training.tiny.architecture import WINDOW_DELAYS
 from NatureLM.training.tiny.evaluate import Result
 from NatureLM.training.tiny.text.species import HEARD
 
@@ -92,8 +93,12 @@ runs five stages, seed {seed}:
 4. audio: `naturelm train` with `configs/tiny/audio.yml`. LoRA and, slowly, the Q-Former learn to
    answer about recordings; the language model, BEATs and the (random) projection stay as they are,
    so that the language model cannot hear at α 0;
-5. polish: the same for a little longer (`configs/tiny/polish.yml`), in which sounds without an
-   animal are seldom asked for an animal's name.
+5. polish: the same for longer and more slowly (`configs/tiny/polish.yml`), from what the teachers
+   would answer; sounds without an animal are seldom asked for an animal's name, and lists seldom
+   lack what is heard.
+
+The finished model hears each window three times, {delays} s late, and averages what it hears
+(`window_delays`).
 
 What helped and what did not, learning curves and confusions are in `docs/explanation/tiny-model.md`
 of the repository, what α does in `docs/explanation/merging.md`. {notes}
@@ -130,6 +135,7 @@ def write_card(
         alpha=alpha,
         rows=rows,
         classes=len(HEARD),
+        delays=", ".join(f"{delay:g}" for delay in WINDOW_DELAYS),
         command=command,
         seed=seed,
         notes=notes,

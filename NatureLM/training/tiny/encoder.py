@@ -34,7 +34,7 @@ class EncoderSettings:
     """Training of the encoder; `taught` is the teachers' part of what it aims at."""
 
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(2200, ((0.65, 18, 96), (0.2, 36, 48), (0.15, 62, 32)))
+        default_factory=lambda: Schedule(2600, ((0.65, 18, 96), (0.2, 36, 48), (0.15, 62, 32)))
     )
     learning_rate: float = 1e-3
     matrix_learning_rate: float = 0.02
@@ -42,7 +42,7 @@ class EncoderSettings:
     smoothing: float = 0.05
     taught: float = 0.9
     seed: int = 0
-    changes: Changes = field(default_factory=Changes)
+    changes: Changes = field(default_factory=lambda: Changes(colour_db=8.0))
 
 
 class Listener(nn.Module):

@@ -44,6 +44,7 @@ def stage_curves(run: Path) -> dict[str, dict[str, Curve]]:
     teachers = sorted({row["teacher"] for row in log if "teacher" in row})
     text = read_rows(run / "text" / "run" / "log.jsonl")
     audio = read_rows(run / "audio" / "run" / "log.jsonl")
+    polish = read_rows(run / "polish" / "run" / "log.jsonl")
     return {
         "text: loss": {
             "training": curve(text, "loss", kind="train"),
@@ -59,6 +60,9 @@ def stage_curves(run: Path) -> dict[str, dict[str, Curve]]:
         "audio: loss": {
             "training": curve(audio, "loss", kind="train"),
             "valid, unseen wordings": curve(audio, "loss", kind="valid"),
+        },
+        "polish, from the teachers' answers: loss": {
+            "training": curve(polish, "loss", kind="train")
         },
     }
 
@@ -81,7 +85,7 @@ def draw_curves(run: Path, path: Path) -> None:
     plt = _pyplot()
     panels = stage_curves(run)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
+        figure, axes = plt.subplots(1, len(panels), figsize=(16, 3.8), layout="constrained")
         for axis, (title, lines) in zip(axes, panels.items(), strict=True):
             for name, (steps, values) in lines.items():
                 axis.plot(steps, values, label=name, linewidth=1.5)

@@ -4,7 +4,7 @@ text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml
 teachers: convolutional networks learn to tell the sounds apart (`teachers.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
-polish: the same for a little longer and more slowly (configs/tiny/polish.yml)
+polish: the same for longer and more slowly, with the teachers' answers (configs/tiny/polish.yml)
 
 Text is learnt beside teachers and encoder, in a process of its own, and so is each teacher. A stage
 whose settings changed, and every stage that builds on it, is made anew.
@@ -28,7 +28,8 @@ import torch
 from NatureLM.audio import probe
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
-from NatureLM.training.tiny.architecture import language_model_config
+from NatureLM.training.objectives.soft import SoftAnswers
+from NatureLM.training.tiny.architecture import WINDOW_DELAYS, language_model_config
 from NatureLM.training.tiny.card import write_card
 from NatureLM.training.tiny.encoder import LISTENER, EncoderSettings, train_encoder
 from NatureLM.training.tiny.evaluate import evaluate
@@ -36,11 +37,23 @@ from NatureLM.training.tiny.fitting import Log, Schedule, Sounds
 from NatureLM.training.tiny.sounds import Clip, clips_of, read_clips, training_clips
 from NatureLM.training.tiny.spectrograms import Spectrograms
 from NatureLM.training.tiny.tables import audio_rows, text_rows, write_rows
-from NatureLM.training.tiny.teachers import TeacherSettings, load_teachers, train_teacher
+from NatureLM.training.tiny.teachers import Teachers, TeacherSettings, load_teachers, train_teacher
+from NatureLM.training.tiny.text import wordings
+from NatureLM.training.tiny.text.questions import answer
+from NatureLM.training.tiny.text.species import source
 from NatureLM.training.tiny.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
+
+# Questions whose answer names the sound, so that the teachers have a say in it.
+_TAUGHT_FAMILIES = (
+    wordings.COMMON,
+    wordings.SCIENTIFIC,
+    wordings.GROUP,
+    wordings.SOUND,
+    wordings.ANIMALS_PRESENT,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Recipe:
     balance: 0 draws clips evenly, 1 draws classes evenly, in the teachers' and encoder's stage
     clips_per_class: most training clips of a class; None takes all
     no_animal: how often the last stage asks sounds without an animal for a name, relative to before
+    absent: share of lists that lack what is heard, in the last stage
+    taught: the teachers' part of the answers that the last stage learns
     held_out: training fold that is kept for choosing settings
     measured: whether the model is measured on the test splits in the end
     """
@@ -64,6 +79,8 @@ class Recipe:
     audio_steps: int | None = None
     polish_steps: int | None = None
     no_animal: float = 0.3
+    absent: float = 0.03
+    taught: float = 0.9
     clips_per_class: int | None = None
     held_out: str | None = None
     measured: bool = True
@@ -155,7 +172,8 @@ class Run:
         teachers = _digest(asdict(recipe.teachers), names, recipe.seed)
         encoder = _digest(teachers, asdict(recipe.encoder))
         audio = _digest(text, encoder, _set(self.audio_config), recipe.audio_steps)
-        polish = _digest(audio, _set(self.polish_config), recipe.no_animal, recipe.polish_steps)
+        asked = (recipe.no_animal, recipe.absent, recipe.taught, recipe.polish_steps)
+        polish = _digest(audio, _set(self.polish_config), *asked)
         return {
             "text": text,
             "teachers": teachers,
@@ -195,9 +213,12 @@ class Run:
 
     def encoder(self, folder: Path) -> None:
         """What hears: the audio encoder and the Q-Former."""
-        teachers = load_teachers(self.output / "teachers", len(self.labels), self.recipe.teachers)
+        teachers = self._teachers()
         settings = replace(self.recipe.encoder, seed=self.recipe.seed)
         train_encoder(self._sounds(), teachers, settings, folder, self._logger("encoder"))
+
+    def _teachers(self) -> Teachers:
+        return load_teachers(self.output / "teachers", len(self.labels), self.recipe.teachers)
 
     def _sounds(self) -> Sounds:
         spectrograms = Spectrograms(self.clips, self.labels, self.recipe.balance)
@@ -217,18 +238,37 @@ class Run:
         _train(_with(config, model=paths))
 
     def polish(self, folder: Path) -> None:
-        """The model goes on learning; sounds without an animal are seldom asked for a name."""
+        """The model goes on learning, from what the teachers would answer.
+
+        Sounds without an animal are seldom asked for a name, and lists seldom lack what is heard.
+        """
+        recipe = self.recipe
         config = self._asking(
-            folder, self.polish_config, self.recipe.polish_steps, self.recipe.no_animal
+            folder,
+            self.polish_config,
+            recipe.polish_steps,
+            no_animal=recipe.no_animal,
+            absent=recipe.absent,
         )
-        _train(_with(config, model={"ckpt": str(self.output / "audio" / "run" / "final")}))
+        texts = {
+            family: [answer(family, [source(label)]) for label in self.labels]
+            for family in _TAUGHT_FAMILIES
+        }
+        soft = SoftAnswers(self._teachers().mean, texts, recipe.taught)
+        _train(_with(config, model={"ckpt": str(self.output / "audio" / "run" / "final")}), soft)
 
     def _asking(
-        self, folder: Path, config: Config, steps: int | None, no_animal: float = 1.0
+        self,
+        folder: Path,
+        config: Config,
+        steps: int | None,
+        *,
+        no_animal: float = 1.0,
+        absent: float = 0.15,
     ) -> Config:
-        """The configuration, with tables of questions about the clips."""
+        """The configuration, with tables of questions about the clips (`audio_rows`)."""
         tables, seed = folder / "tables", self.recipe.seed
-        rows = audio_rows(self.clips, seed, no_animal=no_animal)
+        rows = audio_rows(self.clips, seed, no_animal=no_animal, absent=absent)
         write_rows(rows, tables / "audio.jsonl")
         write_rows(audio_rows(self.valid, seed, unseen=True), tables / "audio_valid.jsonl")
         return _filled(config, tables, folder / "run", steps)
@@ -238,6 +278,7 @@ class Run:
         from NatureLM.models import NatureLM
 
         model = NatureLM.from_pretrained(self.output / "polish" / "run" / "final")
+        model.config.window_delays = list(WINDOW_DELAYS)
         folder = self.output / "model"
         save_small(model, folder)
         self.log({"stage": "model", "event": "saved", "folder": folder.name})
@@ -294,10 +335,10 @@ def save_small(model: NatureLM, folder: Path) -> None:
     in_half.half().save_pretrained(folder)
 
 
-def _train(config: Config) -> None:
+def _train(config: Config, soft: SoftAnswers | None = None) -> None:
     from NatureLM.training.loop import train
 
-    train(config, resume=True)
+    train(config, resume=True, soft=soft)
 
 
 def _config(path: Path) -> Config:

@@ -31,7 +31,6 @@ FAMILY_WEIGHTS = {
     wordings.CAPTION: 1.0,
 }
 _NAMES = (wordings.COMMON, wordings.SCIENTIFIC)
-_ABSENT_SHARE = 0.15  # of the questions with a list, those whose list lacks what is heard
 _VARIANTS = 12  # wordings kept per row, of which the training draws one each time
 
 
@@ -60,11 +59,13 @@ def audio_rows(
     balance: float = 0.5,
     unseen: bool = False,
     no_animal: float = 1.0,
+    absent: float = 0.15,
 ) -> Iterator[Row]:
     """All families of questions about every clip, several wordings per row.
 
     balance: 0 draws clips evenly, 1 draws classes evenly
     no_animal: how often sounds without an animal are asked for an animal's name, relative to that
+    absent: share of the questions with a list whose list lacks what is heard
     """
     pool = [source(name) for name in sorted({clip.label for clip in clips})]
     counts = Counter(clip.label for clip in clips)
@@ -74,11 +75,17 @@ def audio_rows(
         for family in wordings.SEEN:
             named = clip.source.is_animal or family not in _NAMES
             share = weight if named else weight * no_animal
-            yield from _family_rows(clip, family, share, pool, rng, unseen)
+            yield from _family_rows(clip, family, share, pool, rng, unseen, absent)
 
 
 def _family_rows(
-    clip: Clip, family: str, weight: float, pool: list[Source], rng: random.Random, unseen: bool
+    clip: Clip,
+    family: str,
+    weight: float,
+    pool: list[Source],
+    rng: random.Random,
+    unseen: bool,
+    absent: float,
 ) -> Iterator[Row]:
     weight *= FAMILY_WEIGHTS[family]
     by_answer: dict[str, list[str]] = {}
@@ -92,7 +99,7 @@ def _family_rows(
         if family == wordings.YES_NO:
             share = 0.5
         elif family == wordings.CHOICE:
-            share = _ABSENT_SHARE if reply == NONE else 1 - _ABSENT_SHARE
+            share = absent if reply == NONE else 1 - absent
         row = {
             "path": str(clip.path),
             "prompt": prompts,

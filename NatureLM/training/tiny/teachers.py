@@ -34,12 +34,12 @@ class TeacherSettings:
     count: int = 2
     width: int = 24
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(1000, ((0.7, 16, 64), (0.3, 32, 32)), clip=2.0)
+        default_factory=lambda: Schedule(1700, ((0.7, 16, 64), (0.3, 32, 32)), clip=2.0)
     )
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     smoothing: float = 0.05
-    changes: Changes = field(default_factory=lambda: Changes(mix=0.5))
+    changes: Changes = field(default_factory=lambda: Changes(mix=0.5, colour_db=8.0))
 
 
 class Block(nn.Module):
@@ -107,6 +107,11 @@ class Teachers:
         with torch.autocast("cpu", torch.bfloat16):
             logits: Tensor = self.networks[turn % len(self.networks)](fbank_BTM)
         return logits.float().softmax(dim=-1)
+
+    def mean(self, fbank_BTM: Tensor) -> Tensor:
+        """Class probabilities (B, C), the mean over all of them."""
+        every = [self.probabilities(fbank_BTM, turn) for turn in range(len(self.networks))]
+        return torch.stack(every).mean(dim=0)
 
 
 def train_teacher(

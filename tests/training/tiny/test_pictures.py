@@ -37,16 +37,17 @@ def run(tmp_path: Path) -> Path:
         {"kind": "train", "step": 20, "loss": 1.0},
         {"kind": "valid", "step": 20, "loss": 1.5},
     ]
-    for stage in ("text", "audio"):
+    for stage in ("text", "audio", "polish"):
         lines(tmp_path / stage / "run" / "log.jsonl", training)
     return tmp_path
 
 
 def test_curves(run: Path) -> None:
-    text, hearing, audio = stage_curves(run).values()
+    text, hearing, audio, polish = stage_curves(run).values()
     assert text["training"] == ([10, 20], [3.0, 1.0])
     assert text["unseen wordings"] == ([20], [1.5])
     assert audio["valid, unseen wordings"] == ([20], [1.5])
+    assert polish["training"] == ([10, 20], [3.0, 1.0])
     assert hearing["teacher 1"] == ([100], [0.5])
     assert hearing["encoder"] == ([100, 200], [0.4, 0.7])
 
