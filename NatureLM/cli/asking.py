@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from NatureLM.cli.heavy import import_model
 from NatureLM.cli.progress import Reporter
 from NatureLM.cli.request import InferRequest
 from NatureLM.config import Config
@@ -78,6 +79,7 @@ class ModelRequest(Protocol):
 
 def load_model(request: ModelRequest) -> NatureLM:
     """The model that a request names, with the prompt template of its configuration."""
+    import_model()
     return load_configured(
         request.model,
         request.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from NatureLM.cli.heavy import import_model
 from NatureLM.embeddings.embedder import Embedder
 from NatureLM.embeddings.settings import IndexSettings
 from NatureLM.errors import UsageError
@@ -20,6 +21,7 @@ def load_embedder(
     note: Callable[[str], None] = lambda text: None,
 ) -> Embedder:
     """The model of this name, as what makes vectors of a layer; its language model is not read."""
+    import_model()
     from NatureLM.models.checkpoint.load import load_model
 
     loaded = load_model(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from NatureLM.cli.heavy import import_model
+
 
 def train(
     cfg_path: Annotated[
@@ -51,6 +53,7 @@ def train(
         for line in report(config):
             typer.echo(line)
         return
+    import_model()
     from transformers.utils.logging import disable_progress_bar
 
     from NatureLM.training.loop import train as run_training
