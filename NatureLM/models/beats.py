@@ -28,6 +28,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
 }
 
+# Numbers of the widest tensor between layers: from 32 MB on, the system is asked for memory each
+# time, and making it costs more than larger matrix products save.
+_QUICK_NUMBERS = 7 << 20
+
 
 class BEATs(nn.Module):
     """Normalised fbank (B, T, F) → patch vectors (B, P, D), time-major.
@@ -136,6 +140,26 @@ class TransformerEncoder(nn.Module):
         return cast("list[EncoderLayer]", list(self.layers))
 
     def forward(self, x_BPD: Tensor, mask_BP: Tensor | None = None) -> Tensor:
+        length, rows = x_BPD.shape[1], self._rows_at_once(x_BPD)
+        has_bias = self.cfg.relative_position_embedding
+        bias_HPP = self._position_bias(length) if has_bias else None
+        if rows >= x_BPD.shape[0]:
+            return self._encode(x_BPD, bias_HPP, mask_BP)
+        pieces = x_BPD.split(rows)
+        masks = [None] * len(pieces) if mask_BP is None else mask_BP.split(rows)
+        return torch.cat(
+            [self._encode(x, bias_HPP, mask) for x, mask in zip(pieces, masks, strict=True)]
+        )
+
+    def _rows_at_once(self, x_BPD: Tensor) -> int:
+        """How many windows a processor encodes quickest together, where nothing is learnt."""
+        if x_BPD.device.type != "cpu" or torch.is_grad_enabled():
+            return x_BPD.shape[0]
+        cfg, length = self.cfg, x_BPD.shape[1]
+        widest = length * max(cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads * length)
+        return max(1, _QUICK_NUMBERS // widest)
+
+    def _encode(self, x_BPD: Tensor, bias_HPP: Tensor | None, mask_BP: Tensor | None) -> Tensor:
         cfg = self.cfg
         if mask_BP is not None:
             x_BPD = x_BPD.masked_fill(mask_BP.unsqueeze(-1), 0)
@@ -144,7 +168,6 @@ class TransformerEncoder(nn.Module):
             x_BPD = self.layer_norm(x_BPD)
         x_BPD = F.dropout(x_BPD, cfg.dropout, self.training)
 
-        bias_HPP = self._position_bias(x_BPD.shape[1]) if cfg.relative_position_embedding else None
         for layer in self.stack:
             if self.training and cfg.layer_wise_gradient_decay_ratio != 1.0:
                 x_BPD = scale_gradient(x_BPD, cfg.layer_wise_gradient_decay_ratio)
@@ -226,8 +249,9 @@ class EncoderLayer(nn.Module):
         if self.cfg.layer_norm_first:
             x = x + self._attend(self.self_attn_layer_norm(x), bias_HPP, mask_BP)
             return x + self._feed_forward(self.final_layer_norm(x))
-        x = self.self_attn_layer_norm(x * self.residual_scale + self._attend(x, bias_HPP, mask_BP))
-        out: Tensor = self.final_layer_norm(x * self.residual_scale + self._feed_forward(x))
+        scale = self.residual_scale
+        x = self.self_attn_layer_norm(torch.add(self._attend(x, bias_HPP, mask_BP), x, alpha=scale))
+        out: Tensor = self.final_layer_norm(torch.add(self._feed_forward(x), x, alpha=scale))
         return out
 
     def _attend(self, x: Tensor, bias_HPP: Tensor | None, mask_BP: Tensor | None) -> Tensor:
