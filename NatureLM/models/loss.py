@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +79,14 @@ def answer_rows(
     targets: list[Tensor] = []
     uncertain: list[SoftToken] = []
 
-    def tokens_of(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        return found[:max_answer_tokens]
+    @cache  # rows with shares name the same answers again and again
+    def tokens_of(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids[:max_answer_tokens])
 
     for row, (prompt_LD, answer) in enumerate(zip(prompts_LD, answers, strict=True)):
         tokens = tokens_of(answer)
         if row < len(soft) and (likely := soft[row]) is not None:
-            shares = {tuple(tokens_of(text)): share for text, share in likely.items()}
+            shares = {tokens_of(text): share for text, share in likely.items()}
             uncertain += _soft_tokens(row, prompt_LD.shape[0], tokens, shares)
         ids = torch.tensor(tokens, dtype=torch.long, device=device)
         rows.append(torch.cat([prompt_LD, embed_tokens(ids)]))
@@ -102,13 +103,13 @@ def answer_rows(
 
 
 def _soft_tokens(
-    row: int, start: int, tokens: Sequence[int], shares: Mapping[tuple[int, ...], float]
+    row: int, start: int, tokens: tuple[int, ...], shares: Mapping[tuple[int, ...], float]
 ) -> Iterator[SoftToken]:
     """What may follow each part of the row's own answer, among the answers that begin like it."""
     for place in range(len(tokens)):
         follows: dict[int, float] = defaultdict(float)
         for other, share in shares.items():
-            if len(other) > place and other[:place] == tuple(tokens[:place]) and share > 0:
+            if len(other) > place and other[:place] == tokens[:place] and share > 0:
                 follows[other[place]] += share
         whole = sum(follows.values())
         if len(follows) > 1:

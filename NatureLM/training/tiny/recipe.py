@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ from NatureLM.training.tiny.evaluate import evaluate
 from NatureLM.training.tiny.fitting import Log, Schedule, Sounds
 from NatureLM.training.tiny.sounds import Clip, clips_of, read_clips, training_clips
 from NatureLM.training.tiny.spectrograms import Spectrograms
-from NatureLM.training.tiny.tables import audio_rows, text_rows, write_rows
+from NatureLM.training.tiny.tables import Row, audio_rows, text_rows, write_rows
 from NatureLM.training.tiny.teachers import Teachers, TeacherSettings, load_teachers, train_teacher
 from NatureLM.training.tiny.text import wordings
 from NatureLM.training.tiny.text.questions import answer
@@ -229,7 +229,8 @@ class Run:
 
     def audio(self, folder: Path) -> None:
         """Tables of questions, and the whole model."""
-        config = self._asking(folder, self.audio_config, self.recipe.audio_steps)
+        rows = audio_rows(self.clips, self.recipe.seed)
+        config = self._asking(folder, self.audio_config, self.recipe.audio_steps, rows)
         paths = {
             "llama_path": str(self.output / "text" / "run" / "final"),
             "beats_path": str(self.output / "encoder" / LISTENER),
@@ -243,13 +244,8 @@ class Run:
         Sounds without an animal are seldom asked for a name, and lists seldom lack what is heard.
         """
         recipe = self.recipe
-        config = self._asking(
-            folder,
-            self.polish_config,
-            recipe.polish_steps,
-            no_animal=recipe.no_animal,
-            absent=recipe.absent,
-        )
+        rows = audio_rows(self.clips, recipe.seed, no_animal=recipe.no_animal, absent=recipe.absent)
+        config = self._asking(folder, self.polish_config, recipe.polish_steps, rows)
         texts = {
             family: [answer(family, [source(label)]) for label in self.labels]
             for family in _TAUGHT_FAMILIES
@@ -258,19 +254,14 @@ class Run:
         _train(_with(config, model={"ckpt": str(self.output / "audio" / "run" / "final")}), soft)
 
     def _asking(
-        self,
-        folder: Path,
-        config: Config,
-        steps: int | None,
-        *,
-        no_animal: float = 1.0,
-        absent: float = 0.15,
+        self, folder: Path, config: Config, steps: int | None, rows: Iterable[Row]
     ) -> Config:
-        """The configuration, with tables of questions about the clips (`audio_rows`)."""
-        tables, seed = folder / "tables", self.recipe.seed
-        rows = audio_rows(self.clips, seed, no_animal=no_animal, absent=absent)
+        """The configuration, with tables of these questions and of those about `valid`."""
+        tables = folder / "tables"
         write_rows(rows, tables / "audio.jsonl")
-        write_rows(audio_rows(self.valid, seed, unseen=True), tables / "audio_valid.jsonl")
+        write_rows(
+            audio_rows(self.valid, self.recipe.seed, unseen=True), tables / "audio_valid.jsonl"
+        )
         return _filled(config, tables, folder / "run", steps)
 
     def deliver(self) -> Path:
