@@ -64,13 +64,13 @@ lint: $(TOOLS)  ## ruff and mypy
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-format: $(TOOLS)  ## Let ruff mend and format the code
+format: $(TOOLS)  ## Let ruff fix and format the code
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
 tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=folder
 	@test -n "$(DATA)" || { echo "make: name the folder of recordings: make tiny DATA=… OUT=…" >&2; exit 2; }
-	$(BIN)/python -m NatureLM.training.tiny --data-path "$(DATA)" --output-path "$(or $(OUT),runs/tiny)"
+	$(BIN)/python -m recipes.tiny --data-path "$(DATA)" --output-path "$(or $(OUT),runs/tiny)"
 
 test-slow: $(TOOLS)  ## The tests that take minutes
 	$(PYTEST) -m "slow and not gpu"

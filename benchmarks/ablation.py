@@ -24,8 +24,9 @@ from measure import Timed, machine, median_of, timed
 from model import BenchmarkModel, build, waves
 from work import Answers, Sweep
 
-from NatureLM.generation import audio, scheduler
-from NatureLM.generation.engine import Engine, one_alpha
+from NatureLM.generation import audio_cache as audio
+from NatureLM.generation import scheduler
+from NatureLM.generation.engine import Engine, fold_if_single_alpha
 
 
 @contextmanager
@@ -89,7 +90,7 @@ class Ablation:
             return self.sweep.engine(batch_rows=1)
 
     def _folded(self, fold: bool) -> Answers:
-        with one_alpha(self.model, self.single.alphas) if fold else nullcontext():
+        with fold_if_single_alpha(self.model, self.single.alphas) if fold else nullcontext():
             return self.single.engine()
 
 

@@ -21,9 +21,9 @@ from measure import quickest
 from model import QUERIES, build, prompt, waves
 from torch import Tensor
 
-from NatureLM.generation.batch import left_pad
-from NatureLM.generation.generate import generate_ids
-from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.engine import generate_ids
+from NatureLM.generation.prefill import left_pad
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.scaling import active_alpha
 
 BATCH = 4

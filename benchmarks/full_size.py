@@ -26,11 +26,10 @@ from model import QUERIES, BenchmarkModel, build, prompt, waves
 from transformers import LlamaConfig
 
 import NatureLM.models as models
-from NatureLM.generation.engine import Engine, one_alpha
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Request
-from NatureLM.generation.session import DecodingSession
-from NatureLM.generation.static_steps import static_steps
+from NatureLM.generation.cuda_graphs import static_steps
+from NatureLM.generation.decoding import DecodingSession
+from NatureLM.generation.engine import Engine, fold_if_single_alpha
+from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.models import NatureLMConfig, NatureLMProcessor
 
 LLAMA_8B = {
@@ -93,7 +92,7 @@ def engine_run(
 
     def run() -> None:
         engine = Engine(model, options, eos_ids=model.eos_ids, capture=capture, note=print)
-        with one_alpha(model, alphas):
+        with fold_if_single_alpha(model, alphas):
             assert len(list(engine.run(requests, lambda key: clips[int(key)]))) == len(requests)
 
     return seconds(model, run)
@@ -142,7 +141,7 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
     steps = 8
     room = WARM_STEPS + steps
     static = static_steps(model.language_model, True, note=print)
-    with torch.inference_mode(), one_alpha(model, [1.0]):
+    with torch.inference_mode(), fold_if_single_alpha(model, [1.0]):
         made = [DecodingSession(model.language_model, embeds[:1], [1.0], new_tokens=room)]
         prefill = seconds(
             model,

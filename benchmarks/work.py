@@ -20,11 +20,10 @@ from measure import EncoderClock, Timed, encoder_clock, timed
 from model import QUERIES, BenchmarkModel, prompt, waves
 
 from NatureLM.audio import iter_windows
-from NatureLM.beans.components import components
+from NatureLM.data.components import components
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Request
-from NatureLM.infer import Pipeline
+from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.inference.pipeline import Pipeline
 
 Answers = dict[Hashable, Any]
 WINDOW, TOKENS = 10.0, 16

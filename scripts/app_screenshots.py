@@ -31,7 +31,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from web_app import go_to, running
 
-    from NatureLM.infer import Pipeline
+    from NatureLM.inference.pipeline import Pipeline
     from NatureLM.models.registry import EMBEDDED
 
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")

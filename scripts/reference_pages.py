@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.cli import main as cli
-from NatureLM.cli.lazy import single_command
+from NatureLM.cli.main import single_command
 from NatureLM.config import json_schema
-from NatureLM.config.tree import allowed, dotted, node_at
+from NatureLM.config.load import allowed_values, dotted, node_at
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"naturelm": cli.NATURELM_VERBS, "beans": cli.BEANS_VERBS}
@@ -103,7 +103,7 @@ def properties(path: KeyPath) -> dict[str, dict[str, Any]]:
 
 def meaning(path: KeyPath, node: dict[str, Any]) -> str:
     """What a key does, where its name does not say it all, and what may stand there."""
-    what, values = node.get("description", ""), allowed(path) or ""
+    what, values = node.get("description", ""), allowed_values(path) or ""
     return cell(f"{what} {values[:1].upper()}{values[1:]}.")
 
 
@@ -122,7 +122,7 @@ def experiment_table() -> Iterator[str]:
     yield from ("", "| key | what may stand there | default | example | meaning |")
     yield "|---|---|---|---|---|"
     for key, node in properties(("extended",)).items():
-        kind = cell(allowed(("extended", key)) or "")
+        kind = cell(allowed_values(("extended", key)) or "")
         shown = f"`{json.dumps(node['examples'][0], ensure_ascii=False)}`"
         preset = default(node) or "`null`"
         yield f"| `{key}` | {kind} | {preset} | {cell(shown)} | {cell(node['description'])} |"

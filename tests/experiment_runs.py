@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
-from NatureLM.beans.samples import Clip, Sample
 from NatureLM.config import GenerateConfig
-from NatureLM.experiments.plan import Plan
-from NatureLM.experiments.render import Renderer
+from NatureLM.data.clip import Clip
+from NatureLM.data.dataset import Sample
+from NatureLM.experiments.plan import Plan, Renderer
 from NatureLM.experiments.run import ANSWERS, RunSummary, run_experiment
 from NatureLM.models import NatureLM
 

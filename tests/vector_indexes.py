@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from NatureLM.embeddings.index import Block, VectorIndex
-from NatureLM.embeddings.settings import IndexSettings
+from NatureLM.search.index import IndexSettings, Shard, VectorIndex
 
 MakeIndex = Callable[..., VectorIndex]
 SETTINGS = IndexSettings(
@@ -21,11 +20,11 @@ SETTINGS = IndexSettings(
 )
 
 
-def blocks_of(vectors: np.ndarray, rows: int, per_file: int = 4) -> list[Block]:
+def blocks_of(vectors: np.ndarray, rows: int, per_file: int = 4) -> list[Shard]:
     """Vectors as blocks of an index whose files have `per_file` windows each."""
     numbers = np.arange(len(vectors))
     return [
-        Block(
+        Shard(
             [f"f{number // per_file}.wav" for number in numbers[start : start + rows]],
             5.0 * (numbers[start : start + rows] % per_file),
             5.0 * (numbers[start : start + rows] % per_file) + 10.0,

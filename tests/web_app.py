@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from NatureLM.app.context import AppContext
 from NatureLM.app.limits import Limits
-from NatureLM.app.settings import AppSettings
+from NatureLM.app.settings import AppContext, AppSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"

@@ -1,26 +1,78 @@
-"""How clips come into a tab: dropped, recorded or picked, and what is shown of them."""
+"""Lists of species that visitors paste, drop or pick.
+
+How clips come into a tab: dropped, recorded or picked, and what is shown of them.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from NatureLM.app.clips import SLOW_FACTOR, TooLong
-from NatureLM.app.context import AppContext
-from NatureLM.app.events import handler
-from NatureLM.app.player import ASK_ABOUT, RELAY, notice, players
-from NatureLM.app.samples import samples_of
-from NatureLM.app.shelf import Shelf
+from NatureLM.app.clips import SLOW_FACTOR, ClipList, TooLong, samples_of
+from NatureLM.app.limits import LimitError, Limits, shown_name
+from NatureLM.app.player import ASK_ABOUT, RELAY, handler, notice, players
+from NatureLM.app.settings import AppContext
 from NatureLM.app.visitors import Visitor
+from NatureLM.errors import UsageError
+from NatureLM.species import SpeciesList, hints, presets, read_species_list
+from NatureLM.util import format_bytes
+
+
+def list_of(
+    pasted: str, file: str | None, preset: str | None, folder: Path, limits: Limits
+) -> SpeciesList:
+    """The list that a visitor gave: a file goes before pasted names, these before a preset.
+
+    What is pasted is text and never taken for the name of a file. Raises UsageError or LimitError.
+    """
+    if file:
+        return _read(Path(file), shown_name(file), limits)
+    if pasted.strip():
+        names = pasted if "\n" in pasted.strip() else pasted.replace(",", "\n")
+        path = folder / f"{secrets.token_urlsafe(8)}.txt"
+        path.write_text(names, encoding="utf-8")
+        try:
+            return _read(path, "The list", limits)
+        finally:
+            path.unlink()
+    if preset:
+        return read_species_list(preset, presets=presets())
+    raise UsageError("There is no list yet: paste names, drop a file, or pick a ready-made one.")
+
+
+def unknown_names(names: SpeciesList, known: tuple[str, ...]) -> list[str]:
+    """Sentences on names that may be misspelt."""
+    return list(hints(names.names, known))
+
+
+def _read(path: Path, name: str, limits: Limits) -> SpeciesList:
+    size = path.stat().st_size
+    if size > limits.list_bytes:
+        raise LimitError(
+            f"{name} has {format_bytes(size)}, and a list may have "
+            f"{format_bytes(limits.list_bytes)}."
+        )
+    try:
+        found = read_species_list(path)
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(path), name)) from None
+    if len(found.names) > limits.labels:
+        raise LimitError(
+            f"{name} has {len(found.names)} names, and a list may have {limits.labels}."
+        )
+    notes = tuple(note.replace(str(path), name) for note in found.notes)
+    return SpeciesList(found.names, found.kind, name, notes)
+
 
 _AS_RECORDED = "as recorded"
 _SLOWED = f"{SLOW_FACTOR} times slower, for bats and other ultrasound"
 
 
 @dataclass
-class Intake:
+class ClipInput:
     """The components through which clips come into a tab.
 
     Attributes:
@@ -43,14 +95,14 @@ class Intake:
     asking: str = ASK_ABOUT
     changed: list[Any] = field(default_factory=list)
 
-    def shelf(self, visitor: Visitor) -> Shelf:
+    def shelf(self, visitor: Visitor) -> ClipList:
         """The visitor's clips of this intake."""
         return visitor.keep(
             f"shelf {self.name}",
-            lambda: Shelf(visitor.folder, self.context.limits, self.most),
+            lambda: ClipList(visitor.folder, self.context.limits, self.most),
         )
 
-    def build(self) -> Intake:
+    def build(self) -> ClipInput:
         """Put the components into the page."""
         import gradio as gr
 
@@ -103,7 +155,7 @@ class Intake:
         self._wire(samples)
         return self
 
-    def shown(self, shelf: Shelf) -> str:
+    def shown(self, shelf: ClipList) -> str:
         """The clips as HTML."""
         return players(
             shelf.clips,

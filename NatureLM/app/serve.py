@@ -7,13 +7,13 @@ import socket
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.app.context import AppContext
-from NatureLM.app.settings import AppSettings
-from NatureLM.app.theme import css, head, theme
+from NatureLM.app.page import css, head, theme
+from NatureLM.app.settings import AppContext, AppSettings
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
     import gradio as gr
+
 
 _REMOTE = re.compile(r"/(file|proxy)=?/?\s*[a-z][a-z0-9+.-]*:/")
 

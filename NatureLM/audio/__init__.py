@@ -11,8 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from NatureLM.audio.channels import parse_channel
-    from NatureLM.audio.clip import read_clip
+    from NatureLM.audio.arrays import parse_channel
     from NatureLM.audio.decode import RecordingInfo, probe
     from NatureLM.audio.errors import (
         AudioError,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
         UnreadableAudio,
     )
     from NatureLM.audio.files import AUDIO_SUFFIXES, find_recordings
-    from NatureLM.audio.stream import count_windows, iter_windows
+    from NatureLM.audio.stream import count_windows, iter_windows, read_clip
     from NatureLM.audio.windows import Window, window_starts
 
 __all__ = [
@@ -58,9 +57,9 @@ _MODULES = {
     "count_windows": "stream",
     "find_recordings": "files",
     "iter_windows": "stream",
-    "parse_channel": "channels",
+    "parse_channel": "arrays",
     "probe": "decode",
-    "read_clip": "clip",
+    "read_clip": "stream",
     "window_starts": "windows",
 }
 

@@ -20,13 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import mp3
-from NatureLM.audio.errors import (
-    AudioError,
-    EmptyAudio,
-    NotAudio,
-    SampleRateError,
-    UnreadableAudio,
-)
+from NatureLM.audio.errors import AudioError, EmptyAudio, NotAudio, SampleRateError, UnreadableAudio
 
 Block = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from NatureLM.audio.errors import TooShortAudio
-from NatureLM.config.architecture import FbankConfig
+from NatureLM.config.model import FbankConfig
 
 _PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values
 _BLOCK_FRAMES = 512  # on a CPU the work of so many frames stays in its cache

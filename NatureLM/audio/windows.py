@@ -74,7 +74,7 @@ def _is_kept(
     return start + window <= length or length - max(start, covered) >= minimum_tail
 
 
-def exact(value: float) -> Fraction:
+def to_fraction(value: float) -> Fraction:
     """The number that a person wrote: 0.1 is one tenth, not the binary fraction beside it."""
     return Fraction(repr(float(value)))
 
@@ -113,7 +113,10 @@ class WindowPlan:
                 f"{MINIMUM_CLIP_SECONDS:g} s"
             )
         return cls(
-            int(sample_rate), exact(window_seconds), exact(hop_seconds), exact(time_expansion)
+            int(sample_rate),
+            to_fraction(window_seconds),
+            to_fraction(hop_seconds),
+            to_fraction(time_expansion),
         )
 
     @property
@@ -127,7 +130,7 @@ class WindowPlan:
 
     def count(self, heard: Fraction) -> int:
         """How many windows a recording gives that is heard for so many seconds."""
-        if heard < exact(MINIMUM_CLIP_SECONDS):
+        if heard < to_fraction(MINIMUM_CLIP_SECONDS):
             return 0
         whole = max(0, (heard - self.window) // self.hop + 1)
         return max(1, whole + self.has_rest(whole, heard))
@@ -135,7 +138,7 @@ class WindowPlan:
     def has_rest(self, index: int, heard: Fraction) -> bool:
         """Whether window `index`, which does not fit whole, is used nevertheless."""
         start, covered = self.hop * index, self.hop * (index - 1) + self.window
-        tail = exact(MINIMUM_TAIL_SECONDS)
+        tail = to_fraction(MINIMUM_TAIL_SECONDS)
         return index == 0 or _is_kept(start, covered, heard, self.window, tail)
 
 

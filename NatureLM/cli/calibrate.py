@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from NatureLM.cli import experiment_options as options_of
-from NatureLM.cli import model_options as of_model
+from NatureLM.cli import options as of_model
+from NatureLM.cli import options as options_of
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
-    from NatureLM.beans.samples import Sample
-    from NatureLM.experiments.confidence import Reliability, Scored
+    from NatureLM.data.dataset import Sample
+    from NatureLM.experiments.calibrate import Reliability, Scored
 
 _DATA = "Recordings with known answers"
 _OUTPUT = "Output"
@@ -102,8 +102,8 @@ def calibrate(
     """
     from NatureLM.cli.request import device_option, dtype_option
     from NatureLM.config import Config
-    from NatureLM.experiments.confidence import fit_calibration, measure
-    from NatureLM.generation.label_scores import check_normalize
+    from NatureLM.experiments.calibrate import fit_calibration, measure
+    from NatureLM.generation.labels import check_normalize
 
     check_normalize(normalize)
     if query is not None and not query.strip():
@@ -141,7 +141,7 @@ def calibrate(
 
 def _target(output_path: Path | None, model: str) -> Path:
     """Where the calibration goes."""
-    from NatureLM.calibration import beside_model
+    from NatureLM.inference.calibration import beside_model
 
     target = output_path or beside_model(model)
     if target is None:
@@ -158,8 +158,8 @@ def _check_figure(path: Path) -> None:
 
 
 def _samples(table: str, columns: Sequence[str], where: Sequence[str]) -> tuple[Sample, ...]:
-    from NatureLM.beans.samples import open_samples
-    from NatureLM.config.tables import TableSource
+    from NatureLM.config.base import TableSource
+    from NatureLM.data.dataset import open_samples
 
     source = TableSource(
         path=table, columns=_pairs("--column", columns), where=dict(_pairs("--where", where))
@@ -182,8 +182,7 @@ def _question(
     samples: Sequence[Sample], species_list: str | None, query: str | None
 ) -> tuple[tuple[str, ...], str]:
     """The labels to choose from, and what is asked."""
-    from NatureLM.species import default_question, presets, read_species_list
-    from NatureLM.species.lists import kind_of
+    from NatureLM.species import default_question, kind_of, presets, read_species_list
 
     if species_list is not None:
         found = read_species_list(species_list, presets=presets())
@@ -206,8 +205,8 @@ def _score(
     normalize: Any,
 ) -> tuple[tuple[Any, list[Scored]], list[Scored]]:
     """The model with the scores that are fitted to, and the scores that are measured on."""
-    from NatureLM.cli.asking import load_model
-    from NatureLM.experiments.confidence import score_samples
+    from NatureLM.cli.infer import load_model
+    from NatureLM.experiments.calibrate import score_samples
 
     _note(f"Loading {choice.model}")
     model = load_model(choice)
@@ -221,14 +220,13 @@ def _score(
 
 
 def _write(found: Any, target: Path) -> None:
-    from NatureLM.calibration import write_calibration
+    from NatureLM.inference.calibration import write_calibration
 
     write_calibration(found, target)
 
 
 def _draw(path: Path, before: Reliability, after: Reliability) -> None:
-    from NatureLM.reports.figures.files import svg
-    from NatureLM.reports.figures.reliability import draw_reliability
+    from NatureLM.reports.figures import draw_reliability, svg
 
     lines = {
         "as scored": before.bins,
@@ -243,7 +241,7 @@ def _draw(path: Path, before: Reliability, after: Reliability) -> None:
 
 
 def _show(before: Reliability, after: Reliability, *, fitted: int, on_others: bool) -> None:
-    from NatureLM.cli.tables import print_table
+    from NatureLM.cli.options import print_table
 
     rows = [
         [name, f"{one.temperature:.2f}", str(one.error), str(one.surprise), str(one.accuracy)]

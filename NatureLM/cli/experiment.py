@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli.errors import SOME_FAILED, Stopped
-from NatureLM.cli.experiment_progress import ExperimentProgress, duration
+from NatureLM.cli.progress import ExperimentProgress, duration
 from NatureLM.cli.request import DEFAULT_MODEL, device_option, dtype_option
-from NatureLM.config import Config, ExtendedConfig
-from NatureLM.config.tables import TableSource
+from NatureLM.config import Config, ExperimentConfig
+from NatureLM.config.base import TableSource
 from NatureLM.errors import UsageError
-from NatureLM.sizes import parse_bytes
+from NatureLM.util import parse_bytes
 
 if TYPE_CHECKING:
     from NatureLM.experiments.plan import Plan
@@ -36,7 +36,7 @@ class ExperimentRequest:
 
     name: str
     config: Config
-    extended: ExtendedConfig
+    extended: ExperimentConfig
     model: str
     adapter: str | None
     device: str
@@ -76,7 +76,7 @@ def make_experiment(
     """
     if workers < 1:
         raise UsageError(f"--workers is {workers}, and it must be at least 1")
-    extended = config.extended or ExtendedConfig()
+    extended = config.extended or ExperimentConfig()
     if "lora_scales" in extended.model_fields_set:
         refuse_options(cfg_path, {"--merging-alpha": merging_alpha is not None})
     else:
@@ -130,8 +130,8 @@ def run(request: ExperimentRequest, *, dry_run: bool, warn: Warn) -> int:
 
 
 def _plan(request: ExperimentRequest, warn: Warn) -> Plan:
-    from NatureLM.experiments.build import make_plan
-    from NatureLM.merging.notes import extrapolation_note
+    from NatureLM.experiments.run import make_plan
+    from NatureLM.merging.recipe import extrapolation_note
 
     for alpha in request.extended.lora_scales:
         note = extrapolation_note(alpha)
@@ -141,13 +141,13 @@ def _plan(request: ExperimentRequest, warn: Warn) -> Plan:
 
 
 def _run(request: ExperimentRequest, plan: Plan, warn: Warn) -> int:
-    from NatureLM.cli.asking import load_model
+    from NatureLM.cli.infer import load_model
     from NatureLM.experiments.run import answers_path
-    from NatureLM.experiments.store import CellStore
-    from NatureLM.infer.loading import processor_of
-    from NatureLM.models.checkpoint.errors import CheckpointError
+    from NatureLM.experiments.store import TrialStore
+    from NatureLM.inference.loading import processor_of
+    from NatureLM.models.checkpoint.tensors import CheckpointError
 
-    CellStore(answers_path(request.output)).close()  # what is wrong with it shows before the work
+    TrialStore(answers_path(request.output)).close()  # what is wrong with it shows before the work
     try:
         model = load_model(request)
     except CheckpointError as error:
@@ -186,8 +186,8 @@ def _run(request: ExperimentRequest, plan: Plan, warn: Warn) -> int:
 
 def _score(answers: Path) -> None:
     """Metrics beside the answers, and shown; or why there are none."""
-    from NatureLM.beans.scoring.beside import NothingToScoreError, score_beside
-    from NatureLM.cli.beans_score import show_scores
+    from NatureLM.cli.score import show_scores
+    from NatureLM.evaluation.write import NothingToScoreError, score_beside
 
     try:
         scores, path = score_beside(answers)
@@ -228,7 +228,7 @@ def _check_data(request: ExperimentRequest) -> None:
 
 
 def _data_problem(data: TableSource | None) -> str | None:
-    from NatureLM.models.checkpoint.where import is_hub_id
+    from NatureLM.models.checkpoint.hub import is_hub_id
 
     if data is not None and (os.path.exists(data.path) or is_hub_id(data.path)):
         return None
@@ -246,7 +246,7 @@ def _data_problem(data: TableSource | None) -> str | None:
 
 
 def _weights_problem(model: str) -> str | None:
-    from NatureLM.models.checkpoint.where import access_help
+    from NatureLM.models.checkpoint.hub import access_help
     from NatureLM.models.registry import find
 
     entry = find(model)
@@ -286,7 +286,7 @@ def describe(request: ExperimentRequest, plan: Plan) -> list[str]:
 
 
 def _time(request: ExperimentRequest, plan: Plan) -> str:
-    from NatureLM.experiments.estimate import LARGE, SMALL, estimate_seconds
+    from NatureLM.experiments.run import LARGE, SMALL, estimate_seconds
 
     speed = SMALL if request.model == _EMBEDDED else LARGE
     generate = request.config.generate

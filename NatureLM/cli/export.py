@@ -11,8 +11,8 @@ import typer
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
-    from NatureLM.outputs import WindowRow
-    from NatureLM.outputs.tables import RavenRecording
+    from NatureLM.results.rows import WindowRow
+    from NatureLM.results.tables import RavenRecording
 
 _FORMATS = {"csv": ".csv", "raven": ".selections.txt"}
 _HEARD_RATE = 16_000
@@ -42,7 +42,7 @@ def export(
 
     naturelm export inference_output.jsonl --format raven
     """
-    from NatureLM.outputs import WindowRow, read_rows
+    from NatureLM.results.rows import WindowRow, read_rows
 
     if format_name not in _FORMATS:
         raise UsageError(f"--format is {format_name!r}, and it must be one of csv, raven")
@@ -56,13 +56,13 @@ def export(
         raise UsageError(f"{answers}: there is no answer of `naturelm infer` in it")
     windows = [row for row in rows if isinstance(row, WindowRow)]
     if format_name == "csv":
-        from NatureLM.outputs.tables import CSV_ENCODING, write_csv, write_table
+        from NatureLM.results.tables import CSV_ENCODING, write_csv, write_table
 
         write_table(target, CSV_ENCODING, lambda file: write_csv(rows, file))
         typer.echo(f"{len(rows)} rows in {target}")
         return
-    from NatureLM.outputs.settings import read_record
-    from NatureLM.outputs.tables import write_raven, write_table
+    from NatureLM.results.settings import read_record
+    from NatureLM.results.tables import write_raven, write_table
 
     record = read_record(answers)
     settings = {} if record is None else record.values
@@ -84,7 +84,7 @@ def export(
 def _recordings(rows: Sequence[WindowRow], note: Callable[[str], None]) -> list[RavenRecording]:
     """The recordings in the order of the answers, with their lengths where they still are."""
     from NatureLM.audio import AudioError, probe
-    from NatureLM.outputs.tables import RavenRecording
+    from NatureLM.results.tables import RavenRecording
 
     ends: dict[str, float] = {}
     for row in rows:

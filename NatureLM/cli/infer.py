@@ -1,15 +1,213 @@
-"""`naturelm infer`: questions about recordings, answers as JSON lines."""
+"""The model side of `naturelm infer`: loads the model and asks it what has no answer yet.
+
+The work of `naturelm infer`: recordings through the model into the result store.
+
+`naturelm infer`: questions about recordings, answers as JSON lines.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from NatureLM.cli import experiment_options as options_of
-from NatureLM.cli import model_options as of_model
-from NatureLM.cli import species_options as lists
+from NatureLM.cli import options as lists
+from NatureLM.cli import options as of_model
+from NatureLM.cli import options as options_of
+from NatureLM.cli.errors import SOME_FAILED, Stopped
+from NatureLM.cli.imports import import_model
+from NatureLM.cli.progress import InferProgress, Reporter
+from NatureLM.cli.request import InferRequest, make_request
+from NatureLM.config import Config
+from NatureLM.errors import UsageError
+from NatureLM.inference.loading import load_configured
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.inference.run import model_settings, unanswered
+from NatureLM.inference.windows import RecordingError, WindowResult
+from NatureLM.results.settings import RunSettings
+from NatureLM.results.store import ResultStore, Resumed
+
+if TYPE_CHECKING:
+    from NatureLM.models import NatureLM
+
+
+_KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
+
+
+class PipelineAsker:
+    """A loaded pipeline, asked as a request says."""
+
+    def __init__(self, request: InferRequest, reporter: Reporter) -> None:
+        self._model = load_model(request)
+        longest = self._model.config.window_seconds
+        if request.window_length_seconds > longest:
+            raise UsageError(
+                f"--window-length-seconds is {request.window_length_seconds:g}, and "
+                f"{request.model} hears at most {longest:g} s at once"
+            )
+        self._pipeline = Pipeline(
+            self._model,
+            config=request.config,
+            cache_dir=request.cache_dir,
+            max_memory=request.max_memory,
+            kept_bytes=_KEPT_BYTES,
+        )
+        self._warn = reporter.note
+        self._asked = request.asked
+
+    def settings(self) -> dict[str, Any]:
+        """Weights, precision and template: what changes answers and the model itself knows."""
+        return model_settings(self._pipeline, self._asked)
+
+    def results(
+        self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
+    ) -> Iterator[WindowResult | RecordingError]:
+        """Answers and bad recordings as they come, recording by recording."""
+        return unanswered(
+            self._pipeline,
+            recordings,
+            request.asked,
+            store,
+            batch_size=request.batch_size,
+            fold=True,
+            warn=self._warn,
+        )
+
+
+class ModelRequest(Protocol):
+    """What is needed of a request to load its model."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def load_model(request: ModelRequest) -> NatureLM:
+    """The model that a request names, with the prompt template of its configuration."""
+    import_model()
+    return load_configured(
+        request.model,
+        request.config,
+        adapter=request.adapter,
+        device=request.device,
+        dtype=request.dtype,
+    )
+
+
+class Asker(Protocol):
+    """What is needed of a pipeline."""
+
+    def settings(self) -> dict[str, Any]:
+        """What is known once the model is loaded and changes answers: weights, dtype, template."""
+
+    def results(
+        self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
+    ) -> Iterator[Any]:
+        """`WindowResult` or `RecordingError` as they come, windows that have an answer left out."""
+
+
+def run(request: InferRequest, reporter: Reporter) -> int:
+    """Ask all that has no answer yet; the exit code.
+
+    What cannot work is refused before the model is loaded: recordings that are not there, an output
+    that cannot be written or holds other answers.
+    """
+    from NatureLM.audio import find_recordings
+
+    recordings = find_recordings(request.audio_paths, warn=reporter.note)
+    with ResultStore(request.output_path, overwrite=request.overwrite) as store:
+        store.check(request.settings())
+        tally = InferProgress(recordings=len(recordings))
+        try:
+            reporter.loading(request)
+            asker = load(request, reporter)
+            settings = RunSettings({**request.settings(), **asker.settings()})
+            resumed = store.begin(settings, recordings)
+            _say_what_was_there(resumed, request, reporter)
+            tally.expected = _expected_windows(recordings, request) - resumed.answers
+            with reporter.working(tally, request):
+                _ask(asker.results(recordings, request, store), store, tally, reporter, request)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(_goodbye(store, request), interrupt) from None
+        reporter.summary(tally, store.answers, request)
+    return SOME_FAILED if tally.errors else 0
+
+
+def load(request: InferRequest, reporter: Reporter) -> Asker:
+    """The model, ready to be asked. (Tests put another one here.)"""
+
+    return PipelineAsker(request, reporter)
+
+
+def _ask(
+    results: Iterable[Any],
+    store: ResultStore,
+    tally: InferProgress,
+    reporter: Reporter,
+    request: InferRequest,
+) -> None:
+    from NatureLM.inference.run import keep
+
+    for result in results:
+        if not keep(result, store, request.merging_alpha):
+            continue
+        error = getattr(result, "error", None)
+        if error is None:
+            tally.count(result)
+            reporter.answer(result, tally)
+        else:
+            tally.errors += 1
+            reporter.failed(result.audio_path, error)
+
+
+def _expected_windows(recordings: Sequence[Path], request: InferRequest) -> int:
+    """How many answers there will be, from the headers of the recordings; bad ones count none."""
+    from NatureLM.audio import AudioError, count_windows, probe
+
+    total = 0
+    for path in recordings:
+        try:
+            duration = probe(path).duration
+        except AudioError:
+            continue
+        total += count_windows(
+            duration,
+            request.window_length_seconds,
+            request.hop_length_seconds,
+            request.time_expansion,
+        )
+    return total * len(request.queries)
+
+
+def _say_what_was_there(resumed: Resumed, request: InferRequest, reporter: Reporter) -> None:
+    name = request.output_path
+    if resumed.cut_off:
+        reporter.note(f"{name}: the last line was not whole and has been taken off")
+    if resumed.answers:
+        reporter.note(f"{name}: has {resumed.answers} answers of this run; going on from there")
+    if resumed.retried:
+        reporter.note(f"{name}: {resumed.retried} recordings that had failed are tried again")
+    for path in resumed.mended:
+        reporter.note(f"{path}: has changed since it failed; all of it is asked anew")
+
+
+def _goodbye(store: ResultStore, request: InferRequest) -> str:
+    if not store.answers:
+        return "Stopped before the first answer; nothing was written."
+    return (
+        f"Stopped. {store.answers} answers are in {request.output_path}; "
+        "the same command goes on from there."
+    )
+
 
 _INPUT = "What to ask"
 _OUTPUT = "Output"
@@ -149,8 +347,6 @@ def infer(
             cache_dir=cache_dir,
         )
         raise typer.Exit(experiment.run(asked, dry_run=dry_run, warn=reporter.note))
-
-    from NatureLM.cli.inference import make_request, run
 
     options_of.refuse_without_experiment(data_path, dry_run, cfg_path)
     request = make_request(

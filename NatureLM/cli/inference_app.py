@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli import model_options as of_model
+from NatureLM.cli import options as of_model
 
 _PAGE = "Page"
 

@@ -1,4 +1,7 @@
-"""What a run shows: answers on stdout; progress, notes, errors and the summary on stderr."""
+"""What a run shows: answers on stdout; progress, notes, errors and the summary on stderr.
+
+Where an experiment stands, on stderr: a line that renews itself, or lines in a log.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ from NatureLM.cli.request import DEFAULT_MODEL, InferRequest
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from NatureLM.experiments.run import TrialProgress
+
 
 @dataclass
-class Tally:
+class InferProgress:
     """Counts of a run.
 
     recordings, expected: how much there is to do; expected answers are an estimate from headers
@@ -79,7 +84,7 @@ class Reporter:
         self._say(f"Model: {request.model}{hint}")
 
     @contextmanager
-    def working(self, tally: Tally, request: InferRequest) -> Iterator[None]:
+    def working(self, tally: InferProgress, request: InferRequest) -> Iterator[None]:
         """Around the work itself."""
         tally.started = time.monotonic()
         self._queries = request.queries
@@ -90,7 +95,7 @@ class Reporter:
         yield
         self._recording_done(tally)
 
-    def answer(self, result: Any, tally: Tally) -> None:
+    def answer(self, result: Any, tally: InferProgress) -> None:
         """An answer was written."""
         if result.audio_path != self._recording:
             self._recording_done(tally)
@@ -112,7 +117,7 @@ class Reporter:
         """A recording could not be heard (to its end)."""
         self._say(error_text(_one_line(str(error))))
 
-    def summary(self, tally: Tally, answers: int, request: InferRequest) -> None:
+    def summary(self, tally: InferProgress, answers: int, request: InferRequest) -> None:
         """The end of the run."""
         before = answers - tally.answers
         parts = [
@@ -125,13 +130,13 @@ class Reporter:
         self._say(f"{', '.join(parts)}{rate if tally.answers else ''}")
         self._say(f"Answers: {request.output_path}")
 
-    def _recording_done(self, tally: Tally) -> None:
+    def _recording_done(self, tally: InferProgress) -> None:
         if self._recording is not None:
             self._done_recordings += 1
             self._progress_line(tally)
         self._recording, self._in_recording = None, 0
 
-    def _progress_line(self, tally: Tally) -> None:
+    def _progress_line(self, tally: InferProgress) -> None:
         self._say(
             f"[{self._done_recordings}/{tally.recordings}] {_one_line(str(self._recording))}: "
             f"{_count(self._in_recording, 'answer')}, {tally.rate()}"
@@ -155,7 +160,7 @@ class BarReporter(Reporter):
         self._task: TaskID | None = None
 
     @contextmanager
-    def working(self, tally: Tally, request: InferRequest) -> Iterator[None]:
+    def working(self, tally: InferProgress, request: InferRequest) -> Iterator[None]:
         """The bar is there as long as the work lasts."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -178,7 +183,7 @@ class BarReporter(Reporter):
             bar.stop()  # also where Ctrl-C came while it was starting
             self._bar = None
 
-    def answer(self, result: Any, tally: Tally) -> None:
+    def answer(self, result: Any, tally: InferProgress) -> None:
         """Show the answer above the bar and move the bar."""
         super().answer(result, tally)
         if self._bar is not None and self._task is not None:
@@ -189,7 +194,7 @@ class BarReporter(Reporter):
                 rate=tally.rate(),
             )
 
-    def _progress_line(self, tally: Tally) -> None:
+    def _progress_line(self, tally: InferProgress) -> None:
         """The bar shows it."""
 
     def _print(self, text: str, bold: bool = False) -> None:
@@ -232,3 +237,65 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+_SECONDS = {True: 0.2, False: 10.0}
+"""Between two lines on a terminal, and in a log."""
+_ENOUGH = 16
+
+
+class ExperimentProgress:
+    """Shows a tally: done and total, rate, time left, share of right answers at each α."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._shown = 0.0
+        self._is_line_open = False
+
+    def __call__(self, tally: TrialProgress) -> None:
+        """Show where the run stands, if the last time is long enough ago or it is done."""
+        now = time.monotonic()
+        is_done = tally.done >= tally.total
+        if not is_done and now - self._shown < _SECONDS[self._is_terminal]:
+            return
+        self._shown = now
+        if self._is_terminal:
+            width = _columns()
+            typer.echo(f"\r\x1b[K{progress_line(tally)[: width - 1]}", nl=False, err=True)
+            self._is_line_open = True
+        else:
+            typer.echo(progress_line(tally), err=True)
+
+    def close(self) -> None:
+        """End the line, so that what follows stands on one of its own."""
+        if self._is_line_open:
+            typer.echo("", err=True)
+            self._is_line_open = False
+
+
+def progress_line(tally: TrialProgress) -> str:
+    """`120/5082 answers, 31.0/s, 2 min left; right at α: 0 0.10, 1 0.62`."""
+    parts = [f"{tally.done}/{tally.total} answers"]
+    if tally.answers:
+        parts.append(f"{tally.rate:.1f}/s")
+    left = tally.seconds_left
+    # The first answers wait for the model to warm up.
+    if left and tally.answers + tally.errors >= _ENOUGH:
+        parts.append(f"{duration(left)} left")
+    if tally.errors:
+        parts.append(f"{tally.errors} without an answer")
+    right = ", ".join(f"{alpha:g} {share:.2f}" for alpha, share in tally.accuracy().items())
+    return ", ".join(parts) + (f"; right at α: {right}" if right else "")
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from NatureLM.cli.species_options import ListOptions, choose
+from NatureLM.cli.options import ListOptions, choose
 from NatureLM.config import Config
 from NatureLM.errors import UsageError
-from NatureLM.infer.choosing import Choosing
-from NatureLM.merging.notes import extrapolation_note
-from NatureLM.runs import WindowQuestions, question_settings
-from NatureLM.sizes import parse_bytes
+from NatureLM.inference.answers import AnswerOptions
+from NatureLM.inference.run import WindowQuestions, question_settings
+from NatureLM.merging.recipe import extrapolation_note
+from NatureLM.util import parse_bytes
 
 DEFAULT_MODEL = "naturelm-tiny"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -40,7 +40,7 @@ class InferRequest:
     time_expansion: float
     output_path: Path
     overwrite: bool
-    choosing: Choosing
+    choosing: AnswerOptions
     cache_dir: Path | None = None
 
     @property

@@ -1,14 +1,134 @@
-"""`naturelm search`: the windows of an index that sound most like a clip."""
+"""`naturelm embed`: one vector for each window of recordings, in an index for `naturelm search`.
+
+`naturelm search`: the windows of an index that sound most like a clip.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from NatureLM.cli import model_options as of_model
+from NatureLM.cli import options as of_model
+
+if TYPE_CHECKING:
+    from NatureLM.inference.windows import RecordingError
+
+
+_OUTPUT = "Output"
+
+
+def embed(
+    recordings: Annotated[
+        list[Path], typer.Argument(help="Recordings, or folders with recordings.")
+    ],
+    output_path: Annotated[
+        Path,
+        typer.Option(
+            "--output-path",
+            "--output",
+            "-o",
+            metavar="X.npz|X.parquet",
+            help="The index. One that exists is added to. Parquet needs pyarrow.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = Path("embeddings.npz"),
+    model: of_model.ModelName = "naturelm-tiny",
+    layer: Annotated[
+        str,
+        typer.Option(
+            metavar="encoder|projected",
+            help="What is averaged over a window: what the audio encoder hears, or what the "
+            "language model is told of it.",
+            rich_help_panel=of_model.MODEL,
+        ),
+    ] = "encoder",
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
+    batch_size: Annotated[
+        int, typer.Option(help="Windows at a time.", rich_help_panel=of_model.MODEL)
+    ] = 16,
+    window_length_seconds: of_model.WindowLength = 10.0,
+    hop_length_seconds: of_model.HopLength = 10.0,
+    channel: of_model.Channel = "mean",
+    time_expansion: of_model.TimeExpansion = 1.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start the index anew.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Turn every window of recordings into a vector, and write them to an index.
+
+    naturelm embed recordings/ --output recordings.npz
+
+    A run that was stopped, however it was, goes on where it stopped when the same command is given
+    again.
+    """
+    from NatureLM.audio import find_recordings
+    from NatureLM.audio.arrays import parse_channel
+    from NatureLM.audio.windows import WindowPlan
+    from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
+    from NatureLM.cli.options import load_embedder, settings_of
+    from NatureLM.cli.request import device_option, dtype_option
+    from NatureLM.search.build import make_index
+    from NatureLM.search.index import writer_of
+
+    def note(text: str) -> None:
+        typer.echo(f"Note: {text}", err=True)
+
+    # What cannot work is refused before the model is loaded.
+    writer_of(output_path)
+    WindowPlan.of(16000, window_length_seconds, hop_length_seconds, time_expansion)
+    parse_channel(channel)
+    device, dtype = device_option(device), dtype_option(dtype)
+    files = find_recordings(recordings, warn=note)
+    typer.echo(f"Model: {model}", err=True)
+    embedder = load_embedder(model, layer, device, dtype, batch=batch_size, note=note)
+    settings = settings_of(
+        embedder,
+        model,
+        window_seconds=window_length_seconds,
+        hop_seconds=hop_length_seconds,
+        channel=channel,
+        time_expansion=time_expansion,
+    )
+    finished = to_do = 0
+
+    def begun(rows: int, recordings: int) -> None:
+        nonlocal to_do
+        to_do = recordings
+        if rows:
+            note(f"{output_path}: {rows} windows are there already; going on from there")
+
+    def report(file: str, result: int | RecordingError) -> None:
+        nonlocal finished
+        finished += 1
+        if isinstance(result, int):
+            windows = f"{result} window{'' if result == 1 else 's'}"
+            typer.echo(f"[{finished}/{to_do}] {file}: {windows}", err=True)
+        else:
+            typer.echo(error_text(str(result.error)), err=True)
+
+    try:
+        made = make_index(
+            files,
+            output_path,
+            settings,
+            embedder,
+            overwrite=overwrite,
+            warn=note,
+            begun=begun,
+            report=report,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(
+            "Stopped. What was made is kept; the same command goes on from there.", interrupt
+        ) from None
+    errors = f", {len(made.errors)} errors" if made.errors else ""
+    typer.echo(f"{output_path}: {made.rows} windows, {made.new} of them new{errors}", err=True)
+    if made.errors:
+        raise typer.Exit(SOME_FAILED)
 
 
 def search(
@@ -48,13 +168,11 @@ def search(
 
     Similarity is the cosine of two vectors, 1 for the same direction. Every window is looked at.
     """
-    from NatureLM.cli.embedding import load_embedder
+    from NatureLM.cli.options import load_embedder, print_table
     from NatureLM.cli.request import device_option, dtype_option
-    from NatureLM.cli.tables import print_table
-    from NatureLM.embeddings.index import open_index
-    from NatureLM.embeddings.nearest import nearest, same_recording
-    from NatureLM.embeddings.query import query_windows, refuse_other_model
     from NatureLM.errors import UsageError
+    from NatureLM.search.index import open_index
+    from NatureLM.search.search import nearest, query_windows, refuse_other_model, same_recording
 
     if top_k < 1:
         raise UsageError(f"--top-k is {top_k}, and it must be at least 1")

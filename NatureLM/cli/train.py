@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli.heavy import import_model
+from NatureLM.cli.imports import import_model
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
     import_model()
     from transformers.utils.logging import disable_progress_bar
 
-    from NatureLM.training.loop import train as run_training
+    from NatureLM.training.train import train as run_training
 
     disable_progress_bar()
     try:
@@ -70,9 +70,9 @@ def train(
 
 def main() -> None:
     """`naturelm train` as a module, for launchers: `accelerate launch -m NatureLM.cli.train …`."""
-    from NatureLM.cli.lazy import Verb, run_verb
+    from NatureLM.cli.main import Command, run_verb
 
-    run_verb("train", Verb("NatureLM.cli.train:train", "Train or fine-tune a model."))
+    run_verb("train", Command("NatureLM.cli.train:train", "Train or fine-tune a model."))
 
 
 if __name__ == "__main__":

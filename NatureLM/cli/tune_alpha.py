@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from NatureLM.cli import experiment_options as options_of
-from NatureLM.cli import model_options as of_model
-from NatureLM.cli import scoring_options as scoring
+from NatureLM.cli import options as of_model
+from NatureLM.cli import options as options_of
+from NatureLM.cli import options as scoring
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ def tune_alpha(
 
     naturelm tune-alpha --data clips.csv --query "What is the common name?" --output-path tuned
     """
-    from NatureLM.beans.scoring.protocols import protocol as find
-    from NatureLM.beans.scoring.writing import check_folder
     from NatureLM.cli.request import DEFAULT_MODEL, device_option, dtype_option
     from NatureLM.config import load_config
+    from NatureLM.evaluation.protocols import protocol as find
+    from NatureLM.evaluation.write import check_folder
     from NatureLM.experiments.tune import Grid, Tuner, check_metric
-    from NatureLM.sizes import parse_bytes
+    from NatureLM.util import parse_bytes
 
     given = list(_overrides(data, query, column or (), where or (), limit, seed))
     config = load_config(cfg_path, [*(options or []), *given], warn=_note)
@@ -181,7 +181,7 @@ def _overrides(
 
 def _plan(config: Config) -> Plan:
     """What is asked, once of each sample; α comes later."""
-    from NatureLM.experiments.build import make_plan
+    from NatureLM.experiments.run import make_plan
 
     extended = config.extended
     if extended is None or extended.data is None:
@@ -197,7 +197,7 @@ def _plan(config: Config) -> Plan:
 
 def _task(plan: Plan, named: str | None) -> str:
     """The task of the samples: as named, else what they say, else classification."""
-    from NatureLM.beans.components import components
+    from NatureLM.data.components import components
 
     if named is not None:
         return named
@@ -223,9 +223,9 @@ def _asker(
 
     means: what an `Answerer` works with, which changes no answer
     """
-    from NatureLM.cli.asking import load_model
-    from NatureLM.experiments.answering import Answerer
-    from NatureLM.infer.loading import processor_of
+    from NatureLM.cli.infer import load_model
+    from NatureLM.experiments.run import Answerer
+    from NatureLM.inference.loading import processor_of
 
     _note(f"Loading {choice.model}")
     model = load_model(choice)
@@ -253,7 +253,7 @@ def _finish(
     settings: dict[str, Any],
     has_figures: bool,
 ) -> None:
-    from NatureLM.experiments.tune_files import draw_tuning, verdict, write_tuning
+    from NatureLM.experiments.tune import draw_tuning, verdict, write_tuning
 
     written = write_tuning(tuning, rows, folder, settings)
     if has_figures:
@@ -264,7 +264,7 @@ def _finish(
 
 
 def _show(tuning: Tuning) -> None:
-    from NatureLM.cli.tables import print_table
+    from NatureLM.cli.options import print_table
 
     rows = []
     for trial in tuning.trials:

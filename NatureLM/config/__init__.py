@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from NatureLM.config.extended import ExtendedConfig, SpeciesConfig
+from NatureLM.config.experiment import ExperimentConfig, SpeciesConfig
 from NatureLM.config.load import dump_config, json_schema, load_config
 from NatureLM.config.schema import Config, GenerateConfig, ModelConfig
-from NatureLM.config.training import (
-    AugmentationsConfig,
-    DatasetsConfig,
-    OptimsConfig,
-    RunConfig,
-)
+from NatureLM.config.training import AugmentationsConfig, DatasetsConfig, OptimsConfig, RunConfig
 
 __all__ = [
     "AugmentationsConfig",
     "Config",
     "DatasetsConfig",
-    "ExtendedConfig",
+    "ExperimentConfig",
     "GenerateConfig",
     "ModelConfig",
     "OptimsConfig",

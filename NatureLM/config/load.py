@@ -1,9 +1,28 @@
-"""Load, change and write configurations: the only way from a file to a `Config`."""
+"""The tree of known keys, and in words what each may hold. Read from the JSON Schema.
+
+YAML text into plain data, with the line of every key.
+
+Stricter than plain YAML: a key that stands twice in a section is refused, because one of the two
+values would be lost. Friendlier too: `9e-5` is a number, as people mean it (YAML 1.1 reads a text).
+
+Validation errors in words: every problem with its key, line, value and what is allowed.
+
+`key.sub=value` overrides from the command line.
+
+Load, change and write configurations: the only way from a file to a `Config`.
+"""
 
 from __future__ import annotations
 
+import copy
+import difflib
+import itertools
+import json
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +30,431 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from NatureLM.config import tree
-from NatureLM.config.overrides import apply_overrides
-from NatureLM.config.problems import explain
 from NatureLM.config.schema import Config
-from NatureLM.config.source import KeyPath, Source, read_yaml
+from NatureLM.errors import ConfigError
 
-json_schema = tree.json_schema
+Node = dict[str, Any]
+
+_KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a text",
+    "null": "null",
+}
+
+
+@lru_cache(maxsize=1)
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a configuration file, for editors and checkers."""
+    schema = Config.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "NatureLM configuration",
+    }
+
+
+def node_at(path: KeyPath) -> Node | None:
+    """Schema of what stands at `path`, or None where no such key is known."""
+    node: Node | None = json_schema()
+    for part in path:
+        node = _child(node, part) if node is not None else None
+    return None if node is None else _resolve(node)
+
+
+def keys_of(path: KeyPath) -> list[str]:
+    """The known keys of the section at `path`, those without effect left out."""
+    node = node_at(path)
+    return [] if node is None else [k for k, v in _properties(node).items() if "ignored" not in v]
+
+
+def dotted(path: KeyPath) -> str:
+    """`extended.species[0].name` for ("extended", "species", 0, "name")."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def suggestion(path: KeyPath) -> str | None:
+    """The known key that an unknown one at `path` most likely means, dotted.
+
+    A near spelling in the same section first, then the same or a near word anywhere.
+    """
+    word = str(path[-1])
+    section = path[:-1]
+    near = _nearest(word, keys_of(section))
+    if near is not None:
+        return dotted((*section, near))
+    by_word: dict[str, KeyPath] = {}
+    for known in _all_keys():
+        by_word.setdefault(str(known[-1]), known)
+    near = _nearest(word, list(by_word))
+    return None if near is None else dotted(by_word[near])
+
+
+def allowed_values(path: KeyPath) -> str | None:
+    """What may stand at `path`, in words: `a whole number, at least 1`."""
+    node = node_at(path)
+    return None if node is None else _describe(node)
+
+
+def _nearest(word: str, known: list[str]) -> str | None:
+    by_lower = {k.lower().replace("-", "_"): k for k in known}
+    near = difflib.get_close_matches(word.lower().replace("-", "_"), list(by_lower), 1, 0.7)
+    return by_lower[near[0]] if near else None
+
+
+def _all_keys(path: KeyPath = ()) -> Iterator[KeyPath]:
+    for key in keys_of(path):
+        yield (*path, key)
+        yield from _all_keys((*path, key))
+
+
+def _resolve(node: Node) -> Node:
+    """Follow `$ref`; keep what stands beside it."""
+    if "$ref" in node:
+        target = json_schema()["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        return {**target, **{k: v for k, v in node.items() if k != "$ref"}}
+    return node
+
+
+def _choices(node: Node) -> list[Node]:
+    node = _resolve(node)
+    return [_resolve(one) for one in node["anyOf"]] if "anyOf" in node else [node]
+
+
+def _properties(node: Node) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+    for choice in _choices(node):
+        found.update(choice.get("properties", {}))
+    return found
+
+
+def _child(node: Node, part: str | int) -> Node | None:
+    known = _properties(node)
+    if part in known:
+        return known[str(part)]
+    for choice in _choices(node):
+        inner = choice.get("items" if isinstance(part, int) else "additionalProperties")
+        if isinstance(inner, dict):
+            return inner
+    return None
+
+
+def _describe(node: Node) -> str:
+    if "allowed" in node:
+        return str(node["allowed"])
+    # null stands last: `a number above 0, or null`
+    choices = sorted(_choices(node), key=lambda one: one.get("type") == "null")
+    return ", or ".join(_describe_one(choice) for choice in choices)
+
+
+def _describe_one(node: Node) -> str:
+    if "enum" in node:
+        return "one of " + ", ".join(_show_choice(value) for value in node["enum"])
+    if isinstance(node.get("additionalProperties"), dict):
+        return f"a mapping of names, each {_describe(node['additionalProperties'])}"
+    if "properties" in node:
+        return "a section with keys such as " + ", ".join(list(node["properties"])[:3])
+    kind = node.get("type")
+    if kind == "array":
+        size = "a list with at least one item" if node.get("minItems") else "a list"
+        return f"{size}, each {_describe(node.get('items', {}))}"
+    if kind == "string" and node.get("minLength"):
+        return "a text that is not empty"
+    words = _KINDS.get(str(kind), "any value")
+    bounds = [
+        f"{word} {node[key]:g}"
+        for key, word in (
+            ("minimum", "at least"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "at most"),
+            ("exclusiveMaximum", "below"),
+        )
+        if key in node
+    ]
+    return f"{words}, {' and '.join(bounds)}" if bounds else words
+
+
+def _show_choice(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass
+class Source:
+    """What a configuration was read from.
+
+    name: how messages call it
+    data: plain dicts, lists and values
+    lines: line number of each key and list item
+    """
+
+    name: str
+    data: dict[str, Any]
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, in which a number with an exponent needs neither a point nor a sign."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Value of a piece of YAML such as `4`, `true`, `[0.1, 0.2]`; raises yaml.YAMLError."""
+    # The loader is a subclass of SafeLoader: it makes nothing but plain data.
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: Path) -> Source:
+    """Read a configuration file.
+
+    Raises ConfigError, which names the file and where possible the line: no such file, not
+    readable, not UTF-8, not YAML, a key twice, not a mapping at the top.
+    """
+    name = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: there is no such configuration file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{name}: is a folder, not a configuration file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: is not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    return _parse(name, text)
+
+
+def _parse(name: str, text: str) -> Source:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[KeyPath, int] = {}
+        if node is not None:
+            _walk(node, (), lines, name, [])
+        data = None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(_syntax_message(name, error)) from None
+    except ValueError as error:  # such as the date 2024-13-45
+        raise ConfigError(f"{name}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: is nested too deeply") from None
+    finally:
+        loader.dispose()
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{name}: a configuration is a mapping with sections such as `generate:`, "
+            f"and this file holds a {'list' if isinstance(data, list) else 'single value'}"
+        )
+    return Source(name, data, lines)
+
+
+def _walk(
+    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str, above: list[yaml.Node]
+) -> None:
+    """Note the line of every key below `node`, and refuse keys that stand twice."""
+    if node in above:
+        raise ConfigError(f"{name}, line {_line(node)}: this alias contains itself")
+    above = [*above, node]
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            place: KeyPath = (*path, i)
+            lines[place] = _line(item)
+            _walk(item, place, lines, name, above)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            word = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
+            if word in seen:
+                here = ".".join(str(part) for part in (*path, word))
+                raise ConfigError(
+                    f"{name}, line {_line(key)}: the key {here} stands twice "
+                    f"(first in line {seen[word]}); keep one of them"
+                )
+            seen[word] = _line(key)
+            place = (*path, word)
+            lines[place] = _line(key)
+            _walk(value, place, lines, name, above)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _syntax_message(name: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    context = getattr(error, "context", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}"
+
+
+def explain(error: ValidationError, source: Source, overridden: Collection[KeyPath]) -> ConfigError:
+    """One ConfigError that lists all problems of a configuration."""
+    problems: dict[str, None] = {}
+    for detail in error.errors(include_url=False):
+        path = _known_part(detail["loc"], detail["type"] == "extra_forbidden")
+        where = _where(path, source, overridden)
+        is_default = path not in source.lines and path not in overridden
+        problems[f"{where}: {_what(path, detail, is_default)}"] = None
+    return as_error(source.name, list(problems))
+
+
+def as_error(name: str, problems: list[str]) -> ConfigError:
+    """ConfigError with one problem on a line each."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError(f"{name}: {count}\n" + "\n".join(f"  - {one}" for one in problems))
+
+
+def unknown_key(path: KeyPath) -> str:
+    """What to say about a key that the schema does not know."""
+    near = suggestion(path)
+    section = dotted(path[:-1])
+    known = ", ".join(keys_of(path[:-1]))
+    inside = f"keys of {section}" if section else "sections"
+    hint = f"; did you mean {near}?" if near else ""
+    return f"unknown key{hint}" + (f" ({inside}: {known})" if known else "")
+
+
+def show(value: Any) -> str:
+    """A value as it would stand in the file, cut where it is long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known_part(loc: KeyPath, ends_unknown: bool) -> KeyPath:
+    """The keys of a place; pydantic puts the tried types of a union among them."""
+    path: KeyPath = ()
+    for part in loc:
+        if node_at((*path, part)) is not None:
+            path = (*path, part)
+    return (*path, loc[-1]) if ends_unknown else path
+
+
+def _where(path: KeyPath, source: Source, overridden: Collection[KeyPath]) -> str:
+    here = dotted(path) or "the whole file"
+    if any(path[: len(one)] == one for one in overridden):
+        return f"{here} (from --options)"
+    line = source.lines.get(path)
+    return here if line is None else f"{here} (line {line})"
+
+
+def _what(path: KeyPath, detail: Any, is_default: bool) -> str:
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"{unknown_key(path)}; its value is {show(value)}"
+    if kind == "missing":
+        return f"missing; it must be {allowed_values(path)}"
+    if kind == "value_error":
+        reason = str(detail["ctx"]["error"])
+        # A whole section does not help to see which of its values is wrong.
+        if isinstance(value, dict):
+            return reason
+        value_text = f"the default {show(value)}" if is_default else show(value)
+        return f"{value_text} is not allowed: {reason}"
+    allowed = allowed_values(path)
+    return f"{show(value)} is not allowed; it must be {allowed or detail['msg']}"
+
+
+class _NoPlaceError(ValueError):
+    """There is nowhere to put the value of an override; the message says why."""
+
+
+def apply_overrides(source: Source, options: Sequence[str]) -> tuple[Source, list[KeyPath]]:
+    """A copy of `source` in which every `key.sub=value` is set, and the paths that were set.
+
+    Values are YAML (`true`, `0.4`, `[a, b]`); where only a text is allowed, the value is taken as
+    it stands. Items of lists are named by number: `extended.species.0.name=Wolf`. Later overrides
+    win. Raises ConfigError for overrides without `=`, unknown keys and values that are no YAML.
+    """
+    data = copy.deepcopy(source.data)
+    problems: list[str] = []
+    paths: list[KeyPath] = []
+    for option in options:
+        key, equals, text = option.partition("=")
+        path = _path(key)
+        if not equals or not key.strip():
+            problems.append(f"{option!r}: an override is written key.sub=value")
+        elif node_at(path) is None:
+            problems.append(f"{dotted(path)}: {unknown_key(path)}")
+        else:
+            try:
+                _set(data, path, _value(path, text))
+                paths.append(path)
+            except _NoPlaceError as error:
+                problems.append(f"{dotted(path)}: {error}")
+            except (yaml.YAMLError, ValueError):
+                problems.append(
+                    f"{dotted(path)}: {text!r} is not valid YAML; it must be {allowed_values(path)}"
+                )
+    if problems:
+        raise as_error("--options", problems)
+    return Source(source.name, data, source.lines), paths
+
+
+def _path(key: str) -> KeyPath:
+    parts = key.strip().replace("[", ".").replace("]", "").split(".")
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def _value(path: KeyPath, text: str) -> Any:
+    """The value that `text` stands for at `path`; raises yaml.YAMLError or ValueError."""
+    node = node_at(path) or {}
+    kinds = {one.get("type") for one in node.get("anyOf", [node])}
+    if not kinds <= {"string", "null"}:
+        return parse_value(text)
+    # A prompt template such as {} is a text, whatever YAML makes of it.
+    try:
+        value = parse_value(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+    is_fit = isinstance(value, str) or (value is None and "null" in kinds)
+    return value if is_fit else text
+
+
+def _set(data: dict[str, Any], path: KeyPath, value: Any) -> None:
+    """Set the value at `path`, making sections on the way."""
+    place: Any = data
+    for part, following in itertools.pairwise(path):
+        is_new_section = isinstance(place, dict) and place.get(part) is None
+        if is_new_section and isinstance(following, str):
+            place[part] = {}
+        place = _item(place, part)
+    if isinstance(place, dict):
+        place[path[-1]] = value
+    else:
+        _item(place, path[-1])
+        place[path[-1]] = value
+
+
+def _item(place: Any, part: str | int) -> Any:
+    if isinstance(place, dict):
+        return place.get(part)
+    if isinstance(part, int) and isinstance(place, list):
+        if part < len(place):
+            return place[part]
+        raise _NoPlaceError(f"there is no item {part}: the list has {len(place)}, counted from 0")
+    if isinstance(part, int):
+        raise _NoPlaceError("there is no list here to change: give the whole list")
+    raise _NoPlaceError("there is no section here to set a key in")
 
 
 def load_config(
@@ -65,11 +502,11 @@ def _is_empty_section(key: Any, value: Any) -> bool:
 def _without_unset(section: BaseModel) -> dict[str, Any]:
     """Plain data of a section; sections and keys without effect that are not set are left out."""
     data: dict[str, Any] = {}
-    for key, field in type(section).model_fields.items():
+    for key, info in type(section).model_fields.items():
         value = getattr(section, key)
         if isinstance(value, BaseModel):
             data[key] = _without_unset(value)
-        elif value is not None or (key not in Config.model_fields and not _reason(field)):
+        elif value is not None or (key not in Config.model_fields and not _reason(info)):
             data[key] = section.model_dump(mode="json", include={key})[key]
     return data
 
@@ -90,6 +527,6 @@ def _ignored(section: BaseModel, path: KeyPath = ()) -> Iterator[str]:
         if isinstance(value, BaseModel):
             yield from _ignored(value, here)
         elif reason is not None and value not in (None, ""):
-            reasons.setdefault(reason, []).append(tree.dotted(here))
+            reasons.setdefault(reason, []).append(dotted(here))
     for reason, keys in sorted(reasons.items(), key=lambda item: sorted(item[1])):
         yield f"{', '.join(sorted(keys))} ({reason})"

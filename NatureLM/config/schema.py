@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from NatureLM.config.architecture import BeatsConfig, FbankConfig, QFormerConfig
-from NatureLM.config.extended import ExtendedConfig
-from NatureLM.config.section import Section, Text, ignored
+from NatureLM.config.base import Section, Text, ignored
+from NatureLM.config.experiment import ExperimentConfig
+from NatureLM.config.model import BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.config.training import DatasetsConfig, RunConfig
 
 LLAMA_3_TEMPLATE = (
@@ -152,5 +152,5 @@ class Config(Section):
     """Training data."""
     run: RunConfig | None = None
     """How training runs."""
-    extended: ExtendedConfig | None = None
+    extended: ExperimentConfig | None = None
     """An experiment over prompts, scales, species and datasets."""

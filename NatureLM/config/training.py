@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from NatureLM.config.section import Section, Share, Text, ignored
-from NatureLM.config.tables import TableSource
+from NatureLM.config.base import Section, Share, TableSource, Text, ignored
 
 _LAUNCH = "several processes are started with `accelerate launch`"
 

@@ -34,12 +34,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from NatureLM.beans.samples.sources import FileSource
-from NatureLM.experiments.plan import Cell
-from NatureLM.outputs import OutputError, RunSettings
-from NatureLM.outputs.appending import AppendingFile
-from NatureLM.outputs.rows import json_line
-from NatureLM.outputs.settings import differences, read_record, record_path, write_record
+from NatureLM.data.dataset import FileSource
+from NatureLM.experiments.plan import Trial
+from NatureLM.results.jsonl import JsonlAppender
+from NatureLM.results.rows import OutputError, json_line
+from NatureLM.results.settings import (
+    RunSettings,
+    differences,
+    read_record,
+    record_path,
+    write_record,
+)
 
 _OTHERWISE = "give another --output-path"
 
@@ -62,7 +67,7 @@ class _Found:
     failed: set[str] = field(default_factory=set)
 
 
-class CellStore:
+class TrialStore:
     """An open file of answers. Use it as a context manager.
 
     Raises OutputError where the file cannot be written, holds something else, or is in use.
@@ -70,7 +75,7 @@ class CellStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = AppendingFile(path, pads=False)
+        self._file = JsonlAppender(path, pads=False)
         self._run = ""
         try:
             self._found = _read(self._file.real, str(path))
@@ -79,7 +84,7 @@ class CellStore:
             raise
         self._file.size = self._found.end
 
-    def __enter__(self) -> CellStore:
+    def __enter__(self) -> TrialStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +95,7 @@ class CellStore:
         """Cells that have an answer in the file."""
         return len(self._found.done)
 
-    def begin(self, settings: RunSettings, cells: Iterable[Cell] = ()) -> None:
+    def begin(self, settings: RunSettings, cells: Iterable[Trial] = ()) -> None:
         """Start a run, or go on with it; a cut-off line and errors of before are taken out.
 
         cells: what the run asks: all that has an answer, about the same recordings, and more
@@ -113,16 +118,16 @@ class CellStore:
         write_record(self._file.real, settings)
         self._run = settings.run
 
-    def is_done(self, cell: Cell) -> bool:
+    def is_done(self, cell: Trial) -> bool:
         """Whether the file has an answer to the cell."""
         return cell.id in self._found.done
 
-    def add(self, cell: Cell, prediction: str) -> None:
+    def add(self, cell: Trial, prediction: str) -> None:
         """Write an answer."""
         self._file.append(json_line({"prediction": prediction, **self._facts(cell)}))
         self._found.done[cell.id] = _answered(cell)
 
-    def add_error(self, cell: Cell, error: Exception) -> None:
+    def add_error(self, cell: Trial, error: Exception) -> None:
         """Write why a cell has no answer."""
         why = {"error": str(error), "error_type": type(error).__name__}
         self._file.append(json_line({**why, **self._facts(cell)}))
@@ -131,7 +136,7 @@ class CellStore:
         """Let go of the file; one that was made here and holds nothing goes away again."""
         self._file.close(record_path(self._file.real))
 
-    def _facts(self, cell: Cell) -> dict[str, Any]:
+    def _facts(self, cell: Trial) -> dict[str, Any]:
         assert self._run, "begin() comes before the first row"
         return {
             "label": cell.label,
@@ -147,7 +152,7 @@ class CellStore:
             "run": self._run,
         }
 
-    def _refuse_changed(self, cell: Cell) -> None:
+    def _refuse_changed(self, cell: Trial) -> None:
         before = self._found.done.get(cell.id)
         if before is None:
             return
@@ -196,11 +201,11 @@ class CellStore:
         )
 
 
-def _answered(cell: Cell) -> _Answered:
+def _answered(cell: Trial) -> _Answered:
     return _Answered(cell.label, cell.cluster, _digests(cell))
 
 
-def _digests(cell: Cell) -> list[str | None]:
+def _digests(cell: Trial) -> list[str | None]:
     """Hashes of the files of a cell's clips; empty where none is a file."""
     sources = [clip.source for clip in cell.audios]
     found = [one.digest if isinstance(one, FileSource) else None for one in sources]

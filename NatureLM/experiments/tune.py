@@ -16,27 +16,32 @@ then said twice:
 
 The standard error is the standard deviation of the metric over bootstrap resamples, in which clips
 of one recording stay together.
+
+What tuning leaves: a table, the value to use, a figure, and all answers.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from NatureLM.beans.components import Task
-from NatureLM.beans.scoring.answers import Reading
-from NatureLM.beans.scoring.evaluate import DEFAULT, Evaluation
-from NatureLM.beans.scoring.gather import gather_rows
-from NatureLM.beans.scoring.problems import Problems
-from NatureLM.beans.scoring.protocols import Protocol
-from NatureLM.beans.scoring.results import Floats, GroupScore, Interval
-from NatureLM.beans.scoring.scores import score_answers
+from NatureLM.data.components import Task
 from NatureLM.errors import UsageError
-from NatureLM.metrics.resampling import percentile_interval
+from NatureLM.evaluation.answers import ReadOptions, gather_rows
+from NatureLM.evaluation.bootstrap import percentile_interval
+from NatureLM.evaluation.names import Problems
+from NatureLM.evaluation.protocols import Protocol
+from NatureLM.evaluation.score import DEFAULT, BootstrapOptions, score_answers
+from NatureLM.evaluation.tasks import Floats, GroupScore, Interval
+from NatureLM.evaluation.write import write_csv, write_data, write_folder_json
+from NatureLM.merging.recipe import extrapolation_note
+from NatureLM.reports.charts import METRIC_NAMES, Curve, CurveChart, Point
 
 Row: TypeAlias = dict[str, Any]
 Ask: TypeAlias = Callable[[Sequence[float]], Iterable[Row]]
@@ -103,7 +108,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Trial:
+class AlphaScore:
     """How good one α is.
 
     standard_error: of the value, over resamples
@@ -132,12 +137,12 @@ class Tuning:
 
     metric: str
     towards: Side
-    trials: tuple[Trial, ...]
-    best: Trial
-    chosen: Trial
+    trials: tuple[AlphaScore, ...]
+    best: AlphaScore
+    chosen: AlphaScore
     threshold: float
 
-    def behind(self, trial: Trial) -> Interval | None:
+    def behind(self, trial: AlphaScore) -> Interval | None:
         """95 % interval of how far a trial is behind the best one, sample by sample the same."""
         return percentile_interval(self.best.resampled - trial.resampled)
 
@@ -154,8 +159,8 @@ class Tuner:
         self,
         metric: str,
         protocol: Protocol,
-        reading: Reading = Reading(),  # noqa: B008 (frozen)
-        evaluation: Evaluation = DEFAULT,
+        reading: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
+        evaluation: BootstrapOptions = DEFAULT,
     ) -> None:
         self._metric = metric
         self._protocol = protocol
@@ -172,9 +177,9 @@ class Tuner:
             trials += self.trials(ask(finer))
         return choose(trials, self._metric, towards)
 
-    def trials(self, rows: Iterable[Row]) -> list[Trial]:
+    def trials(self, rows: Iterable[Row]) -> list[AlphaScore]:
         """The trials of answers, one for each α; lines that cannot be scored are errors."""
-        reading = Reading(
+        reading = ReadOptions(
             by=("lora_scale",),
             labels=self._reading.labels,
             rules=self._reading.rules,
@@ -195,7 +200,7 @@ class Tuner:
         )
         return [self._trial(group) for group in scores.groups]
 
-    def _trial(self, group: GroupScore) -> Trial:
+    def _trial(self, group: GroupScore) -> AlphaScore:
         if self._metric not in group.metrics:  # of SPICE it is known only now
             known = ", ".join(group.metrics)
             raise UsageError(f"{self._metric} could not be measured here, only {known}")
@@ -203,7 +208,7 @@ class Tuner:
         drawn = group.samples.resampled(group.cluster_codes, evaluation.resamples, evaluation.seed)
         resampled = drawn[self._metric]
         known_values = resampled[~np.isnan(resampled)]
-        return Trial(
+        return AlphaScore(
             alpha=float(group.key[1]),  # type: ignore[arg-type]
             value=group.metrics[self._metric],
             interval=group.intervals.get(self._metric),
@@ -227,13 +232,13 @@ def check_metric(metric: str, task: Task) -> None:
         raise UsageError(f"--metric {metric}: answers of {task} are measured by {known}")
 
 
-def best_of(trials: Sequence[Trial], towards: Side) -> Trial:
+def best_of(trials: Sequence[AlphaScore], towards: Side) -> AlphaScore:
     """The trial with the highest value; among equals the one nearest to that end."""
     sign = -1 if towards == "base" else 1
     return max(trials, key=lambda trial: (trial.value, sign * trial.alpha))
 
 
-def choose(trials: Sequence[Trial], metric: str, towards: Side) -> Tuning:
+def choose(trials: Sequence[AlphaScore], metric: str, towards: Side) -> Tuning:
     """The maximum, and the choice by the rule of one standard error."""
     ordered = sorted(trials, key=lambda trial: trial.alpha)
     best = best_of(ordered, towards)
@@ -251,3 +256,121 @@ def choose(trials: Sequence[Trial], metric: str, towards: Side) -> Tuning:
 def _exact(value: float) -> float:
     """Steps of 0.05 give 0.15, not 0.15000000000000002; and no zero has a sign."""
     return round(value, 10) + 0.0
+
+
+COLUMNS = (
+    "alpha",
+    "value",
+    "low",
+    "high",
+    "standard_error",
+    "behind_low",
+    "behind_high",
+    "n",
+    "clusters",
+    "is_best",
+    "is_chosen",
+)
+_SETTING = """\
+# Chosen by naturelm tune-alpha; use it with --cfg-path.
+generate:
+  merging_alpha: {alpha!r}
+"""
+
+
+def write_tuning(
+    tuning: Tuning, rows: Sequence[Row], folder: Path, settings: Mapping[str, Any]
+) -> list[Path]:
+    """Write all but the figure; returns the files.
+
+    tune.csv, tune.json: the trials; alpha.yml: a configuration with the chosen α; answers.jsonl
+    """
+    records = [dict(zip(COLUMNS, _cells(tuning, one), strict=True)) for one in tuning.trials]
+    about = {
+        "alpha": tuning.chosen.alpha,
+        "rule": "one standard error",
+        "towards": tuning.towards,
+        "metric": tuning.metric,
+        "best_alpha": tuning.best.alpha,
+        "best_value": tuning.best.value,
+        "threshold": tuning.threshold,
+        "baselines": dict(tuning.best.baselines),
+        "cluster_by": tuning.best.cluster_by,
+        **settings,
+        "trials": records,
+    }
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    return [
+        write_folder_json(about, folder, "tune.json"),
+        write_csv(folder / "tune.csv", COLUMNS, [list(record.values()) for record in records]),
+        write_data(folder / "alpha.yml", _SETTING.format(alpha=tuning.chosen.alpha).encode()),
+        write_data(folder / "answers.jsonl", lines.encode()),
+    ]
+
+
+def draw_tuning(tuning: Tuning, folder: Path) -> list[Path]:
+    """Draw the trials as SVG and PNG. Raises UsageError without matplotlib."""
+    from NatureLM.reports.figures import draw, png, svg
+
+    figure = draw(chart_of(tuning))
+    return [
+        write_data(folder / "tune.svg", svg(figure).encode()),
+        write_data(folder / "tune.png", png(figure)),
+    ]
+
+
+def chart_of(tuning: Tuning) -> CurveChart:
+    """The trials as a curve; level lines are the baselines and what was good enough."""
+    name = METRIC_NAMES.get(tuning.metric, tuning.metric)
+    points = [Point(one.alpha, one.value, *(one.interval or (None, None))) for one in tuning.trials]
+    return CurveChart(
+        key="tune",
+        title=f"{name} over α",
+        measure=name,
+        curves=(Curve(f"{name}, 95 % interval", tuple(points)),),
+        baselines={
+            "one standard error below the best": tuning.threshold,
+            **tuning.best.baselines,
+        },
+        marks={
+            "highest": tuning.best.alpha,
+            "chosen": tuning.chosen.alpha,
+        },
+        is_share=tuning.metric != "cider",
+    )
+
+
+def verdict(tuning: Tuning) -> str:
+    """The choice in a sentence or two."""
+    best, chosen = tuning.best, tuning.chosen
+    name = METRIC_NAMES.get(tuning.metric, tuning.metric)
+    if chosen is best:
+        text = (
+            f"Use α = {chosen.alpha:g}: {name} is highest there, {best.value:.3f}, and falls by "
+            f"more than one standard error ({best.standard_error:.3f}) towards the "
+            f"{tuning.towards} model."
+        )
+    else:
+        text = (
+            f"Use α = {chosen.alpha:g}: {name} {chosen.value:.3f} is within one standard error "
+            f"({best.standard_error:.3f}) of the highest, {best.value:.3f} at α = {best.alpha:g}, "
+            f"and nearer to the {tuning.towards} model."
+        )
+    note = extrapolation_note(chosen.alpha)
+    return f"{text} Note: {note}." if note else text
+
+
+def _cells(tuning: Tuning, trial: AlphaScore) -> list[Any]:
+    interval = trial.interval or (None, None)
+    behind = tuning.behind(trial) or (None, None)
+    return [
+        trial.alpha,
+        trial.value,
+        *interval,
+        trial.standard_error,
+        *behind,
+        trial.n,
+        trial.clusters,
+        trial is tuning.best,
+        trial is tuning.chosen,
+    ]

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from NatureLM.generation.constrained import LabelGrammar, only_allowed
-from NatureLM.generation.decoded import Choice, Decoded
-from NatureLM.generation.logits import process_scores
-from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.sampling import BeamStep, GenerationOutput, process_scores
 
 
 @dataclass(eq=False)
-class Search:
+class BeamState:
     """The beams and the finished hypotheses of one prompt."""
 
     width: int
@@ -36,7 +35,7 @@ class Search:
     grammar: LabelGrammar | None = None
     beams: list[list[int]] = field(default_factory=lambda: [[]])
     sums: list[float] = field(default_factory=lambda: [0.0])
-    finished: list[tuple[float, Decoded]] = field(default_factory=list)
+    finished: list[tuple[float, GenerationOutput]] = field(default_factory=list)
     done: bool = False
 
     def advance(
@@ -47,7 +46,7 @@ class Search:
         sums: list[float] = []
         parents: list[int] = []
         if math.isnan(candidates[0][0]):  # sorted before all numbers; nothing can be compared
-            self.finished = [(math.nan, Decoded(self.beams[0], math.nan))]
+            self.finished = [(math.nan, GenerationOutput(self.beams[0], math.nan))]
             self.done = True
             return parents
         for rank, (total, parent, token) in enumerate(candidates):
@@ -70,14 +69,14 @@ class Search:
             self.done = True
         return parents
 
-    def result(self) -> Decoded:
+    def result(self) -> GenerationOutput:
         """The best hypothesis."""
         return max(self.finished, key=lambda scored: scored[0])[1]
 
     def _finish(self, total: float, ids: list[int]) -> None:
         score = total / len(ids) ** self.length_penalty
         if len(self.finished) < self.width or score > min(self.finished, key=_score)[0]:
-            self.finished.append((score, Decoded(ids, total)))
+            self.finished.append((score, GenerationOutput(ids, total)))
             if len(self.finished) > self.width:
                 self.finished.remove(min(self.finished, key=_score))
 
@@ -88,11 +87,11 @@ class Search:
         return min(self.finished, key=_score)[0] >= attainable
 
 
-def _score(scored: tuple[float, Decoded]) -> float:
+def _score(scored: tuple[float, GenerationOutput]) -> float:
     return scored[0]
 
 
-class BeamDecoding:
+class BeamSearch:
     """The best continuations of the beams of every prompt."""
 
     def __init__(self, options: GenerationOptions, eos_ids: Sequence[int]) -> None:
@@ -100,10 +99,10 @@ class BeamDecoding:
 
     def begin(
         self, prompt_length: int, stream: int = 0, grammar: LabelGrammar | None = None
-    ) -> Search:
+    ) -> BeamState:
         """The state of a prompt of which nothing was decoded yet; nothing is drawn at random."""
         options = self._options
-        return Search(
+        return BeamState(
             options.num_beams,
             options.length_penalty,
             options.max_new_tokens if grammar is None else grammar.max_new_tokens,
@@ -111,7 +110,7 @@ class BeamDecoding:
             grammar,
         )
 
-    def choose(self, logits_RV: Tensor, states: Sequence[Search]) -> Choice:
+    def choose(self, logits_RV: Tensor, states: Sequence[BeamState]) -> BeamStep:
         """Take every prompt's beams one token further."""
         scores_RV = _sum_scores(logits_RV, states, self._eos_ids, self._options)
         widths = [len(search.beams) for search in states]
@@ -125,12 +124,12 @@ class BeamDecoding:
                 rows += [first_row + parent for parent in parents]
                 tokens += [ids[-1] for ids in search.beams]
             first_row += beams
-        return Choice(rows, tokens)
+        return BeamStep(rows, tokens)
 
 
 def _sum_scores(
     logits_RV: Tensor,
-    searches: Sequence[Search],
+    searches: Sequence[BeamState],
     eos_ids: Sequence[int],
     options: GenerationOptions,
 ) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.label_scores import NOTHING
-from NatureLM.generation.trie import (
+from NatureLM.generation.labels import (
+    NOTHING,
     Tokens,
     TokenTrie,
     check_labels,

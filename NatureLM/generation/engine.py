@@ -2,34 +2,52 @@
 
 Every clip is encoded once. Queries and α are rows of batches, which are filled by tokens; rows that
 begin alike share keys and values; rows that are finished leave, and others take their place.
+
+Answers in the order of their requests, whatever the order they come in.
+
+Prompts as embeddings in, token ids out.
+
+Scores of label lists for prompts with their clips, by the engine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.audio import AudioEncoder, Encoded, Load
+from NatureLM.generation.audio_cache import (
+    AudioEncoder,
+    EmbeddingCache,
+    Encoded,
+    EncodedClip,
+    Load,
+    MemoryEmbeddingCache,
+    bytes_in_memory,
+)
 from NatureLM.generation.constrained import LabelGrammar
-from NatureLM.generation.decoded import Decoded
-from NatureLM.generation.decoder import Decoder, Prompt
-from NatureLM.generation.embeddings import Embeddings, MemoryEmbeddings, bytes_in_memory
-from NatureLM.generation.logits import NotANumberError
-from NatureLM.generation.memory import halving
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Answer, LabelChoice, Request
-from NatureLM.generation.scheduler import Batch, Budget, Row
-from NatureLM.generation.scorer import Scorer
-from NatureLM.generation.splice import splice_parts
-from NatureLM.generation.static_steps import StaticSteps, static_steps
-from NatureLM.generation.waiting import Waiting
+from NatureLM.generation.cuda_graphs import StaticSteps, static_steps
+from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.labels import LabelScores, Normalize
+from NatureLM.generation.oom import halving
+from NatureLM.generation.prefill import SharedPrefix, merge_prompt_parts
+from NatureLM.generation.request import (
+    Answer,
+    GenerationOptions,
+    LabelChoice,
+    Request,
+    label_choices,
+)
+from NatureLM.generation.sampling import GenerationOutput, NonFiniteLogitsError
+from NatureLM.generation.scheduler import Batch, Budget, RequestQueue, Row
+from NatureLM.generation.scoring import Scorer
 
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536
@@ -92,7 +110,7 @@ class Engine:
         max_memory: int | None = None,
         workers: int = 2,
         lookahead: int = 512,
-        embeddings: Embeddings | None = None,
+        embeddings: EmbeddingCache | None = None,
         eos_ids: Sequence[int] | None = None,
         capture: bool | None = None,
         note: Callable[[str], None] = lambda text: None,
@@ -112,7 +130,7 @@ class Engine:
         self._budget = Budget(tokens, beams, new_tokens, batch_rows)
         self._workers, self._lookahead, self._note = workers, lookahead, note
         if embeddings is None:
-            embeddings = MemoryEmbeddings(bytes_in_memory(max_memory))
+            embeddings = MemoryEmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
         self._scorer = Scorer(model, self._eos_ids, self._budget, note)
@@ -180,11 +198,11 @@ class Engine:
             note=self._note,
         )
 
-    def _waiting(self, requests: Iterable[Request], audio: AudioEncoder) -> Waiting:
+    def _waiting(self, requests: Iterable[Request], audio: AudioEncoder) -> RequestQueue:
         def check(alphas: Sequence[float]) -> None:
             self.model.alphas_for(alphas, len(alphas))
 
-        return Waiting(requests, audio, self.model.tokenizer, check, self._lookahead)
+        return RequestQueue(requests, audio, self.model.tokenizer, check, self._lookahead)
 
     def _has_idle_room(self, decoding: _Decoding) -> bool:
         """Whether more rows pay.
@@ -196,7 +214,7 @@ class Engine:
         is_busy = decoding.rows * self.options.num_beams >= self._busy
         return not is_busy and 2 * decoding.rows <= self._budget.rows(decoding.longest)
 
-    def _refill(self, decoding: _Decoding, waiting: Waiting) -> None:
+    def _refill(self, decoding: _Decoding, waiting: RequestQueue) -> None:
         """Add rows that wait to those that are decoded, as far as there is room."""
         while len(waiting):
             budget = self._budget
@@ -215,9 +233,9 @@ class Engine:
             waiting.put_back(batch.rows)
             self._make_do(outcome.halved)
 
-    def _advance(self, decoding: _Decoding, waiting: Waiting) -> Iterator[Answer]:
+    def _advance(self, decoding: _Decoding, waiting: RequestQueue) -> Iterator[Answer]:
         rows = decoding.rows
-        finished: list[tuple[Row, Decoded]] = []
+        finished: list[tuple[Row, GenerationOutput]] = []
         with halving(rows, self._note, "answers were decoded") as outcome:
             finished = decoding.advance()
         if outcome.halved is not None:
@@ -226,7 +244,7 @@ class Engine:
             self._make_do(outcome.halved)
         for row, decoded in finished:
             if math.isnan(decoded.log_probability):
-                yield Answer(row.request, None, NotANumberError())
+                yield Answer(row.request, None, NonFiniteLogitsError())
                 continue
             grammar = decoding.grammar(row)
             if grammar is None:
@@ -278,7 +296,7 @@ class _Decoding:
         with torch.inference_mode():
             prompts = [
                 Prompt(
-                    splice_parts(row.parts, row.audios_QD, self._model.llama_embed_tokens),
+                    merge_prompt_parts(row.parts, row.audios_QD, self._model.llama_embed_tokens),
                     row.request.alpha,
                     row.request.stream,
                     self.grammar(row),
@@ -288,7 +306,7 @@ class _Decoding:
         self._decoder.add(prompts, batch.shared)
         self._rows.update(zip(prompts, batch.rows, strict=True))
 
-    def advance(self) -> list[tuple[Row, Decoded]]:
+    def advance(self) -> list[tuple[Row, GenerationOutput]]:
         """Take every answer a token further; those that are finished."""
         return [(self._rows.pop(prompt), decoded) for prompt, decoded in self._decoder.advance()]
 
@@ -328,7 +346,7 @@ def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
 
 
 @contextmanager
-def one_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
+def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
     """Within the block the model is folded, if the requests have one α and it can be.
 
     No adapter arithmetic runs then. The weights are put back bit for bit at the end, whatever ends
@@ -340,3 +358,118 @@ def one_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
         return
     with model.fold(different.pop()):
         yield
+
+
+Other = TypeVar("Other")
+Run: TypeAlias = Callable[[Iterable[Request], Load], Iterator[Answer]]
+"""What answers requests, such as `Engine.run`."""
+
+
+def yield_in_input_order(
+    run: Run, entries: Iterable[Request | Other], load: Load
+) -> Iterator[Answer | Other]:
+    """Answers in the place of their requests; entries that are no requests keep theirs.
+
+    entries: read as `run` needs them; the keys of requests differ
+    """
+    waiting: deque[Request | Other] = deque()
+    found: dict[Hashable, Answer] = {}
+
+    def requests() -> Iterator[Request]:
+        for entry in entries:
+            waiting.append(entry)
+            if isinstance(entry, Request):
+                yield entry
+
+    def ready() -> Iterator[Answer | Other]:
+        while waiting:
+            first = waiting[0]
+            if isinstance(first, Request):
+                if first.key not in found:
+                    return
+                yield found.pop(first.key)
+            else:
+                yield first
+            waiting.popleft()
+
+    for answer in run(requests(), load):
+        found[answer.key] = answer
+        yield from ready()
+    yield from ready()
+
+
+def decode(
+    language_model: nn.Module,
+    prompts_LD: Sequence[Tensor],
+    *,
+    alphas: Sequence[float],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+    row_numbers: Sequence[int] | None = None,
+    shared: Sequence[SharedPrefix] = (),
+    grammars: Sequence[LabelGrammar | None] | None = None,
+) -> list[GenerationOutput]:
+    """Decode each prompt's embeddings (length, width) under its own α.
+
+    A prompt's ids do not depend on the others, their order or their number. `row_numbers` name the
+    random streams when sampling (the place in the list by default). `shared` names prompts of one α
+    that begin with the same embeddings, which are then run once. `grammars` says what a prompt may
+    be answered (None: anything); `options` must leave room for the longest of those answers.
+    """
+    count = len(prompts_LD)
+    numbers = range(count) if row_numbers is None else row_numbers
+    rules = [None] * count if grammars is None else grammars
+    prompts = [Prompt(*facts) for facts in zip(prompts_LD, alphas, numbers, rules, strict=True)]
+    decoder = Decoder(language_model, options, eos_ids)
+    decoder.add(prompts, shared)
+    found: dict[Prompt, GenerationOutput] = {}
+    while len(decoder):
+        found.update(decoder.advance())
+    return [found[prompt] for prompt in prompts]
+
+
+def generate_ids(
+    language_model: nn.Module, prompts_LD: Sequence[Tensor], **how: Any
+) -> list[list[int]]:
+    """The token ids that `decode` gives for each prompt, the end included if one came."""
+    return [one.ids for one in decode(language_model, prompts_LD, **how)]
+
+
+def score_labels(
+    model: EngineModel,
+    prompts: Sequence[str],
+    audios: Sequence[Sequence[Any]],
+    labels: Sequence[str] | Sequence[Sequence[str]],
+    alphas: Sequence[float],
+    normalize: Normalize = "sum",
+) -> list[LabelScores]:
+    """The scores of one list for all prompts, or of one list for each, in their order.
+
+    audios: waveforms (samples,) or encoded audio (Q, D) for the placeholders of each prompt
+    """
+    clips = {_name(clip): clip for row in audios for clip in row}
+
+    def load(name: str) -> Any:
+        clip = clips[name]
+        is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
+        return EncodedClip(name, clip) if is_encoded else clip
+
+    choices = label_choices(labels, len(prompts), normalize)
+    rows = zip(prompts, audios, alphas, choices, strict=True)
+    requests = [
+        Request(place, prompt, tuple(map(_name, row)), alpha, choice=choice)
+        for place, (prompt, row, alpha, choice) in enumerate(rows)
+    ]
+    found: list[LabelScores] = []
+    for answer in yield_in_input_order(Engine(model).run, requests, load):
+        assert isinstance(answer, Answer)
+        if answer.error is not None:
+            raise answer.error
+        assert answer.scores is not None
+        found.append(answer.scores)
+    return found
+
+
+def _name(clip: Any) -> str:
+    """A name for a clip of this call, as the engine takes it for a hash: hexadecimal."""
+    return f"{id(clip):x}"

@@ -1,4 +1,18 @@
-"""Running the prompts: what several rows begin with once, and rows of like length together.
+"""Tensors on their way from the host to the device.
+
+Audio embeddings spliced into the embeddings of a prompt.
+
+Shapes: L positions, Q audio positions, D width of the language model.
+
+A prompt is cut at every `<AudioHere>`; the parts are tokenised separately and without special
+tokens, as the reference does (tokens never cross a placeholder), and the i-th audio stands at the
+i-th placeholder. The embedding of the beginning-of-text token goes in front.
+
+Rows of different lengths in one batch: padding on the left, true positions.
+
+Shapes: R rows, L positions, D width.
+
+Running the prompts: what several rows begin with once, and rows of like length together.
 
 Shapes: R rows, G shared beginnings, L positions, V vocabulary.
 """
@@ -10,11 +24,101 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from NatureLM.generation.batch import left_pad
-from NatureLM.generation.kvcache import RoomyCache, joined
+from NatureLM.errors import UsageError
+from NatureLM.generation.cache import PreallocatedCache, joined
 from NatureLM.merging.scaling import active_alpha, as_row_scale
+from NatureLM.prompts import PLACEHOLDER
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device.
+
+    From the host to CUDA it goes through pinned memory, so that nobody waits for the copy; torch
+    keeps that memory until the copy is done.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class PromptError(UsageError):
+    """Placeholders and audio of a prompt do not fit together."""
+
+
+def part_token_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of the prompt's parts between placeholders (one more part than placeholders)."""
+    parts = prompt.split(PLACEHOLDER)
+    return [list(tokenizer(part, add_special_tokens=False).input_ids) for part in parts]
+
+
+def check_placeholders(prompt: str, audios: int) -> None:
+    """Refuse a prompt whose placeholders are not as many as its audios."""
+    places = prompt.count(PLACEHOLDER)
+    if places != audios:
+        raise PromptError(
+            f"the prompt has {places} {PLACEHOLDER} and {audios} audio clips were given; "
+            f"each placeholder takes one clip. Prompt: {prompt[:200]!r}"
+        )
+
+
+def prompt_parts(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """`part_token_ids` with the beginning-of-text token in front."""
+    parts = part_token_ids(prompt, tokenizer)
+    if tokenizer.bos_token_id is not None:
+        parts[0] = [int(tokenizer.bos_token_id), *parts[0]]
+    return parts
+
+
+def merge_prompt_parts(
+    parts: Sequence[Sequence[int]], audios_QD: Sequence[Tensor], embed_tokens: nn.Embedding
+) -> Tensor:
+    """Input embeddings (L, D): the i-th audio between part i and part i + 1."""
+    weight = embed_tokens.weight
+    pieces: list[Tensor] = []
+    for index, ids in enumerate(parts):
+        ids_L = to_device(torch.tensor(ids, dtype=torch.long), weight.device)
+        pieces.append(embed_tokens(ids_L))
+        if index < len(audios_QD):
+            pieces.append(audios_QD[index].to(weight))
+    return torch.cat(pieces)
+
+
+def merge_audio_embeddings(
+    prompt: str,
+    audios_QD: Sequence[Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    embed_tokens: nn.Embedding,
+) -> Tensor:
+    """Input embeddings (L, D) of one prompt, beginning-of-text token included."""
+    check_placeholders(prompt, len(audios_QD))
+    return merge_prompt_parts(prompt_parts(prompt, tokenizer), audios_QD, embed_tokens)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Left-padded prompts: embeddings (R, L, D), mask (R, L; 1 where real), positions (R, L)."""
+
+    embeds_RLD: Tensor
+    mask_RL: Tensor
+    positions_RL: Tensor
+    lengths: tuple[int, ...]
+
+
+def left_pad(rows_LD: Sequence[Tensor]) -> PromptBatch:
+    """Pad rows on the left, so that every row's last position is its prompt's last."""
+    lengths = tuple(row.shape[0] for row in rows_LD)
+    longest = max(lengths)
+    first = rows_LD[0]
+    embeds = first.new_zeros(len(rows_LD), longest, first.shape[1])
+    mask = torch.zeros(len(rows_LD), longest, dtype=torch.long, device=first.device)
+    for index, row in enumerate(rows_LD):
+        embeds[index, longest - row.shape[0] :] = row
+        mask[index, longest - row.shape[0] :] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    return PromptBatch(embeds, mask, positions, lengths)
 
 
 @dataclass(frozen=True)
@@ -30,7 +134,7 @@ _ACCELERATOR_PASS = _Pass(most=32768, overhead=128)
 
 
 @dataclass(frozen=True)
-class SharedStart:
+class SharedPrefix:
     """Rows of one α whose prompts begin with the same `length` positions."""
 
     rows: tuple[int, ...]
@@ -41,7 +145,7 @@ class SharedStart:
 class Prefilled:
     """Prompts after their run: keys and values, mask (R, L; 1 where real), logits (R, V)."""
 
-    cache: RoomyCache
+    cache: PreallocatedCache
     mask_RL: Tensor
     logits_RV: Tensor
 
@@ -51,13 +155,13 @@ def prefill(
     prompts_LD: Sequence[Tensor],
     alphas: Sequence[float],
     *,
-    shared: Sequence[SharedStart] = (),
+    shared: Sequence[SharedPrefix] = (),
     room: int = 64,
 ) -> Prefilled:
     """Run prompts (length, width), each under its own α; `room`: for how many tokens to come.
 
     `shared` names rows that begin alike: their keys and values are computed once. A row stands in
-    one `SharedStart` at most, and keeps at least one position of its own.
+    one `SharedPrefix` at most, and keeps at least one position of its own.
     """
     shared = [one for one in shared if one.length and len(one.rows) > 1]
     if not shared:
@@ -79,14 +183,14 @@ def prefill(
     # A row that shares nothing hears nothing of the beginning that stands in its place.
     mask_RL = before.mask_RL[source_R] * (torch.tensor(starts, device=device) > 0)[:, None]
     rests = [row_LD[start:] for row_LD, start in zip(prompts_LD, starts, strict=True)]
-    return _run(language_model, rests, alphas, room, _Past(before.cache, source_R, mask_RL))
+    return _run(language_model, rests, alphas, room, PrefixKV(before.cache, source_R, mask_RL))
 
 
 @dataclass(frozen=True)
-class _Past:
+class PrefixKV:
     """What rows hold already: row i continues row `source_R[i]` of the cache, under its mask."""
 
-    cache: RoomyCache
+    cache: PreallocatedCache
     source_R: Tensor
     mask_RL: Tensor
 
@@ -96,7 +200,7 @@ def _run(
     rows_LD: Sequence[Tensor],
     alphas: Sequence[float],
     room: int,
-    past: _Past | None,
+    past: PrefixKV | None,
     *,
     scored: bool = True,
 ) -> Prefilled:
@@ -159,9 +263,9 @@ def pieces_of(lengths: Sequence[int], most: int, overhead: int) -> list[list[int
     return pieces[::-1]
 
 
-def _of_rows(past: _Past, rows: Sequence[int]) -> _Past:
+def _of_rows(past: PrefixKV, rows: Sequence[int]) -> PrefixKV:
     places = torch.tensor(rows, device=past.source_R.device)
-    return _Past(past.cache, past.source_R[places], past.mask_RL[places])
+    return PrefixKV(past.cache, past.source_R[places], past.mask_RL[places])
 
 
 def _run_piece(
@@ -169,12 +273,12 @@ def _run_piece(
     rows_LD: Sequence[Tensor],
     alphas: Sequence[float],
     room: int,
-    past: _Past | None,
+    past: PrefixKV | None,
     scored: bool,
 ) -> Prefilled:
     batch = left_pad(rows_LD)
     mask_RL, positions_RL = batch.mask_RL, batch.positions_RL
-    cache = RoomyCache(room)
+    cache = PreallocatedCache(room)
     if past is not None:
         cache = past.cache.copied(past.source_R, mask_RL.shape[1] + room)
         positions_RL = positions_RL + past.mask_RL.sum(dim=1)[:, None]
@@ -193,7 +297,7 @@ def _run_piece(
 
 def forward(
     model: nn.Module,
-    cache: RoomyCache,
+    cache: PreallocatedCache,
     alphas: Sequence[float],
     *,
     scored: bool = True,

@@ -2,18 +2,23 @@
 
 A prompt is a sequence of pieces: token ids, and audio as one piece of many positions. Rows of one α
 share keys and values as far as their pieces are the same.
+
+Requests that wait to be run: read as they are needed, with their audio encoded ahead of time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from functools import lru_cache
+from itertools import accumulate, groupby, islice, pairwise
+from typing import Any
 
 from torch import Tensor
 
-from NatureLM.generation.prefill import SharedStart
-from NatureLM.generation.requests import Request
+from NatureLM.generation.audio_cache import AudioEncoder, EncodedClip
+from NatureLM.generation.prefill import PromptError, SharedPrefix, check_placeholders, prompt_parts
+from NatureLM.generation.request import Answer, Request
 
 _LARGEST_GROUP = 64  # rows that are looked at together for a shared beginning
 _SHORTEST_START = 8  # positions below which sharing is not worth a pass of its own
@@ -45,7 +50,7 @@ class Batch:
     """Rows that run together; `shared` are those that begin alike."""
 
     rows: tuple[Row, ...]
-    shared: tuple[SharedStart, ...]
+    shared: tuple[SharedPrefix, ...]
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,11 @@ def plan_batches(rows: Sequence[Row], budget: Budget) -> list[Batch]:
 
 def _batch(groups: Sequence[_Group]) -> Batch:
     rows: list[Row] = []
-    shared: list[SharedStart] = []
+    shared: list[SharedPrefix] = []
     for group in groups:
         if group.start:
             places = tuple(range(len(rows), len(rows) + len(group.rows)))
-            shared.append(SharedStart(places, group.start))
+            shared.append(SharedPrefix(places, group.start))
         rows += group.rows
     return Batch(tuple(rows), tuple(shared))
 
@@ -156,3 +161,109 @@ def _common(a: Row, b: Row) -> int:
     while shared < most and a.pieces[shared] == b.pieces[shared]:
         shared += 1
     return a.ends[shared - 1] if shared else 0
+
+
+class RequestQueue:
+    """Rows of requests that are ready to run, and the requests behind them.
+
+    requests: read `lookahead` at a time, while those before them are worked on
+    check: told the α of requests before they wait; what it raises ends the run
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        audio: AudioEncoder,
+        tokenizer: Any,
+        check: Callable[[Sequence[float]], object],
+        lookahead: int,
+    ) -> None:
+        self._source = iter(requests)
+        self._audio, self._check, self._lookahead = audio, check, lookahead
+        self._parts = lru_cache(maxsize=4096)(
+            lambda prompt: tuple(tuple(part) for part in prompt_parts(prompt, tokenizer))
+        )
+        self._rows: list[Row] = []
+        self._coming = self._next(lookahead)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest prompt that waits."""
+        return max((row.length for row in self._rows), default=0)
+
+    def fill(self) -> list[Answer]:
+        """Get rows ready until `lookahead` wait; the answers of requests that cannot run."""
+        refused: list[Answer] = []
+        while self._coming and len(self._rows) < self._lookahead:
+            room = self._lookahead - len(self._rows)
+            fresh, self._coming = self._coming[:room], self._coming[room:]
+            self._coming += self._next(self._lookahead - len(self._coming))
+            self._check([one.alpha for one in fresh])
+            clips = self._audio.get(key for one in fresh for key in one.audios)
+            for request in fresh:
+                made = self._row(request, [clips[key] for key in request.audios])
+                if isinstance(made, Row):
+                    self._rows.append(made)
+                else:
+                    refused.append(made)
+        return refused
+
+    def take(self, budget: Budget) -> Batch | None:
+        """The batch of the row that has waited longest, with those that go well with it."""
+        if not self._rows:
+            return None
+        first = self._rows[0]
+        batch = next(
+            one for one in plan_batches(self._rows, budget) if any(row is first for row in one.rows)
+        )
+        taken = {id(row) for row in batch.rows}
+        self._rows = [row for row in self._rows if id(row) not in taken]
+        return batch
+
+    def withdraw(self, is_meant: Callable[[Row], bool]) -> list[Row]:
+        """The rows that are meant, which wait no longer."""
+        taken = [row for row in self._rows if is_meant(row)]
+        self._rows = [row for row in self._rows if not is_meant(row)]
+        return taken
+
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Rows that could not be run now wait again, in front of all others."""
+        self._rows = [*rows, *self._rows]
+
+    def _next(self, count: int) -> list[Request]:
+        requests = list(islice(self._source, count))
+        self._audio.announce(key for one in requests for key in one.audios)
+        return requests
+
+    def _row(self, request: Request, clips: Sequence[EncodedClip | Exception]) -> Row | Answer:
+        broken = next((clip for clip in clips if isinstance(clip, Exception)), None)
+        try:
+            check_placeholders(request.prompt, len(clips))
+        except PromptError as error:
+            broken = error
+        if broken is not None:
+            return Answer(request, None, broken)
+        return _row_of(
+            request,
+            self._parts(request.prompt),
+            [clip for clip in clips if isinstance(clip, EncodedClip)],
+        )
+
+
+def _row_of(
+    request: Request, parts: tuple[tuple[int, ...], ...], clips: Sequence[EncodedClip]
+) -> Row:
+    """The request in pieces; a clip is one piece, below zero, that its sound decides."""
+    pieces: list[int] = []
+    widths: list[int] = []
+    for index, part in enumerate(parts):
+        pieces += part
+        widths += [1] * len(part)
+        if index < len(clips):
+            pieces.append(-1 - int(clips[index].digest, 16))
+            widths.append(clips[index].audio_QD.shape[0])
+    audios = tuple(clip.audio_QD for clip in clips)
+    return Row(request, parts, audios, tuple(pieces), tuple(accumulate(widths)))

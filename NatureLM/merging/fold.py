@@ -16,9 +16,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.layers import linear_of, lora_layers
+from NatureLM.merging.lora import linear_of, lora_layers
 from NatureLM.merging.plan import MergePlan
-from NatureLM.merging.scaling import AlphaScaling, Profile, asked_for
+from NatureLM.merging.scaling import AdapterScales, AlphaScaling, active_scaling
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Fold:
         """Memory that the originals take beside the folded weights."""
         return sum(one.numel() * one.element_size() for _, one in self._originals)
 
-    def check(self, alpha: float | Tensor | None, profile: Profile | None = None) -> None:
+    def check(self, alpha: float | Tensor | None, profile: AdapterScales | None = None) -> None:
         """Refuse what the folded weights do not answer: another α, a recipe."""
         if profile is not None:
             raise UsageError(
@@ -116,7 +116,7 @@ def fold(
         state.undo()
         raise
     state._guard = language_model.register_forward_pre_hook(
-        lambda module, inputs: state.check(*asked_for())
+        lambda module, inputs: state.check(*active_scaling())
     )
     return state
 

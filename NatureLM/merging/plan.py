@@ -1,4 +1,9 @@
-"""A recipe applied to a model: α at every place, and the merged weight of every layer.
+"""Ways to combine the updates of several adapters into one matrix.
+
+Shapes: O outputs and I inputs of a layer. Each update comes with a weight; adding a method is one
+function and one entry of `METHODS`.
+
+A recipe applied to a model: α at every place, and the merged weight of every layer.
 
 Works on names and tensors only, so that it serves weights in memory (`fold`), weights streamed from
 files (export) and running models (`profile`).
@@ -6,18 +11,107 @@ files (export) and running models (`profile`).
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.combine import METHODS, Settings
-from NatureLM.merging.lowrank import AdapterSource, LowRank, concatenate
-from NatureLM.merging.recipe import Recipe, Rule, Strength
-from NatureLM.merging.scaling import Profile
+from NatureLM.merging.lora import AdapterSource, LoraDelta, concatenate
+from NatureLM.merging.recipe import ParameterRule, Recipe, Weight
+from NatureLM.merging.scaling import AdapterScales
+
+Parts = Sequence[tuple[float, LoraDelta]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers that the methods need.
+
+    density: share of an update's entries that is kept, above 0 and at most 1
+    seed: of the random choice of entries
+    target: name of the layer, so that each has random numbers of its own
+    """
+
+    density: float
+    seed: int
+    target: str
+
+
+def linear(parts: Parts, settings: Settings) -> Tensor:
+    """Σ weight · update (O, I), by exact concatenation of the ranks."""
+    return concatenate(parts).dense()
+
+
+def ties(parts: Parts, settings: Settings) -> Tensor:
+    """TIES (Yadav et al. 2023, arXiv 2306.01708): trim, elect signs, merge what agrees.
+
+    Of each update the largest `density` of its entries by magnitude stay. Each entry takes the sign
+    of the weighted sum; its value is the weighted mean of the updates that stayed and agree.
+    """
+    total: Tensor | None = None
+    trimmed = [(weight, trim(update.dense(), settings.density)) for weight, update in parts]
+    for weight, update_OI in trimmed:
+        total = weight * update_OI if total is None else total + weight * update_OI
+    assert total is not None
+    elected_OI = total.sign()
+    merged_OI, mass_OI = torch.zeros_like(total), torch.zeros_like(total)
+    for weight, update_OI in trimmed:
+        agrees_OI = (update_OI.sign() == elected_OI) & (update_OI != 0)
+        merged_OI += torch.where(agrees_OI, weight * update_OI, 0.0)
+        mass_OI += weight * agrees_OI
+    return torch.where(mass_OI > 0, merged_OI / mass_OI.clamp_min(torch.finfo().tiny), 0.0)
+
+
+def trim(update_OI: Tensor, density: float) -> Tensor:
+    """The update with all but its largest entries by magnitude set to zero.
+
+    Exactly `round(density · entries)` stay, at least one.
+    """
+    if density >= 1:
+        return update_OI
+    kept = max(1, round(density * update_OI.numel()))
+    flat = update_OI.flatten()
+    places = flat.abs().topk(kept, sorted=False).indices
+    out = torch.zeros_like(flat)
+    out[places] = flat[places]
+    return out.view_as(update_OI)
+
+
+def dare(parts: Parts, settings: Settings) -> Tensor:
+    """DARE (Yu et al. 2023, arXiv 2311.03099): drop entries at random, rescale, add up.
+
+    Each entry stays with probability `density` and is then divided by it, so that the sum is right
+    on average. What stays depends only on the seed, the layer's name and the place of the adapter
+    among those that change the layer.
+    """
+    total: Tensor | None = None
+    for place, (weight, update) in enumerate(parts):
+        update_OI = update.dense()
+        kept_OI = keep_mask(update_OI.shape, settings, place).to(update_OI.device)
+        part = torch.where(kept_OI, update_OI * (weight / settings.density), 0.0)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def keep_mask(shape: torch.Size, settings: Settings, place: int) -> Tensor:
+    """Which entries DARE keeps, drawn on the processor so that every device gets the same."""
+    name = f"{settings.seed}/{settings.target}/{place}"
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator) < settings.density
+
+
+METHODS: dict[str, Callable[[Parts, Settings], Tensor]] = {
+    "linear": linear,
+    "ties": ties,
+    "dare": dare,
+}
+
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -56,7 +150,7 @@ def place_alphas(recipe: Recipe, targets: Iterable[str], layers: int) -> dict[st
             )
     alphas: dict[str, float] = {}
     for target in targets:
-        strength: Strength = recipe.alpha
+        strength: Weight = recipe.alpha
         first, last = 0, layers - 1
         for rule, fitting in zip(recipe.rules, fits, strict=True):
             if target in fitting:
@@ -66,7 +160,7 @@ def place_alphas(recipe: Recipe, targets: Iterable[str], layers: int) -> dict[st
     return alphas
 
 
-def _fits(rule: Rule, target: str) -> bool:
+def _fits(rule: ParameterRule, target: str) -> bool:
     if rule.layers is not None:
         layer = layer_of(target)
         if layer is None or not rule.layers[0] <= layer <= rule.layers[1]:
@@ -74,13 +168,13 @@ def _fits(rule: Rule, target: str) -> bool:
     return rule.modules is None or any(is_module(target, name) for name in rule.modules)
 
 
-def _shown(rule: Rule) -> str:
+def _shown(rule: ParameterRule) -> str:
     parts = [f"layers {rule.layers[0]} to {rule.layers[1]}"] if rule.layers else []
     parts += [f"modules {', '.join(rule.modules)}"] if rule.modules else []
     return "; ".join(parts) or "all layers and modules"
 
 
-def _value(strength: Strength, target: str, first: int, last: int) -> float:
+def _value(strength: Weight, target: str, first: int, last: int) -> float:
     if isinstance(strength, float):
         return strength
     layer = layer_of(target)
@@ -133,7 +227,7 @@ class MergePlan:
             merged = weight_OI.to(exact) + strength * update_OI
         return merged.to(weight_OI.dtype)
 
-    def combined(self, target: str) -> LowRank:
+    def combined(self, target: str) -> LoraDelta:
         """The update of a module, α included, as one low-rank update; exact, of linear recipes."""
         parts = [
             (weight * self.alphas[target], part.to(part.a_KI.device, torch.float32))
@@ -141,7 +235,7 @@ class MergePlan:
         ]
         return concatenate(parts)
 
-    def _parts(self, target: str) -> list[tuple[float, LowRank]]:
+    def _parts(self, target: str) -> list[tuple[float, LoraDelta]]:
         pairs = zip(self.recipe.adapters, self.sources, strict=True)
         return [
             (adapter.weight, source.read(target))
@@ -149,7 +243,7 @@ class MergePlan:
             if target in source.targets
         ]
 
-    def profile(self, names: Sequence[str]) -> Profile:
+    def profile(self, names: Sequence[str]) -> AdapterScales:
         """The recipe for a running model; `names` are those of the attached adapters, in order.
 
         Raises UsageError for methods that need whole matrices.
@@ -164,4 +258,4 @@ class MergePlan:
             for target in source.targets:
                 before = factors.get((target, name), 0.0)
                 factors[target, name] = before + self.alphas[target] * adapter.weight
-        return Profile(factors)
+        return AdapterScales(factors)

@@ -1,4 +1,6 @@
-"""Recipes: what to merge and how strongly, as YAML checked into typed data.
+"""What a person is told about a choice of α; needs no torch.
+
+Recipes: what to merge and how strongly, as YAML checked into typed data.
 
 alpha: 0.6                    # everywhere; a list is a gradient from first to last layer
 rules:                        # where several fit, the last one counts
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,21 +33,33 @@ from pydantic import (
     field_validator,
 )
 
-from NatureLM.config.problems import as_error, show
-from NatureLM.config.section import Section, Text
-from NatureLM.config.source import KeyPath, Source, read_yaml
-from NatureLM.config.tree import dotted
+from NatureLM.config.base import Section, Text
+from NatureLM.config.load import KeyPath, Source, as_error, dotted, read_yaml, show
 
-OWN = "own"
+
+def extrapolation_note(alphas: float | Sequence[float]) -> str | None:
+    """One sentence for α outside 0 to 1, which is allowed; None if there is nothing to say."""
+    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
+    outside = sorted({value for value in values if not 0 <= value <= 1})
+    if not outside:
+        return None
+    listed = ", ".join(f"{value:g}" for value in outside[:4]) + (", …" if outside[4:] else "")
+    return (
+        f"alpha {listed} lies outside 0 to 1: this extrapolates beyond the base (0) and the "
+        "adapted model (1), where answers may fall apart"
+    )
+
+
+BASE_ADAPTER = "own"
 """The path that stands for the model's own adapter."""
 
-Strength = float | tuple[float, ...]
+Weight = float | tuple[float, ...]
 """α at all layers, or a gradient: values spread evenly over them, straight lines between."""
 
 _STRENGTH = "a number, or a list of at least two numbers (a gradient over the layers)"
 
 
-def _strength(value: Any) -> Strength:
+def _strength(value: Any) -> Weight:
     if _is_number(value):
         return float(value)
     if isinstance(value, (list, tuple)) and len(value) >= 2 and all(map(_is_number, value)):
@@ -70,7 +85,7 @@ def _layer_range(value: Any) -> tuple[int, int]:
 _AS_DATA = PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value)
 
 
-class Rule(Section):
+class ParameterRule(Section):
     """α for some layers, some modules or both; without `layers` all, without `modules` all."""
 
     layers: Annotated[tuple[int, int] | None, PlainValidator(_layer_range), _AS_DATA] = None
@@ -78,7 +93,7 @@ class Rule(Section):
         default=None,
         json_schema_extra={"allowed": "a list of names such as q, v_proj or self_attn.o_proj"},
     )
-    alpha: Annotated[Strength, PlainValidator(_strength), _AS_DATA] = Field(
+    alpha: Annotated[Weight, PlainValidator(_strength), _AS_DATA] = Field(
         json_schema_extra={"allowed": _STRENGTH}
     )
 
@@ -87,7 +102,8 @@ class RecipeAdapter(Section):
     """An adapter that takes part, and its weight in the sum."""
 
     path: Text = Field(
-        default=OWN, json_schema_extra={"allowed": "a folder, or own for the model's own adapter"}
+        default=BASE_ADAPTER,
+        json_schema_extra={"allowed": "a folder, or own for the model's own adapter"},
     )
     weight: float = Field(default=1.0, json_schema_extra={"allowed": "a finite number"})
 
@@ -95,8 +111,8 @@ class RecipeAdapter(Section):
 class Recipe(Section):
     """A whole recipe; `Recipe(alpha=0.4)` is plain merging at 0.4."""
 
-    alpha: Annotated[Strength, PlainValidator(_strength), _AS_DATA] = 1.0
-    rules: list[Rule] = Field(
+    alpha: Annotated[Weight, PlainValidator(_strength), _AS_DATA] = 1.0
+    rules: list[ParameterRule] = Field(
         default=[],
         json_schema_extra={"allowed": "a list of sections with the keys layers, modules, alpha"},
     )
@@ -192,12 +208,12 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _located(adapter: RecipeAdapter, folder: Path) -> RecipeAdapter:
     beside = folder / adapter.path
-    if adapter.path == OWN or not beside.is_dir():
+    if adapter.path == BASE_ADAPTER or not beside.is_dir():
         return adapter
     return adapter.model_copy(update={"path": str(beside)})
 
 
-_SECTIONS: dict[str, type[Section]] = {"rules": Rule, "adapters": RecipeAdapter}
+_SECTIONS: dict[str, type[Section]] = {"rules": ParameterRule, "adapters": RecipeAdapter}
 
 
 def _problem(detail: Any, source: Source) -> str:

@@ -33,7 +33,7 @@ OWN_ADAPTER = "default"
 
 
 @dataclass(frozen=True)
-class Profile:
+class AdapterScales:
     """How strongly each adapter acts at each place, for a model whose adapters are attached.
 
     `factors` maps (place, adapter) to a number; what is not in it does not act.
@@ -47,7 +47,7 @@ class Profile:
 
 
 _active_alpha: ContextVar[float | Tensor | None] = ContextVar("naturelm_alpha", default=None)
-_active_profile: ContextVar[Profile | None] = ContextVar("naturelm_profile", default=None)
+_active_profile: ContextVar[AdapterScales | None] = ContextVar("naturelm_profile", default=None)
 
 
 class AlphaScaling(dict[str, float]):
@@ -101,7 +101,7 @@ def active_alpha(alpha: float | Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def active_profile(profile: Profile | None) -> Iterator[None]:
+def active_profile(profile: AdapterScales | None) -> Iterator[None]:
     """Within the block, adapters act as `profile` says (None: the model's own, everywhere)."""
     token = _active_profile.set(profile)
     try:
@@ -110,7 +110,7 @@ def active_profile(profile: Profile | None) -> Iterator[None]:
         _active_profile.reset(token)
 
 
-def asked_for() -> tuple[float | Tensor | None, Profile | None]:
+def active_scaling() -> tuple[float | Tensor | None, AdapterScales | None]:
     """The α and the profile that are active here; None for each that nobody has set."""
     return _active_alpha.get(), _active_profile.get()
 

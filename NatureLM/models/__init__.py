@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from NatureLM.models.configuration import NatureLMConfig
-    from NatureLM.models.modeling import LossOutput, NatureLM
+    from NatureLM.models.loss import LossOutput
+    from NatureLM.models.modeling import NatureLM
     from NatureLM.models.processing import NatureLMProcessor
 
 _HOMES = {

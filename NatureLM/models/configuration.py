@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from transformers import AutoConfig, PreTrainedConfig
 
-from NatureLM.config.architecture import BeatsConfig, FbankConfig, QFormerConfig
+from NatureLM.config.model import BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
 from NatureLM.errors import ConfigError
 

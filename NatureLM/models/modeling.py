@@ -22,16 +22,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.generation.generate import generate_ids
-from NatureLM.generation.label_scores import LabelScores, Normalize
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.splice import check_placeholders, splice
-from NatureLM.generation.transfer import to_device
+from NatureLM.generation.engine import generate_ids
+from NatureLM.generation.labels import LabelScores, Normalize
+from NatureLM.generation.prefill import check_placeholders, merge_audio_embeddings, to_device
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.scaling import Alpha, active_alpha, as_row_scale, install
+from NatureLM.models.adapters import Mergeable
 from NatureLM.models.beats import BEATs
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
-from NatureLM.models.mergeable import Mergeable
 from NatureLM.models.processing import NatureLMProcessor
 from NatureLM.models.qformer import QFormer, patch_groups
 
@@ -230,7 +229,7 @@ class NatureLM(Mergeable, PreTrainedModel):
         self._check_pairs(prompts, audios)
         encoded = self.encode_clips(audios)
         return [
-            splice(prompt, clips, self.tokenizer, self.llama_embed_tokens)
+            merge_audio_embeddings(prompt, clips, self.tokenizer, self.llama_embed_tokens)
             for prompt, clips in zip(prompts, encoded, strict=True)
         ]
 
@@ -296,7 +295,7 @@ class NatureLM(Mergeable, PreTrainedModel):
         under the prompt without its audio. Each prompt is run once, and all labels in one tree.
         Raises UsageError for lists that are empty, have a label twice, or one that is no text.
         """
-        from NatureLM.generation.label_scoring import score_labels
+        from NatureLM.generation.engine import score_labels
 
         self._check_pairs(prompts, audios)
         alphas = self.alphas_for(alpha, len(prompts))

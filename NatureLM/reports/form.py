@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from NatureLM.beans.scoring.evaluate import DEFAULT, Evaluation
-from NatureLM.beans.scoring.matching import Matcher
-from NatureLM.beans.scoring.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS
-from NatureLM.beans.scoring.results import Floats, GroupScore
-from NatureLM.metrics.resampling import percentile_interval, resampled_mean
-from NatureLM.reports.charts import Curve, CurveChart, Point
-from NatureLM.reports.study import Line
+from NatureLM.evaluation.bootstrap import percentile_interval, resampled_mean
+from NatureLM.evaluation.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS
+from NatureLM.evaluation.score import DEFAULT, BootstrapOptions
+from NatureLM.evaluation.tasks import Floats, GroupScore, Matcher
+from NatureLM.reports.charts import Curve, CurveChart, Point, Series
 
 
 @dataclass(frozen=True)
-class Form:
+class AnswerFormat:
     """The form of the answers of one group.
 
     words: mean number of words
@@ -35,18 +33,18 @@ class Form:
 class FormReader:
     """Measures the form of groups; a distinct answer is looked at once for the same labels."""
 
-    def __init__(self, evaluation: Evaluation = DEFAULT) -> None:
+    def __init__(self, evaluation: BootstrapOptions = DEFAULT) -> None:
         self._evaluation = evaluation
         self._matchers: dict[tuple[str, tuple[str, ...]], Matcher] = {}
 
-    def form(self, alpha: float | None, group: GroupScore) -> Form:
+    def form(self, alpha: float | None, group: GroupScore) -> AnswerFormat:
         """Means over the group's answers with intervals."""
         texts = [answer.partition(END_OF_TEXT)[0] for answer in group.answers]
         words = np.array([len(text.split()) for text in texts], dtype=np.float64)
         if group.task == "captioning":
-            return Form(self._point(alpha, group, words), None, None, None)
+            return AnswerFormat(self._point(alpha, group, words), None, None, None)
         is_list = group.task == "detection"
-        return Form(
+        return AnswerFormat(
             self._point(alpha, group, words),
             self._point(alpha, group, self._are_labels(group, texts)),
             None if is_list else self._point(alpha, group, self._name_one(group, texts)),
@@ -88,7 +86,7 @@ def _are_matched(group: GroupScore) -> Floats:
     return np.array([taken in labels for taken in group.samples.predicted], dtype=np.float64)
 
 
-def forms_of(line: Line, reader: FormReader) -> list[Form]:
+def forms_of(line: Series, reader: FormReader) -> list[AnswerFormat]:
     """The form of a line's answers at each α."""
     return [
         reader.form(alpha, group) for alpha, group in zip(line.alphas, line.groups, strict=True)
@@ -96,12 +94,12 @@ def forms_of(line: Line, reader: FormReader) -> list[Form]:
 
 
 def form_charts(
-    dataset: str, lines: Sequence[Line], forms: Sequence[Sequence[Form]]
+    dataset: str, lines: Sequence[Series], forms: Sequence[Sequence[AnswerFormat]]
 ) -> list[CurveChart]:
     """Charts of the form over α, with a curve for each line; `forms` of the lines."""
 
     def chart(
-        name: str, measure: str, pick: Callable[[Form], Point | None], is_share: bool
+        name: str, measure: str, pick: Callable[[AnswerFormat], Point | None], is_share: bool
     ) -> CurveChart | None:
         picked = [[pick(form) for form in one] for one in forms]
         curves = tuple(

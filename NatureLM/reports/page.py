@@ -2,6 +2,8 @@
 
 Texts from answers are escaped wherever they stand. The script shows answers as text, and a content
 security policy lets no other script run and nothing be loaded.
+
+A report as a folder: the page, every figure as SVG and PNG, every table in three formats.
 """
 
 from __future__ import annotations
@@ -13,13 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from NatureLM.reports.charts import METRIC_NAMES, ChangeChart, Chart, CurveChart, GridChart
-from NatureLM.reports.figures.files import inline_svg, style_sheet
+from NatureLM.evaluation.write import write_csv, write_data
+from NatureLM.reports.charts import (
+    METRIC_NAMES,
+    ChangeChart,
+    Chart,
+    CurveChart,
+    GridChart,
+    Series,
+    alpha_text,
+)
+from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
 from NatureLM.reports.report import DatasetReport, LineReport, Report
-from NatureLM.reports.study import Line, alpha_text
-from NatureLM.reports.tables import Measured, Table, cell_text
+from NatureLM.reports.tables import Measured, Table, cell_text, csv_parts, latex, markdown
 
 _MANY = 3
 """Data sets from which on each is folded up."""
@@ -109,7 +120,7 @@ def _line(one: LineReport, drawn: Mapping[str, str]) -> Iterator[str]:
             yield _folded(f"{table.title} ({len(table.rows)})", _table(table))
 
 
-def _headline(line: Line) -> str:
+def _headline(line: Series) -> str:
     """What happened to the main metric along α, in a sentence."""
     name = METRIC_NAMES[line.main_metric]
     best = line.groups[line.best]
@@ -207,3 +218,41 @@ def _browser(report: Report) -> Iterator[str]:
 
 def _asset(name: str) -> str:
     return resources.files("NatureLM.reports").joinpath(f"assets/{name}").read_text("utf-8")
+
+
+PAGE = "index.html"
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write `index.html`, `figures/` and `tables/` into the folder; returns the files.
+
+    The page holds everything and needs nothing else. Files of an earlier report under the same
+    names are replaced. Raises UsageError without matplotlib, or where nothing can be written.
+    """
+    need_matplotlib()
+    folder = Path(folder)
+    written: list[Path] = []
+    drawn: dict[str, str] = {}
+    for chart in report.charts():
+        figure = draw(chart)
+        drawn[chart.key] = svg(figure)
+        place = folder / "figures" / chart.key
+        written.append(write_data(_with(place, ".svg"), drawn[chart.key].encode()))
+        written.append(write_data(_with(place, ".png"), png(figure)))
+    for table in report.tables():
+        written += _write_table(table, folder / "tables" / table.key)
+    text = page(report, drawn).encode("utf-8", "backslashreplace")
+    return [write_data(folder / PAGE, text), *written]
+
+
+def _write_table(table: Table, place: Path) -> list[Path]:
+    columns, rows = csv_parts(table)
+    return [
+        write_csv(_with(place, ".csv"), columns, rows),
+        write_data(_with(place, ".md"), markdown(table).encode("utf-8", "backslashreplace")),
+        write_data(_with(place, ".tex"), latex(table).encode("utf-8", "backslashreplace")),
+    ]
+
+
+def _with(place: Path, suffix: str) -> Path:
+    return place.with_name(place.name + suffix)

@@ -1,28 +1,118 @@
-"""`make_report`: scores to charts, tables and answers, all as plain data."""
+"""The single answers that a page holds, for people to read.
+
+`make_report`: scores to charts, tables and answers, all as plain data.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from NatureLM.beans.scoring.evaluate import DEFAULT, Evaluation
-from NatureLM.beans.scoring.scores import Scores
 from NatureLM.errors import UsageError
-from NatureLM.reports.browser import Shown, choose_answers
-from NatureLM.reports.charts import Chart, CurveChart, GridChart, heat_charts, metric_charts
-from NatureLM.reports.classes import change_chart, confusion_chart
-from NatureLM.reports.form import Form, FormReader, form_charts, forms_of
-from NatureLM.reports.study import Line, datasets_of, lines_of
-from NatureLM.reports.tables import Table
-from NatureLM.reports.tabulate import (
+from NatureLM.evaluation.answers import StringTable
+from NatureLM.evaluation.score import DEFAULT, BootstrapOptions, Scores
+from NatureLM.evaluation.tasks import GroupScore
+from NatureLM.reports.charts import (
+    Chart,
+    CurveChart,
+    GridChart,
+    Series,
+    datasets_of,
+    heat_charts,
+    lines_of,
+    metric_charts,
+)
+from NatureLM.reports.form import AnswerFormat, FormReader, form_charts, forms_of
+from NatureLM.reports.tables import (
+    Table,
+    change_chart,
     class_table,
+    confusion_chart,
     confusion_table,
     form_table,
     grid_table,
     metrics_table,
 )
+
+LONGEST = 1500
+"""Characters of an answer that are shown."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Answers in the form that the page's script reads.
+
+    data: `groups` (data set, question, α, whether its answers are captions), `texts`, and `rows` of
+        numbers: group, places of id, label, answer and what it was taken for among the texts, and
+        1 or 0 for right or wrong; captions are neither and have their CIDEr there
+    shown, total: how many answers are there, and how many were scored
+    samples: of each line, at every α the same ones
+    """
+
+    data: dict[str, Any]
+    shown: int
+    total: int
+    samples: int
+
+
+def choose_answers(lines: Sequence[Series], limit: int) -> Shown:
+    """At most `limit` answers, from every group alike.
+
+    Which samples is decided by a checksum of their ids, so the same are shown at every α and the
+    same whenever the report is made.
+    """
+    groups: list[tuple[Series, int]] = [
+        (line, place) for line in lines for place in range(len(line.groups))
+    ]
+    total = sum(len(line.groups[place].ids) for line, place in groups)
+    most = _samples_of_each(groups, limit)
+    texts = StringTable()
+    rows: list[list[float | int]] = []
+    for number, (line, place) in enumerate(groups):
+        rows += _rows(number, line.groups[place], most, texts)
+    rows = rows[: max(0, limit)]
+    data = {
+        "groups": [
+            [line.dataset, line.name, line.alphas[place], line.task == "captioning"]
+            for line, place in groups
+        ],
+        "texts": texts.texts,
+        "rows": rows,
+    }
+    return Shown(data, len(rows), total, most)
+
+
+def _samples_of_each(groups: Sequence[tuple[Series, int]], limit: int) -> int:
+    """The largest number of samples of each group with which the limit is kept."""
+    sizes = [len(line.groups[place].ids) for line, place in groups]
+    most = 0
+    while most < max(sizes) and sum(min(size, most + 1) for size in sizes) <= limit:
+        most += 1
+    return most or min(1, limit)
+
+
+def _order(group: GroupScore) -> list[int]:
+    def key(sample: int) -> bytes:
+        return hashlib.sha256(group.ids[sample].encode("utf-8", "backslashreplace")).digest()
+
+    return sorted(range(len(group.ids)), key=key)
+
+
+def _rows(number: int, group: GroupScore, most: int, texts: StringTable) -> list[list[float | int]]:
+    taken, right = group.samples.predicted, group.samples.correct
+    rows = []
+    for sample in sorted(_order(group)[:most]):
+        answer = group.answers[sample]
+        if len(answer) > LONGEST:
+            answer = f"{answer[:LONGEST]} … ({len(answer) - LONGEST} more characters)"
+        shown = (group.ids[sample], group.labels[sample], answer, taken[sample])
+        score = round(float(right[sample]), 3)
+        rows.append([number, *map(texts.number, shown), int(score) if score in (0, 1) else score])
+    return rows
+
 
 MOST_ANSWERS = 3000
 _CURVES_OF_A_CHART = 6
@@ -34,7 +124,7 @@ Keyed = TypeVar("Keyed", CurveChart, GridChart, Chart, Table)
 class LineReport:
     """What is shown of one question to one data set."""
 
-    line: Line
+    line: Series
     charts: tuple[Chart, ...]
     classes: Table | None
     confusions: Table | None
@@ -70,7 +160,7 @@ class Report:
     between: tuple[float, float] | None
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[Series]:
         """All lines."""
         return [one.line for dataset in self.datasets for one in dataset.lines]
 
@@ -97,7 +187,7 @@ def make_report(
     sources: Sequence[str] = (),
     between: tuple[float, float] | None = None,
     most_answers: int = MOST_ANSWERS,
-    evaluation: Evaluation = DEFAULT,
+    evaluation: BootstrapOptions = DEFAULT,
 ) -> Report:
     """Arrange scores of one protocol for reading.
 
@@ -153,8 +243,8 @@ class _Names:
 
 def _dataset_report(
     name: str,
-    lines: Sequence[Line],
-    forms: dict[tuple[str, str], list[Form]],
+    lines: Sequence[Series],
+    forms: dict[tuple[str, str], list[AnswerFormat]],
     between: tuple[float, float] | None,
     names: _Names,
 ) -> DatasetReport:
@@ -172,7 +262,7 @@ def _dataset_report(
     )
 
 
-def _line_report(line: Line, between: tuple[float, float] | None, names: _Names) -> LineReport:
+def _line_report(line: Series, between: tuple[float, float] | None, names: _Names) -> LineReport:
     charts: list[Chart | None] = [change_chart(line, between), confusion_chart(line)]
     classes, confusions = class_table(line, between), confusion_table(line)
     return LineReport(
@@ -184,7 +274,7 @@ def _line_report(line: Line, between: tuple[float, float] | None, names: _Names)
 
 
 def _facts(
-    scores: Scores, sources: Sequence[str], protocol: str, evaluation: Evaluation
+    scores: Scores, sources: Sequence[str], protocol: str, evaluation: BootstrapOptions
 ) -> dict[str, str]:
     by = sorted({group.cluster_by for group in scores.groups})
     samples = max(len(group.ids) for group in scores.groups)

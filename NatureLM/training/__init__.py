@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Training: data, objectives, the loop, checkpoints and logs."""

@@ -65,7 +65,7 @@ def coloured_noise(samples: int, exponent: float, rng: np.random.Generator) -> W
     return _float32(noise / max(level, 1e-12))
 
 
-def colour(wav: Wave, largest_db: float, rng: np.random.Generator) -> Wave:
+def random_eq(wav: Wave, largest_db: float, rng: np.random.Generator) -> Wave:
     """Another frequency response: random gains of `_COLOUR_BANDS` frequencies, in between smooth.
 
     The frequencies are spread evenly over the mel scale; the mean gain is 0 dB.
@@ -151,12 +151,12 @@ def change_clip(
         wav = gain(wav, db)
         done.append(f"gain {db:+.1f} dB")
     if config.colour_prob and rng.random() < config.colour_prob:  # else other draws stay as before
-        wav = colour(wav, config.colour_db, rng)
+        wav = random_eq(wav, config.colour_db, rng)
         done.append(f"colour {config.colour_db:g} dB")
     return wav, done
 
 
-def into_window(
+def pad_or_crop(
     wav: Wave, samples: int, config: AugmentationsConfig, rng: np.random.Generator
 ) -> tuple[Wave, list[str]]:
     """Crop a long clip, place a short one."""

@@ -10,7 +10,7 @@ from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.training.data import Data
-from NatureLM.training.scores import lines
+from NatureLM.training.evaluation import lines
 
 _USES = {
     "audio-text": (

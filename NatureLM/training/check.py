@@ -12,8 +12,8 @@ from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data, load_data, make_builders, make_order
-from NatureLM.training.dataset_rows import RowClip
 from NatureLM.training.samples import Sample
+from NatureLM.training.table import RowClip
 
 _SHOWN = 10
 
@@ -59,8 +59,8 @@ def _front_end(config: Config, datasets: DatasetsConfig, run: RunConfig) -> tupl
         return "{}", rate, seconds
     if run.task == "text" or config.model.ckpt is None:
         return template, rate, seconds
+    from NatureLM.models.checkpoint.hub import find_checkpoint
     from NatureLM.models.checkpoint.load import read_config
-    from NatureLM.models.checkpoint.where import find_checkpoint
 
     values = read_config(find_checkpoint(config.model.ckpt))
     return (

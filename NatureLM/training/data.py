@@ -9,13 +9,11 @@ from pathlib import Path
 
 from NatureLM.config.training import AugmentationsConfig, DatasetsConfig, RunConfig, TableConfig
 from NatureLM.errors import ConfigError
-from NatureLM.training.audio_store import AudioStore, BadFiles, clip_reader
-from NatureLM.training.examples import Clip, Example
+from NatureLM.training.audio_cache import AudioCache, BadFiles, clip_reader
+from NatureLM.training.sampler import Sampler, derive_seed, mixture_weights
 from NatureLM.training.samples import SampleBuilder, SampleSettings
-from NatureLM.training.sampling import SampleOrder, mixture_weights
-from NatureLM.training.seeding import derive_seed
 from NatureLM.training.stream import file_names
-from NatureLM.training.tables import load_examples, with_mixable_labels
+from NatureLM.training.table import Clip, Example, load_examples, with_mixable_labels
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def _prepared(
     return examples
 
 
-def make_order(data: Data, config: DatasetsConfig, run: RunConfig, step_size: int) -> SampleOrder:
+def make_order(data: Data, config: DatasetsConfig, run: RunConfig, step_size: int) -> Sampler:
     """The order of draws; an epoch is one pass over the data, or `iters_per_epoch` steps."""
     weights, first = [], 0
     for size in data.sizes:
@@ -92,7 +90,7 @@ def make_order(data: Data, config: DatasetsConfig, run: RunConfig, step_size: in
         first += size
     probabilities = mixture_weights(weights, data.shares, config.temperature)
     size = len(data.train) if run.epoch_based else run.iters_per_epoch * step_size
-    return SampleOrder(probabilities, data.sizes, size, derive_seed(run.seed, "data"))
+    return Sampler(probabilities, data.sizes, size, derive_seed(run.seed, "data"))
 
 
 def make_builders(
@@ -105,7 +103,7 @@ def make_builders(
     window_samples: int,
 ) -> tuple[SampleBuilder, SampleBuilder, SampleBuilder, BadFiles]:
     """Builders of training, validation and test samples, and the account of bad files."""
-    store = AudioStore(clip_reader(sample_rate), config.audio_cache_mb * 2**20)
+    store = AudioCache(clip_reader(sample_rate), config.audio_cache_mb * 2**20)
     settings = SampleSettings(
         template=template,
         sample_rate=sample_rate,

@@ -1,4 +1,6 @@
-"""How processes share the work: each with a copy of the model (DDP), or with a part of it (FSDP).
+"""Where a run computes: device, precision, processes, and the seed of each micro-batch.
+
+How processes share the work: each with a copy of the model (DDP), or with a part of it (FSDP).
 
 FSDP is torch's `fully_shard`: each layer of the language model is a unit of its own and all the
 rest one more. Weights keep their precision; autocast works as it does elsewhere. What is shared out
@@ -17,9 +19,53 @@ from torch import Tensor, nn
 
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.errors import ConfigError, UsageError
+from NatureLM.training.sampler import derive_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]
+
+
+def make_accelerator(run: RunConfig) -> Accelerator:
+    """Device, precision (bfloat16 where `amp` is set) and processes.
+
+    Raises `UsageError` if accelerate is not installed or the device is not there.
+    """
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import (  # type: ignore[import-untyped, unused-ignore]
+            AcceleratorState,
+        )
+    except ImportError:
+        raise UsageError("training needs accelerate: pip install 'naturelm-audio[train]'") from None
+    if not torch.distributed.is_initialized():
+        # A run before this one, in the same process, may have had another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=_on_cpu(run.device),
+        mixed_precision="bf16" if run.amp else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
+        raise UsageError(
+            f"training with {accelerator.distributed_type.value} is not supported; "
+            "configs/accelerate has files for DDP and FSDP"
+        )
+    return accelerator
+
+
+def _on_cpu(device: str) -> bool:
+    kind = device.partition(":")[0]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, True):
+        raise UsageError(f"run.device is {device}, and this machine has none; auto takes what is")
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    return kind == "cpu" or (kind == "auto" and not any(there.values()))
+
+
+def seed_step(seed: int, step: int, micro_batch: int, process: int) -> None:
+    """Dropout and layer drop of a micro-batch depend on where it is in the run only."""
+    torch.manual_seed(derive_seed(seed, "step", step, micro_batch, process))
 
 
 def wants_sharding(accelerator: Accelerator) -> bool:
@@ -48,7 +94,7 @@ def check_shareable(accelerator: Accelerator, run: RunConfig, datasets: Datasets
         )
 
 
-class Copies:
+class DDP:
     """Every process has the whole model; gradients are averaged (also the case of one process)."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module) -> None:
@@ -71,7 +117,7 @@ class Copies:
         return nullcontext()
 
 
-class Shards:
+class FSDP:
     """Every process has a part of each weight; whole ones exist where and while they are used."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module) -> None:
@@ -152,9 +198,9 @@ def _outside_units(module: nn.Module, units: list[Any]) -> Iterator[tuple[str, n
     return ((name, p) for name, p in module.named_parameters() if id(p) not in inside)
 
 
-def share(accelerator: Accelerator, module: nn.Module) -> Copies | Shards:
+def share(accelerator: Accelerator, module: nn.Module) -> DDP | FSDP:
     """The way that the launcher asked for. Parameters are replaced: ask for them afterwards."""
-    return (Shards if wants_sharding(accelerator) else Copies)(accelerator, module)
+    return (FSDP if wants_sharding(accelerator) else DDP)(accelerator, module)
 
 
 # Tensors that may be shared out

@@ -1,4 +1,8 @@
-"""From a drawn row to what the model sees: prompt drawn, clips read, changed and put in windows.
+"""Samples made of several rows: few-shot blocks of labelled clips, and two-turn conversations.
+
+All functions are pure; `query`, `support` and `earlier` are rows as the tables give them.
+
+From a drawn row to what the model sees: prompt drawn, clips read, changed and put in windows.
 
 A sample depends on the run's seed, the row, the epoch and the copy of the row within the epoch, and
 on nothing else: not on order, batch, workers or processes.
@@ -13,26 +17,159 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from NatureLM.config.training import AugmentationsConfig, FewShotConfig
-from NatureLM.prompts import render
+from NatureLM.prompts import AUDIO_TAG, render
 from NatureLM.training import augment
-from NatureLM.training.audio_store import AudioStore
+from NatureLM.training.audio_cache import AudioCache
 from NatureLM.training.augment import Mask, Wave
-from NatureLM.training.compose import (
-    ConversationPool,
-    QuestionPool,
-    SupportPool,
-    as_second_turn,
-    few_shot,
-)
-from NatureLM.training.examples import NONE_LABEL, Clip, Example, merge_labels
-from NatureLM.training.sampling import Draw
-from NatureLM.training.seeding import generator
+from NatureLM.training.sampler import SampleIndex, generator
+from NatureLM.training.table import NONE_LABEL, Clip, Example, merge_labels
+
+
+def plain_question(prompt: str) -> str:
+    """A question without its place for the audio."""
+    return prompt.replace(AUDIO_TAG, "").strip()
+
+
+def few_shot_prompt(question: str, labels: Sequence[str]) -> str:
+    """The question, one labelled place for audio per example, and an unlabelled one."""
+    blocks = [f"Audio: {AUDIO_TAG}\nLabel: {label}" for label in labels]
+    return "\n\n".join([plain_question(question), *blocks, f"Audio: {AUDIO_TAG}\nLabel:"]).strip()
+
+
+def few_shot(query: Example, support: Sequence[Example]) -> Example:
+    """The query with `support` spliced in front; clips in the order of their placeholders.
+
+    Raises ValueError if a support clip is of the query's recording, or has not exactly one clip.
+    """
+    for example in (query, *support):
+        if len(example.clips) != 1:
+            raise ValueError(f"{example.id}: few-shot rows have one clip, not {len(example.clips)}")
+    if any(_same_recording(query, example) for example in support):
+        raise ValueError(f"{query.id}: an example clip is of the recording that is asked about")
+    prompts = tuple(
+        few_shot_prompt(prompt, [example.answer for example in support]) for prompt in query.prompts
+    )
+    clips = tuple(example.clips[0] for example in (*support, query))
+    # A mix would change the answer that the examples point to.
+    return replace(query, clips=clips, prompts=prompts, labels=())
+
+
+class SupportPool:
+    """Rows by task and answer, from which few-shot examples are drawn."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._by_task: dict[str, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
+        for example in examples:
+            if len(example.clips) == 1:
+                self._by_task[example.task][example.answer].append(example)
+
+    def draw(
+        self, query: Example, config: FewShotConfig, rng: np.random.Generator
+    ) -> list[Example]:
+        """Labelled examples of the query's task, shuffled; empty if there are too few.
+
+        The query's own answer is among the labels, examples are spread evenly over the labels, and
+        none is of the query's recording.
+        """
+        answers = self._by_task.get(query.task, {})
+        own = self._others(query, answers.get(query.answer, ()))
+        if not own:
+            return []
+        total = int(rng.integers(config.min_examples, config.max_examples + 1))
+        others = sorted(set(answers) - {query.answer})
+        count = min(int(rng.integers(1, config.max_labels + 1)), total, 1 + len(others))
+        chosen = [others[i] for i in rng.permutation(len(others))[: count - 1]]
+        pools = [own, *(self._others(query, answers[label]) for label in chosen)]
+        pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools if pool]
+        support: list[Example] = []
+        while len(support) < total and any(pools):
+            support += [pool.pop() for pool in pools if pool][: total - len(support)]
+        if len(support) < config.min_examples:
+            return []
+        return [support[i] for i in rng.permutation(len(support))]
+
+    @staticmethod
+    def _others(query: Example, rows: Sequence[Example]) -> list[Example]:
+        return [row for row in rows if not _same_recording(query, row)]
+
+
+def _same_recording(one: Example, other: Example) -> bool:
+    if one.group and one.group == other.group:
+        return True
+    return bool({clip.path for clip in one.clips} & {clip.path for clip in other.clips})
+
+
+class ConversationPool:
+    """Rows by their clips, from which an earlier question about the same clip is drawn."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._by_clips: dict[object, list[Example]] = defaultdict(list)
+        for example in examples:
+            if example.clips:
+                self._by_clips[example.clips].append(example)
+
+    def draw(self, query: Example, rng: np.random.Generator) -> Example | None:
+        """Another row about the same clip with other questions; None if there is none."""
+        others = [
+            row
+            for row in self._by_clips.get(query.clips, ())
+            if row.id != query.id and not set(row.prompts) & set(query.prompts)
+        ]
+        return others[int(rng.integers(len(others)))] if others else None
+
+
+class QuestionPool:
+    """Rows by their clips, from which further questions about the same clip are drawn."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._by_clips: dict[object, list[Example]] = defaultdict(list)
+        for example in examples:
+            if example.clips:
+                self._by_clips[example.clips].append(example)
+
+    def draw(self, row: Example, count: int, rng: np.random.Generator) -> list[Example]:
+        """Up to `count` other rows about the row's clip, by weight, each once."""
+        others = [other for other in self._by_clips.get(row.clips, ()) if other.id != row.id]
+        weights = np.array([other.weight for other in others])
+        count = min(count, int((weights > 0).sum()))
+        if count == 0:
+            return []
+        chosen = rng.choice(len(others), count, replace=False, p=weights / weights.sum())
+        return [others[int(i)] for i in chosen]
+
+
+def turn_end(template: str) -> str:
+    """The text that ends a turn of the assistant: Llama 3's token where the template knows it."""
+    return "<|eot_id|>" if "<|eot_id|>" in template else "\n"
+
+
+def two_turns(template: str, earlier: tuple[str, str], question: str) -> str:
+    """The complete prompt of a second question; `earlier` is the first one and its answer.
+
+    The audio stands in the first turn only.
+    """
+    asked, answered = earlier
+    first = render(template, asked)
+    return (
+        f"{first}{answered}{turn_end(template)}{template.replace('{}', plain_question(question))}"
+    )
+
+
+def as_second_turn(
+    template: str, earlier: Example, query: Example, rng: np.random.Generator
+) -> Example:
+    """The query as the second question of a conversation; its prompt is complete."""
+    asked = earlier.prompts[int(rng.integers(len(earlier.prompts)))]
+    question = query.prompts[int(rng.integers(len(query.prompts)))]
+    prompt = two_turns(template, (asked, earlier.answer), question)
+    return replace(query.with_prompt(prompt, rendered=True), labels=())
+
 
 _NO_CHANGES = AugmentationsConfig()
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A complete prompt with its answer, and the task it belongs to."""
 
     prompt: str
@@ -64,12 +201,12 @@ class Sample:
     dataset: str = ""
     group: str = ""
     notes: tuple[str, ...] = ()
-    further: tuple[Asked, ...] = ()
+    further: tuple[Question, ...] = ()
 
     @property
-    def asked(self) -> tuple[Asked, ...]:
+    def asked(self) -> tuple[Question, ...]:
         """All questions."""
-        return (Asked(self.prompt, self.answer, self.task), *self.further)
+        return (Question(self.prompt, self.answer, self.task), *self.further)
 
 
 @dataclass(frozen=True)
@@ -96,7 +233,7 @@ class SampleBuilder:
         self,
         examples: Sequence[Example],
         settings: SampleSettings,
-        store: AudioStore,
+        store: AudioCache,
         noise: Sequence[Clip] = (),
     ) -> None:
         self.examples = examples
@@ -112,7 +249,7 @@ class SampleBuilder:
                 if example.labels and len(example.clips) == 1:
                     self._mixable[example.task].append(example)
 
-    def build(self, draw: Draw) -> Sample:
+    def build(self, draw: SampleIndex) -> Sample:
         """The sample of a draw, with everything that is random. Raises `AudioError`."""
         row = self.examples[draw.row]
         rng = generator(self.settings.seed, "sample", row.id, draw.epoch, draw.copy)
@@ -124,12 +261,12 @@ class SampleBuilder:
             return sample  # what is known about the clip is not all that is heard
         return replace(sample, further=self._further(row, rng))
 
-    def _further(self, row: Example, rng: np.random.Generator) -> tuple[Asked, ...]:
+    def _further(self, row: Example, rng: np.random.Generator) -> tuple[Question, ...]:
         """More questions about the clip of a row, so that a window is encoded once for several."""
         assert self._about is not None
         more = self._about.draw(row, self.settings.questions_per_clip - 1, rng)
         return tuple(
-            Asked(self._prompt(_drawn(other, rng)), other.answer, other.task) for other in more
+            Question(self._prompt(_drawn(other, rng)), other.answer, other.task) for other in more
         )
 
     def plain(self, example: Example) -> Sample:
@@ -169,7 +306,7 @@ class SampleBuilder:
             wav = self.store.read(clip)
             wav, done = augment.change_clip(wav, changes, rng)
             seconds.append(min(len(wav), self.settings.window_samples) / self.settings.sample_rate)
-            wav, placed = augment.into_window(wav, self.settings.window_samples, changes, rng)
+            wav, placed = augment.pad_or_crop(wav, self.settings.window_samples, changes, rng)
             notes += [*done, *placed]
             windows.append(wav)
         if labels and len(windows) == 1:
@@ -220,7 +357,7 @@ class SampleBuilder:
         for _ in range(int(rng.integers(1, changes.mixup_count + 1))):
             partner = partners[int(rng.integers(len(partners)))]
             wav, _ = augment.change_clip(self.store.read(partner.clips[0]), changes, rng)
-            wav, _ = augment.into_window(wav, len(window), changes, rng)
+            wav, _ = augment.pad_or_crop(wav, len(window), changes, rng)
             others.append(wav)
             gains.append(float(rng.uniform(-6.0, 6.0)))
             labels.append(partner.labels)

@@ -16,11 +16,10 @@ import numpy as np
 
 from NatureLM.audio.errors import AudioError
 from NatureLM.errors import NatureLMError
-from NatureLM.training.audio_store import BadFiles
-from NatureLM.training.examples import Example
+from NatureLM.training.audio_cache import BadFiles
+from NatureLM.training.sampler import SampleIndex, Sampler, generator
 from NatureLM.training.samples import Sample, SampleBuilder
-from NatureLM.training.sampling import Draw, SampleOrder
-from NatureLM.training.seeding import generator
+from NatureLM.training.table import Example
 
 _MOST_REPLACEMENTS = 20
 MicroBatches = list[list[Sample]]
@@ -47,7 +46,7 @@ class BatchLayout:
         ]
 
 
-class SampleStream:
+class DataLoader:
     """Endless micro-batches of one process.
 
     length: if given, the samples of a step are sorted by it, so that batches pad little
@@ -57,7 +56,7 @@ class SampleStream:
     def __init__(
         self,
         builder: SampleBuilder,
-        order: SampleOrder,
+        order: Sampler,
         layout: BatchLayout,
         bad: BadFiles,
         *,
@@ -102,7 +101,7 @@ class SampleStream:
             for future in (f for step in waiting for batch in step for f in batch):
                 future.cancel()
 
-    def positions(self, step: int) -> list[list[tuple[int, Draw]]]:
+    def positions(self, step: int) -> list[list[tuple[int, SampleIndex]]]:
         """This process's (position in the run, draw) of a step, by micro-batch."""
         start = step * self.layout.step_size
         draws = self.order.draws(start, self.layout.step_size)
@@ -112,7 +111,7 @@ class SampleStream:
             placed.sort(key=lambda item: (length(item[1].row), item[0]))
         return [[placed[i] for i in batch] for batch in self.layout.places(self.process)]
 
-    def sample(self, at: tuple[int, Draw]) -> Sample:
+    def sample(self, at: tuple[int, SampleIndex]) -> Sample:
         """The sample at a position, or its replacement if a file of it cannot be read."""
         position, draw = at
         for attempt in range(_MOST_REPLACEMENTS):
@@ -127,11 +126,11 @@ class SampleStream:
             f"{self.builder.examples[draw.row].id}; is the disk with the recordings there?"
         )
 
-    def _replacement(self, position: int, attempt: int, draw: Draw) -> Draw:
+    def _replacement(self, position: int, attempt: int, draw: SampleIndex) -> SampleIndex:
         rng = generator(self.order.seed, "replacement", position, attempt)
         edges = np.cumsum(self.order.probabilities)
         row = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
-        return Draw(min(row, len(edges) - 1), draw.epoch, position + (attempt << 40))
+        return SampleIndex(min(row, len(edges) - 1), draw.epoch, position + (attempt << 40))
 
 
 def plain_batches(

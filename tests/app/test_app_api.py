@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from web_app import ASSETS, FakePipeline, RunningApp, free_port, running
 
-from NatureLM.app.context import AppContext
+from NatureLM.app.settings import AppContext
 from NatureLM.errors import UsageError
 
 _RECORDED = "as recorded"

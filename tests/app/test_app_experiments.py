@@ -13,17 +13,18 @@ import pytest
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("matplotlib")
 
-from NatureLM.app.experiments import Found, find_experiments, open_experiment
-from NatureLM.app.experiments.audio import find_audio
-from NatureLM.app.tabs.experiment_shown import (
+from NatureLM.app.experiments import Found, find_audio, find_experiments, open_experiment
+from NatureLM.app.tabs.experiments import (
     ANSWER_HEADERS,
     answer_rows,
     charts_html,
     facts_html,
     table_value,
 )
-from NatureLM.beans.scoring import protocol, score, write_scores
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import score
+from NatureLM.evaluation.write import write_scores
 
 NAMES = ("Barn Owl", "Common Loon", "Mallard")
 ALPHAS = (0.0, 0.5, 1.0)

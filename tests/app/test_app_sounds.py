@@ -14,14 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from NatureLM.app.clips import BadClip, TooLong, open_clip
-from NatureLM.app.files import shown_name, take
-from NatureLM.app.limits import LimitError, Limits, say_seconds
+from NatureLM.app.clips import (
+    BINS,
+    BadClip,
+    ClipList,
+    TooLong,
+    contrast,
+    levels_of,
+    open_clip,
+    picture,
+)
+from NatureLM.app.limits import LimitError, Limits, say_seconds, shown_name, take
 from NatureLM.app.player import player
-from NatureLM.app.shelf import Shelf
-from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
 from NatureLM.errors import NatureLMError
-from NatureLM.sizes import show_bytes
+from NatureLM.util import format_bytes
 
 
 @given(st.text())
@@ -53,8 +59,8 @@ def test_files_that_are_too_large_are_refused(tmp_path: Path, limits: Limits) ->
 
 def test_sizes_and_durations_in_words() -> None:
     limits = Limits()
-    assert show_bytes(limits.upload_bytes) == "4 GB"
-    assert show_bytes(limits.list_bytes) == "1 MB"
+    assert format_bytes(limits.upload_bytes) == "4 GB"
+    assert format_bytes(limits.list_bytes) == "1 MB"
     seconds = (0.1, 6.4, 60, 200, 3600, 7500)
     said = ["0.1 s", "6.4 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
     assert [say_seconds(n) for n in seconds] == said
@@ -186,7 +192,7 @@ def test_names_and_labels_are_escaped(
 def test_a_shelf_keeps_what_it_has_when_nothing_comes(
     sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
-    shelf = Shelf(tmp_path, limits, most=2)
+    shelf = ClipList(tmp_path, limits, most=2)
     assert shelf.put([(sounds["tone"], None)], add=False).problems == []
     assert len(shelf.put([(sounds["text"], None)], add=False).problems) == 1
     assert [clip.name for clip in shelf.clips] == ["tone.wav"]

@@ -12,22 +12,25 @@ from typing import Any
 import pytest
 from web_app import FakePipeline, echo
 
-from NatureLM.app.asking import Ranked, answer, examples_query, identify, together
-from NatureLM.app.bars import bars, rankings
-from NatureLM.app.clips import Clip, open_clip
-from NatureLM.app.context import AppContext, ModelNotReady
+from NatureLM.app.chat import (
+    ChatSession,
+    LabelRanking,
+    answer,
+    average_rankings,
+    examples_query,
+    identify,
+)
+from NatureLM.app.clips import Clip, ClipList, open_clip
+from NatureLM.app.intake import list_of
 from NatureLM.app.limits import LimitError, Limits
-from NatureLM.app.lists import list_of
-from NatureLM.app.settings import AppSettings, folder_of_samples
-from NatureLM.app.shelf import Shelf
+from NatureLM.app.page import bars, rankings
+from NatureLM.app.settings import AppContext, AppSettings, ModelNotReady, folder_of_samples
 from NatureLM.app.tabs.teach import answered, asked, labels_of
-from NatureLM.app.talk import Talk
 from NatureLM.app.visitors import Visitors
 from NatureLM.errors import UsageError
-from NatureLM.infer import Pipeline
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models.registry import EMBEDDED
-from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER
-from NatureLM.prompts.numbers import place_numbered
+from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, place_numbered
 
 
 @pytest.fixture
@@ -36,14 +39,16 @@ def clips(sounds: dict[str, Path], tmp_path: Path, limits: Limits) -> list[Clip]
     return [open_clip(sounds[kind], tmp_path, limits) for kind in ("tone", "long")]
 
 
-def said(talk: Talk, pipeline: FakePipeline, clips: list[Clip], text: str, alpha: float = 1) -> str:
+def said(
+    talk: ChatSession, pipeline: FakePipeline, clips: list[Clip], text: str, alpha: float = 1
+) -> str:
     for _ in talk.ask(pipeline, clips, text, alpha):  # type: ignore[arg-type]
         pass
     return talk.messages[-1].text
 
 
 def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits: Limits) -> None:
-    pipeline, talk = FakePipeline(), Talk(limits)
+    pipeline, talk = FakePipeline(), ChatSession(limits)
     tone, long = clips
     assert said(talk, pipeline, [tone], "One") == "You asked: One (1 clips: 3 s)"
     assert said(talk, pipeline, [tone], "Two") == "You asked: Two (0 clips: )"
@@ -59,7 +64,7 @@ def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits
 
 
 def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: Limits) -> None:
-    pipeline, talk = FakePipeline(), Talk(replace(limits, question_characters=20))
+    pipeline, talk = FakePipeline(), ChatSession(replace(limits, question_characters=20))
     for text, some, reason in (
         ("Hm?", [], "no sound yet"),
         (" ", clips, "is empty"),
@@ -74,7 +79,7 @@ def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: L
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     clips: list[Clip], limits: Limits
 ) -> None:
-    talk = Talk(limits)
+    talk = ChatSession(limits)
     steps = talk.ask(FakePipeline(), clips, "Well?", 1.0)  # type: ignore[arg-type]
     next(steps)
     next(steps)
@@ -82,7 +87,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     assert [one.text for one in talk.messages] == ["Well?", "You asked: "]
 
 
-def heard_by_the_model(talk: Talk) -> int:
+def heard_by_the_model(talk: ChatSession) -> int:
     """Clips in the conversation that the model has read."""
     conversation = talk._conversation
     assert conversation is not None
@@ -94,7 +99,7 @@ def test_after_a_stop_the_model_hears_a_clip_once(
     clips: list[Clip], limits: Limits, steps: int
 ) -> None:
     """Stopped before the first text, and after it."""
-    pipeline, talk = Pipeline(EMBEDDED), Talk(limits)
+    pipeline, talk = Pipeline(EMBEDDED), ChatSession(limits)
     answer = talk.ask(pipeline, clips[:1], "What makes the sound in the audio?", 1.0)
     for _ in range(steps):
         next(answer)
@@ -111,7 +116,7 @@ def test_after_an_error_the_conversation_begins_anew(clips: list[Clip], limits: 
             raise UsageError("no")
         return echo(query, clips)
 
-    pipeline, talk = FakePipeline(fail), Talk(limits)
+    pipeline, talk = FakePipeline(fail), ChatSession(limits)
     said(talk, pipeline, clips[:1], "One")
     with pytest.raises(UsageError):
         said(talk, pipeline, clips[:1], "A bad one")
@@ -124,7 +129,7 @@ def test_a_question_while_the_last_one_still_hangs_begins_anew(
     clips: list[Clip], limits: Limits
 ) -> None:
     """A stopped answer may still wait for the model in another thread."""
-    pipeline, talk = FakePipeline(), Talk(limits)
+    pipeline, talk = FakePipeline(), ChatSession(limits)
     pipeline.gate.clear()
     hangs = threading.Thread(target=said, args=(talk, pipeline, clips[:1], "One"))
     hangs.start()
@@ -176,7 +181,7 @@ def test_a_clip_is_ranked_by_window_and_as_a_whole(
     windows = identify(pipeline, clips[1], names, 0.5, none=True)  # type: ignore[arg-type]
     assert [one.labels[0][0] for one in windows] == ["Rook", "Dog"]
     assert pipeline.asked_windows[0]["alpha"] == 0.5
-    whole = together(windows)
+    whole = average_rankings(windows)
     assert (whole.start, whole.end) == (0.0, 20.0)
     assert sum(share for _, share in whole.labels) == pytest.approx(1.0)
     assert dict(whole.labels)["Rook"] == pytest.approx((4 / 7 + 1 / 7) / 2)
@@ -191,7 +196,7 @@ def test_none_is_left_out_where_one_must_be_right(
     names = list_of("Rook, None", None, None, tmp_path, limits)
     (one, other) = identify(FakePipeline(), clips[0], names, 1, none=False)  # type: ignore[arg-type]
     assert one.labels == other.labels == (("Rook", 1.0),)
-    shown = bars(Ranked(0, 1, (("None", 0.9), ("<b>", 0.001))), "It")
+    shown = bars(LabelRanking(0, 1, (("None", 0.9), ("<b>", 0.001))), "It")
     assert "None of these" in shown
     assert "&lt;1 %" in shown
     assert "<b>" not in shown
@@ -200,7 +205,7 @@ def test_none_is_left_out_where_one_must_be_right(
 def test_examples_reach_the_model_in_their_places(
     sounds: dict[str, Path], clips: list[Clip], tmp_path: Path, limits: Limits
 ) -> None:
-    shelf = Shelf(tmp_path, limits, most=10)
+    shelf = ClipList(tmp_path, limits, most=10)
     for kind, label in (("tone", "Rook"), ("short", "Dog")):
         with pytest.raises(UsageError, match="2 are the fewest"):
             labels_of(shelf)
@@ -208,11 +213,11 @@ def test_examples_reach_the_model_in_their_places(
     labels = labels_of(shelf)
     query = examples_query(asked("Which of {labels}?", labels), labels)
     pipeline = FakePipeline()
-    together = [*shelf.clips, clips[1]]
-    text, prompt = answer(pipeline, together, query, 1.0)  # type: ignore[arg-type]
+    average_rankings = [*shelf.clips, clips[1]]
+    text, prompt = answer(pipeline, average_rankings, query, 1.0)  # type: ignore[arg-type]
     assert text.endswith("(3 clips: 3 s, 0.1 s, 10 s)")
     assert f"Which of Rook, Dog?\n\nAudio: {AUDIO_TAG}\nLabel: Rook" in prompt
-    html = answered(text, prompt, together)
+    html = answered(text, prompt, average_rankings)
     places = [html.index(f"♪ {name}") for name in ("tone.wav", "short.wav", "long.wav")]
     assert places == sorted(places)
     with pytest.raises(UsageError, match="stands for sound"):

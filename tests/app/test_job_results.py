@@ -16,26 +16,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from NatureLM.app.jobs import Job, JobError, JobLibrary, JobQueue, JobSettings, NewRecording
-from NatureLM.app.jobs.downloads import write_downloads
-from NatureLM.app.jobs.form import MOST_QUESTIONS, make_settings
+from NatureLM.app.clips import BINS
+from NatureLM.app.jobs.queue import JobQueue
 from NatureLM.app.jobs.sound import OVERVIEW_COLUMNS, JobSound, pooled
-from NatureLM.app.jobs.timeline import NAMED, timeline
-from NatureLM.app.jobs.view import JobView, say_time, view_job
+from NatureLM.app.jobs.store import (
+    MOST_QUESTIONS,
+    Job,
+    JobError,
+    JobLibrary,
+    JobSettings,
+    NewRecording,
+    make_settings,
+)
+from NatureLM.app.jobs.view import NAMED, JobView, say_time, timeline, view_job, write_downloads
 from NatureLM.app.limits import Limits
-from NatureLM.app.spectrogram import BINS
-from NatureLM.app.tabs.job_memory import MOST_REMEMBERED, choices, remember
-from NatureLM.app.tabs.job_shown import (
+from NatureLM.app.tabs.job_form import (
+    MOST_REMEMBERED,
     AnswerTable,
+    choices,
     filtered,
+    progress_sentence,
     recordings_html,
-    sentence,
+    remember,
     status_html,
 )
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
-from NatureLM.infer import Pipeline
-from NatureLM.outputs import ErrorRow, WindowRow
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.results.rows import ErrorRow, WindowRow
 
 ROOT = Path(__file__).resolve().parents[2]
 OWL = ROOT / "assets" / "synthetic_barn_owl.flac"
@@ -146,7 +154,7 @@ def test_view_says_how_far_every_recording_is(view: JobView) -> None:
     assert owl.answers == owl.expected == 2 * owl.recording.windows
     assert notes.error.startswith("=notes.wav: this is not an audio file")
     assert view.share == 1.0
-    assert sentence(view) == f"Done: {view.job.expected} answers, 1 recording with errors."
+    assert progress_sentence(view) == f"Done: {view.job.expected} answers, 1 recording with errors."
 
 
 def test_timeline_holds_the_windows_in_order(view: JobView) -> None:
@@ -184,7 +192,7 @@ def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
 
 
 def _recording(file: str, seconds: float) -> Any:
-    from NatureLM.app.jobs import JobRecording
+    from NatureLM.app.jobs.store import JobRecording
 
     return JobRecording(f"{file}.wav", file, 1, seconds, 16_000, round(seconds / 10))
 

@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.app.files import shown_name
-from NatureLM.app.jobs import Job, JobError, JobLibrary, JobQueue, JobSettings, NewRecording
-from NatureLM.app.jobs.library import safe_name
-from NatureLM.app.limits import Limits
+from NatureLM.app.jobs.queue import JobQueue
+from NatureLM.app.jobs.store import Job, JobError, JobLibrary, JobSettings, NewRecording, safe_name
+from NatureLM.app.limits import Limits, shown_name
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.config import Config
-from NatureLM.infer import Pipeline
-from NatureLM.outputs import ErrorRow, WindowRow, read_rows
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.results.rows import ErrorRow, WindowRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CUCKOO = ROOT / "assets" / "synthetic_common_cuckoo.flac"

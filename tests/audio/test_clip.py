@@ -11,13 +11,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from NatureLM.audio import (
-    ChannelError,
-    NonFiniteAudio,
-    TooShortAudio,
-    UnreadableAudio,
-    read_clip,
-)
+from NatureLM.audio import ChannelError, NonFiniteAudio, TooShortAudio, UnreadableAudio, read_clip
 from NatureLM.errors import UsageError
 
 RATE = 16_000

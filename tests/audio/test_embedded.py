@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from NatureLM.audio import AudioError, EmptyAudio, NotAudio, UnreadableAudio, read_clip
-from NatureLM.audio.embedded import read_embedded
+from NatureLM.data.dataset import read_embedded
 
 RATE = 8000
 WAV = (0.5 * np.sin(np.arange(RATE) / 5)).astype(np.float32)

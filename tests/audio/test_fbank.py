@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.fbank import kaldi_fbank, normalised_fbank
-from NatureLM.config.architecture import FbankConfig
+from NatureLM.config.model import FbankConfig
 
 RATE = 16000
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from NatureLM.audio import ChannelError, SampleRateError, Window, iter_windows
-from NatureLM.audio.resample import Resampler
-from NatureLM.audio.windows import exact
+from NatureLM.audio.arrays import Resampler
+from NatureLM.audio.windows import to_fraction
 from NatureLM.errors import UsageError
 
 RATE = 16_000
@@ -57,11 +57,11 @@ def test_windows_are_slices_of_the_whole(
         block_frames=block,
     )
     # Coverage, exact starts, true ends.
-    size = round(exact(window) * model_rate)
+    size = round(to_fraction(window) * model_rate)
     assert [w.index for w in found] == list(range(len(found)))
-    assert [w.start for w in found] == [float(exact(hop) * k) for k in range(len(found))]
+    assert [w.start for w in found] == [float(to_fraction(hop) * k) for k in range(len(found))]
     assert [w.end for w in found] == [
-        float(min(exact(hop) * k + exact(window), duration)) for k in range(len(found))
+        float(min(to_fraction(hop) * k + to_fraction(window), duration)) for k in range(len(found))
     ]
     next_new = found[-1].start + hop if hop > window else found[-1].end
     assert float(duration) - next_new < 0.5
@@ -69,7 +69,7 @@ def test_windows_are_slices_of_the_whole(
     whole = samples if rate == model_rate else soxr.resample(samples, rate, model_rate, "HQ")
     padded = np.concatenate([np.clip(whole, -1, 1), np.zeros(size, np.float32)])
     for w in found:
-        first = round(exact(hop) * w.index * model_rate)
+        first = round(to_fraction(hop) * w.index * model_rate)
         assert w.samples.dtype == np.float32
         assert w.samples.shape == (size,)
         np.testing.assert_array_equal(w.samples, padded[first : first + size])

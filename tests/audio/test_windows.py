@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from NatureLM.audio import count_windows, window_starts
-from NatureLM.audio.windows import WindowPlan, exact
+from NatureLM.audio.windows import WindowPlan, to_fraction
 from NatureLM.errors import UsageError
 
 TAIL, CLIP = Fraction(1, 2), Fraction(25, 1000)
@@ -19,7 +19,12 @@ steps = st.integers(25, 15_000).map(lambda ms: Fraction(ms, 1000))
 
 
 def starts(length: float, window: float, hop: float) -> list[float]:
-    return [float(s) for s in window_starts(exact(length), exact(window), exact(hop), TAIL, CLIP)]
+    return [
+        float(s)
+        for s in window_starts(
+            to_fraction(length), to_fraction(window), to_fraction(hop), TAIL, CLIP
+        )
+    ]
 
 
 @pytest.mark.parametrize(

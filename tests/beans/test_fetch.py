@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from NatureLM.beans.fetching import FetchError, Shelf
-from NatureLM.beans.samples import open_samples
+from NatureLM.beans.fetch import FetchError, RemoteDataset
 from NatureLM.cli.main import beans_app
-from NatureLM.config.tables import TableSource
+from NatureLM.config.base import TableSource
+from NatureLM.data.dataset import open_samples
 from NatureLM.errors import UsageError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -97,9 +97,9 @@ def test_only_what_is_asked_for_comes(read: list[int]) -> None:
 
 
 def test_labels_and_sizes_are_known_without_the_sound(read: list[int]) -> None:
-    pieces = Shelf(REPOSITORY).pieces(["esc50", "cbi"])
+    pieces = RemoteDataset(REPOSITORY).pieces(["esc50", "cbi"])
     looked_at = sum(read)
-    shelf_bytes = sum(piece.bytes for piece in Shelf(REPOSITORY).pieces(None))
+    shelf_bytes = sum(piece.bytes for piece in RemoteDataset(REPOSITORY).pieces(None))
     assert looked_at > 0
     assert [(piece.components, piece.is_mixed) for piece in pieces] == [
         (("esc50",), False),
@@ -120,20 +120,20 @@ def test_it_asks_first(answer: str | None, comes: bool, read: list[int]) -> None
 
 
 def test_it_goes_on_where_it_was_stopped(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Shelf.fetch
+    whole = RemoteDataset.fetch
     came: list[int] = []
 
-    def stops(self: Shelf, piece: Any, folder: Path) -> None:
+    def stops(self: RemoteDataset, piece: Any, folder: Path) -> None:
         if len(came) == 1:
             raise FetchError("the line is cut")
         came.append(piece.group)
         whole(self, piece, folder)
 
-    monkeypatch.setattr(Shelf, "fetch", stops)
+    monkeypatch.setattr(RemoteDataset, "fetch", stops)
     assert fetch("--components", "watkins", "--yes").exit_code == 1
     first = {path: path.stat().st_mtime_ns for path in Path("here").rglob("*.parquet")}
     assert len(first) == 1
-    monkeypatch.setattr(Shelf, "fetch", whole)
+    monkeypatch.setattr(RemoteDataset, "fetch", whole)
     done = fetch("--components", "watkins", "--yes")
     assert "still to fetch" in done.stdout
     assert len(fetched()["watkins"]) == 5
@@ -190,7 +190,7 @@ def test_a_full_disk_is_seen_before(read: list[int], monkeypatch: pytest.MonkeyP
 
 
 def test_data_that_stop_coming(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf(REPOSITORY)
+    shelf = RemoteDataset(REPOSITORY)
     piece = shelf.pieces(["esc50"])[0]
 
     class Cut:
@@ -204,6 +204,6 @@ def test_data_that_stop_coming(read: list[int], monkeypatch: pytest.MonkeyPatch)
 
 def test_a_folder_that_cannot_be_made(read: list[int], tmp_path: Path) -> None:
     (tmp_path / "here").write_text("a file")
-    shelf = Shelf(REPOSITORY)
+    shelf = RemoteDataset(REPOSITORY)
     with pytest.raises(UsageError, match="cannot be written"):
         shelf.fetch(shelf.pieces(["esc50"])[0], tmp_path / "here")

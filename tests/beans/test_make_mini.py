@@ -15,9 +15,10 @@ import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
-from NatureLM.beans.samples import load_window, open_samples
 from NatureLM.cli.main import beans_app
-from NatureLM.config.tables import TableSource
+from NatureLM.config.base import TableSource
+from NatureLM.data.clip import load_window
+from NatureLM.data.dataset import open_samples
 
 RATE = 8000
 PITCH = {"Cow": 300, "Dog": 700, "Wren": 1500}

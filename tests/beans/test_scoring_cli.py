@@ -374,7 +374,7 @@ def test_order_of_lines_and_hash_seed_change_nothing(
     program = (
         "import sys\n"
         "from NatureLM.beans.scoring import PROTOCOLS, score\n"
-        "from NatureLM.beans.scoring.writing import write_json\n"
+        "from NatureLM.evaluation.write import write_json\n"
         "from pathlib import Path\n"
         "scores = score([sys.argv[1]], list(PROTOCOLS.values()))\n"
         "tables = [[repr(r) for r in g.samples.confusion_rows()] for g in scores.groups]\n"

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from NatureLM.beans.scoring import ScoringError, Side, compare, protocol
 from NatureLM.cli import main
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.compare import Side, compare
+from NatureLM.evaluation.names import ScoringError
+from NatureLM.evaluation.protocols import protocol
 
 Row = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]

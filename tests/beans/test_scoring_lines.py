@@ -11,15 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from NatureLM.beans.scoring import (
-    Evaluation,
-    Reading,
-    ScoringError,
-    protocol,
-    score,
-    write_scores,
-)
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.names import ScoringError
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.evaluation.write import write_scores
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -49,7 +46,7 @@ odd_rows = st.builds(
     json_values,
     st.booleans(),
 )
-BY_TASK = Reading(by=("query", "lora_scale", "task"))
+BY_TASK = ReadOptions(by=("query", "lora_scale", "task"))
 lines = st.lists(rows | rows | odd_rows | json_values, max_size=12)
 
 
@@ -62,7 +59,7 @@ def test_every_line_is_scored_or_counted(
     folder = tmp_path_factory.mktemp("answers")
     path = Path(folder, "answers.jsonl")
     path.write_text("".join(json.dumps(one) + "\n" for one in content), "utf-8")
-    few = Evaluation(resamples=5)
+    few = BootstrapOptions(resamples=5)
     try:
         scores = score([path], [protocol("paper")], evaluation=few, on_error="skip")
     except UsageError:
@@ -96,7 +93,7 @@ def test_tasks_of_a_data_set_are_not_mixed(write_answers: Any, make_row: Any) ->
     path = write_answers(made)
     with pytest.raises(ScoringError, match=r":3: task is 'captioning', and rows of 'mine' before"):
         score([path], [protocol("strict")])
-    one_task = Reading(task="classification")
+    one_task = ReadOptions(task="classification")
     assert score([path], [protocol("strict")], reading=one_task).records()[0]["n"] == 3
     apart = score([write_answers([made[0], made[2]])], [protocol("strict")], reading=BY_TASK)
     assert [group.task for group in apart.groups] == ["captioning", "classification"]

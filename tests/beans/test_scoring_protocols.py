@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from NatureLM.beans.scoring.matching import UNMATCHED, Matcher, nearest
-from NatureLM.beans.scoring.protocols import PROTOCOLS, protocol
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.protocols import PROTOCOLS, protocol
+from NatureLM.evaluation.tasks import UNMATCHED, Matcher, nearest
 
 BIRDS = ("American Robin", "Common Loon", "Gray Wolf", "Veery")
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from NatureLM.beans.scoring import Evaluation, Reading, parse_rules, protocol, read_map, score
-from NatureLM.beans.scoring.detection import LabelSets
-from NatureLM.beans.scoring.matching import Matcher
-from NatureLM.metrics.cider import cider
+from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.captions import cider
+from NatureLM.evaluation.names import parse_rules, read_map
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.evaluation.tasks import LabelSets, Matcher
 
 TOLERANCE = 1e-9
 NAMES = {
@@ -26,7 +28,7 @@ NAMES = {
 }
 QUERIES = {"cbi": ["common", "scientific", "combined"]}
 QUERIES["zf-indiv"] = ["original", "reversed", "no_classes"]
-FEW = Evaluation(resamples=20)
+FEW = BootstrapOptions(resamples=20)
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +51,12 @@ def published(shared_dir: Path) -> Path:
 )
 def test_published_numbers(published: Path, file: str, numbers: int) -> None:
     expected = json.loads((published / "expected_metrics.json").read_text())
-    reading = Reading()
+    reading = ReadOptions()
     if file == "cbi":
         rules = parse_rules(["query=1:scientific", "query=2:both"])
-        reading = Reading(rules=rules, scientific=read_map(published / "cbi_scientific_names.json"))
+        reading = ReadOptions(
+            rules=rules, scientific=read_map(published / "cbi_scientific_names.json")
+        )
     protocols = [protocol("beans-zero"), protocol("paper")]
     if file not in QUERIES:
         protocols.append(protocol("mention"))
@@ -176,7 +180,7 @@ def test_made_answers_give_the_numbers_of_the_textbook(
                 strict.append(as_strict)
             wanted[query, alpha, "paper"] = weighted(true, paper)
             wanted[query, alpha, "strict"] = weighted(true, strict)
-    reading = Reading(
+    reading = ReadOptions(
         rules=parse_rules(["query=1:scientific", "query=2:both"]), scientific=SCIENTIFIC
     )
     protocols = [protocol("paper"), protocol("strict")]

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.calibration import (
+from NatureLM.errors import UsageError
+from NatureLM.inference.calibration import (
     Calibration,
     CalibrationError,
     beside_model,
     calibration_for,
     fit_temperature,
+    nll,
     read_calibration,
     write_calibration,
 )
-from NatureLM.calibration.fitting import surprise
-from NatureLM.errors import UsageError
 
 KNOWN = Calibration(1.5, "sum", 1.0, "abc", "What is it?", 4, 20, 18)
 
@@ -48,8 +48,8 @@ def test_no_other_temperature_is_better(rows: list[list[float]], others: list[fl
         with pytest.raises(UsageError, match="all labels have the same scores"):
             fit_temperature(rows, right)
         return
-    best = surprise(rows, right, fit_temperature(rows, right))
-    assert all(best <= surprise(rows, right, other) + 1e-6 for other in others)
+    best = nll(rows, right, fit_temperature(rows, right))
+    assert all(best <= nll(rows, right, other) + 1e-6 for other in others)
 
 
 def test_a_fit_needs_samples() -> None:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from NatureLM.cli.request import InferRequest
-from NatureLM.outputs import ResultStore
+from NatureLM.results.store import ResultStore
 
 ASK = ("--audio-path", "calls", "--query", "What is it?")
 
@@ -56,7 +56,7 @@ class FakeAsker:
     loaded: int = 0
 
     def load(self, request: InferRequest, reporter: Any) -> FakeAsker:
-        """In the place of `NatureLM.cli.inference.load`."""
+        """In the place of `NatureLM.cli.infer.load`."""
         self.loaded += 1
         return self
 
@@ -98,7 +98,7 @@ class FakeAsker:
 
 
 if __name__ == "__main__":
-    from NatureLM.cli import inference
+    from NatureLM.cli import infer as inference
     from NatureLM.cli.main import naturelm
 
     inference.load = FakeAsker(seconds=float(sys.argv.pop(1))).load

@@ -12,9 +12,10 @@ import pytest
 from experiment_runs import die, killed
 from typer.testing import CliRunner, Result
 
-from NatureLM.beans.scoring import protocol, score
 from NatureLM.cli.main import beans_app
-from NatureLM.experiments.store import CellStore
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import score
+from NatureLM.experiments.store import TrialStore
 
 pytest.importorskip("rapidfuzz")
 ANSWERS = "beans_zero_eval.jsonl"
@@ -118,14 +119,14 @@ def test_a_killed_run_goes_on(data: Path, nano_folder: Path) -> None:
     assert run(nano_folder, "--output-path", "whole.jsonl").exit_code == 3
 
     def dies_soon() -> None:
-        add, left = CellStore.add, iter(range(2))
+        add, left = TrialStore.add, iter(range(2))
 
-        def add_or_die(self: CellStore, *given: Any) -> None:
+        def add_or_die(self: TrialStore, *given: Any) -> None:
             if next(left, None) is None:
                 die()
             add(self, *given)
 
-        CellStore.add = add_or_die  # type: ignore[method-assign]
+        TrialStore.add = add_or_die  # type: ignore[method-assign]
 
     assert killed(lambda: run(nano_folder, "--output-path", ANSWERS), dies_soon)
     assert 0 < len(lines_of(ANSWERS)) < len(SAMPLES)

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from NatureLM.audio import iter_windows
 from NatureLM.cli.main import naturelm_app
-from NatureLM.embeddings.embedder import Embedder
 from NatureLM.models import NatureLM
+from NatureLM.search.build import Embedder
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from NatureLM.cli.main import naturelm_app
-from NatureLM.infer import Pipeline, WindowResult
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.inference.windows import WindowResult
 
 QUERY = "What is the common name for the focal species in the audio?"
 

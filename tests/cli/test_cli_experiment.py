@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.config import json_schema
-from NatureLM.experiments.store import CellStore
-from NatureLM.experiments.tally import Tally
+from NatureLM.experiments.run import TrialProgress
+from NatureLM.experiments.store import TrialStore
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = """
@@ -170,7 +170,7 @@ def test_what_is_wrong_with_the_output_shows_before_the_model_is_loaded(
     def load(_: Any) -> Any:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("NatureLM.cli.asking.load_model", load)
+    monkeypatch.setattr("NatureLM.cli.infer.load_model", load)
     (folder / "notes").mkdir()
     (folder / "notes" / "answers.jsonl").write_text("dear diary\n")
     for output, words in (
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_the_output_shows_before_the_model_is_loaded(
         result = infer("--data-path", "clips.csv", "--output-path", output)
         assert result.exit_code == 2, result.output
         assert words in result.stderr
-    with CellStore(folder / "busy.jsonl"):
+    with TrialStore(folder / "busy.jsonl"):
         result = infer("--data-path", "clips.csv", "--output-path", "busy.jsonl")
     assert result.exit_code == 2
     assert "another run is writing this file now" in result.stderr
@@ -218,7 +218,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list
 
     def run_experiment(model: Any, plan: Any, output: Path, **more: Any) -> Any:
         calls.append({"model": model, "plan": plan, "output": output, **more})
-        tally = Tally(total=4, before=1, errors=errors)
+        tally = TrialProgress(total=4, before=1, errors=errors)
         for cell in itertools.islice(plan.cells(), 3 - errors):
             tally.count(cell, is_right=cell.alpha == 1.0)
         more["progress"](tally)
@@ -227,7 +227,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list
     monkeypatch.setattr("NatureLM.experiments.run.run_experiment", run_experiment)
     processor = SimpleNamespace(prompt_template="[{}]")
     model = SimpleNamespace(processor=processor, name_or_path="fake")
-    monkeypatch.setattr("NatureLM.cli.asking.load_model", lambda request: model)
+    monkeypatch.setattr("NatureLM.cli.infer.load_model", lambda request: model)
     return calls
 
 

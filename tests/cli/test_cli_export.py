@@ -11,7 +11,8 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import naturelm_app
-from NatureLM.outputs import ResultStore, RunSettings
+from NatureLM.results.settings import RunSettings
+from NatureLM.results.store import ResultStore
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from NatureLM.cli.main import naturelm_app
 @pytest.fixture
 def asker(monkeypatch: pytest.MonkeyPatch) -> FakeAsker:
     fake = FakeAsker()
-    monkeypatch.setattr("NatureLM.cli.inference.load", fake.load)
+    monkeypatch.setattr("NatureLM.cli.infer.load", fake.load)
     return fake
 
 
@@ -116,7 +116,7 @@ def test_options_reach_request_and_rows(
 ) -> None:
     requests: list[Any] = []
     monkeypatch.setattr(
-        "NatureLM.cli.inference.load", lambda request, reporter: requests.append(request) or asker
+        "NatureLM.cli.infer.load", lambda request, reporter: requests.append(request) or asker
     )
     result = infer(
         *ASK,

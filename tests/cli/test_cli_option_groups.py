@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.testing import CliRunner
 
-from NatureLM.cli.option_groups import expanded
+from NatureLM.cli.options import expanded
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from NatureLM.calibration import read_calibration
 from NatureLM.cli.main import naturelm_app
-from NatureLM.outputs import WindowRow, read_rows
+from NatureLM.inference.calibration import read_calibration
+from NatureLM.results.rows import WindowRow, read_rows
 
 ASSETS = ROOT / "assets"
 CLIPS = [ASSETS / "synthetic_barn_owl.flac", ASSETS / "synthetic_chainsaw.flac"]

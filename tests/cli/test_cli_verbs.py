@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 import NatureLM
-from NatureLM.beans.components import component, components
 from NatureLM.cli.main import BEANS_VERBS, NATURELM_VERBS, beans_app, naturelm_app
+from NatureLM.data.components import component, components
 from NatureLM.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

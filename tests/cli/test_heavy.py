@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from NatureLM.cli import heavy
+from NatureLM.cli import imports as heavy
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from NatureLM.config import ExtendedConfig, dump_config, json_schema, load_config
-from NatureLM.config.tables import TableSource
+from NatureLM.config import ExperimentConfig, dump_config, json_schema, load_config
+from NatureLM.config.base import TableSource
 from NatureLM.errors import ConfigError
 
 AUDIO = "{audio_examples} <AudioHere>"
@@ -105,15 +105,15 @@ def test_what_is_wrong_is_said(section: dict[str, Any], parts: list[str], tmp_pa
 
 def test_braces_that_are_no_flags_are_left_alone() -> None:
     query = 'Answer as {"species": 1} or { } or {2}'
-    config = ExtendedConfig.model_validate({"queries": [query]})
+    config = ExperimentConfig.model_validate({"queries": [query]})
     assert config.queries == [query]
 
 
 def test_support_is_a_path_or_a_table() -> None:
     base = {"queries": [AUDIO], "top_k_species": 1}
-    assert ExtendedConfig.model_validate(base).support_table is None
+    assert ExperimentConfig.model_validate(base).support_table is None
     for support in ("a.csv", {"path": "a.csv"}):
-        config = ExtendedConfig.model_validate({**base, "support": support})
+        config = ExperimentConfig.model_validate({**base, "support": support})
         assert config.support_table == TableSource(path="a.csv")
 
 
@@ -130,10 +130,10 @@ def test_it_is_written_and_read_back(tmp_path: Path) -> None:
     plain = tmp_path / "plain.yml"
     plain.write_text("extended: {queries: ['What?']}")
     plain.write_text(dump_config(load_config(plain)))
-    assert load_config(plain).extended == ExtendedConfig(queries=["What?"])
+    assert load_config(plain).extended == ExperimentConfig(queries=["What?"])
 
 
-@pytest.mark.parametrize("key", list(ExtendedConfig.model_fields))
+@pytest.mark.parametrize("key", list(ExperimentConfig.model_fields))
 def test_the_example_of_each_key_is_allowed(key: str) -> None:
     """They stand in the README."""
     (example,) = json_schema()["$defs"]["ExtendedConfig"]["properties"][key]["examples"]
@@ -142,5 +142,5 @@ def test_the_example_of_each_key_is_allowed(key: str) -> None:
         needed = {"queries": [AUDIO], "top_k_species": 1}
     if key == "queries":
         needed = {"top_k_species": 1}
-    config = ExtendedConfig.model_validate({**needed, key: example})
-    assert getattr(config, key) != ExtendedConfig.model_fields[key].default
+    config = ExperimentConfig.model_validate({**needed, key: example})
+    assert getattr(config, key) != ExperimentConfig.model_fields[key].default

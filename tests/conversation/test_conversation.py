@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.conversation import ContextFull, Conversation, ConversationClosed
 from NatureLM.errors import UsageError
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.splice import PromptError, part_token_ids
+from NatureLM.generation.prefill import PromptError, part_token_ids
+from NatureLM.generation.request import GenerationOptions
+from NatureLM.inference.conversation import ContextFull, Conversation, ConversationClosed
 from NatureLM.models import NatureLM
 from NatureLM.prompts import PLACEHOLDER, ChatTemplate
 

@@ -8,8 +8,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.conversation.streaming import TextStream
-from NatureLM.conversation.taking_turns import QueueLock, lock_of
+from NatureLM.inference.conversation import FairLock, TextStream, lock_of
 from NatureLM.models import NatureLM
 
 
@@ -48,7 +47,7 @@ def test_any_tokens_give_the_decoded_whole(nano: NatureLM, ids: list[int]) -> No
 
 
 def test_turns_are_taken_in_the_order_of_asking(nano: NatureLM) -> None:
-    lock = QueueLock()
+    lock = FairLock()
     order: list[int] = []
 
     def take(number: int) -> None:

@@ -9,8 +9,7 @@ import pytest
 import soundfile
 from vector_indexes import SETTINGS, MakeIndex, blocks_of
 
-from NatureLM.embeddings.index import VectorIndex, open_index, writer_of
-from NatureLM.embeddings.settings import IndexSettings
+from NatureLM.search.index import IndexSettings, VectorIndex, open_index, writer_of
 
 
 @pytest.fixture

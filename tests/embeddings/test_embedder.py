@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from NatureLM.audio import Window, iter_windows
-from NatureLM.cli.embedding import load_embedder
-from NatureLM.embeddings.embedder import Embedder
+from NatureLM.cli.options import load_embedder
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
+from NatureLM.search.build import Embedder
 
 
 def windows(seconds: float = 23.0, window: float = 10.0) -> list[Window]:

@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vector_indexes import MakeIndex
 
-from NatureLM.embeddings.errors import VectorIndexError
-from NatureLM.embeddings.index import IndexRow, open_index, writer_of
-from NatureLM.embeddings.settings import IndexSettings
+from NatureLM.search.index import IndexRow, IndexSettings, VectorIndexError, open_index, writer_of
 
 KINDS = [".npz", ".parquet"]
 

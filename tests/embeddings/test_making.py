@@ -20,13 +20,10 @@ from hypothesis import strategies as st
 from vector_indexes import SETTINGS
 
 from NatureLM.audio import Window, iter_windows
-from NatureLM.embeddings.errors import VectorIndexError
-from NatureLM.embeddings.index import Block, open_index
-from NatureLM.embeddings.journal import Journal
-from NatureLM.embeddings.making import Made, make_index
-from NatureLM.embeddings.settings import IndexSettings
-from NatureLM.infer import RecordingError
-from NatureLM.outputs.errors import OutputError
+from NatureLM.inference.windows import RecordingError
+from NatureLM.results.rows import OutputError
+from NatureLM.search.build import BuildResult, Journal, make_index
+from NatureLM.search.index import IndexSettings, Shard, VectorIndexError, open_index
 
 RATE = 16000
 
@@ -48,7 +45,7 @@ class Pretender:
         return np.array([w.samples[:width] for w in windows], np.float32).reshape(-1, width)
 
 
-def make(recordings: list[Path], output: Path, embedder: Any = None, **options: Any) -> Made:
+def make(recordings: list[Path], output: Path, embedder: Any = None, **options: Any) -> BuildResult:
     return make_index(
         recordings,
         output,
@@ -140,7 +137,7 @@ def test_a_journal_that_was_cut_anywhere_holds_a_beginning(
         assert not again.is_done(f"{number}.wav")
         two = numbers[2 * number : 2 * number + 2]
         again.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, heard=False)
-    blocks: list[Block] = list(again.blocks(3))
+    blocks: list[Shard] = list(again.blocks(3))
     held = np.concatenate([np.empty((0, SETTINGS.width)), *(one.vectors for one in blocks)])
     assert np.array_equal(held, numbers[: again.rows])
     names = list(itertools.chain.from_iterable(block.files for block in blocks))

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vector_indexes import MakeIndex
 
-from NatureLM.embeddings import nearest as module
-from NatureLM.embeddings.errors import VectorIndexError
-from NatureLM.embeddings.nearest import nearest, same_recording
 from NatureLM.errors import UsageError
+from NatureLM.search import search as module
+from NatureLM.search.index import VectorIndexError
+from NatureLM.search.search import nearest, same_recording
 
 WIDTH = 3
 

@@ -11,8 +11,8 @@ import soundfile
 from vector_indexes import SETTINGS
 
 from NatureLM.audio import AudioError, iter_windows
-from NatureLM.embeddings.query import query_windows
 from NatureLM.errors import UsageError
+from NatureLM.search.search import query_windows
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from NatureLM.beans.samples import Clip, Sample
+from NatureLM.data.clip import Clip
+from NatureLM.data.dataset import Sample
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM

@@ -10,11 +10,11 @@ import yaml
 from typer.testing import CliRunner
 
 from NatureLM.cli.main import beans_app, naturelm_app
-from NatureLM.config import ExtendedConfig, load_config
-from NatureLM.config.tables import TableSource
+from NatureLM.config import ExperimentConfig, load_config
+from NatureLM.config.base import TableSource
 from NatureLM.errors import ConfigError
-from NatureLM.experiments.build import make_plan
-from NatureLM.training.tiny.study import StudyConfig
+from NatureLM.experiments.run import make_plan
+from recipes.tiny.study import StudyConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OF_TWO_OR_MORE = ["their_classification", "just_classify", "just_classify_explained"]
@@ -38,7 +38,7 @@ ALPHAS = [round(0.1 * step, 1) for step in range(11)]
 SAMPLES = {"": 15, "2": 15, "3": 18, "all": 21}  # of unseen-family-cmn, by the end of the name
 
 
-def extended(name: str) -> ExtendedConfig:
+def extended(name: str) -> ExperimentConfig:
     config = load_config(CONFIGS / f"{name}.yml")
     assert config.generate.max_new_tokens == 100
     assert config.extended is not None
@@ -46,7 +46,7 @@ def extended(name: str) -> ExtendedConfig:
     return config.extended
 
 
-def with_data(config: ExtendedConfig, folder: Path) -> ExtendedConfig:
+def with_data(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
     return config.model_copy(update={"data": TableSource(path=str(folder))})
 
 

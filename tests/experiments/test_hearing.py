@@ -13,12 +13,11 @@ from experiment_runs import rows_of, run
 from numpy.typing import NDArray
 from torch import Tensor
 
-from NatureLM.beans.samples import Clip, Sample, hear
-from NatureLM.experiments.hearing import Ears
-from NatureLM.experiments.plan import Plan
-from NatureLM.experiments.render import Renderer
-from NatureLM.generation.audio import AudioEncoder
-from NatureLM.generation.embeddings import MemoryEmbeddings
+from NatureLM.data.clip import Clip, hear
+from NatureLM.data.dataset import Sample
+from NatureLM.experiments.plan import Plan, Renderer
+from NatureLM.experiments.run import ClipLoader
+from NatureLM.generation.audio_cache import AudioEncoder, MemoryEmbeddingCache
 from NatureLM.models import NatureLM
 
 RATE = 16000
@@ -70,12 +69,12 @@ def test_embeddings_are_those_of_exactly_that_length(model: NatureLM) -> None:
     """Whatever is encoded beside it, in batches of any size."""
     assert model.processor is not None
     for batch in (1, 2, 16):
-        ears = Ears(model, CLIPS.values())
+        ears = ClipLoader(model, CLIPS.values())
         with AudioEncoder(
             ears,
             model.processor.prepare_audio,
             model.encode_audio,
-            kept=MemoryEmbeddings(),
+            kept=MemoryEmbeddingCache(),
             batch=batch,
         ) as audio:
             clips: dict[str, Any] = audio.get(CLIPS)

@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 
-from NatureLM.beans.samples import DataError, Sample
-from NatureLM.config import ExtendedConfig
+from NatureLM.config import ExperimentConfig
+from NatureLM.data.dataset import DataError, Sample
 from NatureLM.errors import UsageError
-from NatureLM.experiments.build import make_plan
-from NatureLM.experiments.plan import Plan
-from NatureLM.experiments.render import Renderer
-from NatureLM.experiments.support import Support
+from NatureLM.experiments.plan import FewShotPool, Plan, Renderer
+from NatureLM.experiments.run import make_plan
 
 MakeSample = Callable[..., Sample]
 QUERIES = ["What?", "Which of {species_list}?{randomize}"]
 
 
 def plan_of(samples: list[Sample], *, template: str = "<{}>", **changes: Any) -> Plan:
-    species = ExtendedConfig.model_validate({"species": [{"name": "Wolf"}, {"name": "Wren"}]})
+    species = ExperimentConfig.model_validate({"species": [{"name": "Wolf"}, {"name": "Wren"}]})
     renderer = Renderer(template, species.species or (), seed=changes.pop("seed", 0))
     settings = {"queries": QUERIES, "alphas": [0.0, 0.57, 0.58], **changes}
     return Plan(samples, settings["queries"], settings["alphas"], renderer)
@@ -77,8 +75,8 @@ def test_another_template(make_sample: MakeSample) -> None:
 
 def test_example_clips_count_as_encodings(make_sample: MakeSample) -> None:
     samples = [make_sample(f"s{i}", label=("Wolf", "Wren")[i % 2]) for i in range(6)]
-    species = ExtendedConfig.model_validate({"species": [{"name": "Wolf"}, {"name": "Wren"}]})
-    renderer = Renderer("{}", species.species or (), Support(samples, 1, 0, "pool"))
+    species = ExperimentConfig.model_validate({"species": [{"name": "Wolf"}, {"name": "Wren"}]})
+    renderer = Renderer("{}", species.species or (), FewShotPool(samples, 1, 0, "pool"))
     plan = Plan(samples[:2], ["{audio_examples} <AudioHere>"], [0.0, 1.0], renderer)
     keys = {clip.key for cell in plan.cells() for clip in cell.audios}
     assert plan.n_encodings == len(keys)
@@ -94,7 +92,7 @@ def write_table(folder: Path, rows: str) -> dict[str, str]:
 
 
 def build(data: dict[str, Any] | None, **config: Any) -> Plan:
-    return make_plan(ExtendedConfig.model_validate({**config, "data": data}), "{}")
+    return make_plan(ExperimentConfig.model_validate({**config, "data": data}), "{}")
 
 
 ROWS = "file,common_name,family\n" + "".join(

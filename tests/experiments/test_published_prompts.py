@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from NatureLM.beans.samples import Clip, Sample
-from NatureLM.config import Config, ExtendedConfig, load_config
-from NatureLM.experiments.plan import Plan
-from NatureLM.experiments.render import Renderer
-from NatureLM.experiments.select import select
+from NatureLM.config import Config, ExperimentConfig, load_config
+from NatureLM.data.clip import Clip
+from NatureLM.data.dataset import Sample
+from NatureLM.experiments.plan import Plan, Renderer, select
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -36,7 +35,7 @@ def our_plan(name: str, rows: list[dict[str, Any]]) -> Plan:
     assert config.extended.datasets == [rows[0]["dataset_name"]]
     selection = select(config.extended, list(samples.values()))
     renderer = Renderer(config.model.prompt_template, selection.species)
-    extended: ExtendedConfig = config.extended
+    extended: ExperimentConfig = config.extended
     return Plan(selection.samples, extended.queries, extended.lora_scales, renderer)
 
 

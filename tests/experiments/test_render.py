@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.beans.samples import Sample
 from NatureLM.config import SpeciesConfig
+from NatureLM.data.dataset import Sample
 from NatureLM.errors import UsageError
-from NatureLM.experiments.render import Renderer
-from NatureLM.experiments.support import Support
+from NatureLM.experiments.plan import FewShotPool, Renderer
 
 MakeSample = Callable[..., Sample]
 TAG = "<Audio><AudioHere></Audio>"
@@ -120,7 +119,7 @@ def test_the_ith_audio_belongs_to_the_ith_placeholder(
         for i in range(3)
     ]
     sample = make_sample("tested")
-    made = renderer(support=Support(pool, 2, 0, "pool"))
+    made = renderer(support=FewShotPool(pool, 2, 0, "pool"))
     query = "".join(parts)
     prompt, audios = made.render(sample, query)
     assert prompt.count("<AudioHere>") == len(audios)
@@ -135,7 +134,7 @@ def test_audio_examples_without_a_place_for_the_clip_itself(make_sample: MakeSam
     """It stands in front, so that it is heard."""
     pool = [make_sample(one.name, label=one.name) for one in SPECIES]
     sample = make_sample("tested")
-    made = renderer(support=Support(pool, 1, 0, "pool"))
+    made = renderer(support=FewShotPool(pool, 1, 0, "pool"))
     prompt, audios = made.render(sample, "{audio_examples}\nWhich?")
     assert prompt.startswith(f"<{TAG} Audio: {TAG}\nLabel: Wolf\n\nAudio: {TAG}\nLabel: Wren")
     assert [clip.key for clip in audios] == ["d/tested", "d/Wolf", "d/Wren", "d/Whale"]

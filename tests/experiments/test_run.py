@@ -22,17 +22,16 @@ from experiment_runs import (
     sorted_lines,
 )
 
-from NatureLM.beans.samples import open_samples
-from NatureLM.beans.scoring import protocol, score
-from NatureLM.config.tables import TableSource
-from NatureLM.experiments.plan import Plan
-from NatureLM.experiments.render import Renderer
-from NatureLM.experiments.run import ANSWERS, EXPORT
-from NatureLM.experiments.settings import weights_of
-from NatureLM.experiments.store import CellStore
-from NatureLM.experiments.tally import Tally
+from NatureLM.config.base import TableSource
+from NatureLM.data.dataset import open_samples
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import score
+from NatureLM.experiments.plan import Plan, Renderer, weights_of
+from NatureLM.experiments.run import ANSWERS, EXPORT, TrialProgress
+from NatureLM.experiments.store import TrialStore
 from NatureLM.models import NatureLM
-from NatureLM.outputs import OutputError, RunSettings
+from NatureLM.results.rows import OutputError
+from NatureLM.results.settings import RunSettings
 
 
 def test_a_row_for_every_cell_with_the_answer_of_plain_generation(
@@ -126,9 +125,9 @@ def test_one_alpha_is_folded_for_the_run(model: NatureLM, whole: Path, tmp_path:
 
 def test_progress_tells_where_the_run_stands(model: NatureLM, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    last: list[Tally] = []
+    last: list[TrialProgress] = []
 
-    def progress(tally: Tally) -> None:
+    def progress(tally: TrialProgress) -> None:
         seen.append((tally.done, tally.total))
         last[:] = [tally]
 
@@ -242,8 +241,8 @@ def test_a_recording_that_changed_is_refused(model: NatureLM, tmp_path: Path) ->
 
 
 def test_the_second_writer_is_told(whole: Path) -> None:
-    with CellStore(whole / ANSWERS), pytest.raises(OutputError, match="another run is writing"):
-        CellStore(whole / ANSWERS)
+    with TrialStore(whole / ANSWERS), pytest.raises(OutputError, match="another run is writing"):
+        TrialStore(whole / ANSWERS)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", '{"audio_path": "x"}\n', "notes", '{"pred'])
@@ -251,19 +250,19 @@ def test_a_file_of_something_else_is_left_alone(text: str, tmp_path: Path) -> No
     path = tmp_path / ANSWERS
     path.write_text(text)
     if '{"prediction"'.startswith(text):  # an answer that was cut off
-        with CellStore(path) as store:
+        with TrialStore(path) as store:
             store.begin(RunSettings({}))
         assert path.read_text() == ""
         return
     with pytest.raises(OutputError, match="no row of an experiment"):
-        CellStore(path)
+        TrialStore(path)
     assert path.read_text() == text
 
 
 def test_an_exception_leaves_whole_rows_and_the_model_as_it_was(
     model: NatureLM, whole: Path, tmp_path: Path
 ) -> None:
-    def stop(tally: Tally) -> None:
+    def stop(tally: TrialProgress) -> None:
         if tally.answers == 7:
             raise KeyboardInterrupt
 

@@ -14,7 +14,7 @@ import pytest
 from experiment_runs import die, killed, plan_of, run, sorted_lines
 
 from NatureLM.experiments.run import ANSWERS, EXPORT
-from NatureLM.generation.session import DecodingSession
+from NatureLM.generation.decoding import DecodingSession
 from NatureLM.models import NatureLM
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")

@@ -14,10 +14,11 @@ import pytest
 import soundfile
 
 from NatureLM.audio import AudioError
-from NatureLM.beans.samples import DataError, Sample, SampleSet, load_window, open_samples
-from NatureLM.beans.samples import arrow as arrow_module
-from NatureLM.config.tables import TableSource
-from NatureLM.tables import TableError
+from NatureLM.config.base import TableSource
+from NatureLM.data import dataset as arrow_module
+from NatureLM.data.clip import load_window
+from NatureLM.data.dataset import DataError, Sample, SampleSet, open_samples
+from NatureLM.data.table import TableError
 
 RATE = 8000
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from NatureLM.beans.samples import DataError, Sample
-from NatureLM.config import ExtendedConfig
-from NatureLM.experiments.select import Selection, drawn, most_frequent, select
+from NatureLM.config import ExperimentConfig
+from NatureLM.data.dataset import DataError, Sample
+from NatureLM.experiments.plan import Selection, drawn, most_frequent, select
 
 MakeSample = Callable[..., Sample]
 
@@ -23,7 +23,7 @@ def samples(make_sample: MakeSample) -> list[Sample]:
 
 
 def chosen(data: list[Sample], /, **config: Any) -> Selection:
-    return select(ExtendedConfig.model_validate(config), data)
+    return select(ExperimentConfig.model_validate(config), data)
 
 
 def ids(selection: Selection) -> list[str]:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.beans.samples import Clip, Sample, open_samples
-from NatureLM.config.tables import TableSource
+from NatureLM.config.base import TableSource
+from NatureLM.data.clip import Clip
+from NatureLM.data.dataset import Sample, open_samples
 from NatureLM.errors import UsageError
-from NatureLM.experiments.support import Support
+from NatureLM.experiments.plan import FewShotPool
 
 MakeSample = Callable[..., Sample]
 
@@ -26,7 +27,7 @@ def test_never_the_clip_nor_its_recording(
     clusters: list[int], n: int, seed: int, make_sample: MakeSample
 ) -> None:
     pool = [make_sample(f"s{i}", cluster=f"c{c}") for i, c in enumerate(clusters)]
-    support = Support(pool, n, seed, "pool")
+    support = FewShotPool(pool, n, seed, "pool")
     short = []
     for sample in pool:
         others = [one.clip for one in pool if one.cluster != sample.cluster]
@@ -47,14 +48,14 @@ def test_never_the_clip_nor_its_recording(
 
 def test_different_recordings_come_first(make_sample: MakeSample) -> None:
     pool = [make_sample(f"s{i}", cluster=f"c{i // 5}") for i in range(15)]
-    found = Support(pool, 3, 0, "pool").examples("Wolf", make_sample("tested"))
+    found = FewShotPool(pool, 3, 0, "pool").examples("Wolf", make_sample("tested"))
     assert {int(clip.key[3:]) // 5 for clip in found} == {0, 1, 2}
 
 
 def test_prompts_share_their_examples(make_sample: MakeSample) -> None:
     """Which saves encodings: only samples of the same recordings see others."""
     pool = [make_sample(f"s{i}") for i in range(20)]
-    support = Support(pool, 2, 0, "pool")
+    support = FewShotPool(pool, 2, 0, "pool")
     usual = support.examples("Wolf", make_sample("tested"))
     others = [support.examples("Wolf", sample) for sample in pool]
     assert sum(one != usual for one in others) == 2
@@ -63,16 +64,16 @@ def test_prompts_share_their_examples(make_sample: MakeSample) -> None:
 def test_the_seed_and_nothing_else_chooses(make_sample: MakeSample) -> None:
     pool = [make_sample(f"s{i}") for i in range(30)]
     tested = make_sample("tested")
-    chosen = [Support(pool, 3, seed, "pool").examples("Wolf", tested) for seed in range(4)]
+    chosen = [FewShotPool(pool, 3, seed, "pool").examples("Wolf", tested) for seed in range(4)]
     assert len(set(chosen)) > 1
-    assert chosen[0] == Support(pool[::-1], 3, 0, "pool").examples("Wolf", tested)
+    assert chosen[0] == FewShotPool(pool[::-1], 3, 0, "pool").examples("Wolf", tested)
 
 
 def test_the_same_file_under_another_name_is_the_same_sound(make_sample: MakeSample) -> None:
     tested = make_sample("tested")
     copy = Sample("x", "e", "Wolf", Clip("support:e/x", tested.clip.source), "another cluster")
     with pytest.raises(UsageError, match=r"only 0 clips of 'Wolf' beside those of the recording"):
-        Support([copy], 1, 0, "pool").examples("Wolf", tested)
+        FewShotPool([copy], 1, 0, "pool").examples("Wolf", tested)
 
 
 def test_the_same_file_by_another_path_is_the_same_sound(
@@ -96,10 +97,12 @@ def test_the_same_file_by_another_path_is_the_same_sound(
         for name in "ab"
     )
     with pytest.raises(UsageError, match=r"only 0 clips of 'Wolf' beside those of the recording"):
-        Support(same, 1, 0, "examples").examples("Wolf", tested)
-    assert Support([*same, *other], 1, 0, "examples").examples("Wolf", tested) == (other[0].clip,)
+        FewShotPool(same, 1, 0, "examples").examples("Wolf", tested)
+    assert FewShotPool([*same, *other], 1, 0, "examples").examples("Wolf", tested) == (
+        other[0].clip,
+    )
 
 
 def test_no_clip_of_a_species(make_sample: MakeSample) -> None:
     with pytest.raises(UsageError, match=r"no clip of 'Wren' \(its labels: Wolf\)"):
-        Support([make_sample("a")], 1, 0, "pool").check(["Wolf", "Wren"], [make_sample("b")])
+        FewShotPool([make_sample("a")], 1, 0, "pool").check(["Wolf", "Wren"], [make_sample("b")])

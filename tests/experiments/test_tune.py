@@ -17,19 +17,23 @@ from hypothesis import strategies as st
 
 pytest.importorskip("rapidfuzz")
 
-from NatureLM.beans.scoring import Evaluation, Reading, protocol, score
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import BootstrapOptions, score
 from NatureLM.experiments.tune import (
+    AlphaScore,
     Grid,
-    Trial,
     Tuner,
+    chart_of,
     check_metric,
     choose,
+    verdict,
+    write_tuning,
 )
-from NatureLM.experiments.tune_files import chart_of, verdict, write_tuning
 
 NAMES = ["Owl", "Loon", "Wolf"]
-READING = Reading(task="classification")
+READING = ReadOptions(task="classification")
 
 
 class Answers:
@@ -67,7 +71,7 @@ def peak(alpha: float) -> float:
 
 
 def tuner(metric: str = "accuracy") -> Tuner:
-    return Tuner(metric, protocol("strict"), READING, Evaluation(resamples=200))
+    return Tuner(metric, protocol("strict"), READING, BootstrapOptions(resamples=200))
 
 
 def test_coarse_values_then_fine_ones_around_the_best() -> None:
@@ -90,7 +94,7 @@ def test_values_are_those_of_scoring(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answers.rows))
     scores = score(
-        [path], [protocol("strict")], reading=READING, evaluation=Evaluation(resamples=200)
+        [path], [protocol("strict")], reading=READING, evaluation=BootstrapOptions(resamples=200)
     )
     records = {record["lora_scale"]: record for record in scores.records()}
     assert len(records) == len(tuning.trials)
@@ -108,14 +112,14 @@ def test_values_are_those_of_scoring(tmp_path: Path) -> None:
 def test_clusters_widen_the_standard_error() -> None:
     together = tuner().tune(Answers(peak))
     apart = Tuner(
-        "accuracy", protocol("strict"), Reading(task="classification", cluster="id"),
-        Evaluation(resamples=200),
+        "accuracy", protocol("strict"), ReadOptions(task="classification", cluster="id"),
+        BootstrapOptions(resamples=200),
     ).tune(Answers(peak))  # fmt: skip
     assert together.best.standard_error > 1.2 * apart.best.standard_error
 
 
-def trial(alpha: float, value: float, standard_error: float = 0.1) -> Trial:
-    return Trial(alpha, value, None, standard_error, 10, 10, "sample", {}, np.array([value]))
+def trial(alpha: float, value: float, standard_error: float = 0.1) -> AlphaScore:
+    return AlphaScore(alpha, value, None, standard_error, 10, 10, "sample", {}, np.array([value]))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.batch import left_pad
-from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.prefill import left_pad
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.models import NatureLM
 
 QUERIES = (
@@ -80,7 +80,7 @@ def test_rows_finish_at_different_steps(rows: list[dict[str, Any]]) -> None:
 def test_a_sampled_answer_depends_on_seed_and_row_number_only(
     order: list[int], seed: int, nano: NatureLM, rows: list[dict[str, Any]]
 ) -> None:
-    from NatureLM.generation.generate import generate_ids
+    from NatureLM.generation.engine import generate_ids
 
     options = GenerationOptions(
         max_new_tokens=6, num_beams=1, do_sample=True, temperature=1.5, top_k=50, seed=seed

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.constrained import LabelGrammar
-from NatureLM.generation.generate import decode
-from NatureLM.generation.label_scores import NOTHING
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.trie import TokenTrie, continued_tokens, label_tokens
+from NatureLM.generation.engine import decode
+from NatureLM.generation.labels import NOTHING, TokenTrie, continued_tokens, label_tokens
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.models import NatureLM
 
 WORDS = st.sampled_from(

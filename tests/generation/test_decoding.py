@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.generate import decode
-from NatureLM.generation.logits import process_scores, random_stream, sample
-from NatureLM.generation.options import GenerationOptions
+from NatureLM.generation.engine import decode
+from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.sampling import process_scores, random_stream, sample
 from NatureLM.models import NatureLM
 
 

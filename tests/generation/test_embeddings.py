@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.audio import AudioEncoder, EncodedClip, Stretch
-from NatureLM.generation.embedding_files import (
+from NatureLM.generation.audio_cache import (
+    AudioEncoder,
+    DiskEmbeddingCache,
     EmbeddingFiles,
-    LastingEmbeddings,
-    cache_folder,
-    kept_embeddings,
-)
-from NatureLM.generation.embeddings import (
-    MemoryEmbeddings,
+    EncodedClip,
+    MemoryEmbeddingCache,
+    PaddedClip,
     audio_fingerprint,
     audio_state,
+    cache_folder,
+    make_embedding_cache,
     sound_digest,
 )
 from NatureLM.models import NatureLM
@@ -44,7 +44,7 @@ class Encoder:
 
 
 def ask(encoder: Encoder, sounds: dict[str, Any], names: list[str], **how: Any) -> dict[str, Any]:
-    how.setdefault("kept", MemoryEmbeddings())
+    how.setdefault("kept", MemoryEmbeddingCache())
     with AudioEncoder(sounds.__getitem__, encoder.prepare, encoder.encode, **how) as audio:
         return audio.get(names)
 
@@ -59,14 +59,14 @@ def test_each_sound_is_encoded_once_whatever_it_is_called(
 ) -> None:
     encoder = Encoder()
     sounds = {str(n): torch.full((8,), float(one)) for n, one in enumerate(contents)}
-    found = ask(encoder, sounds, list(sounds), batch=batch, kept=MemoryEmbeddings(most_bytes))
+    found = ask(encoder, sounds, list(sounds), batch=batch, kept=MemoryEmbeddingCache(most_bytes))
     assert sum(encoder.encoded) == len(set(contents))
     for name, wav in sounds.items():
         assert torch.equal(found[name].audio_QD, wav[:4].reshape(2, 2))
 
 
 def test_sound_of_an_earlier_run_is_not_encoded_again() -> None:
-    encoder, kept = Encoder(), MemoryEmbeddings()
+    encoder, kept = Encoder(), MemoryEmbeddingCache()
     ask(encoder, {"a": torch.ones(8)}, ["a"], kept=kept, state="x")
     ask(encoder, {"b": torch.ones(8), "c": torch.zeros(8)}, ["b", "c"], kept=kept, state="x")
     assert encoder.encoded == [1, 1]
@@ -83,7 +83,7 @@ def test_a_clip_may_come_encoded() -> None:
 
 def test_windows_of_several_lengths_are_not_mixed() -> None:
     encoder = Encoder()
-    sounds = {"short": Stretch(torch.ones(6), 3.0), "long": torch.ones(8)}
+    sounds = {"short": PaddedClip(torch.ones(6), 3.0), "long": torch.ones(8)}
     ask(encoder, sounds, ["short", "long"])
     assert encoder.encoded == [1, 1]
 
@@ -101,7 +101,7 @@ def test_digests_differ_with_the_sound(a: list[float], b: list[float]) -> None:
 
 @given(sizes=st.lists(st.integers(1, 9), max_size=20), most=st.integers(0, 100))
 def test_memory_stays_within_its_bytes(sizes: list[int], most: int) -> None:
-    kept = MemoryEmbeddings(most)
+    kept = MemoryEmbeddingCache(most)
     for number, size in enumerate(sizes):
         kept.put(str(number), torch.zeros(size, 1))
         assert kept.bytes <= most
@@ -109,7 +109,7 @@ def test_memory_stays_within_its_bytes(sizes: list[int], most: int) -> None:
 
 
 def test_threads_share_the_memory() -> None:
-    kept = MemoryEmbeddings(40 * 8)
+    kept = MemoryEmbeddingCache(40 * 8)
 
     def work(seed: int) -> None:
         for number in range(300):
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_encoded_again(tmp_path: Path, harm: str) -> None:
     sounds = {"a": torch.linspace(0, 1, 8)}
 
     def once() -> Tensor:
-        files = LastingEmbeddings(MemoryEmbeddings(), EmbeddingFiles(tmp_path))
+        files = DiskEmbeddingCache(MemoryEmbeddingCache(), EmbeddingFiles(tmp_path))
         found: Tensor = ask(encoder, sounds, ["a"], kept=files)["a"].audio_QD
         return found
 
@@ -203,11 +203,11 @@ def test_the_folder_comes_from_the_environment(
 ) -> None:
     monkeypatch.delenv("NATURELM_CACHE", raising=False)
     assert cache_folder() is None
-    assert isinstance(kept_embeddings(), MemoryEmbeddings)
+    assert isinstance(make_embedding_cache(), MemoryEmbeddingCache)
     monkeypatch.setenv("NATURELM_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert cache_folder("other") == Path("other")
-    assert isinstance(kept_embeddings(), LastingEmbeddings)
+    assert isinstance(make_embedding_cache(), DiskEmbeddingCache)
 
 
 def test_states_tell_models_apart(build_model: Any) -> None:
@@ -253,14 +253,14 @@ def test_a_file_that_cannot_be_read_at_the_moment_stays(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("NatureLM.generation.embedding_files.safe_open", fail)
+        patch.setattr("NatureLM.generation.audio_cache.safe_open", fail)
         assert files.get("key") is None
     assert files.get("key") is not None
 
 
 @given(most=st.integers(1, 1 << 40))
 def test_the_memory_of_a_run_bounds_what_is_kept(most: int) -> None:
-    kept = kept_embeddings(max_memory=most)
-    assert isinstance(kept, MemoryEmbeddings)
+    kept = make_embedding_cache(max_memory=most)
+    assert isinstance(kept, MemoryEmbeddingCache)
     assert kept.most_bytes <= max(most // 8, 0)
-    assert MemoryEmbeddings().most_bytes >= kept.most_bytes
+    assert MemoryEmbeddingCache().most_bytes >= kept.most_bytes

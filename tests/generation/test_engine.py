@@ -13,10 +13,9 @@ from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
-from NatureLM.generation.embeddings import MemoryEmbeddings
-from NatureLM.generation.engine import Engine, one_alpha
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Answer, Request
+from NatureLM.generation.audio_cache import MemoryEmbeddingCache
+from NatureLM.generation.engine import Engine, fold_if_single_alpha
+from NatureLM.generation.request import Answer, GenerationOptions, Request
 from NatureLM.models import NatureLM
 
 TAG = "<Audio><AudioHere></Audio>"
@@ -215,7 +214,7 @@ def test_a_small_cache_encodes_again_and_answers_alike(
 ) -> None:
     requests = requests_of(double, [(0, [n % 3, 0, 0], 1.0) for n in range(9)])
     options = GenerationOptions(max_new_tokens=3, num_beams=1)
-    engine = Engine(double, options, lookahead=1, embeddings=MemoryEmbeddings(1), eos_ids=ENDS)
+    engine = Engine(double, options, lookahead=1, embeddings=MemoryEmbeddingCache(1), eos_ids=ENDS)
     found = answers(engine, requests, waves)
     assert engine.encoded > 3
     assert all(found[one.key].text == alone(one, options) for one in requests)
@@ -283,13 +282,13 @@ def test_one_alpha_is_folded_and_taken_back_whatever_happens(
     before = {name: one.clone() for name, one in double.language_model.named_parameters()}
     requests = requests_of(double, [(q, [0, 1, 2], 0.57) for q in range(len(QUERIES))])
     options = GenerationOptions(max_new_tokens=NEW_TOKENS, num_beams=2)
-    with one_alpha(double, [one.alpha for one in requests]):
+    with fold_if_single_alpha(double, [one.alpha for one in requests]):
         assert double.folded is not None
         found = answers(Engine(double, options, eos_ids=ENDS), requests, waves)
     assert all(found[one.key].text == alone(one, options) for one in requests)
-    with pytest.raises(RuntimeError, match="on purpose"), one_alpha(double, [0.3]):
+    with pytest.raises(RuntimeError, match="on purpose"), fold_if_single_alpha(double, [0.3]):
         raise RuntimeError("on purpose")
-    with one_alpha(double, [0.3, 0.4]):
+    with fold_if_single_alpha(double, [0.3, 0.4]):
         assert double.folded is None
     assert double.folded is None
     after = dict(double.language_model.named_parameters())

@@ -12,12 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.audio import EncodedClip
-from NatureLM.generation.embeddings import MemoryEmbeddings
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.generate import decode
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Request
+from NatureLM.generation.audio_cache import EncodedClip, MemoryEmbeddingCache
+from NatureLM.generation.engine import Engine, decode
+from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.merging.scaling import active_alpha
 from NatureLM.models import NatureLM
 
@@ -175,7 +172,7 @@ def test_the_goldens_hold_through_the_engine(
         ends = case.get("eos_token_id")
         key = (case["num_beams"], case.get("length_penalty", 1.0), ends and tuple(ends))
         groups.setdefault(key, []).append(case)
-    kept = MemoryEmbeddings()
+    kept = MemoryEmbeddingCache()
     windows = 0
     for (beams, penalty, ends), group in groups.items():
         options = GenerationOptions(max_new_tokens=24, num_beams=beams, length_penalty=penalty)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from NatureLM.errors import UsageError
 from NatureLM.generation import scoring
-from NatureLM.generation.label_scores import LabelScores
+from NatureLM.generation.labels import LabelScores, TokenTrie
 from NatureLM.generation.scoring import score_trie
-from NatureLM.generation.trie import TokenTrie
 from NatureLM.models import NatureLM
 
 EOS = [3, 7]
@@ -236,8 +235,7 @@ def test_requests_of_all_kinds_run_together(
     nano: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
     from NatureLM.generation.engine import Engine
-    from NatureLM.generation.options import GenerationOptions
-    from NatureLM.generation.requests import LabelChoice, Request
+    from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
 
     prompt = nano.processor.render("What is it?")
     kinds = [

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from NatureLM.generation import scorer
+from NatureLM.generation import scoring as scorer
+from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.memory import halving, ran_out
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import LabelChoice, Request
-from NatureLM.generation.session import DecodingSession
+from NatureLM.generation.oom import halving, ran_out
+from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
 from NatureLM.models import NatureLM
 
 QUERIES = ("What is it?", "Caption the audio.", "A longer question about the sound: what is it?")

@@ -10,10 +10,9 @@ from builders import BuildModel
 from torch import Tensor
 
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.logits import NotANumberError
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import LabelChoice, Request
-from NatureLM.infer import Pipeline
+from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
+from NatureLM.generation.sampling import NonFiniteLogitsError
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
 
 
@@ -48,7 +47,7 @@ def test_there_is_no_answer_and_the_reason_is_said(
     engine = Engine(overflowing, GenerationOptions(max_new_tokens=3, **options))
     (answer,) = engine.run([request], nano_waveforms.__getitem__)
     assert answer.text is None
-    assert isinstance(answer.error, NotANumberError)
+    assert isinstance(answer.error, NonFiniteLogitsError)
     assert "--dtype" in str(answer.error)
 
 
@@ -56,6 +55,6 @@ def test_a_conversation_says_so_too(
     overflowing: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
     talk = Pipeline(overflowing).conversation([nano_waveforms["howl"]])
-    with pytest.raises(NotANumberError):
+    with pytest.raises(NonFiniteLogitsError):
         list(talk.ask("What is it?"))
     assert talk.turns == ()

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.generation.ordered import in_order
-from NatureLM.generation.requests import Answer, Request
+from NatureLM.generation.engine import yield_in_input_order
+from NatureLM.generation.request import Answer, Request
 
 
 @given(entries=st.lists(st.booleans(), max_size=12), data=st.data())
@@ -33,7 +33,7 @@ def test_every_entry_in_its_place(entries: list[bool], data: st.DataObject) -> N
                 request = pool.pop(data.draw(st.integers(0, len(pool) - 1)))
                 yield Answer(request, f"answer {request.key}")
 
-    got = list(in_order(run, wanted, load=lambda key: None))
+    got = list(yield_in_input_order(run, wanted, load=lambda key: None))
     assert [one.request if isinstance(one, Answer) else one for one in got] == wanted
 
 
@@ -48,6 +48,6 @@ def test_answers_are_given_as_soon_as_their_turn_comes() -> None:
         yield Answer(third, "c")
 
     steps: list[str] = []
-    answers = in_order(run, requests, load=lambda key: None)
+    answers = yield_in_input_order(run, requests, load=lambda key: None)
     assert [next(answers).text, next(answers).text] == ["a", "b"]
     assert steps == []

@@ -11,13 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.decoded import Decoded
-from NatureLM.generation.decoder import Decoder, Prompt
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.generate import decode
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Request
-from NatureLM.generation.session import DecodingSession
+from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
+from NatureLM.generation.engine import Engine, decode
+from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.models import NatureLM
 
 ENDS = [604, 402, 69, 11]  # common tokens, so that rows finish at their own step
@@ -70,7 +67,7 @@ def test_prompts_may_join_at_any_step(
         temperature=1.5,
     )
     decoder = Decoder(double.language_model, options, ENDS)
-    found: list[tuple[Prompt, Decoded]] = []
+    found: list[tuple[Prompt, GenerationOutput]] = []
     for places, steps in lumps:
         decoder.add([prompts[place] for place in places])
         for _ in range(steps):

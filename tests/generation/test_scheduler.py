@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.generation.prefill import pieces_of
-from NatureLM.generation.requests import Request
+from NatureLM.generation.request import Request
 from NatureLM.generation.scheduler import Budget, Row, plan_batches
 
 AUDIO = 29  # positions of one audio

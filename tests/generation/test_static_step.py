@@ -12,17 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation import static_steps as module
-from NatureLM.generation.captured import GraphRecorder
-from NatureLM.generation.decoded import Decoded
-from NatureLM.generation.decoder import Decoder, Prompt
+from NatureLM.generation import cuda_graphs as module
+from NatureLM.generation.cuda_graphs import (
+    Bucket,
+    GraphRecorder,
+    StaticSteps,
+    column_bucket,
+    row_bucket,
+    static_steps,
+)
+from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.requests import Request
-from NatureLM.generation.session import DecodingSession
-from NatureLM.generation.static_memory import Bucket, column_bucket, row_bucket
-from NatureLM.generation.static_steps import StaticSteps, static_steps
-from NatureLM.generation.transfer import to_device
+from NatureLM.generation.prefill import to_device
+from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM
 
@@ -188,10 +191,10 @@ def decoded_by(
     model: NatureLM,
     lumps: list[tuple[list[Prompt], int]],
     options: GenerationOptions,
-) -> dict[int, Decoded]:
+) -> dict[int, GenerationOutput]:
     """What each prompt is answered; each lump joins so many steps after the one before."""
     decoder = Decoder(model.language_model, options, ENDS, static)
-    found: list[tuple[Prompt, Decoded]] = []
+    found: list[tuple[Prompt, GenerationOutput]] = []
     for prompts, steps in lumps:
         decoder.add(prompts)
         for _ in range(steps):

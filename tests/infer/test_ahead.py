@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from NatureLM.infer.ahead import ahead
+from NatureLM.util import prefetch
 
 
 @settings(max_examples=30, deadline=None)
@@ -22,7 +22,7 @@ from NatureLM.infer.ahead import ahead
 def test_all_items_in_order(lengths: list[int], workers: int, chunk: int) -> None:
     streams = (iter([(n, item) for item in range(length)]) for n, length in enumerate(lengths))
     wanted = [(n, item) for n, length in enumerate(lengths) for item in range(length)]
-    assert list(ahead(streams, workers=workers, chunk=chunk)) == wanted
+    assert list(prefetch(streams, workers=workers, chunk=chunk)) == wanted
 
 
 def test_streams_are_run_ahead_up_to_a_bound() -> None:
@@ -33,7 +33,7 @@ def test_streams_are_run_ahead_up_to_a_bound() -> None:
             made.append((number, item))
             yield number, item
 
-    taken = ahead(map(stream, range(10)), workers=2, chunk=5)
+    taken = prefetch(map(stream, range(10)), workers=2, chunk=5)
     next(taken)
     deadline = time.monotonic() + 10
     while len(made) < 15 and time.monotonic() < deadline:
@@ -49,12 +49,12 @@ def test_an_error_is_raised_where_items_are_taken() -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        list(ahead([iter([0]), broken()]))
+        list(prefetch([iter([0]), broken()]))
 
 
 def test_threads_end_with_who_takes_the_items() -> None:
     before = threading.active_count()
-    taken = ahead((iter(range(1000)) for _ in range(5)), workers=3, chunk=2)
+    taken = prefetch((iter(range(1000)) for _ in range(5)), workers=3, chunk=2)
     assert [next(taken) for _ in range(3)] == [0, 1, 2]
     taken.close()
     assert threading.active_count() == before

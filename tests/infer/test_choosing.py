@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from NatureLM.calibration import Calibration
 from NatureLM.errors import UsageError
-from NatureLM.infer import Pipeline, RecordingError, WindowResult
+from NatureLM.inference.calibration import Calibration
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.inference.windows import RecordingError, WindowResult
 
 LABELS = ["Wolf", "Wood Frog", "Owl"]
 QUERY = "What is it?"

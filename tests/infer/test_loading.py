@@ -1,9 +1,9 @@
 """A model as the configuration asks for it, the same at every door."""
 
-from NatureLM.app.asking import load_pipeline
+from NatureLM.app.chat import load_pipeline
 from NatureLM.app.settings import AppSettings
 from NatureLM.config import load_config
-from NatureLM.infer.loading import load_configured
+from NatureLM.inference.loading import load_configured
 from NatureLM.models.registry import EMBEDDED
 
 TEMPLATE = "Question: {} Answer:"

@@ -11,7 +11,8 @@ import soundfile
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
-from NatureLM.infer import Pipeline, WindowResult
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.inference.windows import WindowResult
 from NatureLM.models import NatureLM
 
 QUERY = "What is it?"

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.layers import lora_layers
+from NatureLM.merging.lora import lora_layers
 from NatureLM.merging.recipe import Recipe, RecipeAdapter
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.errors import CheckpointError
+from NatureLM.models.checkpoint.tensors import CheckpointError
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

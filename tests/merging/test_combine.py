@@ -9,29 +9,30 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.combine import METHODS, Settings, keep_mask, trim
-from NatureLM.merging.lowrank import LowRank, concatenate
-from NatureLM.merging.plan import MergePlan
+from NatureLM.merging.lora import LoraDelta, concatenate
+from NatureLM.merging.plan import METHODS, MergePlan, Settings, keep_mask, trim
 from NatureLM.merging.recipe import Recipe, RecipeAdapter
 
 TARGET = "model.layers.0.self_attn.q_proj"
 
 
-def update(seed: int, rank: int = 3, scale: float = 1.5) -> LowRank:
+def update(seed: int, rank: int = 3, scale: float = 1.5) -> LoraDelta:
     torch.manual_seed(seed)
-    return LowRank(
+    return LoraDelta(
         torch.randn(rank, 7, dtype=torch.float64),
         torch.randn(5, rank, dtype=torch.float64),
         scale,
     )
 
 
-def exactly(matrix: Tensor) -> LowRank:
+def exactly(matrix: Tensor) -> LoraDelta:
     """An update whose dense form is this matrix."""
-    return LowRank(torch.eye(matrix.shape[1], dtype=matrix.dtype), matrix, 1.0)
+    return LoraDelta(torch.eye(matrix.shape[1], dtype=matrix.dtype), matrix, 1.0)
 
 
-def merge(method: str, parts: list[tuple[float, LowRank]], density: float, seed: int = 0) -> Tensor:
+def merge(
+    method: str, parts: list[tuple[float, LoraDelta]], density: float, seed: int = 0
+) -> Tensor:
     return METHODS[method](parts, Settings(density, seed, TARGET))
 
 
@@ -97,11 +98,11 @@ def test_dare_rescales_what_it_keeps_and_is_right_on_average() -> None:
 class Source:
     """An adapter in memory."""
 
-    def __init__(self, label: str, updates: dict[str, LowRank]) -> None:
+    def __init__(self, label: str, updates: dict[str, LoraDelta]) -> None:
         self.label, self._updates = label, updates
         self.targets = updates.keys()
 
-    def read(self, target: str) -> LowRank:
+    def read(self, target: str) -> LoraDelta:
         return self._updates[target]
 
 

@@ -22,9 +22,8 @@ from NatureLM.cli import main
 from NatureLM.errors import UsageError
 from NatureLM.merging.recipe import Recipe, RecipeAdapter, load_recipe
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.errors import CheckpointError
 from NatureLM.models.checkpoint.export import export_merged
-from NatureLM.models.checkpoint.tensors import index_folder
+from NatureLM.models.checkpoint.tensors import CheckpointError, index_folder
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

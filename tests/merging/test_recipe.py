@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.merging.plan import layer_of, place_alphas
-from NatureLM.merging.recipe import Recipe, Rule, dump_recipe, load_recipe
+from NatureLM.merging.recipe import ParameterRule, Recipe, dump_recipe, load_recipe
 
 LAYERS = 5
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -92,7 +92,7 @@ def test_written_recipes_read_back(tmp_path: Path) -> None:
     seed: 7
     """
     recipe = load(text, tmp_path)
-    assert recipe.rules == [Rule(layers=(0, 2), modules=["q"], alpha=(1.0, 2.0))]
+    assert recipe.rules == [ParameterRule(layers=(0, 2), modules=["q"], alpha=(1.0, 2.0))]
     assert load(dump_recipe(recipe), tmp_path) == recipe
     assert load(dump_recipe(Recipe()), tmp_path) == Recipe()
     assert recipe.values() == [0.1, 0.7, 1.0, 2.0]

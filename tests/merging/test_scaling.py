@@ -15,16 +15,16 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.infer import Pipeline
-from NatureLM.merging.notes import extrapolation_note
+from NatureLM.generation.request import GenerationOptions
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.merging.scaling import (
+    AdapterScales,
     AlphaScaling,
-    Profile,
     active_alpha,
     active_profile,
+    active_scaling,
     alpha_per_row,
-    asked_for,
 )
 from NatureLM.models import NatureLM
 
@@ -183,26 +183,26 @@ def test_interleaved_requests_leave_nothing_to_each_other(
             got[turn].append(result.text)
     for texts, wanted in zip(got, alone, strict=True):
         assert texts == wanted[: len(texts)]
-    assert asked_for() == (None, None)
+    assert active_scaling() == (None, None)
     assert [result.text for result in request(alphas[0])] == alone[0]
 
 
 @given(alphas=st.lists(st.floats(-1, 2), max_size=4), error=st.booleans())
 def test_blocks_end_whatever_happens_in_them(alphas: list[float], error: bool) -> None:
-    profile = Profile({("q", "default"): 0.5})
+    profile = AdapterScales({("q", "default"): 0.5})
     try:
         with ExitStack() as blocks:
             for alpha in alphas:
                 blocks.enter_context(active_alpha(alpha))
                 blocks.enter_context(active_profile(profile))
-                assert asked_for() == (alpha, profile)
+                assert active_scaling() == (alpha, profile)
                 with active_profile(None):
-                    assert asked_for() == (alpha, None)
+                    assert active_scaling() == (alpha, None)
             if error:
                 raise RuntimeError("on purpose")
     except RuntimeError:
         pass
-    assert asked_for() == (None, None)
+    assert active_scaling() == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from NatureLM.metrics.cider import cider
-from NatureLM.metrics.spice import Spice, SpiceError, find_spice
+from NatureLM.evaluation.captions import Spice, SpiceError, cider, find_spice
 
 REFERENCES = ["a wolf howls at night", "rain falls on a quiet lake", "a loon wails over the lake"]
 

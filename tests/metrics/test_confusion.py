@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from NatureLM.metrics.confusion import ClassCounts, class_counts, weighted_scores
-from NatureLM.metrics.multilabel import average_precision, macro_scores, set_counts
+from NatureLM.evaluation.metrics import (
+    ClassCounts,
+    average_precision,
+    class_counts,
+    macro_scores,
+    set_counts,
+    weighted_scores,
+)
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 5)), min_size=1, max_size=40)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from NatureLM.metrics import accuracy, clustered_interval, macro_accuracy
+from NatureLM.evaluation.bootstrap import clustered_interval
+from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 
 
 def test_accuracy_and_macro_accuracy_by_hand() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.metrics.reliability import auroc, calibration_error, reliability_bins
+from NatureLM.evaluation.metrics import auroc, calibration_error, reliability_bins
 
 SAMPLES = st.lists(
     st.tuples(st.floats(0, 1).map(lambda x: round(x, 2)), st.booleans(), st.integers(0, 3)),

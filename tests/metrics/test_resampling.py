@@ -3,8 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from NatureLM.metrics import accuracy, clustered_interval, resampling
-from NatureLM.metrics.resampling import cell_counts, multiplicities, percentile_interval
+from NatureLM.evaluation import bootstrap as resampling
+from NatureLM.evaluation.bootstrap import (
+    cell_counts,
+    clustered_interval,
+    multiplicities,
+    percentile_interval,
+)
+from NatureLM.evaluation.metrics import accuracy
 
 
 def all_of(cells: np.ndarray, clusters: np.ndarray, resamples: int = 200) -> np.ndarray:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.errors import CheckpointError
+from NatureLM.models.checkpoint.tensors import CheckpointError
 
 SHAPES: dict[str, dict[str, Any]] = {
     "as published": {},
@@ -319,7 +319,7 @@ def test_fingerprint_follows_the_weights_not_the_folder(build_model: Any, tmp_pa
 
 
 def test_fingerprint_does_not_depend_on_the_order_of_equally_named_files(tmp_path: Path) -> None:
-    from NatureLM.models.checkpoint.fingerprint import fingerprint
+    from NatureLM.models.checkpoint.tensors import fingerprint
 
     files = []
     for number in range(6):  # a checkpoint, its base, shards of others: all of one name

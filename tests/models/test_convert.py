@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.convert import convert_checkpoint
-from NatureLM.models.checkpoint.errors import CheckpointError
+from NatureLM.models.checkpoint.tensors import CheckpointError
 
 
 class Bomb:

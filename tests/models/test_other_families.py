@@ -74,7 +74,7 @@ def test_another_language_model_at_another_rate(
 
 
 def test_the_pipeline_cuts_windows_for_the_model(build_model: Any) -> None:
-    from NatureLM.infer import Pipeline
+    from NatureLM.inference.pipeline import Pipeline
 
     model = build_model(sample_rate=32000, window_seconds=5.0)
     wav = 0.1 * torch.randn(12 * 16000, generator=torch.Generator().manual_seed(0)).numpy()

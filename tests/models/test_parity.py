@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from NatureLM.audio.fbank import normalised_fbank
-from NatureLM.generation.options import GenerationOptions
-from NatureLM.generation.splice import part_token_ids
+from NatureLM.generation.prefill import part_token_ids
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.scaling import active_alpha
 from NatureLM.models import NatureLM
 
@@ -185,7 +185,7 @@ def test_full_size_names_and_shapes(fixtures_dir: Path) -> None:
     from transformers import LlamaConfig
 
     from NatureLM.models import NatureLMConfig
-    from NatureLM.models.checkpoint.names import slots
+    from NatureLM.models.checkpoint.tensors import slots
 
     facts = json.loads((fixtures_dir / "goldens" / "full_size_keys.json").read_text())
     llama = LlamaConfig(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.models import NatureLM
-from NatureLM.training.objectives.soft import SoftAnswers
+from NatureLM.training.objectives import DistillationTargets
 from tests.builders import BuildModel
 
 TEXTS = ("Dog", "Frog", "Green Frog", "Green Treefrog", "None")
@@ -95,7 +95,7 @@ def test_the_least_loss_is_where_the_shares_are(model: NatureLM, heard: torch.Te
 
 
 def test_shares_of_the_classifier_and_of_the_right_answer() -> None:
-    soft = SoftAnswers(lambda fbank: fbank, {"group": ("bird", "bird", "frog")}, share=0.8)
+    soft = DistillationTargets(lambda fbank: fbank, {"group": ("bird", "bird", "frog")}, share=0.8)
     assert soft.of("group", "frog", [0.5, 0.25, 0.25]) == pytest.approx({"bird": 0.6, "frog": 0.4})
     assert soft.of("caption", "frog", [0.5, 0.25, 0.25]) == {}, "the task has no texts"
     assert soft.of("group", "bird, frog", [0.5, 0.25, 0.25]) == {}, "a mix is not asked about"
@@ -105,7 +105,7 @@ def test_shares_of_the_classifier_and_of_the_right_answer() -> None:
 def test_shares_sum_to_one(own: str) -> None:
     for share, first in itertools.product((0.0, 0.5, 1.0), (0.0, 0.4, 1.0)):
         rest = (1 - first) / (len(TEXTS) - 1)
-        given_shares = SoftAnswers(lambda x: x, {"common": TEXTS}, share).of(
+        given_shares = DistillationTargets(lambda x: x, {"common": TEXTS}, share).of(
             "common", own, [first, *[rest] * (len(TEXTS) - 1)]
         )
         assert sum(given_shares.values()) == pytest.approx(1.0)

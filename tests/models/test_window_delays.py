@@ -80,7 +80,7 @@ def test_delays_are_saved(delayed: NatureLM, tmp_path: Path) -> None:
 
 def test_other_delays_are_another_state_of_the_model(build_model: BuildModel) -> None:
     """What was kept of sound under the delays of before is not taken for it."""
-    from NatureLM.generation.embeddings import audio_fingerprint, audio_state
+    from NatureLM.generation.audio_cache import audio_fingerprint, audio_state
 
     model = build_model()
     before = audio_state(model), audio_fingerprint(model)

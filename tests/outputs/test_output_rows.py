@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.outputs import SCHEMA_VERSION, ErrorRow, OutputError, WindowRow, read_rows
-from NatureLM.outputs.appending import padded
-from NatureLM.outputs.rows import from_line, to_line
+from NatureLM.results.jsonl import padded
+from NatureLM.results.rows import (
+    SCHEMA_VERSION,
+    ErrorRow,
+    OutputError,
+    WindowRow,
+    from_line,
+    read_rows,
+    to_line,
+)
 
 WINDOW = WindowRow(
     audio_path="a.wav",

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from NatureLM.errors import NatureLMError
-from NatureLM.outputs import ErrorRow, OutputError, ResultStore, RunSettings, WindowRow, read_rows
-from NatureLM.outputs.errors import WriteError
+from NatureLM.results.rows import ErrorRow, OutputError, WindowRow, WriteError, read_rows
+from NatureLM.results.settings import RunSettings
+from NatureLM.results.store import ResultStore
 
 VALUES = {
     "model": "naturelm-tiny",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.outputs.rows import ErrorRow, Row, WindowRow
-from NatureLM.outputs.tables import (
+from NatureLM.results.rows import ErrorRow, Row, WindowRow
+from NatureLM.results.tables import (
     CSV_COLUMNS,
     RAVEN_COLUMNS,
     RavenRecording,

@@ -12,7 +12,7 @@ from markdown_pages import DOORS, ROOT, blocks, commands, page_name, pages, prog
 from typer.testing import CliRunner
 
 from NatureLM.cli import main
-from NatureLM.cli.lazy import single_command
+from NatureLM.cli.main import single_command
 
 VERBS = {"naturelm": main.NATURELM_VERBS, "beans": main.BEANS_VERBS}
 

@@ -1,4 +1,4 @@
-"""Lower layers never import upper ones, and files stay short enough to read in one sitting."""
+"""Lower layers never import upper ones, and no modules import each other in a circle."""
 
 from __future__ import annotations
 
@@ -6,33 +6,23 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
-TOP = [
-    "outputs",
-    "metrics",
-    "beans",
-    "reports",
-    "experiments",
-    "training",
-    "serving",
-    "app",
-    "runs",
-    "embeddings",
-    "species",
-]
 LAYERS = [
     ["errors"],
-    ["config", "sizes", "whole"],
+    ["config", "util"],
     ["audio", "prompts", "merging"],
-    ["tables"],
+    ["data"],
     ["generation"],
     ["models"],
-    ["conversation", "calibration"],
-    ["infer"],
-    TOP,
+    ["results", "evaluation", "species"],
+    ["inference", "reports", "beans"],
+    ["search", "experiments", "training"],
+    ["app"],
     ["cli"],
+    ["infer"],
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -76,10 +66,46 @@ def test_lower_layers_do_not_import_upper_ones(layer: str) -> None:
     assert not upward
 
 
-def test_files_are_short() -> None:
-    long = {
-        str(path.relative_to(PACKAGE)): lines
-        for path in MODULES
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) >= 400
-    }
-    assert not long
+def import_graph(*, lazy: bool) -> nx.DiGraph:
+    """Which module imports which; `lazy` counts imports inside functions, too."""
+    names = {dotted_name(path) for path in MODULES}
+    graph = nx.DiGraph()
+    for path in MODULES:
+        for imported in imported_modules(ast.parse(path.read_text(encoding="utf-8")), names, lazy):
+            if imported != dotted_name(path):
+                graph.add_edge(dotted_name(path), imported)
+    return graph
+
+
+def dotted_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(tree: ast.AST, known: set[str], lazy: bool) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if full in known or node.module in known:
+                    yield full if full in known else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif lazy or not isinstance(node, ast.FunctionDef):
+            yield from imported_modules(node, known, lazy)
+
+
+def circles(graph: nx.DiGraph) -> list[list[str]]:
+    return [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1]
+
+
+def test_no_modules_import_each_other() -> None:
+    assert not circles(import_graph(lazy=False))
+
+
+def test_a_circle_would_be_seen() -> None:
+    graph = import_graph(lazy=False)
+    graph.add_edge("NatureLM.errors", "NatureLM.cli.main")
+    assert circles(graph)

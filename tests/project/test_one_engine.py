@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
-FOLDERS = ("infer", "experiments", "beans", "cli", "reports", "species")
+FOLDERS = ("inference", "experiments", "beans", "cli", "reports", "search", "app")
 BESIDE_THE_ENGINE = {"generate", "generate_ids", "encode_audio", "encode_clips", "decode_beams"}
-ITS_PARTS = {"generate", "decoder", "session", "prefill", "single", "beams", "scoring"}
+ITS_PARTS = {"decoding", "prefill", "sampling", "beams", "scoring"}
 
 
 def ways_around(source: str) -> Iterator[str]:
@@ -40,5 +40,5 @@ def test_nothing_goes_around_the_engine(folder: str) -> None:
 
 def test_a_way_around_would_be_seen() -> None:
     assert list(ways_around("texts = model.generate(prompts, audios)"))
-    assert list(ways_around("from NatureLM.generation.generate import decode"))
+    assert list(ways_around("from NatureLM.generation.engine import decode"))
     assert not list(ways_around("answers = Engine(model).run(requests, load)"))

@@ -18,7 +18,7 @@ import pytest
 from markdown_pages import ROOT, Block, blocks, commands, page_name, pages, program_call
 
 from NatureLM.cli import main
-from NatureLM.outputs import SCHEMA_VERSION, ErrorRow, WindowRow
+from NatureLM.results.rows import SCHEMA_VERSION, ErrorRow, WindowRow
 
 UPDATE = os.environ.get("NATURELM_UPDATE_PAGES") == "1"
 ANSWER = re.compile(r"^( +\d+\.\d\ds - \d+\.\d\ds +).*")  # a window and what was answered

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.sizes import parse_bytes, show_bytes
+from NatureLM.util import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ def test_what_is_no_size_is_refused(text: str | int) -> None:
 
 @given(size=st.integers(1, 10**15))
 def test_sizes_are_shown_as_they_are_read(size: int) -> None:
-    assert abs(parse_bytes(show_bytes(size).replace("bytes", "b")) - size) <= 0.06 * size
+    assert abs(parse_bytes(format_bytes(size).replace("bytes", "b")) - size) <= 0.06 * size
 
 
 def test_sizes_in_words() -> None:
     sizes = (5, 999, 2048, 999_960, 20_000_000, 4 * 10**9)
     shown = ["5 bytes", "999 bytes", "2 kB", "1 MB", "20 MB", "4 GB"]
-    assert [show_bytes(size) for size in sizes] == shown
+    assert [format_bytes(size) for size in sizes] == shown

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from NatureLM.whole import whole_file
+from NatureLM.util import atomic_write
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -14,7 +14,7 @@ def test_a_block_that_ends_well_takes_the_place_and_leaves_nothing_else(
 ) -> None:
     target = tmp_path / "table.csv"
     target.write_text("old")
-    with whole_file(target, alone=alone) as unfinished:
+    with atomic_write(target, alone=alone) as unfinished:
         unfinished.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
@@ -27,7 +27,7 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path, stop: type[BaseE
     target.write_text("old")
 
     def fail() -> None:
-        with whole_file(target) as unfinished:
+        with atomic_write(target) as unfinished:
             unfinished.write_text("half")
             raise stop
 
@@ -39,11 +39,11 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path, stop: type[BaseE
 
 def test_what_a_killed_program_left_is_written_over(tmp_path: Path) -> None:
     target = tmp_path / "index.npz"
-    with whole_file(target, alone=True) as unfinished:
+    with atomic_write(target, alone=True) as unfinished:
         name = unfinished.name
         unfinished.write_text("whole")
     (tmp_path / name).write_text("the rest of a killed program, which is longer")
-    with whole_file(target, alone=True) as unfinished:
+    with atomic_write(target, alone=True) as unfinished:
         unfinished.write_text("again")
     assert target.read_text() == "again"
     assert [one.name for one in tmp_path.iterdir()] == ["index.npz"]
@@ -54,7 +54,7 @@ def test_several_may_write_one_file_at_once(tmp_path: Path) -> None:
     meet = threading.Barrier(4)
 
     def write(text: str) -> None:
-        with whole_file(target) as unfinished:
+        with atomic_write(target) as unfinished:
             unfinished.write_text(text)
             meet.wait()
 

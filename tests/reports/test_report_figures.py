@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from NatureLM.beans.scoring import Evaluation, protocol, score
-from NatureLM.reports import make_report
-from NatureLM.reports.figures import draw
-from NatureLM.reports.figures.files import inline_svg, style_sheet, svg
-from NatureLM.reports.figures.style import DARK, LIGHT, fitted
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.reports.figures import DARK, LIGHT, draw, fitted, inline_svg, style_sheet, svg
+from NatureLM.reports.report import make_report
 
 Rows = list[dict[str, Any]]
-FEW = Evaluation(resamples=20)
+FEW = BootstrapOptions(resamples=20)
 LONG = [
     f"Scientificus longissimus {n} : Long-tailed and white-browed Warbler {n}" for n in range(60)
 ]

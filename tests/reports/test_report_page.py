@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 
-from NatureLM.beans.scoring import Evaluation, protocol, score
 from NatureLM.cli import main
 from NatureLM.errors import UsageError
-from NatureLM.reports import make_report, write_report
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.reports.page import write_report
+from NatureLM.reports.report import make_report
 from NatureLM.reports.tables import Measured, Table, latex, markdown
 
 Rows = list[dict[str, Any]]
 Ran = tuple[int, str, str]
-FEW = Evaluation(resamples=20)
+FEW = BootstrapOptions(resamples=20)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> &amp; <!-- <b>"
 
 

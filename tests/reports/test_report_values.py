@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from NatureLM.beans.scoring import Evaluation, Reading, Scores, protocol, score
-from NatureLM.beans.scoring.gather import gather_rows
-from NatureLM.beans.scoring.problems import Problems
-from NatureLM.beans.scoring.scores import score_answers
-from NatureLM.reports import make_report, write_report
+from NatureLM.evaluation.answers import ReadOptions, gather_rows
+from NatureLM.evaluation.names import Problems
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import BootstrapOptions, Scores, score, score_answers
 from NatureLM.reports.charts import CurveChart
 from NatureLM.reports.figures import draw
+from NatureLM.reports.page import write_report
+from NatureLM.reports.report import make_report
 
 Rows = list[dict[str, Any]]
-FEW = Evaluation(resamples=50)
+FEW = BootstrapOptions(resamples=50)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -31,7 +32,7 @@ def scores(make_rows: Callable[..., Rows]) -> Scores:
     """Two questions to two data sets at five α."""
     rows = make_rows() + make_rows(dataset="cbi", samples=24)
     problems = Problems()
-    answers = gather_rows(rows, Reading(), problems)
+    answers = gather_rows(rows, ReadOptions(), problems)
     return score_answers(answers, [protocol("mention")], problems, evaluation=FEW)
 
 
@@ -234,12 +235,12 @@ def test_published_curves(
     shared_dir: Path, tmp_path: Path, read_page: Callable[[Path], Any]
 ) -> None:
     """The curves of the paper: both names 0.03 at α = 1, 0.62 at α = 0.7."""
-    from NatureLM.beans.scoring import parse_rules, read_map
+    from NatureLM.evaluation.names import parse_rules, read_map
 
     published = shared_dir / "published"
     expected = json.loads((published / "expected_metrics.json").read_text())
     rules = parse_rules(["query=1:scientific", "query=2:both"])
-    reading = Reading(rules=rules, scientific=read_map(published / "cbi_scientific_names.json"))
+    reading = ReadOptions(rules=rules, scientific=read_map(published / "cbi_scientific_names.json"))
     scores = score(
         [published / "cbi.jsonl.gz"], [protocol("paper")], reading=reading, evaluation=FEW
     )

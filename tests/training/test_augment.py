@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from NatureLM.config.training import AugmentationsConfig
 from NatureLM.training import augment
-from NatureLM.training.objectives.masking import apply_masks
+from NatureLM.training.objectives import apply_masks
 
 RNG = np.random.default_rng
 TONE = np.sin(np.arange(16000) * 0.3).astype(np.float32)
@@ -51,7 +51,7 @@ def test_brown_noise_falls_by_six_decibels_an_octave():
 def test_windows_hold_the_clip(length: int, samples: int, seed: int):
     wav = np.arange(1, length + 1, dtype=np.float32)
     changes = AugmentationsConfig(placement_prob=1.0)
-    window, _ = augment.into_window(wav, samples, changes, RNG(seed))
+    window, _ = augment.pad_or_crop(wav, samples, changes, RNG(seed))
     assert window.shape == (samples,)
     sound = window[window != 0]
     assert len(sound) == min(length, samples)
@@ -61,8 +61,8 @@ def test_windows_hold_the_clip(length: int, samples: int, seed: int):
 def test_without_random_crop_and_placement_the_beginning_stays():
     changes = AugmentationsConfig(random_crop=False)
     wav = np.arange(1, 101, dtype=np.float32)
-    assert augment.into_window(wav, 10, changes, RNG(0))[0].tolist() == wav[:10].tolist()
-    assert augment.into_window(wav, 200, changes, RNG(0))[0][:100].tolist() == wav.tolist()
+    assert augment.pad_or_crop(wav, 10, changes, RNG(0))[0].tolist() == wav[:10].tolist()
+    assert augment.pad_or_crop(wav, 200, changes, RNG(0))[0][:100].tolist() == wav.tolist()
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
@@ -76,7 +76,7 @@ def test_time_scale_changes_length_and_pitch(factor: float):
 @given(st.integers(0, 100), st.floats(0, 12))
 def test_colour_changes_frequencies_within_its_limits_and_nothing_else(seed: int, db: float):
     noise = RNG(seed).standard_normal(16000).astype(np.float32)
-    coloured = augment.colour(noise, db, RNG(seed))
+    coloured = augment.random_eq(noise, db, RNG(seed))
     assert coloured.dtype == np.float32
     before, after = np.fft.rfft(noise), np.fft.rfft(coloured)
     gains_db = 20 * np.log10(np.abs(after) / np.abs(before))
@@ -86,8 +86,8 @@ def test_colour_changes_frequencies_within_its_limits_and_nothing_else(seed: int
 
 
 def test_colour_of_nothing_is_nothing():
-    assert len(augment.colour(np.zeros(0, np.float32), 8.0, RNG(0))) == 0
-    assert not augment.colour(np.zeros(100, np.float32), 8.0, RNG(0)).any()
+    assert len(augment.random_eq(np.zeros(0, np.float32), 8.0, RNG(0))) == 0
+    assert not augment.random_eq(np.zeros(100, np.float32), 8.0, RNG(0)).any()
 
 
 def test_gain():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from NatureLM.errors import UsageError
-from NatureLM.training import checkpoints as files
+from NatureLM.training import checkpoint as files
 from NatureLM.training.logs import RunLog, duration, keep_until
 from NatureLM.training.optim import trainable
 

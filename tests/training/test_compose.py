@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from NatureLM.config.training import FewShotConfig
 from NatureLM.prompts import AUDIO_TAG
-from NatureLM.training.compose import (
+from NatureLM.training.samples import (
     ConversationPool,
     SupportPool,
     as_second_turn,
@@ -17,7 +17,7 @@ from NatureLM.training.compose import (
     few_shot_prompt,
     two_turns,
 )
-from NatureLM.training.examples import Clip, Example
+from NatureLM.training.table import Clip, Example
 
 TEMPLATE = "<user>{}<|eot_id|><assistant>"
 

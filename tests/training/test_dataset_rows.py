@@ -17,11 +17,10 @@ import soundfile
 from NatureLM.audio import read_clip
 from NatureLM.audio.errors import AudioError
 from NatureLM.config.training import TableConfig
-from NatureLM.tables import TableError
-from NatureLM.training.audio_store import clip_reader
+from NatureLM.data.table import TableError
+from NatureLM.training.audio_cache import clip_reader
 from NatureLM.training.check import report
-from NatureLM.training.dataset_rows import RowClip
-from NatureLM.training.tables import load_examples
+from NatureLM.training.table import RowClip, load_examples
 
 datasets = pytest.importorskip("datasets")
 CLASSES = ["Cuckoo", "Rain", "Wolf"]
@@ -190,7 +189,7 @@ def test_a_name_that_is_nowhere(tmp_path: Path):
     """Offline, in a process of its own, because the library reads the setting once."""
     code = (
         "from NatureLM.config.training import TableConfig\n"
-        "from NatureLM.training.tables import load_examples\n"
+        "from NatureLM.training.table import load_examples\n"
         "load_examples(TableConfig(path='nobody/no-such-birds'))"
     )
     done = subprocess.run(
@@ -230,7 +229,7 @@ def test_the_sound_is_not_held_in_memory(tmp_path: Path):
 
 def test_training_and_check_take_it(make_config, saved):
     pytest.importorskip("accelerate")
-    from NatureLM.training.loop import train
+    from NatureLM.training.train import train
 
     data = {
         "train": [{"path": str(saved["splits"]), "split": "train", "name": "birds"}],

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError, UsageError
-from NatureLM.training.loop import Trainer, train
 from NatureLM.training.parallel import check_shareable, split_units
+from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")
 ACCELERATE = Path(__file__).resolve().parents[2] / "configs" / "accelerate"

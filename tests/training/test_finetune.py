@@ -9,9 +9,9 @@ import pytest
 from markdown_pages import ROOT, Block, blocks, commands
 
 from NatureLM.config import load_config
-from NatureLM.infer import Pipeline
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
-from NatureLM.training.loop import train
+from NatureLM.training.train import train
 
 pytest.importorskip("accelerate")
 PAGE = ROOT / "docs" / "how-to" / "fine-tune.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from NatureLM.errors import UsageError
-from NatureLM.training.identity import check_same, identity
+from NatureLM.training.checkpoint import check_same, identity
 
 SOURCE = Path("step_1")
 

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from NatureLM.errors import ConfigError, UsageError
-from NatureLM.infer import Pipeline
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
-from NatureLM.training.audio_store import TooManyBadFilesError
-from NatureLM.training.checkpoints import checkpoints
-from NatureLM.training.loop import Trainer, train
+from NatureLM.training.audio_cache import TooManyBadFilesError
+from NatureLM.training.checkpoint import checkpoints
 from NatureLM.training.optim import part_of
+from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")
 

@@ -11,10 +11,15 @@ from torch import nn
 
 from NatureLM.config.training import OptimsConfig
 from NatureLM.errors import ConfigError
-from NatureLM.training.checkpoints import load_optimizer, optimizer_tensors
-from NatureLM.training.loop import train
-from NatureLM.training.muon import MuonWithAdamW, is_hidden_matrix
-from NatureLM.training.optim import make_optimizer, set_rate, trainable
+from NatureLM.training.checkpoint import load_optimizer, optimizer_tensors
+from NatureLM.training.optim import (
+    MuonWithAdamW,
+    is_hidden_matrix,
+    make_optimizer,
+    set_rate,
+    trainable,
+)
+from NatureLM.training.train import train
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from NatureLM.config.training import AugmentationsConfig
-from NatureLM.training.compose import QuestionPool
-from NatureLM.training.examples import Clip, Example
-from NatureLM.training.samples import SampleBuilder, SampleSettings
-from NatureLM.training.sampling import Draw
-from NatureLM.training.start import make_objective
+from NatureLM.training.build import make_objective
+from NatureLM.training.sampler import SampleIndex
+from NatureLM.training.samples import QuestionPool, SampleBuilder, SampleSettings
+from NatureLM.training.table import Clip, Example
 
 WINDOW = 16000
 
@@ -54,21 +53,21 @@ def builder(rows: list[Example], **changes: float) -> SampleBuilder:
 
 def test_further_questions_are_rendered_and_seeded():
     rows = [row(n, "a") for n in range(4)]
-    sample = builder(rows).build(Draw(0, 0, 0))
+    sample = builder(rows).build(SampleIndex(0, 0, 0))
     assert len(sample.further) == 2
     for asked in sample.further:
         number = asked.answer.removeprefix("answer ")
         assert number != "0"
         assert asked.prompt == f"<u><Audio><AudioHere></Audio> Question {number}?<a>"
-    assert builder(rows).build(Draw(0, 0, 0)).further == sample.further
+    assert builder(rows).build(SampleIndex(0, 0, 0)).further == sample.further
     assert builder(rows).plain(rows[0]).further == (), "evaluation asks each row alone"
 
 
 def test_a_mixed_window_is_asked_about_once():
     rows = [row(0, "a", labels=("Dog",)), row(1, "a"), row(2, "b", labels=("Cat",))]
-    mixed = builder(rows, mixup_prob=1.0).build(Draw(0, 0, 0))
+    mixed = builder(rows, mixup_prob=1.0).build(SampleIndex(0, 0, 0))
     while mixed.labels == ("Dog",):  # mixed with itself
-        mixed = builder(rows, mixup_prob=1.0).build(Draw(0, 0, mixed.notes.count("x") + 1))
+        mixed = builder(rows, mixup_prob=1.0).build(SampleIndex(0, 0, mixed.notes.count("x") + 1))
     assert mixed.further == (), "the other rows know of one of its sounds only"
 
 
@@ -82,7 +81,7 @@ def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.Monk
         data, config.datasets, config.run, template=objective.template,
         sample_rate=objective.sample_rate, window_samples=objective.window_samples,
     )  # fmt: skip
-    samples = [train.build(Draw(0, 0, 0)), train.build(Draw(1, 0, 0))]
+    samples = [train.build(SampleIndex(0, 0, 0)), train.build(SampleIndex(1, 0, 0))]
     assert all(len(sample.further) == 1 for sample in samples)
     batch = objective.collate(samples)
     assert len(batch["prompts"]) == len(batch["audios"]) == len(batch["answers"]) == 4

@@ -10,7 +10,7 @@ import torch
 
 from NatureLM.errors import ConfigError
 from NatureLM.models import NatureLM
-from NatureLM.training.loop import train
+from NatureLM.training.train import train
 
 pytest.importorskip("accelerate")
 FROZEN = {"freeze_beats": True, "freeze_audio_QFormer": True, "freeze_audio_llama_proj": True}

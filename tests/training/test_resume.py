@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file
 
 from NatureLM.config.schema import Config
-from NatureLM.training.checkpoints import checkpoints
-from NatureLM.training.loop import train
+from NatureLM.training.checkpoint import checkpoints
+from NatureLM.training.train import train
 
 pytest.importorskip("accelerate")
 STEPS = 20
@@ -69,7 +69,7 @@ def test_killed_at_three_random_moments(make_config, table: Path, tmp_path: Path
 
     settings["run"]["output_dir"] = str(tmp_path / "killed")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["NatureLM.training.loop", "accelerate"])
+    context.set_forkserver_preload(["NatureLM.training.train", "accelerate"])
     rng = random.Random()  # other moments every time: whenever it is, the end is the same
     steps = [killed(context, settings, at, rng.uniform(0, 0.05)) for at in (2, 7, 12)]
     assert steps == sorted(steps)

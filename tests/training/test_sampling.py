@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.training.sampling import SampleOrder, mixture_weights
-from NatureLM.training.seeding import derive_seed, generator
+from NatureLM.training.sampler import Sampler, derive_seed, generator, mixture_weights
 
 weights = st.lists(st.floats(0.1, 10), min_size=1, max_size=30)
 
 
 def order(rows: list[list[float]], size: int, seed: int = 0, temperature: float = 1.0):
     probabilities = mixture_weights(rows, [1.0] * len(rows), temperature)
-    return SampleOrder(probabilities, [len(r) for r in rows], size, seed)
+    return Sampler(probabilities, [len(r) for r in rows], size, seed)
 
 
 @given(weights, st.integers(1, 60), st.integers(0, 5))
@@ -62,7 +61,7 @@ def test_temperature_favours_small_datasets(temperature: float, share: float):
 def test_datasets_and_rows_of_weight_zero_are_never_drawn():
     probabilities = mixture_weights([[1.0, 0.0], [1.0]], [1.0, 0.0])
     assert probabilities.tolist() == [1.0, 0.0, 0.0]
-    drawn = SampleOrder(probabilities, [2, 1], 50, 3).epoch(0)[0]
+    drawn = Sampler(probabilities, [2, 1], 50, 3).epoch(0)[0]
     assert set(drawn.tolist()) == {0}
     with pytest.raises(ValueError, match="weight 0"):
         mixture_weights([[0.0]], [1.0])

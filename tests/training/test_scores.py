@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from NatureLM.metrics import accuracy, clustered_interval, macro_accuracy
-from NatureLM.training.evaluation import _is_decoded
-from NatureLM.training.loop import Trainer
-from NatureLM.training.scores import Answered, answer_scores, lines, shown
+from NatureLM.evaluation.bootstrap import clustered_interval
+from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.training.evaluation import Answered, _is_decoded, answer_scores, lines, shown
+from NatureLM.training.train import Trainer
 
 ROWS = [
     Answered(f"r{i}", correct, label, f"g{i // 2}")

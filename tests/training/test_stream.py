@@ -12,12 +12,11 @@ import pytest
 from NatureLM.audio.errors import AudioError
 from NatureLM.config.training import AugmentationsConfig, FewShotConfig, TableConfig
 from NatureLM.errors import NatureLMError
-from NatureLM.training.audio_store import AudioStore, BadFiles, TooManyBadFilesError, clip_reader
-from NatureLM.training.examples import Clip, Example
+from NatureLM.training.audio_cache import AudioCache, BadFiles, TooManyBadFilesError, clip_reader
+from NatureLM.training.sampler import SampleIndex, Sampler, mixture_weights
 from NatureLM.training.samples import Sample, SampleBuilder, SampleSettings
-from NatureLM.training.sampling import Draw, SampleOrder, mixture_weights
-from NatureLM.training.stream import BatchLayout, SampleStream, plain_batches
-from NatureLM.training.tables import load_examples, with_mixable_labels
+from NatureLM.training.stream import BatchLayout, DataLoader, plain_batches
+from NatureLM.training.table import Clip, Example, load_examples, with_mixable_labels
 
 TEMPLATE = "<user>{}<|eot_id|>"
 ALL_CHANGES = AugmentationsConfig(
@@ -39,16 +38,16 @@ def rows(table: Path) -> list[Example]:
 
 def builder(rows: list[Example], **settings: Any) -> SampleBuilder:
     values = {"augmentations": ALL_CHANGES, "window_samples": 16000, **settings}
-    store = AudioStore(clip_reader(16000), 2**24)
+    store = AudioCache(clip_reader(16000), 2**24)
     return SampleBuilder(rows, SampleSettings(template=TEMPLATE, **values), store)
 
 
 def stream(rows: list[Example], layout: BatchLayout, bad: BadFiles | None = None, **settings: Any):
-    order = SampleOrder(
+    order = Sampler(
         mixture_weights([[row.weight for row in rows]], [1.0]), [len(rows)], len(rows), 7
     )
     bad = bad or BadFiles(1.0, 100)
-    return SampleStream(builder(rows), order, layout, bad, **settings)
+    return DataLoader(builder(rows), order, layout, bad, **settings)
 
 
 def same(one: Sample, other: Sample) -> bool:
@@ -83,7 +82,9 @@ def test_samples_of_a_step_are_sorted_by_length(rows):
 
 def test_each_epoch_and_copy_differs_but_is_repeatable(rows):
     one = builder(rows)
-    first, again, copy, epoch = (one.build(Draw(0, *at)) for at in ((0, 0), (0, 0), (0, 1), (1, 0)))
+    first, again, copy, epoch = (
+        one.build(SampleIndex(0, *at)) for at in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
     assert same(first, again)
     assert not same(first, copy)
     assert not same(first, epoch)
@@ -91,7 +92,7 @@ def test_each_epoch_and_copy_differs_but_is_repeatable(rows):
 
 def test_windows_are_what_the_model_takes(rows):
     for place in range(len(rows)):
-        sample = builder(rows).build(Draw(place, 3, 0))
+        sample = builder(rows).build(SampleIndex(place, 3, 0))
         (wav,) = sample.audios
         assert wav.dtype == np.float32
         assert wav.shape == (16000,)
@@ -101,7 +102,9 @@ def test_windows_are_what_the_model_takes(rows):
 
 def test_mixes_have_merged_labels(rows):
     changes = AugmentationsConfig(use_augmentation=True, mixup_prob=1.0, mixup_count=2)
-    made = [builder(rows, augmentations=changes).build(Draw(i, 0, 0)) for i in range(len(rows))]
+    made = [
+        builder(rows, augmentations=changes).build(SampleIndex(i, 0, 0)) for i in range(len(rows))
+    ]
     answers = {sample.answer for sample in made if sample.task == "name"}
     assert any(", " in answer for answer in answers)
     assert all(answer.split(", ") == sorted(set(answer.split(", "))) for answer in answers)
@@ -111,22 +114,22 @@ def test_mixes_have_merged_labels(rows):
 def test_noise_alone_is_none(rows):
     changes = AugmentationsConfig(use_augmentation=True, mask_audio_prob=1.0)
     one = builder(rows, augmentations=changes)
-    assert one.build(Draw(0, 0, 0)).answer == "None"
-    assert one.build(Draw(len(rows) - 1, 0, 0)).answer in ("True", "False")
+    assert one.build(SampleIndex(0, 0, 0)).answer == "None"
+    assert one.build(SampleIndex(len(rows) - 1, 0, 0)).answer in ("True", "False")
 
 
 def test_few_shot_and_conversations(rows):
     few = builder(rows, few_shot=FewShotConfig(prob=1.0, tasks=["name"]))
-    sample = few.build(Draw(0, 0, 0))
+    sample = few.build(SampleIndex(0, 0, 0))
     assert sample.prompt.count("<AudioHere>") == len(sample.audios) > 1
-    talk = builder(rows, conversation_prob=1.0).build(Draw(0, 0, 0))
+    talk = builder(rows, conversation_prob=1.0).build(SampleIndex(0, 0, 0))
     assert talk.prompt.count("<user>") == 2
     assert len(talk.audios) == 1
 
 
 def test_text_rows_have_no_audio_tag():
     row = Example(id="t", prompts=("Say yes.",), answer="yes")
-    sample = builder([row]).build(Draw(0, 0, 0))
+    sample = builder([row]).build(SampleIndex(0, 0, 0))
     assert (sample.prompt, sample.audios) == ("<user>Say yes.<|eot_id|>", ())
 
 
@@ -193,7 +196,7 @@ def test_the_store_reads_once_and_keeps_to_its_limit():
         read.append(clip)
         return np.zeros(1000, np.float32)
 
-    store = AudioStore(reader, cache_bytes=8000)
+    store = AudioCache(reader, cache_bytes=8000)
     for name in ("a", "a", "b", "c", "a", "c"):
         store.read(Clip(name))
     assert [clip.path for clip in read] == ["a", "b", "c", "a"]

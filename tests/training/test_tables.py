@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from NatureLM.config.training import TableConfig
-from NatureLM.tables import TableError
-from NatureLM.training.examples import Clip, merge_labels, split_labels
-from NatureLM.training.tables import load_examples, with_mixable_labels
+from NatureLM.data.table import TableError
+from NatureLM.training.table import (
+    Clip,
+    load_examples,
+    merge_labels,
+    split_labels,
+    with_mixable_labels,
+)
 
 
 def load(path: Path, **settings: Any):

@@ -54,7 +54,7 @@ def test_check_shows_ten_samples_as_the_model_sees_them(config_file: Path, tmp_p
 
 def test_what_check_shows_is_what_training_gets(make_config):
     pytest.importorskip("accelerate")
-    from NatureLM.training.loop import Trainer
+    from NatureLM.training.train import Trainer
 
     config = make_config(batch_size_train=10, augmentations={"use_augmentation": True})
     (batch,) = next(iter(Trainer(config).stream.steps(0, 1)))

@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.app.jobs.errors import JobError
-from NatureLM.app.jobs.library import JobLibrary
-from NatureLM.app.jobs.record import Job, JobRecording
-from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture
+from NatureLM.app.clips import BINS, Levels, contrast, levels_of, picture
+from NatureLM.app.jobs.store import Job, JobError, JobLibrary, JobRecording
 from NatureLM.audio import AudioError, iter_windows, read_clip
-from NatureLM.whole import whole_file
+from NatureLM.util import atomic_write
 
 OVERVIEW_COLUMNS = 6000
 """Columns of the picture of a whole recording."""
@@ -193,5 +191,5 @@ def _keep(kept: Path, levels_FT: Levels) -> None:
     """Keep a picture; without room for it, it is drawn again."""
     with contextlib.suppress(OSError):
         kept.parent.mkdir(exist_ok=True)
-        with whole_file(kept) as unfinished, open(unfinished, "wb") as file:
+        with atomic_write(kept) as unfinished, open(unfinished, "wb") as file:
             np.save(file, levels_FT, allow_pickle=False)

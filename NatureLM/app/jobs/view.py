@@ -1,18 +1,160 @@
-"""How far a job is, from what is on disk: the same before and after a restart of the app."""
+"""What the timeline of a recording shows, as plain data for the page.
+
+The answers of a job as files to take away.
+
+How far a job is, from what is on disk: the same before and after a restart of the app.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal, TextIO, TypeAlias
 
-from NatureLM.app.jobs.library import JobLibrary
 from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.record import Job, JobRecording
-from NatureLM.outputs import ErrorRow, WindowRow, read_rows
-from NatureLM.outputs.rows import Row
+from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording
+from NatureLM.results.rows import ErrorRow, Row, WindowRow, read_rows
+from NatureLM.results.tables import (
+    CSV_ENCODING,
+    RavenRecording,
+    write_csv,
+    write_jsonl,
+    write_raven,
+    write_table,
+)
+
+Colouring: TypeAlias = Literal["answer", "confidence"]
+
+NAMED = 6
+"""Answers that have a colour of their own: more could not be told apart."""
+_OTHER = "other answers"
+_STEPS = 5
+_LONGEST = 300
+
+
+def timeline(
+    view: JobView, recording: JobRecording, query: str, colouring: Colouring = "answer"
+) -> dict[str, Any]:
+    """The windows of a recording that have an answer to one question, with their colours.
+
+    `windows` are start and end (seconds of the recording), answer, confidence (0 to 1, or None) and
+    place in `legend`; what has no answer yet is not among them.
+    """
+    rows = view.answers_of(recording, query)
+    by_answer = colouring == "answer" or all(row.confidence is None for row in rows)
+    legend, places = _by_answer(rows) if by_answer else _by_confidence(rows)
+    return {
+        "job": view.job.id,
+        "recording": recording.file,
+        "name": recording.name,
+        "seconds": recording.seconds or 0.0,
+        "legend": legend,
+        "windows": [
+            {
+                "start": row.start,
+                "end": row.end,
+                "text": row.text[:_LONGEST],
+                "confidence": row.confidence,
+                "colour": place,
+            }
+            for row, place in zip(rows, places, strict=True)
+        ],
+    }
+
+
+def _by_answer(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
+    counts = Counter(row.text for row in rows)
+    # By number, then by name: the same answers have the same colours whenever one looks.
+    ordered = sorted(counts, key=lambda text: (-counts[text], text))
+    named = ordered[:NAMED]
+    legend = [
+        {"label": text[:_LONGEST] or "(nothing)", "style": f"series-{n}", "count": counts[text]}
+        for n, text in enumerate(named)
+    ]
+    if len(ordered) > NAMED:
+        rest = sum(counts[text] for text in ordered[NAMED:])
+        legend.append({"label": _OTHER, "style": "other", "count": rest})
+    places = {text: n for n, text in enumerate(named)}
+    return legend, [places.get(row.text, NAMED) for row in rows]
+
+
+def _by_confidence(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
+    steps = [_step(row.confidence) for row in rows]
+    counts = Counter(steps)
+    legend = [
+        {
+            "label": f"{100 * n // _STEPS} to {100 * (n + 1) // _STEPS} %",
+            "style": f"step-{n}",
+            "count": counts[n],
+        }
+        for n in range(_STEPS)
+    ]
+    if counts[_STEPS]:
+        legend.append({"label": "not known", "style": "other", "count": counts[_STEPS]})
+    return legend, steps
+
+
+def _step(confidence: float | None) -> int:
+    return _STEPS if confidence is None else max(0, min(_STEPS - 1, int(confidence * _STEPS)))
+
+
+DOWNLOADS_FOLDER = "downloads"
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """Files in the job's folder.
+
+    csv: for spreadsheets; jsonl: as `naturelm infer` writes; raven: a selection table
+    """
+
+    csv: Path
+    jsonl: Path
+    raven: Path
+
+
+def write_downloads(library: JobLibrary, view: JobView, sample_rate: int = 16_000) -> Downloads:
+    """Write the files anew.
+
+    sample_rate: in Hz, of the model: selections end at what it can hear
+
+    Raises OutputError where they cannot be written.
+    """
+    job, names = view.job, view.names()
+    folder = library.folder_of(job.id) / DOWNLOADS_FOLDER
+    made = Downloads(
+        folder / "answers.csv", folder / "answers.jsonl", folder / "answers.selections.txt"
+    )
+
+    def raven(file: TextIO) -> None:
+        write_raven(
+            view.rows,
+            file,
+            _recordings(library, view),
+            names,
+            channel=job.settings.channel,
+            heard_hz=sample_rate / 2 * job.settings.time_expansion,
+        )
+
+    write_table(made.csv, CSV_ENCODING, lambda file: write_csv(view.rows, file, names))
+    write_table(made.jsonl, "utf-8", lambda file: write_jsonl(view.rows, file, names))
+    write_table(made.raven, "utf-8", raven)
+    return made
+
+
+def _recordings(library: JobLibrary, view: JobView) -> list[RavenRecording]:
+    """The recordings that could be read, in the order in which Raven is to open them."""
+    job = view.job
+    return [
+        RavenRecording(str(path), one.seconds, one.rate)
+        for path, one in zip(library.recording_paths(job), job.recordings, strict=True)
+        if one.seconds is not None and one.rate is not None
+    ]
+
 
 SETTLED = ("done", "stopped", "failed")
 """States in which nothing changes by itself."""

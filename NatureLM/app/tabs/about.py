@@ -5,11 +5,11 @@ from __future__ import annotations
 from html import escape
 
 import NatureLM
-from NatureLM.app.context import AppContext
 from NatureLM.app.limits import say_seconds
+from NatureLM.app.settings import AppContext
 from NatureLM.models.registry import find
-from NatureLM.sizes import show_bytes
-from NatureLM.species.known import names_on_card
+from NatureLM.species import names_on_card
+from NatureLM.util import format_bytes
 
 
 def build(context: AppContext) -> None:
@@ -68,7 +68,7 @@ def _limits(context: AppContext) -> str:
         "<em>Bats</em> below the sounds to slow them down.</li>"
         "<li>It hears ten seconds at once; longer recordings are asked about in windows.</li>"
         "<li>Answers are guesses. Look at the spectrogram, and listen.</li>"
-        f"<li>A file may have {show_bytes(limits.upload_bytes)}, a clip may last "
+        f"<li>A file may have {format_bytes(limits.upload_bytes)}, a clip may last "
         f"{say_seconds(limits.ask_seconds)}, and {limits.clips} clips fit into one question.</li>"
         "</ul>"
     )

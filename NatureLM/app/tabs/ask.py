@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from NatureLM.app.asking import ALPHAS
-from NatureLM.app.context import AppContext
-from NatureLM.app.events import handler, what_went_wrong
-from NatureLM.app.intake import Intake
-from NatureLM.app.player import notice
-from NatureLM.app.talk import Message, Talk
+from NatureLM.app.chat import ALPHAS, ChatSession, Message
+from NatureLM.app.intake import ClipInput
+from NatureLM.app.player import handler, notice, what_went_wrong
+from NatureLM.app.settings import AppContext
 from NatureLM.app.visitors import Visitor
 
 QUESTIONS = (
@@ -30,7 +28,7 @@ def build(context: AppContext) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            intake = Intake(context, "ask", context.limits.clips).build()
+            intake = ClipInput(context, "ask", context.limits.clips).build()
         with gr.Column(scale=6, min_width=320):
             chat = gr.Chatbot(
                 label="Conversation",
@@ -160,17 +158,17 @@ def alpha_slider(context: AppContext, name: str) -> Any:
     )
 
 
-def talk_of(context: AppContext, visitor: Visitor) -> Talk:
+def talk_of(context: AppContext, visitor: Visitor) -> ChatSession:
     """The visitor's conversation."""
-    return visitor.keep("talk", lambda: Talk(context.limits))
+    return visitor.keep("talk", lambda: ChatSession(context.limits))
 
 
-def last_question(talk: Talk) -> str:
+def last_question(talk: ChatSession) -> str:
     """What was asked last; nothing if nothing was."""
     return next((one.text for one in reversed(talk.messages) if one.role == "user"), "")
 
 
-def bubbles(talk: Talk) -> list[dict[str, str]]:
+def bubbles(talk: ChatSession) -> list[dict[str, str]]:
     """The messages as the chat shows them. It takes text for HTML, so that is escaped."""
     return [{"role": one.role, "content": escape(_words(one))} for one in talk.messages]
 

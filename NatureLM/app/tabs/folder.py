@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from NatureLM.app.context import AppContext
-from NatureLM.app.files import shown_name
-from NatureLM.app.jobs import NewRecording
+from NatureLM.app.jobs.store import NewRecording
+from NatureLM.app.limits import shown_name
+from NatureLM.app.settings import AppContext
 from NatureLM.app.tabs.job_form import job_fields, settings_of
-from NatureLM.app.tabs.job_panel import JobPanel
+from NatureLM.app.tabs.jobs import JobPanel
 from NatureLM.errors import NatureLMError
-from NatureLM.sizes import show_bytes
+from NatureLM.util import format_bytes
 
 
 def build(context: AppContext) -> None:
@@ -31,7 +31,7 @@ def build(context: AppContext) -> None:
             )
             gr.HTML(
                 f'<p class="about">Up to {limits.folder_files:,} recordings of at most '
-                f"{show_bytes(limits.upload_bytes)} each. What cannot be read is named, and the "
+                f"{format_bytes(limits.upload_bytes)} each. What cannot be read is named, and the "
                 "others go on.</p>",
                 js_on_load=None,
             )

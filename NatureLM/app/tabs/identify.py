@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from NatureLM.app.asking import identify, together
-from NatureLM.app.bars import rankings
-from NatureLM.app.context import AppContext
-from NatureLM.app.events import handler, what_went_wrong
-from NatureLM.app.intake import Intake
-from NatureLM.app.lists import list_of, unknown_names
-from NatureLM.app.player import notice
+from NatureLM.app.chat import average_rankings, identify
+from NatureLM.app.intake import ClipInput, list_of, unknown_names
+from NatureLM.app.page import rankings
+from NatureLM.app.player import handler, notice, what_went_wrong
+from NatureLM.app.settings import AppContext
 from NatureLM.app.tabs.ask import alpha_slider
 from NatureLM.errors import UsageError
 from NatureLM.models.registry import EMBEDDED
@@ -28,7 +26,7 @@ def build(context: AppContext) -> None:
     first = EMBEDDED if EMBEDDED in ready_made else _NO_PRESET
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            intake = Intake(context, "identify", 1, choosing=False).build()
+            intake = ClipInput(context, "identify", 1, choosing=False).build()
         with gr.Column(scale=6, min_width=320):
             with gr.Group():
                 preset = gr.Dropdown(
@@ -77,7 +75,7 @@ def build(context: AppContext) -> None:
                 notes += unknown_names(species, known_names(context.model_name))
             yield notice("\n".join(notes), "hint"), ""
             windows = identify(context.pipeline(), clips[0], species, share, none=may_be_none)
-            yield notice("\n".join(notes), "hint"), rankings(together(windows), windows)
+            yield notice("\n".join(notes), "hint"), rankings(average_rankings(windows), windows)
         except Exception as error:
             yield notice(what_went_wrong(error)), ""
 

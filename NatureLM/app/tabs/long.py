@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.app.clips import sentence
-from NatureLM.app.context import AppContext
-from NatureLM.app.files import shown_name
-from NatureLM.app.jobs import JobError, NewRecording
-from NatureLM.app.limits import say_seconds
+from NatureLM.app.jobs.store import JobError, NewRecording
+from NatureLM.app.limits import say_seconds, shown_name
 from NatureLM.app.player import notice
+from NatureLM.app.settings import AppContext
 from NatureLM.app.tabs.job_form import job_fields, settings_of
-from NatureLM.app.tabs.job_panel import JobPanel
+from NatureLM.app.tabs.jobs import JobPanel
 from NatureLM.audio import AudioError, probe
 from NatureLM.errors import NatureLMError
-from NatureLM.sizes import show_bytes
+from NatureLM.util import format_bytes
 
 
 def build(context: AppContext) -> None:
@@ -35,7 +34,7 @@ def build(context: AppContext) -> None:
             )
             gr.HTML(
                 f'<p class="about">Up to {say_seconds(limits.long_seconds)} and '
-                f"{show_bytes(limits.upload_bytes)}. The question is asked of every window of "
+                f"{format_bytes(limits.upload_bytes)}. The question is asked of every window of "
                 "10 s; the answers come one after the other.</p>",
                 js_on_load=None,
             )

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from NatureLM.app.asking import answer, examples_query
-from NatureLM.app.clips import Clip
-from NatureLM.app.context import AppContext
-from NatureLM.app.events import handler, what_went_wrong
-from NatureLM.app.intake import Intake
-from NatureLM.app.player import notice
-from NatureLM.app.shelf import Shelf
+from NatureLM.app.chat import answer, examples_query
+from NatureLM.app.clips import Clip, ClipList
+from NatureLM.app.intake import ClipInput
+from NatureLM.app.player import handler, notice, what_went_wrong
+from NatureLM.app.settings import AppContext
 from NatureLM.app.tabs.ask import alpha_slider
 from NatureLM.errors import UsageError
 from NatureLM.prompts import PLACEHOLDER
@@ -41,7 +39,7 @@ def build(context: AppContext) -> None:
                 max_length=100,
                 elem_id="teach-label",
             )
-            examples = Intake(
+            examples = ClipInput(
                 context, "examples", MOST, what="clip", label=label, always_add=True, asking=_HEAR
             ).build()
         with gr.Column(scale=5, min_width=320):
@@ -49,7 +47,7 @@ def build(context: AppContext) -> None:
                 "<h2>2. The new clip</h2><p>The clip that the model is to name.</p>",
                 js_on_load=None,
             )
-            new = Intake(context, "new", 1, what="clip", asking=_HEAR).build()
+            new = ClipInput(context, "new", 1, what="clip", asking=_HEAR).build()
             question = gr.Textbox(
                 _QUESTION,
                 label="Question",
@@ -89,7 +87,7 @@ def build(context: AppContext) -> None:
     )
 
 
-def labels_of(shelf: Shelf) -> list[str]:
+def labels_of(shelf: ClipList) -> list[str]:
     """The labels of the example clips; raises UsageError where they are too few or have none."""
     labels = [shelf.labels.get(clip.id, "") for clip in shelf.clips]
     if len(labels) < FEWEST:

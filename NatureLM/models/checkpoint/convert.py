@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from NatureLM.config import load_config
-from NatureLM.models.checkpoint.errors import CheckpointError
 from NatureLM.models.checkpoint.save import write_tensors
-from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, pickle_refusal
+from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, CheckpointError, pickle_refusal
 
 
 def convert_checkpoint(

@@ -1,4 +1,6 @@
-"""A merged model as a plain checkpoint: the adapter in the weights, nothing of PEFT left.
+"""The model card of a merged model: recipe, and hashes of what it was made from.
+
+A merged model as a plain checkpoint: the adapter in the weights, nothing of PEFT left.
 
 Tensors go from the source files to the new ones one at a time, so memory holds a few of them,
 whatever the size of the model. The result appears under its name only when it is whole.
@@ -7,9 +9,10 @@ whatever the size of the model. The result appears under its name only when it i
 from __future__ import annotations
 
 import copy
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +21,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from NatureLM import __version__
 from NatureLM.errors import UsageError
-from NatureLM.merging.layers import linear_shapes
-from NatureLM.merging.lowrank import LowRank
-from NatureLM.merging.plan import MergePlan
-from NatureLM.merging.recipe import OWN, Recipe
-from NatureLM.models.checkpoint.adapters import (
-    WEIGHTS_FILE,
-    StoredAdapter,
-    adapter_settings,
-    open_adapter,
-    stored_adapter,
-    write_adapter,
-)
-from NatureLM.models.checkpoint.errors import CheckpointError
-from NatureLM.models.checkpoint.export_card import SourceFile, hashed, merged_card, public_name
+from NatureLM.merging.lora import LoraDelta, linear_shapes
+from NatureLM.merging.plan import MergePlan, layer_of
+from NatureLM.merging.recipe import BASE_ADAPTER, Recipe, dump_recipe
+from NatureLM.models.checkpoint.hub import is_hub_id
 from NatureLM.models.checkpoint.load import (
-    Opened,
+    CheckpointReader,
     build_on_meta,
     choose_tensors,
     fit_rows,
@@ -43,11 +37,106 @@ from NatureLM.models.checkpoint.load import (
     rename_language_model,
     without_lora,
 )
-from NatureLM.models.checkpoint.names import Slot, base_name, slots
-from NatureLM.models.checkpoint.stream import Planned, stream_tensors
-from NatureLM.models.checkpoint.tensors import StoredTensor
-from NatureLM.models.checkpoint.where import is_hub_id
+from NatureLM.models.checkpoint.peft_io import (
+    WEIGHTS_FILE,
+    StoredAdapter,
+    adapter_settings,
+    open_adapter,
+    stored_adapter,
+    write_adapter,
+)
+from NatureLM.models.checkpoint.save import LazyTensor, stream_tensors
+from NatureLM.models.checkpoint.tensors import (
+    CheckpointError,
+    StoredTensor,
+    TensorRef,
+    base_name,
+    slots,
+)
 from NatureLM.models.modeling import NatureLM
+from NatureLM.models.registry import find
+
+_BLOCK = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a model was made from: whose it is, name, bytes, SHA-256."""
+
+    part: str
+    name: str
+    size: int
+    sha256: str
+
+
+def hashed(part: str, path: Path) -> SourceFile:
+    """Read a whole file for its hash."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return SourceFile(part, path.name, path.stat().st_size, digest.hexdigest())
+
+
+def public_name(where: str | Path) -> str:
+    """A folder by its last name, without its place on this machine; a Hub id as it is."""
+    return Path(where).name if Path(where).exists() else str(where)
+
+
+def merged_card(
+    title: str,
+    source: str,
+    recipe: Recipe,
+    plan: MergePlan,
+    files: Sequence[SourceFile],
+    adapter: str | None = None,
+) -> str:
+    """The text of the card; `adapter` is the name of the one that stood for the model's own."""
+    entry = find(source)
+    license_line = entry.license if entry is not None else f"that of `{source}`"
+    parts = [
+        "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- merge\n---",
+        f"# {title}",
+        f"Made with `naturelm merge`, naturelm-audio {__version__}, from `{source}`"
+        + (f" with the adapter `{adapter}` in place of its own" if adapter else "")
+        + ": the adapter is written into the weights of the language model, so that it loads "
+        "without PEFT and answers as the unmerged model does at this recipe. Its α is fixed.",
+        'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
+        "or `NatureLM.from_pretrained(<this folder>)`.",
+        "## Recipe",
+        f"```yaml\n{_anonymous(recipe).strip()}\n```",
+        _strengths(plan),
+        "## Made from",
+        "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
+        + "\n".join(f"| {f.part} | `{f.name}` | {f.size} | `{f.sha256}` |" for f in files),
+        "## License",
+        f"License: {license_line}; those of the base language model and of all adapters apply, "
+        "too.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _anonymous(recipe: Recipe) -> str:
+    """The recipe as YAML, with the names of the adapters' folders in place of their paths."""
+    adapters = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
+    return dump_recipe(recipe.model_copy(update={"adapters": adapters}))
+
+
+def _strengths(plan: MergePlan) -> str:
+    """What the recipe comes to: one α, or a table over the layers."""
+    values = set(plan.alphas.values())
+    if len(values) == 1:
+        return f"α = {values.pop():g} in all {len(plan.alphas)} changed matrices."
+    kinds = sorted({target.rpartition(".")[2] for target in plan.alphas})
+    rows: dict[int | None, dict[str, float]] = {}
+    for target, alpha in plan.alphas.items():
+        rows.setdefault(layer_of(target), {})[target.rpartition(".")[2]] = alpha
+    lines = [f"| layer | {' | '.join(kinds)} |", "|---:" * (len(kinds) + 1) + "|"]
+    for layer in sorted(rows, key=lambda one: -1 if one is None else one):
+        shown = [f"{rows[layer][kind]:.4g}" if kind in rows[layer] else "" for kind in kinds]
+        lines.append(f"| {'' if layer is None else layer} | {' | '.join(shown)} |")
+    return "\n".join(["α by layer and module:", "", *lines])
+
 
 _CPU = torch.device("cpu")
 Report = Callable[[str], None]
@@ -165,20 +254,20 @@ class _Combined:
     def targets(self) -> Collection[str]:
         return self.plan.alphas.keys()
 
-    def read(self, target: str) -> LowRank:
+    def read(self, target: str) -> LoraDelta:
         return self.plan.combined(target)
 
 
 def _sources(
     recipe: Recipe,
-    opened: Opened,
+    opened: CheckpointReader,
     adapter: str | Path | None,
     linears: dict[str, tuple[int, int]],
 ) -> list[StoredAdapter]:
     """The adapters of a recipe; that of another folder stands for the model's own if asked."""
 
     def source(path: str) -> StoredAdapter:
-        if path != OWN:
+        if path != BASE_ADAPTER:
             return open_adapter(path, linears)
         if adapter is not None:
             return open_adapter(adapter, linears)
@@ -188,14 +277,14 @@ def _sources(
                 f"{opened.checkpoint} has no adapter of its own (it was merged), so there is "
                 "nothing to merge; name one with --adapter or in a recipe"
             )
-        return stored_adapter(OWN, own, adapter_settings(opened.config), linears)
+        return stored_adapter(BASE_ADAPTER, own, adapter_settings(opened.config), linears)
 
     return [source(one.path) for one in recipe.adapters]
 
 
 def _planned(
-    slot: Slot, stored: StoredTensor, plan: MergePlan, dtype: torch.dtype | None
-) -> Planned:
+    slot: TensorRef, stored: StoredTensor, plan: MergePlan, dtype: torch.dtype | None
+) -> LazyTensor:
     """How one tensor of the merged model is made from the stored one."""
     kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
     modules = {(base_name(name) or "").removesuffix(".weight") for name in slot.names}
@@ -213,10 +302,10 @@ def _planned(
         exact = torch.promote_types(kind, stored.dtype)
         return plan.merged(target, fit_rows(stored.read(exact, _CPU), slot.shape)).to(kind)
 
-    return Planned(kind, slot.shape, make)
+    return LazyTensor(kind, slot.shape, make)
 
 
-def _write_settings(model: NatureLM, opened: Opened, folder: Path) -> None:
+def _write_settings(model: NatureLM, opened: CheckpointReader, folder: Path) -> None:
     """Configuration, generation settings and tokenizer."""
     config = model.config
     config.architectures = [type(model).__name__]
@@ -233,7 +322,7 @@ def _write_settings(model: NatureLM, opened: Opened, folder: Path) -> None:
 
 
 def _hash_sources(
-    opened: Opened,
+    opened: CheckpointReader,
     chosen: dict[str, StoredTensor],
     sources: list[StoredAdapter],
     say: Report,

@@ -19,19 +19,21 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from NatureLM.errors import UsageError
-from NatureLM.models.checkpoint.errors import CheckpointError, FitReport
-from NatureLM.models.checkpoint.fingerprint import fingerprint
-from NatureLM.models.checkpoint.names import (
+from NatureLM.models.checkpoint.hub import find_base, find_checkpoint
+from NatureLM.models.checkpoint.tensors import (
     LANGUAGE_MODEL_PREFIXES,
-    Slot,
+    CheckpointError,
+    FitReport,
+    StoredTensor,
+    TensorRef,
     base_name,
+    fingerprint,
+    index_folder,
     is_unused,
     of_language_model,
     part_dtype,
     slots,
 )
-from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder
-from NatureLM.models.checkpoint.where import find_base, find_checkpoint
 from NatureLM.models.configuration import REFERENCE_ONLY, NatureLMConfig
 from NatureLM.models.processing import PAD_TOKEN, NatureLMProcessor
 
@@ -42,7 +44,7 @@ _building = threading.Lock()  # torch's meta device context is per thread, peft'
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckpointReader:
     """A checkpoint before its tensors are read: where it lies, what it says, what it holds."""
 
     checkpoint: Path
@@ -56,7 +58,7 @@ class Opened:
 
 def open_checkpoint(
     path_or_id: str | Path, *, llama_path: str | Path | None = None, revision: str | None = None
-) -> Opened:
+) -> CheckpointReader:
     """Find a checkpoint of any layout and read its configuration, tokenizer and headers."""
     checkpoint = find_checkpoint(path_or_id, revision=revision)
     values = read_config(checkpoint)
@@ -70,11 +72,11 @@ def open_checkpoint(
         base = find_base(llama_path, checkpoint, weights=False)
         config, tokenizer = reference_config(values, base)
     stored = index_folder(checkpoint)
-    return Opened(checkpoint, base, llama_path, config, tokenizer, stored, own_layout)
+    return CheckpointReader(checkpoint, base, llama_path, config, tokenizer, stored, own_layout)
 
 
 def choose_tensors(
-    opened: Opened, model_slots: list[Slot], stored: dict[str, StoredTensor]
+    opened: CheckpointReader, model_slots: list[TensorRef], stored: dict[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """The file tensor for every slot by its stored name, from the checkpoint or its base.
 
@@ -139,12 +141,12 @@ def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def with_adapter(
-    opened: Opened, adapter: str | Path
+    opened: CheckpointReader, adapter: str | Path
 ) -> tuple[NatureLM, dict[str, StoredTensor], tuple[Path, ...]]:
     """A model on the meta device with the adapter of another folder in place of its own, the
     tensors by the names that it knows them by, and the adapter's files."""
-    from NatureLM.merging.layers import linear_shapes
-    from NatureLM.models.checkpoint.adapters import configure_adapter, open_adapter
+    from NatureLM.merging.lora import linear_shapes
+    from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
 
     plain = build_on_meta(without_lora(opened.config), None)
     found = open_adapter(adapter, linear_shapes(plain.language_model))
@@ -165,7 +167,7 @@ def without_lora(config: NatureLMConfig) -> NatureLMConfig:
 
 
 def rename_language_model(
-    stored: dict[str, StoredTensor], model_slots: list[Slot]
+    stored: dict[str, StoredTensor], model_slots: list[TensorRef]
 ) -> dict[str, StoredTensor]:
     """Stored tensors under the names of a model with another adapter, or none; without LoRA's.
 
@@ -243,14 +245,14 @@ def build_on_meta(config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase | N
         return NatureLM(config, processor)
 
 
-def needs_base(slot: Slot, stored: dict[str, StoredTensor]) -> bool:
+def needs_base(slot: TensorRef, stored: dict[str, StoredTensor]) -> bool:
     if any(name in stored for name in slot.names):
         return False
     return any(base_name(name) is not None for name in slot.names)
 
 
 def _match(
-    model_slots: list[Slot],
+    model_slots: list[TensorRef],
     stored: dict[str, StoredTensor],
     base_stored: dict[str, StoredTensor],
     source: str,
@@ -275,7 +277,7 @@ def _match(
 
 
 def find_stored(
-    slot: Slot, stored: dict[str, StoredTensor], base_stored: dict[str, StoredTensor]
+    slot: TensorRef, stored: dict[str, StoredTensor], base_stored: dict[str, StoredTensor]
 ) -> StoredTensor | None:
     for name in slot.names:
         if name in stored:
@@ -287,17 +289,17 @@ def find_stored(
     return None
 
 
-def _is_vocabulary(slot: Slot) -> bool:
+def _is_vocabulary(slot: TensorRef) -> bool:
     return any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in slot.names)
 
 
-def _fits_but_rows(tensor: StoredTensor, slot: Slot) -> bool:
+def _fits_but_rows(tensor: StoredTensor, slot: TensorRef) -> bool:
     """Equal but for the number of rows, which `[PAD]` changes (padded vocabularies shrink)."""
     return tensor.shape[1:] == slot.shape[1:]
 
 
 def fill_slot(
-    slot: Slot, tensor: StoredTensor | None, dtype: torch.dtype, device: torch.device
+    slot: TensorRef, tensor: StoredTensor | None, dtype: torch.dtype, device: torch.device
 ) -> None:
     if tensor is None:  # unused by the computation; present so that names and shapes are whole
         if slot.is_buffer:

@@ -1,4 +1,8 @@
-"""Writing a model: config, tokenizer and safetensors in one folder.
+"""Writing safetensors tensor by tensor: a file's header first, then each tensor as it is made.
+
+Memory holds one tensor at a time, whatever the size of the files.
+
+Writing a model: config, tokenizer and safetensors in one folder.
 
 Tensors carry the reference's names, shared ones stand once under the first of their names, so the
 file also reads as a reference checkpoint. Each file is written beside its place and then moved
@@ -8,7 +12,8 @@ there, so that a broken write never stands under a good name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +23,81 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from NatureLM.models.checkpoint.names import slots
-from NatureLM.models.checkpoint.tensors import INDEX_SUFFIX
-from NatureLM.whole import whole_file
+from NatureLM.models.checkpoint.tensors import INDEX_SUFFIX, dtype_code, slots
+from NatureLM.util import atomic_write
 
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor to be written: its dtype and shape, and how it is made when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def stream_tensors(
+    planned: Mapping[str, LazyTensor],
+    folder: Path,
+    *,
+    max_shard_size: str | int = "5GB",
+    on_file: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write tensors to `model.safetensors`, or to shards with an index.
+
+    on_file: is told of each file's name and size in bytes before it is written
+    """
+    outline = {
+        name: torch.empty(one.shape, dtype=one.dtype, device="meta")
+        for name, one in planned.items()
+    }
+    split = split_torch_state_dict_into_shards(outline, max_shard_size=max_shard_size)
+    for name, members in split.filename_to_tensors.items():
+        shard = {member: planned[member] for member in members}
+        if on_file is not None:
+            on_file(name, sum(one.size for one in shard.values()))
+        _write_file(folder / name, shard)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        path = folder / f"model{INDEX_SUFFIX}"
+        path.write_text(json.dumps(index, indent=2, sort_keys=True))
+
+
+def _write_file(path: Path, planned: Mapping[str, LazyTensor]) -> None:
+    """One safetensors file: length of the header, header, bytes (the format of Hugging Face).
+
+    Wide dtypes come first, so that every tensor starts at a multiple of its item size.
+    """
+    ordered = sorted(planned.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, one in ordered:
+        start, end = end, end + one.size
+        header[name] = {
+            "dtype": dtype_code(one.dtype),
+            "shape": list(one.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name, one in ordered:
+            tensor = one.make()
+            assert tensor.shape == one.shape, f"{name}: {tensor.shape}, planned {one.shape}"
+            assert tensor.dtype == one.dtype, f"{name}: {tensor.dtype}, planned {one.dtype}"
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            flat.view(torch.uint8).numpy().tofile(file)
+            del tensor, flat
 
 
 def state_of(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -62,6 +136,6 @@ def write_tensors(
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    with whole_file(path, alone=True) as unfinished:
+    with atomic_write(path, alone=True) as unfinished:
         write(unfinished)
         unfinished.chmod(0o644)  # safetensors writes for the owner only; models are shared

@@ -43,7 +43,7 @@ def fake_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 @pytest.fixture(scope="session")
 def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """The app with the embedded model."""
-    from NatureLM.infer import Pipeline
+    from NatureLM.inference.pipeline import Pipeline
     from NatureLM.models.registry import EMBEDDED
 
     with running(tmp_path_factory.mktemp("real"), Pipeline(EMBEDDED)) as app:

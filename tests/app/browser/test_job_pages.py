@@ -14,9 +14,9 @@ import soundfile
 from typer.testing import CliRunner
 from web_app import RunningApp, go_to
 
-from NatureLM.app.jobs import JobSettings, NewRecording
+from NatureLM.app.jobs.store import JobSettings, NewRecording
 from NatureLM.cli.main import naturelm_app
-from NatureLM.infer import WindowResult
+from NatureLM.inference.windows import WindowResult
 
 pytestmark = pytest.mark.browser
 Opener = Callable[..., Any]
@@ -190,7 +190,7 @@ class _Key:
 @pytest.fixture
 def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
     """The app whose jobs wait for the test at every window."""
-    from NatureLM.app.jobs import work
+    from NatureLM.app.jobs import queue as work
 
     answers = Slowly(fake_app.pipeline)
     monkeypatch.setattr(
@@ -281,7 +281,7 @@ def test_bad_recordings_are_told_in_a_sentence(
 
 
 def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
-    from NatureLM.app.tabs.job_sound import server_functions
+    from NatureLM.app.tabs.job_form import server_functions
 
     for ask in server_functions(fake_app.context):
         for job in ("../../etc", "", None, "x" * 32, 7):

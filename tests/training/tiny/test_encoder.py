@@ -13,23 +13,19 @@ import torch
 from NatureLM.config import load_config
 from NatureLM.models import NatureLMConfig
 from NatureLM.models.checkpoint.load import build_on_meta
-from NatureLM.models.checkpoint.names import slots
-from NatureLM.training.start import QFORMER, part_tensors
-from NatureLM.training.tiny import architecture
-from NatureLM.training.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
-from NatureLM.training.tiny.fitting import Schedule, Sounds, predict
-from NatureLM.training.tiny.sounds import Clip
-from NatureLM.training.tiny.spectrograms import Changes, Spectrograms, _colour, whole_windows
-from NatureLM.training.tiny.teachers import (
-    SoundNet,
-    Teachers,
-    TeacherSettings,
-    load_teachers,
-    train_teacher,
-)
+from NatureLM.models.checkpoint.tensors import slots
+from NatureLM.training.build import QFORMER, part_tensors
+from recipes.tiny import architecture
+from recipes.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
+from recipes.tiny.fitting import Schedule, Sounds, predict
+from recipes.tiny.sounds import Clip
+from recipes.tiny.spectrograms import Augmentation, Spectrograms, _colour, whole_windows
+from recipes.tiny.teachers import SoundNet, Teachers, TeacherSettings, load_teachers, train_teacher
 
 LABELS = ["Cat", "Dog", "Rain"]
-NOTHING = Changes(speed=0, gain_db=(0, 0), shift_bins=0, mix=0, noise=0, mask_bins=0, mask_time=0)
+NOTHING = Augmentation(
+    speed=0, gain_db=(0, 0), shift_bins=0, mix=0, noise=0, mask_bins=0, mask_time=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +67,7 @@ def test_unchanged_batches_are_the_clips_placed_in_silence(clips: list[Clip]) ->
 
 def test_mixing_shares_the_target_and_everything_is_seeded(clips: list[Clip]) -> None:
     data = Spectrograms(clips, LABELS, balance=0.0)
-    mixed = Changes(mix=1.0)
+    mixed = Augmentation(mix=1.0)
     one, target = data.batch(16, 8, mixed, np.random.default_rng(2))
     two, _ = data.batch(16, 8, mixed, np.random.default_rng(2))
     assert torch.equal(one, two)

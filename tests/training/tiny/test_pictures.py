@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from NatureLM.errors import NatureLMError
-from NatureLM.training.tiny import pictures
-from NatureLM.training.tiny.pictures import OTHER, confusions, stage_curves
+from recipes.tiny import pictures
+from recipes.tiny.pictures import OTHER, confusions, stage_curves
 
 ANSWERS = [
     {"question": "common name", "truth": truth, "answer": answer}

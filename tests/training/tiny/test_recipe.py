@@ -9,16 +9,16 @@ import pytest
 
 from NatureLM.config import load_config
 from NatureLM.errors import NatureLMError
-from NatureLM.training.tiny.card import write_card
-from NatureLM.training.tiny.evaluate import Item, questions, score
-from NatureLM.training.tiny.recipe import Recipe, Run
-from NatureLM.training.tiny.sounds import Clip, read_clips, training_clips
-from NatureLM.training.tiny.tables import audio_rows, text_rows, write_rows
-from NatureLM.training.tiny.text import wordings
+from recipes.tiny.card import write_card
+from recipes.tiny.evaluate import Item, questions, score
+from recipes.tiny.recipe import Recipe, Run
+from recipes.tiny.sounds import Clip, read_clips, training_clips
+from recipes.tiny.tables import audio_rows, text_rows, write_rows
+from recipes.tiny.text import wordings
 
 
 def clip(label: str, split: str, dataset: str = "animals", family: str = "f") -> Clip:
-    from NatureLM.training.tiny.text.species import source
+    from recipes.tiny.text.species import source
 
     heard = source(label)
     path = Path(f"{label}-{split}-{family}.flac")
@@ -126,7 +126,7 @@ def test_configurations_are_those_of_training() -> None:
 def test_short_recipe_makes_a_model_and_reuses_its_stages(
     tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from NatureLM.infer import Pipeline
+    from NatureLM.inference.pipeline import Pipeline
 
     def run() -> Path:
         return Run(Recipe.short(), shared_dir / "data", tmp_path, Path("configs/tiny")).run()

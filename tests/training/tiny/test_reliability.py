@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from NatureLM.beans.samples import Clip, Sample
+from NatureLM.data.clip import Clip
+from NatureLM.data.dataset import Sample
 from NatureLM.errors import NatureLMError
-from NatureLM.experiments.confidence import ConfidenceError, Scored, fit_calibration, measure
-from NatureLM.generation.label_scores import LabelScores
-from NatureLM.training.tiny.reliability import BEGIN, END, known_or_unseen, rewrite
+from NatureLM.experiments.calibrate import ConfidenceError, Scored, fit_calibration, measure
+from NatureLM.generation.labels import LabelScores
+from recipes.tiny.reliability import BEGIN, END, known_or_unseen, rewrite
 
 ROOT = Path(__file__).resolve().parents[3]
 

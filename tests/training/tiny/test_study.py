@@ -9,19 +9,12 @@ from typing import Any
 import pytest
 
 from NatureLM.errors import NatureLMError
-from NatureLM.training.tiny import study
-from NatureLM.training.tiny.heldout import HELD_OUT
-from NatureLM.training.tiny.sounds import Clip
-from NatureLM.training.tiny.study import SEEN_FAMILIES, Asker, StudyConfig, families
-from NatureLM.training.tiny.study_report import (
-    compare,
-    describe,
-    in_form,
-    points,
-    summarise,
-    write_report,
-)
-from NatureLM.training.tiny.text.species import HEARD
+from recipes.tiny import study
+from recipes.tiny.heldout import HELD_OUT
+from recipes.tiny.sounds import Clip
+from recipes.tiny.study import SEEN_FAMILIES, Asker, StudyConfig, families
+from recipes.tiny.study_report import compare, describe, in_form, points, summarise, write_report
+from recipes.tiny.text.species import HEARD
 
 ANIMALS = [s for s in HEARD if s.is_animal]
 CLIPS = [

@@ -9,14 +9,14 @@ from itertools import islice
 import pytest
 
 from NatureLM.errors import NatureLMError
-from NatureLM.training.tiny.heldout import HELD_OUT
-from NatureLM.training.tiny.text import tasks, wordings
-from NatureLM.training.tiny.text.generate import samples
-from NatureLM.training.tiny.text.grammar import expand, split
-from NatureLM.training.tiny.text.instructions import INSTRUCTIONS
-from NatureLM.training.tiny.text.questions import ask, joined
-from NatureLM.training.tiny.text.species import HEARD, SOURCES, source
-from NatureLM.training.tiny.tokenizer import train_tokenizer
+from recipes.tiny.heldout import HELD_OUT
+from recipes.tiny.text import tasks, wordings
+from recipes.tiny.text.generate import samples
+from recipes.tiny.text.grammar import expand, split
+from recipes.tiny.text.instructions import INSTRUCTIONS
+from recipes.tiny.text.questions import ask, joined
+from recipes.tiny.text.species import HEARD, SOURCES, source
+from recipes.tiny.tokenizer import train_tokenizer
 
 TAKEN = 3000
 

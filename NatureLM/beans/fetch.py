@@ -1,0 +1,186 @@
+"""Components of the benchmark from the Hub onto this machine: only the rows that are asked for.
+
+The Hub keeps all components in the same Parquet files, in groups of rows that say which components
+they hold. Each group that is needed becomes one local file for each component,
+`<component>/<file>-<group>.parquet`, which is there whole or not at all; so a fetch that was
+stopped goes on with the next group.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+from NatureLM.data.dataset import DataError, hub_files, parquet_file, short
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.util import atomic_write
+
+COLUMN = "dataset_name"
+_LOOKING = 8  # files whose ends are read at once
+_ROWS = 64  # in a group of a local file: so many sounds are in memory when one is read
+
+Report: TypeAlias = Callable[[int], None]
+"""Told how many bytes, or files, are done since it was told before."""
+
+
+class FetchError(NatureLMError):
+    """Data stopped coming; what is there is whole."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A group of rows that holds something that is asked for.
+
+    components: those of the asked for that are in it; is_mixed: whether other rows are, too
+    bytes: what is transferred for it
+    """
+
+    file: str
+    group: int
+    components: tuple[str, ...]
+    is_mixed: bool
+    bytes: int
+
+    def targets(self, folder: Path) -> dict[str, Path]:
+        """Where the rows of each component go."""
+        name = f"{Path(self.file).stem}-{self.group:04}.parquet"
+        return {one: folder / quote(one, safe=" ") / name for one in self.components}
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether all of it is on this machine."""
+        return all(path.exists() for path in self.targets(folder).values())
+
+
+class RemoteDataset:
+    """The Parquet files of a dataset on the Hub. Raises DataError where they cannot be listed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        try:
+            self.files, self._filesystem = hub_files(name)
+        except DataError as error:
+            raise DataError(
+                f"{name}: {error}. On a machine with a network the same command fetches it; copy "
+                "the folder here and name it: beans --data-path FOLDER"
+            ) from error
+
+    def pieces(
+        self, wanted: Sequence[str] | None, report: Report = lambda _: None
+    ) -> list[RowGroup]:
+        """What is needed for the components (None: for all), from the ends of the files alone.
+
+        report: told of each file. Raises DataError for components that are not there.
+        """
+        found: list[RowGroup] = []
+        seen: set[str] = set()
+        with ThreadPoolExecutor(_LOOKING) as threads:
+            for groups in threads.map(self._groups, self.files):
+                for file, group, names, size in groups:
+                    seen |= names
+                    here = names if wanted is None else names & set(wanted)
+                    if here:
+                        found.append(
+                            RowGroup(file, group, tuple(sorted(here)), len(names) > 1, size)
+                        )
+                report(1)
+        missing = [name for name in wanted or () if name not in seen]
+        if missing:
+            near = difflib.get_close_matches(missing[0], seen, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DataError(
+                f"{self.name}: has no component {', '.join(map(repr, missing))}{hint} (it has "
+                f"{', '.join(sorted(seen))})"
+            )
+        return found
+
+    def fetch(self, piece: RowGroup, folder: Path) -> None:
+        """Bring a piece into the folder.
+
+        Raises FetchError where it does not come, UsageError where it cannot be written.
+        """
+        try:
+            rows = self._open(piece.file).read_row_group(piece.group)
+        except Exception as error:
+            raise FetchError(
+                f"{piece.file}: the rest does not come ({short(error)}). What is in {folder} is "
+                "whole, and the same command goes on from there."
+            ) from error
+        for name, path in piece.targets(folder).items():
+            if not path.exists():
+                _write(_only(rows, name) if piece.is_mixed else rows, path)
+
+    def _groups(self, file: str) -> list[tuple[str, int, set[str], int]]:
+        """(file, number, components, bytes) of each group of rows."""
+        opened = self._open(file)
+        names = opened.schema_arrow.names
+        if COLUMN not in names:
+            raise DataError(f"{file}: has no column {COLUMN} (its columns: {', '.join(names)})")
+        return [
+            (file, group, _components(opened, group), _bytes(opened.metadata.row_group(group)))
+            for group in range(opened.metadata.num_row_groups)
+        ]
+
+    def _open(self, file: str) -> Any:
+        return parquet_file(file, self._filesystem)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise UsageError where the disk has less room than is needed."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"{folder}: needs {size_text(needed)}, and the disk has {size_text(free)} left: give "
+            "another --output-path, or fewer --components"
+        )
+
+
+def size_text(count: int) -> str:
+    """Bytes in the unit that fits."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def _components(opened: Any, group: int) -> set[str]:
+    """The components in a group: by its statistics where they decide, else by the column."""
+    facts = opened.metadata.row_group(group)
+    for number in range(facts.num_columns):
+        column = facts.column(number)
+        if column.path_in_schema == COLUMN and column.is_stats_set:
+            low, high = column.statistics.min, column.statistics.max
+            # A cut-off maximum could stand for several names; equal ends cannot.
+            if low == high and low is not None and column.statistics.null_count == 0:
+                return {str(low)}
+    values = opened.read_row_group(group, columns=[COLUMN]).column(COLUMN).unique().to_pylist()
+    return {str(value) for value in values if value is not None}
+
+
+def _bytes(facts: Any) -> int:
+    return sum(facts.column(number).total_compressed_size for number in range(facts.num_columns))
+
+
+def _only(rows: Any, name: str) -> Any:
+    compute: Any = import_module("pyarrow.compute")
+    return rows.filter(compute.equal(rows.column(COLUMN), name))
+
+
+def _write(rows: Any, path: Path) -> None:
+    """A file that is there whole or not at all."""
+    parquet: Any = import_module("pyarrow.parquet")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, alone=True) as unfinished:
+            parquet.write_table(rows, unfinished, row_group_size=_ROWS)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,301 @@
+"""Which clips a benchmark is made of: drawn by a seed, no sound is read.
+
+Writes a benchmark in BEANS-Zero's schema: `metadata.jsonl` and a folder of recordings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from NatureLM.config.base import TableSource
+from NatureLM.data.clip import load_window
+from NatureLM.data.dataset import DataError, Sample, open_samples
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.evaluation.write import write_data
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+MOST_AT_ONCE = 3
+"""Labels that may be heard in one window of detection."""
+_QUIETEST_DB = -6.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many samples each subset has at most, and of how many labels, the most frequent ones."""
+
+    classification: int = 60
+    detection: int = 40
+    captioning: int = 40
+    classes: int = 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """A clip in a mixed window.
+
+    place: where it lies, 0 at the beginning of the window and 1 at its end
+    gain_db: loudness beside the loudest that a clip may have
+    """
+
+    sample: Sample
+    place: float
+    gain_db: float
+
+
+def frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[str, ...]:
+    """The most frequent labels in alphabetical order; of ties the alphabetically first.
+
+    Raises DataError where there are fewer than two, or a label cannot stand in a list.
+    """
+    counts = Counter(sample.label for sample in samples)
+    chosen = sorted(sorted(counts), key=lambda label: -counts[label])[:count]
+    if len(chosen) < 2:
+        raise DataError(
+            f"{name}: a benchmark needs clips of at least two labels, and there are "
+            f"{len(counts)} of which {count} may be taken ({', '.join(chosen)})"
+        )
+    for label in chosen:
+        if "," in label or label == "None":
+            raise DataError(
+                f"{name}: the label {label!r} cannot stand in a list of labels, which are set off "
+                "by commas, with None for no label: rename it"
+            )
+    return tuple(sorted(chosen))
+
+
+def in_turn(samples: Sequence[Sample], seed: int, subset: str) -> list[Sample]:
+    """All samples in a random order in which the labels take turns."""
+    by_label: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_label[sample.label].append(sample)
+    turns: list[tuple[int, int, Sample]] = []
+    for place, label in enumerate(sorted(by_label)):
+        order = _generator(seed, f"{subset}/{label}").permutation(len(by_label[label]))
+        turns += [(turn, place, by_label[label][index]) for turn, index in enumerate(order)]
+    return [sample for _, _, sample in sorted(turns, key=lambda one: one[:2])]
+
+
+def mixtures(samples: Sequence[Sample], count: int, seed: int) -> list[tuple[Part, ...]]:
+    """Clips of 0 to 3 different labels for each of `count` windows."""
+    by_label: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_label[sample.label].append(sample)
+    labels = sorted(by_label)
+    return [_mixture(by_label, labels, _generator(seed, f"mixture/{i}")) for i in range(count)]
+
+
+def _mixture(
+    by_label: dict[str, list[Sample]], labels: list[str], rng: np.random.Generator
+) -> tuple[Part, ...]:
+    heard = rng.permutation(len(labels))[: rng.integers(0, MOST_AT_ONCE + 1)]
+    parts = []
+    for label in sorted(labels[index] for index in heard):
+        clips = by_label[label]
+        parts.append(
+            Part(clips[rng.integers(len(clips))], rng.random(), rng.uniform(_QUIETEST_DB, 0.0))
+        )
+    return tuple(parts)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers that depend on seed and name alone."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+TABLE, AUDIO = "metadata.jsonl", "audio"
+SAMPLE_RATE = 16000
+NONE = "None"
+CAPTION = "The sound of {label}."
+_ASKED = {
+    "classification": "What is the common name for the focal species in the audio?",
+    "detection": "Which of these, if any, are present in the audio recording? {labels}.",
+    "captioning": "Caption the audio.",
+}
+_LOUDNESS = 0.1  # root mean square of the loudest clip of a mixture
+_BACKGROUND = 0.001
+_PEAK = 0.99
+
+
+@dataclass
+class MiniSummary:
+    """What was made: samples of each subset, its labels, and clips that could not be read."""
+
+    labels: tuple[str, ...]
+    samples: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+def make_mini(
+    source: TableSource,
+    folder: Path,
+    sizes: Sizes,
+    *,
+    seed: int = 0,
+    window_seconds: float = 10.0,
+    caption: str = CAPTION,
+    caption_column: str | None = None,
+    overwrite: bool = False,
+) -> MiniSummary:
+    """Make a benchmark of labelled clips: the same files for the same clips and seed.
+
+    caption: right caption of a clip, with `{label}`; caption_column: a column that holds it instead
+
+    Clips that cannot be read are left out and named in the summary. Raises DataError where the
+    clips will not do, and UsageError where the folder holds a benchmark or cannot be written.
+    """
+    _check(folder, sizes, window_seconds, caption, overwrite)
+    samples = open_samples(source).samples
+    labels = frequent_labels(samples, sizes.classes, source.path)
+    taken = [sample for sample in samples if sample.label in labels]
+    captions = _captions(source, taken, caption, caption_column)
+    maker = _Maker(folder, seed, window_seconds, labels)
+    subsets = {
+        "classification": (sizes.classification, maker.single(taken, "classification", None)),
+        "detection": (sizes.detection, maker.mixed(taken, sizes.detection)),
+        "captioning": (sizes.captioning, maker.single(taken, "captioning", captions)),
+    }
+    rows: list[dict[str, Any]] = []
+    for task, (size, made) in subsets.items():
+        before = len(rows)
+        while len(rows) - before < size and (row := next(made, None)) is not None:
+            rows.append(row)
+        maker.summary.samples[f"mini-{task}"] = len(rows) - before
+    if not rows:
+        why = next(iter(maker.summary.unread.values()), "all sizes are 0")
+        raise DataError(f"{source.path}: there is nothing to make a benchmark of: {why}")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_data(folder / TABLE, lines.encode("utf-8", "backslashreplace"))
+    return maker.summary
+
+
+class _Maker:
+    """Makes samples one by one and writes their recordings."""
+
+    def __init__(self, folder: Path, seed: int, seconds: float, labels: tuple[str, ...]) -> None:
+        self._folder, self._seed, self._seconds = folder, seed, seconds
+        self.summary = MiniSummary(labels)
+
+    def single(
+        self, samples: Sequence[Sample], task: str, captions: dict[str, str] | None
+    ) -> Iterator[dict[str, Any]]:
+        """Samples of one clip each; its label is the answer, or its caption."""
+        number = 0
+        for sample in in_turn(samples, self._seed, task):
+            wav = self._read(sample)
+            if wav is not None:
+                answer = sample.label if captions is None else captions[sample.clip.key]
+                yield self._row(task, number, wav, answer, [sample])
+                number += 1
+
+    def mixed(self, samples: Sequence[Sample], count: int) -> Iterator[dict[str, Any]]:
+        """Windows in which several labels or none are heard."""
+        for number, parts in enumerate(mixtures(samples, count, self._seed)):
+            wav = self._background(number)
+            heard = [part.sample for part in parts if self._mix(wav, part)]
+            answer = ", ".join(sorted(sample.label for sample in heard)) or NONE
+            yield self._row("detection", number, wav, answer, heard)
+
+    def _background(self, number: int) -> NDArray[np.float32]:
+        rng = np.random.default_rng([self._seed, number])
+        noise = rng.standard_normal(round(self._seconds * SAMPLE_RATE))
+        return (_BACKGROUND * noise).astype(np.float32)
+
+    def _mix(self, wav: NDArray[np.float32], part: Part) -> bool:
+        """Add a clip to a window; whether it can be heard there."""
+        clip = self._read(part.sample)
+        if clip is None:
+            return False
+        start = round(part.place * (len(wav) - len(clip)))
+        loudness = _LOUDNESS * 10 ** (part.gain_db / 20)
+        wav[start : start + len(clip)] += clip * (loudness / np.sqrt(np.mean(clip**2)))
+        return True
+
+    def _read(self, sample: Sample) -> NDArray[np.float32] | None:
+        """The sound of a clip; None, and noted, where there is none."""
+        key = sample.clip.key
+        if key in self.summary.unread:
+            return None
+        try:
+            wav = load_window(sample.clip, SAMPLE_RATE, self._seconds)
+        except (NatureLMError, OSError) as error:
+            self.summary.unread[key] = str(error)
+            return None
+        if not len(wav) or not wav.any():
+            self.summary.unread[key] = f"{sample.id}: nothing is heard in it"
+            return None
+        return wav[: round(self._seconds * SAMPLE_RATE)]
+
+    def _row(
+        self,
+        task: str,
+        number: int,
+        wav: NDArray[np.float32],
+        answer: str,
+        heard: Sequence[Sample],
+    ) -> dict[str, Any]:
+        name = f"mini-{task}-{number:04}"
+        file = f"{AUDIO}/{name}.flac"
+        _write_flac(self._folder / file, wav)
+        facts: dict[str, Any] = {"sample_rate": SAMPLE_RATE, "clips": [one.id for one in heard]}
+        if len(heard) == 1:
+            facts["recording"] = heard[0].cluster
+        question = _ASKED[task].format(labels=", ".join(self.summary.labels))
+        return {
+            "file_name": file,
+            "id": name,
+            "source_dataset": heard[0].dataset_name if heard else "",
+            "dataset_name": f"mini-{task}",
+            "task": task,
+            "output": answer,
+            "instruction_text": f"<Audio><AudioHere></Audio> {question}",
+            "metadata": json.dumps(facts, ensure_ascii=False),
+        }
+
+
+def _captions(
+    source: TableSource, samples: Sequence[Sample], caption: str, column: str | None
+) -> dict[str, str]:
+    """The right caption of each clip, by its key."""
+    if column is None:
+        return {one.clip.key: caption.replace("{label}", one.label) for one in samples}
+    columns = {**source.columns, "label": column}
+    described = open_samples(source.model_copy(update={"columns": columns})).samples
+    return {one.clip.key: one.label for one in described}
+
+
+def _check(
+    folder: Path, sizes: Sizes, window_seconds: float, caption: str, overwrite: bool
+) -> None:
+    for name, value in vars(sizes).items():
+        if value < 0:
+            raise UsageError(f"--{name} is {value}, and it must be at least 0")
+    if not 0.1 <= window_seconds <= 600:
+        raise UsageError(f"--window-seconds is {window_seconds:g}, and it must be 0.1 to 600")
+    if not caption.strip():
+        raise UsageError("--caption is empty: give a sentence, such as 'The sound of {label}.'")
+    if (folder / TABLE).exists() and not overwrite:
+        raise UsageError(
+            f"{folder}: holds a benchmark already; give another --output-path, or say --overwrite"
+        )
+
+
+def _write_flac(path: Path, wav: NDArray[np.float32]) -> None:
+    soundfile: Any = import_module("soundfile")
+    peak = float(np.abs(wav).max())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loud = wav * (_PEAK / peak) if peak > _PEAK else wav
+        soundfile.write(path, loud, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{path}: cannot be written ({error})") from None

@@ -1,0 +1,340 @@
+"""`beans info`: the components of the benchmark.
+
+`beans fetch`: components of the benchmark onto this machine.
+
+`beans make-mini`: a benchmark of one's own clips.
+
+`beans run`: the benchmark, or an experiment on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from NatureLM.cli import options as of_model
+from NatureLM.cli import options as options_of
+from NatureLM.cli.errors import Stopped
+from NatureLM.cli.experiment import BEANS_ZERO
+from NatureLM.errors import UsageError
+
+if TYPE_CHECKING:
+    from NatureLM.beans.fetch import RemoteDataset, RowGroup
+    from NatureLM.beans.mini import MiniSummary
+    from NatureLM.data.components import Component
+
+
+def info(
+    component: Annotated[
+        str | None, typer.Argument(help="Show this component with its labels.", show_default=False)
+    ] = None,
+) -> None:
+    """Show the components of BEANS-Zero: task, labels, longest clip, metric."""
+    from NatureLM.data import components as data
+
+    if component is None:
+        _show_all(list(data.components().values()))
+    else:
+        _show_one(data.component(component))
+
+
+def _show_all(components: list[Component]) -> None:
+    from NatureLM.cli.options import print_table
+
+    print_table(
+        ["component", "task", "labels", "longest clip", "metric"],
+        [
+            [one.name, one.task, str(len(one.labels) or "-"), _clip(one), one.metric]
+            for one in components
+        ],
+        right={"labels", "longest clip"},
+    )
+    typer.echo(f"\n{len(components)} components. `beans info NAME` shows the labels of one.")
+
+
+def _show_one(one: Component) -> None:
+    unknown = f" ({one.unknown_label!r} stands for everything else)" if one.unknown_label else ""
+    for name, value in (
+        ("component", one.name),
+        ("task", one.task),
+        ("metric", one.metric),
+        ("longest clip", _clip(one)),
+        ("recorded at", f"{one.sample_rate} Hz"),
+        ("license", one.license),
+        ("labels", f"{len(one.labels)}{unknown}" if one.labels else "none: free text"),
+    ):
+        typer.echo(f"{name:<14}{value}")
+    for label in one.labels:
+        typer.echo(f"  {label}")
+
+
+def _clip(one: Component) -> str:
+    return "-" if one.max_duration is None else f"{one.max_duration:g} s"
+
+
+def fetch(
+    output_path: Annotated[Path, typer.Option(help="Folder for the data.", show_default=False)],
+    components: Annotated[
+        str | None,
+        typer.Option(
+            help="Components, set off by commas; `beans info` lists them.",
+            show_default="all, about 180 GB",
+        ),
+    ] = None,
+    repository: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = BEANS_ZERO,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before fetching.")] = False,
+) -> None:
+    """Fetch components of BEANS-Zero: says the size first, and goes on where it was stopped.
+
+    beans fetch --components esc50,zf-indiv --output-path beans-zero
+    """
+    from NatureLM.beans.fetch import RemoteDataset
+    from NatureLM.cli.options import listed
+    from NatureLM.data.components import component
+
+    wanted = None if components is None else listed("--components", components)
+    if repository == BEANS_ZERO:
+        for name in wanted or ():
+            component(name)
+    shelf = RemoteDataset(repository)
+    pieces = _pieces(shelf, wanted)
+    missing = [piece for piece in pieces if not piece.is_there(output_path)]
+    if _wants_more(pieces, missing, output_path, yes):
+        _fetch(shelf, missing, output_path)
+    typer.echo(f"All is there: beans --data-path {output_path} --output-path answers.jsonl")
+
+
+def _pieces(shelf: RemoteDataset, wanted: Sequence[str] | None) -> list[RowGroup]:
+    with _bar() as bar:
+        task = bar.add_task(f"looking at {shelf.name}", total=len(shelf.files))
+        return shelf.pieces(wanted, lambda count: bar.advance(task, count))
+
+
+def _wants_more(
+    pieces: Sequence[RowGroup], missing: Sequence[RowGroup], folder: Path, yes: bool
+) -> bool:
+    """Say what there is to fetch; whether it is to be fetched."""
+    from NatureLM.beans.fetch import check_room, size_text
+
+    names = sorted({name for piece in pieces for name in piece.components})
+    size, left = (sum(piece.bytes for piece in some) for some in (pieces, missing))
+    there = "" if left == size else f", {size_text(left)} of them still to fetch"
+    typer.echo(f"{', '.join(names)}: {size_text(size)}{there}, into {folder}")
+    if not missing:
+        return False
+    check_room(folder, left)
+    if not yes and not _says_yes():
+        raise UsageError("nothing was fetched (--yes fetches without asking)")
+    return True
+
+
+def _says_yes() -> bool:
+    try:
+        return typer.confirm("Fetch it?", err=True)
+    except typer.Abort:  # nobody is there to answer
+        return False
+
+
+def _fetch(shelf: RemoteDataset, missing: Sequence[RowGroup], folder: Path) -> None:
+    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    try:
+        with _bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
+            task = bar.add_task("fetching", total=sum(piece.bytes for piece in missing))
+            for piece in missing:
+                shelf.fetch(piece, folder)
+                bar.advance(task, piece.bytes)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(
+            f"Stopped. What is in {folder} is whole; the same command goes on from there.",
+            interrupt,
+        ) from None
+
+
+def _bar(*columns: Any) -> Any:
+    """A line on stderr that renews itself; where that is no terminal, only its end is shown."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    text = TextColumn("{task.description}")
+    return Progress(text, BarColumn(), *columns, console=Console(stderr=True))
+
+
+_MOST_SHOWN = 3
+
+
+def make_mini(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER_OR_TABLE",
+            help="A folder with a folder of clips for each class, or a table (CSV, JSON lines, "
+            "Parquet) with a column for the recording and one for the label.",
+            show_default=False,
+        ),
+    ],
+    output_path: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS",
+            help="What a column is called, such as label=species, path=wav or caption=text. May "
+            "be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="Only such rows, such as split=test. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Labels, the most frequent ones.")] = 10,
+    classification: Annotated[int, typer.Option(help="Clips with one label.")] = 60,
+    detection: Annotated[int, typer.Option(help="Mixed windows with 0 to 3 labels.")] = 40,
+    captioning: Annotated[int, typer.Option(help="Clips with a caption.")] = 40,
+    caption: Annotated[
+        str, typer.Option(help="Caption of a clip, where no column caption is named.")
+    ] = "The sound of {label}.",
+    window_seconds: Annotated[float, typer.Option(help="Longest clip, and mixed windows.")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Make a benchmark in BEANS-Zero's schema: classification, detection and captioning.
+
+    beans make-mini clips.csv --output-path mini
+    """
+    from NatureLM.beans.mini import Sizes
+    from NatureLM.beans.mini import make_mini as make
+    from NatureLM.config.base import TableSource
+
+    names = _pairs("--columns", columns or ())
+    caption_column = names.pop("caption", None)
+    made = make(
+        TableSource(path=source, columns=names, where={**_pairs("--where", where or ())}),
+        output_path,
+        Sizes(classification, detection, captioning, classes),
+        seed=seed,
+        window_seconds=window_seconds,
+        caption=caption,
+        caption_column=caption_column,
+        overwrite=overwrite,
+    )
+    _show(made, output_path)
+
+
+def _show(made: MiniSummary, folder: Path) -> None:
+    for why in list(made.unread.values())[:_MOST_SHOWN]:
+        typer.echo(why, err=True)
+    if made.unread:
+        typer.echo(f"{len(made.unread)} clips could not be used.", err=True)
+    for name, count in made.samples.items():
+        typer.echo(f"{name:<22}{count:>5} samples")
+    typer.echo(
+        f"{len(made.labels)} labels: {', '.join(made.labels)}\n"
+        f"Ask a model: beans --data-path {folder} --output-path answers.jsonl"
+    )
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise UsageError(f"{option} {text}: write two names with = between")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def run(
+    cfg_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Configuration file, such as configs/inference.yml or configs/cbi.yml.",
+            show_default="built-in settings",
+        ),
+    ] = None,
+    data_path: options_of.DataPath = None,
+    output_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
+            "NAME_metrics.jsonl. What exists is gone on with.",
+            show_default="runs/ and the name of the configuration",
+        ),
+    ] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(
+            help="Components that are tested, set off by commas.",
+            show_default="all that the data hold",
+        ),
+    ] = None,
+    merging_alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ALPHA",
+            help="How much of the adapter is merged in, where extended.lora_scales is not set.",
+            show_default="generate.merging_alpha of the configuration, 1.0",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+            show_default="model.ckpt of the configuration, naturelm-tiny",
+        ),
+    ] = None,
+    adapter: of_model.Adapter = None,
+    device: of_model.Device = "auto",
+    dtype: of_model.Dtype = "auto",
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY.SUB=VALUE",
+            help="Change a value of the configuration, such as extended.limit=100. May be given "
+            "several times.",
+            show_default=False,
+        ),
+    ] = None,
+    max_memory: of_model.MaxMemory = None,
+    cache_dir: of_model.CacheDir = None,
+    dry_run: options_of.DryRun = False,
+    workers: options_of.Workers = 2,
+) -> None:
+    """Ask a model about labelled samples; `beans --cfg-path ...` is the same.
+
+    Each sample is asked its own question, and the answers are scored; or it is asked the queries
+    of the section `extended` of the configuration.
+
+    beans --cfg-path configs/inference.yml --data-path beans-zero --output-path answers.jsonl
+    """
+    from NatureLM.cli import experiment
+    from NatureLM.cli.options import listed
+    from NatureLM.config import load_config
+
+    def note(text: str) -> None:
+        typer.echo(f"Note: {text}", err=True)
+
+    request = experiment.make_experiment(
+        load_config(cfg_path, options_of.with_data_path(options, data_path), warn=note),
+        cfg_path=cfg_path,
+        command="beans",
+        data_path=data_path,
+        model=model,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        output_path=output_path,
+        workers=workers,
+        max_memory=max_memory,
+        cache_dir=cache_dir,
+        merging_alpha=merging_alpha,
+        datasets=None if components is None else listed("--components", components),
+    )
+    raise typer.Exit(experiment.run(request, dry_run=dry_run, warn=note))

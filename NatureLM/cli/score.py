@@ -1,0 +1,307 @@
+"""`beans score`: files of answers to metrics, intervals and tables.
+
+`beans compare`: two runs over the same samples, paired.
+
+`naturelm report` and `beans report`: answers to a page with figures and tables.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from NatureLM.cli.options import ScoringOptions, expanded
+from NatureLM.errors import UsageError
+
+if TYPE_CHECKING:
+    from NatureLM.evaluation.compare import Comparisons
+    from NatureLM.evaluation.score import Scores
+
+
+_SHOWN = {
+    "classification": ("accuracy", "precision", "recall", "f1"),
+    "detection": ("accuracy", "precision", "recall", "f1", "map"),
+    "captioning": ("cider", "spice"),
+}
+_MOST_ERRORS_SHOWN = 10
+
+
+@expanded
+def score(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Files of answers (.jsonl, .jsonl.gz), or folders with such files.",
+            show_default=False,
+        ),
+    ],
+    output_path: Annotated[
+        Path, typer.Option(help="Folder for metrics.json and the tables.", show_default=False)
+    ],
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="beans-zero|paper|mention|strict",
+            help="How answers are read. May be given several times.",
+            show_default="beans-zero",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not show the scores.")] = False,
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
+) -> None:
+    """Score answers, ours or anybody's, with 95 % intervals and baselines."""
+    from NatureLM.evaluation.protocols import protocol as find
+    from NatureLM.evaluation.score import score as score_files
+    from NatureLM.evaluation.write import write_scores
+
+    protocols = list(
+        {(one := find(name)).name: one for name in protocol or ["beans-zero"]}.values()
+    )
+    scores = score_files(
+        paths,
+        protocols,
+        reading=scoring.reading(),
+        evaluation=scoring.evaluation(),
+        on_error=scoring.at_errors(),
+    )
+    settings = {
+        "paths": [str(path) for path in paths],
+        "protocols": [one.name for one in protocols],
+        "by": list(scores.by),
+        "labels": scoring.labels and str(scoring.labels),
+        "scientific_names": scoring.scientific_names and str(scoring.scientific_names),
+        "names": list(scoring.names or ()),
+        "on_error": scoring.on_error,
+        "resamples": scoring.resamples,
+        "seed": scoring.seed,
+    }
+    written = write_scores(scores, output_path, settings)
+    if not quiet:
+        show_scores(scores)
+        typer.echo("")
+    _report_errors(scores, output_path)
+    for remark in scores.remarks:
+        typer.echo(remark, err=True)
+    typer.echo(
+        f"{scores.answers} answers; wrote {', '.join(p.name for p in written)} to {output_path}"
+    )
+
+
+def show_scores(scores: Scores) -> None:
+    """A table of the metrics with their intervals."""
+    from NatureLM.cli.options import print_table
+
+    shown = list(dict.fromkeys(name for group in scores.groups for name in _SHOWN[group.task]))
+    shown = [name for name in shown if any(name in g.metrics for g in scores.groups)]
+    columns = ["dataset", *scores.by, "protocol", "n", *shown]
+    rows = [
+        [*map(_text, group.key), group.protocol, str(len(group.ids))]
+        + [_with_interval(group.metrics.get(name), group.intervals.get(name)) for name in shown]
+        for group in scores.groups
+    ]
+    print_table(columns, rows, right={"n"})
+
+
+def _report_errors(scores: Scores, output_path: Path) -> None:
+    problems = scores.problems
+    if not len(problems):
+        return
+    for problem in problems.found[:_MOST_ERRORS_SHOWN]:
+        typer.echo(str(problem), err=True)
+    lines = (
+        "1 line with an error was"
+        if len(problems) == 1
+        else f"{len(problems)} lines with errors were"
+    )
+    more = len(problems) - _MOST_ERRORS_SHOWN
+    rest = f", {more} more of them" if more > 0 else ""
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in problems.kinds().items())
+    typer.echo(
+        f"{lines} left out ({kinds}); all{rest} are in {output_path / 'errors.csv'}",
+        err=True,
+    )
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+@expanded
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="File or folder of answers.")],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="Other answers to the same samples; may be A again.")
+    ],
+    a_where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only the rows of A with this value, such as lora_scale=1.0. "
+            "May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    b_where: Annotated[
+        list[str] | None, typer.Option(help="The same for B.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(metavar="beans-zero|paper|mention|strict", help="How answers are read.")
+    ] = "beans-zero",
+    output_path: Annotated[
+        Path | None, typer.Option(help="Folder for compare.json.", show_default=False)
+    ] = None,
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
+) -> None:
+    """Compare two runs sample by sample: differences with 95 % intervals, B less A."""
+    from NatureLM.evaluation.compare import Side
+    from NatureLM.evaluation.compare import compare as compare_runs
+    from NatureLM.evaluation.protocols import protocol as find
+    from NatureLM.evaluation.write import write_folder_json
+
+    compared = compare_runs(
+        Side((a,), _where("--a-where", a_where)),
+        Side((b,), _where("--b-where", b_where)),
+        find(protocol),
+        reading=scoring.reading(),
+        evaluation=scoring.evaluation(),
+        on_error=scoring.at_errors(),
+    )
+    _show(compared)
+    _say_what_is_left_out(compared)
+    if output_path is not None:
+        typer.echo(f"\nWrote {write_folder_json(compared.records(), output_path, 'compare.json')}")
+
+
+def _show(compared: Comparisons) -> None:
+    from NatureLM.cli.options import print_table
+
+    rows = []
+    for group in compared.groups:
+        key = ["-" if value is None else str(value) for value in group.key]
+        for name, one in group.metrics.items():
+            low, high = one.interval or (float("nan"), float("nan"))
+            change = f"{one.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+            values = [name, f"{one.a:.3f}", f"{one.b:.3f}", change, f"{one.p:.3f}"]
+            rows.append([*key, str(group.n), f"{group.differ:.1%}", *values])
+    columns = ["dataset", *compared.by, "n", "differ", "metric", "A", "B", "B - A", "p"]
+    print_table(columns, rows, right={"n", "differ", "A", "B", "p"})
+
+
+def _say_what_is_left_out(compared: Comparisons) -> None:
+    alone = sum(group.only_in_a + group.only_in_b for group in compared.groups)
+    if alone:
+        typer.echo(f"{alone} samples that only one side answered are left out.", err=True)
+    if compared.unpaired:
+        names = "; ".join(", ".join(map(str, key)) for key in compared.unpaired[:5])
+        typer.echo(
+            f"{len(compared.unpaired)} groups that only one side has are left out: {names}",
+            err=True,
+        )
+    if compared.errors:
+        typer.echo(f"{compared.errors} lines with errors are left out.", err=True)
+
+
+def _where(option: str, texts: list[str] | None) -> dict[str, str]:
+    where: dict[str, str] = {}
+    for text in texts or ():
+        column, equals, value = text.partition("=")
+        if not (column.strip() and equals):
+            raise UsageError(f"{option} {text}: write it as lora_scale=1.0")
+        if where.setdefault(column.strip(), value.strip()) != value.strip():
+            raise UsageError(f"{option}: {column.strip()} has two values")
+    return where
+
+
+@expanded
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Files of answers (.jsonl, .jsonl.gz), or folders with such files.",
+            show_default=False,
+        ),
+    ],
+    output_path: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
+    protocol: Annotated[
+        str, typer.Option(metavar="beans-zero|paper|mention|strict", help="How answers are read.")
+    ] = "beans-zero",
+    title: Annotated[
+        str | None,
+        typer.Option(help="Title of the page.", show_default="the names of what is reported"),
+    ] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALPHA,ALPHA",
+            help="The two α whose classes are compared, such as 1.0,0.4.",
+            show_default="1.0 and the best of each question",
+        ),
+    ] = None,
+    answers: Annotated[int, typer.Option(min=0, help="Most single answers in the page.")] = 3000,
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
+) -> None:
+    """Draw what answers show: one page that works offline, with its figures and tables as files.
+
+    naturelm report answers.jsonl --output-path report
+    """
+    from NatureLM.evaluation.protocols import protocol as find
+    from NatureLM.evaluation.score import score
+    from NatureLM.reports.figures import need_matplotlib
+
+    need_matplotlib()
+    evaluation = scoring.evaluation()
+    pair = None if between is None else _pair(between)
+    scores = score(
+        runs,
+        [find(protocol)],
+        reading=scoring.reading(),
+        evaluation=evaluation,
+        on_error=scoring.at_errors(),
+    )
+
+    from NatureLM.reports.page import write_report
+    from NatureLM.reports.report import make_report
+
+    sources = [_name(path) for path in runs]
+    made = make_report(
+        scores,
+        title=title or ", ".join(sources),
+        sources=sources,
+        between=pair,
+        most_answers=answers,
+        evaluation=evaluation,
+    )
+    written = write_report(made, output_path)
+    if len(scores.problems):
+        lines = "line" if len(scores.problems) == 1 else "lines"
+        typer.echo(f"{len(scores.problems)} {lines} with errors left out.", err=True)
+    figures = sum(path.suffix == ".svg" for path in written)
+    tables = sum(path.suffix == ".csv" for path in written)
+    typer.echo(
+        f"{scores.answers} answers, {figures} figures, {tables} tables. "
+        f"Open {written[0]} in a browser."
+    )
+
+
+def _name(path: Path) -> str:
+    """The last part of a path: a report is read on other machines."""
+    return path.name or path.resolve().name
+
+
+def _pair(text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--between {text}: write two values of α, such as 1.0,0.4") from None
+    if first == second:
+        raise UsageError(f"--between {text}: the two values are the same")
+    return first, second

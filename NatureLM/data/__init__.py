@@ -1,0 +1,1 @@
+"""Labelled recordings: tables, data sets in BEANS-Zero's schema, and the clips that they name."""

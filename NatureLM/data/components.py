@@ -1,0 +1,80 @@
+"""The components of BEANS-Zero as data: task, labels, longest clip, metric.
+
+Adding a component is one entry in `data/components.json`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal, get_args
+
+from NatureLM.errors import UsageError
+
+Task = Literal["classification", "detection", "captioning"]
+
+METRICS: dict[str, str] = {
+    "classification": "accuracy",
+    "detection": "F1",
+    "captioning": "CIDEr",
+}
+"""The main metric of each task."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One data set of the benchmark.
+
+    labels: all that may be answered; empty for captions
+    max_duration: clips are cut or padded to so many seconds; None keeps the model's window
+    sample_rate: of the recordings, in Hz
+    unknown_label: the label that stands for everything else
+    """
+
+    name: str
+    task: Task
+    labels: tuple[str, ...]
+    max_duration: float | None
+    sample_rate: int
+    unknown_label: str | None
+    license: str
+
+    @property
+    def metric(self) -> str:
+        """The main metric."""
+        return METRICS[self.task]
+
+
+@lru_cache(maxsize=1)
+def components() -> dict[str, Component]:
+    """All components by name, in the order of the benchmark."""
+    text = resources.files("NatureLM.data").joinpath("components.json").read_text("utf-8")
+    made = [_component(entry) for entry in json.loads(text)]
+    return {one.name: one for one in made}
+
+
+def component(name: str) -> Component:
+    """The component of a name; raises UsageError with the nearest name for others."""
+    known = components()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"BEANS-Zero has no component {name!r}{hint} (it has {', '.join(known)})")
+    return known[name]
+
+
+def _component(entry: dict[str, Any]) -> Component:
+    if entry["task"] not in get_args(Task):
+        raise ValueError(f"unknown task {entry['task']!r} of component {entry['name']!r}")
+    return Component(
+        name=entry["name"],
+        task=entry["task"],
+        labels=tuple(entry["labels"] or ()),
+        max_duration=None if entry["max_duration"] is None else float(entry["max_duration"]),
+        sample_rate=entry["sample_rate"],
+        unknown_label=entry["unknown_label"],
+        license=entry["license"],
+    )

@@ -1,0 +1,1 @@
+"""Scoring of anybody's answers: files of answers to metrics, intervals and tables."""

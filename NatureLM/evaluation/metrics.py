@@ -1,0 +1,278 @@
+"""Accuracies of answered samples, weighted so that a bootstrap can resample them.
+
+Every function takes `weights` (how often each sample counts); None counts each once.
+
+Weighted precision, recall and F1 of single labels, from counts of (true, predicted) cells.
+
+As in scikit-learn's weighted averages with zero_division=0: every label's value, 0 where it is not
+defined, weighted by how often the label is true.
+
+Scores of sets of labels, averaged over the labels that occur (macro averages).
+
+How far confidences mean what they say, and how well they tell two kinds of samples apart.
+
+Every function takes `weights` (how often each sample counts); None counts each once.
+
+Sources: expected calibration error as in Guo and others, "On calibration of modern neural
+networks" (2017), with bins of equal width; the area under the ROC curve as the probability that a
+positive sample scores higher than a negative one (Hanley and McNeil 1982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def accuracy(correct: Sequence[bool] | Floats, weights: Floats | None = None) -> float:
+    """Share of samples answered correctly, weighted; NaN if nothing counts."""
+    hits = np.asarray(correct, dtype=np.float64)
+    counts = _counts(len(hits), weights)
+    total = counts.sum()
+    return float(hits @ counts / total) if total > 0 else float("nan")
+
+
+def macro_accuracy(
+    correct: Sequence[bool] | Floats, labels: Sequence[str], weights: Floats | None = None
+) -> float:
+    """Mean over the true labels of the accuracy within each, over labels that count.
+
+    With the labels "Yes" and "No" this is the balanced accuracy.
+    """
+    hits = np.asarray(correct, dtype=np.float64)
+    if len(hits) != len(labels):
+        raise ValueError(f"{len(hits)} results were given with {len(labels)} labels")
+    counts = _counts(len(hits), weights)
+    _, index = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    totals = np.bincount(index, weights=counts)
+    right = np.bincount(index, weights=counts * hits)
+    seen = totals > 0
+    return float(np.mean(right[seen] / totals[seen])) if seen.any() else float("nan")
+
+
+def _counts(samples: int, weights: Floats | None) -> Floats:
+    if weights is None:
+        return np.ones(samples)
+    if len(weights) != samples:
+        raise ValueError(f"{samples} results were given with {len(weights)} weights")
+    return np.asarray(weights, dtype=np.float64)
+
+
+Counts = npt.NDArray[Any]
+Codes = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """For each label: how often it is true, was predicted, and was predicted where true.
+
+    Each (labels, ...); the axes behind are resamples.
+    """
+
+    true: Floats
+    predicted: Floats
+    hits: Floats
+
+    @property
+    def precision(self) -> Floats:
+        """Share of a label's predictions that are right, (labels, ...); 0 without predictions."""
+        return share(self.hits, self.predicted)
+
+    @property
+    def recall(self) -> Floats:
+        """Share of a label's samples that are found, (labels, ...); 0 without samples."""
+        return share(self.hits, self.true)
+
+    @property
+    def f1(self) -> Floats:
+        """Harmonic mean of precision and recall, (labels, ...); 0 where both are."""
+        return share(2 * self.hits, self.true + self.predicted)
+
+
+def class_counts(counts: Counts, true: Codes, predicted: Codes, labels: int) -> ClassCounts:
+    """Counts for each label from counts for each cell.
+
+    counts: (cells, ...); true, predicted: labels of the cells, (cells,); a negative `predicted` is
+    an answer that is no label
+    """
+    return ClassCounts(
+        _sum_by(counts, true, labels),
+        _sum_by(counts, predicted, labels),
+        _sum_by(counts, np.where(true == predicted, true, -1), labels),
+    )
+
+
+def weighted_scores(per_class: ClassCounts) -> dict[str, Floats]:
+    """accuracy, precision, recall and f1, each (...); NaN where no sample counts."""
+    total = per_class.true.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        weights = per_class.true / total
+        accuracy = per_class.hits.sum(axis=0) / total
+    return {
+        "accuracy": accuracy,
+        "precision": (weights * per_class.precision).sum(axis=0),
+        "recall": (weights * per_class.recall).sum(axis=0),
+        "f1": (weights * per_class.f1).sum(axis=0),
+    }
+
+
+def share(part: Floats, whole: Floats) -> Floats:
+    """part / whole, 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
+def _sum_by(counts: Floats, codes: Codes, size: int) -> Floats:
+    """Sums over the cells of each code, (size, ...); negative codes are left out."""
+    order = np.argsort(codes, kind="stable")
+    order = order[codes[order] >= 0]
+    sums = np.zeros((size, *counts.shape[1:]))
+    if len(order):
+        present, starts = np.unique(codes[order], return_index=True)
+        sums[present] = np.add.reduceat(counts[order], starts, axis=0)
+    return sums
+
+
+def set_counts(
+    counts: npt.NDArray[Any], true: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]
+) -> ClassCounts:
+    """Counts for each label from counts for each cell of a true and a predicted set.
+
+    counts: (cells, ...); true, predicted: whether the sets of a cell hold a label, (cells, labels)
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    return ClassCounts(
+        true.T.astype(np.float64) @ counts,
+        predicted.T.astype(np.float64) @ counts,
+        (true & predicted).T.astype(np.float64) @ counts,
+    )
+
+
+def macro_scores(per_class: ClassCounts, samples: Floats) -> dict[str, Floats]:
+    """precision, recall, f1 and map over labels that are true somewhere, each (...).
+
+    samples: how many there are, (...). NaN where no label is true anywhere.
+    """
+    return {
+        "precision": _mean(per_class, per_class.precision),
+        "recall": _mean(per_class, per_class.recall),
+        "f1": _mean(per_class, per_class.f1),
+        "map": _mean(per_class, average_precision(per_class, samples)),
+    }
+
+
+def average_precision(per_class: ClassCounts, samples: Floats) -> Floats:
+    """Area under the steps of precision over recall for each label, (labels, ...).
+
+    Answers hold a label or not, so there are two thresholds: what was named, and everything. All
+    samples that tie are added at once, which makes the value independent of their order.
+    """
+    prevalence = share(per_class.true, np.broadcast_to(samples, per_class.true.shape))
+    recall = per_class.recall
+    return recall * per_class.precision + (1 - recall) * prevalence
+
+
+def _mean(per_class: ClassCounts, values: Floats) -> Floats:
+    occurs = per_class.true > 0
+    total = np.where(occurs, values, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / occurs.sum(axis=0))
+
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The samples whose confidence lies between `low` and `high` (above `low`, 0 in the first).
+
+    confidence, accuracy: their means; NaN where there is no sample
+    samples: how many they are
+    """
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    samples: float
+
+
+def reliability_bins(
+    confidences: Sequence[float] | Floats,
+    correct: Sequence[bool] | Floats,
+    weights: Floats | None = None,
+    bins: int = BINS,
+) -> list[ReliabilityBin]:
+    """Mean confidence and share of right answers in bins of equal width from 0 to 1."""
+    sure, hits, counts = _arrays(confidences, correct, weights)
+    places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    total = np.bincount(places, counts, bins)
+    with np.errstate(invalid="ignore"):
+        mean_sure = np.bincount(places, counts * sure, bins) / total
+        mean_hits = np.bincount(places, counts * hits, bins) / total
+    return [
+        ReliabilityBin(
+            place / bins,
+            (place + 1) / bins,
+            float(mean_sure[place]),
+            float(mean_hits[place]),
+            float(total[place]),
+        )
+        for place in range(bins)
+    ]
+
+
+def calibration_error(
+    confidences: Sequence[float] | Floats,
+    correct: Sequence[bool] | Floats,
+    weights: Floats | None = None,
+    bins: int = BINS,
+) -> float:
+    """Mean distance of confidence and share of right answers over the bins; NaN for no samples."""
+    filled = [
+        one for one in reliability_bins(confidences, correct, weights, bins) if one.samples > 0
+    ]
+    total = sum(one.samples for one in filled)
+    if not total:
+        return float("nan")
+    return sum(one.samples * abs(one.accuracy - one.confidence) for one in filled) / total
+
+
+def auroc(
+    scores: Sequence[float] | Floats,
+    positive: Sequence[bool] | npt.NDArray[np.bool_],
+    weights: Floats | None = None,
+) -> float:
+    """Probability that a positive sample scores higher than a negative one; ties count half.
+
+    NaN where a kind does not count.
+    """
+    values, kinds, counts = _arrays(scores, positive, weights)
+    yes, no = counts * kinds, counts * (1 - kinds)
+    _, places = np.unique(values, return_inverse=True)
+    up, down = np.bincount(places, yes), np.bincount(places, no)
+    pairs = up.sum() * down.sum()
+    if not pairs:
+        return float("nan")
+    lower = np.cumsum(down) - down
+    return float((up * (lower + down / 2)).sum() / pairs)
+
+
+def _arrays(
+    values: Sequence[float] | Floats,
+    flags: Sequence[bool] | npt.NDArray[np.bool_] | Floats,
+    weights: Floats | None,
+) -> tuple[Floats, Floats, Floats]:
+    made = np.asarray(values, dtype=np.float64)
+    kinds = np.asarray(flags, dtype=np.float64)
+    counts = np.ones(len(made)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not len(made) == len(kinds) == len(counts):
+        raise ValueError(
+            f"{len(made)} values were given with {len(kinds)} truths and {len(counts)} weights"
+        )
+    return made, kinds, counts

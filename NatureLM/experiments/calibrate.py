@@ -1,0 +1,187 @@
+"""Confidence in labels on recordings with known answers: scored, fitted, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from NatureLM.data.dataset import Sample
+from NatureLM.errors import NatureLMError
+from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
+from NatureLM.evaluation.metrics import (
+    BINS,
+    ReliabilityBin,
+    accuracy,
+    calibration_error,
+    reliability_bins,
+)
+from NatureLM.experiments.run import ClipLoader
+from NatureLM.generation.labels import NOTHING, LabelScores, Normalize
+from NatureLM.inference.calibration import Calibration, fit_temperature
+
+if TYPE_CHECKING:
+    from NatureLM.generation.audio_cache import EmbeddingCache
+    from NatureLM.generation.request import Request
+    from NatureLM.models import NatureLM
+
+
+_SMALLEST = 1e-12  # of a probability, so that its logarithm is finite
+
+
+class ConfidenceError(NatureLMError):
+    """Confidences cannot be fitted or measured on these recordings."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sample and the scores of all labels, `None` among them."""
+
+    sample: Sample
+    scores: LabelScores
+
+    def confidence(self, temperature: float) -> float:
+        """Probability of the likeliest label."""
+        return self.scores.at_temperature(temperature).confidence
+
+    def of_species(self, temperature: float) -> float:
+        """Probability of the likeliest label that is not `None`."""
+        pairs = self.scores.at_temperature(temperature).ranked()
+        return next((share for label, share in pairs if label != NOTHING), 0.0)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the likeliest label is the true one."""
+        return self.scores.best == self.sample.label
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far confidences at a temperature mean what they say, with intervals over clusters.
+
+    error: expected calibration error; surprise: mean of -log probability of the true label, nats
+    """
+
+    temperature: float
+    accuracy: Estimate
+    error: Estimate
+    surprise: Estimate
+    bins: tuple[ReliabilityBin, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values; bins without samples are left out."""
+        values = asdict(self)
+        values["bins"] = [asdict(one) for one in self.bins if one.samples > 0]
+        return values
+
+
+def score_samples(
+    model: NatureLM,
+    samples: Sequence[Sample],
+    labels: Sequence[str],
+    query: str,
+    *,
+    alpha: float = 1.0,
+    normalize: Normalize = "sum",
+    embeddings: EmbeddingCache | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Scored]:
+    """The scores of the labels and `None` for the first window of each sample, in their order.
+
+    embeddings: where encoded clips are kept from one call to the next
+    note: told which recordings cannot be read, and are left out
+
+    Raises ConfidenceError where none can be read.
+    """
+    from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
+    from NatureLM.generation.request import Answer, LabelChoice, Request
+    from NatureLM.prompts import PLACEHOLDER
+
+    ears = ClipLoader(model, (sample.clip for sample in samples))
+    assert model.processor is not None, "Ears refuses a model without a processor"
+    prompt = model.processor.render(query)
+    names = tuple(labels) if NOTHING in labels else (*labels, NOTHING)
+    choice = LabelChoice(names, normalize=normalize)
+
+    def requests() -> Iterator[Request]:
+        for place, sample in enumerate(samples):
+            clips = (sample.clip.key,) * prompt.count(PLACEHOLDER)
+            yield Request(place, prompt, clips, alpha, choice=choice)
+
+    found: list[Scored] = []
+    engine = Engine(model, embeddings=embeddings, note=note)
+    with fold_if_single_alpha(model, [alpha]):
+        for answer in yield_in_input_order(engine.run, requests(), ears):
+            assert isinstance(answer, Answer)
+            sample = samples[cast(int, answer.key)]
+            if answer.scores is not None:
+                found.append(Scored(sample, answer.scores))
+            else:
+                note(f"left out: {answer.error}")
+    if not found:
+        raise ConfidenceError("no recording could be heard, so there is nothing to go by")
+    return found
+
+
+def fit_calibration(
+    model: NatureLM,
+    scored: Sequence[Scored],
+    query: str,
+    *,
+    alpha: float = 1.0,
+    normalize: Normalize = "sum",
+) -> Calibration:
+    """The temperature of samples whose label is among those that were scored.
+
+    Raises ConfidenceError where there is none.
+    """
+    usable = [one for one in scored if one.sample.label in one.scores.labels]
+    if not usable:
+        raise ConfidenceError(
+            "no recording has a label that is in the list, so there is nothing to fit to"
+        )
+    temperature = fit_temperature(
+        [one.scores.scores for one in usable],
+        [one.scores.labels.index(one.sample.label) for one in usable],
+    )
+    return Calibration(
+        temperature=round(temperature, 4),
+        normalize=normalize,
+        merging_alpha=alpha,
+        weights=model.fingerprint,
+        query=query,
+        labels=len(usable[0].scores.labels),
+        samples=len(usable),
+        clusters=len({one.sample.cluster for one in usable}),
+    )
+
+
+def measure(
+    scored: Sequence[Scored], temperature: float, *, bins: int = BINS, repeats: int = 2000
+) -> Reliability:
+    """How far the confidences mean what they say."""
+    sure = np.array([one.confidence(temperature) for one in scored])
+    right = np.array([one.is_right for one in scored], dtype=np.float64)
+    clusters = [one.sample.cluster for one in scored]
+    surprises = np.array([_surprise(one, temperature) for one in scored])
+
+    def interval(statistic: Callable[[Any], float]) -> Estimate:
+        return clustered_interval(statistic, clusters, repeats=repeats)
+
+    return Reliability(
+        temperature,
+        interval(lambda weights: accuracy(right, weights)),
+        interval(lambda weights: calibration_error(sure, right, weights, bins)),
+        interval(lambda weights: float(surprises @ weights / weights.sum())),
+        tuple(reliability_bins(sure, right, None, bins)),
+    )
+
+
+def _surprise(one: Scored, temperature: float) -> float:
+    scores = one.scores.at_temperature(temperature)
+    if one.sample.label not in scores.labels:
+        return -float(np.log(_SMALLEST))
+    share = scores.probabilities[scores.labels.index(one.sample.label)]
+    return -float(np.log(max(share, _SMALLEST)))

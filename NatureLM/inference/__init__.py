@@ -1,0 +1,1 @@
+"""From recordings and questions to answers: windows, pipeline, conversations, calibration."""

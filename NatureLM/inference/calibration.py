@@ -1,0 +1,204 @@
+"""The calibration of a model as a file beside it: `calibration.json`.
+
+The temperature that fits scores of labels to what was right.
+
+Source: Guo and others, "On calibration of modern neural networks" (2017): one number that all
+scores are divided by, chosen to make the right labels likeliest. It changes no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.generation.labels import Normalize, check_normalize
+from NatureLM.models.registry import find
+from NatureLM.util import atomic_write
+
+FILE_NAME = "calibration.json"
+SCHEMA_VERSION = 1
+
+
+class CalibrationError(NatureLMError):
+    """A file of a calibration cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and what it was fitted on.
+
+    temperature: scores of labels are divided by it before they become probabilities
+    normalize: how the scores were normalised, see `NatureLM.generation.labels`
+    merging_alpha: share of the adapter; at others it says nothing
+    weights: fingerprint of the model's files
+    query: what was asked
+    labels: how many labels there were to choose from
+    samples, clusters: how many recordings, and groups of them that belong together
+    """
+
+    temperature: float
+    normalize: Normalize
+    merging_alpha: float
+    weights: str | None
+    query: str
+    labels: int
+    samples: int
+    clusters: int
+
+    @property
+    def is_at_the_edge(self) -> bool:
+        """Whether the temperature is one that no search goes beyond: the samples did not tell."""
+        low, high = RANGE
+        return self.temperature <= 1.01 * low or self.temperature >= 0.99 * high
+
+    def fits(self, weights: str | None, alpha: float) -> bool:
+        """Whether it was fitted for these weights at this α."""
+        return self.weights == weights and math.isclose(self.merging_alpha, alpha, abs_tol=1e-9)
+
+
+def beside_model(model: str | Path) -> Path | None:
+    """Where the calibration of a model lies: in its folder; None if that is not on this machine."""
+    entry = find(str(model))
+    folder = entry.folder if entry is not None else Path(model)
+    return None if not str(model) or folder is None or not folder.is_dir() else folder / FILE_NAME
+
+
+def calibration_for(
+    model: Any,
+    given: Calibration | str | Path | None,
+    alpha: float,
+    warn: Callable[[str], None],
+) -> Calibration | None:
+    """The calibration to use of a loaded model at some α.
+
+    given: a calibration, a file of one, "auto" for the file beside the model, None for none
+    warn: told where there is one that was fitted for other weights or another α, and is not used
+
+    Raises CalibrationError for a file that cannot be read.
+    """
+    if given is None:
+        return None
+    if given == "auto":
+        path = beside_model(model.name_or_path)
+        if path is None or not path.is_file():
+            return None
+        given = path
+    found = given if isinstance(given, Calibration) else read_calibration(given)
+    if found.weights != model.fingerprint:
+        warn("the calibration was made for other weights, so confidences are not calibrated")
+        return None
+    if not found.fits(model.fingerprint, alpha):
+        warn(
+            f"the calibration was made at α = {found.merging_alpha:g}, so confidences at "
+            f"α = {alpha:g} are not calibrated"
+        )
+        return None
+    return found
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """The calibration of a file; raises CalibrationError where it holds none."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CalibrationError(f"{path}: is no JSON ({error})") from None
+    version = data.pop("schema_version", None) if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CalibrationError(
+            f"{path}: is no calibration of schema version {SCHEMA_VERSION}; make it with "
+            "`naturelm calibrate`"
+        )
+    return _checked(data, path)
+
+
+def write_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Write the file, whole or not at all."""
+    target = Path(path)
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(calibration)}, indent=2)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _checked(data: dict[str, Any], path: str | Path) -> Calibration:
+    names = [field.name for field in fields(Calibration)]
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise CalibrationError(f"{path}: lacks {', '.join(missing)}")
+    made = Calibration(**{name: data[name] for name in names})
+    temperature = made.temperature
+    is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not (is_number and math.isfinite(temperature) and temperature > 0):
+        raise CalibrationError(f"{path}: temperature is {temperature!r}, and it must be above 0")
+    if not isinstance(made.merging_alpha, (int, float)):
+        raise CalibrationError(f"{path}: merging_alpha is {made.merging_alpha!r}, not a number")
+    try:
+        check_normalize(made.normalize)
+    except NatureLMError as error:
+        raise CalibrationError(f"{path}: {error}") from None
+    return made
+
+
+Floats = npt.NDArray[np.float64]
+RANGE = (0.01, 100.0)
+"""Where the temperature is looked for."""
+
+_STEPS = 100
+
+
+def fit_temperature(scores: Sequence[Sequence[float]], right: Sequence[int]) -> float:
+    """The temperature within `RANGE` under which the right labels are likeliest.
+
+    scores: of the labels, one row for each sample; rows may be of different length
+    right: place of the right label in each row
+
+    The log-likelihood is concave in 1 / temperature, so a golden-section search over its logarithm
+    finds the best. Raises UsageError where there is nothing to fit: no sample, or all labels equal.
+    """
+    if len(scores) != len(right):
+        raise ValueError(f"{len(scores)} rows of scores were given with {len(right)} right labels")
+    if not scores:
+        raise UsageError("a temperature cannot be fitted to no samples")
+    rows = [np.asarray(row, dtype=np.float64) for row in scores]
+    gaps = [row - row[place] for row, place in zip(rows, right, strict=True)]
+    if all(np.all(gap == 0) for gap in gaps):
+        raise UsageError("a temperature cannot be fitted: all labels have the same scores")
+    low, high = (math.log(limit) for limit in RANGE)
+    ratio = (math.sqrt(5) - 1) / 2
+    left, far = high - ratio * (high - low), low + ratio * (high - low)
+    cost_left, cost_far = _cost(gaps, left), _cost(gaps, far)
+    for _ in range(_STEPS):
+        if cost_left <= cost_far:
+            high, far, cost_far = far, left, cost_left
+            left = high - ratio * (high - low)
+            cost_left = _cost(gaps, left)
+        else:
+            low, left, cost_left = left, far, cost_far
+            far = low + ratio * (high - low)
+            cost_far = _cost(gaps, far)
+    return math.exp((low + high) / 2)
+
+
+def nll(scores: Sequence[Sequence[float]], right: Sequence[int], temperature: float) -> float:
+    """Mean of -log probability of the right labels, in nats, at a temperature."""
+    rows = [np.asarray(row, dtype=np.float64) for row in scores]
+    gaps = [row - row[place] for row, place in zip(rows, right, strict=True)]
+    return _cost(gaps, math.log(temperature))
+
+
+def _cost(gaps: Sequence[Floats], log_temperature: float) -> float:
+    temperature = math.exp(log_temperature)
+    return float(np.mean([np.logaddexp.reduce(gap / temperature) for gap in gaps]))

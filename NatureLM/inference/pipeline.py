@@ -1,0 +1,463 @@
+"""What is asked of clips as they are, without windows: streams, conversations, α side by side.
+
+`Pipeline`: asks a model about recordings.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from NatureLM.errors import UsageError
+from NatureLM.inference.answers import AnswerOptions, Mode, make_answer_options
+from NatureLM.inference.loading import load, to_stderr
+from NatureLM.inference.windows import (
+    Recording,
+    RecordingError,
+    RecordingWindow,
+    WindowKey,
+    WindowResult,
+    WindowStream,
+)
+from NatureLM.prompts import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from NatureLM.config import Config
+    from NatureLM.generation.audio_cache import EmbeddingCache
+    from NatureLM.generation.engine import Run
+    from NatureLM.generation.request import Answer, Request
+    from NatureLM.inference.calibration import Calibration
+    from NatureLM.inference.conversation import Conversation
+    from NatureLM.models import NatureLM
+
+
+class Talking:
+    """The part of `Pipeline` that talks about clips.
+
+    `audios` is a clip or several, each a path or samples at `input_sample_rate` Hz. Of one that is
+    longer than the model's window the beginning is heard, which `warn` is told.
+    """
+
+    if TYPE_CHECKING:
+        model: NatureLM
+
+        def _run(
+            self, settings: dict[str, Any], batch_size: int | None, note: Callable[[str], None]
+        ) -> Run: ...
+        def _alpha(self, alpha: float | None) -> float: ...
+        def _generation(self) -> dict[str, Any]: ...
+
+    def conversation(
+        self,
+        audios: Any = (),
+        *,
+        alpha: float | None = None,
+        input_sample_rate: float = 16000,
+        warn: Callable[[str], None] | None = None,
+        **generation: Any,
+    ) -> Conversation:
+        """A conversation whose first question is about these clips.
+
+        `Conversation.ask` gives an answer's text as it comes. It is decoded greedily, or sampled
+        (`do_sample=True`), whatever number of beams the configuration has: beams may change what
+        they said before.
+        """
+        from NatureLM.generation.request import GenerationOptions
+        from NatureLM.inference.conversation import Conversation
+
+        def load(clip: Any) -> NDArray[Any]:
+            return self._clip(clip, input_sample_rate, warn or to_stderr)
+
+        options = GenerationOptions(**{**self._generation(), "num_beams": 1, **generation})
+        return Conversation(
+            self.model, load, as_list(audios), alpha=self._alpha(alpha), options=options
+        )
+
+    def stream(
+        self, audios: Any, query: str, *, alpha: float | None = None, **generation: Any
+    ) -> Iterator[str]:
+        """The answer to one question about a clip, or about several, as text that comes in pieces.
+
+        Decoded with one beam; `generation` may hold what `conversation` takes.
+        """
+        return self.conversation(audios, alpha=alpha, **generation).ask(query)
+
+    def compare_alphas(
+        self,
+        audios: Any,
+        query: str,
+        alphas: Sequence[float],
+        *,
+        input_sample_rate: float = 16000,
+        warn: Callable[[str], None] | None = None,
+        **generation: Any,
+    ) -> list[str]:
+        """The answers to one question at several α, in their order; the clips are encoded once."""
+        from NatureLM.generation.engine import yield_in_input_order
+        from NatureLM.generation.request import Answer, Request
+        from NatureLM.prompts import ChatTemplate, with_clips
+
+        if not query.strip():
+            raise UsageError("the question is empty")
+        notes = warn or to_stderr
+        clips = {
+            str(number): self._clip(clip, input_sample_rate, notes)
+            for number, clip in enumerate(as_list(audios))
+        }
+        processor = self.model.processor
+        assert processor is not None, "a loaded model has a processor"
+        template = ChatTemplate.of(processor.prompt_template)
+        prompt = template.text([(with_clips(query, len(clips)), "")])
+        requests = [
+            Request(key=place, prompt=prompt, audios=tuple(clips), alpha=float(alpha))
+            for place, alpha in enumerate(alphas)
+        ]
+        run = self._run({**self._generation(), **generation}, None, notes)
+        texts: list[str] = []
+        for answer in yield_in_input_order(run, requests, clips.__getitem__):
+            assert isinstance(answer, Answer)
+            if answer.error is not None:
+                raise answer.error
+            texts.append(answer.text or "")
+        return texts
+
+    def _clip(self, clip: Any, rate: float, warn: Callable[[str], None]) -> NDArray[Any]:
+        """The beginning of a clip, as much as the model hears at once."""
+        from NatureLM.audio import probe, read_clip
+        from NatureLM.audio.stream import clip_array
+
+        config = self.model.config
+        longest = config.window_seconds
+        if not isinstance(clip, (str, Path)):
+            samples: NDArray[Any] = clip_array(
+                clip, rate, duration=longest, sample_rate=config.sample_rate
+            )
+            return samples
+        seconds = probe(clip).duration
+        if seconds > longest:
+            warn(f"{clip}: lasts {seconds:.1f} s, and the first {longest:g} s of it are heard")
+        return read_clip(clip, duration=longest, sample_rate=config.sample_rate)
+
+
+def as_list(audios: Any) -> list[Any]:
+    """One audio or several; an array is one audio, a list of numbers too."""
+    if isinstance(audios, (str, Path)) or hasattr(audios, "__array__"):
+        return [audios]
+    items = list(audios)
+    if items and all(isinstance(one, Real) for one in items):
+        return [np.asarray(items, np.float32)]
+    return items
+
+
+_ROWS = {"cpu": 32}  # answers decoded at once, unless the user says
+_ACCELERATOR_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One question about one window, without its sound: the key of its request."""
+
+    recording: Recording
+    index: int
+    start: float
+    end: float
+    query: str
+    key: str
+
+    @classmethod
+    def about(cls, heard: RecordingWindow, query: str) -> _Asked:
+        """The question about a window that was read."""
+        window = heard.window
+        return cls(heard.recording, window.index, window.start, window.end, query, heard.key)
+
+
+class Pipeline(Talking):
+    """Asks a model about recordings in sliding windows.
+
+    `model` is a loaded `NatureLM`, or the name, folder or Hugging Face id of one; without it the
+    embedded model is loaded. `cfg_path` is a YAML file whose `generate` section is used. `device`
+    is `auto`, `cpu`, `cuda` or `mps`. `calibration` is a file that `naturelm calibrate` made; by
+    default ("auto") that beside the model, if there is one, and with None there is none.
+    `cache_dir` is a folder where audio embeddings are kept beyond the process (by default that of
+    the environment variable NATURELM_CACHE, if it is set). `max_memory` is how many bytes batches
+    may take beside the model's weights; `kept_bytes` those of embeddings that stay in memory for
+    questions about the same sound (256 MB).
+    """
+
+    def __init__(
+        self,
+        model: NatureLM | str | Path | None = None,
+        cfg_path: str | Path | None = None,
+        *,
+        config: Config | None = None,
+        device: str = "auto",
+        dtype: Any = None,
+        calibration: Calibration | str | Path | None = "auto",
+        cache_dir: str | Path | None = None,
+        max_memory: int | None = None,
+        kept_bytes: int | None = None,
+    ) -> None:
+        from NatureLM.config import load_config
+
+        self._calibration = calibration
+        self.cfg = config if config is not None else load_config(cfg_path)
+        if model is None or isinstance(model, (str, Path)):
+            model = load(model, device, dtype)
+        self.model = model
+        self._cache_dir, self._max_memory, self._kept_bytes = cache_dir, max_memory, kept_bytes
+        self._embeddings: EmbeddingCache | None = None
+
+    def __call__(
+        self,
+        audios: Any,
+        queries: str | Sequence[str],
+        window_length_seconds: float = 10.0,
+        hop_length_seconds: float = 10.0,
+        input_sample_rate: int = 16000,
+        verbose: bool = False,
+        *,
+        alpha: float | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """One string per audio, with a line per window: `#0.00s - 10.00s#: Green Treefrog\\n`.
+
+        `audios` are paths or arrays (at `input_sample_rate` Hz); `queries` one question for all or
+        one per audio. `options` are those of `windows`. A bad recording raises its `AudioError`.
+        """
+        items = as_list(audios)
+        asked = [queries] * len(items) if isinstance(queries, str) else list(queries)
+        if len(asked) != len(items):
+            raise UsageError(f"{len(asked)} queries were given for {len(items)} audios")
+        results = self.windows(
+            items,
+            asked,
+            window_length_seconds=window_length_seconds,
+            hop_length_seconds=hop_length_seconds,
+            input_sample_rate=input_sample_rate,
+            alpha=alpha,
+            **options,
+        )
+        answers = [""] * len(items)
+        for number, ours in groupby(_only_results(results), key=lambda one: one.audio_index):
+            answers[number] = "".join(f"#{r.start:.2f}s - {r.end:.2f}s#: {r.text}\n" for r in ours)
+            if verbose:
+                print(f"{_name(items[number], number)}:\n{answers[number]}")
+        return answers
+
+    def windows(
+        self,
+        audios: Any,
+        queries: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        window_length_seconds: float = 10.0,
+        hop_length_seconds: float = 10.0,
+        input_sample_rate: int = 16000,
+        channel: str | int = "mean",
+        time_expansion: float = 1.0,
+        alpha: float | None = None,
+        batch_size: int | None = None,
+        errors: Literal["raise", "yield"] = "raise",
+        skip: Callable[[WindowKey], bool] | None = None,
+        warn: Callable[[str], None] | None = None,
+        fold: bool = False,
+        mode: Mode = "generate",
+        labels: Sequence[str] | None = None,
+        several: bool = False,
+        top_k: int = 3,
+        min_confidence: float = 0.0,
+        **generation: Any,
+    ) -> Iterator[WindowResult | RecordingError]:
+        """Typed results as they come: by audio, then window, then question.
+
+        `queries`: one question for all audios, one per audio, or a list of questions per audio.
+        `skip` leaves windows and questions out. With `errors="yield"` a bad recording gives a
+        `RecordingError` in its place and the rest goes on. `batch_size`: most windows encoded and
+        most answers decoded at once; it changes the speed and never an answer. `fold` writes α into
+        the model's weights until the last result is taken: quicker, but nobody else may use the
+        model meanwhile. `generation` overrides the configuration's `generate`.
+
+        `mode`: "score" answers with the likeliest of `labels` and `None`, says how likely it is,
+        and names the next ones up to `top_k`; "constrained" decodes one of them or `None` (or
+        `several`, separated by ", "). Below `min_confidence` the answer is `None`.
+        """
+        from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
+
+        self._check_window(window_length_seconds)
+        items = as_list(audios)
+        asked = _queries_per_audio(queries, len(items))
+        alpha = self._alpha(alpha)
+        warn = warn if warn is not None else to_stderr
+        choosing = make_answer_options(
+            mode,
+            labels,
+            several=several,
+            top_k=top_k,
+            min_confidence=min_confidence,
+            calibration=self.calibration_at(alpha, warn) if mode == "score" else None,
+        )
+        run = self._run({**self._generation(), **generation}, batch_size, warn)
+        stream = WindowStream(
+            [Recording(n, _name(one, n), one, asked[n]) for n, one in enumerate(items)],
+            {
+                "sample_rate": self.model.config.sample_rate,
+                "window_seconds": window_length_seconds,
+                "hop_seconds": hop_length_seconds,
+                "channel": channel,
+                "time_expansion": time_expansion,
+            },
+            input_sample_rate=input_sample_rate,
+            warn=warn,
+        )
+        last_key = ""
+        with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
+            for made in yield_in_input_order(
+                run, self._entries(stream, alpha, skip, choosing), stream.load
+            ):
+                if isinstance(made, RecordingError):
+                    if errors == "raise":
+                        raise made.error
+                    yield made
+                    continue
+                key = cast(_Asked, made.key).key
+                if key != last_key:
+                    stream.let_go(last_key)
+                last_key = key
+                yield _result(made, choosing)
+
+    def _run(
+        self, settings: dict[str, Any], batch_size: int | None, note: Callable[[str], None]
+    ) -> Run:
+        """What answers the requests; sound that was heard before is not encoded again."""
+        from NatureLM.generation.audio_cache import make_embedding_cache
+        from NatureLM.generation.engine import Engine
+        from NatureLM.generation.request import GenerationOptions
+
+        if self._embeddings is None:
+            self._embeddings = make_embedding_cache(
+                self._cache_dir, note, max_memory=self._max_memory, most_bytes=self._kept_bytes
+            )
+        rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
+        engine = Engine(
+            self.model,
+            GenerationOptions(**settings),
+            batch_rows=rows,
+            lookahead=rows,
+            max_memory=self._max_memory,
+            embeddings=self._embeddings,
+            note=note,
+        )
+        return engine.run
+
+    def _entries(
+        self,
+        stream: WindowStream,
+        alpha: float,
+        skip: Callable[[WindowKey], bool] | None,
+        choosing: AnswerOptions,
+    ) -> Iterator[Request | RecordingError]:
+        """A request for every question about every window, in order."""
+        from NatureLM.generation.request import Request
+
+        processor = self.model.processor
+        assert processor is not None, "a loaded model has a processor"
+        for heard in stream:
+            if isinstance(heard, RecordingError):
+                yield heard
+                continue
+            name, start = heard.recording.name, heard.window.start
+            for query in heard.recording.queries:
+                if skip is not None and skip(WindowKey(name, start, query)):
+                    continue
+                stream.hold(heard, once=len(heard.recording.queries) == 1)
+                prompt = processor.render(query)
+                yield Request(
+                    key=_Asked.about(heard, query),
+                    prompt=prompt,
+                    audios=(heard.key,) * prompt.count(PLACEHOLDER),
+                    alpha=alpha,
+                    stream=zlib.crc32(repr((name, start, query)).encode()),
+                    choice=choosing.choice(),
+                )
+
+    def calibration_at(
+        self, alpha: float, warn: Callable[[str], None] = to_stderr
+    ) -> Calibration | None:
+        """The calibration that confidences at this α go by; `warn` is told why one is not used."""
+        from NatureLM.inference.calibration import calibration_for
+
+        return calibration_for(self.model, self._calibration, alpha, warn)
+
+    def confidence_settings(self, choosing: AnswerOptions, alpha: float) -> dict[str, Any]:
+        """What confidences depend on beside the labels, as plain values."""
+        if choosing.mode != "score":
+            return {}
+        found = self.calibration_at(alpha, lambda text: None)
+        if found is None:
+            return {"calibration": None}
+        return {"calibration": {"normalize": found.normalize, "temperature": found.temperature}}
+
+    def _alpha(self, alpha: float | None) -> float:
+        if alpha is not None:
+            return alpha
+        folded = self.model.folded
+        return self.cfg.generate.merging_alpha if folded is None else folded.alpha
+
+    def _generation(self) -> dict[str, Any]:
+        return self.cfg.generate.model_dump(exclude={"merging_alpha"})
+
+    def _check_window(self, seconds: float) -> None:
+        longest = self.model.config.window_seconds
+        if seconds > longest:
+            raise UsageError(
+                f"a window of {seconds:g} s is longer than the {longest:g} s that this model "
+                f"hears at once; give window_length_seconds of at most {longest:g}"
+            )
+
+
+def _queries_per_audio(queries: Any, audios: int) -> list[tuple[str, ...]]:
+    if isinstance(queries, str):
+        return [(queries,)] * audios
+    if len(queries) != audios:
+        raise UsageError(f"{len(queries)} queries were given for {audios} audios")
+    return [(query,) if isinstance(query, str) else tuple(query) for query in queries]
+
+
+def _name(audio: Any, index: int) -> str:
+    return str(audio) if isinstance(audio, (str, Path)) else f"audio {index}"
+
+
+def _result(answer: Answer, choosing: AnswerOptions) -> WindowResult:
+    if answer.error is not None:
+        raise answer.error
+    asked = cast(_Asked, answer.key)
+    said = choosing.read(answer)
+    return WindowResult(
+        audio_path=asked.recording.name,
+        start=asked.start,
+        end=asked.end,
+        query=asked.query,
+        prompt=answer.request.prompt,
+        merging_alpha=answer.request.alpha,
+        text=said.text,
+        window_index=asked.index,
+        confidence=said.confidence,
+        alternatives=said.alternatives,
+        audio_index=asked.recording.number,
+    )
+
+
+def _only_results(results: Iterator[WindowResult | RecordingError]) -> Iterator[WindowResult]:
+    for result in results:
+        if isinstance(result, RecordingError):
+            raise result.error
+        yield result

@@ -1,0 +1,163 @@
+"""What a `Pipeline` gives back.
+
+Recordings as windows, decoded ahead of the model and held until they are answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.audio import AudioError, Window, iter_windows
+from NatureLM.util import prefetch
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """The answer to one question about one window; times are seconds in the recording.
+
+    confidence: 0 to 1. Of scored labels the probability of the answer among them, of a constrained
+        answer the probability that the model says just that, of a free one the mean (geometric) of
+        the probabilities of its tokens
+    alternatives: other labels and their probabilities, best first, where they were scored
+    audio_index: place of the recording among those that were given
+    """
+
+    audio_path: str
+    start: float
+    end: float
+    query: str
+    prompt: str
+    merging_alpha: float
+    text: str
+    window_index: int
+    confidence: float | None = None
+    alternatives: tuple[tuple[str, float], ...] = ()
+    audio_index: int = 0
+
+
+@dataclass(frozen=True)
+class RecordingError:
+    """A recording that could not be read (further); the windows before it stand."""
+
+    audio_path: str
+    error: AudioError
+
+
+@dataclass(frozen=True)
+class WindowKey:
+    """Names a window and a question, so that work already done can be left out."""
+
+    audio_path: str
+    start: float
+    query: str
+
+
+_CHUNK = 4  # windows that a recording is read on at a time
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording and what is asked of each of its windows.
+
+    number: place in the list of those that are asked about
+    source: path of a file, or samples
+    """
+
+    number: int
+    name: str
+    source: Any
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RecordingWindow:
+    """A window of a recording; `key` names its sound."""
+
+    recording: Recording
+    window: Window
+    key: str
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What reading a recording has to say."""
+
+    text: str
+
+
+class WindowStream:
+    """The windows of recordings, one after the other, and in their place what went wrong.
+
+    cutting: what `iter_windows` is told of windows and channels
+    input_sample_rate: Hz, of recordings that are samples
+    warn: told what there is to say about a recording, when its turn comes
+    workers: recordings that are decoded at once, ahead of who takes the windows
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        cutting: Mapping[str, Any],
+        *,
+        input_sample_rate: float,
+        warn: Callable[[str], None],
+        workers: int = 2,
+    ) -> None:
+        self._recordings, self._cutting = recordings, cutting
+        self._rate, self._warn, self._workers = input_sample_rate, warn, workers
+        self._held: dict[str, NDArray[np.float32]] = {}
+        self._once: set[str] = set()
+
+    def __iter__(self) -> Iterator[RecordingWindow | RecordingError]:
+        streams = map(self._decode, self._recordings)
+        for item in prefetch(streams, workers=self._workers, chunk=_CHUNK):
+            if isinstance(item, _Note):
+                self._warn(item.text)
+            else:
+                yield item
+
+    def hold(self, heard: RecordingWindow, *, once: bool = False) -> None:
+        """Keep the sound of a window, so that `load` finds it; `once`: it is loaded once only."""
+        self._held[heard.key] = heard.window.samples
+        if once:
+            self._once.add(heard.key)
+
+    def load(self, key: str) -> NDArray[np.float32]:
+        """The samples of a window that is held."""
+        if key not in self._once:
+            return self._held[key]
+        self._once.remove(key)
+        return self._held.pop(key)
+
+    def let_go(self, key: str) -> None:
+        """Nothing more is asked of this window."""
+        self._once.discard(key)
+        self._held.pop(key, None)
+
+    def _decode(self, recording: Recording) -> Iterator[RecordingWindow | RecordingError | _Note]:
+        notes: list[str] = []
+        is_file = isinstance(recording.source, (str, Path))
+        try:
+            for window in iter_windows(
+                recording.source,
+                input_sample_rate=None if is_file else self._rate,
+                warn=notes.append,
+                **self._cutting,
+            ):
+                yield from _taken(notes)
+                yield RecordingWindow(recording, window, f"{recording.number}/{window.index}")
+        except AudioError as error:
+            yield from _taken(notes)
+            yield RecordingError(recording.name, error)
+        yield from _taken(notes)
+
+
+def _taken(notes: list[str]) -> Iterator[_Note]:
+    while notes:
+        yield _Note(notes.pop(0))

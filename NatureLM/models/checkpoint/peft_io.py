@@ -1,0 +1,322 @@
+"""LoRA adapters as files: PEFT's own format in and out, and that inside a checkpoint of ours.
+
+PEFT's folder holds `adapter_config.json` and `adapter_model.safetensors`. Its tensors are named
+`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`; other tools leave the prefix out,
+put another one there, or keep the adapter's name before `weight`. All of these are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from NatureLM.merging.lora import AdapterSource, LoraDelta
+from NatureLM.models.checkpoint.hub import download, find_checkpoint, is_hub_id
+from NatureLM.models.checkpoint.tensors import (
+    CheckpointError,
+    StoredTensor,
+    index_folder,
+    read_header,
+)
+from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.util import atomic_write
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_LORA_TENSOR = re.compile(r"^(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight$")
+# Settings of PEFT that change the arithmetic: refused unless off.
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "lora_bias": "biases of the adapter",
+    "modules_to_save": "whole modules beside the adapter",
+    "trainable_token_indices": "trained tokens",
+    "target_parameters": "adapted parameters that are no layers",
+    "layer_replication": "repeated layers",
+    "fan_in_fan_out": "transposed weights",
+    "alora_invocation_tokens": "an activated adapter (aLoRA)",
+    "arrow_config": "routing between adapters",
+}
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """The update of one layer as it lies in a file."""
+
+    a: StoredTensor
+    b: StoredTensor
+    rank: int
+    alpha: float
+    use_rslora: bool
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter in a folder, checked against a language model; a source of updates."""
+
+    label: str
+    layers: Mapping[str, StoredLayer]
+    use_rslora: bool
+    dropout: float
+    files: tuple[Path, ...]
+
+    @property
+    def targets(self) -> Collection[str]:
+        return self.layers.keys()
+
+    def read(self, target: str) -> LoraDelta:
+        """The update of a layer, in the dtype that it is stored in."""
+        layer = self.layers[target]
+        cpu = torch.device("cpu")
+        return LoraDelta(
+            layer.a.read(layer.a.dtype, cpu), layer.b.read(layer.b.dtype, cpu), layer.scale
+        )
+
+
+def open_adapter(where: str | Path, linears: Mapping[str, tuple[int, int]]) -> StoredAdapter:
+    """The adapter in a folder or Hub repository: of PEFT, or that of a NatureLM checkpoint.
+
+    `linears` are the language model's linear layers with their shapes (outputs, inputs). Raises
+    CheckpointError for what is not there, not understood or does not fit.
+    """
+    folder = _find(where)
+    if (folder / CONFIG_FILE).is_file():
+        settings = _read_settings(folder / CONFIG_FILE)
+        weights = folder / WEIGHTS_FILE
+        if not weights.is_file():
+            raise CheckpointError(_no_weights(folder))
+        tensors: Iterable[StoredTensor] = read_header(weights)
+        files: tuple[Path, ...] = (folder / CONFIG_FILE, weights)
+    elif (folder / "config.json").is_file():
+        settings, tensors = _of_checkpoint(folder)
+        files = (folder / "config.json", *sorted({tensor.path for tensor in tensors}))
+    else:
+        raise CheckpointError(f"{folder} holds no {CONFIG_FILE}: it is not an adapter")
+    return stored_adapter(str(where), tensors, settings, linears, files)
+
+
+def stored_adapter(
+    label: str,
+    tensors: Iterable[StoredTensor],
+    settings: Mapping[str, Any],
+    linears: Mapping[str, tuple[int, int]],
+    files: tuple[Path, ...] = (),
+) -> StoredAdapter:
+    """An adapter from its tensors and PEFT's settings (r, lora_alpha, use_rslora, patterns)."""
+    pairs = _pairs(label, tensors)
+    use_rslora = bool(settings.get("use_rslora"))
+    layers: dict[str, StoredLayer] = {}
+    problems: list[str] = []
+    for path, parts in sorted(pairs.items()):
+        target = _target(path, linears)
+        if target is None or target in layers:
+            problems.append(f"the language model has no linear layer {path}")
+            continue
+        if set(parts) != {"A", "B"}:
+            problems.append(f"{path} has only one of lora_A and lora_B")
+            continue
+        own_path = _unwrapped(path)
+        rank = int(_by_pattern(settings.get("rank_pattern"), own_path, settings["r"]))
+        alpha = float(_by_pattern(settings.get("alpha_pattern"), own_path, settings["lora_alpha"]))
+        outputs, inputs = linears[target]
+        for part, needed in (("A", (rank, inputs)), ("B", (outputs, rank))):
+            if parts[part].shape != needed:
+                problems.append(f"{path}.lora_{part} is {parts[part].shape} (needed {needed})")
+        layers[target] = StoredLayer(parts["A"], parts["B"], rank, alpha, use_rslora)
+    if not pairs:
+        problems.append("it holds no LoRA tensors")
+    if problems:
+        shown = [*problems[:8], *([f"and {len(problems) - 8} more"] if problems[8:] else [])]
+        raise CheckpointError(
+            f"adapter {label} does not fit this model; nothing was loaded.\n"
+            + "\n".join(f"  {one}" for one in shown)
+        )
+    return StoredAdapter(label, layers, use_rslora, float(settings.get("lora_dropout") or 0), files)
+
+
+def adapter_settings(config: NatureLMConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's settings of the adapter that a checkpoint of ours or the reference describes."""
+    values = config if isinstance(config, Mapping) else config.to_dict()
+    return {
+        "r": values.get("lora_rank", NatureLMConfig.lora_rank),
+        "lora_alpha": values.get("lora_alpha", NatureLMConfig.lora_alpha),
+        "lora_dropout": values.get("lora_dropout", NatureLMConfig.lora_dropout),
+        "use_rslora": values.get("use_rslora", False),
+        "rank_pattern": values.get("lora_rank_pattern"),
+        "alpha_pattern": values.get("lora_alpha_pattern"),
+    }
+
+
+def configure_adapter(
+    config: NatureLMConfig, adapter: StoredAdapter, linears: Collection[str]
+) -> NatureLMConfig:
+    """The configuration of a model that has this adapter as its own."""
+    from NatureLM.merging.lora import lora_config
+
+    peft = lora_config(
+        {target: layer.rank for target, layer in adapter.layers.items()},
+        {target: layer.alpha for target, layer in adapter.layers.items()},
+        linears,
+    )
+    changed = copy.deepcopy(config)
+    changed.lora = True
+    changed.lora_rank, changed.lora_alpha = peft.r, peft.lora_alpha
+    changed.lora_rank_pattern = peft.rank_pattern or None
+    changed.lora_alpha_pattern = peft.alpha_pattern or None
+    changed.lora_dropout, changed.use_rslora = adapter.dropout, adapter.use_rslora
+    changed.lora_target_modules = sorted(peft.target_modules or ())
+    return changed
+
+
+def _find(where: str | Path) -> Path:
+    folder = Path(where)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that holds {CONFIG_FILE}")
+    if is_hub_id(str(where)):
+        return download(str(where), None, [CONFIG_FILE, WEIGHTS_FILE])
+    try:
+        return find_checkpoint(where)
+    except CheckpointError:
+        raise CheckpointError(
+            f"no adapter {str(where)!r}: it is neither a folder nor a Hugging Face id"
+        ) from None
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(folder.glob("adapter_model.bin"))
+    if pickles:
+        return (
+            f"{pickles[0]} is a pickle file, which can run code when it is opened; only "
+            f"{WEIGHTS_FILE} is loaded. Where you trust it, load it with PEFT and save it again: "
+            "save_pretrained(folder) writes safetensors."
+        )
+    return f"{folder} holds no {WEIGHTS_FILE}"
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: peft_type is {kind!r}, and only LORA adapters are merged")
+    for key in ("r", "lora_alpha"):
+        value = settings.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise CheckpointError(f"{path}: {key} is {value!r}, and it must be a number above 0")
+    refused = [f"{key} ({what})" for key, what in _UNSUPPORTED.items() if settings.get(key)]
+    if settings.get("bias", "none") != "none":
+        refused.append(f"bias {settings['bias']!r}")
+    if refused:
+        raise CheckpointError(
+            f"{path} asks for {', '.join(refused)}, which is not supported: only plain LoRA and "
+            "rsLoRA are"
+        )
+    return settings
+
+
+def _of_checkpoint(folder: Path) -> tuple[dict[str, Any], list[StoredTensor]]:
+    from NatureLM.models.checkpoint.load import read_config
+
+    values = read_config(folder)
+    tensors = [tensor for name, tensor in index_folder(folder).items() if ".lora_" in name]
+    if not tensors:
+        raise CheckpointError(f"{folder} is a model without an adapter (it was merged)")
+    return adapter_settings(values), tensors
+
+
+def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
+    """{path of a module: {"A": …, "B": …}}; anything else in the file is refused."""
+    pairs: dict[str, dict[str, StoredTensor]] = {}
+    names: set[str | None] = set()
+    strange: list[str] = []
+    for tensor in tensors:
+        found = _LORA_TENSOR.match(tensor.name)
+        if found is None:
+            strange.append(tensor.name)
+            continue
+        names.add(found["name"])
+        pairs.setdefault(found["path"], {})[found["part"]] = tensor
+    if strange:
+        raise CheckpointError(
+            f"adapter {label} holds tensors that are no plain LoRA: {', '.join(strange[:5])}"
+        )
+    if len(names) > 1:
+        raise CheckpointError(
+            f"adapter {label} holds several adapters: {', '.join(sorted(map(str, names)))}"
+        )
+    return pairs
+
+
+def _unwrapped(path: str) -> str:
+    return path.removeprefix("llama_model.").removeprefix("base_model.model.")
+
+
+def _target(path: str, linears: Collection[str]) -> str | None:
+    """The linear layer that a path of any prefix means; the longest name that fits."""
+    if _unwrapped(path) in linears:
+        return _unwrapped(path)
+    fitting = [name for name in linears if path.endswith(f".{name}")]
+    if not fitting:  # saved from the model without its head: layers.0…, for model.layers.0…
+        fitting = [name for name in linears if name.endswith(f".{_unwrapped(path)}")]
+        return fitting[0] if len(fitting) == 1 else None
+    return max(fitting, key=len)
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the end of the path, at a dot."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return otherwise
+
+
+def write_adapter(
+    folder: Path, source: AdapterSource, linears: Collection[str], *, config: NatureLMConfig
+) -> None:
+    """Write an adapter in PEFT's format; its scales are those of the source."""
+    from safetensors.torch import save_file
+
+    from NatureLM.merging.lora import lora_config
+
+    folder.mkdir(parents=True, exist_ok=True)
+    updates = {target: source.read(target) for target in source.targets}
+    ranks = {target: update.rank for target, update in updates.items()}
+    power = 0.5 if config.use_rslora else 1.0
+    alphas = {target: _alpha(update, power) for target, update in updates.items()}
+    settings = lora_config(
+        ranks,
+        alphas,
+        linears,
+        use_rslora=config.use_rslora,
+        dropout=config.lora_dropout,
+        base=config.llama_path,
+    )
+    settings.inference_mode = True
+    tensors = {}
+    for target, update in updates.items():
+        tensors[f"base_model.model.{target}.lora_A.weight"] = update.a_KI.cpu().contiguous()
+        tensors[f"base_model.model.{target}.lora_B.weight"] = update.b_OK.cpu().contiguous()
+    with atomic_write(folder / WEIGHTS_FILE, alone=True) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+    settings.save_pretrained(str(folder))
+
+
+def _alpha(update: LoraDelta, power: float) -> float:
+    """The alpha that gives the update's scale, whole where it is so but for rounding."""
+    alpha = update.scale * update.rank**power
+    return float(round(alpha)) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha

@@ -1,0 +1,123 @@
+"""Clips that a question names by number: `Is [1] the same animal as [2]?`.
+
+Labelled examples in front of a question, as the experiments and the web app show them.
+
+A question becomes the complete text that the model was trained on.
+
+Several questions and answers as one text, in the form that a template has for one question.
+
+A template says how one turn looks: `{}` stands between what opens a question and what opens its
+answer. What goes between an answer and the next question follows from it: the text that ends a
+turn, which stands after `{}`, then the opening of a question, without what comes only once at the
+very beginning (such as a system message).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from NatureLM.errors import UsageError
+
+_NUMBER = re.compile(r"\[(\d{1,4})\]")
+
+
+def place_numbered(query: str, clips: int) -> tuple[str, tuple[int, ...]]:
+    """The query with the sound of a clip in place of each `[number]`, and the numbers in order.
+
+    A query that names no number comes back as it is, with no numbers. Raises UsageError for a
+    number that no clip has (`clips` are numbered from 1), and for the mark of the model itself.
+    """
+    if PLACEHOLDER in query:
+        raise UsageError(
+            f"The question holds {PLACEHOLDER}, which stands for sound. "
+            "Name clips by their numbers instead, such as [1]."
+        )
+    numbers = tuple(int(number) for number in _NUMBER.findall(query))
+    wrong = [number for number in numbers if not 1 <= number <= clips]
+    if wrong:
+        there = {0: "There is no clip", 1: "There is one clip, [1]"}.get(
+            clips, f"There are the clips [1] to [{clips}]"
+        )
+        raise UsageError(f"{there}, and the question names [{wrong[0]}].")
+    return _NUMBER.sub(AUDIO_TAG, query), numbers
+
+
+def example_blocks(examples: Iterable[tuple[str, str]]) -> str:
+    """(what is heard, label) as blocks with a blank line between them."""
+    return "\n\n".join(f"Audio: {heard}\nLabel: {label}" for heard, label in examples)
+
+
+PLACEHOLDER = "<AudioHere>"
+AUDIO_TAG = f"<Audio>{PLACEHOLDER}</Audio>"
+
+
+def with_clips(query: str, clips: int) -> str:
+    """The query, with places for so many clips in front if it names none, stripped."""
+    if PLACEHOLDER not in query:
+        query = f"{AUDIO_TAG} " * clips + query
+    return query.strip()
+
+
+def with_audio(query: str) -> str:
+    """The query, with the audio in front if it names no place for it, stripped."""
+    return with_clips(query, 1)
+
+
+def render(template: str, query: str) -> str:
+    """The complete prompt: the query with its audio places, put into `{}` of the template."""
+    return template.replace("{}", with_audio(query))
+
+
+_PLACE = "{}"
+_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # a special token
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A prompt template taken apart.
+
+    start: in front of the first question
+    question: in front of every later one
+    answer: between a question and its answer
+    end: after an answer that another question follows
+
+    For Llama 3, `end` is `<|eot_id|>`, and `question` is the header of the user's turn.
+    """
+
+    start: str
+    question: str
+    answer: str
+    end: str
+
+    @classmethod
+    def of(cls, template: str) -> ChatTemplate:
+        """Take a template with one `{}` apart."""
+        start, _, answer = template.partition(_PLACE)
+        marks = list(_MARK.finditer(answer))
+        opening = next((m.group() for m in _MARK.finditer(start) if m.group() in answer), None)
+        if opening is not None:
+            return cls(start, start[start.rfind(opening) :], answer, answer.partition(opening)[0])
+        if len(marks) > 1:  # every role has a mark of its own, and the first one ends the turn
+            return cls(start, start, answer, answer[: marks[1].start()])
+        # Nothing marks a turn: what parts question and answer, or a line feed, parts them too.
+        blank = answer[: len(answer) - len(answer.lstrip())]
+        return cls(start, start, answer, blank if "\n" in blank else "\n")
+
+    def text(self, turns: Sequence[tuple[str, str]]) -> str:
+        """The text of (question, answer), of which the last is not ended.
+
+        Placeholders that an answer spells out are taken out of it: no clip belongs to them.
+        """
+        parts: list[str] = []
+        for number, (question, answer) in enumerate(turns):
+            parts += [self.end, self.question] if number else [self.start]
+            parts += [question, self.answer, _without_placeholders(answer)]
+        return "".join(parts)
+
+
+def _without_placeholders(answer: str) -> str:
+    while PLACEHOLDER in answer:
+        answer = answer.replace(PLACEHOLDER, "")
+    return answer

@@ -1,0 +1,1 @@
+"""Result files: every result that is kept on disk is written here."""

@@ -1,0 +1,182 @@
+"""Errors about result files.
+
+The rows of a result file: one JSON object on a line, schema version 1.
+
+A row of a window says what was answered about one window of a recording:
+
+==================  ================================================================================
+``audio_path``      the recording, as it was named
+``start``, ``end``  the window in seconds of the recording; a short last window has its true end
+``query``           what was asked
+``text``            the answer
+``merging_alpha``   share of the adapter: 0 is the base language model, 1 the adapted one
+``model``           name, id or folder of the model
+``run``             fingerprint of the settings; rows of one file have the same
+``audio_bytes``     size of the recording when it was heard
+``audio_modified``  when the recording was last changed, UTC, ISO 8601
+``schema_version``  1
+``confidence``      how sure the model is of the answer, 0 to 1; not in rows that do not know it
+``alternatives``    other labels with their probabilities, best first; not in rows without any
+==================  ================================================================================
+
+A row of an error says that a recording, or the rest of it, could not be heard. It has ``error``
+(the message) and ``error_type`` in place of start, end, query and text.
+
+A line may end with spaces, as JSON allows. Readers should leave keys alone that they do not know. A
+key that changes its meaning or goes away raises the version; a key that is added does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from NatureLM.errors import NatureLMError, UsageError
+
+
+class OutputError(UsageError):
+    """A result file cannot be written, read, or gone on with; the message says why."""
+
+
+class WriteError(NatureLMError):
+    """A row could not be written in the middle of a run, such as on a full disk."""
+
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WindowRow:
+    """The answer to one query about one window."""
+
+    audio_path: str
+    start: float
+    end: float
+    query: str
+    text: str
+    merging_alpha: float
+    model: str
+    run: str
+    audio_bytes: int | None = None
+    audio_modified: str | None = None
+    schema_version: int = SCHEMA_VERSION
+    confidence: float | None = None
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+_ADDED = ("confidence", "alternatives")
+"""Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """A recording, or the rest of it, that could not be heard."""
+
+    audio_path: str
+    error: str
+    error_type: str
+    merging_alpha: float
+    model: str
+    run: str
+    audio_bytes: int | None = None
+    audio_modified: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+Row: TypeAlias = WindowRow | ErrorRow
+
+
+def to_line(row: Row) -> bytes:
+    """The row as one line of UTF-8 JSON, line feed included."""
+    values = asdict(row)
+    for key in _ADDED:
+        if values.get(key) in (None, ()):
+            values.pop(key, None)
+    return json_line(values)
+
+
+def json_line(values: dict[str, Any]) -> bytes:
+    """An object as one line of UTF-8 JSON, line feed included."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    # Some readers take these for the end of a line.
+    for mark in "\x85\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # a file name that is no UTF-8
+        return json.dumps(values, allow_nan=False).encode() + b"\n"
+
+
+def from_line(line: bytes, name: str, number: int) -> Row:
+    """The row of line `number` of file `name`.
+
+    Raises OutputError where the line is no row of this schema version.
+    """
+    try:
+        data = json.loads(line)
+    except ValueError:
+        raise OutputError(f"{name}, line {number}: this is not JSON") from None
+    if not isinstance(data, dict) or "audio_path" not in data or "schema_version" not in data:
+        raise OutputError(f"{name}, line {number}: this is no row of `naturelm infer`")
+    version = data["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise OutputError(
+            f"{name}, line {number}: rows of schema version {version!r} cannot be read here, "
+            f"only those of version {SCHEMA_VERSION}"
+        )
+    kind: type[Row] = ErrorRow if "error" in data else WindowRow
+    return _typed(kind, data, name, number)
+
+
+def _typed(kind: type[Row], data: dict[str, Any], name: str, number: int) -> Row:
+    fields = kind.__dataclass_fields__
+    data = {"confidence": None, "alternatives": [], **data} if kind is WindowRow else data
+    missing = [key for key in fields if key not in data]
+    if missing:
+        raise OutputError(f"{name}, line {number}: the row lacks {', '.join(missing)}")
+    values = {key: data[key] for key in fields}
+    for key, value in values.items():
+        if not isinstance(value, _TYPES[fields[key].type]) or isinstance(value, bool):
+            raise OutputError(
+                f"{name}, line {number}: {key} is {value!r}, and it must be {fields[key].type}"
+            )
+    if kind is WindowRow:
+        values["alternatives"] = _pairs(values["alternatives"], name, number)
+    return kind(**values)
+
+
+def _pairs(value: list[Any], name: str, number: int) -> tuple[tuple[str, float], ...]:
+    for pair in value:
+        is_pair = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (is_pair and isinstance(pair[1], (int, float)) and not isinstance(pair[1], bool)):
+            raise OutputError(
+                f"{name}, line {number}: alternatives has {pair!r}, and it must be a label and "
+                "its probability"
+            )
+    return tuple((label, probability) for label, probability in value)
+
+
+_TYPES: dict[Any, tuple[type, ...]] = {
+    "str": (str,),
+    "float": (float, int),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float | None": (float, int, type(None)),
+    "tuple[tuple[str, float], ...]": (list,),
+    "str | None": (str, type(None)),
+}
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a result file, in the order in which they were written.
+
+    A last line that was cut off by a loss of power is left out. Raises OutputError with file and
+    line for a line that is no row.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield from_line(line, str(path), number)

@@ -1,0 +1,179 @@
+"""Answers for other programs: CSV for spreadsheets, JSON lines, selection tables for Raven.
+
+All writers take rows as `read_rows` gives them and write text to an open file; what is written
+follows the rows' order.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TextIO
+
+from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, to_line
+from NatureLM.util import atomic_write
+
+CSV_COLUMNS = (
+    *("recording", "start", "end", "query", "text", "confidence", "alternatives"),
+    *("merging_alpha", "model", "error"),
+)
+RAVEN_COLUMNS = (
+    *("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"),
+    *("Low Freq (Hz)", "High Freq (Hz)", "Begin File", "File Offset (s)"),
+    *("Answer", "Confidence", "Alternatives", "Question"),
+)
+CSV_ENCODING = "utf-8-sig"
+"""Spreadsheets take a file without this mark for one in the encoding of the machine."""
+
+# Spreadsheets run a cell that begins so as a formula; the last four are full-width forms.
+_FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class RavenRecording:
+    """A recording that selections are in.
+
+    seconds: its length
+    sample_rate: in Hz
+    """
+
+    path: str
+    seconds: float
+    sample_rate: float
+
+
+def write_csv(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None = None) -> None:
+    """One row for each answer and each recording that could not be heard.
+
+    file: open with `newline=""`; give it `CSV_ENCODING`
+    names: what to call recordings, by `audio_path`
+
+    Texts that a spreadsheet would run as a formula begin with an apostrophe.
+    """
+    writer = csv.writer(file)
+    writer.writerow(CSV_COLUMNS)
+    for row in rows:
+        name = without_formula(_name(row, names))
+        if isinstance(row, ErrorRow):
+            answer = ["", "", "", "", "", ""]
+            error = without_formula(row.error)
+        else:
+            answer = [
+                _number(row.start),
+                _number(row.end),
+                without_formula(row.query),
+                without_formula(row.text),
+                _confidence(row),
+                without_formula(alternatives_text(row)),
+            ]
+            error = ""
+        writer.writerow(
+            [name, *answer, _number(row.merging_alpha), without_formula(row.model), error]
+        )
+
+
+def write_jsonl(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None = None) -> None:
+    """The rows as they are, under other names of the recordings where these are given."""
+    for row in rows:
+        file.write(to_line(replace(row, audio_path=_name(row, names))).decode())
+
+
+def write_raven(
+    rows: Iterable[Row],
+    file: TextIO,
+    recordings: Sequence[RavenRecording],
+    names: Mapping[str, str] | None = None,
+    *,
+    channel: str | int = "mean",
+    heard_hz: float = 8000.0,
+) -> None:
+    """A selection table, tab-separated: a selection for each answer.
+
+    recordings: in the order in which Raven opens them as one sound: `Begin Time (s)` counts from
+        the start of the first, `File Offset (s)` from the start of `Begin File`
+    channel: that was heard; a mix of all is given as channel 1
+    heard_hz: highest frequency that the model hears; selections end there or where the sound does
+
+    Raises KeyError for an answer about a recording that is not among `recordings`.
+    """
+    places: dict[str, tuple[Fraction, RavenRecording]] = {}
+    begin = Fraction(0)
+    for one in recordings:
+        places[one.path] = begin, one
+        begin += Fraction(one.seconds)
+    writer = csv.writer(
+        file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
+    )
+    writer.writerow(RAVEN_COLUMNS)
+    number = 0
+    for row in rows:
+        if isinstance(row, ErrorRow):
+            continue
+        number += 1
+        before, recording = places[row.audio_path]
+        writer.writerow(
+            [
+                number,
+                "Spectrogram 1",
+                1 if channel == "mean" else channel,
+                _seconds(before + Fraction(row.start)),
+                _seconds(before + Fraction(row.end)),
+                "0.0",
+                f"{min(heard_hz, recording.sample_rate / 2):.1f}",
+                _cell(_name(row, names)),
+                _seconds(Fraction(row.start)),
+                without_formula(_cell(row.text)),
+                _confidence(row),
+                without_formula(_cell(alternatives_text(row))),
+                without_formula(_cell(row.query)),
+            ]
+        )
+
+
+def write_table(target: Path, encoding: str, fill: Callable[[TextIO], None]) -> None:
+    """Write a table whole or not at all; `fill` writes into the open file. Raises OutputError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(target) as unfinished,
+            open(unfinished, "w", encoding=encoding, errors="backslashreplace", newline="") as file,
+        ):
+            fill(file)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+
+
+def without_formula(text: str) -> str:
+    """The text as a cell that no spreadsheet runs."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def alternatives_text(row: WindowRow) -> str:
+    """Other answers with their confidences: `Barn Owl 0.21, Dog 0.04`."""
+    return ", ".join(f"{name} {share:.3f}" for name, share in row.alternatives)
+
+
+def _name(row: Row, names: Mapping[str, str] | None) -> str:
+    return row.audio_path if names is None else names.get(row.audio_path, Path(row.audio_path).name)
+
+
+def _confidence(row: WindowRow) -> str:
+    return "" if row.confidence is None else f"{row.confidence:.6f}"
+
+
+def _number(value: float) -> str:
+    """At most six decimals, and none that say nothing."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def _seconds(value: Fraction) -> str:
+    return f"{float(value):.6f}"
+
+
+def _cell(text: str) -> str:
+    """Text without what would end the cell or the line; quotes are not special here."""
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()

@@ -1,0 +1,1 @@
+"""Windows as vectors: build an index, read it, find what sounds alike."""

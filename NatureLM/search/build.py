@@ -1,0 +1,570 @@
+"""Windows → one vector each, by the parts of a model that hear.
+
+Shapes: B windows, S samples, P positions in time, E width.
+
+Where vectors are kept while an index is being made, so that nothing is lost when it is stopped.
+
+A folder with two files that only grow. `vectors.f32` holds the numbers of row after row;
+`rows.jsonl` says whose they are, in whole lines (see `outputs.appending`). Numbers are written
+before the line that counts them: after `kill -9` there may be numbers that no line counts, which
+are cut off, and never a line without its numbers. After a loss of power there may be; such lines
+are cut off too.
+
+From recordings to an index: windows are heard, their vectors kept, and at the end joined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from NatureLM.audio import Window
+from NatureLM.errors import UsageError
+from NatureLM.generation.oom import halving
+from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
+from NatureLM.results.jsonl import Identity, JsonlAppender, identity
+from NatureLM.results.rows import WriteError
+from NatureLM.results.settings import differences
+from NatureLM.search.index import (
+    IndexSettings,
+    Shard,
+    VectorIndexError,
+    open_index,
+    rows_of_a_block,
+    writer_of,
+)
+from NatureLM.util import atomic_write
+
+if TYPE_CHECKING:
+    from NatureLM.models import NatureLM
+
+
+LAYERS = ("encoder", "projected")
+
+
+class Embedder:
+    """Makes vectors of windows: the mean over the positions of a layer that hold sound.
+
+    layer: `encoder`, what the audio encoder says of each patch; `projected`, the vectors that
+        stand in the language model's prompt
+    batch: windows at once; half as many after each time that memory ran out
+    note: told that memory ran out
+
+    A window shorter than the model's is padded with silence, as everywhere; positions that lie
+    wholly in the padding do not count.
+    """
+
+    def __init__(
+        self,
+        model: NatureLM,
+        layer: str = "encoder",
+        *,
+        batch: int = 16,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        if layer not in LAYERS:
+            raise UsageError(f"the layer is {layer!r}, and it must be one of {', '.join(LAYERS)}")
+        if batch < 1:
+            raise UsageError(f"the batch size is {batch}, and it must be at least 1")
+        self.model, self.layer, self.batch, self._note = model, layer, batch, note
+        self.fingerprint = _fingerprint(model, self._parts(), layer)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        if self.layer == "encoder":
+            return int(self.model.beats.width)
+        return int(self.model.audio_llama_proj.out_features)
+
+    def vectors(
+        self, windows: Sequence[Window], time_expansion: float = 1.0
+    ) -> NDArray[np.float32]:
+        """One vector for each window, float32 of shape (windows, width)."""
+        made: list[NDArray[np.float32]] = []
+        start = 0
+        while start < len(windows):
+            chosen = windows[start : start + self.batch]
+            with halving(len(chosen), self._note, "windows were encoded") as room:
+                made.append(self._batch_of(chosen, time_expansion))
+                start += len(chosen)
+            if room.halved is not None:
+                self.batch = room.halved
+        return np.concatenate(made) if made else np.empty((0, self.width), np.float32)
+
+    @torch.inference_mode()
+    def _batch_of(self, windows: Sequence[Window], time_expansion: float) -> NDArray[np.float32]:
+        processor = self.model.processor
+        assert processor is not None, "a loaded model has a processor"
+        wav_BS = torch.stack([processor.prepare_audio(window.samples) for window in windows])
+        encode = self.model.encode_patches if self.layer == "encoder" else self.model.encode_audio
+        heard_BPE = encode(wav_BS).float()
+        positions = heard_BPE.shape[1]
+        share = time_expansion / self.model.config.window_seconds
+        counts = [
+            min(positions, max(1, math.ceil((one.end - one.start) * share * positions - 1e-6)))
+            for one in windows
+        ]
+        counts_B = torch.tensor(counts, device=heard_BPE.device)
+        is_sound_BP = torch.arange(positions, device=heard_BPE.device) < counts_B[:, None]
+        summed_BE = (heard_BPE * is_sound_BP[:, :, None]).sum(dim=1)
+        vectors: NDArray[np.float32] = (summed_BE / counts_B[:, None]).cpu().numpy()
+        return vectors
+
+    def _parts(self) -> list[tuple[str, nn.Module | Tensor]]:
+        """What the vectors come from."""
+        model = self.model
+        if self.layer == "encoder":
+            return [("beats", model.beats)]
+        names = ("beats", "ln_audio", "audio_Qformer", "audio_query_tokens", "audio_llama_proj")
+        return [(name, getattr(model, name)) for name in names if hasattr(model, name)]
+
+
+def _fingerprint(model: Any, parts: Sequence[tuple[str, nn.Module | Tensor]], layer: str) -> str:
+    """Names the exact weights and settings that decide the vectors.
+
+    Adapters of the language model have no part in them, so an index outlives a fine-tuning of the
+    language model.
+    """
+    config = model.config
+    names = ["sample_rate", "window_seconds", "fbank_cfg"]
+    if layer == "projected":
+        names += ["max_pooling", "downsample_factor", "window_level_Qformer"]
+        names += ["second_per_window", "second_stride", "patches_per_second"]
+        names += ["window_delays"] if config.window_delays else []
+    settings = {name: getattr(config, name) for name in names}
+    digest = hashlib.blake2b(json.dumps([layer, settings], sort_keys=True).encode(), digest_size=8)
+    for name, part in parts:
+        state = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+        for key in sorted(state):
+            tensor = state[key].detach()
+            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+_ROWS, _VECTORS, _SETTINGS = "rows.jsonl", "vectors.f32", "settings.json"
+_CHUNK = 64  # rows of a line at most
+
+
+class _Chunk(NamedTuple):
+    """A line: windows of a recording from number `first` on, whose vectors begin at a row."""
+
+    recording: int
+    first: int
+    row: int
+    rows: int
+    offset: int
+
+
+class Journal:
+    """The work so far on an index.
+
+    folder: made if it is not there
+    overwrite: forget what is in it
+
+    Raises VectorIndexError where it holds vectors that were made otherwise.
+    """
+
+    def __init__(self, folder: Path, settings: IndexSettings, *, overwrite: bool = False) -> None:
+        self.folder, self.settings = folder, settings
+        self._bytes_of_row = 4 * settings.width
+        self._recordings: dict[str, int] = {}
+        self._windows: dict[str, int] = {}
+        self._heard: dict[str, Identity] = {}
+        self._done: set[str] = set()
+        self._chunks: list[_Chunk] = []
+        self.rows = 0
+        self._lines = JsonlAppender(folder / _ROWS)
+        try:
+            self._prepare(overwrite)
+            self._vectors = open(folder / _VECTORS, "r+b", buffering=0)  # noqa: SIM115
+        except BaseException:
+            self._lines.close()
+            raise
+
+    def is_done(self, file: str) -> bool:
+        """Whether all windows of a recording are there."""
+        return file in self._done
+
+    def unfinished(self) -> list[str]:
+        """Recordings of which there are windows, but not all."""
+        return [file for file in self._recordings if file not in self._done]
+
+    def windows(self, file: str) -> int:
+        """How many windows of a recording are there, from the first one on."""
+        return self._windows.get(file, 0)
+
+    def changed(self, files: Sequence[str]) -> list[str]:
+        """Recordings that are others than when their windows were heard."""
+        return [
+            file for file in files if file in self._heard and identity(file) != self._heard[file]
+        ]
+
+    def add(
+        self,
+        file: str,
+        starts: Sequence[float],
+        ends: Sequence[float],
+        vectors: NDArray[np.float32],
+        *,
+        heard: bool = True,
+    ) -> None:
+        """Append the next windows of a recording. heard: it is here to be looked at."""
+        seen = identity(file) if heard else None
+        for begin in range(0, len(starts), _CHUNK):
+            end = begin + _CHUNK
+            line = {
+                "file": file,
+                "first": self.windows(file),
+                "starts": list(starts[begin:end]),
+                "ends": list(ends[begin:end]),
+                "heard": None if seen is None else list(seen),
+            }
+            self._write_vectors(np.ascontiguousarray(vectors[begin:end], np.float32))
+            offset = self._lines.size
+            self._lines.append(_line(line))
+            self._take(line, offset)
+
+    def finish(self, file: str) -> None:
+        """All windows of a recording are there."""
+        if file not in self._done:
+            self._lines.append(_line({"done": file}))
+            self._done.add(file)
+
+    def blocks(self, rows: int) -> Iterator[Shard]:
+        """All rows, recording by recording, so many at a time (a few more at most)."""
+        files = list(self._recordings)
+        waiting: list[_Chunk] = []
+        with open(self.folder / _ROWS, "rb") as lines, open(self.folder / _VECTORS, "rb") as data:
+            for chunk in sorted(self._chunks):
+                waiting.append(chunk)
+                if sum(one.rows for one in waiting) >= rows:
+                    yield self._block(waiting, files, lines, data)
+                    waiting = []
+            if waiting:
+                yield self._block(waiting, files, lines, data)
+
+    def close(self) -> None:
+        """Let go of the files; what was written is on the disk."""
+        if not self._vectors.closed:
+            os.fsync(self._vectors.fileno())
+            self._vectors.close()
+        self._lines.close()
+
+    def remove(self) -> None:
+        """The index is there: the folder goes."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _prepare(self, overwrite: bool) -> None:
+        """Read what is there, and cut off what was not written whole."""
+        path, vectors = self.folder / _SETTINGS, self.folder / _VECTORS
+        if overwrite or not path.exists():
+            self._lines.truncate(0)
+            vectors.write_bytes(b"")
+            with atomic_write(path, alone=True) as unfinished:
+                unfinished.write_text(self.settings.to_json() + "\n", encoding="utf-8")
+            return
+        before = IndexSettings.from_json(path.read_text(encoding="utf-8"), path)
+        refuse_other_settings(self.folder, before, self.settings)
+        vectors.touch()
+        room = vectors.stat().st_size // self._bytes_of_row
+        end = 0
+        with open(self.folder / _ROWS, "rb") as lines:
+            for text in lines:
+                line = _parsed(text)
+                if line is None or not self._take(line, end, room):
+                    break
+                end += len(text)
+        self._lines.truncate(end)
+        os.truncate(vectors, self.rows * self._bytes_of_row)
+
+    def _take(self, line: dict[str, Any], offset: int, room: int | None = None) -> bool:
+        """Count a line in; False if it speaks of vectors that are not there."""
+        if "done" in line:
+            self._done.add(line["done"])
+            return True
+        file, count = line["file"], len(line["starts"])
+        if room is not None and self.rows + count > room:
+            return False
+        number = self._recordings.setdefault(file, len(self._recordings))
+        self._chunks.append(_Chunk(number, line["first"], self.rows, count, offset))
+        self._windows[file] = line["first"] + count
+        if line["heard"] is not None:
+            self._heard[file] = (line["heard"][0], line["heard"][1])
+        self.rows += count
+        return True
+
+    def _write_vectors(self, vectors: NDArray[np.float32]) -> None:
+        data = memoryview(vectors.tobytes())
+        place = self.rows * self._bytes_of_row
+        try:
+            self._vectors.seek(place)
+            while data:
+                data = data[self._vectors.write(data) :]
+        except OSError as error:
+            raise WriteError(
+                f"{self.folder}: the vectors cannot be written further: {error.strerror}. When "
+                "this is mended, the same command goes on from there."
+            ) from None
+
+    def _block(self, chunks: Sequence[_Chunk], files: list[str], lines: Any, data: Any) -> Shard:
+        names: list[str] = []
+        starts: list[float] = []
+        ends: list[float] = []
+        vectors: list[NDArray[np.float32]] = []
+        for chunk in chunks:
+            lines.seek(chunk.offset)
+            line = json.loads(lines.readline())
+            names += [files[chunk.recording]] * chunk.rows
+            starts += line["starts"]
+            ends += line["ends"]
+            data.seek(chunk.row * self._bytes_of_row)
+            raw = data.read(chunk.rows * self._bytes_of_row)
+            vectors.append(np.frombuffer(raw, np.float32).reshape(chunk.rows, -1))
+        return Shard(names, np.array(starts), np.array(ends), np.concatenate(vectors))
+
+
+def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings) -> None:
+    """Raise VectorIndexError where vectors of a file were made otherwise than those to come."""
+    found = differences(before.deciding, now.deciding)
+    if found:
+        lines = "\n".join(f"  - {line}" for line in found)
+        raise VectorIndexError(
+            f"{path}: holds vectors that were made with other settings, and these are not mixed:\n"
+            f"{lines}\nGive another --output-path, or --overwrite to start anew."
+        )
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values).encode() + b"\n"
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line; None if it is not whole."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A recording was heard to its end."""
+
+    file: str
+
+
+Event: TypeAlias = RecordingWindow | RecordingError | Ended
+
+
+@dataclass
+class BuildResult:
+    """What came of it.
+
+    rows: of the index; new: those made now; errors: recordings that could not be heard
+    """
+
+    rows: int = 0
+    new: int = 0
+    errors: list[RecordingError] = field(default_factory=list)
+
+
+def make_index(
+    recordings: Sequence[Path],
+    output: Path,
+    settings: IndexSettings,
+    embedder: Embedder,
+    *,
+    overwrite: bool = False,
+    warn: Callable[[str], None],
+    begun: Callable[[int, int], None] = lambda rows, recordings: None,
+    report: Callable[[str, int | RecordingError], None] = lambda file, windows: None,
+) -> BuildResult:
+    """Make an index of recordings, or go on with it.
+
+    What is in an index of this name stays, and recordings that are not in it are added. The work is
+    kept in a folder beside it, `<output>.parts`, until the index is whole.
+
+    warn: told what there is to say about recordings
+    begun: told how many windows are there already, and how many recordings are to be heard
+    report: told of each recording how many windows it has, or what is wrong with it
+
+    Raises VectorIndexError where settings differ from those of what is there, or a recording has
+    changed since.
+    """
+    write = writer_of(output)
+    files = [str(path) for path in recordings]
+    parts = output.with_name(output.name + ".parts")
+    there = open_index(output) if output.exists() and not overwrite else None
+    if there is not None:
+        refuse_other_settings(output, there.settings, settings)
+        whole = set(there.files()) - set(there.settings.unfinished)
+        if not parts.exists() and not set(files) - whole:
+            return BuildResult(rows=len(there))
+    made = BuildResult()
+    journal = Journal(parts, settings, overwrite=overwrite)
+    try:
+        if there is not None:
+            _adopt(journal, output)
+        changed = journal.changed(files)
+        if changed:
+            raise VectorIndexError(
+                f"{parts}: recordings have changed since their windows were heard: "
+                f"{', '.join(changed[:5])}; give --overwrite to start anew"
+            )
+        before = journal.rows
+        begun(before, sum(not journal.is_done(file) for file in files))
+        _hear(files, journal, settings, embedder, made, warn, report)
+        made.rows, made.new = journal.rows, journal.rows - before
+        size = rows_of_a_block(settings.width)
+        kept = replace(settings, unfinished=tuple(journal.unfinished()))
+        with atomic_write(output, alone=True) as unfinished:
+            write(unfinished, kept, journal.rows, lambda: journal.blocks(size))
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        journal.close()
+        raise
+    journal.remove()
+    return made
+
+
+def _adopt(journal: Journal, output: Path) -> None:
+    """Take the rows of an index that is there into the work."""
+    there = open_index(output)
+    known = {file: journal.windows(file) for file in there.files()}
+    for block in there.blocks(rows_of_a_block(there.settings.width)):
+        first = 0
+        while first < len(block.files):
+            file = block.files[first]
+            end = first
+            while end < len(block.files) and block.files[end] == file:
+                end += 1
+            skipped = min(known[file], end - first)  # a stopped run has taken these already
+            known[file] -= skipped
+            here = slice(first + skipped, end)
+            if not journal.is_done(file):
+                journal.add(
+                    file,
+                    block.starts[here].tolist(),
+                    block.ends[here].tolist(),
+                    block.vectors[here],
+                    heard=False,
+                )
+            first = end
+    for file in known:
+        if file not in there.settings.unfinished:
+            journal.finish(file)
+
+
+def _hear(
+    files: Sequence[str],
+    journal: Journal,
+    settings: IndexSettings,
+    embedder: Embedder,
+    made: BuildResult,
+    warn: Callable[[str], None],
+    report: Callable[[str, int | RecordingError], None],
+) -> None:
+    """Make the vectors that are missing."""
+    todo = [file for file in files if not journal.is_done(file)]
+    stream = WindowStream(
+        [
+            Recording(number=number, name=file, source=file, queries=())
+            for number, file in enumerate(todo)
+        ],
+        {
+            "sample_rate": settings.sample_rate,
+            "window_seconds": settings.window_seconds,
+            "hop_seconds": settings.hop_seconds,
+            "channel": settings.channel,
+            "time_expansion": settings.time_expansion,
+        },
+        input_sample_rate=0,  # files know their own
+        warn=warn,
+    )
+    is_new = (
+        event
+        for event in _with_ends(stream)
+        if not isinstance(event, RecordingWindow)
+        or event.window.index >= journal.windows(event.recording.name)
+    )
+    for events in _batches(is_new, lambda: embedder.batch):
+        heard = [event for event in events if isinstance(event, RecordingWindow)]
+        vectors = np.empty((0, settings.width), np.float32)
+        if heard:
+            vectors = embedder.vectors([one.window for one in heard], settings.time_expansion)
+        row = 0
+        for windows, event in _by_recording(events):
+            if windows:
+                journal.add(
+                    windows[0].recording.name,
+                    [one.window.start for one in windows],
+                    [one.window.end for one in windows],
+                    vectors[row : row + len(windows)],
+                )
+                row += len(windows)
+            if isinstance(event, Ended):
+                journal.finish(event.file)
+                report(event.file, journal.windows(event.file))
+            elif isinstance(event, RecordingError):
+                made.errors.append(event)
+                report(event.audio_path, event)
+
+
+def _with_ends(stream: Iterable[RecordingWindow | RecordingError]) -> Iterator[Event]:
+    """Windows and errors, and after the last window of a recording that it ended."""
+    current: str | None = None
+    for item in stream:
+        name = item.audio_path if isinstance(item, RecordingError) else item.recording.name
+        if current is not None and name != current:
+            yield Ended(current)
+        yield item
+        current = None if isinstance(item, RecordingError) else name
+    if current is not None:
+        yield Ended(current)
+
+
+def _batches(events: Iterable[Event], size: Callable[[], int]) -> Iterator[list[Event]]:
+    """Events with so many windows among them."""
+    waiting: list[Event] = []
+    windows = 0
+    for event in events:
+        waiting.append(event)
+        windows += isinstance(event, RecordingWindow)
+        if windows >= size():
+            yield waiting
+            waiting, windows = [], 0
+    if waiting:
+        yield waiting
+
+
+def _by_recording(events: Sequence[Event]) -> Iterator[tuple[list[RecordingWindow], Event | None]]:
+    """Windows of one recording that follow one another, and the event that ends them."""
+    windows: list[RecordingWindow] = []
+    for event in events:
+        if not isinstance(event, RecordingWindow):
+            yield windows, event
+            windows = []
+        elif windows and event.recording is not windows[0].recording:
+            yield windows, None
+            windows = [event]
+        else:
+            windows.append(event)
+    yield windows, None

@@ -1,0 +1,296 @@
+"""Names that may have been meant.
+
+Names that are known here: what a model's card lists, and the labels of BEANS-Zero.
+
+The question that goes with a species list where nobody asked another one.
+
+Species lists: one name a line, a table, a Raven selection table, a BirdNET list, or `a,b,c`.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from NatureLM.data.components import components
+from NatureLM.errors import UsageError
+from NatureLM.models.registry import EMBEDDED, find
+
+_LIKENESS = 0.8  # of 1: what two spellings of a name have at least in common
+_TRIED = 20  # known names that are compared letter by letter
+
+
+def hints(names: Sequence[str], known: Iterable[str]) -> Iterator[str]:
+    """For each name that is not among the known ones, but close to one, a sentence that says so.
+
+    A name that is close to none is passed over: models know names that we do not.
+    """
+    spellings = list(dict.fromkeys(known))
+    exact = set(spellings)
+    folded = {name.casefold(): name for name in reversed(spellings)}
+    index: dict[str, list[str]] = defaultdict(list)
+    for name in folded:
+        for part in _parts(name):
+            index[part].append(name)
+    for name in names:
+        if name in exact:
+            continue
+        meant = folded.get(name.casefold()) or _nearest(name.casefold(), folded, index)
+        if meant is not None:
+            yield f"{name!r} is not a name that is known here; did you mean {meant!r}?"
+
+
+def _nearest(name: str, folded: dict[str, str], index: dict[str, list[str]]) -> str | None:
+    """The likest known name, looked for among those that share most threes of letters."""
+    shared: Counter[str] = Counter()
+    for part in _parts(name):
+        shared.update(index.get(part, ()))
+    likely = [found for found, _ in shared.most_common(_TRIED)]
+    close = difflib.get_close_matches(name, likely, n=1, cutoff=_LIKENESS)
+    return folded[close[0]] if close else None
+
+
+def _parts(name: str) -> set[str]:
+    padded = f"  {name} "
+    return {padded[start : start + 3] for start in range(len(padded) - 2)}
+
+
+_ANIMALS = re.compile(r"^Animals: (.+?)\.?$", re.MULTILINE)
+
+
+def known_names(model: str) -> tuple[str, ...]:
+    """Names that the card of a model says it knows, and all labels of BEANS-Zero.
+
+    model: name, folder or id; of one that is not on this machine the card is not read
+    """
+    labels = (label for component in components().values() for label in component.labels)
+    return tuple(dict.fromkeys((*names_on_card(model), *labels)))
+
+
+def names_on_card(model: str) -> tuple[str, ...]:
+    """The animals that the line `Animals: a, b, c.` of a model's card names, if there is one."""
+    entry = find(model)
+    folder = entry.folder if entry is not None else Path(model)
+    card = None if folder is None else folder / "README.md"
+    if card is None or not card.is_file():
+        return ()
+    found = _ANIMALS.search(card.read_text(encoding="utf-8", errors="replace"))
+    return tuple(found[1].split(", ")) if found is not None else ()
+
+
+def presets() -> dict[str, tuple[str, ...]]:
+    """Lists by name: the animals that the embedded model knows, and the labels of each component
+    of BEANS-Zero that has some."""
+    lists = {EMBEDDED: names_on_card(EMBEDDED)}
+    for name, component in components().items():
+        if component.task == "classification" and len(component.labels) > 10:
+            lists[name] = tuple(dict.fromkeys(component.labels))
+    return {name: names for name, names in lists.items() if names}
+
+
+# The wordings are those that the published model was trained and measured with.
+NAME_QUESTION = "What is the {kind} name for the focal species in the audio?"
+CHOICE_QUESTION = "Which of these, if any, are present in the audio recording? {names}."
+
+
+def default_question(names: Sequence[str], kind: Kind, *, lists_names: bool = False) -> str:
+    """The question to ask.
+
+    lists_names: whether it names the list, which a free answer and one of several names need
+    """
+    if lists_names:
+        return CHOICE_QUESTION.format(names=", ".join(names))
+    return NAME_QUESTION.format(kind=kind)
+
+
+Kind = Literal["common", "scientific"]
+
+_MOST_BYTES = 16_000_000
+_PRESET_LIKENESS = 0.8  # of 1: from here on a text is the name of a preset with a slip in it
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "common": ("commonname", "common", "vernacularname", "englishname"),
+    "scientific": ("scientificname", "scientific", "latinname", "binomial"),
+    "either": ("species", "label", "annotation", "name", "specieslabel", "taxon"),
+}
+_BIRDNET = re.compile(r"([A-Z][a-z-]+(?: [a-z×.-]+)+)_(\S.*)")
+_BINOMIAL = re.compile(r"[A-Z][a-z-]{2,}( [a-z-]{3,}){1,2}")
+_LATIN_END = re.compile(r"(us|um|a|is|i|ae|ns|ix|ax|ops|es|or|ys)$")
+
+
+@dataclass(frozen=True)
+class SpeciesList:
+    """Names in the order of their source, each once.
+
+    kind: whether they are common or scientific names
+    source: what the list was read from
+    notes: what there is to say about how it was read
+    """
+
+    names: tuple[str, ...]
+    kind: Kind
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def read_species_list(
+    source: str | Path,
+    *,
+    prefer: Kind = "common",
+    presets: Mapping[str, Sequence[str]] | None = None,
+) -> SpeciesList:
+    """The species that `source` names.
+
+    source: a file, the name of one of `presets`, or the names themselves, separated by commas
+    prefer: the kind of names to take where the list has both
+
+    A file has one name a line (`#` begins a comment), or is a table with a header that names a
+    column common_name, scientific_name, species or label, such as a selection table of Raven, or a
+    list of BirdNET's (`Scientific name_Common name`). Raises UsageError for a file that is not
+    there or cannot be understood, and for a list without names.
+    """
+    text = str(source)
+    if isinstance(source, Path) or _is_file(text):
+        return _read_file(Path(source), prefer)
+    if presets is not None and text in presets:
+        return _made(presets[text], None, text, [])
+    if "," not in text:
+        _refuse_paths(text)
+    meant = difflib.get_close_matches(text.lower(), presets or (), 1, _PRESET_LIKENESS)
+    if meant:
+        raise UsageError(f"there is no list {text!r}; did you mean {meant[0]!r}?")
+    return _made(_without_blanks(text.split(",")), None, "the names given", [])
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than the name of a file can be
+        return False
+
+
+def _refuse_paths(text: str) -> None:
+    """Raise UsageError for what can only be meant as a file."""
+    if re.search(r"[/\\]|\.\w+$", text):
+        raise UsageError(f"the species list {text} does not exist")
+    if text and os.path.isdir(text):
+        raise UsageError(
+            f"{text} is a folder: name a file, or write {text!r} with a comma behind it if it is a "
+            "species"
+        )
+
+
+def _read_file(path: Path, prefer: Kind) -> SpeciesList:
+    lines = _lines(path)
+    if not lines:
+        raise UsageError(f"{path}: holds no name; write one a line")
+    delimiter = _delimiter(lines)
+    header = [_plain(cell) for cell in lines[0].split(delimiter)] if delimiter else []
+    if delimiter is None and _plain(lines[0]) in {n for names in _COLUMNS.values() for n in names}:
+        delimiter, header = ",", [_plain(lines[0])]
+    if delimiter is not None and header:
+        return _from_table(path, lines, delimiter, prefer)
+    if len(lines) == 1 and "," in lines[0]:
+        return _made(_without_blanks(lines[0].split(",")), None, str(path), [])
+    pairs = [_BIRDNET.fullmatch(line) for line in lines]
+    if all(pairs):
+        names = [pair[1 if prefer == "scientific" else 2] for pair in pairs if pair]
+        return _made(names, prefer, str(path), [])
+    return _made(lines, None, str(path), [])
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines with something in them, comments left out."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"{path}: is too large for a list of species")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is no text in UTF-8, which a list of species must be") from None
+    if "\0" in text:
+        raise UsageError(f"{path}: is no text, which a list of species must be")
+    lines = (line.strip("\r\n ") for line in text.splitlines())
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _delimiter(lines: Sequence[str]) -> str | None:
+    """What separates the columns, if it is a table: every line has as many of it."""
+    for mark in "\t;,":
+        counts = {line.count(mark) for line in lines}
+        known = {n for names in _COLUMNS.values() for n in names}
+        if mark in lines[0] and known & {_plain(cell) for cell in lines[0].split(mark)}:
+            return mark
+        if len(lines) > 1 and len(counts) == 1 and counts != {0}:
+            return mark
+    return None
+
+
+def _from_table(path: Path, lines: Sequence[str], delimiter: str, prefer: Kind) -> SpeciesList:
+    rows = list(csv.reader(lines, delimiter=delimiter))
+    header = [_plain(cell) for cell in rows[0]]
+    kinds = [prefer, "scientific" if prefer == "common" else "common", "either"]
+    for kind in kinds:
+        places = [header.index(name) for name in _COLUMNS[kind] if name in header]
+        if not places:
+            continue
+        cells = [row[places[0]] for row in rows[1:] if len(row) > places[0]]
+        names = _without_blanks(cells)
+        notes = []
+        if kind == kinds[1]:
+            notes.append(f"{path}: has no {prefer} names, so the {kind} ones are taken")
+        if not names:
+            raise UsageError(f"{path}: the column {rows[0][places[0]]!r} is empty")
+        known: Kind | None = None if kind == "either" else kind  # type: ignore[assignment]
+        # A table of detections names a species for each of them; that is no mistake.
+        return _made(list(dict.fromkeys(names)), known, str(path), notes)
+    raise UsageError(
+        f"{path}: is a table with the columns {', '.join(cell.strip() for cell in rows[0])}, and "
+        "none of them is known to hold species: name one common_name, scientific_name or species"
+    )
+
+
+def _made(names: Sequence[str], kind: Kind | None, source: str, notes: list[str]) -> SpeciesList:
+    clean = [" ".join(name.split()) for name in names]
+    twice = [name for name, count in Counter(clean).items() if count > 1]
+    if twice:
+        notes.append(f"{source}: {_named(twice)} more than once in the list, and taken once")
+    if not clean:
+        raise UsageError(f"{source}: holds no name of a species")
+    unique = tuple(dict.fromkeys(clean))
+    return SpeciesList(unique, kind or kind_of(unique), source, tuple(notes))
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    if len(names) > 3:
+        shown += f" and {len(names) - 3} others"
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def kind_of(names: Sequence[str]) -> Kind:
+    """Scientific if most names look like genus and species, with Latin endings."""
+    latin = [
+        name
+        for name in names
+        if _BINOMIAL.fullmatch(name) and _LATIN_END.search(name.split(" ")[1])
+    ]
+    return "scientific" if len(latin) > len(names) / 2 else "common"
+
+
+def _without_blanks(names: Sequence[str]) -> list[str]:
+    return [name.strip() for name in names if name.strip()]
+
+
+def _plain(cell: str) -> str:
+    """The name of a column without what spellings differ in."""
+    return re.sub(r"[^a-z]", "", cell.lower())

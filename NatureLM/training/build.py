@@ -1,0 +1,324 @@
+"""First values of tensors that no file gives: each a pure function of the seed and its name.
+
+BEATs as in its paper (DeepNorm's gains, BERT's normal distribution elsewhere), the Q-Former as
+BERT, LoRA as in its paper (B is zero, so that training starts from the base model).
+
+What a run starts from: a checkpoint, or parts (language model, encoder) and random rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from NatureLM.config.schema import Config, ModelConfig
+from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.errors import ConfigError
+from NatureLM.models.beats import BEATs
+from NatureLM.models.checkpoint.hub import find_base, find_checkpoint
+from NatureLM.models.checkpoint.load import (
+    build_on_meta,
+    fill_slot,
+    find_stored,
+    needs_base,
+    reference_config,
+    restore_computed_buffers,
+)
+from NatureLM.models.checkpoint.tensors import (
+    TensorRef,
+    index_folder,
+    part_dtype,
+    read_header,
+    slots,
+)
+from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.models.modeling import NatureLM
+from NatureLM.training.objectives import (
+    AudioText,
+    DistillationTargets,
+    EncoderClassifier,
+    LanguageModel,
+    Objective,
+)
+from NatureLM.training.sampler import derive_seed
+from NatureLM.training.table import NONE_LABEL, Example
+
+_DEEP_NORM = ("v_proj.", "out_proj.", "fc1.", "fc2.")
+
+
+def initial_tensor(slot: TensorRef, config: NatureLMConfig, seed: int) -> Tensor:
+    """The first value of a slot of the model, float32 on the CPU."""
+    module, attribute = slot.places[0]
+    name = slot.stored_name
+    generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+    if slot.is_buffer:
+        return torch.arange(slot.shape[-1])[None]
+    if name.startswith("beats."):
+        return beats_tensor(name.removeprefix("beats."), slot.shape, module, config, generator)
+    if isinstance(module, nn.LayerNorm):
+        return _norm(attribute, slot.shape)
+    if ".lora_" in name:
+        return _lora(name, slot.shape, generator)
+    if name.startswith("audio_llama_proj."):
+        bound = 1 / math.sqrt(_fan_in(module))
+        return torch.empty(slot.shape).uniform_(-bound, bound, generator=generator)
+    if attribute == "bias":
+        return torch.zeros(slot.shape)
+    spread = config.qformer.initializer_range
+    return torch.empty(slot.shape).normal_(0, spread, generator=generator)
+
+
+def beats_tensor(
+    name: str,
+    shape: tuple[int, ...],
+    module: nn.Module,
+    config: NatureLMConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """The first value of a tensor of BEATs; `name` is its name within BEATs."""
+    cfg = config.beats
+    attribute = name.rpartition(".")[2]
+    if isinstance(module, nn.LayerNorm):
+        return _norm(attribute, shape)
+    if name.endswith("grep_a"):
+        return torch.ones(shape)
+    if attribute == "weight_g":
+        # the norm that weight_v has on average, so that both start as one normal weight
+        width, groups = cfg.encoder_embed_dim, cfg.conv_pos_groups
+        return torch.full(shape, _pos_conv_spread(config) * math.sqrt(width * width / groups))
+    if attribute == "bias":
+        return torch.zeros(shape)
+    value = torch.empty(shape)
+    if attribute == "weight_v":
+        return value.normal_(0, _pos_conv_spread(config), generator=generator)
+    if name.startswith("patch_embedding."):
+        bound = 1 / math.sqrt(shape[1] * shape[2] * shape[3])
+        return value.uniform_(-bound, bound, generator=generator)
+    if cfg.deep_norm and ".layers." in name:
+        if any(part in name for part in _DEEP_NORM):
+            gain = (8 * cfg.encoder_layers) ** -0.25
+            return nn.init.xavier_normal_(value, gain=gain, generator=generator)
+        if "q_proj." in name or "k_proj." in name:
+            return nn.init.xavier_normal_(value, generator=generator)
+    return value.normal_(0, 0.02, generator=generator)
+
+
+def _pos_conv_spread(config: NatureLMConfig) -> float:
+    cfg = config.beats
+    return math.sqrt(4 * (1 - cfg.dropout) / (cfg.conv_pos * cfg.encoder_embed_dim))
+
+
+def _norm(attribute: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.ones(shape) if attribute == "weight" else torch.zeros(shape)
+
+
+def _lora(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if ".lora_B." in name:
+        return torch.zeros(shape)
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _fan_in(module: nn.Module) -> int:
+    return module.in_features if isinstance(module, nn.Linear) else 1
+
+
+_CPU = torch.device("cpu")
+QFORMER = ("audio_Qformer.", "audio_query_tokens", "ln_audio.")
+
+
+def make_objective(
+    config: Config,
+    train: Sequence[Example],
+    device: torch.device = _CPU,
+    soft: DistillationTargets | None = None,
+) -> Objective:
+    """The network and loss of `run.task`, on `device`, with the right parts learning.
+
+    soft: a classifier's answers for the task "audio-text" to learn
+    """
+    run, data = config.run or RunConfig(), config.datasets or DatasetsConfig()
+    if run.task == "text":
+        return _language_model(config, run, device)
+    if run.task == "encoder":
+        return _encoder(config, run, data, train, device)
+    model = start_model(config.model, data, run, device)
+    freeze(model, config.model)
+    if run.gradient_checkpointing:
+        checkpoint_gradients(model.language_model)
+    select_attention(model.language_model, device)
+    return AudioText(model, max_new_tokens=config.generate.max_new_tokens, soft=soft)
+
+
+def freeze(model: NatureLM, config: ModelConfig) -> None:
+    """Let learn what the configuration does not freeze; what learns is float32."""
+    model.set_trainable(
+        beats=not config.freeze_beats,
+        qformer=not config.freeze_audio_QFormer,
+        projection=not config.freeze_audio_llama_proj,
+        lora=config.lora,
+        language_model=not config.freeze_llama,
+    )
+    for name, parameter in model.named_parameters():
+        if name.startswith("beats.predictor."):
+            parameter.requires_grad_(False)  # answers do not pass through it
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float().clone()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("every part is frozen, so nothing can learn; see model.freeze_*")
+
+
+def start_model(
+    config: ModelConfig, data: DatasetsConfig, run: RunConfig, device: torch.device = _CPU
+) -> NatureLM:
+    """`model.ckpt` if it is given; else a new model on `llama_path`, `beats_path` and the seed."""
+    dtype = None if run.amp else torch.float32
+    if config.ckpt is not None:
+        named = config.llama_path if "llama_path" in config.model_fields_set else None
+        return NatureLM.from_pretrained(config.ckpt, llama_path=named, dtype=dtype, device=device)
+    base = find_base(config.llama_path, Path("."), weights=True)
+    model_config, tokenizer = reference_config(_arguments(config, data), base)
+    model = build_on_meta(model_config, tokenizer)
+    given = {
+        **part_tensors(config.beats_path, "beats."),
+        **part_tensors(config.qformer_path, *QFORMER),
+        **part_tensors(config.audio_llama_proj_model, "audio_llama_proj."),
+    }
+    base_stored = index_folder(base)
+    for slot in slots(model):
+        target = part_dtype(slot.stored_name, dtype, device)
+        if needs_base(slot, {}):
+            fill_slot(slot, find_stored(slot, {}, base_stored), target, device)
+            continue
+        value = _given(slot.names, given)
+        if value is None:
+            value = initial_tensor(slot, model_config, run.seed)
+        elif tuple(value.shape) != slot.shape:
+            raise ConfigError(
+                f"{slot.stored_name} has shape {tuple(value.shape)} in the given weights, and "
+                f"{slot.shape} in this model; beats_cfg must be that of the weights"
+            )
+        slot.fill(value.to(device, target if value.is_floating_point() else value.dtype))
+    restore_computed_buffers(model, device)
+    return model
+
+
+def _arguments(config: ModelConfig, data: DatasetsConfig) -> dict[str, object]:
+    """The keys that describe the model itself, as the model's own configuration takes them."""
+    known = set(NatureLMConfig().to_dict())
+    values = {k: v for k, v in config.model_dump().items() if k in known}
+    return {**values, "window_seconds": data.audio_max_length_seconds}
+
+
+def part_tensors(named: str | None, *prefixes: str) -> dict[str, Tensor]:
+    """Tensors of one part from a safetensors file or folder, under their names in the model.
+
+    The file may hold the whole model, or the part alone without its prefix if it has just one.
+    BEATs' head is left out.
+    """
+    if named is None:
+        return {}
+    path = Path(named)
+    if path.is_file() and path.suffix == ".safetensors":
+        stored = {tensor.name: tensor for tensor in read_header(path)}
+    else:
+        stored = index_folder(find_checkpoint(named))
+    if not any(name.startswith(prefixes) for name in stored):
+        if len(prefixes) > 1:
+            raise ConfigError(f"{named} holds no tensor whose name begins with {prefixes[0]}")
+        stored = {prefixes[0] + name: tensor for name, tensor in stored.items()}
+    return {
+        name: tensor.read(torch.float32, _CPU)
+        for name, tensor in stored.items()
+        if name.startswith(prefixes) and not name.startswith("beats.predictor.")
+    }
+
+
+def _given(names: Sequence[str], given: Mapping[str, Tensor]) -> Tensor | None:
+    return next((given[name] for name in names if name in given), None)
+
+
+def checkpoint_gradients(language_model: Any) -> None:
+    """Keep no activations of the language model's layers; they are computed again."""
+    name = "activation_checkpointing_enable"  # the new name in transformers
+    enable = getattr(language_model, name, None) or language_model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def select_attention(language_model: Any, device: torch.device) -> None:
+    """Plain attention on a CPU: for short rows its backward pass is twice as fast."""
+    if device.type == "cpu":
+        language_model.set_attn_implementation("eager")
+
+
+def _language_model(config: Config, run: RunConfig, device: torch.device) -> Objective:
+    """From the weights in `llama_path`, or from its config.json alone and the seed."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    base = find_base(config.model.llama_path, Path("."), weights=True)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    model: Any
+    if any(base.glob("*.safetensors")):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=True, dtype=torch.float32
+        )
+    else:
+        torch.manual_seed(derive_seed(run.seed, "init", "language model"))
+        build: Any = AutoModelForCausalLM.from_config
+        model = build(AutoConfig.from_pretrained(base, local_files_only=True), dtype=torch.float32)
+    if run.gradient_checkpointing:
+        checkpoint_gradients(model)
+    select_attention(model, device)
+    return LanguageModel(
+        model.to(device),
+        tokenizer,
+        template=config.model.prompt_template,
+        end_symbol=config.model.end_sym,
+        max_answer_tokens=config.model.max_txt_len,
+        all_tokens=run.loss_on == "all",
+        max_new_tokens=config.generate.max_new_tokens,
+    )
+
+
+def _encoder(
+    config: Config,
+    run: RunConfig,
+    data: DatasetsConfig,
+    train: Sequence[Example],
+    device: torch.device,
+) -> Objective:
+    """A new BEATs, or that of `beats_path`, with a head for the labels of the training data."""
+    classes = sorted({label for example in train for label in example.labels})
+    if run.encoder.loss == "multi-label":
+        classes = [label for label in classes if label != NONE_LABEL]
+    if len(classes) < 2:
+        raise ConfigError("the encoder task needs at least two different labels to tell apart")
+    cfg = config.model.beats_cfg.model_copy(
+        update={"finetuned_model": True, "predictor_class": len(classes)}
+    )
+    whole = NatureLMConfig(
+        beats_cfg=cfg.model_dump(),
+        fbank_cfg=config.model.fbank_cfg.model_dump(),
+        sample_rate=config.model.sample_rate,
+        window_seconds=data.audio_max_length_seconds,
+    )
+    given = part_tensors(config.model.beats_path, "beats.")
+    with torch.device("meta"):
+        beats = BEATs(cfg)
+    holder = torch.nn.ModuleDict({"beats": beats})
+    for slot in slots(holder):
+        value = _given(slot.names, given)
+        slot.fill((initial_tensor(slot, whole, run.seed) if value is None else value).to(device))
+    return EncoderClassifier(
+        beats,
+        classes,
+        run.encoder,
+        fbank=config.model.fbank_cfg,
+        sample_rate=config.model.sample_rate,
+        window_samples=whole.window_samples,
+    )

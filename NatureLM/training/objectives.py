@@ -1,0 +1,519 @@
+"""What the loop needs of an objective.
+
+Masks of spectrograms, as tensors.
+
+Answers that a classifier gives with their probabilities, for the whole model to learn.
+
+A classifier that hears the same changed window is unsure where the window is hard to tell. Learning
+how sure it is says more than the one right answer (distillation, Hinton et al., arXiv 1503.02531).
+
+Shapes: B windows, T frames, M mel bins, C classes.
+
+The whole model: audio and prompt in, answer out.
+
+The audio encoder alone, as a classifier: to pretrain a small BEATs.
+
+The head is BEATs' own predictor; the model that is built on the encoder later leaves it out.
+
+The language model alone, on text: for the small base model, from scratch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from NatureLM.audio.fbank import normalised_fbank
+from NatureLM.config.model import FbankConfig
+from NatureLM.config.training import EncoderTaskConfig
+from NatureLM.errors import UsageError
+from NatureLM.models import NatureLM
+from NatureLM.models.beats import BEATs
+from NatureLM.models.checkpoint.save import state_of, write_tensors
+from NatureLM.training.augment import Mask
+from NatureLM.training.samples import Sample
+from NatureLM.training.table import Example
+
+
+class StepOutput(NamedTuple):
+    """Sums over a micro-batch, so that parts of a batch add up to the batch.
+
+    loss: summed over answer tokens (or clips, for the encoder)
+    total: number of these tokens or clips
+    correct: how many were predicted right
+    """
+
+    loss: Tensor
+    total: Tensor
+    correct: Tensor
+
+
+class Objective(Protocol):
+    """A network with its loss, its batches and its files.
+
+    module: `module(batch)` gives a `StepOutput`; what is trainable in it learns
+    """
+
+    module: nn.Module
+    template: str
+    sample_rate: int
+    window_samples: int
+
+    def collate(self, samples: Sequence[Sample]) -> Any:
+        """What `module` takes, for a list of samples."""
+
+    def length(self, example: Example) -> int | None:
+        """How long a row is, for batches that pad little; None where it does not matter."""
+
+    def train_mode(self) -> None:
+        """Switch dropout on, in the parts that learn."""
+
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Answers that the network gives to samples, for the accuracy."""
+
+    def save(self, folder: Path) -> None:
+        """Write the result."""
+
+
+def apply_masks(fbank_BTF: Tensor, masks: Sequence[Sequence[Mask]]) -> Tensor:
+    """Set masked bands and stretches of normalised fbanks to 0, the mean of the training data."""
+    if not any(masks):
+        return fbank_BTF
+    masked = fbank_BTF.clone()
+    frames, bins = masked.shape[1:]
+    for row, row_masks in zip(masked, masks, strict=True):
+        for mask in row_masks:
+            size = frames if mask.axis == "time" else bins
+            start = round(mask.start * size)
+            stop = start + round(mask.width * size)
+            if mask.axis == "time":
+                row[start:stop, :] = 0
+            else:
+                row[:, start:stop] = 0
+    return masked
+
+
+Classifier = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DistillationTargets:
+    """What a classifier would answer.
+
+    classifier: spectrograms (B, T, M) → probabilities (B, C), without gradients
+    texts: for each task, the answer that stands for each class; other tasks keep their answers
+    share: what part of the aim is the classifier's; the rest is the right answer
+    """
+
+    classifier: Classifier
+    texts: Mapping[str, Sequence[str]]
+    share: float = 0.9
+
+    def of(self, task: str, answer: str, probabilities_C: Sequence[float]) -> dict[str, float]:
+        """Answers and their shares; empty where the classifier has no say."""
+        texts = self.texts.get(task, ())
+        if answer not in texts:
+            return {}
+        shares: dict[str, float] = defaultdict(float)
+        shares[answer] = 1 - self.share
+        for text, probability in zip(texts, probabilities_C, strict=True):
+            shares[text] += self.share * probability
+        return dict(shares)
+
+
+_TOGETHER = 24  # rows that pass the language model at a time
+
+
+class AudioText:
+    """Loss of the answer tokens under the model; see `NatureLM.loss`."""
+
+    def __init__(
+        self, model: NatureLM, *, max_new_tokens: int = 60, soft: DistillationTargets | None = None
+    ) -> None:
+        if model.processor is None:
+            raise ValueError("training needs a model with its tokenizer")
+        self.model = model
+        self.module: nn.Module = _AudioTextStep(model, soft)
+        self.template = model.processor.prompt_template
+        self.sample_rate = model.config.sample_rate
+        self.window_samples = model.config.window_samples
+        self._max_new_tokens = max_new_tokens
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """A batch of `NatureLM.loss`, and the masks of its windows in order.
+
+        Further questions about a sample's windows are rows with the same tensors, which the model
+        encodes once.
+        """
+        names = ("prompts", "audios", "answers", "tasks", "masks")
+        batch: dict[str, Any] = {name: [] for name in names}
+        for sample in samples:
+            windows = [torch.from_numpy(wav) for wav in sample.audios]
+            batch["masks"] += sample.masks
+            for asked in sample.asked:
+                batch["prompts"].append(asked.prompt)
+                batch["audios"].append(windows)
+                batch["answers"].append(asked.answer)
+                batch["tasks"].append(asked.task)
+        return batch
+
+    def length(self, example: Example) -> int | None:
+        """Windows are equally long, so only the number of clips matters."""
+        return None
+
+    def train_mode(self) -> None:
+        """Frozen parts stay in evaluation mode: their dropout would only be noise."""
+        self.module.train()
+        for part in self.model.children():
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Greedy answers."""
+        batch = self.collate(samples)
+        return self.model.generate(
+            batch["prompts"],
+            batch["audios"],
+            num_beams=1,
+            max_new_tokens=self._max_new_tokens,
+        )
+
+    def save(self, folder: Path) -> None:
+        """A folder that `NatureLM.from_pretrained` reads."""
+        self.model.save_pretrained(folder)
+
+
+class _AudioTextStep(nn.Module):
+    """`forward` for wrappers of distributed training; masks the encoder's spectrograms."""
+
+    def __init__(self, model: NatureLM, soft: DistillationTargets | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._soft = soft
+        self._masks: deque[Any] = deque()
+        self._judged: list[list[float]] = []  # the classifier's probabilities for each window
+        model.beats.register_forward_pre_hook(self._seen)
+
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        self._masks.clear()
+        self._judged.clear()
+        if any(batch["masks"]):
+            self._masks.extend(batch["masks"])
+        audios = self.model.encode_clips(batch["audios"])
+        soft = self._soft_answers(batch)
+        outs = [self._loss(batch, audios, soft, rows) for rows in _alike(batch)]
+        return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
+
+    def _loss(
+        self,
+        batch: dict[str, Any],
+        audios: list[list[Tensor]],
+        soft: list[dict[str, float]],
+        rows: list[int],
+    ) -> Any:
+        out = self.model.loss(
+            {
+                "prompts": [batch["prompts"][row] for row in rows],
+                "audios": [audios[row] for row in rows],
+                "answers": [batch["answers"][row] for row in rows],
+                "soft": [soft[row] for row in rows] if soft else [],
+            }
+        )
+        assert out.loss is not None
+        assert out.total is not None
+        assert out.correct is not None
+        return StepOutput(out.loss * out.total, out.total, out.correct)
+
+    def _soft_answers(self, batch: dict[str, Any]) -> list[dict[str, float]]:
+        """What the classifier would answer to each row about one clip; windows as encoded."""
+        if self._soft is None or not self.training:
+            return []
+        places: dict[int, int] = {}
+        for clip in (clip for row in batch["audios"] for clip in row):
+            places.setdefault(id(clip), len(places))
+        rows = zip(batch["tasks"], batch["answers"], batch["audios"], strict=True)
+        return [
+            self._soft.of(task, answer, self._judged[places[id(clips[0])]])
+            if len(clips) == 1
+            else {}
+            for task, answer, clips in rows
+        ]
+
+    def _seen(self, beats: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """The model encodes windows in the order of the batch, some at a time."""
+        fbank_BTF, *rest = inputs
+        if self._masks:
+            masks = [self._masks.popleft() for _ in range(fbank_BTF.shape[0])]
+            fbank_BTF = apply_masks(fbank_BTF, masks)
+        if self._soft is not None and self.training:
+            self._judged += self._soft.classifier(fbank_BTF).tolist()
+        return (fbank_BTF, *rest)
+
+
+def _alike(batch: dict[str, Any]) -> list[list[int]]:
+    """The rows in groups of alike length, so that a list of names does not pad short questions."""
+    texts = [p + a for p, a in zip(batch["prompts"], batch["answers"], strict=True)]
+    order = sorted(range(len(texts)), key=lambda row: (len(batch["audios"][row]), len(texts[row])))
+    return [order[first : first + _TOGETHER] for first in range(0, len(order), _TOGETHER)]
+
+
+ENCODER_FILE = "encoder.json"
+
+
+class EncoderClassifier:
+    """Softmax over one label (mixes share it out), or a yes or no for each label.
+
+    classes: label of each output of the head
+    """
+
+    def __init__(
+        self,
+        beats: BEATs,
+        classes: Sequence[str],
+        config: EncoderTaskConfig,
+        *,
+        fbank: FbankConfig,
+        sample_rate: int,
+        window_samples: int,
+    ) -> None:
+        if beats.predictor is None or beats.predictor.out_features != len(classes):
+            raise ValueError(f"the encoder needs a head of {len(classes)} classes")
+        self.beats = beats
+        self.classes = list(classes)
+        self.module: nn.Module = _EncoderStep(beats, config, fbank, sample_rate)
+        self.template = "{}"
+        self.sample_rate = sample_rate
+        self.window_samples = window_samples
+        self._fbank = fbank
+        self._places = {label: i for i, label in enumerate(self.classes)}
+        self._multi_label = config.loss == "multi-label"
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Windows (B, S), targets (B, classes) and masks; "None" is the empty set of labels."""
+        target_BC = torch.zeros(len(samples), len(self.classes))
+        for row, sample in zip(target_BC, samples, strict=True):
+            for label in sample.labels:
+                if label in self._places:
+                    row[self._places[label]] = 1.0
+                elif label != "None" or not self._multi_label:
+                    raise UsageError(
+                        f"{sample.id}: the label {label!r} is not among the "
+                        f"{len(self.classes)} classes of the training data"
+                    )
+        return {
+            "wav": torch.stack([torch.from_numpy(sample.audios[0]) for sample in samples]),
+            "target": target_BC,
+            "masks": [sample.masks[0] for sample in samples],
+        }
+
+    def length(self, example: Example) -> int | None:
+        """Windows are equally long."""
+        return None
+
+    def train_mode(self) -> None:
+        """All of it learns."""
+        self.module.train()
+
+    @torch.no_grad()
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """The likeliest label, or all that are likelier than not."""
+        device = next(self.module.parameters()).device
+        batch = self.collate(samples)
+        logits_BC = self.module.logits(batch["wav"].to(device), [()] * len(samples))  # type: ignore[operator]
+        if not self._multi_label:
+            return [self.classes[i] for i in logits_BC.argmax(-1).tolist()]
+        return [
+            ", ".join(sorted(self.classes[i] for i in (row > 0).nonzero().flatten().tolist()))
+            or "None"
+            for row in logits_BC
+        ]
+
+    def save(self, folder: Path) -> None:
+        """`model.safetensors` (BEATs' own names) and `encoder.json` with sizes and classes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(state_of(self.beats), folder)
+        described = {
+            "beats_cfg": self.beats.cfg.model_dump(),
+            "fbank_cfg": self._fbank.model_dump(),
+            "sample_rate": self.sample_rate,
+            "window_samples": self.window_samples,
+            "classes": self.classes,
+        }
+        (folder / ENCODER_FILE).write_text(json.dumps(described, indent=1) + "\n")
+
+
+class _EncoderStep(nn.Module):
+    def __init__(
+        self, beats: BEATs, config: EncoderTaskConfig, fbank: FbankConfig, sample_rate: int
+    ) -> None:
+        super().__init__()
+        self.beats = beats
+        self._config = config
+        self._fbank = fbank
+        self._sample_rate = sample_rate
+
+    def logits(self, wav_BS: Tensor, masks: Sequence[Any]) -> Tensor:
+        """Class logits (B, classes)."""
+        fbank_BTF = normalised_fbank(wav_BS, self._sample_rate, self._fbank)
+        return self.beats.classify(apply_masks(fbank_BTF, masks))
+
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        target_BC = batch["target"]
+        logits_BC = self.logits(batch["wav"], batch["masks"]).float()
+        count = torch.tensor(len(target_BC), device=logits_BC.device)
+        if self._config.loss == "multi-label":
+            weight = torch.full_like(logits_BC[0], self._config.positive_weight)
+            smooth = self._config.label_smoothing
+            aimed = target_BC * (1 - smooth) + smooth / 2
+            losses = F.binary_cross_entropy_with_logits(
+                logits_BC, aimed, reduction="none", pos_weight=weight
+            ).sum(-1)
+            right = ((logits_BC > 0) == (target_BC > 0.5)).all(-1)
+        else:
+            shares = target_BC / target_BC.sum(-1, keepdim=True).clamp_min(1)
+            losses = F.cross_entropy(
+                logits_BC, shares, reduction="none", label_smoothing=self._config.label_smoothing
+            )
+            right = target_BC.gather(1, logits_BC.argmax(-1, keepdim=True))[:, 0] > 0
+        return StepOutput(losses.sum(), count, right.sum())
+
+
+IGNORE = -100
+
+
+class LanguageModel:
+    """Next-token loss on answers, or on all text, in the form that the whole model is asked in.
+
+    A row is BOS, the complete prompt, the answer and `end_symbol`; prompt and answer are tokenised
+    apart, as in `NatureLM.loss`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str,
+        end_symbol: str,
+        max_answer_tokens: int,
+        all_tokens: bool = False,
+        max_new_tokens: int = 60,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.module: nn.Module = _TextStep(model)
+        self.template = template
+        self.sample_rate = 16000
+        self.window_samples = 0
+        self._end_symbol = end_symbol
+        self._max_answer_tokens = max_answer_tokens
+        self._all_tokens = all_tokens
+        self._max_new_tokens = max_new_tokens
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Token ids padded on the right, their mask, and labels (IGNORE where nothing is asked)."""
+        rows, labels = [], []
+        for sample in samples:
+            prompt = self._prompt_ids(sample.prompt)
+            answer = self._ids(sample.answer + self._end_symbol)[: self._max_answer_tokens]
+            rows.append(torch.tensor(prompt + answer))
+            asked = prompt if self._all_tokens else [IGNORE] * len(prompt)
+            labels.append(torch.tensor(asked + answer))
+        lengths = torch.tensor([len(row) for row in rows])
+        return {
+            "input_ids": pad_sequence(rows, batch_first=True),
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+        }
+
+    def length(self, example: Example) -> int | None:
+        """Letters stand for tokens well enough to sort by."""
+        return max(len(prompt) for prompt in example.prompts) + len(example.answer)
+
+    def train_mode(self) -> None:
+        """All of it learns."""
+        self.module.train()
+
+    @torch.no_grad()
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Greedy answers, one at a time grouped by prompt length, so that nothing is padded."""
+        by_length: dict[int, list[tuple[int, list[int]]]] = {}
+        for i, sample in enumerate(samples):
+            ids = self._prompt_ids(sample.prompt)
+            by_length.setdefault(len(ids), []).append((i, ids))
+        end = self._ids(self._end_symbol)[0]
+        texts = [""] * len(samples)
+        for group in by_length.values():
+            prompts = torch.tensor([row for _, row in group], device=self.model.device)
+            generate: Any = self.model.generate
+            out = generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=self._max_new_tokens,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+            for (i, row), tokens in zip(group, out.tolist(), strict=True):
+                answer = tokens[len(row) :]
+                answer = answer[: answer.index(end)] if end in answer else answer
+                texts[i] = self._text(answer)
+        return texts
+
+    def save(self, folder: Path) -> None:
+        """A folder that transformers reads, and that `model.llama_path` can name."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _text(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        start = self.tokenizer.bos_token_id
+        return ([] if start is None else [start]) + self._ids(prompt)
+
+
+class _TextStep(nn.Module):
+    """Loss, with logits computed only where something is to be predicted."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
+        wanted_BL = batch["labels"][:, 1:]
+        asked_BL = wanted_BL != IGNORE
+        logits_NV = self._logits(batch, asked_BL).float()
+        wanted_N = wanted_BL[asked_BL]
+        loss = F.cross_entropy(logits_NV, wanted_N, reduction="sum")
+        correct = (logits_NV.argmax(-1) == wanted_N).sum()
+        return StepOutput(loss, asked_BL.sum(), correct)
+
+    def _logits(self, batch: dict[str, Any], asked_BL: Tensor) -> Tensor:
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "use_cache": False,
+        }
+        if type(self.model).__name__ == "LlamaForCausalLM":  # its head is applied to states as is
+            hidden = self.model.model(**inputs).last_hidden_state[:, :-1][asked_BL]
+            logits: Tensor = self.model.lm_head(hidden)
+            return logits
+        all_logits: Tensor = self.model(**inputs).logits
+        return all_logits[:, :-1][asked_BL]

@@ -1,0 +1,1 @@
+"""Recipes of artefacts that the package ships."""
