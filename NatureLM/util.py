@@ -1,8 +1,6 @@
-"""Files that are there whole or not at all, whatever stops the program in between.
+"""Small things that every room uses: atomic files, sizes in bytes, prefetching, a bounded cache.
 
-Sizes in bytes, as people write and read them: 1 GB is 10**9 bytes, 1 GiB is 2**30.
-
-Iterators that run in threads ahead of who takes their items.
+Sizes: 1 GB is 10**9 bytes, 1 GiB is 2**30.
 """
 
 from __future__ import annotations
@@ -11,12 +9,13 @@ import contextlib
 import os
 import re
 import secrets
-from collections import deque
-from collections.abc import Iterable, Iterator
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from NatureLM.errors import UsageError
 
@@ -118,3 +117,41 @@ def prefetch(
         finally:
             for _, made in running:
                 made.cancel()
+
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class ByteBoundedCache(Generic[Key, Value]):
+    """Keeps values of at most `max_bytes` in all; the least recently used are dropped first.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Key) -> Value | None:
+        """The value, if it is kept."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: Key, value: Value, size: int) -> None:
+        """Keep a value of `size` bytes, unless it alone is too large or the key is there."""
+        with self._lock:
+            if key in self._entries or size > self.max_bytes:
+                return
+            self._entries[key] = value, size
+            self.bytes += size
+            while self.bytes > self.max_bytes:
+                self.bytes -= self._entries.popitem(last=False)[1][1]

@@ -1,13 +1,8 @@
-"""Audio embeddings that are kept, by the content of the sound and not by its name.
+"""Audio embeddings: clips loaded by threads, encoded once in batches, kept in memory and on disk.
 
-Shapes: S samples, Q audio positions, D width of the language model.
-
-Audio embeddings on disk, for work that comes back to the same recordings.
-
-One safetensors file for each clip, in `audio-embeddings` within the folder that the user names. A
-file that is damaged is taken away, and the clip encoded again.
-
-Audio by name: loaded by threads ahead of the model, encoded once in batches, then kept.
+Embeddings are kept under the state of the model and the hash of the prepared waveform, not under
+the clip's name. On disk they are one safetensors file a clip, in `audio-embeddings` within the
+folder that the user names; a damaged file is removed, and its clip encoded again.
 
 Shapes: B windows, S samples, Q audio positions, D width of the language model.
 """
@@ -24,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,83 +27,32 @@ from safetensors.torch import save
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.oom import halving
-from NatureLM.util import atomic_write, format_bytes
+from NatureLM.generation.oom import oom_backoff
+from NatureLM.util import ByteBoundedCache, atomic_write, format_bytes
 
-LANGUAGE_MODEL = ("llama_model.", "llama_embed_tokens.")
-"""Parameters that audio embeddings do not depend on."""
+CACHE_VARIABLE = "NATURELM_CACHE"
+"""Environment variable with the folder; without it nothing is kept on disk."""
 
-_MOST_BYTES = 1 << 28
-_SHARE = 8  # of the memory that may be used, one part
-
+_LANGUAGE_MODEL = ("llama_model.", "llama_embed_tokens.")  # audio embeddings depend on neither
 _NOT_AUDIO = ("text_config", "lora", "use_rslora", "llama", "prompt_template", "_name", "end_sym")
 
+_MAX_BYTES = 1 << 28  # in memory
+_MEMORY_SHARE = 8  # and of the memory that may be used, one part
+_MAX_BYTES_ON_DISK = 8 << 30
+_AFTER_CLEANING = 0.9  # share of the limit that is left, so that not every file means cleaning
+_FOLDER = "audio-embeddings"
 
-def sound_digest(wav_S: Tensor) -> str:
+_DAMAGED = (SafetensorError, ValueError, KeyError)
+_READ_ERRORS = (NatureLMError, OSError)
+_MAX_NAMES = 1 << 16  # names whose content is known; others are read again
+
+
+def waveform_digest(wav_S: Tensor) -> str:
     """Hash of all samples of a prepared waveform, of their number and precision."""
     content = hashlib.blake2b(digest_size=16)
     content.update(f"{wav_S.dtype} {wav_S.shape[0]} ".encode())
-    content.update(_content(wav_S))
+    content.update(_bytes_of(wav_S))
     return content.hexdigest()
-
-
-class EmbeddingCache(Protocol):
-    """Somewhere that embeddings are kept; safe to use from several threads."""
-
-    def state_of(self, model: Any) -> str:
-        """Names what audio embeddings of a model depend on; the beginning of every key."""
-
-    def get(self, key: str) -> Tensor | None:
-        """Embeddings (Q, D), if they are there."""
-
-    def put(self, key: str, audio_QD: Tensor) -> None:
-        """Keep them, perhaps for a while."""
-
-
-def bytes_in_memory(max_memory: int | None) -> int:
-    """How many bytes of embeddings are kept in memory where a run may use so many in all."""
-    return _MOST_BYTES if max_memory is None else min(_MOST_BYTES, max_memory // _SHARE)
-
-
-class MemoryEmbeddingCache:
-    """Keeps embeddings within a number of bytes; lets go of what was not used for longest."""
-
-    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        self.most_bytes = most_bytes
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of what is kept."""
-        return self._bytes
-
-    def state_of(self, model: Any) -> str:
-        """Which tensors the audio side of a model has in memory, and how often they changed."""
-        return audio_state(model)
-
-    def get(self, key: str) -> Tensor | None:
-        """Embeddings (Q, D), if they are there."""
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def put(self, key: str, audio_QD: Tensor) -> None:
-        """Keep embeddings, unless they alone are too many bytes."""
-        size = _bytes(audio_QD)
-        with self._lock:
-            if key in self._kept or size > self.most_bytes:
-                return
-            self._kept[key] = audio_QD
-            self._bytes += size
-            while self._bytes > self.most_bytes:
-                self._bytes -= _bytes(self._kept.popitem(last=False)[1])
 
 
 def audio_state(model: Any) -> str:
@@ -127,7 +71,7 @@ def audio_state(model: Any) -> str:
 def audio_fingerprint(model: Any) -> str:
     """Hash of all weights of the audio side of a model, and of its configuration.
 
-    The same in every process, whatever language model and adapter stand behind.
+    The same in every process, and for every language model and adapter.
     """
     state = hashlib.blake2b(digest_size=16)
     config = model.config.to_dict()
@@ -135,31 +79,18 @@ def audio_fingerprint(model: Any) -> str:
     state.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in _audio_tensors(model):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        state.update(_content(tensor))
+        state.update(_bytes_of(tensor))
     return state.hexdigest()
 
 
 def _audio_tensors(model: Any) -> list[tuple[str, Tensor]]:
     named = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, one) for name, one in named if not name.startswith(LANGUAGE_MODEL)]
+    return [(name, one) for name, one in named if not name.startswith(_LANGUAGE_MODEL)]
 
 
-def _content(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> memoryview:
     whole = tensor.detach().cpu().contiguous().reshape(-1)
     return whole.view(torch.uint8).numpy().data
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-CACHE_VARIABLE = "NATURELM_CACHE"
-"""Environment variable with the folder; without it nothing is kept on disk."""
-
-MOST_BYTES = 8 << 30
-_FOLDER = "audio-embeddings"
-_AFTER_CLEANING = 0.9  # share of the limit that is left, so that not every file means cleaning
-_DAMAGED = (SafetensorError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -176,7 +107,7 @@ class CacheInfo:
 
 
 class EmbeddingFiles:
-    """Embeddings in a folder, at most so many bytes; those not used for longest leave first.
+    """Embeddings in a folder, at most so many bytes; the least recently used are removed first.
 
     Several processes may use one folder. A folder that cannot be written to costs a note, and the
     work goes on without it.
@@ -185,17 +116,17 @@ class EmbeddingFiles:
     def __init__(
         self,
         folder: Path,
-        most_bytes: int = MOST_BYTES,
+        max_bytes: int = _MAX_BYTES_ON_DISK,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.folder = folder / _FOLDER
-        self.most_bytes, self._note = most_bytes, note
+        self.max_bytes, self._note = max_bytes, note
         self._lock = threading.Lock()
         self._bytes: int | None = None  # not known before something is written
         self._is_off = False
 
     def get(self, key: str) -> Tensor | None:
-        """Embeddings (Q, D) as they were put, if they are there and whole."""
+        """Embeddings (Q, D) as they were put, if they are there and undamaged."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -213,7 +144,7 @@ class EmbeddingFiles:
         return audio_QD
 
     def put(self, key: str, audio_QD: Tensor) -> None:
-        """Write embeddings, all at once or not at all."""
+        """Write embeddings atomically."""
         if self._is_off:
             return
         audio_QD = audio_QD.detach().cpu().contiguous()
@@ -223,7 +154,7 @@ class EmbeddingFiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as unfinished:
                 unfinished.write_bytes(data)
-            self._make_room(len(data))
+            self._remove_oldest(len(data))
         except OSError as error:
             self._is_off = True
             self._note(f"{self.folder}: nothing more is kept there ({error.strerror or error})")
@@ -234,7 +165,7 @@ class EmbeddingFiles:
         return CacheInfo(self.folder, len(sizes), sum(sizes))
 
     def clear(self) -> CacheInfo:
-        """Take all away; what there was."""
+        """Remove all files; what there was."""
         before = self.info()
         for path, _ in self._files():
             _remove(path)
@@ -249,52 +180,74 @@ class EmbeddingFiles:
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self.folder.glob("??/*.safetensors*"):
-            try:
+            with suppress(OSError):  # another process removed it
                 yield path, path.stat()
-            except OSError:  # another process took it away
-                continue
 
-    def _make_room(self, new: int) -> None:
+    def _remove_oldest(self, new: int) -> None:
         with self._lock:
             self._bytes = self.info().bytes if self._bytes is None else self._bytes + new
-            if self._bytes <= self.most_bytes:
+            if self._bytes <= self.max_bytes:
                 return
             files = sorted(self._files(), key=lambda file: file[1].st_mtime_ns)
             self._bytes = sum(stat.st_size for _, stat in files)
             for path, stat in files:
-                if self._bytes <= _AFTER_CLEANING * self.most_bytes:
+                if self._bytes <= _AFTER_CLEANING * self.max_bytes:
                     break
                 _remove(path)
                 self._bytes -= stat.st_size
 
 
-class DiskEmbeddingCache:
-    """Embeddings in memory, and behind it on disk."""
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
-    def __init__(self, memory: MemoryEmbeddingCache, files: EmbeddingFiles) -> None:
-        self._memory, self._files = memory, files
+
+def _checksum(tensor: Tensor) -> str:
+    return hashlib.blake2b(_bytes_of(tensor), digest_size=16).hexdigest()
+
+
+def bytes_in_memory(max_memory: int | None) -> int:
+    """How many bytes of embeddings are kept in memory where a run may use so many in all."""
+    return _MAX_BYTES if max_memory is None else min(_MAX_BYTES, max_memory // _MEMORY_SHARE)
+
+
+class EmbeddingCache:
+    """Embeddings in memory, and behind it in files if there are any. Safe under threads.
+
+    max_bytes: those in memory may take
+    """
+
+    def __init__(self, max_bytes: int = _MAX_BYTES, files: EmbeddingFiles | None = None) -> None:
+        self.memory: ByteBoundedCache[str, Tensor] = ByteBoundedCache(max_bytes)
+        self.files = files
         self._fingerprints: dict[str, str] = {}
 
     def state_of(self, model: Any) -> str:
-        """Hash of all that embeddings depend on, the same in every process."""
+        """Names what audio embeddings of a model depend on; the beginning of every key.
+
+        With files it is the same in every process.
+        """
         state = audio_state(model)
+        if self.files is None:
+            return state
         if state not in self._fingerprints:
             self._fingerprints = {state: audio_fingerprint(model)}
         return self._fingerprints[state]
 
     def get(self, key: str) -> Tensor | None:
-        """Embeddings (Q, D), from where they are."""
-        found = self._memory.get(key)
-        if found is None:
-            found = self._files.get(key)
+        """Embeddings (Q, D), if they are kept."""
+        found = self.memory.get(key)
+        if found is None and self.files is not None:
+            found = self.files.get(key)
             if found is not None:
-                self._memory.put(key, found)
+                self.memory.put(key, found, found.nbytes)
         return found
 
     def put(self, key: str, audio_QD: Tensor) -> None:
-        """Keep embeddings in both."""
-        self._memory.put(key, audio_QD)
-        self._files.put(key, audio_QD)
+        """Keep embeddings, in memory unless they alone are too many bytes."""
+        self.memory.put(key, audio_QD, audio_QD.nbytes)
+        if self.files is not None:
+            self.files.put(key, audio_QD)
 
 
 def cache_folder(folder: str | Path | None = None) -> Path | None:
@@ -308,32 +261,18 @@ def make_embedding_cache(
     note: Callable[[str], None] = lambda text: None,
     *,
     max_memory: int | None = None,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
 ) -> EmbeddingCache:
-    """Where embeddings are kept: in memory, and in a folder if one is named or in the environment.
+    """A cache in memory, and in a folder if one is named here or in the environment.
 
     max_memory: bytes that a run may use, of which embeddings in memory take a part
-    most_bytes: bytes that those in memory may take in any case
+    max_bytes: bytes that those in memory may take in any case
     note: told when the folder cannot be used
     """
     room = bytes_in_memory(max_memory)
-    memory = MemoryEmbeddingCache(room if most_bytes is None else min(room, most_bytes))
     where = cache_folder(folder)
-    return memory if where is None else DiskEmbeddingCache(memory, EmbeddingFiles(where, note=note))
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
-
-
-def _checksum(tensor: Tensor) -> str:
-    content = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-_READ_ERRORS = (NatureLMError, OSError)
-_MOST_NAMES = 1 << 16  # names whose sound is known; others are read again
+    files = None if where is None else EmbeddingFiles(where, note=note)
+    return EmbeddingCache(room if max_bytes is None else min(room, max_bytes), files)
 
 
 @dataclass(frozen=True)
@@ -360,17 +299,13 @@ Called from threads."""
 Encoded: TypeAlias = EncodedClip | Exception
 """A clip that is ready for prompts, or what kept it from being read."""
 
-
-@dataclass(frozen=True, eq=False)
-class _Waveform:
-    digest: str
-    wav_S: Tensor
+_Waveform: TypeAlias = tuple[str, Tensor]  # with its digest
 
 
 class AudioEncoder:
     """Clips by name → audio embeddings. Use it as a context manager, which ends its threads.
 
-    load: reads a clip; what it raises for a clip (NatureLMError, OSError) is that clip's result
+    load: reads a clip; what it raises (NatureLMError, OSError) is that clip's result
     prepare: makes a waveform as long as the model wants it, or as a second argument says
     encode: waveforms (B, S) → (B, Q, D); those of a batch are equally long
     kept: where embeddings are looked up and kept, by `state` and the hash of the sound
@@ -434,24 +369,23 @@ class AudioEncoder:
             clip = self._loaded(name)
             if isinstance(clip, Exception):
                 found[name] = clip
-                continue
-            digests[name] = clip.digest
-            if isinstance(clip, EncodedClip):
+            elif isinstance(clip, EncodedClip):
+                digests[name] = clip.digest
                 made[clip.digest] = clip
-            elif clip.digest not in made:
-                ready = by_length.setdefault(clip.wav_S.shape[0], {})
-                ready[clip.digest] = clip.wav_S
-                if len(ready) >= self._batch:
-                    made.update(self._encode_all(by_length.pop(clip.wav_S.shape[0])))
+            else:
+                digests[name], wav_S = clip
+                if digests[name] not in made:
+                    ready = by_length.setdefault(wav_S.shape[0], {})
+                    ready[digests[name]] = wav_S
+                    if len(ready) >= self._batch:
+                        made.update(self._encode_all(by_length.pop(wav_S.shape[0])))
         for ready in by_length.values():
             made.update(self._encode_all(ready))
         return found | {name: made[digest] for name, digest in digests.items()}
 
     def _remembered(self, name: str) -> Encoded | None:
         known = self._known.get(name)
-        if isinstance(known, str):
-            return self._look_up(known)
-        return known
+        return self._look_up(known) if isinstance(known, str) else known
 
     def _look_up(self, digest: str) -> EncodedClip | None:
         audio_QD = self._kept.get(self._state + digest)
@@ -460,10 +394,7 @@ class AudioEncoder:
     def _start_loading(self) -> None:
         while self._waiting and len(self._loading) < self._ahead:
             name, _ = self._waiting.popitem(last=False)
-            self._submit(name)
-
-    def _submit(self, name: str) -> None:
-        self._loading[name] = self._pool.submit(self._read, name)
+            self._loading[name] = self._pool.submit(self._read, name)
 
     def _read(self, name: str) -> _Waveform | EncodedClip:
         loaded = self._load(name)
@@ -473,14 +404,14 @@ class AudioEncoder:
             wav_S = self._prepare(loaded.samples, loaded.seconds)
         else:
             wav_S = self._prepare(loaded)
-        digest = sound_digest(wav_S)
-        return self._look_up(digest) or _Waveform(digest, wav_S)
+        digest = waveform_digest(wav_S)
+        return self._look_up(digest) or (digest, wav_S)
 
     def _loaded(self, name: str) -> _Waveform | Encoded:
         """The clip, once it was read; its place is free for the next one."""
         if name not in self._loading:
             self._waiting.pop(name, None)
-            self._submit(name)
+            self._loading[name] = self._pool.submit(self._read, name)
         try:
             clip: _Waveform | Encoded = self._loading[name].result()
         except _READ_ERRORS as error:
@@ -488,8 +419,11 @@ class AudioEncoder:
         finally:
             del self._loading[name]
             self._start_loading()
-        self._known[name] = clip if isinstance(clip, Exception) else clip.digest
-        if len(self._known) > _MOST_NAMES:
+        if isinstance(clip, EncodedClip):
+            self._known[name] = clip.digest
+        else:
+            self._known[name] = clip if isinstance(clip, Exception) else clip[0]
+        if len(self._known) > _MAX_NAMES:
             self._known.popitem(last=False)
         return clip
 
@@ -498,19 +432,15 @@ class AudioEncoder:
         digests = list(ready)
         while digests:
             batch = digests[: self._batch]
-            with halving(len(batch), self._note, "clips were encoded") as room:
-                audio_BQD = self._encode_batch([ready[digest] for digest in batch])
-            if room.halved is not None:
-                self._batch = room.halved
+            with oom_backoff(len(batch), self._note, "clips were encoded") as backoff:
+                with torch.inference_mode():
+                    audio_BQD = self._encode(torch.stack([ready[digest] for digest in batch]))
+                self._encoded += len(batch)
+            if backoff.retry_size is not None:
+                self._batch = backoff.retry_size
                 continue
             for digest, audio_QD in zip(batch, audio_BQD, strict=True):
                 clip = EncodedClip(digest, audio_QD.clone())
                 self._kept.put(self._state + digest, clip.audio_QD)
                 yield digest, clip
             digests = digests[len(batch) :]
-
-    def _encode_batch(self, wavs_S: list[Tensor]) -> Tensor:
-        with torch.inference_mode():
-            audio_BQD = self._encode(torch.stack(wavs_S))
-        self._encoded += len(wavs_S)
-        return audio_BQD

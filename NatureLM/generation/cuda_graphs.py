@@ -35,7 +35,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.cache import Home, PreallocatedCache
-from NatureLM.generation.oom import ran_out, release
+from NatureLM.generation.oom import free_unused_memory, is_out_of_memory
 from NatureLM.generation.prefill import scaled_forward
 from NatureLM.merging.scaling import AlphaScaling, active_scaling
 
@@ -430,14 +430,14 @@ class StaticSteps:
             raise
         except Exception as error:  # what is wrong beyond the static step comes back in a plain one
             failure = f"{type(error).__name__}: {error}"
-            no_memory = ran_out(error)
+            no_memory = is_out_of_memory(error)
         if failure is None:
             return logits_RV
         self.release()  # outside of the handler, which holds tensors
         if no_memory:
             rows, columns = mask_RL.shape
             self._memory.bound(Bucket(row_bucket(rows), column_bucket(columns)).positions // 2)
-            release()
+            free_unused_memory()
         else:
             self._gave_up = True
         if not self._has_said_so:

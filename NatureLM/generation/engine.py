@@ -29,14 +29,13 @@ from NatureLM.generation.audio_cache import (
     Encoded,
     EncodedClip,
     Load,
-    MemoryEmbeddingCache,
     bytes_in_memory,
 )
 from NatureLM.generation.constrained import LabelGrammar
 from NatureLM.generation.cuda_graphs import StaticSteps, static_steps
 from NatureLM.generation.decoding import Decoder, Prompt
 from NatureLM.generation.labels import LabelScores, Normalize
-from NatureLM.generation.oom import halving
+from NatureLM.generation.oom import oom_backoff
 from NatureLM.generation.prefill import SharedPrefix, merge_prompt_parts
 from NatureLM.generation.request import (
     Answer,
@@ -130,7 +129,7 @@ class Engine:
         self._budget = Budget(tokens, beams, new_tokens, batch_rows)
         self._workers, self._lookahead, self._note = workers, lookahead, note
         if embeddings is None:
-            embeddings = MemoryEmbeddingCache(bytes_in_memory(max_memory))
+            embeddings = EmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
         self._scorer = Scorer(model, self._eos_ids, self._budget, note)
@@ -226,22 +225,22 @@ class Engine:
             batch = waiting.take(budget)
             assert batch is not None, "rows wait"
             rows = decoding.rows + len(batch.rows)
-            with halving(rows, self._note, "answers were decoded") as outcome:
+            with oom_backoff(rows, self._note, "answers were decoded") as backoff:
                 decoding.add(batch)
-            if outcome.halved is None:
+            if backoff.retry_size is None:
                 return
             waiting.put_back(batch.rows)
-            self._make_do(outcome.halved)
+            self._make_do(backoff.retry_size)
 
     def _advance(self, decoding: _Decoding, waiting: RequestQueue) -> Iterator[Answer]:
         rows = decoding.rows
         finished: list[tuple[Row, GenerationOutput]] = []
-        with halving(rows, self._note, "answers were decoded") as outcome:
+        with oom_backoff(rows, self._note, "answers were decoded") as backoff:
             finished = decoding.advance()
-        if outcome.halved is not None:
+        if backoff.retry_size is not None:
             # Some layers may have taken the step, others not: all rows begin again.
             waiting.put_back(decoding.give_up())
-            self._make_do(outcome.halved)
+            self._make_do(backoff.retry_size)
         for row, decoded in finished:
             if math.isnan(decoded.log_probability):
                 yield Answer(row.request, None, NonFiniteLogitsError())

@@ -1,4 +1,4 @@
-"""Going on with less where memory runs out."""
+"""Retrying with half the batch size where memory runs out, on whatever device."""
 
 from __future__ import annotations
 
@@ -7,49 +7,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_SAYS_SO = ("out of memory", "can't allocate memory", "not enough memory")
+import torch
+
+_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says on devices whose error has no class of its own."""
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    import torch
-
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(one in str(error).lower() for one in _SAYS_SO)
+    return isinstance(error, RuntimeError) and any(one in str(error).lower() for one in _MESSAGES)
 
 
 @dataclass
-class Room:
-    """How a piece of work went: `halved` is how much to try next if memory ran out."""
+class Backoff:
+    """`retry_size` is the batch size to try next; None where memory was enough."""
 
-    halved: int | None = None
+    retry_size: int | None = None
 
 
 @contextmanager
-def halving(size: int, note: Callable[[str], None], what: str) -> Iterator[Room]:
-    """Where memory runs out within the block, say so, and ask for half the size.
+def oom_backoff(size: int, note: Callable[[str], None], what: str) -> Iterator[Backoff]:
+    """Where memory runs out within the block, say so, and ask for half the batch size.
 
-    size: how many things are worked on at once; where it is 1 the error is raised
-    what: what was done to them, for the note
+    size: the batch size; where it is 1 the error is raised
+    what: what was done to the batch, for the note
     """
-    room = Room()
+    backoff = Backoff()
     try:
-        yield room
+        yield backoff
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not ran_out(error) or size <= 1:
+        if not is_out_of_memory(error) or size <= 1:
             raise
-        room.halved = size // 2
-    if room.halved is not None:  # outside of the handler, which holds the frames and their tensors
-        release()
-        note(f"memory ran out when {size} {what} at once; going on with {room.halved}")
+        backoff.retry_size = size // 2
+    if backoff.retry_size is not None:  # not in the handler, which holds frames and their tensors
+        free_unused_memory()
+        note(f"memory ran out when {size} {what} at once; going on with {backoff.retry_size}")
 
 
-def release() -> None:
-    """Give memory back that nobody uses."""
-    import torch
-
+def free_unused_memory() -> None:
+    """Give memory back that no tensor uses."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

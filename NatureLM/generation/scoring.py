@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import LabelScores, TokenTrie, label_tokens
-from NatureLM.generation.oom import halving
+from NatureLM.generation.oom import oom_backoff
 from NatureLM.generation.prefill import Prefilled, SharedPrefix, merge_prompt_parts, prefill
 from NatureLM.generation.request import Answer, LabelChoice
 from NatureLM.generation.sampling import NonFiniteLogitsError
@@ -286,11 +286,11 @@ class Scorer:
         while batches:
             batch = batches.pop(0)
             likely_RC = None
-            with halving(len(batch.rows), self._note, "lists of labels were scored") as outcome:
+            with oom_backoff(len(batch.rows), self._note, "lists of labels were scored") as backoff:
                 likely_RC = self._likelihoods(batch, choice.labels)
             if likely_RC is None:
-                self._budget = self._budget.within(outcome.halved or 1)
-                room = room.within(outcome.halved or 1)
+                self._budget = self._budget.within(backoff.retry_size or 1)
+                room = room.within(backoff.retry_size or 1)
                 left = [row for one in (batch, *batches) for row in one.rows]
                 batches = plan_batches(left, room)
                 continue

@@ -344,7 +344,7 @@ class Pipeline(Talking):
 
         if self._embeddings is None:
             self._embeddings = make_embedding_cache(
-                self._cache_dir, note, max_memory=self._max_memory, most_bytes=self._kept_bytes
+                self._cache_dir, note, max_memory=self._max_memory, max_bytes=self._kept_bytes
             )
         rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
         engine = Engine(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from NatureLM.audio import Window
 from NatureLM.errors import UsageError
-from NatureLM.generation.oom import halving
+from NatureLM.generation.oom import oom_backoff
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
 from NatureLM.results.jsonl import Identity, JsonlAppender, identity
 from NatureLM.results.rows import WriteError
@@ -96,11 +96,11 @@ class Embedder:
         start = 0
         while start < len(windows):
             chosen = windows[start : start + self.batch]
-            with halving(len(chosen), self._note, "windows were encoded") as room:
+            with oom_backoff(len(chosen), self._note, "windows were encoded") as backoff:
                 made.append(self._batch_of(chosen, time_expansion))
                 start += len(chosen)
-            if room.halved is not None:
-                self.batch = room.halved
+            if backoff.retry_size is not None:
+                self.batch = backoff.retry_size
         return np.concatenate(made) if made else np.empty((0, self.width), np.float32)
 
     @torch.inference_mode()

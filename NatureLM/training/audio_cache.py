@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from NatureLM.audio.errors import AudioError
 from NatureLM.errors import NatureLMError
 from NatureLM.training.augment import Wave
 from NatureLM.training.table import Clip, RowClip
+from NatureLM.util import ByteBoundedCache
 
 Reader = Callable[[Clip], Wave]
 _ENOUGH = 20  # bad files from which on their share of the files tried so far tells enough
@@ -40,25 +40,15 @@ class AudioCache:
 
     def __init__(self, reader: Reader, cache_bytes: int) -> None:
         self._reader = reader
-        self._limit = cache_bytes
-        self._held = 0
-        self._clips: OrderedDict[Clip, Wave] = OrderedDict()
-        self._lock = threading.Lock()
+        self._clips: ByteBoundedCache[Clip, Wave] = ByteBoundedCache(cache_bytes)
 
     def read(self, clip: Clip) -> Wave:
         """The clip's waveform, not to be written to. Raises `AudioError`."""
-        with self._lock:
-            if clip in self._clips:
-                self._clips.move_to_end(clip)
-                return self._clips[clip]
-        wav = self._reader(clip)
-        wav.setflags(write=False)
-        with self._lock:
-            if clip not in self._clips and wav.nbytes <= self._limit:
-                self._clips[clip] = wav
-                self._held += wav.nbytes
-                while self._held > self._limit:
-                    self._held -= self._clips.popitem(last=False)[1].nbytes
+        wav = self._clips.get(clip)
+        if wav is None:
+            wav = self._reader(clip)
+            wav.setflags(write=False)
+            self._clips.put(clip, wav, wav.nbytes)
         return wav
 
 

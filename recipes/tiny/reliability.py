@@ -24,13 +24,13 @@ NORMALISATIONS: tuple[Normalize, ...] = ("sum", "mean", "prior")
 def measure_model(model: Any, data: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Numbers as plain values, the calibration, and the bins of the figure by name."""
     from NatureLM.experiments.calibrate import fit_calibration, measure, score_samples
-    from NatureLM.generation.audio_cache import MemoryEmbeddingCache
+    from NatureLM.generation.audio_cache import EmbeddingCache
 
     samples = {split: _samples(data, split) for split in ("train", "valid", "test", "unseen")}
     labels = sorted({one.label for one in samples.pop("train")})
     found: dict[str, Any] = {"query": QUERY, "labels": len(labels), "normalize": {}}
     kept: Any = None
-    heard = MemoryEmbeddingCache()
+    heard = EmbeddingCache()
     for normalize in NORMALISATIONS:
         scored = {
             split: score_samples(model, of, labels, QUERY, normalize=normalize, embeddings=heard)

@@ -17,7 +17,7 @@ from NatureLM.data.clip import Clip, hear
 from NatureLM.data.dataset import Sample
 from NatureLM.experiments.plan import Plan, Renderer
 from NatureLM.experiments.run import ClipLoader
-from NatureLM.generation.audio_cache import AudioEncoder, MemoryEmbeddingCache
+from NatureLM.generation.audio_cache import AudioEncoder, EmbeddingCache
 from NatureLM.models import NatureLM
 
 RATE = 16000
@@ -74,7 +74,7 @@ def test_embeddings_are_those_of_exactly_that_length(model: NatureLM) -> None:
             ears,
             model.processor.prepare_audio,
             model.encode_audio,
-            kept=MemoryEmbeddingCache(),
+            kept=EmbeddingCache(),
             batch=batch,
         ) as audio:
             clips: dict[str, Any] = audio.get(CLIPS)

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from NatureLM.generation.audio_cache import (
     AudioEncoder,
-    DiskEmbeddingCache,
+    EmbeddingCache,
     EmbeddingFiles,
     EncodedClip,
-    MemoryEmbeddingCache,
     PaddedClip,
     audio_fingerprint,
     audio_state,
     cache_folder,
     make_embedding_cache,
-    sound_digest,
+    waveform_digest,
 )
 from NatureLM.models import NatureLM
+from NatureLM.util import ByteBoundedCache
 
 
 class Encoder:
@@ -44,7 +44,7 @@ class Encoder:
 
 
 def ask(encoder: Encoder, sounds: dict[str, Any], names: list[str], **how: Any) -> dict[str, Any]:
-    how.setdefault("kept", MemoryEmbeddingCache())
+    how.setdefault("kept", EmbeddingCache())
     with AudioEncoder(sounds.__getitem__, encoder.prepare, encoder.encode, **how) as audio:
         return audio.get(names)
 
@@ -59,14 +59,14 @@ def test_each_sound_is_encoded_once_whatever_it_is_called(
 ) -> None:
     encoder = Encoder()
     sounds = {str(n): torch.full((8,), float(one)) for n, one in enumerate(contents)}
-    found = ask(encoder, sounds, list(sounds), batch=batch, kept=MemoryEmbeddingCache(most_bytes))
+    found = ask(encoder, sounds, list(sounds), batch=batch, kept=EmbeddingCache(most_bytes))
     assert sum(encoder.encoded) == len(set(contents))
     for name, wav in sounds.items():
         assert torch.equal(found[name].audio_QD, wav[:4].reshape(2, 2))
 
 
 def test_sound_of_an_earlier_run_is_not_encoded_again() -> None:
-    encoder, kept = Encoder(), MemoryEmbeddingCache()
+    encoder, kept = Encoder(), EmbeddingCache()
     ask(encoder, {"a": torch.ones(8)}, ["a"], kept=kept, state="x")
     ask(encoder, {"b": torch.ones(8), "c": torch.zeros(8)}, ["b", "c"], kept=kept, state="x")
     assert encoder.encoded == [1, 1]
@@ -95,35 +95,34 @@ def test_windows_of_several_lengths_are_not_mixed() -> None:
 def test_digests_differ_with_the_sound(a: list[float], b: list[float]) -> None:
     one, two = torch.tensor(a), torch.tensor(b)
     same = one.shape == two.shape and one.numpy().tobytes() == two.numpy().tobytes()
-    assert (sound_digest(one) == sound_digest(two)) is same
-    assert sound_digest(one) != sound_digest(one.double())
+    assert (waveform_digest(one) == waveform_digest(two)) is same
+    assert waveform_digest(one) != waveform_digest(one.double())
 
 
 @given(sizes=st.lists(st.integers(1, 9), max_size=20), most=st.integers(0, 100))
 def test_memory_stays_within_its_bytes(sizes: list[int], most: int) -> None:
-    kept = MemoryEmbeddingCache(most)
+    kept = EmbeddingCache(most)
     for number, size in enumerate(sizes):
         kept.put(str(number), torch.zeros(size, 1))
-        assert kept.bytes <= most
+        assert kept.memory.bytes <= most
         assert (kept.get(str(number)) is not None) is (4 * size <= most)
 
 
 def test_threads_share_the_memory() -> None:
-    kept = MemoryEmbeddingCache(40 * 8)
+    kept: ByteBoundedCache[str, int] = ByteBoundedCache(40 * 8)
 
     def work(seed: int) -> None:
         for number in range(300):
             key = str((seed * 7 + number) % 60)
-            found = kept.get(key)
-            assert found is None or found.item() == int(key)
-            kept.put(key, torch.tensor([[float(key)]]))
+            assert kept.get(key) in (None, int(key))
+            kept.put(key, int(key), 8)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert kept.bytes == 4 * len(kept) <= 320
+    assert kept.bytes == 8 * len(kept) <= 320
 
 
 def test_files_give_back_what_was_put(tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_damaged_file_is_encoded_again(tmp_path: Path, harm: str) -> None:
     sounds = {"a": torch.linspace(0, 1, 8)}
 
     def once() -> Tensor:
-        files = DiskEmbeddingCache(MemoryEmbeddingCache(), EmbeddingFiles(tmp_path))
+        files = EmbeddingCache(files=EmbeddingFiles(tmp_path))
         found: Tensor = ask(encoder, sounds, ["a"], kept=files)["a"].audio_QD
         return found
 
@@ -170,7 +169,7 @@ def test_what_was_not_used_for_longest_leaves_first(tmp_path: Path) -> None:
         (path,) = tmp_path.rglob(f"key{number}.safetensors")
         os.utime(path, ns=(age * 10**9, (10**9 - age) * 10**9))
     assert files.get("key0") is not None
-    small = EmbeddingFiles(tmp_path, most_bytes=4 * one)
+    small = EmbeddingFiles(tmp_path, max_bytes=4 * one)
     small.put("key4", torch.zeros(10, 10))
     there = [n for n in range(5) if small.get(f"key{n}") is not None]
     assert there == [0, 3, 4]
@@ -203,11 +202,13 @@ def test_the_folder_comes_from_the_environment(
 ) -> None:
     monkeypatch.delenv("NATURELM_CACHE", raising=False)
     assert cache_folder() is None
-    assert isinstance(make_embedding_cache(), MemoryEmbeddingCache)
+    assert make_embedding_cache().files is None
     monkeypatch.setenv("NATURELM_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert cache_folder("other") == Path("other")
-    assert isinstance(make_embedding_cache(), DiskEmbeddingCache)
+    files = make_embedding_cache().files
+    assert files is not None
+    assert files.folder.parent == tmp_path
 
 
 def test_states_tell_models_apart(build_model: Any) -> None:
@@ -261,6 +262,5 @@ def test_a_file_that_cannot_be_read_at_the_moment_stays(
 @given(most=st.integers(1, 1 << 40))
 def test_the_memory_of_a_run_bounds_what_is_kept(most: int) -> None:
     kept = make_embedding_cache(max_memory=most)
-    assert isinstance(kept, MemoryEmbeddingCache)
-    assert kept.most_bytes <= max(most // 8, 0)
-    assert MemoryEmbeddingCache().most_bytes >= kept.most_bytes
+    assert kept.memory.max_bytes <= most // 8
+    assert EmbeddingCache().memory.max_bytes >= kept.memory.max_bytes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
-from NatureLM.generation.audio_cache import MemoryEmbeddingCache
+from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.request import Answer, GenerationOptions, Request
 from NatureLM.models import NatureLM
@@ -214,7 +214,7 @@ def test_a_small_cache_encodes_again_and_answers_alike(
 ) -> None:
     requests = requests_of(double, [(0, [n % 3, 0, 0], 1.0) for n in range(9)])
     options = GenerationOptions(max_new_tokens=3, num_beams=1)
-    engine = Engine(double, options, lookahead=1, embeddings=MemoryEmbeddingCache(1), eos_ids=ENDS)
+    engine = Engine(double, options, lookahead=1, embeddings=EmbeddingCache(1), eos_ids=ENDS)
     found = answers(engine, requests, waves)
     assert engine.encoded > 3
     assert all(found[one.key].text == alone(one, options) for one in requests)

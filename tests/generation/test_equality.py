@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.audio_cache import EncodedClip, MemoryEmbeddingCache
+from NatureLM.generation.audio_cache import EmbeddingCache, EncodedClip
 from NatureLM.generation.engine import Engine, decode
 from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.merging.scaling import active_alpha
@@ -172,7 +172,7 @@ def test_the_goldens_hold_through_the_engine(
         ends = case.get("eos_token_id")
         key = (case["num_beams"], case.get("length_penalty", 1.0), ends and tuple(ends))
         groups.setdefault(key, []).append(case)
-    kept = MemoryEmbeddingCache()
+    kept = EmbeddingCache()
     windows = 0
     for (beams, penalty, ends), group in groups.items():
         options = GenerationOptions(max_new_tokens=24, num_beams=beams, length_penalty=penalty)

@@ -12,7 +12,7 @@ from torch import Tensor
 from NatureLM.generation import scoring as scorer
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.oom import halving, ran_out
+from NatureLM.generation.oom import is_out_of_memory, oom_backoff
 from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
 from NatureLM.models import NatureLM
 
@@ -135,9 +135,9 @@ def test_one_row_that_does_not_fit_is_an_error(
 
 
 def test_other_errors_are_raised() -> None:
-    with pytest.raises(RuntimeError, match="shape"), halving(8, print, "rows were run"):
+    with pytest.raises(RuntimeError, match="shape"), oom_backoff(8, print, "rows were run"):
         raise RuntimeError("shape mismatch")
-    assert not ran_out(ValueError("out of memory"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_memory_bounds_batches_and_embeddings(
