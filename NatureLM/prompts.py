@@ -1,15 +1,9 @@
-"""Clips that a question names by number: `Is [1] the same animal as [2]?`.
+"""Every prompt is built here: one question, labelled examples in front of it, several turns.
 
-Labelled examples in front of a question, as the experiments and the web app show them.
-
-A question becomes the complete text that the model was trained on.
-
-Several questions and answers as one text, in the form that a template has for one question.
-
-A template says how one turn looks: `{}` stands between what opens a question and what opens its
-answer. What goes between an answer and the next question follows from it: the text that ends a
-turn, which stands after `{}`, then the opening of a question, without what comes only once at the
-very beginning (such as a system message).
+A query becomes the complete text that the model was trained on by a template, in which `{}` stands
+between what opens a question and what opens its answer. What goes between an answer and the next
+question follows from it: the text that ends a turn, which stands after `{}`, then the opening of a
+question, without what comes only once at the very beginning (such as a system message).
 """
 
 from __future__ import annotations
@@ -20,11 +14,32 @@ from dataclasses import dataclass
 
 from NatureLM.errors import UsageError
 
+PLACEHOLDER = "<AudioHere>"
+AUDIO_TAG = f"<Audio>{PLACEHOLDER}</Audio>"
+
 _NUMBER = re.compile(r"\[(\d{1,4})\]")
+_SPECIAL_TOKEN = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+
+
+def render(template: str, query: str) -> str:
+    """The complete prompt: the query, with the audio in front if it names no place for it."""
+    return template.replace("{}", with_clips(query, 1))
+
+
+def with_clips(query: str, clips: int) -> str:
+    """The query, with places for so many clips in front if it names none, stripped."""
+    if PLACEHOLDER not in query:
+        query = f"{AUDIO_TAG} " * clips + query
+    return query.strip()
+
+
+def without_audio(query: str) -> str:
+    """The query without its places for clips, stripped."""
+    return query.replace(AUDIO_TAG, "").strip()
 
 
 def place_numbered(query: str, clips: int) -> tuple[str, tuple[int, ...]]:
-    """The query with the sound of a clip in place of each `[number]`, and the numbers in order.
+    """`Is [1] the same as [2]?` with a clip in place of each number, and the numbers in order.
 
     A query that names no number comes back as it is, with no numbers. Raises UsageError for a
     number that no clip has (`clips` are numbered from 1), and for the mark of the model itself.
@@ -49,29 +64,10 @@ def example_blocks(examples: Iterable[tuple[str, str]]) -> str:
     return "\n\n".join(f"Audio: {heard}\nLabel: {label}" for heard, label in examples)
 
 
-PLACEHOLDER = "<AudioHere>"
-AUDIO_TAG = f"<Audio>{PLACEHOLDER}</Audio>"
-
-
-def with_clips(query: str, clips: int) -> str:
-    """The query, with places for so many clips in front if it names none, stripped."""
-    if PLACEHOLDER not in query:
-        query = f"{AUDIO_TAG} " * clips + query
-    return query.strip()
-
-
-def with_audio(query: str) -> str:
-    """The query, with the audio in front if it names no place for it, stripped."""
-    return with_clips(query, 1)
-
-
-def render(template: str, query: str) -> str:
-    """The complete prompt: the query with its audio places, put into `{}` of the template."""
-    return template.replace("{}", with_audio(query))
-
-
-_PLACE = "{}"
-_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # a special token
+def few_shot_prompt(question: str, labels: Sequence[str]) -> str:
+    """The question, one labelled place for audio per example, and an unlabelled one at the end."""
+    blocks = example_blocks([*((AUDIO_TAG, label) for label in labels), (AUDIO_TAG, "")])
+    return f"{question}\n\n{blocks}".strip()
 
 
 @dataclass(frozen=True)
@@ -94,13 +90,15 @@ class ChatTemplate:
     @classmethod
     def of(cls, template: str) -> ChatTemplate:
         """Take a template with one `{}` apart."""
-        start, _, answer = template.partition(_PLACE)
-        marks = list(_MARK.finditer(answer))
-        opening = next((m.group() for m in _MARK.finditer(start) if m.group() in answer), None)
+        start, _, answer = template.partition("{}")
+        tokens = list(_SPECIAL_TOKEN.finditer(answer))
+        opening = next(
+            (t.group() for t in _SPECIAL_TOKEN.finditer(start) if t.group() in answer), None
+        )
         if opening is not None:
             return cls(start, start[start.rfind(opening) :], answer, answer.partition(opening)[0])
-        if len(marks) > 1:  # every role has a mark of its own, and the first one ends the turn
-            return cls(start, start, answer, answer[: marks[1].start()])
+        if len(tokens) > 1:  # every role has a token of its own, and the first one ends the turn
+            return cls(start, start, answer, answer[: tokens[1].start()])
         # Nothing marks a turn: what parts question and answer, or a line feed, parts them too.
         blank = answer[: len(answer) - len(answer.lstrip())]
         return cls(start, start, answer, blank if "\n" in blank else "\n")

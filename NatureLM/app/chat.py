@@ -15,7 +15,7 @@ from NatureLM.app.player import span
 from NatureLM.app.settings import AppSettings
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, example_blocks, place_numbered
+from NatureLM.prompts import PLACEHOLDER, few_shot_prompt, place_numbered
 from NatureLM.species import SpeciesList, default_question
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def examples_query(question: str, labels: Sequence[str]) -> str:
     for text in (question, *labels):
         if PLACEHOLDER in text:
             raise UsageError(f"{PLACEHOLDER} stands for sound and cannot be written in a text.")
-    blocks = example_blocks((AUDIO_TAG, label) for label in labels)
-    return f"{question}\n\n{blocks}\n\nAudio: {AUDIO_TAG}\nLabel:"
+    return few_shot_prompt(question, labels)
 
 
 @dataclass(frozen=True)

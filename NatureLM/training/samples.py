@@ -17,23 +17,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from NatureLM.config.training import AugmentationsConfig, FewShotConfig
-from NatureLM.prompts import AUDIO_TAG, render
+from NatureLM.prompts import ChatTemplate, few_shot_prompt, render, with_clips, without_audio
 from NatureLM.training import augment
 from NatureLM.training.audio_cache import AudioCache
 from NatureLM.training.augment import Mask, Wave
 from NatureLM.training.sampler import SampleIndex, generator
 from NatureLM.training.table import NONE_LABEL, Clip, Example, merge_labels
-
-
-def plain_question(prompt: str) -> str:
-    """A question without its place for the audio."""
-    return prompt.replace(AUDIO_TAG, "").strip()
-
-
-def few_shot_prompt(question: str, labels: Sequence[str]) -> str:
-    """The question, one labelled place for audio per example, and an unlabelled one."""
-    blocks = [f"Audio: {AUDIO_TAG}\nLabel: {label}" for label in labels]
-    return "\n\n".join([plain_question(question), *blocks, f"Audio: {AUDIO_TAG}\nLabel:"]).strip()
 
 
 def few_shot(query: Example, support: Sequence[Example]) -> Example:
@@ -47,7 +36,8 @@ def few_shot(query: Example, support: Sequence[Example]) -> Example:
     if any(_same_recording(query, example) for example in support):
         raise ValueError(f"{query.id}: an example clip is of the recording that is asked about")
     prompts = tuple(
-        few_shot_prompt(prompt, [example.answer for example in support]) for prompt in query.prompts
+        few_shot_prompt(without_audio(prompt), [example.answer for example in support])
+        for prompt in query.prompts
     )
     clips = tuple(example.clips[0] for example in (*support, query))
     # A mix would change the answer that the examples point to.
@@ -138,30 +128,18 @@ class QuestionPool:
         return [others[int(i)] for i in chosen]
 
 
-def turn_end(template: str) -> str:
-    """The text that ends a turn of the assistant: Llama 3's token where the template knows it."""
-    return "<|eot_id|>" if "<|eot_id|>" in template else "\n"
-
-
-def two_turns(template: str, earlier: tuple[str, str], question: str) -> str:
-    """The complete prompt of a second question; `earlier` is the first one and its answer.
-
-    The audio stands in the first turn only.
-    """
-    asked, answered = earlier
-    first = render(template, asked)
-    return (
-        f"{first}{answered}{turn_end(template)}{template.replace('{}', plain_question(question))}"
-    )
-
-
 def as_second_turn(
     template: str, earlier: Example, query: Example, rng: np.random.Generator
 ) -> Example:
-    """The query as the second question of a conversation; its prompt is complete."""
+    """The query as the second question of a conversation; its prompt is complete.
+
+    It has the form that a conversation gives: the audio stands in the first turn only.
+    """
     asked = earlier.prompts[int(rng.integers(len(earlier.prompts)))]
     question = query.prompts[int(rng.integers(len(query.prompts)))]
-    prompt = two_turns(template, (asked, earlier.answer), question)
+    prompt = ChatTemplate.of(template).text(
+        [(with_clips(asked, 1), earlier.answer), (without_audio(question), "")]
+    )
     return replace(query.with_prompt(prompt, rendered=True), labels=())
 
 

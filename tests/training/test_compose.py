@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.config.training import FewShotConfig
-from NatureLM.prompts import AUDIO_TAG
+from NatureLM.prompts import AUDIO_TAG, few_shot_prompt
 from NatureLM.training.samples import (
     ConversationPool,
     SupportPool,
     as_second_turn,
     few_shot,
-    few_shot_prompt,
-    two_turns,
 )
 from NatureLM.training.table import Clip, Example
 
@@ -24,24 +22,23 @@ TEMPLATE = "<user>{}<|eot_id|><assistant>"
 
 def row(number: int, answer: str, *, task: str = "name", group: str = "") -> Example:
     return Example(
-        id=f"t/{number}", clips=(Clip(f"{number}.wav"),), prompts=("Which?",), answer=answer,
-        task=task, group=group, labels=(answer,),
-    )  # fmt: skip
+        id=f"t/{number}",
+        clips=(Clip(f"{number}.wav"),),
+        prompts=(f"{AUDIO_TAG} Which?",),
+        answer=answer,
+        task=task,
+        group=group,
+        labels=(answer,),
+    )
 
 
 ROWS = [row(n, "ABC"[n % 3], group=f"g{n // 2}") for n in range(18)]
 
 
-def test_prompt():
-    assert few_shot_prompt(f"{AUDIO_TAG} Which?", ["Wren"]) == (
-        f"Which?\n\nAudio: {AUDIO_TAG}\nLabel: Wren\n\nAudio: {AUDIO_TAG}\nLabel:"
-    )
-
-
 def test_clips_stand_in_the_order_of_their_places():
     made = few_shot(ROWS[0], [ROWS[4], ROWS[5]])
     assert [clip.path for clip in made.clips] == ["4.wav", "5.wav", "0.wav"]
-    assert made.prompts[0].count(AUDIO_TAG) == 3
+    assert made.prompts[0] == few_shot_prompt("Which?", ["B", "C"])
     assert made.answer == "A"
     assert made.labels == ()
 
@@ -71,17 +68,11 @@ def test_no_examples_without_another_recording_of_the_answer():
     assert SupportPool([*ROWS, alone]).draw(alone, FewShotConfig(), rng) == []
 
 
-def test_two_turns():
-    prompt = two_turns(TEMPLATE, ("What is it?", "Wren"), f"{AUDIO_TAG} Is it a bird?")
-    assert prompt == (
-        f"<user>{AUDIO_TAG} What is it?<|eot_id|><assistant>Wren<|eot_id|>"
-        "<user>Is it a bird?<|eot_id|><assistant>"
-    )
-
-
 def test_a_conversation_is_about_one_clip():
     asked = Example(id="a", clips=(Clip("1.wav"),), prompts=("P",), answer="Wren")
-    query = Example(id="b", clips=(Clip("1.wav"),), prompts=("Q",), answer="yes", labels=("yes",))
+    query = Example(
+        id="b", clips=(Clip("1.wav"),), prompts=(f"{AUDIO_TAG} Q",), answer="yes", labels=("yes",)
+    )
     other = Example(id="c", clips=(Clip("2.wav"),), prompts=("R",), answer="no")
     rng = np.random.default_rng(0)
     pool = ConversationPool([asked, query, other])
@@ -89,5 +80,7 @@ def test_a_conversation_is_about_one_clip():
     assert pool.draw(other, rng) is None
     made = as_second_turn(TEMPLATE, asked, query, rng)
     assert made.rendered
-    assert made.prompts[0].count(AUDIO_TAG) == 1
+    assert made.prompts[0] == (
+        f"<user>{AUDIO_TAG} P<|eot_id|><assistant>Wren<|eot_id|><user>Q<|eot_id|><assistant>"
+    )
     assert made.answer == "yes"
