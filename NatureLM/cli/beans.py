@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from NatureLM.beans.fetch import RemoteDataset, RowGroup
     from NatureLM.beans.mini import MiniSummary
     from NatureLM.data.components import Component
+
+logger = logging.getLogger(__name__)
 
 
 def info(
@@ -318,11 +321,8 @@ def run(
     from NatureLM.cli.options import listed
     from NatureLM.config import load_config
 
-    def note(text: str) -> None:
-        typer.echo(f"Note: {text}", err=True)
-
     request = experiment.make_experiment(
-        load_config(cfg_path, options_of.with_data_path(options, data_path), warn=note),
+        load_config(cfg_path, options_of.with_data_path(options, data_path), warn=logger.warning),
         cfg_path=cfg_path,
         command="beans",
         data_path=data_path,
@@ -337,4 +337,4 @@ def run(
         merging_alpha=merging_alpha,
         datasets=None if components is None else listed("--components", components),
     )
-    raise typer.Exit(experiment.run(request, dry_run=dry_run, warn=note))
+    raise typer.Exit(experiment.run(request, dry_run=dry_run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from NatureLM.data.dataset import Sample
     from NatureLM.experiments.calibrate import Reliability, Scored
 
+logger = logging.getLogger(__name__)
 _DATA = "Recordings with known answers"
 _OUTPUT = "Output"
 
@@ -187,7 +189,7 @@ def _question(
     if species_list is not None:
         found = read_species_list(species_list, presets=presets())
         for text in found.notes:
-            _note(f"Note: {text}")
+            logger.warning("Note: %s", text)
         names, kind = found.names, found.kind
     else:
         names = tuple(sorted({sample.label for sample in samples}))
@@ -213,7 +215,9 @@ def _score(
 
     def score(of: Sequence[Sample]) -> list[Scored]:
         _note(f"Scoring {len(names)} labels on {len(of)} recordings")
-        return score_samples(model, of, names, query, alpha=alpha, normalize=normalize, note=_note)
+        return score_samples(
+            model, of, names, query, alpha=alpha, normalize=normalize, note=logger.warning
+        )
 
     fitted = score(samples)
     return (model, fitted), fitted if others is None else score(others)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from NatureLM.util import parse_bytes
 if TYPE_CHECKING:
     from NatureLM.experiments.plan import Plan
 
-Warn = Callable[[str], None]
+logger = logging.getLogger(__name__)
 BEANS_ZERO = "EarthSpeciesProject/BEANS-Zero"
 _EMBEDDED = DEFAULT_MODEL
 
@@ -118,29 +119,29 @@ def refuse_options(cfg_path: Path | None, given: Mapping[str, bool]) -> None:
         )
 
 
-def run(request: ExperimentRequest, *, dry_run: bool, warn: Warn) -> int:
+def run(request: ExperimentRequest, *, dry_run: bool) -> int:
     """Show the plan, or run it; the exit code."""
     _check_data(request)
-    plan = _plan(request, warn)
+    plan = _plan(request)
     if dry_run:
         for line in describe(request, plan):
             typer.echo(line)
         return 0
-    return _run(request, plan, warn)
+    return _run(request, plan)
 
 
-def _plan(request: ExperimentRequest, warn: Warn) -> Plan:
+def _plan(request: ExperimentRequest) -> Plan:
     from NatureLM.experiments.run import make_plan
     from NatureLM.merging.recipe import extrapolation_note
 
     for alpha in request.extended.lora_scales:
         note = extrapolation_note(alpha)
         if note is not None:
-            warn(note)
-    return make_plan(request.extended, request.config.model.prompt_template, warn=warn)
+            logger.warning(note)
+    return make_plan(request.extended, request.config.model.prompt_template, warn=logger.warning)
 
 
-def _run(request: ExperimentRequest, plan: Plan, warn: Warn) -> int:
+def _run(request: ExperimentRequest, plan: Plan) -> int:
     from NatureLM.cli.infer import load_model
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import TrialStore
@@ -166,7 +167,7 @@ def _run(request: ExperimentRequest, plan: Plan, warn: Warn) -> int:
             cache_dir=request.cache_dir,
             workers=request.workers,
             progress=progress,
-            warn=warn,
+            warn=logger.warning,
         )
     except KeyboardInterrupt as interrupt:
         raise Stopped(

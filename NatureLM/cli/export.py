@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from NatureLM.results.rows import WindowRow
     from NatureLM.results.tables import RavenRecording
 
+logger = logging.getLogger(__name__)
 _FORMATS = {"csv": ".csv", "raven": ".selections.txt"}
 _HEARD_RATE = 16_000
 
@@ -73,7 +75,7 @@ def export(
         lambda file: write_raven(
             rows,
             file,
-            _recordings(windows, lambda text: typer.echo(f"Note: {text}", err=True)),
+            _recordings(windows),
             channel=settings.get("channel", "mean"),
             heard_hz=heard,
         ),
@@ -81,7 +83,7 @@ def export(
     typer.echo(f"{len(windows)} selections in {target}")
 
 
-def _recordings(rows: Sequence[WindowRow], note: Callable[[str], None]) -> list[RavenRecording]:
+def _recordings(rows: Sequence[WindowRow]) -> list[RavenRecording]:
     """The recordings in the order of the answers, with their lengths where they still are."""
     from NatureLM.audio import AudioError, probe
     from NatureLM.results.tables import RavenRecording
@@ -95,6 +97,8 @@ def _recordings(rows: Sequence[WindowRow], note: Callable[[str], None]) -> list[
             info = probe(path)
             found.append(RavenRecording(path, info.duration, info.sample_rate))
         except AudioError as error:
-            note(f"{error} Its length is taken to be {end:g} s, where the last answer ends.")
+            logger.warning(
+                "%s Its length is taken to be %g s, where the last answer ends.", error, end
+            )
             found.append(RavenRecording(path, end, _HEARD_RATE))
     return found

@@ -7,6 +7,7 @@ The work of `naturelm infer`: recordings through the model into the result store
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from NatureLM.models import NatureLM
 
 
+logger = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
 
 
 class PipelineAsker:
     """A loaded pipeline, asked as a request says."""
 
-    def __init__(self, request: InferRequest, reporter: Reporter) -> None:
+    def __init__(self, request: InferRequest) -> None:
         self._model = load_model(request)
         longest = self._model.config.window_seconds
         if request.window_length_seconds > longest:
@@ -54,7 +56,6 @@ class PipelineAsker:
             max_memory=request.max_memory,
             kept_bytes=_KEPT_BYTES,
         )
-        self._warn = reporter.note
         self._asked = request.asked
 
     def settings(self) -> dict[str, Any]:
@@ -72,7 +73,6 @@ class PipelineAsker:
             store,
             batch_size=request.batch_size,
             fold=True,
-            warn=self._warn,
         )
 
 
@@ -123,16 +123,16 @@ def run(request: InferRequest, reporter: Reporter) -> int:
     """
     from NatureLM.audio import find_recordings
 
-    recordings = find_recordings(request.audio_paths, warn=reporter.note)
+    recordings = find_recordings(request.audio_paths, warn=logger.warning)
     with ResultStore(request.output_path, overwrite=request.overwrite) as store:
         store.check(request.settings())
         tally = InferProgress(recordings=len(recordings))
         try:
             reporter.loading(request)
-            asker = load(request, reporter)
+            asker = load(request)
             settings = RunSettings({**request.settings(), **asker.settings()})
             resumed = store.begin(settings, recordings)
-            _say_what_was_there(resumed, request, reporter)
+            _note_what_was_there(resumed, request)
             tally.expected = _expected_windows(recordings, request) - resumed.answers
             with reporter.working(tally, request):
                 _ask(asker.results(recordings, request, store), store, tally, reporter, request)
@@ -142,10 +142,10 @@ def run(request: InferRequest, reporter: Reporter) -> int:
     return SOME_FAILED if tally.errors else 0
 
 
-def load(request: InferRequest, reporter: Reporter) -> Asker:
+def load(request: InferRequest) -> Asker:
     """The model, ready to be asked. (Tests put another one here.)"""
 
-    return PipelineAsker(request, reporter)
+    return PipelineAsker(request)
 
 
 def _ask(
@@ -188,16 +188,16 @@ def _expected_windows(recordings: Sequence[Path], request: InferRequest) -> int:
     return total * len(request.queries)
 
 
-def _say_what_was_there(resumed: Resumed, request: InferRequest, reporter: Reporter) -> None:
+def _note_what_was_there(resumed: Resumed, request: InferRequest) -> None:
     name = request.output_path
     if resumed.cut_off:
-        reporter.note(f"{name}: the last line was not whole and has been taken off")
+        logger.warning(f"{name}: the last line was not whole and has been taken off")
     if resumed.answers:
-        reporter.note(f"{name}: has {resumed.answers} answers of this run; going on from there")
+        logger.warning(f"{name}: has {resumed.answers} answers of this run; going on from there")
     if resumed.retried:
-        reporter.note(f"{name}: {resumed.retried} recordings that had failed are tried again")
+        logger.warning(f"{name}: {resumed.retried} recordings that had failed are tried again")
     for path in resumed.mended:
-        reporter.note(f"{path}: has changed since it failed; all of it is asked anew")
+        logger.warning(f"{path}: has changed since it failed; all of it is asked anew")
 
 
 def _goodbye(store: ResultStore, request: InferRequest) -> str:
@@ -307,7 +307,7 @@ def infer(
 
     reporter = make_reporter(show_answers=not quiet)
     overrides = options_of.with_data_path(options, data_path)
-    config = load_config(cfg_path, overrides, warn=reporter.note)
+    config = load_config(cfg_path, overrides, warn=logger.warning)
     audio_paths, queries = [*(recordings or []), *(audio_path or [])], query or []
     if config.extended is not None:
         from NatureLM.cli import experiment
@@ -346,7 +346,7 @@ def infer(
             max_memory=max_memory,
             cache_dir=cache_dir,
         )
-        raise typer.Exit(experiment.run(asked, dry_run=dry_run, warn=reporter.note))
+        raise typer.Exit(experiment.run(asked, dry_run=dry_run))
 
     options_of.refuse_without_experiment(data_path, dry_run, cfg_path)
     request = make_request(
@@ -367,7 +367,6 @@ def infer(
         time_expansion=time_expansion,
         output_path=output_path or Path("inference_output.jsonl"),
         overwrite=overwrite,
-        warn=reporter.note,
         listed=lists.ListOptions(species_list, mode, species_names, several, top_k, min_confidence),
     )
     raise typer.Exit(run(request, reporter))

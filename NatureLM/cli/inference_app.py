@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from NatureLM.cli import options as of_model
 
+logger = logging.getLogger(__name__)
 _PAGE = "Page"
 
 
@@ -79,7 +81,7 @@ def inference_app(
     serve(
         AppSettings(
             model=model,
-            config=load_config(cfg_path, options or [], warn=say),
+            config=load_config(cfg_path, options or [], warn=logger.warning),
             alpha=merging_alpha,
             device=device,
             dtype=dtype_option(dtype),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 import NatureLM
 from NatureLM.cli.errors import friendly_errors, make_output_robust
+from NatureLM.cli.progress import notes_shown
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -25,16 +27,28 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Command:
-    """A verb of a command: `target` is `module:function`, `summary` its line in the help."""
+    """A verb of a command.
+
+    target: `module:function`
+    summary: its line in the help
+    notes: how notes and warnings of the package are shown, with {} for the text
+    """
 
     target: str
     summary: str
+    notes: str = "Note: {}"
 
     def function(self) -> Callable[..., Any]:
-        """Import the function that does it."""
+        """Import the function that does it; while it runs, what the package logs is shown."""
         module, _, name = self.target.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return function
+
+        @wraps(function)
+        def called(*args: Any, **options: Any) -> Any:
+            with notes_shown(self.notes):
+                return function(*args, **options)
+
+        return called
 
 
 class LazyGroup(TyperGroup):
@@ -128,7 +142,7 @@ def _version(name: str) -> Callable[[bool], None]:
 NATURELM_VERBS = {
     "infer": Command("NatureLM.cli.infer:infer", "Ask questions about recordings."),
     "inference-app": Command(
-        "NatureLM.cli.inference_app:inference_app", "Ask questions on a page in the browser."
+        "NatureLM.cli.inference_app:inference_app", "Ask questions on a page in the browser.", "{}"
     ),
     "embed": Command("NatureLM.cli.search:embed", "Turn windows of recordings into vectors."),
     "search": Command("NatureLM.cli.search:search", "Find windows that sound like a clip."),
@@ -145,10 +159,12 @@ NATURELM_VERBS = {
     ),
     "merge": Command("NatureLM.cli.merge:merge", "Write the adapter into the weights of a model."),
     "tune-alpha": Command(
-        "NatureLM.cli.tune_alpha:tune_alpha", "Find the α to use on recordings with known answers."
+        "NatureLM.cli.tune_alpha:tune_alpha",
+        "Find the α to use on recordings with known answers.",
+        "{}",
     ),
     "calibrate": Command(
-        "NatureLM.cli.calibrate:calibrate", "Make confidences mean what they say."
+        "NatureLM.cli.calibrate:calibrate", "Make confidences mean what they say.", "{}"
     ),
     "report": Command(
         "NatureLM.cli.score:report", "Draw answers: a page with figures, tables and answers."

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from NatureLM.evaluation.score import BootstrapOptions
     from NatureLM.inference.answers import AnswerOptions
     from NatureLM.species import SpeciesList
+
+
+logger = logging.getLogger(__name__)
 
 
 def expanded(verb: Callable[..., None]) -> Callable[..., None]:
@@ -199,7 +203,6 @@ def load_embedder(
     dtype: str,
     *,
     batch: int = 16,
-    note: Callable[[str], None] = lambda text: None,
 ) -> Embedder:
     """The model of this name, as what makes vectors of a layer; its language model is not read."""
     import_model()
@@ -211,7 +214,7 @@ def load_embedder(
         dtype=None if dtype == "auto" else dtype,
         hears_only=True,
     )
-    return Embedder(loaded, layer, batch=batch, note=note)
+    return Embedder(loaded, layer, batch=batch, note=logger.warning)
 
 
 def settings_of(
@@ -530,11 +533,9 @@ class ListOptions:
 
 
 def choose(
-    given: ListOptions, queries: Sequence[str], model: str, note: Callable[[str], None]
+    given: ListOptions, queries: Sequence[str], model: str
 ) -> tuple[AnswerOptions, list[str]]:
     """How answers are chosen, and the questions, with one of ours where none was asked.
-
-    note: told what there is to say about the list
 
     Raises UsageError that names the option, its value and what is allowed.
     """
@@ -546,11 +547,11 @@ def choose(
     if given.species_list is None:
         return _without_list(given, mode, queries)
     _check(given, mode)
-    species = _read(given, model, note)
+    species = _read(given, model)
     asked = [query.replace(_LIST_PLACE, ", ".join(species.names)) for query in queries]
     if not asked:
         asked = [_question(species, mode, given.several)]
-        note(f"asking: {_shortened(asked[0])}")
+        logger.warning("asking: %s", _shortened(asked[0]))
     if mode == "generate":
         if not all(_LIST_PLACE in query for query in queries):
             raise UsageError(
@@ -595,18 +596,18 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _read(given: ListOptions, model: str, note: Callable[[str], None]) -> SpeciesList:
+def _read(given: ListOptions, model: str) -> SpeciesList:
     from NatureLM.species import hints, known_names, presets, read_species_list
 
     kind: Any = given.names
     species = read_species_list(given.species_list or "", prefer=kind, presets=presets())
     for text in species.notes:
-        note(text)
+        logger.warning(text)
     found = list(hints(species.names, known_names(model)))
     for text in found[:_MOST_HINTS]:
-        note(text)
+        logger.warning(text)
     if len(found) > _MOST_HINTS:
-        note(f"and {len(found) - _MOST_HINTS} more names that are close to known ones")
+        logger.warning("and %d more names that are close to known ones", len(found) - _MOST_HINTS)
     return species
 
 

@@ -5,6 +5,7 @@ Where an experiment stands, on stderr: a line that renews itself, or lines in a 
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -16,12 +17,50 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from NatureLM.cli.errors import error_text
-from NatureLM.cli.request import DEFAULT_MODEL, InferRequest
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from NatureLM.cli.request import InferRequest
     from NatureLM.experiments.run import TrialProgress
+
+_bar: Progress | None = None  # what is shown at the foot of the terminal at the moment
+
+
+def say(text: str) -> None:
+    """A line on stderr, above the bar where there is one."""
+    if _bar is None:
+        typer.echo(text, err=True)
+        return
+    from rich.text import Text
+
+    _bar.console.print(Text.from_ansi(text), soft_wrap=True)
+
+
+class NoteHandler(logging.Handler):
+    """Shows log records as lines on stderr; `form` is such a line, with {} for the message."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(logging.WARNING)
+        self._form = form
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the message of a record."""
+        say(self._form.format(record.getMessage()))
+
+
+@contextmanager
+def notes_shown(form: str) -> Iterator[None]:
+    """Within the block, what the package logs for its user is shown on stderr, and nowhere else."""
+    package, handler = logging.getLogger("NatureLM"), NoteHandler(form)
+    propagated = package.propagate
+    package.addHandler(handler)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.propagate = propagated
 
 
 @dataclass
@@ -70,18 +109,16 @@ class Reporter:
         self._queries: tuple[str, ...] = ()
         self._chooses = False
 
-    def note(self, text: str) -> None:
-        """Something worth knowing."""
-        self._say(f"Note: {text}")
-
     def loading(self, request: InferRequest) -> None:
         """The model is about to be loaded."""
+        from NatureLM.cli.request import DEFAULT_MODEL
+
         hint = (
             " (the embedded model; --model naturelm-audio is the published one)"
             if request.model == DEFAULT_MODEL
             else ""
         )
-        self._say(f"Model: {request.model}{hint}")
+        say(f"Model: {request.model}{hint}")
 
     @contextmanager
     def working(self, tally: InferProgress, request: InferRequest) -> Iterator[None]:
@@ -115,7 +152,7 @@ class Reporter:
 
     def failed(self, audio_path: str | Path, error: BaseException) -> None:
         """A recording could not be heard (to its end)."""
-        self._say(error_text(_one_line(str(error))))
+        say(error_text(_one_line(str(error))))
 
     def summary(self, tally: InferProgress, answers: int, request: InferRequest) -> None:
         """The end of the run."""
@@ -127,8 +164,8 @@ class Reporter:
             _count(tally.errors, "error"),
         ]
         rate = f" in {_duration(time.monotonic() - tally.started)}, {tally.rate()}"
-        self._say(f"{', '.join(parts)}{rate if tally.answers else ''}")
-        self._say(f"Answers: {request.output_path}")
+        say(f"{', '.join(parts)}{rate if tally.answers else ''}")
+        say(f"Answers: {request.output_path}")
 
     def _recording_done(self, tally: InferProgress) -> None:
         if self._recording is not None:
@@ -137,7 +174,7 @@ class Reporter:
         self._recording, self._in_recording = None, 0
 
     def _progress_line(self, tally: InferProgress) -> None:
-        self._say(
+        say(
             f"[{self._done_recordings}/{tally.recordings}] {_one_line(str(self._recording))}: "
             f"{_count(self._in_recording, 'answer')}, {tally.rate()}"
         )
@@ -146,22 +183,18 @@ class Reporter:
         """A line for stdout."""
         typer.secho(text, bold=bold)
 
-    def _say(self, text: str) -> None:
-        """A line for stderr."""
-        typer.echo(text, err=True)
-
 
 class BarReporter(Reporter):
     """A bar with rate and time left at the foot of the terminal."""
 
     def __init__(self, *, show_answers: bool) -> None:
         super().__init__(show_answers=show_answers)
-        self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     @contextmanager
     def working(self, tally: InferProgress, request: InferRequest) -> Iterator[None]:
         """The bar is there as long as the work lasts."""
+        global _bar
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -174,20 +207,20 @@ class BarReporter(Reporter):
             redirect_stdout=False,
             transient=True,
         )
-        self._bar = bar
+        _bar = bar
         self._task = bar.add_task("", total=max(tally.expected, 0), rate="0.0 x real time")
         try:
             with bar, super().working(tally, request):
                 yield
         finally:
             bar.stop()  # also where Ctrl-C came while it was starting
-            self._bar = None
+            _bar = None
 
     def answer(self, result: Any, tally: InferProgress) -> None:
         """Show the answer above the bar and move the bar."""
         super().answer(result, tally)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
+        if _bar is not None and self._task is not None:
+            _bar.update(
                 self._task,
                 completed=tally.answers,
                 total=max(tally.expected, tally.answers),
@@ -199,22 +232,10 @@ class BarReporter(Reporter):
 
     def _print(self, text: str, bold: bool = False) -> None:
         # Where both streams are the terminal, the bar has to make room for the line.
-        if self._bar is not None and sys.stdout.isatty():
-            self._above_bar(typer.style(text, bold=bold))
+        if _bar is not None and sys.stdout.isatty():
+            say(typer.style(text, bold=bold))
         else:
             super()._print(text, bold)
-
-    def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._above_bar(text)
-        else:
-            super()._say(text)
-
-    def _above_bar(self, text: str) -> None:
-        from rich.text import Text
-
-        if self._bar is not None:
-            self._bar.console.print(Text.from_ansi(text), soft_wrap=True)
 
 
 def make_reporter(*, show_answers: bool) -> Reporter:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from NatureLM.inference.run import WindowQuestions, question_settings
 from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.util import parse_bytes
 
+logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "naturelm-tiny"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -85,7 +87,6 @@ def make_request(
     time_expansion: float,
     output_path: Path,
     overwrite: bool,
-    warn: Callable[[str], None],
     listed: ListOptions | None = None,
 ) -> InferRequest:
     """Check what was asked for.
@@ -95,7 +96,7 @@ def make_request(
     if not audio_paths:
         raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
     named = model or config.model.ckpt or DEFAULT_MODEL
-    choosing, queries = choose(listed or ListOptions(), queries, named, warn)
+    choosing, queries = choose(listed or ListOptions(), queries, named)
     if not queries:
         raise UsageError('nothing to ask: give a question, such as --query "Caption the audio"')
     for query in queries:
@@ -115,9 +116,9 @@ def make_request(
         raise UsageError(f"--merging-alpha is {alpha:g}, and it must be a finite number")
     note = extrapolation_note(alpha)
     if note is not None:
-        warn(note)
+        logger.warning(note)
     if hop_length_seconds > window_length_seconds:
-        warn(
+        logger.warning(
             f"--hop-length-seconds {hop_length_seconds:g} is longer than a window of "
             f"{window_length_seconds:g} s: what lies between two windows is not heard"
         )

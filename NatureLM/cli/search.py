@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from NatureLM.inference.windows import RecordingError
 
 
+logger = logging.getLogger(__name__)
 _OUTPUT = "Output"
 
 
@@ -74,17 +76,14 @@ def embed(
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
 
-    def note(text: str) -> None:
-        typer.echo(f"Note: {text}", err=True)
-
     # What cannot work is refused before the model is loaded.
     writer_of(output_path)
     WindowPlan.of(16000, window_length_seconds, hop_length_seconds, time_expansion)
     parse_channel(channel)
     device, dtype = device_option(device), dtype_option(dtype)
-    files = find_recordings(recordings, warn=note)
+    files = find_recordings(recordings, warn=logger.warning)
     typer.echo(f"Model: {model}", err=True)
-    embedder = load_embedder(model, layer, device, dtype, batch=batch_size, note=note)
+    embedder = load_embedder(model, layer, device, dtype, batch=batch_size)
     settings = settings_of(
         embedder,
         model,
@@ -99,7 +98,9 @@ def embed(
         nonlocal to_do
         to_do = recordings
         if rows:
-            note(f"{output_path}: {rows} windows are there already; going on from there")
+            logger.warning(
+                "%s: %d windows are there already; going on from there", output_path, rows
+            )
 
     def report(file: str, result: int | RecordingError) -> None:
         nonlocal finished
@@ -117,7 +118,7 @@ def embed(
             settings,
             embedder,
             overwrite=overwrite,
-            warn=note,
+            warn=logger.warning,
             begun=begun,
             report=report,
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from NatureLM.cli.imports import import_model
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -44,9 +47,7 @@ def train(
     from NatureLM.cli.errors import Stopped
     from NatureLM.config import load_config
 
-    config = load_config(
-        cfg_path, options or [], warn=lambda text: typer.echo(f"Note: {text}", err=True)
-    )
+    config = load_config(cfg_path, options or [], warn=logger.warning)
     if check:
         from NatureLM.training.check import report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.tune import Tuning
 
+logger = logging.getLogger(__name__)
 _DATA = "Recordings with known answers"
 _SEARCH = "Search"
 _SCORING = "Scoring"
@@ -114,7 +116,7 @@ def tune_alpha(
     from NatureLM.util import parse_bytes
 
     given = list(_overrides(data, query, column or (), where or (), limit, seed))
-    config = load_config(cfg_path, [*(options or []), *given], warn=_note)
+    config = load_config(cfg_path, [*(options or []), *given], warn=logger.warning)
     evaluation = scoring.make_evaluation(resamples, seed)
     grid = Grid(low, high, coarse, fine)
     side: Any = scoring.one_of("--towards", towards, ("base", "adapted"))
@@ -192,7 +194,7 @@ def _plan(config: Config) -> Plan:
             "choose one with --query"
         )
     extended = extended.model_copy(update={"lora_scales": [1.0]})
-    return make_plan(extended, config.model.prompt_template, warn=_note)
+    return make_plan(extended, config.model.prompt_template, warn=logger.warning)
 
 
 def _task(plan: Plan, named: str | None) -> str:
@@ -232,7 +234,7 @@ def _asker(
     cells = list(plan.with_template(processor_of(model).prompt_template).cells())
     _note(f"Encoding {len(cells)} samples")
     generation = choice.config.generate.model_dump(exclude={"merging_alpha"})
-    answerer = Answerer(model, cells, **means, note=_note, report=_progress, **generation)
+    answerer = Answerer(model, cells, **means, note=logger.warning, report=_progress, **generation)
     for problem in answerer.left_out.values():
         _note(f"left out: {problem}")
 

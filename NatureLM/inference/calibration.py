@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,16 @@ class Calibration:
         low, high = RANGE
         return self.temperature <= 1.01 * low or self.temperature >= 0.99 * high
 
-    def fits(self, weights: str | None, alpha: float) -> bool:
-        """Whether it was fitted for these weights at this α."""
-        return self.weights == weights and math.isclose(self.merging_alpha, alpha, abs_tol=1e-9)
+    def mismatch(self, weights: str | None, alpha: float) -> str | None:
+        """Why it does not hold for these weights at this α; None where it does."""
+        if self.weights != weights:
+            return "the calibration was made for other weights, so confidences are not calibrated"
+        if not math.isclose(self.merging_alpha, alpha, abs_tol=1e-9):
+            return (
+                f"the calibration was made at α = {self.merging_alpha:g}, so confidences at "
+                f"α = {alpha:g} are not calibrated"
+            )
+        return None
 
 
 def beside_model(model: str | Path) -> Path | None:
@@ -71,37 +78,21 @@ def beside_model(model: str | Path) -> Path | None:
     return None if not str(model) or folder is None or not folder.is_dir() else folder / FILE_NAME
 
 
-def calibration_for(
-    model: Any,
-    given: Calibration | str | Path | None,
-    alpha: float,
-    warn: Callable[[str], None],
+def find_calibration(
+    model_name: str | Path, given: Calibration | str | Path | None
 ) -> Calibration | None:
-    """The calibration to use of a loaded model at some α.
+    """A calibration as it was given, whether or not it fits the model.
 
     given: a calibration, a file of one, "auto" for the file beside the model, None for none
-    warn: told where there is one that was fitted for other weights or another α, and is not used
 
     Raises CalibrationError for a file that cannot be read.
     """
-    if given is None:
-        return None
-    if given == "auto":
-        path = beside_model(model.name_or_path)
-        if path is None or not path.is_file():
-            return None
-        given = path
-    found = given if isinstance(given, Calibration) else read_calibration(given)
-    if found.weights != model.fingerprint:
-        warn("the calibration was made for other weights, so confidences are not calibrated")
-        return None
-    if not found.fits(model.fingerprint, alpha):
-        warn(
-            f"the calibration was made at α = {found.merging_alpha:g}, so confidences at "
-            f"α = {alpha:g} are not calibrated"
-        )
-        return None
-    return found
+    if given is None or isinstance(given, Calibration):
+        return given
+    if given != "auto":
+        return read_calibration(given)
+    path = beside_model(model_name)
+    return None if path is None or not path.is_file() else read_calibration(path)
 
 
 def read_calibration(path: str | Path) -> Calibration:

@@ -5,7 +5,7 @@ The model that a configuration and its user ask for.
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM, NatureLMProcessor
+
+logger = logging.getLogger(__name__)
 
 
 def pick_device(device: str = "auto") -> str:
@@ -40,17 +42,13 @@ def load(model: str | Path | None, device: str, dtype: Any) -> NatureLM:
     from NatureLM.models.registry import EMBEDDED, NATURELM_AUDIO
 
     if model is None:
-        to_stderr(
-            f"Loading the embedded model {EMBEDDED}; the published one is "
-            f'Pipeline("{NATURELM_AUDIO}").'
+        logger.warning(
+            'Loading the embedded model %s; the published one is Pipeline("%s").',
+            EMBEDDED,
+            NATURELM_AUDIO,
         )
         model = EMBEDDED
     return NatureLM.from_pretrained(model, device=pick_device(device), dtype=dtype)
-
-
-def to_stderr(message: str) -> None:
-    """Tell the user, away from what a program prints."""
-    print(message, file=sys.stderr)
 
 
 def load_configured(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ import numpy as np
 
 from NatureLM.errors import UsageError
 from NatureLM.inference.answers import AnswerOptions, Mode, make_answer_options
-from NatureLM.inference.loading import load, to_stderr
+from NatureLM.inference.loading import load
 from NatureLM.inference.windows import (
     Recording,
     RecordingError,
@@ -41,19 +42,20 @@ if TYPE_CHECKING:
     from NatureLM.models import NatureLM
 
 
+logger = logging.getLogger(__name__)
+
+
 class Talking:
     """The part of `Pipeline` that talks about clips.
 
     `audios` is a clip or several, each a path or samples at `input_sample_rate` Hz. Of one that is
-    longer than the model's window the beginning is heard, which `warn` is told.
+    longer than the model's window the beginning is heard, which is logged.
     """
 
     if TYPE_CHECKING:
         model: NatureLM
 
-        def _run(
-            self, settings: dict[str, Any], batch_size: int | None, note: Callable[[str], None]
-        ) -> Run: ...
+        def _run(self, settings: dict[str, Any], batch_size: int | None) -> Run: ...
         def _alpha(self, alpha: float | None) -> float: ...
         def _generation(self) -> dict[str, Any]: ...
 
@@ -63,7 +65,6 @@ class Talking:
         *,
         alpha: float | None = None,
         input_sample_rate: float = 16000,
-        warn: Callable[[str], None] | None = None,
         **generation: Any,
     ) -> Conversation:
         """A conversation whose first question is about these clips.
@@ -76,7 +77,7 @@ class Talking:
         from NatureLM.inference.conversation import Conversation
 
         def load(clip: Any) -> NDArray[Any]:
-            return self._clip(clip, input_sample_rate, warn or to_stderr)
+            return self._clip(clip, input_sample_rate)
 
         options = GenerationOptions(**{**self._generation(), "num_beams": 1, **generation})
         return Conversation(
@@ -99,7 +100,6 @@ class Talking:
         alphas: Sequence[float],
         *,
         input_sample_rate: float = 16000,
-        warn: Callable[[str], None] | None = None,
         **generation: Any,
     ) -> list[str]:
         """The answers to one question at several α, in their order; the clips are encoded once."""
@@ -109,9 +109,8 @@ class Talking:
 
         if not query.strip():
             raise UsageError("the question is empty")
-        notes = warn or to_stderr
         clips = {
-            str(number): self._clip(clip, input_sample_rate, notes)
+            str(number): self._clip(clip, input_sample_rate)
             for number, clip in enumerate(as_list(audios))
         }
         processor = self.model.processor
@@ -122,7 +121,7 @@ class Talking:
             Request(key=place, prompt=prompt, audios=tuple(clips), alpha=float(alpha))
             for place, alpha in enumerate(alphas)
         ]
-        run = self._run({**self._generation(), **generation}, None, notes)
+        run = self._run({**self._generation(), **generation}, None)
         texts: list[str] = []
         for answer in yield_in_input_order(run, requests, clips.__getitem__):
             assert isinstance(answer, Answer)
@@ -131,7 +130,7 @@ class Talking:
             texts.append(answer.text or "")
         return texts
 
-    def _clip(self, clip: Any, rate: float, warn: Callable[[str], None]) -> NDArray[Any]:
+    def _clip(self, clip: Any, rate: float) -> NDArray[Any]:
         """The beginning of a clip, as much as the model hears at once."""
         from NatureLM.audio import probe, read_clip
         from NatureLM.audio.stream import clip_array
@@ -145,7 +144,9 @@ class Talking:
             return samples
         seconds = probe(clip).duration
         if seconds > longest:
-            warn(f"{clip}: lasts {seconds:.1f} s, and the first {longest:g} s of it are heard")
+            logger.warning(
+                "%s: lasts %.1f s, and the first %g s of it are heard", clip, seconds, longest
+            )
         return read_clip(clip, duration=longest, sample_rate=config.sample_rate)
 
 
@@ -284,7 +285,8 @@ class Pipeline(Talking):
         `RecordingError` in its place and the rest goes on. `batch_size`: most windows encoded and
         most answers decoded at once; it changes the speed and never an answer. `fold` writes α into
         the model's weights until the last result is taken: quicker, but nobody else may use the
-        model meanwhile. `generation` overrides the configuration's `generate`.
+        model meanwhile. `warn` takes the notes about recordings and confidences, which are logged
+        without it. `generation` overrides the configuration's `generate`.
 
         `mode`: "score" answers with the likeliest of `labels` and `None`, says how likely it is,
         and names the next ones up to `top_k`; "constrained" decodes one of them or `None` (or
@@ -296,16 +298,16 @@ class Pipeline(Talking):
         items = as_list(audios)
         asked = _queries_per_audio(queries, len(items))
         alpha = self._alpha(alpha)
-        warn = warn if warn is not None else to_stderr
+        warn = warn or logger.warning
         choosing = make_answer_options(
             mode,
             labels,
             several=several,
             top_k=top_k,
             min_confidence=min_confidence,
-            calibration=self.calibration_at(alpha, warn) if mode == "score" else None,
+            calibration=self._calibration_at(alpha, warn) if mode == "score" else None,
         )
-        run = self._run({**self._generation(), **generation}, batch_size, warn)
+        run = self._run({**self._generation(), **generation}, batch_size)
         stream = WindowStream(
             [Recording(n, _name(one, n), one, asked[n]) for n, one in enumerate(items)],
             {
@@ -334,9 +336,7 @@ class Pipeline(Talking):
                 last_key = key
                 yield _result(made, choosing)
 
-    def _run(
-        self, settings: dict[str, Any], batch_size: int | None, note: Callable[[str], None]
-    ) -> Run:
+    def _run(self, settings: dict[str, Any], batch_size: int | None) -> Run:
         """What answers the requests; sound that was heard before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
         from NatureLM.generation.engine import Engine
@@ -344,7 +344,10 @@ class Pipeline(Talking):
 
         if self._embeddings is None:
             self._embeddings = make_embedding_cache(
-                self._cache_dir, note, max_memory=self._max_memory, max_bytes=self._kept_bytes
+                self._cache_dir,
+                logger.warning,
+                max_memory=self._max_memory,
+                max_bytes=self._kept_bytes,
             )
         rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
         engine = Engine(
@@ -354,7 +357,7 @@ class Pipeline(Talking):
             lookahead=rows,
             max_memory=self._max_memory,
             embeddings=self._embeddings,
-            note=note,
+            note=logger.warning,
         )
         return engine.run
 
@@ -389,19 +392,25 @@ class Pipeline(Talking):
                     choice=choosing.choice(),
                 )
 
-    def calibration_at(
-        self, alpha: float, warn: Callable[[str], None] = to_stderr
+    def _calibration_at(
+        self, alpha: float, warn: Callable[[str], None] | None = None
     ) -> Calibration | None:
         """The calibration that confidences at this α go by; `warn` is told why one is not used."""
-        from NatureLM.inference.calibration import calibration_for
+        from NatureLM.inference.calibration import find_calibration
 
-        return calibration_for(self.model, self._calibration, alpha, warn)
+        found = find_calibration(self.model.name_or_path or "", self._calibration)
+        mismatch = None if found is None else found.mismatch(self.model.fingerprint, alpha)
+        if mismatch is None:
+            return found
+        if warn is not None:
+            warn(mismatch)
+        return None
 
     def confidence_settings(self, choosing: AnswerOptions, alpha: float) -> dict[str, Any]:
         """What confidences depend on beside the labels, as plain values."""
         if choosing.mode != "score":
             return {}
-        found = self.calibration_at(alpha, lambda text: None)
+        found = self._calibration_at(alpha)
         if found is None:
             return {"calibration": None}
         return {"calibration": {"normalize": found.normalize, "temperature": found.temperature}}

@@ -84,6 +84,7 @@ def unanswered(
 ) -> Generator[WindowResult | RecordingError, None, None]:
     """Answers and bad recordings as they come; windows that have an answer are left out.
 
+    warn: told the notes about recordings in place of the log
     fold: whether nobody else uses the model meanwhile, so that α may be written into it
     """
 

@@ -5,6 +5,7 @@ Recordings as windows, decoded ahead of the model and held until they are answer
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class WindowKey:
     query: str
 
 
+logger = logging.getLogger(__name__)
 _CHUNK = 4  # windows that a recording is read on at a time
 
 
@@ -96,7 +98,7 @@ class WindowStream:
 
     cutting: what `iter_windows` is told of windows and channels
     input_sample_rate: Hz, of recordings that are samples
-    warn: told what there is to say about a recording, when its turn comes
+    warn: told the notes about a recording when its turn comes; without it they are logged
     workers: recordings that are decoded at once, ahead of who takes the windows
     """
 
@@ -106,11 +108,12 @@ class WindowStream:
         cutting: Mapping[str, Any],
         *,
         input_sample_rate: float,
-        warn: Callable[[str], None],
+        warn: Callable[[str], None] | None = None,
         workers: int = 2,
     ) -> None:
         self._recordings, self._cutting = recordings, cutting
-        self._rate, self._warn, self._workers = input_sample_rate, warn, workers
+        self._rate, self._workers = input_sample_rate, workers
+        self._warn = warn or logger.warning
         self._held: dict[str, NDArray[np.float32]] = {}
         self._once: set[str] = set()
 

@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from NatureLM.inference.calibration import (
     Calibration,
     CalibrationError,
     beside_model,
-    calibration_for,
+    find_calibration,
     fit_temperature,
     nll,
     read_calibration,
@@ -93,27 +92,19 @@ def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any], says:
         read_calibration(tmp_path / "absent.json")
 
 
-def test_it_is_used_for_its_weights_and_alpha_only(tmp_path: Path) -> None:
-    said: list[str] = []
-    model = SimpleNamespace(name_or_path=str(tmp_path), fingerprint="abc")
-
-    def use(given: Any = "auto", alpha: float = 1.0) -> Calibration | None:
-        said.clear()
-        return calibration_for(model, given, alpha, said.append)
-
-    assert use() is None
-    assert said == []
+def test_it_is_found_beside_the_model_and_fits_its_weights_and_alpha(tmp_path: Path) -> None:
+    assert find_calibration(tmp_path, "auto") is None
     path = beside_model(tmp_path)
     assert path == tmp_path / "calibration.json"
     write_calibration(KNOWN, path)
-    assert use() == KNOWN
-    assert use(None) is None
-    assert use(path) == KNOWN
-    assert use(KNOWN, 0.4) is None
-    assert "made at α = 1, so confidences at α = 0.4 are not calibrated" in said[0]
-    model.fingerprint = "other"
-    assert use() is None
-    assert "made for other weights" in said[0]
+    assert find_calibration(tmp_path, "auto") == KNOWN
+    assert find_calibration(tmp_path, None) is None
+    assert find_calibration("", path) == KNOWN
+    assert find_calibration("", KNOWN) == KNOWN
+    assert KNOWN.mismatch("abc", 1.0) is None
+    why = "the calibration was made at α = 1, so confidences at α = 0.4 are not calibrated"
+    assert KNOWN.mismatch("abc", 0.4) == why
+    assert "made for other weights" in str(KNOWN.mismatch("other", 1.0))
     assert beside_model("somebody/a-model") is None
 
 

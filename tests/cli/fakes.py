@@ -55,7 +55,7 @@ class FakeAsker:
     asked: list[tuple[str, float, str]] = field(default_factory=list)
     loaded: int = 0
 
-    def load(self, request: InferRequest, reporter: Any) -> FakeAsker:
+    def load(self, request: InferRequest) -> FakeAsker:
         """In the place of `NatureLM.cli.infer.load`."""
         self.loaded += 1
         return self

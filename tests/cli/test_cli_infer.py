@@ -116,7 +116,7 @@ def test_options_reach_request_and_rows(
 ) -> None:
     requests: list[Any] = []
     monkeypatch.setattr(
-        "NatureLM.cli.infer.load", lambda request, reporter: requests.append(request) or asker
+        "NatureLM.cli.infer.load", lambda request: requests.append(request) or asker
     )
     result = infer(
         *ASK,
