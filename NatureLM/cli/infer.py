@@ -28,7 +28,7 @@ from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.run import model_settings, unanswered
 from NatureLM.inference.windows import RecordingError, WindowResult
 from NatureLM.results.settings import RunSettings
-from NatureLM.results.store import ResultStore, Resumed
+from NatureLM.results.store import Resumed, WindowStore
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -63,7 +63,7 @@ class PipelineAsker:
         return model_settings(self._pipeline, self._asked)
 
     def results(
-        self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
+        self, recordings: Sequence[Path], request: InferRequest, store: WindowStore
     ) -> Iterator[WindowResult | RecordingError]:
         """Answers and bad recordings as they come, recording by recording."""
         return unanswered(
@@ -110,7 +110,7 @@ class Asker(Protocol):
         """What is known once the model is loaded and changes answers: weights, dtype, template."""
 
     def results(
-        self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
+        self, recordings: Sequence[Path], request: InferRequest, store: WindowStore
     ) -> Iterator[Any]:
         """`WindowResult` or `RecordingError` as they come, windows that have an answer left out."""
 
@@ -124,7 +124,7 @@ def run(request: InferRequest, reporter: Reporter) -> int:
     from NatureLM.audio import find_recordings
 
     recordings = find_recordings(request.audio_paths, warn=logger.warning)
-    with ResultStore(request.output_path, overwrite=request.overwrite) as store:
+    with WindowStore(request.output_path, overwrite=request.overwrite) as store:
         store.check(request.settings())
         tally = InferProgress(recordings=len(recordings))
         try:
@@ -150,7 +150,7 @@ def load(request: InferRequest) -> Asker:
 
 def _ask(
     results: Iterable[Any],
-    store: ResultStore,
+    store: WindowStore,
     tally: InferProgress,
     reporter: Reporter,
     request: InferRequest,
@@ -196,11 +196,11 @@ def _note_what_was_there(resumed: Resumed, request: InferRequest) -> None:
         logger.warning(f"{name}: has {resumed.answers} answers of this run; going on from there")
     if resumed.retried:
         logger.warning(f"{name}: {resumed.retried} recordings that had failed are tried again")
-    for path in resumed.mended:
+    for path in resumed.repaired:
         logger.warning(f"{path}: has changed since it failed; all of it is asked anew")
 
 
-def _goodbye(store: ResultStore, request: InferRequest) -> str:
+def _goodbye(store: WindowStore, request: InferRequest) -> str:
     if not store.answers:
         return "Stopped before the first answer; nothing was written."
     return (

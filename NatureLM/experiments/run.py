@@ -18,13 +18,11 @@ A plan becomes answers: what has none yet goes through the engine into the store
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from urllib.parse import quote
 
 from NatureLM.config.experiment import AUDIO_EXAMPLES, ExperimentConfig
 from NatureLM.data.clip import Clip, hear
@@ -39,11 +37,9 @@ from NatureLM.experiments.plan import (
     run_settings,
     select,
 )
-from NatureLM.experiments.store import TrialStore, read_cells
+from NatureLM.experiments.store import TrialStore, export
 from NatureLM.experiments.tune import Row
 from NatureLM.inference.loading import processor_of
-from NatureLM.results.rows import OutputError, json_line
-from NatureLM.util import atomic_write
 
 if TYPE_CHECKING:
     from NatureLM.config import GenerateConfig
@@ -349,57 +345,6 @@ def _row(cell: Trial, alpha: float, text: str | None) -> Row:
         "query": cell.query,
         "cluster": cell.cluster,
     }
-
-
-KEYS = (
-    *("prediction", "label", "id", "dataset_name", "prompt", "lora_scale", "query", "cluster"),
-    "task",
-)
-"""What the files hold of a row, so far as it is there."""
-
-_Group: TypeAlias = tuple[str, int, float]
-
-
-def export(answers: Path, folder: Path) -> list[Path]:
-    """Write the files of a run's answers to a folder; what is there by these names is replaced.
-
-    Cells without an answer are left out. Memory holds one place in the file for each row, and the
-    rows of one file.
-
-    Raises OutputError.
-    """
-    groups: dict[_Group, list[tuple[str, int, int]]] = {}
-    for offset, length, row in read_cells(answers):
-        if "error" not in row:
-            group = (row["dataset_name"], row["query"], float(row["lora_scale"]))
-            groups.setdefault(group, []).append((str(row["id"]), offset, length))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return [
-            _write(answers, folder / file_name(*group), sorted(rows))
-            for group, rows in sorted(groups.items())
-        ]
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
-
-
-def file_name(dataset: str, query: int, alpha: float) -> str:
-    """Name of the file of a dataset, a query and an α."""
-    return f"beans_zero_eval_{quote(dataset, safe=' ')}_query{query}_lora{alpha!r}.jsonl"
-
-
-def _write(answers: Path, target: Path, rows: list[tuple[str, int, int]]) -> Path:
-    """Copy rows, named by place and length, to a file that is there whole or not at all."""
-    with (
-        atomic_write(target, alone=True) as unfinished,
-        open(answers, "rb") as source,
-        open(unfinished, "wb") as out,
-    ):
-        for _, offset, length in rows:
-            source.seek(offset)
-            row = json.loads(source.read(length))
-            out.write(json_line({key: row[key] for key in KEYS if key in row}))
-    return target
 
 
 ANSWERS = "answers.jsonl"

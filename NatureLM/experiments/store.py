@@ -1,7 +1,6 @@
-"""The answers of an experiment on disk: a JSONL file that only grows and can be gone on with.
+"""The answers of an experiment on disk: a resumable JSONL file, and its copy for the reference.
 
-A row says what was answered to one cell of the plan; `naturelm beans score` and `naturelm report`
-read it:
+A row is the answer to one trial of the plan; `naturelm beans score` and `naturelm report` read it:
 
 ================  ==================================================================================
 ``prediction``    the answer
@@ -14,168 +13,166 @@ read it:
 ``cluster``       samples of one recording or family share it
 ``task``          classification, detection or captioning, where the data say it
 ``audio_digest``  hash of the file of each clip in the prompt, where they are files
-``cell``          stable name of the cell: a hash of all that decides the answer but the model
+``cell``          id of the trial: a hash of all that decides its answer but the model
 ``run``           fingerprint of model and decoding; rows of one file have the same
 ================  ==================================================================================
 
 Where a clip could not be read there is ``error`` (the message) and ``error_type`` in place of the
-prediction; such cells are asked again when the run goes on. There are no times in the rows, so the
-same run gives the same rows on any day, in whatever order. A line is one write, whole or cut off
-and asked anew; one process writes at a time. A run may ask for more than the file holds, such as
-more α or samples; one that leaves out cells that have an answer, has other settings, or is about
-recordings or labels that have changed, is refused, and nothing is wiped.
+prediction; such trials are asked again when the run is resumed. There are no times in the rows, so
+the same run gives the same rows on any day, in whatever order. A run may ask for more than the file
+holds, such as more α or samples; one that leaves out trials that have an answer, has other
+settings, or is about recordings or labels that have changed, is refused, and nothing is wiped.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import quote
 
 from NatureLM.data.dataset import FileSource
 from NatureLM.experiments.plan import Trial
-from NatureLM.results.jsonl import JsonlAppender
-from NatureLM.results.rows import OutputError, json_line
-from NatureLM.results.settings import (
-    RunSettings,
-    differences,
-    read_record,
-    record_path,
-    write_record,
-)
-
-_OTHERWISE = "give another --output-path"
+from NatureLM.results.rows import OutputError, StoredRow, json_line, read_lines
+from NatureLM.results.settings import RunSettings, differences, record_path
+from NatureLM.results.store import ResultStore
+from NatureLM.util import atomic_write
 
 
-class _Answered(NamedTuple):
-    """What a cell was about when it was answered; digests are those of its clips."""
+@dataclass(frozen=True)
+class TrialRow(StoredRow):
+    """What a stored row says of its trial; digests are those of its clips."""
 
+    run: str
+    cell: str
     label: str
     cluster: str
     digests: list[str | None]
+    is_error: bool = False
 
 
-@dataclass
-class _Found:
-    """What the file held when it was opened."""
+def trial_values(trial: Trial) -> dict[str, Any]:
+    """What a row says of the trial itself, in the order in which it is written."""
+    return {
+        "label": trial.label,
+        "id": trial.sample_id,
+        "dataset_name": trial.dataset_name,
+        "prompt": trial.prompt,
+        "query": trial.query,
+        "lora_scale": trial.alpha,
+        "cluster": trial.cluster,
+        **({"task": trial.task} if trial.task else {}),
+    }
 
-    end: int = 0
-    run: str | None = None
-    done: dict[str, _Answered] = field(default_factory=dict)
-    failed: set[str] = field(default_factory=set)
 
-
-class TrialStore:
-    """An open file of answers. Use it as a context manager.
+class TrialStore(ResultStore[TrialRow]):
+    """An open file of answers to trials. Use it as a context manager.
 
     Raises OutputError where the file cannot be written, holds something else, or is in use.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = JsonlAppender(path, pads=False)
-        self._run = ""
-        try:
-            self._found = _read(self._file.real, str(path))
-        except BaseException:
-            self.close()
-            raise
-        self._file.size = self._found.end
+    OTHERWISE = "give another --output-path"
+    PADS = False
 
-    def __enter__(self) -> TrialStore:
-        return self
+    def _forget(self) -> None:
+        super()._forget()
+        self._rows: dict[str, TrialRow] = {}
+        self._has_errors = False
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def begin(self, settings: RunSettings, trials: Iterable[Trial] = ()) -> None:
+        """Start a run, or resume it; a torn line and errors of before are taken out.
 
-    @property
-    def answers(self) -> int:
-        """Cells that have an answer in the file."""
-        return len(self._found.done)
-
-    def begin(self, settings: RunSettings, cells: Iterable[Trial] = ()) -> None:
-        """Start a run, or go on with it; a cut-off line and errors of before are taken out.
-
-        cells: what the run asks: all that has an answer, about the same recordings, and more
+        trials: what the run asks: all that has an answer, about the same recordings, and more
 
         Raises OutputError, and leaves the file as it is, if it holds answers of other settings,
-        about recordings that have changed, or to cells that are not asked.
+        about recordings that have changed, or to trials that are not asked.
         """
-        found = self._found
-        if found.run not in (None, settings.run):
-            raise self._refusal(settings)
-        unasked = set(found.done)
-        for cell in cells if found.done else ():
-            self._refuse_changed(cell)
-            unasked.discard(cell.id)
+        if self._run not in (None, settings.run):
+            raise self._settings_refusal(settings)
+        unasked = set(self._done)
+        for trial in trials if self._done else ():
+            self._refuse_changed(trial)
+            unasked.discard(trial.id)
         if unasked:
             raise self._unasked_refusal(settings, len(unasked))
-        self._file.truncate(found.end)
-        if found.failed:
-            self._file.keep_lines(lambda line, number: b'"error"' not in line or not _failed(line))
-        write_record(self._file.real, settings)
-        self._run = settings.run
+        self._start(settings, _is_answer if self._has_errors else None)
 
-    def is_done(self, cell: Trial) -> bool:
-        """Whether the file has an answer to the cell."""
-        return cell.id in self._found.done
+    def is_done(self, trial: Trial) -> bool:
+        """Whether the file has an answer to the trial."""
+        return trial.id in self._done
 
-    def add(self, cell: Trial, prediction: str) -> None:
+    def add(self, trial: Trial, prediction: str) -> None:
         """Write an answer."""
-        self._file.append(json_line({"prediction": prediction, **self._facts(cell)}))
-        self._found.done[cell.id] = _answered(cell)
+        self._append(trial, {"prediction": prediction})
+        self._done.add(trial.id)
 
-    def add_error(self, cell: Trial, error: Exception) -> None:
-        """Write why a cell has no answer."""
-        why = {"error": str(error), "error_type": type(error).__name__}
-        self._file.append(json_line({**why, **self._facts(cell)}))
+    def add_error(self, trial: Trial, error: Exception) -> None:
+        """Write why a trial has no answer."""
+        self._append(trial, {"error": str(error), "error_type": type(error).__name__})
 
-    def close(self) -> None:
-        """Let go of the file; one that was made here and holds nothing goes away again."""
-        self._file.close(record_path(self._file.real))
-
-    def _facts(self, cell: Trial) -> dict[str, Any]:
-        assert self._run, "begin() comes before the first row"
-        return {
-            "label": cell.label,
-            "id": cell.sample_id,
-            "dataset_name": cell.dataset_name,
-            "prompt": cell.prompt,
-            "query": cell.query,
-            "lora_scale": cell.alpha,
-            "cluster": cell.cluster,
-            **({"task": cell.task} if cell.task else {}),
-            **({"audio_digest": digests} if (digests := _digests(cell)) else {}),
-            "cell": cell.id,
-            "run": self._run,
+    def _append(self, trial: Trial, result: dict[str, Any]) -> None:
+        digests = _digests(trial)
+        values = {
+            **result,
+            **trial_values(trial),
+            **({"audio_digest": digests} if digests else {}),
+            "cell": trial.id,
+            "run": self._begun.run,
         }
+        self._file.append(json_line(values))
 
-    def _refuse_changed(self, cell: Trial) -> None:
-        before = self._found.done.get(cell.id)
+    # reading
+
+    def _refuse_foreign(self, first_line: bytes) -> None:
+        """A first line without an end may be a row that was cut off, or of something else."""
+        starts = (b'{"prediction"', b'{"error"')
+        if not first_line.endswith(b"\n") and not any(
+            first_line.startswith(start[: len(first_line)]) for start in starts
+        ):
+            raise _foreign(str(self.path), 1)
+
+    def _parse(self, line: bytes, number: int) -> TrialRow:
+        row = _parsed(line, str(self.path), number)
+        return TrialRow(
+            run=row["run"],
+            cell=row["cell"],
+            label=str(row.get("label")),
+            cluster=str(row.get("cluster")),
+            digests=row.get("audio_digest") or [],
+            is_error="error" in row,
+        )
+
+    def _take(self, row: TrialRow) -> None:
+        if row.is_error:
+            self._has_errors = True
+        else:
+            self._done.add(row.cell)
+            self._rows[row.cell] = row
+
+    # comparing with what is there
+
+    def _refuse_changed(self, trial: Trial) -> None:
+        before = self._rows.get(trial.id)
         if before is None:
             return
-        for clip, old, new in zip(cell.audios, before.digests, _digests(cell), strict=False):
+        for clip, old, new in zip(trial.audios, before.digests, _digests(trial), strict=False):
             if None not in (old, new) and old != new:
                 raise OutputError(
                     f"{self.path}: holds answers about {clip.key}, which has changed since. "
-                    f"{_OTHERWISE.capitalize()}."
+                    f"{self.OTHERWISE.capitalize()}."
                 )
         for name in ("label", "cluster"):
-            old, new = getattr(before, name), getattr(cell, name)
+            old, new = getattr(before, name), getattr(trial, name)
             if old != new:
                 raise OutputError(
-                    f"{self.path}: holds an answer to {cell.sample_id!r} of {cell.dataset_name}, "
-                    f"whose {name} was {old!r} and is {new!r} now. {_OTHERWISE.capitalize()}."
+                    f"{self.path}: holds an answer to {trial.sample_id!r} of "
+                    f"{trial.dataset_name}, whose {name} was {old!r} and is {new!r} now. "
+                    f"{self.OTHERWISE.capitalize()}."
                 )
 
-    def _record(self) -> RunSettings | None:
-        """The settings that the rows were made with, where they are still known."""
-        record = read_record(self._file.real)
-        return record if record is not None and record.run == self._found.run else None
-
-    def _refusal(self, settings: RunSettings) -> OutputError:
+    def _settings_refusal(self, settings: RunSettings) -> OutputError:
         record = self._record()
         if record is not None:
             found = differences(record.values, settings.values)
@@ -183,9 +180,8 @@ class TrialStore:
         else:
             missing = record_path(self.path).name
             found = [f"what differs cannot be told, because {missing} is missing or damaged"]
-        return OutputError(
-            f"{self.path}: holds answers of another model or other settings, and these are not "
-            f"mixed:\n{_bullets(found)}\n{_OTHERWISE.capitalize()}."
+        return self._refusal(
+            "holds answers of another model or other settings, and these are not mixed", found
         )
 
     def _unasked_refusal(self, settings: RunSettings, count: int) -> OutputError:
@@ -193,73 +189,23 @@ class TrialStore:
         found = [] if record is None else differences(record.asked, settings.asked)
         # A hash says nothing to people where something else does.
         found = [line for line in found if not line.startswith("plan: ")]
-        found = found or ["other samples, or other text around the questions"]
-        return OutputError(
-            f"{self.path}: holds answers that this run does not ask for ({count} of "
-            f"{self.answers}), and what is asked may only grow:\n{_bullets(found)}\n"
-            f"Ask for them, too, or {_OTHERWISE}."
+        return self._refusal(
+            f"holds answers that this run does not ask for ({count} of {self.answers}), and what "
+            "is asked may only grow",
+            found or ["other samples, or other text around the questions"],
+            f"Ask for them, too, or {self.OTHERWISE}.",
         )
 
 
-def _answered(cell: Trial) -> _Answered:
-    return _Answered(cell.label, cell.cluster, _digests(cell))
-
-
-def _digests(cell: Trial) -> list[str | None]:
-    """Hashes of the files of a cell's clips; empty where none is a file."""
-    sources = [clip.source for clip in cell.audios]
+def _digests(trial: Trial) -> list[str | None]:
+    """Hashes of the files of a trial's clips; empty where none is a file."""
+    sources = [clip.source for clip in trial.audios]
     found = [one.digest if isinstance(one, FileSource) else None for one in sources]
     return found if any(digest is not None for digest in found) else []
 
 
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"  - {line}" for line in lines)
-
-
-def read_cells(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Offset, length and contents of each whole row of a file of answers.
-
-    Raises OutputError for a line that is none.
-    """
-    offset = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            yield offset, len(line), _parsed(line, str(path), number)
-            offset += len(line)
-
-
-def _read(path: Path, name: str) -> _Found:
-    found = _Found()
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                if number == 1:
-                    _refuse_foreign(line, name)
-                break
-            row = _parsed(line, name, number)
-            if found.run not in (None, row["run"]):
-                raise OutputError(
-                    f"{name}, line {number}: the rows are of runs with different settings; "
-                    f"{_OTHERWISE}"
-                )
-            found.run = row["run"]
-            if "error" in row:
-                found.failed.add(row["cell"])
-            else:
-                label, cluster = str(row.get("label")), str(row.get("cluster"))
-                digests = row.get("audio_digest") or []
-                found.done[row["cell"]] = _Answered(label, cluster, digests)
-            found.end += len(line)
-    return found
-
-
-def _refuse_foreign(line: bytes, name: str) -> None:
-    """A first line without an end may be a row that was cut off, or a file of something else."""
-    starts = (b'{"prediction"', b'{"error"')
-    if not any(line.startswith(start[: len(line)]) for start in starts):
-        raise _foreign(name, 1)
+def _is_answer(line: bytes, number: int) -> bool:
+    return b'"error"' not in line or "error" not in json.loads(line)
 
 
 def _parsed(line: bytes, name: str, number: int) -> dict[str, Any]:
@@ -275,9 +221,59 @@ def _parsed(line: bytes, name: str, number: int) -> dict[str, Any]:
 def _foreign(name: str, number: int) -> OutputError:
     return OutputError(
         f"{name}, line {number}: this is no row of an experiment, so the file is left as it is; "
-        f"{_OTHERWISE}"
+        f"{TrialStore.OTHERWISE}"
     )
 
 
-def _failed(line: bytes) -> bool:
-    return "error" in json.loads(line)
+EXPORTED = (
+    *("prediction", "label", "id", "dataset_name", "prompt", "lora_scale", "query", "cluster"),
+    "task",
+)
+"""What the files of the reference hold of a row, so far as it is there."""
+
+
+def export(answers: Path, folder: Path) -> list[Path]:
+    """Write answers in the files that the reference writes: one a dataset, query and α.
+
+    `beans_zero_eval_<dataset>_query<number>_lora<α>.jsonl`, rows sorted by sample id. α stands in
+    data and name as exactly as it was asked for: 0.57 is 0.57, where the reference makes it 56.
+    Trials without an answer are left out, and files of these names are replaced. Memory holds one
+    place in the file for each row, and one row.
+
+    Raises OutputError.
+    """
+    groups: dict[tuple[str, int, float], list[tuple[str, int, int]]] = {}
+    offset = 0
+    for number, line in enumerate(read_lines(answers), start=1):
+        row = _parsed(line, str(answers), number)
+        if "error" not in row:
+            group = (row["dataset_name"], row["query"], float(row["lora_scale"]))
+            groups.setdefault(group, []).append((str(row["id"]), offset, len(line)))
+        offset += len(line)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            _write(answers, folder / file_name(*group), sorted(rows))
+            for group, rows in sorted(groups.items())
+        ]
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def file_name(dataset: str, query: int, alpha: float) -> str:
+    """Name of the file of a dataset, a query and an α."""
+    return f"beans_zero_eval_{quote(dataset, safe=' ')}_query{query}_lora{alpha!r}.jsonl"
+
+
+def _write(answers: Path, target: Path, rows: list[tuple[str, int, int]]) -> Path:
+    """Copy rows, named by place and length, to a file that is there whole or not at all."""
+    with (
+        atomic_write(target, alone=True) as unfinished,
+        open(answers, "rb") as source,
+        open(unfinished, "wb") as out,
+    ):
+        for _, offset, length in rows:
+            source.seek(offset)
+            row = json.loads(source.read(length))
+            out.write(json_line({key: row[key] for key in EXPORTED if key in row}))
+    return target

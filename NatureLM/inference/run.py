@@ -11,7 +11,7 @@ from NatureLM.inference.answers import AnswerOptions
 from NatureLM.inference.loading import processor_of
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult
-from NatureLM.results.store import ResultStore
+from NatureLM.results.store import WindowStore
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def unanswered(
     pipeline: Pipeline,
     recordings: Sequence[Path],
     asked: WindowQuestions,
-    store: ResultStore,
+    store: WindowStore,
     *,
     batch_size: int | None = None,
     fold: bool = False,
@@ -108,7 +108,7 @@ def unanswered(
     )
 
 
-def keep(result: Any, store: ResultStore, merging_alpha: float) -> bool:
+def keep(result: Any, store: WindowStore, merging_alpha: float) -> bool:
     """Write the row of a result; False, and no row, where there is one already."""
     error = getattr(result, "error", None)
     if error is not None:

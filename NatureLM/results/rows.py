@@ -1,6 +1,4 @@
-"""Errors about result files.
-
-The rows of a result file: one JSON object on a line, schema version 1.
+"""The rows of a result file: one JSON object on a line, schema version 1.
 
 A row of a window says what was answered about one window of a recording:
 
@@ -12,25 +10,27 @@ A row of a window says what was answered about one window of a recording:
 ``merging_alpha``   share of the adapter: 0 is the base language model, 1 the adapted one
 ``model``           name, id or folder of the model
 ``run``             fingerprint of the settings; rows of one file have the same
-``audio_bytes``     size of the recording when it was heard
+``audio_bytes``     size of the recording when it was read
 ``audio_modified``  when the recording was last changed, UTC, ISO 8601
 ``schema_version``  1
-``confidence``      how sure the model is of the answer, 0 to 1; not in rows that do not know it
-``alternatives``    other labels with their probabilities, best first; not in rows without any
+``confidence``      probability that the answer is right, 0 to 1; only in rows that know it
+``alternatives``    other labels with their probabilities, best first; only in rows with some
 ==================  ================================================================================
 
-A row of an error says that a recording, or the rest of it, could not be heard. It has ``error``
+A row of an error says that a recording, or the rest of it, could not be read. It has ``error``
 (the message) and ``error_type`` in place of start, end, query and text.
 
-A line may end with spaces, as JSON allows. Readers should leave keys alone that they do not know. A
-key that changes its meaning or goes away raises the version; a key that is added does not.
+A line may end with spaces, as JSON allows. Readers should ignore keys that they do not know. A key
+that changes its meaning or goes away raises the version; a key that is added does not.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,7 +38,7 @@ from NatureLM.errors import NatureLMError, UsageError
 
 
 class OutputError(UsageError):
-    """A result file cannot be written, read, or gone on with; the message says why."""
+    """A result file cannot be written, read or resumed; the message says why."""
 
 
 class WriteError(NatureLMError):
@@ -47,9 +47,21 @@ class WriteError(NatureLMError):
 
 SCHEMA_VERSION = 1
 
+WindowKey: TypeAlias = tuple[str, int, str]
+"""What a row answers: absolute path, start of the window in microseconds, query."""
+
+Identity: TypeAlias = tuple[int | None, str | None]
+"""Size of a recording in bytes, and when it was last changed."""
+
+
+class StoredRow:
+    """A row of any store: `run` is the fingerprint of the settings that it was made with."""
+
+    run: str
+
 
 @dataclass(frozen=True)
-class WindowRow:
+class WindowRow(StoredRow):
     """The answer to one query about one window."""
 
     audio_path: str
@@ -66,14 +78,19 @@ class WindowRow:
     confidence: float | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def key(self) -> WindowKey:
+        """The window and the query that the row answers."""
+        return window_key(self.audio_path, self.start, self.query)
 
-_ADDED = ("confidence", "alternatives")
+
+_OPTIONAL = ("confidence", "alternatives")
 """Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
 
 
 @dataclass(frozen=True)
-class ErrorRow:
-    """A recording, or the rest of it, that could not be heard."""
+class ErrorRow(StoredRow):
+    """A recording, or the rest of it, that could not be read."""
 
     audio_path: str
     error: str
@@ -89,10 +106,26 @@ class ErrorRow:
 Row: TypeAlias = WindowRow | ErrorRow
 
 
+def window_key(audio_path: str | Path, start: float, query: str) -> WindowKey:
+    """The key of a window; every way to name a recording from this folder gives the same."""
+    return os.path.abspath(audio_path), round(start * 1_000_000), query
+
+
+def identity(path: str | Path) -> Identity:
+    """Size and time of change of a recording; (None, None) where it is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None, None
+    since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
+    changed = datetime(1970, 1, 1, tzinfo=timezone.utc) + since_1970
+    return found.st_size, changed.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def to_line(row: Row) -> bytes:
     """The row as one line of UTF-8 JSON, line feed included."""
     values = asdict(row)
-    for key in _ADDED:
+    for key in _OPTIONAL:
         if values.get(key) in (None, ()):
             values.pop(key, None)
     return json_line(values)
@@ -110,53 +143,46 @@ def json_line(values: dict[str, Any]) -> bytes:
         return json.dumps(values, allow_nan=False).encode() + b"\n"
 
 
+def read_lines(path: str | Path) -> Iterator[bytes]:
+    """The whole lines of a file; a last one that was cut off by a loss of power is left out."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a result file, in the order in which they were written.
+
+    A torn last line is left out. Raises OutputError with file and line for a line that is no row.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        yield from_line(line, str(path), number)
+
+
 def from_line(line: bytes, name: str, number: int) -> Row:
     """The row of line `number` of file `name`.
 
     Raises OutputError where the line is no row of this schema version.
     """
+    place = f"{name}, line {number}"
     try:
         data = json.loads(line)
     except ValueError:
-        raise OutputError(f"{name}, line {number}: this is not JSON") from None
+        raise OutputError(f"{place}: this is not JSON") from None
     if not isinstance(data, dict) or "audio_path" not in data or "schema_version" not in data:
-        raise OutputError(f"{name}, line {number}: this is no row of `naturelm infer`")
+        raise OutputError(f"{place}: this is no row of `naturelm infer`")
     version = data["schema_version"]
     if version != SCHEMA_VERSION:
         raise OutputError(
-            f"{name}, line {number}: rows of schema version {version!r} cannot be read here, "
+            f"{place}: rows of schema version {version!r} cannot be read here, "
             f"only those of version {SCHEMA_VERSION}"
         )
-    kind: type[Row] = ErrorRow if "error" in data else WindowRow
-    return _typed(kind, data, name, number)
-
-
-def _typed(kind: type[Row], data: dict[str, Any], name: str, number: int) -> Row:
-    fields = kind.__dataclass_fields__
-    data = {"confidence": None, "alternatives": [], **data} if kind is WindowRow else data
-    missing = [key for key in fields if key not in data]
-    if missing:
-        raise OutputError(f"{name}, line {number}: the row lacks {', '.join(missing)}")
-    values = {key: data[key] for key in fields}
-    for key, value in values.items():
-        if not isinstance(value, _TYPES[fields[key].type]) or isinstance(value, bool):
-            raise OutputError(
-                f"{name}, line {number}: {key} is {value!r}, and it must be {fields[key].type}"
-            )
-    if kind is WindowRow:
-        values["alternatives"] = _pairs(values["alternatives"], name, number)
-    return kind(**values)
-
-
-def _pairs(value: list[Any], name: str, number: int) -> tuple[tuple[str, float], ...]:
-    for pair in value:
-        is_pair = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-        if not (is_pair and isinstance(pair[1], (int, float)) and not isinstance(pair[1], bool)):
-            raise OutputError(
-                f"{name}, line {number}: alternatives has {pair!r}, and it must be a label and "
-                "its probability"
-            )
-    return tuple((label, probability) for label, probability in value)
+    if "error" in data:
+        return ErrorRow(**_checked(ErrorRow, data, place))
+    values = _checked(WindowRow, {"confidence": None, "alternatives": [], **data}, place)
+    values["alternatives"] = _pairs(values["alternatives"], place)
+    return WindowRow(**values)
 
 
 _TYPES: dict[Any, tuple[type, ...]] = {
@@ -170,13 +196,24 @@ _TYPES: dict[Any, tuple[type, ...]] = {
 }
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a result file, in the order in which they were written.
+def _checked(kind: type[Row], data: dict[str, Any], place: str) -> dict[str, Any]:
+    """The values of the fields of a kind of row; raises OutputError for one that does not fit."""
+    fields = kind.__dataclass_fields__
+    missing = [key for key in fields if key not in data]
+    if missing:
+        raise OutputError(f"{place}: the row lacks {', '.join(missing)}")
+    values = {key: data[key] for key in fields}
+    for key, value in values.items():
+        if not isinstance(value, _TYPES[fields[key].type]) or isinstance(value, bool):
+            raise OutputError(f"{place}: {key} is {value!r}, and it must be {fields[key].type}")
+    return values
 
-    A last line that was cut off by a loss of power is left out. Raises OutputError with file and
-    line for a line that is no row.
-    """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
-                yield from_line(line, str(path), number)
+
+def _pairs(value: list[Any], place: str) -> tuple[tuple[str, float], ...]:
+    for pair in value:
+        is_pair = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (is_pair and isinstance(pair[1], (int, float)) and not isinstance(pair[1], bool)):
+            raise OutputError(
+                f"{place}: alternatives has {pair!r}, and it must be a label and its probability"
+            )
+    return tuple((label, probability) for label, probability in value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ class RunSettings:
 
     What does not change them stays out: batch size, device, format, which recordings are asked.
 
-    asked: in words, what a run asks for; it is kept with the settings and is none of them, because
-        a run may be gone on with that asks for more
+    asked: what a run asks for; it is stored with the settings and is none of them, because a run
+        that asks for more may be resumed
     """
 
     values: Mapping[str, Any]
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # What is compared later went through JSON: tuples are lists, keys are texts.
+        # What is compared later went through JSON: tuples are lists, keys are strings.
         for name in ("values", "asked"):
             object.__setattr__(self, name, json.loads(_canonical(getattr(self, name))))
 
@@ -35,6 +35,10 @@ class RunSettings:
     def run(self) -> str:
         """Fingerprint: the same for equal settings, on every machine and day."""
         return hashlib.sha256(_canonical(self.values).encode()).hexdigest()[:16]
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -58,6 +62,17 @@ def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key, value in before.items()
         if key not in now
     ]
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Lines of a message, indented; of more than ten the first ten, and how many more."""
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "\n".join(f"  - {line}" for line in [*lines[:10], *more])
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def record_path(output: Path) -> Path:
@@ -87,12 +102,3 @@ def read_record(output: Path) -> RunSettings | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if settings.run == data.get("run") else None
-
-
-def _canonical(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, allow_nan=False)
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else text[:97] + "..."

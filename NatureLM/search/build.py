@@ -34,9 +34,9 @@ from NatureLM.audio import Window
 from NatureLM.errors import UsageError
 from NatureLM.generation.oom import oom_backoff
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
-from NatureLM.results.jsonl import Identity, JsonlAppender, identity
-from NatureLM.results.rows import WriteError
-from NatureLM.results.settings import differences
+from NatureLM.results.jsonl import JsonlAppender
+from NatureLM.results.rows import Identity, WriteError, identity
+from NatureLM.results.settings import bullets, differences
 from NatureLM.search.index import (
     IndexSettings,
     Shard,
@@ -341,10 +341,9 @@ def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings)
     """Raise VectorIndexError where vectors of a file were made otherwise than those to come."""
     found = differences(before.deciding, now.deciding)
     if found:
-        lines = "\n".join(f"  - {line}" for line in found)
         raise VectorIndexError(
             f"{path}: holds vectors that were made with other settings, and these are not mixed:\n"
-            f"{lines}\nGive another --output-path, or --overwrite to start anew."
+            f"{bullets(found)}\nGive another --output-path, or --overwrite to start anew."
         )
 
 

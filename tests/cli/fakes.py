@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from NatureLM.cli.request import InferRequest
-from NatureLM.results.store import ResultStore
+from NatureLM.results.store import WindowStore
 
 ASK = ("--audio-path", "calls", "--query", "What is it?")
 
@@ -64,7 +64,7 @@ class FakeAsker:
         return {"weights": self.weights, "dtype": "float32", "prompt_template": "{}"}
 
     def results(
-        self, recordings: Sequence[Path], request: InferRequest, store: ResultStore
+        self, recordings: Sequence[Path], request: InferRequest, store: WindowStore
     ) -> Iterator[Any]:
         from NatureLM.audio import AudioError, probe
 

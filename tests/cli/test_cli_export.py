@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import naturelm_app
 from NatureLM.results.settings import RunSettings
-from NatureLM.results.store import ResultStore
+from NatureLM.results.store import WindowStore
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     soundfile.write("a.wav", np.zeros(12 * 8000), 8000)
     soundfile.write("b.wav", np.zeros(5 * 8000), 8000)
     settings = {"model": "m", "merging_alpha": 1.0, "queries": ["q"], "channel": 2}
-    with ResultStore("answers.jsonl") as store:
+    with WindowStore("answers.jsonl") as store:
         store.begin(RunSettings({**settings, "time_expansion": 0.25}))
         store.add_answer("a.wav", 0.0, 10.0, "q", "=Wolf", 1.0)
         store.add_answer("a.wav", 10.0, 12.0, "q", "Owl", 1.0)

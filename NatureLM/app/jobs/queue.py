@@ -16,7 +16,7 @@ from NatureLM.errors import NatureLMError
 from NatureLM.inference.run import keep, model_settings, question_settings, unanswered
 from NatureLM.results.rows import OutputError
 from NatureLM.results.settings import RunSettings
-from NatureLM.results.store import ResultStore
+from NatureLM.results.store import WindowStore
 
 if TYPE_CHECKING:
     from NatureLM.inference.pipeline import Pipeline
@@ -33,7 +33,7 @@ def do_job(
     they cannot be written.
     """
     recordings = library.recording_paths(job)
-    with ResultStore(library.answers_path(job.id)) as store:
+    with WindowStore(library.answers_path(job.id)) as store:
         settings = RunSettings(run_values(job, pipeline, model))
         try:
             store.begin(settings, recordings)

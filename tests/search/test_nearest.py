@@ -93,8 +93,8 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from NatureLM.embeddings.index import open_index
-from NatureLM.embeddings.nearest import nearest
+from NatureLM.search.index import open_index
+from NatureLM.search.search import nearest
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e3
 query = np.ones((1, 256), np.float32)
 for path in sys.argv[1:]:

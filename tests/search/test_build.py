@@ -226,8 +226,8 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from NatureLM.embeddings.making import make_index
-from NatureLM.embeddings.settings import IndexSettings
+from NatureLM.search.build import make_index
+from NatureLM.search.index import IndexSettings
 
 class Slow:
     batch = 2

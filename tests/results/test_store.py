@@ -16,7 +16,7 @@ import pytest
 from NatureLM.errors import NatureLMError
 from NatureLM.results.rows import ErrorRow, OutputError, WindowRow, WriteError, read_rows
 from NatureLM.results.settings import RunSettings
-from NatureLM.results.store import ResultStore
+from NatureLM.results.store import WindowStore
 
 VALUES = {
     "model": "naturelm-tiny",
@@ -38,12 +38,12 @@ def recording(folder: Path, name: str = "a.wav", content: bytes = b"sound") -> P
     return path
 
 
-def answer(store: ResultStore, path: Path, start: float = 0.0, text: str = "Wolf") -> bool:
+def answer(store: WindowStore, path: Path, start: float = 0.0, text: str = "Wolf") -> bool:
     return store.add_answer(path, start, start + 10, "What?", text, 1.0)
 
 
 def fill(output: Path, audio: Path, windows: int = 3) -> None:
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [audio])
         for i in range(windows):
             answer(store, audio, 10.0 * i)
@@ -51,7 +51,7 @@ def fill(output: Path, audio: Path, windows: int = 3) -> None:
 
 def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
     audio, output = recording(tmp_path), tmp_path / "deep" / "er" / "out.jsonl"
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [audio])
         assert answer(store, audio)
         (row,) = read_rows(output)
@@ -90,7 +90,7 @@ def test_equal_settings_go_on(tmp_path: Path) -> None:
     audio, output = recording(tmp_path), tmp_path / "out.jsonl"
     fill(output, audio)
     before = output.read_bytes()
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.check({"model": "naturelm-tiny", "merging_alpha": 1})
         resumed = store.begin(changed(merging_alpha=1.0), [audio])
         assert (resumed.answers, resumed.retried, resumed.cut_off) == (3, 0, False)
@@ -127,7 +127,7 @@ def test_other_settings_are_refused_with_the_reason(
     if not has_record:
         record.unlink()
     before = output.read_bytes()
-    with ResultStore(output) as store, pytest.raises(OutputError) as caught:
+    with WindowStore(output) as store, pytest.raises(OutputError) as caught:
         store.begin(changed(**values), [audio])
     message = str(caught.value)
     if has_record or not {"weights", "generate", "added"} & set(values):
@@ -146,7 +146,7 @@ def test_what_is_known_early_is_refused_early(tmp_path: Path) -> None:
     fill(output, audio)
     known = {key: value for key, value in VALUES.items() if key != "weights"}
     for has_record in (True, False):
-        with ResultStore(output) as store:
+        with WindowStore(output) as store:
             store.check(known)
             with pytest.raises(OutputError, match=r"merging_alpha: 1\.0 there, 0\.4 now"):
                 store.check({**known, "merging_alpha": 0.4})
@@ -161,7 +161,7 @@ def test_a_damaged_record_counts_as_lost_and_is_made_anew(tmp_path: Path) -> Non
     whole = record.read_text()
     for text in ("", "{", "[]", '{"run": "x", "settings": {"model": "m"}}', "null"):
         record.write_text(text)
-        with ResultStore(output) as store:
+        with WindowStore(output) as store:
             assert store.begin(SETTINGS, [audio]).answers == 3
         assert record.read_text() == whole
 
@@ -171,10 +171,10 @@ def test_overwrite_starts_anew_but_only_with_begin(tmp_path: Path) -> None:
     fill(output, audio)
     before = output.read_bytes()
     other = changed(merging_alpha=0.4)
-    with ResultStore(output, overwrite=True) as store:
+    with WindowStore(output, overwrite=True) as store:
         store.check(other.values)
     assert output.read_bytes() == before  # the model could not be loaded, say
-    with ResultStore(output, overwrite=True) as store:
+    with WindowStore(output, overwrite=True) as store:
         assert store.begin(other, [audio]).answers == 0
         answer(store, audio, text="Fox")
     (row,) = read_rows(output)
@@ -188,7 +188,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
     fill(output, audio)
     lines = output.read_bytes().splitlines(keepends=True)
     output.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         resumed = store.begin(SETTINGS, [audio])
         assert (resumed.answers, resumed.cut_off) == (2, True)
         assert answer(store, audio, 20.0)
@@ -198,7 +198,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
 def test_a_file_with_nothing_but_a_torn_line(tmp_path: Path) -> None:
     audio, output = recording(tmp_path), tmp_path / "out.jsonl"
     output.write_bytes(b'{"audio_path": "a.wa')
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         assert store.begin(SETTINGS, [audio]).cut_off
         answer(store, audio)
     assert len(list(read_rows(output))) == 1
@@ -214,7 +214,7 @@ def test_a_file_that_is_no_result_file_is_left_alone(
     output = tmp_path / "thesis.txt"
     output.write_bytes(content)
     with pytest.raises(OutputError, match="is no result file"):
-        ResultStore(output, overwrite=overwrite)
+        WindowStore(output, overwrite=overwrite)
     assert output.read_bytes() == content
 
 
@@ -222,8 +222,8 @@ def test_results_of_the_reference_may_be_overwritten_but_not_gone_on_with(tmp_pa
     audio, output = recording(tmp_path), tmp_path / "out.jsonl"
     output.write_text('{"audio_path": "a.wav", "output": "#0.00s - 10.00s#: Wolf"}\n')
     with pytest.raises(OutputError, match=r"line 1: this is no row.*--overwrite"):
-        ResultStore(output)
-    with ResultStore(output, overwrite=True) as store:
+        WindowStore(output)
+    with WindowStore(output, overwrite=True) as store:
         store.begin(SETTINGS, [audio])
 
 
@@ -233,11 +233,11 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path: Path) -> None:
     lines = output.read_bytes().splitlines(keepends=True)
     output.write_bytes(lines[0] + b"oops\n" + lines[2])
     with pytest.raises(OutputError, match=r"out\.jsonl, line 2: this is not JSON"):
-        ResultStore(output)
+        WindowStore(output)
     other = lines[1].replace(SETTINGS.run.encode(), b"0" * 16)
     output.write_bytes(lines[0] + other)
     with pytest.raises(OutputError, match="line 2: the rows are of runs with different settings"):
-        ResultStore(output)
+        WindowStore(output)
 
 
 def test_a_recording_that_changed_is_refused(tmp_path: Path) -> None:
@@ -250,19 +250,19 @@ def test_a_recording_that_changed_is_refused(tmp_path: Path) -> None:
     ):
         change()
         before = output.read_bytes()
-        with ResultStore(output) as store, pytest.raises(OutputError, match="changed") as caught:
+        with WindowStore(output) as store, pytest.raises(OutputError, match="changed") as caught:
             store.begin(SETTINGS, [audio, other])
         assert str(audio) in str(caught.value)
         assert str(other) not in str(caught.value)
         assert output.read_bytes() == before
-    with ResultStore(output) as store:  # it is not asked this time
+    with WindowStore(output) as store:  # it is not asked this time
         store.begin(SETTINGS, [other])
 
 
 def test_errors_are_tried_again_and_stand_once(tmp_path: Path) -> None:
     good, bad, other = (recording(tmp_path, name) for name in ("a.wav", "b.wav", "c.wav"))
     output = tmp_path / "out.jsonl"
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [good, bad, other])
         answer(store, good)
         answer(store, bad)
@@ -270,9 +270,9 @@ def test_errors_are_tried_again_and_stand_once(tmp_path: Path) -> None:
         store.add_error(other, ValueError("c.wav: is empty"), 1.0)
         answer(store, good, 10.0)
     for _ in range(2):  # resumed as often as one likes
-        with ResultStore(output) as store:
+        with WindowStore(output) as store:
             resumed = store.begin(SETTINGS, [good, bad])
-            assert (resumed.answers, resumed.retried, resumed.mended) == (3, 1, ())
+            assert (resumed.answers, resumed.retried, resumed.repaired) == (3, 1, ())
             assert store.is_done(bad, 0.0, "What?")
             store.add_error(bad, ValueError("b.wav: is cut off"), 1.0)
     errors = [row for row in read_rows(output) if isinstance(row, ErrorRow)]
@@ -280,7 +280,7 @@ def test_errors_are_tried_again_and_stand_once(tmp_path: Path) -> None:
         ("c.wav", "ValueError"),  # was not asked again
         ("b.wav", "ValueError"),
     ]
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [good, bad, other])
         answer(store, bad, 10.0)
     rows = list(read_rows(output))
@@ -291,15 +291,15 @@ def test_errors_are_tried_again_and_stand_once(tmp_path: Path) -> None:
 def test_a_mended_recording_is_asked_anew(tmp_path: Path) -> None:
     good, bad = recording(tmp_path, "a.wav"), recording(tmp_path, "b.wav")
     output = tmp_path / "out.jsonl"
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [good, bad])
         answer(store, good)
         answer(store, bad)
         store.add_error(bad, ValueError("b.wav: is cut off"), 1.0)
     bad.write_bytes(b"the whole sound")
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         resumed = store.begin(SETTINGS, [good, bad])
-        assert (resumed.answers, resumed.retried, resumed.mended) == (1, 1, (str(bad),))
+        assert (resumed.answers, resumed.retried, resumed.repaired) == (1, 1, (str(bad),))
         assert not store.is_done(bad, 0.0, "What?")
         assert answer(store, bad, text="Fox")
     assert [(Path(row.audio_path).name, row.audio_bytes) for row in read_rows(output)] == [
@@ -312,15 +312,15 @@ def test_the_file_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
     audio, real = recording(tmp_path), tmp_path / "real.jsonl"
     link = tmp_path / "link.jsonl"
     link.symlink_to(real)
-    with ResultStore(link) as store:
+    with WindowStore(link) as store:
         store.begin(SETTINGS, [audio])
         answer(store, audio)
         store.add_error(audio, ValueError("cut off"), 1.0)
     real.chmod(0o640)
-    with ResultStore(link) as store:
+    with WindowStore(link) as store:
         store.begin(SETTINGS, [audio])
         with pytest.raises(OutputError, match="another run"):  # the lock went with the file
-            ResultStore(link)
+            WindowStore(link)
     assert link.is_symlink()
     assert real.stat().st_mode & 0o777 == 0o640
 
@@ -334,7 +334,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         (Path("/dev/null"), "no ordinary file"),
     ):
         with pytest.raises(OutputError, match=word) as caught:
-            ResultStore(path)
+            WindowStore(path)
         assert str(path) in str(caught.value)
         assert caught.value.exit_code == 2
 
@@ -344,42 +344,43 @@ def test_folders_without_permission(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     with pytest.raises(OutputError, match="Permission denied"):
-        ResultStore(closed / "out.jsonl")
+        WindowStore(closed / "out.jsonl")
 
 
 def test_nothing_is_left_of_a_run_that_did_nothing(tmp_path: Path) -> None:
     audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    with ResultStore(output):
+    with WindowStore(output):
         assert output.exists()
     assert not output.exists()
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [audio])
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
     output.touch()
-    with ResultStore(output):
+    with WindowStore(output):
         pass
     assert output.exists()  # it was there before
 
 
 def test_the_second_writer_is_told(tmp_path: Path) -> None:
     audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         store.begin(SETTINGS, [audio])
         for overwrite in (False, True):
             with pytest.raises(OutputError, match="another run is writing this file"):
-                ResultStore(output, overwrite=overwrite)
+                WindowStore(output, overwrite=overwrite)
         answer(store, audio)
     assert len(list(read_rows(output))) == 1
-    with ResultStore(output) as store:
+    with WindowStore(output) as store:
         assert store.begin(SETTINGS, [audio]).answers == 1
 
 
 # Writes `total` answers of many lengths as fast as it can.
 WRITER = """
 import sys
-from NatureLM.outputs import ResultStore, RunSettings
+from NatureLM.results.settings import RunSettings
+from NatureLM.results.store import WindowStore
 output, audio, total, longest = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-with ResultStore(output) as store:
+with WindowStore(output) as store:
     store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}), [audio])
     print("ready", flush=True)
     for i in range(total):
@@ -442,18 +443,19 @@ def test_the_lock_ends_with_the_process_even_when_killed(tmp_path: Path) -> None
     assert process.stdout is not None
     process.stdout.readline()
     with pytest.raises(OutputError, match="another run"):
-        ResultStore(output)
+        WindowStore(output)
     process.kill()
     process.communicate()
-    ResultStore(output).close()
+    WindowStore(output).close()
 
 
 # A limit on the size of files stands for a full disk.
 FULL_DISK = """
 import resource, signal, sys
-from NatureLM.outputs import ResultStore, RunSettings
+from NatureLM.results.settings import RunSettings
+from NatureLM.results.store import WindowStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with ResultStore(sys.argv[1]) as store:
+with WindowStore(sys.argv[1]) as store:
     store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}), [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     for i in range(100):
