@@ -1,11 +1,13 @@
-"""Small things that every room uses: atomic files, sizes in bytes, prefetching, a bounded cache.
+"""Helpers that know nothing of sound: files, hashes, sizes, durations, prefetching, a cache.
 
-Sizes: 1 GB is 10**9 bytes, 1 GiB is 2**30.
+Sizes are in bytes, as people write and read them: 1 GB is 10**9 bytes, 1 GiB is 2**30.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import hashlib
 import os
 import re
 import secrets
@@ -15,7 +17,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from NatureLM.errors import UsageError
 
@@ -38,6 +40,31 @@ def atomic_write(target: Path, *, alone: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+
+
+def digest(
+    chunks: Any, algorithm: Literal["sha256", "blake2b"] = "sha256", *, size: int = 32
+) -> bytes:
+    """The first `size` bytes of the hash of a string (as UTF-8), of bytes, or of chunks of these.
+
+    Anything that holds contiguous bytes, such as an array, counts as bytes. Of blake2b it is the
+    hash of that length, which is not the beginning of a longer one.
+    """
+    state = hashlib.sha256() if algorithm == "sha256" else hashlib.blake2b(digest_size=size)
+    if isinstance(chunks, (str, bytes, bytearray, memoryview)):
+        chunks = (chunks,)
+    for chunk in chunks:
+        state.update(chunk.encode() if isinstance(chunk, str) else chunk)
+    return state.digest()[:size]
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: str = "{!r}") -> str:
+    """`; did you mean 'x'?` with the known word that is nearest, or an empty string.
+
+    shown: format of the word
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {shown.format(near[0])}?" if near else ""
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -77,6 +104,14 @@ def format_bytes(size: float) -> str:
 
 def _one_place(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: `6.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 Item = TypeVar("Item")

@@ -8,7 +8,6 @@ stopped goes on with the next group.
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from urllib.parse import quote
 
 from NatureLM.data.dataset import DataError, hub_files, parquet_file, short
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.util import atomic_write
+from NatureLM.util import atomic_write, did_you_mean
 
 COLUMN = "dataset_name"
 _LOOKING = 8  # files whose ends are read at once
@@ -92,8 +91,7 @@ class RemoteDataset:
                 report(1)
         missing = [name for name in wanted or () if name not in seen]
         if missing:
-            near = difflib.get_close_matches(missing[0], seen, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(missing[0], seen)
             raise DataError(
                 f"{self.name}: has no component {', '.join(map(repr, missing))}{hint} (it has "
                 f"{', '.join(sorted(seen))})"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from NatureLM.cli.errors import error_text
+from NatureLM.util import format_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -163,7 +164,7 @@ class Reporter:
             _count(tally.answers, "answer") + (f" ({before} more from before)" if before else ""),
             _count(tally.errors, "error"),
         ]
-        rate = f" in {_duration(time.monotonic() - tally.started)}, {tally.rate()}"
+        rate = f" in {format_duration(time.monotonic() - tally.started)}, {tally.rate()}"
         say(f"{', '.join(parts)}{rate if tally.answers else ''}")
         say(f"Answers: {request.output_path}")
 
@@ -251,13 +252,6 @@ def _one_line(text: str) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 _SECONDS = {True: 0.2, False: 10.0}

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from NatureLM.cli import options as of_model
+from NatureLM.cli.imports import import_model
+from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
     from NatureLM.inference.windows import RecordingError
+    from NatureLM.search.build import Embedder
+    from NatureLM.search.index import IndexSettings
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,6 @@ def embed(
     from NatureLM.audio.arrays import parse_channel
     from NatureLM.audio.windows import WindowPlan
     from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
-    from NatureLM.cli.options import load_embedder, settings_of
     from NatureLM.cli.request import device_option, dtype_option
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
@@ -169,9 +172,8 @@ def search(
 
     Similarity is the cosine of two vectors, 1 for the same direction. Every window is looked at.
     """
-    from NatureLM.cli.options import load_embedder, print_table
+    from NatureLM.cli.options import print_table
     from NatureLM.cli.request import device_option, dtype_option
-    from NatureLM.errors import UsageError
     from NatureLM.search.index import open_index
     from NatureLM.search.search import nearest, query_windows, refuse_other_model, same_recording
 
@@ -218,4 +220,58 @@ def search(
             for rank, match in enumerate(matches, start=1)
         ],
         right={"rank", "similarity", "start", "end"},
+    )
+
+
+def load_embedder(
+    model: str,
+    layer: str,
+    device: str,
+    dtype: str,
+    *,
+    batch: int = 16,
+) -> Embedder:
+    """The model of this name, as what makes vectors of a layer; its language model is not read."""
+    import_model()
+    from NatureLM.inference.loading import pick_device
+    from NatureLM.models.checkpoint.load import load_model
+    from NatureLM.search.build import Embedder
+
+    loaded = load_model(
+        model,
+        device=pick_device(device),
+        dtype=None if dtype == "auto" else dtype,
+        hears_only=True,
+    )
+    return Embedder(loaded, layer, batch=batch, note=logger.warning)
+
+
+def settings_of(
+    embedder: Embedder,
+    model: str,
+    *,
+    window_seconds: float,
+    hop_seconds: float,
+    channel: str | int,
+    time_expansion: float,
+) -> IndexSettings:
+    """The settings of an index. Raises UsageError for windows that the model cannot hear."""
+    from NatureLM.search.index import IndexSettings
+
+    longest = embedder.model.config.window_seconds
+    if window_seconds > longest:
+        raise UsageError(
+            f"--window-length-seconds is {window_seconds:g}, and {model} hears at most "
+            f"{longest:g} s at once"
+        )
+    return IndexSettings(
+        model=model,
+        fingerprint=embedder.fingerprint,
+        layer=embedder.layer,
+        width=embedder.width,
+        sample_rate=embedder.model.config.sample_rate,
+        window_seconds=float(window_seconds),
+        hop_seconds=float(hop_seconds),
+        channel=channel,
+        time_expansion=float(time_expansion),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from NatureLM.config.base import Section, TableSource, Text
+from NatureLM.util import did_you_mean
 
 SPECIES_LIST, EXAMPLES = "species_list", "examples"
 AUDIO_EXAMPLES, RANDOMIZE = "audio_examples", "randomize"
@@ -170,7 +170,6 @@ def _refuse_twice(values: Iterable[Any]) -> None:
 def _refuse_unknown_flags(query: str) -> None:
     for flag in _IN_BRACES.findall(query):
         if flag not in FLAGS:
-            near = difflib.get_close_matches(flag.lower().strip(), FLAGS, n=1)
-            hint = f"; did you mean {{{near[0]}}}?" if near else ""
+            hint = did_you_mean(flag.lower().strip(), FLAGS, "{{{}}}")
             known = ", ".join(f"{{{name}}}" for name in FLAGS)
             raise ValueError(f"{{{flag}}} is no flag of a query{hint} (flags: {known})")

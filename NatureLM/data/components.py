@@ -5,7 +5,6 @@ Adding a component is one entry in `data/components.json`.
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from importlib import resources
 from typing import Any, Literal, get_args
 
 from NatureLM.errors import UsageError
+from NatureLM.util import did_you_mean
 
 Task = Literal["classification", "detection", "captioning"]
 
@@ -60,8 +60,7 @@ def component(name: str) -> Component:
     """The component of a name; raises UsageError with the nearest name for others."""
     known = components()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, known, "{}")
         raise UsageError(f"BEANS-Zero has no component {name!r}{hint} (it has {', '.join(known)})")
     return known[name]
 

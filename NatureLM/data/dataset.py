@@ -17,8 +17,6 @@ Samples from wherever they lie: a dataset on disk or on the Hub, or a table of o
 from __future__ import annotations
 
 import bisect
-import difflib
-import hashlib
 import json
 import os
 import re
@@ -29,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +39,7 @@ from NatureLM.data.clip import AudioSource, Clip, clip_key
 from NatureLM.data.components import components
 from NatureLM.data.table import CLIP_ALIASES, Columns, Row, audio_folder, passes, rows_of
 from NatureLM.errors import UsageError
+from NatureLM.util import did_you_mean, digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -489,14 +488,17 @@ class FileSource:
         """
         try:
             size = os.stat(self.path).st_size
-            found = hashlib.blake2b(str(size).encode(), digest_size=8)
             with open(self.path, "rb") as file:
-                for start in _stretches(size):
-                    file.seek(start)
-                    found.update(file.read(_STRETCH))
+                return digest(self._contents(file, size), "blake2b", size=8).hex()
         except OSError:
             return None
-        return found.hexdigest()
+
+    @staticmethod
+    def _contents(file: BinaryIO, size: int) -> Iterator[str | bytes]:
+        yield str(size)
+        for start in _stretches(size):
+            file.seek(start)
+            yield file.read(_STRETCH)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FileSource) and self._real == other._real
@@ -629,8 +631,7 @@ def _check_datasets(
         )
     missing = [dataset for dataset in wanted if dataset not in seen]
     if missing:
-        near = difflib.get_close_matches(missing[0], seen, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(missing[0], seen)
         raise DataError(
             f"{name}: has no sample of {', '.join(map(repr, missing))}{hint} (its datasets: "
             f"{', '.join(seen)})"

@@ -30,12 +30,12 @@ from NatureLM.evaluation.names import (
     NameRule,
     Problem,
     Problems,
-    near,
     refuse_idle_rules,
     renamed,
     same,
 )
 from NatureLM.evaluation.protocols import NO_LABEL
+from NatureLM.util import did_you_mean
 
 # Rows of `naturelm infer` and of the benchmark's own data name some things differently.
 _OTHER_NAMES = {"prediction": "text", "label": "output", "lora_scale": "merging_alpha"}
@@ -462,8 +462,9 @@ class _Gatherer:
         if task not in get_args(Task):
             raise InvalidRow(
                 "unknown dataset",
-                f"{dataset!r} is no component of BEANS-Zero{near(dataset, components())}; for data "
-                f"of your own say --task, or give rows a key `task` ({', '.join(get_args(Task))})",
+                f"{dataset!r} is no component of BEANS-Zero{did_you_mean(dataset, components())}; "
+                "for data of your own say --task, or give rows a key `task` "
+                f"({', '.join(get_args(Task))})",
             )
         found: Task = task
         return found
@@ -485,7 +486,9 @@ class _Gatherer:
             for part in parts(label) if group.task == "detection" else (label,):
                 if part not in self._allowed and (part, group.task) != (NO_LABEL, "detection"):
                     message = f"the label {part!r} is not among those of --labels"
-                    raise InvalidRow("label not allowed", message + near(part, self._allowed))
+                    raise InvalidRow(
+                        "label not allowed", message + did_you_mean(part, self._allowed)
+                    )
         scientific = self._reading.scientific
         if group.task == "detection":
             names = [

@@ -5,7 +5,6 @@ Other names of labels: common names to scientific ones, or to both.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.util import did_you_mean
 
 OnError = Literal["fail", "skip"]
 
@@ -160,15 +160,10 @@ def renamed(label: str, kind: Kind, scientific: Mapping[str, str]) -> str:
         return label
     if label not in scientific:
         raise InvalidRow(
-            "no scientific name", f"{label!r} has no scientific name{near(label, scientific)}"
+            "no scientific name",
+            f"{label!r} has no scientific name{did_you_mean(label, scientific)}",
         )
     return scientific[label] if kind == "scientific" else f"{scientific[label]} : {label}"
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """A hint at the name that may have been meant, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def refuse_idle_rules(

@@ -25,7 +25,6 @@ share audio are neighbours.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -48,6 +47,7 @@ from NatureLM.data.dataset import DataError, Sample
 from NatureLM.errors import UsageError
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, example_blocks, render
 from NatureLM.results.settings import RunSettings
+from NatureLM.util import did_you_mean, digest
 
 if TYPE_CHECKING:
     from NatureLM.config import GenerateConfig
@@ -82,11 +82,12 @@ def weights_of(model: NatureLM) -> str:
         return model.fingerprint
     import torch
 
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    def contents() -> Iterator[str | bytes]:
+        for name, parameter in sorted(model.named_parameters()):
+            yield f"{name} {tuple(parameter.shape)}"
+            yield parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    return digest(contents(), size=8).hex()
 
 
 def _name(dtype: Any) -> str:
@@ -113,7 +114,7 @@ def hash_shuffle(
     """
 
     def place(item: Item) -> bytes:
-        return hashlib.sha256(json.dumps([*parts, key(item)]).encode()).digest()
+        return digest(json.dumps([*parts, key(item)]))
 
     return sorted(items, key=place)
 
@@ -183,8 +184,7 @@ def _named(ids: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
     known = {sample.id for sample in samples}
     missing = [one for one in ids if one not in known]
     if missing:
-        near = difflib.get_close_matches(missing[0], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(missing[0], known)
         more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise DataError(
             f"extended.samples: {missing[0]!r} is no id of a sample that is tested{more}{hint}"
@@ -490,10 +490,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Hash of all cells, whatever their order."""
-        together = hashlib.sha256()
-        for one in sorted(cell.id for cell in self.cells()):
-            together.update(one.encode())
-        return together.hexdigest()[:16]
+        return digest(sorted(cell.id for cell in self.cells()), size=8).hex()
 
     def _queries_of(self, sample: Sample) -> Sequence[str]:
         return (sample.instruction,) if self.queries is None else self.queries
@@ -508,4 +505,4 @@ def _cell_id(sample: Sample, query: str, alpha: float, prompt: str, audios: Sequ
         prompt,
         [clip.key for clip in audios],
     ]
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+    return digest(json.dumps(contents), size=16).hex()

@@ -9,7 +9,6 @@ Shapes: B windows, S samples, Q audio positions, D width of the language model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.oom import oom_backoff
-from NatureLM.util import ByteBoundedCache, atomic_write, format_bytes
+from NatureLM.util import ByteBoundedCache, atomic_write, digest, format_bytes
 
 CACHE_VARIABLE = "NATURELM_CACHE"
 """Environment variable with the folder; without it nothing is kept on disk."""
@@ -49,10 +48,8 @@ _MAX_NAMES = 1 << 16  # names whose content is known; others are read again
 
 def waveform_digest(wav_S: Tensor) -> str:
     """Hash of all samples of a prepared waveform, of their number and precision."""
-    content = hashlib.blake2b(digest_size=16)
-    content.update(f"{wav_S.dtype} {wav_S.shape[0]} ".encode())
-    content.update(_bytes_of(wav_S))
-    return content.hexdigest()
+    content = (f"{wav_S.dtype} {wav_S.shape[0]} ", _bytes_of(wav_S))
+    return digest(content, "blake2b", size=16).hex()
 
 
 def audio_state(model: Any) -> str:
@@ -60,12 +57,11 @@ def audio_state(model: Any) -> str:
 
     Nothing is read of the weights themselves, so this costs next to nothing.
     """
-    state = hashlib.blake2b(repr(model.config.window_delays).encode(), digest_size=16)
+    facts: list[Any] = [model.config.window_delays]
     for name, tensor in _audio_tensors(model):
         version = 0 if tensor.is_inference() else tensor._version
-        facts = (name, tensor.data_ptr(), version, str(tensor.dtype), str(tensor.device))
-        state.update(repr(facts).encode())
-    return state.hexdigest()
+        facts.append((name, tensor.data_ptr(), version, str(tensor.dtype), str(tensor.device)))
+    return digest(map(repr, facts), "blake2b", size=16).hex()
 
 
 def audio_fingerprint(model: Any) -> str:
@@ -73,14 +69,16 @@ def audio_fingerprint(model: Any) -> str:
 
     The same in every process, and for every language model and adapter.
     """
-    state = hashlib.blake2b(digest_size=16)
     config = model.config.to_dict()
     kept = {key: value for key, value in config.items() if not key.startswith(_NOT_AUDIO)}
-    state.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, tensor in _audio_tensors(model):
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        state.update(_bytes_of(tensor))
-    return state.hexdigest()
+
+    def contents() -> Iterator[Any]:
+        yield json.dumps(kept, sort_keys=True, default=str)
+        for name, tensor in _audio_tensors(model):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} "
+            yield _bytes_of(tensor)
+
+    return digest(contents(), "blake2b", size=16).hex()
 
 
 def _audio_tensors(model: Any) -> list[tuple[str, Tensor]]:
@@ -203,7 +201,7 @@ def _remove(path: Path) -> None:
 
 
 def _checksum(tensor: Tensor) -> str:
-    return hashlib.blake2b(_bytes_of(tensor), digest_size=16).hexdigest()
+    return digest(_bytes_of(tensor), "blake2b", size=16).hex()
 
 
 def bytes_in_memory(max_memory: int | None) -> int:
@@ -439,8 +437,8 @@ class AudioEncoder:
             if backoff.retry_size is not None:
                 self._batch = backoff.retry_size
                 continue
-            for digest, audio_QD in zip(batch, audio_BQD, strict=True):
-                clip = EncodedClip(digest, audio_QD.clone())
-                self._kept.put(self._state + digest, clip.audio_QD)
-                yield digest, clip
+            for content, audio_QD in zip(batch, audio_BQD, strict=True):
+                clip = EncodedClip(content, audio_QD.clone())
+                self._kept.put(self._state + content, clip.audio_QD)
+                yield content, clip
             digests = digests[len(batch) :]

@@ -11,7 +11,6 @@ files (export) and running models (`profile`).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from NatureLM.errors import UsageError
 from NatureLM.merging.lora import AdapterSource, LoraDelta, concatenate
 from NatureLM.merging.recipe import ParameterRule, Recipe, Weight
 from NatureLM.merging.scaling import AdapterScales
+from NatureLM.util import digest
 
 Parts = Sequence[tuple[float, LoraDelta]]
 
@@ -101,7 +101,7 @@ def dare(parts: Parts, settings: Settings) -> Tensor:
 def keep_mask(shape: torch.Size, settings: Settings, place: int) -> Tensor:
     """Which entries DARE keeps, drawn on the processor so that every device gets the same."""
     name = f"{settings.seed}/{settings.target}/{place}"
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    seed = int.from_bytes(digest(name, size=8), "big") >> 1
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(shape, generator=generator) < settings.density
 

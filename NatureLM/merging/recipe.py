@@ -17,7 +17,6 @@ method: linear                # or ties, dare (with density; dare with a seed)
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from pydantic import (
 
 from NatureLM.config.base import Section, Text
 from NatureLM.config.load import KeyPath, Source, as_error, dotted, read_yaml, show
+from NatureLM.util import did_you_mean
 
 
 def extrapolation_note(alphas: float | Sequence[float]) -> str | None:
@@ -222,8 +222,7 @@ def _problem(detail: Any, source: Source) -> str:
     place = _place(path, source)
     if detail["type"] == "extra_forbidden":
         known = list(section.model_fields)
-        near = difflib.get_close_matches(str(path[-1]).lower(), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(str(path[-1]).lower(), known, "{}")
         value = show(detail["input"])
         return f"{place}: unknown key{hint} (keys here: {', '.join(known)}); its value is {value}"
     # below a key stand only items of a list, which the key's text covers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from NatureLM.merging.scaling import (
     active_scaling,
     alpha_per_row,
 )
+from NatureLM.util import digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -253,18 +253,18 @@ def _shown(recipe: Recipe) -> str:
 
 def _digest(recipe: Recipe, plan: MergePlan) -> str:
     """Short name of a recipe and the contents of its adapters, wherever these lie."""
-    digest = hashlib.sha256()
-    anonymous = recipe.model_copy(update={"adapters": []})
-    digest.update(dump_recipe(anonymous).encode())
-    for adapter, source in zip(recipe.adapters, plan.sources, strict=True):
-        digest.update(f"{adapter.weight!r}".encode())
-        if adapter.path != BASE_ADAPTER:
-            for target in sorted(source.targets):
-                update = source.read(target)
-                for tensor in (update.a_KI, update.b_OK):
-                    digest.update(_bytes(tensor))
-                digest.update(f"{target} {update.scale!r}".encode())
-    return digest.hexdigest()[:8]
+
+    def contents() -> Iterator[str | bytes]:
+        yield dump_recipe(recipe.model_copy(update={"adapters": []}))
+        for adapter, source in zip(recipe.adapters, plan.sources, strict=True):
+            yield repr(adapter.weight)
+            if adapter.path != BASE_ADAPTER:
+                for target in sorted(source.targets):
+                    update = source.read(target)
+                    yield from map(_bytes, (update.a_KI, update.b_OK))
+                    yield f"{target} {update.scale!r}"
+
+    return digest(contents(), size=4).hex()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -9,7 +9,6 @@ A report as a folder: the page, every figure as SVG and PNG, every table in thre
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from NatureLM.reports.charts import (
 from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
 from NatureLM.reports.report import DatasetReport, LineReport, Report
 from NatureLM.reports.tables import Measured, Table, cell_text, csv_parts, latex, markdown
+from NatureLM.util import digest
 
 _MANY = 3
 """Data sets from which on each is folded up."""
@@ -39,7 +39,7 @@ _MANY = 3
 def page(report: Report, drawn: Mapping[str, str]) -> str:
     """The page of a report; `drawn` has the SVG of each chart by its key."""
     script = _asset("page.js")
-    checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    checksum = base64.b64encode(digest(script)).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{checksum}'"
     parts = {
         "title": escape(report.title),

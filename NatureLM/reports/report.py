@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from NatureLM.reports.tables import (
     grid_table,
     metrics_table,
 )
+from NatureLM.util import digest
 
 LONGEST = 1500
 """Characters of an answer that are shown."""
@@ -96,7 +96,7 @@ def _samples_of_each(groups: Sequence[tuple[Series, int]], limit: int) -> int:
 
 def _order(group: GroupScore) -> list[int]:
     def key(sample: int) -> bytes:
-        return hashlib.sha256(group.ids[sample].encode("utf-8", "backslashreplace")).digest()
+        return digest(group.ids[sample].encode("utf-8", "backslashreplace"))
 
     return sorted(range(len(group.ids)), key=key)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.results.rows import OutputError
-from NatureLM.util import atomic_write
+from NatureLM.util import atomic_write, digest
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class RunSettings:
     @property
     def run(self) -> str:
         """Fingerprint: the same for equal settings, on every machine and day."""
-        return hashlib.sha256(_canonical(self.values).encode()).hexdigest()[:16]
+        return digest(_canonical(self.values), size=8).hex()
 
 
 def _canonical(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ From recordings to an index: windows are heard, their vectors kept, and at the e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -45,7 +44,7 @@ from NatureLM.search.index import (
     rows_of_a_block,
     writer_of,
 )
-from NatureLM.util import atomic_write
+from NatureLM.util import atomic_write, digest
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -144,14 +143,17 @@ def _fingerprint(model: Any, parts: Sequence[tuple[str, nn.Module | Tensor]], la
         names += ["second_per_window", "second_stride", "patches_per_second"]
         names += ["window_delays"] if config.window_delays else []
     settings = {name: getattr(config, name) for name in names}
-    digest = hashlib.blake2b(json.dumps([layer, settings], sort_keys=True).encode(), digest_size=8)
-    for name, part in parts:
-        state = part.state_dict() if isinstance(part, nn.Module) else {"": part}
-        for key in sorted(state):
-            tensor = state[key].detach()
-            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+
+    def contents() -> Iterator[Any]:
+        yield json.dumps([layer, settings], sort_keys=True)
+        for name, part in parts:
+            state = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+            for key in sorted(state):
+                tensor = state[key].detach()
+                yield f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)};"
+                yield tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+    return digest(contents(), "blake2b", size=8).hex()
 
 
 _ROWS, _VECTORS, _SETTINGS = "rows.jsonl", "vectors.f32", "settings.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from NatureLM.training.sampler import Sampler, derive_seed, mixture_weights
 from NatureLM.training.samples import SampleBuilder, SampleSettings
 from NatureLM.training.stream import file_names
 from NatureLM.training.table import Clip, Example, load_examples, with_mixable_labels
+from NatureLM.util import digest
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ class Data:
 
     def fingerprint(self) -> str:
         """Changes when a training row changes."""
-        digest = hashlib.blake2b(digest_size=8)
-        for example in self.train:
-            digest.update(repr(example).encode())
-        return digest.hexdigest()
+        return digest(map(repr, self.train), "blake2b", size=8).hex()
 
 
 def load_data(config: DatasetsConfig | None, run: RunConfig) -> Data:

@@ -14,12 +14,13 @@ know only the step.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from NatureLM.util import digest
 
 Key = int | str
 
@@ -27,7 +28,7 @@ Key = int | str
 def derive_seed(seed: int, *keys: Key) -> int:
     """A 63-bit seed for `keys` under the run's `seed`; equal on every machine and Python."""
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in (seed, *keys))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(digest(text, "blake2b", size=8), "big") >> 1
 
 
 def generator(seed: int, *keys: Key) -> np.random.Generator:

@@ -136,7 +136,7 @@ def test_it_is_written_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", list(ExperimentConfig.model_fields))
 def test_the_example_of_each_key_is_allowed(key: str) -> None:
     """They stand in the README."""
-    (example,) = json_schema()["$defs"]["ExtendedConfig"]["properties"][key]["examples"]
+    (example,) = json_schema()["$defs"]["ExperimentConfig"]["properties"][key]["examples"]
     needed: dict[str, Any] = {}
     if key in ("n_examples", "support"):
         needed = {"queries": [AUDIO], "top_k_species": 1}

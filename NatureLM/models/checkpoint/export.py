@@ -9,7 +9,6 @@ whatever the size of the model. The result appears under its name only when it i
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -55,6 +54,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import find
+from NatureLM.util import digest
 
 _BLOCK = 4 * 2**20
 
@@ -71,11 +71,9 @@ class SourceFile:
 
 def hashed(part: str, path: Path) -> SourceFile:
     """Read a whole file for its hash."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return SourceFile(part, path.name, path.stat().st_size, digest.hexdigest())
+        whole = digest(iter(lambda: file.read(_BLOCK), b""))
+    return SourceFile(part, path.name, path.stat().st_size, whole.hex())
 
 
 def public_name(where: str | Path) -> str:

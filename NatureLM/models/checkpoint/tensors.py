@@ -13,12 +13,11 @@ blocks and cast on the way, so that a cast load never holds a second copy.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from NatureLM.errors import NatureLMError
+from NatureLM.util import digest
 
 _SHOWN = 12
 
@@ -177,18 +177,21 @@ def fingerprint(files: Iterable[Path]) -> str:
     header); it changes with any other model, not with the folder that the files lie in."""
     # Sorted by what they hold: a checkpoint and its base may each have a model.safetensors.
     digests = sorted(_file_digest(path) for path in set(files))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    return digest("".join(digests), size=8).hex()
 
 
 def _file_digest(path: Path) -> str:
     size = path.stat().st_size
-    digest = hashlib.sha256(f"{path.name}:{size};".encode())
     step = max(_BLOCK, size // _BLOCKS)
-    with path.open("rb") as file:
-        for offset in range(0, size, step):
-            file.seek(offset)
-            digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
+
+    def contents() -> Iterator[str | bytes]:
+        yield f"{path.name}:{size};"
+        with path.open("rb") as file:
+            for offset in range(0, size, step):
+                file.seek(offset)
+                yield file.read(_BLOCK)
+
+    return digest(contents()).hex()
 
 
 INDEX_SUFFIX = ".safetensors.index.json"
