@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from NatureLM.inference.answers import AnswerOptions
 from NatureLM.inference.loading import processor_of
-from NatureLM.inference.pipeline import Pipeline
-from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult
 from NatureLM.results.store import WindowStore
+
+if TYPE_CHECKING:
+    from NatureLM.inference.pipeline import Pipeline
+    from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult
 
 
 @dataclass(frozen=True)

@@ -373,7 +373,8 @@ def test_order_of_lines_and_hash_seed_change_nothing(
     files = write_answers(rows, "f.jsonl"), write_answers(rows[::-1], "b.jsonl")
     program = (
         "import sys\n"
-        "from NatureLM.beans.scoring import PROTOCOLS, score\n"
+        "from NatureLM.evaluation.protocols import PROTOCOLS\n"
+        "from NatureLM.evaluation.score import score\n"
         "from NatureLM.evaluation.write import write_json\n"
         "from pathlib import Path\n"
         "scores = score([sys.argv[1]], list(PROTOCOLS.values()))\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from NatureLM.audio import Window, iter_windows
-from NatureLM.cli.options import load_embedder
+from NatureLM.cli.search import load_embedder
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
