@@ -121,7 +121,6 @@ def embed(
             settings,
             embedder,
             overwrite=overwrite,
-            warn=logger.warning,
             begun=begun,
             report=report,
         )
@@ -243,7 +242,7 @@ def load_embedder(
         dtype=None if dtype == "auto" else dtype,
         hears_only=True,
     )
-    return Embedder(loaded, layer, batch=batch, note=logger.warning)
+    return Embedder(loaded, layer, batch=batch)
 
 
 def settings_of(

@@ -1,15 +1,10 @@
-"""Errors about indexes.
+"""Indexes on disk: one row for each window of recordings, with its vector.
 
-What an index was made with.
+As .npz: arrays that any NumPy reads, stored uncompressed, so that they can be mapped: `vectors`
+(rows, width) float32, `file` (rows,) int32 numbers in `files`, `start` and `end` (rows,) float64
+seconds, `model` and `settings` strings. `files[file]` are the recordings of the rows.
 
-Indexes as .npz: arrays that any NumPy reads, stored as they are, so that they can be mapped.
-
-`vectors` (rows, width) float32, `file` (rows,) int32 numbers in `files`, `start` and `end` (rows,)
-float64 seconds, `model` and `settings` texts. `files[file]` are the recordings of the rows.
-
-Indexes as Parquet: columns file, start, end, vector and model; settings in the metadata.
-
-Indexes: files with one row for each window. What reads and writes them, by suffix.
+As Parquet: columns file, start, end, vector and model; settings in the metadata.
 """
 
 from __future__ import annotations
@@ -17,11 +12,12 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
@@ -31,7 +27,7 @@ from NatureLM.errors import UsageError
 
 
 class VectorIndexError(UsageError):
-    """An index cannot be read, written, gone on with, or searched with this model."""
+    """An index cannot be read, written, resumed, or searched with this model."""
 
 
 SCHEMA_VERSION = 1
@@ -46,8 +42,8 @@ class IndexSettings:
     layer: `encoder` or `projected`
     width: numbers of a vector
     sample_rate: Hz, of the sound as the model hears it
-    window_seconds, hop_seconds: in heard time
-    unfinished: recordings that could not be heard to their end; tried again by the next run
+    window_seconds, hop_seconds: of the sound as the model hears it
+    unfinished: recordings that could not be read to their end; tried again by the next run
     """
 
     model: str
@@ -97,28 +93,116 @@ class IndexSettings:
             ) from None
 
 
+_SHARD_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """A window of an index: seconds in the recording."""
+
+    file: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Rows that follow one another: windows of files, and their vectors (rows, width)."""
+
+    files: Sequence[str]
+    starts: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+
+
+def rows_of_a_shard(width: int) -> int:
+    """How many vectors of a width are worked on at once."""
+    return max(64, _SHARD_BYTES // (4 * width))
+
+
+class VectorIndex(ABC):
+    """An index that is open for reading; no more of it is in memory than is asked for."""
+
+    path: Path
+    settings: IndexSettings
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    @abstractmethod
+    def files(self) -> list[str]:
+        """The recordings, in the order of their first rows."""
+
+    @abstractmethod
+    def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
+        """The vectors in order, float32 (so many rows at most, width) at a time."""
+
+    @abstractmethod
+    def shards(self, rows: int) -> Iterator[Shard]:
+        """All of the rows in order, so many at most at a time."""
+
+    @abstractmethod
+    def rows_at(self, numbers: Sequence[int]) -> list[IndexRow]:
+        """Rows by their numbers, in the order of these."""
+
+
+Writer: TypeAlias = Callable[[Path, IndexSettings, int, Callable[[], Iterable[Shard]]], None]
+"""Writes an index of so many rows to a file that is not there yet; its shards can be asked for
+several times."""
+
+SUFFIXES = (".npz", ".parquet")
+
+
+def open_index(path: Path) -> VectorIndex:
+    """Open an index. Raises VectorIndexError."""
+    if not path.is_file():
+        raise VectorIndexError(f"{path}: there is no such index; make one with `naturelm embed`")
+    if check_suffix(path) == ".parquet":
+        return ParquetIndex(path)
+    return NpzIndex(path)
+
+
+def writer_of(path: Path) -> Writer:
+    """What writes an index of this name. Raises VectorIndexError where it lacks a library."""
+    if check_suffix(path) == ".parquet":
+        import_pyarrow()
+        return write_parquet
+    return write_npz
+
+
+def check_suffix(path: Path) -> str:
+    """The suffix of an index, in lower case; raises VectorIndexError for another."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise VectorIndexError(
+            f"{path}: an index is a file whose name ends in {' or '.join(SUFFIXES)}"
+        )
+    return suffix
+
+
 _LOCAL_HEADER = 30  # bytes of a member's header in a zip file, before its name
 _NPZ_COLUMNS = ("vectors", "file", "files", "start", "end", "settings")
 
 
 def write_npz(
-    path: Path, settings: IndexSettings, rows: int, blocks: Callable[[], Iterable[Shard]]
+    path: Path, settings: IndexSettings, rows: int, shards: Callable[[], Iterable[Shard]]
 ) -> None:
-    """See `index.Writer`. The blocks are gone through once for each array."""
+    """See `Writer`. The shards are gone through once for each array."""
     numbers: dict[str, int] = {}
-    for block in blocks():
-        for file in block.files:
+    for shard in shards():
+        for file in shard.files:
             numbers.setdefault(file, len(numbers))
 
-    def file_numbers(block: Shard) -> NDArray[Any]:
-        return np.array([numbers[file] for file in block.files], np.int32)
+    def file_numbers(shard: Shard) -> NDArray[Any]:
+        return np.array([numbers[file] for file in shard.files], np.int32)
 
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
         shape = (rows, settings.width)
-        _write_array(archive, "vectors", np.float32, shape, (b.vectors for b in blocks()))
-        _write_array(archive, "file", np.int32, (rows,), map(file_numbers, blocks()))
-        _write_array(archive, "start", np.float64, (rows,), (b.starts for b in blocks()))
-        _write_array(archive, "end", np.float64, (rows,), (b.ends for b in blocks()))
+        _write_array(archive, "vectors", np.float32, shape, (one.vectors for one in shards()))
+        _write_array(archive, "file", np.int32, (rows,), map(file_numbers, shards()))
+        _write_array(archive, "start", np.float64, (rows,), (one.starts for one in shards()))
+        _write_array(archive, "end", np.float64, (rows,), (one.ends for one in shards()))
         for name, value in (
             ("files", np.array(list(numbers), dtype=np.str_)),
             ("model", np.array(settings.model_id)),
@@ -151,8 +235,8 @@ class _Place:
     shape: tuple[int, ...]
 
 
-class NpzIndex:
-    """An .npz that is mapped piece by piece."""
+class NpzIndex(VectorIndex):
+    """An .npz that is mapped part by part."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,15 +262,11 @@ class NpzIndex:
     def files(self) -> list[str]:
         return [str(file) for file in self._files]
 
-    def file_numbers(self, rows: int) -> Iterator[NDArray[np.int32]]:
-        for start in range(0, len(self), rows):
-            yield self._read("file", start, min(start + rows, len(self)))
-
     def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(self), rows):
             yield self._read("vectors", start, min(start + rows, len(self)))
 
-    def blocks(self, rows: int) -> Iterator[Shard]:
+    def shards(self, rows: int) -> Iterator[Shard]:
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
             yield Shard(
@@ -249,8 +329,8 @@ _KEY = b"naturelm_index"
 _PARQUET_COLUMNS = {"file", "start", "end", "vector", "model"}
 
 
-def needed() -> Any:
-    """pyarrow; raises VectorIndexError where it is not installed."""
+def import_pyarrow() -> Any:
+    """pyarrow with its module parquet; raises VectorIndexError where it is not installed."""
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -263,10 +343,10 @@ def needed() -> Any:
 
 
 def write_parquet(
-    path: Path, settings: IndexSettings, rows: int, blocks: Callable[[], Iterable[Shard]]
+    path: Path, settings: IndexSettings, rows: int, shards: Callable[[], Iterable[Shard]]
 ) -> None:
-    """See `index.Writer`; a block is a row group."""
-    pa = needed()
+    """See `Writer`; a shard is a row group."""
+    pa = import_pyarrow()
     schema = pa.schema(
         [
             ("file", pa.string()),
@@ -280,24 +360,24 @@ def write_parquet(
     with pa.parquet.ParquetWriter(
         path, schema, use_dictionary=["file", "model"], compression="none"
     ) as writer:
-        for block in blocks():
-            flat = pa.array(np.ascontiguousarray(block.vectors).reshape(-1))
+        for shard in shards():
+            flat = pa.array(np.ascontiguousarray(shard.vectors).reshape(-1))
             columns = [
-                pa.array(list(block.files), pa.string()),
-                pa.array(block.starts),
-                pa.array(block.ends),
+                pa.array(list(shard.files), pa.string()),
+                pa.array(shard.starts),
+                pa.array(shard.ends),
                 pa.FixedSizeListArray.from_arrays(flat, settings.width),
-                pa.array([settings.model_id] * len(block.files), pa.string()),
+                pa.array([settings.model_id] * len(shard.files), pa.string()),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-class ParquetIndex:
-    """A Parquet file that is read block by block."""
+class ParquetIndex(VectorIndex):
+    """A Parquet file that is read row group by row group."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        pa = needed()
+        pa = import_pyarrow()
         try:
             self._file = pa.parquet.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
@@ -322,17 +402,11 @@ class ParquetIndex:
             found.update(dict.fromkeys(table.column("file").to_pylist()))
         return list(found)
 
-    def file_numbers(self, rows: int) -> Iterator[NDArray[np.int32]]:
-        places = {file: place for place, file in enumerate(self.files())}
-        for table in self._tables(["file"], rows):
-            names = table.column("file").to_pylist()
-            yield np.array([places[name] for name in names], np.int32)
-
     def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
         for table in self._tables(["vector"], rows):
             yield self._matrix(table.column("vector"))
 
-    def blocks(self, rows: int) -> Iterator[Shard]:
+    def shards(self, rows: int) -> Iterator[Shard]:
         for table in self._tables(["file", "start", "end", "vector"], rows):
             yield Shard(
                 table.column("file").to_pylist(),
@@ -360,7 +434,7 @@ class ParquetIndex:
 
         `iter_batches` reads ahead, and holds much more.
         """
-        pool = needed().default_memory_pool()
+        pool = import_pyarrow().default_memory_pool()
         for group in range(self._file.metadata.num_row_groups):
             table = self._file.read_row_group(group, columns=columns, use_threads=False)
             for start in range(0, len(table), rows or max(1, len(table))):
@@ -372,91 +446,3 @@ class ParquetIndex:
         pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
         flat = np.concatenate([np.empty(0, np.float32), *pieces])
         return flat.reshape(-1, self.settings.width)
-
-
-_BLOCK_BYTES = 4 << 20
-
-
-@dataclass(frozen=True)
-class IndexRow:
-    """A window of an index: seconds in the recording."""
-
-    file: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """Rows that follow one another: windows of files, and their vectors (rows, width)."""
-
-    files: Sequence[str]
-    starts: NDArray[np.float64]
-    ends: NDArray[np.float64]
-    vectors: NDArray[np.float32]
-
-
-class VectorIndex(Protocol):
-    """An index that is open for reading; no more of it is in memory than is asked for."""
-
-    path: Path
-    settings: IndexSettings
-
-    def __len__(self) -> int:
-        """How many rows there are."""
-
-    def files(self) -> list[str]:
-        """The recordings, in the order of their first rows."""
-
-    def file_numbers(self, rows: int) -> Iterator[NDArray[np.int32]]:
-        """The recording of each row in order, as its place in `files()`, so many at a time."""
-
-    def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
-        """The vectors in order, float32 (so many rows at most, width) at a time."""
-
-    def blocks(self, rows: int) -> Iterator[Shard]:
-        """All of the rows in order, so many at most at a time."""
-
-    def rows_at(self, numbers: Sequence[int]) -> list[IndexRow]:
-        """Rows by their numbers, in the order of these."""
-
-
-Writer: TypeAlias = Callable[[Path, IndexSettings, int, Callable[[], Iterable[Shard]]], None]
-"""Writes an index of so many rows to a file that is not there yet; its blocks can be asked for
-several times."""
-
-SUFFIXES = (".npz", ".parquet")
-
-
-def open_index(path: Path) -> VectorIndex:
-    """Open an index. Raises VectorIndexError."""
-    if not path.is_file():
-        raise VectorIndexError(f"{path}: there is no such index; make one with `naturelm embed`")
-    if check_suffix(path) == ".parquet":
-        return ParquetIndex(path)
-
-    return NpzIndex(path)
-
-
-def writer_of(path: Path) -> Writer:
-    """What writes an index of this name. Raises VectorIndexError where it lacks a library."""
-    if check_suffix(path) == ".parquet":
-        needed()
-        return write_parquet
-
-    return write_npz
-
-
-def check_suffix(path: Path) -> str:
-    """The suffix of an index, in lower case; raises VectorIndexError for another."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise VectorIndexError(
-            f"{path}: an index is a file whose name ends in {' or '.join(SUFFIXES)}"
-        )
-    return suffix
-
-
-def rows_of_a_block(width: int) -> int:
-    """How many vectors of a width are worked on at once."""
-    return max(64, _BLOCK_BYTES // (4 * width))

@@ -1,14 +1,13 @@
-"""The rows of an index that are most like a query, by exact cosine, block by block.
+"""The rows of an index that are most like a clip, by exact cosine, shard by shard.
 
-Shapes: Q query vectors, N rows of a block, E width.
-
-A clip to look for, heard as the windows of an index were.
+Shapes: Q query vectors, N rows of a shard, E width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,99 +21,8 @@ from NatureLM.search.index import (
     IndexSettings,
     VectorIndex,
     VectorIndexError,
-    rows_of_a_block,
+    rows_of_a_shard,
 )
-
-_NUMBERS = 1 << 20  # rows whose files are looked at together
-
-
-@dataclass(frozen=True)
-class Match:
-    """A row that is like the query: cosine from -1 to 1."""
-
-    similarity: float
-    row: IndexRow
-
-
-def nearest(
-    index: VectorIndex,
-    queries_QE: NDArray[np.float32],
-    top_k: int = 20,
-    *,
-    is_wanted: Callable[[str], bool] | None = None,
-) -> list[Match]:
-    """The most similar rows, best first; of equal ones the earlier. Memory does not grow with rows.
-
-    queries_QE: vectors (Q, E) of the query's windows; a row is as similar as to the nearest of them
-    is_wanted: takes the file of a row; rows of other files are left out
-
-    Raises UsageError for an impossible `top_k` or queries of another width.
-    """
-    if top_k < 1:
-        raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
-    width = index.settings.width
-    if queries_QE.ndim != 2 or queries_QE.shape[1] != width:
-        raise VectorIndexError(
-            f"{index.path}: its vectors have {width} numbers, those of the query "
-            f"{queries_QE.shape[-1]}"
-        )
-    unit_QE = _unit(queries_QE.astype(np.float32))
-    wanted = _wanted(index, is_wanted)
-    best, places = np.empty(0, np.float32), np.empty(0, np.int64)
-    first = 0
-    for vectors_NE in index.vectors(rows_of_a_block(width)):
-        cosine_N = (_unit(vectors_NE) @ unit_QE.T).max(axis=1)
-        numbers = np.arange(first, first + len(cosine_N))
-        first += len(cosine_N)
-        if wanted is not None:
-            keep = wanted[numbers]
-            cosine_N, numbers = cosine_N[keep], numbers[keep]
-        best = np.concatenate([best, cosine_N])
-        places = np.concatenate([places, numbers])
-        chosen = _largest(best, top_k)
-        best, places = best[chosen], places[chosen]
-    rows = index.rows_at(places.tolist())
-    return [Match(float(one), row) for one, row in zip(best, rows, strict=True)]
-
-
-def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Places of the largest values in order; of equal ones those in front."""
-    if len(values) > count:
-        # All that may be among them, ties at the edge included.
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        chosen = np.flatnonzero(values >= least)
-    else:
-        chosen = np.arange(len(values))
-    return chosen[np.argsort(-values[chosen], kind="stable")][:count]
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of length 1; those of no length, or that hold no numbers, stay without direction."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        norms = np.sqrt(np.einsum("ne,ne->n", vectors, vectors))
-        usable = np.isfinite(norms) & (norms > 0)
-        lengths = np.where(usable, norms, 1.0).astype(np.float32)
-        unit: NDArray[np.float32] = vectors / lengths[:, None]
-    unit[~usable] = 0.0
-    return unit
-
-
-def _wanted(
-    index: VectorIndex, is_wanted: Callable[[str], bool] | None
-) -> NDArray[np.bool_] | None:
-    """Which rows are of wanted files."""
-    if is_wanted is None:
-        return None
-    wanted = np.array([is_wanted(file) for file in index.files()], dtype=bool)
-    parts = [wanted[numbers] for numbers in index.file_numbers(_NUMBERS)]
-    return np.concatenate([np.empty(0, dtype=bool), *parts])
-
-
-def same_recording(path: Path) -> Callable[[str], bool]:
-    """Whether a file of an index is this recording."""
-    real = path.resolve()
-    return lambda file: Path(file).resolve() == real
-
 
 _MOST_WINDOWS = 32
 
@@ -128,16 +36,17 @@ def query_windows(
 ) -> list[Window]:
     """A clip, or the part of it from `start` to `end` seconds, in windows like those of an index.
 
-    Times of the windows are in heard time. Raises UsageError for times that make no clip and for
-    clips of more than 32 windows, AudioError for one that cannot be read.
+    Times of the windows are those of the sound as the model hears it, slowed down. Raises
+    UsageError for times that make no clip and for clips of more than 32 windows, AudioError for one
+    that cannot be read.
     """
     if end is not None and not end > start:
         raise UsageError(f"--end is {end:g} and must be after --start, {start:g}")
     until = probe(clip).duration if end is None else end
-    heard = max(0.0, until - start) * settings.time_expansion
-    if heard > _MOST_WINDOWS * settings.window_seconds:
+    seconds = max(0.0, until - start) * settings.time_expansion
+    if seconds > _MOST_WINDOWS * settings.window_seconds:
         raise UsageError(
-            f"{clip}: the query lasts {heard:.0f} s, and at most "
+            f"{clip}: the query lasts {seconds:.0f} s, and at most "
             f"{_MOST_WINDOWS * settings.window_seconds:g} s can be looked for at once; name a "
             "part of it with --start and --end"
         )
@@ -172,3 +81,89 @@ def refuse_other_model(index: VectorIndex, embedder: Embedder) -> None:
             "precision, see --dtype) cannot be compared: name the index's model with --model, or "
             "make the index anew with `naturelm embed`"
         )
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row that is like the query: cosine from -1 to 1."""
+
+    similarity: float
+    row: IndexRow
+
+
+def nearest(
+    index: VectorIndex,
+    queries_QE: NDArray[np.float32],
+    top_k: int = 20,
+    *,
+    is_wanted: Callable[[str], bool] | None = None,
+) -> list[Match]:
+    """The most similar rows, best first; of equal ones the earlier. Memory does not grow with rows.
+
+    queries_QE: vectors (Q, E) of the query's windows; a row is as similar as to the nearest of them
+    is_wanted: takes the file of a row; rows of other files are left out
+
+    Raises UsageError for an impossible `top_k` or queries of another width.
+    """
+    if top_k < 1:
+        raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
+    width = index.settings.width
+    if queries_QE.ndim != 2 or queries_QE.shape[1] != width:
+        raise VectorIndexError(
+            f"{index.path}: its vectors have {width} numbers, those of the query "
+            f"{queries_QE.shape[-1]}"
+        )
+    unit_QE = _unit(queries_QE.astype(np.float32))
+    best, places = np.empty(0, np.float32), np.empty(0, np.int64)
+    for numbers, vectors_NE in _wanted_rows(index, rows_of_a_shard(width), is_wanted):
+        best = np.concatenate([best, (_unit(vectors_NE) @ unit_QE.T).max(axis=1)])
+        places = np.concatenate([places, numbers])
+        chosen = _largest(best, top_k)
+        best, places = best[chosen], places[chosen]
+    rows = index.rows_at(places.tolist())
+    return [Match(float(one), row) for one, row in zip(best, rows, strict=True)]
+
+
+def same_recording(path: Path) -> Callable[[str], bool]:
+    """Whether a file of an index is this recording."""
+    real = path.resolve()
+    return lambda file: Path(file).resolve() == real
+
+
+def _wanted_rows(
+    index: VectorIndex, rows: int, is_wanted: Callable[[str], bool] | None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Numbers and vectors of rows of wanted files, so many at a time."""
+    first = 0
+    if is_wanted is None:
+        for vectors in index.vectors(rows):
+            yield np.arange(first, first + len(vectors)), vectors
+            first += len(vectors)
+        return
+    remembered = cache(is_wanted)
+    for shard in index.shards(rows):
+        wanted = np.flatnonzero([remembered(file) for file in shard.files])
+        yield first + wanted, shard.vectors[wanted]
+        first += len(shard.files)
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Places of the largest values in order; of equal ones those in front."""
+    if len(values) > count:
+        # All that may be among them, ties at the edge included.
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        chosen = np.flatnonzero(values >= least)
+    else:
+        chosen = np.arange(len(values))
+    return chosen[np.argsort(-values[chosen], kind="stable")][:count]
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of length 1; those of length 0, or with NaN or infinity, become zero."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.sqrt(np.einsum("ne,ne->n", vectors, vectors))
+        usable = np.isfinite(norms) & (norms > 0)
+        lengths = np.where(usable, norms, 1.0).astype(np.float32)
+        unit: NDArray[np.float32] = vectors / lengths[:, None]
+    unit[~usable] = 0.0
+    return unit

@@ -51,16 +51,15 @@ def make(recordings: list[Path], output: Path, embedder: Any = None, **options: 
         output,
         options.pop("settings", SETTINGS),
         embedder or Pretender(),
-        warn=lambda text: None,
         **options,
     )
 
 
 def content(output: Path) -> dict[str, list[tuple[float, float, tuple[float, ...]]]]:
     found: dict[str, list[Any]] = {}
-    for block in open_index(output).blocks(7):
+    for shard in open_index(output).shards(7):
         for file, start, end, vector in zip(
-            block.files, block.starts, block.ends, block.vectors, strict=True
+            shard.files, shard.starts, shard.ends, shard.vectors, strict=True
         ):
             found.setdefault(file, []).append((start, end, tuple(vector.tolist())))
     return found
@@ -125,7 +124,7 @@ def test_a_journal_that_was_cut_anywhere_holds_a_beginning(
     journal = Journal(folder, SETTINGS, overwrite=True)
     for number in range(4):
         two = numbers[2 * number : 2 * number + 2]
-        journal.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, heard=False)
+        journal.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, is_present=False)
         journal.finish(f"{number}.wav")
     journal.close()
     for name, cut in (("rows.jsonl", rows_cut), ("vectors.f32", vectors_cut)):
@@ -136,11 +135,11 @@ def test_a_journal_that_was_cut_anywhere_holds_a_beginning(
         assert again.windows(f"{number}.wav") == 0
         assert not again.is_done(f"{number}.wav")
         two = numbers[2 * number : 2 * number + 2]
-        again.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, heard=False)
-    blocks: list[Shard] = list(again.blocks(3))
-    held = np.concatenate([np.empty((0, SETTINGS.width)), *(one.vectors for one in blocks)])
+        again.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, is_present=False)
+    shards: list[Shard] = list(again.shards(3))
+    held = np.concatenate([np.empty((0, SETTINGS.width)), *(one.vectors for one in shards)])
     assert np.array_equal(held, numbers[: again.rows])
-    names = list(itertools.chain.from_iterable(block.files for block in blocks))
+    names = list(itertools.chain.from_iterable(shard.files for shard in shards))
     assert names == [f"{row // 2}.wav" for row in range(again.rows)]
     again.close()
 
@@ -238,7 +237,7 @@ class Slow:
 
 paths = [Path(path) for path in sys.argv[3:]]
 settings = IndexSettings(**json.loads(sys.argv[2]))
-make_index(paths, Path(sys.argv[1]), settings, Slow(), warn=print)
+make_index(paths, Path(sys.argv[1]), settings, Slow())
 assert "torch" not in sys.modules, "so that this test is quick"
 """
 

@@ -37,9 +37,7 @@ def test_what_is_written_is_read(
     assert np.array_equal(np.concatenate([none, *pieces]), vectors)
     files = [f"f{number // 4}.wav" for number in range(rows)]
     assert index.files() == list(dict.fromkeys(files))
-    numbers = [number for piece in index.file_numbers(read) for number in piece.tolist()]
-    assert [index.files()[number] for number in numbers] == files
-    again = list(index.blocks(read))
+    again = list(index.shards(read))
     assert [file for one in again for file in one.files] == files
     assert np.array_equal(
         np.concatenate([np.empty((0, width)), *(b.vectors for b in again)]), vectors

@@ -35,7 +35,7 @@ def test_the_order_is_that_of_the_plain_way(
     block = data.draw(st.integers(1, 9))
     index = make_index(rows, suffix, data.draw(st.integers(1, 9)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "rows_of_a_block", lambda width: block)
+        patch.setattr(module, "rows_of_a_shard", lambda width: block)
         found = nearest(
             index,
             queries.astype(np.float32),
