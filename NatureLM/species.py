@@ -1,10 +1,6 @@
-"""Names that may have been meant.
+"""Species lists: one name a line, a table, a Raven selection table, a BirdNET list, or `a,b,c`.
 
-Names that are known here: what a model's card lists, and the labels of BEANS-Zero.
-
-The question that goes with a species list where nobody asked another one.
-
-Species lists: one name a line, a table, a Raven selection table, a BirdNET list, or `a,b,c`.
+`known_names` are those of a model's card and of BEANS-Zero; `hints` finds misspelt ones among them.
 """
 
 from __future__ import annotations

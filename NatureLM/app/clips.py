@@ -35,7 +35,7 @@ def samples_of(folder: Path | None) -> dict[str, Path]:
     if folder is None:
         return {}
     try:
-        found = find_recordings([folder], warn=lambda _: None)
+        found = find_recordings([folder])
     except NatureLMError:
         return {}
     named: dict[str, Path] = {}

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from NatureLM.audio.decode import RecordingInfo, probe
     from NatureLM.audio.errors import (
         AudioError,
-        AudioWarning,
         ChannelError,
         EmptyAudio,
         NonFiniteAudio,
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AUDIO_SUFFIXES",
     "AudioError",
-    "AudioWarning",
     "ChannelError",
     "EmptyAudio",
     "NonFiniteAudio",

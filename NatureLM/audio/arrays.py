@@ -1,8 +1,6 @@
-"""Samples in memory, read through the same door as files.
+"""Samples in memory: arrays read like files, channels mixed to mono, resampling in a stream.
 
-From any number of channels to one: the mean, or the channel that was asked for.
-
-Resample in a stream: soxr in its HQ quality, whose result does not depend on the blocks.
+Resampling is soxr's HQ quality, whose result does not depend on the size of the blocks.
 """
 
 from __future__ import annotations

@@ -56,7 +56,3 @@ class ChannelError(AudioError):
 
 class SampleRateError(AudioError):
     """The sample rate is outside of what is supported."""
-
-
-class AudioWarning(UserWarning):
-    """Something about a recording that the user should know, though it can be used."""

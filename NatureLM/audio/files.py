@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from NatureLM.audio.errors import AudioWarning
 from NatureLM.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".wave", ".bwf", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3"}
@@ -17,9 +18,7 @@ AUDIO_SUFFIXES = frozenset(
 """File suffixes, in lower case, that a folder is searched for."""
 
 
-def find_recordings(
-    paths: Sequence[str | os.PathLike[str]], warn: Callable[[str], None] | None = None
-) -> list[Path]:
+def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """List the recordings that `paths` name.
 
     A file is taken as named, whatever its suffix: the decoder decides. A folder is searched to the
@@ -28,9 +27,8 @@ def find_recordings(
     order named, a folder's content sorted, and no file twice.
 
     Args:
-        paths: files and folders.
-        warn: told of folders below the named ones that may not be listed; they are skipped.
-            Without it, Python's `warnings` are used.
+        paths: files and folders. Folders below them that may not be listed are skipped with a
+            warning in the log.
 
     Raises:
         UsageError: nothing was named, a path does not exist, or a folder holds no audio.
@@ -42,7 +40,7 @@ def find_recordings(
     found: dict[str, Path] = {}
     for named in map(Path, paths):
         if named.is_dir():
-            files = _search(named, warn)
+            files = _search(named)
             if not files:
                 raise UsageError(
                     f"{named}: there is no audio in this folder or below it. Looked for "
@@ -61,7 +59,7 @@ def find_recordings(
     return list(found.values())
 
 
-def _search(folder: Path, warn: Callable[[str], None] | None) -> list[Path]:
+def _search(folder: Path) -> list[Path]:
     """Return the audio files in `folder` and below, sorted by their path's parts."""
 
     def unlisted(error: OSError) -> None:
@@ -69,11 +67,7 @@ def _search(folder: Path, warn: Callable[[str], None] | None) -> list[Path]:
             raise UsageError(
                 f"{folder}: this folder may not be read ({error.strerror}). Check its permissions."
             )
-        message = f"{error.filename}: this folder may not be read and is left out."
-        if warn is None:
-            warnings.warn(message, AudioWarning, stacklevel=4)
-        else:
-            warn(message)
+        logger.warning("%s: this folder may not be read and is left out.", error.filename)
 
     return sorted(_walk(folder, unlisted), key=lambda path: path.parts)
 

@@ -1,13 +1,13 @@
-"""From a recording to the windows that the model hears, in constant memory.
+"""From a recording to mono samples: windows in constant memory (`iter_windows`), or one clip.
 
-Read one clip, whole or a part of a file, for training and for example sounds.
+`read_clip` reads a part of a file for training and example sounds, `clip_array` one of samples.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -19,7 +19,6 @@ from NatureLM.audio.arrays import ArrayRecording, Mixer, Resampler, parse_channe
 from NatureLM.audio.decode import BLOCK_FRAMES, Recording
 from NatureLM.audio.errors import (
     AudioError,
-    AudioWarning,
     NonFiniteAudio,
     SampleRateError,
     TooShortAudio,
@@ -33,6 +32,8 @@ from NatureLM.audio.windows import (
     to_fraction,
 )
 from NatureLM.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 # What a file's rate may be after time expansion.
 MIN_HEARD_RATE, MAX_HEARD_RATE = 1_000, 5_000_000
@@ -61,8 +62,8 @@ def iter_windows(
         time_expansion: the recording is taken as if its sample rate were lower by this factor, so
             the sound is slower and lower (10 makes bats audible). Times of windows stay those of
             the recording.
-        warn: told, at most once, if most of the sound is too high for the model. Without it,
-            Python's `warnings` are used.
+        warn: told, at most once, if most of the sound is too high for the model; by default that
+            is a warning in the log.
         block_frames: samples per channel to decode at once; changes no result.
 
     Raises:
@@ -72,7 +73,12 @@ def iter_windows(
     """
     plan = WindowPlan.of(sample_rate, window_seconds, hop_seconds, time_expansion)
     return _windows(
-        source, input_sample_rate, plan, parse_channel(channel), warn or _warn, block_frames
+        source,
+        input_sample_rate,
+        plan,
+        parse_channel(channel),
+        warn or logger.warning,
+        block_frames,
     )
 
 
@@ -170,10 +176,6 @@ def _check_heard_rate(
             f"{heard_rate:g} Hz, which must be {low} to {high} Hz",
             f"Choose a time expansion of {rate / high:g} to {rate / low:g}",
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, AudioWarning, stacklevel=3)
 
 
 def read_clip(

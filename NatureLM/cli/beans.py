@@ -322,7 +322,7 @@ def run(
     from NatureLM.config import load_config
 
     request = experiment.make_experiment(
-        load_config(cfg_path, options_of.with_data_path(options, data_path), warn=logger.warning),
+        load_config(cfg_path, options_of.with_data_path(options, data_path)),
         cfg_path=cfg_path,
         command="beans",
         data_path=data_path,

@@ -123,7 +123,7 @@ def run(request: InferRequest, reporter: Reporter) -> int:
     """
     from NatureLM.audio import find_recordings
 
-    recordings = find_recordings(request.audio_paths, warn=logger.warning)
+    recordings = find_recordings(request.audio_paths)
     with WindowStore(request.output_path, overwrite=request.overwrite) as store:
         store.check(request.settings())
         tally = InferProgress(recordings=len(recordings))
@@ -307,7 +307,7 @@ def infer(
 
     reporter = make_reporter(show_answers=not quiet)
     overrides = options_of.with_data_path(options, data_path)
-    config = load_config(cfg_path, overrides, warn=logger.warning)
+    config = load_config(cfg_path, overrides)
     audio_paths, queries = [*(recordings or []), *(audio_path or [])], query or []
     if config.extended is not None:
         from NatureLM.cli import experiment

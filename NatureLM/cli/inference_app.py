@@ -81,7 +81,7 @@ def inference_app(
     serve(
         AppSettings(
             model=model,
-            config=load_config(cfg_path, options or [], warn=logger.warning),
+            config=load_config(cfg_path, options or []),
             alpha=merging_alpha,
             device=device,
             dtype=dtype_option(dtype),

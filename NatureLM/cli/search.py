@@ -84,7 +84,7 @@ def embed(
     WindowPlan.of(16000, window_length_seconds, hop_length_seconds, time_expansion)
     parse_channel(channel)
     device, dtype = device_option(device), dtype_option(dtype)
-    files = find_recordings(recordings, warn=logger.warning)
+    files = find_recordings(recordings)
     typer.echo(f"Model: {model}", err=True)
     embedder = load_embedder(model, layer, device, dtype, batch=batch_size)
     settings = settings_of(

@@ -47,7 +47,7 @@ def train(
     from NatureLM.cli.errors import Stopped
     from NatureLM.config import load_config
 
-    config = load_config(cfg_path, options or [], warn=logger.warning)
+    config = load_config(cfg_path, options or [])
     if check:
         from NatureLM.training.check import report
 

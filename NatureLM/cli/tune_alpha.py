@@ -116,7 +116,7 @@ def tune_alpha(
     from NatureLM.util import parse_bytes
 
     given = list(_overrides(data, query, column or (), where or (), limit, seed))
-    config = load_config(cfg_path, [*(options or []), *given], warn=logger.warning)
+    config = load_config(cfg_path, [*(options or []), *given])
     evaluation = scoring.make_evaluation(resamples, seed)
     grid = Grid(low, high, coarse, fine)
     side: Any = scoring.one_of("--towards", towards, ("base", "adapted"))

@@ -1,7 +1,4 @@
-"""What all sections of a configuration share: the base class and a few kinds of values.
-
-A table of labelled clips: where it is, which columns it has, which of its rows count.
-"""
+"""What all sections of a configuration share: the base class and a few kinds of values."""
 
 from __future__ import annotations
 

@@ -1,15 +1,9 @@
-"""The tree of known keys, and in words what each may hold. Read from the JSON Schema.
+"""Load, change and write configurations: the only way from a YAML file to a `Config`.
 
-YAML text into plain data, with the line of every key.
-
-Stricter than plain YAML: a key that stands twice in a section is refused, because one of the two
-values would be lost. Friendlier too: `9e-5` is a number, as people mean it (YAML 1.1 reads a text).
-
-Validation errors in words: every problem with its key, line, value and what is allowed.
-
-`key.sub=value` overrides from the command line.
-
-Load, change and write configurations: the only way from a file to a `Config`.
+Everything is checked here, and every problem is named with its key, line, value and what is allowed
+(read from the JSON Schema of `Config`). The YAML is stricter than YAML 1.1: a key that stands twice
+in a section is refused, because one of the two values would be lost. And friendlier: `9e-5` is a
+number, which YAML 1.1 reads as a string.
 """
 
 from __future__ import annotations
@@ -18,9 +12,9 @@ import copy
 import difflib
 import itertools
 import json
+import logging
 import re
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +27,10 @@ from pydantic.fields import FieldInfo
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 Node = dict[str, Any]
+KeyPath = tuple[str | int, ...]
 
 _KINDS = {
     "integer": "a whole number",
@@ -42,6 +39,196 @@ _KINDS = {
     "string": "a text",
     "null": "null",
 }
+
+
+def load_config(
+    path: str | Path | None = None,
+    options: Sequence[str] = (),
+) -> Config:
+    """The checked configuration of a YAML file with overrides.
+
+    path: a YAML file; None for the built-in defaults (the published settings)
+    options: overrides such as `generate.num_beams=4`, the last one wins
+
+    One warning is logged about keys that have no effect here. Raises ConfigError with all problems:
+    file, key, line, value and what is allowed.
+    """
+    source = Source("built-in defaults", {}) if path is None else read_yaml(Path(path))
+    source, overridden = apply_overrides(source, options)
+    # A section whose keys are all commented out is null in YAML.
+    data = {key: value for key, value in source.data.items() if not _is_empty_section(key, value)}
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, source, overridden) from None
+    without_effect = list(_ignored(config))
+    if without_effect:
+        logger.warning(
+            "%s: accepted, but without effect here: %s", source.name, "; ".join(without_effect)
+        )
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal one."""
+    data = _without_unset(config)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _is_empty_section(key: Any, value: Any) -> bool:
+    return value is None and key in Config.model_fields
+
+
+def _without_unset(section: BaseModel) -> dict[str, Any]:
+    """Plain data of a section; sections and keys without effect that are not set are left out."""
+    data: dict[str, Any] = {}
+    for key, info in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, BaseModel):
+            data[key] = _without_unset(value)
+        elif value is not None or (key not in Config.model_fields and not _reason(info)):
+            data[key] = section.model_dump(mode="json", include={key})[key]
+    return data
+
+
+def _reason(field: FieldInfo) -> str | None:
+    """Why a key has no effect here, or None for a key that has one."""
+    extra = field.json_schema_extra
+    return str(extra["ignored"]) if isinstance(extra, dict) and "ignored" in extra else None
+
+
+def _ignored(section: BaseModel, path: KeyPath = ()) -> Iterator[str]:
+    """The keys that are set and have no effect, each with the reason."""
+    reasons: dict[str, list[str]] = {}
+    for key in section.model_fields_set:
+        value = getattr(section, key)
+        here = (*path, key)
+        reason = _reason(type(section).model_fields[key])
+        if isinstance(value, BaseModel):
+            yield from _ignored(value, here)
+        elif reason is not None and value not in (None, ""):
+            reasons.setdefault(reason, []).append(dotted(here))
+    for reason, keys in sorted(reasons.items(), key=lambda item: sorted(item[1])):
+        yield f"{', '.join(sorted(keys))} ({reason})"
+
+
+@dataclass
+class Source:
+    """What a configuration was read from.
+
+    name: how messages call it
+    data: plain dicts, lists and values
+    lines: line number of each key and list item
+    """
+
+    name: str
+    data: dict[str, Any]
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, in which a number with an exponent needs neither a point nor a sign."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Value of a piece of YAML such as `4`, `true`, `[0.1, 0.2]`; raises yaml.YAMLError."""
+    # The loader is a subclass of SafeLoader: it makes nothing but plain data.
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: Path) -> Source:
+    """Read a configuration file.
+
+    Raises ConfigError, which names the file and where possible the line: no such file, not
+    readable, not UTF-8, not YAML, a key twice, not a mapping at the top.
+    """
+    name = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: there is no such configuration file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{name}: is a folder, not a configuration file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: is not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    return _parse(name, text)
+
+
+def _parse(name: str, text: str) -> Source:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[KeyPath, int] = {}
+        if node is not None:
+            _walk(node, (), lines, name, [])
+        data = None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(_syntax_message(name, error)) from None
+    except ValueError as error:  # such as the date 2024-13-45
+        raise ConfigError(f"{name}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: is nested too deeply") from None
+    finally:
+        loader.dispose()
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{name}: a configuration is a mapping with sections such as `generate:`, "
+            f"and this file holds a {'list' if isinstance(data, list) else 'single value'}"
+        )
+    return Source(name, data, lines)
+
+
+def _walk(
+    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str, above: list[yaml.Node]
+) -> None:
+    """Note the line of every key below `node`, and refuse keys that stand twice."""
+    if node in above:
+        raise ConfigError(f"{name}, line {_line(node)}: this alias contains itself")
+    above = [*above, node]
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            place: KeyPath = (*path, i)
+            lines[place] = _line(item)
+            _walk(item, place, lines, name, above)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            word = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
+            if word in seen:
+                here = ".".join(str(part) for part in (*path, word))
+                raise ConfigError(
+                    f"{name}, line {_line(key)}: the key {here} stands twice "
+                    f"(first in line {seen[word]}); keep one of them"
+                )
+            seen[word] = _line(key)
+            place = (*path, word)
+            lines[place] = _line(key)
+            _walk(value, place, lines, name, above)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _syntax_message(name: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    context = getattr(error, "context", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}"
 
 
 @lru_cache(maxsize=1)
@@ -180,128 +367,6 @@ def _describe_one(node: Node) -> str:
 
 def _show_choice(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-KeyPath = tuple[str | int, ...]
-
-
-@dataclass
-class Source:
-    """What a configuration was read from.
-
-    name: how messages call it
-    data: plain dicts, lists and values
-    lines: line number of each key and list item
-    """
-
-    name: str
-    data: dict[str, Any]
-    lines: dict[KeyPath, int] = field(default_factory=dict)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, in which a number with an exponent needs neither a point nor a sign."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_value(text: str) -> Any:
-    """Value of a piece of YAML such as `4`, `true`, `[0.1, 0.2]`; raises yaml.YAMLError."""
-    # The loader is a subclass of SafeLoader: it makes nothing but plain data.
-    return yaml.load(text, Loader=_Loader)
-
-
-def read_yaml(path: Path) -> Source:
-    """Read a configuration file.
-
-    Raises ConfigError, which names the file and where possible the line: no such file, not
-    readable, not UTF-8, not YAML, a key twice, not a mapping at the top.
-    """
-    name = str(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{name}: there is no such configuration file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{name}: is a folder, not a configuration file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name}: is not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
-    return _parse(name, text)
-
-
-def _parse(name: str, text: str) -> Source:
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
-        if node is not None:
-            _walk(node, (), lines, name, [])
-        data = None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise ConfigError(_syntax_message(name, error)) from None
-    except ValueError as error:  # such as the date 2024-13-45
-        raise ConfigError(f"{name}: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: is nested too deeply") from None
-    finally:
-        loader.dispose()
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{name}: a configuration is a mapping with sections such as `generate:`, "
-            f"and this file holds a {'list' if isinstance(data, list) else 'single value'}"
-        )
-    return Source(name, data, lines)
-
-
-def _walk(
-    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str, above: list[yaml.Node]
-) -> None:
-    """Note the line of every key below `node`, and refuse keys that stand twice."""
-    if node in above:
-        raise ConfigError(f"{name}, line {_line(node)}: this alias contains itself")
-    above = [*above, node]
-    if isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            place: KeyPath = (*path, i)
-            lines[place] = _line(item)
-            _walk(item, place, lines, name, above)
-    elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            word = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
-            if word in seen:
-                here = ".".join(str(part) for part in (*path, word))
-                raise ConfigError(
-                    f"{name}, line {_line(key)}: the key {here} stands twice "
-                    f"(first in line {seen[word]}); keep one of them"
-                )
-            seen[word] = _line(key)
-            place = (*path, word)
-            lines[place] = _line(key)
-            _walk(value, place, lines, name, above)
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _syntax_message(name: str, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    context = getattr(error, "context", None)
-    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-    return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}"
 
 
 def explain(error: ValidationError, source: Source, overridden: Collection[KeyPath]) -> ConfigError:
@@ -455,78 +520,3 @@ def _item(place: Any, part: str | int) -> Any:
     if isinstance(part, int):
         raise _NoPlaceError("there is no list here to change: give the whole list")
     raise _NoPlaceError("there is no section here to set a key in")
-
-
-def load_config(
-    path: str | Path | None = None,
-    options: Sequence[str] = (),
-    *,
-    warn: Callable[[str], None] | None = None,
-) -> Config:
-    """The checked configuration of a YAML file with overrides.
-
-    path: a YAML file; None for the built-in defaults (the published settings)
-    options: overrides such as `generate.num_beams=4`, the last one wins
-    warn: takes the one warning about keys that have no effect here; Python's warnings if None
-
-    Raises ConfigError with all problems: file, key, line, value and what is allowed.
-    """
-    source = Source("built-in defaults", {}) if path is None else read_yaml(Path(path))
-    source, overridden = apply_overrides(source, options)
-    # A section whose keys are all commented out is null in YAML.
-    data = {key: value for key, value in source.data.items() if not _is_empty_section(key, value)}
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        raise explain(error, source, overridden) from None
-    without_effect = list(_ignored(config))
-    if without_effect:
-        message = f"{source.name}: accepted, but without effect here: {'; '.join(without_effect)}"
-        if warn is None:
-            warnings.warn(message, stacklevel=2)
-        else:
-            warn(message)
-    return config
-
-
-def dump_config(config: Config) -> str:
-    """The configuration as YAML that `load_config` reads back to an equal one."""
-    data = _without_unset(config)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _is_empty_section(key: Any, value: Any) -> bool:
-    return value is None and key in Config.model_fields
-
-
-def _without_unset(section: BaseModel) -> dict[str, Any]:
-    """Plain data of a section; sections and keys without effect that are not set are left out."""
-    data: dict[str, Any] = {}
-    for key, info in type(section).model_fields.items():
-        value = getattr(section, key)
-        if isinstance(value, BaseModel):
-            data[key] = _without_unset(value)
-        elif value is not None or (key not in Config.model_fields and not _reason(info)):
-            data[key] = section.model_dump(mode="json", include={key})[key]
-    return data
-
-
-def _reason(field: FieldInfo) -> str | None:
-    """Why a key has no effect here, or None for a key that has one."""
-    extra = field.json_schema_extra
-    return str(extra["ignored"]) if isinstance(extra, dict) and "ignored" in extra else None
-
-
-def _ignored(section: BaseModel, path: KeyPath = ()) -> Iterator[str]:
-    """The keys that are set and have no effect, each with the reason."""
-    reasons: dict[str, list[str]] = {}
-    for key in section.model_fields_set:
-        value = getattr(section, key)
-        here = (*path, key)
-        reason = _reason(type(section).model_fields[key])
-        if isinstance(value, BaseModel):
-            yield from _ignored(value, here)
-        elif reason is not None and value not in (None, ""):
-            reasons.setdefault(reason, []).append(dotted(here))
-    for reason, keys in sorted(reasons.items(), key=lambda item: sorted(item[1])):
-        yield f"{', '.join(sorted(keys))} ({reason})"

@@ -214,7 +214,7 @@ def test_nothing_but_config_errors_whatever_is_in_the_file(
     path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
     problem = ""
     try:
-        load_config(path, warn=lambda _: None)
+        load_config(path)
     except ConfigError as error:
         problem = str(error)
     assert not problem or str(path) in problem
