@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import linear_of, lora_layers
@@ -30,17 +31,17 @@ class Fold:
     name: str = ""
     on_undo: Callable[[], None] | None = None
     _originals: list[tuple[nn.Linear, nn.Parameter]] = field(default_factory=list)
-    _switched: list[tuple[LoraLayer, bool]] = field(default_factory=list)
-    _guard: Any = None
+    _layers: list[tuple[LoraLayer, bool]] = field(default_factory=list)
+    _hook: RemovableHandle | None = None
 
     @property
     def kept_bytes(self) -> int:
         """Memory that the originals take beside the folded weights."""
-        return sum(one.numel() * one.element_size() for _, one in self._originals)
+        return sum(original.nbytes for _, original in self._originals)
 
-    def check(self, alpha: float | Tensor | None, profile: AdapterScales | None = None) -> None:
+    def check(self, alpha: float | Tensor | None, scales: AdapterScales | None = None) -> None:
         """Refuse what the folded weights do not answer: another α, a recipe."""
-        if profile is not None:
+        if scales is not None:
             raise UsageError(
                 f"the model is folded ({self}), so no other recipe can act; unfold it first "
                 "(model.unfold())"
@@ -65,14 +66,11 @@ class Fold:
                 original.data = original.data.to(now.device, now.dtype)  # the model was moved
             linear.weight = original
         self._originals.clear()
-        for layer, was_disabled in self._switched:
-            layer._disable_adapters = was_disabled
-            if isinstance(layer.scaling, AlphaScaling):
-                layer.scaling.folded = False
-        self._switched.clear()
-        if self._guard is not None:
-            self._guard.remove()
-            self._guard = None
+        for layer, was_disabled in self._layers:
+            _switch(layer, folded=False, disabled=was_disabled)
+        self._layers.clear()
+        if self._hook is not None:
+            self._hook.remove()
         if self.on_undo is not None:
             self.on_undo()
             self.on_undo = None  # a second undo must not touch what was folded since
@@ -108,17 +106,20 @@ def fold(
             if plan.changes(target, alpha):
                 _write(state, target, plan, originals_on)
         for layer in lora_layers(language_model).values():
-            state._switched.append((layer, layer.disable_adapters))
-            layer._disable_adapters = True
-            if isinstance(layer.scaling, AlphaScaling):
-                layer.scaling.folded = True
+            state._layers.append((layer, layer.disable_adapters))
+            _switch(layer, folded=True, disabled=True)
     except BaseException:
         state.undo()
         raise
-    state._guard = language_model.register_forward_pre_hook(
+    state._hook = language_model.register_forward_pre_hook(
         lambda module, inputs: state.check(*active_scaling())
     )
     return state
+
+
+def _switch(layer: LoraLayer, *, folded: bool, disabled: bool) -> None:
+    layer._disable_adapters = disabled
+    cast(AlphaScaling, layer.scaling).folded = folded
 
 
 @torch.no_grad()

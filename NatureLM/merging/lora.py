@@ -1,17 +1,16 @@
-"""Low-rank updates of linear layers: one of them, a source of many, several as one.
+"""LoRA adapters in memory: low-rank updates, and adapters put into a model and taken out again.
 
 Shapes: O outputs and I inputs of the layer, K rank.
-
-The LoRA layers of a language model: finding them, reading them, more adapters in and out.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -43,19 +42,9 @@ class LoraDelta:
         return (self.scale * self.b_OK) @ self.a_KI
 
 
-class AdapterSource(Protocol):
-    """An adapter whose updates are read one at a time."""
-
-    @property
-    def label(self) -> str:
-        """How messages and cards call it."""
-
-    @property
-    def targets(self) -> Collection[str]:
-        """Names of the linear layers it changes, such as `model.layers.0.self_attn.q_proj`."""
-
-    def read(self, target: str) -> LoraDelta:
-        """The update of one layer."""
+AdapterDeltas = Mapping[str, LoraDelta]
+"""The updates of an adapter by the linear layer that they change, such as
+`model.layers.0.self_attn.q_proj`; those of files are read as they are asked for."""
 
 
 def concatenate(parts: Sequence[tuple[float, LoraDelta]]) -> LoraDelta:
@@ -64,8 +53,8 @@ def concatenate(parts: Sequence[tuple[float, LoraDelta]]) -> LoraDelta:
     `[w₁s₁B₁, w₂s₂B₂, …] · [A₁; A₂; …]` is that sum; nothing is decomposed or rounded away.
     """
     return LoraDelta(
-        torch.cat([one.a_KI for _, one in parts]),
-        torch.cat([weight * one.scale * one.b_OK for weight, one in parts], dim=1),
+        torch.cat([delta.a_KI for _, delta in parts]),
+        torch.cat([weight * delta.scale * delta.b_OK for weight, delta in parts], dim=1),
         1.0,
     )
 
@@ -77,6 +66,22 @@ def lora_layers(language_model: nn.Module, adapter: str | None = None) -> dict[s
         for name, module in language_model.named_modules()
         if isinstance(module, LoraLayer) and (adapter is None or adapter in module.lora_A)
     }
+
+
+def lora_deltas(language_model: nn.Module, adapter: str = OWN_ADAPTER) -> AdapterDeltas:
+    """The updates of an adapter of a model in memory; they share its tensors."""
+    return {
+        name: LoraDelta(
+            _matrix(layer.lora_A, adapter).detach(),
+            _matrix(layer.lora_B, adapter).detach(),
+            cast(AlphaScaling, layer.scaling).stored(adapter),
+        )
+        for name, layer in lora_layers(language_model, adapter).items()
+    }
+
+
+def _matrix(matrices: nn.ModuleDict, adapter: str) -> Tensor:
+    return cast(Tensor, matrices[adapter].weight)
 
 
 def linear_shapes(language_model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -100,41 +105,6 @@ def linear_of(language_model: nn.Module, target: str) -> nn.Linear:
     return linear
 
 
-@dataclass(frozen=True)
-class LayersAdapter:
-    """An adapter of a model in memory, as a source of updates."""
-
-    language_model: nn.Module
-    name: str = OWN_ADAPTER
-    label: str = "own"
-
-    @property
-    def targets(self) -> Collection[str]:
-        return lora_layers(self.language_model, self.name).keys()
-
-    def read(self, target: str) -> LoraDelta:
-        layer = self.language_model.get_submodule(target)
-        assert isinstance(layer, LoraLayer)
-        scales = layer.scaling
-        scale = scales.stored(self.name) if isinstance(scales, AlphaScaling) else scales[self.name]
-        return LoraDelta(
-            _matrix(layer.lora_A, self.name).detach(),
-            _matrix(layer.lora_B, self.name).detach(),
-            scale,
-        )
-
-
-def _matrix(matrices: nn.ModuleDict, adapter: str) -> Tensor:
-    return cast(Tensor, matrices[adapter].weight)
-
-
-def short_targets(targets: Collection[str], linears: Collection[str]) -> list[str]:
-    """Names for PEFT's `target_modules`: last parts where these mean just the targets."""
-    short = {target.rpartition(".")[2] for target in targets}
-    meant = {name for name in linears if name.rpartition(".")[2] in short}
-    return sorted(short) if meant == set(targets) else sorted(targets)
-
-
 def lora_config(
     ranks: Mapping[str, int],
     alphas: Mapping[str, float],
@@ -153,73 +123,89 @@ def lora_config(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base,
         r=rank,
-        lora_alpha=_whole(alpha),
+        lora_alpha=_integer_if_whole(alpha),
         lora_dropout=dropout,
         use_rslora=use_rslora,
-        target_modules=short_targets(list(ranks), linears),
+        target_modules=_short_targets(ranks, linears),
         rank_pattern={target: one for target, one in ranks.items() if one != rank},
-        alpha_pattern={t: _whole(one) for t, one in alphas.items() if one != alpha},
+        alpha_pattern={t: _integer_if_whole(one) for t, one in alphas.items() if one != alpha},
     )
+
+
+def _short_targets(targets: Collection[str], linears: Collection[str]) -> list[str]:
+    """Names for PEFT's `target_modules`: last parts where these mean just the targets."""
+    short = {target.rpartition(".")[2] for target in targets}
+    meant = {name for name in linears if name.rpartition(".")[2] in short}
+    return sorted(short) if meant == set(targets) else sorted(targets)
 
 
 def _most_frequent(values: Mapping[str, Any]) -> Any:
     return Counter(values.values()).most_common(1)[0][0]
 
 
-def _whole(alpha: float) -> Any:
+def _integer_if_whole(alpha: float) -> Any:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def attach(peft_model: nn.Module, name: str, source: AdapterSource) -> None:
-    """Put another adapter into a model. It acts only under a profile that names it."""
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT asks transformers for an attribute by a deprecated name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def attach(peft_model: nn.Module, name: str, deltas: AdapterDeltas) -> None:
+    """Put another adapter into a model. It acts only under `AdapterScales` that name it."""
     if not isinstance(peft_model, PeftModel):
         raise UsageError(
             "this model has no adapter of its own beside which another could act; load it with "
             "from_pretrained(..., adapter=FOLDER)"
         )
     language_model = peft_model.get_base_model()
-    learns = {name: one.requires_grad for name, one in peft_model.named_parameters()}
-    updates = {target: source.read(target) for target in source.targets}
+    updates = dict(deltas)
     config = lora_config(
         {target: update.rank for target, update in updates.items()},
         {target: update.scale * update.rank for target, update in updates.items()},
         linear_shapes(language_model),
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
-        warnings.simplefilter("ignore", FutureWarning)
-        peft_model.add_adapter(name, config)
-    with torch.no_grad():
-        for target, layer in lora_layers(language_model, name).items():
-            update, like = updates[target], linear_of(language_model, target).weight
-            for matrices, values in ((layer.lora_A, update.a_KI), (layer.lora_B, update.b_OK)):
-                matrices[name].to(like)
-                _matrix(matrices, name).copy_(values)
-            layer.scaling[name] = update.scale
-            layer.lora_dropout[name].eval()
-    install(peft_model)
-    _activate_all(language_model)
-    for parameter_name, parameter in peft_model.named_parameters():
-        plain = parameter_name.replace(".base_layer.", ".")
-        parameter.requires_grad_(learns.get(parameter_name, learns.get(plain, False)))
+    with _keep_trainable(peft_model):
+        with quiet_peft():
+            peft_model.add_adapter(name, config)
+        with torch.no_grad():
+            for target, layer in lora_layers(language_model, name).items():
+                update, like = updates[target], linear_of(language_model, target).weight
+                for matrices, values in ((layer.lora_A, update.a_KI), (layer.lora_B, update.b_OK)):
+                    matrices[name].to(like)
+                    _matrix(matrices, name).copy_(values)
+                layer.scaling[name] = update.scale
+                layer.lora_dropout[name].eval()
+        install(peft_model)
+        _activate_all(language_model)
 
 
-def detach(peft_model: nn.Module, name: str) -> None:
+def detach(peft_model: PeftModel, name: str) -> None:
     """Take an attached adapter out again; layers that it alone changed become plain ones."""
-    if not isinstance(peft_model, PeftModel) or name == OWN_ADAPTER:
-        raise UsageError(f"{name!r} is not an attached adapter")
-    learns = {one: value.requires_grad for one, value in peft_model.named_parameters()}
-    peft_model.delete_adapter(name)
     language_model = peft_model.get_base_model()
-    for target, layer in lora_layers(language_model).items():
-        if not layer.lora_A:
-            parent, _, attribute = target.rpartition(".")
-            setattr(language_model.get_submodule(parent), attribute, layer.get_base_layer())
-    _activate_all(language_model)
-    for parameter_name, parameter in peft_model.named_parameters():
-        parameter.requires_grad_(learns.get(parameter_name, parameter.requires_grad))
+    with _keep_trainable(peft_model):
+        peft_model.delete_adapter(name)
+        for target, layer in lora_layers(language_model).items():
+            if not layer.lora_A:
+                parent, _, attribute = target.rpartition(".")
+                setattr(language_model.get_submodule(parent), attribute, layer.get_base_layer())
+        _activate_all(language_model)
+
+
+@contextmanager
+def _keep_trainable(model: nn.Module) -> Iterator[None]:
+    """Afterwards the parameters learn, or not, as before; new ones do not."""
+    before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    yield
+    for parameter in model.parameters():
+        parameter.requires_grad_(before.get(id(parameter), False))
 
 
 def _activate_all(language_model: nn.Module) -> None:
-    """Let every adapter of every layer take part; how strongly, the profile says (0 without)."""
+    """Let every adapter of every layer take part; the scales say how strongly (0 without)."""
     for layer in lora_layers(language_model).values():
         layer.set_adapter(sorted(layer.lora_A))

@@ -1,12 +1,10 @@
-"""Ways to combine the updates of several adapters into one matrix.
-
-Shapes: O outputs and I inputs of a layer. Each update comes with a weight; adding a method is one
-function and one entry of `METHODS`.
-
-A recipe applied to a model: α at every place, and the merged weight of every layer.
+"""A recipe applied to a model: α in every layer, and the merged weight of each.
 
 Works on names and tensors only, so that it serves weights in memory (`fold`), weights streamed from
-files (export) and running models (`profile`).
+files (export) and running models (`MergePlan.scales`). Adding a way to combine several adapters is
+one function, one entry of `METHODS` and its name in `recipe.Recipe.method`.
+
+Shapes: O outputs and I inputs of a layer. Each update comes with a weight.
 """
 
 from __future__ import annotations
@@ -14,12 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.lora import AdapterSource, LoraDelta, concatenate
+from NatureLM.merging.lora import AdapterDeltas, LoraDelta, concatenate
 from NatureLM.merging.recipe import ParameterRule, Recipe, Weight
 from NatureLM.merging.scaling import AdapterScales
 from NatureLM.util import digest
@@ -28,89 +27,68 @@ Parts = Sequence[tuple[float, LoraDelta]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Numbers that the methods need.
+class MergePlan:
+    """A recipe, the adapters it names (in its order) and the depth of the model."""
 
-    density: share of an update's entries that is kept, above 0 and at most 1
-    seed: of the random choice of entries
-    target: name of the layer, so that each has random numbers of its own
-    """
+    recipe: Recipe
+    adapters: Sequence[AdapterDeltas]
+    layers: int
+    alphas: dict[str, float] = field(init=False)
 
-    density: float
-    seed: int
-    target: str
+    def __post_init__(self) -> None:
+        targets = sorted({target for adapter in self.adapters for target in adapter})
+        object.__setattr__(self, "alphas", place_alphas(self.recipe, targets, self.layers))
 
+    def changes(self, target: str, alpha: float = 1.0) -> bool:
+        """Whether the weight of a module changes at all."""
+        return self.alphas.get(target, 0.0) * alpha != 0.0
 
-def linear(parts: Parts, settings: Settings) -> Tensor:
-    """Σ weight · update (O, I), by exact concatenation of the ranks."""
-    return concatenate(parts).dense()
+    def merged(self, target: str, weight_OI: Tensor, alpha: float = 1.0) -> Tensor:
+        """The weight of a module with its update in it, in the weight's dtype (a new tensor).
 
+        `alpha` multiplies the recipe's own. Computed in float32 at least.
+        """
+        exact = torch.promote_types(weight_OI.dtype, torch.float32)
+        strength = self.alphas[target] * alpha
+        parts = [(w, part.to(weight_OI.device, exact)) for w, part in self._parts(target)]
+        if self.recipe.method == "linear":
+            whole = concatenate(parts)
+            merged = torch.addmm(weight_OI.to(exact), whole.b_OK, whole.a_KI, alpha=strength)
+        else:
+            update_OI = METHODS[self.recipe.method](parts, self.recipe, target)
+            merged = weight_OI.to(exact) + strength * update_OI
+        return merged.to(weight_OI.dtype)
 
-def ties(parts: Parts, settings: Settings) -> Tensor:
-    """TIES (Yadav et al. 2023, arXiv 2306.01708): trim, elect signs, merge what agrees.
+    def combined(self, target: str) -> LoraDelta:
+        """The update of a module, α included, as one low-rank update; exact, of linear recipes."""
+        return concatenate(
+            [
+                (weight * self.alphas[target], part.to(part.a_KI.device, torch.float32))
+                for weight, part in self._parts(target)
+            ]
+        )
 
-    Of each update the largest `density` of its entries by magnitude stay. Each entry takes the sign
-    of the weighted sum; its value is the weighted mean of the updates that stayed and agree.
-    """
-    total: Tensor | None = None
-    trimmed = [(weight, trim(update.dense(), settings.density)) for weight, update in parts]
-    for weight, update_OI in trimmed:
-        total = weight * update_OI if total is None else total + weight * update_OI
-    assert total is not None
-    elected_OI = total.sign()
-    merged_OI, mass_OI = torch.zeros_like(total), torch.zeros_like(total)
-    for weight, update_OI in trimmed:
-        agrees_OI = (update_OI.sign() == elected_OI) & (update_OI != 0)
-        merged_OI += torch.where(agrees_OI, weight * update_OI, 0.0)
-        mass_OI += weight * agrees_OI
-    return torch.where(mass_OI > 0, merged_OI / mass_OI.clamp_min(torch.finfo().tiny), 0.0)
+    def _parts(self, target: str) -> list[tuple[float, LoraDelta]]:
+        """The updates of a module with the weights of their adapters."""
+        pairs = zip(self.recipe.adapters, self.adapters, strict=True)
+        return [(entry.weight, deltas[target]) for entry, deltas in pairs if target in deltas]
 
+    def scales(self, names: Sequence[str]) -> AdapterScales:
+        """The recipe for a running model; `names` are those of the attached adapters, in order.
 
-def trim(update_OI: Tensor, density: float) -> Tensor:
-    """The update with all but its largest entries by magnitude set to zero.
-
-    Exactly `round(density · entries)` stay, at least one.
-    """
-    if density >= 1:
-        return update_OI
-    kept = max(1, round(density * update_OI.numel()))
-    flat = update_OI.flatten()
-    places = flat.abs().topk(kept, sorted=False).indices
-    out = torch.zeros_like(flat)
-    out[places] = flat[places]
-    return out.view_as(update_OI)
-
-
-def dare(parts: Parts, settings: Settings) -> Tensor:
-    """DARE (Yu et al. 2023, arXiv 2311.03099): drop entries at random, rescale, add up.
-
-    Each entry stays with probability `density` and is then divided by it, so that the sum is right
-    on average. What stays depends only on the seed, the layer's name and the place of the adapter
-    among those that change the layer.
-    """
-    total: Tensor | None = None
-    for place, (weight, update) in enumerate(parts):
-        update_OI = update.dense()
-        kept_OI = keep_mask(update_OI.shape, settings, place).to(update_OI.device)
-        part = torch.where(kept_OI, update_OI * (weight / settings.density), 0.0)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def keep_mask(shape: torch.Size, settings: Settings, place: int) -> Tensor:
-    """Which entries DARE keeps, drawn on the processor so that every device gets the same."""
-    name = f"{settings.seed}/{settings.target}/{place}"
-    seed = int.from_bytes(digest(name, size=8), "big") >> 1
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=generator) < settings.density
-
-
-METHODS: dict[str, Callable[[Parts, Settings], Tensor]] = {
-    "linear": linear,
-    "ties": ties,
-    "dare": dare,
-}
+        Raises UsageError for methods that need whole matrices.
+        """
+        if self.recipe.method != "linear":
+            raise UsageError(
+                f"method {self.recipe.method} works on whole weight matrices, so it cannot act "
+                "while the model runs; fold the recipe, or export it with `naturelm merge`"
+            )
+        factors: dict[tuple[str, str], float] = {}
+        for entry, deltas, name in zip(self.recipe.adapters, self.adapters, names, strict=True):
+            for target in deltas:
+                before = factors.get((target, name), 0.0)
+                factors[target, name] = before + self.alphas[target] * entry.weight
+        return AdapterScales(factors)
 
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -122,11 +100,6 @@ def layer_of(target: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def is_module(target: str, name: str) -> bool:
-    """Whether a recipe's name (q, q_proj, self_attn.q_proj, or the full one) means a module."""
-    return target.endswith((f".{name}", f".{name}_proj")) or target in (name, f"{name}_proj")
-
-
 def place_alphas(recipe: Recipe, targets: Iterable[str], layers: int) -> dict[str, float]:
     """α at each target of a model with so many layers; of several rules that fit, the last.
 
@@ -134,38 +107,39 @@ def place_alphas(recipe: Recipe, targets: Iterable[str], layers: int) -> dict[st
     lies in no layer.
     """
     targets = list(targets)
-    fits = [[target for target in targets if _fits(rule, target)] for rule in recipe.rules]
-    for number, (rule, fitting) in enumerate(zip(recipe.rules, fits, strict=True)):
-        last = rule.layers[1] if rule.layers else 0
+    strengths: dict[str, tuple[Weight, tuple[int, int]]] = dict.fromkeys(
+        targets, (recipe.alpha, (0, layers - 1))
+    )
+    for number, rule in enumerate(recipe.rules):
+        first, last = rule.layers or (0, layers - 1)
         if last >= layers:
             raise UsageError(
                 f"rules[{number}].layers: there is no layer {last}; the model has layers 0 to "
                 f"{layers - 1}"
             )
+        fitting = [target for target in targets if _fits(rule, target)]
         if not fitting:
             known = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
             raise UsageError(
                 f"rules[{number}] ({_shown(rule)}) fits no module that the adapters change; they "
                 f"change {known}"
             )
-    alphas: dict[str, float] = {}
-    for target in targets:
-        strength: Weight = recipe.alpha
-        first, last = 0, layers - 1
-        for rule, fitting in zip(recipe.rules, fits, strict=True):
-            if target in fitting:
-                strength = rule.alpha
-                first, last = rule.layers or (0, layers - 1)
-        alphas[target] = _value(strength, target, first, last)
-    return alphas
+        strengths |= dict.fromkeys(fitting, (rule.alpha, (first, last)))
+    return {
+        target: _value(strength, target, *span) for target, (strength, span) in strengths.items()
+    }
 
 
 def _fits(rule: ParameterRule, target: str) -> bool:
+    """Modules go by q, q_proj, self_attn.q_proj, or the full name."""
     if rule.layers is not None:
         layer = layer_of(target)
         if layer is None or not rule.layers[0] <= layer <= rule.layers[1]:
             return False
-    return rule.modules is None or any(is_module(target, name) for name in rule.modules)
+    return rule.modules is None or any(
+        target.endswith((f".{name}", f".{name}_proj")) or target in (name, f"{name}_proj")
+        for name in rule.modules
+    )
 
 
 def _shown(rule: ParameterRule) -> str:
@@ -191,71 +165,62 @@ def _value(strength: Weight, target: str, first: int, last: int) -> float:
     return (1 - part) * strength[below] + part * strength[below + 1]
 
 
-@dataclass(frozen=True)
-class MergePlan:
-    """A recipe, the adapters it names (in its order) and the depth of the model."""
+def ties(parts: Parts, recipe: Recipe, target: str) -> Tensor:
+    """TIES (Yadav et al. 2023, arXiv 2306.01708): trim, elect signs, merge what agrees.
 
-    recipe: Recipe
-    sources: Sequence[AdapterSource]
-    layers: int
-    alphas: dict[str, float] = field(init=False)
+    Of each update the largest `density` of its entries by magnitude stay. Each entry takes the sign
+    of the weighted sum; its value is the weighted mean of the updates that stayed and agree.
+    """
+    trimmed = [(weight, trim(update.dense(), recipe.density or 1.0)) for weight, update in parts]
+    elected_OI = reduce(torch.add, (weight * update_OI for weight, update_OI in trimmed)).sign()
+    merged_OI, mass_OI = torch.zeros_like(elected_OI), torch.zeros_like(elected_OI)
+    for weight, update_OI in trimmed:
+        agrees_OI = (update_OI.sign() == elected_OI) & (update_OI != 0)
+        merged_OI += torch.where(agrees_OI, weight * update_OI, 0.0)
+        mass_OI += weight * agrees_OI
+    return torch.where(mass_OI > 0, merged_OI / mass_OI.clamp_min(torch.finfo().tiny), 0.0)
 
-    def __post_init__(self) -> None:
-        assert len(self.sources) == len(self.recipe.adapters)
-        targets = sorted({target for source in self.sources for target in source.targets})
-        object.__setattr__(self, "alphas", place_alphas(self.recipe, targets, self.layers))
 
-    def changes(self, target: str, alpha: float = 1.0) -> bool:
-        """Whether the weight of a module changes at all."""
-        return self.alphas.get(target, 0.0) * alpha != 0.0
+def trim(update_OI: Tensor, density: float) -> Tensor:
+    """The update with all but its largest entries by magnitude set to zero.
 
-    def merged(self, target: str, weight_OI: Tensor, alpha: float = 1.0) -> Tensor:
-        """The weight of a module with its update in it, in the weight's dtype (a new tensor).
+    Exactly `round(density · entries)` stay, at least one.
+    """
+    if density >= 1:
+        return update_OI
+    kept = max(1, round(density * update_OI.numel()))
+    flat = update_OI.flatten()
+    places = flat.abs().topk(kept, sorted=False).indices
+    out = torch.zeros_like(flat)
+    out[places] = flat[places]
+    return out.view_as(update_OI)
 
-        `alpha` multiplies the recipe's own. Computed in float32 at least.
-        """
-        exact = torch.promote_types(weight_OI.dtype, torch.float32)
-        strength = self.alphas[target] * alpha
-        parts = [(w, part.to(weight_OI.device, exact)) for w, part in self._parts(target)]
-        if self.recipe.method == "linear":
-            whole = concatenate(parts)
-            merged = torch.addmm(weight_OI.to(exact), whole.b_OK, whole.a_KI, alpha=strength)
-        else:
-            recipe = self.recipe
-            settings = Settings(recipe.density or 1.0, recipe.seed or 0, target)
-            update_OI = METHODS[recipe.method](parts, settings)
-            merged = weight_OI.to(exact) + strength * update_OI
-        return merged.to(weight_OI.dtype)
 
-    def combined(self, target: str) -> LoraDelta:
-        """The update of a module, α included, as one low-rank update; exact, of linear recipes."""
-        parts = [
-            (weight * self.alphas[target], part.to(part.a_KI.device, torch.float32))
-            for weight, part in self._parts(target)
-        ]
-        return concatenate(parts)
+def dare(parts: Parts, recipe: Recipe, target: str) -> Tensor:
+    """DARE (Yu et al. 2023, arXiv 2311.03099): drop entries at random, rescale, add up.
 
-    def _parts(self, target: str) -> list[tuple[float, LoraDelta]]:
-        pairs = zip(self.recipe.adapters, self.sources, strict=True)
-        return [
-            (adapter.weight, source.read(target))
-            for adapter, source in pairs
-            if target in source.targets
-        ]
+    Each entry stays with probability `density` and is then divided by it, so that the sum is right
+    on average. What stays depends only on the seed, the layer's name and the place of the adapter
+    among those that change the layer.
+    """
+    density = recipe.density or 1.0
 
-    def profile(self, names: Sequence[str]) -> AdapterScales:
-        """The recipe for a running model; `names` are those of the attached adapters, in order.
+    def dropped(place: int, weight: float, update_OI: Tensor) -> Tensor:
+        name = f"{recipe.seed or 0}/{target}/{place}"
+        kept_OI = keep_mask(update_OI.shape, density, name).to(update_OI.device)
+        return torch.where(kept_OI, update_OI * (weight / density), 0.0)
 
-        Raises UsageError for methods that need whole matrices.
-        """
-        if self.recipe.method != "linear":
-            raise UsageError(
-                f"method {self.recipe.method} works on whole weight matrices, so it cannot act "
-                "while the model runs; fold the recipe, or export it with `naturelm merge`"
-            )
-        factors: dict[tuple[str, str], float] = {}
-        for adapter, source, name in zip(self.recipe.adapters, self.sources, names, strict=True):
-            for target in source.targets:
-                before = factors.get((target, name), 0.0)
-                factors[target, name] = before + self.alphas[target] * adapter.weight
-        return AdapterScales(factors)
+    return reduce(
+        torch.add, (dropped(i, weight, one.dense()) for i, (weight, one) in enumerate(parts))
+    )
+
+
+def keep_mask(shape: torch.Size, density: float, name: str) -> Tensor:
+    """Which entries DARE keeps, drawn by a name on the CPU: every device gets the same."""
+    generator = torch.Generator().manual_seed(int.from_bytes(digest(name, size=8), "big") >> 1)
+    return torch.rand(shape, generator=generator) < density
+
+
+METHODS: dict[str, Callable[[Parts, Recipe, str], Tensor]] = {"ties": ties, "dare": dare}
+"""Methods on whole matrices: updates with weights, recipe and layer → combined update (O, I).
+`linear`, which keeps the low rank, is in `MergePlan` itself."""

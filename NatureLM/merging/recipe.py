@@ -1,6 +1,4 @@
-"""What a person is told about a choice of α; needs no torch.
-
-Recipes: what to merge and how strongly, as YAML checked into typed data.
+"""Recipes: what to merge and how strongly, as YAML checked into typed data; needs no torch.
 
 alpha: 0.6                    # everywhere; a list is a gradient from first to last layer
 rules:                        # where several fit, the last one counts
@@ -35,20 +33,6 @@ from pydantic import (
 from NatureLM.config.base import Section, Text
 from NatureLM.config.load import KeyPath, Source, as_error, dotted, read_yaml, show
 from NatureLM.util import did_you_mean
-
-
-def extrapolation_note(alphas: float | Sequence[float]) -> str | None:
-    """One sentence for α outside 0 to 1, which is allowed; None if there is nothing to say."""
-    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
-    outside = sorted({value for value in values if not 0 <= value <= 1})
-    if not outside:
-        return None
-    listed = ", ".join(f"{value:g}" for value in outside[:4]) + (", …" if outside[4:] else "")
-    return (
-        f"alpha {listed} lies outside 0 to 1: this extrapolates beyond the base (0) and the "
-        "adapted model (1), where answers may fall apart"
-    )
-
 
 BASE_ADAPTER = "own"
 """The path that stands for the model's own adapter."""
@@ -180,22 +164,21 @@ def load_recipe(path: str | Path) -> Recipe:
 
     Raises ConfigError with all problems: file, key, line, value and what is allowed.
     """
-    path = Path(path)
-    source = read_yaml(path)
-    recipe = parse_recipe(source)
-    adapters = [_located(one, path.parent) for one in recipe.adapters]
+    source = read_yaml(Path(path))
+    try:
+        recipe = Recipe.model_validate(source.data)
+    except ValidationError as error:
+        problems = [_problem(detail, source) for detail in error.errors(include_url=False)]
+        raise as_error(source.name, list(dict.fromkeys(problems))) from None
+    adapters = [_located(adapter, Path(path).parent) for adapter in recipe.adapters]
     return recipe.model_copy(update={"adapters": adapters})
 
 
-def parse_recipe(source: Source) -> Recipe:
-    """The recipe of plain data; raises ConfigError with all problems."""
-    try:
-        return Recipe.model_validate(source.data)
-    except ValidationError as error:
-        problems: dict[str, None] = {}
-        for detail in error.errors(include_url=False):
-            problems[_problem(detail, source)] = None
-        raise as_error(source.name, list(problems)) from None
+def _located(adapter: RecipeAdapter, folder: Path) -> RecipeAdapter:
+    beside = folder / adapter.path
+    if adapter.path == BASE_ADAPTER or not beside.is_dir():
+        return adapter
+    return adapter.model_copy(update={"path": str(beside)})
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -206,47 +189,45 @@ def dump_recipe(recipe: Recipe) -> str:
     )
 
 
-def _located(adapter: RecipeAdapter, folder: Path) -> RecipeAdapter:
-    beside = folder / adapter.path
-    if adapter.path == BASE_ADAPTER or not beside.is_dir():
-        return adapter
-    return adapter.model_copy(update={"path": str(beside)})
+def extrapolation_note(alphas: float | Sequence[float]) -> str | None:
+    """One sentence for α outside 0 to 1, which is allowed; None if there is nothing to say."""
+    values = [alphas] if isinstance(alphas, (int, float)) else list(alphas)
+    outside = sorted({value for value in values if not 0 <= value <= 1})
+    if not outside:
+        return None
+    listed = ", ".join(f"{value:g}" for value in outside[:4]) + (", …" if outside[4:] else "")
+    return (
+        f"alpha {listed} lies outside 0 to 1: this extrapolates beyond the base (0) and the "
+        "adapted model (1), where answers may fall apart"
+    )
 
 
-_SECTIONS: dict[str, type[Section]] = {"rules": ParameterRule, "adapters": RecipeAdapter}
+_SECTIONS: dict[str | int, type[Section]] = {"rules": ParameterRule, "adapters": RecipeAdapter}
 
 
 def _problem(detail: Any, source: Source) -> str:
+    """A pydantic error in words: key, line, value and what is allowed."""
     path: KeyPath = tuple(detail["loc"])
-    section = _SECTIONS[str(path[0])] if len(path) > 2 and path[0] in _SECTIONS else Recipe
-    place = _place(path, source)
-    if detail["type"] == "extra_forbidden":
+    kind, value = detail["type"], detail["input"]
+    line = source.lines.get(path)
+    place = dotted(path) if line is None else f"{dotted(path)} (line {line})"
+    section = _SECTIONS.get(path[0], Recipe) if len(path) > 2 else Recipe
+    if kind == "extra_forbidden":
         known = list(section.model_fields)
         hint = did_you_mean(str(path[-1]).lower(), known, "{}")
-        value = show(detail["input"])
-        return f"{place}: unknown key{hint} (keys here: {', '.join(known)}); its value is {value}"
-    # below a key stand only items of a list, which the key's text covers
+        keys = ", ".join(known)
+        return f"{place}: unknown key{hint} (keys here: {keys}); its value is {show(value)}"
+    # below a key stand only items of a list, which the key's words cover
     key = next((str(part) for part in reversed(path) if part in section.model_fields), None)
     extra = section.model_fields[key].json_schema_extra if key is not None else None
     allowed = extra.get("allowed") if isinstance(extra, dict) else None
-    if detail["type"] == "missing":
+    if kind == "missing":
         return f"{place}: missing; it must be {allowed}"
-    if detail["type"] == "value_error":
-        reason = str(detail["ctx"]["error"])
-        if detail["input"] is None or isinstance(detail["input"], dict):
-            return f"{place}: {reason}"
-        return f"{place}: {show(_plain(detail['input']))} is not allowed: {reason}"
-    return f"{place}: {show(detail['input'])} is not allowed; it must be {allowed or detail['msg']}"
-
-
-def _place(path: KeyPath, source: Source) -> str:
-    line = source.lines.get(path)
-    return dotted(path) if line is None else f"{dotted(path)} (line {line})"
-
-
-def _plain(value: Any) -> Any:
-    return (
-        [one.model_dump() if isinstance(one, Section) else one for one in value]
-        if isinstance(value, list)
-        else value
-    )
+    if kind != "value_error":
+        return f"{place}: {show(value)} is not allowed; it must be {allowed or detail['msg']}"
+    reason = detail["ctx"]["error"]
+    if value is None or isinstance(value, dict):
+        return f"{place}: {reason}"
+    if isinstance(value, list):
+        value = [one.model_dump() if isinstance(one, Section) else one for one in value]
+    return f"{place}: {show(value)} is not allowed: {reason}"

@@ -6,8 +6,8 @@ scaling the low-rank update (Model Merging, arXiv 2511.05171): `W + α · scale 
 and adapters with a scale of their own stay right.
 
 The active α lives in a context variable: it ends with its `with` block, also after an exception,
-and other threads do not see it. So does the active profile: a recipe as numbers, one for each LoRA
-layer and adapter, which the active α multiplies.
+and other threads do not see it. So do the active adapter scales: a recipe as numbers, one for each
+LoRA layer and adapter, which the active α multiplies.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ PEFT_PREFIX = "base_model.model."
 """Stands before a module's name when PEFT has wrapped the model."""
 
 OWN_ADAPTER = "default"
-"""What PEFT calls the model's own adapter; others act only where a profile names them."""
+"""What PEFT calls the model's own adapter; others act only where `AdapterScales` name them."""
 
 
 @dataclass(frozen=True)
 class AdapterScales:
-    """How strongly each adapter acts at each place, for a model whose adapters are attached.
+    """How strongly each adapter acts in each layer, for a model whose adapters are attached.
 
-    `factors` maps (place, adapter) to a number; what is not in it does not act.
+    `factors` maps (layer, adapter) to a number; what is not in it does not act.
     """
 
     factors: Mapping[tuple[str, str], float]
 
-    def factor(self, place: str, adapter: str) -> float:
-        """The factor of an adapter's stored scale at a place."""
-        return self.factors.get((place, adapter), 0.0)
+    def factor(self, layer: str, adapter: str) -> float:
+        """The factor of an adapter's stored scale in a layer."""
+        return self.factors.get((layer, adapter), 0.0)
 
 
 _active_alpha: ContextVar[float | Tensor | None] = ContextVar("naturelm_alpha", default=None)
-_active_profile: ContextVar[AdapterScales | None] = ContextVar("naturelm_profile", default=None)
+_active_scales: ContextVar[AdapterScales | None] = ContextVar("naturelm_scales", default=None)
 
 
 class AlphaScaling(dict[str, float]):
-    """PEFT's scale per adapter; reading an entry gives it times the active α and profile.
+    """PEFT's scale per adapter; reading an entry gives it times the active α and factor.
 
-    `place` is the layer's name in the language model (`model.layers.0.self_attn.q_proj`).
+    `layer` is the layer's name in the language model (`model.layers.0.self_attn.q_proj`).
     """
 
-    def __init__(self, scales: Mapping[str, float], place: str = "") -> None:
+    def __init__(self, scales: Mapping[str, float], layer: str = "") -> None:
         super().__init__(scales)
-        self.place = place
+        self.layer = layer
         self.folded = False
 
     def __getitem__(self, adapter: str) -> float | Tensor:  # type: ignore[override]
         if self.folded:
             raise UsageError(
-                f"the adapter at {self.place} is folded into the weights, and switching it on "
+                f"the adapter at {self.layer} is folded into the weights, and switching it on "
                 "again would count it twice; unfold the model first"
             )
         alpha = _active_alpha.get()
@@ -75,14 +75,14 @@ class AlphaScaling(dict[str, float]):
         return super().__getitem__(adapter)
 
     def _factor(self, adapter: str) -> float:
-        profile = _active_profile.get()
-        if profile is None:
+        scales = _active_scales.get()
+        if scales is None:
             return 1.0 if adapter == OWN_ADAPTER else 0.0
-        return profile.factor(self.place, adapter)
+        return scales.factor(self.layer, adapter)
 
 
 def install(model: nn.Module) -> None:
-    """Make every LoRA layer of a model read its scale through the active α and profile."""
+    """Make every LoRA layer of a model read its scale through the active α and scales."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and not isinstance(module.scaling, AlphaScaling):
             module.scaling = AlphaScaling(module.scaling, name.removeprefix(PEFT_PREFIX))
@@ -101,18 +101,18 @@ def active_alpha(alpha: float | Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def active_profile(profile: AdapterScales | None) -> Iterator[None]:
-    """Within the block, adapters act as `profile` says (None: the model's own, everywhere)."""
-    token = _active_profile.set(profile)
+def active_scales(scales: AdapterScales | None) -> Iterator[None]:
+    """Within the block, adapters act as `scales` say (None: the model's own, everywhere)."""
+    token = _active_scales.set(scales)
     try:
         yield
     finally:
-        _active_profile.reset(token)
+        _active_scales.reset(token)
 
 
 def active_scaling() -> tuple[float | Tensor | None, AdapterScales | None]:
-    """The α and the profile that are active here; None for each that nobody has set."""
-    return _active_alpha.get(), _active_profile.get()
+    """The α and the scales that are active here; None for each that nobody has set."""
+    return _active_alpha.get(), _active_scales.get()
 
 
 def alpha_per_row(alpha: Alpha, rows: int) -> list[float]:

@@ -9,8 +9,8 @@ Attributes carry the names of the published checkpoint's tensors. Source: Nature
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +26,21 @@ from NatureLM.generation.engine import generate_ids
 from NatureLM.generation.labels import LabelScores, Normalize
 from NatureLM.generation.prefill import check_placeholders, merge_audio_embeddings, to_device
 from NatureLM.generation.request import GenerationOptions
-from NatureLM.merging.scaling import Alpha, active_alpha, as_row_scale, install
-from NatureLM.models.adapters import Mergeable
+from NatureLM.merging.fold import Fold
+from NatureLM.merging.lora import quiet_peft
+from NatureLM.merging.recipe import Recipe
+from NatureLM.merging.scaling import (
+    AdapterScales,
+    Alpha,
+    active_alpha,
+    active_scales,
+    as_row_scale,
+    install,
+)
+from NatureLM.models import adapters
 from NatureLM.models.beats import BEATs
+from NatureLM.models.checkpoint.load import load_model
+from NatureLM.models.checkpoint.save import save_model
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.processing import NatureLMProcessor
@@ -41,7 +53,7 @@ _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
 
 
-class NatureLM(Mergeable, PreTrainedModel):
+class NatureLM(PreTrainedModel):
     """The audio-language model: `from_pretrained` loads one, a bare config gives random weights.
 
     `model.processor` holds the tokenizer and the prompt template.
@@ -61,6 +73,8 @@ class NatureLM(Mergeable, PreTrainedModel):
             raise UsageError("the model configuration names no language model (text_config)")
         self.processor = processor
         self.fingerprint: str | None = None  # of the files it was loaded from
+        self.folded: Fold | None = None  # the state of a folded model
+        self.attached: Mapping[str, str] = {}  # adapters beside its own: name and where it lies
         language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = language_model.get_input_embeddings().weight.shape[1]
 
@@ -338,6 +352,75 @@ class NatureLM(Mergeable, PreTrainedModel):
         """`loss`, so that wrappers for distributed training find it."""
         return self.loss(batch)
 
+    # -- adapters ---------------------------------------------------------------------------
+
+    def fold(
+        self,
+        alpha: float = 1.0,
+        recipe: Recipe | str | Path | None = None,
+        *,
+        originals_on: torch.device | str | None = None,
+    ) -> Fold:
+        """Write the adapter, scaled by α, into the weights, so that no adapter arithmetic runs.
+
+        `recipe` (or its YAML file) says more than one α can: by layer and module, with other
+        adapters; `alpha` then multiplies all of it. `unfold`, or the end of the `with` block that
+        this opens, puts the original weights back bit for bit. They are kept meanwhile, only those
+        that change (`Fold.kept_bytes`), on the device `originals_on` if named.
+
+        While folded, asking for another α or recipe raises UsageError. It changes the weights that
+        all threads see, so fold before requests are served, not among them.
+        """
+        return adapters.fold(self, alpha, recipe, originals_on)
+
+    def unfold(self) -> None:
+        """Put the original weights back, bit for bit; nothing happens if nothing is folded."""
+        if self.folded is not None:
+            self.folded.undo()
+
+    def alphas_for(self, alpha: Alpha | None, rows: int) -> list[float]:
+        """α of every row: as asked, else the folded one, else 1; checked against the model."""
+        return adapters.alphas_for(self, alpha, rows)
+
+    def attach_adapter(self, folder: str | Path, name: str | None = None) -> str:
+        """Put the adapter of a folder beside the model's own, and return its name.
+
+        It acts only under a recipe that names `folder` (or `name`): see `use_recipe`. This changes
+        the model's modules, so attach before requests are served, not among them.
+        """
+        return adapters.attach_adapter(self, folder, name)
+
+    def detach_adapter(self, name: str) -> None:
+        """Take an attached adapter out; the model is then as before."""
+        adapters.detach_adapter(self, name)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the attached adapters; the model's own is not among them."""
+        return list(self.attached)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the model's own adapter in PEFT's format: adapter_config.json and safetensors.
+
+        `peft.PeftModel.from_pretrained(base, folder)` reads it.
+        """
+        adapters.save_adapter(self, folder)
+
+    @contextmanager
+    def use_recipe(self, recipe: Recipe | str | Path) -> Iterator[AdapterScales]:
+        """Within the block, and only in this thread, the adapters act as a recipe says.
+
+        The α of a call multiplies the recipe's. Adapters that it names are attached once and stay
+        attached. Raises UsageError for methods that need whole matrices (TIES, DARE).
+        """
+        scales = self.adapter_scales(recipe)
+        with active_scales(scales):
+            yield scales
+
+    def adapter_scales(self, recipe: Recipe | str | Path) -> AdapterScales:
+        """A recipe as numbers for this model, for `merging.scaling.active_scales`."""
+        return adapters.adapter_scales(self, recipe)
+
     # -- files ------------------------------------------------------------------------------
 
     @classmethod
@@ -350,6 +433,7 @@ class NatureLM(Mergeable, PreTrainedModel):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         adapter: str | Path | None = None,
+        audio_only: bool = False,
     ) -> NatureLM:
         """Load a model by name (`naturelm-tiny`), folder or Hugging Face id.
 
@@ -359,26 +443,26 @@ class NatureLM(Mergeable, PreTrainedModel):
         default float32, and on accelerators bfloat16 for the language model, as published.
         `adapter` names a folder (or Hub id) in PEFT's format, or another NatureLM checkpoint,
         whose LoRA adapter takes the place of the model's own; every α then scales that one.
+        With `audio_only` the language model's tensors are not read and have no storage: the model
+        can then encode audio, and nothing else.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
-        from NatureLM.models.checkpoint.load import load_model
-
         return load_model(
+            cls,
             path_or_id,
             llama_path=llama_path,
             revision=revision,
             dtype=dtype,
             device=device,
             adapter=adapter,
+            audio_only=audio_only,
         )
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, max_shard_size: str | int = "5GB"
     ) -> None:
         """Write config, tokenizer and safetensors (sharded above `max_shard_size`) to a folder."""
-        from NatureLM.models.checkpoint.save import save_model
-
-        self._check_savable()
+        adapters.check_savable(self)
         save_model(self, Path(save_directory), max_shard_size=max_shard_size)
 
 
@@ -393,6 +477,5 @@ def _with_lora(language_model: PreTrainedModel, config: NatureLMConfig) -> PeftM
         rank_pattern=config.lora_rank_pattern or {},
         alpha_pattern=config.lora_alpha_pattern or {},
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet_peft():
         return get_peft_model(language_model, adapter, autocast_adapter_dtype=False)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+MODEL_TYPE = "naturelm"  # of config.json
 EMBEDDED = "naturelm-tiny"
 NATURELM_AUDIO = "EarthSpeciesProject/NatureLM-audio"
 LLAMA_BASE = "meta-llama/Llama-3.1-8B-Instruct"

@@ -1,17 +1,16 @@
-"""The model card of a merged model: recipe, and hashes of what it was made from.
-
-A merged model as a plain checkpoint: the adapter in the weights, nothing of PEFT left.
+"""A merged model as a plain checkpoint: the adapter in the weights, nothing of PEFT left.
 
 Tensors go from the source files to the new ones one at a time, so memory holds a few of them,
-whatever the size of the model. The result appears under its name only when it is whole.
+whatever the size of the model. The result appears under its name only when it is whole, with a
+model card that holds the recipe and hashes of all that it was made from.
 """
 
 from __future__ import annotations
 
 import copy
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +21,16 @@ from transformers import GenerationConfig
 
 from NatureLM import __version__
 from NatureLM.errors import UsageError
-from NatureLM.merging.lora import LoraDelta, linear_shapes
+from NatureLM.merging.lora import linear_shapes
 from NatureLM.merging.plan import MergePlan, layer_of
 from NatureLM.merging.recipe import BASE_ADAPTER, Recipe, dump_recipe
-from NatureLM.models.checkpoint.hub import is_hub_id
+from NatureLM.models.checkpoint.hub import is_hub_id, read_config
 from NatureLM.models.checkpoint.load import (
     CheckpointReader,
     build_on_meta,
     choose_tensors,
     fit_rows,
     open_checkpoint,
-    read_config,
     rename_language_model,
     without_lora,
 )
@@ -44,100 +42,20 @@ from NatureLM.models.checkpoint.peft_io import (
     stored_adapter,
     write_adapter,
 )
-from NatureLM.models.checkpoint.save import LazyTensor, stream_tensors
+from NatureLM.models.checkpoint.save import LazyTensor, write_tensors
 from NatureLM.models.checkpoint.tensors import (
     CheckpointError,
     StoredTensor,
     TensorRef,
-    base_name,
-    slots,
+    tensor_refs,
 )
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import find
-from NatureLM.util import digest
-
-_BLOCK = 4 * 2**20
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file that a model was made from: whose it is, name, bytes, SHA-256."""
-
-    part: str
-    name: str
-    size: int
-    sha256: str
-
-
-def hashed(part: str, path: Path) -> SourceFile:
-    """Read a whole file for its hash."""
-    with path.open("rb") as file:
-        whole = digest(iter(lambda: file.read(_BLOCK), b""))
-    return SourceFile(part, path.name, path.stat().st_size, whole.hex())
-
-
-def public_name(where: str | Path) -> str:
-    """A folder by its last name, without its place on this machine; a Hub id as it is."""
-    return Path(where).name if Path(where).exists() else str(where)
-
-
-def merged_card(
-    title: str,
-    source: str,
-    recipe: Recipe,
-    plan: MergePlan,
-    files: Sequence[SourceFile],
-    adapter: str | None = None,
-) -> str:
-    """The text of the card; `adapter` is the name of the one that stood for the model's own."""
-    entry = find(source)
-    license_line = entry.license if entry is not None else f"that of `{source}`"
-    parts = [
-        "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- merge\n---",
-        f"# {title}",
-        f"Made with `naturelm merge`, naturelm-audio {__version__}, from `{source}`"
-        + (f" with the adapter `{adapter}` in place of its own" if adapter else "")
-        + ": the adapter is written into the weights of the language model, so that it loads "
-        "without PEFT and answers as the unmerged model does at this recipe. Its α is fixed.",
-        'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
-        "or `NatureLM.from_pretrained(<this folder>)`.",
-        "## Recipe",
-        f"```yaml\n{_anonymous(recipe).strip()}\n```",
-        _strengths(plan),
-        "## Made from",
-        "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
-        + "\n".join(f"| {f.part} | `{f.name}` | {f.size} | `{f.sha256}` |" for f in files),
-        "## License",
-        f"License: {license_line}; those of the base language model and of all adapters apply, "
-        "too.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _anonymous(recipe: Recipe) -> str:
-    """The recipe as YAML, with the names of the adapters' folders in place of their paths."""
-    adapters = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
-    return dump_recipe(recipe.model_copy(update={"adapters": adapters}))
-
-
-def _strengths(plan: MergePlan) -> str:
-    """What the recipe comes to: one α, or a table over the layers."""
-    values = set(plan.alphas.values())
-    if len(values) == 1:
-        return f"α = {values.pop():g} in all {len(plan.alphas)} changed matrices."
-    kinds = sorted({target.rpartition(".")[2] for target in plan.alphas})
-    rows: dict[int | None, dict[str, float]] = {}
-    for target, alpha in plan.alphas.items():
-        rows.setdefault(layer_of(target), {})[target.rpartition(".")[2]] = alpha
-    lines = [f"| layer | {' | '.join(kinds)} |", "|---:" * (len(kinds) + 1) + "|"]
-    for layer in sorted(rows, key=lambda one: -1 if one is None else one):
-        shown = [f"{rows[layer][kind]:.4g}" if kind in rows[layer] else "" for kind in kinds]
-        lines.append(f"| {'' if layer is None else layer} | {' | '.join(shown)} |")
-    return "\n".join(["α by layer and module:", "", *lines])
-
+from NatureLM.util import digest, format_bytes
 
 _CPU = torch.device("cpu")
-Report = Callable[[str], None]
+_BLOCK = 4 * 2**20
+SourceFile = tuple[str, Path]  # a part of the model, and a file that it was made from
 
 
 @dataclass(frozen=True)
@@ -160,7 +78,7 @@ def export_merged(
     dtype: torch.dtype | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Merged:
     """Write a model with a recipe merged into it as a plain checkpoint that needs no PEFT.
 
@@ -173,35 +91,30 @@ def export_merged(
     Raises UsageError for an output that cannot be written, CheckpointError for sources that do not
     fit. A run that is broken off leaves nothing behind.
     """
-    say = report or (lambda line: None)
-    opened = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
-    target = _check_output(Path(output), overwrite, sources=(opened.checkpoint, opened.base))
-    model = build_on_meta(without_lora(opened.config), opened.tokenizer)
-    linears = linear_shapes(model.language_model)
-    sources = _sources(recipe, opened, adapter, linears)
-    plan = MergePlan(recipe, sources, model.language_model.config.num_hidden_layers)
-    model_slots = slots(model)
-    chosen = choose_tensors(opened, model_slots, rename_language_model(opened.stored, model_slots))
-    planned = {
-        slot.stored_name: _planned(slot, chosen[slot.stored_name], plan, dtype)
-        for slot in model_slots
-        if slot.stored_name in chosen
+    reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
+    target = _check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
+    model, adapters, plan = _plan(reader, recipe, adapter)
+    refs = tensor_refs(model)
+    chosen = choose_tensors(reader, refs, rename_language_model(reader.stored, refs))
+    tensors = {
+        ref.stored_name: _lazy(ref, chosen[ref.stored_name], plan, dtype)
+        for ref in refs
+        if ref.stored_name in chosen
     }
-    size = sum(one.size for one in planned.values())
+    size = sum(one.nbytes for one in tensors.values())
     _check_space(target.parent, size)
-    files = _hash_sources(opened, chosen, sources, say)
+    files = _source_files(reader, chosen, adapters)
+    source_size = sum(path.stat().st_size for _, path in files)
+    report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
+    card = _card(target.name, public_name(path_or_id), recipe, plan, files, adapter)
     with _built_aside(target) as folder:
-        stream_tensors(
-            planned,
+        write_tensors(
+            tensors,
             folder,
             max_shard_size=max_shard_size,
-            on_file=lambda name, length: say(f"writing {name} ({_bytes(length)})"),
+            on_file=lambda name, length: report(f"writing {name} ({format_bytes(length)})"),
         )
-        _write_settings(model, opened, folder)
-        card = merged_card(
-            *(target.name, public_name(path_or_id), recipe, plan, files),
-            adapter=public_name(adapter) if adapter is not None else None,
-        )
+        _write_settings(model, reader, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
     changed = sum(plan.changes(name) for name in plan.alphas)
     return Merged(target, size, changed)
@@ -229,63 +142,51 @@ def export_adapter(
     target = Path(output)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UsageError(f"{output} is there and not empty; name another folder")
-    opened = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
-    model = build_on_meta(without_lora(opened.config), None)
-    linears = linear_shapes(model.language_model)
-    sources = _sources(recipe, opened, adapter, linears)
-    plan = MergePlan(recipe, sources, model.language_model.config.num_hidden_layers)
-    config = copy.deepcopy(opened.config)
+    reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
+    model, _, plan = _plan(reader, recipe, adapter)
+    config = copy.deepcopy(reader.config)
     config.use_rslora, config.lora_dropout = False, 0.0
-    write_adapter(target, _Combined(plan), linears, config=config)
-    size = (target / WEIGHTS_FILE).stat().st_size
-    return Merged(target, size, len(plan.alphas))
+    deltas = {name: plan.combined(name) for name in plan.alphas}
+    write_adapter(target, deltas, linear_shapes(model.language_model), config=config)
+    return Merged(target, (target / WEIGHTS_FILE).stat().st_size, len(plan.alphas))
 
 
-@dataclass(frozen=True)
-class _Combined:
-    """All that a plan adds, as one adapter."""
+def _plan(
+    reader: CheckpointReader, recipe: Recipe, adapter: str | Path | None
+) -> tuple[NatureLM, list[StoredAdapter], MergePlan]:
+    """The model without LoRA (no storage), the adapters of the recipe, and how they are merged.
 
-    plan: MergePlan
-    label: str = "combined"
+    The adapter of another folder stands for the model's own if asked.
+    """
+    model = build_on_meta(NatureLM, without_lora(reader.config), reader.tokenizer)
+    linears = linear_shapes(model.language_model)
 
-    @property
-    def targets(self) -> Collection[str]:
-        return self.plan.alphas.keys()
-
-    def read(self, target: str) -> LoraDelta:
-        return self.plan.combined(target)
-
-
-def _sources(
-    recipe: Recipe,
-    opened: CheckpointReader,
-    adapter: str | Path | None,
-    linears: dict[str, tuple[int, int]],
-) -> list[StoredAdapter]:
-    """The adapters of a recipe; that of another folder stands for the model's own if asked."""
-
-    def source(path: str) -> StoredAdapter:
+    def opened(path: str) -> StoredAdapter:
         if path != BASE_ADAPTER:
             return open_adapter(path, linears)
         if adapter is not None:
             return open_adapter(adapter, linears)
-        own = [tensor for name, tensor in opened.stored.items() if ".lora_" in name]
+        own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
         if not own:
             raise UsageError(
-                f"{opened.checkpoint} has no adapter of its own (it was merged), so there is "
+                f"{reader.checkpoint} has no adapter of its own (it was merged), so there is "
                 "nothing to merge; name one with --adapter or in a recipe"
             )
-        return stored_adapter(BASE_ADAPTER, own, adapter_settings(opened.config), linears)
+        return stored_adapter(
+            BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears
+        )
 
-    return [source(one.path) for one in recipe.adapters]
+    adapters = [opened(one.path) for one in recipe.adapters]
+    layers = model.language_model.config.num_hidden_layers
+    return model, adapters, MergePlan(recipe, adapters, layers)
 
 
-def _planned(
-    slot: TensorRef, stored: StoredTensor, plan: MergePlan, dtype: torch.dtype | None
+def _lazy(
+    ref: TensorRef, stored: StoredTensor, plan: MergePlan, dtype: torch.dtype | None
 ) -> LazyTensor:
     """How one tensor of the merged model is made from the stored one."""
     kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
-    modules = {(base_name(name) or "").removesuffix(".weight") for name in slot.names}
+    modules = {name.removesuffix(".weight") for name in ref.base_names}
     target = next((name for name in modules if name in plan.alphas), None)
     if target is not None and len(modules) > 1:
         raise UsageError(
@@ -295,15 +196,15 @@ def _planned(
 
     def make() -> Tensor:
         if target is None or not plan.changes(target):
-            return fit_rows(stored.read(kind, _CPU), slot.shape)
+            return fit_rows(stored.read(kind, _CPU), ref.shape)
         # merged in the more exact of both dtypes, so that a cast comes last
         exact = torch.promote_types(kind, stored.dtype)
-        return plan.merged(target, fit_rows(stored.read(exact, _CPU), slot.shape)).to(kind)
+        return plan.merged(target, fit_rows(stored.read(exact, _CPU), ref.shape)).to(kind)
 
-    return LazyTensor(kind, slot.shape, make)
+    return LazyTensor(kind, ref.shape, make)
 
 
-def _write_settings(model: NatureLM, opened: CheckpointReader, folder: Path) -> None:
+def _write_settings(model: NatureLM, reader: CheckpointReader, folder: Path) -> None:
     """Configuration, generation settings and tokenizer."""
     config = model.config
     config.architectures = [type(model).__name__]
@@ -311,31 +212,97 @@ def _write_settings(model: NatureLM, opened: CheckpointReader, folder: Path) -> 
         config.llama_path = None  # a folder here, which nobody needs any more
     config.save_pretrained(folder)
     generation = model.language_model.generation_config
-    if (opened.base / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(opened.base)
+    if (reader.base / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(reader.base)
     if generation is not None:
         generation.save_pretrained(folder)
     assert model.processor is not None
     model.processor.save_pretrained(folder)
 
 
-def _hash_sources(
-    opened: CheckpointReader,
-    chosen: dict[str, StoredTensor],
-    sources: list[StoredAdapter],
-    say: Report,
+# -- the model card -------------------------------------------------------------------------
+
+
+def _card(
+    title: str,
+    source: str,
+    recipe: Recipe,
+    plan: MergePlan,
+    files: Iterable[SourceFile],
+    adapter: str | Path | None,
+) -> str:
+    """The text of the card; `adapter` is the folder of the one that stood for the model's own."""
+    entry = find(source)
+    license_line = entry.license if entry is not None else f"that of `{source}`"
+    instead = f" with the adapter `{public_name(adapter)}` in place of its own" if adapter else ""
+    parts = [
+        "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- merge\n---",
+        f"# {title}",
+        f"Made with `naturelm merge`, naturelm-audio {__version__}, from `{source}`{instead}"
+        ": the adapter is written into the weights of the language model, so that it loads "
+        "without PEFT and answers as the unmerged model does at this recipe. Its α is fixed.",
+        'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
+        "or `NatureLM.from_pretrained(<this folder>)`.",
+        "## Recipe",
+        f"```yaml\n{_anonymous(recipe).strip()}\n```",
+        _alphas(plan),
+        "## Made from",
+        "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
+        + "\n".join(
+            f"| {part} | `{path.name}` | {path.stat().st_size} | `{_sha256(path)}` |"
+            for part, path in files
+        ),
+        "## License",
+        f"License: {license_line}; those of the base language model and of all adapters apply, "
+        "too.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def public_name(path_or_id: str | Path) -> str:
+    """A folder by its last name, without its place on this machine; a Hub id as it is."""
+    return Path(path_or_id).name if Path(path_or_id).exists() else str(path_or_id)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return digest(iter(lambda: file.read(_BLOCK), b"")).hex()
+
+
+def _source_files(
+    reader: CheckpointReader, chosen: Mapping[str, StoredTensor], adapters: list[StoredAdapter]
 ) -> list[SourceFile]:
-    """Every file that the merged model is made from, with its hash."""
-    parts: list[tuple[str, Path]] = [("model", opened.checkpoint / "config.json")]
+    """Every file that the merged model is made from."""
+    files: list[SourceFile] = [("model", reader.checkpoint / "config.json")]
     used = {tensor.path for tensor in chosen.values()}
-    used |= {tensor.path for name, tensor in opened.stored.items() if ".lora_" in name}
+    used |= {tensor.path for name, tensor in reader.stored.items() if ".lora_" in name}
     for path in sorted(used):
-        parts.append(("model" if path.parent == opened.checkpoint else "base", path))
-    for source in sources:
-        parts += [(f"adapter {public_name(source.label)}", path) for path in source.files]
-    size = sum(path.stat().st_size for _, path in parts)
-    say(f"hashing {len(parts)} source files ({_bytes(size)})")
-    return [hashed(part, path) for part, path in dict.fromkeys(parts)]
+        files.append(("model" if path.parent == reader.checkpoint else "base", path))
+    for adapter in adapters:
+        files += [(f"adapter {public_name(adapter.label)}", path) for path in adapter.files]
+    return list(dict.fromkeys(files))
+
+
+def _anonymous(recipe: Recipe) -> str:
+    """The recipe as YAML, with the names of the adapters' folders in place of their paths."""
+    adapters = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
+    return dump_recipe(recipe.model_copy(update={"adapters": adapters}))
+
+
+def _alphas(plan: MergePlan) -> str:
+    """What the recipe comes to: one α, or a table over the layers."""
+    values = set(plan.alphas.values())
+    if len(values) == 1:
+        return f"α = {values.pop():g} in all {len(plan.alphas)} changed matrices."
+    kinds = sorted({target.rpartition(".")[2] for target in plan.alphas})
+    rows: dict[int | None, dict[str, float]] = {}
+    for target, alpha in plan.alphas.items():
+        rows.setdefault(layer_of(target), {})[target.rpartition(".")[2]] = alpha
+    lines = [f"| layer | {' | '.join(kinds)} |", "|---:" * (len(kinds) + 1) + "|"]
+    for layer in sorted(rows, key=lambda one: -1 if one is None else one):
+        shown = [f"{rows[layer][kind]:.4g}" if kind in rows[layer] else "" for kind in kinds]
+        lines.append(f"| {'' if layer is None else layer} | {' | '.join(shown)} |")
+    return "\n".join(["α by layer and module:", "", *lines])
 
 
 # -- the output folder ----------------------------------------------------------------------
@@ -372,21 +339,20 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
-            f"the merged model takes {_bytes(needed)}, and {folder} has only {_bytes(free)} free"
+            f"the merged model takes {format_bytes(needed)}, and {folder} has only {format_bytes(free)} free"
         )
 
 
 @contextmanager
 def _built_aside(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends well, else goes."""
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        aside.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}") from None
     try:
         yield aside
-        aside.chmod(0o777 & ~_umask())
         if target.exists():
             old = aside.with_name(f"{aside.name}.old")
             target.rename(old)
@@ -399,23 +365,6 @@ def _built_aside(target: Path) -> Iterator[Path]:
         else:
             aside.rename(target)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"{target} could not be written: {error}") from None
-    except BaseException:
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _bytes(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"

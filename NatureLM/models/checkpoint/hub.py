@@ -1,14 +1,15 @@
-"""Where a checkpoint lies: a name of ours, a folder, or a repository of the Hugging Face hub.
-
-With folders nothing touches the network.
+"""Where a checkpoint lies, and what its config.json says: a folder, one of our names, or a
+repository of the Hugging Face hub. With folders nothing touches the network.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, CheckpointError, pickle_refusal
-from NatureLM.models.registry import MODELS, find
+from NatureLM.models.registry import LLAMA_BASE, MODEL_TYPE, MODELS, NATURELM_AUDIO, find
 
 _CONFIG_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -34,7 +35,10 @@ def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> P
         )
     name = entry.source if entry is not None else str(path_or_id)
     if not is_hub_id(name):
-        raise CheckpointError(_not_found(name))
+        known = ", ".join(entry.name for entry in MODELS)
+        raise CheckpointError(
+            f"no model {name!r}: it is neither a folder, nor a Hugging Face id, nor one of {known}"
+        )
     return download(name, revision, [*_CONFIG_FILES, *_WEIGHT_FILES])
 
 
@@ -59,17 +63,31 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
     return download(str(named), None, patterns)
 
 
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; our own layout or the reference's constructor arguments."""
+    path = checkpoint / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{checkpoint} holds no config.json: it is not a NatureLM checkpoint"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    kind = values.get("model_type", MODEL_TYPE)
+    if kind != MODEL_TYPE or not ("llama_path" in values or "text_config" in values):
+        raise CheckpointError(
+            f"{path} describes a model of type {kind!r}, not a NatureLM checkpoint"
+        )
+    return dict(values)
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name looks like owner/name."""
     parts = name.split("/")
     return len(parts) == 2 and all(
         part and part.strip(".") and not part.startswith("~") for part in parts
     )
-
-
-def _not_found(name: str) -> str:
-    names = ", ".join(entry.name for entry in MODELS)
-    return f"no model {name!r}: it is neither a folder, nor a Hugging Face id, nor one of {names}"
 
 
 def download(repository: str, revision: str | None, patterns: list[str]) -> Path:
@@ -105,8 +123,6 @@ def download(repository: str, revision: str | None, patterns: list[str]) -> Path
 
 def access_help(repository: str) -> str:
     """The steps to get a gated model, and the base it needs."""
-    from NatureLM.models.registry import LLAMA_BASE, NATURELM_AUDIO
-
     lines = [f"To use {repository}:"]
     if repository == NATURELM_AUDIO or repository.startswith("meta-llama/"):
         lines += [

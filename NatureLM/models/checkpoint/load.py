@@ -1,15 +1,15 @@
 """Loading: build on the meta device, check every tensor's name and shape, then assign.
 
 Nothing is initialised at random and nothing is held twice: tensors are mapped from their files, or
-cast block by block (`tensors.py`).
+cast block by block (`tensors.py`). The class to build is given by `modeling`, which calls this.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,22 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from NatureLM.errors import UsageError
-from NatureLM.models.checkpoint.hub import find_base, find_checkpoint
+from NatureLM.merging.lora import linear_shapes
+from NatureLM.models.checkpoint.hub import find_base, find_checkpoint, read_config
+from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
 from NatureLM.models.checkpoint.tensors import (
     LANGUAGE_MODEL_PREFIXES,
     CheckpointError,
-    FitReport,
     StoredTensor,
     TensorRef,
     base_name,
     fingerprint,
+    first_of,
     index_folder,
     is_unused,
     of_language_model,
     part_dtype,
-    slots,
+    tensor_refs,
 )
 from NatureLM.models.configuration import REFERENCE_ONLY, NatureLMConfig
 from NatureLM.models.processing import PAD_TOKEN, NatureLMProcessor
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
 
 _building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,8 @@ def open_checkpoint(
     return CheckpointReader(checkpoint, base, llama_path, config, tokenizer, stored, own_layout)
 
 
-def choose_tensors(
-    opened: CheckpointReader, model_slots: list[TensorRef], stored: dict[str, StoredTensor]
-) -> dict[str, StoredTensor]:
-    """The file tensor for every slot by its stored name, from the checkpoint or its base.
-
-    Unused ones may be absent. Raises CheckpointError with one report of all that does not fit.
-    """
-    base_stored: dict[str, StoredTensor] = {}
-    if not opened.own_layout and any(needs_base(slot, stored) for slot in model_slots):
-        base_stored = index_folder(find_base(opened.llama_path, opened.checkpoint, weights=True))
-    return _match(model_slots, stored, base_stored, source=str(opened.checkpoint))
-
-
 def load_model(
+    model_class: type[NatureLM],
     path_or_id: str | Path,
     *,
     llama_path: str | Path | None = None,
@@ -96,36 +87,33 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
-    hears_only: bool = False,
+    audio_only: bool = False,
 ) -> NatureLM:
-    """See `NatureLM.from_pretrained`.
-
-    hears_only: the language model's tensors are not read and have no storage: all that the model
-        can do then is to encode audio
-    """
-    where = torch.device(device or "cpu")
-    as_dtype = _dtype(dtype)
-    opened = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
-    stored = opened.stored
-    adapter_files: tuple[Path, ...] = ()
+    """See `NatureLM.from_pretrained`."""
+    on_device, as_dtype = torch.device(device or "cpu"), _dtype(dtype)
+    reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
     if adapter is None:
-        model = build_on_meta(opened.config, opened.tokenizer)
+        model = build_on_meta(model_class, reader.config, reader.tokenizer)
+        stored, adapter_files = reader.stored, ()
     else:
-        model, stored, adapter_files = with_adapter(opened, adapter)
-    model_slots = slots(model)
-    if hears_only:
-        model_slots = [one for one in model_slots if not of_language_model(one.stored_name)]
+        model, stored, adapter_files = _with_adapter(model_class, reader, adapter)
+    refs = tensor_refs(model)
+    if audio_only:
+        refs = [ref for ref in refs if not of_language_model(ref.stored_name)]
         stored = {name: one for name, one in stored.items() if not of_language_model(name)}
-    chosen = choose_tensors(opened, model_slots, stored)
-    for slot in model_slots:
-        target = part_dtype(slot.stored_name, as_dtype, where)
-        fill_slot(slot, chosen.get(slot.stored_name), target, where)
-    restore_computed_buffers(model, where, hears_only=hears_only)
-    if (opened.base / "generation_config.json").is_file():
-        model.language_model.generation_config = GenerationConfig.from_pretrained(opened.base)
+    chosen = choose_tensors(reader, refs, stored)
+    for ref in refs:
+        fill_tensor(
+            *(ref, chosen.get(ref.stored_name)),
+            part_dtype(ref.stored_name, as_dtype, on_device),
+            on_device,
+        )
+    restore_computed_buffers(model, on_device, audio_only=audio_only)
+    if (reader.base / "generation_config.json").is_file():
+        model.language_model.generation_config = GenerationConfig.from_pretrained(reader.base)
     model.name_or_path = str(path_or_id)
     used = {tensor.path for tensor in chosen.values()}
-    model.fingerprint = fingerprint([opened.checkpoint / "config.json", *used, *adapter_files])
+    model.fingerprint = fingerprint([reader.checkpoint / "config.json", *used, *adapter_files])
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -140,64 +128,7 @@ def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def with_adapter(
-    opened: CheckpointReader, adapter: str | Path
-) -> tuple[NatureLM, dict[str, StoredTensor], tuple[Path, ...]]:
-    """A model on the meta device with the adapter of another folder in place of its own, the
-    tensors by the names that it knows them by, and the adapter's files."""
-    from NatureLM.merging.lora import linear_shapes
-    from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
-
-    plain = build_on_meta(without_lora(opened.config), None)
-    found = open_adapter(adapter, linear_shapes(plain.language_model))
-    config = configure_adapter(opened.config, found, linear_shapes(plain.language_model))
-    model = build_on_meta(config, opened.tokenizer)
-    stored = rename_language_model(opened.stored, slots(model))
-    for target, layer in found.layers.items():
-        for part, tensor in (("A", layer.a), ("B", layer.b)):
-            stored[f"{LANGUAGE_MODEL_PREFIXES[0]}{target}.lora_{part}.default.weight"] = tensor
-    return model, stored, found.files
-
-
-def without_lora(config: NatureLMConfig) -> NatureLMConfig:
-    """The configuration of the same model with its adapter merged, or left out."""
-    plain = copy.deepcopy(config)
-    plain.lora = False
-    return plain
-
-
-def rename_language_model(
-    stored: dict[str, StoredTensor], model_slots: list[TensorRef]
-) -> dict[str, StoredTensor]:
-    """Stored tensors under the names of a model with another adapter, or none; without LoRA's.
-
-    What PEFT wraps goes by other names than what it does not.
-    """
-    wanted = {base_name(name): slot.stored_name for slot in model_slots for name in slot.names}
-    return {
-        wanted.get(base_name(name), name) if base_name(name) else name: tensor
-        for name, tensor in stored.items()
-        if ".lora_" not in name
-    }
-
-
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's config.json; our own layout or the reference's constructor arguments."""
-    path = checkpoint / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{checkpoint} holds no config.json: it is not a NatureLM checkpoint"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    kind = values.get("model_type", NatureLMConfig.model_type)
-    if kind != NatureLMConfig.model_type or not ("llama_path" in values or "text_config" in values):
-        raise CheckpointError(
-            f"{path} describes a model of type {kind!r}, not a NatureLM checkpoint"
-        )
-    return dict(values)
+# -- configuration and modules --------------------------------------------------------------
 
 
 def reference_config(
@@ -210,8 +141,8 @@ def reference_config(
     known = NatureLMConfig().to_dict()
     unknown = sorted(set(values) - set(known) - REFERENCE_ONLY)
     if unknown:
-        # The file is somebody else's and cannot be mended by who loads it, so this is no error;
-        # a key that changes the network shows in the names or shapes of its tensors.
+        # Who loads the file did not write it and cannot fix it, so this is no error; a key that
+        # changes the network shows in the names or shapes of its tensors.
         warnings.warn(
             f"config.json has keys that this version does not know and leaves out: "
             f"{', '.join(unknown)}",
@@ -236,78 +167,121 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_on_meta(config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase | None) -> NatureLM:
+def build_on_meta(
+    model_class: type[NatureLM], config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> NatureLM:
     """The model's modules without storage."""
-    from NatureLM.models.modeling import NatureLM
-
     processor = NatureLMProcessor.from_config(config, tokenizer) if tokenizer is not None else None
     with _building, torch.device("meta"):
-        return NatureLM(config, processor)
+        return model_class(config, processor)
 
 
-def needs_base(slot: TensorRef, stored: dict[str, StoredTensor]) -> bool:
-    if any(name in stored for name in slot.names):
-        return False
-    return any(base_name(name) is not None for name in slot.names)
+def without_lora(config: NatureLMConfig) -> NatureLMConfig:
+    """The configuration of the same model with its adapter merged, or left out."""
+    plain = copy.deepcopy(config)
+    plain.lora = False
+    return plain
 
 
-def _match(
-    model_slots: list[TensorRef],
-    stored: dict[str, StoredTensor],
-    base_stored: dict[str, StoredTensor],
-    source: str,
+def _with_adapter(
+    model_class: type[NatureLM], reader: CheckpointReader, adapter: str | Path
+) -> tuple[NatureLM, dict[str, StoredTensor], tuple[Path, ...]]:
+    """A model on the meta device with the adapter of another folder in place of its own, the
+    tensors by the names that it knows them by, and the adapter's files."""
+    plain = build_on_meta(model_class, without_lora(reader.config), None)
+    linears = linear_shapes(plain.language_model)
+    found = open_adapter(adapter, linears)
+    config = configure_adapter(reader.config, found, linears)
+    model = build_on_meta(model_class, config, reader.tokenizer)
+    stored = rename_language_model(reader.stored, tensor_refs(model))
+    for target, layer in found.layers.items():
+        for part, tensor in (("A", layer.a), ("B", layer.b)):
+            stored[f"{LANGUAGE_MODEL_PREFIXES[0]}{target}.lora_{part}.default.weight"] = tensor
+    return model, stored, found.files
+
+
+# -- which stored tensor goes where ---------------------------------------------------------
+
+
+def rename_language_model(
+    stored: dict[str, StoredTensor], refs: Sequence[TensorRef]
 ) -> dict[str, StoredTensor]:
-    """The file tensor for every slot, or one report of all that does not fit."""
-    report = FitReport(source)
+    """Stored tensors under the names of a model with another adapter, or none; without LoRA's.
+
+    What PEFT wraps goes by other names than what it does not.
+    """
+    wanted = {name: ref.stored_name for ref in refs for name in ref.base_names}
+    return {
+        wanted.get(base_name(name) or "", name): tensor
+        for name, tensor in stored.items()
+        if ".lora_" not in name
+    }
+
+
+def choose_tensors(
+    reader: CheckpointReader, refs: Sequence[TensorRef], stored: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The file tensor for every tensor by its stored name, from the checkpoint or its base.
+
+    Unused ones may be absent. Raises CheckpointError with one report of all that does not fit;
+    nothing is ever loaded short.
+    """
+    of_base: dict[str, StoredTensor] = {}
+    if not reader.own_layout and any(
+        ref.base_names and first_of(stored, ref.names) is None for ref in refs
+    ):
+        of_base = index_folder(find_base(reader.llama_path, reader.checkpoint, weights=True))
     chosen: dict[str, StoredTensor] = {}
-    for slot in model_slots:
-        tensor = find_stored(slot, stored, base_stored)
+    missing: list[str] = []
+    misshapen: list[str] = []
+    for ref in refs:
+        tensor = first_of(stored, ref.names) or first_of(of_base, ref.base_names)
         if tensor is None:
-            if not is_unused(slot.stored_name):
-                report.missing.append(slot.stored_name)
+            if not is_unused(ref.stored_name):
+                missing.append(ref.stored_name)
             continue
-        grows = tensor.name not in stored and _is_vocabulary(slot)
-        if tensor.shape != slot.shape and not (grows and _fits_but_rows(tensor, slot)):
-            report.misshapen.append(f"{tensor.name} {tensor.shape} (needed {slot.shape})")
-        chosen[slot.stored_name] = tensor
-    expected = {name for slot in model_slots for name in slot.names}
-    report.unexpected = [n for n in stored if n not in expected and not is_unused(n)]
-    report.raise_if_bad()
+        grows = tensor.name not in stored and _is_vocabulary(ref)
+        # [PAD] changes the number of rows of the base's vocabulary (padded ones shrink)
+        if tensor.shape != ref.shape and not (grows and tensor.shape[1:] == ref.shape[1:]):
+            misshapen.append(f"{tensor.name} {tensor.shape} (needed {ref.shape})")
+        chosen[ref.stored_name] = tensor
+    expected = {name for ref in refs for name in ref.names}
+    unexpected = [name for name in stored if name not in expected and not is_unused(name)]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(problems.values()):
+        lines = [f"{reader.checkpoint} does not fit its configuration; nothing was loaded."]
+        lines += [
+            f"  {len(names)} tensors {title}: {_listed(names)}"
+            for title, names in problems.items()
+            if names
+        ]
+        raise CheckpointError("\n".join(lines))
     return chosen
 
 
-def find_stored(
-    slot: TensorRef, stored: dict[str, StoredTensor], base_stored: dict[str, StoredTensor]
-) -> StoredTensor | None:
-    for name in slot.names:
-        if name in stored:
-            return stored[name]
-    for name in slot.names:
-        own = base_name(name)
-        if own is not None and own in base_stored:
-            return base_stored[own]
-    return None
+def _is_vocabulary(ref: TensorRef) -> bool:
+    return any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in ref.names)
 
 
-def _is_vocabulary(slot: TensorRef) -> bool:
-    return any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in slot.names)
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    more = len(names) - _SHOWN
+    return shown + (f", and {more} more" if more > 0 else "")
 
 
-def _fits_but_rows(tensor: StoredTensor, slot: TensorRef) -> bool:
-    """Equal but for the number of rows, which `[PAD]` changes (padded vocabularies shrink)."""
-    return tensor.shape[1:] == slot.shape[1:]
+# -- values ---------------------------------------------------------------------------------
 
 
-def fill_slot(
-    slot: TensorRef, tensor: StoredTensor | None, dtype: torch.dtype, device: torch.device
+def fill_tensor(
+    ref: TensorRef, stored: StoredTensor | None, dtype: torch.dtype, device: torch.device
 ) -> None:
-    if tensor is None:  # unused by the computation; present so that names and shapes are whole
-        if slot.is_buffer:
-            slot.fill(torch.arange(slot.shape[-1], device=device)[None])
-        else:
-            slot.fill(torch.zeros(slot.shape, dtype=dtype, device=device))
-        return
-    slot.fill(fit_rows(tensor.read(dtype, device), slot.shape))
+    """Read a tensor of the model from its file; one that nothing computes with has a default."""
+    if stored is not None:
+        ref.fill(fit_rows(stored.read(dtype, device), ref.shape))
+    elif ref.is_buffer:
+        ref.fill(torch.arange(ref.shape[-1], device=device)[None])
+    else:
+        ref.fill(torch.zeros(ref.shape, dtype=dtype, device=device))
 
 
 def fit_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -323,7 +297,7 @@ def fit_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def restore_computed_buffers(
-    model: NatureLM, device: torch.device, *, hears_only: bool = False
+    model: NatureLM, device: torch.device, *, audio_only: bool = False
 ) -> None:
     """Buffers that no file holds (rotary frequencies) are computed by the language model's code."""
     for module in model.modules():
@@ -339,6 +313,6 @@ def restore_computed_buffers(
     left = [
         name
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if tensor.is_meta and not (hears_only and of_language_model(name))
+        if tensor.is_meta and not (audio_only and of_language_model(name))
     ]
     assert not left, f"tensors without storage after loading: {left[:5]}"

@@ -11,15 +11,18 @@ import copy
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 
-from NatureLM.merging.lora import AdapterSource, LoraDelta
-from NatureLM.models.checkpoint.hub import download, find_checkpoint, is_hub_id
+from NatureLM.merging.lora import AdapterDeltas, LoraDelta, lora_config
+from NatureLM.merging.scaling import PEFT_PREFIX
+from NatureLM.models.checkpoint.hub import download, find_checkpoint, is_hub_id, read_config
+from NatureLM.models.checkpoint.save import write_file
 from NatureLM.models.checkpoint.tensors import (
     CheckpointError,
     StoredTensor,
@@ -27,7 +30,6 @@ from NatureLM.models.checkpoint.tensors import (
     read_header,
 )
 from NatureLM.models.configuration import NatureLMConfig
-from NatureLM.util import atomic_write
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _LORA_TENSOR = re.compile(r"^(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight$")
@@ -61,9 +63,10 @@ class StoredLayer:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-@dataclass(frozen=True)
-class StoredAdapter:
-    """An adapter in a folder, checked against a language model; a source of updates."""
+@dataclass(frozen=True, eq=False)
+class StoredAdapter(Mapping[str, LoraDelta]):
+    """An adapter in a folder, checked against a language model; an update is read when asked for,
+    in the dtype that it is stored in."""
 
     label: str
     layers: Mapping[str, StoredLayer]
@@ -71,39 +74,44 @@ class StoredAdapter:
     dropout: float
     files: tuple[Path, ...]
 
-    @property
-    def targets(self) -> Collection[str]:
-        return self.layers.keys()
+    def __getitem__(self, target: str) -> LoraDelta:
+        layer, cpu = self.layers[target], torch.device("cpu")
+        a_KI, b_OK = layer.a.read(layer.a.dtype, cpu), layer.b.read(layer.b.dtype, cpu)
+        return LoraDelta(a_KI, b_OK, layer.scale)
 
-    def read(self, target: str) -> LoraDelta:
-        """The update of a layer, in the dtype that it is stored in."""
-        layer = self.layers[target]
-        cpu = torch.device("cpu")
-        return LoraDelta(
-            layer.a.read(layer.a.dtype, cpu), layer.b.read(layer.b.dtype, cpu), layer.scale
-        )
+    def __contains__(self, target: object) -> bool:
+        return target in self.layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
 
-def open_adapter(where: str | Path, linears: Mapping[str, tuple[int, int]]) -> StoredAdapter:
+def open_adapter(path_or_id: str | Path, linears: Mapping[str, tuple[int, int]]) -> StoredAdapter:
     """The adapter in a folder or Hub repository: of PEFT, or that of a NatureLM checkpoint.
 
     `linears` are the language model's linear layers with their shapes (outputs, inputs). Raises
     CheckpointError for what is not there, not understood or does not fit.
     """
-    folder = _find(where)
+    folder = _find(path_or_id)
     if (folder / CONFIG_FILE).is_file():
         settings = _read_settings(folder / CONFIG_FILE)
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             raise CheckpointError(_no_weights(folder))
-        tensors: Iterable[StoredTensor] = read_header(weights)
+        tensors = read_header(weights)
         files: tuple[Path, ...] = (folder / CONFIG_FILE, weights)
     elif (folder / "config.json").is_file():
-        settings, tensors = _of_checkpoint(folder)
+        settings = adapter_settings(read_config(folder))
+        tensors = [one for name, one in index_folder(folder).items() if ".lora_" in name]
+        if not tensors:
+            raise CheckpointError(f"{folder} is a model without an adapter (it was merged)")
         files = (folder / "config.json", *sorted({tensor.path for tensor in tensors}))
     else:
         raise CheckpointError(f"{folder} holds no {CONFIG_FILE}: it is not an adapter")
-    return stored_adapter(str(where), tensors, settings, linears, files)
+    return stored_adapter(str(path_or_id), tensors, settings, linears, files)
 
 
 def stored_adapter(
@@ -126,9 +134,8 @@ def stored_adapter(
         if set(parts) != {"A", "B"}:
             problems.append(f"{path} has only one of lora_A and lora_B")
             continue
-        own_path = _unwrapped(path)
-        rank = int(_by_pattern(settings.get("rank_pattern"), own_path, settings["r"]))
-        alpha = float(_by_pattern(settings.get("alpha_pattern"), own_path, settings["lora_alpha"]))
+        rank = int(_setting(settings, "rank_pattern", path, settings["r"]))
+        alpha = float(_setting(settings, "alpha_pattern", path, settings["lora_alpha"]))
         outputs, inputs = linears[target]
         for part, needed in (("A", (rank, inputs)), ("B", (outputs, rank))):
             if parts[part].shape != needed:
@@ -145,9 +152,14 @@ def stored_adapter(
     return StoredAdapter(label, layers, use_rslora, float(settings.get("lora_dropout") or 0), files)
 
 
-def adapter_settings(config: NatureLMConfig | Mapping[str, Any]) -> dict[str, Any]:
+def _setting(settings: Mapping[str, Any], patterns: str, path: str, otherwise: Any) -> Any:
+    """The rank or alpha of a layer: that of the first pattern that fits, as in PEFT."""
+    values = settings.get(patterns) or {}
+    return values.get(get_pattern_key(values, _unwrapped(path)), otherwise)
+
+
+def adapter_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's settings of the adapter that a checkpoint of ours or the reference describes."""
-    values = config if isinstance(config, Mapping) else config.to_dict()
     return {
         "r": values.get("lora_rank", NatureLMConfig.lora_rank),
         "lora_alpha": values.get("lora_alpha", NatureLMConfig.lora_alpha),
@@ -162,8 +174,6 @@ def configure_adapter(
     config: NatureLMConfig, adapter: StoredAdapter, linears: Collection[str]
 ) -> NatureLMConfig:
     """The configuration of a model that has this adapter as its own."""
-    from NatureLM.merging.lora import lora_config
-
     peft = lora_config(
         {target: layer.rank for target, layer in adapter.layers.items()},
         {target: layer.alpha for target, layer in adapter.layers.items()},
@@ -179,19 +189,19 @@ def configure_adapter(
     return changed
 
 
-def _find(where: str | Path) -> Path:
-    folder = Path(where)
+def _find(path_or_id: str | Path) -> Path:
+    folder = Path(path_or_id)
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that holds {CONFIG_FILE}")
-    if is_hub_id(str(where)):
-        return download(str(where), None, [CONFIG_FILE, WEIGHTS_FILE])
+    if is_hub_id(str(path_or_id)):
+        return download(str(path_or_id), None, [CONFIG_FILE, WEIGHTS_FILE])
     try:
-        return find_checkpoint(where)
+        return find_checkpoint(path_or_id)
     except CheckpointError:
         raise CheckpointError(
-            f"no adapter {str(where)!r}: it is neither a folder nor a Hugging Face id"
+            f"no adapter {str(path_or_id)!r}: it is neither a folder nor a Hugging Face id"
         ) from None
 
 
@@ -229,16 +239,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _of_checkpoint(folder: Path) -> tuple[dict[str, Any], list[StoredTensor]]:
-    from NatureLM.models.checkpoint.load import read_config
-
-    values = read_config(folder)
-    tensors = [tensor for name, tensor in index_folder(folder).items() if ".lora_" in name]
-    if not tensors:
-        raise CheckpointError(f"{folder} is a model without an adapter (it was merged)")
-    return adapter_settings(values), tensors
-
-
 def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
     """{path of a module: {"A": …, "B": …}}; anything else in the file is refused."""
     pairs: dict[str, dict[str, StoredTensor]] = {}
@@ -263,7 +263,7 @@ def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, S
 
 
 def _unwrapped(path: str) -> str:
-    return path.removeprefix("llama_model.").removeprefix("base_model.model.")
+    return path.removeprefix("llama_model.").removeprefix(PEFT_PREFIX)
 
 
 def _target(path: str, linears: Collection[str]) -> str | None:
@@ -277,30 +277,16 @@ def _target(path: str, linears: Collection[str]) -> str | None:
     return max(fitting, key=len)
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of the path, at a dot."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return otherwise
-
-
 def write_adapter(
-    folder: Path, source: AdapterSource, linears: Collection[str], *, config: NatureLMConfig
+    folder: Path, deltas: AdapterDeltas, linears: Collection[str], *, config: NatureLMConfig
 ) -> None:
-    """Write an adapter in PEFT's format; its scales are those of the source."""
-    from safetensors.torch import save_file
-
-    from NatureLM.merging.lora import lora_config
-
+    """Write an adapter in PEFT's format; its scales are those of the updates."""
     folder.mkdir(parents=True, exist_ok=True)
-    updates = {target: source.read(target) for target in source.targets}
-    ranks = {target: update.rank for target, update in updates.items()}
+    updates = dict(deltas)
     power = 0.5 if config.use_rslora else 1.0
-    alphas = {target: _alpha(update, power) for target, update in updates.items()}
     settings = lora_config(
-        ranks,
-        alphas,
+        {target: update.rank for target, update in updates.items()},
+        {target: _alpha(update, power) for target, update in updates.items()},
         linears,
         use_rslora=config.use_rslora,
         dropout=config.lora_dropout,
@@ -309,14 +295,13 @@ def write_adapter(
     settings.inference_mode = True
     tensors = {}
     for target, update in updates.items():
-        tensors[f"base_model.model.{target}.lora_A.weight"] = update.a_KI.cpu().contiguous()
-        tensors[f"base_model.model.{target}.lora_B.weight"] = update.b_OK.cpu().contiguous()
-    with atomic_write(folder / WEIGHTS_FILE, alone=True) as unfinished:
-        save_file(tensors, unfinished, metadata={"format": "pt"})
+        tensors[f"{PEFT_PREFIX}{target}.lora_A.weight"] = update.a_KI
+        tensors[f"{PEFT_PREFIX}{target}.lora_B.weight"] = update.b_OK
+    write_file(tensors, folder / WEIGHTS_FILE)
     settings.save_pretrained(str(folder))
 
 
 def _alpha(update: LoraDelta, power: float) -> float:
-    """The alpha that gives the update's scale, whole where it is so but for rounding."""
+    """The alpha that gives the update's scale, an integer where it is one but for rounding."""
     alpha = update.scale * update.rank**power
     return float(round(alpha)) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha

@@ -1,14 +1,8 @@
-"""What can be wrong with a checkpoint, said in one report.
+"""Tensors of a model and tensors in safetensors files, and the names that they go by.
 
-Names of tensors: which are one tensor under several names, which may be absent, what the base
-language model calls them.
-
-A short name for exact weights, cheap enough to make at every load.
-
-Tensors in safetensors files: an index over one or many files, and reading with little memory.
-
-Tensors whose dtype and device stay are mapped from the file and used in place. Others are read in
-blocks and cast on the way, so that a cast load never holds a second copy.
+`TensorRef` is one tensor of a model, with every name and place that share it; `StoredTensor` is one
+in a file. Tensors whose dtype and device stay are mapped from the file and used in place; others
+are read in blocks and cast on the way, so that a cast load never holds a second copy.
 """
 
 from __future__ import annotations
@@ -17,9 +11,10 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,47 +23,25 @@ from torch import Tensor, nn
 from NatureLM.errors import NatureLMError
 from NatureLM.util import digest
 
-_SHOWN = 12
-
-
-class CheckpointError(NatureLMError):
-    """A checkpoint cannot be found, read, or does not fit its configuration."""
-
-
-@dataclass
-class FitReport:
-    """Tensors that a model needs and a checkpoint lacks, holds too many of, or in another shape."""
-
-    source: str
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
-
-    def raise_if_bad(self) -> None:
-        """Refuse the load when anything is listed; nothing is ever loaded short."""
-        if not (self.missing or self.unexpected or self.misshapen):
-            return
-        sections = (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape", self.misshapen),
-        )
-        lines = [f"{self.source} does not fit its configuration; nothing was loaded."]
-        lines += [
-            f"  {len(names)} tensors {title}: {_listed(names)}"
-            for title, names in sections
-            if names
-        ]
-        raise CheckpointError("\n".join(lines))
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:_SHOWN])
-    more = len(names) - _SHOWN
-    return shown + (f", and {more} more" if more > 0 else "")
-
+T = TypeVar("T")
 
 LANGUAGE_MODEL_PREFIXES = ("llama_model.base_model.model.", "llama_model.")
+INDEX_SUFFIX = ".safetensors.index.json"
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+DTYPE_CODES = {  # in safetensors' own order: files hold the last of these first
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
+_READ_BYTES = 16 * 2**20
 _UNUSED = (
     re.compile(r"^beats\.predictor\."),
     re.compile(r"^audio_Qformer\.bert\.embeddings\.(position_ids|word_embeddings|position_emb)"),
@@ -77,12 +50,19 @@ _UNUSED = (
 )
 
 
+class CheckpointError(NatureLMError):
+    """A checkpoint cannot be found, read, or does not fit its configuration."""
+
+
+# -- tensors of a model ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class TensorRef:
     """One tensor of a model: every (module, attribute) that holds it and every name it goes by."""
 
     names: tuple[str, ...]
-    places: tuple[tuple[nn.Module, str], ...]
+    holders: tuple[tuple[nn.Module, str], ...]
     shape: tuple[int, ...]
     is_buffer: bool
 
@@ -92,50 +72,54 @@ class TensorRef:
         return self.names[0]
 
     @property
+    def base_names(self) -> list[str]:
+        """What the base language model's checkpoint may call it; empty if it is not of it."""
+        return [own for name in self.names if (own := base_name(name)) is not None]
+
+    @property
     def tensor(self) -> Tensor:
-        module, attribute = self.places[0]
+        module, attribute = self.holders[0]
         value: Tensor = getattr(module, attribute)
         return value
 
     def fill(self, tensor: Tensor) -> None:
         """Put `tensor` in all places, as one parameter (which keeps learning or not) or buffer."""
         if self.is_buffer:
-            for module, attribute in self.places:
+            for module, attribute in self.holders:
                 module._buffers[attribute] = tensor
             return
         learns = self.tensor.requires_grad and tensor.is_floating_point()
         parameter = nn.Parameter(tensor, requires_grad=learns)
-        for module, attribute in self.places:
+        for module, attribute in self.holders:
             module._parameters[attribute] = parameter
 
 
-def slots(model: nn.Module) -> list[TensorRef]:
+def tensor_refs(model: nn.Module) -> list[TensorRef]:
     """All tensors of a model's state, shared ones once."""
-    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    found: dict[int, dict[str, tuple[nn.Module, str]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        held = [(a, p) for a, p in module._parameters.items() if p is not None]
-        held += [
-            (a, b)
-            for a, b in module._buffers.items()
-            if b is not None and a not in module._non_persistent_buffers_set
-        ]
-        for attribute, tensor in held:
-            places.setdefault(id(tensor), []).append((prefix + attribute, module, attribute))
-    return [_slot(found) for found in places.values()]
+        held = {**module._parameters, **module._buffers}
+        for attribute, tensor in held.items():
+            if tensor is not None and attribute not in module._non_persistent_buffers_set:
+                name = f"{path}.{attribute}" if path else attribute
+                found.setdefault(id(tensor), {})[name] = (module, attribute)
+    return [_tensor_ref(holders) for holders in found.values()]
 
 
-def _slot(found: list[tuple[str, nn.Module, str]]) -> TensorRef:
-    found = sorted(found, key=lambda entry: entry[0])
-    _, module, attribute = found[0]
-    tensor = getattr(module, attribute)
-    unique = {(id(m), a): (m, a) for _, m, a in found}
+def _tensor_ref(holders: dict[str, tuple[nn.Module, str]]) -> TensorRef:
+    names = tuple(sorted(holders))
+    module, attribute = holders[names[0]]
     return TensorRef(
-        names=tuple(name for name, _, _ in found),
-        places=tuple(unique.values()),
-        shape=tuple(tensor.shape),
+        names=names,
+        holders=tuple(dict.fromkeys(holders[name] for name in names)),
+        shape=tuple(getattr(module, attribute).shape),
         is_buffer=attribute in module._buffers,
     )
+
+
+def first_of(tensors: Mapping[str, T], names: Iterable[str]) -> T | None:
+    """The tensor of the first name that is there."""
+    return next((tensors[name] for name in names if name in tensors), None)
 
 
 def is_unused(name: str) -> bool:
@@ -154,7 +138,7 @@ def base_name(name: str) -> str | None:
 
 
 def of_language_model(name: str) -> bool:
-    """Whether a tensor plays no part in hearing."""
+    """Whether a tensor plays no part in encoding audio."""
     return name.startswith(("llama_model.", "llama_embed_tokens."))
 
 
@@ -168,52 +152,7 @@ def part_dtype(name: str, explicit: torch.dtype | None, device: torch.device) ->
     return torch.float32
 
 
-_BLOCK = 64 * 2**10
-_BLOCKS = 256  # files up to 16 MiB are read whole, larger ones at evenly spaced places
-
-
-def fingerprint(files: Iterable[Path]) -> str:
-    """Hexadecimal digest of files' names, sizes and contents (of large files, 256 places and the
-    header); it changes with any other model, not with the folder that the files lie in."""
-    # Sorted by what they hold: a checkpoint and its base may each have a model.safetensors.
-    digests = sorted(_file_digest(path) for path in set(files))
-    return digest("".join(digests), size=8).hex()
-
-
-def _file_digest(path: Path) -> str:
-    size = path.stat().st_size
-    step = max(_BLOCK, size // _BLOCKS)
-
-    def contents() -> Iterator[str | bytes]:
-        yield f"{path.name}:{size};"
-        with path.open("rb") as file:
-            for offset in range(0, size, step):
-                file.seek(offset)
-                yield file.read(_BLOCK)
-
-    return digest(contents()).hex()
-
-
-INDEX_SUFFIX = ".safetensors.index.json"
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-_BLOCK_BYTES = 16 * 2**20
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def dtype_code(dtype: torch.dtype) -> str:
-    """What safetensors calls a dtype; KeyError for one that it does not know."""
-    return {kind: code for code, kind in _DTYPES.items()}[dtype]
+# -- tensors in files -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -233,12 +172,9 @@ class StoredTensor:
             with safe_open(self.path, framework="pt") as file:
                 mapped: Tensor = file.get_tensor(self.name)
             return mapped
-        return self._read_blocks(wanted, device)
-
-    def _read_blocks(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        out = torch.empty(self.shape, dtype=dtype, device=device)
+        out = torch.empty(self.shape, dtype=wanted, device=device)
         flat = out.view(-1)
-        per_block = _BLOCK_BYTES // self.dtype.itemsize
+        per_block = _READ_BYTES // self.dtype.itemsize
         with self.path.open("rb") as file:
             file.seek(self.offset)
             for first in range(0, flat.numel(), per_block):
@@ -253,11 +189,9 @@ def index_folder(folder: Path) -> dict[str, StoredTensor]:
 
     Raises `CheckpointError` when there are none, when a shard is absent or a file is cut short.
     """
-    files = _weight_files(folder)
-    index: dict[str, StoredTensor] = {}
-    for file in files:
-        index.update((tensor.name, tensor) for tensor in read_header(file))
-    return index
+    return {
+        tensor.name: tensor for file in _weight_files(folder) for tensor in read_header(file)
+    }
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -288,7 +222,7 @@ def pickle_refusal(path: Path) -> str:
     )
 
 
-def read_header(path: Path) -> Iterable[StoredTensor]:
+def read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one safetensors file, checked against its length."""
     try:
         with safe_open(path, framework="pt"):  # checks the header and the length of the file
@@ -301,15 +235,34 @@ def read_header(path: Path) -> Iterable[StoredTensor]:
             f"{path} cannot be read as safetensors ({error}); it may be cut short or be the text "
             "of a pointer (Git LFS): copy or download it again"
         ) from None
+    header.pop("__metadata__", None)
     tensors = []
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(f"{path}: tensor {name} has dtype {entry['dtype']}, unsupported")
-        shape = tuple(entry["shape"])
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         start, end = entry["data_offsets"]
-        dtype = _DTYPES[entry["dtype"]]
         assert end - start == math.prod(shape) * dtype.itemsize
         tensors.append(StoredTensor(name, path, dtype, shape, 8 + length + start))
     return tensors
+
+
+_SAMPLE_BYTES = 64 * 2**10
+_SAMPLES = 256  # files up to 16 MiB are read whole, larger ones at evenly spaced places
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Hexadecimal digest of files' names, sizes and contents (of large files, 256 places and the
+    header); it changes with any other model, not with the folder that the files lie in."""
+    # Sorted by what they hold: a checkpoint and its base may each have a model.safetensors.
+    digests = sorted(digest(_sampled(path)).hex() for path in set(files))
+    return digest("".join(digests), size=8).hex()
+
+
+def _sampled(path: Path) -> Iterator[str | bytes]:
+    size = path.stat().st_size
+    yield f"{path.name}:{size};"
+    with path.open("rb") as file:
+        for offset in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+            file.seek(offset)
+            yield file.read(_SAMPLE_BYTES)
