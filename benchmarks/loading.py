@@ -23,7 +23,6 @@ _MEASURE = """
 import json, re, sys, time
 import torch
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint import load as _  # imports count as imports
 folder, way, dtype = sys.argv[1:4]
 status = lambda: open("/proc/self/status").read()  # of this program, not of its parent
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status())[1]) * 1024

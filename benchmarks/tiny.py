@@ -32,7 +32,6 @@ start = time.perf_counter()
 import torch
 from NatureLM.infer import Pipeline
 from NatureLM.models import NatureLM  # so that loading is loading
-from NatureLM.models.checkpoint import load
 imported, used = time.perf_counter(), time.process_time()
 torch.set_num_threads(int(sys.argv[1]))
 Pipeline("naturelm-tiny", device="cpu")

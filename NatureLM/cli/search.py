@@ -233,14 +233,14 @@ def load_embedder(
     """The model of this name, as what makes vectors of a layer; its language model is not read."""
     import_model()
     from NatureLM.inference.loading import pick_device
-    from NatureLM.models.checkpoint.load import load_model
+    from NatureLM.models import NatureLM
     from NatureLM.search.build import Embedder
 
-    loaded = load_model(
+    loaded = NatureLM.from_pretrained(
         model,
         device=pick_device(device),
         dtype=None if dtype == "auto" else dtype,
-        hears_only=True,
+        audio_only=True,
     )
     return Embedder(loaded, layer, batch=batch)
 

@@ -9,7 +9,7 @@ What a run starts from: a checkpoint, or parts (language model, encoder) and ran
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,17 @@ from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.hub import find_base, find_checkpoint
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
-    fill_slot,
-    find_stored,
-    needs_base,
+    fill_tensor,
     reference_config,
     restore_computed_buffers,
 )
 from NatureLM.models.checkpoint.tensors import (
     TensorRef,
+    first_of,
     index_folder,
     part_dtype,
     read_header,
-    slots,
+    tensor_refs,
 )
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.modeling import NatureLM
@@ -51,26 +50,26 @@ from NatureLM.training.table import NONE_LABEL, Example
 _DEEP_NORM = ("v_proj.", "out_proj.", "fc1.", "fc2.")
 
 
-def initial_tensor(slot: TensorRef, config: NatureLMConfig, seed: int) -> Tensor:
-    """The first value of a slot of the model, float32 on the CPU."""
-    module, attribute = slot.places[0]
-    name = slot.stored_name
+def initial_tensor(ref: TensorRef, config: NatureLMConfig, seed: int) -> Tensor:
+    """The first value of a tensor of the model, float32 on the CPU."""
+    module, attribute = ref.holders[0]
+    name = ref.stored_name
     generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
-    if slot.is_buffer:
-        return torch.arange(slot.shape[-1])[None]
+    if ref.is_buffer:
+        return torch.arange(ref.shape[-1])[None]
     if name.startswith("beats."):
-        return beats_tensor(name.removeprefix("beats."), slot.shape, module, config, generator)
+        return beats_tensor(name.removeprefix("beats."), ref.shape, module, config, generator)
     if isinstance(module, nn.LayerNorm):
-        return _norm(attribute, slot.shape)
+        return _norm(attribute, ref.shape)
     if ".lora_" in name:
-        return _lora(name, slot.shape, generator)
+        return _lora(name, ref.shape, generator)
     if name.startswith("audio_llama_proj."):
         bound = 1 / math.sqrt(_fan_in(module))
-        return torch.empty(slot.shape).uniform_(-bound, bound, generator=generator)
+        return torch.empty(ref.shape).uniform_(-bound, bound, generator=generator)
     if attribute == "bias":
-        return torch.zeros(slot.shape)
+        return torch.zeros(ref.shape)
     spread = config.qformer.initializer_range
-    return torch.empty(slot.shape).normal_(0, spread, generator=generator)
+    return torch.empty(ref.shape).normal_(0, spread, generator=generator)
 
 
 def beats_tensor(
@@ -183,27 +182,27 @@ def start_model(
         return NatureLM.from_pretrained(config.ckpt, llama_path=named, dtype=dtype, device=device)
     base = find_base(config.llama_path, Path("."), weights=True)
     model_config, tokenizer = reference_config(_arguments(config, data), base)
-    model = build_on_meta(model_config, tokenizer)
+    model = build_on_meta(NatureLM, model_config, tokenizer)
     given = {
         **part_tensors(config.beats_path, "beats."),
         **part_tensors(config.qformer_path, *QFORMER),
         **part_tensors(config.audio_llama_proj_model, "audio_llama_proj."),
     }
     base_stored = index_folder(base)
-    for slot in slots(model):
-        target = part_dtype(slot.stored_name, dtype, device)
-        if needs_base(slot, {}):
-            fill_slot(slot, find_stored(slot, {}, base_stored), target, device)
+    for ref in tensor_refs(model):
+        target = part_dtype(ref.stored_name, dtype, device)
+        if ref.base_names:
+            fill_tensor(ref, first_of(base_stored, ref.base_names), target, device)
             continue
-        value = _given(slot.names, given)
+        value = first_of(given, ref.names)
         if value is None:
-            value = initial_tensor(slot, model_config, run.seed)
-        elif tuple(value.shape) != slot.shape:
+            value = initial_tensor(ref, model_config, run.seed)
+        elif tuple(value.shape) != ref.shape:
             raise ConfigError(
-                f"{slot.stored_name} has shape {tuple(value.shape)} in the given weights, and "
-                f"{slot.shape} in this model; beats_cfg must be that of the weights"
+                f"{ref.stored_name} has shape {tuple(value.shape)} in the given weights, and "
+                f"{ref.shape} in this model; beats_cfg must be that of the weights"
             )
-        slot.fill(value.to(device, target if value.is_floating_point() else value.dtype))
+        ref.fill(value.to(device, target if value.is_floating_point() else value.dtype))
     restore_computed_buffers(model, device)
     return model
 
@@ -237,10 +236,6 @@ def part_tensors(named: str | None, *prefixes: str) -> dict[str, Tensor]:
         for name, tensor in stored.items()
         if name.startswith(prefixes) and not name.startswith("beats.predictor.")
     }
-
-
-def _given(names: Sequence[str], given: Mapping[str, Tensor]) -> Tensor | None:
-    return next((given[name] for name in names if name in given), None)
 
 
 def checkpoint_gradients(language_model: Any) -> None:
@@ -311,9 +306,9 @@ def _encoder(
     with torch.device("meta"):
         beats = BEATs(cfg)
     holder = torch.nn.ModuleDict({"beats": beats})
-    for slot in slots(holder):
-        value = _given(slot.names, given)
-        slot.fill((initial_tensor(slot, whole, run.seed) if value is None else value).to(device))
+    for ref in tensor_refs(holder):
+        value = first_of(given, ref.names)
+        ref.fill((initial_tensor(ref, whole, run.seed) if value is None else value).to(device))
     return EncoderClassifier(
         beats,
         classes,

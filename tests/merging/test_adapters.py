@@ -295,5 +295,5 @@ def test_a_folder_is_one_adapter_however_it_is_spelt(
     peft_folder(nano_folder / "llama", tmp_path / "frogs")
     monkeypatch.chdir(tmp_path)
     for path in ("frogs", "./frogs", str(tmp_path / "frogs")):
-        model.profile(Recipe(adapters=[RecipeAdapter(path=path)]))
+        model.adapter_scales(Recipe(adapters=[RecipeAdapter(path=path)]))
     assert model.adapters == ["frogs"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import LoraDelta, concatenate
-from NatureLM.merging.plan import METHODS, MergePlan, Settings, keep_mask, trim
+from NatureLM.merging.plan import METHODS, MergePlan, keep_mask, trim
 from NatureLM.merging.recipe import Recipe, RecipeAdapter
 
 TARGET = "model.layers.0.self_attn.q_proj"
@@ -33,7 +33,8 @@ def exactly(matrix: Tensor) -> LoraDelta:
 def merge(
     method: str, parts: list[tuple[float, LoraDelta]], density: float, seed: int = 0
 ) -> Tensor:
-    return METHODS[method](parts, Settings(density, seed, TARGET))
+    recipe = Recipe.model_construct(method=method, density=density, seed=seed)
+    return METHODS[method](parts, recipe, TARGET)
 
 
 @given(
@@ -75,10 +76,7 @@ def test_ties_of_one_adapter_at_full_density_is_that_adapter() -> None:
 
 def test_dare_is_the_same_each_time_and_differs_by_seed_name_and_place() -> None:
     shape = torch.Size((40, 50))
-    masks = [
-        keep_mask(shape, Settings(0.5, seed, name), place)
-        for seed, name, place in ((0, "a", 0), (0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))
-    ]
+    masks = [keep_mask(shape, 0.5, name) for name in ("0/a/0", "0/a/0", "1/a/0", "0/b/0", "0/a/1")]
     assert torch.equal(masks[0], masks[1])
     assert len({bytes(mask.numpy().tobytes()) for mask in masks}) == 4
     assert abs(masks[0].float().mean() - 0.5) < 0.05
@@ -95,21 +93,10 @@ def test_dare_rescales_what_it_keeps_and_is_right_on_average() -> None:
     assert torch.equal(merge("dare", [(1.0, one)], 1.0), one.dense())
 
 
-class Source:
-    """An adapter in memory."""
-
-    def __init__(self, label: str, updates: dict[str, LoraDelta]) -> None:
-        self.label, self._updates = label, updates
-        self.targets = updates.keys()
-
-    def read(self, target: str) -> LoraDelta:
-        return self._updates[target]
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_merged_weight_keeps_its_dtype_and_is_rounded_once(dtype: torch.dtype) -> None:
     weight = torch.randn(5, 7, dtype=torch.float64).to(dtype)
-    plan = MergePlan(Recipe(alpha=0.3), [Source("own", {TARGET: update(1)})], 2)
+    plan = MergePlan(Recipe(alpha=0.3), [{TARGET: update(1)}], 2)
     merged = plan.merged(TARGET, weight, alpha=0.5)
     wanted = (weight.double() + 0.15 * update(1).dense()).to(dtype)
     assert merged.dtype == dtype
@@ -120,21 +107,21 @@ def test_layers_that_only_one_adapter_changes() -> None:
     other = "model.layers.1.mlp.up_proj"
     recipe = Recipe(adapters=[RecipeAdapter(weight=0.5), RecipeAdapter(path="b", weight=2.0)])
     sources = [
-        Source("own", {TARGET: update(1)}),
-        Source("b", {other: update(2), TARGET: update(3)}),
+        {TARGET: update(1)},
+        {other: update(2), TARGET: update(3)},
     ]
     plan = MergePlan(recipe, sources, 2)
     weight = torch.zeros(5, 7, dtype=torch.float64)
     assert torch.allclose(plan.merged(other, weight), 2 * update(2).dense())
     wanted = 0.5 * update(1).dense() + 2 * update(3).dense()
     assert torch.allclose(plan.merged(TARGET, weight), wanted)
-    profile = plan.profile(["default", "b_"])
-    assert profile.factor(TARGET, "b_") == 2.0
-    assert profile.factor(other, "default") == 0.0
+    scales = plan.scales(["default", "b_"])
+    assert scales.factor(TARGET, "b_") == 2.0
+    assert scales.factor(other, "default") == 0.0
 
 
 @pytest.mark.parametrize("method", ["ties", "dare"])
 def test_methods_on_whole_matrices_cannot_act_at_runtime(method: str) -> None:
-    plan = MergePlan(Recipe(method=method, density=0.5), [Source("own", {TARGET: update(1)})], 2)
+    plan = MergePlan(Recipe(method=method, density=0.5), [{TARGET: update(1)}], 2)
     with pytest.raises(UsageError, match="fold the recipe"):
-        plan.profile(["default"])
+        plan.scales(["default"])

@@ -302,7 +302,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "stream_tensors", full)
+    monkeypatch.setattr(export, "write_tensors", full)
     with pytest.raises(CheckpointError, match=r"could not be written: .*No space left"):
         export_merged(nano_folder / "checkpoint", tmp_path / "out", Recipe(alpha=0.5))
     assert _names(tmp_path) == set()
@@ -314,7 +314,7 @@ def test_a_full_disk_is_told_before(
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(UsageError, match=r"takes 1\.\d MB, and .* has only 1 B free"):
+    with pytest.raises(UsageError, match=r"takes 1\.\d MB, and .* has only 1 bytes free"):
         export_merged(nano_folder / "checkpoint", tmp_path / "out", Recipe(alpha=0.5))
 
 

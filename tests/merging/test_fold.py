@@ -142,7 +142,7 @@ def test_what_a_folded_model_refuses(model: NatureLM, tmp_path: Path, nano_folde
             lambda: model.fold(0.5),
             lambda: model.save_pretrained(tmp_path / "m"),
             lambda: model.attach_adapter(nano_folder / "checkpoint"),
-            lambda: model.profile(tmp_path),
+            lambda: model.adapter_scales(tmp_path),
         ):
             with pytest.raises(UsageError, match=r"unfold"):
                 wish()

@@ -22,7 +22,7 @@ from NatureLM.merging.scaling import (
     AdapterScales,
     AlphaScaling,
     active_alpha,
-    active_profile,
+    active_scales,
     active_scaling,
     alpha_per_row,
 )
@@ -189,14 +189,14 @@ def test_interleaved_requests_leave_nothing_to_each_other(
 
 @given(alphas=st.lists(st.floats(-1, 2), max_size=4), error=st.booleans())
 def test_blocks_end_whatever_happens_in_them(alphas: list[float], error: bool) -> None:
-    profile = AdapterScales({("q", "default"): 0.5})
+    scales = AdapterScales({("q", "default"): 0.5})
     try:
         with ExitStack() as blocks:
             for alpha in alphas:
                 blocks.enter_context(active_alpha(alpha))
-                blocks.enter_context(active_profile(profile))
-                assert active_scaling() == (alpha, profile)
-                with active_profile(None):
+                blocks.enter_context(active_scales(scales))
+                assert active_scaling() == (alpha, scales)
+                with active_scales(None):
                     assert active_scaling() == (alpha, None)
             if error:
                 raise RuntimeError("on purpose")

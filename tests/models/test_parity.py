@@ -185,7 +185,7 @@ def test_full_size_names_and_shapes(fixtures_dir: Path) -> None:
     from transformers import LlamaConfig
 
     from NatureLM.models import NatureLMConfig
-    from NatureLM.models.checkpoint.tensors import slots
+    from NatureLM.models.checkpoint.tensors import tensor_refs
 
     facts = json.loads((fixtures_dir / "goldens" / "full_size_keys.json").read_text())
     llama = LlamaConfig(
@@ -201,11 +201,11 @@ def test_full_size_names_and_shapes(fixtures_dir: Path) -> None:
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == {name: shape for name, (shape, _) in facts["keys_cpu"].items()}
     assert len(shapes) == 860
-    shared = [slot for slot in slots(model) if len(slot.names) > 1]
-    assert sorted(slot.names for slot in shared) == sorted(
+    shared = [ref for ref in tensor_refs(model) if len(ref.names) > 1]
+    assert sorted(ref.names for ref in shared) == sorted(
         tuple(sorted(group)) for group in facts["shared_groups"]
     )
-    assert {slot.stored_name for slot in shared} == set(facts["saved_name_of_group"])
+    assert {ref.stored_name for ref in shared} == set(facts["saved_name_of_group"])
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learning == set(facts["trainable"])
     print("full size: 860 names and shapes equal")

@@ -172,9 +172,7 @@ def _plan(
                 f"{reader.checkpoint} has no adapter of its own (it was merged), so there is "
                 "nothing to merge; name one with --adapter or in a recipe"
             )
-        return stored_adapter(
-            BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears
-        )
+        return stored_adapter(BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears)
 
     adapters = [opened(one.path) for one in recipe.adapters]
     layers = model.language_model.config.num_hidden_layers
@@ -339,7 +337,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
-            f"the merged model takes {format_bytes(needed)}, and {folder} has only {format_bytes(free)} free"
+            f"the merged model takes {format_bytes(needed)}, and {folder} has only "
+            f"{format_bytes(free)} free"
         )
 
 

@@ -92,9 +92,10 @@ def load_model(
     """See `NatureLM.from_pretrained`."""
     on_device, as_dtype = torch.device(device or "cpu"), _dtype(dtype)
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
+    stored = reader.stored
+    adapter_files: tuple[Path, ...] = ()
     if adapter is None:
         model = build_on_meta(model_class, reader.config, reader.tokenizer)
-        stored, adapter_files = reader.stored, ()
     else:
         model, stored, adapter_files = _with_adapter(model_class, reader, adapter)
     refs = tensor_refs(model)

@@ -155,7 +155,7 @@ def stored_adapter(
 def _setting(settings: Mapping[str, Any], patterns: str, path: str, otherwise: Any) -> Any:
     """The rank or alpha of a layer: that of the first pattern that fits, as in PEFT."""
     values = settings.get(patterns) or {}
-    return values.get(get_pattern_key(values, _unwrapped(path)), otherwise)
+    return values.get(get_pattern_key(list(values), _unwrapped(path)), otherwise)
 
 
 def adapter_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,9 +189,7 @@ def index_folder(folder: Path) -> dict[str, StoredTensor]:
 
     Raises `CheckpointError` when there are none, when a shard is absent or a file is cut short.
     """
-    return {
-        tensor.name: tensor for file in _weight_files(folder) for tensor in read_header(file)
-    }
+    return {tensor.name: tensor for file in _weight_files(folder) for tensor in read_header(file)}
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ import soundfile
 import torch
 
 from NatureLM.config import load_config
-from NatureLM.models import NatureLMConfig
+from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.checkpoint.load import build_on_meta
-from NatureLM.models.checkpoint.tensors import slots
+from NatureLM.models.checkpoint.tensors import tensor_refs
 from NatureLM.training.build import QFORMER, part_tensors
 from recipes.tiny import architecture
 from recipes.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
@@ -194,17 +194,17 @@ def test_what_hears_is_named_as_in_the_model(
     given = part_tensors(str(tmp_path / LISTENER), "beats.")
     given |= part_tensors(str(tmp_path / LISTENER), *QFORMER)
     config = NatureLMConfig(**architecture.NATURELM, text_config={"model_type": "llama"})
-    model = build_on_meta(config, None)
+    model = build_on_meta(NatureLM, config, None)
     hears = [
-        slot
-        for slot in slots(model)
-        if slot.stored_name.startswith(("beats.", *QFORMER)) and not slot.is_buffer
+        ref
+        for ref in tensor_refs(model)
+        if ref.stored_name.startswith(("beats.", *QFORMER)) and not ref.is_buffer
     ]
     assert hears
-    for slot in hears:
-        held = [given[name] for name in slot.names if name in given]
-        assert held, slot.names
-        assert tuple(held[0].shape) == slot.shape
+    for ref in hears:
+        held = [given[name] for name in ref.names if name in given]
+        assert held, ref.names
+        assert tuple(held[0].shape) == ref.shape
 
 
 def test_configuration_file_says_the_same_sizes() -> None:
