@@ -7,15 +7,20 @@ follows the rows' order.
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
+from NatureLM.audio import AudioError, probe
 from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, to_line
+from NatureLM.results.settings import read_record
 from NatureLM.util import atomic_write
+
+logger = logging.getLogger(__name__)
 
 CSV_COLUMNS = (
     *("recording", "start", "end", "query", "text", "confidence", "alternatives"),
@@ -26,6 +31,7 @@ RAVEN_COLUMNS = (
     *("Low Freq (Hz)", "High Freq (Hz)", "Begin File", "File Offset (s)"),
     *("Answer", "Confidence", "Alternatives", "Question"),
 )
+_MODEL_RATE = 16_000  # Hz
 CSV_ENCODING = "utf-8-sig"
 """Spreadsheets take a file without this mark for one in the encoding of the machine."""
 
@@ -134,7 +140,69 @@ def write_raven(
         )
 
 
-def write_table(target: Path, encoding: str, fill: Callable[[TextIO], None]) -> None:
+@dataclass(frozen=True)
+class TableFormat:
+    """A format that `naturelm export` writes.
+
+    suffix: of the file
+    encoding: of its text
+    unit: what a line of it is called
+    write: the rows of a file of answers into an open file; returns the number of lines
+    """
+
+    suffix: str
+    encoding: str
+    unit: str
+    write: Callable[[Sequence[Row], TextIO, Path], int]
+
+
+def _export_csv(rows: Sequence[Row], file: TextIO, answers: Path) -> int:
+    write_csv(rows, file)
+    return len(rows)
+
+
+def _export_raven(rows: Sequence[Row], file: TextIO, answers: Path) -> int:
+    windows = [row for row in rows if isinstance(row, WindowRow)]
+    record = read_record(answers)
+    settings = {} if record is None else record.values
+    write_raven(
+        windows,
+        file,
+        _recordings(windows),
+        channel=settings.get("channel", "mean"),
+        heard_hz=_MODEL_RATE / 2 * float(settings.get("time_expansion", 1.0)),
+    )
+    return len(windows)
+
+
+FORMATS = {
+    "csv": TableFormat(".csv", CSV_ENCODING, "rows", _export_csv),
+    "raven": TableFormat(".selections.txt", "utf-8", "selections", _export_raven),
+}
+
+
+def _recordings(rows: Sequence[WindowRow]) -> list[RavenRecording]:
+    """The recordings in the order of the answers, with their lengths where they still are."""
+    ends: dict[str, float] = {}
+    for row in rows:
+        ends[row.audio_path] = max(row.end, ends.get(row.audio_path, 0.0))
+    found = []
+    for path, end in ends.items():
+        try:
+            info = probe(path)
+            found.append(RavenRecording(path, info.duration, info.sample_rate))
+        except AudioError as error:
+            logger.warning(
+                "%s Its length is taken to be %g s, where the last answer ends.", error, end
+            )
+            found.append(RavenRecording(path, end, _MODEL_RATE))
+    return found
+
+
+Filled = TypeVar("Filled")
+
+
+def write_table(target: Path, encoding: str, fill: Callable[[TextIO], Filled]) -> Filled:
     """Write a table whole or not at all; `fill` writes into the open file. Raises OutputError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +210,7 @@ def write_table(target: Path, encoding: str, fill: Callable[[TextIO], None]) -> 
             atomic_write(target) as unfinished,
             open(unfinished, "w", encoding=encoding, errors="backslashreplace", newline="") as file,
         ):
-            fill(file)
+            return fill(file)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
 
