@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from NatureLM.models import NatureLM
 
-pytest_plugins = ["builders"]
+pytest_plugins = ["builders", "labelled_sound"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from NatureLM.config.base import TableSource
-from NatureLM.data.clip import load_window
-from NatureLM.data.dataset import DataError, Sample, open_samples
+from NatureLM.data.clip import read_window
+from NatureLM.data.sample import Sample, open_samples
+from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.write import write_data
 
@@ -227,7 +228,7 @@ class _Maker:
         if key in self.summary.unread:
             return None
         try:
-            wav = load_window(sample.clip, SAMPLE_RATE, self._seconds)
+            wav = read_window(sample.clip, SAMPLE_RATE, self._seconds).samples
         except (NatureLMError, OSError) as error:
             self.summary.unread[key] = str(error)
             return None

@@ -14,7 +14,7 @@ from NatureLM.cli import options as options_of
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
-    from NatureLM.data.dataset import Sample
+    from NatureLM.data.sample import Sample
     from NatureLM.experiments.calibrate import Reliability, Scored
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _check_figure(path: Path) -> None:
 
 def _samples(table: str, columns: Sequence[str], where: Sequence[str]) -> tuple[Sample, ...]:
     from NatureLM.config.base import TableSource
-    from NatureLM.data.dataset import open_samples
+    from NatureLM.data.sample import open_samples
 
     source = TableSource(
         path=table, columns=_pairs("--column", columns), where=dict(_pairs("--where", where))

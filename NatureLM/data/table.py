@@ -1,4 +1,4 @@
-"""Rows of tables of clips: JSONL, JSON, CSV, Parquet, and folders of class names.
+"""Tables of labelled clips: JSONL, JSON, CSV, Parquet, and folders of class names.
 
 Columns are found by their names or by aliases, which whoever reads a table chooses; `columns` of
 its configuration maps others.
@@ -27,11 +27,11 @@ CLIP_ALIASES: dict[str, tuple[str, ...]] = {
     "task": ("task",),
     "id": ("id",),
 }
-"""How the columns that every table of clips may have are called."""
+"""Columns that every table of clips may have, and the names that each may bear."""
 
 
-class TableError(UsageError):
-    """A table cannot be read, or a row of it cannot be used."""
+class DataError(UsageError):
+    """Data cannot be read, are not there, or a row of them cannot be used."""
 
 
 class Columns:
@@ -43,7 +43,7 @@ class Columns:
     def __init__(self, config: TableSource, aliases: Mapping[str, tuple[str, ...]]) -> None:
         unknown = sorted(set(config.columns) - set(aliases))
         if unknown:
-            raise TableError(
+            raise DataError(
                 f"{config.path}: columns maps {', '.join(unknown)}; known are {', '.join(aliases)}"
             )
         mapped = {column: (name,) for column, name in config.columns.items()}
@@ -63,22 +63,22 @@ class Columns:
         end = self.get(row, "end")
         stop = None if end is None else number_of(end, "end", where, math.inf)
         if stop is not None and stop <= start:
-            raise TableError(f"{where}: end {stop:g} is not after start {start:g}")
+            raise DataError(f"{where}: end {stop:g} is not after start {start:g}")
         return start, stop
 
 
-def rows_of(config: TableSource) -> Iterator[tuple[int, Row]]:
+def filtered_rows(config: TableSource) -> Iterator[tuple[int, Row]]:
     """(line or row number, columns) of every row that passes `where`."""
     source = Path(config.path)
     if not source.exists():
-        raise TableError(f"{source}: there is no such table or folder")
+        raise DataError(f"{source}: there is no such table or folder")
     is_empty = True
     for number, row in read_rows(source):
         if passes(row, config, number):
             is_empty = False
             yield number, row
     if is_empty:
-        raise TableError(f"{source}: no row is left" + (" by `where`" if config.where else ""))
+        raise DataError(f"{source}: no row is left" + (" by `where`" if config.where else ""))
 
 
 def read_rows(source: Path) -> Iterator[tuple[int, Row]]:
@@ -95,7 +95,7 @@ def read_rows(source: Path) -> Iterator[tuple[int, Row]]:
     }
     reader = readers.get(source.suffix.lower())
     if reader is None:
-        raise TableError(
+        raise DataError(
             f"{source}: tables end in {', '.join(readers)}, or are folders of class names"
         )
     yield from reader(source)
@@ -107,7 +107,7 @@ def _class_folders(folder: Path) -> Iterator[Row]:
 
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     if not classes:
-        raise TableError(f"{folder}: expected a folder for each class, with recordings in it")
+        raise DataError(f"{folder}: expected a folder for each class, with recordings in it")
     for directory in classes:
         for path in find_recordings([directory]):
             yield {
@@ -133,7 +133,7 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
         return
     rows = content.get("annotation") if isinstance(content, dict) else content
     if not isinstance(rows, list):
-        raise TableError(f'{path}: expected a list of rows, or {{"annotation": [rows]}}')
+        raise DataError(f'{path}: expected a list of rows, or {{"annotation": [rows]}}')
     for number, row in enumerate(rows, start=1):
         yield number, _object(row, path, number)
 
@@ -143,7 +143,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         for number, row in enumerate(csv.DictReader(lines, delimiter=delimiter), start=2):
             if None in row:
-                raise TableError(f"{path}, row {number}: more fields than the header has columns")
+                raise DataError(f"{path}, row {number}: more fields than the header has columns")
             yield number, dict(row)
 
 
@@ -151,7 +151,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError:
-        raise TableError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     number = 0
     for batch in parquet.ParquetFile(path).iter_batches():
         for row in batch.to_pylist():
@@ -163,12 +163,12 @@ def _parse(line: str, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise TableError(f"{path}, line {number}: not valid JSON ({error})") from None
+        raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
 
 
 def _object(value: Any, path: Path, number: int) -> Row:
     if not isinstance(value, dict):
-        raise TableError(f"{path}, row {number}: expected an object with columns, got {value!r}")
+        raise DataError(f"{path}, row {number}: expected an object with columns, got {value!r}")
     return value
 
 
@@ -176,7 +176,7 @@ def passes(row: Row, config: TableSource, number: int) -> bool:
     """Whether a row has the values that `where` asks for."""
     for column, allowed in config.where.items():
         if column not in row:
-            raise TableError(
+            raise DataError(
                 f"{config.path}, row {number}: `where` asks for column {column!r}; there are "
                 f"{', '.join(map(str, row))}"
             )
@@ -195,7 +195,7 @@ def audio_folder(config: TableSource) -> Path:
 
 
 def number_of(value: Any, column: str, where: str, default: float) -> float:
-    """A cell as a number of 0 or more. Raises TableError."""
+    """A cell as a number of 0 or more. Raises DataError."""
     if value is None:
         return default
     try:
@@ -203,12 +203,12 @@ def number_of(value: Any, column: str, where: str, default: float) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise TableError(f"{where}: {column} must be a number of 0 or more, got {value!r}")
+        raise DataError(f"{where}: {column} must be a number of 0 or more, got {value!r}")
     return number
 
 
-def texts_of(value: Any) -> list[str]:
-    """A list cell: a list, a JSON list as text, or one text."""
+def strings_of(value: Any) -> list[str]:
+    """A list cell: a list, a JSON list as a string, or one string."""
     if value is None:
         return []
     if isinstance(value, str) and value.lstrip().startswith("["):

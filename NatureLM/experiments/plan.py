@@ -43,7 +43,8 @@ from NatureLM.config.experiment import (
     SpeciesConfig,
 )
 from NatureLM.data.clip import Clip
-from NatureLM.data.dataset import DataError, Sample
+from NatureLM.data.sample import Sample
+from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, example_blocks, render
 from NatureLM.results.settings import RunSettings

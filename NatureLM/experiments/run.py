@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from NatureLM.config.experiment import AUDIO_EXAMPLES, ExperimentConfig
-from NatureLM.data.clip import Clip, hear
-from NatureLM.data.dataset import DataError, Sample, SampleSet, open_samples
+from NatureLM.data.clip import Clip, read_window
+from NatureLM.data.sample import Sample, SampleSet, open_samples
+from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError
 from NatureLM.experiments.plan import (
     FewShotPool,
@@ -188,7 +189,7 @@ class ClipLoader:
         """The sound of a clip; raises AudioError."""
         from NatureLM.generation.audio_cache import PaddedClip
 
-        heard = hear(self._clips[key], self._rate, self._seconds)
+        heard = read_window(self._clips[key], self._rate, self._seconds)
         if heard.is_cut:
             self._cut.add(key)
         return PaddedClip(heard.samples, heard.seconds)
@@ -202,7 +203,7 @@ def make_plan(
     template: text around a query, with `{}`
     warn: takes notes that a user should see
 
-    Raises DataError, TableError or UsageError: data that cannot be read, nothing left to test, too
+    Raises DataError, DataError or UsageError: data that cannot be read, nothing left to test, too
     few example clips, no question to ask.
     """
     if config.data is None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from NatureLM.data.dataset import FileSource
+from NatureLM.data.clip import FileSource
 from NatureLM.experiments.plan import Trial
 from NatureLM.results.rows import OutputError, StoredRow, json_line, read_lines
 from NatureLM.results.settings import RunSettings, differences, record_path

@@ -37,6 +37,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.modeling import NatureLM
+from NatureLM.training.data import NONE_LABEL, Example
 from NatureLM.training.objectives import (
     AudioText,
     DistillationTargets,
@@ -45,7 +46,6 @@ from NatureLM.training.objectives import (
     Objective,
 )
 from NatureLM.training.sampler import derive_seed
-from NatureLM.training.table import NONE_LABEL, Example
 
 _DEEP_NORM = ("v_proj.", "out_proj.", "fc1.", "fc2.")
 

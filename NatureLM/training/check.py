@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from NatureLM.audio.errors import AudioError
 from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.data.clip import FileSource
 from NatureLM.errors import NatureLMError
-from NatureLM.training.data import Data, load_data, make_builders, make_order
+from NatureLM.training.data import Data, load_data
 from NatureLM.training.samples import Sample
-from NatureLM.training.table import RowClip
+from NatureLM.training.stream import make_builders, make_order
 
 _SHOWN = 10
 
@@ -21,7 +21,7 @@ _SHOWN = 10
 def report(config: Config, samples: int = _SHOWN) -> Iterator[str]:
     """Lines about data and settings, then samples as the model will see them.
 
-    Raises what the run would raise: `ConfigError`, `TableError`, and a `NatureLMError` when no
+    Raises what the run would raise: `ConfigError`, `DataError`, and a `NatureLMError` when no
     shown sample's audio can be read.
     """
     run, datasets = config.run or RunConfig(), config.datasets or DatasetsConfig()
@@ -88,8 +88,8 @@ def _summary(config: Config, data: Data, epoch: int, step_size: int) -> Iterator
 def _missing(data: Data) -> Iterator[str]:
     """Audio files that are not there, without opening any."""
     clips = (c for row in [*data.train, *data.valid, *data.test] for c in row.clips)
-    paths = sorted({clip.path for clip in clips if not isinstance(clip, RowClip)})
-    gone = [path for path in paths if not Path(path).is_file()]
+    paths = sorted({c.source.path for c in clips if isinstance(c.source, FileSource)}, key=str)
+    gone = [path for path in paths if not path.is_file()]
     if gone:
         yield f"  {len(gone)} of {len(paths)} audio files are not there, such as {gone[0]}"
     elif paths:

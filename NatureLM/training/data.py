@@ -1,19 +1,72 @@
-"""The run's data: tables from the configuration, and how they are mixed."""
+"""The rows of a run: tables and datasets become `Example`s, balanced and checked.
+
+Nothing is drawn, decoded or changed here. Columns are found by their names or the aliases below
+(which include those of the reference's annotations and of BEANS-Zero); `columns` maps others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from NatureLM.config.training import AugmentationsConfig, DatasetsConfig, RunConfig, TableConfig
+from NatureLM.config.training import DatasetsConfig, RunConfig, TableConfig
+from NatureLM.data.clip import Clip, FileSource
+from NatureLM.data.dataset import AUDIO, RATES, ArrowRows, RowSource, labelled_rows, open_split
+from NatureLM.data.table import (
+    CLIP_ALIASES,
+    Columns,
+    DataError,
+    Row,
+    audio_folder,
+    number_of,
+    strings_of,
+)
 from NatureLM.errors import ConfigError
-from NatureLM.training.audio_cache import AudioCache, BadFiles, clip_reader
-from NatureLM.training.sampler import Sampler, derive_seed, mixture_weights
-from NatureLM.training.samples import SampleBuilder, SampleSettings
-from NatureLM.training.stream import file_names
-from NatureLM.training.table import Clip, Example, load_examples, with_mixable_labels
-from NatureLM.util import digest
+
+NONE_LABEL = "None"
+ALIASES: dict[str, tuple[str, ...]] = {
+    **CLIP_ALIASES,
+    AUDIO: (AUDIO,),
+    "files": ("files", "paths"),
+    "prompt": ("prompt", "prompts", "query", "question", "instruction_text", "instruction"),
+    "answer": ("answer", "text", "output", "label"),
+    "labels": ("labels",),
+    "dataset": ("dataset", "dataset_name", "source_dataset"),
+    "weight": ("weight",),
+    "group": ("group_id", "family", "recording_id"),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row.
+
+    id: names the row in reports and seeds its draws; unique within the data
+    clips: audio in the order of the prompt's placeholders; empty for text only
+    prompts: questions of which one is drawn (complete prompts once `rendered`)
+    answer: what is to be answered
+    labels: the answer as a list, for mixing and for the encoder task; empty if it is no list
+    group: rows of one recording; few-shot examples never come from the query's group
+    weight: how often it is drawn, relative to the rows of its dataset
+    """
+
+    id: str
+    clips: tuple[Clip, ...] = ()
+    prompts: tuple[str, ...] = ("",)
+    answer: str = ""
+    labels: tuple[str, ...] = ()
+    task: str = ""
+    dataset: str = ""
+    group: str = ""
+    weight: float = 1.0
+    rendered: bool = False
+
+    def with_prompt(self, prompt: str, *, rendered: bool = False) -> Example:
+        """The same row with one prompt."""
+        return replace(self, prompts=(prompt,), rendered=rendered)
 
 
 @dataclass(frozen=True)
@@ -27,27 +80,48 @@ class Data:
     test: list[Example]
 
     def fingerprint(self) -> str:
-        """Changes when a training row changes."""
-        return digest(map(repr, self.train), "blake2b", size=8).hex()
+        """Changes when a training row changes. Checkpoints hold it, so its text must stay."""
+        digest = hashlib.blake2b(digest_size=8)
+        for example in self.train:
+            values = {
+                **vars(example),
+                "clips": tuple(map(_Verbatim, map(_clip_text, example.clips))),
+            }
+            text = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            digest.update(f"Example({text})".encode())
+        return digest.hexdigest()
+
+
+class _Verbatim(str):
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _clip_text(clip: Clip) -> str:
+    place = f"path={clip.source.name!r}, start={clip.start!r}, end={clip.end!r}"
+    if isinstance(clip.source, RowSource):
+        return f"RowClip({place}, row={clip.source.index})"
+    return f"Clip({place})"
 
 
 def load_data(config: DatasetsConfig | None, run: RunConfig) -> Data:
-    """Read all tables. Raises `TableError` with file and row."""
+    """Read all tables. Raises `DataError` with file and row."""
     config = config or DatasetsConfig()
-    changes = run.augmentations
     tables = _sources(config.train_ann_path, config.train)
     if not tables and run.evaluate:  # nothing is drawn then, but labels and sizes are asked for
         tables = _sources(config.test_ann_path, config.test)
     if not tables:
         what = "test" if run.evaluate else "train"
         raise ConfigError(f"no {what} data: set datasets.{what}_ann_path or datasets.{what}")
-    datasets = [_prepared(load_examples(table), changes, run) for table in tables]
+    datasets = [_prepared(table, run) for table in tables]
+    valid = _sources(config.valid_ann_path, config.valid)
+    test = _sources(config.test_ann_path, config.test)
     return Data(
         train=[example for dataset in datasets for example in dataset],
         sizes=[len(dataset) for dataset in datasets],
         shares=[table.weight for table in tables],
-        valid=_flat(_sources(config.valid_ann_path, config.valid), changes, run),
-        test=_flat(_sources(config.test_ann_path, config.test), changes, run),
+        valid=[example for table in valid for example in _prepared(table, run)],
+        test=[example for table in test for example in _prepared(table, run)],
     )
 
 
@@ -55,17 +129,10 @@ def _sources(single: str | None, tables: Sequence[TableConfig]) -> list[TableCon
     return [*([TableConfig(path=single)] if single else []), *tables]
 
 
-def _flat(
-    tables: Sequence[TableConfig], changes: AugmentationsConfig, run: RunConfig
-) -> list[Example]:
-    return [e for table in tables for e in _prepared(load_examples(table), changes, run)]
-
-
-def _prepared(
-    examples: list[Example], changes: AugmentationsConfig, run: RunConfig
-) -> list[Example]:
+def _prepared(table: TableConfig, run: RunConfig) -> list[Example]:
     """Labels where they are needed; text runs have no audio."""
-    tasks: Sequence[str] = changes.mix_tasks
+    examples = load_examples(table)
+    tasks: Sequence[str] = run.augmentations.mix_tasks
     if run.task == "encoder":
         tasks = sorted({example.task for example in examples})
     examples = with_mixable_labels(examples, tasks)
@@ -79,55 +146,91 @@ def _prepared(
     return examples
 
 
-def make_order(data: Data, config: DatasetsConfig, run: RunConfig, step_size: int) -> Sampler:
-    """The order of draws; an epoch is one pass over the data, or `iters_per_epoch` steps."""
-    weights, first = [], 0
-    for size in data.sizes:
-        weights.append([example.weight for example in data.train[first : first + size]])
-        first += size
-    probabilities = mixture_weights(weights, data.shares, config.temperature)
-    size = len(data.train) if run.epoch_based else run.iters_per_epoch * step_size
-    return Sampler(probabilities, data.sizes, size, derive_seed(run.seed, "data"))
+def load_examples(config: TableConfig) -> list[Example]:
+    """All rows of one source that pass `where`, weights balanced as `balance` says."""
+    columns = Columns(config, ALIASES)
+    dataset = open_split(config, columns)
+    wanted = {name for names in columns.names.values() for name in names}
+    examples = [
+        _example(row, number, config, columns, dataset)
+        for number, row in labelled_rows(config, dataset, {*wanted, *config.where, *RATES})
+    ]
+    if not examples:
+        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
+    return balanced(examples, config.balance)
 
 
-def make_builders(
-    data: Data,
-    config: DatasetsConfig,
-    run: RunConfig,
-    *,
-    template: str,
-    sample_rate: int,
-    window_samples: int,
-) -> tuple[SampleBuilder, SampleBuilder, SampleBuilder, BadFiles]:
-    """Builders of training, validation and test samples, and the account of bad files."""
-    store = AudioCache(clip_reader(sample_rate), config.audio_cache_mb * 2**20)
-    settings = SampleSettings(
-        template=template,
-        sample_rate=sample_rate,
-        window_samples=window_samples,
-        augmentations=run.augmentations,
-        few_shot=config.few_shot,
-        conversation_prob=config.conversation_prob,
-        questions_per_clip=config.questions_per_clip,
-        seed=derive_seed(run.seed, "samples"),
-    )
-    bad = BadFiles(config.max_bad_share, len(file_names([*data.train, *data.valid, *data.test])))
-    train, valid, test = (
-        SampleBuilder(rows, settings, store, noise)
-        for rows, noise in (
-            (data.train, _noise(run.augmentations)),
-            (data.valid, ()),
-            (data.test, ()),
+def _example(
+    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
+) -> Example:
+    name = config.name or Path(config.path).stem
+    where = f"{config.path}, row {number}"
+    labels = tuple(strings_of(columns.get(row, "labels")))
+    answer = columns.get(row, "answer")
+    if answer is None and labels:
+        answer = ", ".join(labels)
+    if answer is None:
+        raise DataError(
+            f"{where}: no answer (a column {' or '.join(ALIASES['answer'])}, or `columns: "
+            "{answer: <column>}`)"
         )
+    return Example(
+        id=f"{name}/{columns.get(row, 'id') or number}",
+        clips=_clips(row, number, config, columns, dataset),
+        prompts=tuple(strings_of(columns.get(row, "prompt"))) or tuple(config.prompts) or ("",),
+        answer=str(answer),
+        labels=labels,
+        task=str(columns.get(row, "task") or config.task or ""),
+        dataset=str(columns.get(row, "dataset") or name),
+        group=str(columns.get(row, "group") or ""),
+        weight=number_of(columns.get(row, "weight"), "weight", where, 1.0),
     )
-    return train, valid, test, bad
 
 
-def _noise(changes: AugmentationsConfig) -> list[Clip]:
-    """Noise recordings of the folders named; none are looked for when they are not used."""
-    wanted = changes.noise_prob > 0 or changes.mask_audio_prob > 0
-    if not (changes.use_augmentation and wanted and changes.noise_dirs):
-        return []
-    from NatureLM.audio import find_recordings
+def _clips(
+    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
+) -> tuple[Clip, ...]:
+    start, end = columns.stretch(row, f"{config.path}, row {number}")
+    if dataset is not None and dataset.has_audio:
+        rate = next((row[name] for name in RATES if name in row), None)
+        name = f"{dataset.name}, row {number}"
+        return (Clip.of(RowSource(dataset, number - 1, name, rate), start, end),)
+    folder = audio_folder(config)
+    path = columns.get(row, "path") or columns.get(row, AUDIO)
+    if path is not None:
+        return (Clip.of(FileSource(folder / str(path)), start, end),)
+    files = strings_of(columns.get(row, "files"))
+    return tuple(Clip.of(FileSource(folder / file)) for file in files)
 
-    return [Clip(str(path)) for path in find_recordings([Path(d) for d in changes.noise_dirs])]
+
+def balanced(examples: Sequence[Example], balance: str) -> list[Example]:
+    """Weights so that rows, answers, or answers by their square root are drawn alike."""
+    if balance == "rows":
+        return list(examples)
+    counts = Counter(example.answer for example in examples)
+    power = 1.0 if balance == "answers" else 0.5
+    return [
+        replace(example, weight=example.weight / counts[example.answer] ** power)
+        for example in examples
+    ]
+
+
+def with_mixable_labels(examples: Iterable[Example], tasks: Sequence[str]) -> list[Example]:
+    """Rows of `tasks` get their answer as labels, so that clips of them may be mixed."""
+    return [
+        replace(example, labels=split_labels(example.answer))
+        if example.task in tasks and not example.labels
+        else example
+        for example in examples
+    ]
+
+
+def split_labels(answer: str) -> tuple[str, ...]:
+    """The labels of a list answer such as "Frog, Rain"; `None` is the empty list's name."""
+    return tuple(part.strip() for part in answer.split(",") if part.strip())
+
+
+def merge_labels(*groups: tuple[str, ...]) -> tuple[str, ...]:
+    """All labels once, sorted; `None` only when there is nothing else."""
+    merged = sorted({label for labels in groups for label in labels} - {NONE_LABEL})
+    return tuple(merged) if merged else (NONE_LABEL,)

@@ -17,10 +17,9 @@ from torch import nn
 
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
-from NatureLM.training.audio_cache import BadFiles
 from NatureLM.training.objectives import Objective
 from NatureLM.training.samples import Sample, SampleBuilder
-from NatureLM.training.stream import plain_batches
+from NatureLM.training.stream import BadFiles, plain_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]

@@ -41,8 +41,8 @@ from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.save import state_of, write_tensors
 from NatureLM.training.augment import Mask
+from NatureLM.training.data import Example
 from NatureLM.training.samples import Sample
-from NatureLM.training.table import Example
 
 
 class StepOutput(NamedTuple):
@@ -160,7 +160,7 @@ class AudioText:
         for sample in samples:
             windows = [torch.from_numpy(wav) for wav in sample.audios]
             batch["masks"] += sample.masks
-            for asked in sample.asked:
+            for asked in sample.questions:
                 batch["prompts"].append(asked.prompt)
                 batch["audios"].append(windows)
                 batch["answers"].append(asked.answer)

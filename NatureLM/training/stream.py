@@ -7,20 +7,30 @@ a resumed run sees the same data.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from NatureLM.audio.errors import AudioError
+from NatureLM.config.training import AugmentationsConfig, DatasetsConfig, RunConfig
+from NatureLM.data.clip import Clip, FileSource
 from NatureLM.errors import NatureLMError
-from NatureLM.training.audio_cache import BadFiles
-from NatureLM.training.sampler import SampleIndex, Sampler, generator
-from NatureLM.training.samples import Sample, SampleBuilder
-from NatureLM.training.table import Example
+from NatureLM.training.data import Data
+from NatureLM.training.sampler import (
+    SampleIndex,
+    Sampler,
+    derive_seed,
+    generator,
+    mixture_weights,
+)
+from NatureLM.training.samples import AudioCache, Sample, SampleBuilder, SampleSettings
 
+_ENOUGH = 20  # bad files from which on their share of the files tried so far tells enough
 _MOST_REPLACEMENTS = 20
 MicroBatches = list[list[Sample]]
 
@@ -151,6 +161,107 @@ def plain_batches(
             yield batch
 
 
-def file_names(rows: Sequence[Example]) -> set[str]:
-    """All audio files that rows name."""
-    return {clip.path for row in rows for clip in row.clips}
+@dataclass
+class BadFiles:
+    """Which files could not be read, why, and whether they are too many.
+
+    max_share: allowed part of `total`; from twenty bad files on, also of the files tried so far
+    total: number of files that the data names
+    """
+
+    max_share: float
+    total: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    _tried: set[str] = field(default_factory=set)
+    _tried_before: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tried(self, clips: Iterable[Clip]) -> None:
+        """These clips are being read."""
+        with self._lock:
+            self._tried.update(clip.source.name for clip in clips)
+
+    @property
+    def tried_so_far(self) -> int:
+        """How many files were read, also before the run was resumed."""
+        return max(len(self._tried), self._tried_before)
+
+    def restore(self, reasons: Mapping[str, str], tried: int) -> None:
+        """Take up the account of a run that is resumed."""
+        with self._lock:
+            self.reasons = dict(reasons)
+            self._tried_before = tried
+
+    def add(self, error: AudioError) -> None:
+        """A file could not be read; raises NatureLMError above the limit."""
+        with self._lock:
+            self.reasons[str(error.path)] = error.reason
+            bad, tried = len(self.reasons), self.tried_so_far
+            if bad > self.max_share * self.total:
+                raise NatureLMError(self._report(f"the {self.total} audio files"))
+            if bad >= _ENOUGH and bad > self.max_share * tried:
+                raise NatureLMError(self._report(f"the first {tried} audio files"))
+
+    def _report(self, of_what: str) -> str:
+        shown = [f"  {path}: {reason}" for path, reason in list(self.reasons.items())[:5]]
+        more = len(self.reasons) - len(shown)
+        lines = [
+            f"{len(self.reasons)} of {of_what} cannot be used, more than "
+            f"datasets.max_bad_share = {self.max_share:g} allows:",
+            *shown,
+            *([f"  and {more} more"] if more > 0 else []),
+        ]
+        return "\n".join(lines)
+
+
+def make_order(data: Data, config: DatasetsConfig, run: RunConfig, step_size: int) -> Sampler:
+    """The order of draws; an epoch is one pass over the data, or `iters_per_epoch` steps."""
+    weights, first = [], 0
+    for size in data.sizes:
+        weights.append([example.weight for example in data.train[first : first + size]])
+        first += size
+    probabilities = mixture_weights(weights, data.shares, config.temperature)
+    size = len(data.train) if run.epoch_based else run.iters_per_epoch * step_size
+    return Sampler(probabilities, data.sizes, size, derive_seed(run.seed, "data"))
+
+
+def make_builders(
+    data: Data,
+    config: DatasetsConfig,
+    run: RunConfig,
+    *,
+    template: str,
+    sample_rate: int,
+    window_samples: int,
+) -> tuple[SampleBuilder, SampleBuilder, SampleBuilder, BadFiles]:
+    """Builders of training, validation and test samples, and the account of bad files."""
+    audio = AudioCache(sample_rate, config.audio_cache_mb * 2**20)
+    settings = SampleSettings(
+        template=template,
+        sample_rate=sample_rate,
+        window_samples=window_samples,
+        augmentations=run.augmentations,
+        few_shot=config.few_shot,
+        conversation_prob=config.conversation_prob,
+        questions_per_clip=config.questions_per_clip,
+        seed=derive_seed(run.seed, "samples"),
+    )
+    rows = (*data.train, *data.valid, *data.test)
+    files = {clip.source.name for row in rows for clip in row.clips}
+    return (
+        SampleBuilder(data.train, settings, audio, _noise(run.augmentations)),
+        SampleBuilder(data.valid, settings, audio),
+        SampleBuilder(data.test, settings, audio),
+        BadFiles(config.max_bad_share, len(files)),
+    )
+
+
+def _noise(changes: AugmentationsConfig) -> list[Clip]:
+    """Noise recordings of the folders named; none are looked for when they are not used."""
+    wanted = changes.noise_prob > 0 or changes.mask_audio_prob > 0
+    if not (changes.use_augmentation and wanted and changes.noise_dirs):
+        return []
+    from NatureLM.audio import find_recordings
+
+    files = find_recordings([Path(folder) for folder in changes.noise_dirs])
+    return [Clip.of(FileSource(path)) for path in files]

@@ -25,7 +25,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.training import checkpoint as files
 from NatureLM.training.build import make_objective
 from NatureLM.training.checkpoint import check_same, identity
-from NatureLM.training.data import Data, load_data, make_builders, make_order
+from NatureLM.training.data import Data, load_data
 from NatureLM.training.evaluation import Scorer, evaluate, same_text, to_device
 from NatureLM.training.logs import RunLog, check_adapter, write_adapter, write_result
 from NatureLM.training.objectives import DistillationTargets, Objective
@@ -38,7 +38,13 @@ from NatureLM.training.optim import (
     trainable,
 )
 from NatureLM.training.parallel import check_shareable, make_accelerator, seed_step, share, whole
-from NatureLM.training.stream import BatchLayout, DataLoader, MicroBatches
+from NatureLM.training.stream import (
+    BatchLayout,
+    DataLoader,
+    MicroBatches,
+    make_builders,
+    make_order,
+)
 
 
 class Meter:

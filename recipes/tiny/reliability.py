@@ -86,7 +86,7 @@ def known_or_unseen(
 
 def _samples(data: Path, split: str) -> Sequence[Any]:
     from NatureLM.config.base import TableSource
-    from NatureLM.data.dataset import open_samples
+    from NatureLM.data.sample import open_samples
 
     source = TableSource(path=str(data / "animals"), where={"split": split})
     return open_samples(source).samples

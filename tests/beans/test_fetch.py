@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from NatureLM.beans.fetch import FetchError, RemoteDataset
 from NatureLM.cli.main import beans_app
 from NatureLM.config.base import TableSource
-from NatureLM.data.dataset import open_samples
+from NatureLM.data.sample import open_samples
 from NatureLM.errors import UsageError
 
 pyarrow = pytest.importorskip("pyarrow")

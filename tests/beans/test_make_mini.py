@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import beans_app
 from NatureLM.config.base import TableSource
-from NatureLM.data.clip import load_window
-from NatureLM.data.dataset import open_samples
+from NatureLM.data.clip import read_window
+from NatureLM.data.sample import open_samples
 
 RATE = 8000
 PITCH = {"Cow": 300, "Dog": 700, "Wren": 1500}
@@ -73,7 +73,7 @@ def test_the_three_subsets(clips: Path) -> None:
         (row["id"], row["output"], row["task"]) for row in rows
     ]
     for sample in samples:
-        heard = strongest(load_window(sample.clip, 16000, 10.0))
+        heard = strongest(read_window(sample.clip, 16000, 10.0).samples)
         if sample.task == "captioning":
             assert heard == {sample.label.split()[0]}
         else:

@@ -13,8 +13,8 @@ from experiment_runs import rows_of, run
 from numpy.typing import NDArray
 from torch import Tensor
 
-from NatureLM.data.clip import Clip, hear
-from NatureLM.data.dataset import Sample
+from NatureLM.data.clip import Clip, read_window
+from NatureLM.data.sample import Sample
 from NatureLM.experiments.plan import Plan, Renderer
 from NatureLM.experiments.run import ClipLoader
 from NatureLM.generation.audio_cache import AudioEncoder, EmbeddingCache
@@ -46,7 +46,7 @@ CLIPS = {
     "three, cut": Clip("three, cut", Noise(8.0), window=3.0),
     "five": Clip("five", Noise(5.0), window=5.0),
     "longer than the model's": Clip("longer than the model's", Noise(12.0), window=20.0),
-    "part": Clip("part", Noise(30.0), start=4.0, duration=3.0, window=3.0),
+    "part": Clip("part", Noise(30.0), start=4.0, end=7.0, window=3.0),
 }
 SECONDS = {"model's": 10, "three": 3, "three, cut": 3, "five": 5, "part": 3}
 CUT = {"three, cut", "longer than the model's"}
@@ -59,7 +59,7 @@ def model(nano_folder: Path) -> NatureLM:
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_what_is_heard_of_a_clip(name: str) -> None:
-    heard = hear(CLIPS[name], RATE, 10.0)
+    heard = read_window(CLIPS[name], RATE, 10.0)
     assert heard.seconds == SECONDS.get(name, 10)
     assert len(heard.samples) <= heard.seconds * RATE
     assert heard.is_cut == (name in CUT)

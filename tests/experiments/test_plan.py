@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from NatureLM.config import ExperimentConfig
-from NatureLM.data.dataset import DataError, Sample
+from NatureLM.data.sample import Sample
+from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
 from NatureLM.experiments.plan import FewShotPool, Plan, Renderer
 from NatureLM.experiments.run import make_plan

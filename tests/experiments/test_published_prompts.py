@@ -12,7 +12,7 @@ import pytest
 
 from NatureLM.config import Config, ExperimentConfig, load_config
 from NatureLM.data.clip import Clip
-from NatureLM.data.dataset import Sample
+from NatureLM.data.sample import Sample
 from NatureLM.experiments.plan import Plan, Renderer, select
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

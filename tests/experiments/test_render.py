@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.config import SpeciesConfig
-from NatureLM.data.dataset import Sample
+from NatureLM.data.sample import Sample
 from NatureLM.errors import UsageError
 from NatureLM.experiments.plan import FewShotPool, Renderer
 

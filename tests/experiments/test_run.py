@@ -23,7 +23,7 @@ from experiment_runs import (
 )
 
 from NatureLM.config.base import TableSource
-from NatureLM.data.dataset import open_samples
+from NatureLM.data.sample import open_samples
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.experiments.plan import Plan, Renderer, weights_of

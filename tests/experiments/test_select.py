@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from NatureLM.config import ExperimentConfig
-from NatureLM.data.dataset import DataError, Sample
+from NatureLM.data.sample import Sample
+from NatureLM.data.table import DataError
 from NatureLM.experiments.plan import Selection, drawn, most_frequent, select
 
 MakeSample = Callable[..., Sample]

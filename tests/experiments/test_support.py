@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from NatureLM.config.base import TableSource
 from NatureLM.data.clip import Clip
-from NatureLM.data.dataset import Sample, open_samples
+from NatureLM.data.sample import Sample, open_samples
 from NatureLM.errors import UsageError
 from NatureLM.experiments.plan import FewShotPool
 

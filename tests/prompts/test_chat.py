@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from labelled_sound import file_clip
 from torch import Tensor
 
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
@@ -18,8 +19,8 @@ from NatureLM.prompts import (
     render,
     with_clips,
 )
+from NatureLM.training.data import Example
 from NatureLM.training.samples import as_second_turn
-from NatureLM.training.table import Clip, Example
 
 USER, ASSISTANT, END = (
     "<|start_header_id|>user<|end_header_id|>\n\n",
@@ -73,7 +74,7 @@ def test_training_and_conversations_give_two_turns_the_same_text(
         asked = talk.prompt.removesuffix(talk.turns[-1].answer)
         answer = talk.turns[0].answer
 
-    clips = (Clip("howl.wav"),)
+    clips = (file_clip("howl.wav"),)
     earlier = Example(id="a", clips=clips, prompts=("q1",), answer=answer)
     query = Example(id="b", clips=clips, prompts=(f"{AUDIO_TAG} q2",), answer="a2")
     learnt = as_second_turn(template, earlier, query, np.random.default_rng(0)).prompts[0]

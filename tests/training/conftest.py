@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from NatureLM.config.schema import Config
@@ -33,7 +31,6 @@ QFORMER: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 16,
 }
-SOUNDS = {"Cuckoo": 600.0, "Rain": 0.0, "Wolf": 250.0}
 MakeConfig = Callable[..., Config]
 
 
@@ -41,22 +38,6 @@ MakeConfig = Callable[..., Config]
 def one_thread() -> None:
     """Small tensors are faster on one thread, and sums always come in one order."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`<class>/<number>.wav`: four short clips of each class, 16 kHz."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for name, pitch in SOUNDS.items():
-        (folder / name).mkdir()
-        for number in range(4):
-            times = np.arange(int(16000 * (0.3 + 0.2 * number))) / 16000
-            noise = rng.standard_normal(len(times))
-            tone = np.sin(2 * np.pi * (pitch + 5 * number) * times) + 0.05 * noise
-            wav = 0.3 * (tone if pitch else noise)
-            soundfile.write(folder / name / f"{number}.wav", wav.astype(np.float32), 16000)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from labelled_sound import file_clip
 
 from NatureLM.config.training import FewShotConfig
 from NatureLM.prompts import AUDIO_TAG, few_shot_prompt
+from NatureLM.training.data import Example
 from NatureLM.training.samples import (
-    ConversationPool,
+    ClipPool,
     SupportPool,
     as_second_turn,
     few_shot,
 )
-from NatureLM.training.table import Clip, Example
 
 TEMPLATE = "<user>{}<|eot_id|><assistant>"
 
@@ -23,7 +24,7 @@ TEMPLATE = "<user>{}<|eot_id|><assistant>"
 def row(number: int, answer: str, *, task: str = "name", group: str = "") -> Example:
     return Example(
         id=f"t/{number}",
-        clips=(Clip(f"{number}.wav"),),
+        clips=(file_clip(f"{number}.wav"),),
         prompts=(f"{AUDIO_TAG} Which?",),
         answer=answer,
         task=task,
@@ -37,7 +38,7 @@ ROWS = [row(n, "ABC"[n % 3], group=f"g{n // 2}") for n in range(18)]
 
 def test_clips_stand_in_the_order_of_their_places():
     made = few_shot(ROWS[0], [ROWS[4], ROWS[5]])
-    assert [clip.path for clip in made.clips] == ["4.wav", "5.wav", "0.wav"]
+    assert [clip.source.name for clip in made.clips] == ["4.wav", "5.wav", "0.wav"]
     assert made.prompts[0] == few_shot_prompt("Which?", ["B", "C"])
     assert made.answer == "A"
     assert made.labels == ()
@@ -69,15 +70,19 @@ def test_no_examples_without_another_recording_of_the_answer():
 
 
 def test_a_conversation_is_about_one_clip():
-    asked = Example(id="a", clips=(Clip("1.wav"),), prompts=("P",), answer="Wren")
+    asked = Example(id="a", clips=(file_clip("1.wav"),), prompts=("P",), answer="Wren")
     query = Example(
-        id="b", clips=(Clip("1.wav"),), prompts=(f"{AUDIO_TAG} Q",), answer="yes", labels=("yes",)
+        id="b",
+        clips=(file_clip("1.wav"),),
+        prompts=(f"{AUDIO_TAG} Q",),
+        answer="yes",
+        labels=("yes",),
     )
-    other = Example(id="c", clips=(Clip("2.wav"),), prompts=("R",), answer="no")
+    other = Example(id="c", clips=(file_clip("2.wav"),), prompts=("R",), answer="no")
     rng = np.random.default_rng(0)
-    pool = ConversationPool([asked, query, other])
-    assert pool.draw(query, rng) is asked
-    assert pool.draw(other, rng) is None
+    pool = ClipPool([asked, query, other])
+    assert pool.draw_earlier(query, rng) is asked
+    assert pool.draw_earlier(other, rng) is None
     made = as_second_turn(TEMPLATE, asked, query, rng)
     assert made.rendered
     assert made.prompts[0] == (

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from NatureLM.errors import ConfigError, UsageError
+from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
-from NatureLM.training.audio_cache import TooManyBadFilesError
+from NatureLM.training.check import report
 from NatureLM.training.checkpoint import checkpoints
 from NatureLM.training.optim import part_of
 from NatureLM.training.train import Trainer, train
@@ -240,7 +240,7 @@ def test_bad_files_are_left_out_and_named(make_config, clips_folder: Path, tmp_p
     resumed._begin(resume=True)
     assert list(resumed.bad.reasons) == [str(tmp_path / "broken.wav")]
     assert resumed.bad.tried_so_far == 13
-    with pytest.raises(TooManyBadFilesError):
+    with pytest.raises(NatureLMError, match="1 of the 13 audio files"):
         train(
             make_config(
                 batch_size_train=13,
@@ -248,6 +248,33 @@ def test_bad_files_are_left_out_and_named(make_config, clips_folder: Path, tmp_p
                 output_dir=str(tmp_path / "strict"),
             )
         )
+
+
+def test_a_dataset_with_sound_in_it(make_config, clips_folder: Path, tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    files = sorted(clips_folder.glob("*/*.wav"))
+    rows = datasets.Dataset.from_dict(
+        {
+            "audio": [{"bytes": path.read_bytes(), "path": path.name} for path in files],
+            "label": [path.parent.name for path in files],
+            "question": ["What is it?"] * len(files),
+        }
+    )
+    saved = str(tmp_path / "saved")
+    datasets.DatasetDict({"train": rows, "test": rows.select(range(3))}).save_to_disk(saved)
+    data = {
+        "train": [{"path": saved, "split": "train", "name": "birds"}],
+        "valid": [{"path": saved, "split": "test"}],
+    }
+    config = make_config(max_steps=2, save_every=1, datasets=data, num_workers=2)
+    lines = "\n".join(report(config))
+    assert "birds: 12 rows" in lines
+    assert "are not there" not in lines
+    assert "What is it?" in lines
+    result = train(config)
+    again = train(config, resume=True)  # the rows have the same fingerprint when read again
+    assert again.steps == result.steps == 2
+    assert "birds: 12 rows" in (result.folder / "final" / "README.md").read_text()
 
 
 def test_only_evaluate(make_config, table: Path, tmp_path: Path):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from labelled_sound import file_clip
 
 from NatureLM.config.training import AugmentationsConfig
+from NatureLM.data.clip import Clip
 from NatureLM.training.build import make_objective
+from NatureLM.training.data import Example
 from NatureLM.training.sampler import SampleIndex
-from NatureLM.training.samples import QuestionPool, SampleBuilder, SampleSettings
-from NatureLM.training.table import Clip, Example
+from NatureLM.training.samples import ClipPool, SampleBuilder, SampleSettings
 
 WINDOW = 16000
 
 
 def row(number: int, clip: str, *, weight: float = 1.0, labels: tuple[str, ...] = ()) -> Example:
     return Example(
-        id=f"{clip}/{number}", clips=(Clip(clip),), prompts=(f"Question {number}?",),
+        id=f"{clip}/{number}", clips=(file_clip(clip),), prompts=(f"Question {number}?",),
         answer=f"answer {number}", task="name", labels=labels, weight=weight,
     )  # fmt: skip
 
@@ -26,19 +28,19 @@ class Tones:
     """Every file is its own tone."""
 
     def read(self, clip: Clip) -> np.ndarray:
-        pitch = 200 + 100 * (sum(clip.path.encode()) % 7)
+        pitch = 200 + 100 * (sum(clip.source.name.encode()) % 7)
         return np.sin(np.arange(WINDOW) * pitch / WINDOW * 6.28).astype(np.float32) * 0.3
 
 
 def test_rows_about_the_clip_are_drawn_by_weight_and_once():
     rows = [row(0, "a"), row(1, "a", weight=0.0), row(2, "a", weight=9.0), row(3, "a"), row(4, "b")]
-    pool = QuestionPool(rows)
+    pool = ClipPool(rows)
     rng = np.random.default_rng(0)
-    drawn = [pool.draw(rows[0], 1, rng)[0].id for _ in range(300)]
+    drawn = [pool.draw_further(rows[0], 1, rng)[0].id for _ in range(300)]
     assert set(drawn) == {"a/2", "a/3"}, "neither itself, nor weight 0, nor another clip's"
     assert 0.8 < drawn.count("a/2") / 300 < 0.97
-    assert {e.id for e in pool.draw(rows[0], 5, rng)} == {"a/2", "a/3"}
-    assert pool.draw(rows[4], 3, rng) == []
+    assert {e.id for e in pool.draw_further(rows[0], 5, rng)} == {"a/2", "a/3"}
+    assert pool.draw_further(rows[4], 3, rng) == []
 
 
 def builder(rows: list[Example], **changes: float) -> SampleBuilder:
@@ -72,7 +74,8 @@ def test_a_mixed_window_is_asked_about_once():
 
 
 def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.MonkeyPatch):
-    from NatureLM.training.data import load_data, make_builders
+    from NatureLM.training.data import load_data
+    from NatureLM.training.stream import make_builders
 
     config = make_config(datasets={"questions_per_clip": 2})
     data = load_data(config.datasets, config.run)

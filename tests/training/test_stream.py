@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from labelled_sound import file_clip
 
 from NatureLM.audio.errors import AudioError
 from NatureLM.config.training import AugmentationsConfig, FewShotConfig, TableConfig
+from NatureLM.data.clip import Clip
 from NatureLM.errors import NatureLMError
-from NatureLM.training.audio_cache import AudioCache, BadFiles, TooManyBadFilesError, clip_reader
+from NatureLM.training.data import Example, load_examples, with_mixable_labels
 from NatureLM.training.sampler import SampleIndex, Sampler, mixture_weights
-from NatureLM.training.samples import Sample, SampleBuilder, SampleSettings
-from NatureLM.training.stream import BatchLayout, DataLoader, plain_batches
-from NatureLM.training.table import Clip, Example, load_examples, with_mixable_labels
+from NatureLM.training.samples import AudioCache, Sample, SampleBuilder, SampleSettings
+from NatureLM.training.stream import BadFiles, BatchLayout, DataLoader, plain_batches
 
 TEMPLATE = "<user>{}<|eot_id|>"
 ALL_CHANGES = AugmentationsConfig(
@@ -38,7 +39,7 @@ def rows(table: Path) -> list[Example]:
 
 def builder(rows: list[Example], **settings: Any) -> SampleBuilder:
     values = {"augmentations": ALL_CHANGES, "window_samples": 16000, **settings}
-    store = AudioCache(clip_reader(16000), 2**24)
+    store = AudioCache(16000, 2**24)
     return SampleBuilder(rows, SampleSettings(template=TEMPLATE, **values), store)
 
 
@@ -152,7 +153,7 @@ def broken(rows: list[Example], count: int, tmp_path: Path) -> list[Example]:
     path.write_text("not audio")
     files = [path, *(tmp_path / f"gone{i}.wav" for i in range(count))]
     return [
-        replace(row, clips=(Clip(str(files[i])),)) if i < count else row
+        replace(row, clips=(file_clip(str(files[i])),)) if i < count else row
         for i, row in enumerate(rows)
     ]
 
@@ -169,7 +170,7 @@ def test_a_bad_file_is_skipped_counted_and_named(rows, tmp_path: Path):
 
 def test_too_many_bad_files_stop_the_run(rows, tmp_path: Path):
     one = stream(broken(rows, 6, tmp_path), BatchLayout(8), BadFiles(0.2, 12))
-    with pytest.raises(TooManyBadFilesError, match=r"3 of the 12 audio files .* 0\.2 allows") as e:
+    with pytest.raises(NatureLMError, match=r"3 of the 12 audio files .* 0\.2 allows") as e:
         list(one.steps(0, 9))
     assert "broken.wav" in str(e.value) or "gone" in str(e.value)
 
@@ -182,23 +183,27 @@ def test_a_disk_that_is_not_there_is_noticed(rows, tmp_path: Path):
 
 def test_many_bad_files_among_very_many_are_noticed_early():
     bad = BadFiles(0.01, 1_000_000)
-    bad.tried(Clip(str(i)) for i in range(1000))
+    bad.tried(file_clip(str(i)) for i in range(1000))
     for i in range(19):
         bad.add(AudioError(str(i), "broken"))
-    with pytest.raises(TooManyBadFilesError, match="20 of the first 1000"):
+    with pytest.raises(NatureLMError, match="20 of the first 1000"):
         bad.add(AudioError("19", "broken"))
 
 
-def test_the_store_reads_once_and_keeps_to_its_limit():
-    read: list[Clip] = []
+def test_the_cache_reads_once_and_keeps_to_its_limit():
+    read: list[str] = []
 
-    def reader(clip: Clip) -> np.ndarray:
-        read.append(clip)
-        return np.zeros(1000, np.float32)
+    @dataclass(frozen=True)
+    class Silence:
+        name: str
 
-    store = AudioCache(reader, cache_bytes=8000)
+        def read(self, **_: Any) -> np.ndarray:
+            read.append(self.name)
+            return np.zeros(1000, np.float32)
+
+    cache = AudioCache(16000, max_bytes=8000)
     for name in ("a", "a", "b", "c", "a", "c"):
-        store.read(Clip(name))
-    assert [clip.path for clip in read] == ["a", "b", "c", "a"]
+        cache.read(Clip.of(Silence(name)))
+    assert read == ["a", "b", "c", "a"]
     with pytest.raises(ValueError, match="read-only"):
-        store.read(Clip("c"))[0] = 1
+        cache.read(Clip.of(Silence("c")))[0] = 1

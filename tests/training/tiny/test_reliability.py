@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from NatureLM.data.clip import Clip
-from NatureLM.data.dataset import Sample
+from NatureLM.data.sample import Sample
 from NatureLM.errors import NatureLMError
 from NatureLM.experiments.calibrate import ConfidenceError, Scored, fit_calibration, measure
 from NatureLM.generation.labels import LabelScores

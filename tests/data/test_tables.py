@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labelled_sound import file_clip
 
 from NatureLM.config.training import TableConfig
-from NatureLM.data.table import TableError
-from NatureLM.training.table import (
-    Clip,
+from NatureLM.data.table import DataError
+from NatureLM.training.data import (
     load_examples,
     merge_labels,
     split_labels,
@@ -35,7 +35,7 @@ def test_jsonl(tmp_path: Path):
         {"prompt": "Say yes.", "answer": "yes"},
     ]  # fmt: skip
     one, two = load(write(tmp_path / "t.jsonl", rows))
-    assert one.clips == (Clip(str(tmp_path / "a.wav"), 1.0, 2.5),)
+    assert one.clips == (file_clip(str(tmp_path / "a.wav"), 1.0, 2.5),)
     assert (one.prompts, one.answer, one.task, one.dataset, one.weight) == (
         ("P", "Q"), "Wren", "name", "d", 2.0,
     )  # fmt: skip
@@ -52,8 +52,8 @@ def test_annotations_of_the_reference(tmp_path: Path):
     path.write_text(json.dumps({"annotation": rows}))
     one, two = load(path)
     assert one.answer == "Wren"
-    assert one.clips == (Clip("/far/a.wav"),)
-    assert two.clips == (Clip("/far/b.wav"), Clip(str(tmp_path / "c.wav")))
+    assert one.clips == (file_clip("/far/a.wav"),)
+    assert two.clips == (file_clip("/far/b.wav"), file_clip(str(tmp_path / "c.wav")))
 
 
 def test_csv_with_own_column_names_and_a_filter(tmp_path: Path):
@@ -70,7 +70,7 @@ def test_csv_with_own_column_names_and_a_filter(tmp_path: Path):
         audio_root=str(tmp_path / "audio"),
     )
     assert [row.answer for row in rows] == ["Wren", "Owl"]
-    assert rows[0].clips == (Clip(str(tmp_path / "audio" / "a.wav"), 3.0),)
+    assert rows[0].clips == (file_clip(str(tmp_path / "audio" / "a.wav"), 3.0),)
     assert {row.prompts for row in rows} == {("Which species?",)}
     assert {row.task for row in rows} == {"name"}
 
@@ -89,7 +89,7 @@ def test_folders_of_class_names(clips_folder: Path):
     rows = load(clips_folder)
     assert len(rows) == 12
     assert {row.answer for row in rows} == {"Cuckoo", "Rain", "Wolf"}
-    assert all(Path(row.clips[0].path).is_file() for row in rows)
+    assert all(Path(row.clips[0].source.name).is_file() for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -103,25 +103,25 @@ def test_folders_of_class_names(clips_folder: Path):
 )
 def test_a_bad_row_is_named(tmp_path: Path, line: dict[str, Any], message: str):
     path = write(tmp_path / "t.jsonl", [{"answer": "good"}, line])
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(DataError, match=message):
         load(path)
 
 
 def test_bad_tables_are_named(tmp_path: Path):
     (tmp_path / "broken.jsonl").write_text('{"answer": "x"}\n{"answer"\n')
-    with pytest.raises(TableError, match=r"broken\.jsonl, line 2: not valid JSON"):
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 2: not valid JSON"):
         load(tmp_path / "broken.jsonl")
-    with pytest.raises(TableError, match="there is no such table"):
+    with pytest.raises(DataError, match="there is no such table"):
         load(tmp_path / "gone.csv")
     (tmp_path / "t.txt").write_text("")
-    with pytest.raises(TableError, match=r"tables end in \.jsonl"):
+    with pytest.raises(DataError, match=r"tables end in \.jsonl"):
         load(tmp_path / "t.txt")
     good = write(tmp_path / "t.jsonl", [{"answer": "x", "split": "a"}])
-    with pytest.raises(TableError, match="no row is left by `where`"):
+    with pytest.raises(DataError, match="no row is left by `where`"):
         load(good, where={"split": "b"})
-    with pytest.raises(TableError, match="asks for column 'fold'; there are answer, split"):
+    with pytest.raises(DataError, match="asks for column 'fold'; there are answer, split"):
         load(good, where={"fold": "1"})
-    with pytest.raises(TableError, match="columns maps reply; known are path"):
+    with pytest.raises(DataError, match="columns maps reply; known are path"):
         load(good, columns={"reply": "answer"})
 
 

@@ -17,14 +17,14 @@ import soundfile
 from NatureLM.audio import read_clip
 from NatureLM.audio.errors import AudioError
 from NatureLM.config.training import TableConfig
-from NatureLM.data.table import TableError
-from NatureLM.training.audio_cache import clip_reader
-from NatureLM.training.check import report
-from NatureLM.training.table import RowClip, load_examples
+from NatureLM.data.clip import FileSource
+from NatureLM.data.table import DataError
+from NatureLM.training.data import load_examples
+from NatureLM.training.samples import AudioCache
 
 datasets = pytest.importorskip("datasets")
 CLASSES = ["Cuckoo", "Rain", "Wolf"]
-READ = clip_reader(16000)
+READ = AudioCache(16000, max_bytes=0).read
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,11 +112,11 @@ def test_every_form_gives_the_same_rows(saved, clips_folder: Path, form: str):
 
 def test_splits(saved):
     assert len(load(saved["splits"], split="test")) == 3
-    with pytest.raises(TableError, match="no split is named; set `split` to one of train, test"):
+    with pytest.raises(DataError, match="no split is named; set `split` to one of train, test"):
         load(saved["splits"])
-    with pytest.raises(TableError, match="there is no 'valid'; set `split` to one of train, test"):
+    with pytest.raises(DataError, match="there is no 'valid'; set `split` to one of train, test"):
         load(saved["splits"], split="valid")
-    with pytest.raises(TableError, match="Unknown split"):
+    with pytest.raises(DataError, match="Unknown split"):
         load(saved["parquet folder"], split="valid")
 
 
@@ -132,9 +132,9 @@ def test_where_and_columns(saved):
     others = load(saved["save_to_disk"], where={"split_number": "1"})
     for bare, encoded in zip(rows, others, strict=True):
         np.testing.assert_allclose(READ(bare.clips[0]), READ(encoded.clips[0]), atol=1e-4)
-    with pytest.raises(TableError, match="asks for column 'fold'; there are label, question"):
+    with pytest.raises(DataError, match="asks for column 'fold'; there are label, question"):
         load(saved["save_to_disk"], where={"fold": "1"})
-    with pytest.raises(TableError, match=r"columns\.audio is 'sound'; there are audio, label"):
+    with pytest.raises(DataError, match=r"columns\.audio is 'sound'; there are audio, label"):
         load(saved["save_to_disk"], columns={"audio": "sound"})
 
 
@@ -149,7 +149,7 @@ def test_stretches_and_paths(clips_folder: Path, tmp_path: Path):
     no_audio = made.remove_columns("audio").add_column("path", ["Wolf/3.wav"])
     no_audio.save_to_disk(str(tmp_path / "files"))
     (row,) = load(tmp_path / "files", audio_root=str(clips_folder))
-    assert not isinstance(row.clips[0], RowClip)
+    assert isinstance(row.clips[0].source, FileSource)
     assert np.array_equal(READ(row.clips[0]), whole[1600:6400])
 
 
@@ -174,14 +174,14 @@ def test_a_broken_sound_is_named_by_its_row(tmp_path: Path):
 
 def test_what_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved):
     (tmp_path / "t.jsonl").write_text(json.dumps({"answer": "x"}) + "\n")
-    with pytest.raises(TableError, match="split is for Hugging Face datasets, and this is none"):
+    with pytest.raises(DataError, match="split is for Hugging Face datasets, and this is none"):
         load(tmp_path / "t.jsonl", split="train")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "state.json").write_text("{}")
-    with pytest.raises(TableError, match="cannot be read as a Hugging Face dataset"):
+    with pytest.raises(DataError, match="cannot be read as a Hugging Face dataset"):
         load(tmp_path / "odd")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TableError, match=r"pip install 'naturelm-audio\[beans\]'"):
+    with pytest.raises(DataError, match=r"pip install 'naturelm-audio\[beans\]'"):
         load(saved["save_to_disk"])
 
 
@@ -189,7 +189,7 @@ def test_a_name_that_is_nowhere(tmp_path: Path):
     """Offline, in a process of its own, because the library reads the setting once."""
     code = (
         "from NatureLM.config.training import TableConfig\n"
-        "from NatureLM.training.table import load_examples\n"
+        "from NatureLM.training.data import load_examples\n"
         "load_examples(TableConfig(path='nobody/no-such-birds'))"
     )
     done = subprocess.run(
@@ -225,22 +225,3 @@ def test_the_sound_is_not_held_in_memory(tmp_path: Path):
     for example in examples:
         READ(example.clips[0])
     assert own_memory() - before < 64 << 20
-
-
-def test_training_and_check_take_it(make_config, saved):
-    pytest.importorskip("accelerate")
-    from NatureLM.training.train import train
-
-    data = {
-        "train": [{"path": str(saved["splits"]), "split": "train", "name": "birds"}],
-        "valid": [{"path": str(saved["splits"]), "split": "test"}],
-    }
-    config = make_config(max_steps=2, save_every=1, datasets=data, num_workers=2)
-    lines = "\n".join(report(config))
-    assert "birds: 12 rows" in lines
-    assert "are not there" not in lines
-    assert "What is it?" in lines
-    result = train(config)
-    again = train(config, resume=True)  # the rows have the same fingerprint when read again
-    assert again.steps == result.steps == 2
-    assert "birds: 12 rows" in (result.folder / "final" / "README.md").read_text()
