@@ -6,7 +6,6 @@ Nothing is drawn, decoded or changed here. Columns are found by their names or t
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from NatureLM.data.table import (
     strings_of,
 )
 from NatureLM.errors import ConfigError
+from NatureLM.util import digest
 
 NONE_LABEL = "None"
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -81,15 +81,13 @@ class Data:
 
     def fingerprint(self) -> str:
         """Changes when a training row changes. Checkpoints hold it, so its text must stay."""
-        digest = hashlib.blake2b(digest_size=8)
-        for example in self.train:
-            values = {
-                **vars(example),
-                "clips": tuple(map(_Verbatim, map(_clip_text, example.clips))),
-            }
-            text = ", ".join(f"{name}={value!r}" for name, value in values.items())
-            digest.update(f"Example({text})".encode())
-        return digest.hexdigest()
+        return digest(map(_example_text, self.train), "blake2b", size=8).hex()
+
+
+def _example_text(example: Example) -> str:
+    clips = tuple(_Verbatim(_clip_text(clip)) for clip in example.clips)
+    values = {**vars(example), "clips": clips}
+    return f"Example({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 class _Verbatim(str):
