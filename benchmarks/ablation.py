@@ -43,7 +43,7 @@ def encoding_again(model: BenchmarkModel, times: int) -> Iterator[None]:
 
 def without_sharing() -> Any:
     """No prompts share the keys and values of what they begin with."""
-    return patch.object(scheduler, "_SHORTEST_START", 1 << 30)
+    return patch.object(scheduler, "_MIN_PREFIX", 1 << 30)
 
 
 def without_loading_ahead() -> Any:

@@ -21,7 +21,7 @@ from measure import quickest
 from model import QUERIES, build, prompt, waves
 from torch import Tensor
 
-from NatureLM.generation.engine import generate_ids
+from NatureLM.generation.decoding import Decoder, Prompt
 from NatureLM.generation.prefill import left_pad
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.scaling import active_alpha
@@ -71,24 +71,20 @@ def own_decoding(
     model: Any, embeds: Sequence[Tensor], alpha: float, options: GenerationOptions
 ) -> list[list[int]]:
     """The package's decoding of one batch."""
-    return generate_ids(
-        model.language_model,
-        embeds,
-        alphas=[alpha] * len(embeds),
-        eos_ids=model.eos_ids,
-        options=options,
-    )
+    decoder = Decoder(model.language_model, options, model.eos_ids)
+    prompts = [Prompt(one_LD, alpha, number) for number, one_LD in enumerate(embeds)]
+    return [one.ids for one in decoder.run(prompts)]
 
 
 def transformers_decoding(
     model: Any, embeds: Sequence[Tensor], alpha: float, options: GenerationOptions
 ) -> list[list[int]]:
     """The same batch through `generate` of transformers, as many new tokens for every row."""
-    batch = left_pad(embeds)
+    embeds_RLD, mask_RL, _ = left_pad(embeds)
     with active_alpha(alpha):
         ids = model.language_model.generate(
-            inputs_embeds=batch.embeds_RLD,
-            attention_mask=batch.mask_RL,
+            inputs_embeds=embeds_RLD,
+            attention_mask=mask_RL,
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
             do_sample=False,

@@ -26,7 +26,7 @@ from model import QUERIES, BenchmarkModel, build, prompt, waves
 from transformers import LlamaConfig
 
 import NatureLM.models as models
-from NatureLM.generation.cuda_graphs import static_steps
+from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.request import GenerationOptions, Request
@@ -140,7 +140,7 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
     embeds = list(torch.randn(rows, length, width, device=like.device, dtype=like.dtype))
     steps = 8
     room = WARM_STEPS + steps
-    static = static_steps(model.language_model, True, note=print)
+    graphs = make_graph_runner(model.language_model, True, note=print)
     with torch.inference_mode(), fold_if_single_alpha(model, [1.0]):
         made = [DecodingSession(model.language_model, embeds[:1], [1.0], new_tokens=room)]
         prefill = seconds(
@@ -151,7 +151,7 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
         )
         step = step_seconds(model, made.pop(), steps)
         session = DecodingSession(
-            model.language_model, embeds, [1.0] * rows, new_tokens=room, static=static
+            model.language_model, embeds, [1.0] * rows, new_tokens=room, graphs=graphs
         )
         captured = step_seconds(model, session, steps)
     size = model.llama_embed_tokens.weight.element_size()

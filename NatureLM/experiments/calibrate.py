@@ -96,7 +96,8 @@ def score_samples(
     Raises ConfidenceError where none can be read.
     """
     from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
-    from NatureLM.generation.request import Answer, LabelChoice, Request
+    from NatureLM.generation.labels import LabelChoice
+    from NatureLM.generation.request import Answer, Request
     from NatureLM.prompts import PLACEHOLDER
 
     ears = ClipLoader(model, (sample.clip for sample in samples))

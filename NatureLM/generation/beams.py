@@ -5,7 +5,7 @@ Shapes: R rows (one for each beam of each unfinished prompt), V vocabulary.
 The rules (transformers 4.44): the best continuations are looked at in order of their summed
 log-probability; an end-of-text among the first `beams` of them completes a hypothesis,
 whose score is the sum divided by (number of generated tokens, the end included) ** length_penalty;
-others go on as beams. A prompt is done when it has `beams` hypotheses and the best continuation,
+others stay beams. A prompt is done when it has `beams` hypotheses and the best continuation,
 scored at its present length, is no better than the worst of them.
 """
 
@@ -19,7 +19,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from NatureLM.generation.constrained import LabelGrammar, only_allowed
+from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.generation.sampling import BeamStep, GenerationOutput, process_scores
 
@@ -115,16 +115,15 @@ class BeamSearch:
         scores_RV = _sum_scores(logits_RV, states, self._eos_ids, self._options)
         widths = [len(search.beams) for search in states]
         candidates = _candidates(scores_RV, widths, self._options.num_beams, len(self._eos_ids))
-        rows: list[int] = []
-        tokens: list[int] = []
+        step = BeamStep([], [])
         first_row = 0
         for search, beams, best in zip(states, widths, candidates, strict=True):
             parents = search.advance(best, self._eos_ids)
             if not search.done:
-                rows += [first_row + parent for parent in parents]
-                tokens += [ids[-1] for ids in search.beams]
+                step.rows.extend(first_row + parent for parent in parents)
+                step.tokens.extend(ids[-1] for ids in search.beams)
             first_row += beams
-        return BeamStep(rows, tokens)
+        return step
 
 
 def _sum_scores(
@@ -141,9 +140,7 @@ def _sum_scores(
         [search.prompt_length for search, _ in beams],
         eos_ids,
         options,
-    )
-    scores_RV = only_allowed(
-        scores_RV, [ids for _, ids in beams], [search.grammar for search, _ in beams]
+        [search.grammar for search, _ in beams],
     )
     sums = [total for search in searches for total in search.sums]
     return scores_RV + scores_RV.new_tensor(sums)[:, None]
@@ -154,7 +151,7 @@ def _candidates(
 ) -> list[list[tuple[float, int, int]]]:
     """The best (sum, beam, token) over the beams of each prompt, best first.
 
-    Enough of them that `width` go on even if every beam's end-of-text tokens come first.
+    Enough of them that `width` stay even if every beam's end-of-text tokens come first.
     `widths`: how many rows each prompt has; those with as many are one `topk`.
     """
     vocabulary = scores_RV.shape[-1]

@@ -1,20 +1,11 @@
-"""Tensors on their way from the host to the device.
-
-Audio embeddings spliced into the embeddings of a prompt.
-
-Shapes: L positions, Q audio positions, D width of the language model.
+"""Running prompts: audio embeddings in their places, shared beginnings once, like lengths together.
 
 A prompt is cut at every `<AudioHere>`; the parts are tokenised separately and without special
 tokens, as the reference does (tokens never cross a placeholder), and the i-th audio stands at the
-i-th placeholder. The embedding of the beginning-of-text token goes in front.
+i-th placeholder. The embedding of the beginning-of-text token goes in front. Rows of different
+lengths are padded on the left and keep their own positions.
 
-Rows of different lengths in one batch: padding on the left, true positions.
-
-Shapes: R rows, L positions, D width.
-
-Running the prompts: what several rows begin with once, and rows of like length together.
-
-Shapes: R rows, G shared beginnings, L positions, V vocabulary.
+Shapes: R rows, G shared prefixes, L positions, Q audio positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.cache import PreallocatedCache, joined
+from NatureLM.generation.cache import PreallocatedCache, join_rows
 from NatureLM.merging.scaling import active_alpha, as_row_scale
 from NatureLM.prompts import PLACEHOLDER
 
@@ -97,40 +88,26 @@ def merge_audio_embeddings(
     return merge_prompt_parts(prompt_parts(prompt, tokenizer), audios_QD, embed_tokens)
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """Left-padded prompts: embeddings (R, L, D), mask (R, L; 1 where real), positions (R, L)."""
+def left_pad(rows_LD: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad rows on the left, so that every row's last position is its prompt's last.
 
-    embeds_RLD: Tensor
-    mask_RL: Tensor
-    positions_RL: Tensor
-    lengths: tuple[int, ...]
-
-
-def left_pad(rows_LD: Sequence[Tensor]) -> PromptBatch:
-    """Pad rows on the left, so that every row's last position is its prompt's last."""
-    lengths = tuple(row.shape[0] for row in rows_LD)
-    longest = max(lengths)
+    Returns embeddings (R, L, D), mask (R, L; 1 where real) and positions (R, L).
+    """
+    longest = max(row.shape[0] for row in rows_LD)
     first = rows_LD[0]
     embeds = first.new_zeros(len(rows_LD), longest, first.shape[1])
     mask = torch.zeros(len(rows_LD), longest, dtype=torch.long, device=first.device)
     for index, row in enumerate(rows_LD):
         embeds[index, longest - row.shape[0] :] = row
         mask[index, longest - row.shape[0] :] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    return PromptBatch(embeds, mask, positions, lengths)
+    return embeds, mask, (mask.cumsum(dim=1) - 1).clamp_min(0)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What one pass through the model holds and costs beside its positions, in positions."""
-
-    most: int
-    overhead: int
-
-
-_PASSES = {"cpu": _Pass(most=2048, overhead=24)}
-_ACCELERATOR_PASS = _Pass(most=32768, overhead=128)
+# Of one pass through the model: positions at most, and what it costs beside them, in positions.
+_PASSES = {"cpu": (2048, 24)}
+_ACCELERATOR_PASS = (32768, 128)
+_ROW_PASS = {"cpu": 2048}  # positions of one row, which bounds the memory of a long text
+_ACCELERATOR_ROW_PASS = 8192
 
 
 @dataclass(frozen=True)
@@ -180,19 +157,46 @@ def prefill(
             source[row], starts[row] = place, one.length
     device = before.mask_RL.device
     source_R = torch.tensor(source, device=device)
-    # A row that shares nothing hears nothing of the beginning that stands in its place.
+    # A row that shares nothing sees nothing of the prefix that stands in its place.
     mask_RL = before.mask_RL[source_R] * (torch.tensor(starts, device=device) > 0)[:, None]
     rests = [row_LD[start:] for row_LD, start in zip(prompts_LD, starts, strict=True)]
     return _run(language_model, rests, alphas, room, PrefixKV(before.cache, source_R, mask_RL))
 
 
+def extend(
+    language_model: nn.Module, cache: PreallocatedCache, text_LD: Tensor, alpha: float
+) -> Prefilled:
+    """Run a text (length, width) behind what the cache of one row holds; the cache grows."""
+    device = text_LD.device
+    size = _ROW_PASS.get(device.type, _ACCELERATOR_ROW_PASS)
+    logits_RV, mask_RL = torch.empty(0), torch.empty(0)
+    for part_LD in text_LD.split(size):
+        before = cache.get_seq_length()
+        total = before + part_LD.shape[0]
+        mask_RL = torch.ones(1, total, dtype=torch.long, device=device)
+        logits_RV = forward(
+            language_model,
+            cache,
+            [alpha],
+            inputs_embeds=part_LD[None],
+            attention_mask=mask_RL,
+            position_ids=torch.arange(before, total, device=device)[None],
+        )
+    return Prefilled(cache, mask_RL, logits_RV)
+
+
 @dataclass(frozen=True)
 class PrefixKV:
-    """What rows hold already: row i continues row `source_R[i]` of the cache, under its mask."""
+    """What rows begin with: row i continues row `source_R[i]` of the cache, under its mask."""
 
     cache: PreallocatedCache
     source_R: Tensor
     mask_RL: Tensor
+
+    def of_rows(self, rows: Sequence[int]) -> PrefixKV:
+        """The same for some of the rows."""
+        places = torch.tensor(rows, device=self.source_R.device)
+        return PrefixKV(self.cache, self.source_R[places], self.mask_RL[places])
 
 
 def _run(
@@ -200,7 +204,7 @@ def _run(
     rows_LD: Sequence[Tensor],
     alphas: Sequence[float],
     room: int,
-    past: PrefixKV | None,
+    prefix: PrefixKV | None,
     *,
     scored: bool = True,
 ) -> Prefilled:
@@ -210,21 +214,21 @@ def _run(
     """
     lengths = [row.shape[0] for row in rows_LD]
     limits = _PASSES.get(rows_LD[0].device.type, _ACCELERATOR_PASS)
-    places = pieces_of(lengths, limits.most, limits.overhead)
+    places = split_by_length(lengths, *limits)
     pieces = [
         _run_piece(
             model,
             [rows_LD[row] for row in rows],
             [alphas[row] for row in rows],
             room,
-            None if past is None else _of_rows(past, rows),
+            None if prefix is None else prefix.of_rows(rows),
             scored,
         )
         for rows in places
     ]
     if len(pieces) == 1 and places[0] == list(range(len(rows_LD))):
         return pieces[0]
-    start = 0 if past is None else past.mask_RL.shape[1]
+    start = 0 if prefix is None else prefix.mask_RL.shape[1]
     columns = start + max(lengths)
     mask_RL = pieces[0].mask_RL.new_zeros(len(rows_LD), columns)
     logits_RV = pieces[0].logits_RV.new_empty(len(rows_LD), pieces[0].logits_RV.shape[1])
@@ -235,10 +239,10 @@ def _run(
         mask_RL[where, start + gap :] = piece.mask_RL[:, start:]
         logits_RV[where] = piece.logits_RV
     caches = [(piece.cache, rows) for rows, piece in zip(places, pieces, strict=True)]
-    return Prefilled(joined(caches, start, columns, room), mask_RL, logits_RV)
+    return Prefilled(join_rows(caches, start, columns, room), mask_RL, logits_RV)
 
 
-def pieces_of(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
+def split_by_length(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
     """Rows in the cheapest pieces: each runs padded to its longest row and costs `overhead` more.
 
     A piece has at most `most` positions, but one row at least.
@@ -263,31 +267,25 @@ def pieces_of(lengths: Sequence[int], most: int, overhead: int) -> list[list[int
     return pieces[::-1]
 
 
-def _of_rows(past: PrefixKV, rows: Sequence[int]) -> PrefixKV:
-    places = torch.tensor(rows, device=past.source_R.device)
-    return PrefixKV(past.cache, past.source_R[places], past.mask_RL[places])
-
-
 def _run_piece(
     model: nn.Module,
     rows_LD: Sequence[Tensor],
     alphas: Sequence[float],
     room: int,
-    past: PrefixKV | None,
+    prefix: PrefixKV | None,
     scored: bool,
 ) -> Prefilled:
-    batch = left_pad(rows_LD)
-    mask_RL, positions_RL = batch.mask_RL, batch.positions_RL
+    embeds_RLD, mask_RL, positions_RL = left_pad(rows_LD)
     cache = PreallocatedCache(room)
-    if past is not None:
-        cache = past.cache.copied(past.source_R, mask_RL.shape[1] + room)
-        positions_RL = positions_RL + past.mask_RL.sum(dim=1)[:, None]
-        mask_RL = torch.cat([past.mask_RL, mask_RL], dim=1)
+    if prefix is not None:
+        cache = prefix.cache.copy_rows(prefix.source_R, mask_RL.shape[1] + room)
+        positions_RL = positions_RL + prefix.mask_RL.sum(dim=1)[:, None]
+        mask_RL = torch.cat([prefix.mask_RL, mask_RL], dim=1)
     logits_RV = forward(
         model,
         cache,
         alphas,
-        inputs_embeds=batch.embeds_RLD,
+        inputs_embeds=embeds_RLD,
         attention_mask=mask_RL,
         position_ids=positions_RL,
         scored=scored,
@@ -303,7 +301,7 @@ def forward(
     scored: bool = True,
     **inputs: Tensor,
 ) -> Tensor:
-    """One pass under the rows' α, which lengthens the cache; logits (R, V) of the last position.
+    """One pass under the rows' α, which extends the cache; logits (R, V) of the last position.
 
     scored: whether logits are wanted; without, they are (R, 0)
     """

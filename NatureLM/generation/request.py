@@ -1,16 +1,17 @@
-"""How text is decoded.
-
-What the engine is asked and what it answers.
-"""
+"""What the engine is asked, how it decodes, what it needs of a model, and what it answers."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.labels import LabelScores, Normalize, check_labels, check_normalize
+from NatureLM.generation.labels import LabelChoice, LabelScores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,26 @@ class GenerationOptions:
             raise UsageError(f"{name} must be {allowed}, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class LabelChoice:
-    """A list that an answer is chosen from.
+class EngineModel(Protocol):
+    """What the engine needs of a model."""
 
-    labels: what may be answered
-    how: "score" says how likely each label is; "constrained" decodes an answer that can only be
-        one of them or `None`
-    several: whether a constrained answer may be several labels, separated by ", "
-    normalize: how scores are made comparable, see `label_scores`
+    @property
+    def language_model(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def eos_ids(self) -> list[int]: ...
+    @property
+    def device(self) -> torch.device: ...
 
-    Raises UsageError for a list without labels, an empty label, or one that is there twice.
-    """
+    llama_embed_tokens: nn.Embedding
+    processor: Any
 
-    labels: tuple[str, ...]
-    how: Literal["score", "constrained"] = "score"
-    several: bool = False
-    normalize: Normalize = "sum"
+    def encode_audio(self, wav_BS: Tensor) -> Tensor:
+        """Waveforms to audio embeddings."""
 
-    def __post_init__(self) -> None:
-        check_labels(self.labels)
-        check_normalize(self.normalize)
+    def alphas_for(self, alpha: Sequence[float], rows: int) -> list[float]:
+        """Check α against the model."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Answer:
     log_probability: how likely the model found the text and its end, natural logarithm, summed over
         its tokens; tokens: how many they are
     scores: of all labels, where they were scored; the text is the likeliest then
+    ids: the tokens of a decoded answer, its end included; of NaN logits there are some, too
     """
 
     request: Request
@@ -115,6 +116,7 @@ class Answer:
     log_probability: float | None = None
     tokens: int = 0
     scores: LabelScores | None = None
+    ids: tuple[int, ...] = ()
 
     @property
     def mean_log_probability(self) -> float | None:
@@ -126,16 +128,3 @@ class Answer:
     @property
     def key(self) -> Hashable:
         return self.request.key
-
-
-def label_choices(
-    labels: Sequence[str] | Sequence[Sequence[str]], prompts: int, normalize: Normalize
-) -> list[LabelChoice]:
-    """What each prompt is scored on: one list for all of them, or one list for each."""
-    if isinstance(labels, str):
-        raise UsageError(f"labels must be a list of texts, got the text {labels!r}")
-    if all(isinstance(label, str) for label in labels):
-        return [LabelChoice(tuple(map(str, labels)), normalize=normalize)] * prompts
-    if len(labels) != prompts:
-        raise UsageError(f"{len(labels)} lists of labels were given for {prompts} prompts")
-    return [LabelChoice(tuple(one), normalize=normalize) for one in labels]

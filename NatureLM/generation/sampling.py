@@ -1,12 +1,6 @@
-"""What decoding one prompt gives.
+"""The next token of every prompt: greedy or sampled, after the penalties that beams share.
 
-Changes to the scores of the next token: repetition penalty, minimum length, sampling.
-
-Shapes: R rows, V vocabulary.
-
-One sequence per prompt: greedy and sampled decoding.
-
-Shapes: R rows (one for each prompt), V vocabulary.
+Shapes: R rows (one for each prompt, or for each beam), V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +14,10 @@ import torch
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.constrained import LabelGrammar, only_allowed
+from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.request import GenerationOptions
+
+_LEAST = -1e9  # what an allowed token counts at least, so that one always can be chosen
 
 
 class GenerationOutput(NamedTuple):
@@ -29,27 +25,22 @@ class GenerationOutput(NamedTuple):
 
     log_probability: sum over the tokens, natural logarithm. Of beams it is what they were ranked
         by, so a repetition penalty counts; of greedy and sampled tokens it is the model's own. NaN
-        where the model's numbers overflowed; the ids mean nothing then
+        where the logits overflowed; the ids mean nothing then
     """
 
     ids: list[int]
     log_probability: float
 
-    @property
-    def mean_log_probability(self) -> float:
-        """Of a token."""
-        return self.log_probability / max(1, len(self.ids))
-
 
 class BeamStep(NamedTuple):
-    """How a batch goes on after a step: these of its rows, in this order, each with a token."""
+    """How a batch continues after a step: these of its rows, in this order, each with a token."""
 
     rows: list[int]
     tokens: list[int]
 
 
 class NonFiniteLogitsError(NatureLMError):
-    """The model's arithmetic came to no number."""
+    """The model's logits are NaN."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -64,8 +55,13 @@ def process_scores(
     prompt_lengths: Sequence[int],
     eos_ids: Sequence[int],
     options: GenerationOptions,
+    grammars: Sequence[LabelGrammar | None] = (),
 ) -> Tensor:
-    """Scores after the penalties that greedy, sampling and beams share (a copy if changed)."""
+    """Scores after the penalties and grammars of their rows (a copy if changed).
+
+    generated: tokens of each row since its prompt
+    grammars: of each row (None: any answer is allowed); empty where there are none
+    """
     if options.repetition_penalty != 1.0:
         scores_RV = _penalise_repetition(scores_RV, generated, options.repetition_penalty)
     too_short = [
@@ -77,6 +73,8 @@ def process_scores(
         scores_RV = scores_RV.clone()
         for row in too_short:
             scores_RV[row, list(eos_ids)] = -torch.inf
+    if any(grammar is not None for grammar in grammars):
+        scores_RV = _only_allowed(scores_RV, generated, grammars)
     return scores_RV
 
 
@@ -92,6 +90,21 @@ def _penalise_repetition(
     return scores_RV
 
 
+def _only_allowed(
+    scores_RV: Tensor,
+    generated: Sequence[Sequence[int]],
+    grammars: Sequence[LabelGrammar | None],
+) -> Tensor:
+    """Scores with -inf for every token that a row's grammar does not allow."""
+    masked_RV = scores_RV.clone()
+    for row, (ids, grammar) in enumerate(zip(generated, grammars, strict=True)):
+        if grammar is not None:
+            allowed = torch.tensor(grammar.allowed(ids), device=scores_RV.device)
+            masked_RV[row] = -torch.inf
+            masked_RV[row, allowed] = scores_RV[row, allowed].clamp_min(_LEAST)
+    return masked_RV
+
+
 def random_stream(options: GenerationOptions, number: int) -> torch.Generator:
     """A row's own random stream, so that batch mates change nothing."""
     return torch.Generator().manual_seed(options.seed * 1_000_003 + number)
@@ -100,7 +113,7 @@ def random_stream(options: GenerationOptions, number: int) -> torch.Generator:
 def sample(
     scores_RV: Tensor, options: GenerationOptions, streams: Sequence[torch.Generator]
 ) -> Tensor:
-    """One token for each row, drawn from the row's stream; any where scores are no numbers."""
+    """One token for each row, drawn from the row's stream; any token where scores are NaN."""
     shares_RV = _filter(scores_RV / options.temperature, options).softmax(-1).cpu()
     shares_RV[shares_RV.isnan().any(dim=-1)] = 1.0
     drawn = [
@@ -152,34 +165,37 @@ class GreedyOrSampling:
         """The state of a prompt of which nothing was decoded yet."""
         options = self._options
         generator = random_stream(options, stream) if options.do_sample else None
-        most = options.max_new_tokens if grammar is None else grammar.max_new_tokens
-        return RowState(prompt_length, most, grammar, generator)
+        longest = options.max_new_tokens if grammar is None else grammar.max_new_tokens
+        return RowState(prompt_length, longest, grammar, generator)
 
     def choose(self, logits_RV: Tensor, states: Sequence[RowState]) -> BeamStep:
         """Give every prompt its next token."""
-        before = [state.ids for state in states]
-        lengths = [state.prompt_length for state in states]
-        scores_RV = process_scores(logits_RV, before, lengths, self._eos_ids, self._options)
-        scores_RV = only_allowed(scores_RV, before, [state.grammar for state in states])
+        scores_RV = process_scores(
+            logits_RV,
+            [state.ids for state in states],
+            [state.prompt_length for state in states],
+            self._eos_ids,
+            self._options,
+            [state.grammar for state in states],
+        )
         generators = [state.generator for state in states if state.generator is not None]
         if generators:
             tokens_R = sample(scores_RV, self._options, generators)
         else:
             tokens_R = scores_RV.argmax(dim=-1)
         chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - logits_RV.logsumexp(dim=-1)
-        rows: list[int] = []
-        going_on: list[int] = []
-        for row, (state, token, likely) in enumerate(
+        step = BeamStep([], [])
+        for row, (state, token, log_probability) in enumerate(
             zip(states, tokens_R.tolist(), chosen_R.tolist(), strict=True)
         ):
             state.ids.append(token)
-            state.log_probability += likely
+            state.log_probability += log_probability
             state.done = (
                 token in self._eos_ids
                 or len(state.ids) >= state.max_new_tokens
-                or math.isnan(likely)  # what was chosen means nothing
+                or math.isnan(log_probability)  # what was chosen means nothing
             )
             if not state.done:
-                rows.append(row)
-                going_on.append(token)
-        return BeamStep(rows, going_on)
+                step.rows.append(row)
+                step.tokens.append(token)
+        return step

@@ -1,9 +1,8 @@
-"""Which rows run together: batches filled by tokens, with what their prompts share found out.
+"""Which requests run together: batches filled by tokens, with the prefixes that prompts share.
 
 A prompt is a sequence of pieces: token ids, and audio as one piece of many positions. Rows of one α
-share keys and values as far as their pieces are the same.
-
-Requests that wait to be run: read as they are needed, with their audio encoded ahead of time.
+share keys and values as far as their pieces are the same. Requests are read as they are needed, and
+their audio is encoded ahead of time.
 """
 
 from __future__ import annotations
@@ -11,17 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, groupby, islice, pairwise
+from itertools import accumulate, groupby, islice, pairwise, takewhile
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from NatureLM.generation.audio_cache import AudioEncoder, EncodedClip
-from NatureLM.generation.prefill import PromptError, SharedPrefix, check_placeholders, prompt_parts
+from NatureLM.generation.prefill import (
+    PromptError,
+    SharedPrefix,
+    check_placeholders,
+    merge_prompt_parts,
+    prompt_parts,
+)
 from NatureLM.generation.request import Answer, Request
 
-_LARGEST_GROUP = 64  # rows that are looked at together for a shared beginning
-_SHORTEST_START = 8  # positions below which sharing is not worth a pass of its own
+_MAX_GROUP = 64  # rows that are looked at together for a shared prefix
+_MIN_PREFIX = 8  # positions below which sharing is not worth a pass of its own
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Row:
     """A request that is ready to run.
 
     parts: token ids between the audios; audios_QD: the audio embeddings between them
-    pieces: the prompt in pieces: token ids, and -1 - n for audio number n
+    pieces: the prompt in pieces: token ids, and -1 - n for audio with number n
     ends: positions up to the end of each piece
     """
 
@@ -43,6 +49,11 @@ class Row:
     def length(self) -> int:
         """Positions of the prompt."""
         return self.ends[-1]
+
+    @torch.inference_mode()
+    def embeddings(self, embed_tokens: nn.Embedding) -> Tensor:
+        """Input embeddings (length, D)."""
+        return merge_prompt_parts(self.parts, self.audios_QD, embed_tokens)
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,7 @@ class Budget:
 
     def within(self, rows: int) -> Budget:
         """The same for batches of at most so many rows."""
-        most = rows if self.most_rows is None else min(rows, self.most_rows)
-        return replace(self, most_rows=most)
+        return replace(self, most_rows=min(rows, self.most_rows or rows))
 
 
 @dataclass(frozen=True)
@@ -130,17 +140,17 @@ def _groups(rows: Sequence[Row]) -> list[_Group]:
 
 def _cheapest(rows: Sequence[Row]) -> list[_Group]:
     """Cut a sorted list of rows of one α: best[i] is the least cost of the first i rows."""
-    common = [0, *(_common(a, b) for a, b in pairwise(rows))]
+    common = [0, *(common_positions(a.pieces, b.pieces, a.ends) for a, b in pairwise(rows))]
     best: list[tuple[int, int, int]] = [(0, 0, 0)]  # cost, where the last group begins, its start
     for end in range(1, len(rows) + 1):
         start = rows[end - 1].length
         total = 0
         choices = []
-        for first in range(end - 1, max(-1, end - 1 - _LARGEST_GROUP), -1):
+        for first in range(end - 1, max(-1, end - 1 - _MAX_GROUP), -1):
             total += rows[first].length
             size = end - first
             start = start if size == 1 else min(start, common[first + 1])
-            if size > 1 and start < _SHORTEST_START:
+            if size > 1 and start < _MIN_PREFIX:
                 break
             saved = (size - 1) * start
             choices.append((best[first][0] + total - saved, first, start if size > 1 else 0))
@@ -154,13 +164,14 @@ def _cheapest(rows: Sequence[Row]) -> list[_Group]:
     return groups
 
 
-def _common(a: Row, b: Row) -> int:
-    """Positions that two prompts share in front, leaving each at least its last piece."""
-    shared = 0
-    most = min(len(a.pieces), len(b.pieces)) - 1
-    while shared < most and a.pieces[shared] == b.pieces[shared]:
-        shared += 1
-    return a.ends[shared - 1] if shared else 0
+def common_positions(a: Sequence[int], b: Sequence[int], ends: Sequence[int]) -> int:
+    """Positions that two prompts in pieces share in front, leaving each at least its last piece.
+
+    ends: positions up to the end of each piece of the shared ones
+    """
+    pairs = zip(a[:-1], b[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return ends[shared - 1] if shared else 0
 
 
 class RequestQueue:
@@ -211,10 +222,8 @@ class RequestQueue:
                     refused.append(made)
         return refused
 
-    def take(self, budget: Budget) -> Batch | None:
+    def take(self, budget: Budget) -> Batch:
         """The batch of the row that has waited longest, with those that go well with it."""
-        if not self._rows:
-            return None
         first = self._rows[0]
         batch = next(
             one for one in plan_batches(self._rows, budget) if any(row is first for row in one.rows)
@@ -223,10 +232,10 @@ class RequestQueue:
         self._rows = [row for row in self._rows if id(row) not in taken]
         return batch
 
-    def withdraw(self, is_meant: Callable[[Row], bool]) -> list[Row]:
-        """The rows that are meant, which wait no longer."""
-        taken = [row for row in self._rows if is_meant(row)]
-        self._rows = [row for row in self._rows if not is_meant(row)]
+    def take_scored(self) -> list[Row]:
+        """The rows whose labels are scored, which wait no longer."""
+        taken = [row for row in self._rows if row.request.is_scored]
+        self._rows = [row for row in self._rows if not row.request.is_scored]
         return taken
 
     def put_back(self, rows: Sequence[Row]) -> None:
@@ -239,24 +248,28 @@ class RequestQueue:
         return requests
 
     def _row(self, request: Request, clips: Sequence[EncodedClip | Exception]) -> Row | Answer:
-        broken = next((clip for clip in clips if isinstance(clip, Exception)), None)
         try:
             check_placeholders(request.prompt, len(clips))
         except PromptError as error:
-            broken = error
-        if broken is not None:
-            return Answer(request, None, broken)
-        return _row_of(
-            request,
-            self._parts(request.prompt),
-            [clip for clip in clips if isinstance(clip, EncodedClip)],
+            return Answer(request, None, error)
+        encoded: list[EncodedClip] = []
+        for clip in clips:
+            if isinstance(clip, Exception):
+                return Answer(request, None, clip)
+            encoded.append(clip)
+        parts = self._parts(request.prompt)
+        return Row(
+            request, parts, tuple(clip.audio_QD for clip in encoded), *pieces_of(parts, encoded)
         )
 
 
-def _row_of(
-    request: Request, parts: tuple[tuple[int, ...], ...], clips: Sequence[EncodedClip]
-) -> Row:
-    """The request in pieces; a clip is one piece, below zero, that its sound decides."""
+def pieces_of(
+    parts: Sequence[Sequence[int]], clips: Sequence[EncodedClip]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A prompt in pieces, and the positions up to the end of each; see `Row`.
+
+    A clip is one piece, below zero, that its content decides.
+    """
     pieces: list[int] = []
     widths: list[int] = []
     for index, part in enumerate(parts):
@@ -265,5 +278,4 @@ def _row_of(
         if index < len(clips):
             pieces.append(-1 - int(clips[index].digest, 16))
             widths.append(clips[index].audio_QD.shape[0])
-    audios = tuple(clip.audio_QD for clip in clips)
-    return Row(request, parts, audios, tuple(pieces), tuple(accumulate(widths)))
+    return tuple(pieces), tuple(accumulate(widths))

@@ -1,15 +1,11 @@
 """Log-likelihoods of labels over a shared prompt: every node of their token tree is run once.
 
 The prompt is run once, as for decoding. Then all nodes go through the model together: node i sees
-the prompt, the nodes on its own way, and itself (a tree mask), at the position that it would have
-in a text. No keys or values of the prompt are copied for a label. Large trees go in stretches of
-the preorder; between two of them the cache keeps the way to the next node only.
+the prompt, the nodes on its own path, and itself (a tree mask), at the position that it would have
+in a text. No keys or values of the prompt are copied for a label. Large trees go in chunks of the
+preorder; between two of them the cache keeps the path to the next node only.
 
-Shapes: R rows, N nodes of a stretch, K nodes on the way before it, L positions, V vocabulary.
-
-Rows whose labels are scored: every list is one tree of tokens, and each label's score an answer.
-
-Shapes: R rows, C labels.
+Shapes: R rows, C labels, N nodes of a chunk, K nodes that they may see, L positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,50 +14,116 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.labels import LabelScores, TokenTrie, label_tokens
+from NatureLM.generation.labels import LabelChoice, LabelScores, TokenTrie, label_tokens
 from NatureLM.generation.oom import oom_backoff
 from NatureLM.generation.prefill import Prefilled, SharedPrefix, merge_prompt_parts, prefill
-from NatureLM.generation.request import Answer, LabelChoice
+from NatureLM.generation.request import Answer, EngineModel
 from NatureLM.generation.sampling import NonFiniteLogitsError
 from NatureLM.generation.scheduler import Batch, Budget, Row, plan_batches
 from NatureLM.merging.scaling import active_alpha, as_row_scale
 
-if TYPE_CHECKING:
-    from NatureLM.generation.engine import EngineModel
-
-
-_MOST_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
-_ACCELERATOR_MOST_LOGITS = 1 << 29
-_MOST_NODES = 2048  # of a stretch: what a node may see grows with their square
+_MAX_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
+_ACCELERATOR_MAX_LOGITS = 1 << 29
+_MAX_NODES = 2048  # of a chunk: what a node may see grows with their square
 _MASKED_ATTENTION = ("sdpa", "eager")  # take a mask of our own
+_MAX_PRIORS = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class _Stretch:
-    """Nodes that are run together.
+class Scorer:
+    """Answers rows with scores; keeps the trees of lists, and labels' scores without audio.
 
-    first, last: they are nodes first to last - 1
-    way: nodes before `first` on its way, which the cache holds
-    kept: where those were among the nodes of the stretch before and its way
-    sees_NK: what each node sees of the way and the stretch (N, K + N)
-    parents, tokens, children: for every node that follows one of the stretch: where the latter
-        stands in it, the token of the former, and the former itself
+    eos_ids: tokens that end an answer
+    budget: how large a batch may be; a row takes its prompt and the nodes of its list
+    note: told that memory ran out
     """
 
-    first: int
-    last: int
-    way: tuple[int, ...]
-    kept: tuple[int, ...]
-    sees_NK: Tensor
-    parents: tuple[int, ...]
-    tokens: tuple[int, ...]
-    children: tuple[int, ...]
+    def __init__(
+        self,
+        model: EngineModel,
+        eos_ids: Sequence[int],
+        budget: Budget,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._model, self._eos_ids = model, list(eos_ids)
+        self._budget, self._note = replace(budget, num_beams=1), note
+        self._trie = lru_cache(maxsize=64)(self._make_trie)
+        self._prior = lru_cache(maxsize=_MAX_PRIORS)(self._make_prior)
+
+    def __call__(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """An answer for each row, list by list."""
+        by_list: dict[LabelChoice, list[Row]] = {}
+        for row in rows:
+            assert row.request.choice is not None, "rows without a list are not scored"
+            by_list.setdefault(row.request.choice, []).append(row)
+        for choice, members in by_list.items():
+            yield from self._score_all(choice, members)
+
+    def _score_all(self, choice: LabelChoice, rows: Sequence[Row]) -> Iterator[Answer]:
+        room = replace(self._budget, new_tokens=len(self._trie(choice.labels)))
+        batches = plan_batches(rows, room)
+        while batches:
+            batch = batches.pop(0)
+            with oom_backoff(len(batch.rows), self._note, "lists of labels were scored") as backoff:
+                likely_RC = self._likelihoods(batch, choice.labels)
+            if backoff.retry_size is not None:
+                self._budget = self._budget.within(backoff.retry_size)
+                room = room.within(backoff.retry_size)
+                batches = plan_batches([row for one in (batch, *batches) for row in one.rows], room)
+                continue
+            for row, likely_C in zip(batch.rows, likely_RC, strict=True):
+                yield self._answer(row, choice, likely_C)
+
+    def _answer(self, row: Row, choice: LabelChoice, likely_C: Tensor) -> Answer:
+        if not likely_C.max().isfinite():
+            return Answer(row.request, None, NonFiniteLogitsError())
+        tokens = [length + 1 for length in self._trie(choice.labels).lengths]  # the end is one
+        scores_C = likely_C
+        if choice.normalize == "mean":
+            scores_C = likely_C / likely_C.new_tensor(tokens)
+        elif choice.normalize == "prior":
+            if not row.audios_QD:
+                raise UsageError(
+                    'normalize="prior" compares a prompt with the same prompt without audio, and '
+                    f"this one has none: {row.request.prompt[:200]!r}"
+                )
+            scores_C = likely_C - self._prior(row.parts, row.request.alpha, choice.labels)
+        found = LabelScores(choice.labels, tuple(likely_C.tolist()), tuple(scores_C.tolist()))
+        best = choice.labels.index(found.best)
+        return Answer(
+            row.request,
+            found.best,
+            log_probability=found.log_likelihoods[best],
+            tokens=tokens[best],
+            scores=found,
+        )
+
+    def _likelihoods(self, batch: Batch, labels: tuple[str, ...]) -> Tensor:
+        """Log-likelihood of each label after each prompt (R, C), float64."""
+        return score_trie(
+            self._model.language_model,
+            [row.embeddings(self._model.llama_embed_tokens) for row in batch.rows],
+            [row.request.alpha for row in batch.rows],
+            self._trie(labels),
+            self._eos_ids,
+            shared=batch.shared,
+        )
+
+    def _make_prior(self, parts: Any, alpha: float, labels: tuple[str, ...]) -> Tensor:
+        """The same (C,) without the audio of the prompt."""
+        with torch.inference_mode():
+            prompt = merge_prompt_parts(parts, (), self._model.llama_embed_tokens)
+        return score_trie(
+            self._model.language_model, [prompt], [alpha], self._trie(labels), self._eos_ids
+        )[0]
+
+    def _make_trie(self, labels: tuple[str, ...]) -> TokenTrie:
+        return TokenTrie.of(label_tokens(labels, self._model.tokenizer, self._eos_ids))
 
 
 @torch.inference_mode()
@@ -110,17 +172,17 @@ def _run(
         (0,) * len(begins),
         tuple(begins),
     )
-    most = _MOST_LOGITS.get(device.type, _ACCELERATOR_MOST_LOGITS) // (rows * vocabulary)
+    most = _MAX_LOGITS.get(device.type, _ACCELERATOR_MAX_LOGITS) // (rows * vocabulary)
     prompt_columns = done.mask_RL.shape[1]
     lengths_R = done.mask_RL.sum(dim=1)
-    for stretch in _stretches(trie, max(1, min(most, _MOST_NODES))):
-        for layer in done.cache.roomy:
-            layer.keep(prompt_columns, stretch.kept)
-        nodes = slice(stretch.first, stretch.last)
-        logits_RNV = _forward(model, done, alphas, trie, stretch, lengths_R)
+    for chunk in _chunks(trie, max(1, min(most, _MAX_NODES))):
+        for layer in done.cache.kv_layers:
+            layer.keep_positions(prompt_columns, chunk.kept)
+        nodes = slice(chunk.first, chunk.last)
+        logits_RNV = _forward(model, done, alphas, trie, chunk, lengths_R)
         total_RN = logits_RNV.logsumexp(dim=-1)
-        node_RN[:, list(stretch.children)] = _log_probabilities(
-            logits_RNV, total_RN, stretch.parents, stretch.tokens
+        node_RN[:, list(chunk.children)] = _log_probabilities(
+            logits_RNV, total_RN, chunk.parents, chunk.tokens
         )
         if eos_ids:
             ends = logits_RNV[:, :, list(eos_ids)].logsumexp(dim=-1)
@@ -133,15 +195,15 @@ def _forward(
     done: Prefilled,
     alphas: Sequence[float],
     trie: TokenTrie,
-    stretch: _Stretch,
+    chunk: _Chunk,
     lengths_R: Tensor,
 ) -> Tensor:
-    """One pass over the nodes of a stretch; logits (R, N, V)."""
+    """One pass over the nodes of a chunk; logits (R, N, V)."""
     rows, device = len(alphas), done.mask_RL.device
-    nodes = slice(stretch.first, stretch.last)
+    nodes = slice(chunk.first, chunk.last)
     ids_N = torch.tensor(trie.tokens[nodes], device=device)
     depths_N = torch.tensor(trie.depths[nodes], device=device)
-    seen = stretch.sees_NK.to(device)
+    seen = chunk.sees_NK.to(device)
     mask = torch.cat(
         [
             done.mask_RL.bool()[:, None].expand(rows, len(ids_N), -1),
@@ -209,145 +271,50 @@ def _levels(trie: TokenTrie, device: torch.device) -> Iterator[tuple[Tensor, Ten
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Nodes first to last - 1 of a tree, which are run together.
+
+    kept: where the nodes on the path to `first` are in the cache, behind the prompt
+    sees_NK: what each node sees of that path and of the chunk (N, K)
+    parents, tokens, children: for every node that follows one of the chunk: where the latter
+        stands in it, the token of the former, and the former itself
+    """
+
+    first: int
+    last: int
+    kept: tuple[int, ...]
+    sees_NK: Tensor
+    parents: tuple[int, ...]
+    tokens: tuple[int, ...]
+    children: tuple[int, ...]
+
+
 @lru_cache(maxsize=16)
-def _stretches(trie: TokenTrie, most: int) -> tuple[_Stretch, ...]:
-    """The tree in stretches of at most `most` nodes."""
-    made: list[_Stretch] = []
+def _chunks(trie: TokenTrie, size: int) -> tuple[_Chunk, ...]:
+    """The tree in chunks of at most `size` nodes."""
+    made: list[_Chunk] = []
     held: list[int] = []  # nodes in the cache, in the order of their columns
-    for first in range(0, len(trie), most):
-        last = min(first + most, len(trie))
-        way = trie.ancestors(first)
-        places = {node: place for place, node in enumerate([*way, *range(first, last)])}
+    for first in range(0, len(trie), size):
+        last = min(first + size, len(trie))
+        path = trie.ancestors(first)
+        places = {node: place for place, node in enumerate([*path, *range(first, last)])}
         sees = torch.zeros(last - first, len(places), dtype=torch.bool)
         for node in range(first, last):
             row = sees[node - first]
             parent = trie.parents[node]
             if parent >= first:
                 row |= sees[parent - first]
-            elif parent >= 0:  # the way to it is a beginning of the way to `first`
+            elif parent >= 0:  # the path to it is a beginning of the path to `first`
                 row[: places[parent] + 1] = True
             row[places[node]] = True
-        pairs = [
+        following = [
             (node - first, token, child)
             for node in range(first, last)
             for token, child in trie.children[node].items()
         ]
-        made.append(
-            _Stretch(
-                first,
-                last,
-                tuple(way),
-                tuple(held.index(node) for node in way),
-                sees,
-                tuple(pair[0] for pair in pairs),
-                tuple(pair[1] for pair in pairs),
-                tuple(pair[2] for pair in pairs),
-            )
-        )
-        held = [*way, *range(first, last)]
+        parents, tokens, children = zip(*following, strict=True) if following else ((), (), ())
+        kept = tuple(held.index(node) for node in path)
+        made.append(_Chunk(first, last, kept, sees, parents, tokens, children))
+        held = [*path, *range(first, last)]
     return tuple(made)
-
-
-_MOST_PRIORS = 4096
-
-
-class Scorer:
-    """Answers rows with scores; the trees of lists and what labels are worth unheard are kept.
-
-    eos_ids: tokens that end an answer
-    budget: how large a batch may be; a row takes its prompt and the nodes of its list
-    note: told that memory ran out
-    """
-
-    def __init__(
-        self,
-        model: EngineModel,
-        eos_ids: Sequence[int],
-        budget: Budget,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self._model, self._eos_ids = model, list(eos_ids)
-        self._budget, self._note = replace(budget, num_beams=1), note
-        self._trie = lru_cache(maxsize=64)(self._make_trie)
-        self._prior = lru_cache(maxsize=_MOST_PRIORS)(self._make_prior)
-
-    def __call__(self, rows: Sequence[Row]) -> Iterator[Answer]:
-        """An answer for each row, list by list."""
-        by_list: dict[LabelChoice, list[Row]] = {}
-        for row in rows:
-            assert row.request.choice is not None, "rows without a list are not scored"
-            by_list.setdefault(row.request.choice, []).append(row)
-        for choice, members in by_list.items():
-            yield from self._score_all(choice, members)
-
-    def _score_all(self, choice: LabelChoice, rows: Sequence[Row]) -> Iterator[Answer]:
-        room = replace(self._budget, new_tokens=len(self._trie(choice.labels)))
-        batches = plan_batches(rows, room)
-        while batches:
-            batch = batches.pop(0)
-            likely_RC = None
-            with oom_backoff(len(batch.rows), self._note, "lists of labels were scored") as backoff:
-                likely_RC = self._likelihoods(batch, choice.labels)
-            if likely_RC is None:
-                self._budget = self._budget.within(backoff.retry_size or 1)
-                room = room.within(backoff.retry_size or 1)
-                left = [row for one in (batch, *batches) for row in one.rows]
-                batches = plan_batches(left, room)
-                continue
-            for row, likely_C in zip(batch.rows, likely_RC, strict=True):
-                yield self._answer(row, choice, likely_C)
-
-    def _answer(self, row: Row, choice: LabelChoice, likely_C: Tensor) -> Answer:
-        if not likely_C.max().isfinite():
-            return Answer(row.request, None, NonFiniteLogitsError())
-        tokens = [length + 1 for length in self._trie(choice.labels).lengths]  # the end is one
-        scores_C = likely_C
-        if choice.normalize == "mean":
-            scores_C = likely_C / likely_C.new_tensor(tokens)
-        elif choice.normalize == "prior":
-            _refuse_silence(row)
-            scores_C = likely_C - self._prior(row.parts, row.request.alpha, choice.labels)
-        found = LabelScores(choice.labels, tuple(likely_C.tolist()), tuple(scores_C.tolist()))
-        best = choice.labels.index(found.best)
-        return Answer(
-            row.request,
-            found.best,
-            log_probability=found.log_likelihoods[best],
-            tokens=tokens[best],
-            scores=found,
-        )
-
-    def _likelihoods(self, batch: Batch, labels: tuple[str, ...]) -> Tensor:
-        """Log-likelihood of each label after each prompt (R, C), float64."""
-        embed_tokens = self._model.llama_embed_tokens
-        with torch.inference_mode():
-            prompts = [
-                merge_prompt_parts(row.parts, row.audios_QD, embed_tokens) for row in batch.rows
-            ]
-        return score_trie(
-            self._model.language_model,
-            prompts,
-            [row.request.alpha for row in batch.rows],
-            self._trie(labels),
-            self._eos_ids,
-            shared=batch.shared,
-        )
-
-    def _make_prior(self, parts: Any, alpha: float, labels: tuple[str, ...]) -> Tensor:
-        """The same (C,) without the audio of the prompt: how likely each label is unheard."""
-        with torch.inference_mode():
-            prompt = merge_prompt_parts(parts, (), self._model.llama_embed_tokens)
-        return score_trie(
-            self._model.language_model, [prompt], [alpha], self._trie(labels), self._eos_ids
-        )[0]
-
-    def _make_trie(self, labels: tuple[str, ...]) -> TokenTrie:
-        return TokenTrie.of(label_tokens(labels, self._model.tokenizer, self._eos_ids))
-
-
-def _refuse_silence(row: Row) -> None:
-    if not row.audios_QD:
-        raise UsageError(
-            'normalize="prior" compares a prompt with the same prompt without audio, and this one '
-            f"has none: {row.request.prompt[:200]!r}"
-        )

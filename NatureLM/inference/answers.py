@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.labels import NOTHING, Normalize
-from NatureLM.generation.request import LabelChoice
+from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
 
 if TYPE_CHECKING:
     from NatureLM.generation.request import Answer

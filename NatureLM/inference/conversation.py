@@ -1,18 +1,10 @@
-"""What can be wrong with a conversation.
-
-Token ids that come one by one → pieces of text whose concatenation is the whole text.
-
-The one row of a conversation in the language model: what it has run stays, what changes runs.
-
-Shapes: L positions, Q audio positions, D width, V vocabulary.
-
-One pass of a model at a time, in the order in which threads asked for it.
-
-A conversation about sound: questions that follow one another, answers that come as text.
+"""A conversation about sound: questions that follow one another, answers that come as text.
 
 The text so far is one row of the language model, whose keys and values stay. A question runs only
 what is new: its own words and clips, and the last answer's tokens where the tokenizer would write
 that text otherwise than the model did. So an answer is the one that the whole text would get anew.
+
+Shapes: L positions, Q audio positions, D width.
 """
 
 from __future__ import annotations
@@ -20,19 +12,19 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from NatureLM.errors import UsageError
+from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.generation.cache import PreallocatedCache
-from NatureLM.generation.prefill import check_placeholders, forward, prompt_parts
+from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.prefill import check_placeholders, merge_prompt_parts, prompt_parts
 from NatureLM.generation.request import GenerationOptions
-from NatureLM.generation.sampling import NonFiniteLogitsError, process_scores, random_stream, sample
+from NatureLM.generation.scheduler import common_positions, pieces_of
 from NatureLM.prompts import ChatTemplate, with_clips
 
 
@@ -84,114 +76,6 @@ class TextStream:
         new = text[len(self.text) :]
         self.text += new
         return new
-
-
-_PASS = {"cpu": 2048}  # positions of one pass, which bounds the memory of a long first question
-_ACCELERATOR_PASS = 8192
-
-
-_MOST = 1 << 20  # positions of a clip
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """A clip as the language model hears it: audio embeddings (Q, D), and a number of its own."""
-
-    number: int
-    audio_QD: Tensor
-
-
-class Pieces:
-    """A text with clips in it as numbers: token ids, and below zero the positions of clips.
-
-    text: complete text with placeholders, one for each of the clips
-    """
-
-    def __init__(self, text: str, clips: Sequence[Clip], tokenizer: Any) -> None:
-        self._clips = {clip.number: clip for clip in clips}
-        self.ids: list[int] = []
-        for index, part in enumerate(prompt_parts(text, tokenizer)):
-            self.ids += part
-            if index < len(clips):
-                first = clips[index].number * _MOST
-                self.ids += [-1 - first - q for q in range(clips[index].audio_QD.shape[0])]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def embeddings(self, start: int, stop: int, embed_tokens: torch.nn.Embedding) -> Tensor:
-        """Input embeddings (stop - start, D)."""
-        weight = embed_tokens.weight
-        ids = torch.tensor(self.ids[start:stop], dtype=torch.long, device=weight.device)
-        embeds_LD: Tensor = embed_tokens(ids.clamp_min(0))
-        for place, number in enumerate(self.ids[start:stop]):
-            if number < 0:
-                clip, position = divmod(-1 - number, _MOST)
-                embeds_LD[place] = self._clips[clip].audio_QD[position].to(weight)
-        return embeds_LD
-
-
-class Context:
-    """Keys and values of one growing text under one α.
-
-    model: see `NatureLM.generation.engine.EngineModel`
-    """
-
-    def __init__(self, model: Any, alpha: float) -> None:
-        self._model = model
-        self._alphas = [alpha]
-        self._cache = PreallocatedCache()
-        self._ids: list[int] = []  # what the cache holds
-
-    @property
-    def held(self) -> int:
-        """Positions whose keys and values are there."""
-        return len(self._ids)
-
-    def read(self, pieces: Pieces) -> Tensor:
-        """Run what is not held yet of a text; logits (1, V) after its last position."""
-        both = zip(self._ids, pieces.ids, strict=False)
-        alike = sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
-        self._keep(min(alike, len(pieces) - 1))
-        size = _PASS.get(self._model.device.type, _ACCELERATOR_PASS)
-        logits_RV = torch.empty(0)
-        for start in range(self.held, len(pieces), size):
-            stop = min(start + size, len(pieces))
-            embeds_LD = pieces.embeddings(start, stop, self._model.llama_embed_tokens)
-            logits_RV = self._forward(pieces.ids[start:stop], inputs_embeds=embeds_LD[None])
-        return logits_RV
-
-    def step(self, token: int) -> Tensor:
-        """Append a token; logits (1, V) after it."""
-        ids = torch.tensor([[token]], device=self._model.llama_embed_tokens.weight.device)
-        return self._forward([token], input_ids=ids)
-
-    def _forward(self, new: Sequence[int], **inputs: Any) -> Tensor:
-        device = self._model.llama_embed_tokens.weight.device
-        before, total = self.held, self.held + len(new)
-        try:
-            logits = forward(
-                self._model.language_model,
-                self._cache,
-                self._alphas,
-                attention_mask=torch.ones(1, total, dtype=torch.long, device=device),
-                position_ids=torch.arange(before, total, device=device)[None],
-                **inputs,
-            )
-        except BaseException:
-            # Some layers may have taken the new positions, others not.
-            self._cache, self._ids = PreallocatedCache(), []
-            raise
-        self._ids += new
-        return logits
-
-    def _keep(self, positions: int) -> None:
-        """Forget all but the first positions."""
-        if positions == 0:
-            self._cache = PreallocatedCache()
-        elif positions < self.held:
-            self._cache.crop(positions - self.held)
-        self._ids = self._ids[:positions]
 
 
 class FairLock:
@@ -258,7 +142,7 @@ class Turn:
     question: str
     answer: str = ""
     finished: bool = False
-    clips: tuple[Clip, ...] = ()
+    clips: tuple[EncodedClip, ...] = ()
 
 
 class Conversation:
@@ -294,12 +178,13 @@ class Conversation:
         self._model = model
         self._load = load
         self._template = ChatTemplate.of(model.processor.prompt_template)
-        self._context = Context(model, self.alpha)
+        self._cache = PreallocatedCache()
+        self._pieces: list[int] = []  # of the text; the cache holds all but the last
         self._turns: list[Turn] = []
         self._clips = 0
         self._closed = False
         self._own = threading.RLock()  # one step at a time of this conversation
-        self._first = self._heard(audios)
+        self._first = self._encode(audios)
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -314,7 +199,7 @@ class Conversation:
     @property
     def positions(self) -> int:
         """How much of the language model's context is used."""
-        return self._context.held
+        return self._cache.get_seq_length()
 
     def ask(self, query: str, audios: Sequence[Any] = ()) -> Iterator[str]:
         """Ask the next question; the answer's text comes in pieces, as the model writes it.
@@ -335,7 +220,7 @@ class Conversation:
         """Let go of what the conversation holds; its turns can still be read."""
         with self._own:
             self._closed = True
-            self._context = Context(self._model, self.alpha)
+            self._cache = PreallocatedCache()
 
     def __enter__(self) -> Conversation:
         return self
@@ -344,93 +229,101 @@ class Conversation:
         self.close()
 
     def _answer(self, query: str, audios: Sequence[Any]) -> Iterator[str]:
+        """The pieces of an answer; each is in the turn before it is given out."""
         with self._own:
-            turn, pieces = self._begin(query, audios)
+            turn, tokens = self._begin(query, audios)
+        stream = TextStream(self._model.tokenizer)
         try:
-            yield from self._pieces(turn, pieces)
+            while (token := self._next(turn, tokens)) is not None:
+                piece = stream.push(token)
+                turn.answer = stream.text
+                if piece:
+                    yield piece
+            if self._is_last(turn):
+                piece = stream.finish()
+                turn.answer, turn.finished = stream.text, True
+                if piece:
+                    yield piece
         finally:
             with self._own:
-                if not turn.answer and not turn.finished and self._goes_on(turn):
+                if not turn.answer and not turn.finished and self._is_last(turn):
                     self._drop(turn)
 
-    def _begin(self, query: str, audios: Sequence[Any]) -> tuple[Turn, Pieces]:
-        """The question as a turn of the conversation, and the whole text with it."""
+    def _next(self, turn: Turn, tokens: Iterator[int]) -> int | None:
+        """The answer's next token; None at its end, or once another question is asked."""
+        with self._own:
+            if not self._is_last(turn):
+                return None
+            try:
+                with lock_of(self._model):
+                    return next(tokens, None)
+            except BaseException:
+                # Some layers may have taken the new positions, others not.
+                self._cache = PreallocatedCache()
+                raise
+
+    def _begin(self, query: str, audios: Sequence[Any]) -> tuple[Turn, Iterator[int]]:
+        """The question as a turn of the conversation, and the tokens of its answer."""
         self._check_open()
         if self._turns and not self._turns[-1].answer and not self._turns[-1].finished:
-            self._drop(self._turns[-1])  # still going on, and nothing of its answer was read
-        clips = (*self._first, *self._heard(audios))
+            self._drop(self._turns[-1])  # still being answered, and nothing of it was read
+        clips = (*self._first, *self._encode(audios))
         question = with_clips(query, len(clips))
         check_placeholders(question, len(clips))
         turn = Turn(question, clips=clips)
         turns = [*self._turns, turn]
-        pieces = Pieces(
-            self._template.text([(one.question, one.answer) for one in turns]),
-            [clip for one in turns for clip in one.clips],
-            self._model.tokenizer,
-        )
+        text = self._template.text([(one.question, one.answer) for one in turns])
+        parts = prompt_parts(text, self._model.tokenizer)
+        every_clip = [clip for one in turns for clip in one.clips]
+        length = sum(map(len, parts)) + sum(clip.audio_QD.shape[0] for clip in every_clip)
         limit = self._limit()
-        if limit is not None and len(pieces) >= limit:
-            raise ContextFull(len(pieces), limit)
+        if limit is not None and length >= limit:
+            raise ContextFull(length, limit)
         self._turns, self._first = turns, ()
-        return turn, pieces
+        new_tokens = self.options.max_new_tokens
+        if limit is not None:
+            new_tokens = min(new_tokens, limit - length)
+        return turn, self._tokens(parts, every_clip, new_tokens)
+
+    def _tokens(
+        self, parts: Sequence[Sequence[int]], clips: Sequence[EncodedClip], new_tokens: int
+    ) -> Iterator[int]:
+        """The tokens that answer a text, of which what the cache holds is not run again."""
+        model = self._model
+        pieces, ends = pieces_of(parts, clips)
+        kept = min(common_positions(self._pieces, pieces, ends), self.positions)
+        if kept:
+            self._cache.crop(kept - self.positions)
+        else:
+            self._cache = PreallocatedCache()
+        self._pieces = list(pieces)
+        with torch.inference_mode():
+            audios_QD = [clip.audio_QD for clip in clips]
+            embeds_LD = merge_prompt_parts(parts, audios_QD, model.llama_embed_tokens)
+        options = replace(self.options, max_new_tokens=new_tokens)
+        decoder = Decoder(model.language_model, options, model.eos_ids)
+        for token in decoder.stream(Prompt(embeds_LD[kept:], self.alpha), self._cache):
+            self._pieces.append(token)
+            yield token
 
     def _drop(self, turn: Turn) -> None:
         """Take a turn out that came to nothing; its clips wait for the next question."""
         self._turns = [one for one in self._turns if one is not turn]
         self._first = turn.clips
 
-    def _pieces(self, turn: Turn, pieces: Pieces) -> Iterator[str]:
-        """The pieces of an answer; each is in the turn before it is given out."""
-        stream = TextStream(self._model.tokenizer)
-        for token in self._tokens(turn, pieces):
-            piece = stream.push(token)
-            turn.answer = stream.text
-            if piece:
-                yield piece
-        if self._goes_on(turn):
-            piece = stream.finish()
-            turn.answer, turn.finished = stream.text, True
-            if piece:
-                yield piece
-
-    def _tokens(self, turn: Turn, pieces: Pieces) -> Iterator[int]:
-        """The answer's tokens, the one that ends it included, until another question is asked."""
-        options, eos_ids = self.options, self._model.eos_ids
-        limit = self._limit()
-        room = options.max_new_tokens if limit is None else limit - len(pieces)
-        stream = random_stream(options, 0) if options.do_sample else None
-        generated: list[int] = []
-        while len(generated) < min(options.max_new_tokens, room):
-            with self._own:
-                if not self._goes_on(turn):
-                    return
-                with lock_of(self._model), torch.inference_mode():
-                    context = self._context
-                    logits_RV = context.step(generated[-1]) if generated else context.read(pieces)
-                if logits_RV.isnan().any():
-                    raise NonFiniteLogitsError
-                scores_RV = process_scores(logits_RV, [generated], [len(pieces)], eos_ids, options)
-                if stream is not None:
-                    drawn_R = sample(scores_RV, options, [stream])
-                else:
-                    drawn_R = scores_RV.argmax(dim=-1)
-                generated.append(int(drawn_R))
-            yield generated[-1]
-            if generated[-1] in eos_ids:
-                return
-
-    def _goes_on(self, turn: Turn) -> bool:
-        return not self._closed and bool(self._turns) and self._turns[-1] is turn
-
-    def _heard(self, audios: Sequence[Any]) -> tuple[Clip, ...]:
-        """Clips as the language model hears them."""
+    def _encode(self, audios: Sequence[Any]) -> tuple[EncodedClip, ...]:
+        """Clips as audio embeddings, each with a number of its own."""
         if not audios:
             return ()
         waveforms = [self._load(audio) for audio in audios]
         with lock_of(self._model), torch.inference_mode():
             (encoded,) = self._model.encode_clips([waveforms])
         first, self._clips = self._clips, self._clips + len(encoded)
-        return tuple(Clip(first + place, one) for place, one in enumerate(encoded))
+        return tuple(EncodedClip(f"{first + place:x}", one) for place, one in enumerate(encoded))
+
+    def _is_last(self, turn: Turn) -> bool:
+        """Whether no other question was asked since."""
+        return not self._closed and bool(self._turns) and self._turns[-1] is turn
 
     def _limit(self) -> int | None:
         """Positions that the language model was made for; None if it does not say."""

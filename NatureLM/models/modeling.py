@@ -22,8 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.generation.engine import generate_ids
-from NatureLM.generation.labels import LabelScores, Normalize
+from NatureLM.generation.labels import LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import check_placeholders, merge_audio_embeddings, to_device
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.fold import Fold
@@ -253,7 +252,6 @@ class NatureLM(PreTrainedModel):
         for prompt, clips in zip(prompts, audios, strict=True):
             check_placeholders(prompt, len(clips))
 
-    @torch.inference_mode()
     def generate_ids(
         self,
         prompts: Sequence[str],
@@ -264,14 +262,12 @@ class NatureLM(PreTrainedModel):
         eos_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Generated token ids of each prompt; see `generate`."""
+        from NatureLM.generation.engine import answer_prompts
+
         alphas = self.alphas_for(alpha, len(prompts))
-        return generate_ids(
-            self.language_model,
-            self.input_embeddings(prompts, audios),
-            alphas=alphas,
-            eos_ids=list(eos_ids) if eos_ids is not None else self.eos_ids,
-            options=options or GenerationOptions(),
-        )
+        self._check_pairs(prompts, audios)
+        answers = answer_prompts(self, prompts, audios, alphas, options=options, eos_ids=eos_ids)
+        return [list(answer.ids) for answer in answers]
 
     def generate(
         self,
@@ -309,11 +305,13 @@ class NatureLM(PreTrainedModel):
         under the prompt without its audio. Each prompt is run once, and all labels in one tree.
         Raises UsageError for lists that are empty, have a label twice, or one that is no text.
         """
-        from NatureLM.generation.engine import score_labels
+        from NatureLM.generation.engine import answer_prompts
 
         self._check_pairs(prompts, audios)
         alphas = self.alphas_for(alpha, len(prompts))
-        return score_labels(self, prompts, audios, labels, alphas, normalize)
+        choices = label_choices(labels, len(prompts), normalize)
+        answers = answer_prompts(self, prompts, audios, alphas, choices=choices)
+        return [answer.scores for answer in answers if answer.scores is not None]
 
     # -- training ---------------------------------------------------------------------------
 

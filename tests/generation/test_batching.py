@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -80,8 +81,6 @@ def test_rows_finish_at_different_steps(rows: list[dict[str, Any]]) -> None:
 def test_a_sampled_answer_depends_on_seed_and_row_number_only(
     order: list[int], seed: int, nano: NatureLM, rows: list[dict[str, Any]]
 ) -> None:
-    from NatureLM.generation.engine import generate_ids
-
     options = GenerationOptions(
         max_new_tokens=6, num_beams=1, do_sample=True, temperature=1.5, top_k=50, seed=seed
     )
@@ -90,7 +89,7 @@ def test_a_sampled_answer_depends_on_seed_and_row_number_only(
         embeds = nano.input_embeddings(
             [rows[n]["prompt"] for n in numbers], [rows[n]["audio"] for n in numbers]
         )
-        return generate_ids(
+        found = decode(
             nano.language_model,
             embeds,
             alphas=[rows[n]["alpha"] for n in numbers],
@@ -98,16 +97,17 @@ def test_a_sampled_answer_depends_on_seed_and_row_number_only(
             options=options,
             row_numbers=numbers,
         )
+        return [one.ids for one in found]
 
     alone = {number: sample([number])[0] for number in order}
     assert sample(list(order)) == [alone[number] for number in order]
 
 
 def test_left_padding_gives_every_row_its_own_positions() -> None:
-    batch = left_pad([torch.ones(3, 2), torch.ones(1, 2)])
-    assert batch.mask_RL.tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert batch.positions_RL.tolist() == [[0, 1, 2], [0, 0, 0]]
-    assert batch.embeds_RLD[1].tolist() == [[0, 0], [0, 0], [1, 1]]
+    embeds_RLD, mask_RL, positions_RL = left_pad([torch.ones(3, 2), torch.ones(1, 2)])
+    assert mask_RL.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions_RL.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert embeds_RLD[1].tolist() == [[0, 0], [0, 0], [1, 1]]
 
 
 def test_an_empty_call_gives_no_answers(nano: NatureLM) -> None:

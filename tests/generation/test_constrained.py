@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import torch
 from builders import BuildModel
+from decoding import decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.constrained import LabelGrammar
-from NatureLM.generation.engine import decode
-from NatureLM.generation.labels import NOTHING, TokenTrie, continued_tokens, label_tokens
+from NatureLM.generation.labels import (
+    NOTHING,
+    LabelChoice,
+    LabelGrammar,
+    TokenTrie,
+    continued_tokens,
+    label_tokens,
+)
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.models import NatureLM
 
@@ -37,8 +43,11 @@ def random_model(build_model: BuildModel) -> NatureLM:
     return build_model(seed=11)
 
 
-def grammar_of(model: NatureLM, labels: list[str], **options: Any) -> LabelGrammar:
-    return LabelGrammar(labels, model.tokenizer, model.eos_ids, **options)
+def grammar_of(
+    model: NatureLM, labels: list[str], *, several: bool = False, max_new_tokens: int = 64
+) -> LabelGrammar:
+    choice = LabelChoice(tuple(labels), "constrained", several)
+    return LabelGrammar(choice, model.tokenizer, model.eos_ids, max_new_tokens)
 
 
 def is_allowed(answer: str, labels: list[str], several: bool) -> bool:
@@ -190,6 +199,6 @@ def test_lists_that_cannot_be_used_are_refused(
         grammar_of(random_model, labels, several=several)
 
 
-def test_a_text_is_no_list_of_labels(random_model: NatureLM) -> None:
+def test_a_string_is_no_list_of_labels() -> None:
     with pytest.raises(UsageError, match="labels must be a list"):
-        grammar_of(random_model, "Owl")  # type: ignore[arg-type]
+        LabelChoice("Owl")  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import decode
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.engine import decode
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.generation.sampling import process_scores, random_stream, sample
 from NatureLM.models import NatureLM

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.generation.audio_cache import EmbeddingCache, EncodedClip
-from NatureLM.generation.engine import Engine, decode
+from NatureLM.generation.engine import Engine
 from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.merging.scaling import active_alpha
 from NatureLM.models import NatureLM

@@ -71,7 +71,7 @@ def test_a_tree_of_labels_scores_as_each_label_alone(
     ]
     alphas = [0.5 * number for number in range(len(prompts))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "_MOST_NODES", most)  # cut the tree anywhere
+        patch.setattr(scoring, "_MAX_NODES", most)  # cut the tree anywhere
         found = score_trie(
             random_model.language_model, prompts, alphas, TokenTrie.of(sequences), EOS
         )
@@ -235,7 +235,8 @@ def test_requests_of_all_kinds_run_together(
     nano: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
     from NatureLM.generation.engine import Engine
-    from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
+    from NatureLM.generation.labels import LabelChoice
+    from NatureLM.generation.request import GenerationOptions, Request
 
     prompt = nano.processor.render("What is it?")
     kinds = [

@@ -12,8 +12,9 @@ from torch import Tensor
 from NatureLM.generation import scoring as scorer
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine
+from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.oom import is_out_of_memory, oom_backoff
-from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
+from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.models import NatureLM
 
 QUERIES = ("What is it?", "Caption the audio.", "A longer question about the sound: what is it?")

@@ -10,7 +10,8 @@ from builders import BuildModel
 from torch import Tensor
 
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.request import GenerationOptions, LabelChoice, Request
+from NatureLM.generation.labels import LabelChoice
+from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.generation.sampling import NonFiniteLogitsError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM

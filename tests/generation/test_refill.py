@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
-from NatureLM.generation.engine import Engine, decode
+from NatureLM.generation.engine import Engine
 from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.models import NatureLM
@@ -115,7 +116,7 @@ def test_a_few_long_answers_do_not_hold_up_the_others(
 
     refilled = run()
     with_refill = len(rows)
-    monkeypatch.setattr(Engine, "_has_idle_room", lambda engine, decoding: not decoding.rows)
+    monkeypatch.setattr(Engine, "_more_rows_pay", lambda engine, decoder: not decoder)
     assert run() == refilled
     assert with_refill < 0.75 * len(rows), "free places were not filled"
 

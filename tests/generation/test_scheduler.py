@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.generation.prefill import pieces_of
+from NatureLM.generation.prefill import split_by_length
 from NatureLM.generation.request import Request
 from NatureLM.generation.scheduler import Budget, Row, plan_batches
 
@@ -85,7 +85,7 @@ def test_an_example_block_is_shared_by_many_clips() -> None:
     overhead=st.integers(0, 40),
 )
 def test_rows_run_in_the_cheapest_pieces(lengths: list[int], most: int, overhead: int) -> None:
-    pieces = pieces_of(lengths, most, overhead)
+    pieces = split_by_length(lengths, most, overhead)
     assert sorted(itertools.chain(*pieces)) == list(range(len(lengths)))
 
     def cost(parts: Sequence[Sequence[int]]) -> int:

@@ -15,11 +15,9 @@ from torch import Tensor
 from NatureLM.generation import cuda_graphs as module
 from NatureLM.generation.cuda_graphs import (
     Bucket,
-    GraphRecorder,
-    StaticSteps,
-    column_bucket,
-    row_bucket,
-    static_steps,
+    GraphCapture,
+    GraphRunner,
+    make_graph_runner,
 )
 from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
 from NatureLM.generation.engine import Engine
@@ -70,7 +68,7 @@ class Repeating:
     replays: int = 0
     error: Exception | None = None
 
-    def record(self, work: Any) -> Any:
+    def __call__(self, work: Any) -> Any:
         if self.error is not None:
             raise self.error
         self.records += 1
@@ -87,7 +85,7 @@ class Pair:
     """The same session twice: plain, and by static steps."""
 
     double: NatureLM
-    static: StaticSteps
+    graphs: GraphRunner
     prompts: list[Prompt]
     sessions: list[DecodingSession] = field(default_factory=list)
 
@@ -98,9 +96,9 @@ class Pair:
                 self.double.language_model,
                 [one.embeds_LD for one in chosen],
                 [one.alpha for one in chosen],
-                static=static,
+                graphs=graphs,
             )
-            for static in (None, self.static)
+            for graphs in (None, self.graphs)
         ]
 
     def step(self, tokens: Tensor) -> None:
@@ -160,7 +158,7 @@ def test_steps_are_those_of_a_plain_session(
     double: NatureLM,
     prompts: list[Prompt],
 ) -> None:
-    static = StaticSteps(double.language_model, note=pytest.fail)
+    static = GraphRunner(double.language_model, note=pytest.fail)
     play(Pair(double, static, prompts), first, operations, seed)
 
 
@@ -179,7 +177,7 @@ def test_recorded_steps_are_those_of_a_plain_session(
     prompts: list[Prompt],
     cuda_stand_in: Machine,  # noqa: F811
 ) -> None:
-    static = StaticSteps(double.language_model, GraphRecorder(CPU), note=pytest.fail)
+    static = GraphRunner(double.language_model, GraphCapture(CPU), note=pytest.fail)
     before = len(cuda_stand_in.graphs)
     play(Pair(double, static, prompts), first, operations, seed)
     assert sum(graph.replays for graph in cuda_stand_in.graphs[before:]) >= 1
@@ -187,7 +185,7 @@ def test_recorded_steps_are_those_of_a_plain_session(
 
 
 def decoded_by(
-    static: StaticSteps | None,
+    static: GraphRunner | None,
     model: NatureLM,
     lumps: list[tuple[list[Prompt], int]],
     options: GenerationOptions,
@@ -224,8 +222,8 @@ def test_answers_are_those_of_plain_decoding(
     options = GenerationOptions(max_new_tokens=6, num_beams=beams)
     places = iter(order)
     lumps = [([prompts[next(places)] for _ in range(count)], steps) for count, steps in cuts]
-    recorder = GraphRecorder(CPU) if recorded else None
-    static = StaticSteps(double.language_model, recorder, note=pytest.fail)
+    recorder = GraphCapture(CPU) if recorded else None
+    static = GraphRunner(double.language_model, recorder, note=pytest.fail)
     found = decoded_by(static, double, lumps, options)
     wanted = decoded_by(None, double, lumps, options)
     assert found.keys() == wanted.keys()
@@ -254,7 +252,7 @@ def test_the_engine_answers_alike(
 
     def run(capture: bool | None) -> dict[Any, str | None]:
         engine = Engine(double, options, eos_ids=ENDS, capture=capture, note=pytest.fail, **how)
-        assert (engine._static is not None) == bool(capture)
+        assert (engine._graphs is not None) == bool(capture)
         return {one.key: one.text for one in engine.run(requests_of(double), clips.__getitem__)}
 
     assert run(True) == run(None) == run(False)
@@ -283,7 +281,7 @@ def test_captured_steps_answer_alike_on_a_gpu(
 def test_rows_that_are_no_numbers_disturb_nobody(double: NatureLM, prompts: list[Prompt]) -> None:
     """They leave, and others take their places in the memory that they filled."""
     broken = Prompt(prompts[0].embeds_LD * torch.nan, 1.0)
-    pair = Pair(double, StaticSteps(double.language_model, note=pytest.fail), [*prompts, broken])
+    pair = Pair(double, GraphRunner(double.language_model, note=pytest.fail), [*prompts, broken])
     with torch.inference_mode():
         pair.sessions = pair.begin([2, len(prompts), 5])
         for session in pair.sessions:
@@ -299,7 +297,7 @@ def test_rows_that_are_no_numbers_disturb_nobody(double: NatureLM, prompts: list
 
 def test_sessions_take_turns(double: NatureLM, prompts: list[Prompt]) -> None:
     """The memory holds one of them; the other moves out with all that it had."""
-    static = StaticSteps(double.language_model, note=pytest.fail)
+    static = GraphRunner(double.language_model, note=pytest.fail)
     pairs = [Pair(double, static, prompts) for _ in range(2)]
     with torch.inference_mode():
         for pair, places in zip(pairs, ([0, 7, 8], [3, 4]), strict=True):
@@ -311,26 +309,26 @@ def test_sessions_take_turns(double: NatureLM, prompts: list[Prompt]) -> None:
 
 def test_rows_move_within_the_memory(double: NatureLM, prompts: list[Prompt]) -> None:
     """Where rows leave or change places nothing is allocated, and the cache stays where it is."""
-    static = StaticSteps(double.language_model, note=pytest.fail)
+    static = GraphRunner(double.language_model, note=pytest.fail)
     pair = Pair(double, static, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 1, 2, 3, 4])
         pair.step(torch.arange(5))
-        home = pair.sessions[1]._cache.roomy[0].home
-        assert home is not None
+        owner = pair.sessions[1]._cache.kv_layers[0].owner
+        assert owner is not None
         for rows in ([4, 3, 2, 1, 0], [1, 1, 2, 0], [3, 0]):
             for session in pair.sessions:
                 session.select(rows)
-            assert pair.sessions[1]._cache.roomy[0].home is home
+            assert pair.sessions[1]._cache.kv_layers[0].owner is owner
             pair.step(torch.arange(len(rows)))
-        assert {bucket.rows for bucket, _ in static._made} == {8, 4, 2}
+        assert {bucket.rows for bucket, _ in static._steps} == {8, 4, 2}
 
 
 def test_buckets() -> None:
-    rows = [row_bucket(count) for count in range(1, 400)]
+    rows = [Bucket.of(count, 1).rows for count in range(1, 400)]
     assert all(count <= bucket < 2 * count for count, bucket in enumerate(rows, 1))
     assert sorted(set(rows)) == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448]
-    assert [column_bucket(count) for count in (1, 64, 65, 200)] == [64, 64, 128, 256]
+    assert [Bucket.of(1, count).columns for count in (1, 64, 65, 200)] == [64, 64, 128, 256]
     assert Bucket(4, 64).positions == 256
 
 
@@ -338,13 +336,13 @@ def test_buckets() -> None:
 def test_few_steps_are_kept_and_the_latest_used_stay(
     double: NatureLM, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_STEPS", 2)
+    monkeypatch.setattr(module, "_MAX_STEPS", 2)
     recorder = Repeating()
-    static = StaticSteps(double.language_model, recorder, note=pytest.fail)
+    static = GraphRunner(double.language_model, recorder, note=pytest.fail)
     pair = Pair(double, static, prompts)
 
     def buckets() -> list[int]:
-        return [bucket.rows for bucket, _ in static._made]
+        return [bucket.rows for bucket, _ in static._steps]
 
     def go(rows: list[int]) -> None:
         for session in pair.sessions:
@@ -369,7 +367,7 @@ def test_few_steps_are_kept_and_the_latest_used_stay(
 
 def test_a_step_is_recorded_when_it_has_come_often(double: NatureLM, prompts: list[Prompt]) -> None:
     recorder = Repeating()
-    pair = Pair(double, StaticSteps(double.language_model, recorder, note=pytest.fail), prompts)
+    pair = Pair(double, GraphRunner(double.language_model, recorder, note=pytest.fail), prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5])
         for number in range(module._PATIENCE + 3):
@@ -391,7 +389,7 @@ def test_what_cannot_be_recorded_is_said_once_and_decoded_plainly(
 ) -> None:
     notes: list[str] = []
     recorder = Repeating(error=error)
-    static = StaticSteps(double.language_model, recorder, note=notes.append)
+    static = GraphRunner(double.language_model, recorder, note=notes.append)
     pair = Pair(double, static, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5, 11])
@@ -413,7 +411,7 @@ def test_what_cannot_be_recorded_is_said_once_and_decoded_plainly(
 class Stale(Repeating):
     """A recorder that gives the first result again and again."""
 
-    def record(self, work: Any) -> Any:
+    def __call__(self, work: Any) -> Any:
         first = work().clone()
         return lambda: first
 
@@ -423,7 +421,7 @@ def test_a_replay_that_goes_another_way_is_found_and_said(
     double: NatureLM, prompts: list[Prompt]
 ) -> None:
     notes: list[str] = []
-    static = StaticSteps(double.language_model, Stale(), note=notes.append)
+    static = GraphRunner(double.language_model, Stale(), note=notes.append)
     pair = Pair(double, static, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5])
@@ -442,7 +440,7 @@ def test_a_refused_recording_leaves_the_stream_as_it_was(
     cuda_stand_in: Machine,  # noqa: F811
 ) -> None:
     notes: list[str] = []
-    static = StaticSteps(double.language_model, GraphRecorder(CPU), note=notes.append)
+    static = GraphRunner(double.language_model, GraphCapture(CPU), note=notes.append)
     pair = Pair(double, static, prompts)
     main = cuda_stand_in.stream
     cuda_stand_in.refuse = RuntimeError("capture failed")
@@ -455,7 +453,7 @@ def test_a_refused_recording_leaves_the_stream_as_it_was(
 
 
 def test_recording_warms_up_and_shares_memory(cuda_stand_in: Machine) -> None:  # noqa: F811
-    recorder = GraphRecorder(CPU)
+    recorder = GraphCapture(CPU)
     main = cuda_stand_in.stream
     number = torch.ones(3)
     streams: list[object] = []
@@ -464,14 +462,14 @@ def test_recording_warms_up_and_shares_memory(cuda_stand_in: Machine) -> None:  
         streams.append(cuda_stand_in.stream)
         return (number * 2).exp()
 
-    replay = recorder.record(work)
+    replay = recorder(work)
     assert len(streams) == 3
     assert set(streams) == set(cuda_stand_in.streams)
     assert cuda_stand_in.stream is main
     number.fill_(3)
     first = replay()
     assert torch.equal(first, torch.full((3,), 6.0).exp())
-    other = recorder.record(lambda: number + 1)
+    other = recorder(lambda: number + 1)
     assert torch.equal(other(), torch.full((3,), 4.0))
     assert torch.equal(first, torch.full((3,), 6.0).exp()), "another graph's replay spoilt it"
     number.fill_(0)
@@ -491,7 +489,7 @@ def test_the_stand_in_refuses_what_graphs_refuse(
         lambda: torch.ones(2)[torch.ones(2) > 0],
     ):
         with pytest.raises(RuntimeError, match="not permitted"):
-            GraphRecorder(CPU).record(work)
+            GraphCapture(CPU)(work)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -502,7 +500,7 @@ def test_what_was_recorded_of_another_state_is_not_replayed(
 ) -> None:
     """Folding moves weights and switches adapters off; a recipe changes how strongly they act."""
     cuda_stand_in.lenient = True  # the check of a folded model's α compares numbers of the host
-    static = StaticSteps(double.language_model, GraphRecorder(CPU), note=pytest.fail)
+    static = GraphRunner(double.language_model, GraphCapture(CPU), note=pytest.fail)
     whole = [one for one in prompts if one.alpha == 1.0]
     pair = Pair(double, static, whole)
     tokens = torch.tensor([1, 2, 3])
@@ -534,8 +532,8 @@ def test_what_was_recorded_of_another_state_is_not_replayed(
 
 
 def test_memory_is_bounded_and_given_back(double: NatureLM, prompts: list[Prompt]) -> None:
-    longest = column_bucket(max(one.embeds_LD.shape[0] for one in prompts[:5]) + 1)
-    static = StaticSteps(double.language_model, most_positions=4 * longest, note=pytest.fail)
+    longest = Bucket.of(1, max(one.embeds_LD.shape[0] for one in prompts[:5]) + 1).columns
+    static = GraphRunner(double.language_model, max_positions=4 * longest, note=pytest.fail)
     pair = Pair(double, static, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 1, 2, 3, 4])
@@ -557,34 +555,34 @@ def test_the_engine_gives_memory_back_where_it_runs_out(
     options = GenerationOptions(max_new_tokens=5, num_beams=1)
     clips = Engine(double).encode(nano_waveforms, nano_waveforms.__getitem__)
     released: list[int] = []
-    init, release = DecodingSession.__init__, StaticSteps.release
+    init, release = DecodingSession.__init__, GraphRunner.release
 
     def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
         if len(prompts) > 7:
             raise torch.OutOfMemoryError("CUDA out of memory")
         init(session, model, prompts, *args, **how)
 
-    def counting(static: StaticSteps) -> None:
+    def counting(static: GraphRunner) -> None:
         released.append(len(static))
         release(static)
 
     monkeypatch.setattr(DecodingSession, "__init__", begin)
-    monkeypatch.setattr(StaticSteps, "release", counting)
+    monkeypatch.setattr(GraphRunner, "release", counting)
     engine = Engine(double, options, eos_ids=ENDS, capture=True)
     answers = list(engine.run(requests_of(double), clips.__getitem__))
     assert len(answers) == 27
     assert len(released) >= 2
 
 
-def test_who_takes_static_steps(double: NatureLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_make_graph_runner(double: NatureLM, monkeypatch: pytest.MonkeyPatch) -> None:
     model, notes = double.language_model, []
-    assert static_steps(model) is None
-    assert static_steps(model, False) is None
-    made = static_steps(model, True, note=notes.append)
+    assert make_graph_runner(model) is None
+    assert make_graph_runner(model, False) is None
+    made = make_graph_runner(model, True, note=notes.append)
     assert made is not None
-    assert made._recorder is None, "there is nothing to record on a processor"
+    assert made._capture is None, "there is nothing to record on a processor"
     monkeypatch.setattr(model.config, "_attn_implementation", "eager")
-    assert static_steps(model, True, note=notes.append) is None
+    assert make_graph_runner(model, True, note=notes.append) is None
     assert len(notes) == 1
 
 

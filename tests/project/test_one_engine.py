@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
+CONVERSATION = PACKAGE / "inference" / "conversation.py"  # one row, token by token, KV kept
 FOLDERS = ("inference", "experiments", "beans", "cli", "reports", "search", "app")
 BESIDE_THE_ENGINE = {"generate", "generate_ids", "encode_audio", "encode_clips", "decode_beams"}
 ITS_PARTS = {"decoding", "prefill", "sampling", "beams", "scoring"}
@@ -33,7 +34,7 @@ def test_nothing_goes_around_the_engine(folder: str) -> None:
     found = {
         str(path.relative_to(PACKAGE)): ways
         for path in (PACKAGE / folder).rglob("*.py")
-        if (ways := list(ways_around(path.read_text(encoding="utf-8"))))
+        if path != CONVERSATION and (ways := list(ways_around(path.read_text(encoding="utf-8"))))
     }
     assert not found
 

@@ -1,0 +1,32 @@
+"""Prompts as embeddings in, token ids out, without the engine's scheduling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.labels import LabelGrammar
+from NatureLM.generation.prefill import SharedPrefix
+from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.sampling import GenerationOutput
+
+
+def decode(
+    language_model: nn.Module,
+    prompts_LD: Sequence[Tensor],
+    *,
+    alphas: Sequence[float],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+    row_numbers: Sequence[int] | None = None,
+    shared: Sequence[SharedPrefix] = (),
+    grammars: Sequence[LabelGrammar | None] | None = None,
+) -> list[GenerationOutput]:
+    """All prompts in one batch; `row_numbers` name the random streams."""
+    count = len(prompts_LD)
+    numbers = range(count) if row_numbers is None else row_numbers
+    rules = grammars or [None] * count
+    prompts = [Prompt(*facts) for facts in zip(prompts_LD, alphas, numbers, rules, strict=True)]
+    return Decoder(language_model, options, eos_ids).run(prompts, shared)
