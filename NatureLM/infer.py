@@ -9,13 +9,13 @@ pipeline(["assets/synthetic_common_cuckoo.flac"], "What is the common name?")
 `python -m NatureLM.infer` is `naturelm infer`.
 """
 
-from NatureLM.inference.answers import AnswerOptions
 from NatureLM.inference.loading import pick_device
+from NatureLM.inference.options import AskOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult
 
 __all__ = [
-    "AnswerOptions",
+    "AskOptions",
     "Pipeline",
     "RecordingError",
     "WindowKey",

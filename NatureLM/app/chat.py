@@ -31,12 +31,12 @@ NONE_OF_THESE = NOTHING
 def load_pipeline(settings: AppSettings) -> Pipeline:
     """Load the model that the settings name. Raises `NatureLMError` where it cannot be."""
     from NatureLM.config import Config
-    from NatureLM.inference.loading import load_configured
+    from NatureLM.inference.loading import load_model
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.models.registry import EMBEDDED
 
     config = settings.config or Config()
-    model = load_configured(
+    model = load_model(
         settings.model or EMBEDDED, config, device=settings.device, dtype=settings.dtype
     )
     return Pipeline(model, config=config)

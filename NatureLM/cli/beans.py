@@ -1,33 +1,98 @@
-"""`beans info`: the components of the benchmark.
-
-`beans fetch`: components of the benchmark onto this machine.
-
-`beans make-mini`: a benchmark of one's own clips.
-
-`beans run`: the benchmark, or an experiment on it.
-"""
+"""`beans run`, `info`, `fetch` and `make-mini`: the benchmark, its data, and one of one's own."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from NatureLM.cli import options as of_model
-from NatureLM.cli import options as options_of
+from NatureLM.cli import experiment
+from NatureLM.cli import options as of
 from NatureLM.cli.errors import Stopped
 from NatureLM.cli.experiment import BEANS_ZERO
 from NatureLM.errors import UsageError
+from NatureLM.progress import ProgressBar
 
 if TYPE_CHECKING:
     from NatureLM.beans.fetch import RemoteDataset, RowGroup
     from NatureLM.beans.mini import MiniSummary
     from NatureLM.data.components import Component
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class RunRequest(of.ExperimentOptions):
+    """The options of `beans run`, in the order of its help."""
+
+    cfg_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Configuration file, such as configs/inference.yml or configs/cbi.yml.",
+            show_default="built-in settings",
+        ),
+    ] = None
+    data_path: of.DataPath = None
+    output_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
+            "NAME_metrics.jsonl. What exists is resumed.",
+            show_default="runs/ and the name of the configuration",
+        ),
+    ] = None
+    components: Annotated[
+        str | None,
+        typer.Option(
+            help="Components that are tested, set off by commas.",
+            show_default="all that the data hold",
+        ),
+    ] = None
+    merging_alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ALPHA",
+            help="How much of the adapter is merged in, where extended.lora_scales is not set.",
+            show_default="generate.merging_alpha of the configuration, 1.0",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+            show_default="model.ckpt of the configuration, naturelm-tiny",
+        ),
+    ] = None
+    adapter: of.Adapter = None
+    device: of.Device = "auto"
+    dtype: of.Dtype = "auto"
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY.SUB=VALUE",
+            help="Change a value of the configuration, such as extended.limit=100. May be given "
+            "several times.",
+            show_default=False,
+        ),
+    ] = None
+    max_memory: of.MaxMemory = None
+    cache_dir: of.CacheDir = None
+    dry_run: of.DryRun = False
+    workers: of.Workers = 2
+
+
+def run(request: RunRequest) -> None:
+    """Ask a model about labelled samples; `beans --cfg-path ...` is the same.
+
+    Each sample is asked its own question, and the answers are scored; or it is asked the queries
+    of the section `extended` of the configuration.
+
+    beans --cfg-path configs/inference.yml --data-path beans-zero --output-path answers.jsonl
+    """
+    config, names = request.load_config(), request.components
+    datasets = None if names is None else of.listed("--components", names)
+    raise typer.Exit(experiment.run(request, config, command="beans", datasets=datasets))
 
 
 def info(
@@ -45,9 +110,7 @@ def info(
 
 
 def _show_all(components: list[Component]) -> None:
-    from NatureLM.cli.options import print_table
-
-    print_table(
+    of.print_table(
         ["component", "task", "labels", "longest clip", "metric"],
         [
             [one.name, one.task, str(len(one.labels) or "-"), _clip(one), one.metric]
@@ -95,35 +158,30 @@ def fetch(
     beans fetch --components esc50,zf-indiv --output-path beans-zero
     """
     from NatureLM.beans.fetch import RemoteDataset
-    from NatureLM.cli.options import listed
     from NatureLM.data.components import component
 
-    wanted = None if components is None else listed("--components", components)
+    wanted = None if components is None else of.listed("--components", components)
     if repository == BEANS_ZERO:
         for name in wanted or ():
             component(name)
-    shelf = RemoteDataset(repository)
-    pieces = _pieces(shelf, wanted)
-    missing = [piece for piece in pieces if not piece.is_there(output_path)]
-    if _wants_more(pieces, missing, output_path, yes):
-        _fetch(shelf, missing, output_path)
+    dataset = RemoteDataset(repository)
+    looking = ProgressBar(f"looking at {dataset.name}", "bar", total=len(dataset.files), stays=True)
+    with looking:
+        groups = dataset.pieces(wanted, looking.advance)
+    missing = [group for group in groups if not group.is_there(output_path)]
+    if _wants_more(groups, missing, output_path, yes):
+        _fetch(dataset, missing, output_path)
     typer.echo(f"All is there: beans --data-path {output_path} --output-path answers.jsonl")
 
 
-def _pieces(shelf: RemoteDataset, wanted: Sequence[str] | None) -> list[RowGroup]:
-    with _bar() as bar:
-        task = bar.add_task(f"looking at {shelf.name}", total=len(shelf.files))
-        return shelf.pieces(wanted, lambda count: bar.advance(task, count))
-
-
 def _wants_more(
-    pieces: Sequence[RowGroup], missing: Sequence[RowGroup], folder: Path, yes: bool
+    groups: Sequence[RowGroup], missing: Sequence[RowGroup], folder: Path, yes: bool
 ) -> bool:
     """Say what there is to fetch; whether it is to be fetched."""
     from NatureLM.beans.fetch import check_room, size_text
 
-    names = sorted({name for piece in pieces for name in piece.components})
-    size, left = (sum(piece.bytes for piece in some) for some in (pieces, missing))
+    names = sorted({name for group in groups for name in group.components})
+    size, left = (sum(group.bytes for group in some) for some in (groups, missing))
     there = "" if left == size else f", {size_text(left)} of them still to fetch"
     typer.echo(f"{', '.join(names)}: {size_text(size)}{there}, into {folder}")
     if not missing:
@@ -141,29 +199,20 @@ def _says_yes() -> bool:
         return False
 
 
-def _fetch(shelf: RemoteDataset, missing: Sequence[RowGroup], folder: Path) -> None:
-    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-
+def _fetch(dataset: RemoteDataset, missing: Sequence[RowGroup], folder: Path) -> None:
+    total = sum(group.bytes for group in missing)
     try:
-        with _bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
-            task = bar.add_task("fetching", total=sum(piece.bytes for piece in missing))
-            for piece in missing:
-                shelf.fetch(piece, folder)
-                bar.advance(task, piece.bytes)
+        with ProgressBar(
+            "fetching", "bar", "size", "speed", "time", total=total, stays=True
+        ) as bar:
+            for group in missing:
+                dataset.fetch(group, folder)
+                bar.advance(group.bytes)
     except KeyboardInterrupt as interrupt:
         raise Stopped(
             f"Stopped. What is in {folder} is whole; the same command goes on from there.",
             interrupt,
         ) from None
-
-
-def _bar(*columns: Any) -> Any:
-    """A line on stderr that renews itself; where that is no terminal, only its end is shown."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    text = TextColumn("{task.description}")
-    return Progress(text, BarColumn(), *columns, console=Console(stderr=True))
 
 
 _MOST_SHOWN = 3
@@ -216,10 +265,11 @@ def make_mini(
     from NatureLM.beans.mini import make_mini as make
     from NatureLM.config.base import TableSource
 
-    names = _pairs("--columns", columns or ())
+    form = "write two names with = between"
+    names = of.pairs("--columns", columns, form)
     caption_column = names.pop("caption", None)
     made = make(
-        TableSource(path=source, columns=names, where={**_pairs("--where", where or ())}),
+        TableSource(path=source, columns=names, where={**of.pairs("--where", where, form)}),
         output_path,
         Sizes(classification, detection, captioning, classes),
         seed=seed,
@@ -242,99 +292,3 @@ def _show(made: MiniSummary, folder: Path) -> None:
         f"{len(made.labels)} labels: {', '.join(made.labels)}\n"
         f"Ask a model: beans --data-path {folder} --output-path answers.jsonl"
     )
-
-
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip() or not value.strip():
-            raise UsageError(f"{option} {text}: write two names with = between")
-        pairs[name.strip()] = value.strip()
-    return pairs
-
-
-def run(
-    cfg_path: Annotated[
-        Path | None,
-        typer.Option(
-            help="Configuration file, such as configs/inference.yml or configs/cbi.yml.",
-            show_default="built-in settings",
-        ),
-    ] = None,
-    data_path: options_of.DataPath = None,
-    output_path: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
-            "NAME_metrics.jsonl. What exists is gone on with.",
-            show_default="runs/ and the name of the configuration",
-        ),
-    ] = None,
-    components: Annotated[
-        str | None,
-        typer.Option(
-            help="Components that are tested, set off by commas.",
-            show_default="all that the data hold",
-        ),
-    ] = None,
-    merging_alpha: Annotated[
-        float | None,
-        typer.Option(
-            metavar="ALPHA",
-            help="How much of the adapter is merged in, where extended.lora_scales is not set.",
-            show_default="generate.merging_alpha of the configuration, 1.0",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            show_default="model.ckpt of the configuration, naturelm-tiny",
-        ),
-    ] = None,
-    adapter: of_model.Adapter = None,
-    device: of_model.Device = "auto",
-    dtype: of_model.Dtype = "auto",
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY.SUB=VALUE",
-            help="Change a value of the configuration, such as extended.limit=100. May be given "
-            "several times.",
-            show_default=False,
-        ),
-    ] = None,
-    max_memory: of_model.MaxMemory = None,
-    cache_dir: of_model.CacheDir = None,
-    dry_run: options_of.DryRun = False,
-    workers: options_of.Workers = 2,
-) -> None:
-    """Ask a model about labelled samples; `beans --cfg-path ...` is the same.
-
-    Each sample is asked its own question, and the answers are scored; or it is asked the queries
-    of the section `extended` of the configuration.
-
-    beans --cfg-path configs/inference.yml --data-path beans-zero --output-path answers.jsonl
-    """
-    from NatureLM.cli import experiment
-    from NatureLM.cli.options import listed
-    from NatureLM.config import load_config
-
-    request = experiment.make_experiment(
-        load_config(cfg_path, options_of.with_data_path(options, data_path)),
-        cfg_path=cfg_path,
-        command="beans",
-        data_path=data_path,
-        model=model,
-        adapter=adapter,
-        device=device,
-        dtype=dtype,
-        output_path=output_path,
-        workers=workers,
-        max_memory=max_memory,
-        cache_dir=cache_dir,
-        merging_alpha=merging_alpha,
-        datasets=None if components is None else listed("--components", components),
-    )
-    raise typer.Exit(experiment.run(request, dry_run=dry_run))

@@ -1,4 +1,4 @@
-"""The one place where errors become a message for people and an exit code.
+"""The one place where errors and notes become messages for people, and errors exit codes.
 
 Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 3 some recordings could not be used,
 130 stopped with Ctrl-C, 143 stopped by the system.
@@ -6,6 +6,7 @@ Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 3 some recording
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from types import FrameType
 import typer
 
 from NatureLM.errors import NatureLMError
+from NatureLM.progress import say
 
 SOME_FAILED = 3
 
@@ -81,3 +83,29 @@ def make_output_robust() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+class NoteHandler(logging.Handler):
+    """Shows log records as lines on stderr; `form` is such a line, with {} for the message."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(logging.WARNING)
+        self._form = form
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the message of a record."""
+        say(self._form.format(record.getMessage()))
+
+
+@contextmanager
+def notes_shown(form: str) -> Iterator[None]:
+    """Within the block, what the package logs for its user is shown on stderr, and nowhere else."""
+    package, handler = logging.getLogger("NatureLM"), NoteHandler(form)
+    propagated = package.propagate
+    package.addHandler(handler)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.propagate = propagated

@@ -5,112 +5,87 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from NatureLM.cli import options as of
 from NatureLM.cli.errors import SOME_FAILED, Stopped
-from NatureLM.cli.progress import ExperimentProgress, duration
-from NatureLM.cli.request import DEFAULT_MODEL, device_option, dtype_option
-from NatureLM.config import Config, ExperimentConfig
-from NatureLM.config.base import TableSource
 from NatureLM.errors import UsageError
-from NatureLM.util import parse_bytes
+from NatureLM.progress import ProgressBar, say
 
 if TYPE_CHECKING:
+    from NatureLM.config import Config, ExperimentConfig
+    from NatureLM.config.base import TableSource
     from NatureLM.experiments.plan import Plan
+    from NatureLM.experiments.run import TrialProgress
 
 logger = logging.getLogger(__name__)
 BEANS_ZERO = "EarthSpeciesProject/BEANS-Zero"
-_EMBEDDED = DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
-class ExperimentRequest:
-    """A checked request to run an experiment, or to show its plan.
+class Experiment:
+    """An experiment: what was asked for, and what it comes to with the configuration.
 
-    is_scored: whether metrics are written beside the answers at the end
+    extended: the section of the configuration, with data, α and datasets that were named
+    command: what was called, for messages
     """
 
-    name: str
+    request: of.ExperimentOptions
     config: Config
     extended: ExperimentConfig
-    model: str
-    adapter: str | None
-    device: str
-    dtype: str
-    output: Path
-    workers: int
     command: str
-    max_memory: int | None = None
-    cache_dir: Path | None = None
-    is_scored: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call the configuration."""
+        return str(self.request.cfg_path or "--options")
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return of.model_name(self.request.model, self.config)
+
+    @property
+    def output(self) -> Path:
+        """Folder or file of the results."""
+        path = self.request.cfg_path
+        stem = "experiment" if path is None else path.stem
+        return self.request.output_path or Path(self.extended.output_path or f"runs/{stem}")
 
 
-def make_experiment(
+def run(
+    request: of.ExperimentOptions,
     config: Config,
     *,
-    cfg_path: Path | None,
     command: str,
-    data_path: str | None,
-    model: str | None,
-    adapter: str | None,
-    device: str,
-    dtype: str,
-    output_path: Path | None,
-    workers: int,
-    max_memory: str | None = None,
-    cache_dir: Path | None = None,
-    merging_alpha: float | None = None,
     datasets: Sequence[str] | None = None,
-) -> ExperimentRequest:
-    """Check what was asked for. Without `extended.queries` each sample is asked its own prompt.
+) -> int:
+    """Run an experiment, or show its plan (--dry-run); the exit code.
 
-    command: the verb that was called, for messages
-    merging_alpha: α where `extended.lora_scales` is not set; None takes that of the configuration
     datasets: those that are tested in place of the configuration's
 
     Raises UsageError.
     """
-    if workers < 1:
-        raise UsageError(f"--workers is {workers}, and it must be at least 1")
-    extended = config.extended or ExperimentConfig()
-    if "lora_scales" in extended.model_fields_set:
-        refuse_options(cfg_path, {"--merging-alpha": merging_alpha is not None})
-    else:
-        alpha = config.generate.merging_alpha if merging_alpha is None else merging_alpha
-        if not math.isfinite(alpha):
-            raise UsageError(f"--merging-alpha is {alpha:g}, and it must be a finite number")
-        extended = extended.model_copy(update={"lora_scales": [alpha]})
-    if datasets is not None:
-        extended = extended.model_copy(update={"datasets": list(datasets)})
-    if data_path is not None:
-        rest = extended.data.model_dump(exclude={"path"}) if extended.data is not None else {}
-        extended = extended.model_copy(update={"data": TableSource(path=data_path, **rest)})
-    stem = "experiment" if cfg_path is None else cfg_path.stem
-    return ExperimentRequest(
-        name=str(cfg_path or "--options"),
-        config=config,
-        extended=extended,
-        model=model or config.model.ckpt or DEFAULT_MODEL,
-        adapter=adapter,
-        device=device_option(device),
-        dtype=dtype_option(dtype),
-        output=output_path or Path(extended.output_path or f"runs/{stem}"),
-        workers=workers,
-        command=command,
-        max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
-        cache_dir=cache_dir,
-        is_scored=command == "beans" and extended.queries is None,
-    )
+    experiment = Experiment(request, config, _extended(request, config, datasets), command)
+    of.check_device(request.device, request.dtype)
+    max_memory = of.memory_size(request.max_memory)
+    _check_data(experiment)
+    plan = _plan(experiment)
+    if request.dry_run:
+        for line in describe(experiment, plan):
+            typer.echo(line)
+        return 0
+    return _run(experiment, plan, max_memory)
 
 
-def refuse_options(cfg_path: Path | None, given: Mapping[str, bool]) -> None:
-    """Raise UsageError for options that mean nothing in an experiment and are given."""
-    names = [name for name, is_given in given.items() if is_given]
+def refuse_options(cfg_path: Path | None, names: Sequence[str]) -> None:
+    """Raise UsageError for options that mean nothing in an experiment and were given."""
     if names:
         raise UsageError(
             f"{', '.join(names)}: {cfg_path or '--options'} has a section `extended`, an "
@@ -119,69 +94,89 @@ def refuse_options(cfg_path: Path | None, given: Mapping[str, bool]) -> None:
         )
 
 
-def run(request: ExperimentRequest, *, dry_run: bool) -> int:
-    """Show the plan, or run it; the exit code."""
-    _check_data(request)
-    plan = _plan(request)
-    if dry_run:
-        for line in describe(request, plan):
-            typer.echo(line)
-        return 0
-    return _run(request, plan)
+def _extended(
+    request: of.ExperimentOptions, config: Config, datasets: Sequence[str] | None
+) -> ExperimentConfig:
+    """The section `extended` with what was given instead of its keys.
+
+    Without `extended.queries` each sample is asked its own prompt.
+    """
+    from NatureLM.config import ExperimentConfig
+    from NatureLM.config.base import TableSource
+
+    if request.workers < 1:
+        raise UsageError(f"--workers is {request.workers}, and it must be at least 1")
+    extended = config.extended or ExperimentConfig()
+    if "lora_scales" in extended.model_fields_set:
+        if request.merging_alpha is not None:
+            refuse_options(request.cfg_path, ["--merging-alpha"])
+    else:
+        given = request.merging_alpha
+        alpha = config.generate.merging_alpha if given is None else given
+        if not math.isfinite(alpha):
+            raise UsageError(f"--merging-alpha is {alpha:g}, and it must be a finite number")
+        extended = extended.model_copy(update={"lora_scales": [alpha]})
+    if datasets is not None:
+        extended = extended.model_copy(update={"datasets": list(datasets)})
+    if request.data_path is not None:
+        rest = extended.data.model_dump(exclude={"path"}) if extended.data is not None else {}
+        data = TableSource(path=request.data_path, **rest)
+        extended = extended.model_copy(update={"data": data})
+    return extended
 
 
-def _plan(request: ExperimentRequest) -> Plan:
+def _plan(experiment: Experiment) -> Plan:
     from NatureLM.experiments.run import make_plan
     from NatureLM.merging.recipe import extrapolation_note
 
-    for alpha in request.extended.lora_scales:
+    for alpha in experiment.extended.lora_scales:
         note = extrapolation_note(alpha)
         if note is not None:
             logger.warning(note)
-    return make_plan(request.extended, request.config.model.prompt_template, warn=logger.warning)
+    template = experiment.config.model.prompt_template
+    return make_plan(experiment.extended, template, warn=logger.warning)
 
 
-def _run(request: ExperimentRequest, plan: Plan) -> int:
-    from NatureLM.cli.infer import load_model
+def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import TrialStore
     from NatureLM.inference.loading import processor_of
     from NatureLM.models.checkpoint.tensors import CheckpointError
 
-    TrialStore(answers_path(request.output)).close()  # what is wrong with it shows before the work
+    request, config = experiment.request, experiment.config
+    TrialStore(answers_path(experiment.output)).close()  # what is wrong with it shows first
     try:
-        model = load_model(request)
+        model = request.load_model(config)
     except CheckpointError as error:
-        raise MissingError(request, [str(error)]) from error
+        raise _missing(experiment, [str(error)]) from error
     from NatureLM.experiments.run import run_experiment
 
-    progress = ExperimentProgress()
     try:
-        summary = run_experiment(
-            model,
-            plan.with_template(processor_of(model).prompt_template),
-            request.output,
-            generate=request.config.generate,
-            batch_tokens=request.extended.batch_tokens,
-            max_memory=request.max_memory,
-            cache_dir=request.cache_dir,
-            workers=request.workers,
-            progress=progress,
-            warn=logger.warning,
-        )
+        with ExperimentProgress(len(plan)) as progress:
+            summary = run_experiment(
+                model,
+                plan.with_template(processor_of(model).prompt_template),
+                experiment.output,
+                generate=config.generate,
+                batch_tokens=experiment.extended.batch_tokens,
+                max_memory=max_memory,
+                cache_dir=request.cache_dir,
+                workers=request.workers,
+                progress=progress,
+                warn=logger.warning,
+            )
     except KeyboardInterrupt as interrupt:
         raise Stopped(
-            f"Stopped. What was answered is in {request.output}; the same command goes on from "
+            f"Stopped. What was answered is in {experiment.output}; the same command goes on from "
             "there.",
             interrupt,
         ) from None
-    finally:
-        progress.close()
     typer.echo(str(summary))
-    if request.is_scored:
-        _score(summary.path)
-    elif request.command == "beans":
-        typer.echo(f"Score them: beans score {summary.path} --output-path scores")
+    if experiment.command == "beans":
+        if experiment.extended.queries is None:
+            _score(summary.path)
+        else:
+            typer.echo(f"Score them: beans score {summary.path} --output-path scores")
     return SOME_FAILED if summary.errors else 0
 
 
@@ -205,27 +200,27 @@ def _score(answers: Path) -> None:
     typer.echo(f"Metrics: {path}")
 
 
-class MissingError(UsageError):
-    """Weights or data are not on this machine; the message says how to get each."""
+def _missing(experiment: Experiment, problems: Sequence[str]) -> UsageError:
+    """The error for weights or data that are not on this machine; it says how to get each."""
+    from NatureLM.models.registry import EMBEDDED
 
-    def __init__(self, request: ExperimentRequest, problems: Sequence[str]) -> None:
-        lines = [f"{request.name} cannot run yet:", *(f"- {one}" for one in problems)]
-        if request.model != _EMBEDDED or request.extended.data is None:
-            lines += [
-                "To run it now, with the embedded model and a table of your own recordings "
-                "(columns such as file and common_name):",
-                f"  {request.command} --cfg-path {request.name} --model {_EMBEDDED} "
-                "--data-path TABLE",
-            ]
-        super().__init__("\n".join(lines))
+    lines = [f"{experiment.name} cannot run yet:", *(f"- {one}" for one in problems)]
+    if experiment.model != EMBEDDED or experiment.extended.data is None:
+        lines += [
+            "To run it now, with the embedded model and a table of your own recordings "
+            "(columns such as file and common_name):",
+            f"  {experiment.command} --cfg-path {experiment.name} --model {EMBEDDED} "
+            "--data-path TABLE",
+        ]
+    return UsageError("\n".join(lines))
 
 
-def _check_data(request: ExperimentRequest) -> None:
+def _check_data(experiment: Experiment) -> None:
     """Say all that is missing at once, before anything large is loaded."""
-    problem = _data_problem(request.extended.data)
+    problem = _data_problem(experiment.extended.data)
     if problem is not None:
-        weights = _weights_problem(request.model)
-        raise MissingError(request, [problem, *([weights] if weights else [])])
+        weights = _weights_problem(experiment.model)
+        raise _missing(experiment, [problem, *([weights] if weights else [])])
 
 
 def _data_problem(data: TableSource | None) -> str | None:
@@ -257,21 +252,21 @@ def _weights_problem(model: str) -> str | None:
     return f"the weights of {model} are not on this machine. {steps}"
 
 
-def describe(request: ExperimentRequest, plan: Plan) -> list[str]:
+def describe(experiment: Experiment, plan: Plan) -> list[str]:
     """The plan in words: counts, an estimate of the time, the first prompt of each query."""
-    data = request.extended.data
+    data = experiment.extended.data
     scales = ", ".join(f"{alpha:g}" for alpha in plan.alphas)
     datasets = ", ".join(dict.fromkeys(one.dataset_name for one in plan.samples))
     facts = [
         ("data", f"{data.path if data else ''} ({datasets})"),
-        ("model", request.model),
+        ("model", experiment.model),
         ("samples", f"{plan.n_samples}"),
         ("queries", f"{plan.n_queries}"),
         ("scales", f"{len(plan.alphas)} ({scales})"),
         ("encodings", f"{plan.n_encodings}"),
         ("generations", f"{len(plan)}"),
-        ("time", _time(request, plan)),
-        ("results", f"{request.output}"),
+        ("time", _time(experiment, plan)),
+        ("results", f"{experiment.output}"),
         ("plan", plan.fingerprint()),
     ]
     lines = [f"{name:<13}{value}" for name, value in facts]
@@ -286,12 +281,62 @@ def describe(request: ExperimentRequest, plan: Plan) -> list[str]:
     return lines
 
 
-def _time(request: ExperimentRequest, plan: Plan) -> str:
+def _time(experiment: Experiment, plan: Plan) -> str:
     from NatureLM.experiments.run import LARGE, SMALL, estimate_seconds
+    from NatureLM.models.registry import EMBEDDED
 
-    speed = SMALL if request.model == _EMBEDDED else LARGE
-    generate = request.config.generate
+    speed = SMALL if experiment.model == EMBEDDED else LARGE
+    generate = experiment.config.generate
     seconds = estimate_seconds(
         plan, speed, max_new_tokens=generate.max_new_tokens, num_beams=generate.num_beams
     )
     return f"about {duration(seconds)} on {speed.machine}"
+
+
+_LINE_EVERY = 10.0  # seconds, in a log
+_FIRST_ANSWERS = 16  # they wait for the model to warm up, and say nothing about the time left
+
+
+class ExperimentProgress:
+    """Where an experiment stands, on stderr: a bar on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = ProgressBar("bar", "{task.fields[line]}", total=total, line="")
+        self._shown = 0.0
+
+    def __enter__(self) -> ExperimentProgress:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
+
+    def __call__(self, done: TrialProgress) -> None:
+        """Show where the run stands, if the last time is long enough ago or it is done."""
+        line, now = progress_line(done), time.monotonic()
+        self._bar.update(done.done, line=line)
+        is_due = done.done >= done.total or now - self._shown >= _LINE_EVERY
+        if is_due and not self._bar.is_shown:
+            self._shown = now
+            say(line)
+
+
+def progress_line(done: TrialProgress) -> str:
+    """`120/5082 answers, 31.0/s, 2 min left; right at α: 0 0.10, 1 0.62`."""
+    parts = [f"{done.done}/{done.total} answers"]
+    if done.answers:
+        parts.append(f"{done.rate:.1f}/s")
+    left = done.seconds_left
+    if left and done.answers + done.errors >= _FIRST_ANSWERS:
+        parts.append(f"{duration(left)} left")
+    if done.errors:
+        parts.append(f"{done.errors} without an answer")
+    right = ", ".join(f"{alpha:g} {share:.2f}" for alpha, share in done.accuracy().items())
+    return ", ".join(parts) + (f"; right at α: {right}" if right else "")
+
+
+def duration(seconds: float) -> str:
+    """An estimate in the unit that fits."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,223 +1,46 @@
-"""The model side of `naturelm infer`: loads the model and asks it what has no answer yet.
-
-The work of `naturelm infer`: recordings through the model into the result store.
-
-`naturelm infer`: questions about recordings, answers as JSON lines.
-"""
+"""`naturelm infer`: questions about recordings, answers as JSON lines."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from NatureLM.cli import options as lists
-from NatureLM.cli import options as of_model
-from NatureLM.cli import options as options_of
-from NatureLM.cli.errors import SOME_FAILED, Stopped
-from NatureLM.cli.imports import import_model
-from NatureLM.cli.progress import InferProgress, Reporter
-from NatureLM.cli.request import InferRequest, make_request
-from NatureLM.config import Config
+from NatureLM.cli import options as of
+from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
 from NatureLM.errors import UsageError
-from NatureLM.inference.loading import load_configured
-from NatureLM.inference.pipeline import Pipeline
-from NatureLM.inference.run import model_settings, unanswered
-from NatureLM.inference.windows import RecordingError, WindowResult
-from NatureLM.results.settings import RunSettings
-from NatureLM.results.store import Resumed, WindowStore
+from NatureLM.progress import ProgressBar, say
 
 if TYPE_CHECKING:
-    from NatureLM.models import NatureLM
-
+    from NatureLM.config import Config
+    from NatureLM.inference.options import AskOptions
+    from NatureLM.inference.pipeline import Pipeline
+    from NatureLM.inference.windows import WindowResult
+    from NatureLM.results.store import Resumed, WindowStore
+    from NatureLM.species import SpeciesList
 
 logger = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
-
-
-class PipelineAsker:
-    """A loaded pipeline, asked as a request says."""
-
-    def __init__(self, request: InferRequest) -> None:
-        self._model = load_model(request)
-        longest = self._model.config.window_seconds
-        if request.window_length_seconds > longest:
-            raise UsageError(
-                f"--window-length-seconds is {request.window_length_seconds:g}, and "
-                f"{request.model} hears at most {longest:g} s at once"
-            )
-        self._pipeline = Pipeline(
-            self._model,
-            config=request.config,
-            cache_dir=request.cache_dir,
-            max_memory=request.max_memory,
-            kept_bytes=_KEPT_BYTES,
-        )
-        self._asked = request.asked
-
-    def settings(self) -> dict[str, Any]:
-        """Weights, precision and template: what changes answers and the model itself knows."""
-        return model_settings(self._pipeline, self._asked)
-
-    def results(
-        self, recordings: Sequence[Path], request: InferRequest, store: WindowStore
-    ) -> Iterator[WindowResult | RecordingError]:
-        """Answers and bad recordings as they come, recording by recording."""
-        return unanswered(
-            self._pipeline,
-            recordings,
-            request.asked,
-            store,
-            batch_size=request.batch_size,
-            fold=True,
-        )
-
-
-class ModelRequest(Protocol):
-    """What is needed of a request to load its model."""
-
-    @property
-    def config(self) -> Config: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def adapter(self) -> str | None: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-
-
-def load_model(request: ModelRequest) -> NatureLM:
-    """The model that a request names, with the prompt template of its configuration."""
-    import_model()
-    return load_configured(
-        request.model,
-        request.config,
-        adapter=request.adapter,
-        device=request.device,
-        dtype=request.dtype,
-    )
-
-
-class Asker(Protocol):
-    """What is needed of a pipeline."""
-
-    def settings(self) -> dict[str, Any]:
-        """What is known once the model is loaded and changes answers: weights, dtype, template."""
-
-    def results(
-        self, recordings: Sequence[Path], request: InferRequest, store: WindowStore
-    ) -> Iterator[Any]:
-        """`WindowResult` or `RecordingError` as they come, windows that have an answer left out."""
-
-
-def run(request: InferRequest, reporter: Reporter) -> int:
-    """Ask all that has no answer yet; the exit code.
-
-    What cannot work is refused before the model is loaded: recordings that are not there, an output
-    that cannot be written or holds other answers.
-    """
-    from NatureLM.audio import find_recordings
-
-    recordings = find_recordings(request.audio_paths)
-    with WindowStore(request.output_path, overwrite=request.overwrite) as store:
-        store.check(request.settings())
-        tally = InferProgress(recordings=len(recordings))
-        try:
-            reporter.loading(request)
-            asker = load(request)
-            settings = RunSettings({**request.settings(), **asker.settings()})
-            resumed = store.begin(settings, recordings)
-            _note_what_was_there(resumed, request)
-            tally.expected = _expected_windows(recordings, request) - resumed.answers
-            with reporter.working(tally, request):
-                _ask(asker.results(recordings, request, store), store, tally, reporter, request)
-        except KeyboardInterrupt as interrupt:
-            raise Stopped(_goodbye(store, request), interrupt) from None
-        reporter.summary(tally, store.answers, request)
-    return SOME_FAILED if tally.errors else 0
-
-
-def load(request: InferRequest) -> Asker:
-    """The model, ready to be asked. (Tests put another one here.)"""
-
-    return PipelineAsker(request)
-
-
-def _ask(
-    results: Iterable[Any],
-    store: WindowStore,
-    tally: InferProgress,
-    reporter: Reporter,
-    request: InferRequest,
-) -> None:
-    from NatureLM.inference.run import keep
-
-    for result in results:
-        if not keep(result, store, request.merging_alpha):
-            continue
-        error = getattr(result, "error", None)
-        if error is None:
-            tally.count(result)
-            reporter.answer(result, tally)
-        else:
-            tally.errors += 1
-            reporter.failed(result.audio_path, error)
-
-
-def _expected_windows(recordings: Sequence[Path], request: InferRequest) -> int:
-    """How many answers there will be, from the headers of the recordings; bad ones count none."""
-    from NatureLM.audio import AudioError, count_windows, probe
-
-    total = 0
-    for path in recordings:
-        try:
-            duration = probe(path).duration
-        except AudioError:
-            continue
-        total += count_windows(
-            duration,
-            request.window_length_seconds,
-            request.hop_length_seconds,
-            request.time_expansion,
-        )
-    return total * len(request.queries)
-
-
-def _note_what_was_there(resumed: Resumed, request: InferRequest) -> None:
-    name = request.output_path
-    if resumed.cut_off:
-        logger.warning(f"{name}: the last line was not whole and has been taken off")
-    if resumed.answers:
-        logger.warning(f"{name}: has {resumed.answers} answers of this run; going on from there")
-    if resumed.retried:
-        logger.warning(f"{name}: {resumed.retried} recordings that had failed are tried again")
-    for path in resumed.repaired:
-        logger.warning(f"{path}: has changed since it failed; all of it is asked anew")
-
-
-def _goodbye(store: WindowStore, request: InferRequest) -> str:
-    if not store.answers:
-        return "Stopped before the first answer; nothing was written."
-    return (
-        f"Stopped. {store.answers} answers are in {request.output_path}; "
-        "the same command goes on from there."
-    )
-
-
 _INPUT = "What to ask"
 _OUTPUT = "Output"
+_SPECIES = "Species lists and confidence"
 
 
-def infer(
+@dataclass(frozen=True)
+class InferRequest(of.ExperimentOptions):
+    """The options of `naturelm infer`, in the order of its help."""
+
     recordings: Annotated[
         list[Path] | None,
         typer.Argument(help="Recordings or folders, as with --audio-path.", show_default=False),
-    ] = None,
+    ] = None
     audio_path: Annotated[
         list[Path] | None,
         typer.Option(
@@ -228,7 +51,7 @@ def infer(
             show_default=False,
             rich_help_panel=_INPUT,
         ),
-    ] = None,
+    ] = None
     query: Annotated[
         list[str] | None,
         typer.Option(
@@ -238,62 +61,113 @@ def infer(
             show_default=False,
             rich_help_panel=_INPUT,
         ),
-    ] = None,
-    model: of_model.OptionalModelName = None,
-    adapter: of_model.Adapter = None,
+    ] = None
+    model: of.OptionalModelName = None
+    adapter: of.Adapter = None
     merging_alpha: Annotated[
         float | None,
         typer.Option(
             help="Share of the adapter: 0 is the base language model, 1 the adapted one.",
             show_default="generate.merging_alpha of the configuration, 1.0",
-            rich_help_panel=of_model.MODEL,
+            rich_help_panel=of.MODEL,
         ),
-    ] = None,
-    device: of_model.Device = "auto",
-    dtype: of_model.Dtype = "auto",
+    ] = None
+    device: of.Device = "auto"
+    dtype: of.Dtype = "auto"
     batch_size: Annotated[
         int | None,
         typer.Option(
             help="Answers and windows at a time. Changes the speed, never the answers.",
             show_default="chosen for the device",
-            rich_help_panel=of_model.MODEL,
+            rich_help_panel=of.MODEL,
         ),
-    ] = None,
-    max_memory: of_model.MaxMemory = None,
-    cache_dir: of_model.CacheDir = None,
-    cfg_path: of_model.CfgPath = None,
-    options: of_model.Overrides = None,
-    window_length_seconds: of_model.WindowLength = 10.0,
-    hop_length_seconds: of_model.HopLength = 10.0,
-    channel: of_model.Channel = "mean",
-    time_expansion: of_model.TimeExpansion = 1.0,
+    ] = None
+    max_memory: of.MaxMemory = None
+    cache_dir: of.CacheDir = None
+    cfg_path: of.CfgPath = None
+    options: of.Overrides = None
+    window_length_seconds: of.WindowLength = 10.0
+    hop_length_seconds: of.HopLength = 10.0
+    channel: of.Channel = "mean"
+    time_expansion: of.TimeExpansion = 1.0
     output_path: Annotated[
         Path | None,
         typer.Option(
             help="File for the answers, one JSON line for each (of an experiment: a folder). One "
-            "that exists is gone on with.",
+            "that exists is resumed.",
             show_default="inference_output.jsonl",
             rich_help_panel=_OUTPUT,
         ),
-    ] = None,
+    ] = None
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Start the output file anew.", rich_help_panel=_OUTPUT),
-    ] = False,
+    ] = False
     quiet: Annotated[
         bool,
         typer.Option("--quiet", help="Do not show the answers.", rich_help_panel=_OUTPUT),
-    ] = False,
-    species_list: lists.SpeciesListOption = None,
-    mode: lists.ModeOption = None,
-    species_names: lists.SpeciesNames = "common",
-    several: lists.Several = False,
-    top_k: lists.TopK = 3,
-    min_confidence: lists.MinConfidence = 0.0,
-    data_path: options_of.DataPath = None,
-    dry_run: options_of.DryRun = False,
-    workers: options_of.Workers = 2,
-) -> None:
+    ] = False
+    species_list: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAMES|PRESET",
+            help="Species that may be answered: a file, names separated by commas, or a preset "
+            "such as naturelm-tiny or cbi.",
+            show_default=False,
+            rich_help_panel=_SPECIES,
+        ),
+    ] = None
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="generate|constrained|score",
+            help="Say anything, say nothing but the list, or score every species of the list.",
+            show_default="score with a species list, else generate",
+            rich_help_panel=_SPECIES,
+        ),
+    ] = None
+    species_names: Annotated[
+        str,
+        typer.Option(
+            metavar="common|scientific",
+            help="The names to take where a list has both.",
+            rich_help_panel=_SPECIES,
+        ),
+    ] = "common"
+    several: Annotated[
+        bool,
+        typer.Option(
+            "--several",
+            help="With --mode constrained: an answer may be several species, separated by commas.",
+            rich_help_panel=_SPECIES,
+        ),
+    ] = False
+    top_k: Annotated[
+        int,
+        typer.Option(help="Species that are named, the answer included.", rich_help_panel=_SPECIES),
+    ] = 3
+    min_confidence: Annotated[
+        float, typer.Option(help="Below it the answer is None.", rich_help_panel=_SPECIES)
+    ] = 0.0
+    data_path: of.DataPath = None
+    dry_run: of.DryRun = False
+    workers: of.Workers = 2
+
+    @property
+    def audio_paths(self) -> list[Path]:
+        """All recordings and folders that were named."""
+        return [*(self.recordings or ()), *(self.audio_path or ())]
+
+    @property
+    def output(self) -> Path:
+        """The file for the answers."""
+        return self.output_path or Path("inference_output.jsonl")
+
+
+_OF_EXPERIMENTS = {one.name for one in fields(of.ExperimentOptions)} - {"merging_alpha"} | {"quiet"}
+
+
+def infer(request: InferRequest) -> None:
     """Ask questions about recordings: one answer for each window and question.
 
     naturelm infer --audio-path assets --query "Caption the audio"
@@ -302,71 +176,373 @@ def infer(
 
     A run that was stopped goes on where it stopped when the same command is given again.
     """
-    from NatureLM.cli.progress import make_reporter
-    from NatureLM.config import load_config
-
-    reporter = make_reporter(show_answers=not quiet)
-    overrides = options_of.with_data_path(options, data_path)
-    config = load_config(cfg_path, overrides)
-    audio_paths, queries = [*(recordings or []), *(audio_path or [])], query or []
+    config = request.load_config()
     if config.extended is not None:
         from NatureLM.cli import experiment
 
-        experiment.refuse_options(
-            cfg_path,
-            {
-                "--audio-path": bool(audio_paths),
-                "--query": bool(queries),
-                "--merging-alpha": merging_alpha is not None,
-                "--batch-size": batch_size is not None,
-                "--window-length-seconds": window_length_seconds != 10.0,
-                "--hop-length-seconds": hop_length_seconds != 10.0,
-                "--channel": channel != "mean",
-                "--time-expansion": time_expansion != 1.0,
-                "--overwrite": overwrite,
-                "--species-list": species_list is not None,
-                "--mode": mode is not None,
-                "--species-names": species_names != "common",
-                "--several": several,
-                "--top-k": top_k != 3,
-                "--min-confidence": min_confidence != 0.0,
-            },
-        )
-        asked = experiment.make_experiment(
-            config,
-            cfg_path=cfg_path,
-            command="naturelm infer",
-            data_path=data_path,
-            model=model,
-            adapter=adapter,
-            device=device,
-            dtype=dtype,
-            output_path=output_path,
-            workers=workers,
-            max_memory=max_memory,
-            cache_dir=cache_dir,
-        )
-        raise typer.Exit(experiment.run(asked, dry_run=dry_run))
+        experiment.refuse_options(request.cfg_path, _given_in_vain(request))
+        raise typer.Exit(experiment.run(request, config, command="naturelm infer"))
+    for option, is_given in (
+        ("--data-path", request.data_path is not None),
+        ("--dry-run", request.dry_run),
+    ):
+        if is_given:
+            raise UsageError(
+                f"{option} is for experiments, and "
+                f"{request.cfg_path or 'the built-in configuration'} has no section `extended`; "
+                "recordings are named with --audio-path, and `beans run` asks every sample its own "
+                "question"
+            )
+    raise typer.Exit(run(request, config))
 
-    options_of.refuse_without_experiment(data_path, dry_run, cfg_path)
-    request = make_request(
-        audio_paths=audio_paths,
-        queries=queries,
-        model=model,
-        adapter=adapter,
-        merging_alpha=merging_alpha,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        max_memory=max_memory,
-        cache_dir=cache_dir,
+
+def _given_in_vain(request: InferRequest) -> list[str]:
+    """The options that were given and mean nothing in an experiment."""
+    names = ["--audio-path"] if request.audio_paths else []
+    for field in fields(request):
+        if field.name not in {*_OF_EXPERIMENTS, "recordings", "audio_path"}:
+            value = getattr(request, field.name)
+            if value not in (field.default, []):
+                names.append(_option(field.name))
+    return names
+
+
+def run(request: InferRequest, config: Config) -> int:
+    """Ask all that has no answer yet; the exit code.
+
+    What cannot work is refused before the model is loaded: recordings that are not there, an output
+    that cannot be written or holds other answers.
+    """
+    from NatureLM.audio import find_recordings
+    from NatureLM.inference.windows import RecordingError
+    from NatureLM.results.settings import RunSettings
+    from NatureLM.results.store import WindowStore
+
+    model = of.model_name(request.model, config)
+    asked = ask_options(request, config, model)
+    recordings = find_recordings(request.audio_paths)
+    settings = asked.settings(model=model, adapter=request.adapter, generate=config.generate)
+    with WindowStore(request.output, overwrite=request.overwrite) as store:
+        store.check(settings)
+        shown = InferProgress(asked, len(recordings), shows_answers=not request.quiet)
+        try:
+            shown.loading(model)
+            pipeline = load_pipeline(request, config, asked)
+            settings.update(pipeline.settings(asked))
+            resumed = store.begin(RunSettings(settings), recordings)
+            _note_what_was_there(resumed, request.output)
+            expected = _expected_windows(recordings, asked) - resumed.answers
+            with shown.working(expected):
+                for result in pipeline.unanswered(
+                    recordings, asked, store, batch_size=request.batch_size, fold=True
+                ):
+                    if isinstance(result, RecordingError):
+                        store.add_error(result.audio_path, result.error, asked.merging_alpha)
+                        shown.failed(result.error)
+                    elif store.add_answer(result):
+                        shown.answer(result)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(_goodbye(store, request.output), interrupt) from None
+        shown.summary(store.answers, request.output)
+    return SOME_FAILED if shown.errors else 0
+
+
+def load_pipeline(request: InferRequest, config: Config, asked: AskOptions) -> Pipeline:
+    """The model, ready to be asked. (Tests put another one here.)"""
+    model = request.load_model(config)
+    from NatureLM.inference.pipeline import Pipeline
+
+    longest, seconds = model.config.window_seconds, asked.window_length_seconds
+    if seconds > longest:
+        raise UsageError(
+            f"--window-length-seconds is {seconds:g}, and {model.name_or_path} hears at most "
+            f"{longest:g} s at once"
+        )
+    return Pipeline(
+        model,
         config=config,
-        window_length_seconds=window_length_seconds,
-        hop_length_seconds=hop_length_seconds,
-        channel=channel,
-        time_expansion=time_expansion,
-        output_path=output_path or Path("inference_output.jsonl"),
-        overwrite=overwrite,
-        listed=lists.ListOptions(species_list, mode, species_names, several, top_k, min_confidence),
+        cache_dir=request.cache_dir,
+        max_memory=of.memory_size(request.max_memory),
+        kept_bytes=_KEPT_BYTES,
     )
-    raise typer.Exit(run(request, reporter))
+
+
+def _expected_windows(recordings: Sequence[Path], asked: AskOptions) -> int:
+    """How many answers there will be, from the headers of the recordings; bad ones count none."""
+    from NatureLM.audio import AudioError, count_windows, probe
+
+    total = 0
+    for path in recordings:
+        try:
+            duration = probe(path).duration
+        except AudioError:
+            continue
+        total += count_windows(
+            duration, asked.window_length_seconds, asked.hop_length_seconds, asked.time_expansion
+        )
+    return total * len(asked.queries)
+
+
+def _note_what_was_there(resumed: Resumed, output: Path) -> None:
+    if resumed.cut_off:
+        logger.warning("%s: the last line was not whole and has been taken off", output)
+    if resumed.answers:
+        logger.warning(
+            "%s: has %d answers of this run; going on from there", output, resumed.answers
+        )
+    if resumed.retried:
+        logger.warning("%s: %d recordings that had failed are tried again", output, resumed.retried)
+    for path in resumed.repaired:
+        logger.warning("%s: has changed since it failed; all of it is asked anew", path)
+
+
+def _goodbye(store: WindowStore, output: Path) -> str:
+    if not store.answers:
+        return "Stopped before the first answer; nothing was written."
+    return f"Stopped. {store.answers} answers are in {output}; the same command goes on from there."
+
+
+# What is asked
+
+
+def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions:
+    """What was asked for, checked.
+
+    model: its name, whose known species a list is compared with
+
+    Raises UsageError that names the option, its value and what is allowed.
+    """
+    from NatureLM.inference.options import AskOptions
+    from NatureLM.merging.recipe import extrapolation_note
+
+    if not request.audio_paths:
+        raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
+    mode, labels, queries = _answers(request, model)
+    if not queries:
+        raise UsageError('nothing to ask: give a question, such as --query "Caption the audio"')
+    if not all(query.strip() for query in queries):
+        raise UsageError("--query is empty: give a question")
+    if request.batch_size is not None and request.batch_size < 1:
+        raise UsageError(f"--batch-size is {request.batch_size}, and it must be at least 1")
+    alpha = request.merging_alpha
+    asked = AskOptions(
+        queries=tuple(dict.fromkeys(queries)),
+        merging_alpha=float(config.generate.merging_alpha if alpha is None else alpha),
+        window_length_seconds=request.window_length_seconds,
+        hop_length_seconds=request.hop_length_seconds,
+        channel=_channel(request.channel),
+        time_expansion=request.time_expansion,
+        mode=mode,
+        labels=labels,
+        several=request.several,
+        top_k=request.top_k,
+        min_confidence=request.min_confidence,
+        named=_option,
+    )
+    of.check_device(request.device, request.dtype)
+    of.memory_size(request.max_memory)
+    note = extrapolation_note(asked.merging_alpha)
+    if note is not None:
+        logger.warning(note)
+    if asked.hop_length_seconds > asked.window_length_seconds:
+        logger.warning(
+            "--hop-length-seconds %g is longer than a window of %g s: what lies between two "
+            "windows is not heard",
+            asked.hop_length_seconds,
+            asked.window_length_seconds,
+        )
+    return asked
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _channel(value: str) -> str | int:
+    if value == "mean":
+        return value
+    if value.isdecimal() and int(value) >= 1:
+        return int(value)
+    raise UsageError(f"--channel is {value!r}, and it must be mean or a number from 1")
+
+
+_LIST_PLACE = "{species_list}"
+_MOST_HINTS = 10
+
+
+def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], list[str]]:
+    """Mode, labels and questions, with a question of ours where none was asked about a list."""
+    from NatureLM.inference.options import check_answers
+    from NatureLM.species import default_question
+
+    queries = request.query or []
+    mode = request.mode or ("generate" if request.species_list is None else "score")
+    if request.species_list is None and mode in ("constrained", "score"):
+        raise UsageError(f"--mode {mode} needs species to choose from: give --species-list")
+    if request.species_names not in ("common", "scientific"):
+        raise UsageError(
+            f"--species-names is {request.species_names!r}, and it must be one of common, "
+            "scientific"
+        )
+    check_answers(mode, request.several, request.top_k, request.min_confidence, _option)
+    if request.species_list is None:
+        return mode, (), queries
+    species = _species(request.species_list, request.species_names, model)
+    asked = [query.replace(_LIST_PLACE, ", ".join(species.names)) for query in queries]
+    if not asked:
+        lists_names = request.several or mode == "generate"
+        asked = [default_question(species.names, species.kind, lists_names=lists_names)]
+        logger.warning("asking: %s", _shortened(asked[0]))
+    if mode != "generate":
+        return mode, species.names, asked
+    if not all(_LIST_PLACE in query for query in queries):
+        raise UsageError(
+            "--mode generate says anything, so the question has to name the list: write "
+            f"{_LIST_PLACE} into --query where it goes, or leave --query out"
+        )
+    return mode, (), asked
+
+
+def _species(given: str, kind: Any, model: str) -> SpeciesList:
+    """The species of a list; notes say how it was read, and which names are close to known ones."""
+    from NatureLM.species import hints, known_names, presets, read_species_list
+
+    species = read_species_list(given, prefer=kind, presets=presets())
+    found = list(hints(species.names, known_names(model)))
+    for text in (*species.notes, *found[:_MOST_HINTS]):
+        logger.warning(text)
+    if len(found) > _MOST_HINTS:
+        logger.warning("and %d more names that are close to known ones", len(found) - _MOST_HINTS)
+    return species
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+# What is shown
+
+
+class InferProgress:
+    """What a run shows: answers on stdout; progress, errors and the summary on stderr.
+
+    On a terminal a bar shows where the run is; elsewhere there is a line for each recording.
+    """
+
+    def __init__(self, asked: AskOptions, recordings: int, *, shows_answers: bool) -> None:
+        self._asked, self._recordings, self._shows_answers = asked, recordings, shows_answers
+        self._expected = self._windows = self._answers = self.errors = 0
+        self._seconds = 0.0  # of sound that was answered about
+        self._started = time.monotonic()
+        self._last: WindowResult | None = None
+        self._in_recording = self._done_recordings = 0
+        self._bar = ProgressBar()
+
+    def loading(self, model: str) -> None:
+        """The model is about to be loaded."""
+        from NatureLM.models.registry import EMBEDDED
+
+        hint = " (the embedded model; --model naturelm-audio is the published one)"
+        say(f"Model: {model}{hint if model == EMBEDDED else ''}")
+
+    @contextmanager
+    def working(self, expected: int) -> Iterator[None]:
+        """Around the work itself; `expected` is an estimate of how many answers there will be."""
+        self._started, self._expected = time.monotonic(), max(expected, 0)
+        self._bar = ProgressBar(
+            "bar",
+            "{task.completed}/{task.total} answers, {task.fields[rate]},",
+            "eta",
+            "left",
+            total=self._expected,
+            rate="0.0 x real time",
+        )
+        with self._bar:
+            if self._shows_answers and len(self._asked.queries) > 1:
+                for number, query in enumerate(self._asked.queries, start=1):
+                    self._print(f"[{number}] {_one_line(query)}")
+            yield
+            self._recording_done()
+
+    def answer(self, result: WindowResult) -> None:
+        """An answer was written."""
+        last, queries = self._last, self._asked.queries
+        if last is None or result.audio_path != last.audio_path:
+            self._recording_done()
+            if self._shows_answers:
+                self._print(_one_line(result.audio_path), bold=True)
+        self._count(result)
+        if self._shows_answers:
+            which = f"[{queries.index(result.query) + 1}] " if len(queries) > 1 else ""
+            times = f"{result.start:.2f}s - {result.end:.2f}s"
+            sure = self._how_sure(result)
+            self._print(f"  {times:<19}  {which}{_one_line(result.text)}{sure}")
+        total = max(self._expected, self._answers)
+        self._bar.update(self._answers, total=total, rate=self._rate())
+
+    def failed(self, error: BaseException) -> None:
+        """A recording could not be read (to its end)."""
+        self.errors += 1
+        say(error_text(_one_line(str(error))))
+
+    def summary(self, answers: int, output: Path) -> None:
+        """The end of the run; `answers` is how many there are now."""
+        from NatureLM.util import format_duration
+
+        before = answers - self._answers
+        parts = [
+            _amount(self._recordings, "recording"),
+            _amount(self._windows, "window"),
+            _amount(self._answers, "answer") + (f" ({before} more from before)" if before else ""),
+            _amount(self.errors, "error"),
+        ]
+        rate = f" in {format_duration(time.monotonic() - self._started)}, {self._rate()}"
+        say(f"{', '.join(parts)}{rate if self._answers else ''}")
+        say(f"Answers: {output}")
+
+    def _count(self, result: WindowResult) -> None:
+        """Count an answer. What two windows share is counted once."""
+        last = self._last
+        is_new = last is None or result.audio_path != last.audio_path
+        if last is None or is_new or result.start != last.start:
+            self._windows += 1
+            begin = result.start if last is None or is_new else max(last.end, result.start)
+            self._seconds += max(0.0, result.end - begin)
+        self._answers += 1
+        self._in_recording += 1
+        self._last = result
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-6)
+        return f"{self._seconds / elapsed:.1f} x real time, {self._answers / elapsed:.1f} answers/s"
+
+    def _how_sure(self, result: WindowResult) -> str:
+        """The confidence, where it is in one of a list; that of free answers is in the file."""
+        is_free = result.confidence is None or self._asked.mode == "generate"
+        return "" if is_free else f"  {result.confidence:.2f}"
+
+    def _recording_done(self) -> None:
+        if self._last is not None:
+            self._done_recordings += 1
+            if not self._bar.is_shown:
+                name = _one_line(self._last.audio_path)
+                answers = _amount(self._in_recording, "answer")
+                place = f"[{self._done_recordings}/{self._recordings}]"
+                say(f"{place} {name}: {answers}, {self._rate()}")
+        self._in_recording = 0
+
+    def _print(self, text: str, bold: bool = False) -> None:
+        """A line on stdout; where that is the terminal, too, the bar has to make room for it."""
+        if self._bar.is_shown and sys.stdout.isatty():
+            say(typer.style(text, bold=bold))
+        else:
+            typer.secho(text, bold=bold)
+
+
+def _one_line(text: str) -> str:
+    """Text from a model or a file name without anything that would move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def _amount(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

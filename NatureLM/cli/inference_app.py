@@ -8,27 +8,28 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli import options as of_model
+from NatureLM.cli import options as of
+from NatureLM.progress import say
 
 logger = logging.getLogger(__name__)
 _PAGE = "Page"
 
 
 def inference_app(
-    cfg_path: of_model.CfgPath = None,
-    model: of_model.OptionalModelName = None,
+    cfg_path: of.CfgPath = None,
+    model: of.OptionalModelName = None,
     merging_alpha: Annotated[
         float | None,
         typer.Option(
             help="Where the page's slider stands at first: 0 is the base language model, 1 the "
             "adapted one.",
             show_default="generate.merging_alpha of the configuration, 1.0",
-            rich_help_panel=of_model.MODEL,
+            rich_help_panel=of.MODEL,
         ),
     ] = None,
-    device: of_model.Device = "auto",
-    dtype: of_model.Dtype = "auto",
-    options: of_model.Overrides = None,
+    device: of.Device = "auto",
+    dtype: of.Dtype = "auto",
+    options: of.Overrides = None,
     host: Annotated[
         str,
         typer.Option(
@@ -71,12 +72,9 @@ def inference_app(
     from NatureLM.app.page import need_gradio
     from NatureLM.app.serve import serve
     from NatureLM.app.settings import AppSettings, folder_of_samples
-    from NatureLM.cli.request import dtype_option
     from NatureLM.config import load_config
 
-    def say(message: str) -> None:
-        typer.echo(message, err=True)
-
+    of.check_dtype(dtype)
     need_gradio()
     serve(
         AppSettings(
@@ -84,7 +82,7 @@ def inference_app(
             config=load_config(cfg_path, options or []),
             alpha=merging_alpha,
             device=device,
-            dtype=dtype_option(dtype),
+            dtype=dtype,
             host=host,
             port=port,
             share=share,

@@ -1,12 +1,9 @@
-"""Command groups whose verbs are imported only when they are called.
-
-Entry points of the commands `naturelm` and `beans`.
-"""
+"""The programs `naturelm` and `beans`: their commands, which are imported only when called."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -15,8 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 import NatureLM
-from NatureLM.cli.errors import friendly_errors, make_output_robust
-from NatureLM.cli.progress import notes_shown
+from NatureLM.cli.errors import friendly_errors, make_output_robust, notes_shown
+from NatureLM.cli.options import expanded
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -27,9 +24,9 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Command:
-    """A verb of a command.
+    """A command of a program.
 
-    target: `module:function`
+    target: `module:function` in `NatureLM.cli`; its parameters are the options
     summary: its line in the help
     notes: how notes and warnings of the package are shown, with {} for the text
     """
@@ -41,25 +38,57 @@ class Command:
     def function(self) -> Callable[..., Any]:
         """Import the function that does it; while it runs, what the package logs is shown."""
         module, _, name = self.target.partition(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        function = expanded(getattr(importlib.import_module(f"NatureLM.cli.{module}"), name))
 
         @wraps(function)
-        def called(*args: Any, **options: Any) -> Any:
+        def called(**options: Any) -> Any:
             with notes_shown(self.notes):
-                return function(*args, **options)
+                return function(**options)
 
         return called
 
 
-class LazyGroup(TyperGroup):
-    """Holds a stub for each verb; the help shows the stubs, calling a verb imports it."""
+NATURELM_COMMANDS = {
+    "infer": Command("infer:infer", "Ask questions about recordings."),
+    "inference-app": Command(
+        "inference_app:inference_app", "Ask questions on a page in the browser.", "{}"
+    ),
+    "embed": Command("search:embed", "Turn windows of recordings into vectors."),
+    "search": Command("search:search", "Find windows that sound like a clip."),
+    "export": Command("export:export", "Turn answers into a table for spreadsheets or Raven."),
+    "schema": Command("models:schema", "Print the JSON Schema of configuration files."),
+    "models": Command("models:models", "List the models that can be named."),
+    "train": Command("train:train", "Train or fine-tune a model."),
+    "convert": Command("merge:convert", "Turn an old .pth checkpoint into safetensors."),
+    "merge": Command("merge:merge", "Write the adapter into the weights of a model."),
+    "tune-alpha": Command(
+        "tune:tune_alpha", "Find the α to use on recordings with known answers.", "{}"
+    ),
+    "calibrate": Command("tune:calibrate", "Make confidences mean what they say.", "{}"),
+    "report": Command("score:report", "Draw answers: a page with figures, tables and answers."),
+    "cache": Command("models:cache", "Show or clear audio embeddings kept on disk."),
+}
 
-    _verbs: dict[str, Command]
+BEANS_COMMANDS = {
+    "run": Command("beans:run", "Ask a model about samples (the default verb)."),
+    "info": Command("beans:info", "Show the components of BEANS-Zero."),
+    "score": Command("score:score", "Score answers, ours or anybody's."),
+    "compare": Command("score:compare", "Compare two runs sample by sample."),
+    "report": Command("score:report", "The same as naturelm report."),
+    "fetch": Command("beans:fetch", "Fetch components of BEANS-Zero."),
+    "make-mini": Command("beans:make_mini", "Make a benchmark of clips of your own."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Holds a stub for each command; the help shows the stubs, calling a command imports it."""
+
+    _commands: dict[str, Command]
     _default: str | None = None
     _is_listing = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Options without a verb are those of the default verb."""
+        """Options without a command are those of the default command."""
         own = ("-h", "--help", "--version")
         if self._default is not None and args and args[0].startswith("-") and args[0] not in own:
             args = [self._default, *args]
@@ -67,12 +96,12 @@ class LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The real command, or its stub while the help is made."""
-        if cmd_name not in self._verbs or self._is_listing:
+        if cmd_name not in self._commands or self._is_listing:
             return super().get_command(ctx, cmd_name)
-        return single_command(cmd_name, self._verbs[cmd_name])
+        return single_command(cmd_name, self._commands[cmd_name])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the help without importing any verb."""
+        """Show the help without importing any command."""
         self._is_listing = True
         try:
             super().format_help(ctx, formatter)
@@ -80,16 +109,16 @@ class LazyGroup(TyperGroup):
             self._is_listing = False
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb; our own errors end as a message and an exit code."""
+        """Run a command; our own errors end as a message and an exit code."""
         with friendly_errors():
             return super().invoke(ctx)
 
 
 def group(
-    name: str, description: str, verbs: dict[str, Command], default: str | None = None
+    name: str, description: str, commands: dict[str, Command], default: str | None = None
 ) -> typer.Typer:
-    """A command with verbs and `--version`; `default` is the verb of a call that names none."""
-    kind = type("Group", (LazyGroup,), {"_verbs": verbs, "_default": default})
+    """A program with commands and `--version`; `default` is the command of a call without one."""
+    kind = type("Group", (LazyGroup,), {"_commands": commands, "_default": default})
     app = typer.Typer(
         name=name,
         cls=kind,
@@ -108,26 +137,27 @@ def group(
     ) -> None:
         pass
 
-    for verb_name, verb in verbs.items():
-        app.command(verb_name, help=verb.summary)(_stub)
+    for command_name, command in commands.items():
+        app.command(command_name, help=command.summary)(_stub)
     return app
 
 
-def single_command(name: str, verb: Command) -> Any:
-    """The command of one verb."""
+def single_command(name: str, command: Command) -> Any:
+    """One command, imported."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name, context_settings=_SETTINGS)(verb.function())
+    app.command(name, context_settings=_SETTINGS)(command.function())
     return typer.main.get_command(app)
 
 
-def run_verb(name: str, verb: Command, args: Sequence[str] | None = None) -> None:
-    """Run one verb as a program of its own; args None takes those of the process."""
+def run_command(name: str, command: Command) -> None:
+    """Run one command as a program of its own."""
+    make_output_robust()
     with friendly_errors():
-        single_command(name, verb).main(args=None if args is None else list(args))
+        single_command(name, command).main()
 
 
 def _stub() -> None:
-    """Stands for a verb in the help."""
+    """Stands for a command in the help."""
 
 
 def _version(name: str) -> Callable[[bool], None]:
@@ -139,80 +169,31 @@ def _version(name: str) -> Callable[[bool], None]:
     return show
 
 
-NATURELM_VERBS = {
-    "infer": Command("NatureLM.cli.infer:infer", "Ask questions about recordings."),
-    "inference-app": Command(
-        "NatureLM.cli.inference_app:inference_app", "Ask questions on a page in the browser.", "{}"
-    ),
-    "embed": Command("NatureLM.cli.search:embed", "Turn windows of recordings into vectors."),
-    "search": Command("NatureLM.cli.search:search", "Find windows that sound like a clip."),
-    "export": Command(
-        "NatureLM.cli.export:export", "Turn answers into a table for spreadsheets or Raven."
-    ),
-    "schema": Command(
-        "NatureLM.cli.models:schema", "Print the JSON Schema of configuration files."
-    ),
-    "models": Command("NatureLM.cli.models:models", "List the models that can be named."),
-    "train": Command("NatureLM.cli.train:train", "Train or fine-tune a model."),
-    "convert": Command(
-        "NatureLM.cli.merge:convert", "Turn an old .pth checkpoint into safetensors."
-    ),
-    "merge": Command("NatureLM.cli.merge:merge", "Write the adapter into the weights of a model."),
-    "tune-alpha": Command(
-        "NatureLM.cli.tune_alpha:tune_alpha",
-        "Find the α to use on recordings with known answers.",
-        "{}",
-    ),
-    "calibrate": Command(
-        "NatureLM.cli.calibrate:calibrate", "Make confidences mean what they say.", "{}"
-    ),
-    "report": Command(
-        "NatureLM.cli.score:report", "Draw answers: a page with figures, tables and answers."
-    ),
-    "cache": Command("NatureLM.cli.models:cache", "Show or clear audio embeddings kept on disk."),
-}
-
-BEANS_VERBS = {
-    "run": Command("NatureLM.cli.beans:run", "Ask a model about samples (the default verb)."),
-    "info": Command("NatureLM.cli.beans:info", "Show the components of BEANS-Zero."),
-    "score": Command("NatureLM.cli.score:score", "Score answers, ours or anybody's."),
-    "compare": Command("NatureLM.cli.score:compare", "Compare two runs sample by sample."),
-    "report": Command("NatureLM.cli.score:report", "The same as naturelm report."),
-    "fetch": Command("NatureLM.cli.beans:fetch", "Fetch components of BEANS-Zero."),
-    "make-mini": Command("NatureLM.cli.beans:make_mini", "Make a benchmark of clips of your own."),
-}
-
 naturelm_app = group(
     "naturelm",
     "Ask questions of animal sound: audio and a text prompt in, text out.",
-    NATURELM_VERBS,
+    NATURELM_COMMANDS,
 )
 beans_app = group(
     "beans",
     "BEANS-Zero, the zero-shot benchmark of animal sound.",
-    BEANS_VERBS,
+    BEANS_COMMANDS,
     default="run",
 )
 
 
 def naturelm() -> None:
-    """The command `naturelm`."""
+    """The program `naturelm`."""
     make_output_robust()
     naturelm_app()
 
 
 def beans() -> None:
-    """The command `beans`."""
+    """The program `beans`."""
     make_output_robust()
     beans_app()
 
 
 def infer_main() -> None:
     """`naturelm infer` as a program of its own."""
-    make_output_robust()
-    run_verb("infer", NATURELM_VERBS["infer"])
-
-
-def beans_main() -> None:
-    """The command `beans` as a program of its own."""
-    beans()
+    run_command("infer", NATURELM_COMMANDS["infer"])

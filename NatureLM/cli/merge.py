@@ -1,7 +1,4 @@
-"""`naturelm convert`: old checkpoints into safetensors.
-
-`naturelm merge`: a model with its adapter written into the weights, as a plain checkpoint.
-"""
+"""Checkpoints: old ones into safetensors (`convert`), adapters into the weights (`merge`)."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from NatureLM.cli.options import check_dtype
 from NatureLM.errors import UsageError
 
 
@@ -43,7 +41,6 @@ def convert(
 
 _WHAT = "What to merge"
 _OUTPUT = "Output"
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def merge(
@@ -130,8 +127,7 @@ def merge(
         raise UsageError(f"--alpha is {alpha:g}, and it must be a finite number")
     if as_adapter and (overwrite or dtype != "auto"):
         raise UsageError("--as-adapter takes neither --overwrite nor --dtype")
-    if dtype not in _DTYPES:
-        raise UsageError(f"--dtype is {dtype!r}, and it must be one of {', '.join(_DTYPES)}")
+    check_dtype(dtype)
     if not re.fullmatch(r"[1-9]\d*\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
         raise UsageError(
             f"--max-shard-size is {max_shard_size!r}, and it must be a size such as 500MB or 5GB"

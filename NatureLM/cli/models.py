@@ -1,9 +1,4 @@
-"""`naturelm models`: what can be named with --model.
-
-`naturelm cache`: audio embeddings that are kept on disk.
-
-`naturelm schema`: the JSON Schema of configuration files.
-"""
+"""What there is: `naturelm models`, `cache` (embeddings on disk) and `schema` (configuration)."""
 
 from __future__ import annotations
 
@@ -12,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from NatureLM.cli.options import print_table
+from NatureLM.errors import UsageError
+
 
 def models() -> None:
     """List the models that can be named: size, license, and whether they are on this machine."""
-    from NatureLM.cli.options import print_table
     from NatureLM.models.registry import list_models
 
     print_table(
@@ -65,7 +62,6 @@ def cache(
 
     NATURELM_CACHE=~/.cache/naturelm beans --cfg-path configs/cbi.yml
     """
-    from NatureLM.errors import UsageError
     from NatureLM.generation.audio_cache import EmbeddingFiles, cache_folder
 
     if action not in ("info", "clear"):
@@ -93,7 +89,6 @@ def schema(
     import json
 
     from NatureLM.config import json_schema
-    from NatureLM.errors import UsageError
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
     if output_path is None:

@@ -1,26 +1,20 @@
-"""Groups of options that several verbs share: a dataclass stands for its fields.
+"""Options that several commands share, what they come to, and tables on the terminal.
 
-Tables on the terminal.
-
-Options about the model and the windows of recordings, which several verbs share.
-
-What `naturelm embed` and `naturelm search` share: the model, and what decides its vectors.
-
-Options of verbs that ask about samples, which several of them share.
-
-Options of verbs that score answers, and what they mean for the library.
-
-The options of `naturelm infer` about species lists, and what they come to.
+A command is a function whose parameters are its options. A parameter whose type is a dataclass
+stands for the options that the fields of the dataclass are (`expanded`).
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -32,39 +26,43 @@ if TYPE_CHECKING:
     from NatureLM.config import Config
     from NatureLM.evaluation.answers import ReadOptions
     from NatureLM.evaluation.score import BootstrapOptions
-    from NatureLM.inference.answers import AnswerOptions
-    from NatureLM.species import SpeciesList
+    from NatureLM.models import NatureLM
 
 
 logger = logging.getLogger(__name__)
 
 
-def expanded(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with an option for each field of those parameters whose type is a dataclass.
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of those parameters whose type is a dataclass.
 
-    Fields are annotated and have defaults as parameters of a verb do. The verb itself is given the
-    dataclass.
+    Fields are annotated and have defaults as parameters do. Those that a class declares itself
+    stand in the order in which it does so, inherited ones or not; the others follow.
     """
-    hints = get_type_hints(verb, include_extras=True)
+    hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: dict[str, inspect.Parameter] = {}
-    for name, parameter in inspect.signature(verb).parameters.items():
+    for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
             types = get_type_hints(groups[name], include_extras=True)
-            for one in fields(groups[name]):
+            own = list(groups[name].__annotations__)
+            for one in sorted(fields(groups[name]), key=lambda field: _place(field.name, own)):
                 parameters[one.name] = _parameter(one.name, one.default, types[one.name])
         else:
             parameters[name] = _parameter(name, parameter.default, hints[name])
 
-    @wraps(verb)
+    @wraps(command)
     def called(**given: Any) -> None:
         for name, kind in groups.items():
             given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
-        verb(**given)
+        command(**given)
 
     called.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     called.__annotations__ = {name: one.annotation for name, one in parameters.items()}
     return called
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
@@ -103,8 +101,7 @@ _MODEL_NAME = typer.Option(
     rich_help_panel=MODEL,
 )
 ModelName = Annotated[str, _MODEL_NAME]
-OptionalModelName = Annotated[str | None, _MODEL_NAME]
-"""The same where a configuration may name the model, too."""
+OptionalModelName = Annotated[str | None, _MODEL_NAME]  # a configuration may name the model, too
 Adapter = Annotated[
     str | None,
     typer.Option(
@@ -181,15 +178,66 @@ TimeExpansion = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model to load, as `NatureLM.cli.infer.load_model` wants to know it."""
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MODEL_CODE = "NatureLM.models.modeling"
 
-    model: str
-    adapter: str | None
-    device: str
-    dtype: str
-    config: Config
+
+def import_model() -> None:
+    """Import the model's code, with torch, transformers and peft, unless that was done.
+
+    It makes a million objects that stay to the end. Looking for garbage among them, while they are
+    made and ever after, takes a third of the time to a first answer; so they are kept out of it.
+    Not for somebody else's process: what is garbage at that moment stays, too.
+    """
+    if _MODEL_CODE in sys.modules:
+        return
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        import_module(_MODEL_CODE)
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
+
+
+def load_model(model: str, config: Config | None = None, **options: Any) -> NatureLM:
+    """See `NatureLM.inference.loading.load_model`; for a command's own process."""
+    import_model()
+    from NatureLM.inference import loading
+
+    return loading.load_model(model, config, **options)
+
+
+def model_name(given: str | None, config: Config) -> str:
+    """The model that --model names, else the configuration, else the embedded one."""
+    from NatureLM.models.registry import EMBEDDED
+
+    return given or config.model.ckpt or EMBEDDED
+
+
+def check_device(device: str, dtype: str) -> None:
+    """Raise UsageError for values of --device and --dtype that are not allowed."""
+    if not (device.startswith("cuda:") and device.removeprefix("cuda:").isdecimal()):
+        _check("--device", device, ("auto", "cpu", "cuda", "mps"))
+    check_dtype(dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UsageError for a value of --dtype that is not allowed."""
+    _check("--dtype", dtype, _DTYPES)
+
+
+def _check(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{option} is {value!r}, and it must be one of {', '.join(choices)}")
+
+
+def memory_size(text: str | None) -> int | None:
+    """Bytes of --max-memory; raises UsageError."""
+    from NatureLM.util import parse_bytes
+
+    return None if text is None else parse_bytes(text, "--max-memory")
 
 
 _EXPERIMENT_PANEL = "Experiments"
@@ -236,12 +284,46 @@ Where = Annotated[
 ]
 
 
-def with_data_path(options: Sequence[str] | None, data_path: str | None) -> list[str]:
-    """The overrides, before which `--data-path` stands where they name other keys of the data."""
-    given = list(options or ())
-    if data_path is not None and any(one.strip().startswith("extended.data.") for one in given):
-        return [f"extended.data.path={as_yaml(data_path)}", *given]
-    return given
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """The options of commands that may run an experiment; each declares them in its own order."""
+
+    model: OptionalModelName = None
+    adapter: Adapter = None
+    merging_alpha: float | None = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    max_memory: MaxMemory = None
+    cache_dir: CacheDir = None
+    cfg_path: CfgPath = None
+    options: Overrides = None
+    output_path: Path | None = None
+    data_path: DataPath = None
+    dry_run: DryRun = False
+    workers: Workers = 2
+
+    def load_config(self) -> Config:
+        """The configuration with its overrides.
+
+        --data-path stands before them where they name other keys of the data.
+        """
+        from NatureLM.config import load_config
+
+        given = list(self.options or ())
+        changes_data = any(one.strip().startswith("extended.data.") for one in given)
+        if self.data_path is not None and changes_data:
+            given.insert(0, f"extended.data.path={as_yaml(self.data_path)}")
+        return load_config(self.cfg_path, given)
+
+    def load_model(self, config: Config) -> NatureLM:
+        """The model that was asked for."""
+        return load_model(
+            model_name(self.model, config),
+            config,
+            adapter=self.adapter,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
 
 def as_yaml(value: Any) -> str:
@@ -249,15 +331,38 @@ def as_yaml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def refuse_without_experiment(data_path: str | None, dry_run: bool, cfg_path: Path | None) -> None:
-    """Raise UsageError for options of experiments where the configuration is none."""
-    for option, is_given in (("--data-path", data_path is not None), ("--dry-run", dry_run)):
-        if is_given:
-            raise UsageError(
-                f"{option} is for experiments, and {cfg_path or 'the built-in configuration'} has "
-                "no section `extended`; recordings are named with --audio-path, and `beans run` "
-                "asks every sample its own question"
-            )
+def pairs(
+    option: str, texts: Sequence[str] | None, form: str, *, may_be_empty: bool = False
+) -> dict[str, str]:
+    """The values of an option that is given as NAME=VALUE; the last one of a name wins.
+
+    form: what a message says of how to write it
+    may_be_empty: whether a value may be the empty string
+
+    Raises UsageError.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals and (may_be_empty or value.strip())):
+            raise UsageError(f"{option} {text}: {form}")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def listed(option: str, value: str) -> list[str]:
+    """The names of an option that takes several, set off by commas, each once."""
+    names = list(dict.fromkeys(name for name in map(str.strip, value.split(",")) if name))
+    if not names:
+        raise UsageError(f"{option} is empty: give a name, or several with commas between")
+    return names
+
+
+def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:
+    """The value; raises UsageError where it is not one of the allowed ones."""
+    if value is not None and value not in allowed:
+        raise UsageError(f"{option} {value}: take one of {', '.join(allowed)}")
+    return value
 
 
 By = Annotated[
@@ -328,58 +433,41 @@ class ScoringOptions:
 
     def reading(self) -> ReadOptions:
         """How rows are read."""
-        return make_reading(
-            self.by, self.labels, self.scientific_names, self.names, self.task, self.cluster
+        from NatureLM.evaluation.answers import ReadOptions
+        from NatureLM.evaluation.names import parse_rules, read_labels, read_map
+
+        rules = parse_rules(self.names or ())
+        if self.scientific_names is None and any(rule.kind != "common" for rule in rules):
+            raise UsageError("--names needs --scientific-names, a JSON file from common name to it")
+        if self.scientific_names is not None and not rules:
+            raise UsageError("--scientific-names needs --names, such as --names query=1:scientific")
+        columns = None if self.by is None else _columns(self.by)
+        for rule in rules:
+            if columns is not None and rule.column not in (*columns, "dataset_name"):
+                raise UsageError(
+                    f"--names {rule}: {rule.column!r} is not among the columns of --by"
+                )
+        return ReadOptions(
+            by=columns,
+            labels=None if self.labels is None else read_labels(self.labels),
+            rules=rules,
+            scientific={} if self.scientific_names is None else read_map(self.scientific_names),
+            cluster=self.cluster,
+            task=one_of("--task", self.task, ("classification", "detection", "captioning")),
         )
 
     def evaluation(self) -> BootstrapOptions:
         """How intervals are made."""
-        return make_evaluation(self.resamples, self.seed)
+        from NatureLM.evaluation.score import BootstrapOptions
+
+        return BootstrapOptions(resamples=self.resamples, seed=self.seed)
 
     def at_errors(self) -> Any:
         """What happens at a line that cannot be scored: "fail" or "skip"."""
         return one_of("--on-error", self.on_error, ("fail", "skip"))
 
 
-def make_reading(
-    by: str | None,
-    labels: Path | None,
-    scientific_names: Path | None,
-    names: Sequence[str] | None,
-    task: str | None,
-    cluster: str | None,
-) -> ReadOptions:
-    """How rows are read; raises UsageError for options that do not go together."""
-    from NatureLM.evaluation.answers import ReadOptions
-    from NatureLM.evaluation.names import parse_rules, read_labels, read_map
-
-    rules = parse_rules(names or ())
-    if scientific_names is None and any(rule.kind != "common" for rule in rules):
-        raise UsageError("--names needs --scientific-names, a JSON file from common name to it")
-    if scientific_names is not None and not rules:
-        raise UsageError("--scientific-names needs --names, such as --names query=1:scientific")
-    columns = None if by is None else columns_of(by)
-    for rule in rules:
-        if columns is not None and rule.column not in (*columns, "dataset_name"):
-            raise UsageError(f"--names {rule}: {rule.column!r} is not among the columns of --by")
-    return ReadOptions(
-        by=columns,
-        labels=None if labels is None else read_labels(labels),
-        rules=rules,
-        scientific={} if scientific_names is None else read_map(scientific_names),
-        cluster=cluster,
-        task=one_of("--task", task, ("classification", "detection", "captioning")),
-    )
-
-
-def make_evaluation(resamples: int, seed: int) -> BootstrapOptions:
-    """How intervals are made."""
-    from NatureLM.evaluation.score import BootstrapOptions
-
-    return BootstrapOptions(resamples=resamples, seed=seed)
-
-
-def columns_of(by: str) -> tuple[str, ...]:
+def _columns(by: str) -> tuple[str, ...]:
     """The columns of --by; the data set is one always."""
     columns = [column.strip() for column in by.split(",")]
     columns = [column for column in columns if column and column not in ("dataset", "dataset_name")]
@@ -389,179 +477,3 @@ def columns_of(by: str) -> tuple[str, ...]:
         if column in ("id", "prediction", "label"):
             raise UsageError(f"--by {by}: {column!r} cannot make groups")
     return tuple(columns)
-
-
-def listed(option: str, value: str) -> list[str]:
-    """The names of an option that takes several, set off by commas, each once."""
-    names = list(dict.fromkeys(name for name in map(str.strip, value.split(",")) if name))
-    if not names:
-        raise UsageError(f"{option} is empty: give a name, or several with commas between")
-    return names
-
-
-def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:
-    """The value; raises UsageError where it is not one of the allowed ones."""
-    if value is not None and value not in allowed:
-        raise UsageError(f"{option} {value}: take one of {', '.join(allowed)}")
-    return value
-
-
-_SPECIES_PANEL = "Species lists and confidence"
-_MOST_HINTS = 10
-_LIST_PLACE = "{species_list}"
-
-SpeciesListOption = Annotated[
-    str | None,
-    typer.Option(
-        "--species-list",
-        metavar="FILE|NAMES|PRESET",
-        help="Species that may be answered: a file, names separated by commas, or a preset such as "
-        "naturelm-tiny or cbi.",
-        show_default=False,
-        rich_help_panel=_SPECIES_PANEL,
-    ),
-]
-ModeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--mode",
-        metavar="generate|constrained|score",
-        help="Say anything, say nothing but the list, or score every species of the list.",
-        show_default="score with a species list, else generate",
-        rich_help_panel=_SPECIES_PANEL,
-    ),
-]
-SpeciesNames = Annotated[
-    str,
-    typer.Option(
-        "--species-names",
-        metavar="common|scientific",
-        help="The names to take where a list has both.",
-        rich_help_panel=_SPECIES_PANEL,
-    ),
-]
-Several = Annotated[
-    bool,
-    typer.Option(
-        "--several",
-        help="With --mode constrained: an answer may be several species, separated by commas.",
-        rich_help_panel=_SPECIES_PANEL,
-    ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        "--top-k",
-        help="Species that are named, the answer included.",
-        rich_help_panel=_SPECIES_PANEL,
-    ),
-]
-MinConfidence = Annotated[
-    float,
-    typer.Option(
-        "--min-confidence",
-        help="Below it the answer is None.",
-        rich_help_panel=_SPECIES_PANEL,
-    ),
-]
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """What was given on the command line."""
-
-    species_list: str | None = None
-    mode: str | None = None
-    names: str = "common"
-    several: bool = False
-    top_k: int = 3
-    min_confidence: float = 0.0
-
-
-def choose(
-    given: ListOptions, queries: Sequence[str], model: str
-) -> tuple[AnswerOptions, list[str]]:
-    """How answers are chosen, and the questions, with one of ours where none was asked.
-
-    Raises UsageError that names the option, its value and what is allowed.
-    """
-    from NatureLM.inference.answers import MODES, make_answer_options
-
-    mode: Any = given.mode or ("generate" if given.species_list is None else "score")
-    if mode not in MODES:
-        raise UsageError(f"--mode is {mode!r}, and it must be one of {', '.join(MODES)}")
-    if given.species_list is None:
-        return _without_list(given, mode, queries)
-    _check(given, mode)
-    species = _read(given, model)
-    asked = [query.replace(_LIST_PLACE, ", ".join(species.names)) for query in queries]
-    if not asked:
-        asked = [_question(species, mode, given.several)]
-        logger.warning("asking: %s", _shortened(asked[0]))
-    if mode == "generate":
-        if not all(_LIST_PLACE in query for query in queries):
-            raise UsageError(
-                "--mode generate says anything, so the question has to name the list: write "
-                f"{_LIST_PLACE} into --query where it goes, or leave --query out"
-            )
-        return make_answer_options(
-            "generate", None, several=False, top_k=1, min_confidence=0.0
-        ), asked
-    choosing = make_answer_options(
-        mode,
-        species.names,
-        several=given.several,
-        top_k=given.top_k,
-        min_confidence=given.min_confidence,
-    )
-    return choosing, asked
-
-
-def _without_list(
-    given: ListOptions, mode: Any, queries: Sequence[str]
-) -> tuple[AnswerOptions, list[str]]:
-    from NatureLM.inference.answers import AnswerOptions
-
-    if mode != "generate":
-        raise UsageError(f"--mode {mode} needs species to choose from: give --species-list")
-    _check(given, mode)
-    return AnswerOptions(), list(queries)
-
-
-def _check(given: ListOptions, mode: str) -> None:
-    from NatureLM.inference.answers import check_options
-
-    if given.names not in ("common", "scientific"):
-        raise UsageError(
-            f"--species-names is {given.names!r}, and it must be one of common, scientific"
-        )
-    check_options(mode, given.several, given.top_k, given.min_confidence, _option)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _read(given: ListOptions, model: str) -> SpeciesList:
-    from NatureLM.species import hints, known_names, presets, read_species_list
-
-    kind: Any = given.names
-    species = read_species_list(given.species_list or "", prefer=kind, presets=presets())
-    for text in species.notes:
-        logger.warning(text)
-    found = list(hints(species.names, known_names(model)))
-    for text in found[:_MOST_HINTS]:
-        logger.warning(text)
-    if len(found) > _MOST_HINTS:
-        logger.warning("and %d more names that are close to known ones", len(found) - _MOST_HINTS)
-    return species
-
-
-def _question(species: SpeciesList, mode: str, several: bool) -> str:
-    from NatureLM.species import default_question
-
-    return default_question(species.names, species.kind, lists_names=several or mode == "generate")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,9 +1,4 @@
-"""`beans score`: files of answers to metrics, intervals and tables.
-
-`beans compare`: two runs over the same samples, paired.
-
-`naturelm report` and `beans report`: answers to a page with figures and tables.
-"""
+"""Files of answers: metrics (`beans score`), two runs paired (`compare`), a page (`report`)."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from NatureLM.cli.options import ScoringOptions, expanded
+from NatureLM.cli.options import ScoringOptions, pairs, print_table
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +23,6 @@ _SHOWN = {
 _MOST_ERRORS_SHOWN = 10
 
 
-@expanded
 def score(
     paths: Annotated[
         list[Path],
@@ -92,7 +86,6 @@ def score(
 
 def show_scores(scores: Scores) -> None:
     """A table of the metrics with their intervals."""
-    from NatureLM.cli.options import print_table
 
     shown = list(dict.fromkeys(name for group in scores.groups for name in _SHOWN[group.task]))
     shown = [name for name in shown if any(name in g.metrics for g in scores.groups)]
@@ -135,7 +128,6 @@ def _text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-@expanded
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="File or folder of answers.")],
     b: Annotated[
@@ -181,7 +173,6 @@ def compare(
 
 
 def _show(compared: Comparisons) -> None:
-    from NatureLM.cli.options import print_table
 
     rows = []
     for group in compared.groups:
@@ -210,17 +201,14 @@ def _say_what_is_left_out(compared: Comparisons) -> None:
 
 
 def _where(option: str, texts: list[str] | None) -> dict[str, str]:
-    where: dict[str, str] = {}
+    where = pairs(option, texts, "write it as lora_scale=1.0", may_be_empty=True)
     for text in texts or ():
-        column, equals, value = text.partition("=")
-        if not (column.strip() and equals):
-            raise UsageError(f"{option} {text}: write it as lora_scale=1.0")
-        if where.setdefault(column.strip(), value.strip()) != value.strip():
+        column, _, value = text.partition("=")
+        if where[column.strip()] != value.strip():
             raise UsageError(f"{option}: {column.strip()} has two values")
     return where
 
 
-@expanded
 def report(
     runs: Annotated[
         list[Path],

@@ -1,7 +1,4 @@
-"""`naturelm embed`: one vector for each window of recordings, in an index for `naturelm search`.
-
-`naturelm search`: the windows of an index that sound most like a clip.
-"""
+"""`naturelm embed`: recordings as an index of vectors. `naturelm search`: windows like a clip."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from NatureLM.cli import options as of_model
-from NatureLM.cli.imports import import_model
+from NatureLM.cli import options as of
+from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
 from NatureLM.errors import UsageError
+from NatureLM.progress import say
 
 if TYPE_CHECKING:
     from NatureLM.inference.windows import RecordingError
@@ -41,25 +39,25 @@ def embed(
             rich_help_panel=_OUTPUT,
         ),
     ] = Path("embeddings.npz"),
-    model: of_model.ModelName = "naturelm-tiny",
+    model: of.ModelName = "naturelm-tiny",
     layer: Annotated[
         str,
         typer.Option(
             metavar="encoder|projected",
             help="What is averaged over a window: what the audio encoder hears, or what the "
             "language model is told of it.",
-            rich_help_panel=of_model.MODEL,
+            rich_help_panel=of.MODEL,
         ),
     ] = "encoder",
-    device: of_model.Device = "auto",
-    dtype: of_model.Dtype = "auto",
+    device: of.Device = "auto",
+    dtype: of.Dtype = "auto",
     batch_size: Annotated[
-        int, typer.Option(help="Windows at a time.", rich_help_panel=of_model.MODEL)
+        int, typer.Option(help="Windows at a time.", rich_help_panel=of.MODEL)
     ] = 16,
-    window_length_seconds: of_model.WindowLength = 10.0,
-    hop_length_seconds: of_model.HopLength = 10.0,
-    channel: of_model.Channel = "mean",
-    time_expansion: of_model.TimeExpansion = 1.0,
+    window_length_seconds: of.WindowLength = 10.0,
+    hop_length_seconds: of.HopLength = 10.0,
+    channel: of.Channel = "mean",
+    time_expansion: of.TimeExpansion = 1.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start the index anew.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -74,8 +72,6 @@ def embed(
     from NatureLM.audio import find_recordings
     from NatureLM.audio.arrays import parse_channel
     from NatureLM.audio.windows import WindowPlan
-    from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
-    from NatureLM.cli.request import device_option, dtype_option
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
 
@@ -83,9 +79,9 @@ def embed(
     writer_of(output_path)
     WindowPlan.of(16000, window_length_seconds, hop_length_seconds, time_expansion)
     parse_channel(channel)
-    device, dtype = device_option(device), dtype_option(dtype)
+    of.check_device(device, dtype)
     files = find_recordings(recordings)
-    typer.echo(f"Model: {model}", err=True)
+    say(f"Model: {model}")
     embedder = load_embedder(model, layer, device, dtype, batch=batch_size)
     settings = settings_of(
         embedder,
@@ -110,9 +106,9 @@ def embed(
         finished += 1
         if isinstance(result, int):
             windows = f"{result} window{'' if result == 1 else 's'}"
-            typer.echo(f"[{finished}/{to_do}] {file}: {windows}", err=True)
+            say(f"[{finished}/{to_do}] {file}: {windows}")
         else:
-            typer.echo(error_text(str(result.error)), err=True)
+            say(error_text(str(result.error)))
 
     try:
         made = make_index(
@@ -129,7 +125,7 @@ def embed(
             "Stopped. What was made is kept; the same command goes on from there.", interrupt
         ) from None
     errors = f", {len(made.errors)} errors" if made.errors else ""
-    typer.echo(f"{output_path}: {made.rows} windows, {made.new} of them new{errors}", err=True)
+    say(f"{output_path}: {made.rows} windows, {made.new} of them new{errors}")
     if made.errors:
         raise typer.Exit(SOME_FAILED)
 
@@ -156,7 +152,7 @@ def search(
         str | None,
         typer.Option(help="The model, if it is called otherwise here.", show_default="the index's"),
     ] = None,
-    device: of_model.Device = "auto",
+    device: of.Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(
@@ -171,14 +167,12 @@ def search(
 
     Similarity is the cosine of two vectors, 1 for the same direction. Every window is looked at.
     """
-    from NatureLM.cli.options import print_table
-    from NatureLM.cli.request import device_option, dtype_option
     from NatureLM.search.index import open_index
     from NatureLM.search.search import nearest, query_windows, refuse_other_model, same_recording
 
     if top_k < 1:
         raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
-    device, dtype = device_option(device), dtype_option(dtype)
+    of.check_device(device, dtype)
     opened = open_index(index)
     windows = query_windows(query_clip, opened.settings, start=start, end=end)
     embedder = load_embedder(model or opened.settings.model, opened.settings.layer, device, dtype)
@@ -206,7 +200,7 @@ def search(
                 )
             )
         return
-    print_table(
+    of.print_table(
         ["rank", "similarity", "file", "start", "end"],
         [
             [
@@ -222,26 +216,11 @@ def search(
     )
 
 
-def load_embedder(
-    model: str,
-    layer: str,
-    device: str,
-    dtype: str,
-    *,
-    batch: int = 16,
-) -> Embedder:
+def load_embedder(model: str, layer: str, device: str, dtype: str, *, batch: int = 16) -> Embedder:
     """The model of this name, as what makes vectors of a layer; its language model is not read."""
-    import_model()
-    from NatureLM.inference.loading import pick_device
-    from NatureLM.models import NatureLM
+    loaded = of.load_model(model, device=device, dtype=dtype, audio_only=True)
     from NatureLM.search.build import Embedder
 
-    loaded = NatureLM.from_pretrained(
-        model,
-        device=pick_device(device),
-        dtype=None if dtype == "auto" else dtype,
-        audio_only=True,
-    )
     return Embedder(loaded, layer, batch=batch)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli.imports import import_model
+from NatureLM.cli.options import import_model
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ def train(
 
 def main() -> None:
     """`naturelm train` as a module, for launchers: `accelerate launch -m NatureLM.cli.train …`."""
-    from NatureLM.cli.main import Command, run_verb
+    from NatureLM.cli.main import NATURELM_COMMANDS, run_command
 
-    run_verb("train", Command("NatureLM.cli.train:train", "Train or fine-tune a model."))
+    run_command("train", NATURELM_COMMANDS["train"])
 
 
 if __name__ == "__main__":

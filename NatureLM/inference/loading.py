@@ -1,7 +1,4 @@
-"""Where a model runs, and loading one there.
-
-The model that a configuration and its user ask for.
-"""
+"""Loading a model, the same from every command and page, and where it runs."""
 
 from __future__ import annotations
 
@@ -16,6 +13,50 @@ if TYPE_CHECKING:
     from NatureLM.models import NatureLM, NatureLMProcessor
 
 logger = logging.getLogger(__name__)
+
+
+def load_model(
+    model: str | Path | None = None,
+    config: Config | None = None,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: Any = None,
+    audio_only: bool = False,
+) -> NatureLM:
+    """A model by name, folder or id; the embedded one where none is named, which is logged.
+
+    config: its base language model and prompt template take the place of the checkpoint's, where
+        they are not the defaults
+    adapter: a LoRA adapter in place of the model's own
+    device: "auto" for the best that there is, or its name
+    dtype: precision of all weights; None or "auto" for that which `NatureLM.from_pretrained` takes
+    audio_only: the language model is not read; all that the model can do is to encode audio
+
+    Raises CheckpointError, and UsageError for a device that is not there.
+    """
+    from NatureLM.models import NatureLM
+    from NatureLM.models.registry import EMBEDDED, NATURELM_AUDIO
+
+    if model is None:
+        logger.warning(
+            'Loading the embedded model %s; the published one is Pipeline("%s").',
+            EMBEDDED,
+            NATURELM_AUDIO,
+        )
+    config = config or Config()
+    loaded = NatureLM.from_pretrained(
+        model or EMBEDDED,
+        llama_path=_changed(config, "llama_path"),
+        dtype=None if dtype == "auto" else dtype,
+        device=pick_device(device),
+        adapter=adapter,
+        audio_only=audio_only,
+    )
+    template = _changed(config, "prompt_template")
+    if template is not None:
+        processor_of(loaded).prompt_template = template
+    return loaded
 
 
 def pick_device(device: str = "auto") -> str:
@@ -34,45 +75,6 @@ def pick_device(device: str = "auto") -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def load(model: str | Path | None, device: str, dtype: Any) -> NatureLM:
-    """A model by name, folder or id, on a device; the embedded one where none is named."""
-    from NatureLM.models import NatureLM
-    from NatureLM.models.registry import EMBEDDED, NATURELM_AUDIO
-
-    if model is None:
-        logger.warning(
-            'Loading the embedded model %s; the published one is Pipeline("%s").',
-            EMBEDDED,
-            NATURELM_AUDIO,
-        )
-        model = EMBEDDED
-    return NatureLM.from_pretrained(model, device=pick_device(device), dtype=dtype)
-
-
-def load_configured(
-    model: str,
-    config: Config,
-    *,
-    adapter: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> NatureLM:
-    """A model by name, folder or id, with the base and the prompt template of a configuration."""
-    from NatureLM.models import NatureLM
-
-    loaded = NatureLM.from_pretrained(
-        model,
-        llama_path=_changed(config, "llama_path"),
-        dtype=None if dtype == "auto" else dtype,
-        device=pick_device(device),
-        adapter=adapter,
-    )
-    template = _changed(config, "prompt_template")
-    if template is not None:
-        processor_of(loaded).prompt_template = template
-    return loaded
 
 
 def processor_of(model: NatureLM) -> NatureLMProcessor:

@@ -1,34 +1,34 @@
-"""What is asked of clips as they are, without windows: streams, conversations, α side by side.
-
-`Pipeline`: asks a model about recordings.
-"""
+"""`Pipeline`: asks a model about recordings, window by window, or about clips as they are."""
 
 from __future__ import annotations
 
 import logging
+import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import replace
+from itertools import count, groupby
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from NatureLM.config import load_config
 from NatureLM.errors import UsageError
-from NatureLM.inference.answers import AnswerOptions, Mode, make_answer_options
-from NatureLM.inference.loading import load
+from NatureLM.generation.labels import NOTHING
+from NatureLM.inference.calibration import Calibration, find_calibration
+from NatureLM.inference.loading import load_model, processor_of
+from NatureLM.inference.options import AskOptions, Mode
 from NatureLM.inference.windows import (
     Recording,
     RecordingError,
-    RecordingWindow,
     WindowKey,
     WindowResult,
     WindowStream,
 )
-from NatureLM.prompts import PLACEHOLDER
+from NatureLM.prompts import PLACEHOLDER, ChatTemplate, with_clips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,153 +37,18 @@ if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EmbeddingCache
     from NatureLM.generation.engine import Run
     from NatureLM.generation.request import Answer, Request
-    from NatureLM.inference.calibration import Calibration
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM
+    from NatureLM.results.store import WindowStore
 
 
 logger = logging.getLogger(__name__)
-
-
-class Talking:
-    """The part of `Pipeline` that talks about clips.
-
-    `audios` is a clip or several, each a path or samples at `input_sample_rate` Hz. Of one that is
-    longer than the model's window the beginning is heard, which is logged.
-    """
-
-    if TYPE_CHECKING:
-        model: NatureLM
-
-        def _run(self, settings: dict[str, Any], batch_size: int | None) -> Run: ...
-        def _alpha(self, alpha: float | None) -> float: ...
-        def _generation(self) -> dict[str, Any]: ...
-
-    def conversation(
-        self,
-        audios: Any = (),
-        *,
-        alpha: float | None = None,
-        input_sample_rate: float = 16000,
-        **generation: Any,
-    ) -> Conversation:
-        """A conversation whose first question is about these clips.
-
-        `Conversation.ask` gives an answer's text as it comes. It is decoded greedily, or sampled
-        (`do_sample=True`), whatever number of beams the configuration has: beams may change what
-        they said before.
-        """
-        from NatureLM.generation.request import GenerationOptions
-        from NatureLM.inference.conversation import Conversation
-
-        def load(clip: Any) -> NDArray[Any]:
-            return self._clip(clip, input_sample_rate)
-
-        options = GenerationOptions(**{**self._generation(), "num_beams": 1, **generation})
-        return Conversation(
-            self.model, load, as_list(audios), alpha=self._alpha(alpha), options=options
-        )
-
-    def stream(
-        self, audios: Any, query: str, *, alpha: float | None = None, **generation: Any
-    ) -> Iterator[str]:
-        """The answer to one question about a clip, or about several, as text that comes in pieces.
-
-        Decoded with one beam; `generation` may hold what `conversation` takes.
-        """
-        return self.conversation(audios, alpha=alpha, **generation).ask(query)
-
-    def compare_alphas(
-        self,
-        audios: Any,
-        query: str,
-        alphas: Sequence[float],
-        *,
-        input_sample_rate: float = 16000,
-        **generation: Any,
-    ) -> list[str]:
-        """The answers to one question at several α, in their order; the clips are encoded once."""
-        from NatureLM.generation.engine import yield_in_input_order
-        from NatureLM.generation.request import Answer, Request
-        from NatureLM.prompts import ChatTemplate, with_clips
-
-        if not query.strip():
-            raise UsageError("the question is empty")
-        clips = {
-            str(number): self._clip(clip, input_sample_rate)
-            for number, clip in enumerate(as_list(audios))
-        }
-        processor = self.model.processor
-        assert processor is not None, "a loaded model has a processor"
-        template = ChatTemplate.of(processor.prompt_template)
-        prompt = template.text([(with_clips(query, len(clips)), "")])
-        requests = [
-            Request(key=place, prompt=prompt, audios=tuple(clips), alpha=float(alpha))
-            for place, alpha in enumerate(alphas)
-        ]
-        run = self._run({**self._generation(), **generation}, None)
-        texts: list[str] = []
-        for answer in yield_in_input_order(run, requests, clips.__getitem__):
-            assert isinstance(answer, Answer)
-            if answer.error is not None:
-                raise answer.error
-            texts.append(answer.text or "")
-        return texts
-
-    def _clip(self, clip: Any, rate: float) -> NDArray[Any]:
-        """The beginning of a clip, as much as the model hears at once."""
-        from NatureLM.audio import probe, read_clip
-        from NatureLM.audio.stream import clip_array
-
-        config = self.model.config
-        longest = config.window_seconds
-        if not isinstance(clip, (str, Path)):
-            samples: NDArray[Any] = clip_array(
-                clip, rate, duration=longest, sample_rate=config.sample_rate
-            )
-            return samples
-        seconds = probe(clip).duration
-        if seconds > longest:
-            logger.warning(
-                "%s: lasts %.1f s, and the first %g s of it are heard", clip, seconds, longest
-            )
-        return read_clip(clip, duration=longest, sample_rate=config.sample_rate)
-
-
-def as_list(audios: Any) -> list[Any]:
-    """One audio or several; an array is one audio, a list of numbers too."""
-    if isinstance(audios, (str, Path)) or hasattr(audios, "__array__"):
-        return [audios]
-    items = list(audios)
-    if items and all(isinstance(one, Real) for one in items):
-        return [np.asarray(items, np.float32)]
-    return items
-
-
 _ROWS = {"cpu": 32}  # answers decoded at once, unless the user says
 _ACCELERATOR_ROWS = 256
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """One question about one window, without its sound: the key of its request."""
-
-    recording: Recording
-    index: int
-    start: float
-    end: float
-    query: str
-    key: str
-
-    @classmethod
-    def about(cls, heard: RecordingWindow, query: str) -> _Asked:
-        """The question about a window that was read."""
-        window = heard.window
-        return cls(heard.recording, window.index, window.start, window.end, query, heard.key)
-
-
-class Pipeline(Talking):
-    """Asks a model about recordings in sliding windows.
+class Pipeline:
+    """Asks a model about recordings in sliding windows, and about clips as they are.
 
     `model` is a loaded `NatureLM`, or the name, folder or Hugging Face id of one; without it the
     embedded model is loaded. `cfg_path` is a YAML file whose `generate` section is used. `device`
@@ -208,12 +73,10 @@ class Pipeline(Talking):
         max_memory: int | None = None,
         kept_bytes: int | None = None,
     ) -> None:
-        from NatureLM.config import load_config
-
         self._calibration = calibration
         self.cfg = config if config is not None else load_config(cfg_path)
         if model is None or isinstance(model, (str, Path)):
-            model = load(model, device, dtype)
+            model = load_model(model, device=device, dtype=dtype)
         self.model = model
         self._cache_dir, self._max_memory, self._kept_bytes = cache_dir, max_memory, kept_bytes
         self._embeddings: EmbeddingCache | None = None
@@ -292,52 +155,251 @@ class Pipeline(Talking):
         and names the next ones up to `top_k`; "constrained" decodes one of them or `None` (or
         `several`, separated by ", "). Below `min_confidence` the answer is `None`.
         """
-        from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
-
-        self._check_window(window_length_seconds)
+        if isinstance(labels, str):
+            raise UsageError(f"labels must be a list of strings, got the string {labels!r}")
         items = as_list(audios)
         asked = _queries_per_audio(queries, len(items))
-        alpha = self._alpha(alpha)
-        warn = warn or logger.warning
-        choosing = make_answer_options(
-            mode,
-            labels,
+        options = AskOptions(
+            queries=(),  # each recording has its own
+            merging_alpha=self._alpha(alpha),
+            window_length_seconds=window_length_seconds,
+            hop_length_seconds=hop_length_seconds,
+            channel=channel,
+            time_expansion=time_expansion,
+            mode=mode,
+            labels=tuple(labels or ()),
             several=several,
             top_k=top_k,
             min_confidence=min_confidence,
-            calibration=self._calibration_at(alpha, warn) if mode == "score" else None,
         )
-        run = self._run({**self._generation(), **generation}, batch_size)
-        stream = WindowStream(
+        yield from self._ask(
             [Recording(n, _name(one, n), one, asked[n]) for n, one in enumerate(items)],
+            options,
+            input_sample_rate=input_sample_rate,
+            batch_size=batch_size,
+            errors=errors,
+            skip=skip,
+            warn=warn,
+            fold=fold,
+            generation=generation,
+        )
+
+    def unanswered(
+        self,
+        recordings: Sequence[Path],
+        options: AskOptions,
+        store: WindowStore,
+        *,
+        batch_size: int | None = None,
+        fold: bool = False,
+        warn: Callable[[str], None] | None = None,
+    ) -> Generator[WindowResult | RecordingError, None, None]:
+        """Answers and bad recordings as they come; windows that the store answers are left out.
+
+        `batch_size`, `fold` and `warn` are those of `windows`.
+        """
+        yield from self._ask(
+            [Recording(n, str(one), one, options.queries) for n, one in enumerate(recordings)],
+            options,
+            batch_size=batch_size,
+            errors="yield",
+            skip=lambda key: store.is_done(key.audio_path, key.start, key.query),
+            warn=warn,
+            fold=fold,
+        )
+
+    def settings(self, options: AskOptions) -> dict[str, Any]:
+        """Weights, precision, template, calibration: what changes answers and only a model knows.
+
+        Raises UsageError where the model has no tokenizer.
+        """
+        model = self.model
+        template = processor_of(model).prompt_template
+        kinds = {str(one.dtype).removeprefix("torch.") for one in model.parameters()}
+        values: dict[str, Any] = {
+            "weights": model.fingerprint,
+            "dtype": "+".join(sorted(kinds)),
+            "prompt_template": template,
+        }
+        if options.mode == "score":
+            found, _ = self._calibration_at(options.merging_alpha)
+            values["calibration"] = found and {
+                "normalize": found.normalize,
+                "temperature": found.temperature,
+            }
+        return values
+
+    def conversation(
+        self,
+        audios: Any = (),
+        *,
+        alpha: float | None = None,
+        input_sample_rate: float = 16000,
+        **generation: Any,
+    ) -> Conversation:
+        """A conversation whose first question is about these clips.
+
+        `audios` is a clip or several, each a path or samples at `input_sample_rate` Hz. Of one that
+        is longer than the model's window the beginning is used, which is logged.
+
+        `Conversation.ask` gives an answer's text as it comes. It is decoded greedily, or sampled
+        (`do_sample=True`), whatever number of beams the configuration has: beams may change what
+        they said before.
+        """
+        from NatureLM.generation.request import GenerationOptions
+        from NatureLM.inference.conversation import Conversation
+
+        def load(clip: Any) -> NDArray[Any]:
+            return self._clip(clip, input_sample_rate)
+
+        options = GenerationOptions(**{**self._generation(), "num_beams": 1, **generation})
+        return Conversation(
+            self.model, load, as_list(audios), alpha=self._alpha(alpha), options=options
+        )
+
+    def stream(
+        self, audios: Any, query: str, *, alpha: float | None = None, **generation: Any
+    ) -> Iterator[str]:
+        """The answer to one question about a clip, or about several, as text that comes in pieces.
+
+        Decoded with one beam; `generation` may hold what `conversation` takes.
+        """
+        return self.conversation(audios, alpha=alpha, **generation).ask(query)
+
+    def compare_alphas(
+        self,
+        audios: Any,
+        query: str,
+        alphas: Sequence[float],
+        *,
+        input_sample_rate: float = 16000,
+        **generation: Any,
+    ) -> list[str]:
+        """The answers to one question at several α, in their order; the clips are encoded once."""
+        from NatureLM.generation.engine import yield_in_input_order
+        from NatureLM.generation.request import Answer, Request
+
+        if not query.strip():
+            raise UsageError("the question is empty")
+        clips = {
+            str(number): self._clip(clip, input_sample_rate)
+            for number, clip in enumerate(as_list(audios))
+        }
+        template = ChatTemplate.of(processor_of(self.model).prompt_template)
+        prompt = template.text([(with_clips(query, len(clips)), "")])
+        requests = [
+            Request(key=place, prompt=prompt, audios=tuple(clips), alpha=float(alpha))
+            for place, alpha in enumerate(alphas)
+        ]
+        texts: list[str] = []
+        for answer in yield_in_input_order(self._run(generation), requests, clips.__getitem__):
+            assert isinstance(answer, Answer)
+            if answer.error is not None:
+                raise answer.error
+            texts.append(answer.text or "")
+        return texts
+
+    def _ask(
+        self,
+        recordings: Sequence[Recording],
+        options: AskOptions,
+        *,
+        input_sample_rate: int = 16000,
+        batch_size: int | None,
+        errors: Literal["raise", "yield"],
+        skip: Callable[[WindowKey], bool] | None,
+        warn: Callable[[str], None] | None,
+        fold: bool,
+        generation: dict[str, Any] | None = None,
+    ) -> Iterator[WindowResult | RecordingError]:
+        """What `windows` gives; each recording is asked its own questions."""
+        from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
+
+        longest, seconds = self.model.config.window_seconds, options.window_length_seconds
+        if seconds > longest:
+            raise UsageError(
+                f"a window of {seconds:g} s is longer than the {longest:g} s that this model "
+                f"hears at once; give window_length_seconds of at most {longest:g}"
+            )
+        alpha, calibration = options.merging_alpha, None
+        if options.mode == "score":
+            calibration, mismatch = self._calibration_at(alpha)
+            if mismatch is not None:
+                (warn or logger.warning)(mismatch)
+        stream = WindowStream(
+            recordings,
             {
                 "sample_rate": self.model.config.sample_rate,
-                "window_seconds": window_length_seconds,
-                "hop_seconds": hop_length_seconds,
-                "channel": channel,
-                "time_expansion": time_expansion,
+                "window_seconds": seconds,
+                "hop_seconds": options.hop_length_seconds,
+                "channel": options.channel,
+                "time_expansion": options.time_expansion,
             },
             input_sample_rate=input_sample_rate,
             warn=warn,
         )
-        last_key = ""
+        run = self._run(generation or {}, batch_size)
+        requests = self._requests(stream, options, calibration, skip)
+        window = ""
         with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
-            for made in yield_in_input_order(
-                run, self._entries(stream, alpha, skip, choosing), stream.load
-            ):
+            for made in yield_in_input_order(run, requests, stream.load):
                 if isinstance(made, RecordingError):
                     if errors == "raise":
                         raise made.error
                     yield made
                     continue
-                key = cast(_Asked, made.key).key
-                if key != last_key:
-                    stream.let_go(last_key)
-                last_key = key
-                yield _result(made, choosing)
+                result = _result(made, options, calibration)
+                if result.window != window:
+                    stream.let_go(window)
+                    window = result.window
+                yield result
 
-    def _run(self, settings: dict[str, Any], batch_size: int | None) -> Run:
-        """What answers the requests; sound that was heard before is not encoded again."""
+    def _requests(
+        self,
+        stream: WindowStream,
+        options: AskOptions,
+        calibration: Calibration | None,
+        skip: Callable[[WindowKey], bool] | None,
+    ) -> Iterator[Request | RecordingError]:
+        """A request for every question about every window, in order.
+
+        The key of a request is its number and its result, which has no answer yet.
+        """
+        from NatureLM.generation.request import Request
+
+        processor, numbers = processor_of(self.model), count()
+        choice = options.choice("sum" if calibration is None else calibration.normalize)
+        for heard in stream:
+            if isinstance(heard, RecordingError):
+                yield heard
+                continue
+            recording, window = heard.recording, heard.window
+            for query in recording.queries:
+                if skip is not None and skip(WindowKey(recording.name, window.start, query)):
+                    continue
+                stream.hold(heard, once=len(recording.queries) == 1)
+                result = WindowResult(
+                    audio_path=recording.name,
+                    start=window.start,
+                    end=window.end,
+                    query=query,
+                    prompt=processor.render(query),
+                    merging_alpha=options.merging_alpha,
+                    text="",
+                    window_index=window.index,
+                    audio_index=recording.number,
+                )
+                yield Request(
+                    key=(next(numbers), result),
+                    prompt=result.prompt,
+                    audios=(result.window,) * result.prompt.count(PLACEHOLDER),
+                    alpha=result.merging_alpha,
+                    stream=zlib.crc32(repr((result.audio_path, result.start, query)).encode()),
+                    choice=choice,
+                )
+
+    def _run(self, generation: dict[str, Any], batch_size: int | None = None) -> Run:
+        """What answers requests; sound that was encoded before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
         from NatureLM.generation.engine import Engine
         from NatureLM.generation.request import GenerationOptions
@@ -352,7 +414,7 @@ class Pipeline(Talking):
         rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
         engine = Engine(
             self.model,
-            GenerationOptions(**settings),
+            GenerationOptions(**{**self._generation(), **generation}),
             batch_rows=rows,
             lookahead=rows,
             max_memory=self._max_memory,
@@ -361,59 +423,11 @@ class Pipeline(Talking):
         )
         return engine.run
 
-    def _entries(
-        self,
-        stream: WindowStream,
-        alpha: float,
-        skip: Callable[[WindowKey], bool] | None,
-        choosing: AnswerOptions,
-    ) -> Iterator[Request | RecordingError]:
-        """A request for every question about every window, in order."""
-        from NatureLM.generation.request import Request
-
-        processor = self.model.processor
-        assert processor is not None, "a loaded model has a processor"
-        for heard in stream:
-            if isinstance(heard, RecordingError):
-                yield heard
-                continue
-            name, start = heard.recording.name, heard.window.start
-            for query in heard.recording.queries:
-                if skip is not None and skip(WindowKey(name, start, query)):
-                    continue
-                stream.hold(heard, once=len(heard.recording.queries) == 1)
-                prompt = processor.render(query)
-                yield Request(
-                    key=_Asked.about(heard, query),
-                    prompt=prompt,
-                    audios=(heard.key,) * prompt.count(PLACEHOLDER),
-                    alpha=alpha,
-                    stream=zlib.crc32(repr((name, start, query)).encode()),
-                    choice=choosing.choice(),
-                )
-
-    def _calibration_at(
-        self, alpha: float, warn: Callable[[str], None] | None = None
-    ) -> Calibration | None:
-        """The calibration that confidences at this α go by; `warn` is told why one is not used."""
-        from NatureLM.inference.calibration import find_calibration
-
+    def _calibration_at(self, alpha: float) -> tuple[Calibration | None, str | None]:
+        """The calibration that holds at this α, or why the one that there is does not."""
         found = find_calibration(self.model.name_or_path or "", self._calibration)
         mismatch = None if found is None else found.mismatch(self.model.fingerprint, alpha)
-        if mismatch is None:
-            return found
-        if warn is not None:
-            warn(mismatch)
-        return None
-
-    def confidence_settings(self, choosing: AnswerOptions, alpha: float) -> dict[str, Any]:
-        """What confidences depend on beside the labels, as plain values."""
-        if choosing.mode != "score":
-            return {}
-        found = self._calibration_at(alpha)
-        if found is None:
-            return {"calibration": None}
-        return {"calibration": {"normalize": found.normalize, "temperature": found.temperature}}
+        return found if mismatch is None else None, mismatch
 
     def _alpha(self, alpha: float | None) -> float:
         if alpha is not None:
@@ -424,13 +438,34 @@ class Pipeline(Talking):
     def _generation(self) -> dict[str, Any]:
         return self.cfg.generate.model_dump(exclude={"merging_alpha"})
 
-    def _check_window(self, seconds: float) -> None:
-        longest = self.model.config.window_seconds
-        if seconds > longest:
-            raise UsageError(
-                f"a window of {seconds:g} s is longer than the {longest:g} s that this model "
-                f"hears at once; give window_length_seconds of at most {longest:g}"
+    def _clip(self, clip: Any, rate: float) -> NDArray[Any]:
+        """The beginning of a clip, as much as the model takes at once."""
+        from NatureLM.audio import probe, read_clip
+        from NatureLM.audio.stream import clip_array
+
+        config = self.model.config
+        longest = config.window_seconds
+        if not isinstance(clip, (str, Path)):
+            samples: NDArray[Any] = clip_array(
+                clip, rate, duration=longest, sample_rate=config.sample_rate
             )
+            return samples
+        seconds = probe(clip).duration
+        if seconds > longest:
+            logger.warning(
+                "%s: lasts %.1f s, and the first %g s of it are heard", clip, seconds, longest
+            )
+        return read_clip(clip, duration=longest, sample_rate=config.sample_rate)
+
+
+def as_list(audios: Any) -> list[Any]:
+    """One audio or several; an array is one audio, a list of numbers too."""
+    if isinstance(audios, (str, Path)) or hasattr(audios, "__array__"):
+        return [audios]
+    items = list(audios)
+    if items and all(isinstance(one, Real) for one in items):
+        return [np.asarray(items, np.float32)]
+    return items
 
 
 def _queries_per_audio(queries: Any, audios: int) -> list[tuple[str, ...]]:
@@ -445,24 +480,26 @@ def _name(audio: Any, index: int) -> str:
     return str(audio) if isinstance(audio, (str, Path)) else f"audio {index}"
 
 
-def _result(answer: Answer, choosing: AnswerOptions) -> WindowResult:
+def _result(answer: Answer, options: AskOptions, calibration: Calibration | None) -> WindowResult:
+    """The result of a request, with what the engine answered."""
     if answer.error is not None:
         raise answer.error
-    asked = cast(_Asked, answer.key)
-    said = choosing.read(answer)
-    return WindowResult(
-        audio_path=asked.recording.name,
-        start=asked.start,
-        end=asked.end,
-        query=asked.query,
-        prompt=answer.request.prompt,
-        merging_alpha=answer.request.alpha,
-        text=said.text,
-        window_index=asked.index,
-        confidence=said.confidence,
-        alternatives=said.alternatives,
-        audio_index=asked.recording.number,
-    )
+    _, result = cast(tuple[int, WindowResult], answer.key)
+    if answer.scores is not None:
+        temperature = 1.0 if calibration is None else calibration.temperature
+        ranked = answer.scores.at_temperature(temperature).ranked(options.top_k)
+        text, confidence = ranked[0]
+        if confidence < options.min_confidence:
+            return replace(result, text=NOTHING, confidence=confidence, alternatives=tuple(ranked))
+        return replace(result, text=text, confidence=confidence, alternatives=tuple(ranked[1:]))
+    text = answer.text or ""
+    if answer.log_probability is None:
+        return replace(result, text=text)
+    if options.mode == "generate":
+        return replace(result, text=text, confidence=math.exp(answer.mean_log_probability or 0.0))
+    confidence = math.exp(answer.log_probability)
+    is_sure = confidence >= options.min_confidence
+    return replace(result, text=text if is_sure else NOTHING, confidence=confidence)
 
 
 def _only_results(results: Iterator[WindowResult | RecordingError]) -> Iterator[WindowResult]:

@@ -1,7 +1,4 @@
-"""What a `Pipeline` gives back.
-
-Recordings as windows, decoded ahead of the model and held until they are answered.
-"""
+"""Recordings as windows, decoded ahead of the model, and the results that a `Pipeline` gives."""
 
 from __future__ import annotations
 
@@ -15,31 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError, Window, iter_windows
+from NatureLM.results.rows import Prediction
 from NatureLM.util import prefetch
 
 
-@dataclass(frozen=True)
-class WindowResult:
+@dataclass(frozen=True, kw_only=True)
+class WindowResult(Prediction):
     """The answer to one question about one window; times are seconds in the recording.
 
+    audio_path, start, end, query, text, merging_alpha: as they stand in a row of a result file
     confidence: 0 to 1. Of scored labels the probability of the answer among them, of a constrained
         answer the probability that the model says just that, of a free one the mean (geometric) of
         the probabilities of its tokens
     alternatives: other labels and their probabilities, best first, where they were scored
+    prompt: the question as the model gets it
+    window_index: number of the window, from 0 on
     audio_index: place of the recording among those that were given
     """
 
-    audio_path: str
-    start: float
-    end: float
-    query: str
     prompt: str
-    merging_alpha: float
-    text: str
     window_index: int
-    confidence: float | None = None
-    alternatives: tuple[tuple[str, float], ...] = ()
     audio_index: int = 0
+
+    @property
+    def window(self) -> str:
+        """Names the sound of the window among all that were given."""
+        return f"{self.audio_index}/{self.window_index}"
 
 
 @dataclass(frozen=True)
@@ -86,13 +84,6 @@ class RecordingWindow:
     key: str
 
 
-@dataclass(frozen=True)
-class _Note:
-    """What reading a recording has to say."""
-
-    text: str
-
-
 class WindowStream:
     """The windows of recordings, one after the other, and in their place what went wrong.
 
@@ -120,8 +111,8 @@ class WindowStream:
     def __iter__(self) -> Iterator[RecordingWindow | RecordingError]:
         streams = map(self._decode, self._recordings)
         for item in prefetch(streams, workers=self._workers, chunk=_CHUNK):
-            if isinstance(item, _Note):
-                self._warn(item.text)
+            if isinstance(item, str):
+                self._warn(item)
             else:
                 yield item
 
@@ -143,7 +134,8 @@ class WindowStream:
         self._once.discard(key)
         self._held.pop(key, None)
 
-    def _decode(self, recording: Recording) -> Iterator[RecordingWindow | RecordingError | _Note]:
+    def _decode(self, recording: Recording) -> Iterator[RecordingWindow | RecordingError | str]:
+        """Windows, and in their place notes and what went wrong."""
         notes: list[str] = []
         is_file = isinstance(recording.source, (str, Path))
         try:
@@ -153,14 +145,11 @@ class WindowStream:
                 warn=notes.append,
                 **self._cutting,
             ):
-                yield from _taken(notes)
+                while notes:
+                    yield notes.pop(0)
                 yield RecordingWindow(recording, window, f"{recording.number}/{window.index}")
         except AudioError as error:
-            yield from _taken(notes)
+            yield from notes
             yield RecordingError(recording.name, error)
-        yield from _taken(notes)
-
-
-def _taken(notes: list[str]) -> Iterator[_Note]:
-    while notes:
-        yield _Note(notes.pop(0))
+        else:
+            yield from notes

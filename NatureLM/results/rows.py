@@ -61,8 +61,8 @@ class StoredRow:
 
 
 @dataclass(frozen=True)
-class WindowRow(StoredRow):
-    """The answer to one query about one window."""
+class Prediction:
+    """The answer to one query about one window; the fields are those of a row."""
 
     audio_path: str
     start: float
@@ -70,13 +70,19 @@ class WindowRow(StoredRow):
     query: str
     text: str
     merging_alpha: float
+    confidence: float | None = None
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRow(Prediction, StoredRow):
+    """A prediction as it stands in a file: which model and run made it, of which recording."""
+
     model: str
     run: str
     audio_bytes: int | None = None
     audio_modified: str | None = None
     schema_version: int = SCHEMA_VERSION
-    confidence: float | None = None
-    alternatives: tuple[tuple[str, float], ...] = ()
 
     @property
     def key(self) -> WindowKey:
@@ -125,9 +131,10 @@ def identity(path: str | Path) -> Identity:
 def to_line(row: Row) -> bytes:
     """The row as one line of UTF-8 JSON, line feed included."""
     values = asdict(row)
-    for key in _OPTIONAL:
-        if values.get(key) in (None, ()):
-            values.pop(key, None)
+    for key in _OPTIONAL:  # they stand at the end
+        value = values.pop(key, None)
+        if value not in (None, ()):
+            values[key] = value
     return json_line(values)
 
 

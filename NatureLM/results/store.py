@@ -33,6 +33,7 @@ from NatureLM.results.rows import (
     ErrorRow,
     Identity,
     OutputError,
+    Prediction,
     Row,
     StoredRow,
     WindowRow,
@@ -252,35 +253,26 @@ class WindowStore(ResultStore[Row]):
         """Whether the file has an answer to the query about the window that starts there."""
         return window_key(audio_path, start, query) in self._done
 
-    def add_answer(
-        self,
-        audio_path: str | Path,
-        start: float,
-        end: float,
-        query: str,
-        text: str,
-        merging_alpha: float,
-        confidence: float | None = None,
-        alternatives: Iterable[tuple[str, float]] = (),
-    ) -> bool:
+    def add_answer(self, answer: Prediction) -> bool:
         """Write the row of a window; False, and no row, where there is one already."""
-        key = window_key(audio_path, start, query)
+        key = window_key(answer.audio_path, answer.start, answer.query)
         if key in self._done:
             return False
-        size, modified = self._identity(audio_path)
+        size, modified = self._identity(answer.audio_path)
+        confidence = answer.confidence
         row = WindowRow(
-            audio_path=str(audio_path),
-            start=round(start, 6),
-            end=round(end, 6),
-            query=query,
-            text=text,
-            merging_alpha=merging_alpha,
+            audio_path=answer.audio_path,
+            start=round(answer.start, 6),
+            end=round(answer.end, 6),
+            query=answer.query,
+            text=answer.text,
+            merging_alpha=answer.merging_alpha,
             model=self._begun.values["model"],
             run=self._begun.run,
             audio_bytes=size,
             audio_modified=modified,
             confidence=None if confidence is None else round(confidence, 6),
-            alternatives=tuple((label, round(share, 6)) for label, share in alternatives),
+            alternatives=tuple((label, round(share, 6)) for label, share in answer.alternatives),
         )
         self._file.append(to_line(row))
         self._done.add(key)

@@ -174,7 +174,7 @@ def test_timeline_holds_the_windows_in_order(view: JobView) -> None:
 @given(st.lists(st.text(max_size=3), max_size=40))
 def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
     rows = [
-        WindowRow("f", 10.0 * n, 10.0 * n + 10, "q", text, 1.0, "m", "r")
+        WindowRow("f", 10.0 * n, 10.0 * n + 10, "q", text, 1.0, model="m", run="r")
         for n, text in enumerate(texts)
     ]
     library_job = Job(

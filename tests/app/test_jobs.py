@@ -67,8 +67,8 @@ class SlowPipeline:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)
 
-    def windows(self, *args: Any, **options: Any) -> Iterator[Any]:
-        for result in self._pipeline.windows(*args, **options):
+    def unanswered(self, *args: Any, **options: Any) -> Iterator[Any]:
+        for result in self._pipeline.unanswered(*args, **options):
             assert self.steps.acquire(timeout=30)
             yield result
 

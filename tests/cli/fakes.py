@@ -12,10 +12,12 @@ import wave
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from NatureLM.cli.request import InferRequest
+from NatureLM.audio import AudioError, probe
+from NatureLM.cli.infer import InferRequest
+from NatureLM.inference.options import AskOptions
+from NatureLM.inference.windows import RecordingError, WindowResult
 from NatureLM.results.store import WindowStore
 
 ASK = ("--audio-path", "calls", "--query", "What is it?")
@@ -45,7 +47,7 @@ def write_wav(path: Path, seconds: float, sample_rate: int = 8000) -> Path:
 
 
 @dataclass
-class FakeAsker:
+class FakePipeline:
     """Windows of true length; `seconds` for each answer; `text` makes the answer."""
 
     seconds: float = 0.0
@@ -54,46 +56,50 @@ class FakeAsker:
     stop_after: int | None = None
     asked: list[tuple[str, float, str]] = field(default_factory=list)
     loaded: int = 0
+    given: list[tuple[InferRequest, Any, AskOptions]] = field(default_factory=list)
 
-    def load(self, request: InferRequest) -> FakeAsker:
-        """In the place of `NatureLM.cli.infer.load`."""
+    def load(self, request: InferRequest, config: Any, options: AskOptions) -> FakePipeline:
+        """In the place of `NatureLM.cli.infer.load_pipeline`."""
         self.loaded += 1
+        self.given.append((request, config, options))
         return self
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, options: AskOptions) -> dict[str, Any]:
         return {"weights": self.weights, "dtype": "float32", "prompt_template": "{}"}
 
-    def results(
-        self, recordings: Sequence[Path], request: InferRequest, store: WindowStore
-    ) -> Iterator[Any]:
-        from NatureLM.audio import AudioError, probe
-
+    def unanswered(
+        self, recordings: Sequence[Path], options: AskOptions, store: WindowStore, **_: Any
+    ) -> Iterator[WindowResult | RecordingError]:
         for path in recordings:
             try:
                 duration = probe(path).duration
             except AudioError as error:
-                yield SimpleNamespace(audio_path=str(path), error=error)
+                yield RecordingError(str(path), error)
                 continue
             start = 0.0
             while start == 0 or duration - start >= 0.5:
-                end = min(duration, start + request.window_length_seconds)
-                for query in request.queries:
+                end = min(duration, start + options.window_length_seconds)
+                for query in options.queries:
                     if not store.is_done(path, start, query):
-                        yield self.answer(path, start, end, query, request)
-                start += request.hop_length_seconds
+                        yield self.answer(path, start, end, query, options)
+                start += options.hop_length_seconds
 
-    def answer(self, path: Path, start: float, end: float, query: str, request: Any) -> Any:
+    def answer(
+        self, path: Path, start: float, end: float, query: str, options: AskOptions
+    ) -> WindowResult:
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         time.sleep(self.seconds)
         self.asked.append((path.name, start, query))
-        return SimpleNamespace(
+        return WindowResult(
             audio_path=str(path),
             start=start,
             end=end,
             query=query,
             text=self.text(path, start, query),
-            merging_alpha=request.merging_alpha,
+            merging_alpha=options.merging_alpha,
+            prompt=query,
+            window_index=0,
         )
 
 
@@ -101,5 +107,5 @@ if __name__ == "__main__":
     from NatureLM.cli import infer as inference
     from NatureLM.cli.main import naturelm
 
-    inference.load = FakeAsker(seconds=float(sys.argv.pop(1))).load
+    inference.load_pipeline = FakePipeline(seconds=float(sys.argv.pop(1))).load
     naturelm()

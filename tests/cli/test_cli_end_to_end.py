@@ -89,15 +89,15 @@ def test_a_stopped_run_and_another_batch_size_give_the_same_rows(
     assert infer(model, *args, "--output-path", "whole.jsonl").exit_code == 3
     whole = (folder / "whole.jsonl").read_text(encoding="utf-8").splitlines()
 
-    windows = Pipeline.windows
+    unanswered = Pipeline.unanswered
 
     def stop_soon(self: Pipeline, *given: Any, **options: Any) -> Any:
-        for count, result in enumerate(windows(self, *given, **options)):
+        for count, result in enumerate(unanswered(self, *given, **options)):
             if count == 3:
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(Pipeline, "windows", stop_soon)
+    monkeypatch.setattr(Pipeline, "unanswered", stop_soon)
     for size in ("3", "2", "4"):
         assert infer(model, *args, "--batch-size", size).exit_code == 130
     monkeypatch.undo()

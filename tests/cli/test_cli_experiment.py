@@ -167,10 +167,10 @@ def test_a_path_that_no_system_takes(folder: Path) -> None:
 def test_what_is_wrong_with_the_output_shows_before_the_model_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(_: Any) -> Any:
+    def load(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("NatureLM.cli.infer.load_model", load)
+    monkeypatch.setattr("NatureLM.cli.options.load_model", load)
     (folder / "notes").mkdir()
     (folder / "notes" / "answers.jsonl").write_text("dear diary\n")
     for output, words in (
@@ -227,7 +227,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list
     monkeypatch.setattr("NatureLM.experiments.run.run_experiment", run_experiment)
     processor = SimpleNamespace(prompt_template="[{}]")
     model = SimpleNamespace(processor=processor, name_or_path="fake")
-    monkeypatch.setattr("NatureLM.cli.infer.load_model", lambda request: model)
+    monkeypatch.setattr("NatureLM.cli.options.load_model", lambda *_, **__: model)
     return calls
 
 

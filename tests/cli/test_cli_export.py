@@ -11,6 +11,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import naturelm_app
+from NatureLM.results.rows import Prediction
 from NatureLM.results.settings import RunSettings
 from NatureLM.results.store import WindowStore
 
@@ -24,9 +25,9 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings = {"model": "m", "merging_alpha": 1.0, "queries": ["q"], "channel": 2}
     with WindowStore("answers.jsonl") as store:
         store.begin(RunSettings({**settings, "time_expansion": 0.25}))
-        store.add_answer("a.wav", 0.0, 10.0, "q", "=Wolf", 1.0)
-        store.add_answer("a.wav", 10.0, 12.0, "q", "Owl", 1.0)
-        store.add_answer("b.wav", 0.0, 5.0, "q", "Dog", 1.0)
+        store.add_answer(Prediction("a.wav", 0.0, 10.0, "q", "=Wolf", 1.0))
+        store.add_answer(Prediction("a.wav", 10.0, 12.0, "q", "Owl", 1.0))
+        store.add_answer(Prediction("b.wav", 0.0, 5.0, "q", "Dog", 1.0))
         store.add_error("c.wav", ValueError("no sound"), 1.0)
     return Path("answers.jsonl")
 

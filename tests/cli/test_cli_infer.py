@@ -11,15 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fakes import ASK, FakeAsker, calls_in, rows, write_wav
+from fakes import ASK, FakePipeline, calls_in, rows, write_wav
 
 from NatureLM.cli.main import naturelm_app
 
 
 @pytest.fixture
-def asker(monkeypatch: pytest.MonkeyPatch) -> FakeAsker:
-    fake = FakeAsker()
-    monkeypatch.setattr("NatureLM.cli.infer.load", fake.load)
+def asker(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    fake = FakePipeline()
+    monkeypatch.setattr("NatureLM.cli.infer.load_pipeline", fake.load)
     return fake
 
 
@@ -34,7 +34,7 @@ def infer(*args: str) -> Any:
     return CliRunner().invoke(naturelm_app, ["infer", *args])
 
 
-def test_answers_are_shown_and_written(folder: Path, asker: FakeAsker) -> None:
+def test_answers_are_shown_and_written(folder: Path, asker: FakePipeline) -> None:
     result = infer(*ASK)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
@@ -62,7 +62,7 @@ def test_answers_are_shown_and_written(folder: Path, asker: FakeAsker) -> None:
     assert {row["merging_alpha"] for row in written} == {1.0}
 
 
-def test_the_command_of_the_readme(folder: Path, asker: FakeAsker) -> None:
+def test_the_command_of_the_readme(folder: Path, asker: FakePipeline) -> None:
     config = Path(__file__).resolve().parents[2] / "configs" / "inference.yml"
     (folder / "assets").symlink_to("calls")
     result = infer(
@@ -91,14 +91,14 @@ def test_the_command_of_the_readme(folder: Path, asker: FakeAsker) -> None:
         ("calls/wolf.WAV", "-q", "q", "--output_path", "x.jsonl", "--window_length_seconds", "5"),
     ],
 )
-def test_other_spellings(folder: Path, asker: FakeAsker, args: tuple[str, ...]) -> None:
+def test_other_spellings(folder: Path, asker: FakePipeline, args: tuple[str, ...]) -> None:
     result = infer(*args)
     assert result.exit_code == 0, result.stderr
     assert [row["text"] for row in rows(folder / "x.jsonl")] == ["wolf 0"]
     assert ("--quiet" in args) == (result.stdout == "")
 
 
-def test_several_recordings_and_questions(folder: Path, asker: FakeAsker) -> None:
+def test_several_recordings_and_questions(folder: Path, asker: FakePipeline) -> None:
     result = infer(
         "-a", "calls/wolf.WAV", "-a", "calls/cuckoo.wav", "-q", "What?", "-q", "Who?", "-q", "What?"
     )
@@ -111,13 +111,7 @@ def test_several_recordings_and_questions(folder: Path, asker: FakeAsker) -> Non
     assert sorted(asker.asked) == sorted(set(asker.asked))
 
 
-def test_options_reach_request_and_rows(
-    folder: Path, asker: FakeAsker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests: list[Any] = []
-    monkeypatch.setattr(
-        "NatureLM.cli.infer.load", lambda request: requests.append(request) or asker
-    )
+def test_options_reach_request_and_rows(folder: Path, asker: FakePipeline) -> None:
     result = infer(
         *ASK,
         *("--merging-alpha", "0.4", "--model", "some/model", "--device", "cuda:1"),
@@ -127,13 +121,13 @@ def test_options_reach_request_and_rows(
         *("--options", "generate.num_beams=1", "--options", "generate.max_new_tokens=7"),
     )
     assert result.exit_code == 0
-    (request,) = requests
-    assert (request.merging_alpha, request.model) == (0.4, "some/model")
+    ((request, config, asked),) = asker.given
+    assert (asked.merging_alpha, request.model) == (0.4, "some/model")
     assert request.adapter == "some/adapter"
     assert (request.device, request.dtype, request.batch_size) == ("cuda:1", "bfloat16", 3)
-    assert (request.channel, request.time_expansion) == (2, 10.0)
-    assert (request.window_length_seconds, request.hop_length_seconds) == (5.0, 2.5)
-    assert request.config.generate.num_beams == 1
+    assert (asked.channel, asked.time_expansion) == (2, 10.0)
+    assert (asked.window_length_seconds, asked.hop_length_seconds) == (5.0, 2.5)
+    assert config.generate.num_beams == 1
     assert {row["merging_alpha"] for row in rows(folder / "inference_output.jsonl")} == {0.4}
     record = json.loads((folder / "inference_output.jsonl.run.json").read_text())
     assert record["settings"] == {
@@ -145,14 +139,14 @@ def test_options_reach_request_and_rows(
         "hop_length_seconds": 2.5,
         "channel": 2,
         "time_expansion": 10.0,
-        "generate": request.config.generate.model_dump(exclude={"merging_alpha"}),
+        "generate": config.generate.model_dump(exclude={"merging_alpha"}),
         "weights": "fake",
         "dtype": "float32",
         "prompt_template": "{}",
     }
 
 
-def test_alpha_and_checkpoint_of_the_configuration(folder: Path, asker: FakeAsker) -> None:
+def test_alpha_and_checkpoint_of_the_configuration(folder: Path, asker: FakePipeline) -> None:
     (folder / "c.yml").write_text("generate: {merging_alpha: 0.5}\nmodel: {ckpt: my/folder}\n")
     assert infer(*ASK, "--cfg-path", "c.yml").exit_code == 0
     assert {
@@ -160,7 +154,9 @@ def test_alpha_and_checkpoint_of_the_configuration(folder: Path, asker: FakeAske
     } == {(0.5, "my/folder")}
 
 
-def test_a_bad_recording_is_reported_and_the_rest_goes_on(folder: Path, asker: FakeAsker) -> None:
+def test_a_bad_recording_is_reported_and_the_rest_goes_on(
+    folder: Path, asker: FakePipeline
+) -> None:
     (folder / "calls" / "empty.wav").touch()
     (folder / "calls" / "notes.mp3").write_text("not audio")
     result = infer(*ASK)
@@ -229,7 +225,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("args", "words"), WRONG)
 def test_wrong_usage_ends_with_2_before_any_work(
-    folder: Path, asker: FakeAsker, args: tuple[str, ...], words: str
+    folder: Path, asker: FakePipeline, args: tuple[str, ...], words: str
 ) -> None:
     (folder / "none").mkdir()
     before = sorted(str(path) for path in folder.rglob("*"))
@@ -241,7 +237,7 @@ def test_wrong_usage_ends_with_2_before_any_work(
     assert sorted(str(path) for path in folder.rglob("*")) == before
 
 
-def test_keys_without_effect_give_one_note(folder: Path, asker: FakeAsker) -> None:
+def test_keys_without_effect_give_one_note(folder: Path, asker: FakePipeline) -> None:
     (folder / "c.yml").write_text("run: {world_size: 4, use_distributed: true}")
     result = infer(*ASK, "--cfg-path", "c.yml")
     assert result.exit_code == 0
@@ -250,12 +246,12 @@ def test_keys_without_effect_give_one_note(folder: Path, asker: FakeAsker) -> No
     assert "run.use_distributed, run.world_size" in notes[0]
 
 
-def test_a_gap_between_windows_gives_a_note(folder: Path, asker: FakeAsker) -> None:
+def test_a_gap_between_windows_gives_a_note(folder: Path, asker: FakePipeline) -> None:
     result = infer(*ASK, "--window-length-seconds", "5")
     assert "--hop-length-seconds 10 is longer than a window of 5 s" in result.stderr
 
 
-def test_the_same_command_asks_nothing_twice(folder: Path, asker: FakeAsker) -> None:
+def test_the_same_command_asks_nothing_twice(folder: Path, asker: FakePipeline) -> None:
     infer(*ASK)
     before = (folder / "inference_output.jsonl").read_bytes()
     asker.asked.clear()
@@ -284,7 +280,7 @@ def test_the_same_command_asks_nothing_twice(folder: Path, asker: FakeAsker) -> 
     ],
 )
 def test_other_settings_are_refused_before_the_model_is_loaded(
-    folder: Path, asker: FakeAsker, args: tuple[str, ...], words: str
+    folder: Path, asker: FakePipeline, args: tuple[str, ...], words: str
 ) -> None:
     infer(*ASK)
     before = (folder / "inference_output.jsonl").read_bytes()
@@ -298,7 +294,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
     assert infer(*ASK, *args, "--overwrite").exit_code == 0
 
 
-def test_other_weights_are_refused(folder: Path, asker: FakeAsker) -> None:
+def test_other_weights_are_refused(folder: Path, asker: FakePipeline) -> None:
     infer(*ASK)
     asker.weights = "trained further"
     result = infer(*ASK)
@@ -306,7 +302,7 @@ def test_other_weights_are_refused(folder: Path, asker: FakeAsker) -> None:
     assert 'weights: "fake" there, "trained further" now' in result.stderr
 
 
-def test_ctrl_c_keeps_what_is_done(folder: Path, asker: FakeAsker) -> None:
+def test_ctrl_c_keeps_what_is_done(folder: Path, asker: FakePipeline) -> None:
     asker.stop_after = 2
     result = infer(*ASK)
     assert result.exit_code == 130
@@ -326,7 +322,7 @@ def test_ctrl_c_keeps_what_is_done(folder: Path, asker: FakeAsker) -> None:
     assert len(asker.asked) == 4
 
 
-def test_stopped_before_the_first_answer(folder: Path, asker: FakeAsker) -> None:
+def test_stopped_before_the_first_answer(folder: Path, asker: FakePipeline) -> None:
     asker.stop_after = 0
     result = infer(*ASK)
     assert result.exit_code == 130
@@ -334,7 +330,7 @@ def test_stopped_before_the_first_answer(folder: Path, asker: FakeAsker) -> None
     assert not (folder / "inference_output.jsonl").exists()
 
 
-def test_answers_cannot_play_with_the_terminal(folder: Path, asker: FakeAsker) -> None:
+def test_answers_cannot_play_with_the_terminal(folder: Path, asker: FakePipeline) -> None:
     asker.text = lambda path, start, query: "a\nb\x1b[31m[bold]c"
     result = infer(*ASK)
     assert "\x1b" not in result.stdout
@@ -343,7 +339,7 @@ def test_answers_cannot_play_with_the_terminal(folder: Path, asker: FakeAsker) -
 
 
 def test_the_stack_trace_is_there_for_who_wants_it(
-    folder: Path, asker: FakeAsker, monkeypatch: pytest.MonkeyPatch
+    folder: Path, asker: FakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATURELM_DEBUG", "1")
     result = infer("--query", "q")

@@ -15,7 +15,7 @@ import soundfile
 pytest.importorskip("rapidfuzz")
 
 from NatureLM.cli import main
-from NatureLM.cli.tune_alpha import _overrides
+from NatureLM.cli.tune import _overrides
 from NatureLM.config import load_config
 from NatureLM.models import NatureLM
 

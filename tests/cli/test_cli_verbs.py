@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import NatureLM
-from NatureLM.cli.main import BEANS_VERBS, NATURELM_VERBS, beans_app, naturelm_app
+from NatureLM.cli.main import BEANS_COMMANDS, NATURELM_COMMANDS, beans_app, naturelm_app
 from NatureLM.data.components import component, components
 from NatureLM.errors import UsageError
 
@@ -68,11 +68,11 @@ def test_help_imports_nothing_heavy(entry: str, args: list[str]) -> None:
 
 def test_every_verb_is_listed_and_there() -> None:
     result = CliRunner().invoke(naturelm_app, ["--help"])
-    for name, verb in NATURELM_VERBS.items():
+    for name, verb in NATURELM_COMMANDS.items():
         assert name in result.stdout
         assert verb.summary.split(".")[0] in " ".join(result.stdout.split())
         assert callable(verb.function())
-    assert set(NATURELM_VERBS) == {
+    assert set(NATURELM_COMMANDS) == {
         "infer",
         "embed",
         "search",
@@ -88,10 +88,10 @@ def test_every_verb_is_listed_and_there() -> None:
         "cache",
         "inference-app",
     }
-    assert set(BEANS_VERBS) == {
+    assert set(BEANS_COMMANDS) == {
         *("run", "info", "score", "compare", "report", "fetch", "make-mini")
     }
-    for verb in BEANS_VERBS.values():
+    for verb in BEANS_COMMANDS.values():
         assert callable(verb.function())
 
 

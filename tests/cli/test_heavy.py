@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from NatureLM.cli import imports as heavy
+from NatureLM.cli import options as heavy
 
 
 @pytest.fixture

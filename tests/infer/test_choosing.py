@@ -101,7 +101,7 @@ def test_a_calibration_changes_how_sure_and_not_what(
         ({"mode": "guess"}, "mode is 'guess', and it must be one of generate, constrained, score"),
         ({"mode": "score"}, "mode 'score' needs labels"),
         ({"labels": LABELS}, "mode is 'generate'"),
-        ({"mode": "score", "labels": "Owl"}, "labels must be a list of texts"),
+        ({"mode": "score", "labels": "Owl"}, "labels must be a list of strings"),
         ({"mode": "score", "labels": LABELS, "several": True}, "several is for mode constrained"),
         ({"mode": "score", "labels": LABELS, "top_k": 0}, "top_k is 0"),
         ({"mode": "score", "labels": LABELS, "min_confidence": 2.0}, "min_confidence is 2"),

@@ -3,16 +3,16 @@
 from NatureLM.app.chat import load_pipeline
 from NatureLM.app.settings import AppSettings
 from NatureLM.config import load_config
-from NatureLM.inference.loading import load_configured
+from NatureLM.inference.loading import load_model
 from NatureLM.models.registry import EMBEDDED
 
 TEMPLATE = "Question: {} Answer:"
 
 
 def test_the_prompt_template_of_the_configuration_is_used_and_else_the_models_own() -> None:
-    own = load_configured(EMBEDDED, load_config()).processor
+    own = load_model(EMBEDDED, load_config()).processor
     changed = load_config(None, [f"model.prompt_template={TEMPLATE}"])
-    processor = load_configured(EMBEDDED, changed).processor
+    processor = load_model(EMBEDDED, changed).processor
     assert own is not None
     assert processor is not None
     assert processor.prompt_template == TEMPLATE != own.prompt_template

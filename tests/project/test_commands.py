@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from NatureLM.cli import main
 from NatureLM.cli.main import single_command
 
-VERBS = {"naturelm": main.NATURELM_VERBS, "beans": main.BEANS_VERBS}
+VERBS = {"naturelm": main.NATURELM_COMMANDS, "beans": main.BEANS_COMMANDS}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_pages_show_commands_that_exist(page: Path) -> None:
 @pytest.mark.parametrize("app", [main.naturelm_app, main.beans_app])
 def test_help_lists_all_verbs(app: object) -> None:
     printed = CliRunner().invoke(app, ["--help"]).output  # type: ignore[arg-type]
-    verbs = main.NATURELM_VERBS if app is main.naturelm_app else main.BEANS_VERBS
+    verbs = main.NATURELM_COMMANDS if app is main.naturelm_app else main.BEANS_COMMANDS
     for verb in verbs:
         assert verb in printed

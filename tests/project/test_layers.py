@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
 LAYERS = [
     ["errors"],
-    ["config", "util"],
+    ["config", "progress", "util"],
     ["audio", "prompts", "merging"],
     ["data"],
     ["generation"],

@@ -41,7 +41,7 @@ TEXT = st.text(st.characters(exclude_categories=()), max_size=30)
 def test_what_is_written_is_read(
     path: str, query: str, text: str, start: float, alpha: float
 ) -> None:
-    row = WindowRow(path, start, start + 1, query, text, alpha, "m", "r")
+    row = WindowRow(path, start, start + 1, query, text, alpha, model="m", run="r")
     line = to_line(row)
     assert line.endswith(b"\n")
     # Whatever a reader takes for the end of a line, it finds one line.

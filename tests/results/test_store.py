@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from NatureLM.errors import NatureLMError
-from NatureLM.results.rows import ErrorRow, OutputError, WindowRow, WriteError, read_rows
+from NatureLM.results.rows import (
+    ErrorRow,
+    OutputError,
+    Prediction,
+    WindowRow,
+    WriteError,
+    read_rows,
+)
 from NatureLM.results.settings import RunSettings
 from NatureLM.results.store import WindowStore
 
@@ -39,7 +46,7 @@ def recording(folder: Path, name: str = "a.wav", content: bytes = b"sound") -> P
 
 
 def answer(store: WindowStore, path: Path, start: float = 0.0, text: str = "Wolf") -> bool:
-    return store.add_answer(path, start, start + 10, "What?", text, 1.0)
+    return store.add_answer(Prediction(str(path), start, start + 10, "What?", text, 1.0))
 
 
 def fill(output: Path, audio: Path, windows: int = 3) -> None:
@@ -377,6 +384,7 @@ def test_the_second_writer_is_told(tmp_path: Path) -> None:
 # Writes `total` answers of many lengths as fast as it can.
 WRITER = """
 import sys
+from NatureLM.results.rows import Prediction
 from NatureLM.results.settings import RunSettings
 from NatureLM.results.store import WindowStore
 output, audio, total, longest = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -385,7 +393,8 @@ with WindowStore(output) as store:
     print("ready", flush=True)
     for i in range(total):
         if not store.is_done(audio, float(i), "q"):
-            store.add_answer(audio, float(i), i + 1.0, "q", "xy" * (i * 7919 % longest), 1.0)
+            text = "xy" * (i * 7919 % longest)
+            store.add_answer(Prediction(audio, float(i), i + 1.0, "q", text, 1.0))
 """
 
 
@@ -452,6 +461,7 @@ def test_the_lock_ends_with_the_process_even_when_killed(tmp_path: Path) -> None
 # A limit on the size of files stands for a full disk.
 FULL_DISK = """
 import resource, signal, sys
+from NatureLM.results.rows import Prediction
 from NatureLM.results.settings import RunSettings
 from NatureLM.results.store import WindowStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -459,7 +469,7 @@ with WindowStore(sys.argv[1]) as store:
     store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}), [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     for i in range(100):
-        store.add_answer("a.wav", float(i), i + 1.0, "q", "text", 1.0)
+        store.add_answer(Prediction("a.wav", float(i), i + 1.0, "q", "text", 1.0))
 """
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from NatureLM.app.jobs.store import Job, JobError, JobLibrary, State
 from NatureLM.errors import NatureLMError
-from NatureLM.inference.run import keep, model_settings, question_settings, unanswered
+from NatureLM.inference.windows import RecordingError
 from NatureLM.results.rows import OutputError
 from NatureLM.results.settings import RunSettings
 from NatureLM.results.store import WindowStore
@@ -39,10 +39,14 @@ def do_job(
             store.begin(settings, recordings)
         except OutputError as error:
             raise JobError(_other_answers(error)) from None
-        results = unanswered(pipeline, recordings, job.settings, store, warn=lambda text: None)
+        results = pipeline.unanswered(recordings, job.settings, store, warn=lambda text: None)
         try:
             for result in results:
-                keep(result, store, job.settings.merging_alpha)
+                if isinstance(result, RecordingError):
+                    alpha = job.settings.merging_alpha
+                    store.add_error(result.audio_path, result.error, alpha)
+                else:
+                    store.add_answer(result)
                 if stop.is_set():
                     return False
         finally:
@@ -52,10 +56,10 @@ def do_job(
 
 def run_values(job: Job, pipeline: Pipeline, model: str) -> dict[str, Any]:
     """All that changes the answers of a job, by the names that `naturelm infer` gives it."""
-    generate = pipeline.cfg.generate.model_dump(mode="json", exclude={"merging_alpha"})
+    asked, generate = job.settings, pipeline.cfg.generate
     return {
-        **question_settings(job.settings, model=model, adapter=None, generate=generate),
-        **model_settings(pipeline, job.settings),
+        **asked.settings(model=model, adapter=None, generate=generate),
+        **pipeline.settings(asked),
     }
 
 

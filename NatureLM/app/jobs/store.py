@@ -28,8 +28,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from NatureLM.app.limits import Limits, link_or_copy, say_seconds, shown_name
 from NatureLM.audio import AUDIO_SUFFIXES, AudioError, count_windows, probe
 from NatureLM.errors import UsageError
-from NatureLM.inference.answers import AnswerOptions
-from NatureLM.inference.run import WindowQuestions
+from NatureLM.inference.options import AskOptions
 from NatureLM.util import atomic_write, format_bytes
 
 
@@ -43,7 +42,7 @@ SCHEMA_VERSION = 1
 Kind: TypeAlias = Literal["long", "folder"]
 State: TypeAlias = Literal["waiting", "working", "done", "stopped", "failed"]
 
-JobSettings = WindowQuestions
+JobSettings = AskOptions
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,18 @@ class Job:
         return sum(one.windows for one in self.recordings) * len(self.settings.queries)
 
 
+_CHOOSING = ("mode", "labels", "several", "top_k", "min_confidence")
+_CALIBRATED = {"normalize": "sum", "temperature": 1.0}
+"""Keys of a job's file that stand for nothing: the model's calibration decides."""
+
+
 def write_job(folder: Path, job: Job) -> None:
     """Write `job.json`, whole or not at all. Raises JobError."""
     data = {"schema_version": SCHEMA_VERSION, **asdict(job)}
+    data["settings"]["choosing"] = {
+        **{name: data["settings"].pop(name) for name in _CHOOSING},
+        **_CALIBRATED,
+    }
     try:
         with atomic_write(folder / JOB_FILE) as unfinished:
             unfinished.write_text(
@@ -128,9 +136,9 @@ def _job(data: Mapping[str, Any]) -> Job:
         raise ValueError
     settings = dict(data["settings"])
     settings["queries"] = tuple(map(str, settings["queries"]))
-    choosing = dict(settings["choosing"])
+    choosing = dict(settings.pop("choosing"))
     choosing["labels"] = tuple(map(str, choosing["labels"]))
-    settings["choosing"] = AnswerOptions(**choosing)
+    settings |= {name: value for name, value in choosing.items() if name not in _CALIBRATED}
     return Job(
         id=str(data["id"]),
         kind=data["kind"],
@@ -182,7 +190,9 @@ def make_settings(
         hop_length_seconds=_number("The step from window to window", hop, _SHORTEST_HOP, 3600.0),
         channel=_channel(channel),
         time_expansion=_number("The slowing down", expansion, 0.01, _MOST_EXPANSION),
-        choosing=_choosing(labels, sure),
+        mode="score" if labels else "generate",
+        labels=tuple(labels),
+        min_confidence=_number("The least confidence", sure, 0.0, 1.0) if labels else 0.0,
     )
 
 
@@ -199,13 +209,6 @@ def _questions(text: str, limits: Limits) -> tuple[str, ...]:
             "most that are taken."
         )
     return found
-
-
-def _choosing(labels: Sequence[str], sure: Any) -> AnswerOptions:
-    if not labels:
-        return AnswerOptions()
-    least = _number("The least confidence", sure, 0.0, 1.0)
-    return AnswerOptions("score", tuple(labels), min_confidence=least)
 
 
 def _number(name: str, value: Any, least: float, most: float) -> float:

@@ -178,7 +178,9 @@ class Slowly:
                     assert self.steps.acquire(timeout=30)
                     text = f"<b>{number}</b> {{{{evil}}}} ${{1+1}}"
                     yield WindowResult(
-                        str(path), start, start + 10, query, query, 1.0, text, number, 0.5
+                        *(str(path), start, start + 10, query, text, 1.0, 0.5),
+                        prompt=query,
+                        window_index=number,
                     )
 
 
@@ -194,13 +196,14 @@ def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
 
     answers = Slowly(fake_app.pipeline)
     monkeypatch.setattr(
-        work,
+        fake_app.pipeline,
         "unanswered",
-        lambda pipeline, recordings, asked, store, **_: answers(
+        lambda recordings, asked, store, **_: answers(
             recordings,
             [list(asked.queries)] * len(recordings),
             skip=lambda key: store.is_done(key.audio_path, key.start, key.query),
         ),
+        raising=False,
     )
     monkeypatch.setattr(work, "run_values", lambda *_: {"model": "fake"})
     return answers

@@ -1,0 +1,506 @@
+"""`naturelm tune-alpha` and `calibrate`: what to set on recordings with known answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from NatureLM.cli import options as of
+from NatureLM.errors import UsageError
+from NatureLM.progress import ProgressBar, say
+
+if TYPE_CHECKING:
+    from NatureLM.config import Config
+    from NatureLM.data.sample import Sample
+    from NatureLM.experiments.calibrate import Reliability, Scored
+    from NatureLM.experiments.plan import Plan
+    from NatureLM.experiments.tune import Tuning
+    from NatureLM.models import NatureLM
+
+logger = logging.getLogger(__name__)
+_DATA = "Recordings with known answers"
+_SEARCH = "Search"
+_SCORING = "Scoring"
+_OUTPUT = "Output"
+_COLUMN_FORM = "write it as label=common_name"
+_WHERE_FORM = "write it as split=valid"
+
+
+def tune_alpha(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with "
+            "one, or a dataset on disk.",
+            show_default="extended.data of the configuration",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query",
+            "-q",
+            help="What to ask of every recording.",
+            show_default="the one of extended.queries, else each sample's own",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    output_path: Annotated[
+        Path, typer.Option(help="Folder for table, figure and answers.", rich_help_panel=_DATA)
+    ] = Path("tune-alpha"),
+    column: of.Column = None,
+    where: of.Where = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many samples at most.", show_default="all", rich_help_panel=_DATA
+        ),
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="accuracy|f1|precision|recall|map|cider",
+            help="What is to be highest.",
+            rich_help_panel=_SCORING,
+        ),
+    ] = "accuracy",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="beans-zero|paper|mention|strict",
+            help="How answers are read.",
+            rich_help_panel=_SCORING,
+        ),
+    ] = "beans-zero",
+    labels: of.Labels = None,
+    task: of.Task = None,
+    resamples: of.Resamples = 1000,
+    seed: of.Seed = 0,
+    low: Annotated[
+        float, typer.Option("--from", help="Smallest α.", rich_help_panel=_SEARCH)
+    ] = 0.0,
+    high: Annotated[float, typer.Option("--to", help="Largest α.", rich_help_panel=_SEARCH)] = 1.0,
+    coarse: Annotated[float, typer.Option(help="First step.", rich_help_panel=_SEARCH)] = 0.2,
+    fine: Annotated[
+        float, typer.Option(help="Step around the best.", rich_help_panel=_SEARCH)
+    ] = 0.05,
+    towards: Annotated[
+        str,
+        typer.Option(
+            metavar="base|adapted",
+            help="Which end is preferred among α that are equally good, within one standard error.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "base",
+    model: of.OptionalModelName = None,
+    adapter: of.Adapter = None,
+    device: of.Device = "auto",
+    dtype: of.Dtype = "auto",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Answers at a time.", rich_help_panel=of.MODEL)
+    ] = 32,
+    max_memory: of.MaxMemory = None,
+    cache_dir: of.CacheDir = None,
+    cfg_path: of.CfgPath = None,
+    options: of.Overrides = None,
+) -> None:
+    """Find the α to use on recordings with known answers, with intervals.
+
+    naturelm tune-alpha --data clips.csv --query "What is the common name?" --output-path tuned
+    """
+    from NatureLM.config import load_config
+    from NatureLM.evaluation.protocols import protocol as find
+    from NatureLM.evaluation.write import check_folder
+    from NatureLM.experiments.tune import Grid, Tuner, check_metric
+
+    given = _overrides(data, query, column, where, limit, seed)
+    config = load_config(cfg_path, [*(options or []), *given])
+    scoring = of.ScoringOptions(labels=labels, resamples=resamples, seed=seed)
+    grid = Grid(low, high, coarse, fine)
+    side: Any = of.one_of("--towards", towards, ("base", "adapted"))
+    plan = _plan(config)
+    reading = replace(scoring, task=_task(plan, task)).reading()
+    check_metric(metric, reading.task or "classification")
+    name = of.model_name(model, config)
+    of.check_device(device, dtype)
+    means = {
+        "rows": batch_size,
+        "max_memory": of.memory_size(max_memory),
+        "cache_dir": cache_dir,
+    }
+    has_figures = _has_figures()
+    tuner = Tuner(metric, find(protocol), reading, scoring.evaluation())
+    check_folder(output_path)
+    rows: list[dict[str, Any]] = []
+
+    def load() -> NatureLM:
+        say(f"Loading {name}")
+        return of.load_model(name, config, adapter=adapter, device=device, dtype=dtype)
+
+    tuning = tuner.tune(_asker(load, config, plan, means, rows), grid, side)
+    settings = {
+        "model": name,
+        "adapter": adapter,
+        "query": None if plan.queries is None else plan.queries[0],
+        "protocol": protocol,
+        "resamples": resamples,
+        "seed": seed,
+        "generate": config.generate.model_dump(mode="json", exclude={"merging_alpha"}),
+    }
+    _finish(tuning, rows, output_path, settings, has_figures)
+
+
+def _overrides(
+    data: str | None,
+    query: str | None,
+    columns: Sequence[str] | None,
+    where: Sequence[str] | None,
+    limit: int | None,
+    seed: int,
+) -> Iterator[str]:
+    """The options as values of the section `extended`, which checks them."""
+    if data is not None:
+        yield f"extended.data.path={of.as_yaml(data)}"
+    if query is not None:
+        yield f"extended.queries={of.as_yaml([query])}"
+    if limit is not None:
+        yield f"extended.limit={limit}"
+    if seed:  # 0 leaves the one of the configuration
+        yield f"extended.seed={seed}"
+    for section, values in (
+        ("columns", of.pairs("--column", columns, _COLUMN_FORM, may_be_empty=True)),
+        ("where", of.pairs("--where", where, _WHERE_FORM, may_be_empty=True)),
+    ):
+        for name, value in values.items():
+            yield f"extended.data.{section}.{name}={of.as_yaml(value)}"
+
+
+def _plan(config: Config) -> Plan:
+    """What is asked, once of each sample; α comes later."""
+    from NatureLM.experiments.run import make_plan
+
+    extended = config.extended
+    if extended is None or extended.data is None:
+        raise UsageError("there is nothing to tune on: name recordings with known answers (--data)")
+    if len(extended.queries or [""]) > 1:
+        raise UsageError(
+            f"α is tuned for one question, and extended.queries has {len(extended.queries or [])}: "
+            "choose one with --query"
+        )
+    extended = extended.model_copy(update={"lora_scales": [1.0]})
+    return make_plan(extended, config.model.prompt_template, warn=logger.warning)
+
+
+def _task(plan: Plan, named: str | None) -> str:
+    """The task of the samples: as named, else what they say, else classification."""
+    from NatureLM.data.components import components
+
+    if named is not None:
+        return named
+    known = [
+        components()[one.dataset_name] for one in plan.samples if one.dataset_name in components()
+    ]
+    said = {one.task for one in plan.samples if one.task} | {one.task for one in known}
+    if len(said) > 1:
+        raise UsageError(
+            f"α is chosen for one task, and there are samples of {', '.join(sorted(said))}: "
+            "choose them with --where"
+        )
+    return said.pop() if said else "classification"
+
+
+def _asker(
+    load: Callable[[], NatureLM],
+    config: Config,
+    plan: Plan,
+    means: Mapping[str, Any],
+    kept: list[dict[str, Any]],
+) -> Any:
+    """The function that answers at some α; every row goes into `kept`, too.
+
+    means: what an `Answerer` works with, which changes no answer
+    """
+    model = load()
+    from NatureLM.experiments.run import Answerer
+    from NatureLM.inference.loading import processor_of
+
+    cells = list(plan.with_template(processor_of(model).prompt_template).cells())
+    say(f"Encoding {len(cells)} samples")
+    generation = config.generate.model_dump(exclude={"merging_alpha"})
+    bar = ProgressBar("bar", "{task.completed}/{task.total} answers")
+
+    def report(done: int, total: int) -> None:
+        bar.update(done, total=total)
+
+    answerer = Answerer(model, cells, **means, note=logger.warning, report=report, **generation)
+    for problem in answerer.left_out.values():
+        say(f"left out: {problem}")
+
+    def ask(alphas: Sequence[float]) -> list[dict[str, Any]]:
+        listed = ", ".join(f"{alpha:g}" for alpha in alphas)
+        say(f"Asking {len(answerer.cells)} samples at α = {listed}")
+        with bar:
+            rows = answerer(alphas)
+        kept.extend(rows)
+        return rows
+
+    return ask
+
+
+def _finish(
+    tuning: Tuning,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    settings: dict[str, Any],
+    has_figures: bool,
+) -> None:
+    from NatureLM.experiments.tune import draw_tuning, verdict, write_tuning
+
+    written = write_tuning(tuning, rows, folder, settings)
+    if has_figures:
+        written += draw_tuning(tuning, folder)
+    _show_tuning(tuning)
+    names = ", ".join(path.name for path in written)
+    typer.echo(f"\n{verdict(tuning)}\nWrote {names} to {folder}")
+
+
+def _show_tuning(tuning: Tuning) -> None:
+    rows = []
+    for trial in tuning.trials:
+        low, high = trial.interval or (float("nan"), float("nan"))
+        behind = tuning.behind(trial)
+        marks = ["highest"] if trial is tuning.best else []
+        marks += ["chosen"] if trial is tuning.chosen else []
+        rows.append(
+            [
+                f"{trial.alpha:g}",
+                f"{trial.value:.3f} [{low:.3f}, {high:.3f}]",
+                f"{trial.standard_error:.3f}",
+                "-" if behind is None else f"[{behind[0]:+.3f}, {behind[1]:+.3f}]",
+                ", ".join(marks),
+            ]
+        )
+    columns = ["α", tuning.metric, "standard error", "behind the highest", ""]
+    of.print_table(columns, rows, right={"α", "standard error"})
+    best = tuning.best
+    typer.echo(f"{best.n} samples, resampled by {best.cluster_by} ({best.clusters})")
+
+
+def _has_figures() -> bool:
+    """Whether a figure can be drawn; said before the work, not after it."""
+    from NatureLM.reports.figures import need_matplotlib
+
+    try:
+        need_matplotlib()
+    except UsageError as error:
+        say(f"There will be no figure: {error}")
+        return False
+    return True
+
+
+def calibrate(
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="A table with the columns path and label (.csv, .jsonl, .parquet), or a folder "
+            "with one.",
+            show_default=False,
+        ),
+    ],
+    where: of.Where = None,
+    test_where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="Rows to measure on, such as split=test; they should be others.",
+            show_default="the rows that it is fitted to",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    column: of.Column = None,
+    species_list: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAMES|PRESET",
+            help="The labels to choose from.",
+            show_default="the labels of the table",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query",
+            "-q",
+            help="What to ask of every recording.",
+            show_default="the question for the name of the species",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    normalize: Annotated[
+        str,
+        typer.Option(
+            metavar="sum|mean|prior",
+            help="How labels are made comparable: by log-likelihood, by that of a token, or by "
+            "what the sound adds.",
+            rich_help_panel=of.MODEL,
+        ),
+    ] = "sum",
+    model: of.ModelName = "naturelm-tiny",
+    adapter: of.Adapter = None,
+    merging_alpha: Annotated[
+        float, typer.Option(help="Share of the adapter.", rich_help_panel=of.MODEL)
+    ] = 1.0,
+    device: of.Device = "auto",
+    dtype: of.Dtype = "auto",
+    output_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-path",
+            "--output",
+            help="File for the calibration.",
+            show_default="calibration.json in the folder of the model",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            help="File (.svg) for a reliability diagram.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+) -> None:
+    """Fit the temperature that makes the confidence in species mean what it says.
+
+    naturelm calibrate clips.csv --where split=valid --test-where split=test
+
+    `naturelm infer --species-list ...` then uses it wherever the model is used at this α.
+    """
+    from NatureLM.experiments.calibrate import fit_calibration, measure, score_samples
+    from NatureLM.generation.labels import check_normalize
+    from NatureLM.inference.calibration import write_calibration
+
+    check_normalize(normalize)
+    if query is not None and not query.strip():
+        raise UsageError("--query is empty: give a question, or leave the option out")
+    target = _target(output_path, model)
+    if figure is not None:
+        _check_figure(figure)
+    samples = _samples(table, column, where)
+    others = _samples(table, column, test_where) if test_where else None
+    names, asked = _question(samples, species_list, query)
+    of.check_device(device, dtype)
+    say(f"Loading {model}")
+    loaded = of.load_model(model, adapter=adapter, device=device, dtype=dtype)
+    how: Any = {"alpha": merging_alpha, "normalize": normalize}
+
+    def score(of_samples: Sequence[Sample]) -> list[Scored]:
+        say(f"Scoring {len(names)} labels on {len(of_samples)} recordings")
+        return score_samples(loaded, of_samples, names, asked, note=logger.warning, **how)
+
+    fitted = score(samples)
+    tested = fitted if others is None else score(others)
+    found = fit_calibration(loaded, fitted, asked, **how)
+    before, after = measure(tested, 1.0), measure(tested, found.temperature)
+    if found.is_at_the_edge:
+        say(
+            f"Note: the temperature is as far as it goes, {found.temperature:g}: "
+            f"{found.samples} recordings do not say how sure the model should be. Take more, "
+            "among them some that it gets wrong"
+        )
+    write_calibration(found, target)
+    if figure is not None:
+        _draw(figure, before, after)
+    _show_reliability(before, after, fitted=len(fitted), on_others=others is not None)
+    typer.echo(f"Calibration: {target}")
+
+
+def _target(output_path: Path | None, model: str) -> Path:
+    """Where the calibration goes."""
+    from NatureLM.inference.calibration import beside_model
+
+    target = output_path or beside_model(model)
+    if target is None:
+        raise UsageError(f"{model} is no folder on this machine: say where with --output-path")
+    return target
+
+
+def _check_figure(path: Path) -> None:
+    from NatureLM.reports.figures import need_matplotlib
+
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"--figure is {path}, and its name must end in .svg")
+    need_matplotlib()
+
+
+def _samples(
+    table: str, columns: Sequence[str] | None, where: Sequence[str] | None
+) -> tuple[Sample, ...]:
+    from NatureLM.config.base import TableSource
+    from NatureLM.data.sample import open_samples
+
+    source = TableSource(
+        path=table,
+        columns=of.pairs("--column", columns, _COLUMN_FORM),
+        where={**of.pairs("--where", where, _WHERE_FORM)},
+    )
+    return open_samples(source).samples
+
+
+def _question(
+    samples: Sequence[Sample], species_list: str | None, query: str | None
+) -> tuple[tuple[str, ...], str]:
+    """The labels to choose from, and what is asked."""
+    from NatureLM.species import default_question, kind_of, presets, read_species_list
+
+    if species_list is not None:
+        found = read_species_list(species_list, presets=presets())
+        for text in found.notes:
+            logger.warning("Note: %s", text)
+        names, kind = found.names, found.kind
+    else:
+        names = tuple(sorted({sample.label for sample in samples}))
+        kind = kind_of(names)
+    return names, query or default_question(names, kind)
+
+
+def _draw(path: Path, before: Reliability, after: Reliability) -> None:
+    from NatureLM.reports.figures import draw_reliability, svg
+
+    lines = {
+        "as scored": before.bins,
+        f"temperature {after.temperature:.2f}": after.bins,
+    }
+    made = draw_reliability(lines, f"{after.error.samples} recordings")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(svg(made), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _show_reliability(
+    before: Reliability, after: Reliability, *, fitted: int, on_others: bool
+) -> None:
+    rows = [
+        [name, f"{one.temperature:.2f}", str(one.error), str(one.surprise), str(one.accuracy)]
+        for name, one in (("as scored", before), ("calibrated", after))
+    ]
+    of.print_table(
+        ["confidence", "temperature", "calibration error", "surprise (nats)", "accuracy"],
+        rows,
+        right={"temperature"},
+    )
+    which = "others than it was fitted to" if on_others else "those that it was fitted to"
+    typer.echo(
+        f"Fitted to {fitted} recordings; measured on {after.error.samples}, {which}, resampled by "
+        f"{after.error.clusters} groups."
+    )
