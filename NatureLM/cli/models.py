@@ -13,7 +13,7 @@ from NatureLM.errors import UsageError
 
 def models() -> None:
     """List the models that can be named: size, license, and whether they are on this machine."""
-    from NatureLM.models.registry import list_models
+    from NatureLM.models.registry import MODELS
 
     print_table(
         ["name", "on this machine", "parameters", "size", "license", "description"],
@@ -26,7 +26,7 @@ def models() -> None:
                 entry.license,
                 entry.description,
             ]
-            for entry in list_models()
+            for entry in MODELS
         ],
         right={"size"},
     )

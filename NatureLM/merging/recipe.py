@@ -113,7 +113,7 @@ class Recipe(Section):
         validate_default=True,
     )
     seed: Annotated[int | None, Field(ge=0)] = Field(
-        default=None, json_schema_extra={"allowed": "a whole number, at least 0"}
+        default=None, json_schema_extra={"allowed": "an integer, at least 0"}
     )
 
     @field_validator("adapters")

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from NatureLM.config.model import BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
 from NatureLM.errors import ConfigError
+from NatureLM.models.registry import MODEL_TYPE
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -44,12 +45,12 @@ class NatureLMConfig(PreTrainedConfig):
     its vocabulary counts the `[PAD]` token that the reference adds. `llama_path` only remembers
     where the base came from. `second_per_window` and `second_stride` are measured in patches of
     1 / `patches_per_second` seconds, as in the reference. With `max_pooling` there is no Q-Former:
-    patches are pooled by `downsample_factor` and projected. A window is heard once for each of
-    `window_delays` (seconds), moved back by so much, and what is heard is averaged: a small model
-    hears differently where a call meets the borders of its patches and groups.
+    patches are pooled by `downsample_factor` and projected. A window is encoded once for each of
+    `window_delays` (seconds), moved back by so much, and the embeddings are averaged: a small
+    model encodes a call differently where it meets the borders of its patches and groups.
     """
 
-    model_type = "naturelm"
+    model_type = MODEL_TYPE
 
     llama_path: str | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -118,7 +119,7 @@ class NatureLMConfig(PreTrainedConfig):
 
     @property
     def delayed_samples(self) -> list[int]:
-        """How many samples later each hearing of a window begins."""
+        """How many samples later each pass over a window begins."""
         return [round(delay * self.sample_rate) for delay in self.window_delays or [0.0]]
 
     @property
@@ -146,7 +147,7 @@ class NatureLMConfig(PreTrainedConfig):
             ("downsample_factor", self.downsample_factor >= 1, "1 or more"),
             ("lora_rank", self.lora_rank >= 1, "1 or more"),
             ("max_txt_len", self.max_txt_len >= 1, "1 or more"),
-            ("prompt_template", "{}" in self.prompt_template, "a text that holds {}"),
+            ("prompt_template", "{}" in self.prompt_template, "a string that holds {}"),
             (
                 "use_audio_Qformer",
                 self.use_audio_Qformer or self.max_pooling,

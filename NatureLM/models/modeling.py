@@ -38,7 +38,7 @@ from NatureLM.merging.scaling import (
 )
 from NatureLM.models import adapters
 from NatureLM.models.beats import BEATs
-from NatureLM.models.checkpoint.load import load_model
+from NatureLM.models.checkpoint.load import load_model, open_checkpoint
 from NatureLM.models.checkpoint.save import save_model
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
@@ -116,12 +116,9 @@ class NatureLM(PreTrainedModel):
         tokenizer = self.tokenizer
         vocabulary = tokenizer.get_vocab()
         found = {vocabulary[token] for token in _END_TOKENS if token in vocabulary}
-        configs = (self.language_model.generation_config, self.config.text_config)
-        for source in (
-            *(getattr(c, "eos_token_id", None) for c in configs),
-            tokenizer.eos_token_id,
-        ):
-            found.update(source if isinstance(source, (list, tuple)) else [source])
+        for source in (self.language_model.generation_config, self.config.text_config, tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            found.update(ids if isinstance(ids, (list, tuple)) else [ids])
         return sorted(token for token in found if token is not None)
 
     def set_trainable(
@@ -133,17 +130,17 @@ class NatureLM(PreTrainedModel):
         lora: bool = True,
         language_model: bool = False,
     ) -> None:
-        """Choose which parts learn; the defaults are the published ones (BEATs frozen)."""
+        """Choose which parts are trained; the defaults are the published ones (BEATs frozen)."""
         for name, parameter in self.named_parameters():
             if name.startswith("beats."):
-                learns = beats
+                trained = beats
             elif name.startswith("audio_llama_proj."):
-                learns = projection
+                trained = projection
             elif name.startswith(("llama_model.", "llama_embed_tokens.")):
-                learns = lora if ".lora_" in name else language_model
+                trained = lora if ".lora_" in name else language_model
             else:
-                learns = qformer
-            parameter.requires_grad_(learns)
+                trained = qformer
+            parameter.requires_grad_(trained)
 
     # -- audio ------------------------------------------------------------------------------
 
@@ -155,13 +152,13 @@ class NatureLM(PreTrainedModel):
         the first.
         """
         delays = self.config.delayed_samples[: 1 if self.training else None]
-        heard = []
+        encoded = []
         for delay, fbank_BTF in zip(delays, self._fbanks(wav_BS, delays), strict=True):
             mask_BS = padding_mask_BS
             if mask_BS is not None and delay:
                 mask_BS = F.pad(mask_BS, (delay, -delay), value=True)
-            heard.append(self._align(self.beats(fbank_BTF, mask_BS)))
-        return torch.stack(heard).mean(dim=0) if len(heard) > 1 else heard[0]
+            encoded.append(self._align(self.beats(fbank_BTF, mask_BS)))
+        return torch.stack(encoded).mean(dim=0) if len(encoded) > 1 else encoded[0]
 
     def encode_patches(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
         """Waveforms as above → what the audio encoder makes of them (B, P, E), in time order."""
@@ -197,24 +194,18 @@ class NatureLM(PreTrainedModel):
             pooled = F.max_pool1d(patches_BPE.transpose(1, 2), factor, factor)
             out: Tensor = self.audio_llama_proj(pooled.transpose(1, 2))
             return out
-        batch = patches_BPE.shape[0]
-        patches_BPE = self.ln_audio(patches_BPE)
-        groups = patches_BPE
+        groups = normed_BPE = self.ln_audio(patches_BPE)
         if config.window_level_Qformer:
-            groups = self._groups(patches_BPE)
+            count, size = patches_BPE.shape[1], config.group_patches
+            if count < size:
+                raise UsageError(
+                    f"the audio gives {count} patches, one group needs {size}; "
+                    f"pad it to the model's window of {config.window_seconds:g} s"
+                )
+            groups = patch_groups(normed_BPE, size, config.group_stride)
         queries = self.audio_query_tokens.expand(groups.shape[0], -1, -1)
         read = self.audio_llama_proj(self.audio_Qformer(queries, groups))
-        return read.reshape(batch, -1, read.shape[-1])  # type: ignore[no-any-return]
-
-    def _groups(self, patches_BPE: Tensor) -> Tensor:
-        """(B · groups, patches of a group, E); patches that fill no group are left out."""
-        size, stride = self.config.group_patches, self.config.group_stride
-        if patches_BPE.shape[1] < size:
-            raise UsageError(
-                f"the audio gives {patches_BPE.shape[1]} patches, one group needs {size}; "
-                f"pad it to the model's window of {self.config.window_seconds:g} s"
-            )
-        return patch_groups(patches_BPE, size, stride)
+        return read.reshape(patches_BPE.shape[0], -1, read.shape[-1])  # type: ignore[no-any-return]
 
     def encode_clips(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
         """The clips of rows as audio embeddings (Q, D); one that stands in several rows, once."""
@@ -445,16 +436,12 @@ class NatureLM(PreTrainedModel):
         can then encode audio, and nothing else.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
-        return load_model(
-            cls,
-            path_or_id,
-            llama_path=llama_path,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            adapter=adapter,
-            audio_only=audio_only,
+        reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
+        model = load_model(
+            cls, reader, dtype=dtype, device=device, adapter=adapter, audio_only=audio_only
         )
+        model.name_or_path = str(path_or_id)
+        return model
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, max_shard_size: str | int = "5GB"

@@ -58,7 +58,7 @@ class NatureLMProcessor(ProcessorMixin):
             shorter one has fewer audio embeddings
 
         Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
-        Padding is heard as silence, as in training.
+        Padding is silence, as in training.
         """
         wav_S = torch.as_tensor(samples)
         if wav_S.ndim != 1:

@@ -1,9 +1,9 @@
 """The Q-Former: learned queries that read a group of encoder vectors.
 
-Shapes: N groups, Q queries, T encoder vectors of a group, D width.
+Shapes: N groups, Q queries, T encoder vectors of a group, E their width, D width.
 
 A small BERT (post-norm) in which every layer has self-attention over the queries, cross-attention
-to the encoder's vectors and a feed-forward; only the query branch exists. Source: BLIP-2's
+to the encoder vectors and a feed-forward network for queries. Source: BLIP-2 (arXiv 2301.12597),
 Q-Former as used by SALMONN and NatureLM-audio; parameter names are those of the published
 checkpoint.
 """
@@ -26,19 +26,25 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class QFormer(nn.Module):
-    """Queries (N, Q, D) and encoder vectors (N, T, encoder width) → (N, Q, D)."""
+    """Queries (N, Q, D) and encoder vectors (N, T, E) → (N, Q, D)."""
 
     def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.bert = _Bert(cfg, encoder_width)
+        self.bert = nn.ModuleDict(
+            {
+                "embeddings": _Embeddings(cfg),
+                "encoder": nn.ModuleDict({"layer": _Layers(cfg, encoder_width)}),
+            }
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=cfg.initializer_range)
                 nn.init.zeros_(module.bias)
 
     def forward(self, queries_NQD: Tensor, encoded_NTE: Tensor) -> Tensor:
-        out: Tensor = self.bert(queries_NQD, encoded_NTE)
+        layers = self.bert.get_submodule("encoder.layer")
+        out: Tensor = layers(self.bert["embeddings"](queries_NQD), encoded_NTE)
         return out
 
 
@@ -50,32 +56,8 @@ def patch_groups(patches_BPE: Tensor, size: int, stride: int) -> Tensor:
     return patches_BPE.unfold(1, size, stride).transpose(2, 3).flatten(0, 1)
 
 
-class _Bert(nn.Module):
-    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
-        super().__init__()
-        self.embeddings = _Embeddings(cfg)
-        self.encoder = _Encoder(cfg, encoder_width)
-
-    def forward(self, queries_NQD: Tensor, encoded_NTE: Tensor) -> Tensor:
-        out: Tensor = self.encoder(self.embeddings(queries_NQD), encoded_NTE)
-        return out
-
-
-class _Encoder(nn.Module):
-    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(_Layer(cfg, encoder_width) for _ in range(cfg.num_hidden_layers))
-
-    def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:
-        for layer in self.layer:
-            x = layer(x, encoded_NTE)
-        return x
-
-
 class _Embeddings(nn.Module):
     """Normalises the query vectors; `position_ids` is unused but stands in the checkpoints."""
-
-    position_ids: Tensor
 
     def __init__(self, cfg: QFormerConfig) -> None:
         super().__init__()
@@ -88,18 +70,31 @@ class _Embeddings(nn.Module):
         return out
 
 
+class _Layers(nn.ModuleList):
+    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
+        super().__init__(_Layer(cfg, encoder_width) for _ in range(cfg.num_hidden_layers))
+
+    def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, encoded_NTE)
+        return x
+
+
 class _Layer(nn.Module):
     def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
         super().__init__()
         self.attention = _Attention(cfg, cfg.hidden_size)
         self.crossattention = _Attention(cfg, encoder_width)
-        self.intermediate_query = _Intermediate(cfg)
+        self.intermediate_query = nn.ModuleDict(
+            {"dense": nn.Linear(cfg.hidden_size, cfg.intermediate_size)}
+        )
+        self.activation = _ACTIVATIONS[cfg.hidden_act]
         self.output_query = _Output(cfg, cfg.intermediate_size)
 
     def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:
         x = self.attention(x, x)
         x = self.crossattention(x, encoded_NTE)
-        out: Tensor = self.output_query(self.intermediate_query(x), x)
+        out: Tensor = self.output_query(self.activation(self.intermediate_query["dense"](x)), x)
         return out
 
 
@@ -108,40 +103,26 @@ class _Attention(nn.Module):
 
     def __init__(self, cfg: QFormerConfig, source_width: int) -> None:
         super().__init__()
-        self.self = _SelfAttention(cfg, source_width)
+        self.heads = cfg.num_attention_heads
+        self.dropout = cfg.attention_probs_dropout_prob
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(cfg.hidden_size, cfg.hidden_size),
+                "key": nn.Linear(source_width, cfg.hidden_size),
+                "value": nn.Linear(source_width, cfg.hidden_size),
+            }
+        )
         self.output = _Output(cfg, cfg.hidden_size)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        out: Tensor = self.output(self.self(x, source), x)
-        return out
-
-
-class _SelfAttention(nn.Module):
-    def __init__(self, cfg: QFormerConfig, source_width: int) -> None:
-        super().__init__()
-        self.heads = cfg.num_attention_heads
-        self.dropout = cfg.attention_probs_dropout_prob
-        self.query = nn.Linear(cfg.hidden_size, cfg.hidden_size)
-        self.key = nn.Linear(source_width, cfg.hidden_size)
-        self.value = nn.Linear(source_width, cfg.hidden_size)
-
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
         q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for y in (self.query(x), self.key(source), self.value(source))
+            self.self[name](y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, y in (("query", x), ("key", source), ("value", source))
         )
         rate = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).flatten(2)
-
-
-class _Intermediate(nn.Module):
-    def __init__(self, cfg: QFormerConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(cfg.hidden_size, cfg.intermediate_size)
-        self.activation = cfg.hidden_act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _ACTIVATIONS[self.activation](self.dense(x))
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        out: Tensor = self.output(attended.transpose(1, 2).flatten(2), x)
+        return out
 
 
 class _Output(nn.Module):

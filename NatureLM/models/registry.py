@@ -63,11 +63,6 @@ MODELS: tuple[ModelEntry, ...] = (
 )
 
 
-def list_models() -> list[ModelEntry]:
-    """All models that can be named."""
-    return list(MODELS)
-
-
 def find(name: str) -> ModelEntry | None:
     """The entry of a name or of its hub id."""
     return next((entry for entry in MODELS if name in (entry.name, entry.source)), None)

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from NatureLM.config import load_config
 from NatureLM.models.checkpoint.save import write_tensors
-from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, CheckpointError, pickle_refusal
+from NatureLM.models.checkpoint.tensors import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    first_line,
+    pickle_refusal,
+)
 
 
 def convert_checkpoint(
@@ -47,26 +52,15 @@ def convert_checkpoint(
 
 def _read_pickle(source: Path) -> Any:
     try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the old, unzipped format cannot be mapped
-        return _load_whole(source)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_not_tensors(source, error)) from None
-
-
-def _load_whole(source: Path) -> Any:
-    try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the old, unzipped format cannot be mapped
+            return torch.load(source, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(_not_tensors(source, error)) from None
-
-
-def _not_tensors(source: Path, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"{source} cannot be read as tensors and plain containers ({first}); files that hold "
-        "other objects are not opened"
-    )
+        raise CheckpointError(
+            f"{source} cannot be read as tensors and plain containers ({first_line(error)}); files "
+            "that hold other objects are not opened"
+        ) from None
 
 
 def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
@@ -85,16 +79,10 @@ def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
 
 def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each shared tensor once, under the first of its names."""
-    kept: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    kept: dict[tuple[int, torch.Size], str] = {}
     for name in sorted(tensors):
-        value = tensors[name]
-        place = (
-            value.untyped_storage().data_ptr(),
-            int(value.storage_offset()),
-            tuple(value.shape),
-        )
-        kept.setdefault(place, name)
-    return {name: tensors[name].contiguous() for name in kept.values()}
+        kept.setdefault((tensors[name].data_ptr(), tensors[name].shape), name)
+    return {name: tensors[name] for name in kept.values()}
 
 
 def _settings(config: Path | None, source: Path) -> dict[str, Any]:

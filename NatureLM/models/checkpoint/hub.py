@@ -8,7 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from NatureLM.models.checkpoint.tensors import PICKLE_SUFFIXES, CheckpointError, pickle_refusal
+from NatureLM.models.checkpoint.tensors import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    first_line,
+    pickle_refusal,
+)
 from NatureLM.models.registry import LLAMA_BASE, MODEL_TYPE, MODELS, NATURELM_AUDIO, find
 
 _CONFIG_FILES = ["*.json", "*.jinja"]
@@ -113,9 +118,8 @@ def download(repository: str, revision: str | None, patterns: list[str]) -> Path
             "in (hf auth login)"
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{repository} is not on this machine and could not be fetched: {reason}\n"
+            f"{repository} is not on this machine and could not be fetched: {first_line(error)}\n"
             f"{access_help(repository)}\n"
             "Without it, the embedded model answers offline: naturelm-tiny"
         ) from None

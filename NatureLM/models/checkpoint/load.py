@@ -80,10 +80,8 @@ def open_checkpoint(
 
 def load_model(
     model_class: type[NatureLM],
-    path_or_id: str | Path,
+    reader: CheckpointReader,
     *,
-    llama_path: str | Path | None = None,
-    revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
@@ -91,7 +89,6 @@ def load_model(
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
     on_device, as_dtype = torch.device(device or "cpu"), _dtype(dtype)
-    reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
     stored = reader.stored
     adapter_files: tuple[Path, ...] = ()
     if adapter is None:
@@ -104,15 +101,11 @@ def load_model(
         stored = {name: one for name, one in stored.items() if not of_language_model(name)}
     chosen = choose_tensors(reader, refs, stored)
     for ref in refs:
-        fill_tensor(
-            *(ref, chosen.get(ref.stored_name)),
-            part_dtype(ref.stored_name, as_dtype, on_device),
-            on_device,
-        )
+        target = part_dtype(ref.stored_name, as_dtype, on_device)
+        fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
     restore_computed_buffers(model, on_device, audio_only=audio_only)
     if (reader.base / "generation_config.json").is_file():
         model.language_model.generation_config = GenerationConfig.from_pretrained(reader.base)
-    model.name_or_path = str(path_or_id)
     used = {tensor.path for tensor in chosen.values()}
     model.fingerprint = fingerprint([reader.checkpoint / "config.json", *used, *adapter_files])
     model.eval()  # type: ignore[no-untyped-call]

@@ -211,6 +211,11 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no model.safetensors (nor shards with an index)")
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in its first line; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def pickle_refusal(path: Path) -> str:
     """Why a pickle is not opened, and what to do."""
     return (
