@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -40,22 +42,38 @@ def wav(nano_waveforms: dict[str, Tensor]) -> Tensor:
     return nano_waveforms["chirps"]
 
 
-def merge(*arguments: object) -> Any:
-    return CliRunner().invoke(main.naturelm_app, ["merge", *map(str, arguments)])
+@pytest.fixture
+def source(nano_folder: Path) -> Path:
+    return nano_folder / "checkpoint"
+
+
+@pytest.fixture
+def recipe(nano_folder: Path, tmp_path: Path) -> Path:
+    """A recipe with another adapter beside the model's own."""
+    peft_folder(nano_folder / "llama", tmp_path / "frogs", target_modules=["q_proj", "up_proj"])
+    (tmp_path / "recipe.yml").write_text(RECIPE)
+    return tmp_path / "recipe.yml"
+
+
+def merge(output: Path, *arguments: object, code: int = 0) -> str:
+    """What `naturelm merge` says."""
+    command = ["merge", "--output-path", output, *arguments]
+    done = CliRunner().invoke(main.naturelm_app, list(map(str, command)))
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def test_the_merged_folder_gives_the_folded_answers(
-    nano_folder: Path, tmp_path: Path, wav: Tensor
+    source: Path, tmp_path: Path, wav: Tensor
 ) -> None:
-    source, out = nano_folder / "checkpoint", tmp_path / "merged"
-    done = merge("--model", source, "--alpha", 0.4, "--output-path", out)
-    assert done.exit_code == 0, done.output
+    out = tmp_path / "merged"
+    merge(out, "--model", source, "--alpha", 0.4)
     merged = NatureLM.from_pretrained(out)
     assert not any(isinstance(module, LoraLayer) for module in merged.modules())
     assert not any("lora" in name for name in index_folder(out))
     assert merged.config.lora is False
     config = (out / "config.json").read_text()
-    assert str(nano_folder) not in config  # no place on this machine
+    assert str(source.parent) not in config  # no place on this machine
     assert merged.config.llama_path is None
     model = NatureLM.from_pretrained(source)
     runtime = last_logits(model, wav, 0.4)
@@ -91,8 +109,7 @@ def test_every_layout_is_merged(
         assert answer_ids(merged, wav) == answer_ids(loaded, wav)
 
 
-def test_shards_read_as_ordinary_safetensors(nano_folder: Path, tmp_path: Path) -> None:
-    source = nano_folder / "checkpoint"
+def test_shards_read_as_ordinary_safetensors(source: Path, tmp_path: Path) -> None:
     export_merged(source, tmp_path / "out", Recipe(alpha=0.0), max_shard_size="200KB")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     read: dict[str, Tensor] = {}
@@ -111,12 +128,8 @@ def test_shards_read_as_ordinary_safetensors(nano_folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_precision(dtype: str, nano_folder: Path, tmp_path: Path) -> None:
-    source = nano_folder / "checkpoint"
-    done = merge(
-        "--model", source, "--alpha", 0.5, "--output-path", tmp_path / "o", "--dtype", dtype
-    )
-    assert done.exit_code == 0, done.output
+def test_precision(dtype: str, source: Path, tmp_path: Path) -> None:
+    merge(tmp_path / "o", "--model", source, "--alpha", 0.5, "--dtype", dtype)
     model = NatureLM.from_pretrained(source).fold(0.5).language_model
     wanted = model.model.layers[0].self_attn.v_proj.base_layer.weight
     got = load_file(tmp_path / "o" / "model.safetensors")
@@ -127,14 +140,11 @@ def test_precision(dtype: str, nano_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["", "method: ties\ndensity: 0.6", "method: dare\ndensity: 0.5"])
 def test_recipes_with_several_adapters(
-    method: str, nano_folder: Path, tmp_path: Path, wav: Tensor
+    method: str, source: Path, recipe: Path, tmp_path: Path, wav: Tensor
 ) -> None:
-    peft_folder(nano_folder / "llama", tmp_path / "frogs", target_modules=["q_proj", "up_proj"])
-    recipe = tmp_path / "recipe.yml"
     recipe.write_text(f"{RECIPE}\n{method}\n")
-    source, out = nano_folder / "checkpoint", tmp_path / "merged"
-    done = merge("--model", source, "--recipe", recipe, "--output-path", out)
-    assert done.exit_code == 0, done.output
+    out = tmp_path / "merged"
+    merge(out, "--model", source, "--recipe", recipe)
     model = NatureLM.from_pretrained(source)
     plain = last_logits(model, wav)
     with model.fold(1.0, recipe):
@@ -148,14 +158,10 @@ def test_recipes_with_several_adapters(
 
 
 def test_another_adapter_in_place_of_its_own(
-    nano_folder: Path, tmp_path: Path, wav: Tensor
+    source: Path, recipe: Path, tmp_path: Path, wav: Tensor
 ) -> None:
-    adapter = peft_folder(nano_folder / "llama", tmp_path / "frogs")
-    source = nano_folder / "checkpoint"
-    done = merge(
-        "--model", source, "--alpha", 0.9, "--adapter", adapter, "--output-path", tmp_path / "o"
-    )
-    assert done.exit_code == 0, done.output
+    adapter = tmp_path / "frogs"
+    merge(tmp_path / "o", "--model", source, "--alpha", 0.9, "--adapter", adapter)
     model = NatureLM.from_pretrained(source, adapter=adapter)
     with model.fold(0.9):
         assert torch.equal(
@@ -179,32 +185,21 @@ def test_a_merged_model_takes_other_adapters(
         assert torch.equal(last_logits(plain, wav), merged)
 
 
-def test_a_recipe_as_one_adapter(nano_folder: Path, tmp_path: Path, wav: Tensor) -> None:
-    peft_folder(nano_folder / "llama", tmp_path / "frogs", target_modules=["q_proj", "up_proj"])
-    recipe = tmp_path / "recipe.yml"
-    recipe.write_text(RECIPE)
-    source, out = nano_folder / "checkpoint", tmp_path / "combined"
-    done = merge("--model", source, "--recipe", recipe, "--output-path", out, "--as-adapter")
-    assert done.exit_code == 0, done.output
+def test_a_recipe_as_one_adapter(source: Path, recipe: Path, tmp_path: Path, wav: Tensor) -> None:
+    out = tmp_path / "combined"
+    command = (out, "--model", source, "--recipe", recipe, "--as-adapter")
+    merge(*command)
     model = NatureLM.from_pretrained(source)
     with model.use_recipe(recipe):
         runtime = last_logits(model, wav)
     combined = NatureLM.from_pretrained(source, adapter=out)
     assert (last_logits(combined, wav) - runtime).abs().max() <= 1e-4
-    again = merge("--model", source, "--recipe", recipe, "--output-path", out, "--as-adapter")
-    assert again.exit_code == 2
-    assert "not empty" in again.output
+    assert "not empty" in merge(*command, code=2)
     recipe.write_text("method: ties\ndensity: 0.5\n")
-    ties = merge("--model", source, "--recipe", recipe, "--output-path", out, "--as-adapter")
-    assert ties.exit_code == 2
-    assert "fits no adapter" in ties.output
+    assert "fits no adapter" in merge(*command, code=2)
 
 
-def test_the_card_holds_recipe_and_hashes(nano_folder: Path, tmp_path: Path) -> None:
-    peft_folder(nano_folder / "llama", tmp_path / "frogs")
-    recipe = tmp_path / "recipe.yml"
-    recipe.write_text(RECIPE)
-    source = nano_folder / "checkpoint"
+def test_the_card_holds_recipe_and_hashes(source: Path, recipe: Path, tmp_path: Path) -> None:
     export_merged(source, tmp_path / "out", load_recipe(recipe))
     card = (tmp_path / "out" / "README.md").read_text()
     block = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)
@@ -218,7 +213,7 @@ def test_the_card_holds_recipe_and_hashes(nano_folder: Path, tmp_path: Path) -> 
     assert len(files) == 4
     for file in files:
         assert f"`{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card
-    assert "| 1 | 0.8 | 1.3 | 0.8 | 0.8 |" in card  # k, o, q, v of the last layer
+    assert "| 1 | 0.8 | 1.3 | 0.8 | 0.8 | 0.8 |" in card  # k, o, q, up, v of the last layer
 
 
 def test_the_card_names_the_files_of_the_base(
@@ -235,31 +230,24 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_folder_in_use_is_only_replaced_on_request(nano_folder: Path, tmp_path: Path) -> None:
-    source, out = nano_folder / "checkpoint", tmp_path / "out"
-    assert merge("--model", source, "--alpha", 0, "--output-path", out).exit_code == 0
+def test_a_folder_in_use_is_only_replaced_on_request(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(out, "--model", source, "--alpha", 0)
     (out / "model-00001-of-00002.safetensors").write_text("of before")
     before = (out / "model.safetensors").read_bytes()
-    refused = merge("--model", source, "--alpha", 1, "--output-path", out)
-    assert refused.exit_code == 2
-    assert "--overwrite" in refused.output
+    assert "--overwrite" in merge(out, "--model", source, "--alpha", 1, code=2)
     assert (out / "model.safetensors").read_bytes() == before
-    done = merge("--model", source, "--alpha", 1, "--output-path", out, "--overwrite")
-    assert done.exit_code == 0, done.output
+    merge(out, "--model", source, "--alpha", 1, "--overwrite")
     assert (out / "model.safetensors").read_bytes() != before
     assert "model-00001-of-00002.safetensors" not in _names(out)
     assert _names(tmp_path) == {"out"}
 
 
-def test_overwriting_touches_nothing_but_models(nano_folder: Path, tmp_path: Path) -> None:
+def test_overwriting_touches_nothing_but_models(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
-    refused = merge(
-        *("--model", nano_folder / "checkpoint", "--alpha", 1, "--overwrite"),
-        *("--output-path", tmp_path / "thesis"),
-    )
-    assert refused.exit_code == 2
-    assert "holds something else" in refused.output
+    said = merge(tmp_path / "thesis", "--model", source, "--alpha", 1, "--overwrite", code=2)
+    assert "holds something else" in said
     assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
 
 
@@ -273,49 +261,46 @@ def test_the_sources_are_never_overwritten(
     assert (source / "model.safetensors").is_file()
 
 
-def test_an_empty_folder_and_missing_parents_are_fine(nano_folder: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_and_missing_parents_are_fine(source: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for output in (tmp_path / "empty", tmp_path / "a" / "b"):
-        export_merged(nano_folder / "checkpoint", output, Recipe(alpha=0.5))
+        export_merged(source, output, Recipe(alpha=0.5))
         assert (output / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("broken", "error", "raised", "says"),
+    [
+        ("NatureLM.merging.plan.MergePlan.merged", KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (
+            "NatureLM.models.checkpoint.export.write_tensors",
+            OSError(28, "No space left on device"),
+            CheckpointError,
+            r"could not be written: .*No space left",
+        ),
+    ],
+)
 def test_a_run_that_breaks_off_leaves_nothing(
-    nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str,
+    error: BaseException,
+    raised: type[BaseException],
+    says: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from NatureLM.merging.plan import MergePlan
-
-    def stop(*_: Any) -> Tensor:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(MergePlan, "merged", stop)
-    with pytest.raises(KeyboardInterrupt):
-        export_merged(nano_folder / "checkpoint", tmp_path / "out", Recipe(alpha=0.5))
-    assert _names(tmp_path) == set()
-
-
-def test_a_disk_that_fills_up_leaves_nothing(
-    nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from NatureLM.models.checkpoint import export
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export, "write_tensors", full)
-    with pytest.raises(CheckpointError, match=r"could not be written: .*No space left"):
-        export_merged(nano_folder / "checkpoint", tmp_path / "out", Recipe(alpha=0.5))
+    monkeypatch.setattr(broken, Mock(side_effect=error))
+    with pytest.raises(raised, match=says):
+        export_merged(source, tmp_path / "out", Recipe(alpha=0.5))
     assert _names(tmp_path) == set()
 
 
 def test_a_full_disk_is_told_before(
-    nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UsageError, match=r"takes 1\.\d MB, and .* has only 1 bytes free"):
-        export_merged(nano_folder / "checkpoint", tmp_path / "out", Recipe(alpha=0.5))
+        export_merged(source, tmp_path / "out", Recipe(alpha=0.5))
 
 
 def test_a_merged_model_has_nothing_to_merge(build_model: Any, tmp_path: Path) -> None:
@@ -346,17 +331,12 @@ def test_an_incomplete_source_is_refused(
     ],
 )
 def test_wrong_requests(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    done = merge("--output-path", tmp_path / "out", *arguments)
-    assert done.exit_code == 2
-    assert says in done.output
+    assert says in merge(tmp_path / "out", *arguments, code=2)
 
 
-def test_extrapolation_is_allowed_with_a_note(nano_folder: Path, tmp_path: Path) -> None:
-    done = merge(
-        "--model", nano_folder / "checkpoint", "--alpha", "-0.5", "--output-path", tmp_path / "o"
-    )
-    assert done.exit_code == 0
-    assert done.output.count("Note: alpha -0.5 lies outside 0 to 1") == 1
+def test_extrapolation_is_allowed_with_a_note(source: Path, tmp_path: Path) -> None:
+    said = merge(tmp_path / "o", "--model", source, "--alpha", "-0.5")
+    assert said.count("Note: alpha -0.5 lies outside 0 to 1") == 1
 
 
 _MEASURE = """

@@ -1,8 +1,9 @@
-"""Checkpoints in and out: layouts, partial and sharded files, reports, refusals, no network."""
+"""Checkpoints in and out: layouts, shards, reports, refusals, no network, old pickles."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.tensors import CheckpointError
+from NatureLM.models.checkpoint.convert import convert_checkpoint
+from NatureLM.models.checkpoint.tensors import CheckpointError, fingerprint
+
+WEIGHTS = "model.safetensors"
 
 SHAPES: dict[str, dict[str, Any]] = {
     "as published": {},
@@ -123,11 +127,11 @@ def test_one_report_names_all_that_does_not_fit(
     build_model: Any, write_reference: Any, tmp_path: Path
 ) -> None:
     folder = write_reference(build_model(), tmp_path)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / WEIGHTS)
     del tensors["ln_audio.bias"]
     tensors["ln_audio.weight"] = tensors["ln_audio.weight"][:-1].clone()
     tensors["surplus.weight"] = torch.zeros(2)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / WEIGHTS)
     with pytest.raises(CheckpointError) as caught:
         NatureLM.from_pretrained(folder)
     message = str(caught.value)
@@ -142,12 +146,12 @@ def test_tensors_known_to_be_unused_may_be_absent(
 ) -> None:
     model = build_model()
     folder = write_reference(model, tmp_path)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / WEIGHTS)
     unused = [n for n in tensors if n.startswith("beats.predictor") or n.endswith("position_ids")]
     assert len(unused) == 3
     for name in unused:
         del tensors[name]
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / WEIGHTS)
     loaded = NatureLM.from_pretrained(folder)
     assert answers(loaded, nano_waveforms["howl"])[1] == answers(model, nano_waveforms["howl"])[1]
     ids = loaded.audio_Qformer.bert.embeddings.position_ids
@@ -166,59 +170,29 @@ def test_a_missing_tensor_of_the_base_is_named(
         NatureLM.from_pretrained(folder)
 
 
-def _cut_weights(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-def _pointer_weights(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-
-
-def _pickle_only(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model.pt")
-
-
-def _no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def _no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def _broken_config(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
-
-
-def _other_model(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-
-
-def _bad_size(folder: Path) -> None:
+def _change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
-    values = json.loads(path.read_text())
-    values["beats_cfg"]["encoder_layers"] = 0
-    path.write_text(json.dumps(values))
-
-
-def _no_base(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "llama_path": "nowhere"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_cut_weights, "model.safetensors cannot be read as safetensors"),
-        (_pointer_weights, "model.safetensors cannot be read as safetensors"),
-        (_pickle_only, "naturelm convert"),
-        (_no_weights, "holds no model.safetensors"),
-        (_no_config, "holds no config.json"),
-        (_broken_config, "config.json is not valid JSON"),
-        (_other_model, "type 'llama'"),
-        (_bad_size, "beats_cfg.encoder_layers = 0"),
-        (_no_base, "'nowhere' is neither a folder"),
+        (lambda f: os.truncate(f / WEIGHTS, 1000), "model.safetensors cannot be read as"),
+        (
+            lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "model.safetensors cannot be read as safetensors",
+        ),
+        (lambda f: (f / WEIGHTS).rename(f / "model.pt"), "naturelm convert"),
+        (lambda f: (f / WEIGHTS).unlink(), "holds no model.safetensors"),
+        (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda f: _change_config(f, model_type="llama"), "type 'llama'"),
+        (
+            lambda f: _change_config(f, beats_cfg={"encoder_layers": 0}),
+            "beats_cfg.encoder_layers = 0",
+        ),
+        (lambda f: _change_config(f, llama_path="nowhere"), "'nowhere' is neither a folder"),
     ],
 )
 def test_damaged_checkpoints_are_refused_with_the_reason(
@@ -233,17 +207,15 @@ def test_damaged_checkpoints_are_refused_with_the_reason(
 
 
 def test_a_key_of_the_configuration_that_is_not_known_is_named(
-    build_model: Any, write_reference: Any, tmp_path: Path
+    build_model: Any, write_reference: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_reference(build_model(), tmp_path)
-    path = folder / "config.json"
-    values = json.loads(path.read_text())
-    values["qformer_cfg"] |= {"cross_attention_freq": 1, "type_vocab_size": 2, "encoder_width": 32}
-    path.write_text(json.dumps({**values, "surprise": 1}))
-    with pytest.warns(UserWarning, match="surprise"):
-        NatureLM.from_pretrained(folder)
-    values["qformer_cfg"]["cross_attention_freq"] = 2
-    path.write_text(json.dumps(values))
+    sizes = json.loads((folder / "config.json").read_text())["qformer_cfg"]
+    sizes |= {"cross_attention_freq": 1, "type_vocab_size": 2, "encoder_width": 32}
+    _change_config(folder, qformer_cfg=sizes, surprise=1)
+    NatureLM.from_pretrained(folder)
+    assert "leaves out: surprise" in caplog.text
+    _change_config(folder, qformer_cfg={**sizes, "cross_attention_freq": 2})
     with pytest.raises(ConfigError, match="cross_attention_freq must be 1"):
         NatureLM.from_pretrained(folder)
 
@@ -319,8 +291,6 @@ def test_fingerprint_follows_the_weights_not_the_folder(build_model: Any, tmp_pa
 
 
 def test_fingerprint_does_not_depend_on_the_order_of_equally_named_files(tmp_path: Path) -> None:
-    from NatureLM.models.checkpoint.tensors import fingerprint
-
     files = []
     for number in range(6):  # a checkpoint, its base, shards of others: all of one name
         files.append(tmp_path / str(number) / "model.safetensors")
@@ -339,3 +309,94 @@ def test_an_unknown_dtype_is_named(nano_folder: Path) -> None:
     for wrong in ("float33", "int64"):
         with pytest.raises(UsageError, match=f"'{wrong}' is not one of float32"):
             NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=wrong)
+
+
+# -- old pickled checkpoints become safetensors on request, and only tensors come out of them --
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_training_checkpoint_becomes_loadable(
+    wrapped: bool, build_model: Any, write_reference: Any, nano_waveforms: Any, tmp_path: Path
+) -> None:
+    model = build_model()
+    reference = write_reference(model, tmp_path)
+    prefix = "module." if wrapped else ""
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save(
+        {"model": state, "optimizer": {"step": torch.ones(1)}, "epoch": 3}, tmp_path / "old.pth"
+    )
+    out = tmp_path / "out" / "converted"
+    names = convert_checkpoint(
+        tmp_path / "old.pth", out, allow_pickle=True, config=reference / "config.json"
+    )
+    assert names == sorted(load_file(reference / "model.safetensors"))
+    loaded = NatureLM.from_pretrained(out, llama_path=tmp_path / "llama")
+    wav = nano_waveforms["howl"]
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_audio(wav[None]), model.encode_audio(wav[None]))
+
+
+def test_trained_tensors_alone_are_enough(
+    build_model: Any, write_reference: Any, tmp_path: Path
+) -> None:
+    model = build_model()
+    reference = write_reference(model, tmp_path)
+    kept = {n: t for n, t in model.state_dict().items() if "base_layer" not in n}
+    kept = {n: t for n, t in kept.items() if not n.startswith("llama_model") or "lora" in n}
+    kept.pop("llama_embed_tokens.weight")
+    torch.save({"model": kept}, reference / "old.pt", _use_new_zipfile_serialization=False)
+    convert_checkpoint(reference / "old.pt", tmp_path / "checkpoint2", allow_pickle=True)
+    assert json.loads((tmp_path / "checkpoint2" / "config.json").read_text())["lora_rank"] == 4
+    NatureLM.from_pretrained(tmp_path / "checkpoint2")
+
+
+def test_without_a_configuration_the_published_one_is_written(
+    build_model: Any, tmp_path: Path
+) -> None:
+    torch.save({"model": {"ln_audio.weight": torch.ones(3)}}, tmp_path / "old.pth")
+    convert_checkpoint(tmp_path / "old.pth", tmp_path / "out", allow_pickle=True)
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["llama_path"] == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+    assert values["beats_cfg"]["encoder_layers"] == 12
+
+
+def test_pickles_are_opened_on_request_only_and_never_run(tmp_path: Path) -> None:
+    victim = tmp_path / "created"
+    torch.save({"model": {"a": Bomb(victim)}}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        convert_checkpoint(tmp_path / "evil.pth", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="cannot be read as tensors"):
+        convert_checkpoint(tmp_path / "evil.pth", tmp_path / "out", allow_pickle=True)
+    assert not victim.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("old.pth", {"model": [1, 2]}, "holds no mapping of tensors"),
+        ("old.pth", {"model": {"a": 1}}, "holds no tensors"),
+        ("x.safetensors", b"", "no pickle checkpoint"),
+        ("torn.pth", b"PK\x03\x04nonsense", "cannot be read"),
+        ("none.pth", None, "is not a file"),
+    ],
+)
+def test_sources_that_are_no_old_checkpoints(
+    name: str, content: Any, says: str, tmp_path: Path
+) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(CheckpointError, match=says):
+        convert_checkpoint(tmp_path / name, tmp_path / "out", allow_pickle=True)

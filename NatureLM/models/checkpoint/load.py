@@ -7,8 +7,8 @@ cast block by block (`tensors.py`). The class to build is given by `modeling`, w
 from __future__ import annotations
 
 import copy
+import logging
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from NatureLM.models.processing import PAD_TOKEN, NatureLMProcessor
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
 
+logger = logging.getLogger(__name__)
 _building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
 _SHOWN = 12
 
@@ -137,10 +138,9 @@ def reference_config(
     if unknown:
         # Who loads the file did not write it and cannot fix it, so this is no error; a key that
         # changes the network shows in the names or shapes of its tensors.
-        warnings.warn(
-            f"config.json has keys that this version does not know and leaves out: "
-            f"{', '.join(unknown)}",
-            stacklevel=2,
+        logger.warning(
+            "config.json has keys that this version does not know and leaves out: %s",
+            ", ".join(unknown),
         )
     text_config = AutoConfig.from_pretrained(base, local_files_only=True)
     tokenizer = _tokenizer(base)

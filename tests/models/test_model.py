@@ -1,0 +1,176 @@
+"""The model beside its goldens: batches of the encoder, delayed windows, other language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen2Config
+
+from NatureLM.errors import ConfigError
+from NatureLM.generation.audio_cache import audio_fingerprint, audio_state
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.models import NatureLM, beats
+from tests.builders import BuildModel
+
+DELAYS = [0.0, 0.08, 0.4]
+UNEVEN = [0.0, 0.0813, 0.4]  # no multiples of a hop
+SIZES: dict[str, Any] = {
+    "vocab_size": 606,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "eos_token_id": 604,
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pieces_are_the_whole(
+    masked: bool, build_model: BuildModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model().double()
+    sound = torch.Generator().manual_seed(0)
+    wav = torch.randn(5, model.config.window_samples, generator=sound, dtype=torch.float64) * 0.1
+    mask = None
+    if masked:
+        mask = torch.arange(wav.shape[1]) >= torch.tensor([[9], [7], [5], [3], [8]]) * 16000
+    sizes: list[int] = []
+    model.beats.encoder.layers[0].register_forward_hook(lambda _, x, out: sizes.append(len(out)))
+    with torch.no_grad():
+        whole = model.encode_audio(wav, mask)
+        assert sizes == [5]
+        monkeypatch.setattr(beats, "_QUICK_NUMBERS", 1)
+        single = model.encode_audio(wav, mask)
+    assert sizes == [5, 1, 1, 1, 1, 1]
+    torch.testing.assert_close(single, whole, rtol=1e-9, atol=1e-12)
+    model.encode_audio(wav, mask)
+    assert sizes[-1] == 5, "where something is learnt, a batch stays whole"
+
+
+@pytest.fixture(scope="module", params=(DELAYS, UNEVEN), ids=("whole hops", "uneven"))
+def delayed(request: pytest.FixtureRequest, build_model: BuildModel) -> NatureLM:
+    return build_model(window_delays=request.param)
+
+
+@pytest.fixture(scope="module")
+def wav(delayed: NatureLM) -> torch.Tensor:
+    noise = torch.randn(
+        2, delayed.config.window_samples, generator=torch.Generator().manual_seed(0)
+    )
+    return noise * 0.1
+
+
+@torch.no_grad()
+def test_the_mean_of_what_each_delay_gives(
+    delayed: NatureLM, wav: torch.Tensor, build_model: BuildModel
+) -> None:
+    plain = build_model()
+    each = []
+    for delay in delayed.config.window_delays or ():
+        samples = round(delay * plain.config.sample_rate)
+        later = torch.cat([wav.new_zeros(2, samples), wav[:, : wav.shape[1] - samples]], dim=1)
+        each.append(plain.encode_audio(later))
+    assert not torch.allclose(each[0], each[1], atol=1e-4), "a delay is heard"
+    torch.testing.assert_close(delayed.encode_audio(wav), torch.stack(each).mean(dim=0))
+
+
+@torch.no_grad()
+def test_what_is_padded_moves_along(delayed: NatureLM, wav: torch.Tensor) -> None:
+    mask = torch.zeros(wav.shape, dtype=torch.bool)
+    mask[:, wav.shape[1] // 2 :] = True
+    whole = wav.masked_fill(mask, 0.0)
+    assert delayed.encode_audio(whole, mask).shape == delayed.encode_audio(whole).shape
+
+
+def test_training_hears_the_first(delayed: NatureLM, wav: torch.Tensor) -> None:
+    heard: list[int] = []
+    handle = delayed.beats.register_forward_hook(lambda *_: heard.append(1))
+    try:
+        delayed.encode_audio(wav)
+        assert len(heard) == len(DELAYS)
+        delayed.train()
+        delayed.encode_audio(wav)
+    finally:
+        delayed.eval()
+        handle.remove()
+    assert len(heard) == len(DELAYS) + 1
+
+
+def test_delays_must_lie_in_the_window(build_model: BuildModel) -> None:
+    with pytest.raises(ConfigError, match="window_delays must be seconds from 0 to less than"):
+        build_model(window_delays=[0.1, 10.0])
+    with pytest.raises(ConfigError, match="window_delays"):
+        build_model(window_delays=[-0.1])
+
+
+def test_delays_are_saved(delayed: NatureLM, tmp_path: Path) -> None:
+    delayed.save_pretrained(tmp_path)
+    assert NatureLM.from_pretrained(tmp_path).config.window_delays == delayed.config.window_delays
+
+
+def test_other_delays_are_another_state_of_the_model(build_model: BuildModel) -> None:
+    """What was kept of sound under the delays of before is not taken for it."""
+    model = build_model()
+    before = audio_state(model), audio_fingerprint(model)
+    assert (audio_state(model), audio_fingerprint(model)) == before
+    model.config.window_delays = [0.0, 0.1]
+    assert audio_state(model) != before[0]
+    assert audio_fingerprint(model) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("text_config", "targets"),
+    [
+        (Qwen2Config(**SIZES, num_key_value_heads=2), ["q_proj", "v_proj", "up_proj"]),
+        (GPTNeoXConfig(**SIZES), ["query_key_value"]),
+    ],
+)
+def test_another_language_model_at_another_rate(
+    text_config: PreTrainedConfig, targets: list[str], build_model: Any, tmp_path: Path
+) -> None:
+    model = build_model(
+        text_config=text_config.to_dict(),
+        lora_target_modules=targets,
+        sample_rate=32000,
+        window_seconds=5.0,
+        fbank_cfg={"num_mel_bins": 64, "high_frequency": 15000.0},
+    )
+    adapted = {
+        n.split(".lora_A")[0].rsplit(".", 1)[1]
+        for n, _ in model.named_parameters()
+        if ".lora_A" in n
+    }
+    assert adapted == set(targets)
+    wav = 0.1 * torch.randn(3 * 32000, generator=torch.Generator().manual_seed(0))
+    prompt = model.processor.render("What is it?")
+
+    def ask(asked: NatureLM, beams: int) -> list[str]:
+        return asked.generate(
+            [prompt] * 3, [[wav]] * 3, alpha=[0.0, 0.5, 1.0], max_new_tokens=5, num_beams=beams
+        )
+
+    # 498 frames of 5 s make 31 x 4 patches, 124 // 17 groups.
+    assert model.encode_audio(model.processor.prepare_audio(wav)[None]).shape == (1, 7, 48)
+    model.save_pretrained(tmp_path)
+    loaded = NatureLM.from_pretrained(tmp_path)
+    assert loaded.config.sample_rate == loaded.processor.sample_rate == 32000
+    for beams in (1, 2):
+        answers = ask(model, beams)
+        assert ask(loaded, beams) == answers
+        for alpha, answer in zip((0.0, 0.5, 1.0), answers, strict=True):
+            alone = model.generate(
+                [prompt], [[wav]], alpha=alpha, max_new_tokens=5, num_beams=beams
+            )
+            assert alone == [answer]
+
+
+def test_the_pipeline_cuts_windows_for_the_model(build_model: Any) -> None:
+    model = build_model(sample_rate=32000, window_seconds=5.0)
+    wav = 0.1 * torch.randn(12 * 16000, generator=torch.Generator().manual_seed(0)).numpy()
+    (answer,) = Pipeline(model)(
+        [wav], "What is it?", window_length_seconds=5.0, hop_length_seconds=5.0, max_new_tokens=2
+    )
+    assert "#10.00s - 12.00s#: " in answer
