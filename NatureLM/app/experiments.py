@@ -22,7 +22,8 @@ from NatureLM.app.jobs.store import JOBS_FOLDER
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.data.table import read_rows
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.reports.charts import MAIN_METRIC, METRIC_NAMES, Curve, CurveChart, Point
+from NatureLM.evaluation.tasks import METRICS, METRICS_OF, metric_name
+from NatureLM.reports.charts import Curve, CurveChart, Point
 from NatureLM.reports.tables import Cell, Measured, Table
 
 SCORES_FILE = "metrics.json"
@@ -194,7 +195,7 @@ def read_scored(path: Path) -> Scored:
 
 def _line(record: Mapping[str, Any]) -> str:
     """The question: what tells groups of a data set apart, but α."""
-    metrics = set(METRIC_NAMES) | {"precision", "recall", "top1", "cider_benchmark"}
+    metrics = {*METRICS, "cider_benchmark"}
     left_out = {"dataset", "lora_scale", "errors", "errors_in_group", *_NO_LINE, *metrics}
     named = [
         f"{name} {value}"
@@ -208,14 +209,14 @@ def _charts(lines: Lines) -> Iterator[CurveChart]:
     """The main metric of every data set and task, a curve for each question."""
     alike: dict[tuple[str, str], Lines] = {}
     for (dataset, line), records in lines.items():
-        metric = MAIN_METRIC[records[0]["task"]]
+        metric = METRICS_OF[records[0]["task"]][0]
         alike.setdefault((dataset, metric), {})[dataset, line] = records
     for number, ((dataset, metric), some) in enumerate(alike.items()):
         first = next(iter(some.values()))[0]
         yield CurveChart(
             key=f"scored-{number}",
-            title=f"{dataset}: {METRIC_NAMES[metric]}",
-            measure=METRIC_NAMES[metric],
+            title=f"{dataset}: {metric_name(metric)}",
+            measure=metric_name(metric),
             curves=tuple(_curve(line, metric, records) for (_, line), records in some.items()),
             baselines={
                 _BASELINES.get(name, name): float(values[metric])
@@ -238,14 +239,14 @@ def _point(record: Mapping[str, Any], metric: str) -> Point:
 
 
 def _row(key: tuple[str, str], record: Mapping[str, Any]) -> tuple[Cell, ...]:
-    metric = MAIN_METRIC[record["task"]]
+    metric = METRICS_OF[record["task"]][0]
     low, high = (record.get("intervals") or {}).get(metric) or (None, None)
     alpha = record.get("lora_scale")
     return (
         *key,
         None if alpha is None else float(alpha),
         int(record["n"]),
-        METRIC_NAMES[metric],
+        metric_name(metric),
         Measured(record[metric], low, high),
     )
 

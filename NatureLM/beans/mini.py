@@ -20,7 +20,7 @@ from NatureLM.data.clip import read_window
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.evaluation.write import write_data
+from NatureLM.evaluation.write import write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -176,7 +176,7 @@ def make_mini(
         why = next(iter(maker.summary.unread.values()), "all sizes are 0")
         raise DataError(f"{source.path}: there is nothing to make a benchmark of: {why}")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_data(folder / TABLE, lines.encode("utf-8", "backslashreplace"))
+    write_text(folder / TABLE, lines)
     return maker.summary
 
 

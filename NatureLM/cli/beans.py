@@ -110,10 +110,12 @@ def info(
 
 
 def _show_all(components: list[Component]) -> None:
+    from NatureLM.evaluation.tasks import main_metric
+
     of.print_table(
         ["component", "task", "labels", "longest clip", "metric"],
         [
-            [one.name, one.task, str(len(one.labels) or "-"), _clip(one), one.metric]
+            [one.name, one.task, str(len(one.labels) or "-"), _clip(one), main_metric(one.task)]
             for one in components
         ],
         right={"labels", "longest clip"},
@@ -122,11 +124,13 @@ def _show_all(components: list[Component]) -> None:
 
 
 def _show_one(one: Component) -> None:
+    from NatureLM.evaluation.tasks import main_metric
+
     unknown = f" ({one.unknown_label!r} stands for everything else)" if one.unknown_label else ""
     for name, value in (
         ("component", one.name),
         ("task", one.task),
-        ("metric", one.metric),
+        ("metric", main_metric(one.task)),
         ("longest clip", _clip(one)),
         ("recorded at", f"{one.sample_rate} Hz"),
         ("license", one.license),

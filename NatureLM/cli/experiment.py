@@ -183,10 +183,11 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
 def _score(answers: Path) -> None:
     """Metrics beside the answers, and shown; or why there are none."""
     from NatureLM.cli.score import show_scores
-    from NatureLM.evaluation.write import NothingToScoreError, score_beside
+    from NatureLM.evaluation.answers import NothingToScoreError
+    from NatureLM.evaluation.write import score_file
 
     try:
-        scores, path = score_beside(answers)
+        scores, path = score_file(answers)
     except NothingToScoreError as error:
         typer.echo(str(error), err=True)
         return
@@ -194,8 +195,8 @@ def _score(answers: Path) -> None:
     show_scores(scores)
     for remark in scores.remarks:
         typer.echo(remark, err=True)
-    if len(scores.problems):
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in scores.problems.kinds().items())
+    if scores.problems:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in scores.problem_kinds().items())
         typer.echo(f"Not scored, and counted in the metrics: {kinds}", err=True)
     typer.echo(f"Metrics: {path}")
 

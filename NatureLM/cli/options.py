@@ -25,7 +25,7 @@ from NatureLM.errors import UsageError
 if TYPE_CHECKING:
     from NatureLM.config import Config
     from NatureLM.evaluation.answers import ReadOptions
-    from NatureLM.evaluation.score import BootstrapOptions
+    from NatureLM.evaluation.bootstrap import BootstrapOptions
     from NatureLM.models import NatureLM
 
 
@@ -458,7 +458,7 @@ class ScoringOptions:
 
     def evaluation(self) -> BootstrapOptions:
         """How intervals are made."""
-        from NatureLM.evaluation.score import BootstrapOptions
+        from NatureLM.evaluation.bootstrap import BootstrapOptions
 
         return BootstrapOptions(resamples=self.resamples, seed=self.seed)
 

@@ -11,15 +11,10 @@ from NatureLM.cli.options import ScoringOptions, pairs, print_table
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
-    from NatureLM.evaluation.compare import Comparisons
+    from NatureLM.evaluation.compare import Comparison
     from NatureLM.evaluation.score import Scores
 
 
-_SHOWN = {
-    "classification": ("accuracy", "precision", "recall", "f1"),
-    "detection": ("accuracy", "precision", "recall", "f1", "map"),
-    "captioning": ("cider", "spice"),
-}
 _MOST_ERRORS_SHOWN = 10
 
 
@@ -57,8 +52,8 @@ def score(
     scores = score_files(
         paths,
         protocols,
-        reading=scoring.reading(),
-        evaluation=scoring.evaluation(),
+        options=scoring.reading(),
+        bootstrap=scoring.evaluation(),
         on_error=scoring.at_errors(),
     )
     settings = {
@@ -86,13 +81,15 @@ def score(
 
 def show_scores(scores: Scores) -> None:
     """A table of the metrics with their intervals."""
+    from NatureLM.evaluation.tasks import METRICS, METRICS_OF
 
-    shown = list(dict.fromkeys(name for group in scores.groups for name in _SHOWN[group.task]))
-    shown = [name for name in shown if any(name in g.metrics for g in scores.groups)]
+    tasks = dict.fromkeys(group.task for group in scores.groups)
+    named = dict.fromkeys(name for t in tasks for name in METRICS if name in METRICS_OF[t])
+    shown = [name for name in named if any(name in g.metrics for g in scores.groups)]
     columns = ["dataset", *scores.by, "protocol", "n", *shown]
     rows = [
         [*map(_text, group.key), group.protocol, str(len(group.ids))]
-        + [_with_interval(group.metrics.get(name), group.intervals.get(name)) for name in shown]
+        + [_text(group.estimate(name)) for name in shown]
         for group in scores.groups
     ]
     print_table(columns, rows, right={"n"})
@@ -100,9 +97,9 @@ def show_scores(scores: Scores) -> None:
 
 def _report_errors(scores: Scores, output_path: Path) -> None:
     problems = scores.problems
-    if not len(problems):
+    if not problems:
         return
-    for problem in problems.found[:_MOST_ERRORS_SHOWN]:
+    for problem in problems[:_MOST_ERRORS_SHOWN]:
         typer.echo(str(problem), err=True)
     lines = (
         "1 line with an error was"
@@ -111,17 +108,11 @@ def _report_errors(scores: Scores, output_path: Path) -> None:
     )
     more = len(problems) - _MOST_ERRORS_SHOWN
     rest = f", {more} more of them" if more > 0 else ""
-    kinds = ", ".join(f"{count} × {kind}" for kind, count in problems.kinds().items())
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in scores.problem_kinds().items())
     typer.echo(
         f"{lines} left out ({kinds}); all{rest} are in {output_path / 'errors.csv'}",
         err=True,
     )
-
-
-def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _text(value: Any) -> str:
@@ -156,23 +147,23 @@ def compare(
     from NatureLM.evaluation.compare import Side
     from NatureLM.evaluation.compare import compare as compare_runs
     from NatureLM.evaluation.protocols import protocol as find
-    from NatureLM.evaluation.write import write_folder_json
+    from NatureLM.evaluation.write import write_json
 
     compared = compare_runs(
         Side((a,), _where("--a-where", a_where)),
         Side((b,), _where("--b-where", b_where)),
         find(protocol),
-        reading=scoring.reading(),
-        evaluation=scoring.evaluation(),
+        options=scoring.reading(),
+        bootstrap=scoring.evaluation(),
         on_error=scoring.at_errors(),
     )
     _show(compared)
     _say_what_is_left_out(compared)
     if output_path is not None:
-        typer.echo(f"\nWrote {write_folder_json(compared.records(), output_path, 'compare.json')}")
+        typer.echo(f"\nWrote {write_json(output_path / 'compare.json', compared.records())}")
 
 
-def _show(compared: Comparisons) -> None:
+def _show(compared: Comparison) -> None:
 
     rows = []
     for group in compared.groups:
@@ -186,7 +177,7 @@ def _show(compared: Comparisons) -> None:
     print_table(columns, rows, right={"n", "differ", "A", "B", "p"})
 
 
-def _say_what_is_left_out(compared: Comparisons) -> None:
+def _say_what_is_left_out(compared: Comparison) -> None:
     alone = sum(group.only_in_a + group.only_in_b for group in compared.groups)
     if alone:
         typer.echo(f"{alone} samples that only one side answered are left out.", err=True)
@@ -246,13 +237,13 @@ def report(
     from NatureLM.reports.figures import need_matplotlib
 
     need_matplotlib()
-    evaluation = scoring.evaluation()
+    bootstrap = scoring.evaluation()
     pair = None if between is None else _pair(between)
     scores = score(
         runs,
         [find(protocol)],
-        reading=scoring.reading(),
-        evaluation=evaluation,
+        options=scoring.reading(),
+        bootstrap=bootstrap,
         on_error=scoring.at_errors(),
     )
 
@@ -266,10 +257,10 @@ def report(
         sources=sources,
         between=pair,
         most_answers=answers,
-        evaluation=evaluation,
+        bootstrap=bootstrap,
     )
     written = write_report(made, output_path)
-    if len(scores.problems):
+    if scores.problems:
         lines = "line" if len(scores.problems) == 1 else "lines"
         typer.echo(f"{len(scores.problems)} {lines} with errors left out.", err=True)
     figures = sum(path.suffix == ".svg" for path in written)

@@ -1,4 +1,4 @@
-"""The components of BEANS-Zero as data: task, labels, longest clip, metric.
+"""The components of BEANS-Zero as data: task, labels, longest clip.
 
 Adding a component is one entry in `data/components.json`.
 """
@@ -15,13 +15,6 @@ from NatureLM.errors import UsageError
 from NatureLM.util import did_you_mean
 
 Task = Literal["classification", "detection", "captioning"]
-
-METRICS: dict[str, str] = {
-    "classification": "accuracy",
-    "detection": "F1",
-    "captioning": "CIDEr",
-}
-"""The main metric of each task."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +34,6 @@ class Component:
     sample_rate: int
     unknown_label: str | None
     license: str
-
-    @property
-    def metric(self) -> str:
-        """The main metric."""
-        return METRICS[self.task]
 
 
 @lru_cache(maxsize=1)

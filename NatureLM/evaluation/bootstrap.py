@@ -1,18 +1,15 @@
-"""Many bootstrap resamples at once.
+"""The cluster bootstrap: many resamples at once, and the intervals that they give.
 
-Clusters are drawn with replacement (Field and Welsh 2007, see `bootstrap`). Samples that look the
-same to a metric (same truth, same answer) fall into one cell, so a resample is a column of counts
-and a metric of all resamples is a little array arithmetic.
-
-Bootstrap intervals that respect clusters.
-
-Clips of one recording (a "family") succeed or fail together, so whole clusters are resampled, not
-clips. Source: Field and Welsh, "Bootstrapping clustered data" (2007), the cluster bootstrap with
-percentile intervals.
+Clips of one recording (a "family") succeed or fail together, so whole clusters are drawn with
+replacement, not clips. Samples that look the same to a metric (same truth, same answer) fall into
+one cell, so a resample is a column of counts and a metric of all resamples is a little array
+arithmetic. Source: Field and Welsh, "Bootstrapping clustered data" (2007), the cluster bootstrap
+with percentile intervals.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +18,34 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.integer]
 
 RESAMPLES = 1000
 LEVEL = 0.95
 _BLOCK = 4_000_000  # numbers held at a time
+
+
+@dataclass(frozen=True)
+class BootstrapOptions:
+    """How intervals are made. The seed is also that of answers at random."""
+
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its interval (NaN without one), and what it rests on (samples in clusters)."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    samples: int = 0
+    clusters: int = 0
+
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{interval}"
 
 
 def multiplicities(
@@ -36,13 +57,13 @@ def multiplicities(
     samples meet the same resamples.
     """
     if clusters * resamples <= _BLOCK:
-        yield _remembered(clusters, resamples, seed)
+        yield _kept(clusters, resamples, seed)
     else:
         yield from _drawn(clusters, resamples, seed)
 
 
 @lru_cache(maxsize=1)
-def _remembered(clusters: int, resamples: int, seed: int) -> npt.NDArray[np.int32]:
+def _kept(clusters: int, resamples: int, seed: int) -> npt.NDArray[np.int32]:
     blocks = list(_drawn(clusters, resamples, seed))
     drawn = np.ascontiguousarray(np.concatenate(blocks, axis=1))
     drawn.setflags(write=False)
@@ -62,11 +83,7 @@ def _drawn(clusters: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.
 
 
 def cell_counts(
-    cells: npt.NDArray[np.integer],
-    clusters: npt.NDArray[np.integer],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    cells: Integers, clusters: Integers, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Iterator[npt.NDArray[np.int32]]:
     """How many samples of each resample fall into each cell: blocks (cells, some resamples).
 
@@ -86,7 +103,7 @@ def cell_counts(
 
 
 def resampled_mean(
-    values: Floats, clusters: npt.NDArray[np.integer], *, resamples: int = RESAMPLES, seed: int = 0
+    values: Floats, clusters: Integers, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Floats:
     """The mean of each resample, (resamples,); values, clusters: of each sample, (samples,)."""
     sizes = np.bincount(clusters).astype(np.float64)
@@ -107,48 +124,32 @@ def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, fl
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value, its interval, and what it rests on (samples in clusters)."""
-
-    value: float
-    low: float
-    high: float
-    samples: int
-    clusters: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
 def clustered_interval(
     statistic: Callable[[Floats], float],
     clusters: Sequence[Hashable],
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     repeats: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Percentile interval of a statistic over resampled clusters.
+    """Percentile interval of any statistic; for one that is not a sum over cells.
 
-    statistic: takes weights (how often each sample counts, shape (samples,)) and gives the value;
+    statistic: takes weights (how often each sample counts, (samples,)) and gives the value;
         resamples for which it gives NaN are left out
     clusters: the cluster of each sample
+    repeats: number of resamples
     """
     if not clusters:
         raise ValueError("an interval needs at least one sample")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    rng = np.random.default_rng(seed)
-    values = np.empty(repeats)
-    for repeat in range(repeats):
-        drawn = rng.integers(0, len(numbers), len(numbers))
-        multiplicity = np.bincount(drawn, minlength=len(numbers)).astype(np.float64)
-        values[repeat] = statistic(multiplicity[index])
-    values = values[~np.isnan(values)]
+    codes: dict[Hashable, int] = {}
+    index = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters])
+    values = [
+        statistic(weights[index])
+        for drawn in multiplicities(len(codes), repeats, seed)
+        for weights in drawn.T.astype(np.float64)
+    ]
+    low, high = percentile_interval(np.array(values), level) or (math.nan, math.nan)
     value = float(statistic(np.ones(len(clusters))))
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (np.nan, np.nan)
-    return Estimate(value, float(low), float(high), len(clusters), len(numbers))
+    return Estimate(value, low, high, len(clusters), len(codes))

@@ -1,14 +1,10 @@
-"""CIDEr-D of captions: how well their words agree with reference captions.
+"""CIDEr-D and SPICE of captions: how well they agree with reference captions.
 
-Source: Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation" (2015), with the
-clipped counts and the length penalty of its D variant. Words are what spaces separate, capital
-letters count, as in the benchmark.
-
-SPICE of captions, by the program of its authors.
-
-Source: Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation" (2016). It parses
-sentences with a Java program that is no part of this project; where Java or the program is not
-there, SPICE is left out and it is said why.
+Sources: Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation" (2015), with the
+clipped counts and the length penalty of its D variant; words are what spaces separate, capital
+letters count, as in the benchmark. Anderson et al., "SPICE: Semantic Propositional Image Caption
+Evaluation" (2016), by the Java program of its authors, which is no part of this project; where
+Java or the program is not there, SPICE is left out and a sentence says why.
 """
 
 from __future__ import annotations
@@ -28,13 +24,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from NatureLM.errors import NatureLMError
+from NatureLM.evaluation.names import ScoringError
 
 Grams: TypeAlias = Counter[tuple[str, ...]]
 
 LONGEST = 4
 SIGMA = 6.0
 SCALE = 10.0
+
+JAR_VARIABLE = "NATURELM_SPICE_JAR"
 
 
 def cider(candidates: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -89,16 +87,9 @@ def _grams(text: str) -> Grams:
     )
 
 
-JAR_VARIABLE = "NATURELM_SPICE_JAR"
-
-
-class SpiceError(NatureLMError):
-    """The SPICE program failed."""
-
-
 @dataclass(frozen=True)
 class Spice:
-    """Calls the SPICE program; get one from `find_spice`."""
+    """Calls the SPICE program; get one from `find_spice`. Raises ScoringError where it fails."""
 
     java: str
     jar: Path
@@ -119,11 +110,11 @@ class Spice:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode or not made.is_file():
                 said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-                raise SpiceError(f"SPICE ({self.jar}) failed: {said[0]}")
+                raise ScoringError(f"SPICE ({self.jar}) failed: {said[0]}")
             found = json.loads(made.read_text("utf-8"))
         scores = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in found}
         if missing := len(items) - len(scores):
-            raise SpiceError(f"SPICE ({self.jar}) left out {missing} of {len(items)} captions")
+            raise ScoringError(f"SPICE ({self.jar}) left out {missing} of {len(items)} captions")
         values = (scores[number] for number in range(len(items)))
         return np.array([0.0 if math.isnan(value) else value for value in values])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.answers import Answers, Group, Key, ReadOptions, find_files, read_answers
-from NatureLM.evaluation.bootstrap import percentile_interval
-from NatureLM.evaluation.names import OnError, Problems, ScoringError
+from NatureLM.evaluation.answers import Answers, Group, Key, ReadOptions, find_files, load_answers
+from NatureLM.evaluation.bootstrap import BootstrapOptions, Floats, percentile_interval
+from NatureLM.evaluation.names import OnError, Problem, ScoringError
 from NatureLM.evaluation.protocols import Protocol
-from NatureLM.evaluation.score import DEFAULT, BootstrapOptions, Evaluator, cluster_codes
-from NatureLM.evaluation.tasks import Floats, Interval
+from NatureLM.evaluation.score import Evaluator, Interval, cluster_codes, key_columns
 
 _PLACES = 12
 
@@ -49,11 +47,11 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GroupComparison:
     """A group of samples that both sides answered.
 
     differ: share of samples whose answers are taken for different things
-    only_a_right, only_b_right: share of samples that one side alone has right; null for captions
+    only_a_right, only_b_right: share of samples that one side alone has right; None for captions
     only_in_a, only_in_b: samples of the group that the other side has not answered; left out
     """
 
@@ -71,11 +69,11 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Comparisons:
+class Comparison:
     """All groups that both sides have, and what could not be compared."""
 
     by: tuple[str, ...]
-    groups: list[Comparison]
+    groups: list[GroupComparison]
     unpaired: list[Key]
     errors: int
 
@@ -83,18 +81,10 @@ class Comparisons:
         """The records of `compare.json`."""
         return [self._record(group) for group in self.groups]
 
-    def _record(self, group: Comparison) -> dict[str, Any]:
-        key = dict(zip(self.by, group.key[1:], strict=True))
+    def _record(self, group: GroupComparison) -> dict[str, Any]:
         record = {**vars(group), "metrics": {k: vars(v) for k, v in group.metrics.items()}}
         del record["key"]
-        return {
-            "dataset": group.key[0],
-            "query": key.pop("query", None),
-            "lora_scale": key.pop("lora_scale", None),
-            **key,
-            **record,
-            "errors": self.errors,
-        }
+        return {**key_columns(self.by, group.key), **record, "errors": self.errors}
 
 
 def compare(
@@ -102,101 +92,93 @@ def compare(
     b: Side,
     protocol: Protocol,
     *,
-    reading: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
-    evaluation: BootstrapOptions = DEFAULT,
+    options: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
+    bootstrap: BootstrapOptions = BootstrapOptions(),  # noqa: B008 (frozen)
     on_error: OnError = "fail",
-) -> Comparisons:
+) -> Comparison:
     """Compare the answers of two sides, sample by sample.
 
     Raises UsageError where no group has samples in common, and ScoringError where the sides do not
     agree about what is true.
     """
-    problems = Problems(on_error)
+    problems: list[Problem] | None = [] if on_error == "skip" else None
     apart = frozenset({**a.where, **b.where})
-    by = None if reading.by is None else tuple(name for name in reading.by if name not in apart)
-    answers_a = _read(a, replace(reading, by=by, apart=apart), problems)
-    answers_b = _read(b, replace(reading, by=answers_a.by), problems)
+    by = None if options.by is None else tuple(name for name in options.by if name not in apart)
+    answers_a = _load(a, replace(options, by=by, apart=apart), problems)
+    answers_b = _load(b, replace(options, by=answers_a.by), problems)
     groups_a = {group.key: group for group in answers_a.groups}
     groups_b = {group.key: group for group in answers_b.groups}
-    evaluators = (
-        Evaluator(answers_a, reading, evaluation),
-        Evaluator(answers_b, reading, evaluation),
-    )
-    found = []
-    for key, group in groups_a.items():
-        pair = _paired(group, groups_b[key]) if key in groups_b else None
-        if pair is not None:
-            left_out = len(group) - len(pair[0]), len(groups_b[key]) - len(pair[1])
-            found.append(_compared(pair, left_out, evaluators, protocol, evaluation))
-    if not found:
+    pairing = _Pairing(answers_a, answers_b, protocol, bootstrap)
+    compared = {
+        key: pairing.compare(group, groups_b[key])
+        for key, group in groups_a.items()
+        if key in groups_b and not set(group.ids).isdisjoint(groups_b[key].ids)
+    }
+    if not compared:
         raise UsageError(f"nothing to compare: {a} and {b} have no group with a sample in common")
-    compared = {one.key for one in found}
     unpaired = [key for key in {**groups_a, **groups_b} if key not in compared]
-    return Comparisons(answers_a.by, found, unpaired, len(problems))
+    return Comparison(answers_a.by, list(compared.values()), unpaired, len(problems or ()))
 
 
-def _read(side: Side, reading: ReadOptions, problems: Problems) -> Answers:
-    return read_answers(find_files(side.paths), replace(reading, where=side.where), problems)
+def _load(side: Side, options: ReadOptions, problems: list[Problem] | None) -> Answers:
+    return load_answers(find_files(side.paths), replace(options, where=side.where), problems)
 
 
-def _paired(a: Group, b: Group) -> tuple[Group, Group] | None:
-    """The samples that both have, in the same order and with the same clusters."""
-    common = set(a.ids) & set(b.ids)
-    if not common:
-        return None
-    pair = _only(a, common), _only(b, common)
-    if pair[0].cluster_by != pair[1].cluster_by:
-        pair[1].clusters = pair[0].clusters
-    return pair
+class _Pairing:
+    """Compares groups of two sides under a protocol."""
+
+    def __init__(
+        self, a: Answers, b: Answers, protocol: Protocol, bootstrap: BootstrapOptions
+    ) -> None:
+        self._answers = a, b
+        self._evaluators = Evaluator(a, bootstrap), Evaluator(b, bootstrap)
+        self._protocol = protocol
+
+    def compare(self, whole_a: Group, whole_b: Group) -> GroupComparison:
+        """Compare the samples that both groups have, in the same order and with A's clusters."""
+        a, b = _common(whole_a, whole_b), _common(whole_b, whole_a)
+        self._check_labels(a, b)
+        clusters = cluster_codes(a.clusters)
+        one, other = (
+            evaluator.samples(group, self._protocol)
+            for evaluator, group in zip(self._evaluators, (a, b), strict=True)
+        )
+        drawn_a, drawn_b = (
+            evaluator.resampled(samples, clusters)
+            for evaluator, samples in zip(self._evaluators, (one, other), strict=True)
+        )
+        metrics_a, metrics_b = one.metrics(), other.metrics()
+        is_text = a.task == "captioning"
+        return GroupComparison(
+            key=a.key,
+            protocol=self._protocol.name,
+            n=len(a),
+            only_in_a=len(whole_a) - len(a),
+            only_in_b=len(whole_b) - len(b),
+            differ=_share_unequal(one.predicted, other.predicted),
+            only_a_right=None if is_text else float((one.correct > other.correct).mean()),
+            only_b_right=None if is_text else float((other.correct > one.correct).mean()),
+            metrics={
+                name: _difference(metrics_a[name], metrics_b[name], drawn_b[name] - drawn_a[name])
+                for name in metrics_a
+            },
+            clusters=int(clusters.max()) + 1,
+            cluster_by=a.cluster_by,
+        )
+
+    def _check_labels(self, a: Group, b: Group) -> None:
+        labels = (
+            answers.labels_of(one) for answers, one in zip(self._answers, (a, b), strict=True)
+        )
+        for identity, label, other in zip(a.ids, *labels, strict=True):
+            if label != other:
+                raise ScoringError(f"the sample {identity!r} is {label!r} in A and {other!r} in B")
 
 
-def _only(group: Group, ids: set[str]) -> Group:
-    kept = [place for place, identity in enumerate(group.ids) if identity in ids]
-    return replace(
-        group,
-        ids=[group.ids[i] for i in kept],
-        answers=array("i", (group.answers[i] for i in kept)),
-        labels=array("i", (group.labels[i] for i in kept)),
-        clusters=[group.clusters[i] for i in kept],
-    )
-
-
-def _compared(
-    pair: tuple[Group, Group],
-    left_out: tuple[int, int],
-    evaluators: tuple[Evaluator, Evaluator],
-    protocol: Protocol,
-    evaluation: BootstrapOptions,
-) -> Comparison:
-    a, b = pair
-    truths = evaluators[0].labels(a), evaluators[1].labels(b)
-    for identity, label, other in zip(a.ids, *truths, strict=True):
-        if label != other:
-            raise ScoringError(f"the sample {identity!r} is {label!r} in A and {other!r} in B")
-    samples = evaluators[0].samples(a, protocol), evaluators[1].samples(b, protocol)
-    clusters = cluster_codes(a.clusters)
-    values = [one.metrics() for one in samples]
-    drawn = [one.resampled(clusters, evaluation.resamples, evaluation.seed) for one in samples]
-    right = samples[0].correct, samples[1].correct
-    is_text = a.task == "captioning"
-    return Comparison(
-        key=a.key,
-        protocol=protocol.name,
-        n=len(a),
-        only_in_a=left_out[0],
-        only_in_b=left_out[1],
-        differ=_share(
-            x != y for x, y in zip(samples[0].predicted, samples[1].predicted, strict=True)
-        ),
-        only_a_right=None if is_text else float((right[0] > right[1]).mean()),
-        only_b_right=None if is_text else float((right[1] > right[0]).mean()),
-        metrics={
-            name: _difference(values[0][name], values[1][name], drawn[1][name] - drawn[0][name])
-            for name in values[0]
-        },
-        clusters=int(clusters.max()) + 1,
-        cluster_by=a.cluster_by,
-    )
+def _common(group: Group, other: Group) -> Group:
+    """The rows of a group whose samples another group has."""
+    ids = set(other.ids)
+    return group.take(place for place, identity in enumerate(group.ids) if identity in ids)
 
 
 def _difference(a: float, b: float, drawn: Floats) -> Difference:
@@ -207,5 +189,5 @@ def _difference(a: float, b: float, drawn: Floats) -> Difference:
     return Difference(a, b, b - a, percentile_interval(drawn), p)
 
 
-def _share(flags: Any) -> float:
-    return float(np.mean(list(flags)))
+def _share_unequal(a: Sequence[str], b: Sequence[str]) -> float:
+    return float(np.mean([x != y for x, y in zip(a, b, strict=True)]))

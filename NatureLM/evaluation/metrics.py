@@ -1,46 +1,42 @@
-"""Accuracies of answered samples, weighted so that a bootstrap can resample them.
+"""Metrics as arithmetic on arrays: accuracies, scores of classes and of sets, reliability.
 
-Every function takes `weights` (how often each sample counts); None counts each once.
+Weights say how often each sample counts, so that a bootstrap can resample them; None counts each
+once. Scores of classes come from counts of (true, predicted) cells, with resamples behind:
 
-Weighted precision, recall and F1 of single labels, from counts of (true, predicted) cells.
-
-As in scikit-learn's weighted averages with zero_division=0: every label's value, 0 where it is not
-defined, weighted by how often the label is true.
-
-Scores of sets of labels, averaged over the labels that occur (macro averages).
-
-How far confidences mean what they say, and how well they tell two kinds of samples apart.
-
-Every function takes `weights` (how often each sample counts); None counts each once.
-
-Sources: expected calibration error as in Guo and others, "On calibration of modern neural
-networks" (2017), with bins of equal width; the area under the ROC curve as the probability that a
-positive sample scores higher than a negative one (Hanley and McNeil 1982).
+- of single labels as in scikit-learn's weighted averages with zero_division=0: each label's value,
+  0 where it is not defined, weighted by how often the label is true;
+- of sets of labels averaged over the labels that occur (macro averages);
+- expected calibration error as in Guo and others, "On calibration of modern neural networks"
+  (2017), with bins of equal width; the area under the ROC curve as the probability that a positive
+  sample scores higher than a negative one (Hanley and McNeil 1982).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Counts: TypeAlias = npt.NDArray[Any]
+Codes: TypeAlias = npt.NDArray[np.integer]
+Flags: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_] | Floats
+
+BINS = 10
 
 
-def accuracy(correct: Sequence[bool] | Floats, weights: Floats | None = None) -> float:
+def accuracy(correct: Flags, weights: Floats | None = None) -> float:
     """Share of samples answered correctly, weighted; NaN if nothing counts."""
     hits = np.asarray(correct, dtype=np.float64)
-    counts = _counts(len(hits), weights)
+    counts = _weights(len(hits), weights)
     total = counts.sum()
     return float(hits @ counts / total) if total > 0 else float("nan")
 
 
-def macro_accuracy(
-    correct: Sequence[bool] | Floats, labels: Sequence[str], weights: Floats | None = None
-) -> float:
+def macro_accuracy(correct: Flags, labels: Sequence[str], weights: Floats | None = None) -> float:
     """Mean over the true labels of the accuracy within each, over labels that count.
 
     With the labels "Yes" and "No" this is the balanced accuracy.
@@ -48,24 +44,12 @@ def macro_accuracy(
     hits = np.asarray(correct, dtype=np.float64)
     if len(hits) != len(labels):
         raise ValueError(f"{len(hits)} results were given with {len(labels)} labels")
-    counts = _counts(len(hits), weights)
+    counts = _weights(len(hits), weights)
     _, index = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     totals = np.bincount(index, weights=counts)
     right = np.bincount(index, weights=counts * hits)
     seen = totals > 0
     return float(np.mean(right[seen] / totals[seen])) if seen.any() else float("nan")
-
-
-def _counts(samples: int, weights: Floats | None) -> Floats:
-    if weights is None:
-        return np.ones(samples)
-    if len(weights) != samples:
-        raise ValueError(f"{samples} results were given with {len(weights)} weights")
-    return np.asarray(weights, dtype=np.float64)
-
-
-Counts = npt.NDArray[Any]
-Codes = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -184,9 +168,6 @@ def _mean(per_class: ClassCounts, values: Floats) -> Floats:
         return np.asarray(total / occurs.sum(axis=0))
 
 
-BINS = 10
-
-
 @dataclass(frozen=True)
 class ReliabilityBin:
     """The samples whose confidence lies between `low` and `high` (above `low`, 0 in the first).
@@ -204,39 +185,33 @@ class ReliabilityBin:
 
 def reliability_bins(
     confidences: Sequence[float] | Floats,
-    correct: Sequence[bool] | Floats,
+    correct: Flags,
     weights: Floats | None = None,
     bins: int = BINS,
 ) -> list[ReliabilityBin]:
     """Mean confidence and share of right answers in bins of equal width from 0 to 1."""
-    sure, hits, counts = _arrays(confidences, correct, weights)
-    places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    confidence, hits, counts = _arrays(confidences, correct, weights)
+    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     total = np.bincount(places, counts, bins)
     with np.errstate(invalid="ignore"):
-        mean_sure = np.bincount(places, counts * sure, bins) / total
+        mean_confidence = np.bincount(places, counts * confidence, bins) / total
         mean_hits = np.bincount(places, counts * hits, bins) / total
+    columns = (mean_confidence.tolist(), mean_hits.tolist(), total.tolist())
     return [
-        ReliabilityBin(
-            place / bins,
-            (place + 1) / bins,
-            float(mean_sure[place]),
-            float(mean_hits[place]),
-            float(total[place]),
-        )
-        for place in range(bins)
+        ReliabilityBin(place / bins, (place + 1) / bins, *values)
+        for place, values in enumerate(zip(*columns, strict=True))
     ]
 
 
 def calibration_error(
     confidences: Sequence[float] | Floats,
-    correct: Sequence[bool] | Floats,
+    correct: Flags,
     weights: Floats | None = None,
     bins: int = BINS,
 ) -> float:
     """Mean distance of confidence and share of right answers over the bins; NaN for no samples."""
-    filled = [
-        one for one in reliability_bins(confidences, correct, weights, bins) if one.samples > 0
-    ]
+    found = reliability_bins(confidences, correct, weights, bins)
+    filled = [one for one in found if one.samples > 0]
     total = sum(one.samples for one in filled)
     if not total:
         return float("nan")
@@ -244,9 +219,7 @@ def calibration_error(
 
 
 def auroc(
-    scores: Sequence[float] | Floats,
-    positive: Sequence[bool] | npt.NDArray[np.bool_],
-    weights: Floats | None = None,
+    scores: Sequence[float] | Floats, positive: Flags, weights: Floats | None = None
 ) -> float:
     """Probability that a positive sample scores higher than a negative one; ties count half.
 
@@ -264,15 +237,18 @@ def auroc(
 
 
 def _arrays(
-    values: Sequence[float] | Floats,
-    flags: Sequence[bool] | npt.NDArray[np.bool_] | Floats,
-    weights: Floats | None,
+    values: Sequence[float] | Floats, flags: Flags, weights: Floats | None
 ) -> tuple[Floats, Floats, Floats]:
     made = np.asarray(values, dtype=np.float64)
     kinds = np.asarray(flags, dtype=np.float64)
-    counts = np.ones(len(made)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not len(made) == len(kinds) == len(counts):
-        raise ValueError(
-            f"{len(made)} values were given with {len(kinds)} truths and {len(counts)} weights"
-        )
-    return made, kinds, counts
+    if len(made) != len(kinds):
+        raise ValueError(f"{len(made)} values were given with {len(kinds)} truths")
+    return made, kinds, _weights(len(made), weights)
+
+
+def _weights(samples: int, weights: Floats | None) -> Floats:
+    if weights is None:
+        return np.ones(samples)
+    if len(weights) != samples:
+        raise ValueError(f"{samples} results were given with {len(weights)} weights")
+    return np.asarray(weights, dtype=np.float64)

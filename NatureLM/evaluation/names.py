@@ -1,14 +1,14 @@
-"""What is wrong with a line of answers, and the errors that say so.
+"""The names under which labels are scored, and the errors of lines that cannot be scored.
 
-Other names of labels: common names to scientific ones, or to both.
+The published benchmark asks one of its data sets for common names, for scientific ones and for
+both. A rule such as `query=1:scientific` says under which names the labels of some rows are scored.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,17 @@ OnError = Literal["fail", "skip"]
 
 class ScoringError(NatureLMError):
     """Answers cannot be scored as they stand."""
+
+
+class InvalidRow(Exception):  # noqa: N818 (caught where file and line are known)
+    """A value of a row cannot be used.
+
+    kind: a few words that are the same for all rows with the same fault
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -42,37 +53,7 @@ class Problem:
         return f"{place}: {self.message}"
 
 
-class InvalidRow(Exception):  # noqa: N818 (caught where the place is known)
-    """A value of a line cannot be used; whoever knows file and line makes a `Problem` of it."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-
-
-@dataclass
-class Problems:
-    """Collects what is wrong, or stops at the first with `on_error="fail"`."""
-
-    on_error: OnError = "fail"
-    found: list[Problem] = field(default_factory=list)
-
-    def add(self, problem: Problem) -> None:
-        """Note a problem; raises ScoringError where problems end the work."""
-        if self.on_error == "fail":
-            raise ScoringError(f"{problem} (--on-error skip leaves such lines out and counts them)")
-        self.found.append(problem)
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def kinds(self) -> dict[str, int]:
-        """How many there are of each kind, by name."""
-        return dict(sorted(Counter(problem.kind for problem in self.found).items()))
-
-
-Kind = Literal["common", "scientific", "both"]
+NameKind = Literal["common", "scientific", "both"]
 
 
 @dataclass(frozen=True)
@@ -85,40 +66,55 @@ class NameRule:
 
     column: str
     value: str
-    kind: Kind
+    kind: NameKind
 
-    def fits(self, row: Mapping[str, Any]) -> bool:
+    def applies_to(self, row: Mapping[str, Any]) -> bool:
         """Whether a row with these values of the grouping columns is meant."""
-        return self.column in row and same(row[self.column], self.value)
+        return self.column in row and means_value(self.value, row[self.column])
 
     def __str__(self) -> str:
         return f"{self.column}={self.value}:{self.kind}"
 
 
-def parse_rule(text: str) -> NameRule:
-    """The rule of a text such as `query=1:scientific`; raises UsageError for others."""
-    column, equals, rest = text.partition("=")
-    value, colon, kind = rest.rpartition(":")
-    if not (equals and colon and column.strip() and value.strip()):
-        raise UsageError(f"--names {text}: write it as query=1:scientific")
-    kinds = get_args(Kind)
-    if kind.strip() not in kinds:
-        raise UsageError(f"--names {text}: {kind!r} is no kind of names; take {', '.join(kinds)}")
-    return NameRule(column.strip(), value.strip(), kind.strip())  # type: ignore[arg-type]
-
-
 def parse_rules(texts: Iterable[str]) -> tuple[NameRule, ...]:
-    """All rules; raises UsageError where two say different things about the same rows."""
+    """Rules written as `query=1:scientific`.
+
+    Raises UsageError for other strings, and where two rules contradict each other.
+    """
     rules: dict[tuple[str, str], NameRule] = {}
-    for rule in map(parse_rule, texts):
+    for rule in map(_parse_rule, texts):
         other = rules.setdefault((rule.column, rule.value), rule)
         if other != rule:
             raise UsageError(f"--names {rule} contradicts --names {other}")
     return tuple(rules.values())
 
 
-def same(value: Any, text: str) -> bool:
-    """Whether a text on the command line means this value of a row: 1, 1.0 and "1" are the same."""
+def _parse_rule(text: str) -> NameRule:
+    column, equals, rest = text.partition("=")
+    value, colon, kind = rest.rpartition(":")
+    if not (equals and colon and column.strip() and value.strip()):
+        raise UsageError(f"--names {text}: write it as query=1:scientific")
+    kinds = get_args(NameKind)
+    if kind.strip() not in kinds:
+        raise UsageError(f"--names {text}: {kind!r} is no kind of names; take {', '.join(kinds)}")
+    return NameRule(column.strip(), value.strip(), kind.strip())  # type: ignore[arg-type]
+
+
+def refuse_unused_rules(
+    rules: Sequence[NameRule], used: set[NameRule], seen: Mapping[str, set[Any]]
+) -> None:
+    """Raise UsageError for a rule that applies to no row.
+
+    seen: the values that there are, by column
+    """
+    for rule in rules:
+        if rule not in used:
+            values = ", ".join(sorted(map(str, seen.get(rule.column, ())))[:12])
+            raise UsageError(f"--names {rule}: no row has it; {rule.column} is one of {values}")
+
+
+def means_value(text: str, value: Any) -> bool:
+    """Whether a string on the command line means this value of a row: "1" means 1, 1.0 and "1"."""
     if value is None:
         return text == "null"
     if isinstance(value, str):
@@ -143,7 +139,7 @@ def read_map(path: str | Path) -> dict[str, str]:
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Labels, one a line; empty lines are passed over. Raises UsageError where there are none."""
+    """Labels, one a line; empty lines are skipped. Raises UsageError where there are none."""
     try:
         lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -154,23 +150,11 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(labels))
 
 
-def renamed(label: str, kind: Kind, scientific: Mapping[str, str]) -> str:
-    """The label under its other names; raises Unusable if it has none."""
+def rename(label: str, kind: NameKind, scientific: Mapping[str, str]) -> str:
+    """The label under its other names; raises InvalidRow if it has none."""
     if kind == "common":
         return label
     if label not in scientific:
-        raise InvalidRow(
-            "no scientific name",
-            f"{label!r} has no scientific name{did_you_mean(label, scientific)}",
-        )
+        hint = did_you_mean(label, scientific)
+        raise InvalidRow("no scientific name", f"{label!r} has no scientific name{hint}")
     return scientific[label] if kind == "scientific" else f"{scientific[label]} : {label}"
-
-
-def refuse_idle_rules(
-    rules: Sequence[NameRule], used: set[NameRule], seen: Mapping[str, set[Any]]
-) -> None:
-    """Raise UsageError for a rule that no row fits, with the values that there are."""
-    for rule in rules:
-        if rule not in used:
-            values = ", ".join(sorted(map(str, seen.get(rule.column, ())))[:12])
-            raise UsageError(f"--names {rule}: no row has it; {rule.column} is one of {values}")

@@ -1,25 +1,36 @@
-"""The protocols: how the text of an answer becomes a label. Each is data.
+"""The protocols: how the text of an answer becomes a label.
 
-Text after `<|end_of_text|>` is never read. Where several labels fit equally well, the first in the
-order of their characters' code points is taken, so numbers are the same in every process.
+A `Protocol` is data; a `Matcher` applies it to the answers of one data set. Text after
+`<|end_of_text|>` is never read. Where several labels fit equally well, the first in the order of
+their characters' code points is taken, so numbers are the same in every process.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from NatureLM.errors import UsageError
 
+Codes: TypeAlias = npt.NDArray[np.int32]
+
 END_OF_TEXT = "<|end_of_text|>"
 NO_LABEL = "None"
+UNMATCHED = -1
 DETECTION_LIMIT = 5
 """A part of a detection answer further from every label than so many edits names nothing."""
 
 ANY = "*"
 """Stands for every data set in the tables of a protocol."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
+_BLOCK = 4_000_000  # distances held at a time: 16 MB
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,6 @@ class Protocol:
         return text
 
 
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
-
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -92,3 +101,111 @@ def protocol(name: str) -> Protocol:
     if found is None:
         raise UsageError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     return found
+
+
+class Matcher:
+    """Finds the labels of answers to one data set; each distinct text is compared once.
+
+    labels: distinct, in sorted order; a label's code is its place among them
+    """
+
+    def __init__(
+        self, protocol: Protocol, dataset: str, labels: Sequence[str], *, is_detection: bool = False
+    ) -> None:
+        self.labels = tuple(labels)
+        self._protocol = protocol
+        self._dataset = dataset
+        self._limit = DETECTION_LIMIT if is_detection else protocol.limit
+        self._code = {label: code for code, label in enumerate(self.labels)}
+        self._folded: dict[str, int] = {}
+        for code, label in enumerate(self.labels):
+            self._folded.setdefault(label.strip().casefold(), code)
+        self._casefolded = [label.casefold() for label in self.labels]
+        self._known: dict[str, int] = {}
+        self._unmatched = self._code.get(protocol.unmatched, UNMATCHED)
+
+    def codes(self, answers: Sequence[str]) -> Codes:
+        """The label of each answer, UNMATCHED where there is none, (answers,)."""
+        texts = [self._protocol.read(answer, self._dataset) for answer in answers]
+        return np.array(self._matched(texts), dtype=np.int32)
+
+    def sets(self, answers: Sequence[str]) -> list[tuple[int, ...]]:
+        """The labels that each answer of a detection task names, sorted, without "None".
+
+        Parts of an answer are separated by commas; "mention" looks for labels anywhere.
+        """
+        texts = [self._protocol.read(answer, self._dataset) for answer in answers]
+        if self._protocol.match == "mention":
+            named = [self._mentioned(text) for text in texts]
+        else:
+            parts = [[part.strip() for part in text.split(",") if part.strip()] for text in texts]
+            codes = iter(self._matched([part for one in parts for part in one]))
+            named = [[next(codes) for _ in one] for one in parts]
+        nothing = {UNMATCHED, self._code.get(NO_LABEL, UNMATCHED)}
+        return [tuple(sorted(set(one) - nothing)) for one in named]
+
+    def _matched(self, texts: Sequence[str]) -> list[int]:
+        """The code of each text."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if self._protocol.match == "nearest":
+            found: Iterable[int] = nearest(new, self.labels, self._limit).tolist()
+        elif self._protocol.match == "mention":
+            found = map(self._only_mentioned, new)
+        else:
+            found = map(self._equal, new)
+        for text, code in zip(new, found, strict=True):
+            self._known[text] = self._unmatched if code == UNMATCHED else code
+        return [self._known[text] for text in texts]
+
+    def _mentioned(self, text: str) -> list[int]:
+        folded = text.casefold()
+        return [code for code, label in enumerate(self._casefolded) if label in folded]
+
+    def _only_mentioned(self, text: str) -> int:
+        named = self._mentioned(text)
+        return named[0] if len(named) == 1 else UNMATCHED
+
+    def _equal(self, text: str) -> int:
+        text = text.strip()
+        return self._code.get(text, self._folded.get(text.casefold(), UNMATCHED))
+
+
+def nearest(texts: Sequence[str], labels: Sequence[str], limit: int | None = None) -> Codes:
+    """The label of the smallest Levenshtein distance, the first in order among equals, (texts,).
+
+    UNMATCHED where the distance is above `limit`.
+    """
+    codes = np.full(len(texts), UNMATCHED, dtype=np.int32)
+    step = max(1, _BLOCK // max(1, len(labels)))
+    for start in range(0, len(texts) if len(labels) else 0, step):
+        found = _distances(labels, texts[start : start + step], limit)
+        best = found.argmin(axis=0).astype(np.int32)
+        if limit is not None:
+            best[found.min(axis=0) > limit] = UNMATCHED
+        codes[start : start + step] = best
+    return codes
+
+
+def _distances(labels: Sequence[str], texts: Sequence[str], limit: int | None) -> Codes:
+    """Distances, (labels, texts); those above the limit are some number above it."""
+    try:
+        from rapidfuzz.distance import Levenshtein
+        from rapidfuzz.process import cdist
+    except ImportError:
+        message = "scoring needs rapidfuzz: pip install 'naturelm-audio[beans]'"
+        raise UsageError(message) from None
+    # The short side first is four times faster, but with a limit the other way round is.
+    sides = (labels, texts) if limit is None else (texts, labels)
+    found: Codes = cdist(
+        *sides,
+        scorer=Levenshtein.distance,
+        dtype=np.int32,
+        score_cutoff=limit,
+        workers=_cores(),
+    )
+    return found if limit is None else found.T
+
+
+def _cores() -> int:
+    """Cores that the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

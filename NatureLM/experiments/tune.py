@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -33,28 +33,20 @@ import numpy as np
 
 from NatureLM.data.components import Task
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.answers import ReadOptions, gather_rows
-from NatureLM.evaluation.bootstrap import percentile_interval
-from NatureLM.evaluation.names import Problems
+from NatureLM.evaluation.answers import ReadOptions, load_rows
+from NatureLM.evaluation.bootstrap import BootstrapOptions, Floats, percentile_interval
 from NatureLM.evaluation.protocols import Protocol
-from NatureLM.evaluation.score import DEFAULT, BootstrapOptions, score_answers
-from NatureLM.evaluation.tasks import Floats, GroupScore, Interval
-from NatureLM.evaluation.write import write_csv, write_data, write_folder_json
+from NatureLM.evaluation.score import GroupScore, Interval, score_answers
+from NatureLM.evaluation.tasks import METRICS_OF, metric_name
+from NatureLM.evaluation.write import write_csv, write_data, write_json, write_text
 from NatureLM.merging.recipe import extrapolation_note
-from NatureLM.reports.charts import METRIC_NAMES, Curve, CurveChart, Point
+from NatureLM.reports.charts import Curve, CurveChart, Point
 
 Row: TypeAlias = dict[str, Any]
 Ask: TypeAlias = Callable[[Sequence[float]], Iterable[Row]]
 """Answers all samples at each of some α: rows as `beans score` reads them."""
 
 Side = Literal["base", "adapted"]
-METRICS_OF: dict[Task, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "precision", "recall"),
-    "detection": ("f1", "map", "precision", "recall", "accuracy"),
-    "captioning": ("cider", "spice"),
-}
-"""By what α can be chosen in each task."""
-
 _MOST_STEPS = 200
 
 
@@ -150,7 +142,7 @@ class Tuning:
 class Tuner:
     """Scores answers by one metric.
 
-    reading: names and labels of the answers; groups are made by α alone
+    options: names and labels of the answers; groups are made by α alone
 
     Raises UsageError for a metric that the samples' task does not have.
     """
@@ -159,13 +151,13 @@ class Tuner:
         self,
         metric: str,
         protocol: Protocol,
-        reading: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
-        evaluation: BootstrapOptions = DEFAULT,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
+        bootstrap: BootstrapOptions = BootstrapOptions(),  # noqa: B008 (frozen)
     ) -> None:
         self._metric = metric
         self._protocol = protocol
-        self._reading = reading
-        self._evaluation = evaluation
+        self._options = options
+        self._bootstrap = bootstrap
 
     def tune(self, ask: Ask, grid: Grid = Grid(), towards: Side = "base") -> Tuning:
         """Try the coarse values, then the fine ones around the best, and choose."""
@@ -179,33 +171,22 @@ class Tuner:
 
     def trials(self, rows: Iterable[Row]) -> list[AlphaScore]:
         """The trials of answers, one for each α; lines that cannot be scored are errors."""
-        reading = ReadOptions(
-            by=("lora_scale",),
-            labels=self._reading.labels,
-            rules=self._reading.rules,
-            scientific=self._reading.scientific,
-            cluster=self._reading.cluster,
-            task=self._reading.task,
-        )
-        problems = Problems("fail")
-        answers = gather_rows(rows, reading, problems)
+        answers = load_rows(rows, replace(self._options, by=("lora_scale",)))
         datasets = sorted({str(group.key[0]) for group in answers.groups})
         if len(datasets) > 1:
             raise UsageError(
                 f"α is chosen on one data set, and there are {', '.join(datasets)}: choose one "
                 "(--where dataset_name=NAME)"
             )
-        scores = score_answers(
-            answers, [self._protocol], problems, reading=reading, evaluation=self._evaluation
-        )
+        scores = score_answers(answers, [self._protocol], self._bootstrap)
         return [self._trial(group) for group in scores.groups]
 
     def _trial(self, group: GroupScore) -> AlphaScore:
         if self._metric not in group.metrics:  # of SPICE it is known only now
             known = ", ".join(group.metrics)
             raise UsageError(f"{self._metric} could not be measured here, only {known}")
-        evaluation = self._evaluation
-        drawn = group.samples.resampled(group.cluster_codes, evaluation.resamples, evaluation.seed)
+        resamples, seed = self._bootstrap.resamples, self._bootstrap.seed
+        drawn = group.samples.resampled(group.cluster_codes, resamples, seed)
         resampled = drawn[self._metric]
         known_values = resampled[~np.isnan(resampled)]
         return AlphaScore(
@@ -301,10 +282,10 @@ def write_tuning(
     }
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     return [
-        write_folder_json(about, folder, "tune.json"),
+        write_json(folder / "tune.json", about),
         write_csv(folder / "tune.csv", COLUMNS, [list(record.values()) for record in records]),
-        write_data(folder / "alpha.yml", _SETTING.format(alpha=tuning.chosen.alpha).encode()),
-        write_data(folder / "answers.jsonl", lines.encode()),
+        write_text(folder / "alpha.yml", _SETTING.format(alpha=tuning.chosen.alpha)),
+        write_text(folder / "answers.jsonl", lines),
     ]
 
 
@@ -314,14 +295,14 @@ def draw_tuning(tuning: Tuning, folder: Path) -> list[Path]:
 
     figure = draw(chart_of(tuning))
     return [
-        write_data(folder / "tune.svg", svg(figure).encode()),
+        write_text(folder / "tune.svg", svg(figure)),
         write_data(folder / "tune.png", png(figure)),
     ]
 
 
 def chart_of(tuning: Tuning) -> CurveChart:
     """The trials as a curve; level lines are the baselines and what was good enough."""
-    name = METRIC_NAMES.get(tuning.metric, tuning.metric)
+    name = metric_name(tuning.metric)
     points = [Point(one.alpha, one.value, *(one.interval or (None, None))) for one in tuning.trials]
     return CurveChart(
         key="tune",
@@ -343,7 +324,7 @@ def chart_of(tuning: Tuning) -> CurveChart:
 def verdict(tuning: Tuning) -> str:
     """The choice in a sentence or two."""
     best, chosen = tuning.best, tuning.chosen
-    name = METRIC_NAMES.get(tuning.metric, tuning.metric)
+    name = metric_name(tuning.metric)
     if chosen is best:
         text = (
             f"Use α = {chosen.alpha:g}: {name} is highest there, {best.value:.3f}, and falls by "

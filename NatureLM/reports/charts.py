@@ -9,17 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from NatureLM.data.components import Task
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.score import Scores
-from NatureLM.evaluation.tasks import GroupScore
+from NatureLM.evaluation.score import GroupScore, Scores
+from NatureLM.evaluation.tasks import METRICS_OF, metric_name
 
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "map": "mean average precision",
-    "cider": "CIDEr",
-    "spice": "SPICE",
-}
+_WITHOUT_CURVES = ("precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -116,8 +111,9 @@ def metric_charts(dataset: str, lines: Sequence[Series]) -> list[CurveChart]:
     """A chart for each metric of a data set, with a curve for each of its lines."""
     metrics = [
         name
-        for name in SHOWN_METRICS[lines[0].task]
-        if all(name in group.metrics for line in lines for group in line.groups)
+        for name in METRICS_OF[lines[0].task]
+        if name not in _WITHOUT_CURVES
+        and all(name in group.metrics for line in lines for group in line.groups)
     ]
     return [_metric_chart(dataset, lines, name) for name in metrics]
 
@@ -154,8 +150,8 @@ def _metric_chart(dataset: str, lines: Sequence[Series], metric: str) -> CurveCh
     )
     return CurveChart(
         key=f"{dataset}-{metric}",
-        title=f"{dataset}: {METRIC_NAMES[metric]}",
-        measure=METRIC_NAMES[metric],
+        title=f"{dataset}: {metric_name(metric)}",
+        measure=metric_name(metric),
         curves=curves,
         baselines=_common_baselines(lines, metric),
         is_share=metric != "cider",
@@ -189,25 +185,14 @@ def _heat_chart(name: str, metric: str, lines: Sequence[Series]) -> GridChart:
         values.append(tuple(there.get(alpha) for alpha in alphas))
     return GridChart(
         key=f"datasets-{name}-{metric}",
-        title=f"{METRIC_NAMES[metric]} of {name} by data set and α",
-        measure=METRIC_NAMES[metric],
+        title=f"{metric_name(metric)} of {name} by data set and α",
+        measure=metric_name(metric),
         rows=tuple(line.dataset for line in lines),
         columns=tuple(f"{alpha:g}" for alpha in alphas),
         values=tuple(values),
         row_title="",
         column_title="α",
     )
-
-
-MAIN_METRIC = {"classification": "accuracy", "detection": "f1", "captioning": "cider"}
-"""By which the best α of a line is chosen."""
-
-SHOWN_METRICS = {
-    "classification": ("accuracy", "f1"),
-    "detection": ("f1", "map", "accuracy"),
-    "captioning": ("cider", "spice"),
-}
-"""The metrics with a curve of their own."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +207,7 @@ class Series:
 
     dataset: str
     name: str
-    task: str
+    task: Task
     groups: tuple[GroupScore, ...]
     alphas: tuple[float | None, ...]
     prompt: str | None
@@ -230,7 +215,7 @@ class Series:
     @property
     def main_metric(self) -> str:
         """The metric by which the best α is chosen; accuracy where the task's is not defined."""
-        wanted = MAIN_METRIC[self.task]
+        wanted = METRICS_OF[self.task][0]
         return wanted if all(wanted in group.metrics for group in self.groups) else "accuracy"
 
     @property

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from NatureLM.evaluation.bootstrap import percentile_interval, resampled_mean
-from NatureLM.evaluation.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS
-from NatureLM.evaluation.score import DEFAULT, BootstrapOptions
-from NatureLM.evaluation.tasks import Floats, GroupScore, Matcher
+from NatureLM.evaluation.bootstrap import (
+    BootstrapOptions,
+    Floats,
+    percentile_interval,
+    resampled_mean,
+)
+from NatureLM.evaluation.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS, Matcher
+from NatureLM.evaluation.score import GroupScore
 from NatureLM.reports.charts import Curve, CurveChart, Point, Series
 
 
@@ -33,8 +37,8 @@ class AnswerFormat:
 class FormReader:
     """Measures the form of groups; a distinct answer is looked at once for the same labels."""
 
-    def __init__(self, evaluation: BootstrapOptions = DEFAULT) -> None:
-        self._evaluation = evaluation
+    def __init__(self, bootstrap: BootstrapOptions) -> None:
+        self._bootstrap = bootstrap
         self._matchers: dict[tuple[str, tuple[str, ...]], Matcher] = {}
 
     def form(self, alpha: float | None, group: GroupScore) -> AnswerFormat:
@@ -73,8 +77,8 @@ class FormReader:
         resampled = resampled_mean(
             values,
             group.cluster_codes,
-            resamples=self._evaluation.resamples,
-            seed=self._evaluation.seed,
+            resamples=self._bootstrap.resamples,
+            seed=self._bootstrap.seed,
         )
         low, high = percentile_interval(resampled) or (None, None)
         return Point(alpha, float(values.mean()), low, high)

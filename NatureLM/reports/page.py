@@ -17,9 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from NatureLM.evaluation.tasks import metric_name
 from NatureLM.evaluation.write import write_csv, write_data
 from NatureLM.reports.charts import (
-    METRIC_NAMES,
     ChangeChart,
     Chart,
     CurveChart,
@@ -122,7 +122,7 @@ def _line(one: LineReport, drawn: Mapping[str, str]) -> Iterator[str]:
 
 def _headline(line: Series) -> str:
     """What happened to the main metric along α, in a sentence."""
-    name = METRIC_NAMES[line.main_metric]
+    name = metric_name(line.main_metric)
     best = line.groups[line.best]
     interval = best.intervals.get(line.main_metric)
     measured = str(Measured(best.metrics[line.main_metric], *(interval or (None, None))))

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.answers import StringTable
-from NatureLM.evaluation.score import DEFAULT, BootstrapOptions, Scores
-from NatureLM.evaluation.tasks import GroupScore
+from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.score import GroupScore, Scores
 from NatureLM.reports.charts import (
     Chart,
     CurveChart,
@@ -69,7 +68,7 @@ def choose_answers(lines: Sequence[Series], limit: int) -> Shown:
     ]
     total = sum(len(line.groups[place].ids) for line, place in groups)
     most = _samples_of_each(groups, limit)
-    texts = StringTable()
+    texts: dict[str, int] = {}
     rows: list[list[float | int]] = []
     for number, (line, place) in enumerate(groups):
         rows += _rows(number, line.groups[place], most, texts)
@@ -79,7 +78,7 @@ def choose_answers(lines: Sequence[Series], limit: int) -> Shown:
             [line.dataset, line.name, line.alphas[place], line.task == "captioning"]
             for line, place in groups
         ],
-        "texts": texts.texts,
+        "texts": list(texts),
         "rows": rows,
     }
     return Shown(data, len(rows), total, most)
@@ -101,7 +100,9 @@ def _order(group: GroupScore) -> list[int]:
     return sorted(range(len(group.ids)), key=key)
 
 
-def _rows(number: int, group: GroupScore, most: int, texts: StringTable) -> list[list[float | int]]:
+def _rows(
+    number: int, group: GroupScore, most: int, texts: dict[str, int]
+) -> list[list[float | int]]:
     taken, right = group.samples.predicted, group.samples.correct
     rows = []
     for sample in sorted(_order(group)[:most]):
@@ -110,7 +111,13 @@ def _rows(number: int, group: GroupScore, most: int, texts: StringTable) -> list
             answer = f"{answer[:LONGEST]} … ({len(answer) - LONGEST} more characters)"
         shown = (group.ids[sample], group.labels[sample], answer, taken[sample])
         score = round(float(right[sample]), 3)
-        rows.append([number, *map(texts.number, shown), int(score) if score in (0, 1) else score])
+        rows.append(
+            [
+                number,
+                *(texts.setdefault(text, len(texts)) for text in shown),
+                int(score) if score in (0, 1) else score,
+            ]
+        )
     return rows
 
 
@@ -187,14 +194,14 @@ def make_report(
     sources: Sequence[str] = (),
     between: tuple[float, float] | None = None,
     most_answers: int = MOST_ANSWERS,
-    evaluation: BootstrapOptions = DEFAULT,
+    bootstrap: BootstrapOptions = BootstrapOptions(),  # noqa: B008 (frozen)
 ) -> Report:
     """Arrange scores of one protocol for reading.
 
     sources: names of the files that were scored
     between: the two α whose classes are compared; None takes α = 1 and the best of each line
     most_answers: how many single answers are shown at most
-    evaluation: how intervals of the answers' form are made; take the one of the scores
+    bootstrap: how intervals of the answers' form are made; take the one of the scores
 
     Raises UsageError for scores of several protocols, and where an α of `between` is missing.
     """
@@ -205,13 +212,13 @@ def make_report(
         )
     datasets = datasets_of(lines_of(scores))
     lines = [line for found in datasets.values() for line in found]
-    reader = FormReader(evaluation)
+    reader = FormReader(bootstrap)
     forms = {(line.dataset, line.name): forms_of(line, reader) for line in lines}
     names = _Names()
     overview = tuple(map(names.unique, heat_charts(datasets)))
     return Report(
         title=title,
-        facts=_facts(scores, sources, next(iter(protocols)), evaluation),
+        facts=_facts(scores, sources, next(iter(protocols)), bootstrap),
         metrics=names.unique(metrics_table(lines)),
         form=names.unique(form_table(lines, list(forms.values()))),
         overview=overview,
@@ -274,7 +281,7 @@ def _line_report(line: Series, between: tuple[float, float] | None, names: _Name
 
 
 def _facts(
-    scores: Scores, sources: Sequence[str], protocol: str, evaluation: BootstrapOptions
+    scores: Scores, sources: Sequence[str], protocol: str, bootstrap: BootstrapOptions
 ) -> dict[str, str]:
     by = sorted({group.cluster_by for group in scores.groups})
     samples = max(len(group.ids) for group in scores.groups)
@@ -282,7 +289,7 @@ def _facts(
     facts = {
         "Answers": f"{scores.answers:,} in {groups} groups of up to {samples:,} samples",
         "Protocol": protocol,
-        "Intervals": f"95 % bootstrap, {evaluation.resamples:,} resamples by {' or '.join(by)}",
+        "Intervals": f"95 % bootstrap, {bootstrap.resamples:,} resamples by {' or '.join(by)}",
         "Lines left out": f"{len(scores.problems):,}",
     }
     return ({"Files": ", ".join(sources)} if sources else {}) | facts

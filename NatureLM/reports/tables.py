@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from NatureLM.evaluation.tasks import ClassRow, GroupScore
+from NatureLM.evaluation.score import GroupScore
+from NatureLM.evaluation.tasks import METRICS, ClassRow, metric_name
 from NatureLM.reports.charts import (
-    METRIC_NAMES,
     Change,
     ChangeChart,
     GridChart,
@@ -25,13 +25,16 @@ from NatureLM.reports.charts import (
 from NatureLM.reports.form import AnswerFormat
 
 MOST_CONFUSIONS = 50
-_METRICS = ("accuracy", "precision", "recall", "f1", "map", "cider", "spice")
 
 
 def metrics_table(lines: Sequence[Series]) -> Table:
     """All metrics of all lines at every α, with intervals and the baselines beside them."""
     groups = [group for line in lines for group in line.groups]
-    metrics = [name for name in _METRICS if any(name in group.metrics for group in groups)]
+    metrics = [
+        name
+        for name in METRICS
+        if name != "top1" and any(name in group.metrics for group in groups)
+    ]
     rows = []
     for line in lines:
         for alpha, group in zip(line.alphas, line.groups, strict=True):
@@ -42,7 +45,7 @@ def metrics_table(lines: Sequence[Series]) -> Table:
             for kind in ("majority", "random"):
                 cells.append(group.baselines.get(kind, {}).get(line.main_metric))
             rows.append(tuple(cells))
-    names = [METRIC_NAMES.get(name, name) for name in metrics]
+    names = [metric_name(name) for name in metrics]
     return Table(
         key="metrics",
         title="Metrics with 95 % intervals; majority and random are what answers without "

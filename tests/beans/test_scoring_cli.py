@@ -226,7 +226,7 @@ BAD_LINES = {
         "bad.wav: empty",
         "no answer",
     ),
-    "number as answer": ({"prediction": 3}, "the answer is 3; a text is needed", "wrong value"),
+    "number as answer": ({"prediction": 3}, "the answer is 3; a string is needed", "wrong value"),
     "null label": ({"label": None}, "label is null", "wrong value"),
     "empty label": ({"label": " "}, "label is empty", "wrong value"),
     "list as label": ({"label": ["Walrus"]}, "label is ['Walrus']", "wrong value"),
@@ -379,7 +379,7 @@ def test_order_of_lines_and_hash_seed_change_nothing(
         "from pathlib import Path\n"
         "scores = score([sys.argv[1]], list(PROTOCOLS.values()))\n"
         "tables = [[repr(r) for r in g.samples.confusion_rows()] for g in scores.groups]\n"
-        "write_json([scores.records(), tables], Path(sys.argv[2]))\n"
+        "write_json(Path(sys.argv[2]), [scores.records(), tables])\n"
     )
     made = [tmp_path / f"{seed}.json" for seed in range(10)]
     for start in range(0, 10, 2):

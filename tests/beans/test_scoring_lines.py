@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.names import ScoringError
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.evaluation.score import score
 from NatureLM.evaluation.write import write_scores
 
 json_values = st.recursive(
@@ -61,7 +62,7 @@ def test_every_line_is_scored_or_counted(
     path.write_text("".join(json.dumps(one) + "\n" for one in content), "utf-8")
     few = BootstrapOptions(resamples=5)
     try:
-        scores = score([path], [protocol("paper")], evaluation=few, on_error="skip")
+        scores = score([path], [protocol("paper")], bootstrap=few, on_error="skip")
     except UsageError:
         with pytest.raises(UsageError, match="no answer that can be scored"):
             score([path], [protocol("strict")], on_error="skip")
@@ -69,7 +70,7 @@ def test_every_line_is_scored_or_counted(
     records = scores.records()
     assert sum(record["n"] for record in records) + len(scores.problems) == len(content)
     assert {record["errors"] for record in records} == {len(scores.problems)}
-    assert len({problem.line for problem in scores.problems.found}) == len(scores.problems)
+    assert len({problem.line for problem in scores.problems}) == len(scores.problems)
     for record in records:
         assert record["accuracy"] is None or 0 <= record["accuracy"] <= 1
     write_scores(scores, folder / "out", {})
@@ -94,6 +95,6 @@ def test_tasks_of_a_data_set_are_not_mixed(write_answers: Any, make_row: Any) ->
     with pytest.raises(ScoringError, match=r":3: task is 'captioning', and rows of 'mine' before"):
         score([path], [protocol("strict")])
     one_task = ReadOptions(task="classification")
-    assert score([path], [protocol("strict")], reading=one_task).records()[0]["n"] == 3
-    apart = score([write_answers([made[0], made[2]])], [protocol("strict")], reading=BY_TASK)
+    assert score([path], [protocol("strict")], options=one_task).records()[0]["n"] == 3
+    apart = score([write_answers([made[0], made[2]])], [protocol("strict")], options=BY_TASK)
     assert [group.task for group in apart.groups] == ["captioning", "classification"]

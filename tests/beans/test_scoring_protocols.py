@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.protocols import PROTOCOLS, protocol
-from NatureLM.evaluation.tasks import UNMATCHED, Matcher, nearest
+from NatureLM.evaluation.protocols import PROTOCOLS, UNMATCHED, Matcher, nearest, protocol
 
 BIRDS = ("American Robin", "Common Loon", "Gray Wolf", "Veery")
 

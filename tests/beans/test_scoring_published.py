@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.captions import cider
 from NatureLM.evaluation.names import parse_rules, read_map
-from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import BootstrapOptions, score
-from NatureLM.evaluation.tasks import LabelSets, Matcher
+from NatureLM.evaluation.protocols import Matcher, protocol
+from NatureLM.evaluation.score import score
+from NatureLM.evaluation.tasks import LabelSets
 
 TOLERANCE = 1e-9
 NAMES = {
@@ -60,7 +61,7 @@ def test_published_numbers(published: Path, file: str, numbers: int) -> None:
     protocols = [protocol("beans-zero"), protocol("paper")]
     if file not in QUERIES:
         protocols.append(protocol("mention"))
-    scores = score([published / f"{file}.jsonl.gz"], protocols, reading=reading, evaluation=FEW)
+    scores = score([published / f"{file}.jsonl.gz"], protocols, options=reading, bootstrap=FEW)
     compared = 0
     for record in scores.records():
         name = f"{file}/{QUERIES[file][record['query']]}" if file in QUERIES else file
@@ -184,7 +185,7 @@ def test_made_answers_give_the_numbers_of_the_textbook(
         rules=parse_rules(["query=1:scientific", "query=2:both"]), scientific=SCIENTIFIC
     )
     protocols = [protocol("paper"), protocol("strict")]
-    scores = score([write_answers(rows, "made.jsonl.gz")], protocols, reading=reading)
+    scores = score([write_answers(rows, "made.jsonl.gz")], protocols, options=reading)
     assert len(scores.groups) == len(wanted)
     for record in scores.records():
         numbers = wanted[record["query"], record["lora_scale"], record["protocol"]]

@@ -178,7 +178,7 @@ def test_the_components_of_beans_zero() -> None:
         "captioning": 1,
     }
     assert known["esc50"].max_duration == 5
-    assert known["dcase"].metric == "F1"
+    assert known["dcase"].task == "detection"
     assert known["captioning"].labels == ()
     assert known["zf-indiv"].labels == ("More", "One")
     assert len(component("cbi").labels) == 264
@@ -195,6 +195,7 @@ def test_beans_info_shows_all_and_one() -> None:
     assert result.exit_code == 0
     assert "others" in result.stdout
     assert "accuracy" in result.stdout
+    assert "F1" in CliRunner().invoke(beans_app, ["info", "dcase"]).stdout
     result = CliRunner().invoke(beans_app, ["info", "humbug"])
     assert result.exit_code == 2
     assert "did you mean humbugdb?" in result.stderr

@@ -19,8 +19,9 @@ pytest.importorskip("rapidfuzz")
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.evaluation.score import score
 from NatureLM.experiments.tune import (
     AlphaScore,
     Grid,
@@ -94,7 +95,7 @@ def test_values_are_those_of_scoring(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answers.rows))
     scores = score(
-        [path], [protocol("strict")], reading=READING, evaluation=BootstrapOptions(resamples=200)
+        [path], [protocol("strict")], options=READING, bootstrap=BootstrapOptions(resamples=200)
     )
     records = {record["lora_scale"]: record for record in scores.records()}
     assert len(records) == len(tuning.trials)

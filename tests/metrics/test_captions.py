@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from NatureLM.evaluation.captions import Spice, SpiceError, cider, find_spice
+from NatureLM.evaluation.captions import Spice, cider, find_spice
+from NatureLM.evaluation.names import ScoringError
 
 REFERENCES = ["a wolf howls at night", "rain falls on a quiet lake", "a loon wails over the lake"]
 
@@ -68,7 +69,7 @@ def test_spice_calls_its_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(spice, Spice)
     assert spice(["owl", "wolf", ""], ["owl", "loon", "loon"]).tolist() == [1.0, 0.0, 0.0]
     program(tmp_path, "java", "import sys; sys.exit('no memory')\n")
-    with pytest.raises(SpiceError, match=r"spice\.jar.*no memory"):
+    with pytest.raises(ScoringError, match=r"spice\.jar.*no memory"):
         spice(["owl"], ["owl"])
 
 

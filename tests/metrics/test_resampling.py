@@ -37,7 +37,7 @@ def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     cells, clusters = np.arange(40) % 3, np.arange(40) // 2
     whole = all_of(cells, clusters)
     monkeypatch.setattr(resampling, "_BLOCK", 500)
-    resampling._remembered.cache_clear()
+    resampling._kept.cache_clear()
     assert len(list(cell_counts(cells, clusters, resamples=200, seed=3))) > 5
     np.testing.assert_array_equal(all_of(cells, clusters), whole)
 

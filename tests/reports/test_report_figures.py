@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.evaluation.score import score
 from NatureLM.reports.figures import DARK, LIGHT, draw, fitted, inline_svg, style_sheet, svg
 from NatureLM.reports.report import make_report
 
@@ -56,8 +57,8 @@ def test_no_text_overlaps_another_or_the_edge(
 ) -> None:
     rows = make_rows(names=names, samples=60, queries=QUERIES, alphas=[0, 0.05, 0.35, 0.4, 1])
     rows += make_rows(names=names, samples=60, dataset="cbi", queries=[0], alphas=[0, 0.4, 1.0])
-    scores = score([write_rows(rows)], [protocol("strict")], evaluation=FEW)
-    charts = list(make_report(scores, evaluation=FEW).charts())
+    scores = score([write_rows(rows)], [protocol("strict")], bootstrap=FEW)
+    charts = list(make_report(scores, bootstrap=FEW).charts())
     assert len({chart.key for chart in charts}) == len(charts)
     last = [chart for chart in charts if "query-6" in chart.key or "watkins-words" in chart.key]
     for chart in charts[:6] + last:
@@ -82,8 +83,8 @@ def overlap(a: Any, b: Any) -> bool:
 def test_pages_take_the_colours_of_light_or_dark(
     make_rows: Callable[..., Rows], write_rows: Callable[..., Path]
 ) -> None:
-    scores = score([write_rows(make_rows())], [protocol("strict")], evaluation=FEW)
-    chart = make_report(scores, evaluation=FEW).datasets[0].charts[0]
+    scores = score([write_rows(make_rows())], [protocol("strict")], bootstrap=FEW)
+    chart = make_report(scores, bootstrap=FEW).datasets[0].charts[0]
     alone = svg(draw(chart))
     inside = inline_svg(alone, "key", "title")
     assert set(re.findall(r"#[0-9a-f]{6}\b", alone)) <= set(LIGHT.values())

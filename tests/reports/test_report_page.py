@@ -17,8 +17,9 @@ import pytest
 
 from NatureLM.cli import main
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import BootstrapOptions, score
+from NatureLM.evaluation.score import score
 from NatureLM.reports.page import write_report
 from NatureLM.reports.report import make_report
 from NatureLM.reports.tables import Measured, Table, latex, markdown
@@ -137,9 +138,9 @@ def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere(
     read_page: Callable[[Path], Any],
     tmp_path: Path,
 ) -> None:
-    scores = score([write_rows(make_rows())], [protocol("strict")], evaluation=FEW)
+    scores = score([write_rows(make_rows())], [protocol("strict")], bootstrap=FEW)
     for limit, samples in ((100, 10), (3000, 36), (0, 0)):
-        report = make_report(scores, most_answers=limit, evaluation=FEW)
+        report = make_report(scores, most_answers=limit, bootstrap=FEW)
         shown = report.answers
         assert shown.samples == samples
         assert len(shown.data["rows"]) == shown.shown == samples * 10
@@ -160,7 +161,7 @@ def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere(
 
 
 def shown_rows(scores: Any) -> list[tuple[Any, ...]]:
-    data = make_report(scores, most_answers=20, evaluation=FEW).answers.data
+    data = make_report(scores, most_answers=20, bootstrap=FEW).answers.data
     texts = data["texts"]
     return [(row[0], *(texts[place] for place in row[1:5]), row[5]) for row in data["rows"]]
 
@@ -174,8 +175,8 @@ def test_captions_are_neither_right_nor_wrong(
         row | {"dataset_name": "captioning", "label": f"A {row['label']} sings.", "prediction": "?"}
         for row in rows
     ]
-    scores = score([write_rows(rows + captions)], [protocol("strict")], evaluation=FEW)
-    groups = make_report(scores, evaluation=FEW).answers.data["groups"]
+    scores = score([write_rows(rows + captions)], [protocol("strict")], bootstrap=FEW)
+    groups = make_report(scores, bootstrap=FEW).answers.data["groups"]
     assert [(dataset, is_caption) for dataset, _, _, is_caption in groups] == [
         ("captioning", True),
         ("watkins", False),
@@ -225,7 +226,7 @@ def test_scores_of_several_protocols_are_refused(
     make_rows: Callable[..., Rows], write_rows: Callable[..., Path]
 ) -> None:
     path = write_rows(make_rows(samples=6))
-    scores = score([path], [protocol("strict"), protocol("mention")], evaluation=FEW)
+    scores = score([path], [protocol("strict"), protocol("mention")], bootstrap=FEW)
     with pytest.raises(UsageError, match="a report shows one protocol"):
         make_report(scores)
 

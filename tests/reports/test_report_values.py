@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from NatureLM.evaluation.answers import ReadOptions, gather_rows
-from NatureLM.evaluation.names import Problems
+from NatureLM.evaluation.answers import ReadOptions, load_rows
+from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import BootstrapOptions, Scores, score, score_answers
+from NatureLM.evaluation.score import Scores, score, score_answers
 from NatureLM.reports.charts import CurveChart
 from NatureLM.reports.figures import draw
 from NatureLM.reports.page import write_report
@@ -31,16 +31,14 @@ SVG = "{http://www.w3.org/2000/svg}"
 def scores(make_rows: Callable[..., Rows]) -> Scores:
     """Two questions to two data sets at five α."""
     rows = make_rows() + make_rows(dataset="cbi", samples=24)
-    problems = Problems()
-    answers = gather_rows(rows, ReadOptions(), problems)
-    return score_answers(answers, [protocol("mention")], problems, evaluation=FEW)
+    return score_answers(load_rows(rows, ReadOptions()), [protocol("mention")], FEW)
 
 
 @pytest.fixture(scope="module")
 def folder(scores: Scores, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of those scores."""
     made = tmp_path_factory.mktemp("report")
-    write_report(make_report(scores, evaluation=FEW), made)
+    write_report(make_report(scores, bootstrap=FEW), made)
     return made
 
 
@@ -98,7 +96,7 @@ def level(root: Any, gid: str) -> float:
 
 
 def test_bands_are_the_intervals(scores: Scores) -> None:
-    chart = next(iter(make_report(scores, evaluation=FEW).datasets[1].charts))
+    chart = next(iter(make_report(scores, bootstrap=FEW).datasets[1].charts))
     assert isinstance(chart, CurveChart)
     figure = draw(chart)
     (band,) = [one for one in figure.axes[0].collections if one.get_gid() == "band-0"]
@@ -186,8 +184,8 @@ def test_one_alpha_has_a_mark_for_each_question(
     make_rows: Callable[..., Rows], write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_rows(make_rows(alphas=[1.0], queries=["plain", "a question in words"]))
-    scores = score([path], [protocol("strict")], evaluation=FEW)
-    report = make_report(scores, evaluation=FEW)
+    scores = score([path], [protocol("strict")], bootstrap=FEW)
+    report = make_report(scores, bootstrap=FEW)
     figure = draw(report.datasets[0].charts[0])
     marks = {
         line.get_gid(): line.get_xdata()[0]
@@ -217,8 +215,8 @@ def test_other_tasks(
         for shift in (0, 1)
         for number in range(20)
     ]
-    scores = score([write_rows(rows)], [protocol("beans-zero")], evaluation=FEW)
-    write_report(make_report(scores, evaluation=FEW), tmp_path / task)
+    scores = score([write_rows(rows)], [protocol("beans-zero")], bootstrap=FEW)
+    write_report(make_report(scores, bootstrap=FEW), tmp_path / task)
     charts = read_page(tmp_path / task).charts
     metric = {"detection": "f1", "captioning": "cider"}[task]
     points = charts[f"mine-{metric}"]["curves"][0]["points"]
@@ -242,9 +240,9 @@ def test_published_curves(
     rules = parse_rules(["query=1:scientific", "query=2:both"])
     reading = ReadOptions(rules=rules, scientific=read_map(published / "cbi_scientific_names.json"))
     scores = score(
-        [published / "cbi.jsonl.gz"], [protocol("paper")], reading=reading, evaluation=FEW
+        [published / "cbi.jsonl.gz"], [protocol("paper")], options=reading, bootstrap=FEW
     )
-    write_report(make_report(scores, evaluation=FEW), tmp_path / "cbi")
+    write_report(make_report(scores, bootstrap=FEW), tmp_path / "cbi")
     page = read_page(tmp_path / "cbi")
     curves = page.charts["cbi-accuracy"]["curves"]
     for curve, name in zip(curves, ("common", "scientific", "combined"), strict=True):
@@ -266,7 +264,7 @@ def test_a_detection_without_any_label(
     rows = make_rows(samples=6, dataset="gibbons", queries=[0], alphas=[0.0, 1.0])
     for number, row in enumerate(rows):
         row |= {"label": "None", "prediction": "None" if number % 3 else "Hoolock"}
-    report = make_report(score([write_rows(rows)], [protocol("beans-zero")], evaluation=FEW))
+    report = make_report(score([write_rows(rows)], [protocol("beans-zero")], bootstrap=FEW))
     (line,) = report.lines
     assert line.main_metric == "accuracy"
     charts = {chart.key: chart for chart in report.charts()}
