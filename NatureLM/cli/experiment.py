@@ -126,7 +126,7 @@ def _extended(
 
 
 def _plan(experiment: Experiment) -> Plan:
-    from NatureLM.experiments.run import make_plan
+    from NatureLM.experiments.plan import make_plan
     from NatureLM.merging.recipe import extrapolation_note
 
     for alpha in experiment.extended.lora_scales:
@@ -134,7 +134,7 @@ def _plan(experiment: Experiment) -> Plan:
         if note is not None:
             logger.warning(note)
     template = experiment.config.model.prompt_template
-    return make_plan(experiment.extended, template, warn=logger.warning)
+    return make_plan(experiment.extended, template)
 
 
 def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
@@ -163,7 +163,6 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
                 cache_dir=request.cache_dir,
                 workers=request.workers,
                 progress=progress,
-                warn=logger.warning,
             )
     except KeyboardInterrupt as interrupt:
         raise Stopped(
@@ -177,7 +176,7 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
             _score(summary.path)
         else:
             typer.echo(f"Score them: beans score {summary.path} --output-path scores")
-    return SOME_FAILED if summary.errors else 0
+    return SOME_FAILED if summary.progress.errors else 0
 
 
 def _score(answers: Path) -> None:
@@ -271,7 +270,7 @@ def describe(experiment: Experiment, plan: Plan) -> list[str]:
         ("plan", plan.fingerprint()),
     ]
     lines = [f"{name:<13}{value}" for name, value in facts]
-    for cell in plan.cells_of(plan.samples[0]):
+    for cell in plan.trials_of(plan.samples[0]):
         if cell.alpha == plan.alphas[0]:
             lines += [
                 "",
@@ -283,7 +282,7 @@ def describe(experiment: Experiment, plan: Plan) -> list[str]:
 
 
 def _time(experiment: Experiment, plan: Plan) -> str:
-    from NatureLM.experiments.run import LARGE, SMALL, estimate_seconds
+    from NatureLM.experiments.plan import LARGE, SMALL, estimate_seconds
     from NatureLM.models.registry import EMBEDDED
 
     speed = SMALL if experiment.model == EMBEDDED else LARGE

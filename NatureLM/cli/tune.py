@@ -183,7 +183,7 @@ def _overrides(
 
 def _plan(config: Config) -> Plan:
     """What is asked, once of each sample; α comes later."""
-    from NatureLM.experiments.run import make_plan
+    from NatureLM.experiments.plan import make_plan
 
     extended = config.extended
     if extended is None or extended.data is None:
@@ -194,7 +194,7 @@ def _plan(config: Config) -> Plan:
             "choose one with --query"
         )
     extended = extended.model_copy(update={"lora_scales": [1.0]})
-    return make_plan(extended, config.model.prompt_template, warn=logger.warning)
+    return make_plan(extended, config.model.prompt_template)
 
 
 def _task(plan: Plan, named: str | None) -> str:
@@ -230,7 +230,7 @@ def _asker(
     from NatureLM.experiments.run import Answerer
     from NatureLM.inference.loading import processor_of
 
-    cells = list(plan.with_template(processor_of(model).prompt_template).cells())
+    cells = list(plan.with_template(processor_of(model).prompt_template).trials())
     say(f"Encoding {len(cells)} samples")
     generation = config.generate.model_dump(exclude={"merging_alpha"})
     bar = ProgressBar("bar", "{task.completed}/{task.total} answers")
@@ -238,13 +238,13 @@ def _asker(
     def report(done: int, total: int) -> None:
         bar.update(done, total=total)
 
-    answerer = Answerer(model, cells, **means, note=logger.warning, report=report, **generation)
+    answerer = Answerer(model, cells, **means, report=report, **generation)
     for problem in answerer.left_out.values():
         say(f"left out: {problem}")
 
     def ask(alphas: Sequence[float]) -> list[dict[str, Any]]:
         listed = ", ".join(f"{alpha:g}" for alpha in alphas)
-        say(f"Asking {len(answerer.cells)} samples at α = {listed}")
+        say(f"Asking {len(answerer.trials)} samples at α = {listed}")
         with bar:
             rows = answerer(alphas)
         kept.extend(rows)
@@ -404,7 +404,7 @@ def calibrate(
 
     def score(of_samples: Sequence[Sample]) -> list[Scored]:
         say(f"Scoring {len(names)} labels on {len(of_samples)} recordings")
-        return score_samples(loaded, of_samples, names, asked, note=logger.warning, **how)
+        return score_samples(loaded, of_samples, names, asked, **how)
 
     fitted = score(samples)
     tested = fitted if others is None else score(others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -21,18 +22,16 @@ from NatureLM.evaluation.metrics import (
 from NatureLM.experiments.run import ClipLoader
 from NatureLM.generation.labels import NOTHING, LabelScores, Normalize
 from NatureLM.inference.calibration import Calibration, fit_temperature
+from NatureLM.inference.loading import processor_of
 
 if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EmbeddingCache
     from NatureLM.generation.request import Request
     from NatureLM.models import NatureLM
 
+logger = logging.getLogger(__name__)
 
 _SMALLEST = 1e-12  # of a probability, so that its logarithm is finite
-
-
-class ConfidenceError(NatureLMError):
-    """Confidences cannot be fitted or measured on these recordings."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +85,22 @@ def score_samples(
     alpha: float = 1.0,
     normalize: Normalize = "sum",
     embeddings: EmbeddingCache | None = None,
-    note: Callable[[str], None] = lambda text: None,
 ) -> list[Scored]:
     """The scores of the labels and `None` for the first window of each sample, in their order.
 
     embeddings: where encoded clips are kept from one call to the next
-    note: told which recordings cannot be read, and are left out
 
-    Raises ConfidenceError where none can be read.
+    Recordings that cannot be read are logged and left out.
+
+    Raises NatureLMError where none can be read.
     """
     from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
     from NatureLM.generation.labels import LabelChoice
     from NatureLM.generation.request import Answer, Request
     from NatureLM.prompts import PLACEHOLDER
 
-    ears = ClipLoader(model, (sample.clip for sample in samples))
-    assert model.processor is not None, "Ears refuses a model without a processor"
-    prompt = model.processor.render(query)
+    load = ClipLoader(model, (sample.clip for sample in samples))
+    prompt = processor_of(model).render(query)
     names = tuple(labels) if NOTHING in labels else (*labels, NOTHING)
     choice = LabelChoice(names, normalize=normalize)
 
@@ -112,17 +110,17 @@ def score_samples(
             yield Request(place, prompt, clips, alpha, choice=choice)
 
     found: list[Scored] = []
-    engine = Engine(model, embeddings=embeddings, note=note)
+    engine = Engine(model, embeddings=embeddings, note=logger.warning)
     with fold_if_single_alpha(model, [alpha]):
-        for answer in yield_in_input_order(engine.run, requests(), ears):
+        for answer in yield_in_input_order(engine.run, requests(), load):
             assert isinstance(answer, Answer)
             sample = samples[cast(int, answer.key)]
             if answer.scores is not None:
                 found.append(Scored(sample, answer.scores))
             else:
-                note(f"left out: {answer.error}")
+                logger.warning("left out: %s", answer.error)
     if not found:
-        raise ConfidenceError("no recording could be heard, so there is nothing to go by")
+        raise NatureLMError("no recording could be heard, so there is nothing to go by")
     return found
 
 
@@ -136,11 +134,11 @@ def fit_calibration(
 ) -> Calibration:
     """The temperature of samples whose label is among those that were scored.
 
-    Raises ConfidenceError where there is none.
+    Raises NatureLMError where there is none.
     """
     usable = [one for one in scored if one.sample.label in one.scores.labels]
     if not usable:
-        raise ConfidenceError(
+        raise NatureLMError(
             "no recording has a label that is in the list, so there is nothing to fit to"
         )
     temperature = fit_temperature(

@@ -1,37 +1,28 @@
-"""What decides the answers of an experiment, as plain values that two runs are compared by.
+"""What an experiment will do, as data: every (sample, query, α) with its prompt and its audio.
 
-Random orders that depend on what is named, and on nothing else.
+A configuration and its data become a `Plan` of trials. A trial's `id` is a hash of all that decides
+its answer apart from model and decoding: dataset, sample, query text, exact α, rendered prompt and
+names of the clips. So it is the same on every machine, in every order, and after any resume. Trials
+come by sample, then query, then α: those that share audio are neighbours.
 
-No generator is asked: things are sorted by a hash of seed and names, so that an order is the same
-on every machine, in every version, and whatever was drawn before.
-
-Which samples an experiment tests, and which species it lets choose from.
-
-Labelled example clips for few-shot prompts.
-
-From a query with flags to the complete prompt of a sample, and the clips of its placeholders.
-
-`{species_list}` becomes the names, `{examples}` a described example of each species,
+In a query, `{species_list}` becomes the names, `{examples}` a described example of each species,
 `{audio_examples}` labelled clips of each, and `{randomize}` nothing: it shuffles the species.
 
-What an experiment will do, as data: every (sample, query, α) with its prompt and its audio.
-
-A cell's `id` is a hash of all that decides its answer apart from model and decoding: dataset,
-sample, query text, exact α, rendered prompt and names of the clips. So it is the same on every
-machine, in every order, and after any resume. Cells come by sample, then query, then α: those that
-share audio are neighbours.
+Random orders ask no generator: things are sorted by a hash of seed and names, so that an order is
+the same on every machine, in every version, and whatever was drawn before.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from NatureLM.config.experiment import (
     AUDIO_EXAMPLES,
@@ -43,182 +34,273 @@ from NatureLM.config.experiment import (
     SpeciesConfig,
 )
 from NatureLM.data.clip import Clip
-from NatureLM.data.sample import Sample
+from NatureLM.data.sample import Sample, SampleSet, open_samples
 from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, example_blocks, render
-from NatureLM.results.settings import RunSettings
 from NatureLM.util import did_you_mean, digest
 
-if TYPE_CHECKING:
-    from NatureLM.config import GenerateConfig
-    from NatureLM.models import NatureLM
-
-
-def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSettings:
-    """The settings of a run; batch size, threads, device and paths are none, they change nothing.
-
-    What is asked of which samples is none either: cells have names of their own, so a run may be
-    gone on with that asks for more.
-    """
-    return RunSettings(
-        {
-            "weights": weights_of(model),
-            "dtype": "+".join(sorted({_name(one.dtype) for one in model.parameters()})),
-            "prompt_template": model.processor.prompt_template if model.processor else None,
-            "generate": generate.model_dump(exclude={"merging_alpha"}),
-        },
-        asked={
-            "lora_scales": list(plan.alphas),
-            "queries": None if plan.queries is None else list(plan.queries),
-            "datasets": dict(_counts(plan)),
-            "plan": plan.fingerprint(),
-        },
-    )
-
-
-def weights_of(model: NatureLM) -> str:
-    """Name of exact weights: that of the files they came from, or of the tensors themselves."""
-    if model.fingerprint is not None:
-        return model.fingerprint
-    import torch
-
-    def contents() -> Iterator[str | bytes]:
-        for name, parameter in sorted(model.named_parameters()):
-            yield f"{name} {tuple(parameter.shape)}"
-            yield parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-    return digest(contents(), size=8).hex()
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _counts(plan: Plan) -> dict[str, int]:
-    """How many samples of each dataset."""
-    counts: dict[str, int] = {}
-    for sample in plan.samples:
-        counts[sample.dataset_name] = counts.get(sample.dataset_name, 0) + 1
-    return counts
-
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
 
-def hash_shuffle(
-    items: Iterable[Item], parts: Sequence[object], *, key: Callable[[Item], str]
-) -> list[Item]:
-    """The items in the random order that `parts` (a seed, names) stand for.
+@dataclass(frozen=True)
+class Trial:
+    """One generation: a sample, a query and an α.
 
-    key: a text that tells the items apart
+    id: stable hash of the contents
+    query: number of the query, from 0 on
+    prompt: complete text, template included
+    audios: the i-th belongs to the i-th placeholder of the prompt
+    task: classification, detection or captioning, empty if it is not said
     """
 
-    def place(item: Item) -> bytes:
-        return digest(json.dumps([*parts, key(item)]))
+    id: str
+    sample_id: str
+    dataset_name: str
+    label: str
+    cluster: str
+    query: int
+    alpha: float
+    prompt: str
+    audios: tuple[Clip, ...]
+    task: str = ""
 
-    return sorted(items, key=place)
+
+class Plan:
+    """The trials of an experiment; they are made as they are asked for.
+
+    samples: those that are tested, in order
+    queries: texts with flags; None asks each sample its dataset's own prompt, as query 0
+    alphas: in the order of the configuration
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        queries: Sequence[str] | None,
+        alphas: Sequence[float],
+        renderer: Renderer,
+    ) -> None:
+        self.samples = tuple(samples)
+        self.queries = None if queries is None else tuple(queries)
+        self.alphas = tuple(float(alpha) for alpha in alphas)
+        self._renderer = renderer
+
+    def with_template(self, template: str) -> Plan:
+        """The same plan with another text around the queries."""
+        renderer = replace(self._renderer, template=template)
+        return Plan(self.samples, self.queries, self.alphas, renderer)
+
+    def __len__(self) -> int:
+        return self.n_samples * self.n_queries * len(self.alphas)
+
+    def trials(self) -> Iterator[Trial]:
+        """All trials: by sample, then query, then α. Can be called again."""
+        for sample in self.samples:
+            yield from self.trials_of(sample)
+
+    def trials_of(self, sample: Sample) -> Iterator[Trial]:
+        """The trials of one sample."""
+        for number, query in enumerate(self._queries_of(sample)):
+            prompt, audios = self._renderer.render(sample, query)
+            for alpha in self.alphas:
+                yield Trial(
+                    id=_trial_id(sample, query, alpha, prompt, audios),
+                    sample_id=sample.id,
+                    dataset_name=sample.dataset_name,
+                    label=sample.label,
+                    cluster=sample.cluster,
+                    query=number,
+                    alpha=alpha,
+                    prompt=prompt,
+                    audios=audios,
+                    task=sample.task,
+                )
+
+    @property
+    def n_samples(self) -> int:
+        """Samples that are tested."""
+        return len(self.samples)
+
+    @property
+    def n_queries(self) -> int:
+        """Queries to each sample."""
+        return 1 if self.queries is None else len(self.queries)
+
+    @cached_property
+    def n_encodings(self) -> int:
+        """Different clips: each is encoded once, however many queries and α it has."""
+        return len(
+            {
+                clip
+                for sample in self.samples
+                for query in self._queries_of(sample)
+                for clip in self._renderer.audios(sample, query)
+            }
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of all trials, whatever their order."""
+        return digest(sorted(trial.id for trial in self.trials()), size=8).hex()
+
+    def _queries_of(self, sample: Sample) -> Sequence[str]:
+        return (sample.instruction,) if self.queries is None else self.queries
 
 
-_LABELS_SHOWN = 10
+def _trial_id(sample: Sample, query: str, alpha: float, prompt: str, audios: Sequence[Clip]) -> str:
+    contents = [
+        sample.dataset_name,
+        sample.id,
+        query,
+        repr(alpha),
+        prompt,
+        [clip.key for clip in audios],
+    ]
+    return digest(json.dumps(contents), size=16).hex()
+
+
+def make_plan(config: ExperimentConfig, template: str) -> Plan:
+    """The plan of an experiment; labels are read, sound is not.
+
+    template: text around a query, with `{}`
+
+    Raises DataError or UsageError: data that cannot be read, nothing left to test, too
+    few example clips, no question to ask.
+    """
+    if config.data is None:
+        raise DataError("extended.data: no data are named")
+    data = open_samples(config.data, config.datasets)
+    if config.top_k_species is not None and len(data.datasets) > 1:
+        raise DataError(
+            f"extended.top_k_species is {config.top_k_species}, and it works with one dataset; "
+            f"{data.name} holds {', '.join(data.datasets)}: name one in extended.datasets"
+        )
+    samples, species = select(config, data.samples)
+    for note in (*data.notes, *_unknown_species(config.species or (), data.samples)):
+        logger.warning(note)
+    silent = next((sample for sample in samples if not sample.instruction.strip()), None)
+    if config.queries is None and silent is not None:
+        raise DataError(
+            f"{data.name}: sample {silent.id!r} brings no question of its own (column "
+            "instruction_text), and extended.queries is not set: put at least one question there"
+        )
+    pool = _few_shot_pool(config, data)
+    if pool is not None:
+        pool.check([one.name for one in species], samples)
+    renderer = Renderer(template, species, pool, config.seed)
+    return Plan(samples, config.queries, config.lora_scales, renderer)
+
+
+def _few_shot_pool(config: ExperimentConfig, data: SampleSet) -> FewShotPool | None:
+    if not any(f"{{{AUDIO_EXAMPLES}}}" in query for query in config.queries or ()):
+        return None
+    table = config.support_table
+    if table is None:
+        return FewShotPool(data.samples, config.n_examples, config.seed, data.name)
+    samples = open_samples(table, key_prefix="support:").samples
+    return FewShotPool(samples, config.n_examples, config.seed, table.path)
+
+
+USUAL_ANSWER = 20
+"""Tokens that an answer has, as a rule; those of a list of species have fewer."""
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What is tested: samples in the order of the data, and the species in the order named.
+class Speed:
+    """How fast a model answers on a machine, as measured.
 
-    notes: what a user should know about the choice
+    encoding: seconds for a window; token: seconds for a token of one beam, batches being full
+    machine: in words
     """
 
-    samples: tuple[Sample, ...]
-    species: tuple[SpeciesConfig, ...]
-    notes: tuple[str, ...] = ()
+    encoding: float
+    token: float
+    machine: str
 
 
-def select(config: ExperimentConfig, samples: Sequence[Sample]) -> Selection:
-    """Apply `species` or `top_k_species`, then `samples`, then `limit`.
+SMALL = Speed(encoding=0.05, token=0.0006, machine="two cores of a processor")
+LARGE = Speed(encoding=0.01, token=0.0005, machine="one data-centre GPU")
 
-    Raises DataError where nothing is left, or a sample that is named is not there.
+
+def estimate_seconds(plan: Plan, speed: Speed, *, max_new_tokens: int, num_beams: int) -> float:
+    """Seconds for all encodings and generations, answers being of usual length."""
+    tokens = min(USUAL_ANSWER, max_new_tokens)
+    return plan.n_encodings * speed.encoding + len(plan) * tokens * num_beams * speed.token
+
+
+_SPLIT = re.compile("(" + "|".join(re.escape(f"{{{flag}}}") for flag in FLAGS) + ")")
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders queries for samples.
+
+    template: text around a query, with `{}`
+    species: those to choose from, in the order in which they are named
+    pool: where example clips come from; needed for queries with {audio_examples}
+    seed: of the shuffles
     """
-    if config.species is not None:
-        species, notes = tuple(config.species), _strange_names(config.species, samples)
-    elif config.top_k_species is not None:
-        names = most_frequent(samples, config.top_k_species)
-        species, notes = tuple(SpeciesConfig(name=name) for name in names), []
-    else:
-        species, notes = (), []
-    tested = list(samples)
-    if species:
-        names_tested = {one.name for one in species}
-        tested = [_with_task(sample) for sample in tested if sample.label in names_tested]
-        if not tested:
-            raise DataError(_nothing_left(species, samples))
-    if config.samples is not None:
-        tested = _named(config.samples, tested)
-    if config.limit is not None:
-        tested = drawn(tested, config.limit, config.seed)
-    return Selection(tuple(tested), species, tuple(notes))
 
+    template: str
+    species: Sequence[SpeciesConfig] = ()
+    pool: FewShotPool | None = None
+    seed: int = 0
 
-def most_frequent(samples: Sequence[Sample], k: int) -> list[str]:
-    """The k most frequent labels, of ties the alphabetically first; all if there are fewer."""
-    counts = Counter(sample.label for sample in samples)
-    return sorted(counts, key=lambda label: (-counts[label], label))[:k]
+    def render(self, sample: Sample, query: str) -> tuple[str, tuple[Clip, ...]]:
+        """The complete prompt, and the clip of each of its placeholders in order."""
+        parts = list(self._parts(sample, query))
+        text = "".join(part for part, _ in parts)
+        audios = tuple(clip for _, clips in parts for clip in clips)
+        if text.count(PLACEHOLDER) != len(audios):
+            raise UsageError(
+                f"the name or description of a species holds {PLACEHOLDER}, which stands for "
+                f"sound: {text[:200]!r}"
+            )
+        return render(self.template, text), audios
 
+    def audios(self, sample: Sample, query: str) -> tuple[Clip, ...]:
+        """The clips of the prompt alone."""
+        return tuple(clip for _, clips in self._parts(sample, query) for clip in clips)
 
-def drawn(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
-    """At most `limit` samples, drawn by seed, in the order of the data.
+    def _shuffled(self, sample: Sample, query: str) -> Sequence[SpeciesConfig]:
+        """The species in the order of this prompt: as named, or by (seed, sample id, query)."""
+        if f"{{{RANDOMIZE}}}" not in query:
+            return self.species
+        parts = (self.seed, sample.id, query)
+        return hash_shuffle(self.species, parts, key=lambda one: one.name)
 
-    A larger limit draws the same ones and more.
-    """
-    order = hash_shuffle(samples, ("limit", seed), key=lambda one: f"{one.dataset_name}/{one.id}")
-    kept = {(one.dataset_name, one.id) for one in order[:limit]}
-    return [one for one in samples if (one.dataset_name, one.id) in kept]
+    def _parts(self, sample: Sample, query: str) -> Iterator[tuple[str, tuple[Clip, ...]]]:
+        """Stretches of the query: the text of each, and the clips of the placeholders in it."""
+        species = self._shuffled(sample, query)
+        if PLACEHOLDER not in query:
+            yield f"{AUDIO_TAG} ", (sample.clip,)
+        for part in _SPLIT.split(query):
+            flag = part[1:-1] if _SPLIT.fullmatch(part) else None
+            if flag is None:
+                yield part, (sample.clip,) * part.count(PLACEHOLDER)
+            elif flag == SPECIES_LIST:
+                yield ", ".join(one.name for one in species), ()
+            elif flag == EXAMPLES:
+                yield example_blocks((one.description or "", one.name) for one in species), ()
+            elif flag == AUDIO_EXAMPLES:
+                examples = list(self._audio_examples(species, sample))
+                text = example_blocks((AUDIO_TAG, name) for name, _ in examples)
+                yield text, tuple(clip for _, clip in examples)
 
-
-def _with_task(sample: Sample) -> Sample:
-    """One whose label is one of the species is classified, where the data say nothing else."""
-    return sample if sample.task else replace(sample, task="classification")
-
-
-def _named(ids: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
-    known = {sample.id for sample in samples}
-    missing = [one for one in ids if one not in known]
-    if missing:
-        hint = did_you_mean(missing[0], known)
-        more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
-        raise DataError(
-            f"extended.samples: {missing[0]!r} is no id of a sample that is tested{more}{hint}"
-        )
-    wanted = set(ids)
-    return [sample for sample in samples if sample.id in wanted]
-
-
-def _strange_names(species: Sequence[SpeciesConfig], samples: Sequence[Sample]) -> list[str]:
-    labels = {sample.label for sample in samples}
-    notes = []
-    for one in species:
-        if one.name not in labels:
-            near = difflib.get_close_matches(one.name, labels, n=1)
-            hint = f"; the nearest label is {near[0]!r}" if near else ""
-            notes.append(f"extended.species: no sample has the label {one.name!r}{hint}")
-    return notes
-
-
-def _nothing_left(species: Sequence[SpeciesConfig], samples: Sequence[Sample]) -> str:
-    labels = most_frequent(samples, _LABELS_SHOWN)
-    more = ", ..." if len({sample.label for sample in samples}) > len(labels) else ""
-    described = ", description: ..." if any(one.description for one in species) else ""
-    others = ", ".join(f"{{name: {label}{described}}}" for label in labels[: len(species)])
-    return (
-        f"extended.species names {', '.join(repr(one.name) for one in species)}, and none of the "
-        f"{len(samples)} samples has such a label; they have {', '.join(labels)}{more}. To choose "
-        f"from those: --options 'extended.species=[{others}]'"
-    )
+    def _audio_examples(
+        self, species: Sequence[SpeciesConfig], sample: Sample
+    ) -> Iterator[tuple[str, Clip]]:
+        if self.pool is None:
+            raise UsageError(f"a query holds {{{AUDIO_EXAMPLES}}}, and there are no example clips")
+        for one in species:
+            for clip in self.pool.examples(one.name, sample):
+                yield one.name, clip
 
 
 class FewShotPool:
-    """A pool of example clips, from which each prompt takes `n` of every species.
+    """Labelled example clips, of which each prompt takes `n` of every species.
 
     The pool has one fixed order, by seed, with clips of different recordings first, and every
     prompt takes the first that it may: so prompts share most examples, and the same sample gets the
@@ -229,12 +311,9 @@ class FewShotPool:
         self.n = n
         self._name = name
         by_label: dict[str, list[Sample]] = defaultdict(list)
-        for sample in pool:
+        for sample in hash_shuffle(pool, (seed,), key=lambda one: one.clip.key):
             by_label[sample.label].append(sample)
-        self._by_label = {
-            label: _recordings_first(hash_shuffle(samples, (seed,), key=_identity))
-            for label, samples in by_label.items()
-        }
+        self._by_label = {label: _recordings_first(found) for label, found in by_label.items()}
 
     def examples(self, species: str, sample: Sample) -> tuple[Clip, ...]:
         """`n` clips of a species, to be shown with `sample`. Raises UsageError for too few."""
@@ -276,10 +355,6 @@ class FewShotPool:
         )
 
 
-def _identity(sample: Sample) -> str:
-    return sample.clip.key
-
-
 def _recordings_first(samples: Sequence[Sample]) -> list[Sample]:
     """One clip of every recording before the second of any; otherwise in the same order."""
     seen: Counter[str] = Counter()
@@ -302,208 +377,98 @@ def _clips(number: int) -> str:
     return "1 clip" if number == 1 else f"{number} clips"
 
 
-_SPLIT = re.compile("(" + "|".join(re.escape(f"{{{flag}}}") for flag in FLAGS) + ")")
+_LABELS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of a query: its text, and the clips of the placeholders in it."""
+def select(
+    config: ExperimentConfig, samples: Sequence[Sample]
+) -> tuple[list[Sample], list[SpeciesConfig]]:
+    """What is tested: samples in the order of the data, and the species in the order named.
 
-    text: str
-    audios: tuple[Clip, ...] = ()
-
-
-class Renderer:
-    """Renders queries for samples.
-
-    template: text around a query, with `{}`
-    species: those to choose from, in the order in which they are named
-    support: where example clips come from; needed for queries with {audio_examples}
-    seed: of the shuffles
+    Applies `species` or `top_k_species`, then `samples`, then `limit`. Raises DataError where
+    nothing is left, or a sample that is named is not there.
     """
-
-    def __init__(
-        self,
-        template: str,
-        species: Sequence[SpeciesConfig] = (),
-        support: FewShotPool | None = None,
-        seed: int = 0,
-    ) -> None:
-        self._template = template
-        self._species = tuple(species)
-        self._support = support
-        self._seed = seed
-
-    def with_template(self, template: str) -> Renderer:
-        """The same with another text around queries."""
-        return Renderer(template, self._species, self._support, self._seed)
-
-    def render(self, sample: Sample, query: str) -> tuple[str, tuple[Clip, ...]]:
-        """The complete prompt, and the clip of each of its placeholders in order."""
-        pieces = list(self._pieces(sample, query))
-        text = "".join(piece.text for piece in pieces)
-        audios = tuple(clip for piece in pieces for clip in piece.audios)
-        if text.count(PLACEHOLDER) != len(audios):
-            raise UsageError(
-                f"the name or description of a species holds {PLACEHOLDER}, which stands for "
-                f"sound: {text[:200]!r}"
-            )
-        return render(self._template, text), audios
-
-    def audios(self, sample: Sample, query: str) -> tuple[Clip, ...]:
-        """The clips of the prompt alone."""
-        return tuple(clip for piece in self._pieces(sample, query) for clip in piece.audios)
-
-    def shuffled(self, sample: Sample, query: str) -> tuple[SpeciesConfig, ...]:
-        """The species in the order of this prompt: as named, or by (seed, sample id, query)."""
-        if f"{{{RANDOMIZE}}}" not in query:
-            return self._species
-        parts = (self._seed, sample.id, query)
-        return tuple(hash_shuffle(self._species, parts, key=lambda one: one.name))
-
-    def _pieces(self, sample: Sample, query: str) -> Iterator[_Piece]:
-        species = self.shuffled(sample, query)
-        if PLACEHOLDER not in query:
-            yield _Piece(f"{AUDIO_TAG} ", (sample.clip,))
-        for part in _SPLIT.split(query):
-            flag = part[1:-1] if _SPLIT.fullmatch(part) else None
-            if flag is None:
-                yield _Piece(part, (sample.clip,) * part.count(PLACEHOLDER))
-            elif flag == SPECIES_LIST:
-                yield _Piece(", ".join(one.name for one in species))
-            elif flag == EXAMPLES:
-                yield _blocks((one.description or "", one.name, None) for one in species)
-            elif flag == AUDIO_EXAMPLES:
-                yield _blocks(self._audio_examples(species, sample))
-
-    def _audio_examples(
-        self, species: Sequence[SpeciesConfig], sample: Sample
-    ) -> Iterator[tuple[str, str, Clip | None]]:
-        if self._support is None:
-            raise UsageError(f"a query holds {{{AUDIO_EXAMPLES}}}, and there are no example clips")
-        for one in species:
-            for clip in self._support.examples(one.name, sample):
-                yield AUDIO_TAG, one.name, clip
+    species: list[SpeciesConfig] = []
+    if config.species is not None:
+        species = list(config.species)
+    elif config.top_k_species is not None:
+        names = most_frequent(samples, config.top_k_species)
+        species = [SpeciesConfig(name=name) for name in names]
+    tested = list(samples)
+    if species:
+        names_tested = {one.name for one in species}
+        tested = [_with_task(sample) for sample in tested if sample.label in names_tested]
+        if not tested:
+            raise DataError(_nothing_left(species, samples))
+    if config.samples is not None:
+        tested = _named(config.samples, tested)
+    if config.limit is not None:
+        tested = drawn(tested, config.limit, config.seed)
+    return tested, species
 
 
-def _blocks(examples: Iterator[tuple[str, str, Clip | None]]) -> _Piece:
-    """Examples (what is heard, label, clip), a blank line between them."""
-    listed = list(examples)
-    text = example_blocks((heard, name) for heard, name, _ in listed)
-    return _Piece(text, tuple(clip for *_, clip in listed if clip is not None))
+def most_frequent(samples: Sequence[Sample], k: int) -> list[str]:
+    """The k most frequent labels, of ties the alphabetically first; all if there are fewer."""
+    counts = Counter(sample.label for sample in samples)
+    return sorted(counts, key=lambda label: (-counts[label], label))[:k]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One generation: a sample, a query and an α.
+def drawn(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
+    """At most `limit` samples, drawn by seed, in the order of the data.
 
-    id: stable hash of the contents
-    query: number of the query, from 0 on
-    prompt: complete text, template included
-    audios: the i-th belongs to the i-th placeholder of the prompt
-    task: classification, detection or captioning, empty if it is not said
+    A larger limit draws the same ones and more.
     """
-
-    id: str
-    sample_id: str
-    dataset_name: str
-    label: str
-    cluster: str
-    query: int
-    alpha: float
-    prompt: str
-    audios: tuple[Clip, ...]
-    task: str = ""
+    order = hash_shuffle(samples, ("limit", seed), key=lambda one: f"{one.dataset_name}/{one.id}")
+    kept = {(one.dataset_name, one.id) for one in order[:limit]}
+    return [one for one in samples if (one.dataset_name, one.id) in kept]
 
 
-class Plan:
-    """The cells of an experiment; they are made as they are asked for.
+def _with_task(sample: Sample) -> Sample:
+    """One whose label is one of the species is classified, where the data say nothing else."""
+    return sample if sample.task else replace(sample, task="classification")
 
-    samples: those that are tested, in order
-    queries: texts with flags; None asks each sample its dataset's own prompt, as query 0
-    alphas: in the order of the configuration
-    """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        queries: Sequence[str] | None,
-        alphas: Sequence[float],
-        renderer: Renderer,
-    ) -> None:
-        self.samples = tuple(samples)
-        self.queries = None if queries is None else tuple(queries)
-        self.alphas = tuple(float(alpha) for alpha in alphas)
-        self._renderer = renderer
-
-    def with_template(self, template: str) -> Plan:
-        """The same plan with another text around the queries."""
-        renderer = self._renderer.with_template(template)
-        return Plan(self.samples, self.queries, self.alphas, renderer)
-
-    def __len__(self) -> int:
-        return self.n_samples * self.n_queries * len(self.alphas)
-
-    def cells(self) -> Iterator[Trial]:
-        """All cells: by sample, then query, then α. Can be called again."""
-        for sample in self.samples:
-            yield from self.cells_of(sample)
-
-    def cells_of(self, sample: Sample) -> Iterator[Trial]:
-        """The cells of one sample."""
-        for number, query in enumerate(self._queries_of(sample)):
-            prompt, audios = self._renderer.render(sample, query)
-            for alpha in self.alphas:
-                yield Trial(
-                    id=_cell_id(sample, query, alpha, prompt, audios),
-                    sample_id=sample.id,
-                    dataset_name=sample.dataset_name,
-                    label=sample.label,
-                    cluster=sample.cluster,
-                    query=number,
-                    alpha=alpha,
-                    prompt=prompt,
-                    audios=audios,
-                    task=sample.task,
-                )
-
-    @property
-    def n_samples(self) -> int:
-        """Samples that are tested."""
-        return len(self.samples)
-
-    @property
-    def n_queries(self) -> int:
-        """Queries to each sample."""
-        return 1 if self.queries is None else len(self.queries)
-
-    @cached_property
-    def n_encodings(self) -> int:
-        """Different clips: each is encoded once, however many queries and α it has."""
-        return len(
-            {
-                clip
-                for sample in self.samples
-                for query in self._queries_of(sample)
-                for clip in self._renderer.audios(sample, query)
-            }
+def _named(ids: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
+    known = {sample.id for sample in samples}
+    missing = [one for one in ids if one not in known]
+    if missing:
+        hint = did_you_mean(missing[0], known)
+        more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise DataError(
+            f"extended.samples: {missing[0]!r} is no id of a sample that is tested{more}{hint}"
         )
-
-    def fingerprint(self) -> str:
-        """Hash of all cells, whatever their order."""
-        return digest(sorted(cell.id for cell in self.cells()), size=8).hex()
-
-    def _queries_of(self, sample: Sample) -> Sequence[str]:
-        return (sample.instruction,) if self.queries is None else self.queries
+    wanted = set(ids)
+    return [sample for sample in samples if sample.id in wanted]
 
 
-def _cell_id(sample: Sample, query: str, alpha: float, prompt: str, audios: Sequence[Clip]) -> str:
-    contents = [
-        sample.dataset_name,
-        sample.id,
-        query,
-        repr(alpha),
-        prompt,
-        [clip.key for clip in audios],
-    ]
-    return digest(json.dumps(contents), size=16).hex()
+def _unknown_species(species: Sequence[SpeciesConfig], samples: Sequence[Sample]) -> Iterator[str]:
+    """Notes on species that no sample has: they may be there to distract, or be misspelt."""
+    labels = {sample.label for sample in samples}
+    for one in species:
+        if one.name not in labels:
+            near = difflib.get_close_matches(one.name, labels, n=1)
+            hint = f"; the nearest label is {near[0]!r}" if near else ""
+            yield f"extended.species: no sample has the label {one.name!r}{hint}"
+
+
+def _nothing_left(species: Sequence[SpeciesConfig], samples: Sequence[Sample]) -> str:
+    labels = most_frequent(samples, _LABELS_SHOWN)
+    more = ", ..." if len({sample.label for sample in samples}) > len(labels) else ""
+    described = ", description: ..." if any(one.description for one in species) else ""
+    others = ", ".join(f"{{name: {label}{described}}}" for label in labels[: len(species)])
+    return (
+        f"extended.species names {', '.join(repr(one.name) for one in species)}, and none of the "
+        f"{len(samples)} samples has such a label; they have {', '.join(labels)}{more}. To choose "
+        f"from those: --options 'extended.species=[{others}]'"
+    )
+
+
+def hash_shuffle(
+    items: Iterable[Item], parts: Sequence[object], *, key: Callable[[Item], str]
+) -> list[Item]:
+    """The items in the random order that `parts` (a seed, names) stand for.
+
+    key: a string that tells the items apart
+    """
+
+    return sorted(items, key=lambda item: digest(json.dumps([*parts, key(item)])))

@@ -15,9 +15,8 @@ then said twice:
   more, `towards="adapted"` goes to the other end. The rule never jumps over a value that is worse.
 
 The standard error is the standard deviation of the metric over bootstrap resamples, in which clips
-of one recording stay together.
-
-What tuning leaves: a table, the value to use, a figure, and all answers.
+of one recording stay together. The files of a tuning: a table, the value to use, a figure, and all
+answers.
 """
 
 from __future__ import annotations
@@ -82,14 +81,14 @@ class Grid:
     def first(self) -> list[float]:
         """The coarse values, both ends among them."""
         steps = math.floor((self.high - self.low) / self.coarse + 1e-9)
-        inner = [_exact(self.low + step * self.coarse) for step in range(1, steps + 1)]
+        inner = [_rounded(self.low + step * self.coarse) for step in range(1, steps + 1)]
         return [self.low, *(value for value in inner if value < self.high - 1e-9), self.high]
 
     def around(self, best: float, tried: Iterable[float]) -> list[float]:
         """The fine values less than a coarse step from `best` that were not tried."""
         known = set(tried)
         reach = math.ceil(self.coarse / self.fine - 1e-9)
-        values = (_exact(best + step * self.fine) for step in range(-reach, reach + 1))
+        values = (_rounded(best + step * self.fine) for step in range(-reach, reach + 1))
         return [
             value
             for value in values
@@ -234,24 +233,11 @@ def choose(trials: Sequence[AlphaScore], metric: str, towards: Side) -> Tuning:
     return Tuning(metric, towards, tuple(ordered), best, chosen, threshold)
 
 
-def _exact(value: float) -> float:
+def _rounded(value: float) -> float:
     """Steps of 0.05 give 0.15, not 0.15000000000000002; and no zero has a sign."""
     return round(value, 10) + 0.0
 
 
-COLUMNS = (
-    "alpha",
-    "value",
-    "low",
-    "high",
-    "standard_error",
-    "behind_low",
-    "behind_high",
-    "n",
-    "clusters",
-    "is_best",
-    "is_chosen",
-)
 _SETTING = """\
 # Chosen by naturelm tune-alpha; use it with --cfg-path.
 generate:
@@ -266,7 +252,7 @@ def write_tuning(
 
     tune.csv, tune.json: the trials; alpha.yml: a configuration with the chosen α; answers.jsonl
     """
-    records = [dict(zip(COLUMNS, _cells(tuning, one), strict=True)) for one in tuning.trials]
+    records = [_record(tuning, one) for one in tuning.trials]
     about = {
         "alpha": tuning.chosen.alpha,
         "rule": "one standard error",
@@ -283,7 +269,7 @@ def write_tuning(
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     return [
         write_json(folder / "tune.json", about),
-        write_csv(folder / "tune.csv", COLUMNS, [list(record.values()) for record in records]),
+        write_csv(folder / "tune.csv", list(records[0]), [list(one.values()) for one in records]),
         write_text(folder / "alpha.yml", _SETTING.format(alpha=tuning.chosen.alpha)),
         write_text(folder / "answers.jsonl", lines),
     ]
@@ -341,17 +327,20 @@ def verdict(tuning: Tuning) -> str:
     return f"{text} Note: {note}." if note else text
 
 
-def _cells(tuning: Tuning, trial: AlphaScore) -> list[Any]:
-    interval = trial.interval or (None, None)
-    behind = tuning.behind(trial) or (None, None)
-    return [
-        trial.alpha,
-        trial.value,
-        *interval,
-        trial.standard_error,
-        *behind,
-        trial.n,
-        trial.clusters,
-        trial is tuning.best,
-        trial is tuning.chosen,
-    ]
+def _record(tuning: Tuning, trial: AlphaScore) -> dict[str, Any]:
+    """A trial as a row of the table."""
+    low, high = trial.interval or (None, None)
+    behind_low, behind_high = tuning.behind(trial) or (None, None)
+    return {
+        "alpha": trial.alpha,
+        "value": trial.value,
+        "low": low,
+        "high": high,
+        "standard_error": trial.standard_error,
+        "behind_low": behind_low,
+        "behind_high": behind_high,
+        "n": trial.n,
+        "clusters": trial.clusters,
+        "is_best": trial is tuning.best,
+        "is_chosen": trial is tuning.chosen,
+    }

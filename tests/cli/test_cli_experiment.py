@@ -219,10 +219,10 @@ def ran(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list
     def run_experiment(model: Any, plan: Any, output: Path, **more: Any) -> Any:
         calls.append({"model": model, "plan": plan, "output": output, **more})
         tally = TrialProgress(total=4, before=1, errors=errors)
-        for cell in itertools.islice(plan.cells(), 3 - errors):
+        for cell in itertools.islice(plan.trials(), 3 - errors):
             tally.count(cell, is_right=cell.alpha == 1.0)
         more["progress"](tally)
-        return SimpleNamespace(errors=errors)
+        return SimpleNamespace(progress=tally)
 
     monkeypatch.setattr("NatureLM.experiments.run.run_experiment", run_experiment)
     processor = SimpleNamespace(prompt_template="[{}]")
@@ -237,7 +237,7 @@ def test_the_engine_gets_the_plan(folder: Path, ran: list[dict[str, Any]]) -> No
     assert result.exit_code == 0, result.output
     (call,) = ran
     assert len(call["plan"]) == 36
-    assert next(call["plan"].cells()).prompt == "[<Audio><AudioHere></Audio> What is it?]"
+    assert next(call["plan"].trials()).prompt == "[<Audio><AudioHere></Audio> What is it?]"
     assert (call["batch_tokens"], call["workers"]) == (99, 3)
     assert call["generate"].num_beams == 1
     assert call["output"] == Path("runs/exp")

@@ -13,7 +13,7 @@ from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.config import ExperimentConfig, load_config
 from NatureLM.config.base import TableSource
 from NatureLM.errors import ConfigError
-from NatureLM.experiments.run import make_plan
+from NatureLM.experiments.plan import make_plan
 from recipes.tiny.study import StudyConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -107,7 +107,7 @@ def test_orders_that_are_named(beans_zero: Path) -> None:
         ("in_context_spotted_first", "Spotted Elachura, Dall's Porpoise"),
         ("in_context_dalls_first", "Dall's Porpoise, Spotted Elachura"),
     ):
-        cells = list(make_plan(with_data(extended(name), beans_zero), "{}").cells())
+        cells = list(make_plan(with_data(extended(name), beans_zero), "{}").trials())
         assert cells
         assert all(f"exactly one of: {first}\n" in cell.prompt for cell in cells)
 
@@ -121,7 +121,7 @@ def test_examples_are_spliced(beans_zero: Path) -> None:
     for name, n in (("in_context_learning_1_example", 1), ("in_context_learning_5_examples", 5)):
         config = extended(name)
         assert config.n_examples == n
-        for cell in make_plan(with_data(config, beans_zero), "{}").cells():
+        for cell in make_plan(with_data(config, beans_zero), "{}").trials():
             assert len(set(cell.audios)) == len(cell.audios) == 2 * n + 1
             assert cell.audios[-1].key == f"unseen-family-cmn/{cell.sample_id}@0.0+10.0"
 

@@ -69,9 +69,9 @@ def test_embeddings_are_those_of_exactly_that_length(model: NatureLM) -> None:
     """Whatever is encoded beside it, in batches of any size."""
     assert model.processor is not None
     for batch in (1, 2, 16):
-        ears = ClipLoader(model, CLIPS.values())
+        load = ClipLoader(model, CLIPS.values())
         with AudioEncoder(
-            ears,
+            load,
             model.processor.prepare_audio,
             model.encode_audio,
             kept=EmbeddingCache(),
@@ -79,7 +79,7 @@ def test_embeddings_are_those_of_exactly_that_length(model: NatureLM) -> None:
         ) as audio:
             clips: dict[str, Any] = audio.get(CLIPS)
         found = {name: clip.audio_QD for name, clip in clips.items()}
-        assert ears.cut == len(CUT)
+        assert load.cut == len(CUT)
         for name, clip in CLIPS.items():
             seconds = SECONDS.get(name, 10)
             alone = _embeddings(model, clip, seconds)
@@ -104,10 +104,10 @@ def test_a_run_hears_each_component_as_it_should(model: NatureLM, tmp_path: Path
     ]
     plan = Plan(samples, ["What is it?"], [1.0], Renderer("Q: {} A:"))
     done = run(model, plan, tmp_path)
-    assert (done.cut, done.errors) == (2, 0)
+    assert (done.cut, done.progress.errors) == (2, 0)
     assert "2 clips are longer than the window" in str(done)
     rows = {row["id"]: row["prediction"] for row in rows_of(tmp_path)}
-    for cell in plan.cells():
+    for cell in plan.trials():
         audio = _embeddings(model, CLIPS[cell.sample_id], SECONDS.get(cell.sample_id, 10))
         (text,) = model.generate([cell.prompt], [[audio]], max_new_tokens=4, num_beams=2)
         assert rows[cell.sample_id] == text

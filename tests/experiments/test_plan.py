@@ -12,8 +12,7 @@ from NatureLM.config import ExperimentConfig
 from NatureLM.data.sample import Sample
 from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
-from NatureLM.experiments.plan import FewShotPool, Plan, Renderer
-from NatureLM.experiments.run import make_plan
+from NatureLM.experiments.plan import FewShotPool, Plan, Renderer, make_plan
 
 MakeSample = Callable[..., Sample]
 QUERIES = ["What?", "Which of {species_list}?{randomize}"]
@@ -28,7 +27,7 @@ def plan_of(samples: list[Sample], *, template: str = "<{}>", **changes: Any) ->
 
 def test_cells_come_by_sample_then_query_then_alpha(make_sample: MakeSample) -> None:
     plan = plan_of([make_sample("b"), make_sample("a", label="Wren", cluster="c")])
-    cells = list(plan.cells())
+    cells = list(plan.trials())
     assert [(one.sample_id, one.query, one.alpha) for one in cells] == [
         (name, query, alpha) for name in "ba" for query in (0, 1) for alpha in (0.0, 0.57, 0.58)
     ]
@@ -43,7 +42,7 @@ def test_ids_are_of_the_contents(make_sample: MakeSample) -> None:
     one, other = make_sample("a"), make_sample("b")
 
     def ids(plan: Plan) -> set[str]:
-        return {cell.id for cell in plan.cells()}
+        return {cell.id for cell in plan.trials()}
 
     base = plan_of([one, other])
     assert len(ids(base)) == len(base)
@@ -64,14 +63,14 @@ def test_ids_are_of_the_contents(make_sample: MakeSample) -> None:
 
 def test_ids_are_the_same_for_ever(make_sample: MakeSample) -> None:
     """Were they others in the next version, runs could not be gone on with."""
-    (cell,) = plan_of([make_sample("a")], queries=["What?"], alphas=[0.4]).cells()
+    (cell,) = plan_of([make_sample("a")], queries=["What?"], alphas=[0.4]).trials()
     assert cell.id == "ada0db0b508c992e2e325ffc1d8d0c7e"
 
 
 def test_another_template(make_sample: MakeSample) -> None:
     samples = [make_sample("a")]
     changed = plan_of(samples).with_template("({})")
-    assert list(changed.cells()) == list(plan_of(samples, template="({})").cells())
+    assert list(changed.trials()) == list(plan_of(samples, template="({})").trials())
 
 
 def test_example_clips_count_as_encodings(make_sample: MakeSample) -> None:
@@ -79,10 +78,10 @@ def test_example_clips_count_as_encodings(make_sample: MakeSample) -> None:
     species = ExperimentConfig.model_validate({"species": [{"name": "Wolf"}, {"name": "Wren"}]})
     renderer = Renderer("{}", species.species or (), FewShotPool(samples, 1, 0, "pool"))
     plan = Plan(samples[:2], ["{audio_examples} <AudioHere>"], [0.0, 1.0], renderer)
-    keys = {clip.key for cell in plan.cells() for clip in cell.audios}
+    keys = {clip.key for cell in plan.trials() for clip in cell.audios}
     assert plan.n_encodings == len(keys)
-    assert all(len(cell.audios) == 3 for cell in plan.cells())
-    for cell in plan.cells():
+    assert all(len(cell.audios) == 3 for cell in plan.trials())
+    for cell in plan.trials():
         assert cell.audios[-1].key not in {clip.key for clip in cell.audios[:-1]}
 
 
@@ -105,7 +104,7 @@ def test_a_plan_from_a_table(tmp_path: Path) -> None:
     data = write_table(tmp_path, ROWS)
     config = {"queries": ["{audio_examples}\nAudio: <AudioHere>\nLabel:"], "n_examples": 2}
     plan = build(data, **config, top_k_species=2, lora_scales=[0.5])
-    for cell in plan.cells():
+    for cell in plan.trials():
         own = cell.audios[-1].key
         assert own == f"clips/{cell.sample_id}"
         same = {
@@ -132,7 +131,7 @@ def test_support_of_its_own(tmp_path: Path) -> None:
         top_k_species=2,
         support=str(tmp_path / "examples.csv"),
     )
-    for cell in plan.cells():
+    for cell in plan.trials():
         examples = [clip.key for clip in cell.audios[:-1]]
         assert all(key.startswith("support:examples/") for key in examples)
         if cell.sample_id == "Wolf0.wav":
@@ -146,7 +145,7 @@ def test_no_question_to_ask(tmp_path: Path) -> None:
 
 def test_its_own_question_for_each(tmp_path: Path) -> None:
     data = write_table(tmp_path, "file,label,instruction_text\na.wav,Wolf,Who?\nb.wav,Owl,What?\n")
-    assert [cell.prompt for cell in build(data).cells()] == [
+    assert [cell.prompt for cell in build(data).trials()] == [
         "<Audio><AudioHere></Audio> Who?",
         "<Audio><AudioHere></Audio> What?",
     ]

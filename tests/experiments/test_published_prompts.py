@@ -33,10 +33,10 @@ def our_plan(name: str, rows: list[dict[str, Any]]) -> Plan:
         sample = Sample(row["id"], row["dataset_name"], row["label"], clip, row["id"])
         samples.setdefault(row["id"], sample)
     assert config.extended.datasets == [rows[0]["dataset_name"]]
-    selection = select(config.extended, list(samples.values()))
-    renderer = Renderer(config.model.prompt_template, selection.species)
+    tested, species = select(config.extended, list(samples.values()))
+    renderer = Renderer(config.model.prompt_template, species)
     extended: ExperimentConfig = config.extended
-    return Plan(selection.samples, extended.queries, extended.lora_scales, renderer)
+    return Plan(tested, extended.queries, extended.lora_scales, renderer)
 
 
 @pytest.mark.shared
@@ -45,7 +45,7 @@ def test_prompts_without_a_list_are_equal(name: str, shared_dir: Path) -> None:
     rows = published(shared_dir, name)
     plan = our_plan(name.replace("-", "_"), rows)
     theirs = {(row["id"], row["query"], row["lora_scale"]): row["prompt"] for row in rows}
-    ours = {(one.sample_id, one.query, one.alpha): one.prompt for one in plan.cells()}
+    ours = {(one.sample_id, one.query, one.alpha): one.prompt for one in plan.trials()}
     assert {key: ours[key] for key in theirs} == theirs
     assert name == "zf-indiv" or ours.keys() == theirs.keys()
 
@@ -56,7 +56,7 @@ def test_shuffled_prompts_are_equal_up_to_the_shuffle(name: str, shared_dir: Pat
     """The same two prompts, both used, and each about as often."""
     rows = published(shared_dir, name)
     plan = our_plan(name, rows)
-    cells = list(plan.cells())
+    cells = list(plan.trials())
     assert {(one.sample_id, one.label, one.alpha) for one in cells} == {
         (row["id"], row["label"], row["lora_scale"]) for row in rows
     }

@@ -119,7 +119,7 @@ def test_the_ith_audio_belongs_to_the_ith_placeholder(
         for i in range(3)
     ]
     sample = make_sample("tested")
-    made = renderer(support=FewShotPool(pool, 2, 0, "pool"))
+    made = renderer(pool=FewShotPool(pool, 2, 0, "pool"))
     query = "".join(parts)
     prompt, audios = made.render(sample, query)
     assert prompt.count("<AudioHere>") == len(audios)
@@ -134,7 +134,7 @@ def test_audio_examples_without_a_place_for_the_clip_itself(make_sample: MakeSam
     """It stands in front, so that it is heard."""
     pool = [make_sample(one.name, label=one.name) for one in SPECIES]
     sample = make_sample("tested")
-    made = renderer(support=FewShotPool(pool, 1, 0, "pool"))
+    made = renderer(pool=FewShotPool(pool, 1, 0, "pool"))
     prompt, audios = made.render(sample, "{audio_examples}\nWhich?")
     assert prompt.startswith(f"<{TAG} Audio: {TAG}\nLabel: Wolf\n\nAudio: {TAG}\nLabel: Wren")
     assert [clip.key for clip in audios] == ["d/tested", "d/Wolf", "d/Wren", "d/Whale"]

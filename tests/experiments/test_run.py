@@ -26,8 +26,8 @@ from NatureLM.config.base import TableSource
 from NatureLM.data.sample import open_samples
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
-from NatureLM.experiments.plan import Plan, Renderer, weights_of
-from NatureLM.experiments.run import ANSWERS, EXPORT, TrialProgress
+from NatureLM.experiments.plan import Plan, Renderer
+from NatureLM.experiments.run import ANSWERS, EXPORT, TrialProgress, weights_of
 from NatureLM.experiments.store import TrialStore
 from NatureLM.models import NatureLM
 from NatureLM.results.rows import OutputError
@@ -37,7 +37,7 @@ from NatureLM.results.settings import RunSettings
 def test_a_row_for_every_cell_with_the_answer_of_plain_generation(
     model: NatureLM, whole: Path
 ) -> None:
-    cells = {cell.id: cell for cell in plan_of().cells()}
+    cells = {cell.id: cell for cell in plan_of().trials()}
     rows = rows_of(whole)
     assert {row["cell"] for row in rows} == cells.keys()
     assert model.processor is not None
@@ -93,7 +93,7 @@ def test_a_finished_run_asks_nothing_again(model: NatureLM, whole: Path, tmp_pat
     folder = Path(shutil.copytree(whole, tmp_path / "again"))
     before = (folder / ANSWERS).read_bytes()
     summary = run(model, plan_of(), folder)
-    assert (summary.answers, summary.before, summary.encoded) == (0, 36, 0)
+    assert (summary.progress.answers, summary.progress.before, summary.encoded) == (0, 36, 0)
     assert (folder / ANSWERS).read_bytes() == before
 
 
@@ -101,14 +101,14 @@ def test_bad_clips_are_reported_and_tried_again(
     model: NatureLM, whole: Path, tmp_path: Path
 ) -> None:
     summary = run(model, plan_of(broken=(1,)), tmp_path)
-    assert (summary.answers, summary.errors) == (27, 9)
+    assert (summary.progress.answers, summary.progress.errors) == (27, 9)
     failed = [row for row in rows_of(tmp_path) if "error" in row]
     assert {row["id"] for row in failed} == {"s1"}
     assert "silent.wav" in failed[0]["error"]
     assert failed[0]["error_type"] == "AudioError"
     assert "9 without an answer" in str(summary)
     mended = run(model, plan_of(), tmp_path)
-    assert (mended.answers, mended.before, mended.encoded) == (9, 27, 1)
+    assert (mended.progress.answers, mended.progress.before, mended.encoded) == (9, 27, 1)
     assert sorted_lines(tmp_path) == sorted_lines(whole)
 
 
@@ -171,11 +171,11 @@ def test_a_run_may_grow(
     asked = 0
     for step in steps:
         summary = run(model, plan_of(**step), tmp_path)
-        assert summary.before == asked
-        asked += summary.answers
+        assert summary.progress.before == asked
+        asked += summary.progress.answers
     assert asked == len(plan_of())
     assert sorted_lines(tmp_path) == sorted_lines(whole)
-    assert run(model, plan_of(queries=(*QUERIES, "Again?")), tmp_path).answers == 12
+    assert run(model, plan_of(queries=(*QUERIES, "Again?")), tmp_path).progress.answers == 12
 
 
 @pytest.mark.parametrize("name", ["label", "cluster"])
@@ -225,7 +225,7 @@ def test_a_recording_that_changed_is_refused(model: NatureLM, tmp_path: Path) ->
         return Plan(samples, ["What?"], [0.0, 1.0], Renderer("Q: {} A:"))
 
     here, there, output = tmp_path / "here", tmp_path / "there", tmp_path / "run"
-    assert run(model, plan_in(here, {"a": 0.5, "b": 0}), output).errors == 2
+    assert run(model, plan_in(here, {"a": 0.5, "b": 0}), output).progress.errors == 2
     before = (output / ANSWERS).read_bytes()
     sound = (here / "a.wav").read_bytes()
     (here / "a.wav").write_bytes(sound[:-2] + b"xy")  # as long as it was
@@ -237,7 +237,7 @@ def test_a_recording_that_changed_is_refused(model: NatureLM, tmp_path: Path) ->
         assert (output / ANSWERS).read_bytes() == before
     # The same sound elsewhere goes on, and what could not be read before may be mended.
     done = run(model, plan_in(tmp_path / "moved", {"a": 0.5, "b": 0.5}), output)
-    assert (done.before, done.answers, done.errors) == (2, 2, 0)
+    assert (done.progress.before, done.progress.answers, done.progress.errors) == (2, 2, 0)
 
 
 def test_the_second_writer_is_told(whole: Path) -> None:
@@ -271,4 +271,4 @@ def test_an_exception_leaves_whole_rows_and_the_model_as_it_was(
         run(model, plan, tmp_path, progress=stop)
     assert model.folded is None
     assert len(rows_of(tmp_path)) == 7
-    assert run(model, plan, tmp_path).before == 7
+    assert run(model, plan, tmp_path).progress.before == 7

@@ -11,7 +11,7 @@ import pytest
 from NatureLM.data.clip import Clip
 from NatureLM.data.sample import Sample
 from NatureLM.errors import NatureLMError
-from NatureLM.experiments.calibrate import ConfidenceError, Scored, fit_calibration, measure
+from NatureLM.experiments.calibrate import Scored, fit_calibration, measure
 from NatureLM.generation.labels import LabelScores
 from recipes.tiny.reliability import BEGIN, END, known_or_unseen, rewrite
 
@@ -56,7 +56,7 @@ def test_a_calibration_needs_labels_of_the_list() -> None:
     samples = [scored("Dog", (0.0, -1.0, -9.0), "a"), scored("Owl", (0.0, -1.0, -9.0), "b")]
     found = fit_calibration(model, [*samples, scored("Wolf", (0.0, -1.0, -9.0))], "What?")
     assert (found.samples, found.clusters, found.labels) == (2, 2, 3)
-    with pytest.raises(ConfidenceError, match="has a label that is in the list"):
+    with pytest.raises(NatureLMError, match="has a label that is in the list"):
         fit_calibration(model, [scored("Wolf", (0.0, -1.0, -9.0))], "What?")
 
 
