@@ -1,0 +1,135 @@
+"""The small helpers: whole files, sizes, digests, durations, hints, prefetching."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from NatureLM.errors import UsageError
+from NatureLM.util import (
+    atomic_write,
+    did_you_mean,
+    digest,
+    format_bytes,
+    format_duration,
+    parse_bytes,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4_000_000_000), ("1.5 MiB", 1_572_864), ("10", 10), ("2k", 2000), (7, 7)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "4 GB of it", "-1GB", "0", "1e3", 0])
+def test_what_is_no_size_is_refused(text: str | int) -> None:
+    with pytest.raises(UsageError, match="--max-memory is"):
+        parse_bytes(text, "--max-memory")
+
+
+@given(size=st.integers(1, 10**15))
+def test_sizes_are_shown_as_they_are_read(size: int) -> None:
+    assert abs(parse_bytes(format_bytes(size).replace("bytes", "b")) - size) <= 0.06 * size
+
+
+def test_sizes_in_words() -> None:
+    sizes = (5, 999, 2048, 999_960, 20_000_000, 4 * 10**9)
+    shown = ["5 bytes", "999 bytes", "2 kB", "1 MB", "20 MB", "4 GB"]
+    assert [format_bytes(size) for size in sizes] == shown
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_block_that_ends_well_takes_the_place_and_leaves_nothing_else(
+    tmp_path: Path, alone: bool
+) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+    with atomic_write(target, alone=alone) as unfinished:
+        unfinished.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert [one.name for one in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path, stop: type[BaseException]) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(target) as unfinished:
+            unfinished.write_text("half")
+            raise stop
+
+    with pytest.raises(stop):
+        fail()
+    assert target.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_what_a_killed_program_left_is_written_over(tmp_path: Path) -> None:
+    target = tmp_path / "index.npz"
+    with atomic_write(target, alone=True) as unfinished:
+        name = unfinished.name
+        unfinished.write_text("whole")
+    (tmp_path / name).write_text("the rest of a killed program, which is longer")
+    with atomic_write(target, alone=True) as unfinished:
+        unfinished.write_text("again")
+    assert target.read_text() == "again"
+    assert [one.name for one in tmp_path.iterdir()] == ["index.npz"]
+
+
+def test_several_may_write_one_file_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "record.json"
+    meet = threading.Barrier(4)
+
+    def write(text: str) -> None:
+        with atomic_write(target) as unfinished:
+            unfinished.write_text(text)
+            meet.wait()
+
+    threads = [threading.Thread(target=write, args=(str(n) * 1000,)) for n in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert target.read_text() in {str(n) * 1000 for n in range(4)}
+    assert [one.name for one in tmp_path.iterdir()] == ["record.json"]
+
+
+@given(st.text(), st.sampled_from(["sha256", "blake2b"]), st.integers(1, 32), st.data())
+def test_a_digest_is_of_the_content_however_it_is_cut(
+    text: str, algorithm: Literal["sha256", "blake2b"], size: int, data: st.DataObject
+) -> None:
+    whole = digest(text, algorithm, size=size)
+    cut = data.draw(st.integers(0, len(text)))
+    assert len(whole) == size
+    assert digest([text[:cut], text[cut:].encode()], algorithm, size=size) == whole
+    assert digest([text, "x"], algorithm, size=32) != digest(text, algorithm, size=32)
+
+
+def test_digests_are_those_of_hashlib() -> None:
+    """They stand in result files and caches, so they may not change."""
+    assert digest("owl", size=8) == hashlib.sha256(b"owl").digest()[:8]
+    assert digest("owl", "blake2b", size=16) == hashlib.blake2b(b"owl", digest_size=16).digest()
+    assert digest(memoryview(b"owl")) == hashlib.sha256(b"owl").digest()
+
+
+def test_a_near_name_is_hinted_at() -> None:
+    assert did_you_mean("wolv", ["wolf", "dog"]) == "; did you mean 'wolf'?"
+    assert did_you_mean("wolv", {"wolf": 1}, "{}") == "; did you mean wolf?"
+    assert did_you_mean("xyz", ["wolf"]) == ""
+
+
+def test_durations_in_words() -> None:
+    shown = [format_duration(seconds) for seconds in (6.44, 59.94, 61, 3599, 3600, 7500)]
+    assert shown == ["6.4 s", "59.9 s", "1 min 1 s", "59 min 59 s", "1 h 0 min", "2 h 5 min"]
