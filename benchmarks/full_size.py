@@ -91,7 +91,7 @@ def engine_run(
     ]
 
     def run() -> None:
-        engine = Engine(model, options, eos_ids=model.eos_ids, capture=capture, note=print)
+        engine = Engine(model, options, eos_ids=model.eos_ids, capture=capture)
         with fold_if_single_alpha(model, alphas):
             assert len(list(engine.run(requests, lambda key: clips[int(key)]))) == len(requests)
 
@@ -140,7 +140,7 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
     embeds = list(torch.randn(rows, length, width, device=like.device, dtype=like.dtype))
     steps = 8
     room = WARM_STEPS + steps
-    graphs = make_graph_runner(model.language_model, True, note=print)
+    graphs = make_graph_runner(model.language_model, True)
     with torch.inference_mode(), fold_if_single_alpha(model, [1.0]):
         made = [DecodingSession(model.language_model, embeds[:1], [1.0], new_tokens=room)]
         prefill = seconds(

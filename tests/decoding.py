@@ -12,6 +12,9 @@ from NatureLM.generation.prefill import SharedPrefix
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.generation.sampling import GenerationOutput
 
+ENDS = [604, 402, 69, 11]  # common tokens, so that rows finish at their own step
+QUERIES = ("What is it?", "Caption the audio.", "Say at length what is to be heard in this sound.")
+
 
 def decode(
     language_model: nn.Module,

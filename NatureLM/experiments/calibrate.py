@@ -110,7 +110,7 @@ def score_samples(
             yield Request(place, prompt, clips, alpha, choice=choice)
 
     found: list[Scored] = []
-    engine = Engine(model, embeddings=embeddings, note=logger.warning)
+    engine = Engine(model, embeddings=embeddings)
     with fold_if_single_alpha(model, [alpha]):
         for answer in yield_in_input_order(engine.run, requests(), load):
             assert isinstance(answer, Answer)

@@ -6,7 +6,6 @@ resumes; `Answerer` answers the same trials again and again at other α, for tun
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EncodedClip, PaddedClip
     from NatureLM.generation.request import Request
     from NatureLM.models import NatureLM
-
-logger = logging.getLogger(__name__)
 
 ANSWERS = "answers.jsonl"
 EXPORT = "reference_layout"
@@ -162,8 +159,7 @@ def run_experiment(
         batch_tokens=batch_tokens,
         max_memory=max_memory,
         workers=workers,
-        embeddings=make_embedding_cache(cache_dir, logger.warning, max_memory=max_memory),
-        note=logger.warning,
+        embeddings=make_embedding_cache(cache_dir, max_memory=max_memory),
     )
     settings = run_settings(model, plan, generate)
     path, load = answers_path(output), ClipLoader(model)
@@ -358,8 +354,7 @@ class Answerer:
             GenerationOptions(**generation),
             batch_rows=rows,
             max_memory=max_memory,
-            embeddings=make_embedding_cache(cache_dir, logger.warning, max_memory=max_memory),
-            note=logger.warning,
+            embeddings=make_embedding_cache(cache_dir, max_memory=max_memory),
         )
         clips = {clip.key: clip for trial in trials for clip in trial.audios}
         encoded = self._engine.encode(clips, ClipLoader(model, clips.values()))

@@ -10,6 +10,7 @@ Shapes: B windows, S samples, Q audio positions, D width of the language model.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -28,6 +29,8 @@ from torch import Tensor
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.oom import oom_backoff
 from NatureLM.util import ByteBoundedCache, atomic_write, digest, format_bytes
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "NATURELM_CACHE"
 """Environment variable with the folder; without it nothing is kept on disk."""
@@ -107,18 +110,12 @@ class CacheInfo:
 class EmbeddingFiles:
     """Embeddings in a folder, at most so many bytes; the least recently used are removed first.
 
-    Several processes may use one folder. A folder that cannot be written to costs a note, and the
-    work goes on without it.
+    Several processes may use one folder. A folder that cannot be written to is logged once, and
+    no longer used.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        max_bytes: int = _MAX_BYTES_ON_DISK,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self.folder = folder / _FOLDER
-        self.max_bytes, self._note = max_bytes, note
+    def __init__(self, folder: Path, max_bytes: int = _MAX_BYTES_ON_DISK) -> None:
+        self.folder, self.max_bytes = folder / _FOLDER, max_bytes
         self._lock = threading.Lock()
         self._bytes: int | None = None  # not known before something is written
         self._is_off = False
@@ -155,7 +152,8 @@ class EmbeddingFiles:
             self._remove_oldest(len(data))
         except OSError as error:
             self._is_off = True
-            self._note(f"{self.folder}: nothing more is kept there ({error.strerror or error})")
+            reason = error.strerror or error
+            logger.warning(f"{self.folder}: nothing more is kept there ({reason})")
 
     def info(self) -> CacheInfo:
         """How much there is."""
@@ -256,7 +254,6 @@ def cache_folder(folder: str | Path | None = None) -> Path | None:
 
 def make_embedding_cache(
     folder: str | Path | None = None,
-    note: Callable[[str], None] = lambda text: None,
     *,
     max_memory: int | None = None,
     max_bytes: int | None = None,
@@ -265,11 +262,10 @@ def make_embedding_cache(
 
     max_memory: bytes that a run may use, of which embeddings in memory take a part
     max_bytes: bytes that those in memory may take in any case
-    note: told when the folder cannot be used
     """
     room = bytes_in_memory(max_memory)
     where = cache_folder(folder)
-    files = None if where is None else EmbeddingFiles(where, note=note)
+    files = None if where is None else EmbeddingFiles(where)
     return EmbeddingCache(room if max_bytes is None else min(room, max_bytes), files)
 
 
@@ -311,7 +307,6 @@ class AudioEncoder:
     workers: threads that load
     batch: clips that are encoded at once; half as many after each time that memory ran out
     ahead: clips that are loaded ahead of the model, which bounds the memory for waveforms
-    note: told that memory ran out
     """
 
     def __init__(
@@ -325,10 +320,9 @@ class AudioEncoder:
         workers: int = 2,
         batch: int = 16,
         ahead: int = 64,
-        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._load, self._prepare, self._encode = load, prepare, encode
-        self._kept, self._state, self._note = kept, state, note
+        self._kept, self._state = kept, state
         self._batch, self._ahead = batch, ahead
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="naturelm-audio")
         self._waiting: OrderedDict[str, None] = OrderedDict()
@@ -430,7 +424,7 @@ class AudioEncoder:
         digests = list(ready)
         while digests:
             batch = digests[: self._batch]
-            with oom_backoff(len(batch), self._note, "clips were encoded") as backoff:
+            with oom_backoff(len(batch), "clips were encoded") as backoff:
                 with torch.inference_mode():
                     audio_BQD = self._encode(torch.stack([ready[digest] for digest in batch]))
                 self._encoded += len(batch)

@@ -10,6 +10,7 @@ Shapes: R rows, H heads, L columns of the cache, K width of a head, V vocabulary
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from NatureLM.generation.oom import free_unused_memory, is_out_of_memory
 from NatureLM.generation.prefill import scaled_forward
 from NatureLM.merging.scaling import AlphaScaling, active_scaling
 
+logger = logging.getLogger(__name__)
+
 Work = Callable[[], Tensor]
 Capture = Callable[[Work], Work]
 """Makes work that is repeated on the same memory cheaper; what it returns is the caller's."""
@@ -42,17 +45,13 @@ _HALF_TOLERANCE = 0.05
 
 
 def make_graph_runner(
-    language_model: Any,
-    capture: bool | None = None,
-    *,
-    max_positions: int | None = None,
-    note: Callable[[str], None] = lambda text: None,
+    language_model: Any, capture: bool | None = None, *, max_positions: int | None = None
 ) -> GraphRunner | None:
     """What sessions take decoding steps with; None where they take plain ones.
 
     capture: None captures CUDA graphs on CUDA, where the model allows it; True takes static steps
         elsewhere, too, where nothing is captured and nothing gained; False takes plain ones
-    max_positions, note: those of `GraphRunner`
+    max_positions: that of `GraphRunner`
     """
     if capture is False:
         return None
@@ -61,10 +60,10 @@ def make_graph_runner(
     if not is_cuda and capture is None:
         return None
     if not _has_static_shapes(language_model):
-        note("this language model has no fixed shapes to record; decoding step by step")
+        logger.warning("this language model has no fixed shapes to record; decoding step by step")
         return None
     capturer = GraphCapture(device) if is_cuda else None
-    return GraphRunner(language_model, capturer, max_positions=max_positions, note=note)
+    return GraphRunner(language_model, capturer, max_positions=max_positions)
 
 
 def _has_static_shapes(language_model: Any) -> bool:
@@ -83,10 +82,10 @@ class GraphRunner:
 
     capture: makes a step cheaper; None runs it as it is
     max_positions: rows times columns that there may be memory for; larger batches are declined
-    note: told, once, that steps cannot be captured
 
     Where memory runs out, batches half as large are tried again; after other errors none are. The
-    first replays of each bucket must give what the step itself gives.
+    first replays of each bucket must give what the step itself gives. That steps cannot be captured
+    is logged once.
     """
 
     def __init__(
@@ -95,9 +94,8 @@ class GraphRunner:
         capture: Capture | None = None,
         *,
         max_positions: int | None = None,
-        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._model, self._capture, self._note = model, capture, note
+        self._model, self._capture = model, capture
         self._pool = KVPool(max_positions)
         self._steps: OrderedDict[tuple[Bucket, float | None], StaticStep] = OrderedDict()
         self._signature: GraphSignature | None = None
@@ -144,7 +142,7 @@ class GraphRunner:
             self._gave_up = True
         if not self._has_said_so:
             which = "of large batches " if no_memory else ""
-            self._note(
+            logger.warning(
                 f"decoding {which}is not captured, and goes on step by step: {failure[:300]}"
             )
         self._has_said_so = True

@@ -59,7 +59,8 @@ class Engine:
     eos_ids: tokens that end an answer, by default the model's
     capture: whether decoding steps are captured as CUDA graphs; None does so on CUDA. It changes
         the speed and never an answer
-    note: told that memory ran out, or steps cannot be captured, and how the work goes on
+
+    Logs where memory runs out or steps cannot be captured, and how the work goes on.
     """
 
     def __init__(
@@ -75,7 +76,6 @@ class Engine:
         embeddings: EmbeddingCache | None = None,
         eos_ids: Sequence[int] | None = None,
         capture: bool | None = None,
-        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         for name, value in (
             ("batch_tokens", batch_tokens),
@@ -90,16 +90,14 @@ class Engine:
         tokens = batch_tokens or _default_batch_tokens(model, max_memory)
         beams, new_tokens = self.options.num_beams, self.options.max_new_tokens
         self._budget = Budget(tokens, beams, new_tokens, batch_rows)
-        self._workers, self._lookahead, self._note = workers, lookahead, note
+        self._workers, self._lookahead = workers, lookahead
         if embeddings is None:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
         self._grammar = lru_cache(maxsize=64)(self._make_grammar)
-        self._scorer = Scorer(model, self._eos_ids, self._budget, note)
-        self._graphs = make_graph_runner(
-            model.language_model, capture, max_positions=tokens, note=note
-        )
+        self._scorer = Scorer(model, self._eos_ids, self._budget)
+        self._graphs = make_graph_runner(model.language_model, capture, max_positions=tokens)
         self._busy = _BUSY_ROWS.get(model.device.type, _ACCELERATOR_BUSY_ROWS)
         self.encoded = 0
         """Windows that were encoded in all runs."""
@@ -147,7 +145,6 @@ class Engine:
             workers=self._workers,
             batch=batch,
             ahead=_BATCHES_AHEAD * batch,
-            note=self._note,
         )
 
     def _check_alphas(self, alphas: Sequence[float]) -> None:
@@ -174,7 +171,7 @@ class Engine:
                 budget = budget.within(room)
             batch = waiting.take(budget)
             rows = len(decoder) + len(batch.rows)
-            with oom_backoff(rows, self._note, "answers were decoded") as backoff:
+            with oom_backoff(rows, "answers were decoded") as backoff:
                 decoder.add([self._prompt(row) for row in batch.rows], batch.shared)
             if backoff.retry_size is None:
                 return
@@ -194,7 +191,7 @@ class Engine:
     def _advance(self, decoder: Decoder, waiting: RequestQueue) -> Iterator[Answer]:
         finished: list[tuple[Prompt, GenerationOutput]] = []
         prompts = decoder.prompts
-        with oom_backoff(len(decoder), self._note, "answers were decoded") as backoff:
+        with oom_backoff(len(decoder), "answers were decoded") as backoff:
             finished = decoder.advance()
         if backoff.retry_size is not None:
             # Some layers may have taken the step, others not: all rows begin again.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says on devices whose error has no class of its own."""
@@ -28,11 +31,11 @@ class Backoff:
 
 
 @contextmanager
-def oom_backoff(size: int, note: Callable[[str], None], what: str) -> Iterator[Backoff]:
-    """Where memory runs out within the block, say so, and ask for half the batch size.
+def oom_backoff(size: int, what: str) -> Iterator[Backoff]:
+    """Where memory runs out within the block, log it, and ask for half the batch size.
 
     size: the batch size; where it is 1 the error is raised
-    what: what was done to the batch, for the note
+    what: what was done to the batch, for the log
     """
     backoff = Backoff()
     try:
@@ -43,7 +46,9 @@ def oom_backoff(size: int, note: Callable[[str], None], what: str) -> Iterator[B
         backoff.retry_size = size // 2
     if backoff.retry_size is not None:  # not in the handler, which holds frames and their tensors
         free_unused_memory()
-        note(f"memory ran out when {size} {what} at once; going on with {backoff.retry_size}")
+        logger.warning(
+            f"memory ran out when {size} {what} at once; going on with {backoff.retry_size}"
+        )
 
 
 def free_unused_memory() -> None:

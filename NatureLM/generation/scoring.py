@@ -10,7 +10,7 @@ Shapes: R rows, C labels, N nodes of a chunk, K nodes that they may see, L posit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -40,18 +40,11 @@ class Scorer:
 
     eos_ids: tokens that end an answer
     budget: how large a batch may be; a row takes its prompt and the nodes of its list
-    note: told that memory ran out
     """
 
-    def __init__(
-        self,
-        model: EngineModel,
-        eos_ids: Sequence[int],
-        budget: Budget,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> None:
+    def __init__(self, model: EngineModel, eos_ids: Sequence[int], budget: Budget) -> None:
         self._model, self._eos_ids = model, list(eos_ids)
-        self._budget, self._note = replace(budget, num_beams=1), note
+        self._budget = replace(budget, num_beams=1)
         self._trie = lru_cache(maxsize=64)(self._make_trie)
         self._prior = lru_cache(maxsize=_MAX_PRIORS)(self._make_prior)
 
@@ -69,7 +62,7 @@ class Scorer:
         batches = plan_batches(rows, room)
         while batches:
             batch = batches.pop(0)
-            with oom_backoff(len(batch.rows), self._note, "lists of labels were scored") as backoff:
+            with oom_backoff(len(batch.rows), "lists of labels were scored") as backoff:
                 likely_RC = self._likelihoods(batch, choice.labels)
             if backoff.retry_size is not None:
                 self._budget = self._budget.within(backoff.retry_size)

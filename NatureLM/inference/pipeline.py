@@ -406,10 +406,7 @@ class Pipeline:
 
         if self._embeddings is None:
             self._embeddings = make_embedding_cache(
-                self._cache_dir,
-                logger.warning,
-                max_memory=self._max_memory,
-                max_bytes=self._kept_bytes,
+                self._cache_dir, max_memory=self._max_memory, max_bytes=self._kept_bytes
             )
         rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
         engine = Engine(
@@ -419,7 +416,6 @@ class Pipeline:
             lookahead=rows,
             max_memory=self._max_memory,
             embeddings=self._embeddings,
-            note=logger.warning,
         )
         return engine.run
 

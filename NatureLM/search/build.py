@@ -88,7 +88,7 @@ class Embedder:
         start = 0
         while start < len(windows):
             batch = windows[start : start + self.batch]
-            with oom_backoff(len(batch), logger.warning, "windows were encoded") as backoff:
+            with oom_backoff(len(batch), "windows were encoded") as backoff:
                 made.append(self._encode(batch, time_expansion))
                 start += len(batch)
             if backoff.retry_size is not None:

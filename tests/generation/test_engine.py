@@ -1,4 +1,4 @@
-"""The engine's answers are those of `model.generate`, one request at a time."""
+"""The engine answers as plain decoding does, one request at a time, whatever the batches."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from builders import BuildModel
+from decoding import ENDS, decode
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache
-from NatureLM.generation.engine import Engine, fold_if_single_alpha
+from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
+from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.request import Answer, GenerationOptions, Request
+from NatureLM.generation.sampling import NonFiniteLogitsError
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
 
 TAG = "<Audio><AudioHere></Audio>"
@@ -29,7 +34,6 @@ QUERIES = (
     f"Audio: {TAG}\nLabel: Gray Wolf\n\nAudio: {TAG}\nLabel: Trill\n\nAudio: {TAG}\nLabel:",
     f"Question first. {TAG}",
 )
-ENDS = [604, 402, 69, 11]  # common tokens end the text here, so that rows finish at their own step
 NEW_TOKENS = 6
 
 CASES = st.lists(
@@ -44,18 +48,12 @@ CASES = st.lists(
 
 
 @pytest.fixture(scope="module")
-def double(nano_folder: Any) -> NatureLM:
-    """In float64 no rounding decides between tokens."""
-    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
 def waves(nano_waveforms: dict[str, Tensor]) -> list[Tensor]:
     return list(nano_waveforms.values())
 
 
 class Alone:
-    """Answers of `model.generate` to one request at a time, remembered."""
+    """Answers of plain decoding to one request at a time, remembered."""
 
     def __init__(self, model: NatureLM, waves: list[Tensor]) -> None:
         self.model = model
@@ -66,14 +64,17 @@ class Alone:
     def __call__(self, request: Request, options: GenerationOptions) -> str:
         case = (request.prompt, request.audios, request.alpha, options)
         if case not in self.known:
-            (ids,) = self.model.generate_ids(
-                [request.prompt],
-                [[self.clips[int(key)] for key in request.audios]],
-                alpha=request.alpha,
-                options=options,
+            clips = [self.clips[int(key)] for key in request.audios]
+            with torch.inference_mode():
+                embeds = self.model.input_embeddings([request.prompt], [clips])
+            (one,) = decode(
+                self.model.language_model,
+                embeds,
+                alphas=[request.alpha],
                 eos_ids=ENDS,
+                options=options,
             )
-            self.known[case] = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+            self.known[case] = self.model.tokenizer.decode(one.ids, skip_special_tokens=True)
         return self.known[case]
 
 
@@ -100,9 +101,7 @@ def answers(engine: Engine, requests: Iterable[Request], waves: list[Tensor]) ->
     return found
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15)
 @given(
     cases=CASES,
     beams=st.sampled_from([1, 2, 3]),
@@ -162,9 +161,7 @@ def count_positions(model: NatureLM, monkeypatch: pytest.MonkeyPatch) -> list[in
     return seen
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8)
 @given(cases=CASES, batch_tokens=st.sampled_from([300, 100_000]), seed=st.integers(0, 3))
 def test_a_sampled_answer_does_not_depend_on_the_batch(
     cases: list[Any], batch_tokens: int, seed: int, double: NatureLM, waves: list[Tensor]
@@ -301,3 +298,88 @@ def test_wrong_sizes_and_alphas_are_refused(build_model: Any, waves: list[Tensor
         Engine(model, batch_tokens=0)
     with pytest.raises(UsageError, match="alpha must be 1"):
         answers(Engine(model), requests_of(model, [(0, [0, 0, 0], 0.5)]), waves)
+
+
+@given(entries=st.lists(st.booleans(), max_size=12), data=st.data())
+def test_every_entry_in_its_place(entries: list[bool], data: st.DataObject) -> None:
+    """Whatever the order in which answers come, and however many are taken at once."""
+    wanted: list[Any] = [
+        Request(number, f"prompt {number}", ()) if asks else f"between {number}"
+        for number, asks in enumerate(entries)
+    ]
+
+    def run(requests: Iterable[Request], load: Any) -> Iterator[Answer]:
+        pool: list[Request] = []
+        source = iter(requests)
+        going_on = True
+        while going_on or pool:
+            if going_on and (not pool or data.draw(st.booleans())):
+                one = next(source, None)
+                going_on = one is not None
+                pool += [] if one is None else [one]
+            else:
+                request = pool.pop(data.draw(st.integers(0, len(pool) - 1)))
+                yield Answer(request, f"answer {request.key}")
+
+    got = list(yield_in_input_order(run, wanted, load=lambda key: None))
+    assert [one.request if isinstance(one, Answer) else one for one in got] == wanted
+
+
+def test_answers_are_given_as_soon_as_their_turn_comes() -> None:
+    requests = [Request(number, "", ()) for number in range(3)]
+
+    def run(coming: Iterable[Request], load: Any) -> Iterator[Answer]:
+        first, second, third = coming
+        yield Answer(second, "b")
+        yield Answer(first, "a")
+        steps.append("first is there")
+        yield Answer(third, "c")
+
+    steps: list[str] = []
+    answers = yield_in_input_order(run, requests, load=lambda key: None)
+    assert [next(answers).text, next(answers).text] == ["a", "b"]
+    assert steps == []
+
+
+@pytest.fixture
+def overflowing(build_model: BuildModel) -> NatureLM:
+    model = build_model()
+    with torch.no_grad():
+        model.language_model.lm_head.weight.fill_(torch.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 1},
+        {"num_beams": 2},
+        {"num_beams": 1, "do_sample": True},
+        {"num_beams": 1, "do_sample": True, "top_k": 3, "top_p": 0.9},
+    ],
+)
+@pytest.mark.parametrize("how", [None, "score", "constrained"])
+def test_there_is_no_answer_and_the_reason_is_said(
+    options: dict[str, Any],
+    how: Any,
+    overflowing: NatureLM,
+    nano_waveforms: dict[str, Tensor],
+) -> None:
+    choice = None if how is None else LabelChoice(("Owl", "Wolf"), how)
+    assert overflowing.processor is not None
+    prompt = overflowing.processor.render("What is it?")
+    request = Request("a", prompt, ("howl",), choice=choice)
+    engine = Engine(overflowing, GenerationOptions(max_new_tokens=3, **options))
+    (answer,) = engine.run([request], nano_waveforms.__getitem__)
+    assert answer.text is None
+    assert isinstance(answer.error, NonFiniteLogitsError)
+    assert "--dtype" in str(answer.error)
+
+
+def test_a_conversation_says_so_too(
+    overflowing: NatureLM, nano_waveforms: dict[str, Tensor]
+) -> None:
+    talk = Pipeline(overflowing).conversation([nano_waveforms["howl"]])
+    with pytest.raises(NonFiniteLogitsError):
+        list(talk.ask("What is it?"))
+    assert talk.turns == ()

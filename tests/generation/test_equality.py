@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import decode
-from hypothesis import HealthCheck, given, settings
+from decoding import ENDS, decode
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.audio_cache import EmbeddingCache, EncodedClip
+from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.merging.scaling import active_alpha
@@ -26,7 +26,6 @@ QUERIES = (
     f"Audio: {TAG}\nLabel: Gray Wolf\n\nAudio: {TAG}\nLabel: Trill\n\nAudio: {TAG}\nLabel:",
     f"{TAG} and {TAG}: the same?",
 )
-ENDS = [604, 402, 69, 11]  # common tokens end the text here, so that rows finish at their own step
 DECIDED = 1e-3  # logits that are further apart than this are no matter of rounding
 NAMES = ("chirps", "trill", "howl")
 
@@ -49,11 +48,6 @@ ENGINES = st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def double(nano_folder: Path) -> NatureLM:
-    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
-
-
 def requests_of(model: NatureLM, work: list[Any]) -> list[Request]:
     requests = []
     for number, (query, clips, alpha, stream) in enumerate(work):
@@ -63,26 +57,12 @@ def requests_of(model: NatureLM, work: list[Any]) -> list[Request]:
     return requests
 
 
-def encoded(model: NatureLM, waves: dict[str, Tensor]) -> dict[str, EncodedClip]:
-    """Clips as the engine keeps them, encoded one by one."""
-    with torch.inference_mode():
-        return {
-            name: EncodedClip(f"{number:x}", model.encode_audio(wav[None])[0])
-            for number, (name, wav) in enumerate(waves.items())
-        }
-
-
 @pytest.fixture(scope="module")
-def clips(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> dict[str, EncodedClip]:
-    return encoded(nano, nano_waveforms)
+def clips32(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> dict[str, Any]:
+    return Engine(nano, batch_rows=1).encode(nano_waveforms, nano_waveforms.__getitem__)
 
 
-@pytest.fixture(scope="module")
-def clips64(double: NatureLM, nano_waveforms: dict[str, Tensor]) -> dict[str, EncodedClip]:
-    return encoded(double, nano_waveforms)
-
-
-def embeddings(model: NatureLM, request: Request, clips: dict[str, EncodedClip]) -> Tensor:
+def embeddings(model: NatureLM, request: Request, clips: dict[str, Any]) -> Tensor:
     with torch.inference_mode():
         (embeds_LD,) = model.input_embeddings(
             [request.prompt], [[clips[name].audio_QD for name in request.audios]]
@@ -90,27 +70,25 @@ def embeddings(model: NatureLM, request: Request, clips: dict[str, EncodedClip])
     return embeds_LD
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8)
 @given(work=WORK, how=ENGINES, seed=st.integers(0, 3))
 def test_sampled_answers_are_those_of_each_row_alone(
     work: list[Any],
     how: dict[str, Any],
     seed: int,
     double: NatureLM,
-    clips64: dict[str, EncodedClip],
+    clips: dict[str, Any],
 ) -> None:
     options = GenerationOptions(
         max_new_tokens=5, num_beams=1, do_sample=True, temperature=1.5, top_k=80, seed=seed
     )
     requests = requests_of(double, work)
     engine = Engine(double, options, eos_ids=ENDS, **how)
-    found = {one.key: one for one in engine.run(requests, clips64.__getitem__)}
+    found = {one.key: one for one in engine.run(requests, clips.__getitem__)}
     for request in requests:
         (alone,) = decode(
             double.language_model,
-            [embeddings(double, request, clips64)],
+            [embeddings(double, request, clips)],
             alphas=[request.alpha],
             eos_ids=ENDS,
             options=options,
@@ -121,19 +99,17 @@ def test_sampled_answers_are_those_of_each_row_alone(
         assert answer.log_probability == pytest.approx(alone.log_probability, abs=1e-9)
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8)
 @given(work=WORK, how=ENGINES)
 def test_float32_answers_differ_only_where_rounding_decides(
-    work: list[Any], how: dict[str, Any], nano: NatureLM, clips: dict[str, EncodedClip]
+    work: list[Any], how: dict[str, Any], nano: NatureLM, clips32: dict[str, Any]
 ) -> None:
     options = GenerationOptions(max_new_tokens=6, num_beams=1)
     requests = requests_of(nano, work)
     engine = Engine(nano, options, eos_ids=ENDS, **how)
-    found = {one.key: one.text for one in engine.run(requests, clips.__getitem__)}
+    found = {one.key: one.text for one in engine.run(requests, clips32.__getitem__)}
     for request in requests:
-        embeds_LD = embeddings(nano, request, clips)
+        embeds_LD = embeddings(nano, request, clips32)
         (alone,) = decode(
             nano.language_model,
             [embeds_LD],

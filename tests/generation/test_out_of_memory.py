@@ -21,11 +21,6 @@ QUERIES = ("What is it?", "Caption the audio.", "A longer question about the sou
 OPTIONS = GenerationOptions(max_new_tokens=4, num_beams=1)
 
 
-@pytest.fixture(scope="module")
-def double(nano_folder: Any) -> NatureLM:
-    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
-
-
 def requests_of(model: NatureLM) -> list[Request]:
     return [
         Request((clip, query, alpha), model.processor.render(query), (clip,), alpha)
@@ -37,12 +32,6 @@ def requests_of(model: NatureLM) -> list[Request]:
 
 def run(model: NatureLM, waves: dict[str, Tensor], engine: Engine) -> dict[Any, str | None]:
     return {one.key: one.text for one in engine.run(requests_of(model), waves.__getitem__)}
-
-
-@pytest.fixture(scope="module")
-def clips(double: NatureLM, nano_waveforms: dict[str, Tensor]) -> dict[str, Any]:
-    """The clips encoded already, where encoding is not what is tested."""
-    return Engine(double).encode(nano_waveforms, nano_waveforms.__getitem__)
 
 
 class Limited:
@@ -66,6 +55,7 @@ def test_batches_are_halved_until_they_fit(
     double: NatureLM,
     clips: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     wanted = run(double, clips, Engine(double, OPTIONS))
     limited = Limited(rows, error)
@@ -76,13 +66,17 @@ def test_batches_are_halved_until_they_fit(
         init(session, model, prompts, *args, **how)
 
     monkeypatch.setattr(DecodingSession, "__init__", begin)
-    notes: list[str] = []
-    assert run(double, clips, Engine(double, OPTIONS, note=notes.append)) == wanted
-    assert "memory ran out when 18 answers were decoded at once; going on with 9" in notes[0]
+    assert run(double, clips, Engine(double, OPTIONS)) == wanted
+    assert (
+        caplog.messages[0] == "memory ran out when 18 answers were decoded at once; going on with 9"
+    )
 
 
 def test_answers_that_were_begun_begin_again(
-    double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    double: NatureLM,
+    clips: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Memory runs out in the middle of a step, when some layers have taken it and others not."""
     options = GenerationOptions(
@@ -99,14 +93,16 @@ def test_answers_that_were_begun_begin_again(
         return last(*args, **how)
 
     monkeypatch.setattr(double.language_model.model.layers[-1].self_attn, "forward", attend)
-    notes: list[str] = []
-    assert run(double, clips, Engine(double, options, note=notes.append)) == wanted
-    assert [note.rsplit(" ", 1)[1] for note in notes] == ["9", "4"]
+    assert run(double, clips, Engine(double, options)) == wanted
+    assert [note.rsplit(" ", 1)[1] for note in caplog.messages] == ["9", "4"]
     assert DecodingSession.step is step
 
 
 def test_fewer_clips_are_encoded_at_once(
-    double: NatureLM, nano_waveforms: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    double: NatureLM,
+    nano_waveforms: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     wanted = run(double, nano_waveforms, Engine(double, OPTIONS))
     limited = Limited(1)
@@ -117,10 +113,9 @@ def test_fewer_clips_are_encoded_at_once(
         return encode(wav_BS)
 
     monkeypatch.setattr(double, "encode_audio", encoding)
-    notes: list[str] = []
-    engine = Engine(double, OPTIONS, note=notes.append)
+    engine = Engine(double, OPTIONS)
     assert run(double, nano_waveforms, engine) == wanted
-    assert notes == ["memory ran out when 3 clips were encoded at once; going on with 1"]
+    assert caplog.messages == ["memory ran out when 3 clips were encoded at once; going on with 1"]
     assert engine.encoded == 3
 
 
@@ -136,7 +131,7 @@ def test_one_row_that_does_not_fit_is_an_error(
 
 
 def test_other_errors_are_raised() -> None:
-    with pytest.raises(RuntimeError, match="shape"), oom_backoff(8, print, "rows were run"):
+    with pytest.raises(RuntimeError, match="shape"), oom_backoff(8, "rows were run"):
         raise RuntimeError("shape mismatch")
     assert not is_out_of_memory(ValueError("out of memory"))
 
@@ -190,7 +185,10 @@ def test_rows_that_others_could_not_join_go_on(
 
 
 def test_lists_left_are_scored_in_smaller_batches_too(
-    double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    double: NatureLM,
+    clips: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     choice = LabelChoice(("Owl", "Wolf"))
     requests = [replace(one, choice=choice) for one in requests_of(double)]
@@ -202,8 +200,9 @@ def test_lists_left_are_scored_in_smaller_batches_too(
         return score(model, prompts, *args, **how)
 
     monkeypatch.setattr(scorer, "score_trie", scoring)
-    notes: list[str] = []
-    engine = Engine(double, OPTIONS, note=notes.append, batch_rows=6)
+    engine = Engine(double, OPTIONS, batch_rows=6)
     answers = list(engine.run(requests, clips.__getitem__))
     assert len(answers) == len(requests)
-    assert notes == ["memory ran out when 6 lists of labels were scored at once; going on with 3"]
+    assert caplog.messages == [
+        "memory ran out when 6 lists of labels were scored at once; going on with 3"
+    ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from cuda_stand_in import Machine, cuda_stand_in  # noqa: F401
-from hypothesis import HealthCheck, given, settings
+from cuda_stand_in import Machine
+from decoding import ENDS, QUERIES
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,31 +29,14 @@ from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM
 
-ENDS = [604, 402, 69, 11]  # common tokens, so that rows finish at their own step
-QUERIES = ("What is it?", "Caption the audio.", "Say at length what is to be heard in this sound.")
 CPU = torch.device("cpu")
-QUICK = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
-@pytest.fixture(scope="module")
-def double(nano_folder: Any) -> NatureLM:
-    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def prompts(double: NatureLM, nano_waveforms: dict[str, Tensor]) -> list[Prompt]:
-    """Of several lengths, α mixed."""
-    with torch.inference_mode():
-        clips = [double.encode_audio(wav[None])[0] for wav in nano_waveforms.values()]
-        return [
-            Prompt(embeds_LD, alpha, stream)
-            for stream, (query, clip, alpha) in enumerate(
-                (query, clip, alpha) for query in QUERIES for clip in clips for alpha in (0.3, 1.0)
-            )
-            for embeds_LD in double.input_embeddings([double.processor.render(query)], [[clip]])
-        ]
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Steps are captured without a word, unless a test expects one and clears it."""
+    yield
+    assert caplog.messages == []
 
 
 @pytest.fixture
@@ -145,7 +130,7 @@ def play(pair: Pair, first: list[int], operations: list[Any], seed: int) -> None
                     step()
 
 
-@QUICK
+@settings(max_examples=15)
 @given(
     first=st.lists(st.integers(0, 17), min_size=1, max_size=5),
     operations=OPERATIONS,
@@ -158,11 +143,11 @@ def test_steps_are_those_of_a_plain_session(
     double: NatureLM,
     prompts: list[Prompt],
 ) -> None:
-    static = GraphRunner(double.language_model, note=pytest.fail)
-    play(Pair(double, static, prompts), first, operations, seed)
+    runner = GraphRunner(double.language_model)
+    play(Pair(double, runner, prompts), first, operations, seed)
 
 
-@settings(QUICK, max_examples=8)
+@settings(max_examples=8)
 @given(
     first=st.lists(st.integers(0, 17), min_size=1, max_size=5),
     operations=OPERATIONS,
@@ -175,11 +160,11 @@ def test_recorded_steps_are_those_of_a_plain_session(
     seed: int,
     double: NatureLM,
     prompts: list[Prompt],
-    cuda_stand_in: Machine,  # noqa: F811
+    cuda_stand_in: Machine,
 ) -> None:
-    static = GraphRunner(double.language_model, GraphCapture(CPU), note=pytest.fail)
+    runner = GraphRunner(double.language_model, GraphCapture(CPU))
     before = len(cuda_stand_in.graphs)
-    play(Pair(double, static, prompts), first, operations, seed)
+    play(Pair(double, runner, prompts), first, operations, seed)
     assert sum(graph.replays for graph in cuda_stand_in.graphs[before:]) >= 1
     cuda_stand_in.graphs.clear()
 
@@ -202,7 +187,7 @@ def decoded_by(
     return {prompt.stream: decoded for prompt, decoded in found}
 
 
-@QUICK
+@settings(max_examples=15)
 @given(
     order=st.permutations(range(18)),
     cuts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4),
@@ -217,14 +202,14 @@ def test_answers_are_those_of_plain_decoding(
     recorded: bool,
     double: NatureLM,
     prompts: list[Prompt],
-    cuda_stand_in: Machine,  # noqa: F811
+    cuda_stand_in: Machine,
 ) -> None:
     options = GenerationOptions(max_new_tokens=6, num_beams=beams)
     places = iter(order)
     lumps = [([prompts[next(places)] for _ in range(count)], steps) for count, steps in cuts]
     recorder = GraphCapture(CPU) if recorded else None
-    static = GraphRunner(double.language_model, recorder, note=pytest.fail)
-    found = decoded_by(static, double, lumps, options)
+    runner = GraphRunner(double.language_model, recorder)
+    found = decoded_by(runner, double, lumps, options)
     wanted = decoded_by(None, double, lumps, options)
     assert found.keys() == wanted.keys()
     for stream, decoded in found.items():
@@ -251,7 +236,7 @@ def test_the_engine_answers_alike(
     clips = Engine(double).encode(nano_waveforms, nano_waveforms.__getitem__)
 
     def run(capture: bool | None) -> dict[Any, str | None]:
-        engine = Engine(double, options, eos_ids=ENDS, capture=capture, note=pytest.fail, **how)
+        engine = Engine(double, options, eos_ids=ENDS, capture=capture, **how)
         assert (engine._graphs is not None) == bool(capture)
         return {one.key: one.text for one in engine.run(requests_of(double), clips.__getitem__)}
 
@@ -271,7 +256,7 @@ def test_captured_steps_answer_alike_on_a_gpu(
     clips = Engine(model).encode(nano_waveforms, nano_waveforms.__getitem__)
     found = []
     for capture in (True, False):
-        engine = Engine(model, options, eos_ids=ENDS, capture=capture, note=pytest.fail)
+        engine = Engine(model, options, eos_ids=ENDS, capture=capture)
         found.append(
             {one.key: one.text for one in engine.run(requests_of(model), clips.__getitem__)}
         )
@@ -281,7 +266,7 @@ def test_captured_steps_answer_alike_on_a_gpu(
 def test_rows_that_are_no_numbers_disturb_nobody(double: NatureLM, prompts: list[Prompt]) -> None:
     """They leave, and others take their places in the memory that they filled."""
     broken = Prompt(prompts[0].embeds_LD * torch.nan, 1.0)
-    pair = Pair(double, GraphRunner(double.language_model, note=pytest.fail), [*prompts, broken])
+    pair = Pair(double, GraphRunner(double.language_model), [*prompts, broken])
     with torch.inference_mode():
         pair.sessions = pair.begin([2, len(prompts), 5])
         for session in pair.sessions:
@@ -297,8 +282,8 @@ def test_rows_that_are_no_numbers_disturb_nobody(double: NatureLM, prompts: list
 
 def test_sessions_take_turns(double: NatureLM, prompts: list[Prompt]) -> None:
     """The memory holds one of them; the other moves out with all that it had."""
-    static = GraphRunner(double.language_model, note=pytest.fail)
-    pairs = [Pair(double, static, prompts) for _ in range(2)]
+    runner = GraphRunner(double.language_model)
+    pairs = [Pair(double, runner, prompts) for _ in range(2)]
     with torch.inference_mode():
         for pair, places in zip(pairs, ([0, 7, 8], [3, 4]), strict=True):
             pair.sessions = pair.begin(places)
@@ -309,8 +294,8 @@ def test_sessions_take_turns(double: NatureLM, prompts: list[Prompt]) -> None:
 
 def test_rows_move_within_the_memory(double: NatureLM, prompts: list[Prompt]) -> None:
     """Where rows leave or change places nothing is allocated, and the cache stays where it is."""
-    static = GraphRunner(double.language_model, note=pytest.fail)
-    pair = Pair(double, static, prompts)
+    runner = GraphRunner(double.language_model)
+    pair = Pair(double, runner, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 1, 2, 3, 4])
         pair.step(torch.arange(5))
@@ -321,7 +306,7 @@ def test_rows_move_within_the_memory(double: NatureLM, prompts: list[Prompt]) ->
                 session.select(rows)
             assert pair.sessions[1]._cache.kv_layers[0].owner is owner
             pair.step(torch.arange(len(rows)))
-        assert {bucket.rows for bucket, _ in static._steps} == {8, 4, 2}
+        assert {bucket.rows for bucket, _ in runner._steps} == {8, 4, 2}
 
 
 def test_buckets() -> None:
@@ -338,11 +323,11 @@ def test_few_steps_are_kept_and_the_latest_used_stay(
 ) -> None:
     monkeypatch.setattr(module, "_MAX_STEPS", 2)
     recorder = Repeating()
-    static = GraphRunner(double.language_model, recorder, note=pytest.fail)
-    pair = Pair(double, static, prompts)
+    runner = GraphRunner(double.language_model, recorder)
+    pair = Pair(double, runner, prompts)
 
     def buckets() -> list[int]:
-        return [bucket.rows for bucket, _ in static._steps]
+        return [bucket.rows for bucket, _ in runner._steps]
 
     def go(rows: list[int]) -> None:
         for session in pair.sessions:
@@ -362,12 +347,12 @@ def test_few_steps_are_kept_and_the_latest_used_stay(
         assert recorder.replays == 4
         go([0])
         assert buckets() == [2, 1]
-        assert len(static) == 2
+        assert len(runner) == 2
 
 
 def test_a_step_is_recorded_when_it_has_come_often(double: NatureLM, prompts: list[Prompt]) -> None:
     recorder = Repeating()
-    pair = Pair(double, GraphRunner(double.language_model, recorder, note=pytest.fail), prompts)
+    pair = Pair(double, GraphRunner(double.language_model, recorder), prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5])
         for number in range(module._PATIENCE + 3):
@@ -385,27 +370,31 @@ def test_a_step_is_recorded_when_it_has_come_often(double: NatureLM, prompts: li
     ],
 )
 def test_what_cannot_be_recorded_is_said_once_and_decoded_plainly(
-    error: Exception, said: str, double: NatureLM, prompts: list[Prompt]
+    error: Exception,
+    said: str,
+    double: NatureLM,
+    prompts: list[Prompt],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    notes: list[str] = []
     recorder = Repeating(error=error)
-    static = GraphRunner(double.language_model, recorder, note=notes.append)
-    pair = Pair(double, static, prompts)
+    runner = GraphRunner(double.language_model, recorder)
+    pair = Pair(double, runner, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5, 11])
         for number in range(module._PATIENCE + 3):
             pair.step(torch.tensor([number, 2, 3]))
-    assert len(notes) == 1
-    assert said in notes[0]
-    assert "step by step" in notes[0]
-    assert len(static) == 0
+    assert len(caplog.messages) == 1
+    assert said in caplog.messages[0]
+    assert "step by step" in caplog.messages[0]
+    assert len(runner) == 0
     assert recorder.records == 0
     recorder.error = None
     with torch.inference_mode():
         for session in pair.sessions:
             session.select([0])
         pair.step(torch.tensor([1]))
-    assert len(static) == isinstance(error, torch.OutOfMemoryError), "less memory may do"
+    assert len(runner) == isinstance(error, torch.OutOfMemoryError), "less memory may do"
+    caplog.clear()
 
 
 class Stale(Repeating):
@@ -418,41 +407,42 @@ class Stale(Repeating):
 
 @pytest.mark.usefixtures("impatient")
 def test_a_replay_that_goes_another_way_is_found_and_said(
-    double: NatureLM, prompts: list[Prompt]
+    double: NatureLM, prompts: list[Prompt], caplog: pytest.LogCaptureFixture
 ) -> None:
-    notes: list[str] = []
-    static = GraphRunner(double.language_model, Stale(), note=notes.append)
-    pair = Pair(double, static, prompts)
+    runner = GraphRunner(double.language_model, Stale())
+    pair = Pair(double, runner, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5])
         pair.step(torch.tensor([1, 2]))
-        assert notes == [], "the first replay is of the very step that was recorded"
+        assert caplog.messages == [], "the first replay is of the very step that was recorded"
         for number in (2, 3):
             pair.step(torch.tensor([number, 2]))  # compares with a plain session
-    assert len(notes) == 1
-    assert "other logits" in notes[0]
+    assert len(caplog.messages) == 1
+    assert "other logits" in caplog.messages[0]
+    caplog.clear()
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_refused_recording_leaves_the_stream_as_it_was(
     double: NatureLM,
     prompts: list[Prompt],
-    cuda_stand_in: Machine,  # noqa: F811
+    cuda_stand_in: Machine,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    notes: list[str] = []
-    static = GraphRunner(double.language_model, GraphCapture(CPU), note=notes.append)
-    pair = Pair(double, static, prompts)
+    runner = GraphRunner(double.language_model, GraphCapture(CPU))
+    pair = Pair(double, runner, prompts)
     main = cuda_stand_in.stream
     cuda_stand_in.refuse = RuntimeError("capture failed")
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 5, 11])
         pair.step(torch.tensor([1, 2, 3]))
         pair.step(torch.tensor([1, 2, 3]))
-    assert len(notes) == 1
+    assert len(caplog.messages) == 1
     assert cuda_stand_in.stream is main
+    caplog.clear()
 
 
-def test_recording_warms_up_and_shares_memory(cuda_stand_in: Machine) -> None:  # noqa: F811
+def test_recording_warms_up_and_shares_memory(cuda_stand_in: Machine) -> None:
     recorder = GraphCapture(CPU)
     main = cuda_stand_in.stream
     number = torch.ones(3)
@@ -481,7 +471,7 @@ def test_recording_warms_up_and_shares_memory(cuda_stand_in: Machine) -> None:  
 
 
 def test_the_stand_in_refuses_what_graphs_refuse(
-    cuda_stand_in: Machine,  # noqa: F811
+    cuda_stand_in: Machine,
 ) -> None:
     for work in (
         lambda: torch.ones(2) * torch.ones(1).item(),
@@ -496,13 +486,13 @@ def test_the_stand_in_refuses_what_graphs_refuse(
 def test_what_was_recorded_of_another_state_is_not_replayed(
     double: NatureLM,
     prompts: list[Prompt],
-    cuda_stand_in: Machine,  # noqa: F811
+    cuda_stand_in: Machine,
 ) -> None:
     """Folding moves weights and switches adapters off; a recipe changes how strongly they act."""
     cuda_stand_in.lenient = True  # the check of a folded model's α compares numbers of the host
-    static = GraphRunner(double.language_model, GraphCapture(CPU), note=pytest.fail)
+    runner = GraphRunner(double.language_model, GraphCapture(CPU))
     whole = [one for one in prompts if one.alpha == 1.0]
-    pair = Pair(double, static, whole)
+    pair = Pair(double, runner, whole)
     tokens = torch.tensor([1, 2, 3])
 
     def steps() -> int:
@@ -533,20 +523,20 @@ def test_what_was_recorded_of_another_state_is_not_replayed(
 
 def test_memory_is_bounded_and_given_back(double: NatureLM, prompts: list[Prompt]) -> None:
     longest = Bucket.of(1, max(one.embeds_LD.shape[0] for one in prompts[:5]) + 1).columns
-    static = GraphRunner(double.language_model, max_positions=4 * longest, note=pytest.fail)
-    pair = Pair(double, static, prompts)
+    runner = GraphRunner(double.language_model, max_positions=4 * longest)
+    pair = Pair(double, runner, prompts)
     with torch.inference_mode():
         pair.sessions = pair.begin([0, 1, 2, 3, 4])
         pair.step(torch.arange(5))
-        assert len(static) == 0, "eight rows are too many, and the step is a plain one"
+        assert len(runner) == 0, "eight rows are too many, and the step is a plain one"
         for session in pair.sessions:
             session.select([0, 1, 4])
         pair.step(torch.arange(3))
-        assert len(static) == 1
-        static.release()
-        assert len(static) == 0
+        assert len(runner) == 1
+        runner.release()
+        assert len(runner) == 0
         pair.step(torch.arange(3))
-        assert len(static) == 1
+        assert len(runner) == 1
 
 
 def test_the_engine_gives_memory_back_where_it_runs_out(
@@ -562,9 +552,9 @@ def test_the_engine_gives_memory_back_where_it_runs_out(
             raise torch.OutOfMemoryError("CUDA out of memory")
         init(session, model, prompts, *args, **how)
 
-    def counting(static: GraphRunner) -> None:
-        released.append(len(static))
-        release(static)
+    def counting(runner: GraphRunner) -> None:
+        released.append(len(runner))
+        release(runner)
 
     monkeypatch.setattr(DecodingSession, "__init__", begin)
     monkeypatch.setattr(GraphRunner, "release", counting)
@@ -574,16 +564,19 @@ def test_the_engine_gives_memory_back_where_it_runs_out(
     assert len(released) >= 2
 
 
-def test_who_takes_make_graph_runner(double: NatureLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, notes = double.language_model, []
+def test_who_takes_static_steps(
+    double: NatureLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = double.language_model
     assert make_graph_runner(model) is None
     assert make_graph_runner(model, False) is None
-    made = make_graph_runner(model, True, note=notes.append)
+    made = make_graph_runner(model, True)
     assert made is not None
     assert made._capture is None, "there is nothing to record on a processor"
     monkeypatch.setattr(model.config, "_attn_implementation", "eager")
-    assert make_graph_runner(model, True, note=notes.append) is None
-    assert len(notes) == 1
+    assert make_graph_runner(model, True) is None
+    assert len(caplog.messages) == 1
+    caplog.clear()
 
 
 def test_transfers_are_pinned_on_the_way_to_cuda_only() -> None:

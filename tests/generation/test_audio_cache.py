@@ -187,14 +187,15 @@ def test_clearing_takes_nothing_else(tmp_path: Path) -> None:
     assert files.info().files == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_one_note(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_costs_one_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
-    notes: list[str] = []
-    files = EmbeddingFiles(tmp_path / "file", note=notes.append)
+    files = EmbeddingFiles(tmp_path / "file")
     for number in range(3):
         files.put(str(number), torch.zeros(2, 2))
-    assert len(notes) == 1
-    assert "nothing more is kept there" in notes[0]
+    assert len(caplog.messages) == 1
+    assert "nothing more is kept there" in caplog.messages[0]
 
 
 def test_the_folder_comes_from_the_environment(
