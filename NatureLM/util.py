@@ -106,12 +106,17 @@ def _one_place(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def format_duration(seconds: float) -> str:
-    """A duration for people: `6.4 s`, `3 min 20 s`, `2 h 5 min`."""
+def format_duration(seconds: float, *, short: bool = False) -> str:
+    """A duration for people: `6.4 s`, `3 min 20 s`, `2 h 5 min`.
+
+    short: rounded, to three digits below a minute, without parts that are 0: `0.125 s`, `5 min`
+    """
     if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+        return f"{seconds:.3g} s" if short else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds) if short else int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min")] if hours else [(minutes, "min"), (rest, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number or not short)
 
 
 Item = TypeVar("Item")

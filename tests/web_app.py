@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from NatureLM.app.limits import Limits
-from NatureLM.app.settings import AppContext, AppSettings
+from NatureLM.app.context import AppContext
+from NatureLM.app.settings import AppSettings, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
@@ -117,8 +117,7 @@ def running(
 ) -> Iterator[RunningApp]:
     """The app on a port of its own; `load` replaces the loading of the model."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed")
-    from NatureLM.app.page import build
-    from NatureLM.app.serve import launch
+    from NatureLM.app.page import build, launch
 
     settings = AppSettings(
         assets_dir=ASSETS, runs_dir=folder / "runs", port=free_port(), limits=limits or Limits()
@@ -126,7 +125,7 @@ def running(
     context = AppContext(settings, pipeline)
     if load is not None:
         context._load = load  # type: ignore[method-assign]
-    page = build(settings, context)
+    page = build(context)
     assert isinstance(page, gradio.Blocks)
     try:
         yield RunningApp(launch(page, context), context, pipeline)

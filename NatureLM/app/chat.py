@@ -1,68 +1,171 @@
-"""The only place of the app that calls the pipeline.
-
-What is said in the tab Ask: turns about clips that may be changed between them.
-"""
+"""What is asked of the model: conversations about clips, names ranked, examples, several α."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.app.clips import Clip
-from NatureLM.app.limits import LimitError, Limits
-from NatureLM.app.player import span
-from NatureLM.app.settings import AppSettings
+from NatureLM.app.clips import Clip, shown_name
+from NatureLM.app.settings import AppError, Limits
+from NatureLM.app.ui import span
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.prompts import PLACEHOLDER, few_shot_prompt, place_numbered
-from NatureLM.species import SpeciesList, default_question
+from NatureLM.species import SpeciesList, default_question, presets, read_species_list
+from NatureLM.util import format_bytes
 
 if TYPE_CHECKING:
     from NatureLM.inference.conversation import Conversation
     from NatureLM.inference.pipeline import Pipeline
 
-
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-NONE_OF_THESE = NOTHING
-"""What the model was taught to say where no name of a list is right; scored with every list."""
+NO_SOUND = "There is no sound yet: drop a recording, record one, or pick a sample."
 
 
-def load_pipeline(settings: AppSettings) -> Pipeline:
-    """Load the model that the settings name. Raises `NatureLMError` where it cannot be."""
-    from NatureLM.config import Config
-    from NatureLM.inference.loading import load_model
-    from NatureLM.inference.pipeline import Pipeline
-    from NatureLM.models.registry import EMBEDDED
+@dataclass(eq=False)
+class ChatTurn:
+    """A question and its answer, as the page shows them.
 
-    config = settings.config or Config()
-    model = load_model(
-        settings.model or EMBEDDED, config, device=settings.device, dtype=settings.dtype
-    )
-    return Pipeline(model, config=config)
+    about: names the sound that the question brought in
+    stopped: whether the visitor wanted no more of the answer
+    """
+
+    question: str
+    about: str
+    answer: str = ""
+    stopped: bool = False
 
 
-def converse(pipeline: Pipeline, rate: float, alpha: float) -> Conversation:
-    """A new conversation; its clips are samples at `rate` Hz."""
-    return pipeline.conversation(alpha=alpha, input_sample_rate=rate)
+@dataclass
+class ChatSession:
+    """A visitor's conversation. It begins anew where what it is about has changed."""
+
+    limits: Limits
+    turns: list[ChatTurn] = field(default_factory=list)
+    _conversation: Conversation | None = None
+    _alpha: float | None = None
+    _heard: list[tuple[str, int]] = field(default_factory=list)
+    _hangs: bool = False  # a question waits for the model: nobody knows what it has taken in
+
+    def ask(
+        self, pipeline: Pipeline, clips: Sequence[Clip], question: str, alpha: float
+    ) -> Iterator[None]:
+        """Ask; what comes of the answer is in the last turn after each step.
+
+        Raises `NatureLMError` where the question cannot be asked, with nothing said.
+        """
+        question = checked(question, clips, self.limits)
+        query, numbers = place_numbered(question, len(clips))
+        if self._hangs or self._begins_anew(clips, alpha):
+            self.forget()
+        # Those that the question names, or all that were not heard yet.
+        new = [clips[number - 1] for number in numbers] or [
+            clip for clip in clips if clip.key not in self._heard
+        ]
+        conversation = self._conversation
+        if conversation is None:
+            conversation = pipeline.conversation(
+                alpha=alpha, input_sample_rate=clips[0].sample_rate
+            )
+            self._conversation, self._alpha = conversation, alpha
+        pieces = conversation.ask(query, [clip.samples() for clip in new])
+        about = "; ".join(f"{clip.name}, {span(*clip.spans[clip.chosen])}" for clip in new)
+        turn = ChatTurn(question, about)
+        self.turns.append(turn)
+        try:
+            yield
+            self._hangs = True
+            for piece in pieces:
+                self._has_heard(conversation, new)
+                new = []
+                if turn.stopped:
+                    return
+                turn.answer += piece
+                yield
+        except GeneratorExit:
+            turn.stopped = True
+            raise
+        except BaseException:
+            if not turn.answer:
+                self.turns = [one for one in self.turns if one is not turn]
+            if self._conversation is conversation:
+                self.forget()
+            raise
+        self._has_heard(conversation, new)
+        if not turn.stopped:
+            turn.answer = turn.answer.strip() or "(The model gave an empty answer.)"
+            yield
+
+    def stop(self) -> None:
+        """No more of the answer that is coming is wanted; what came stays."""
+        if self.turns:
+            self.turns[-1].stopped = True
+
+    def forget(self) -> None:
+        """Let go of the conversation; what was said stays to be read."""
+        if self._conversation is not None:
+            self._conversation.close()
+        self._conversation, self._alpha, self._heard, self._hangs = None, None, [], False
+
+    def clear(self) -> None:
+        """Begin with an empty page."""
+        self.forget()
+        self.turns = []
+
+    close = clear
+
+    def _has_heard(self, conversation: Conversation, clips: Sequence[Clip]) -> None:
+        """The conversation has taken in the clips of a question, unless another one began."""
+        if self._conversation is conversation:
+            self._heard += [clip.key for clip in clips]
+            self._hangs = False
+
+    def _begins_anew(self, clips: Sequence[Clip], alpha: float) -> bool:
+        """Whether the conversation is about another sound, or under another α."""
+        there = {clip.key for clip in clips}
+        return alpha != self._alpha or not all(key in there for key in self._heard)
+
+
+def checked(question: str, clips: Sequence[Clip], limits: Limits) -> str:
+    """The question, stripped. Raises AppError where it cannot be asked."""
+    if not clips:
+        raise AppError(NO_SOUND)
+    question = question.strip()
+    if not question:
+        raise AppError("The question is empty: write one, or press one of those below.")
+    if len(question) > limits.question_characters:
+        raise AppError(
+            f"The question has {len(question)} characters, and may have "
+            f"{limits.question_characters} at most."
+        )
+    return question
 
 
 def compare_alphas(
-    pipeline: Pipeline, clips: Sequence[Clip], query: str, alphas: Sequence[float] = ALPHAS
+    pipeline: Pipeline,
+    clips: Sequence[Clip],
+    question: str,
+    alphas: Sequence[float],
+    limits: Limits,
 ) -> list[str]:
-    """The answers at several α, decoded as in a conversation, in one pass."""
+    """The answers to one question at several α, decoded as in a conversation, in one pass."""
+    question = checked(question, clips, limits)
+    query, numbers = place_numbered(question, len(clips))
+    chosen = [clips[number - 1] for number in numbers] or clips
     return pipeline.compare_alphas(
-        [clip.samples() for clip in clips],
+        [clip.samples() for clip in chosen],
         query,
         alphas,
-        input_sample_rate=clips[0].sample_rate,
+        input_sample_rate=chosen[0].sample_rate,
         num_beams=1,
     )
 
 
 def answer(pipeline: Pipeline, clips: Sequence[Clip], query: str, alpha: float) -> tuple[str, str]:
     """The answer to a question about several clips, and the whole prompt that the model saw."""
-    with converse(pipeline, clips[0].sample_rate, alpha) as conversation:
+    with pipeline.conversation(alpha=alpha, input_sample_rate=clips[0].sample_rate) as conversation:
         text = "".join(conversation.ask(query, [clip.samples() for clip in clips]))
         (turn,) = conversation.turns
         return text.strip(), conversation.prompt.removesuffix(turn.answer)
@@ -71,11 +174,11 @@ def answer(pipeline: Pipeline, clips: Sequence[Clip], query: str, alpha: float) 
 def examples_query(question: str, labels: Sequence[str]) -> str:
     """A question with labelled examples and the new clip, which is the last of the clips.
 
-    Raises UsageError for a question or label with the mark that stands for sound.
+    Raises AppError for a question or label with the mark that stands for sound.
     """
     for text in (question, *labels):
         if PLACEHOLDER in text:
-            raise UsageError(f"{PLACEHOLDER} stands for sound and cannot be written in a text.")
+            raise AppError(f"{PLACEHOLDER} stands for sound and cannot be written in a text.")
     return few_shot_prompt(question, labels)
 
 
@@ -111,145 +214,56 @@ def average_rankings(windows: Sequence[LabelRanking]) -> LabelRanking:
     for window in windows:
         for label, share in window.labels:
             sums[label] = sums.get(label, 0.0) + share / len(windows)
-    ordered = sorted(sums.items(), key=lambda pair: -pair[1])
-    return LabelRanking(windows[0].start, windows[-1].end, tuple(ordered))
+    return LabelRanking(windows[0].start, windows[-1].end, _best_first(sums))
 
 
 def _ranked(result: Any, none: bool) -> LabelRanking:
     shares = {result.text: result.confidence, **dict(result.alternatives)}
     if not none and len(shares) > 1:
-        shares.pop(NONE_OF_THESE, None)
+        shares.pop(NOTHING, None)
         total = sum(shares.values()) or 1.0
         shares = {label: share / total for label, share in shares.items()}
-    ordered = sorted(shares.items(), key=lambda pair: -pair[1])
-    return LabelRanking(result.start, result.end, tuple(ordered))
+    return LabelRanking(result.start, result.end, _best_first(shares))
 
 
-@dataclass(eq=False)
-class Message:
-    """One bubble.
+def _best_first(shares: dict[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(shares.items(), key=lambda pair: -pair[1]))
 
-    about: names the sound that a question brought in
-    stopped: whether the visitor wanted no more of the answer
+
+def list_of(
+    pasted: str, file: str | None, preset: str | None, folder: Path, limits: Limits
+) -> SpeciesList:
+    """The list that a visitor gave: a file goes before pasted names, these before a preset.
+
+    What is pasted is text and never taken for the name of a file. Raises UsageError or AppError.
     """
-
-    role: str
-    text: str
-    about: str = ""
-    stopped: bool = False
-
-
-@dataclass
-class ChatSession:
-    """A visitor's conversation. It begins anew where what it is about has changed."""
-
-    limits: Limits
-    messages: list[Message] = field(default_factory=list)
-    _conversation: Conversation | None = None
-    _alpha: float | None = None
-    _heard: list[tuple[str, int]] = field(default_factory=list)
-    _hangs: bool = False  # a question waits for the model: nobody knows what it has taken in
-
-    def ask(
-        self, pipeline: Pipeline, clips: Sequence[Clip], question: str, alpha: float
-    ) -> Iterator[None]:
-        """Ask; what comes of the answer is in the last message after each step.
-
-        Raises `NatureLMError` where the question cannot be asked, with nothing said.
-        """
-        question = checked(question, clips, self.limits)
-        query, numbers = place_numbered(question, len(clips))
-        if self._hangs or self._begins_anew(clips, alpha):
-            self.forget()
-        new = self._new(clips, numbers)
-        conversation = self._conversation
-        if conversation is None:
-            conversation = converse(pipeline, clips[0].sample_rate, alpha)
-            self._conversation, self._alpha = conversation, alpha
-        pieces = conversation.ask(query, [clip.samples() for clip in new])
-        about = "; ".join(f"{clip.name}, {span(*clip.spans[clip.chosen])}" for clip in new)
-        answer = Message("assistant", "")
-        said = [Message("user", question, about), answer]
-        self.messages += said
+    if file:
+        return _read(Path(file), shown_name(file), limits)
+    if pasted.strip():
+        names = pasted if "\n" in pasted.strip() else pasted.replace(",", "\n")
+        path = folder / f"{secrets.token_urlsafe(8)}.txt"
+        path.write_text(names, encoding="utf-8")
         try:
-            yield
-            self._hangs = True
-            for piece in pieces:
-                self._has_heard(conversation, new)
-                new = []
-                if answer.stopped:
-                    return
-                answer.text += piece
-                yield
-        except GeneratorExit:
-            answer.stopped = True
-            raise
-        except BaseException:
-            if not answer.text:
-                self.messages = [one for one in self.messages if one not in said]
-            if self._conversation is conversation:
-                self.forget()
-            raise
-        self._has_heard(conversation, new)
-        if not answer.stopped:
-            answer.text = answer.text.strip() or "(The model gave an empty answer.)"
-            yield
-
-    def stop(self) -> None:
-        """No more of the answer that is coming is wanted; what came stays."""
-        if self.messages and self.messages[-1].role == "assistant":
-            self.messages[-1].stopped = True
-
-    def compare(
-        self, pipeline: Pipeline, clips: Sequence[Clip], question: str, alphas: Sequence[float]
-    ) -> list[str]:
-        """The answers to one question at several α; the conversation stays as it is."""
-        question = checked(question, clips, self.limits)
-        query, numbers = place_numbered(question, len(clips))
-        chosen = [clips[number - 1] for number in numbers] or clips
-        return compare_alphas(pipeline, chosen, query, alphas)
-
-    def forget(self) -> None:
-        """Let go of the conversation; what was said stays to be read."""
-        if self._conversation is not None:
-            self._conversation.close()
-        self._conversation, self._alpha, self._heard, self._hangs = None, None, [], False
-
-    def clear(self) -> None:
-        """Begin with an empty page."""
-        self.forget()
-        self.messages = []
-
-    close = clear
-
-    def _has_heard(self, conversation: Conversation, clips: Sequence[Clip]) -> None:
-        """The conversation has taken in the clips of a question, unless another one began."""
-        if self._conversation is conversation:
-            self._heard += [clip.key for clip in clips]
-            self._hangs = False
-
-    def _begins_anew(self, clips: Sequence[Clip], alpha: float) -> bool:
-        """Whether the conversation is about another sound, or under another α."""
-        there = {clip.key for clip in clips}
-        return alpha != self._alpha or not all(key in there for key in self._heard)
-
-    def _new(self, clips: Sequence[Clip], numbers: Sequence[int]) -> list[Clip]:
-        """The clips that a question brings in: those it names, or all that were not heard yet."""
-        if numbers:
-            return [clips[number - 1] for number in numbers]
-        return [clip for clip in clips if clip.key not in self._heard]
+            return _read(path, "The list", limits)
+        finally:
+            path.unlink()
+    if preset:
+        return read_species_list(preset, presets=presets())
+    raise AppError("There is no list yet: paste names, drop a file, or pick a ready-made one.")
 
 
-def checked(question: str, clips: Sequence[Clip], limits: Limits) -> str:
-    """The question, stripped. Raises UsageError or LimitError where it cannot be asked."""
-    if not clips:
-        raise UsageError("There is no sound yet: drop a recording, record one, or pick a sample.")
-    question = question.strip()
-    if not question:
-        raise UsageError("The question is empty: write one, or press one of those below.")
-    if len(question) > limits.question_characters:
-        raise LimitError(
-            f"The question has {len(question)} characters, and may have "
-            f"{limits.question_characters} at most."
+def _read(path: Path, name: str, limits: Limits) -> SpeciesList:
+    size = path.stat().st_size
+    if size > limits.list_bytes:
+        raise AppError(
+            f"{name} has {format_bytes(size)}, and a list may have "
+            f"{format_bytes(limits.list_bytes)}."
         )
-    return question
+    try:
+        found = read_species_list(path)
+    except UsageError as error:
+        raise AppError(str(error).replace(str(path), name)) from None
+    if len(found.names) > limits.labels:
+        raise AppError(f"{name} has {len(found.names)} names, and a list may have {limits.labels}.")
+    notes = tuple(note.replace(str(path), name) for note in found.notes)
+    return SpeciesList(found.names, found.kind, name, notes)

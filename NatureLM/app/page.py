@@ -1,29 +1,43 @@
-"""How the page looks: one theme with the colours of the reports, all of it local.
+"""The page: header and tabs, how it looks, and how it is served until somebody stops it.
 
-Ranked names with bars, as HTML whose numbers can be read back.
-
-The page: header, tabs, and what they share.
+The theme has the colours of the reports; nothing of it comes from another computer.
 """
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Sequence
+import re
+import socket
+from collections.abc import Callable
 from html import escape
 from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
-from NatureLM.app.chat import NONE_OF_THESE, LabelRanking
-from NatureLM.app.player import handler, span
-from NatureLM.app.settings import AppContext, AppSettings, PageParts
+from NatureLM.app.context import AppContext
+from NatureLM.app.settings import AppSettings
+from NatureLM.app.tabs import about, ask, experiments, identify, jobs, teach
+from NatureLM.app.ui import handler, html, static
 from NatureLM.errors import UsageError
 from NatureLM.reports.figures import DARK, LIGHT
 
 if TYPE_CHECKING:
     import gradio as gr
 
+TITLE = "NatureLM"
+TABS: dict[str, tuple[str, Callable[[AppContext], None]]] = {
+    "ask": ("Ask", ask.build),
+    "identify": ("Identify", identify.build),
+    "teach": ("Teach by example", teach.build),
+    "long": ("Long recording", jobs.build_long),
+    "folder": ("Folder", jobs.build_folder),
+    "experiments": ("Experiments", experiments.build),
+    "about": ("About", about.build),
+}
+"""Name in ids and links → label, and what puts the components into the tab."""
+_POLL_SECONDS = 1.0
+_DELETE_UPLOADS = (3600, 24 * 3600)  # seconds: look so often for files that are older than that
+_REMOTE = re.compile(r"/(file|proxy)=?/?\s*[a-z][a-z0-9+.-]*:/")
 
 _SANS = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -33,6 +47,170 @@ _RAISED = ("#f8f6f2", "#26272b")
 _LINE = ("#d3d0c9", "#3b3b3f")
 _ACCENT = ("#00598f", "#7cc4f5")
 _ON_ACCENT = ("#ffffff", "#101214")
+
+
+def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
+    """Build the page, show it, and wait for Ctrl-C; all temporary files go at the end."""
+    context = AppContext(settings)
+    page = build(context)
+    try:
+        say(f"The page is at {launch(page, context)} (stop it with Ctrl-C).")
+        if settings.host not in ("127.0.0.1", "localhost", "::1"):
+            say(f"It can be opened by everybody who reaches {settings.host} on the network.")
+        say(f"The model {context.model_name} is loading; the page says when it is ready.")
+        context.pipeline()
+        say("The model is ready.")
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+        context.close()
+
+
+def build(context: AppContext) -> gr.Blocks:
+    """The whole page. Raises UsageError where Gradio is not installed."""
+    gradio = need_gradio()
+    # Components remember this folder when they are made.
+    os.environ["GRADIO_TEMP_DIR"] = str(context.uploads)
+    with gradio.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_DELETE_UPLOADS
+    ) as page:
+        _header(context)
+        context.handed_over = gradio.State(None)
+        with gradio.Tabs(elem_id="tabs") as context.tabs:
+            for name, (label, build_tab) in TABS.items():
+                with gradio.Tab(label, id=name, elem_id=f"tab-{name}"):
+                    build_tab(context)
+
+        @handler
+        def left(request: Any) -> None:
+            context.visitors.closed(request.session_hash)
+
+        page.unload(left)
+    return cast("gr.Blocks", page)
+
+
+def need_gradio() -> Any:
+    """Gradio, with its telemetry off; raises UsageError where it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Else the browser keeps what was asked and answered after the page is closed.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        return import_module("gradio")
+    except ImportError:
+        raise UsageError(
+            "the web app needs gradio, which is not installed: pip install 'naturelm-audio[app]'"
+        ) from None
+
+
+def _header(context: AppContext) -> None:
+    """Name, one sentence, and how far the model is."""
+    import gradio as gr
+
+    html(
+        f"<h1>{TITLE}</h1><p>Ask questions of animal sound. Everything stays on this computer.</p>",
+        elem_id="header",
+    )
+    status = html(status_line(context), elem_id="status")
+    timer = gr.Timer(_POLL_SECONDS)
+
+    def look() -> tuple[str, Any]:
+        waiting = context.state in ("waiting", "loading")
+        return status_line(context), gr.Timer(active=waiting)
+
+    timer.tick(
+        look, outputs=[status, timer], show_progress="hidden", queue=False, api_visibility="private"
+    )
+
+
+def status_line(context: AppContext) -> str:
+    """HTML that says whether questions can be answered yet."""
+    name = escape(context.model_name)
+    text = {
+        "waiting": f"The model {name} is loading …",
+        "loading": f"The model {name} is loading …",
+        "ready": f"The model {name} is ready.",
+        "failed": f"The model {name} could not be loaded: {escape(context.error or '')}",
+    }[context.state]
+    return f'<p role="status" class="model {context.state}">{text}</p>'
+
+
+def launch(page: gr.Blocks, context: AppContext) -> str:
+    """Start the server in the background; the page's address. The model starts to load."""
+    settings = context.settings
+    _check_port(settings)
+    refuse_addresses()
+    context.runs_dir.mkdir(parents=True, exist_ok=True)
+    readable = [context.folder / "visitors", context.runs_dir, context.assets_dir]
+    limits = settings.limits
+    page.queue(max_size=limits.waiting_questions, default_concurrency_limit=limits.answers_at_once)
+    _, address, shared = page.launch(
+        server_name=settings.host,
+        server_port=settings.port,
+        share=settings.share,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        inbrowser=False,
+        allowed_paths=[str(path) for path in readable if path is not None],
+        max_file_size=limits.upload_bytes,
+        enable_monitoring=False,
+        ssr_mode=False,
+        footer_links=[],
+        app_kwargs={"middleware": [(OwnFilesOnly, (), {})]},
+        # Gradio would ask itself for the page and give up after three seconds, which a busy
+        # computer needs.
+        _frontend=False,
+        favicon_path=str(files("NatureLM.app") / "static" / "icon.svg"),
+        theme=theme(),
+        css=css(),
+        head=head(),
+    )
+    context.start_loading()
+    return str(shared or address)
+
+
+def _check_port(settings: AppSettings) -> None:
+    """Raise UsageError where somebody else has the port."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise UsageError(
+                f"port {settings.port} of {settings.host} cannot be used "
+                f"({error.strerror or error}); choose another with --port"
+            ) from None
+
+
+def refuse_addresses() -> None:
+    """Make Gradio fetch nothing: it would download a file that a request names by an address."""
+    from gradio import processing_utils
+
+    processing_utils.async_ssrf_protected_get = _refuse  # the one door to all its downloads
+
+
+async def _refuse(url: str) -> Any:
+    raise UsageError(f"files are uploaded, not fetched: {url[:200]}")
+
+
+class OwnFilesOnly:
+    """ASGI middleware: refuses to fetch an address of the internet for whoever asks.
+
+    Gradio would do so for `/gradio_api/file=https://…`, and nothing may leave this computer.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = str(scope.get("path", "")).lower()
+        if scope["type"] == "http" and _REMOTE.search(path):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"Only files of the app are given."})
+            return
+        await self._app(scope, receive, send)
 
 
 def theme() -> Any:
@@ -112,136 +290,3 @@ def css() -> str:
 def head() -> str:
     """Goes into the page's head: the script of the players."""
     return f"<script>{static('app.js')}</script>"
-
-
-def static(name: str) -> str:
-    """A text file of the folder `static`."""
-    return (files("NatureLM.app") / "static" / name).read_text(encoding="utf-8")
-
-
-_SHOWN = 5
-
-
-def bars(ranked: LabelRanking, title: str, shown: int = _SHOWN, *, headline: bool = False) -> str:
-    """The likeliest names of a stretch of sound."""
-    rows = "".join(_row(label, share) for label, share in ranked.labels[:shown])
-    rest = len(ranked.labels) - shown
-    more = f'<p class="about">{rest} other names are less likely.</p>' if rest > 0 else ""
-    best = f'<p class="best">{escape(said(ranked.labels[0][0]))}</p>' if headline else ""
-    return (
-        f'<section class="ranking" data-start="{ranked.start:.6g}" data-end="{ranked.end:.6g}">'
-        f"<h3>{escape(title)}</h3>{best}<ol>{rows}</ol>{more}</section>"
-    )
-
-
-def rankings(whole: LabelRanking, windows: Sequence[LabelRanking]) -> str:
-    """The whole clip, and its windows where it has several."""
-    parts = [bars(whole, "The whole clip" if len(windows) > 1 else "The clip", headline=True)]
-    if len(windows) > 1:
-        each = "".join(bars(one, span(one.start, one.end), shown=3) for one in windows)
-        parts.append(f'<div class="per-window">{each}</div>')
-    return "".join(parts)
-
-
-def said(label: str) -> str:
-    """A label in the words of the page."""
-    return "None of these" if label == NONE_OF_THESE else label
-
-
-def _row(label: str, share: float) -> str:
-    percent = "&lt;1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
-    return (
-        f'<li data-label="{escape(label)}" data-share="{share:.6f}">'
-        f'<span class="label">{escape(said(label))}</span>'
-        f'<span class="bar" aria-hidden="true"><span style="width:{100 * share:.2f}%"></span>'
-        f'</span><span class="share">{percent}</span></li>'
-    )
-
-
-TITLE = "NatureLM"
-TABS = {
-    "ask": "Ask",
-    "identify": "Identify",
-    "teach": "Teach by example",
-    "long": "Long recording",
-    "folder": "Folder",
-    "experiments": "Experiments",
-    "about": "About",
-}
-_POLL_SECONDS = 1.0
-_DELETE_UPLOADS = (3600, 24 * 3600)  # seconds: look so often for files that are older than that
-
-
-def build(settings: AppSettings, context: AppContext | None = None) -> gr.Blocks:
-    """The whole page, of a new app or of the one whose context is given.
-
-    Raises UsageError where Gradio is not installed.
-    """
-    gradio = need_gradio()
-    context = context or AppContext(settings)
-    # Components remember this folder when they are made.
-    os.environ["GRADIO_TEMP_DIR"] = str(context.uploads)
-    with gradio.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_DELETE_UPLOADS
-    ) as page:
-        _header(context)
-        handed_over = gradio.State(None)
-        with gradio.Tabs(elem_id="tabs") as tabs:
-            context.parts = PageParts(tabs, handed_over)
-            for name, label in TABS.items():
-                with gradio.Tab(label, id=name, elem_id=f"tab-{name}"):
-                    import_module(f"NatureLM.app.tabs.{name}").build(context)
-
-        @handler
-        def left(request: Any) -> None:
-            context.visitors.closed(request.session_hash)
-
-        page.unload(left)
-    return cast("gr.Blocks", page)
-
-
-def need_gradio() -> Any:
-    """Gradio, with its telemetry off; raises UsageError where it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # Else the browser keeps what was asked and answered after the page is closed.
-    os.environ["GRADIO_RUN_HISTORY"] = "False"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        return import_module("gradio")
-    except ImportError:
-        raise UsageError(
-            "the web app needs gradio, which is not installed: pip install 'naturelm-audio[app]'"
-        ) from None
-
-
-def _header(context: AppContext) -> None:
-    """Name, one sentence, and how far the model is."""
-    import gradio as gr
-
-    gr.HTML(
-        f"<h1>{TITLE}</h1><p>Ask questions of animal sound. Everything stays on this computer.</p>",
-        elem_id="header",
-        js_on_load=None,
-    )
-    status = gr.HTML(status_line(context), elem_id="status", js_on_load=None)
-    timer = gr.Timer(_POLL_SECONDS)
-
-    def look() -> tuple[str, Any]:
-        waiting = context.state in ("waiting", "loading")
-        return status_line(context), gr.Timer(active=waiting)
-
-    timer.tick(
-        look, outputs=[status, timer], show_progress="hidden", queue=False, api_visibility="private"
-    )
-
-
-def status_line(context: AppContext) -> str:
-    """HTML that says whether questions can be answered yet."""
-    name = html.escape(context.model_name)
-    text = {
-        "waiting": f"The model {name} is loading …",
-        "loading": f"The model {name} is loading …",
-        "ready": f"The model {name} is ready.",
-        "failed": f"The model {name} could not be loaded: {html.escape(context.error or '')}",
-    }[context.state]
-    return f'<p role="status" class="model {context.state}">{text}</p>'

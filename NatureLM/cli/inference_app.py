@@ -69,8 +69,7 @@ def inference_app(
 
     naturelm inference-app --cfg-path configs/inference.yml
     """
-    from NatureLM.app.page import need_gradio
-    from NatureLM.app.serve import serve
+    from NatureLM.app.page import need_gradio, serve
     from NatureLM.app.settings import AppSettings, folder_of_samples
     from NatureLM.config import load_config
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from web_app import ASSETS
 
-from NatureLM.app.limits import Limits
+from NatureLM.app.settings import Limits
 
 
 @pytest.fixture(scope="session")

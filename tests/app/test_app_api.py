@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from web_app import ASSETS, FakePipeline, RunningApp, free_port, running
 
-from NatureLM.app.settings import AppContext
+from NatureLM.app.context import AppContext
 from NatureLM.errors import UsageError
 
 _RECORDED = "as recorded"
@@ -142,13 +142,12 @@ def test_the_page_names_no_other_host(app: RunningApp) -> None:
 
 
 def test_a_port_that_is_taken_is_named(app: RunningApp) -> None:
-    from NatureLM.app.page import build
-    from NatureLM.app.serve import launch
+    from NatureLM.app.page import build, launch
 
     context = AppContext(app.context.settings, FakePipeline())  # type: ignore[arg-type]
     try:
         with pytest.raises(UsageError, match=r"port \d+ of 127\.0\.0\.1 cannot be used.*--port"):
-            launch(build(context.settings, context), context)
+            launch(build(context), context)
     finally:
         context.close()
 

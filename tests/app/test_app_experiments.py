@@ -13,12 +13,15 @@ import pytest
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("matplotlib")
 
-from NatureLM.app.experiments import Found, find_audio, find_experiments, open_experiment
 from NatureLM.app.tabs.experiments import (
     ANSWER_HEADERS,
+    Experiment,
     answer_rows,
     charts_html,
     facts_html,
+    find_audio,
+    find_experiments,
+    open_experiment,
     table_value,
 )
 from NatureLM.errors import UsageError
@@ -74,14 +77,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def find(runs: Path, name: str) -> Found:
-    return next(one for one in find_experiments(runs) if one.name == name)
+def opened(runs: Path, name: str) -> Experiment:
+    return open_experiment(name, find_experiments(runs)[name])
 
 
 def test_list_holds_runs_and_scores_and_nothing_else(runs: Path) -> None:
-    found = {one.name: one.kind for one in find_experiments(runs)}
-    assert found == {"owls/run": "run", "owls/scores": "scored"}
-    assert find_experiments(runs / "not there") == []
+    owls = runs / "owls"
+    assert find_experiments(runs) == {
+        "owls/run": (owls / "run" / "answers.jsonl",),
+        "owls/scores": (owls / "scores" / "metrics.json",),
+    }
+    assert find_experiments(runs / "not there") == {}
 
 
 def test_links_out_of_the_folder_are_not_followed(runs: Path, tmp_path: Path) -> None:
@@ -89,12 +95,12 @@ def test_links_out_of_the_folder_are_not_followed(runs: Path, tmp_path: Path) ->
     below.mkdir()
     (below / "link").symlink_to(runs / "owls", target_is_directory=True)
     (below / "answers.jsonl").symlink_to(runs / "owls" / "run" / "answers.jsonl")
-    assert find_experiments(below) == []
+    assert find_experiments(below) == {}
 
 
 @pytest.mark.parametrize("name", ["owls/run", "owls/scores"])
 def test_curves_are_the_values_of_the_scores(runs: Path, name: str) -> None:
-    experiment = open_experiment(find(runs, name))
+    experiment = opened(runs, name)
     expected = {
         record["lora_scale"]: record
         for record in json.loads((runs / "owls" / "scores" / "metrics.json").read_text())
@@ -115,22 +121,22 @@ def test_curves_are_the_values_of_the_scores(runs: Path, name: str) -> None:
 
 
 def test_single_answers_are_filtered(runs: Path) -> None:
-    answers = open_experiment(find(runs, "owls/run")).answers
-    assert len(answers) == 90
-    everything = answer_rows(answers, None, "", False)
+    experiment = opened(runs, "owls/run")
+    assert len(experiment.answers) == 90
+    everything = answer_rows(experiment, "all", "", False)
     assert everything["headers"] == list(ANSWER_HEADERS)
     assert len(everything["data"]) == 90
-    at_zero = answer_rows(answers, 0.0, "loon", False)["data"]
+    at_zero = answer_rows(experiment, "0", "loon", False)["data"]
     assert at_zero
     assert all(row[1] == "0" and "Loon" in f"{row[3]} {row[4]}" for row in at_zero)
-    wrong = answer_rows(answers, None, "", True)["data"]
+    wrong = answer_rows(experiment, "all", "", True)["data"]
     assert all(row[2] == "no" and row[3] != row[4] for row in wrong)
-    assert len(wrong) == sum(one.label != one.answer for one in answers)
+    assert len(wrong) == sum(row[3] != row[4] for row in experiment.answers)
 
 
 def test_classes_are_a_table_of_numbers(runs: Path) -> None:
     for name in ("owls/run", "owls/scores"):
-        (table,) = open_experiment(find(runs, name)).classes.values()
+        (table,) = opened(runs, name).classes.values()
         value = table_value(table)
         assert len(value["data"]) >= len(NAMES)
         assert {len(row) for row in value["data"]} == {len(value["headers"])}
@@ -139,9 +145,9 @@ def test_classes_are_a_table_of_numbers(runs: Path) -> None:
 
 def test_run_that_has_grown_is_read_again(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", made_up()[:30])
-    assert len(open_experiment(find(tmp_path, "run")).answers) == 30
+    assert len(opened(tmp_path, "run").answers) == 30
     path.write_text("".join(json.dumps(row) + "\n" for row in made_up()))
-    assert len(open_experiment(find(tmp_path, "run")).answers) == 90
+    assert len(opened(tmp_path, "run").answers) == 90
 
 
 def test_damaged_scores_are_told(tmp_path: Path) -> None:
@@ -150,7 +156,7 @@ def test_damaged_scores_are_told(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "metrics.json").write_text(text)
         with pytest.raises(UsageError, match=r"metrics\.json"):
-            open_experiment(find(tmp_path, str(number)))
+            opened(tmp_path, str(number))
 
 
 def test_markup_in_answers_is_text(tmp_path: Path) -> None:
@@ -158,8 +164,8 @@ def test_markup_in_answers_is_text(tmp_path: Path) -> None:
         {**row, "dataset_name": MARKUP, "prediction": MARKUP, "prompt": MARKUP} for row in made_up()
     ]
     write_run(tmp_path / MARKUP.replace("/", ""), rows)
-    (found,) = find_experiments(tmp_path)
-    experiment = open_experiment(found)
+    (name,) = find_experiments(tmp_path)
+    experiment = opened(tmp_path, name)
     for html in (facts_html(experiment), charts_html(experiment)):
         assert "<img" not in html
 

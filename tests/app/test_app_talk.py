@@ -19,15 +19,14 @@ from NatureLM.app.chat import (
     average_rankings,
     examples_query,
     identify,
+    list_of,
 )
 from NatureLM.app.clips import Clip, ClipList, open_clip
-from NatureLM.app.intake import list_of
-from NatureLM.app.limits import LimitError, Limits
-from NatureLM.app.page import bars, rankings
-from NatureLM.app.settings import AppContext, AppSettings, ModelNotReady, folder_of_samples
-from NatureLM.app.tabs.teach import answered, asked, labels_of
-from NatureLM.app.visitors import Visitors
-from NatureLM.errors import UsageError
+from NatureLM.app.context import AppContext, Visitors
+from NatureLM.app.settings import AppError, AppSettings, Limits, folder_of_samples
+from NatureLM.app.tabs.identify import bars, rankings
+from NatureLM.app.tabs.teach import answered, labels_of, with_labels
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models.registry import EMBEDDED
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, place_numbered
@@ -44,7 +43,7 @@ def said(
 ) -> str:
     for _ in talk.ask(pipeline, clips, text, alpha):  # type: ignore[arg-type]
         pass
-    return talk.messages[-1].text
+    return talk.turns[-1].answer
 
 
 def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits: Limits) -> None:
@@ -60,7 +59,7 @@ def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits
     assert said(talk, pipeline, [tone], "Other α", 0.5).endswith("(1 clips: 3 s)")
     assert [one.alpha for one in pipeline.conversations] == [1, 1, 0.5]
     assert [one.closed for one in pipeline.conversations] == [True, True, False]
-    assert talk.messages[0].about == "tone.wav, 0–3 s"
+    assert talk.turns[0].about == "tone.wav, 0–3 s"
 
 
 def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: Limits) -> None:
@@ -71,9 +70,9 @@ def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: L
         ("x" * 21, clips, "21 characters, and may have 20"),
         ("Is [3] it?", clips, r"\[1\] to \[2\], and the question names \[3\]"),
     ):
-        with pytest.raises((UsageError, LimitError), match=reason):
+        with pytest.raises(NatureLMError, match=reason):
             said(talk, pipeline, some, text)
-    assert talk.messages == []
+    assert talk.turns == []
 
 
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
@@ -84,7 +83,9 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     next(steps)
     next(steps)
     steps.close()
-    assert [one.text for one in talk.messages] == ["Well?", "You asked: "]
+    assert [(one.question, one.answer, one.stopped) for one in talk.turns] == [
+        ("Well?", "You asked: ", True)
+    ]
 
 
 def heard_by_the_model(talk: ChatSession) -> int:
@@ -104,9 +105,9 @@ def test_after_a_stop_the_model_hears_a_clip_once(
     for _ in range(steps):
         next(answer)
     answer.close()
-    assert [one.stopped for one in talk.messages] == [False, True]
+    assert [one.stopped for one in talk.turns] == [True]
     said(talk, pipeline, clips[:1], "Is it a bird, a frog or a mammal?")  # type: ignore[arg-type]
-    assert len(talk.messages) == 4
+    assert len(talk.turns) == 2
     assert heard_by_the_model(talk) == 1
 
 
@@ -120,7 +121,7 @@ def test_after_an_error_the_conversation_begins_anew(clips: list[Clip], limits: 
     said(talk, pipeline, clips[:1], "One")
     with pytest.raises(UsageError):
         said(talk, pipeline, clips[:1], "A bad one")
-    assert [one.text for one in talk.messages[::2]] == ["One"]
+    assert [one.question for one in talk.turns] == ["One"]
     assert said(talk, pipeline, clips[:1], "Two") == "You asked: Two (1 clips: 3 s)"
     assert [one.closed for one in pipeline.conversations] == [True, False]
 
@@ -136,11 +137,11 @@ def test_a_question_while_the_last_one_still_hangs_begins_anew(
     while not (pipeline.conversations and pipeline.conversations[0].turns):
         time.sleep(0.01)
     talk.stop()
-    assert talk.messages[-1].stopped
+    assert talk.turns[-1].stopped
     pipeline.gate.set()
     assert said(talk, pipeline, clips[:1], "Two") == "You asked: Two (1 clips: 3 s)"
     hangs.join()
-    assert len(talk.messages) == 4
+    assert len(talk.turns) == 2
     assert said(talk, pipeline, clips[:1], "Three") == "You asked: Three (0 clips: )"
 
 
@@ -166,9 +167,9 @@ def test_a_pasted_list_is_never_a_path(tmp_path: Path, limits: Limits) -> None:
     )
     assert "Rook" in list_of("", None, "naturelm-tiny", tmp_path, limits).names
     assert list_of("x", str(secret), None, tmp_path, limits).names == ("Barn Owl",)
-    with pytest.raises(UsageError, match="no list yet"):
+    with pytest.raises(AppError, match="no list yet"):
         list_of(" ", None, None, tmp_path, limits)
-    with pytest.raises(LimitError, match="2 names, and a list may have 1"):
+    with pytest.raises(AppError, match="2 names, and a list may have 1"):
         list_of("a,b", None, None, tmp_path, replace(limits, labels=1))
     assert [path.name for path in tmp_path.iterdir()] == ["secret.txt"]
 
@@ -207,24 +208,24 @@ def test_examples_reach_the_model_in_their_places(
 ) -> None:
     shelf = ClipList(tmp_path, limits, most=10)
     for kind, label in (("tone", "Rook"), ("short", "Dog")):
-        with pytest.raises(UsageError, match="2 are the fewest"):
-            labels_of(shelf)
+        with pytest.raises(AppError, match="2 are the fewest"):
+            labels_of(shelf.clips)
         shelf.put([(sounds[kind], None)], add=True, label=label)
-    labels = labels_of(shelf)
-    query = examples_query(asked("Which of {labels}?", labels), labels)
+    labels = labels_of(shelf.clips)
+    query = examples_query(with_labels("Which of {labels}?", labels), labels)
     pipeline = FakePipeline()
-    average_rankings = [*shelf.clips, clips[1]]
-    text, prompt = answer(pipeline, average_rankings, query, 1.0)  # type: ignore[arg-type]
+    heard = [*shelf.clips, clips[1]]
+    text, prompt = answer(pipeline, heard, query, 1.0)  # type: ignore[arg-type]
     assert text.endswith("(3 clips: 3 s, 0.1 s, 10 s)")
     assert f"Which of Rook, Dog?\n\nAudio: {AUDIO_TAG}\nLabel: Rook" in prompt
-    html = answered(text, prompt, average_rankings)
+    html = answered(text, prompt, heard)
     places = [html.index(f"♪ {name}") for name in ("tone.wav", "short.wav", "long.wav")]
     assert places == sorted(places)
-    with pytest.raises(UsageError, match="stands for sound"):
+    with pytest.raises(AppError, match="stands for sound"):
         examples_query("What?", ["<AudioHere>"])
     shelf.put([(sounds["tone"], None)], add=True, label="")
-    with pytest.raises(UsageError, match=r"\[3\] has no name"):
-        labels_of(shelf)
+    with pytest.raises(AppError, match=r"\[3\] has no name"):
+        labels_of(shelf.clips)
 
 
 def test_visitors_have_folders_that_go_with_them(tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
     context = AppContext(AppSettings(model=str(tmp_path / "none"), runs_dir=tmp_path))
     try:
         assert context.state == "waiting"
-        with pytest.raises(ModelNotReady, match="could not be loaded"):
+        with pytest.raises(AppError, match="could not be loaded"):
             context.pipeline(timeout=60)
         assert context.state == "failed"
     finally:
@@ -273,7 +274,7 @@ def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
     hold = threading.Event()
     waiting._load = hold.wait  # type: ignore[method-assign, assignment]
     try:
-        with pytest.raises(ModelNotReady, match="still loading"):
+        with pytest.raises(AppError, match="still loading"):
             waiting.pipeline(timeout=0.01)
         assert waiting.state == "loading"
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,32 +17,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from NatureLM.app.clips import BINS
 from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.sound import OVERVIEW_COLUMNS, JobSound, pooled
-from NatureLM.app.jobs.store import (
-    MOST_QUESTIONS,
-    Job,
-    JobError,
-    JobLibrary,
-    JobSettings,
-    NewRecording,
-    make_settings,
-)
-from NatureLM.app.jobs.view import NAMED, JobView, say_time, timeline, view_job, write_downloads
-from NatureLM.app.limits import Limits
-from NatureLM.app.tabs.job_form import (
-    MOST_REMEMBERED,
-    AnswerTable,
-    choices,
-    filtered,
+from NatureLM.app.jobs.sound import OVERVIEW_COLUMNS, JobSound
+from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording
+from NatureLM.app.jobs.view import (
+    NAMED,
+    JobView,
     progress_sentence,
     recordings_html,
-    remember,
     status_html,
+    timeline,
+    view_job,
+    write_downloads,
 )
+from NatureLM.app.settings import AppError, Limits
+from NatureLM.app.spectrogram import BINS, pooled
+from NatureLM.app.tabs.job_form import MOST_QUESTIONS, settings_of
+from NatureLM.app.tabs.jobs import MOST_REMEMBERED, choices, remember
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
+from NatureLM.inference.options import AskOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.results.rows import ErrorRow, WindowRow
 
@@ -63,8 +58,8 @@ def done(
     library = JobLibrary(folder / "runs")
     pipeline = Pipeline(nano, config=Config.model_validate({"generate": OPTIONS}))
     queue = JobQueue(library, lambda: pipeline, model=str(ROOT / "nano"))
-    files = [NewRecording(path, path.name) for path in (OWL, text, HEATH)]
-    settings = JobSettings(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
+    files = [(path, path.name) for path in (OWL, text, HEATH)]
+    settings = AskOptions(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
     job = library.create("folder", files, settings)
     queue.submit(job.id)
     assert queue.wait(job.id, 120)
@@ -98,8 +93,8 @@ def test_rows_are_those_of_naturelm_infer(
     queue = JobQueue(library, lambda: pipeline, model=model)
     bad = tmp_path / "bad.wav"
     bad.write_text("no sound")
-    settings = JobSettings(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
-    files = [NewRecording(path, path.name) for path in (OWL, bad, HEATH)]
+    settings = AskOptions(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
+    files = [(path, path.name) for path in (OWL, bad, HEATH)]
     job = library.create("folder", files, settings)
     queue.submit(job.id)
     assert queue.wait(job.id, 120)
@@ -126,19 +121,19 @@ def test_downloads_hold_the_answers_under_the_names_of_the_user(
     done: tuple[JobLibrary, JobQueue, Job], view: JobView
 ) -> None:
     library, _, _ = done
-    made = write_downloads(library, view)
-    rows = rows_of(made.jsonl)
+    table_path, raven_path, jsonl_path = write_downloads(library, view)
+    rows = rows_of(jsonl_path)
     assert [row["audio_path"] for row in rows if "error" in row] == ["=notes.wav"]
     assert {row["audio_path"] for row in rows} == {OWL.name, HEATH.name, "=notes.wav"}
-    table = list(csv.DictReader(io.StringIO(made.csv.read_text("utf-8-sig"), newline="")))
+    table = list(csv.DictReader(io.StringIO(table_path.read_text("utf-8-sig"), newline="")))
     assert [(row["recording"], row["text"]) for row in table if not row["error"]] == [
         (row["audio_path"], row["text"]) for row in rows if "error" not in row
     ]
     assert [row["recording"] for row in table if row["error"]] == ["'=notes.wav"]
-    for path in (made.csv, made.jsonl, made.raven):
+    for path in (table_path, raven_path, jsonl_path):
         text = path.read_text("utf-8")
         assert "00001-" not in text.replace(str(library.folder), "")
-    raven = list(csv.DictReader(made.raven.open(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    raven = list(csv.DictReader(raven_path.open(), delimiter="\t", quoting=csv.QUOTE_NONE))
     heath = [row for row in raven if row["Begin File"] == HEATH.name]
     owl_seconds = soundfile.info(OWL).duration
     for row in heath:
@@ -149,10 +144,15 @@ def test_downloads_hold_the_answers_under_the_names_of_the_user(
 
 
 def test_view_says_how_far_every_recording_is(view: JobView) -> None:
-    owl, notes, heath = view.recordings()
-    assert (owl.state, notes.state, heath.state) == ("done", "error", "done")
-    assert owl.answers == owl.expected == 2 * owl.recording.windows
-    assert notes.error.startswith("=notes.wav: this is not an audio file")
+    owl, notes, heath = recordings_html(view).split("<tr ")[1:]
+    assert [re.findall('data-state="(.*?)"', one) for one in (owl, notes, heath)] == [
+        ["done"],
+        ["error"],
+        ["done"],
+    ]
+    answers = 2 * view.job.recordings[0].windows
+    assert f'max="{answers}" value="{answers}"' in owl
+    assert "<td>=notes.wav: this is not an audio file" in notes
     assert view.share == 1.0
     assert progress_sentence(view) == f"Done: {view.job.expected} answers, 1 recording with errors."
 
@@ -178,7 +178,7 @@ def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
         for n, text in enumerate(texts)
     ]
     library_job = Job(
-        "x", "long", "done", "", JobSettings(("q",)), (_recording("f", 10.0 * len(texts)),)
+        "x", "long", "done", "", AskOptions(("q",)), (_recording("f", 10.0 * len(texts)),)
     )
     data = timeline(JobView(library_job, tuple(rows), 0, False), library_job.recordings[0], "q")
     assert [one["text"] for one in data["windows"]] == texts
@@ -191,9 +191,7 @@ def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
         assert one["colour"] == styles[one["text"]] < len(data["legend"])
 
 
-def _recording(file: str, seconds: float) -> Any:
-    from NatureLM.app.jobs.store import JobRecording
-
+def _recording(file: str, seconds: float) -> JobRecording:
     return JobRecording(f"{file}.wav", file, 1, seconds, 16_000, round(seconds / 10))
 
 
@@ -215,35 +213,34 @@ def test_markup_is_shown_as_text(view: JobView) -> None:
 
 
 def test_table_has_the_columns_that_differ(view: JobView) -> None:
-    table = AnswerTable.of(view)
-    assert table.headers == (
-        *("Recording", "From (s)", "To (s)", "Answer", "Confidence", "Question"),
-    )
-    value = table.value(view.answers, view.names())
-    assert len(value["data"]) == len(view.answers)
-    first = table.named(value["data"][0])
+    table = view.table(view.answers)
+    headers = ["Recording", "From (s)", "To (s)", "Answer", "Confidence", "Question"]
+    assert table["headers"] == view.headers == headers
+    assert len(table["data"]) == len(view.answers)
+    first = dict(zip(headers, table["data"][0], strict=True))
     assert first["Recording"] == OWL.name
     assert first["Answer"] == view.answers[0].text
 
 
 def test_filter_finds_all_words_anywhere(view: JobView) -> None:
-    names = view.names()
-    found = filtered(view.answers, names, "HEATH caption", 0.0)
-    assert found == [
-        row for row in view.answers if row.query == QUERIES[1] and "heath" in names[row.audio_path]
+    assert view.filtered("HEATH caption", 0.0) == [
+        row
+        for row in view.answers
+        if row.query == QUERIES[1] and "heath" in view.names[row.audio_path]
     ]
-    assert filtered(view.answers, names, "", 0.0) == list(view.answers)
-    sure = filtered(view.answers, names, "", 0.02)
+    assert view.filtered("", 0.0) == list(view.answers)
+    sure = view.filtered("", 0.02)
     assert sure == [row for row in view.answers if (row.confidence or 0.0) >= 0.02]
-    assert filtered(view.answers, names, "heath zebra", 0.0) == []
+    assert view.filtered("heath zebra", 0.0) == []
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0, "0:00"), (5.04, "0:05"), (59.96, "1:00"), (83.5, "1:23.5"), (3723.5, "1:02:03.5")],
-)
-def test_times_are_said_as_on_a_clock(seconds: float, shown: str) -> None:
-    assert say_time(seconds) == shown
+def fields(**changes: Any) -> list[Any]:
+    """Values of the form of a job."""
+    values: dict[str, Any] = {
+        **{"questions": "What?", "alpha": 1.0, "window": 10, "hop": 10, "channel": "mean"},
+        **{"expansion": 1.0, "names": "", "preset": None, "sure": 0.0},
+    }
+    return list({**values, **changes}.values())
 
 
 @pytest.mark.parametrize(
@@ -260,16 +257,16 @@ def test_times_are_said_as_on_a_clock(seconds: float, shown: str) -> None:
         ({"channel": "../1"}, "channel"),
         ({"channel": "0"}, "channel"),
         ({"expansion": 0}, "slowing"),
+        ({"names": "Barn Owl", "sure": 2}, "least confidence"),
     ],
 )
-def test_fields_that_cannot_be_are_told(change: dict[str, Any], words: str) -> None:
-    values = {"questions": "What?", "alpha": 1.0, "window": 10, "hop": 10, "channel": "mean"}
-    with pytest.raises(JobError, match=words):
-        make_settings(**{**values, **change}, limits=Limits())
+def test_fields_that_cannot_be_are_told(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match=words):
+        settings_of(fields(**change), tmp_path, Limits())
 
 
-def test_questions_are_one_on_each_line() -> None:
-    made = make_settings(" a \n\nb\na", 0.5, channel="2", limits=Limits())
+def test_questions_are_one_on_each_line(tmp_path: Path) -> None:
+    made = settings_of(fields(questions=" a \n\nb\na", channel="2"), tmp_path, Limits())
     assert made.queries == ("a", "b")
     assert made.channel == 2
 
@@ -301,9 +298,7 @@ def make_job(tmp_path: Path) -> MakeJob:
         path = tmp_path / "sound.wav"
         soundfile.write(path, samples, rate)
         library = JobLibrary(tmp_path / "runs")
-        return library, library.create(
-            "long", [NewRecording(path, path.name)], JobSettings(("q",), **settings)
-        )
+        return library, library.create("long", [(path, path.name)], AskOptions(("q",), **settings))
 
     return make
 
@@ -346,9 +341,9 @@ def test_pictures_of_any_stretch_are_pictures(done: tuple[JobLibrary, JobQueue, 
     for start, end, columns in ((0, 1e9, 800), (3, 3, 800), (-5, 2, 10**9), (1e9, 2e9, 1)):
         assert looking.stretch(job, heath, start, end, columns).startswith(b"\x89PNG")
     assert list((library.folder_of(job.id) / "pictures").glob("*.npy"))
-    with pytest.raises(JobError, match="start and an end"):
+    with pytest.raises(AppError, match="start and an end"):
         looking.stretch(job, heath, float("nan"), 1.0, 10)
-    with pytest.raises(JobError, match="cannot be read"):
+    with pytest.raises(AppError, match="cannot be read"):
         looking.stretch(job, job.recordings[1], 0.0, 1.0, 10)
 
 

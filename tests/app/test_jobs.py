@@ -13,18 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from NatureLM.app.clips import shown_name
 from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.store import Job, JobError, JobLibrary, JobSettings, NewRecording, safe_name
-from NatureLM.app.limits import Limits, shown_name
+from NatureLM.app.jobs.store import Job, JobLibrary, safe_name
+from NatureLM.app.settings import AppError, Limits
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.config import Config
+from NatureLM.inference.options import AskOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.results.rows import ErrorRow, WindowRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CUCKOO = ROOT / "assets" / "synthetic_common_cuckoo.flac"
 HEATH = ROOT / "assets" / "synthetic_heath_at_dusk.ogg"
-SETTINGS = JobSettings(queries=("What is the common name?",))
+SETTINGS = AskOptions(queries=("What is the common name?",))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,8 @@ def make_queue(library: JobLibrary, pipeline: Pipeline) -> Iterator[MakeQueue]:
         queue.close()
 
 
-def new_job(library: JobLibrary, *paths: Path, settings: JobSettings = SETTINGS) -> Job:
-    return library.create("folder", [NewRecording(path, path.name) for path in paths], settings)
+def new_job(library: JobLibrary, *paths: Path, settings: AskOptions = SETTINGS) -> Job:
+    return library.create("folder", [(path, path.name) for path in paths], settings)
 
 
 class SlowPipeline:
@@ -111,7 +113,7 @@ def test_ids_are_long_and_all_different(library: JobLibrary) -> None:
 def test_what_is_no_id_opens_nothing(library: JobLibrary, name: Any) -> None:
     new_job(library, CUCKOO)
     for action in (library.open, library.remove, library.answers_path):
-        with pytest.raises(JobError):
+        with pytest.raises(AppError):
             action(name)
 
 
@@ -127,7 +129,7 @@ def test_names_on_disk_are_plain_whatever_the_user_calls_a_file(name: str, numbe
 
 
 def test_names_that_lead_elsewhere_stay_in_the_folder(library: JobLibrary, tmp_path: Path) -> None:
-    job = library.create("long", [NewRecording(CUCKOO, "../../../up.flac")], SETTINGS)
+    job = library.create("long", [(CUCKOO, "../../../up.flac")], SETTINGS)
     (path,) = library.recording_paths(job)
     assert path.parent == library.folder_of(job.id) / "recordings"
     assert job.recordings[0].name == "up.flac"
@@ -138,20 +140,20 @@ def test_damaged_job_is_told_in_a_sentence(library: JobLibrary) -> None:
     job = new_job(library, CUCKOO)
     for text in ("", "{", "[]", json.dumps({"schema_version": 99}), "null"):
         (library.folder_of(job.id) / "job.json").write_text(text)
-        with pytest.raises(JobError, match="damaged"):
+        with pytest.raises(AppError, match="damaged"):
             library.open(job.id)
 
 
 def test_limits_are_said_and_nothing_is_left(tmp_path: Path) -> None:
     limits = Limits(upload_bytes=100_000, folder_files=2, long_seconds=10.0)
     library = JobLibrary(tmp_path, limits)
-    with pytest.raises(JobError, match=r"3 recordings .* 2 "):
+    with pytest.raises(AppError, match=r"3 recordings .* 2 "):
         new_job(library, CUCKOO, CUCKOO, CUCKOO)
-    with pytest.raises(JobError, match=r"at most 100 kB"):
+    with pytest.raises(AppError, match=r"at most 100 kB"):
         new_job(library, HEATH)
-    with pytest.raises(JobError, match="no recording"):
+    with pytest.raises(AppError, match="no recording"):
         new_job(library)
-    with pytest.raises(JobError, match="at most 1 s"):
+    with pytest.raises(AppError, match="at most 1 s"):
         new_job(JobLibrary(tmp_path, Limits(long_seconds=1.0)), CUCKOO)
     assert not list(tmp_path.rglob("job.json"))
 
@@ -219,7 +221,7 @@ def test_full_queue_says_so_and_takes_jobs_again(
     queue.submit(jobs[1].id)
     assert queue.open(jobs[1].id).state == "waiting"
     assert queue.ahead(jobs[1].id) == 1
-    with pytest.raises(JobError, match="no more than 1 may"):
+    with pytest.raises(AppError, match="no more than 1 may"):
         queue.submit(jobs[2].id)
     queue.cancel(jobs[1].id)
     assert queue.open(jobs[1].id).state == "stopped"
@@ -250,7 +252,7 @@ def test_closing_the_app_stops_jobs_that_can_be_gone_on_with(
     slow.steps.release()
     queue.close()
     assert library.open(first.id).state == library.open(second.id).state == "stopped"
-    with pytest.raises(JobError, match="being closed"):
+    with pytest.raises(AppError, match="being closed"):
         queue.submit(first.id)
 
 
@@ -276,7 +278,7 @@ def test_model_that_does_not_load_fails_the_job_with_its_reason(
     library: JobLibrary, make_queue: MakeQueue
 ) -> None:
     def broken() -> Any:
-        raise JobError("The model could not be loaded.")
+        raise AppError("The model could not be loaded.")
 
     def crash() -> Any:
         raise ZeroDivisionError("secret of the machine")
@@ -298,11 +300,11 @@ def test_removed_job_leaves_nothing(
     job, queue = new_job(library, CUCKOO), make_queue(lambda: slow)
     queue.submit(job.id)
     wait_for(lambda: queue.open(job.id).state == "working")
-    with pytest.raises(JobError, match="stop it"):
+    with pytest.raises(AppError, match="stop it"):
         queue.remove(job.id)
     slow.steps.release(100)
     assert queue.wait(job.id, 60)
     queue.remove(job.id)
-    with pytest.raises(JobError, match="removed"):
+    with pytest.raises(AppError, match="removed"):
         queue.open(job.id)
     assert not list(library.folder.iterdir())

@@ -1,6 +1,8 @@
 """A model as the configuration asks for it, the same at every door."""
 
-from NatureLM.app.chat import load_pipeline
+from pathlib import Path
+
+from NatureLM.app.context import AppContext
 from NatureLM.app.settings import AppSettings
 from NatureLM.config import load_config
 from NatureLM.inference.loading import load_model
@@ -18,8 +20,10 @@ def test_the_prompt_template_of_the_configuration_is_used_and_else_the_models_ow
     assert processor.prompt_template == TEMPLATE != own.prompt_template
 
 
-def test_the_app_loads_what_the_command_line_loads() -> None:
+def test_the_app_loads_what_the_command_line_loads(tmp_path: Path) -> None:
     config = load_config(None, [f"model.prompt_template={TEMPLATE}"])
-    pipeline = load_pipeline(AppSettings(config=config))
+    context = AppContext(AppSettings(config=config, runs_dir=tmp_path))
+    pipeline = context.pipeline(timeout=120)
+    context.close()
     assert pipeline.model.processor.prompt_template == TEMPLATE
     assert pipeline.cfg is config

@@ -1,6 +1,6 @@
-"""The work of one job: its recordings through the pipeline into its result file.
+"""One worker does the jobs one after another: recordings through the pipeline into a result file.
 
-One worker does the jobs one after another; a bounded number of them waits.
+A bounded number of jobs waits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.app.jobs.store import Job, JobError, JobLibrary, State
+from NatureLM.app.jobs.store import Job, JobLibrary, State
+from NatureLM.app.settings import AppError
 from NatureLM.errors import NatureLMError
 from NatureLM.inference.windows import RecordingError
 from NatureLM.results.rows import OutputError
@@ -21,60 +22,7 @@ from NatureLM.results.store import WindowStore
 if TYPE_CHECKING:
     from NatureLM.inference.pipeline import Pipeline
 
-
-def do_job(
-    library: JobLibrary, job: Job, pipeline: Pipeline, model: str, stop: threading.Event
-) -> bool:
-    """Ask all that has no answer yet; whether it came to its end before `stop` was set.
-
-    model: how the model is called, as for `naturelm infer --model`
-
-    Raises JobError where the answers that are there were made otherwise, and OutputError where
-    they cannot be written.
-    """
-    recordings = library.recording_paths(job)
-    with WindowStore(library.answers_path(job.id)) as store:
-        settings = RunSettings(run_values(job, pipeline, model))
-        try:
-            store.begin(settings, recordings)
-        except OutputError as error:
-            raise JobError(_other_answers(error)) from None
-        results = pipeline.unanswered(recordings, job.settings, store, warn=lambda text: None)
-        try:
-            for result in results:
-                if isinstance(result, RecordingError):
-                    alpha = job.settings.merging_alpha
-                    store.add_error(result.audio_path, result.error, alpha)
-                else:
-                    store.add_answer(result)
-                if stop.is_set():
-                    return False
-        finally:
-            results.close()
-    return not stop.is_set()
-
-
-def run_values(job: Job, pipeline: Pipeline, model: str) -> dict[str, Any]:
-    """All that changes the answers of a job, by the names that `naturelm infer` gives it."""
-    asked, generate = job.settings, pipeline.cfg.generate
-    return {
-        **asked.settings(model=model, adapter=None, generate=generate),
-        **pipeline.settings(asked),
-    }
-
-
-def _other_answers(error: OutputError) -> str:
-    """Why a job cannot go on, without the advice that is for the command line."""
-    differences = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")]
-    if not differences:
-        return f"The job cannot be gone on with: {error}"
-    return (
-        "The job cannot be gone on with, because its answers were made with another model or "
-        f"settings ({'; '.join(differences)}). Start a new job instead."
-    )
-
-
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class JobQueue:
@@ -105,9 +53,9 @@ class JobQueue:
         self._thread: threading.Thread | None = None
 
     def submit(self, job_id: str) -> Job:
-        """Put a job at the end of the queue, or go on with one that was stopped.
+        """Put a job at the end of the queue, or resume one that was stopped.
 
-        Raises JobError, with the limit, where the queue is full; nothing has changed then.
+        Raises AppError, with the limit, where the queue is full; nothing has changed then.
         """
         job = self._library.open(job_id)
         with self._changed:
@@ -124,12 +72,12 @@ class JobQueue:
         return job
 
     def refuse_if_full(self) -> None:
-        """Raise JobError where no further job is taken: before its recordings are moved."""
+        """Raise AppError where no further job is taken: before its recordings are moved."""
         with self._changed:
             if self._closed:
-                raise JobError("the app is being closed, so no job is started")
+                raise AppError("the app is being closed, so no job is started")
             if len(self._waiting) >= self._most:
-                raise JobError(
+                raise AppError(
                     f"{len(self._waiting)} jobs are waiting already, and no more than "
                     f"{self._most} may: try again when one of them is done"
                 )
@@ -144,10 +92,10 @@ class JobQueue:
                 self._library.save(self._library.open(job_id).with_state("stopped"))
 
     def remove(self, job_id: str) -> None:
-        """Remove a job with all that belongs to it. Raises JobError while it is worked on."""
+        """Remove a job with all that belongs to it. Raises AppError while it is worked on."""
         with self._changed:
             if job_id == self._working:
-                raise JobError("the job is being worked on: stop it before it is removed")
+                raise AppError("the job is being worked on: stop it before it is removed")
             if job_id in self._waiting:
                 self._waiting.remove(job_id)
             self._library.remove(job_id)
@@ -163,7 +111,7 @@ class JobQueue:
             return job.with_state("stopped") if unfinished else job
 
     def open(self, job_id: str) -> Job:
-        """The job of this name in its true state. Raises JobError where there is none."""
+        """The job of this name in its true state. Raises AppError where there is none."""
         with self._changed:
             return self.look(self._library.open(job_id))
 
@@ -180,7 +128,7 @@ class JobQueue:
             return job_id == self._working and self._stop.is_set()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop the worker after the answer that it is at. Waiting jobs can be gone on with."""
+        """Stop the worker after the answer that it is at. Waiting jobs can be resumed."""
         with self._changed:
             self._closed = True
             self._stop.set()
@@ -222,7 +170,7 @@ class JobQueue:
         except NatureLMError as error:
             return "failed", str(error)
         except Exception as error:
-            _LOG.exception("job %s failed", job_id)
+            logger.exception("job %s failed", job_id)
             kind = type(error).__name__
             return "failed", f"The work ended with an unforeseen error ({kind}); see the app's log."
         return ("done" if finished else "stopped"), ""
@@ -230,5 +178,54 @@ class JobQueue:
     def _finish(self, job_id: str, state: State, message: str = "") -> None:
         try:
             self._library.save(self._library.open(job_id).with_state(state, message))
-        except JobError:
-            _LOG.warning("job %s: its state cannot be written", job_id)
+        except AppError:
+            logger.warning("job %s: its state cannot be written", job_id)
+
+
+def do_job(
+    library: JobLibrary, job: Job, pipeline: Pipeline, model: str, stop: threading.Event
+) -> bool:
+    """Ask all that has no answer yet; whether it came to its end before `stop` was set.
+
+    model: how the model is called, as for `naturelm infer --model`
+
+    Raises AppError where the answers that are there were made otherwise, and OutputError where
+    they cannot be written.
+    """
+    recordings = library.recording_paths(job)
+    with WindowStore(library.answers_path(job.id)) as store:
+        settings = RunSettings(run_values(job, pipeline, model))
+        try:
+            store.begin(settings, recordings)
+        except OutputError as error:
+            raise AppError(_other_answers(error)) from None
+        results = pipeline.unanswered(recordings, job.settings, store, warn=lambda text: None)
+        try:
+            for result in results:
+                if isinstance(result, RecordingError):
+                    alpha = job.settings.merging_alpha
+                    store.add_error(result.audio_path, result.error, alpha)
+                else:
+                    store.add_answer(result)
+                if stop.is_set():
+                    return False
+        finally:
+            results.close()
+    return not stop.is_set()
+
+
+def run_values(job: Job, pipeline: Pipeline, model: str) -> dict[str, Any]:
+    """All that changes the answers of a job, by the names that `naturelm infer` gives it."""
+    known = job.settings.settings(model=model, adapter=None, generate=pipeline.cfg.generate)
+    return {**known, **pipeline.settings(job.settings)}
+
+
+def _other_answers(error: OutputError) -> str:
+    """Why a job cannot be resumed, without the advice that is for the command line."""
+    differences = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")]
+    if not differences:
+        return f"The job cannot be resumed: {error}"
+    return (
+        "The job cannot be resumed, because its answers were made with another model or "
+        f"settings ({'; '.join(differences)}). Start a new job instead."
+    )

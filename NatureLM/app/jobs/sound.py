@@ -6,6 +6,7 @@ when they are looked at. Seconds are those of the recording; a time expansion sl
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import math
@@ -13,23 +14,29 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.app.clips import BINS, Levels, contrast, levels_of, picture
-from NatureLM.app.jobs.store import Job, JobError, JobLibrary, JobRecording
+from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording
+from NatureLM.app.settings import AppError
+from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.audio import AudioError, iter_windows, read_clip
+from NatureLM.errors import NatureLMError
 from NatureLM.util import atomic_write
 
 OVERVIEW_COLUMNS = 6000
 """Columns of the picture of a whole recording."""
-FINE_SECONDS = 240.0
-"""Longest stretch, in heard time, that is drawn from the sound itself."""
-MOST_COLUMNS = 2400
+_FINE_SECONDS = 240.0  # the longest stretch, in heard time, that is drawn from the sound itself
+_MOST_COLUMNS = 2400
+_COLUMNS = 1200
+_CLOSE_UP_COLUMNS = 1000
 _BLOCK_SECONDS = 20.0
 _FINEST = 0.01  # seconds of a column
 _LONGEST_SOUND = 60.0
+
+ServerFunction: TypeAlias = Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,25 +65,46 @@ class JobSound:
         self._sample_rate = sample_rate
         self._drawing = threading.Lock()
 
-    @property
-    def _rate(self) -> int:
-        return self._sample_rate()
+    def server_functions(self) -> list[ServerFunction]:
+        """`stretch` and `listen`, which the timeline's script calls.
+
+        Each takes job, recording, start and end, and never raises.
+        """
+
+        def stretch(wanted: Any) -> dict[str, Any]:
+            def draw(job: Job, one: JobRecording, start: float, end: float) -> dict[str, Any]:
+                highest = self._sample_rate() / 2000 * job.settings.time_expansion
+                columns = int(wanted.get("columns", _COLUMNS))
+                drawn = self.stretch(job, one, start, end, columns)
+                return {"picture": _base64(drawn), "kilohertz": f"{highest:g}"}
+
+            return self._answer(wanted, draw)
+
+        def listen(wanted: Any) -> dict[str, Any]:
+            def play(job: Job, one: JobRecording, start: float, end: float) -> dict[str, Any]:
+                close_up = self.stretch(job, one, start, end, _CLOSE_UP_COLUMNS)
+                sound = self.heard(job, one, start, end)
+                return {"picture": _base64(close_up), "sound": _base64(sound)}
+
+            return self._answer(wanted, play)
+
+        return [stretch, listen]
 
     def stretch(
         self, job: Job, recording: JobRecording, start: float, end: float, columns: int
     ) -> bytes:
         """A PNG of a stretch of a recording, about as many columns wide.
 
-        Raises JobError where the recording cannot be read.
+        Raises AppError where the recording cannot be read.
         """
         start, end = _inside(start, end, _length(recording))
-        columns = max(1, min(columns, MOST_COLUMNS))
+        columns = max(1, min(columns, _MOST_COLUMNS))
         overview = self.overview(job, recording)
-        if (end - start) * job.settings.time_expansion <= FINE_SECONDS:
+        if (end - start) * job.settings.time_expansion <= _FINE_SECONDS:
             samples_S = self._samples(job, recording, start, end)
-            finest = 1 / _FINEST
-            per_second = min(finest, columns / max(len(samples_S) / self._rate, _FINEST))
-            levels_FT = levels_of(samples_S, self._rate, per_second)
+            rate = self._sample_rate()
+            per_second = min(1 / _FINEST, columns / max(len(samples_S) / rate, _FINEST))
+            levels_FT = levels_of(samples_S, rate, per_second)
         else:
             first = int(start / overview.column)
             last = max(first + 1, math.ceil(end / overview.column))
@@ -86,7 +114,7 @@ class JobSound:
     def heard(self, job: Job, recording: JobRecording, start: float, end: float) -> bytes:
         """A WAV file of a stretch as the model hears it: mono, slowed down where the job says so.
 
-        Raises JobError where the recording cannot be read.
+        Raises AppError where the recording cannot be read.
         """
         import soundfile  # type: ignore[import-untyped, unused-ignore]
 
@@ -94,11 +122,11 @@ class JobSound:
         end = min(end, start + _LONGEST_SOUND)
         file = io.BytesIO()
         samples_S = self._samples(job, recording, start, end)
-        soundfile.write(file, samples_S, self._rate, format="WAV", subtype="PCM_16")
+        soundfile.write(file, samples_S, self._sample_rate(), format="WAV", subtype="PCM_16")
         return file.getvalue()
 
     def overview(self, job: Job, recording: JobRecording) -> Overview:
-        """The whole recording, drawn at the first call. Raises JobError."""
+        """The whole recording, drawn at the first call. Raises AppError."""
         expansion = job.settings.time_expansion
         column = max(_FINEST, _length(recording) * expansion / OVERVIEW_COLUMNS)
         kept = self._library.folder_of(job.id) / "pictures" / f"{Path(recording.file).name}.npy"
@@ -115,72 +143,80 @@ class JobSound:
         block = column * many
         columns = math.ceil(_length(recording) * job.settings.time_expansion / column - 1e-9)
         levels_FT = np.zeros((BINS, max(1, columns)), dtype=np.uint8)
+        rate = self._sample_rate()
         try:
             for window in iter_windows(
                 self._path(job, recording),
-                sample_rate=self._rate,
+                sample_rate=rate,
                 window_seconds=block,
                 hop_seconds=block,
                 channel=job.settings.channel,
                 time_expansion=job.settings.time_expansion,
                 warn=lambda text: None,
             ):
-                part_FT = levels_of(window.samples, self._rate, 1 / column)
+                part_FT = levels_of(window.samples, rate, 1 / column)
                 first = window.index * many
                 width = min(many, part_FT.shape[1], levels_FT.shape[1] - first)
                 levels_FT[:, first : first + width] = part_FT[:, :width]
         except AudioError as error:
             if not levels_FT.any():
-                raise JobError(f"{recording.name}: {error.reason}") from None
+                raise AppError(f"{recording.name}: {error.reason}") from None
         return levels_FT
 
     def _samples(
         self, job: Job, recording: JobRecording, start: float, end: float
     ) -> NDArray[np.float32]:
-        expansion = job.settings.time_expansion
         try:
             return read_clip(
                 self._path(job, recording),
                 start=start,
                 duration=end - start,
                 # Played at the model's rate, the clip is as slow as the model hears it.
-                sample_rate=round(self._rate * expansion),
+                sample_rate=round(self._sample_rate() * job.settings.time_expansion),
                 channel=job.settings.channel,
             )
         except AudioError as error:
-            raise JobError(f"{recording.name}: {error.reason}") from None
+            raise AppError(f"{recording.name}: {error.reason}") from None
 
     def _path(self, job: Job, recording: JobRecording) -> Path:
-        return self._library.recordings_folder(job.id) / Path(recording.file).name
+        return self._library.recording_paths(job)[job.recordings.index(recording)]
+
+    def _answer(self, wanted: Any, make: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        """Answer a request of the page, or say what is wrong; what it sends is not trusted.
+
+        make: is given job, recording, start and end
+        """
+        try:
+            job = self._library.open(wanted["job"])
+            recording = {one.file: one for one in job.recordings}[wanted["recording"]]
+            return make(job, recording, float(wanted["start"]), float(wanted["end"]))
+        except NatureLMError as error:
+            return {"error": str(error)}
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+            return {"error": "The page asked for something that is not there: load it again."}
 
 
-def pooled(levels_FT: Levels, columns: int) -> Levels:
-    """At most so many columns, each the loudest of those that it stands for."""
-    have = levels_FT.shape[1]
-    if have <= columns:
-        return levels_FT
-    edges = np.linspace(0, have, columns + 1).astype(int)[:-1]
-    made: Levels = np.maximum.reduceat(levels_FT, edges, axis=1)
-    return made
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _length(recording: JobRecording) -> float:
     if recording.seconds is None:
-        raise JobError(f"{recording.name}: it cannot be read, so there is nothing to see")
+        raise AppError(f"{recording.name}: it cannot be read, so there is nothing to see")
     return recording.seconds
 
 
 def _inside(start: float, end: float, length: float) -> tuple[float, float]:
     """The stretch within the recording, at least a little long."""
     if not (math.isfinite(start) and math.isfinite(end)):
-        raise JobError("the stretch to look at must have a start and an end")
+        raise AppError("the stretch to look at must have a start and an end")
     start = max(0.0, min(start, length - 0.05))
     return start, max(start + 0.05, min(end, length))
 
 
 def _load(kept: Path) -> Levels | None:
     try:
-        levels = np.load(kept, allow_pickle=False)
+        levels: Levels = np.load(kept, allow_pickle=False)
     except (OSError, ValueError):
         return None
     is_good = levels.dtype == np.uint8 and levels.ndim == 2 and levels.shape[0] == BINS

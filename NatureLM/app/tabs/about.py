@@ -5,18 +5,17 @@ from __future__ import annotations
 from html import escape
 
 import NatureLM
-from NatureLM.app.limits import say_seconds
-from NatureLM.app.settings import AppContext
+from NatureLM.app.context import AppContext
+from NatureLM.app.ui import html
 from NatureLM.models.registry import find
 from NatureLM.species import names_on_card
-from NatureLM.util import format_bytes
+from NatureLM.util import format_bytes, format_duration
 
 
 def build(context: AppContext) -> None:
     """Put the tab's components into the page."""
-    import gradio as gr
 
-    gr.HTML(about(context), elem_id="about", js_on_load=None)
+    html(about(context), elem_id="about")
 
 
 def about(context: AppContext) -> str:
@@ -69,7 +68,8 @@ def _limits(context: AppContext) -> str:
         "<li>It hears ten seconds at once; longer recordings are asked about in windows.</li>"
         "<li>Answers are guesses. Look at the spectrogram, and listen.</li>"
         f"<li>A file may have {format_bytes(limits.upload_bytes)}, a clip may last "
-        f"{say_seconds(limits.ask_seconds)}, and {limits.clips} clips fit into one question.</li>"
+        f"{format_duration(limits.ask_seconds, short=True)}, and {limits.clips} clips fit into one "
+        "question.</li>"
         "</ul>"
     )
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from NatureLM.app.chat import ALPHAS, ChatSession, Message
-from NatureLM.app.intake import ClipInput
-from NatureLM.app.player import handler, notice, what_went_wrong
-from NatureLM.app.settings import AppContext
-from NatureLM.app.visitors import Visitor
-
-QUESTIONS = (
-    "What is the common name for the focal species in the audio?",
-    "What makes the sound in the audio?",
-    "What is the scientific name for the focal species in the audio?",
-    "Is it a bird, a frog or a mammal?",
-    "Caption the audio",
+from NatureLM.app.chat import ChatSession, compare_alphas
+from NatureLM.app.context import AppContext, Visitor
+from NatureLM.app.ui import (
+    QUESTIONS,
+    ClipInput,
+    alpha_slider,
+    handler,
+    html,
+    notice,
+    what_went_wrong,
 )
+
+_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _EMPTY = "Drop a recording, record one or pick a sample. Then ask."
 
 
@@ -28,7 +28,7 @@ def build(context: AppContext) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            intake = ClipInput(context, "ask", context.limits.clips).build()
+            clip_input = ClipInput(context, "ask", context.limits.clips)
         with gr.Column(scale=6, min_width=320):
             chat = gr.Chatbot(
                 label="Conversation",
@@ -43,11 +43,11 @@ def build(context: AppContext) -> None:
                 buttons=[],
                 layout="bubble",
             )
-            problem = gr.HTML("", elem_id="ask-problem", js_on_load=None)
+            problem = html(elem_id="ask-problem")
             with gr.Row(elem_classes=["asking"]):
                 question = gr.Textbox(
                     label="Question",
-                    placeholder="What is the common name for the focal species in the audio?",
+                    placeholder=QUESTIONS[0],
                     info="[1], [2] … stand for the sounds by their numbers.",
                     lines=1,
                     max_lines=6,
@@ -61,44 +61,41 @@ def build(context: AppContext) -> None:
                 chips = [gr.Button(text, size="sm", min_width=60) for text in QUESTIONS]
             alpha = alpha_slider(context, "ask")
             with gr.Accordion("Compare α", open=False, elem_id="ask-compare"):
-                gr.HTML(
-                    "<p>The question above at five values of α, each answered on its own.</p>",
-                    js_on_load=None,
-                )
+                html("<p>The question above at five values of α, each answered on its own.</p>")
                 compare = gr.Button("Compare", elem_id="ask-compare-send")
-                compared = gr.HTML("", elem_id="ask-compared", js_on_load=None)
+                compared = html(elem_id="ask-compared")
 
-    said = [chat, question, problem, send, stop]
+    outputs = [chat, question, problem, send, stop]
+
+    def shown(
+        session: ChatSession, said: str = "", *, text: Any = None, busy: bool = False
+    ) -> list[Any]:
+        """Values of `outputs`; `text` None leaves the question as it stands."""
+        buttons = [gr.Button(visible=not busy), gr.Button(visible=busy)]
+        return [bubbles(session), gr.skip() if text is None else text, said, *buttons]
 
     def answers(text: str, share: float, request: Any) -> Iterator[Any]:
         visitor = context.visitor(request)
-        talk = talk_of(context, visitor)
-        clips = list(intake.shelf(visitor).clips)
-        busy = [gr.Button(visible=False), gr.Button(visible=True)]
+        session = session_of(context, visitor)
+        clips = clip_input.clips(visitor).clips
         try:
-            first = True
-            waiting = "" if context.state == "ready" else notice("The model is loading …", "hint")
-            if waiting and clips:
-                yield [bubbles(talk), text, waiting, *busy]
-            for _ in talk.ask(context.pipeline(), clips, text, share):
-                yield [bubbles(talk), "" if first else gr.skip(), "", *busy]
-                first = False
-            yield [bubbles(talk), gr.skip(), "", gr.Button(visible=True), gr.Button(visible=False)]
+            if context.state != "ready" and clips:
+                said = notice("The model is loading …", "hint")
+                yield shown(session, said, text=text, busy=True)
+            cleared: str | None = ""
+            for _ in session.ask(context.pipeline(), clips, text, share):
+                yield shown(session, text=cleared, busy=True)
+                cleared = None
+            yield shown(session)
         except Exception as error:
-            yield [
-                bubbles(talk),
-                gr.skip(),
-                notice(what_went_wrong(error)),
-                gr.Button(visible=True),
-                gr.Button(visible=False),
-            ]
+            yield shown(session, what_went_wrong(error))
 
     @handler
     def ask(text: str, share: float, request: Any) -> Iterator[Any]:
         yield from answers(text, share, request)
 
     asked: list[Any] = [
-        listen(ask, [question, alpha], said, show_progress="hidden", api_name=name)
+        listen(ask, [question, alpha], outputs, show_progress="hidden", api_name=name)
         for listen, name in ((question.submit, "ask"), (send.click, "ask_button"))
     ]
     for number, chip in enumerate(chips):
@@ -108,72 +105,56 @@ def build(context: AppContext) -> None:
             yield from answers(text, share, request)
 
         asked.append(
-            chip.click(ask_chip, [alpha], said, show_progress="hidden", api_visibility="private")
+            chip.click(ask_chip, [alpha], outputs, show_progress="hidden", api_visibility="private")
         )
 
     @handler
     def stopped(request: Any) -> Any:
-        talk = talk_of(context, context.visitor(request))
-        talk.stop()
-        return [bubbles(talk), gr.skip(), "", gr.Button(visible=True), gr.Button(visible=False)]
-
-    stop.click(stopped, None, said, cancels=asked, queue=False, api_visibility="private")
+        session = session_of(context, context.visitor(request))
+        session.stop()
+        return shown(session)
 
     @handler
     def begin_anew(request: Any) -> Any:
-        talk = talk_of(context, context.visitor(request))
-        talk.clear()
-        return [[], gr.skip(), "", gr.Button(visible=True), gr.Button(visible=False)]
+        session = session_of(context, context.visitor(request))
+        session.clear()
+        return shown(session)
 
-    chat.clear(begin_anew, None, said, cancels=asked, queue=False, api_visibility="private")
+    stop.click(stopped, None, outputs, cancels=asked, queue=False, api_visibility="private")
+    chat.clear(begin_anew, None, outputs, cancels=asked, queue=False, api_visibility="private")
 
     @handler
     def compare_all(text: str, request: Any) -> Any:
         visitor = context.visitor(request)
-        talk = talk_of(context, visitor)
-        wanted = text.strip() or last_question(talk) or QUESTIONS[0]
+        turns = session_of(context, visitor).turns
+        wanted = text.strip() or (turns[-1].question if turns else QUESTIONS[0])
         try:
-            clips = list(intake.shelf(visitor).clips)
-            found = talk.compare(context.pipeline(), clips, wanted, ALPHAS)
+            clips = clip_input.clips(visitor).clips
+            found = compare_alphas(context.pipeline(), clips, wanted, _ALPHAS, context.limits)
         except Exception as error:
-            return notice(what_went_wrong(error))
-        return comparison(wanted, ALPHAS, found)
+            return what_went_wrong(error)
+        return comparison(wanted, _ALPHAS, found)
 
     compare.click(compare_all, [question], [compared], api_name="compare_alphas")
 
 
-def alpha_slider(context: AppContext, name: str) -> Any:
-    """The slider of α, in plain words."""
-    import gradio as gr
-
-    return gr.Slider(
-        0.0,
-        1.0,
-        value=min(1.0, max(0.0, context.alpha)),
-        step=0.05,
-        label="α: follows instructions (0) ↔ knows animals (1)",
-        info="How much of what was learned about animal sound is mixed into the language model. "
-        "1 for naming animals; 0.4 to 0.6 for unusual instructions; 0 cannot hear.",
-        elem_id=f"{name}-alpha",
-    )
-
-
-def talk_of(context: AppContext, visitor: Visitor) -> ChatSession:
+def session_of(context: AppContext, visitor: Visitor) -> ChatSession:
     """The visitor's conversation."""
-    return visitor.keep("talk", lambda: ChatSession(context.limits))
+    return visitor.keep("chat", lambda: ChatSession(context.limits))
 
 
-def last_question(talk: ChatSession) -> str:
-    """What was asked last; nothing if nothing was."""
-    return next((one.text for one in reversed(talk.messages) if one.role == "user"), "")
+def bubbles(session: ChatSession) -> list[dict[str, str]]:
+    """The turns as the chat shows them. It takes text for HTML, so that is escaped."""
+    shown = []
+    for turn in session.turns:
+        question = f"♪ {turn.about}\n{turn.question}" if turn.about else turn.question
+        answer = turn.answer or ("(Stopped before an answer came.)" if turn.stopped else "…")
+        shown.append({"role": "user", "content": escape(question)})
+        shown.append({"role": "assistant", "content": escape(answer)})
+    return shown
 
 
-def bubbles(talk: ChatSession) -> list[dict[str, str]]:
-    """The messages as the chat shows them. It takes text for HTML, so that is escaped."""
-    return [{"role": one.role, "content": escape(_words(one))} for one in talk.messages]
-
-
-def comparison(question: str, alphas: tuple[float, ...], answers: list[str]) -> str:
+def comparison(question: str, alphas: Sequence[float], answers: Sequence[str]) -> str:
     """The answers side by side."""
     cards = "".join(
         f'<li data-alpha="{alpha:g}"><span class="alpha">α = {alpha:g}</span>'
@@ -181,9 +162,3 @@ def comparison(question: str, alphas: tuple[float, ...], answers: list[str]) -> 
         for alpha, answer in zip(alphas, answers, strict=True)
     )
     return f'<p class="about">{escape(question)}</p><ul class="comparison">{cards}</ul>'
-
-
-def _words(message: Message) -> str:
-    if message.about:
-        return f"♪ {message.about}\n{message.text}"
-    return message.text or ("(Stopped before an answer came.)" if message.stopped else "…")

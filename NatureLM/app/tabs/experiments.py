@@ -1,97 +1,41 @@
-"""An experiment as HTML and tables; every text of a run is escaped.
+"""The tab Experiments: accuracy against α, classes and single answers of a run or scored folder.
 
-The tab Experiments: accuracy against α, classes and single answers of a run or scored folder.
+A run holds answers, which are scored here; a scored folder holds what `beans score` wrote. Every
+text of them is escaped, and no file outside the folder of runs is ever given.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from html import escape
-from typing import Any
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from NatureLM.app.experiments import (
-    Answer,
-    Experiment,
-    Found,
-    find_audio,
-    find_experiments,
-    open_experiment,
-)
-from NatureLM.app.player import handler, notice
-from NatureLM.app.settings import AppContext
-from NatureLM.app.tabs.job_form import on_page_load
+from NatureLM.app.context import AppContext
+from NatureLM.app.jobs.store import JOBS_FOLDER
+from NatureLM.app.settings import AppError
+from NatureLM.app.ui import handler, html, notice, on_page_load
+from NatureLM.audio import AUDIO_SUFFIXES
+from NatureLM.data.table import read_rows
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.reports.charts import CurveChart
-from NatureLM.reports.tables import Table, cell_text
+from NatureLM.evaluation.tasks import METRICS_OF, metric_name
+from NatureLM.reports.charts import Curve, CurveChart, Point
+from NatureLM.reports.tables import Cell, Measured, Table, cell_text
 
 ANSWER_HEADERS = ("Sample", "α", "Right", "Answer", "Label", "Taken for", "Question")
-MOST_ROWS = 2000
-
-
-def facts_html(experiment: Experiment) -> str:
-    """What was read, and how."""
-    facts = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in experiment.facts.items()
-    )
-    remark = f'<p class="about">{escape(experiment.remark)}</p>' if experiment.remark else ""
-    return f'<h2>{escape(experiment.name)}</h2><dl class="facts">{facts}</dl>{remark}'
-
-
-def charts_html(experiment: Experiment) -> str:
-    """The curves as drawings, each with its numbers as data."""
-    from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, svg
-
-    if not experiment.charts:
-        return ""
-    try:
-        need_matplotlib()
-    except UsageError as error:
-        return f'<p class="notice hint">{escape(str(error))}</p>'
-
-    def figure(chart: CurveChart) -> str:
-        drawn = inline_svg(svg(draw(chart)), chart.key, escape(chart.title, quote=True))
-        numbers = escape(json.dumps([asdict(curve) for curve in chart.curves]), quote=True)
-        return f'<figure data-chart="{escape(chart.key)}" data-curves="{numbers}">{drawn}</figure>'
-
-    return f'<div class="figures">{"".join(map(figure, experiment.charts))}</div>'
-
-
-def table_value(table: Table) -> dict[str, Any]:
-    """A table of a report as the component shows it."""
-    return {
-        "headers": list(table.columns),
-        "data": [[_cell(cell) for cell in row] for row in table.rows[:MOST_ROWS]],
-    }
-
-
-def answer_rows(
-    answers: Sequence[Answer], alpha: float | None, words: str, only_wrong: bool
-) -> dict[str, Any]:
-    """Single answers under `ANSWER_HEADERS`.
-
-    alpha: only at this α; words: only those with all of them; only_wrong: none that is right
-    """
-    wanted = (words or "").casefold().split()
-    rows = []
-    for one in answers:
-        text = f"{one.sample} {one.answer} {one.label} {one.taken_for} {one.line}".casefold()
-        if alpha is not None and one.alpha != alpha:
-            continue
-        if (only_wrong and one.right is not False) or not all(word in text for word in wanted):
-            continue
-        right = {True: "yes", False: "no", None: ""}[one.right]
-        share = "" if one.alpha is None else f"{one.alpha:g}"
-        rows.append([one.sample, share, right, one.answer, one.label, one.taken_for, one.line])
-    return {"headers": list(ANSWER_HEADERS), "data": rows[:MOST_ROWS]}
-
-
-def _cell(cell: Any) -> Any:
-    return cell if isinstance(cell, int | str) else cell_text(cell)
-
-
+_SCORES = "metrics.json"
+_DEEPEST = 4
+_MOST_FOLDERS = 500
+_MOST_ANSWERS = 2000  # of a run, and rows of a table on the page
+_MOST_CLIPS = 100_000
+_SAME_AGAIN = "reference_layout"  # copies of a run's answers in another layout
+_BASELINES = {"majority": "always the same answer", "random": "random"}
 _ALL = "all"
 _NOTHING = (
     "There is no run below {} yet. <code>naturelm infer</code> with an experiment's configuration, "
@@ -103,6 +47,7 @@ def build(context: AppContext) -> None:
     """Put the tab's components into the page."""
     import gradio as gr
 
+    runs = str(context.settings.runs_dir)
     with gr.Row(equal_height=False):
         run = gr.Dropdown(
             [],
@@ -115,16 +60,16 @@ def build(context: AppContext) -> None:
         refresh = gr.Button(
             "Look again", size="sm", elem_id="experiments-refresh", scale=0, min_width=120
         )
-    problem = gr.HTML("", elem_id="experiments-problem", elem_classes=["quiet"], js_on_load=None)
+    problem = html(elem_id="experiments-problem", elem_classes=["quiet"])
     with gr.Column(visible=False, elem_id="experiments-panel") as panel:
-        facts = gr.HTML("", elem_id="experiments-facts", js_on_load=None)
-        charts = gr.HTML("", elem_id="experiments-charts", js_on_load=None)
-        gr.HTML("<h2>Numbers</h2>", js_on_load=None)
+        facts = html(elem_id="experiments-facts")
+        charts = html(elem_id="experiments-charts")
+        html("<h2>Numbers</h2>")
         metrics = _table("experiments-metrics")
         line = gr.Dropdown([], label="Classes of", elem_id="experiments-line", min_width=240)
         classes = _table("experiments-classes")
         with gr.Column(visible=False) as single:
-            gr.HTML("<h2>Answers</h2>", js_on_load=None)
+            html("<h2>Answers</h2>")
             with gr.Row():
                 alpha = gr.Dropdown(
                     [_ALL], value=_ALL, label="α", elem_id="experiments-alpha", min_width=120
@@ -139,60 +84,57 @@ def build(context: AppContext) -> None:
             audio = gr.Audio(
                 visible=False, interactive=False, label="Sample", elem_id="experiments-audio"
             )
-            heard = gr.HTML(
-                "", elem_id="experiments-heard", elem_classes=["quiet"], js_on_load=None
-            )
+            heard = html(elem_id="experiments-heard", elem_classes=["quiet"])
 
     shown = [problem, panel, facts, charts, metrics, line, classes, single, alpha, answers, audio]
 
-    def found(name: str) -> Found:
-        """The folder of this name, from the list as it is now: names are never paths."""
-        for one in find_experiments(context.runs_dir):
-            if one.name == name:
-                return one
-        raise UsageError("This folder is not there any more: look again.")
+    def found(name: str) -> tuple[Path, ...]:
+        """The files of a folder in the list as it is now: names are never paths."""
+        try:
+            return find_experiments(context.runs_dir)[name]
+        except KeyError:
+            raise AppError("This folder is not there any more: look again.") from None
 
     def listed() -> Any:
-        names = [one.name for one in find_experiments(context.runs_dir)]
-        said = "" if names else _nothing(context)
+        names = list(find_experiments(context.runs_dir))
+        said = "" if names else f'<p class="job-empty">{_NOTHING.format(escape(runs))}</p>'
         return gr.Dropdown(choices=names, value=None), said
 
-    def opened(name: str | None) -> list[Any]:
+    def opened(name: str | None) -> dict[Any, Any]:
         if not name:
-            return [gr.skip() for _ in shown]
+            return {problem: gr.skip()}
         try:
-            experiment = open_experiment(found(name))
+            experiment = open_experiment(name, found(name))
         except (NatureLMError, OSError) as error:
-            return [notice(str(error)), gr.Column(visible=False), *[gr.skip()] * (len(shown) - 2)]
+            return {problem: notice(str(error)), panel: gr.Column(visible=False)}
         lines = list(experiment.classes)
         first = lines[0] if lines else None
-        alphas = sorted({one.alpha for one in experiment.answers if one.alpha is not None})
-        return [
-            "",
-            gr.Column(visible=True),
-            facts_html(experiment),
-            charts_html(experiment),
-            table_value(experiment.metrics),
-            gr.Dropdown(choices=lines, value=first, visible=bool(lines)),
-            _classes(experiment, first),
-            gr.Column(visible=bool(experiment.answers)),
-            gr.Dropdown(choices=[_ALL, *(f"{one:g}" for one in alphas)], value=_ALL),
-            answer_rows(experiment.answers, None, "", False),
-            gr.Audio(value=None, visible=False),
-        ]
+        alphas = sorted({row[1] for row in experiment.answers if row[1]}, key=float)
+        return {
+            problem: "",
+            panel: gr.Column(visible=True),
+            facts: facts_html(experiment),
+            charts: charts_html(experiment),
+            metrics: table_value(experiment.metrics),
+            line: gr.Dropdown(choices=lines, value=first, visible=bool(lines)),
+            classes: _classes(experiment, first),
+            single: gr.Column(visible=bool(experiment.answers)),
+            alpha: gr.Dropdown(choices=[_ALL, *alphas], value=_ALL),
+            answers: answer_rows(experiment, _ALL, "", False),
+            audio: gr.Audio(value=None, visible=False),
+        }
 
     def other_line(name: str, wanted: str | None) -> Any:
-        return _classes(open_experiment(found(name)), wanted)
+        return _classes(open_experiment(name, found(name)), wanted)
 
     def filtered(name: str, share: str, text: str, is_wrong: bool) -> Any:
-        at = None if share == _ALL else float(share)
-        return answer_rows(open_experiment(found(name)).answers, at, text, is_wrong)
+        return answer_rows(open_experiment(name, found(name)), share, text, is_wrong)
 
     @handler
     def listen(name: str, select: Any) -> list[Any]:
         sample = str((select.row_value or [""])[0])
         try:
-            folder = found(name).files[0].parent
+            folder = found(name)[0].parent
             path = find_audio(sample, folder, context.runs_dir)
         except (NatureLMError, OSError):
             path = None
@@ -236,5 +178,310 @@ def _classes(experiment: Experiment, line: str | None) -> Any:
     return gr.Dataframe(value=table_value(table), visible=True)
 
 
-def _nothing(context: AppContext) -> str:
-    return f'<p class="job-empty">{_NOTHING.format(escape(str(context.settings.runs_dir)))}</p>'
+def facts_html(experiment: Experiment) -> str:
+    """What was read, and how."""
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in experiment.facts.items()
+    )
+    remark = f'<p class="about">{escape(experiment.remark)}</p>' if experiment.remark else ""
+    return f'<h2>{escape(experiment.name)}</h2><dl class="facts">{facts}</dl>{remark}'
+
+
+def charts_html(experiment: Experiment) -> str:
+    """The curves as drawings, each with its numbers as data."""
+    from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, svg
+
+    if not experiment.charts:
+        return ""
+    try:
+        need_matplotlib()
+    except UsageError as error:
+        return f'<p class="notice hint">{escape(str(error))}</p>'
+
+    def figure(chart: CurveChart) -> str:
+        drawn = inline_svg(svg(draw(chart)), chart.key, escape(chart.title, quote=True))
+        numbers = escape(json.dumps([asdict(curve) for curve in chart.curves]), quote=True)
+        return f'<figure data-chart="{escape(chart.key)}" data-curves="{numbers}">{drawn}</figure>'
+
+    return f'<div class="figures">{"".join(map(figure, experiment.charts))}</div>'
+
+
+def table_value(table: Table) -> dict[str, Any]:
+    """A table of a report as the component shows it."""
+    return {
+        "headers": list(table.columns),
+        "data": [[_cell(cell) for cell in row] for row in table.rows[:_MOST_ANSWERS]],
+    }
+
+
+def answer_rows(experiment: Experiment, alpha: str, words: str, only_wrong: bool) -> dict[str, Any]:
+    """Single answers under `ANSWER_HEADERS`.
+
+    alpha: only at this α; words: only those with all of them; only_wrong: none that is right
+    """
+    wanted = (words or "").casefold().split()
+    rows = []
+    for row in experiment.answers:
+        sample, share, right, *rest = row
+        text = " ".join([sample, *rest]).casefold()
+        is_at = alpha in (_ALL, share) and not (only_wrong and right != "no")
+        if is_at and all(word in text for word in wanted):
+            rows.append(list(row))
+    return {"headers": list(ANSWER_HEADERS), "data": rows[:_MOST_ANSWERS]}
+
+
+def _cell(cell: Any) -> Any:
+    return cell if isinstance(cell, int | str) else cell_text(cell)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is shown.
+
+    facts: what was read and how, by name
+    charts: curves over α
+    classes: the table of classes of each line (data set and question), by its name
+    answers: single answers under `ANSWER_HEADERS`, the same samples at every α; of captions, which
+        are neither right nor wrong, `Right` is empty; none for a scored folder
+    remark: what should be known besides
+    """
+
+    name: str
+    facts: dict[str, str]
+    charts: tuple[CurveChart, ...]
+    metrics: Table
+    classes: dict[str, Table]
+    answers: tuple[tuple[str, ...], ...] = ()
+    remark: str = "This folder holds scores; single answers are in the folder of the run."
+
+
+def find_experiments(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Files of runs (answers) and of scored folders (scores) by the name of their folder.
+
+    Names are paths below `folder`. The jobs of the app are not among them; links are not followed.
+    """
+    found: dict[str, tuple[Path, ...]] = {}
+    for root, folders, _ in os.walk(folder):
+        place = Path(root)
+        name = place.relative_to(folder)
+        folders[:] = sorted(
+            one
+            for one in folders
+            if len(name.parts) < _DEEPEST
+            and not one.startswith(".")
+            and one not in (JOBS_FOLDER, _SAME_AGAIN)
+        )
+        scores = place / _SCORES
+        answers = [path for path in sorted(place.glob("*.jsonl")) if _holds_answers(path)]
+        files = (scores,) if scores.is_file() else tuple(answers)
+        if files:
+            found[str(name)] = files
+        if len(found) >= _MOST_FOLDERS:
+            break
+    return found
+
+
+def _holds_answers(path: Path) -> bool:
+    """Whether the first row is an answer that can be scored."""
+    if path.is_symlink():
+        return False
+    try:
+        with open(path, "rb") as file:
+            row = json.loads(file.readline(1 << 20))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and {"prediction", "label", "id"} <= row.keys()
+
+
+def open_experiment(name: str, files: tuple[Path, ...]) -> Experiment:
+    """Read a folder of `find_experiments`; a second time only when its files have changed.
+
+    Raises UsageError and OutputError for files that cannot be scored.
+    """
+    changed = tuple((one.st_size, one.st_mtime_ns) for one in (path.stat() for path in files))
+    return _open(name, files, changed)
+
+
+@lru_cache(maxsize=8)
+def _open(name: str, files: tuple[Path, ...], changed: object) -> Experiment:
+    return _scored(name, files[0]) if files[0].name == _SCORES else _run(name, files)
+
+
+def _run(name: str, files: tuple[Path, ...]) -> Experiment:
+    """Score the answers of a run."""
+    from NatureLM.evaluation.protocols import protocol
+    from NatureLM.evaluation.score import score
+    from NatureLM.reports.report import make_report
+
+    scores = score([str(path) for path in files], [protocol("beans-zero")], on_error="skip")
+    report = make_report(
+        scores, title=name, sources=[path.name for path in files], most_answers=_MOST_ANSWERS
+    )
+    shown = report.answers
+    remark = "; ".join(report.remarks)
+    if shown.shown < shown.total:
+        remark = f"{shown.shown:,} of {shown.total:,} answers can be read here. {remark}".strip()
+    return Experiment(
+        name=name,
+        facts=report.facts,
+        charts=tuple(chart for dataset in report.datasets for chart in dataset.charts),
+        metrics=report.metrics,
+        classes={
+            f"{one.line.dataset}, {one.line.name}": one.classes
+            for dataset in report.datasets
+            for one in dataset.lines
+            if one.classes is not None and one.classes.rows
+        },
+        answers=tuple(_answers(shown.data)),
+        remark=remark,
+    )
+
+
+def _answers(data: dict[str, list[list[Any]]]) -> Iterator[tuple[str, ...]]:
+    """Single answers from the form in which the page of a report holds them."""
+    groups, texts = data["groups"], data["texts"]
+    for group, *places, score in data["rows"]:
+        dataset, line, alpha, is_caption = groups[group]
+        sample, label, answer, taken = (str(texts[place]) for place in places)
+        share = f"{alpha:g}" if isinstance(alpha, int | float) else ""
+        right = "" if is_caption else ("yes" if score == 1 else "no")
+        yield sample, share, right, answer, label, taken, f"{dataset}, {line}"
+
+
+Lines: TypeAlias = dict[tuple[str, str], list[Mapping[str, Any]]]
+"""Records of `metrics.json` by data set and question."""
+
+
+def _scored(name: str, path: Path) -> Experiment:
+    """The scores of the folder of a `metrics.json`. Raises UsageError where it is none."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        lines: Lines = {}
+        for record in records:
+            lines.setdefault((str(record["dataset"]), _line(record)), []).append(record)
+        charts = tuple(_charts(lines))
+        rows = tuple(_row(key, record) for key, some in lines.items() for record in some)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path.name}: this is no file of scores of `beans score`") from None
+    if not rows:
+        raise UsageError(f"{path.name}: there is no score in it")
+    columns = ("data set", "question", "α", "n", "metric", "value")
+    return Experiment(
+        name=name,
+        facts={
+            "Scores": f"{len(rows):,} groups",
+            "Protocol": str(records[0].get("protocol", "-")),
+        },
+        charts=charts,
+        metrics=Table("metrics", "Metrics", columns, rows, frozenset({"value"})),
+        classes=_class_tables(path.with_name("per_class.csv")),
+    )
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """The question: what tells groups of a data set apart, but α, stands before the protocol."""
+    named = [
+        f"{name} {value}"
+        for name, value in takewhile(lambda item: item[0] != "protocol", record.items())
+        if name not in ("dataset", "lora_scale") and value is not None
+    ]
+    return ", ".join(named) or "all answers"
+
+
+def _charts(lines: Lines) -> Iterator[CurveChart]:
+    """The main metric of every data set and task, a curve for each question."""
+    alike: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for (dataset, line), records in lines.items():
+        metric = METRICS_OF[records[0]["task"]][0]
+        alike.setdefault((dataset, metric), {})[line] = records
+    for number, ((dataset, metric), some) in enumerate(alike.items()):
+        first = next(iter(some.values()))[0]
+        yield CurveChart(
+            key=f"scored-{number}",
+            title=f"{dataset}: {metric_name(metric)}",
+            measure=metric_name(metric),
+            curves=tuple(
+                Curve(line, tuple(sorted(map(_point, records), key=lambda one: one.alpha or 0.0)))
+                for line, records in some.items()
+            ),
+            baselines={
+                _BASELINES.get(name, name): float(values[metric])
+                for name, values in (first.get("baselines") or {}).items()
+                if values.get(metric) is not None
+            },
+            is_share=metric != "cider",
+        )
+
+
+def _point(record: Mapping[str, Any]) -> Point:
+    """The main metric of a record."""
+    metric, alpha = METRICS_OF[record["task"]][0], record.get("lora_scale")
+    low, high = (record.get("intervals") or {}).get(metric) or (None, None)
+    return Point(None if alpha is None else float(alpha), float(record[metric] or 0.0), low, high)
+
+
+def _row(key: tuple[str, str], record: Mapping[str, Any]) -> tuple[Cell, ...]:
+    metric, point = METRICS_OF[record["task"]][0], _point(record)
+    value = Measured(record[metric], point.low, point.high)
+    return (*key, point.alpha, int(record["n"]), metric_name(metric), value)
+
+
+def _class_tables(path: Path) -> dict[str, Table]:
+    """The classes of each data set of a `per_class.csv`; none where it is not there."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return {}
+    found: dict[str, list[tuple[Cell, ...]]] = {}
+    for row in rows:
+        found.setdefault(row.pop("dataset", ""), []).append(tuple(map(_number, row.values())))
+    columns = tuple(rows[0]) if rows else ()
+    return {
+        name: Table(f"classes-{number}", f"Classes of {name}", columns, tuple(some))
+        for number, (name, some) in enumerate(found.items())
+    }
+
+
+def _number(value: str) -> Cell:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except (TypeError, ValueError):
+            continue
+    return value
+
+
+def find_audio(sample: str, run: Path, root: Path) -> Path | None:
+    """The file of a sample, or None.
+
+    sample: its id, as the answers have it; run: the folder of the answers; root: no file outside
+    of it is ever given
+
+    Benchmarks keep their clips beside the answers, under a `metadata.jsonl` with ids and files.
+    """
+    places = [run, *sorted(path for path in run.iterdir() if path.is_dir())]
+    if run != root:
+        places += sorted(path for path in run.parent.iterdir() if path.is_dir() and path != run)
+    for place in places:
+        try:
+            for number, row in read_rows(place / "metadata.jsonl"):
+                if number > _MOST_CLIPS:
+                    break
+                if str(row.get("id")) == sample:
+                    return _clip_of(row, place, root)
+        except (NatureLMError, OSError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def _clip_of(row: dict[str, Any], folder: Path, root: Path) -> Path | None:
+    for name in ("file_name", "path", "file", "audio_path"):
+        value = row.get(name)
+        if isinstance(value, str) and value:
+            path = (folder / value).resolve()
+            is_inside = path.is_relative_to(root.resolve())
+            is_audio = path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+            return path if is_inside and is_audio else None
+    return None

@@ -1,170 +1,393 @@
-"""What is seen of a job: progress, timeline, answers, downloads, and what can be done with it."""
+"""The tabs Long recording and Folder: a form that begins a job, and the panel that shows one.
+
+A job goes on when the page is closed; its link opens it again, and the browser remembers it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from NatureLM.app.jobs.store import JobError, JobRecording
-from NatureLM.app.jobs.view import Colouring, JobView, timeline, view_job, write_downloads
-from NatureLM.app.player import handler, notice
-from NatureLM.app.settings import AppContext
-from NatureLM.app.tabs.job_form import (
+from NatureLM.app.clips import sentence, shown_name
+from NatureLM.app.context import AppContext
+from NatureLM.app.jobs.queue import JobQueue
+from NatureLM.app.jobs.sound import JobSound
+from NatureLM.app.jobs.store import Job, JobRecording, Kind
+from NatureLM.app.jobs.view import (
+    ANSWER,
     FROM,
-    MOST_ROWS,
     QUESTION,
     RECORDING,
-    AnswerTable,
-    JobParts,
-    choices,
-    filtered,
-    has_confidence,
-    on_page_load,
+    TO,
+    JobView,
+    count_html,
     recordings_html,
-    remember,
     status_html,
+    timeline,
+    view_job,
+    write_downloads,
 )
+from NatureLM.app.settings import AppError
+from NatureLM.app.tabs.job_form import job_fields, settings_of
+from NatureLM.app.ui import handler, html, notice, on_page_load, static
+from NatureLM.audio import AudioError, probe
 from NatureLM.errors import NatureLMError
+from NatureLM.util import format_bytes, format_duration
 
+MOST_REMEMBERED = 30
+_COLOURS = [("by answer", "answer"), ("by confidence", "confidence")]
+_POLL_SECONDS = 1.0
+_NO_SECRET = "naturelm"
+"""What a browser remembers is its own; a secret that changes would make it forget."""
+_EMPTY = {
+    "long": "The timeline of the recording appears here, and below it what was heard when.",
+    "folder": "Progress and answers of the recordings appear here.",
+}
 _KEEP_LINK = """() => {
   const job = document.querySelector('#%s-status [data-job]');
   if (job) history.replaceState(null, '', `?job=${job.dataset.job}`);
 }"""
 _FORGET_LINK = "() => history.replaceState(null, '', location.pathname)"
+_QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+def build_long(context: AppContext) -> None:
+    """Put the components of Long recording into the page."""
+    import gradio as gr
+
+    limits = context.limits
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=300):
+            drop = gr.File(
+                label="Drop a long recording here, or choose",
+                file_count="single",
+                height=150,
+                elem_id="long-drop",
+                elem_classes=["drop"],
+            )
+            html(
+                f'<p class="about">Up to {format_duration(limits.long_seconds, short=True)} and '
+                f"{format_bytes(limits.upload_bytes)}. The question is asked of every window of "
+                "10 s; the answers come one after the other.</p>"
+            )
+            given = html(elem_id="long-given", elem_classes=["quiet"])
+            fields = job_fields(context, "long")
+            start = gr.Button("Start", variant="primary", elem_id="long-start")
+        with gr.Column(scale=7, min_width=300):
+            panel = JobPanel(context, "long")
+
+    def begin(file: Any, handed: Any, *values: Any) -> dict[Any, Any]:
+        if file:
+            handed = (file, shown_name(file))
+        return panel.begin([(Path(handed[0]), handed[1])] if handed else [], values)
+
+    handed_over = context.handed_over
+    panel.wire_start(start, begin, [drop, handed_over], fields)
+
+    def show_given(handed: Any) -> str:
+        return notice(f"{handed[1]} is here and waits for its question.", "hint") if handed else ""
+
+    handed_over.change(
+        show_given, [handed_over], [given], show_progress="hidden", api_visibility="private"
+    )
+
+
+def build_folder(context: AppContext) -> None:
+    """Put the components of Folder into the page."""
+    import gradio as gr
+
+    limits = context.limits
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=300):
+            drop = gr.File(
+                label="Drop recordings here, or choose",
+                file_count="multiple",
+                height=160,
+                elem_id="folder-drop",
+                elem_classes=["drop"],
+            )
+            html(
+                f'<p class="about">Up to {limits.folder_files:,} recordings of at most '
+                f"{format_bytes(limits.upload_bytes)} each. What cannot be read is named, and the "
+                "others go on.</p>"
+            )
+            fields = job_fields(context, "folder")
+            start = gr.Button("Start", variant="primary", elem_id="folder-start")
+        with gr.Column(scale=7, min_width=300):
+            panel = JobPanel(context, "folder")
+
+    def begin(files: Any, *values: Any) -> dict[Any, Any]:
+        return panel.begin([(Path(file), shown_name(file)) for file in files or []], values)
+
+    panel.wire_start(start, begin, [drop], fields)
 
 
 class JobPanel:
-    """The part of a tab that shows one job. `build` puts it into the page.
+    """The part of a tab that shows one job, put into the page where this is made.
 
-    kind: of the jobs that it shows; the names of components begin with it
+    kind: of the jobs that it shows; the ids of components begin with it
     """
 
-    def __init__(self, context: AppContext, kind: str) -> None:
-        self._context = context
-        self._kind = kind
-
-    def build(self) -> None:
-        """Put the components into the page and let them act."""
-        self._parts = JobParts(self._context, self._kind)
-        self.job, self.problem = self._parts.job, self._parts.problem
+    def __init__(self, context: AppContext, kind: Kind) -> None:
+        self._context, self._kind = context, kind
+        self._inputs: Sequence[Any] = ()
+        self._build()
         self._wire()
+
+    def _build(self) -> None:
+        import gradio as gr
+
+        name = self._kind
+        self._job = gr.State("")
+        self._drawn = gr.State(None)
+        self._remembered = gr.BrowserState(
+            [], storage_key=f"naturelm-{name}-jobs", secret=_NO_SECRET
+        )
+        self._earlier = gr.Dropdown(
+            [], label="Earlier jobs of this browser", visible=False, elem_id=f"{name}-earlier"
+        )
+        self._problem = html(elem_id=f"{name}-problem", elem_classes=["quiet"])
+        self._empty = html(f'<p class="job-empty">{_EMPTY[name]}</p>', elem_id=f"{name}-empty")
+        with gr.Column(visible=False, elem_id=f"{name}-panel") as self._panel:
+            self._status = html(elem_id=f"{name}-status")
+            with gr.Row(elem_classes=["job-buttons"]):
+                self._stop = gr.Button("Stop", elem_id=f"{name}-stop", min_width=90)
+                self._go_on = gr.Button("Go on", elem_id=f"{name}-go-on", min_width=90)
+                self._remove = gr.Button("Remove …", elem_id=f"{name}-remove", min_width=90)
+            with gr.Row(visible=False, elem_classes=["job-buttons"]) as self._sure:
+                html("<p>Remove the job with its recordings and answers?</p>")
+                self._gone = gr.Button(
+                    "Remove for good", variant="stop", elem_id=f"{name}-remove-sure", min_width=130
+                )
+                self._kept = gr.Button("Keep it", elem_id=f"{name}-keep", min_width=90)
+            self._files = html(elem_id=f"{name}-files", visible=name == "folder")
+            self._build_timeline()
+            self._build_table()
+            with gr.Row(elem_classes=["job-buttons"], elem_id=f"{name}-downloads"):
+                self._downloads = [
+                    gr.DownloadButton(label, elem_id=f"{name}-{key}", min_width=150)
+                    for label, key in (
+                        ("Table (CSV)", "csv"),
+                        ("Raven selection table", "raven"),
+                        ("JSON lines", "jsonl"),
+                    )
+                ]
+        self._timer = gr.Timer(_POLL_SECONDS, active=False)
+
+    def _build_timeline(self) -> None:
+        import gradio as gr
+
+        name = self._kind
+        with gr.Row():
+            self._recording = gr.Dropdown(
+                [], label="Recording", elem_id=f"{name}-recording", visible=False, min_width=160
+            )
+            self._question = gr.Dropdown(
+                [], label="Question", elem_id=f"{name}-which", visible=False, min_width=160
+            )
+            self._colouring = gr.Radio(
+                _COLOURS,
+                value="answer",
+                label="Colours",
+                elem_id=f"{name}-colours",
+                visible=False,
+                min_width=160,
+            )
+        self._timeline = gr.HTML(
+            "",
+            html_template='<div class="tl timeline" hidden></div>',
+            css_template=static("timeline.css"),
+            js_on_load=static("timeline.js"),
+            server_functions=JobSound(
+                self._context.library, lambda: self._context.sample_rate
+            ).server_functions(),
+            apply_default_css=False,
+            elem_id=f"{name}-timeline",
+            focus=-1,
+        )
+
+    def _build_table(self) -> None:
+        import gradio as gr
+
+        name = self._kind
+        with gr.Row():
+            self._words = gr.Textbox(
+                "",
+                label="Filter",
+                placeholder="owl",
+                info="Shows answers with all of these words in them.",
+                elem_id=f"{name}-filter",
+                min_width=160,
+            )
+            self._least = gr.Slider(
+                0.0,
+                1.0,
+                value=0.0,
+                step=0.05,
+                label="Least confidence",
+                elem_id=f"{name}-least",
+                visible=False,
+                min_width=160,
+            )
+        self._count = html(elem_id=f"{name}-count")
+        self._table = gr.Dataframe(
+            headers=[FROM, TO, ANSWER],
+            interactive=False,
+            wrap=True,
+            max_height=420,
+            show_label=False,
+            elem_id=f"{name}-table",
+            elem_classes=["answers-table"],
+            buttons=[],
+        )
+
+    @property
+    def _outputs(self) -> list[Any]:
+        """All that changes with a job. Handlers give a dictionary with the values of some."""
+        return [
+            *(self._problem, self._empty, self._panel, self._status),
+            *(self._stop, self._go_on, self._remove),
+            *(self._files, self._recording, self._question, self._colouring, self._timeline),
+            *(self._least, self._count, self._table, *self._downloads, self._timer, self._drawn),
+        ]
 
     # what happens on the page
 
+    def wire_start(
+        self, start: Any, begin: Callable[..., Any], inputs: Sequence[Any], fields: Sequence[Any]
+    ) -> None:
+        """Let a button begin a job. `begin` takes the values of `inputs` and `fields`.
+
+        `inputs` hold recordings and are emptied when the job has begun.
+        """
+        self._inputs = inputs
+        start.click(
+            begin,
+            [*inputs, *fields],
+            [self._job, *inputs, *self._outputs],
+            api_name=f"{self._kind}_start",
+            show_progress="minimal",
+            show_progress_on=[start],
+        ).then(None, None, None, js=_KEEP_LINK % self._kind, api_visibility="private")
+
+    def begin(self, files: Sequence[tuple[Path, str]], fields: Sequence[Any]) -> dict[Any, Any]:
+        """Begin a job about files, each (path, name), with the values of `job_fields`."""
+        context = self._context
+        try:
+            if self._kind == "long" and not files:
+                raise AppError("There is no recording yet: drop one, or choose a file.")
+            settings = settings_of(fields, context.folder, context.limits)
+            context.jobs.refuse_if_full()
+            if self._kind == "long":
+                probe(files[0][0])
+            job = context.library.create(self._kind, files, settings)
+            context.jobs.submit(job.id)
+        except AudioError as error:
+            return self._said(sentence(files[0][1], error))
+        except NatureLMError as error:
+            return self._said(str(error))
+        emptied = dict.fromkeys(self._inputs)
+        return {self._job: job.id, **emptied, **self._show(job.id)}
+
     def _wire(self) -> None:
-        quiet: dict[str, Any] = {
-            "queue": False,
-            "show_progress": "hidden",
-            "api_visibility": "private",
-        }
-        seen = [self.job, self._parts.recording, self._parts.question, self._parts.colouring]
-        seen += [self._parts.words, self._parts.least, self._parts.drawn]
+        seen = [self._job, self._recording, self._question, self._colouring]
+        seen += [self._words, self._least, self._drawn]
+        outputs = self._outputs
 
-        def look(*values: Any) -> list[Any]:
-            return self._look(*values)
-
-        def stop(job_id: str, *rest: Any) -> list[Any]:
+        def stop(job_id: str, *rest: Any) -> dict[Any, Any]:
             self._context.jobs.cancel(job_id)
             return self._look(job_id, *rest)
 
-        def go_on(job_id: str, *rest: Any) -> list[Any]:
+        def go_on(job_id: str, *rest: Any) -> dict[Any, Any]:
             try:
                 self._context.jobs.submit(job_id)
-            except JobError as error:
-                return self.said(str(error))
+            except AppError as error:
+                return self._said(str(error))
             return self._look(job_id, *rest)
 
-        outputs = self.outputs
-        self._parts.timer.tick(look, seen, outputs, **quiet)
-        for component in (self._parts.recording, self._parts.question, self._parts.colouring):
-            component.input(look, seen, outputs, **quiet)
-        self._parts.words.change(look, seen, outputs, trigger_mode="always_last", **quiet)
-        self._parts.least.release(look, seen, outputs, **quiet)
-        self._parts.stop.click(stop, seen, outputs, **quiet)
-        self._parts.go_on.click(go_on, seen, outputs, **quiet)
-        self._wire_removal(quiet)
-        self._wire_rows(quiet)
+        self._timer.tick(self._look, seen, outputs, **_QUIET)
+        for component in (self._recording, self._question, self._colouring):
+            component.input(self._look, seen, outputs, **_QUIET)
+        self._words.change(self._look, seen, outputs, trigger_mode="always_last", **_QUIET)
+        self._least.release(self._look, seen, outputs, **_QUIET)
+        self._stop.click(stop, seen, outputs, **_QUIET)
+        self._go_on.click(go_on, seen, outputs, **_QUIET)
+        self._wire_removal()
+        self._wire_rows()
         self._wire_link()
-        self._wire_memory(quiet)
+        self._wire_memory()
 
-    def _wire_removal(self, quiet: dict[str, Any]) -> None:
+    def _wire_removal(self) -> None:
         """Removing takes a second click, because nothing brings a job back."""
         import gradio as gr
 
-        def remove(job_id: str) -> list[Any]:
-            hidden = gr.Row(visible=False)
+        def remove(job_id: str) -> dict[Any, Any]:
+            hidden = {self._sure: gr.Row(visible=False)}
             try:
                 self._context.jobs.remove(job_id)
-            except JobError as error:
-                return [hidden, *self.said(str(error))]
-            return [hidden, *self.closed("The job is removed, with recordings and answers.")]
+            except AppError as error:
+                return hidden | self._said(str(error))
+            return hidden | self._closed("The job is removed, with recordings and answers.")
 
-        def ask_first() -> Any:
-            return gr.Row(visible=True)
-
-        def keep() -> Any:
-            return gr.Row(visible=False)
-
-        self._parts.remove.click(ask_first, None, [self._parts.sure], **quiet)
-        self._parts.kept.click(keep, None, [self._parts.sure], **quiet)
-        self._parts.gone.click(remove, [self.job], [self._parts.sure, *self.outputs], **quiet).then(
+        self._remove.click(lambda: gr.Row(visible=True), None, [self._sure], **_QUIET)
+        self._kept.click(lambda: gr.Row(visible=False), None, [self._sure], **_QUIET)
+        self._gone.click(remove, [self._job], [self._sure, *self._outputs], **_QUIET).then(
             None, None, None, js=_FORGET_LINK, api_visibility="private"
         )
 
-    def _wire_rows(self, quiet: dict[str, Any]) -> None:
+    def _wire_rows(self) -> None:
         """A row of the table shows its window in the timeline."""
         import gradio as gr
+
+        outputs = [self._timeline, self._recording, self._question, self._drawn]
 
         @handler
         def chosen(job_id: str, question: str, colouring: str, select: Any) -> list[Any]:
             try:
                 view = self._view(job_id)
-                row = AnswerTable.of(view).named(select.row_value or [])
+                row = dict(zip(view.headers, select.row_value or [], strict=False))
                 start = float(row[FROM])
-                recording = _named(view, row.get(RECORDING))
             except (NatureLMError, KeyError, TypeError, ValueError):
-                return [gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-            queries = view.job.settings.queries
-            asked = row.get(QUESTION, question)
-            query = asked if asked in queries else queries[0]
-            kind: Colouring = "confidence" if colouring == "confidence" else "answer"
-            shown = json.dumps(timeline(view, recording, query, kind))
+                return [gr.skip() for _ in outputs]
+            # Where there is only one recording, or question, the row names none.
+            name, recordings = row.get(RECORDING), view.job.recordings
+            recording = next((one for one in recordings if one.name == name), recordings[0])
+            query = _one_of(row.get(QUESTION, question), view.job.settings.queries)
+            shown = json.dumps(timeline(view, recording, query, colouring))
             return [gr.HTML(value=shown, focus=start), recording.file, query, None]
 
-        self._parts.table.select(
-            chosen,
-            [self.job, self._parts.question, self._parts.colouring],
-            [self._parts.timeline, self._parts.recording, self._parts.question, self._parts.drawn],
-            **quiet,
-        )
+        self._table.select(chosen, [self._job, self._question, self._colouring], outputs, **_QUIET)
 
     def _wire_link(self) -> None:
         """A page whose address names a job of this kind opens it."""
         import gradio as gr
 
+        tabs = self._context.tabs
+
         @handler
-        def opened(request: Any) -> list[Any]:
+        def opened(request: Any) -> dict[Any, Any]:
             job_id = request.query_params.get("job", "")
+            nothing = {self._job: gr.skip()}
             if not job_id:
-                return [gr.skip(), *self.nothing(), gr.skip()]
+                return nothing
             try:
                 job = self._context.jobs.open(job_id)
-            except JobError as error:
+            except AppError as error:
                 if self._kind != "long":
-                    return [gr.skip(), *self.nothing(), gr.skip()]
-                shown = f"The job of this link cannot be opened: {error}."
-                return ["", *self.closed(shown), gr.Tabs(selected="long")]
+                    return nothing
+                shown = self._closed(f"The job of this link cannot be opened: {error}.")
+                return {self._job: "", **shown, tabs: gr.Tabs(selected="long")}
             if job.kind != self._kind:
-                return [gr.skip(), *self.nothing(), gr.skip()]
-            return [job_id, *self.show(job_id), gr.Tabs(selected=self._kind)]
+                return nothing
+            return {self._job: job_id, **self._show(job_id), tabs: gr.Tabs(selected=self._kind)}
 
-        on_page_load(opened, [self.job, *self.outputs, self._context.parts.tabs])
+        on_page_load(opened, [self._job, *self._outputs, tabs])
 
-    def _wire_memory(self, quiet: dict[str, Any]) -> None:
+    def _wire_memory(self) -> None:
         """The browser remembers its jobs and offers them again."""
         import gradio as gr
-
-        parts = self._parts
 
         def listed(remembered: Any) -> Any:
             found = choices(remembered, self._context.jobs, self._kind)
@@ -173,52 +396,38 @@ class JobPanel:
         def begun(job_id: str, remembered: Any) -> Any:
             return remember(remembered, job_id) if job_id else gr.skip()
 
-        def chosen(job_id: str | None) -> list[Any]:
-            return [job_id, *self.show(job_id)] if job_id else [gr.skip(), *self.nothing()]
+        def chosen(job_id: str | None) -> dict[Any, Any]:
+            return {self._job: job_id or gr.skip()} | (self._show(job_id) if job_id else {})
 
         # The browser gives what it remembers a moment after the page is there.
-        parts.remembered.change(listed, [parts.remembered], [parts.earlier], **quiet)
-        self.job.change(begun, [self.job, parts.remembered], [parts.remembered], **quiet)
-        parts.earlier.input(chosen, [parts.earlier], [self.job, *self.outputs], **quiet).then(
-            None, None, None, js=self.keep_link, api_visibility="private"
+        self._remembered.change(listed, [self._remembered], [self._earlier], **_QUIET)
+        self._job.change(begun, [self._job, self._remembered], [self._remembered], **_QUIET)
+        self._earlier.input(chosen, [self._earlier], [self._job, *self._outputs], **_QUIET).then(
+            None, None, None, js=_KEEP_LINK % self._kind, api_visibility="private"
         )
-        parts.earlier.focus(listed, [parts.remembered], [parts.earlier], **quiet)
+        self._earlier.focus(listed, [self._remembered], [self._earlier], **_QUIET)
 
-    @property
-    def outputs(self) -> list[Any]:
-        """The components that `show`, `said` and `closed` give values for."""
-        return self._parts.outputs
+    # values of components
 
-    @property
-    def keep_link(self) -> str:
-        """JavaScript that puts the job into the address of the page."""
-        return _KEEP_LINK % self._kind
+    def _said(self, sentence: str) -> dict[Any, Any]:
+        """Say what is wrong and leave the rest as it is."""
+        return {self._problem: notice(sentence)}
 
-    def show(self, job_id: str) -> list[Any]:
-        """Values of `outputs` for a job that was just opened."""
+    def _closed(self, sentence: str) -> dict[Any, Any]:
+        """Without a job."""
+        import gradio as gr
+
+        return {
+            self._problem: notice(sentence, "hint"),
+            self._empty: gr.HTML(visible=True),
+            self._panel: gr.Column(visible=False),
+            self._timer: gr.Timer(active=False),
+            self._drawn: None,
+        }
+
+    def _show(self, job_id: str) -> dict[Any, Any]:
+        """A job that was just opened."""
         return self._look(job_id, None, None, "answer", "", 0.0, None)
-
-    def said(self, sentence: str) -> list[Any]:
-        """Values of `outputs` that say what is wrong and leave the rest as it is."""
-        return [notice(sentence), *self.nothing()[1:]]
-
-    def closed(self, sentence: str) -> list[Any]:
-        """Values of `outputs` without a job."""
-        import gradio as gr
-
-        values = self.nothing()
-        values[:3] = [notice(sentence, "hint"), gr.HTML(visible=True), gr.Column(visible=False)]
-        values[-2:] = [gr.Timer(active=False), None]
-        return values
-
-    def nothing(self) -> list[Any]:
-        """Values of `outputs` that change nothing."""
-        import gradio as gr
-
-        return [gr.skip() for _ in self.outputs]
-
-    def _view(self, job_id: str) -> JobView:
-        return view_job(self._context.library, self._context.jobs, job_id)
 
     def _look(
         self,
@@ -229,96 +438,127 @@ class JobPanel:
         words: str,
         least: float,
         drawn: Any,
-    ) -> list[Any]:
-        """Values of `outputs` as the job is now; what has not changed is left alone."""
+    ) -> dict[Any, Any]:
+        """The job as it is now; what has not changed is left alone.
+
+        file, question, colouring, words, least: what the visitor chose
+        drawn: what the page shows, as this gave it the last time
+        """
         import gradio as gr
 
         if not job_id:
-            return [*self.nothing()[:-2], gr.Timer(active=False), gr.skip()]
+            return {self._timer: gr.Timer(active=False)}
         try:
             view = self._view(job_id)
             now = [view.job.id, len(view.rows), view.job.state]
             is_as_drawn = bool(drawn) and drawn[:3] == now
-            files = [gr.skip()] * 3 if is_as_drawn else self._download_files(view)
+            files = {} if is_as_drawn else self._download_files(view)
         except NatureLMError as error:
-            return self.closed(str(error))
+            return self._closed(str(error))
         job = view.job
-        can_go_on = view.is_settled and (job.state != "done" or bool(view.errors))
-        head = [
-            "",
-            gr.HTML(visible=False),
-            gr.Column(visible=True),
-            status_html(view),
-            gr.Button(visible=not view.is_settled, interactive=not view.is_stopping),
-            gr.Button("Try again" if job.state == "done" else "Go on", visible=can_go_on),
-            gr.Button(visible=view.is_settled),
-        ]
         recording = next((one for one in job.recordings if one.file == file), job.recordings[0])
-        query = question if question in job.settings.queries else job.settings.queries[0]
+        query = _one_of(question, job.settings.queries)
         now += [recording.file, query, colouring, words, least]
-        body = (
-            [gr.skip() for _ in range(8)]
-            if drawn == now
-            else self._body(view, recording, query, colouring, words, least)
-        )
-        return [*head, *body, *files, gr.Timer(active=not view.is_settled), now]
+        can_go_on = view.is_settled and (job.state != "done" or bool(view.errors))
+        return {
+            self._problem: "",
+            self._empty: gr.HTML(visible=False),
+            self._panel: gr.Column(visible=True),
+            self._status: status_html(view),
+            self._stop: gr.Button(visible=not view.is_settled, interactive=not view.is_stopping),
+            self._go_on: gr.Button(
+                "Try again" if job.state == "done" else "Go on", visible=can_go_on
+            ),
+            self._remove: gr.Button(visible=view.is_settled),
+            **({} if drawn == now else self._answers(view, recording, query, colouring)),
+            **({} if drawn == now else self._rows(view, words or "", float(least or 0.0))),
+            **files,
+            self._timer: gr.Timer(active=not view.is_settled),
+            self._drawn: now,
+        }
 
-    def _body(
-        self,
-        view: JobView,
-        recording: JobRecording,
-        query: str,
-        colouring: str,
-        words: str,
-        least: float,
-    ) -> list[Any]:
-        """Values of the components that show answers."""
+    def _answers(
+        self, view: JobView, recording: JobRecording, query: str, colouring: str
+    ) -> dict[Any, Any]:
+        """The recordings of a job and the timeline of one."""
         import gradio as gr
 
-        job, names = view.job, view.names()
-        is_sure, table = has_confidence(view), AnswerTable.of(view)
-        rows = filtered(view.answers, names, words or "", float(least or 0.0))
-        drawing = timeline(
-            view, recording, query, "confidence" if colouring == "confidence" else "answer"
-        )
-        return [
-            gr.HTML(recordings_html(view), visible=self._kind == "folder" or bool(view.errors)),
-            gr.Dropdown(
-                [(one.name, one.file) for one in job.recordings],
+        recordings, queries = view.job.recordings, view.job.settings.queries
+        return {
+            self._files: gr.HTML(
+                recordings_html(view), visible=self._kind == "folder" or bool(view.errors)
+            ),
+            self._recording: gr.Dropdown(
+                [(one.name, one.file) for one in recordings],
                 value=recording.file,
-                visible=len(job.recordings) > 1,
+                visible=len(recordings) > 1,
             ),
-            gr.Dropdown(
-                list(job.settings.queries), value=query, visible=len(job.settings.queries) > 1
-            ),
-            gr.Radio(visible=is_sure),
-            json.dumps(drawing),
-            gr.Slider(visible=is_sure),
-            _count_html(len(rows), len(view.answers)),
-            table.value(rows, names),
-        ]
+            self._question: gr.Dropdown(list(queries), value=query, visible=len(queries) > 1),
+            self._colouring: gr.Radio(visible=view.has_confidence),
+            self._timeline: json.dumps(timeline(view, recording, query, colouring)),
+        }
 
-    def _download_files(self, view: JobView) -> list[Any]:
+    def _rows(self, view: JobView, words: str, least: float) -> dict[Any, Any]:
+        """The table of answers."""
+        import gradio as gr
+
+        rows = view.filtered(words, least)
+        return {
+            self._least: gr.Slider(visible=view.has_confidence),
+            self._count: count_html(len(rows), len(view.answers)),
+            self._table: view.table(rows),
+        }
+
+    def _download_files(self, view: JobView) -> dict[Any, Any]:
         """The three buttons; files are written when the job has come to rest."""
         import gradio as gr
 
         if not view.is_settled or not view.rows:
-            return [gr.DownloadButton(value=None, interactive=False) for _ in range(3)]
+            return {
+                button: gr.DownloadButton(value=None, interactive=False)
+                for button in self._downloads
+            }
         made = write_downloads(self._context.library, view, self._context.sample_rate)
-        return [
-            gr.DownloadButton(value=str(path), interactive=True)
-            for path in (made.csv, made.raven, made.jsonl)
-        ]
+        return {
+            button: gr.DownloadButton(value=str(path), interactive=True)
+            for button, path in zip(self._downloads, made, strict=True)
+        }
+
+    def _view(self, job_id: str) -> JobView:
+        return view_job(self._context.library, self._context.jobs, job_id)
 
 
-def _named(view: JobView, name: str | None) -> JobRecording:
-    """The recording that a row of the table names; it names none where there is only one."""
-    found = [one for one in view.job.recordings if name in (None, one.name)]
-    return found[0] if found else view.job.recordings[0]
+def remember(remembered: Any, job_id: str) -> list[str]:
+    """The ids with a new one in front; what a browser gives is not trusted."""
+    known = [one for one in _ids(remembered) if one != job_id]
+    return [job_id, *known][:MOST_REMEMBERED]
 
 
-def _count_html(shown: int, of: int) -> str:
-    if not of:
-        return ""
-    more = f" The first {MOST_ROWS:,} are shown." if shown > MOST_ROWS else ""
-    return f'<p class="about" role="status">{shown:,} of {of:,} answers.{more}</p>'
+def choices(remembered: Any, queue: JobQueue, kind: Kind) -> list[tuple[str, str]]:
+    """(label, id) of the remembered jobs that are still there, newest first."""
+    found = []
+    for job_id in _ids(remembered):
+        try:
+            job = queue.open(job_id)
+        except AppError:
+            continue
+        if job.kind == kind:
+            found.append((_label(job), job.id))
+    return found
+
+
+def _ids(remembered: Any) -> list[str]:
+    """The ids among what a browser gave."""
+    if not isinstance(remembered, list):
+        return []
+    return [one for one in remembered if isinstance(one, str)][:MOST_REMEMBERED]
+
+
+def _label(job: Job) -> str:
+    """What a job is called in the list."""
+    more = f" and {len(job.recordings) - 1} more" if len(job.recordings) > 1 else ""
+    return f"{job.when} · {job.recordings[0].name}{more} · {job.state}"
+
+
+def _one_of(question: str | None, queries: Sequence[str]) -> str:
+    return next((one for one in queries if one == question), queries[0])

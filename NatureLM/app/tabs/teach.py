@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from NatureLM.app.chat import answer, examples_query
-from NatureLM.app.clips import Clip, ClipList
-from NatureLM.app.intake import ClipInput
-from NatureLM.app.player import handler, notice, what_went_wrong
-from NatureLM.app.settings import AppContext
-from NatureLM.app.tabs.ask import alpha_slider
-from NatureLM.errors import UsageError
+from NatureLM.app.clips import Clip
+from NatureLM.app.context import AppContext
+from NatureLM.app.settings import AppError
+from NatureLM.app.ui import ClipInput, alpha_slider, handler, html, what_went_wrong
 from NatureLM.prompts import PLACEHOLDER
 
 FEWEST, MOST = 2, 10
@@ -28,10 +26,9 @@ def build(context: AppContext) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            gr.HTML(
+            html(
                 f"<h2>1. Examples</h2><p>{FEWEST} to {MOST} clips with their names. Write a name, "
-                "then give a clip of it.</p>",
-                js_on_load=None,
+                "then give a clip of it.</p>"
             )
             label = gr.Textbox(
                 label="Name of the next clip",
@@ -41,13 +38,10 @@ def build(context: AppContext) -> None:
             )
             examples = ClipInput(
                 context, "examples", MOST, what="clip", label=label, always_add=True, asking=_HEAR
-            ).build()
-        with gr.Column(scale=5, min_width=320):
-            gr.HTML(
-                "<h2>2. The new clip</h2><p>The clip that the model is to name.</p>",
-                js_on_load=None,
             )
-            new = ClipInput(context, "new", 1, what="clip", asking=_HEAR).build()
+        with gr.Column(scale=5, min_width=320):
+            html("<h2>2. The new clip</h2><p>The clip that the model is to name.</p>")
+            new = ClipInput(context, "new", 1, what="clip", asking=_HEAR)
             question = gr.Textbox(
                 _QUESTION,
                 label="Question",
@@ -59,24 +53,24 @@ def build(context: AppContext) -> None:
             )
             alpha = alpha_slider(context, "teach")
             send = gr.Button("Name the new clip", variant="primary", elem_id="teach-send")
-            problem = gr.HTML("", elem_id="teach-problem", js_on_load=None)
-            found = gr.HTML("", elem_id="teach-found", js_on_load=None)
+            problem = html(elem_id="teach-problem")
+            found = html(elem_id="teach-found")
 
     @handler
     def name_clip(text: str, share: float, request: Any) -> Iterator[Any]:
         visitor = context.visitor(request)
         try:
-            shelf, clips = examples.shelf(visitor), list(new.shelf(visitor).clips)
-            labels = labels_of(shelf)
+            shown, clips = examples.clips(visitor).clips, new.clips(visitor).clips
+            labels = labels_of(shown)
             if not clips:
-                raise UsageError("There is no new clip yet: give the one that is to be named.")
-            query = examples_query(asked(text, labels), labels)
+                raise AppError("There is no new clip yet: give the one that is to be named.")
+            query = examples_query(with_labels(text, labels), labels)
             yield "", '<p class="about">The model listens …</p>'
-            together = [*shelf.clips, clips[0]]
-            said, prompt = answer(context.pipeline(), together, query, share)
-            yield "", answered(said, prompt, together)
+            heard = [*shown, clips[0]]
+            said, prompt = answer(context.pipeline(), heard, query, share)
+            yield "", answered(said, prompt, heard)
         except Exception as error:
-            yield notice(what_went_wrong(error)), ""
+            yield what_went_wrong(error), ""
 
     send.click(
         name_clip,
@@ -87,30 +81,30 @@ def build(context: AppContext) -> None:
     )
 
 
-def labels_of(shelf: ClipList) -> list[str]:
-    """The labels of the example clips; raises UsageError where they are too few or have none."""
-    labels = [shelf.labels.get(clip.id, "") for clip in shelf.clips]
+def labels_of(examples: Sequence[Clip]) -> list[str]:
+    """The labels of the example clips; raises AppError where they are too few or have none."""
+    labels = [clip.label for clip in examples]
     if len(labels) < FEWEST:
-        raise UsageError(
+        raise AppError(
             f"There are {len(labels)} examples, and {FEWEST} are the fewest: "
             "write a name and give a clip of it."
         )
     for number, label in enumerate(labels, start=1):
         if not label:
-            raise UsageError(
+            raise AppError(
                 f"Example [{number}] has no name: take it out, write the name, and give it again."
             )
     return labels
 
 
-def asked(question: str, labels: list[str]) -> str:
+def with_labels(question: str, labels: list[str]) -> str:
     """The question with the names, each once."""
     if not question.strip():
-        raise UsageError("The question is empty: write one.")
+        raise AppError("The question is empty: write one.")
     return question.strip().replace("{labels}", ", ".join(dict.fromkeys(labels)))
 
 
-def answered(said: str, prompt: str, clips: list[Clip]) -> str:
+def answered(said: str, prompt: str, clips: Sequence[Clip]) -> str:
     """The answer, and the prompt with the clips in their places."""
     pieces = [escape(piece) for piece in prompt.split(PLACEHOLDER)]
     shown = pieces[0]

@@ -112,7 +112,7 @@ def test_no_serious_barrier(
     page = open_page(fake_app, color_scheme=scheme)
     put(page, "ask", sounds["long"])
     found = {}
-    for tab in TABS.values():
+    for tab, _ in TABS.values():
         go_to(page, tab)
         page.wait_for_timeout(300)
         found[tab] = violations(page)
@@ -125,7 +125,7 @@ def test_narrow_pages_do_not_scroll_sideways(
 ) -> None:
     page = open_page(fake_app, viewport={"width": width, "height": 800})
     put(page, "ask", sounds["long"])
-    for tab in TABS.values():
+    for tab, _ in TABS.values():
         go_to(page, tab)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
@@ -158,7 +158,7 @@ def test_a_page_says_that_the_model_loads_and_when_it_is_ready(
     def load() -> None:
         go.wait(60)
         context = held[0].context
-        context._pipeline, context._state = fake_app.pipeline, "ready"
+        context._pipeline, context.state = fake_app.pipeline, "ready"
         context._settled.set()
 
     with running(tmp_path, load=load) as app:

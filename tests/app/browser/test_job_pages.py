@@ -14,8 +14,8 @@ import soundfile
 from typer.testing import CliRunner
 from web_app import RunningApp, go_to
 
-from NatureLM.app.jobs.store import JobSettings, NewRecording
 from NatureLM.cli.main import naturelm_app
+from NatureLM.inference.options import AskOptions
 from NatureLM.inference.windows import WindowResult
 
 pytestmark = pytest.mark.browser
@@ -256,8 +256,8 @@ def test_link_opens_a_job_for_whoever_has_it(
 ) -> None:
     slowly.steps.release(3)
     library, jobs = fake_app.context.library, fake_app.context.jobs
-    file = NewRecording(sounds["long"], "a long name of a recording from the field.wav")
-    job = library.create("folder", [file], JobSettings((QUERY,)))
+    file = (sounds["long"], "a long name of a recording from the field.wav")
+    job = library.create("folder", [file], AskOptions((QUERY,)))
     jobs.submit(job.id)
     assert jobs.wait(job.id, 30)
     page = open_page(fake_app, None, link=f"?job={job.id}")
@@ -284,9 +284,9 @@ def test_bad_recordings_are_told_in_a_sentence(
 
 
 def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
-    from NatureLM.app.tabs.job_form import server_functions
+    from NatureLM.app.jobs.sound import JobSound
 
-    for ask in server_functions(fake_app.context):
+    for ask in JobSound(fake_app.context.library, lambda: 16_000).server_functions():
         for job in ("../../etc", "", None, "x" * 32, 7):
             found = ask({"job": job, "recording": "../job.json", "start": 0, "end": 1})
             assert list(found) == ["error"]

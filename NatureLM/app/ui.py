@@ -1,0 +1,422 @@
+"""What tabs share on the page: handlers, notices, the slider of α, and the input of clips.
+
+A clip is shown as a figure: picture with windows and playhead, sound, and what can be done with it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.resources import files
+from inspect import signature
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from NatureLM.app.clips import SLOW_FACTOR, Clip, ClipList, samples_of
+from NatureLM.app.context import AppContext, Visitor
+from NatureLM.errors import NatureLMError
+from NatureLM.util import format_duration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+QUESTIONS = (
+    "What is the common name for the focal species in the audio?",
+    "What makes the sound in the audio?",
+    "What is the scientific name for the focal species in the audio?",
+    "Is it a bird, a frog or a mammal?",
+    "Caption the audio",
+)
+ASK_ABOUT = "Ask about"
+_AS_RECORDED = "as recorded"
+_SLOWED = f"{SLOW_FACTOR} times slower, for bats and other ultrasound"
+
+# Buttons of our HTML carry what they do as data; Python gets it as the data of a click.
+_RELAY = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-action]');
+  if (button) trigger('click', {...button.dataset});
+});
+"""
+
+
+def handler(function: F) -> F:
+    """Mark a function that answers an event, so that Gradio fills its special parameters.
+
+    `request` gets the `gr.Request`, `event` the `gr.EventData` (`gr.SelectData` as `select`).
+    Gradio looks at annotations for that, which are mere text here because it is imported late.
+    """
+    import gradio as gr
+
+    kinds = {"request": gr.Request, "event": gr.EventData, "select": gr.SelectData}
+    names = signature(function).parameters
+    function.__annotations__ = {name: kinds[name] for name in names if name in kinds}
+    return function
+
+
+def on_page_load(act: Callable[..., Any], outputs: Sequence[Any]) -> None:
+    """Call a function whenever the page that is being built is opened."""
+    from gradio.context import Context
+
+    page = Context.root_block
+    assert page is not None, "tabs are built within a page"
+    page.load(
+        act, None, list(outputs), queue=False, show_progress="hidden", api_visibility="private"
+    )
+
+
+def what_went_wrong(error: Exception) -> str:
+    """A notice; where the program itself is at fault, the rest goes to stderr."""
+    if isinstance(error, NatureLMError):
+        return notice(str(error))
+    traceback.print_exception(error, file=sys.stderr)
+    return notice(
+        f"The program failed at this ({type(error).__name__}); the terminal that it runs in says "
+        "more. Everything else goes on."
+    )
+
+
+def notice(text: str, kind: str = "problem") -> str:
+    """A sentence where it matters; `kind` is `problem` or `hint`. Nothing for no text."""
+    if not text:
+        return ""
+    role = "alert" if kind == "problem" else "status"
+    lines = "".join(f"<p>{escape(line)}</p>" for line in text.splitlines() if line)
+    return f'<div class="notice {kind}" role="{role}">{lines}</div>'
+
+
+def span(start: float, end: float) -> str:
+    """A window in words: `0–10 s`."""
+    return f"{_time(start)}–{_time(end)} s"
+
+
+def html(value: str = "", **options: Any) -> Any:
+    """A `gr.HTML` without a script."""
+    import gradio as gr
+
+    return gr.HTML(value, js_on_load=None, **options)
+
+
+def static(name: str) -> str:
+    """A text file of the folder `static`."""
+    return (files("NatureLM.app") / "static" / name).read_text(encoding="utf-8")
+
+
+def alpha_slider(context: AppContext, name: str) -> Any:
+    """The slider of α, in plain words."""
+    import gradio as gr
+
+    return gr.Slider(
+        0.0,
+        1.0,
+        value=min(1.0, max(0.0, context.alpha)),
+        step=0.05,
+        label="α: follows instructions (0) ↔ knows animals (1)",
+        info="How much of what was learned about animal sound is mixed into the language model. "
+        "1 for naming animals; 0.4 to 0.6 for unusual instructions; 0 cannot hear.",
+        elem_id=f"{name}-alpha",
+    )
+
+
+def names_box(name: str, **options: Any) -> Any:
+    """The field for names that answers are chosen from."""
+    import gradio as gr
+
+    return gr.Textbox(
+        label="or names of your own",
+        info="One a line, or with commas between them. They go before the list above.",
+        placeholder="Barn Owl, Common Cuckoo, European Nightjar",
+        lines=2,
+        max_lines=8,
+        elem_id=f"{name}-names",
+        **options,
+    )
+
+
+class ClipInput:
+    """The components through which clips come into a tab, put into the page where this is made.
+
+    name: of the tab or the part of it; the ids of components begin with it
+    most: clips that it holds
+    what: what is dropped, in the words of the page
+    label: a `gr.Textbox` whose text each new clip gets, if there is one
+    choosing, asking: whether one window of a long clip is chosen, and what for
+    always_add: whether new clips never take the place of those that are there
+
+    `changed` holds the events after which the clips are others; `.then` more to them.
+    """
+
+    def __init__(
+        self,
+        context: AppContext,
+        name: str,
+        most: int,
+        *,
+        what: str = "recording",
+        label: Any = None,
+        always_add: bool = False,
+        choosing: bool = True,
+        asking: str = ASK_ABOUT,
+    ) -> None:
+        self.changed: list[Any] = []
+        self._context, self._name, self._most = context, name, most
+        self._always_add, self._choosing, self._asking = always_add, choosing, asking
+        self._samples = samples_of(context.assets_dir)
+        self._build(what, label)
+        self._wire()
+
+    def clips(self, visitor: Visitor) -> ClipList:
+        """The visitor's clips."""
+        return visitor.keep(
+            f"clips {self._name}",
+            lambda: ClipList(visitor.folder, self._context.limits, self._most),
+        )
+
+    def _build(self, what: str, label: Any) -> None:
+        import gradio as gr
+
+        name, several = self._name, self._most > 1
+        self._drop = gr.File(
+            label=f"Drop {'recordings' if several else f'a {what}'} here, or choose",
+            file_count="multiple",
+            height=110,
+            elem_id=f"{name}-drop",
+            elem_classes=["drop"],
+        )
+        with gr.Row(elem_classes=["sources"]):
+            self._sample = gr.Dropdown(
+                list(self._samples),
+                value=None,
+                label="or pick a sample",
+                elem_id=f"{name}-sample",
+                visible=bool(self._samples),
+                min_width=180,
+            )
+            with gr.Accordion("or record", open=False, elem_id=f"{name}-record"):
+                self._microphone = gr.Audio(
+                    sources=["microphone"],
+                    type="filepath",
+                    label="Microphone",
+                    show_label=False,
+                    elem_id=f"{name}-microphone",
+                )
+        self._add = gr.Checkbox(
+            False,
+            label="Add to the sounds that are here (several in one question)",
+            visible=several and not self._always_add,
+            elem_id=f"{name}-add",
+        )
+        self._notice = html(elem_id=f"{name}-notice")
+        self._to_long = gr.Button(
+            "Open it in Long recording", visible=False, elem_id=f"{name}-to-long", variant="primary"
+        )
+        self._label = gr.State("") if label is None else label
+        self._html = gr.HTML("", js_on_load=_RELAY, elem_id=f"{name}-clips")
+        with gr.Accordion("Bats", open=False, elem_id=f"{name}-bats"):
+            self._slow = gr.Radio(
+                [_AS_RECORDED, _SLOWED],
+                value=_AS_RECORDED,
+                label="New sounds are heard",
+                elem_id=f"{name}-slow",
+            )
+
+    def _wire(self) -> None:
+        """Let the components act: files come in, clips go out or get another window."""
+
+        @handler
+        def dropped(files: Any, label: str, add: bool, slow: str, request: Any) -> Any:
+            return self._put(request, [(file, None) for file in files or []], label, add, slow)
+
+        @handler
+        def picked(name: str, label: str, add: bool, slow: str, request: Any) -> Any:
+            given = [(self._samples[name], name)] if name in self._samples else []
+            return self._put(request, given, label, add, slow)
+
+        @handler
+        def recorded(file: Any, label: str, add: bool, slow: str, request: Any) -> Any:
+            given = [(file, "Recording from the microphone")] if file else []
+            return self._put(request, given, label, add, slow)
+
+        for listen, act, source in (
+            (self._drop.upload, dropped, self._drop),
+            (self._sample.input, picked, self._sample),
+            (self._microphone.stop_recording, recorded, self._microphone),
+        ):
+            event = listen(
+                act,
+                [source, self._label, self._add, self._slow],
+                [source, self._html, self._notice, self._to_long],
+                api_name=f"{self._name}_{act.__name__}",
+                show_progress_on=[self._html],
+                show_progress="minimal",
+            )
+            self.changed.append(event)
+
+        @handler
+        def pressed(event: Any, request: Any) -> Any:
+            return self._press(event._data or {}, request)
+
+        self.changed.append(
+            self._html.click(
+                pressed, None, [self._html], show_progress="hidden", api_visibility="private"
+            )
+        )
+
+        @handler
+        def hand_over(request: Any) -> Any:
+            return self._hand_over(request)
+
+        context = self._context
+        self._to_long.click(
+            hand_over,
+            None,
+            [context.tabs, context.handed_over, self._notice, self._to_long],
+            api_visibility="private",
+        )
+
+    def _put(
+        self,
+        request: Any,
+        files: Sequence[tuple[str | Path, str | None]],
+        label: str,
+        add: bool,
+        slow: str,
+    ) -> list[Any]:
+        """Open files; what is shown then: the clips, a sentence, the way to Long recording."""
+        import gradio as gr
+
+        visitor = self._context.visitor(request)
+        with visitor.lock:
+            clips = self.clips(visitor)
+            problems = clips.put(
+                files,
+                add=add or self._always_add,
+                slowed=float(SLOW_FACTOR) if slow == _SLOWED else 1.0,
+                label=label.strip(),
+                sample_rate=self._context.sample_rate,
+            )
+            to_long = gr.Button(visible=clips.too_long is not None)
+            return [None, self._shown(clips), notice("\n".join(problems)), to_long]
+
+    def _press(self, pressed: dict[str, Any], request: Any) -> Any:
+        """A button of a clip: take it out, or ask about another window of it."""
+        import gradio as gr
+
+        visitor = self._context.visitor(request)
+        with visitor.lock:
+            clips = self.clips(visitor)
+            key, window = str(pressed.get("clip")), str(pressed.get("window", ""))
+            if pressed.get("action") == "remove":
+                clips.remove(key)
+                return self._shown(clips)
+            if pressed.get("action") == "choose" and window.isdecimal():
+                clips.choose(key, int(window))
+            return gr.skip()  # the page has marked it already, and the sound may be playing
+
+    def _hand_over(self, request: Any) -> Any:
+        """Carry a recording that is too long to where it belongs."""
+        import gradio as gr
+
+        clips = self.clips(self._context.visitor(request))
+        given, clips.too_long = clips.too_long or gr.skip(), None
+        return gr.Tabs(selected="long"), given, "", gr.Button(visible=False)
+
+    def _shown(self, clips: ClipList) -> str:
+        """The clips below one another."""
+        return "".join(
+            player(
+                clip,
+                number if self._most > 1 else None,
+                choosing=self._choosing,
+                asking=self._asking,
+            )
+            for number, clip in enumerate(clips.clips, start=1)
+        )
+
+
+def player(
+    clip: Clip, number: int | None = None, *, choosing: bool = True, asking: str = ASK_ABOUT
+) -> str:
+    """One clip as a figure. `choosing` lets one of several windows be chosen, for what `asking`
+    says.
+    """
+    several = choosing and len(clip.spans) > 1
+    name, label = escape(clip.name), escape(clip.label)
+    mark = "" if number is None else f'<span class="number">[{number}]</span> '
+    tag = f'<span class="tag" title="{label}">{label}</span> ' if label else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in clip.notes)
+    slowed = f", heard {clip.slowed:g} times slower" if clip.slowed != 1 else ""
+    return (
+        f'<figure class="clip" data-clip="{clip.id}" data-seconds="{clip.seconds:.6g}">'
+        f'<figcaption>{mark}{tag}<span class="name" title="{name}">{name}</span> '
+        f'<span class="about">{format_duration(clip.seconds, short=True)}{slowed}</span>'
+        f'<button type="button" class="remove" data-action="remove" data-clip="{clip.id}" '
+        f'aria-label="Take {name} out">×</button></figcaption>'
+        f"{_picture(clip, several)}"
+        f'<audio controls preload="metadata" src="{_address(clip.sound)}" '
+        f'aria-label="{name}, as the model hears it"></audio>'
+        f"{_windows(clip, asking) if several else ''}"
+        f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</figure>"
+    )
+
+
+def _picture(clip: Clip, several: bool) -> str:
+    top = clip.sample_rate / 2000 * clip.slowed
+
+    def percent(seconds: float) -> str:
+        return f"{100 * seconds / clip.seconds:.3f}%"
+
+    lines = "".join(
+        f'<span class="edge" style="left:{percent(start)}"></span>' for start, _ in clip.spans[1:]
+    )
+    start, end = clip.spans[clip.chosen]
+    here = (
+        f'<span class="here" style="left:{percent(start)};width:{percent(end - start)}"></span>'
+        if several
+        else ""
+    )
+    ticks = "".join(
+        f'<span style="left:{percent(at)}">{_time(at)}</span>' for at in _ticks(clip.seconds)
+    )
+    return (
+        f'<div class="picture"><div class="frequencies" aria-hidden="true"><span>{top:g} kHz</span>'
+        f"<span>{top / 2:g}</span><span>0</span></div>"
+        f'<div class="spectrogram" data-seek><img src="{_address(clip.image)}" '
+        f'alt="Spectrogram of {escape(clip.name)}, {format_duration(clip.seconds, short=True)}, '
+        f'0 to {top:g} kHz">{here}{lines}<span class="playhead"></span></div>'
+        f'<div class="times" aria-hidden="true">{ticks}<span class="last">'
+        f"{_time(clip.seconds)} s</span></div></div>"
+    )
+
+
+def _windows(clip: Clip, asking: str) -> str:
+    """The buttons that choose a window."""
+    buttons = "".join(
+        f'<button type="button" data-action="choose" data-clip="{clip.id}" data-window="{place}" '
+        f'data-start="{start:.6g}" data-end="{end:.6g}" '
+        f'aria-pressed="{str(place == clip.chosen).lower()}">{span(start, end)}</button>'
+        for place, (start, end) in enumerate(clip.spans)
+    )
+    return (
+        f'<div class="windows" role="group" aria-label="{asking}">'
+        f'<span class="about">{asking}</span>{buttons}</div>'
+    )
+
+
+def _ticks(seconds: float) -> list[float]:
+    """Round times below the end, at most eight."""
+    for step in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600):
+        if seconds / step <= 8:
+            return [step * n for n in range(int(seconds / step) + 1) if step * n < seconds * 0.93]
+    return [0.0]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f}".rstrip("0").rstrip(".")
+
+
+def _address(path: Path) -> str:
+    """Where the browser finds a file, relative to the page; for an attribute of HTML."""
+    return escape(f"gradio_api/file={quote(str(path))}")
