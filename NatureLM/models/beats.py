@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from NatureLM.config.model import BeatsConfig
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "silu": F.silu,
     "gelu": F.gelu,
     "gelu_accurate": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
@@ -260,7 +261,7 @@ class EncoderLayer(nn.Module):
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         if self.cfg.activation_fn != "glu":
-            x = _ACTIVATIONS[self.cfg.activation_fn](x)
+            x = ACTIVATIONS[self.cfg.activation_fn](x)
         x = self.fc2(F.dropout(x, self.cfg.activation_dropout, self.training))
         return F.dropout(x, self.cfg.dropout, self.training)
 

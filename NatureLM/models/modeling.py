@@ -39,6 +39,7 @@ from NatureLM.merging.scaling import (
 from NatureLM.models import adapters
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.load import load_model, open_checkpoint
+from NatureLM.models.checkpoint.peft_io import adapter_settings
 from NatureLM.models.checkpoint.save import save_model
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
@@ -270,7 +271,7 @@ class NatureLM(PreTrainedModel):
     ) -> list[str]:
         """Answer each prompt.
 
-        `prompts` are complete texts (the template already around them; `processor.render` does
+        `prompts` are complete strings (the template already around them; `processor.render` does
         it). `audios[i]` lists the clips for the placeholders of `prompts[i]`: waveforms (samples,)
         at the model's sample rate, or encoded audio (Q, D) from `encode_audio`. `alpha` is one
         number or one per prompt (by default 1, or what the model is folded at). `options` are
@@ -294,7 +295,7 @@ class NatureLM(PreTrainedModel):
         prompts or one list per prompt. `normalize`: "sum" takes the log-likelihood of a label and
         of the end after it, "mean" divides it by the number of tokens, "prior" takes off what it is
         under the prompt without its audio. Each prompt is run once, and all labels in one tree.
-        Raises UsageError for lists that are empty, have a label twice, or one that is no text.
+        Raises UsageError for lists that are empty, have a label twice, or one that is no string.
         """
         from NatureLM.generation.engine import answer_prompts
 
@@ -309,7 +310,7 @@ class NatureLM(PreTrainedModel):
     def loss(self, batch: dict[str, Any], alpha: Alpha | None = None) -> LossOutput:
         """Cross-entropy over the answer tokens of a batch.
 
-        `batch` holds `prompts` (complete texts), `audios` (clips for their placeholders) and
+        `batch` holds `prompts` (complete strings), `audios` (clips for their placeholders) and
         `answers`; an answer is followed by `end_sym` and cut at `max_txt_len` tokens. With `soft`,
         a row may give several answers with how likely each is ({text: share}): then it learns the
         shares of what may follow each part of its own answer.
@@ -454,13 +455,8 @@ class NatureLM(PreTrainedModel):
 def _with_lora(language_model: PreTrainedModel, config: NatureLMConfig) -> PeftModel:
     adapter = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=config.lora_rank,
-        lora_alpha=cast(int, config.lora_alpha),
-        lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_target_modules or ()),
-        use_rslora=config.use_rslora,
-        rank_pattern=config.lora_rank_pattern or {},
-        alpha_pattern=config.lora_alpha_pattern or {},
+        **adapter_settings(config.to_dict()),
     )
     with quiet_peft():
         return get_peft_model(language_model, adapter, autocast_adapter_dtype=False)

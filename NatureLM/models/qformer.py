@@ -10,19 +10,12 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from NatureLM.config.model import QFormerConfig
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
+from NatureLM.models.beats import ACTIVATIONS
 
 
 class QFormer(nn.Module):
@@ -88,7 +81,7 @@ class _Layer(nn.Module):
         self.intermediate_query = nn.ModuleDict(
             {"dense": nn.Linear(cfg.hidden_size, cfg.intermediate_size)}
         )
-        self.activation = _ACTIVATIONS[cfg.hidden_act]
+        self.activation = ACTIVATIONS[cfg.hidden_act]
         self.output_query = _Output(cfg, cfg.intermediate_size)
 
     def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:

@@ -183,6 +183,8 @@ def test_a_merged_model_takes_other_adapters(
     assert (merged - last_logits(model, wav, 0.5)).abs().max() <= 1e-4
     with plain.fold(0.5, Recipe(adapters=[RecipeAdapter(path=str(tmp_path / "frogs"))])):
         assert torch.equal(last_logits(plain, wav), merged)
+        with pytest.raises(UsageError, match="folded"):
+            answer_ids(plain, wav, 1.0)
 
 
 def test_a_recipe_as_one_adapter(source: Path, recipe: Path, tmp_path: Path, wav: Tensor) -> None:
@@ -271,7 +273,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(source: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("broken", "error", "raised", "says"),
     [
-        ("NatureLM.merging.plan.MergePlan.merged", KeyboardInterrupt(), KeyboardInterrupt, ""),
+        ("NatureLM.merging.plan.MergePlan.merged", KeyboardInterrupt(), KeyboardInterrupt, None),
         (
             "NatureLM.models.checkpoint.export.write_tensors",
             OSError(28, "No space left on device"),
@@ -284,7 +286,7 @@ def test_a_run_that_breaks_off_leaves_nothing(
     broken: str,
     error: BaseException,
     raised: type[BaseException],
-    says: str,
+    says: str | None,
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

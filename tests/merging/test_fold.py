@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from merging.helpers import answer_ids, last_logits, peft_folder, same_state, state_copy
+from merging.helpers import answer_ids, last_logits, same_state, state_copy
 from torch import Tensor
 
 from NatureLM.errors import UsageError
 from NatureLM.merging.plan import MergePlan
-from NatureLM.merging.recipe import Recipe, RecipeAdapter
 from NatureLM.merging.scaling import active_alpha
 from NatureLM.models import NatureLM
 
@@ -268,21 +267,6 @@ def test_a_block_that_ends_late_leaves_a_new_fold_alone(model: NatureLM, wav: Te
     assert model.folded.alpha == 0.5
     model.unfold()
     assert same_state(model, before)
-
-
-def test_an_adapter_folded_into_a_model_without_one(
-    build_model: Any, write_reference: Any, tmp_path: Path, wav: Tensor
-) -> None:
-    plain = build_model(lora=False)
-    write_reference(plain, tmp_path / "reference")
-    adapter = peft_folder(tmp_path / "reference" / "llama", tmp_path / "frogs")
-    plain.save_pretrained(tmp_path / "plain")
-    other = NatureLM.from_pretrained(tmp_path / "plain", adapter=adapter)
-    recipe = Recipe(adapters=[RecipeAdapter(path=str(adapter))])
-    with plain.fold(0.5, recipe):
-        assert answer_ids(plain, wav) == answer_ids(other, wav, 0.5)
-        with pytest.raises(UsageError, match="folded"):
-            answer_ids(plain, wav, 1.0)
 
 
 def test_a_merged_model_has_nothing_to_fold(build_model: Any) -> None:

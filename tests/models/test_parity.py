@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlamaConfig
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.generation.prefill import part_token_ids
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.scaling import active_alpha
-from NatureLM.models import NatureLM
+from NatureLM.models import NatureLM, NatureLMConfig
+from NatureLM.models.checkpoint.tensors import tensor_refs
 
 pytestmark = pytest.mark.parity
 
@@ -82,40 +84,41 @@ def test_a_short_clip_with_and_without_padding_mask(
     check(f"short {name}: audio embeddings", embeds, goldens[f"short35.audio_embeds_{name}"], 1e-4)
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
-def test_prompt_tokens_and_input_embeddings(
-    sample: str,
+@pytest.fixture(scope="module", params=SAMPLES)
+def sample(
+    request: pytest.FixtureRequest,
     nano: NatureLM,
     nano_waveforms: dict[str, Tensor],
-    goldens: dict[str, Tensor],
     manifest: dict[str, Any],
+) -> tuple[str, dict[str, Any], Tensor]:
+    """Name, facts and input embeddings of a prompt."""
+    facts = manifest["prompts"][request.param]
+    with torch.no_grad():
+        clips = [nano_waveforms[clip] for clip in facts["clips"]]
+        (embeds,) = nano.input_embeddings([facts["prompt"]], [clips])
+    return request.param, facts, embeds
+
+
+def test_prompt_tokens_and_input_embeddings(
+    sample: tuple[str, dict[str, Any], Tensor], nano: NatureLM, goldens: dict[str, Tensor]
 ) -> None:
-    facts = manifest["prompts"][sample]
+    name, facts, embeds = sample
     assert part_token_ids(facts["prompt"], nano.tokenizer) == facts["part_token_ids"]
-    clips = [nano_waveforms[clip] for clip in facts["clips"]]
-    (embeds,) = nano.input_embeddings([facts["prompt"]], [clips])
     assert embeds.shape[0] == facts["length"]
-    check(f"{sample}: input embeddings", embeds, goldens[f"{sample}.inputs_embeds"][0], 1e-4)
+    check(f"{name}: input embeddings", embeds, goldens[f"{name}.inputs_embeds"][0], 1e-4)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("sample", SAMPLES)
 def test_logits(
-    sample: str,
     alpha: float,
+    sample: tuple[str, dict[str, Any], Tensor],
     nano: NatureLM,
-    nano_waveforms: dict[str, Tensor],
     goldens: dict[str, Tensor],
-    manifest: dict[str, Any],
 ) -> None:
-    facts = manifest["prompts"][sample]
-    clips = [nano_waveforms[clip] for clip in facts["clips"]]
-    (embeds,) = nano.input_embeddings([facts["prompt"]], [clips])
+    name, _, embeds = sample
     with active_alpha(alpha):
         logits = nano.language_model(inputs_embeds=embeds[None]).logits[:, -1]
-    check(
-        f"{sample}, alpha {alpha}: logits", logits, goldens[f"{sample}.logits_alpha{alpha}"], 1e-4
-    )
+    check(f"{name}, alpha {alpha}: logits", logits, goldens[f"{name}.logits_alpha{alpha}"], 1e-4)
 
 
 def test_eos_ids(nano: NatureLM, manifest: dict[str, Any]) -> None:
@@ -182,11 +185,6 @@ def test_training_loss(
 
 
 def test_full_size_names_and_shapes(fixtures_dir: Path) -> None:
-    from transformers import LlamaConfig
-
-    from NatureLM.models import NatureLMConfig
-    from NatureLM.models.checkpoint.tensors import tensor_refs
-
     facts = json.loads((fixtures_dir / "goldens" / "full_size_keys.json").read_text())
     llama = LlamaConfig(
         vocab_size=128257,

@@ -165,8 +165,8 @@ def adapter_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         "lora_alpha": values.get("lora_alpha", NatureLMConfig.lora_alpha),
         "lora_dropout": values.get("lora_dropout", NatureLMConfig.lora_dropout),
         "use_rslora": values.get("use_rslora", False),
-        "rank_pattern": values.get("lora_rank_pattern"),
-        "alpha_pattern": values.get("lora_alpha_pattern"),
+        "rank_pattern": values.get("lora_rank_pattern") or {},
+        "alpha_pattern": values.get("lora_alpha_pattern") or {},
     }
 
 
