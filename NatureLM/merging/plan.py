@@ -10,9 +10,10 @@ Shapes: O outputs and I inputs of a layer. Each update comes with a weight.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -33,11 +34,12 @@ class MergePlan:
     recipe: Recipe
     adapters: Sequence[AdapterDeltas]
     layers: int
-    alphas: dict[str, float] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def alphas(self) -> dict[str, float]:
+        """α of every module that the adapters change; see `place_alphas`."""
         targets = sorted({target for adapter in self.adapters for target in adapter})
-        object.__setattr__(self, "alphas", place_alphas(self.recipe, targets, self.layers))
+        return place_alphas(self.recipe, targets, self.layers)
 
     def changes(self, target: str, alpha: float = 1.0) -> bool:
         """Whether the weight of a module changes at all."""
@@ -83,12 +85,11 @@ class MergePlan:
                 f"method {self.recipe.method} works on whole weight matrices, so it cannot act "
                 "while the model runs; fold the recipe, or export it with `naturelm merge`"
             )
-        factors: dict[tuple[str, str], float] = {}
+        factors: dict[tuple[str, str], float] = defaultdict(float)
         for entry, deltas, name in zip(self.recipe.adapters, self.adapters, names, strict=True):
             for target in deltas:
-                before = factors.get((target, name), 0.0)
-                factors[target, name] = before + self.alphas[target] * entry.weight
-        return AdapterScales(factors)
+                factors[target, name] += self.alphas[target] * entry.weight
+        return dict(factors)
 
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")

@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -32,19 +31,9 @@ OWN_ADAPTER = "default"
 """What PEFT calls the model's own adapter; others act only where `AdapterScales` name them."""
 
 
-@dataclass(frozen=True)
-class AdapterScales:
-    """How strongly each adapter acts in each layer, for a model whose adapters are attached.
-
-    `factors` maps (layer, adapter) to a number; what is not in it does not act.
-    """
-
-    factors: Mapping[tuple[str, str], float]
-
-    def factor(self, layer: str, adapter: str) -> float:
-        """The factor of an adapter's stored scale in a layer."""
-        return self.factors.get((layer, adapter), 0.0)
-
+AdapterScales = Mapping[tuple[str, str], float]
+"""By (layer, adapter) the factor of the adapter's stored scale there, for a model whose adapters
+are attached; what is not in it does not act."""
 
 _active_alpha: ContextVar[float | Tensor | None] = ContextVar("naturelm_alpha", default=None)
 _active_scales: ContextVar[AdapterScales | None] = ContextVar("naturelm_scales", default=None)
@@ -78,7 +67,7 @@ class AlphaScaling(dict[str, float]):
         scales = _active_scales.get()
         if scales is None:
             return 1.0 if adapter == OWN_ADAPTER else 0.0
-        return scales.factor(self.layer, adapter)
+        return scales.get((self.layer, adapter), 0.0)
 
 
 def install(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,27 +33,26 @@ class LossOutput(ModelOutput):
     total_per_sample: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class SoftToken:
-    """A position whose next token is not certain: what may come, and how likely each is."""
+class SoftTarget(NamedTuple):
+    """One of several tokens that may stand at a position, and how likely it is there."""
 
     row: int
     position: int
-    tokens: tuple[int, ...]
-    shares: tuple[float, ...]
+    token: int
+    share: float
 
 
 @dataclass(frozen=True)
 class AnswerRows:
     """Prompts with their answers, padded on the right, and what is to be predicted.
 
-    soft: positions that several tokens may follow, as in `targets_RL` (the position of the token)
+    soft: tokens of the positions in `targets_RL` that are not certain
     """
 
     embeds_RLD: Tensor
     mask_RL: Tensor
     targets_RL: Tensor
-    soft: tuple[SoftToken, ...] = ()
+    soft: Sequence[SoftTarget] = ()
 
     @property
     def scored_positions(self) -> Tensor:
@@ -77,7 +77,7 @@ def answer_rows(
     device = prompts_LD[0].device
     rows: list[Tensor] = []
     targets: list[Tensor] = []
-    uncertain: list[SoftToken] = []
+    soft_targets: list[SoftTarget] = []
 
     @cache  # rows with shares name the same answers again and again
     def tokens_of(text: str) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ def answer_rows(
         tokens = tokens_of(answer)
         if row < len(soft) and (likely := soft[row]) is not None:
             shares = {tokens_of(text): share for text, share in likely.items()}
-            uncertain += _soft_tokens(row, prompt_LD.shape[0], tokens, shares)
+            soft_targets += _soft_targets(row, prompt_LD.shape[0], tokens, shares)
         ids = torch.tensor(tokens, dtype=torch.long, device=device)
         rows.append(torch.cat([prompt_LD, embed_tokens(ids)]))
         ignored = ids.new_full((prompt_LD.shape[0],), IGNORE)
@@ -98,13 +98,13 @@ def answer_rows(
         pad_sequence(rows, batch_first=True),
         (positions < lengths[:, None]).long(),
         pad_sequence(targets, batch_first=True, padding_value=IGNORE),
-        tuple(uncertain),
+        soft_targets,
     )
 
 
-def _soft_tokens(
+def _soft_targets(
     row: int, start: int, tokens: tuple[int, ...], shares: Mapping[tuple[int, ...], float]
-) -> Iterator[SoftToken]:
+) -> Iterator[SoftTarget]:
     """What may follow each part of the row's own answer, among the answers that begin like it."""
     for place in range(len(tokens)):
         follows: dict[int, float] = defaultdict(float)
@@ -113,8 +113,8 @@ def _soft_tokens(
                 follows[other[place]] += share
         whole = sum(follows.values())
         if len(follows) > 1:
-            parts = tuple(share / whole for share in follows.values())
-            yield SoftToken(row, start + place, tuple(follows), parts)
+            for token, share in follows.items():
+                yield SoftTarget(row, start + place, token, share / whole)
 
 
 def answer_loss(logits_RKV: Tensor, rows: AnswerRows) -> LossOutput:
@@ -142,11 +142,9 @@ def answer_loss(logits_RKV: Tensor, rows: AnswerRows) -> LossOutput:
 def _soft_loss(logits_RKV: Tensor, rows: AnswerRows, first: int) -> Tensor:
     """(R, K): what the loss of uncertain positions is more than that of the row's own token."""
     device = logits_RKV.device
-    places = [(one.row, one.position - first) for one in rows.soft for _ in one.tokens]
-    row, place = torch.tensor(places, device=device).T
-    token = torch.tensor([t for one in rows.soft for t in one.tokens], device=device)
-    shares = [share for one in rows.soft for share in one.shares]
-    own = rows.targets_RL[row, place + first]
+    row, position, token = torch.tensor([one[:3] for one in rows.soft], device=device).T
+    shares = [one.share for one in rows.soft]
+    own, place = rows.targets_RL[row, position], position - first
     # the normaliser of the softmax is the same for all tokens of a position, and drops out
     more = logits_RKV[row, place, own] - logits_RKV[row, place, token]
     more = more * torch.tensor(shares, dtype=more.dtype, device=device)

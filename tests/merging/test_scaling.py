@@ -19,7 +19,6 @@ from NatureLM.generation.request import GenerationOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.merging.scaling import (
-    AdapterScales,
     AlphaScaling,
     active_alpha,
     active_scales,
@@ -189,7 +188,7 @@ def test_interleaved_requests_leave_nothing_to_each_other(
 
 @given(alphas=st.lists(st.floats(-1, 2), max_size=4), error=st.booleans())
 def test_blocks_end_whatever_happens_in_them(alphas: list[float], error: bool) -> None:
-    scales = AdapterScales({("q", "default"): 0.5})
+    scales = {("q", "default"): 0.5}
     try:
         with ExitStack() as blocks:
             for alpha in alphas:

@@ -74,7 +74,7 @@ def test_a_row_does_not_change_its_neighbours(model: NatureLM, heard: torch.Tens
 
 def test_the_least_loss_is_where_the_shares_are(model: NatureLM, heard: torch.Tensor) -> None:
     """At the shares themselves, cross-entropy is entropy: gradients of the logits vanish."""
-    from NatureLM.models.loss import AnswerRows, SoftToken, answer_loss
+    from NatureLM.models.loss import AnswerRows, SoftTarget, answer_loss
 
     shares = torch.tensor([0.7, 0.3], dtype=torch.float64)
     logits = torch.full((1, 1, 5), -60.0, dtype=torch.float64)
@@ -84,7 +84,10 @@ def test_the_least_loss_is_where_the_shares_are(model: NatureLM, heard: torch.Te
         torch.zeros(1, 2, 1),
         torch.ones(1, 2),
         torch.tensor([[-100, 1]]),
-        (SoftToken(0, 1, (1, 3), tuple(shares.tolist())),),
+        [
+            SoftTarget(0, 1, token, float(share))
+            for token, share in zip((1, 3), shares, strict=True)
+        ],
     )
     out = answer_loss(logits, rows)
     assert out.loss is not None
