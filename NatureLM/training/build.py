@@ -1,9 +1,8 @@
-"""First values of tensors that no file gives: each a pure function of the seed and its name.
+"""What a run starts from: a checkpoint, or parts (language model, encoder) and random rest.
 
-BEATs as in its paper (DeepNorm's gains, BERT's normal distribution elsewhere), the Q-Former as
-BERT, LoRA as in its paper (B is zero, so that training starts from the base model).
-
-What a run starts from: a checkpoint, or parts (language model, encoder) and random rest.
+First values of tensors that no file gives are a pure function of the seed and their name: BEATs as
+in its paper (DeepNorm's gains, BERT's normal distribution elsewhere), the Q-Former as BERT, LoRA as
+in its paper (B is zero, so that training starts from the base model).
 """
 
 from __future__ import annotations

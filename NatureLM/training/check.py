@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ from NatureLM.data.clip import FileSource
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data, load_data
 from NatureLM.training.samples import Sample
-from NatureLM.training.stream import make_builders, make_order
+from NatureLM.training.stream import make_builders, make_order, steps_per_epoch
 
 _SHOWN = 10
 
@@ -37,7 +36,7 @@ def report(config: Config, samples: int = _SHOWN) -> Iterator[str]:
         sample_rate=sample_rate,
         window_samples=round(seconds * sample_rate),
     )
-    yield from _summary(config, data, order.size, step_size)
+    yield from _summary(run, data, steps_per_epoch(order, step_size), step_size)
     yield from _missing(data)
     unreadable = 0
     for number, draw in enumerate(order.draws(0, samples), start=1):
@@ -69,9 +68,8 @@ def _front_end(config: Config, datasets: DatasetsConfig, run: RunConfig) -> tupl
     )
 
 
-def _summary(config: Config, data: Data, epoch: int, step_size: int) -> Iterator[str]:
-    run = config.run or RunConfig()
-    steps = run.max_steps or run.optims.max_epoch * max(1, math.ceil(epoch / step_size))
+def _summary(run: RunConfig, data: Data, epoch_steps: int, step_size: int) -> Iterator[str]:
+    steps = run.max_steps or run.optims.max_epoch * epoch_steps
     yield f"Task {run.task}: {steps} steps of {step_size} samples for each process"
     first = 0
     for size in data.sizes:
@@ -105,9 +103,9 @@ def _shown(number: int, sample: Sample) -> Iterator[str]:
         lengths = ", ".join(f"{seconds:.2f} s" for seconds in sample.seconds)
         yield f"    audio   {lengths} of sound in {len(sample.audios)} window(s)"
     masks = sum(len(mask) for mask in sample.masks)
-    for asked in sample.further:
-        yield f"    and     {asked.prompt!r}"
-        yield f"            {asked.answer!r}"
+    for question in sample.further:
+        yield f"    and     {question.prompt!r}"
+        yield f"            {question.answer!r}"
     notes = [*sample.notes, *([f"{masks} masks"] if masks else [])]
     if notes:
         yield f"    changes {', '.join(notes)}"

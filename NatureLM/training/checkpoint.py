@@ -1,9 +1,8 @@
 """Checkpoints of a run: safetensors and a small JSON state, whole or not there at all.
 
 A checkpoint is a folder `step_00001234`, written under a temporary name and renamed when all of it
-is on the disk. Only what learns is in it; the rest comes from where the run started.
-
-What must be equal for a run to be continued: settings that change numbers, and the data.
+is on the disk. Only what learns is in it; the rest comes from where the run started. Its state says
+which settings and data it is of: a run is resumed only with the same.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from NatureLM.config.schema import Config, ModelConfig
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.training.optim import MuonWithAdamW, NamedParameters
-from NatureLM.training.parallel import put, shared_like
+from NatureLM.training.parallel import copy_full, distribute_like
 
 _NAME = re.compile(r"^step_(\d{8,})$")
 PARTIAL = ".partial-"
@@ -35,10 +34,6 @@ WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
     "average.safetensors",
     "state.json",
 )
-
-
-class CheckpointMismatchError(NatureLMError):
-    """A checkpoint does not fit the run."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def load_optimizer(
     for name, parameter in parameters:
         if name in by_name:
             optimizer.state[parameter] = {
-                kind: value if kind == "step" else shared_like(value, parameter)
+                kind: value if kind == "step" else distribute_like(value, parameter)
                 for kind, value in by_name[name].items()
             }
 
@@ -151,12 +146,12 @@ def load_weights(parameters: NamedParameters, tensors: Mapping[str, Tensor], sou
         different = sorted(
             name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name)
         )
-        raise CheckpointMismatchError(
+        raise NatureLMError(
             f"{source} is of another model or other frozen parts; different: "
             f"{', '.join(different[:5])}{' …' if len(different) > 5 else ''}"
         )
     for name, parameter in parameters:
-        put(parameter.detach(), tensors[name])
+        copy_full(parameter.detach(), tensors[name])
 
 
 def _to_disk(path: Path) -> None:
@@ -171,7 +166,7 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-# Settings that may differ between a run and its continuation: they change no number.
+# Settings that may differ when a run is resumed: they change no number.
 _FREE_RUN = {
     "log_freq",
     "num_workers",
@@ -187,8 +182,8 @@ _FREE_RUN = {
 _FREE_DATASETS = {"max_bad_share", "audio_cache_mb", "test", "test_ann_path"}
 
 
-def identity(config: Config, *, data: str, processes: int) -> dict[str, Any]:
-    """Settings by dotted name, as JSON keeps them.
+def run_settings(config: Config, *, data: str, processes: int) -> dict[str, Any]:
+    """What must be equal for a run to be resumed: settings by dotted name, as JSON keeps them.
 
     data: fingerprint of the training data
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from NatureLM.config.training import DatasetsConfig, RunConfig, TableConfig
@@ -71,13 +71,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows of a run. `train` lists the datasets one after the other, `sizes` their lengths."""
+    """Rows of a run.
 
-    train: list[Example]
-    sizes: list[int]
-    shares: list[float]
-    valid: list[Example]
-    test: list[Example]
+    train: the datasets one after the other; `sizes` has their lengths, `shares` their weights
+    """
+
+    train: list[Example] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    valid: list[Example] = field(default_factory=list)
+    test: list[Example] = field(default_factory=list)
 
     def fingerprint(self) -> str:
         """Changes when a training row changes. Checkpoints hold it, so its text must stay."""

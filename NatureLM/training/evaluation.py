@@ -1,8 +1,7 @@
-"""Scores of evaluations during training: metrics of the project's own, as names and numbers.
+"""Evaluation during training: loss on a table, and accuracies of generated answers.
 
-A score with an interval has two more entries, `<name>_low` and `<name>_high`.
-
-Evaluation during training: loss on a table, and accuracies of generated answers.
+Scores are names and numbers; one with an interval has two more entries, `<name>_low` and
+`<name>_high`.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ LOW, HIGH = "_low", "_high"
 _RESAMPLES = 500  # half a second for a thousand answers
 
 
-class Answered(NamedTuple):
-    """An answer that was generated: to which row, right or not, what was asked for, its cluster."""
+class ScoredAnswer(NamedTuple):
+    """A generated answer: of which row, right or not, the right label, the row's cluster."""
 
     id: str
     correct: bool
@@ -38,7 +37,7 @@ class Answered(NamedTuple):
     cluster: str
 
 
-def answer_scores(answered: Sequence[Answered]) -> dict[str, float]:
+def answer_scores(answered: Sequence[ScoredAnswer]) -> dict[str, float]:
     """Accuracy and macro accuracy (over the true answers) with 95 % intervals over clusters.
 
     Clips of one recording (`group`) succeed or fail together, so clusters are resampled. Empty
@@ -61,7 +60,7 @@ def answer_scores(answered: Sequence[Answered]) -> dict[str, float]:
     return scores
 
 
-def lines(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def score_lines(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """(name in words, value in words with its interval) of every score."""
     for name, value in scores.items():
         if name.endswith((LOW, HIGH)):
@@ -72,9 +71,9 @@ def lines(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         yield name.replace("_", " "), text
 
 
-def shown(scores: Mapping[str, float]) -> str:
+def format_scores(scores: Mapping[str, float]) -> str:
     """All scores in one line."""
-    return ", ".join(f"{name} {text}" for name, text in lines(scores))
+    return ", ".join(f"{name} {text}" for name, text in score_lines(scores))
 
 
 Scorer = Callable[[str, Sample], bool]
@@ -103,11 +102,10 @@ def evaluate(
     """Mean loss and token accuracy over all rows; `answer_scores` where answers are generated.
 
     module: gives the loss; that of the objective, or what wraps it
-
     decode_ratio: part of the batches whose answers are generated and scored
     """
     sums = torch.zeros(3, dtype=torch.float64)
-    answered: list[Answered] = []
+    answered: list[ScoredAnswer] = []
     batches = plain_batches(
         builder,
         batch_size,
@@ -133,16 +131,16 @@ def evaluate(
     return scores
 
 
-def _answered(sample: Sample, correct: bool) -> Answered:
-    return Answered(sample.id, bool(correct), sample.answer, sample.group)
+def _answered(sample: Sample, correct: bool) -> ScoredAnswer:
+    return ScoredAnswer(sample.id, bool(correct), sample.answer, sample.group)
 
 
-def _of_all_processes(answered: list[Answered], accelerator: Accelerator) -> list[Answered]:
+def _of_all_processes(answered: list[ScoredAnswer], accelerator: Accelerator) -> list[ScoredAnswer]:
     if accelerator.num_processes == 1:
         return answered
     from accelerate.utils import gather_object  # type: ignore[import-untyped, unused-ignore]
 
-    return [Answered(*row) for row in gather_object(answered)]
+    return [ScoredAnswer(*row) for row in gather_object(answered)]
 
 
 def _is_decoded(number: int, ratio: float) -> bool:

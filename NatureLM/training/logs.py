@@ -1,128 +1,21 @@
-"""What a finished run leaves: the model, and its adapter alone where that is asked for.
-
-What a run tells: console, `log.jsonl`, and trackers if they are asked for.
-"""
+"""What a run tells: console, `log.jsonl`, and trackers if they are asked for."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from NatureLM.config.schema import Config
-from NatureLM.config.training import RunConfig
-from NatureLM.errors import ConfigError, UsageError
-from NatureLM.training.card import write_card
-from NatureLM.training.checkpoint import PARTIAL, remove
-from NatureLM.training.data import Data
-from NatureLM.training.evaluation import shown
-from NatureLM.training.objectives import AudioText, Objective
-from NatureLM.training.optim import PARTS, NamedParameters, part_of
+from NatureLM.errors import UsageError
+from NatureLM.training.evaluation import format_scores
 from NatureLM.util import atomic_write
 
-FINAL, ADAPTER = "final", "adapter"
-_WORDS = {
-    "beats": "the audio encoder (BEATs)",
-    "qformer": "the Q-Former",
-    "projection": "the projection",
-    "language_model": "the language model itself",
-}
-
-
-def check_adapter(config: Config, objective: Objective) -> None:
-    """Raise ConfigError if `run.save_adapter` asks for an adapter that the run will not have."""
-    run = config.run or RunConfig()
-    if not run.save_adapter:
-        return
-    if not isinstance(objective, AudioText):
-        raise ConfigError(f"run.save_adapter: a run of the task {run.task} has no adapter")
-    if not objective.model.config.lora:
-        raise ConfigError("run.save_adapter: the model has no adapter (model.lora)")
-    if not config.model.lora:
-        raise ConfigError("run.save_adapter: the adapter does not learn (model.lora is false)")
-
-
-def write_result(
-    folder: Path,
-    objective: Objective,
-    config: Config,
-    data: Data,
-    scores: dict[str, float],
-    *,
-    steps: int,
-) -> Path:
-    """Write `folder/final` with its card, whole or not at all."""
-
-    def write(place: Path) -> None:
-        objective.save(place)
-        write_card(place, config, data, scores, steps=steps)
-
-    return _whole(folder / FINAL, write)
-
-
-def write_adapter(
-    folder: Path, objective: Objective, parameters: NamedParameters, config: Config
-) -> tuple[Path, list[str]]:
-    """Write `folder/adapter` in PEFT's format; the folder, and what else learned and is not in it.
-
-    parameters: those that learned
-    """
-    assert isinstance(objective, AudioText)
-    model = objective.model
-    learned = {part_of(name) for name, _ in parameters}
-    left_out = [_WORDS[part] for part in PARTS if part in learned and part != "lora"]
-
-    def write(place: Path) -> None:
-        model.save_adapter(place)
-        (place / "README.md").write_text(_adapter_card(config, left_out), encoding="utf-8")
-
-    return _whole(folder / ADAPTER, write), left_out
-
-
-def _adapter_card(config: Config, left_out: list[str]) -> str:
-    base = config.model.ckpt or config.model.llama_path
-    said = (
-        f"The run also trained {', '.join(left_out)}, which an adapter cannot hold: for its "
-        f"answers take the whole result, the folder `{FINAL}` beside this one."
-        if left_out
-        else "Nothing else learned in this run, so the two together answer as its whole result."
-    )
-    return (
-        "---\nlibrary_name: peft\ntags:\n- bioacoustics\n---\n\n"
-        f"# Adapter of {Path((config.run or RunConfig()).output_dir).name}\n\n"
-        f"LoRA of the language model, for `{Path(base).name if Path(base).is_dir() else base}`: "
-        "`naturelm infer --model <that model> --adapter <this folder>`, or "
-        "`NatureLM.from_pretrained(<that model>, adapter=<this folder>)`.\n\n"
-        f"{said}\n"
-    )
-
-
-def _whole(final: Path, write: Callable[[Path], None]) -> Path:
-    partial = final.with_name(f"{PARTIAL}{final.name}")
-    remove(partial)
-    partial.mkdir(parents=True)
-    write(partial)
-    remove(final)
-    os.replace(partial, final)
-    return final
-
-
 LOG_FILE = "log.jsonl"
-
-
-class Tracker(Protocol):
-    """Shows numbers somewhere else."""
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Numbers of a step, by name."""
-
-    def close(self) -> None:
-        """The run is over."""
 
 
 class RunLog:
@@ -146,7 +39,7 @@ class RunLog:
         self._begun = time.monotonic()
         self._path = folder / LOG_FILE
         self._bar: Any = None
-        self._trackers: list[Tracker] = []
+        self._trackers: list[_TensorBoard | _Trackio] = []
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             keep_until(self._path, step)
@@ -202,7 +95,7 @@ class RunLog:
 
     def evaluation(self, done: int, scores: Mapping[str, float], name: str = "valid") -> None:
         """Scores on a table after `done` updates."""
-        self.say(f"step {done}/{self._total}: {name} {shown(scores)}")
+        self.say(f"step {done}/{self._total}: {name} {format_scores(scores)}")
         self._write(name, done, scores)
 
     def say(self, text: str) -> None:
@@ -245,14 +138,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def make_tracker(name: str, folder: Path) -> Tracker:
-    """The adapter of a tracker. Raises `UsageError` if its package is not installed."""
-    makers: dict[str, Callable[[Path], Tracker]] = {
-        "tensorboard": _TensorBoard,
-        "trackio": _Trackio,
-    }
+def make_tracker(name: str, folder: Path) -> _TensorBoard | _Trackio:
+    """A tracker by name. Raises `UsageError` if its package is not installed."""
     try:
-        return makers[name](folder)
+        return _TensorBoard(folder) if name == "tensorboard" else _Trackio(folder)
     except ImportError:
         raise UsageError(f"run.trackers names {name}: pip install {name}") from None
 
@@ -273,8 +162,6 @@ class _TensorBoard:
 
 class _Trackio:
     def __init__(self, folder: Path) -> None:
-        from importlib import import_module
-
         self._trackio: Any = import_module("trackio")
         self._trackio.init(project="naturelm", name=folder.name, resume="allow")
 

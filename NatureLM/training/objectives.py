@@ -1,31 +1,20 @@
-"""What the loop needs of an objective.
+"""What a run learns: the whole model, the audio encoder alone, or the language model alone.
 
-Masks of spectrograms, as tensors.
+An objective is a network with its loss, its batches and its files; the loop is the same for all.
 
-Answers that a classifier gives with their probabilities, for the whole model to learn.
-
-A classifier that hears the same changed window is unsure where the window is hard to tell. Learning
-how sure it is says more than the one right answer (distillation, Hinton et al., arXiv 1503.02531).
-
-Shapes: B windows, T frames, M mel bins, C classes.
-
-The whole model: audio and prompt in, answer out.
-
-The audio encoder alone, as a classifier: to pretrain a small BEATs.
-
-The head is BEATs' own predictor; the model that is built on the encoder later leaves it out.
-
-The language model alone, on text: for the small base model, from scratch.
+Shapes: B windows or rows, S samples, T frames, M mel bins, C classes, L positions, N of them where
+something is to be predicted, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,31 +47,39 @@ class StepOutput(NamedTuple):
     correct: Tensor
 
 
-class Objective(Protocol):
-    """A network with its loss, its batches and its files.
+class Objective(ABC):
+    """A network with its loss, its batches and its files; give `Trainer` one of your own.
 
     module: `module(batch)` gives a `StepOutput`; what is trainable in it learns
+    template: that questions are put into
+    sample_rate: of the clips, in Hz
+    window_samples: samples that a clip is cut or padded to
     """
 
     module: nn.Module
-    template: str
-    sample_rate: int
-    window_samples: int
+    template: str = "{}"
+    sample_rate: int = 16000
+    window_samples: int = 0
 
+    @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Any:
         """What `module` takes, for a list of samples."""
 
-    def length(self, example: Example) -> int | None:
-        """How long a row is, for batches that pad little; None where it does not matter."""
-
-    def train_mode(self) -> None:
-        """Switch dropout on, in the parts that learn."""
-
+    @abstractmethod
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Answers that the network gives to samples, for the accuracy."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the result."""
+
+    def length(self, example: Example) -> int | None:
+        """How long a row is, for batches that pad little; None where all are padded alike."""
+        return None
+
+    def train_mode(self) -> None:
+        """Switch dropout on, in the parts that learn."""
+        self.module.train()
 
 
 def apply_masks(fbank_BTF: Tensor, masks: Sequence[Sequence[Mask]]) -> Tensor:
@@ -103,19 +100,19 @@ def apply_masks(fbank_BTF: Tensor, masks: Sequence[Sequence[Mask]]) -> Tensor:
     return masked
 
 
-Classifier = Callable[[Tensor], Tensor]
-
-
 @dataclass(frozen=True)
 class DistillationTargets:
-    """What a classifier would answer.
+    """What a classifier would answer, with its probabilities, for the whole model to learn.
+
+    A classifier that sees the same changed window is unsure where the window is hard to tell.
+    Learning how sure it is says more than the one right answer (Hinton et al., arXiv 1503.02531).
 
     classifier: spectrograms (B, T, M) → probabilities (B, C), without gradients
     texts: for each task, the answer that stands for each class; other tasks keep their answers
-    share: what part of the aim is the classifier's; the rest is the right answer
+    share: what part of the target is the classifier's; the rest is the right answer
     """
 
-    classifier: Classifier
+    classifier: Callable[[Tensor], Tensor]
     texts: Mapping[str, Sequence[str]]
     share: float = 0.9
 
@@ -131,10 +128,10 @@ class DistillationTargets:
         return dict(shares)
 
 
-_TOGETHER = 24  # rows that pass the language model at a time
+_ROWS_AT_A_TIME = 24  # that pass the language model
 
 
-class AudioText:
+class AudioText(Objective):
     """Loss of the answer tokens under the model; see `NatureLM.loss`."""
 
     def __init__(
@@ -143,7 +140,7 @@ class AudioText:
         if model.processor is None:
             raise ValueError("training needs a model with its tokenizer")
         self.model = model
-        self.module: nn.Module = _AudioTextStep(model, soft)
+        self.module = _AudioTextStep(model, soft)
         self.template = model.processor.prompt_template
         self.sample_rate = model.config.sample_rate
         self.window_samples = model.config.window_samples
@@ -160,16 +157,12 @@ class AudioText:
         for sample in samples:
             windows = [torch.from_numpy(wav) for wav in sample.audios]
             batch["masks"] += sample.masks
-            for asked in sample.questions:
-                batch["prompts"].append(asked.prompt)
+            for question in sample.questions:
+                batch["prompts"].append(question.prompt)
                 batch["audios"].append(windows)
-                batch["answers"].append(asked.answer)
-                batch["tasks"].append(asked.task)
+                batch["answers"].append(question.answer)
+                batch["tasks"].append(question.task)
         return batch
-
-    def length(self, example: Example) -> int | None:
-        """Windows are equally long, so only the number of clips matters."""
-        return None
 
     def train_mode(self) -> None:
         """Frozen parts stay in evaluation mode: their dropout would only be noise."""
@@ -201,17 +194,17 @@ class _AudioTextStep(nn.Module):
         self.model = model
         self._soft = soft
         self._masks: deque[Any] = deque()
-        self._judged: list[list[float]] = []  # the classifier's probabilities for each window
-        model.beats.register_forward_pre_hook(self._seen)
+        self._probabilities: list[list[float]] = []  # the classifier's, for each window
+        model.beats.register_forward_pre_hook(self._before_beats)
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         self._masks.clear()
-        self._judged.clear()
+        self._probabilities.clear()
         if any(batch["masks"]):
             self._masks.extend(batch["masks"])
         audios = self.model.encode_clips(batch["audios"])
-        soft = self._soft_answers(batch)
-        outs = [self._loss(batch, audios, soft, rows) for rows in _alike(batch)]
+        soft = self._soft_targets(batch)
+        outs = [self._loss(batch, audios, soft, rows) for rows in _by_length(batch)]
         return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
 
     def _loss(
@@ -234,7 +227,7 @@ class _AudioTextStep(nn.Module):
         assert out.correct is not None
         return StepOutput(out.loss * out.total, out.total, out.correct)
 
-    def _soft_answers(self, batch: dict[str, Any]) -> list[dict[str, float]]:
+    def _soft_targets(self, batch: dict[str, Any]) -> list[dict[str, float]]:
         """What the classifier would answer to each row about one clip; windows as encoded."""
         if self._soft is None or not self.training:
             return []
@@ -243,34 +236,36 @@ class _AudioTextStep(nn.Module):
             places.setdefault(id(clip), len(places))
         rows = zip(batch["tasks"], batch["answers"], batch["audios"], strict=True)
         return [
-            self._soft.of(task, answer, self._judged[places[id(clips[0])]])
+            self._soft.of(task, answer, self._probabilities[places[id(clips[0])]])
             if len(clips) == 1
             else {}
             for task, answer, clips in rows
         ]
 
-    def _seen(self, beats: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """The model encodes windows in the order of the batch, some at a time."""
+    def _before_beats(
+        self, beats: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...] | None:
+        """Mask what BEATs is given: windows in the order of the batch, some at a time."""
         fbank_BTF, *rest = inputs
         if self._masks:
             masks = [self._masks.popleft() for _ in range(fbank_BTF.shape[0])]
             fbank_BTF = apply_masks(fbank_BTF, masks)
         if self._soft is not None and self.training:
-            self._judged += self._soft.classifier(fbank_BTF).tolist()
+            self._probabilities += self._soft.classifier(fbank_BTF).tolist()
         return (fbank_BTF, *rest)
 
 
-def _alike(batch: dict[str, Any]) -> list[list[int]]:
-    """The rows in groups of alike length, so that a list of names does not pad short questions."""
+def _by_length(batch: dict[str, Any]) -> list[list[int]]:
+    """Rows in groups of similar length, so that a list of names does not pad short questions."""
     texts = [p + a for p, a in zip(batch["prompts"], batch["answers"], strict=True)]
     order = sorted(range(len(texts)), key=lambda row: (len(batch["audios"][row]), len(texts[row])))
-    return [order[first : first + _TOGETHER] for first in range(0, len(order), _TOGETHER)]
+    return [order[i : i + _ROWS_AT_A_TIME] for i in range(0, len(order), _ROWS_AT_A_TIME)]
 
 
 ENCODER_FILE = "encoder.json"
 
 
-class EncoderClassifier:
+class EncoderClassifier(Objective):
     """Softmax over one label (mixes share it out), or a yes or no for each label.
 
     classes: label of each output of the head
@@ -290,8 +285,7 @@ class EncoderClassifier:
             raise ValueError(f"the encoder needs a head of {len(classes)} classes")
         self.beats = beats
         self.classes = list(classes)
-        self.module: nn.Module = _EncoderStep(beats, config, fbank, sample_rate)
-        self.template = "{}"
+        self.module = _EncoderStep(beats, config, fbank, sample_rate)
         self.sample_rate = sample_rate
         self.window_samples = window_samples
         self._fbank = fbank
@@ -315,14 +309,6 @@ class EncoderClassifier:
             "target": target_BC,
             "masks": [sample.masks[0] for sample in samples],
         }
-
-    def length(self, example: Example) -> int | None:
-        """Windows are equally long."""
-        return None
-
-    def train_mode(self) -> None:
-        """All of it learns."""
-        self.module.train()
 
     @torch.no_grad()
     def answers(self, samples: Sequence[Sample]) -> list[str]:
@@ -374,9 +360,9 @@ class _EncoderStep(nn.Module):
         if self._config.loss == "multi-label":
             weight = torch.full_like(logits_BC[0], self._config.positive_weight)
             smooth = self._config.label_smoothing
-            aimed = target_BC * (1 - smooth) + smooth / 2
+            smoothed_BC = target_BC * (1 - smooth) + smooth / 2
             losses = F.binary_cross_entropy_with_logits(
-                logits_BC, aimed, reduction="none", pos_weight=weight
+                logits_BC, smoothed_BC, reduction="none", pos_weight=weight
             ).sum(-1)
             right = ((logits_BC > 0) == (target_BC > 0.5)).all(-1)
         else:
@@ -391,7 +377,7 @@ class _EncoderStep(nn.Module):
 IGNORE = -100
 
 
-class LanguageModel:
+class LanguageModel(Objective):
     """Next-token loss on answers, or on all text, in the form that the whole model is asked in.
 
     A row is BOS, the complete prompt, the answer and `end_symbol`; prompt and answer are tokenised
@@ -411,24 +397,22 @@ class LanguageModel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.module: nn.Module = _TextStep(model)
+        self.module = _TextStep(model)
         self.template = template
-        self.sample_rate = 16000
-        self.window_samples = 0
         self._end_symbol = end_symbol
         self._max_answer_tokens = max_answer_tokens
         self._all_tokens = all_tokens
         self._max_new_tokens = max_new_tokens
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Token ids padded on the right, their mask, and labels (IGNORE where nothing is asked)."""
+        """Token ids (B, L) padded on the right, their mask, labels (IGNORE is not predicted)."""
         rows, labels = [], []
         for sample in samples:
             prompt = self._prompt_ids(sample.prompt)
             answer = self._ids(sample.answer + self._end_symbol)[: self._max_answer_tokens]
             rows.append(torch.tensor(prompt + answer))
-            asked = prompt if self._all_tokens else [IGNORE] * len(prompt)
-            labels.append(torch.tensor(asked + answer))
+            prompt_labels = prompt if self._all_tokens else [IGNORE] * len(prompt)
+            labels.append(torch.tensor(prompt_labels + answer))
         lengths = torch.tensor([len(row) for row in rows])
         return {
             "input_ids": pad_sequence(rows, batch_first=True),
@@ -439,10 +423,6 @@ class LanguageModel:
     def length(self, example: Example) -> int | None:
         """Letters stand for tokens well enough to sort by."""
         return max(len(prompt) for prompt in example.prompts) + len(example.answer)
-
-    def train_mode(self) -> None:
-        """All of it learns."""
-        self.module.train()
 
     @torch.no_grad()
     def answers(self, samples: Sequence[Sample]) -> list[str]:
@@ -497,23 +477,23 @@ class _TextStep(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        wanted_BL = batch["labels"][:, 1:]
-        asked_BL = wanted_BL != IGNORE
-        logits_NV = self._logits(batch, asked_BL).float()
-        wanted_N = wanted_BL[asked_BL]
-        loss = F.cross_entropy(logits_NV, wanted_N, reduction="sum")
-        correct = (logits_NV.argmax(-1) == wanted_N).sum()
-        return StepOutput(loss, asked_BL.sum(), correct)
+        labels_BL = batch["labels"][:, 1:]
+        predicted_BL = labels_BL != IGNORE
+        logits_NV = self._logits(batch, predicted_BL).float()
+        labels_N = labels_BL[predicted_BL]
+        loss = F.cross_entropy(logits_NV, labels_N, reduction="sum")
+        correct = (logits_NV.argmax(-1) == labels_N).sum()
+        return StepOutput(loss, predicted_BL.sum(), correct)
 
-    def _logits(self, batch: dict[str, Any], asked_BL: Tensor) -> Tensor:
+    def _logits(self, batch: dict[str, Any], predicted_BL: Tensor) -> Tensor:
         inputs = {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
             "use_cache": False,
         }
         if type(self.model).__name__ == "LlamaForCausalLM":  # its head is applied to states as is
-            hidden = self.model.model(**inputs).last_hidden_state[:, :-1][asked_BL]
+            hidden = self.model.model(**inputs).last_hidden_state[:, :-1][predicted_BL]
             logits: Tensor = self.model.lm_head(hidden)
             return logits
         all_logits: Tensor = self.model(**inputs).logits
-        return all_logits[:, :-1][asked_BL]
+        return all_logits[:, :-1][predicted_BL]

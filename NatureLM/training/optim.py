@@ -1,9 +1,8 @@
-"""Muon for hidden matrices and AdamW for everything else, behind the face of one optimiser.
+"""What learns and how fast: parameter groups, schedule, clipping, moving average of the weights.
 
-Muon (Jordan et al., 2024) makes an update of a matrix orthogonal, so that all its directions learn
-alike; small models trained from nothing need about half the steps of AdamW.
-
-What learns and how fast: parameter groups, schedule, clipping, moving average of the weights.
+Hidden matrices may be trained by Muon (Jordan et al., 2024), which makes an update of a matrix
+orthogonal, so that all its directions learn alike; small models trained from nothing need about
+half the steps of AdamW.
 """
 
 from __future__ import annotations
@@ -18,59 +17,11 @@ from torch import Tensor, nn
 
 from NatureLM.config.training import OptimsConfig
 from NatureLM.errors import ConfigError
-from NatureLM.training.parallel import is_shared, local, put, total_norm
-
-_NEVER = ("embed", "lm_head", "lora_", "predictor", "relative_attention_bias", "query_tokens")
-
-
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon may train it: weights between hidden layers, no embeddings, heads or LoRA."""
-    return (
-        parameter.ndim == 2
-        and name.endswith(".weight")
-        and not any(part in name for part in _NEVER)
-    )
-
-
-class MuonWithAdamW:
-    """Groups whose `muon` is true go to Muon; each parameter has its state in one place."""
-
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(
-                f"run.optims.muon_lr needs torch 2.9 or newer, and this is {torch.__version__}; "
-                "set it to null for AdamW alone"
-            )
-        matrices = [group for group in groups if group["muon"]]
-        others = [group for group in groups if not group["muon"]]
-        members: list[torch.optim.Optimizer] = []
-        if matrices:
-            members.append(torch.optim.Muon(matrices))
-        if others:
-            members.append(torch.optim.AdamW(others, betas=betas))
-        self._members = members
-        self.state: Any = members[0].state
-        for member in members:
-            member.state = self.state
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Groups of both."""
-        return [group for member in self._members for group in member.param_groups]
-
-    def step(self) -> None:
-        """One update of everything."""
-        for member in self._members:
-            member.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
-        for member in self._members:
-            member.zero_grad(set_to_none=set_to_none)
-
+from NatureLM.training.parallel import copy_full, is_sharded, local_part, total_norm
 
 PARTS = ("beats", "qformer", "projection", "lora", "language_model")
 NamedParameters = list[tuple[str, nn.Parameter]]
+_NEVER = ("embed", "lm_head", "lora_", "predictor", "relative_attention_bias", "query_tokens")
 
 
 def part_of(name: str) -> str:
@@ -129,6 +80,52 @@ def make_optimizer(
     return torch.optim.AdamW(settings, lr=config.init_lr, betas=betas)
 
 
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon may train it: weights between hidden layers, no embeddings, heads or LoRA."""
+    return (
+        parameter.ndim == 2
+        and name.endswith(".weight")
+        and not any(part in name for part in _NEVER)
+    )
+
+
+class MuonWithAdamW:
+    """Groups whose `muon` is true go to Muon; each parameter has its state in one place."""
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"run.optims.muon_lr needs torch 2.9 or newer, and this is {torch.__version__}; "
+                "set it to null for AdamW alone"
+            )
+        matrices = [group for group in groups if group["muon"]]
+        others = [group for group in groups if not group["muon"]]
+        members: list[torch.optim.Optimizer] = []
+        if matrices:
+            members.append(torch.optim.Muon(matrices))
+        if others:
+            members.append(torch.optim.AdamW(others, betas=betas))
+        self._members = members
+        self.state: Any = members[0].state
+        for member in members:
+            member.state = self.state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of both."""
+        return [group for member in self._members for group in member.param_groups]
+
+    def step(self) -> None:
+        """One update of everything."""
+        for member in self._members:
+            member.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for member in self._members:
+            member.zero_grad(set_to_none=set_to_none)
+
+
 def learning_rate(step: int, total: int, config: OptimsConfig) -> float:
     """Rate of update `step` (from 0): linear warm-up, then a cosine down to `min_lr`."""
     warmup = min(config.warmup_steps, total)
@@ -159,9 +156,9 @@ def finish_gradients(
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    parts = [local(gradient) for gradient in gradients]
+    parts = [local_part(gradient) for gradient in gradients]
     torch._foreach_mul_(parts, scale)
-    norm = total_norm(parts, shared=is_shared(gradients))
+    norm = total_norm(parts, sharded=is_sharded(gradients))
     if config.max_grad_norm is not None:
         torch._foreach_mul_(parts, torch.clamp(config.max_grad_norm / (norm + 1e-6), max=1.0))
     if config.max_grad_value is not None:
@@ -183,13 +180,13 @@ class MovingAverage:
         """Take in the weights after update `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self._parameters:
-            local(self.values[name]).lerp_(local(parameter.detach()), 1 - decay)
+            local_part(self.values[name]).lerp_(local_part(parameter.detach()), 1 - decay)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Put back what `values` held."""
         for name, value in self.values.items():
-            put(value, values[name])
+            copy_full(value, values[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -203,7 +200,7 @@ class MovingAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._parameters:
-            held, used = local(self.values[name]), local(parameter.detach())
+            held, used = local_part(self.values[name]), local_part(parameter.detach())
             current = used.clone()
             used.copy_(held)
             held.copy_(current)

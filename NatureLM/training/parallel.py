@@ -1,10 +1,9 @@
-"""Where a run computes: device, precision, processes, and the seed of each micro-batch.
+"""How a run computes: device and precision, and processes that share the work.
 
-How processes share the work: each with a copy of the model (DDP), or with a part of it (FSDP).
-
-FSDP is torch's `fully_shard`: each layer of the language model is a unit of its own and all the
-rest one more. Weights keep their precision; autocast works as it does elsewhere. What is shared out
-is seen as `DTensor`s; `local`, `whole` and `put` hide the difference from the rest of the loop.
+Each process has a copy of the model (DDP) or a part of it (FSDP). FSDP is torch's `fully_shard`:
+each layer of the language model is a unit of its own and all the rest one more. Weights keep their
+precision; autocast works as it does elsewhere. Sharded tensors are `DTensor`s; `local_part`,
+`full_tensors` and `copy_full` hide the difference from the rest of the loop.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def seed_step(seed: int, step: int, micro_batch: int, process: int) -> None:
     torch.manual_seed(derive_seed(seed, "step", step, micro_batch, process))
 
 
-def wants_sharding(accelerator: Accelerator) -> bool:
+def _wants_sharding(accelerator: Accelerator) -> bool:
     """Whether the launcher asked for FSDP; its first version is refused with a `UsageError`."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if not asked or accelerator.num_processes == 1:
@@ -81,9 +80,9 @@ def wants_sharding(accelerator: Accelerator) -> bool:
     return True
 
 
-def check_shareable(accelerator: Accelerator, run: RunConfig, datasets: DatasetsConfig) -> None:
+def check_shardable(accelerator: Accelerator, run: RunConfig, datasets: DatasetsConfig) -> None:
     """Raise ConfigError for settings that FSDP cannot follow."""
-    if not wants_sharding(accelerator):
+    if not _wants_sharding(accelerator):
         return
     if run.optims.muon_lr is not None:
         raise ConfigError("run.optims.muon_lr needs whole matrices, which FSDP splits up")
@@ -107,12 +106,12 @@ class DDP:
         return self._wrapped(batch)
 
     @contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> Iterator[None]:
         """Around a micro-batch: processes exchange gradients after the last one only."""
         with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
             yield
 
-    def together(self) -> AbstractContextManager[None]:
+    def summon_full_params(self) -> AbstractContextManager[None]:
         """Every process has all weights, always."""
         return nullcontext()
 
@@ -126,11 +125,11 @@ class FSDP:
 
         self._accelerator = accelerator
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        self._root = _Everything(module)
+        self._root = _RootUnit(module)
         self._units: list[Any] = [*split_units(module), self._root]
         for unit in self._units:
             fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not self._root)
-        self._root.of_root = [
+        self._root.own_parameters = [
             name for name, p in _outside_units(module, self._units[:-1]) if p.requires_grad
         ]
         self.evaluated: nn.Module = self._root
@@ -141,13 +140,13 @@ class FSDP:
             return self._root(batch)
 
     @contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> Iterator[None]:
         """Around a micro-batch: processes exchange gradients after the last one only."""
         self._units[-1].set_requires_gradient_sync(last)
         yield
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def summon_full_params(self) -> Iterator[None]:
         """Every process holds all weights within the block, and need not keep step with others."""
         self._units[-1]._get_fsdp_state()._lazy_init()  # of the root, before any unit is used
         self._keep(True)
@@ -165,7 +164,7 @@ class FSDP:
             unit.set_reshard_after_forward(not kept, recurse=False)
 
 
-class _Everything(nn.Module):
+class _RootUnit(nn.Module):
     """The root unit. Its weights all take part in the loss of every batch, if only with nothing.
 
     Processes exchange the gradients of a unit in one piece, so the same weights must have one on
@@ -175,13 +174,13 @@ class _Everything(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.of_root: list[str] = []
+        self.own_parameters: list[str] = []
 
     def forward(self, batch: Any) -> Any:
         out = self.module(batch)
         if not torch.is_grad_enabled():
             return out
-        nothing = sum(0.0 * self.module.get_parameter(name).sum() for name in self.of_root)
+        nothing = sum(0.0 * self.module.get_parameter(name).sum() for name in self.own_parameters)
         return out._replace(loss=out.loss + nothing)
 
 
@@ -198,24 +197,21 @@ def _outside_units(module: nn.Module, units: list[Any]) -> Iterator[tuple[str, n
     return ((name, p) for name, p in module.named_parameters() if id(p) not in inside)
 
 
-def share(accelerator: Accelerator, module: nn.Module) -> DDP | FSDP:
-    """The way that the launcher asked for. Parameters are replaced: ask for them afterwards."""
-    return (FSDP if wants_sharding(accelerator) else DDP)(accelerator, module)
+def parallelize(accelerator: Accelerator, module: nn.Module) -> DDP | FSDP:
+    """DDP or FSDP, as the launcher asked for. FSDP replaces parameters: ask for them afterwards."""
+    return (FSDP if _wants_sharding(accelerator) else DDP)(accelerator, module)
 
 
-# Tensors that may be shared out
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that may be sharded, in the same memory."""
+    return cast(Any, tensor).to_local() if _is_sharded(tensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in the same memory."""
-    return cast(Any, tensor).to_local() if _is_shared(tensor) else tensor
-
-
-def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """The whole tensors, one after the other, where `keep` is set; all processes must call it."""
     found = {}
     for name, tensor in tensors.items():
-        if _is_shared(tensor):
+        if _is_sharded(tensor):
             tensor = cast(Any, tensor).full_tensor()
             tensor = tensor.cpu() if keep else tensor
         if keep:
@@ -223,10 +219,10 @@ def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     return found
 
 
-def shared_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, shared out as `like` is, on its device."""
+def distribute_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded as `like` is, on its device."""
     value = value.to(like.device)
-    if not _is_shared(like):
+    if not _is_sharded(like):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -235,25 +231,25 @@ def shared_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put(target: Tensor, value: Tensor) -> None:
+def copy_full(target: Tensor, value: Tensor) -> None:
     """Overwrite a tensor with a whole one."""
-    local(target).copy_(local(shared_like(value, target)))
+    local_part(target).copy_(local_part(distribute_like(value, target)))
 
 
-def total_norm(parts: list[Tensor], *, shared: bool) -> Tensor:
-    """The norm of all parts together, over all processes where they are shared out."""
+def total_norm(parts: list[Tensor], *, sharded: bool) -> Tensor:
+    """The norm of all parts together, over all processes where they are sharded."""
     norm = nn.utils.get_total_norm(parts)
-    if not shared:
+    if not sharded:
         return norm
     squared = norm.square()
     torch.distributed.all_reduce(squared)
     return squared.sqrt()
 
 
-def is_shared(tensors: list[Tensor]) -> bool:
-    """Whether tensors are shared out among processes."""
-    return any(map(_is_shared, tensors))
+def is_sharded(tensors: list[Tensor]) -> bool:
+    """Whether tensors are sharded over processes."""
+    return any(map(_is_sharded, tensors))
 
 
-def _is_shared(tensor: Tensor) -> bool:
+def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")

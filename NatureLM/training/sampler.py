@@ -1,10 +1,8 @@
-"""Random numbers as a pure function of what they are for.
+"""Which sample comes when, and random numbers as a pure function of what they are for.
 
 Nothing in a training run draws from a generator that lives on: every draw makes its own generator
 from the run's seed and a key such as ("augment", sample, epoch). Order, batch size, number of
 workers and a resumed run therefore cannot change it.
-
-Which sample comes when: a pure function of the seed and the position in the run.
 
 An epoch is `size` draws. Row i with weight w_i is drawn floor or ceil of size * w_i / sum(w) times
 (systematic resampling), so equal weights and size = number of rows give every row exactly once, and

@@ -7,9 +7,10 @@ a resumed run sees the same data.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +60,9 @@ class BatchLayout:
 class DataLoader:
     """Endless micro-batches of one process.
 
-    length: if given, the samples of a step are sorted by it, so that batches pad little
     workers: threads; 0 builds samples when they are asked for
+    lengths: of the rows, if given; the samples of a step are sorted by it, so that batches pad
+        little
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class DataLoader:
         *,
         process: int = 0,
         workers: int = 0,
-        length: Callable[[int], int] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.builder = builder
         self.order = order
@@ -80,7 +82,12 @@ class DataLoader:
         self.bad = bad
         self.process = process
         self.workers = workers
-        self.length = length
+        self.lengths = lengths
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(self.order, self.layout.step_size)
 
     def steps(self, first: int, last: int) -> Iterator[MicroBatches]:
         """The micro-batches of steps first, first + 1, … last - 1."""
@@ -116,9 +123,9 @@ class DataLoader:
         start = step * self.layout.step_size
         draws = self.order.draws(start, self.layout.step_size)
         placed = [(start + i, draw) for i, draw in enumerate(draws)]
-        if self.length is not None:
-            length = self.length
-            placed.sort(key=lambda item: (length(item[1].row), item[0]))
+        if self.lengths is not None:
+            lengths = self.lengths
+            placed.sort(key=lambda item: (lengths[item[1].row], item[0]))
         return [[placed[i] for i in batch] for batch in self.layout.places(self.process)]
 
     def sample(self, at: tuple[int, SampleIndex]) -> Sample:
@@ -146,8 +153,7 @@ class DataLoader:
 def plain_batches(
     builder: SampleBuilder, batch_size: int, bad: BadFiles, *, process: int = 0, processes: int = 1
 ) -> Iterator[list[Sample]]:
-    """All rows once, in order, unchanged; every process gets its share, unreadable rows are left
-    out."""
+    """All rows once, in order, unchanged, without the unreadable; each process has its share."""
     rows = builder.examples[process::processes]
     for first in range(0, len(rows), batch_size):
         batch = []
@@ -223,6 +229,11 @@ def make_order(data: Data, config: DatasetsConfig, run: RunConfig, step_size: in
     probabilities = mixture_weights(weights, data.shares, config.temperature)
     size = len(data.train) if run.epoch_based else run.iters_per_epoch * step_size
     return Sampler(probabilities, data.sizes, size, derive_seed(run.seed, "data"))
+
+
+def steps_per_epoch(order: Sampler, step_size: int) -> int:
+    """Steps of `step_size` samples that one epoch takes."""
+    return max(1, math.ceil(order.size / step_size))
 
 
 def make_builders(

@@ -1,17 +1,15 @@
-"""Running means of a run's numbers.
-
-The training loop: plain, the same for every objective, from one process to many.
+"""The training loop: plain, the same for every objective, from one process to many.
 
 A step is one update: `accum_grad_iters` micro-batches on every process, whose summed losses are
 divided by the number of answer tokens of all of them, so that how a batch is split never matters.
-Everything random is seeded by the step, so that a resumed run goes on exactly.
+Everything random is seeded by the step, so that a resumed run repeats what an unbroken one does.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,25 @@ from torch import Tensor
 from NatureLM.config.schema import Config
 from NatureLM.config.training import DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.training import checkpoint as files
 from NatureLM.training.build import make_objective
-from NatureLM.training.checkpoint import check_same, identity
+from NatureLM.training.card import check_adapter, write_adapter, write_result
+from NatureLM.training.checkpoint import (
+    AVERAGE,
+    OPTIMIZER,
+    WEIGHTS,
+    Checkpoint,
+    check_same,
+    checkpoints,
+    clean,
+    load_optimizer,
+    load_weights,
+    optimizer_tensors,
+    run_settings,
+    write_checkpoint,
+)
 from NatureLM.training.data import Data, load_data
 from NatureLM.training.evaluation import Scorer, evaluate, same_text, to_device
-from NatureLM.training.logs import RunLog, check_adapter, write_adapter, write_result
+from NatureLM.training.logs import RunLog
 from NatureLM.training.objectives import DistillationTargets, Objective
 from NatureLM.training.optim import (
     MovingAverage,
@@ -37,7 +48,14 @@ from NatureLM.training.optim import (
     set_rate,
     trainable,
 )
-from NatureLM.training.parallel import check_shareable, make_accelerator, seed_step, share, whole
+from NatureLM.training.parallel import (
+    check_shardable,
+    full_tensors,
+    make_accelerator,
+    parallelize,
+    seed_step,
+)
+from NatureLM.training.samples import SampleBuilder
 from NatureLM.training.stream import (
     BatchLayout,
     DataLoader,
@@ -45,39 +63,6 @@ from NatureLM.training.stream import (
     make_builders,
     make_order,
 )
-
-
-class Meter:
-    """Means since it was last read."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: Tensor | None = None
-        self._updates, self._samples, self._rate = 0, 0, 0.0
-        self._since = time.monotonic()
-
-    def add(self, sums: Tensor, rate: float, *, samples: int) -> None:
-        """Sums of an update: loss, answer tokens, right ones, gradient norm."""
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._updates += 1
-        self._samples += samples
-        self._rate = rate
-
-    def read(self) -> dict[str, float]:
-        """The means, and start anew."""
-        assert self._sums is not None
-        loss, count, correct, norm = self._sums.tolist()
-        numbers = {
-            "loss": loss / count,
-            "token_accuracy": correct / count,
-            "gradient_norm": norm / self._updates,
-            "learning_rate": self._rate,
-            "samples_per_second": self._samples / max(time.monotonic() - self._since, 1e-9),
-        }
-        self._reset()
-        return numbers
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,7 @@ def train(
 ) -> TrainResult:
     """Run what the configuration says; `<output_dir>/final` is the result.
 
-    resume: go on from the latest checkpoint in `output_dir`, if there is one
+    resume: from the latest checkpoint in `output_dir`, if there is one
     scorer: what counts as a right answer in evaluation
     data: rows to train on; those of the configuration's tables if None
     soft: a classifier's answers for the whole model to learn
@@ -108,7 +93,12 @@ def train(
 
 
 class Trainer:
-    """A run with everything it holds."""
+    """A run with everything it holds.
+
+    objective: what is learned; None takes what `run.task` says
+    loader: where batches come from; None draws them from `data`. One with batches of its own has
+        the `layout`, `epoch_steps` and `steps` of `DataLoader`
+    """
 
     def __init__(
         self,
@@ -116,47 +106,37 @@ class Trainer:
         data: Data | None = None,
         scorer: Scorer = same_text,
         soft: DistillationTargets | None = None,
+        *,
+        objective: Objective | None = None,
+        loader: DataLoader | None = None,
     ) -> None:
         self.config = config
         self.settings = config.run or RunConfig()
         self.scorer = scorer
         self.folder = Path(self.settings.output_dir)
         datasets = config.datasets or DatasetsConfig()
-        self.data = data or load_data(datasets, self.settings)
+        if data is None:
+            data = load_data(datasets, self.settings) if loader is None else Data()
+        self.data = data
         self.accelerator = make_accelerator(self.settings)
-        self.objective: Objective = make_objective(
-            config, self.data.train, self.accelerator.device, soft
+        self.objective = objective or make_objective(
+            config, data.train, self.accelerator.device, soft
         )
         check_adapter(config, self.objective)
-        self.module = self.objective.module
-        self.layout = BatchLayout(
-            self.settings.batch_size_train,
-            self.settings.accum_grad_iters,
-            self.accelerator.num_processes,
-        )
-        order = make_order(self.data, datasets, self.settings, self.layout.step_size)
         self.builder, self.valid, self.test, self.bad = make_builders(
-            self.data,
+            data,
             datasets,
             self.settings,
             template=self.objective.template,
             sample_rate=self.objective.sample_rate,
             window_samples=self.objective.window_samples,
         )
-        self.stream = DataLoader(
-            self.builder,
-            order,
-            self.layout,
-            self.bad,
-            process=self.accelerator.process_index,
-            workers=self.settings.num_workers,
-            length=self._length(),
-        )
-        self.epoch_steps = max(1, math.ceil(order.size / self.layout.step_size))
+        self.loader = loader or self._make_loader(datasets)
+        self.epoch_steps = self.loader.epoch_steps
         self.total = self.settings.max_steps or (self.settings.optims.max_epoch * self.epoch_steps)
-        check_shareable(self.accelerator, self.settings, datasets)
-        self.parallel = share(self.accelerator, self.module)
-        self.parameters = trainable(self.module)
+        check_shardable(self.accelerator, self.settings, datasets)
+        self.parallel = parallelize(self.accelerator, self.objective.module)
+        self.parameters = trainable(self.objective.module)
         self.optimizer = make_optimizer(self.parameters, self.settings.optims)
         self.average = (
             MovingAverage(self.parameters, self.settings.ema_decay)
@@ -165,9 +145,24 @@ class Trainer:
         )
         self.best: tuple[float, int] | None = None
         self.scores: dict[str, float] = {}
-        self.named = 0  # unusable files that were named so far
+        self._reported = 0  # unusable files that were named so far
 
-    # -- the run ----------------------------------------------------------------------------
+    def _make_loader(self, datasets: DatasetsConfig) -> DataLoader:
+        layout = BatchLayout(
+            self.settings.batch_size_train,
+            self.settings.accum_grad_iters,
+            self.accelerator.num_processes,
+        )
+        lengths = [self.objective.length(example) for example in self.data.train]
+        return DataLoader(
+            self.builder,
+            make_order(self.data, datasets, self.settings, layout.step_size),
+            layout,
+            self.bad,
+            process=self.accelerator.process_index,
+            workers=self.settings.num_workers,
+            lengths=[n for n in lengths if n is not None] if None not in lengths else None,
+        )
 
     def run(self, *, resume: bool) -> TrainResult:
         """Train to the end (or only evaluate) and write the result."""
@@ -189,20 +184,20 @@ class Trainer:
         return TrainResult(self.folder, self.total, self.scores)
 
     def _train(self, first: int, log: RunLog) -> None:
-        meter = Meter()
-        for step, batches in enumerate(self.stream.steps(first, self.total), start=first):
-            meter.add(*self._update(step, batches), samples=self.layout.step_size)
+        means = RunningMeans()
+        for step, batches in enumerate(self.loader.steps(first, self.total), start=first):
+            means.add(*self._update(step, batches), samples=self.loader.layout.step_size)
             done = step + 1
             log.step(done)
             if done % self.settings.log_freq == 0 or done == self.total:
-                numbers = meter.read()
+                numbers = means.read()
                 if not math.isfinite(numbers["loss"]):
                     raise NatureLMError(
                         f"the loss is {numbers['loss']} at step {done}; a lower "
                         "run.optims.init_lr or a longer warm-up may help"
                     )
                 log.train(done, {**numbers, "bad_files": len(self.bad.reasons)})
-                self._name_bad_files(log)
+                self._report_bad_files(log)
             self._evaluate_and_save(done, log)
 
     def _update(self, step: int, batches: MicroBatches) -> tuple[torch.Tensor, float]:
@@ -216,7 +211,7 @@ class Trainer:
         for number, samples in enumerate(batches):
             seed_step(self.settings.seed, step, number, self.accelerator.process_index)
             last = number == len(batches) - 1
-            with self.parallel.accumulating(last):
+            with self.parallel.accumulate(last):
                 out = self.parallel(to_device(self.objective.collate(samples), device))
                 self.accelerator.backward(out.loss)
             sums += torch.stack([value.detach().float() for value in out])
@@ -240,10 +235,12 @@ class Trainer:
         if save:
             self._save(done)
 
-    def _evaluate(self, builder: Any, done: int, log: RunLog, name: str) -> dict[str, float]:
+    def _evaluate(
+        self, builder: SampleBuilder, done: int, log: RunLog, name: str
+    ) -> dict[str, float]:
         if not builder.examples:
             raise UsageError(f"there is no {name} table to evaluate on (datasets.{name})")
-        with self._averaged(), self.parallel.together():
+        with self._averaged(), self.parallel.summon_full_params():
             scores = evaluate(
                 self.objective,
                 self.parallel.evaluated,
@@ -267,17 +264,15 @@ class Trainer:
             return True
         return False
 
-    def _averaged(self) -> Any:
+    def _averaged(self) -> AbstractContextManager[None]:
         return self.average.in_place() if self.average is not None else nullcontext()
-
-    # -- files ------------------------------------------------------------------------------
 
     def _begin(self, resume: bool) -> int:
         """The step to start from; weights and optimiser are put back when there is a checkpoint."""
-        found = files.checkpoints(self.folder / "checkpoints")
+        found = checkpoints(self.folder / "checkpoints")
         if not found:
             if self.accelerator.is_main_process:
-                files.clean(self.folder / "checkpoints", keep=1)
+                clean(self.folder / "checkpoints", keep=1)
             return 0
         if not resume and not self.settings.evaluate:
             raise UsageError(
@@ -287,17 +282,17 @@ class Trainer:
         self._load(found[-1])
         state = found[-1].state()
         self.bad.restore(state["bad_files"], state.get("files_tried", 0))
-        self.named = len(self.bad.reasons)
+        self._reported = len(self.bad.reasons)
         return found[-1].step
 
-    def _load(self, checkpoint: files.Checkpoint) -> None:
+    def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
         if not self.settings.evaluate:
-            check_same(state["run"], self._identity(), checkpoint.folder)
-        files.load_weights(self.parameters, checkpoint.tensors(files.WEIGHTS), checkpoint.folder)
-        files.load_optimizer(self.optimizer, self.parameters, checkpoint.tensors(files.OPTIMIZER))
+            check_same(state["run"], self._run_settings(), checkpoint.folder)
+        load_weights(self.parameters, checkpoint.tensors(WEIGHTS), checkpoint.folder)
+        load_optimizer(self.optimizer, self.parameters, checkpoint.tensors(OPTIMIZER))
         if self.average is not None:
-            self.average.load(checkpoint.tensors(files.AVERAGE))
+            self.average.load(checkpoint.tensors(AVERAGE))
         self.best = tuple(state["best"]) if state["best"] else None
         self.scores = state["scores"]
 
@@ -306,10 +301,10 @@ class Trainer:
         folder = self.folder / "checkpoints"
         self.accelerator.wait_for_everyone()
         main = self.accelerator.is_main_process
-        tensors = {name: whole(held, keep=main) for name, held in self._held().items()}
+        tensors = {name: full_tensors(held, keep=main) for name, held in self._tensors().items()}
         if not main:
             return
-        if not all(bool(value.isfinite().all()) for value in tensors[files.WEIGHTS].values()):
+        if not all(bool(value.isfinite().all()) for value in tensors[WEIGHTS].values()):
             raise NatureLMError(f"weights are no longer finite after step {done}; none were saved")
         state = {
             "step": done,
@@ -317,39 +312,34 @@ class Trainer:
             "scores": self.scores,
             "bad_files": self.bad.reasons,
             "files_tried": self.bad.tried_so_far,
-            "run": self._identity(),
+            "run": self._run_settings(),
         }
-        files.write_checkpoint(folder, done, tensors, state)
-        files.clean(
-            folder, self.settings.keep_checkpoints, also=[self.best[1]] if self.best else []
-        )
+        write_checkpoint(folder, done, tensors, state)
+        clean(folder, self.settings.keep_checkpoints, also=[self.best[1]] if self.best else [])
 
-    def _held(self) -> dict[str, dict[str, torch.Tensor]]:
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """File name → tensors of a checkpoint, as they are on this process."""
-        held = {
-            files.WEIGHTS: {name: p.detach() for name, p in self.parameters},
-            files.OPTIMIZER: files.optimizer_tensors(self.optimizer, self.parameters),
+        tensors = {
+            WEIGHTS: {name: p.detach() for name, p in self.parameters},
+            OPTIMIZER: optimizer_tensors(self.optimizer, self.parameters),
         }
         if self.average is not None:
-            held[files.AVERAGE] = self.average.values
-        return held
+            tensors[AVERAGE] = self.average.values
+        return tensors
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be continued."""
-        return identity(
-            self.config,
-            data=self.data.fingerprint(),
-            processes=self.accelerator.num_processes,
+    def _run_settings(self) -> dict[str, Any]:
+        return run_settings(
+            self.config, data=self.data.fingerprint(), processes=self.accelerator.num_processes
         )
 
     def _finish(self, log: RunLog) -> None:
         """Write `final`: averaged weights if there are any, those of the best step if asked for."""
         self.accelerator.wait_for_everyone()  # until the last checkpoint is written
         if self.settings.use_best and self.best is not None:
-            found = files.checkpoints(self.folder / "checkpoints")
+            found = checkpoints(self.folder / "checkpoints")
             chosen = next(c for c in found if c.step == self.best[1])
             self._load(chosen)
-        with self._averaged(), self.parallel.together():
+        with self._averaged(), self.parallel.summon_full_params():
             if self.accelerator.is_main_process:
                 self._write(log)
         self.accelerator.wait_for_everyone()
@@ -366,24 +356,49 @@ class Trainer:
             rest = f", without what else learned: {', '.join(left_out)}" if left_out else ""
             log.say(f"Adapter: {adapter}{rest}")
 
-    # -- small things -----------------------------------------------------------------------
-
-    def _name_bad_files(self, log: RunLog) -> None:
+    def _report_bad_files(self, log: RunLog) -> None:
         """Say which files were found to be unusable since the last time."""
-        for path, reason in list(self.bad.reasons.items())[self.named :]:
+        for path, reason in list(self.bad.reasons.items())[self._reported :]:
             log.say(f"left out: {path}: {reason}")
-            self.named += 1
-
-    def _length(self) -> Any:
-        lengths = [self.objective.length(example) for example in self.data.train]
-        if any(length is None for length in lengths):
-            return None
-        return lengths.__getitem__
+            self._reported += 1
 
     def _announce(self, log: RunLog, first: int) -> None:
         numbers = sum(p.numel() for _, p in self.parameters)
         log.say(
             f"{numbers:,} parameters learn from {len(self.data.train):,} rows in {self.total:,} "
-            f"steps of {self.layout.step_size} samples"
+            f"steps of {self.loader.layout.step_size} samples"
             + (f", going on after step {first:,}" if first else "")
         )
+
+
+class RunningMeans:
+    """Means over the updates since it was last read, and their throughput."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Tensor | None = None
+        self._updates, self._samples, self._rate = 0, 0, 0.0
+        self._since = time.monotonic()
+
+    def add(self, sums: Tensor, rate: float, *, samples: int) -> None:
+        """Sums of an update: loss, answer tokens, right ones, gradient norm."""
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._updates += 1
+        self._samples += samples
+        self._rate = rate
+
+    def read(self) -> dict[str, float]:
+        """The means, and start anew."""
+        assert self._sums is not None
+        loss, count, correct, norm = self._sums.tolist()
+        means = {
+            "loss": loss / count,
+            "token_accuracy": correct / count,
+            "gradient_norm": norm / self._updates,
+            "learning_rate": self._rate,
+            "samples_per_second": self._samples / max(time.monotonic() - self._since, 1e-9),
+        }
+        self._reset()
+        return means

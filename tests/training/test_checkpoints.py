@@ -96,7 +96,7 @@ def test_the_optimiser_comes_back_exactly(tmp_path: Path):
 
 def test_weights_of_another_model_are_refused(tmp_path: Path):
     parameters = trainable(nn.Linear(2, 2))
-    with pytest.raises(files.CheckpointMismatchError, match="different: bias, weight"):
+    with pytest.raises(files.NatureLMError, match="different: bias, weight"):
         files.load_weights(parameters, {"weight": torch.ones(3, 2)}, tmp_path)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError, UsageError
-from NatureLM.training.parallel import check_shareable, split_units
+from NatureLM.training.parallel import check_shardable, split_units
 from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")
@@ -151,19 +151,19 @@ def test_what_fsdp_cannot_follow_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     config = make_config(datasets=datasets, optims=optims)
-    check_shareable(ONE, config.run, config.datasets)
+    check_shardable(ONE, config.run, config.datasets)
     with pytest.raises(ConfigError, match=message):
-        check_shareable(TWO, config.run, config.datasets)
+        check_shardable(TWO, config.run, config.datasets)
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UsageError, match="only the second is supported: fsdp_version: 2"):
-        check_shareable(TWO, config.run, config.datasets)
+        check_shardable(TWO, config.run, config.datasets)
 
 
 ONE, TWO = SimpleNamespace(num_processes=1), SimpleNamespace(num_processes=2)
 
 
 def test_units_are_the_layers_of_the_language_model(make_config):
-    units = split_units(Trainer(make_config()).module)
+    units = split_units(Trainer(make_config()).objective.module)
     assert {type(unit).__name__ for unit in units} == {"LlamaDecoderLayer"}
     assert len(units) == 2
 

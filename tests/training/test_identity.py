@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from NatureLM.errors import UsageError
-from NatureLM.training.checkpoint import check_same, identity
+from NatureLM.training.checkpoint import check_same, run_settings
 
 SOURCE = Path("step_1")
 
 
 def test_what_changes_no_number_may_change(make_config):
-    one = identity(make_config(), data="d", processes=1)
-    other = identity(make_config(num_workers=3, save_adapter=True), data="d", processes=1)
+    one = run_settings(make_config(), data="d", processes=1)
+    other = run_settings(make_config(num_workers=3, save_adapter=True), data="d", processes=1)
     check_same(one, other, SOURCE)
 
 
@@ -29,20 +29,20 @@ def test_what_changes_no_number_may_change(make_config):
     ],
 )
 def test_what_changes_numbers_may_not(make_config, change, message: str):
-    before = identity(make_config(), data="d", processes=1)
+    before = run_settings(make_config(), data="d", processes=1)
     with pytest.raises(UsageError, match=message):
-        check_same(before, identity(make_config(**change), data="d", processes=1), SOURCE)
+        check_same(before, run_settings(make_config(**change), data="d", processes=1), SOURCE)
     with pytest.raises(UsageError, match="training data: 'd' then, 'e' now"):
-        check_same(before, identity(make_config(), data="e", processes=1), SOURCE)
+        check_same(before, run_settings(make_config(), data="e", processes=1), SOURCE)
 
 
 def test_a_run_of_an_older_version_goes_on(make_config):
-    now = identity(make_config(), data="d", processes=1)
+    now = run_settings(make_config(), data="d", processes=1)
     before = copy.deepcopy(now)
     del before["datasets.train"][0]["split"]
     del before["run.optims"]["beta1"]
     del before["run.gradient_checkpointing"]
     check_same(before, now, SOURCE)
-    changed = identity(make_config(gradient_checkpointing=True), data="d", processes=1)
+    changed = run_settings(make_config(gradient_checkpointing=True), data="d", processes=1)
     with pytest.raises(UsageError, match=r"run\.gradient_checkpointing: False then, True now"):
         check_same(before, changed, SOURCE)

@@ -125,7 +125,7 @@ def test_splitting_a_batch_does_not_change_the_update(make_config, batch: int, a
             model={"lora_dropout": 0.0, "beats_cfg": BEATS_WITHOUT_DROP, "qformer_cfg": QFORMER_0},
         )
         trainer = Trainer(config)
-        for step, batches in enumerate(trainer.stream.steps(0, 2)):
+        for step, batches in enumerate(trainer.loader.steps(0, 2)):
             trainer._update(step, batches)
         return weights(trainer)
 
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_config):
         trainer = Trainer(config)
         language_model = trainer.objective.model.language_model
         assert getattr(language_model.model, "gradient_checkpointing", False) == checkpointing
-        trainer._update(0, next(iter(trainer.stream.steps(0, 1))))
+        trainer._update(0, next(iter(trainer.loader.steps(0, 1))))
         return weights(trainer)
 
     kept, computed_again = after_a_step(False), after_a_step(True)
@@ -178,11 +178,13 @@ def test_frozen_parts_stay(make_config, learning: str):
     settings = {key: True for part, key in PARTS.items() if part not in ("lora", learning)}
     settings |= {PARTS[learning]: False} if learning != "lora" else {"lora": True}
     trainer = Trainer(make_config(model={"lora": learning == "lora", **settings}))
-    before = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
-    for step, batches in enumerate(trainer.stream.steps(0, 2)):  # LoRA's A waits for its B
+    before = {n: p.detach().clone() for n, p in trainer.objective.module.named_parameters()}
+    for step, batches in enumerate(trainer.loader.steps(0, 2)):  # LoRA's A waits for its B
         trainer._update(step, batches)
     changed = {
-        n for n, p in trainer.module.named_parameters() if not torch.equal(p.detach(), before[n])
+        n
+        for n, p in trainer.objective.module.named_parameters()
+        if not torch.equal(p.detach(), before[n])
     }
     assert changed
     assert {part_of(name) for name in changed} == {learning}

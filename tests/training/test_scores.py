@@ -6,11 +6,17 @@ import pytest
 
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
-from NatureLM.training.evaluation import Answered, _is_decoded, answer_scores, lines, shown
+from NatureLM.training.evaluation import (
+    ScoredAnswer,
+    _is_decoded,
+    answer_scores,
+    format_scores,
+    score_lines,
+)
 from NatureLM.training.train import Trainer
 
 ROWS = [
-    Answered(f"r{i}", correct, label, f"g{i // 2}")
+    ScoredAnswer(f"r{i}", correct, label, f"g{i // 2}")
     for i, (correct, label) in enumerate(
         [(True, "Wren"), (True, "Wren"), (False, "Wren"), (True, "Wren"), (False, "Owl")] * 4
     )
@@ -38,8 +44,8 @@ def test_order_does_not_matter_and_nothing_is_nothing():
 
 def test_in_words():
     scores = {"loss": 1.5, "accuracy": 0.75, "accuracy_low": 0.5, "accuracy_high": 0.9}
-    assert shown(scores) == "loss 1.5000, accuracy 0.7500 [0.500, 0.900]"
-    assert dict(lines(scores))["accuracy"] == "0.7500 [0.500, 0.900]"
+    assert format_scores(scores) == "loss 1.5000, accuracy 0.7500 [0.500, 0.900]"
+    assert dict(score_lines(scores))["accuracy"] == "0.7500 [0.500, 0.900]"
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0, 0), (0.1, 1), (0.5, 5), (1, 10)])

@@ -76,7 +76,7 @@ def test_processes_share_a_step(rows):
 
 def test_samples_of_a_step_are_sorted_by_length(rows):
     lengths = [len(row.answer) for row in rows]
-    one = stream(rows, BatchLayout(4, 3), length=lengths.__getitem__)
+    one = stream(rows, BatchLayout(4, 3), lengths=lengths)
     drawn = [lengths[draw.row] for batch in one.positions(0) for _, draw in batch]
     assert drawn == sorted(drawn)
 

@@ -57,7 +57,7 @@ def test_what_check_shows_is_what_training_gets(make_config):
     from NatureLM.training.train import Trainer
 
     config = make_config(batch_size_train=10, augmentations={"use_augmentation": True})
-    (batch,) = next(iter(Trainer(config).stream.steps(0, 1)))
+    (batch,) = next(iter(Trainer(config).loader.steps(0, 1)))
     lines = "\n".join(report(config))
     for number, sample in enumerate(batch, start=1):
         assert f"[{number}] {sample.id} " in lines
