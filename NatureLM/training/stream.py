@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +59,29 @@ class BatchLayout:
         ]
 
 
-class DataLoader:
-    """Endless micro-batches of one process.
+class BatchSource(ABC):
+    """Where the batches of a run come from; give `Trainer` one of your own.
+
+    layout: how a step is shared out
+    """
+
+    layout: BatchLayout
+
+    @property
+    @abstractmethod
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+
+    @abstractmethod
+    def steps(self, first: int, last: int) -> Iterator[list[list[Any]]]:
+        """For each of the steps first, first + 1, … last - 1, this process's micro-batches.
+
+        They are lists of what the objective collates, and depend on the step alone.
+        """
+
+
+class DataLoader(BatchSource):
+    """Micro-batches of samples, drawn in a seeded order.
 
     workers: threads; 0 builds samples when they are asked for
     lengths: of the rows, if given; the samples of a step are sorted by it, so that batches pad
@@ -86,11 +109,11 @@ class DataLoader:
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps of an epoch of the order."""
         return steps_per_epoch(self.order, self.layout.step_size)
 
     def steps(self, first: int, last: int) -> Iterator[MicroBatches]:
-        """The micro-batches of steps first, first + 1, … last - 1."""
+        """Samples of the steps first, first + 1, … last - 1, built ahead by the workers."""
         if self.workers == 0:
             for step in range(first, last):
                 yield [[self.sample(at) for at in batch] for batch in self.positions(step)]

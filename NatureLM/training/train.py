@@ -58,8 +58,8 @@ from NatureLM.training.parallel import (
 from NatureLM.training.samples import SampleBuilder
 from NatureLM.training.stream import (
     BatchLayout,
+    BatchSource,
     DataLoader,
-    MicroBatches,
     make_builders,
     make_order,
 )
@@ -96,8 +96,7 @@ class Trainer:
     """A run with everything it holds.
 
     objective: what is learned; None takes what `run.task` says
-    loader: where batches come from; None draws them from `data`. One with batches of its own has
-        the `layout`, `epoch_steps` and `steps` of `DataLoader`
+    loader: where batches come from; None draws them from `data`
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Trainer:
         soft: DistillationTargets | None = None,
         *,
         objective: Objective | None = None,
-        loader: DataLoader | None = None,
+        loader: BatchSource | None = None,
     ) -> None:
         self.config = config
         self.settings = config.run or RunConfig()
@@ -200,7 +199,7 @@ class Trainer:
                 self._report_bad_files(log)
             self._evaluate_and_save(done, log)
 
-    def _update(self, step: int, batches: MicroBatches) -> tuple[torch.Tensor, float]:
+    def _update(self, step: int, batches: list[list[Any]]) -> tuple[torch.Tensor, float]:
         """One update; the sums (loss, count, correct, gradient norm) and the learning rate."""
         optims = self.settings.optims
         rate = learning_rate(step, self.total, optims)

@@ -63,7 +63,10 @@ def table(clips_folder: Path) -> Path:
 
 @pytest.fixture
 def make_config(fixtures_dir: Path, table: Path, tmp_path: Path) -> MakeConfig:
-    """A configuration of a small run on the CPU; keyword arguments change `run`."""
+    """A configuration of a small run on the CPU; keyword arguments change `run`.
+
+    `model` changes the model; its `beats_cfg` and `qformer_cfg` name what differs from small ones.
+    """
 
     def make(
         *,
@@ -72,15 +75,18 @@ def make_config(fixtures_dir: Path, table: Path, tmp_path: Path) -> MakeConfig:
         optims: dict[str, Any] | None = None,
         **run: Any,
     ) -> Config:
+        model = {
+            **(model or {}),
+            "beats_cfg": {**BEATS, **(model or {}).get("beats_cfg", {})},
+            "qformer_cfg": {**QFORMER, **(model or {}).get("qformer_cfg", {})},
+        }
         return Config.model_validate(
             {
                 "model": {
                     "llama_path": str(fixtures_dir / "goldens" / "nano" / "llama"),
-                    "beats_cfg": BEATS,
-                    "qformer_cfg": QFORMER,
                     "lora_rank": 4,
                     "freeze_beats": False,
-                    **(model or {}),
+                    **model,
                 },
                 "datasets": {
                     "train": [{"path": str(table)}],

@@ -76,9 +76,8 @@ def test_two_processes_are_as_one(
             datasets={"train": [{"path": str(table)}], "valid": [{"path": str(odd_table)}]},
             model={
                 "lora_dropout": 0.0,
-                "beats_cfg": {**BEATS, "encoder_layerdrop": 0.0},
+                "beats_cfg": {"encoder_layerdrop": 0.0},
                 "qformer_cfg": {
-                    **QFORMER,
                     "hidden_dropout_prob": 0.0,
                     "attention_probs_dropout_prob": 0.0,
                 },
@@ -126,7 +125,7 @@ def test_all_that_may_differ_between_processes(
         gradient_checkpointing=True,
         output_dir=str(tmp_path / "run"),
         datasets={"train": [{"path": str(table)}, {"path": str(tmp_path / "text.jsonl")}]},
-        model={"freeze_llama": False, "beats_cfg": {**BEATS, "encoder_layerdrop": 0.5}},
+        model={"freeze_llama": False, "beats_cfg": {"encoder_layerdrop": 0.5}},
     )
     folder = launch(config, way, quiet_environment)
     whole = {file: tensors(folder, file, 6) for file in ("weights", "optimizer", "average")}
@@ -166,22 +165,3 @@ def test_units_are_the_layers_of_the_language_model(make_config):
     units = split_units(Trainer(make_config()).objective.module)
     assert {type(unit).__name__ for unit in units} == {"LlamaDecoderLayer"}
     assert len(units) == 2
-
-
-BEATS = {
-    "embed_dim": 16,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 16,
-    "encoder_ffn_embed_dim": 32,
-    "encoder_attention_heads": 2,
-    "conv_pos": 8,
-    "conv_pos_groups": 4,
-    "num_buckets": 16,
-    "max_distance": 60,
-}
-QFORMER = {
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-}

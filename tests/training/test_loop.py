@@ -1,23 +1,41 @@
-"""The loop with all three objectives, on a model of a few thousand weights."""
+"""The loop: what learns, what is saved, scores, and how it stops."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
+from NatureLM.evaluation.bootstrap import clustered_interval
+from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
 from NatureLM.training.check import report
 from NatureLM.training.checkpoint import checkpoints
+from NatureLM.training.evaluation import (
+    ScoredAnswer,
+    _is_decoded,
+    answer_scores,
+    format_scores,
+    score_lines,
+)
+from NatureLM.training.objectives import Objective, StepOutput
 from NatureLM.training.optim import part_of
+from NatureLM.training.stream import BatchLayout, BatchSource
 from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")
+
+NO_LAYER_DROP = {"encoder_layerdrop": 0.0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -97,7 +115,7 @@ def test_the_encoder_learns_and_is_taken_over(make_config, clips_folder: Path, t
         max_steps=50,
         batch_size_train=12,
         decode_ratio=1.0,
-        model={"beats_cfg": {**BEATS_WITHOUT_DROP, "layer_wise_gradient_decay_ratio": 1.0}},
+        model={"beats_cfg": NO_LAYER_DROP},
         datasets={
             "train": [{"path": str(clips_folder)}],
             "valid": [{"path": str(clips_folder)}],
@@ -122,7 +140,7 @@ def test_splitting_a_batch_does_not_change_the_update(make_config, batch: int, a
         config = make_config(
             batch_size_train=batch,
             accum_grad_iters=accumulation,
-            model={"lora_dropout": 0.0, "beats_cfg": BEATS_WITHOUT_DROP, "qformer_cfg": QFORMER_0},
+            model={"lora_dropout": 0.0, "beats_cfg": NO_LAYER_DROP, "qformer_cfg": NO_DROPOUT},
         )
         trainer = Trainer(config)
         for step, batches in enumerate(trainer.loader.steps(0, 2)):
@@ -150,7 +168,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_config):
     def after_a_step(checkpointing: bool) -> dict[str, torch.Tensor]:
         config = make_config(
             gradient_checkpointing=checkpointing,
-            model={"lora_dropout": 0.1, "freeze_llama": False, "beats_cfg": BEATS_WITHOUT_DROP},
+            model={"lora_dropout": 0.1, "freeze_llama": False, "beats_cfg": NO_LAYER_DROP},
         )
         trainer = Trainer(config)
         language_model = trainer.objective.model.language_model
@@ -304,23 +322,114 @@ def test_an_old_run_is_not_overwritten_nor_continued_with_other_settings(make_co
         train(make_config(max_steps=2, seed=14), resume=True)
 
 
-BEATS_WITHOUT_DROP = {
-    "embed_dim": 16,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 16,
-    "encoder_ffn_embed_dim": 32,
-    "encoder_attention_heads": 2,
-    "conv_pos": 8,
-    "conv_pos_groups": 4,
-    "num_buckets": 16,
-    "max_distance": 60,
-    "encoder_layerdrop": 0.0,
-}
-QFORMER_0 = {
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+ANSWERS = [
+    ScoredAnswer(f"r{i}", correct, label, f"g{i // 2}")
+    for i, (correct, label) in enumerate(
+        [(True, "Wren"), (True, "Wren"), (False, "Wren"), (True, "Wren"), (False, "Owl")] * 4
+    )
+]
+
+
+def test_they_are_those_of_the_metrics_package():
+    scores = answer_scores(ANSWERS)
+    rows = sorted(ANSWERS)
+    correct, labels = [row.correct for row in rows], [row.label for row in rows]
+    assert scores["accuracy"] == accuracy(correct) == 0.6
+    assert scores["macro_accuracy"] == macro_accuracy(correct, labels) == 0.375
+    interval = clustered_interval(
+        lambda w: accuracy(correct, w), [row.cluster for row in rows], repeats=500
+    )
+    assert (scores["accuracy_low"], scores["accuracy_high"]) == (interval.low, interval.high)
+    alone = answer_scores([row._replace(cluster=row.id) for row in ANSWERS])
+    assert alone["accuracy_low"] != scores["accuracy_low"]  # clusters, not clips
+
+
+def test_order_does_not_matter_and_nothing_is_nothing():
+    assert answer_scores(ANSWERS[::-1]) == answer_scores(ANSWERS)
+    assert answer_scores([]) == {}
+
+
+def test_in_words():
+    scores = {"loss": 1.5, "accuracy": 0.75, "accuracy_low": 0.5, "accuracy_high": 0.9}
+    assert format_scores(scores) == "loss 1.5000, accuracy 0.7500 [0.500, 0.900]"
+    assert dict(score_lines(scores))["accuracy"] == "0.7500 [0.500, 0.900]"
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0, 0), (0.1, 1), (0.5, 5), (1, 10)])
+def test_which_batches_are_answered(ratio: float, expected: int):
+    answered = [number for number in range(10) if _is_decoded(number, ratio)]
+    assert len(answered) == expected
+    assert not answered or answered[0] == 0  # a small table is answered, too
+
+
+def test_samples_carry_their_cluster(make_config):
+    trainer = Trainer(make_config())
+    example = trainer.data.train[0]
+    assert trainer.builder.plain(example).group == example.id
+
+
+class Distance(nn.Module):
+    """Squared distance of a learned point to those of a batch (B, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.zeros(2))
+
+    def forward(self, points_B2: torch.Tensor) -> StepOutput:
+        loss = (self.point - points_B2).square().sum()
+        return StepOutput(loss, torch.tensor(len(points_B2)), torch.tensor(0))
+
+
+class Centre(Objective):
+    """An objective of a program's own."""
+
+    def __init__(self) -> None:
+        self.module = Distance()
+
+    def collate(self, samples: Any) -> torch.Tensor:
+        return torch.stack(list(samples))
+
+    def answers(self, samples: Any) -> list[str]:
+        return []
+
+    def save(self, folder: Path) -> None:
+        torch.save(self.module.state_dict(), folder / "point.pt")
+
+
+class Points(BatchSource):
+    """Batches of a program's own: a function of the step."""
+
+    layout = BatchLayout(4)
+    epoch_steps = 10
+
+    def steps(self, first: int, last: int) -> Iterator[list[list[torch.Tensor]]]:
+        for step in range(first, last):
+            around = torch.Generator().manual_seed(step)
+            yield [list(torch.tensor([1.0, -2.0]) + torch.rand(4, 2, generator=around) - 0.5)]
+
+
+def test_a_program_gives_its_own_objective_and_batches(make_config, tmp_path: Path):
+    points: list[torch.Tensor] = []
+    for name, stops in (("whole", [40]), ("resumed", [20, 40])):
+        for steps in stops:
+            config = make_config(
+                max_steps=40,
+                output_dir=str(tmp_path / name),
+                optims={"init_lr": 0.2, "weight_decay": 0.0},
+                save_every=20,
+            )
+            trainer = Trainer(config, objective=Centre(), loader=Points())
+            if steps < 40:
+                trainer.loader.steps = partial(stop_after, trainer.loader.steps, steps)
+                with pytest.raises(KeyboardInterrupt):
+                    trainer.run(resume=False)
+            else:
+                trainer.run(resume=True)
+        points.append(torch.load(tmp_path / name / "final" / "point.pt")["point"])
+    assert torch.allclose(points[0], torch.tensor([1.0, -2.0]), atol=0.2)
+    assert torch.equal(*points)
+
+
+def stop_after(steps: Any, count: int, first: int, last: int) -> Iterator[Any]:
+    yield from steps(first, min(count, last))
+    raise KeyboardInterrupt
