@@ -67,13 +67,13 @@ def run(model: NatureLM, plan: Plan, folder: Path, **options: Any) -> RunSummary
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run, by cell."""
+    """The rows of a run, by trial."""
     lines = (folder / ANSWERS).read_bytes().splitlines()
     return sorted(map(json.loads, lines), key=lambda row: str(row["cell"]))
 
 
 def sorted_lines(folder: Path) -> list[bytes]:
-    """The bytes of the rows, by cell."""
+    """The bytes of the rows, by trial."""
     lines = (folder / ANSWERS).read_bytes().splitlines(keepends=True)
     return sorted(lines, key=lambda line: str(json.loads(line)["cell"]))
 

@@ -270,13 +270,13 @@ def describe(experiment: Experiment, plan: Plan) -> list[str]:
         ("plan", plan.fingerprint()),
     ]
     lines = [f"{name:<13}{value}" for name, value in facts]
-    for cell in plan.trials_of(plan.samples[0]):
-        if cell.alpha == plan.alphas[0]:
+    for trial in plan.trials_of(plan.samples[0]):
+        if trial.alpha == plan.alphas[0]:
             lines += [
                 "",
-                f"query {cell.query}, for sample {cell.sample_id} ({cell.label}), with "
-                + ", ".join(clip.key for clip in cell.audios),
-                *(f"  {line}".rstrip() for line in cell.prompt.splitlines()),
+                f"query {trial.query}, for sample {trial.sample_id} ({trial.label}), with "
+                + ", ".join(clip.key for clip in trial.audios),
+                *(f"  {line}".rstrip() for line in trial.prompt.splitlines()),
             ]
     return lines
 

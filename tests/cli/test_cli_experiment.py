@@ -219,8 +219,8 @@ def ran(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list
     def run_experiment(model: Any, plan: Any, output: Path, **more: Any) -> Any:
         calls.append({"model": model, "plan": plan, "output": output, **more})
         tally = TrialProgress(total=4, before=1, errors=errors)
-        for cell in itertools.islice(plan.trials(), 3 - errors):
-            tally.count(cell, is_right=cell.alpha == 1.0)
+        for trial in itertools.islice(plan.trials(), 3 - errors):
+            tally.count(trial, is_right=trial.alpha == 1.0)
         more["progress"](tally)
         return SimpleNamespace(progress=tally)
 

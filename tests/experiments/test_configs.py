@@ -1,19 +1,25 @@
-"""Every configuration that ships loads, and shows its plan over made-up data."""
+"""Configurations that ship load, show their plans, and give the published prompts."""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from NatureLM.cli.main import beans_app, naturelm_app
-from NatureLM.config import ExperimentConfig, load_config
+from NatureLM.config import Config, ExperimentConfig, load_config
 from NatureLM.config.base import TableSource
+from NatureLM.data.clip import Clip
+from NatureLM.data.sample import Sample
 from NatureLM.errors import ConfigError
-from NatureLM.experiments.plan import make_plan
+from NatureLM.experiments.plan import Plan, Renderer, make_plan, select
 from recipes.tiny.study import StudyConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -107,9 +113,9 @@ def test_orders_that_are_named(beans_zero: Path) -> None:
         ("in_context_spotted_first", "Spotted Elachura, Dall's Porpoise"),
         ("in_context_dalls_first", "Dall's Porpoise, Spotted Elachura"),
     ):
-        cells = list(make_plan(with_data(extended(name), beans_zero), "{}").trials())
-        assert cells
-        assert all(f"exactly one of: {first}\n" in cell.prompt for cell in cells)
+        trials = list(make_plan(with_data(extended(name), beans_zero), "{}").trials())
+        assert trials
+        assert all(f"exactly one of: {first}\n" in trial.prompt for trial in trials)
 
 
 def test_the_two_names_of_one_experiment() -> None:
@@ -121,9 +127,9 @@ def test_examples_are_spliced(beans_zero: Path) -> None:
     for name, n in (("in_context_learning_1_example", 1), ("in_context_learning_5_examples", 5)):
         config = extended(name)
         assert config.n_examples == n
-        for cell in make_plan(with_data(config, beans_zero), "{}").trials():
-            assert len(set(cell.audios)) == len(cell.audios) == 2 * n + 1
-            assert cell.audios[-1].key == f"unseen-family-cmn/{cell.sample_id}@0.0+10.0"
+        for trial in make_plan(with_data(config, beans_zero), "{}").trials():
+            assert len(set(trial.audios)) == len(trial.audios) == 2 * n + 1
+            assert trial.audios[-1].key == f"unseen-family-cmn/{trial.sample_id}@0.0+10.0"
 
 
 def test_the_small_one_on_a_table_of_ones_own(tmp_path: Path) -> None:
@@ -144,3 +150,58 @@ def test_the_small_one_on_a_table_of_ones_own(tmp_path: Path) -> None:
         naturelm_app, ["infer", *arguments, "--dry-run", "--options", "extended.data.where={}"]
     )
     assert "samples      12" in plan.stdout
+
+
+def published(shared: Path, name: str) -> list[dict[str, Any]]:
+    with gzip.open(shared / "published" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def our_plan(name: str, rows: list[dict[str, Any]]) -> Plan:
+    """The plan of a configuration over the samples of the published answers."""
+    config = load_config(CONFIGS / f"{name}.yml")
+    assert config.extended is not None
+    samples: dict[str, Sample] = {}
+    for row in rows:
+        clip = Clip(row["id"], None)  # type: ignore[arg-type]
+        sample = Sample(row["id"], row["dataset_name"], row["label"], clip, row["id"])
+        samples.setdefault(row["id"], sample)
+    assert config.extended.datasets == [rows[0]["dataset_name"]]
+    tested, species = select(config.extended, list(samples.values()))
+    renderer = Renderer(config.model.prompt_template, species)
+    extended: ExperimentConfig = config.extended
+    return Plan(tested, extended.queries, extended.lora_scales, renderer)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["cbi", "zf-indiv"])
+def test_prompts_without_a_list_are_equal(name: str, shared_dir: Path) -> None:
+    rows = published(shared_dir, name)
+    plan = our_plan(name.replace("-", "_"), rows)
+    theirs = {(row["id"], row["query"], row["lora_scale"]): row["prompt"] for row in rows}
+    ours = {(one.sample_id, one.query, one.alpha): one.prompt for one in plan.trials()}
+    assert {key: ours[key] for key in theirs} == theirs
+    assert name == "zf-indiv" or ours.keys() == theirs.keys()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["closed_set_classification_2", "textual_in_context_learning"])
+def test_shuffled_prompts_are_equal_up_to_the_shuffle(name: str, shared_dir: Path) -> None:
+    """The same two prompts, both used, and each about as often."""
+    rows = published(shared_dir, name)
+    plan = our_plan(name, rows)
+    trials = list(plan.trials())
+    assert {(one.sample_id, one.label, one.alpha) for one in trials} == {
+        (row["id"], row["label"], row["lora_scale"]) for row in rows
+    }
+    theirs = Counter(row["prompt"] for row in rows)
+    ours = Counter(one.prompt for one in trials)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 2
+    assert min(ours.values()) > 0.35 * len(trials)
+    # A sample has one order for all α.
+    assert len({(one.sample_id, one.prompt) for one in trials}) == plan.n_samples
+
+
+def test_the_configuration_of_the_published_template() -> None:
+    assert Config().model.prompt_template.startswith("<|start_header_id|>user<|end_header_id|>\n\n")

@@ -1,62 +1,75 @@
-"""Running a plan: rows, resuming, refusing."""
+"""Running a plan: rows, resuming after any stop, refusing, windows of clips."""
 
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from experiment_runs import (
     ALPHAS,
     GENERATE,
     QUERIES,
+    die,
+    killed,
     plan_of,
     rows_of,
     run,
     sorted_lines,
 )
+from numpy.typing import NDArray
+from torch import Tensor
 
 from NatureLM.config.base import TableSource
-from NatureLM.data.sample import open_samples
+from NatureLM.data.clip import Clip, read_window
+from NatureLM.data.sample import Sample, open_samples
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.experiments.plan import Plan, Renderer
-from NatureLM.experiments.run import ANSWERS, EXPORT, TrialProgress, weights_of
+from NatureLM.experiments.run import ANSWERS, EXPORT, ClipLoader, TrialProgress, weights_of
 from NatureLM.experiments.store import TrialStore
+from NatureLM.generation.audio_cache import AudioEncoder, EmbeddingCache
+from NatureLM.generation.decoding import DecodingSession
 from NatureLM.models import NatureLM
 from NatureLM.results.rows import OutputError
 from NatureLM.results.settings import RunSettings
 
 
-def test_a_row_for_every_cell_with_the_answer_of_plain_generation(
+def test_a_row_for_every_trial_with_the_answer_of_plain_generation(
     model: NatureLM, whole: Path
 ) -> None:
-    cells = {cell.id: cell for cell in plan_of().trials()}
+    trials = {trial.id: trial for trial in plan_of().trials()}
     rows = rows_of(whole)
-    assert {row["cell"] for row in rows} == cells.keys()
+    assert {row["cell"] for row in rows} == trials.keys()
     assert model.processor is not None
     for row in rows[::5]:
-        cell = cells[row["cell"]]
-        clip = cell.audios[0]
+        trial = trials[row["cell"]]
+        clip = trial.audios[0]
         wav = clip.source.read(start=0.0, duration=None, sample_rate=16000)
-        (text,) = model.generate([cell.prompt], [[wav]], alpha=cell.alpha, **options())
+        (text,) = model.generate([trial.prompt], [[wav]], alpha=trial.alpha, **options())
         assert row == {
             "prediction": text,
-            "label": cell.label,
-            "id": cell.sample_id,
+            "label": trial.label,
+            "id": trial.sample_id,
             "dataset_name": "made-up",
-            "prompt": cell.prompt,
-            "query": cell.query,
-            "lora_scale": cell.alpha,
-            "cluster": cell.cluster,
+            "prompt": trial.prompt,
+            "query": trial.query,
+            "lora_scale": trial.alpha,
+            "cluster": trial.cluster,
             "task": "classification",
-            "cell": cell.id,
+            "cell": trial.id,
             "run": rows[0]["run"],
         }
 
@@ -272,3 +285,214 @@ def test_an_exception_leaves_whole_rows_and_the_model_as_it_was(
     assert model.folded is None
     assert len(rows_of(tmp_path)) == 7
     assert run(model, plan, tmp_path).progress.before == 7
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+
+
+class Trap:
+    """Kills the process at a moment of its choice."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+
+    def in_a_batch(self) -> None:
+        """In a pass of the language model."""
+        left = self.chance.randrange(1, 8)
+        step = DecodingSession.step
+
+        def trapped(session: DecodingSession, tokens_R: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                die()
+            return step(session, tokens_R)
+
+        DecodingSession.step = trapped  # type: ignore[method-assign]
+
+    def in_a_write(self) -> None:
+        """When a part of a line is on the disk, from none of it to all."""
+        left = self.chance.randrange(1, 12)
+        share = self.chance.choice([0.0, self.chance.random(), 1.0])
+        write = os.write
+
+        def trapped(fd: int, data: bytes) -> int:
+            nonlocal left
+            left -= 1
+            if not left:
+                write(fd, data[: int(share * len(data))])
+                die()
+            return write(fd, data)
+
+        os.write = trapped
+
+
+@needs_fork
+@pytest.mark.parametrize("wanted", [5, pytest.param(24, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    wanted: int, model: NatureLM, whole: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(wanted)
+    trap = Trap(chance)
+    kills = {"batch": 0, "write": 0, "time": 0}
+    torn = 0
+    for trial in range(100):
+        if sum(kills.values()) >= wanted and all(kills.values()) and torn:
+            break
+        folder = tmp_path / f"run{trial}"
+        for how in chance.sample(list(kills), 3):
+            tokens, workers = chance.choice([200, 700, 5000]), chance.choice([1, 3])
+            was_killed = killed(
+                lambda: run(
+                    model,
+                    plan_of(),
+                    folder,  # noqa: B023
+                    batch_tokens=tokens,  # noqa: B023
+                    workers=workers,  # noqa: B023
+                ),
+                {"batch": trap.in_a_batch, "write": trap.in_a_write}.get(how, lambda: None),
+                chance.uniform(0.05, 0.6) if how == "time" else None,
+            )
+            kills[how] += was_killed
+            path = folder / ANSWERS
+            torn += (
+                path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+            )
+        run(model, plan_of(), folder, batch_tokens=1000)
+        assert sorted_lines(folder) == sorted_lines(whole)
+        assert sorted(one.name for one in (folder / EXPORT).iterdir()) == sorted(
+            one.name for one in (whole / EXPORT).iterdir()
+        )
+    assert kills["batch"] + kills["write"] >= wanted / 2
+    assert torn, "no line was ever cut off"
+    print(f"kills: {kills}, of which {torn} left a line without its end")
+
+
+_PROGRAM = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from experiment_runs import plan_of, run
+from NatureLM.models import NatureLM
+model = NatureLM.from_pretrained(sys.argv[2], dtype=torch.float64)
+print("ready", flush=True)
+run(model, plan_of(), Path(sys.argv[3]), batch_tokens=int(sys.argv[4]), workers=int(sys.argv[5]))
+"""
+
+
+@pytest.mark.slow
+def test_separate_processes_killed_at_random_moments(
+    nano_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(1)
+    tests = Path(__file__).parents[1]
+    kills = 0
+    while kills < 20:
+        folder = tmp_path / f"run{kills}"
+        for _ in range(5):
+            sizes = [chance.choice(["200", "1000"]), chance.choice(["1", "3"])]
+            paths = [tests, nano_folder / "checkpoint", folder]
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *map(str, paths), *sizes],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, 0.5))
+            process.kill()
+            kills += process.wait() != 0
+            process.stdout.close()
+        command = [sys.executable, "-c", _PROGRAM, *map(str, paths), "5000", "2"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        assert sorted_lines(folder) == sorted_lines(whole)
+
+
+RATE = 16000
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A recording of so many seconds, other noise for each length."""
+
+    seconds: float
+
+    def read(
+        self, *, start: float, duration: float | None, sample_rate: int
+    ) -> NDArray[np.float32]:
+        wav = np.random.default_rng(round(self.seconds * 1000)).uniform(
+            -0.5, 0.5, round(self.seconds * RATE)
+        )
+        first = round(start * RATE)
+        end = None if duration is None else first + round(duration * RATE)
+        return wav[first:end].astype(np.float32)
+
+
+CLIPS = {
+    "model's": Clip("model's", Noise(4.0)),
+    "three": Clip("three", Noise(2.0), window=3.0),
+    "three, cut": Clip("three, cut", Noise(8.0), window=3.0),
+    "five": Clip("five", Noise(5.0), window=5.0),
+    "longer than the model's": Clip("longer than the model's", Noise(12.0), window=20.0),
+    "part": Clip("part", Noise(30.0), start=4.0, end=7.0, window=3.0),
+}
+SECONDS = {"model's": 10, "three": 3, "three, cut": 3, "five": 5, "part": 3}
+CUT = {"three, cut", "longer than the model's"}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_what_is_heard_of_a_clip(name: str) -> None:
+    heard = read_window(CLIPS[name], RATE, 10.0)
+    assert heard.seconds == SECONDS.get(name, 10)
+    assert len(heard.samples) <= heard.seconds * RATE
+    assert heard.is_cut == (name in CUT)
+
+
+def test_embeddings_are_those_of_exactly_that_length(model: NatureLM) -> None:
+    """Whatever is encoded beside it, in batches of any size."""
+    assert model.processor is not None
+    for batch in (1, 2, 16):
+        load = ClipLoader(model, CLIPS.values())
+        with AudioEncoder(
+            load,
+            model.processor.prepare_audio,
+            model.encode_audio,
+            kept=EmbeddingCache(),
+            batch=batch,
+        ) as audio:
+            clips: dict[str, Any] = audio.get(CLIPS)
+        found = {name: clip.audio_QD for name, clip in clips.items()}
+        assert load.cut == len(CUT)
+        for name, clip in CLIPS.items():
+            seconds = SECONDS.get(name, 10)
+            alone = _embeddings(model, clip, seconds)
+            torch.testing.assert_close(found[name], alone, msg=name)
+    assert len({one.shape[0] for one in found.values()}) == 3
+    assert found["three"].shape[0] < found["five"].shape[0] < found["model's"].shape[0]
+
+
+def _embeddings(model: NatureLM, clip: Clip, seconds: int) -> Tensor:
+    wav = np.zeros(seconds * RATE, dtype=np.float32)
+    sound = clip.source.read(start=clip.start, duration=clip.duration, sample_rate=RATE)
+    wav[: len(sound)] = sound[: len(wav)]
+    with torch.inference_mode():
+        return model.encode_audio(torch.as_tensor(wav)[None])[0]
+
+
+def test_a_run_hears_each_component_as_it_should(model: NatureLM, tmp_path: Path) -> None:
+    """Answers of mixed windows are those of the embeddings of each length, and cuts are said."""
+    samples = [
+        Sample(name, "made-up", "Wolf", clip, name, task="classification")
+        for name, clip in CLIPS.items()
+    ]
+    plan = Plan(samples, ["What is it?"], [1.0], Renderer("Q: {} A:"))
+    done = run(model, plan, tmp_path)
+    assert (done.cut, done.progress.errors) == (2, 0)
+    assert "2 clips are longer than the window" in str(done)
+    rows = {row["id"]: row["prediction"] for row in rows_of(tmp_path)}
+    for trial in plan.trials():
+        audio = _embeddings(model, CLIPS[trial.sample_id], SECONDS.get(trial.sample_id, 10))
+        (text,) = model.generate([trial.prompt], [[audio]], max_new_tokens=4, num_beams=2)
+        assert rows[trial.sample_id] == text

@@ -49,11 +49,24 @@ def answer(store: WindowStore, path: Path, start: float = 0.0, text: str = "Wolf
     return store.add_answer(Prediction(str(path), start, start + 10, "What?", text, 1.0))
 
 
-def fill(output: Path, audio: Path, windows: int = 3) -> None:
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    return recording(tmp_path)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+@pytest.fixture
+def filled(output: Path, audio: Path) -> Path:
+    """A file with three answers."""
     with WindowStore(output) as store:
         store.begin(SETTINGS, [audio])
-        for i in range(windows):
+        for i in range(3):
             answer(store, audio, 10.0 * i)
+    return output
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
@@ -81,9 +94,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
         assert len(list(read_rows(output))) == 1
 
 
-def test_the_settings_stand_beside_the_rows(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
+def test_the_settings_stand_beside_the_rows(tmp_path: Path, filled: Path) -> None:
     record = json.loads((tmp_path / "out.jsonl.run.json").read_text())
     assert record == {"schema_version": 1, "run": SETTINGS.run, "settings": VALUES}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -93,11 +104,9 @@ def test_the_settings_stand_beside_the_rows(tmp_path: Path) -> None:
     ]
 
 
-def test_equal_settings_go_on(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
-    before = output.read_bytes()
-    with WindowStore(output) as store:
+def test_equal_settings_go_on(audio: Path, filled: Path) -> None:
+    before = filled.read_bytes()
+    with WindowStore(filled) as store:
         store.check({"model": "naturelm-tiny", "merging_alpha": 1})
         resumed = store.begin(changed(merging_alpha=1.0), [audio])
         assert (resumed.answers, resumed.retried, resumed.cut_off) == (3, 0, False)
@@ -106,8 +115,8 @@ def test_equal_settings_go_on(tmp_path: Path) -> None:
         assert not store.is_done(audio, 10.0, "Who?")
         assert not store.is_done(audio, 30.0, "What?")
         answer(store, audio, 30.0)
-    assert output.read_bytes().startswith(before)
-    assert len(list(read_rows(output))) == 4
+    assert filled.read_bytes().startswith(before)
+    assert len(list(read_rows(filled))) == 4
 
 
 @pytest.mark.parametrize("has_record", [True, False])
@@ -126,15 +135,18 @@ def test_equal_settings_go_on(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_with_the_reason(
-    tmp_path: Path, values: dict[str, object], words: list[str], has_record: bool
+    tmp_path: Path,
+    audio: Path,
+    filled: Path,
+    values: dict[str, object],
+    words: list[str],
+    has_record: bool,
 ) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
     record = tmp_path / "out.jsonl.run.json"
     if not has_record:
         record.unlink()
-    before = output.read_bytes()
-    with WindowStore(output) as store, pytest.raises(OutputError) as caught:
+    before = filled.read_bytes()
+    with WindowStore(filled) as store, pytest.raises(OutputError) as caught:
         store.begin(changed(**values), [audio])
     message = str(caught.value)
     if has_record or not {"weights", "generate", "added"} & set(values):
@@ -144,16 +156,14 @@ def test_other_settings_are_refused_with_the_reason(
         assert "out.jsonl.run.json is missing" in message
     assert "--overwrite" in message
     assert caught.value.exit_code == 2
-    assert output.read_bytes() == before
+    assert filled.read_bytes() == before
     assert record.exists() == has_record
 
 
-def test_what_is_known_early_is_refused_early(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
+def test_what_is_known_early_is_refused_early(tmp_path: Path, filled: Path) -> None:
     known = {key: value for key, value in VALUES.items() if key != "weights"}
     for has_record in (True, False):
-        with WindowStore(output) as store:
+        with WindowStore(filled) as store:
             store.check(known)
             with pytest.raises(OutputError, match=r"merging_alpha: 1\.0 there, 0\.4 now"):
                 store.check({**known, "merging_alpha": 0.4})
@@ -161,49 +171,44 @@ def test_what_is_known_early_is_refused_early(tmp_path: Path) -> None:
             (tmp_path / "out.jsonl.run.json").unlink()
 
 
-def test_a_damaged_record_counts_as_lost_and_is_made_anew(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+def test_a_damaged_record_counts_as_lost_and_is_made_anew(
+    tmp_path: Path, audio: Path, filled: Path
+) -> None:
     record = tmp_path / "out.jsonl.run.json"
-    fill(output, audio)
     whole = record.read_text()
     for text in ("", "{", "[]", '{"run": "x", "settings": {"model": "m"}}', "null"):
         record.write_text(text)
-        with WindowStore(output) as store:
+        with WindowStore(filled) as store:
             assert store.begin(SETTINGS, [audio]).answers == 3
         assert record.read_text() == whole
 
 
-def test_overwrite_starts_anew_but_only_with_begin(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
-    before = output.read_bytes()
+def test_overwrite_starts_anew_but_only_with_begin(audio: Path, filled: Path) -> None:
+    before = filled.read_bytes()
     other = changed(merging_alpha=0.4)
-    with WindowStore(output, overwrite=True) as store:
+    with WindowStore(filled, overwrite=True) as store:
         store.check(other.values)
-    assert output.read_bytes() == before  # the model could not be loaded, say
-    with WindowStore(output, overwrite=True) as store:
+    assert filled.read_bytes() == before  # the model could not be loaded, say
+    with WindowStore(filled, overwrite=True) as store:
         assert store.begin(other, [audio]).answers == 0
         answer(store, audio, text="Fox")
-    (row,) = read_rows(output)
+    (row,) = read_rows(filled)
     assert isinstance(row, WindowRow)
     assert (row.text, row.run) == ("Fox", other.run)
 
 
 @pytest.mark.parametrize("cut", [1, 30, -2])
-def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
-    lines = output.read_bytes().splitlines(keepends=True)
-    output.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
-    with WindowStore(output) as store:
+def test_a_torn_last_line_is_cut_off(audio: Path, filled: Path, cut: int) -> None:
+    lines = filled.read_bytes().splitlines(keepends=True)
+    filled.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
+    with WindowStore(filled) as store:
         resumed = store.begin(SETTINGS, [audio])
         assert (resumed.answers, resumed.cut_off) == (2, True)
         assert answer(store, audio, 20.0)
-    assert output.read_bytes().splitlines(keepends=True) == lines
+    assert filled.read_bytes().splitlines(keepends=True) == lines
 
 
-def test_a_file_with_nothing_but_a_torn_line(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+def test_a_file_with_nothing_but_a_torn_line(audio: Path, output: Path) -> None:
     output.write_bytes(b'{"audio_path": "a.wa')
     with WindowStore(output) as store:
         assert store.begin(SETTINGS, [audio]).cut_off
@@ -225,8 +230,9 @@ def test_a_file_that_is_no_result_file_is_left_alone(
     assert output.read_bytes() == content
 
 
-def test_results_of_the_reference_may_be_overwritten_but_not_gone_on_with(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+def test_results_of_the_reference_may_be_overwritten_but_not_gone_on_with(
+    audio: Path, output: Path
+) -> None:
     output.write_text('{"audio_path": "a.wav", "output": "#0.00s - 10.00s#: Wolf"}\n')
     with pytest.raises(OutputError, match=r"line 1: this is no row.*--overwrite"):
         WindowStore(output)
@@ -234,35 +240,31 @@ def test_results_of_the_reference_may_be_overwritten_but_not_gone_on_with(tmp_pa
         store.begin(SETTINGS, [audio])
 
 
-def test_a_bad_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
-    fill(output, audio)
-    lines = output.read_bytes().splitlines(keepends=True)
-    output.write_bytes(lines[0] + b"oops\n" + lines[2])
+def test_a_bad_line_in_the_middle_is_named(filled: Path) -> None:
+    lines = filled.read_bytes().splitlines(keepends=True)
+    filled.write_bytes(lines[0] + b"oops\n" + lines[2])
     with pytest.raises(OutputError, match=r"out\.jsonl, line 2: this is not JSON"):
-        WindowStore(output)
+        WindowStore(filled)
     other = lines[1].replace(SETTINGS.run.encode(), b"0" * 16)
-    output.write_bytes(lines[0] + other)
+    filled.write_bytes(lines[0] + other)
     with pytest.raises(OutputError, match="line 2: the rows are of runs with different settings"):
-        WindowStore(output)
+        WindowStore(filled)
 
 
-def test_a_recording_that_changed_is_refused(tmp_path: Path) -> None:
-    audio, other = recording(tmp_path), recording(tmp_path, "b.wav")
-    output = tmp_path / "out.jsonl"
-    fill(output, audio)
+def test_a_recording_that_changed_is_refused(tmp_path: Path, audio: Path, filled: Path) -> None:
+    other = recording(tmp_path, "b.wav")
     for change in (
         lambda: audio.write_bytes(b"longer sound"),
         lambda: os.utime(audio, (1, 1)),
     ):
         change()
-        before = output.read_bytes()
-        with WindowStore(output) as store, pytest.raises(OutputError, match="changed") as caught:
+        before = filled.read_bytes()
+        with WindowStore(filled) as store, pytest.raises(OutputError, match="changed") as caught:
             store.begin(SETTINGS, [audio, other])
         assert str(audio) in str(caught.value)
         assert str(other) not in str(caught.value)
-        assert output.read_bytes() == before
-    with WindowStore(output) as store:  # it is not asked this time
+        assert filled.read_bytes() == before
+    with WindowStore(filled) as store:  # it is not asked this time
         store.begin(SETTINGS, [other])
 
 
@@ -354,8 +356,9 @@ def test_folders_without_permission(tmp_path: Path) -> None:
         WindowStore(closed / "out.jsonl")
 
 
-def test_nothing_is_left_of_a_run_that_did_nothing(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+def test_nothing_is_left_of_a_run_that_did_nothing(
+    tmp_path: Path, audio: Path, output: Path
+) -> None:
     with WindowStore(output):
         assert output.exists()
     assert not output.exists()
@@ -368,8 +371,7 @@ def test_nothing_is_left_of_a_run_that_did_nothing(tmp_path: Path) -> None:
     assert output.exists()  # it was there before
 
 
-def test_the_second_writer_is_told(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+def test_the_second_writer_is_told(audio: Path, output: Path) -> None:
     with WindowStore(output) as store:
         store.begin(SETTINGS, [audio])
         for overwrite in (False, True):
@@ -446,8 +448,7 @@ def test_kill_9_leaves_whole_lines_and_the_rest_is_done_later(
     ]
 
 
-def test_the_lock_ends_with_the_process_even_when_killed(tmp_path: Path) -> None:
-    audio, output = recording(tmp_path), tmp_path / "out.jsonl"
+def test_the_lock_ends_with_the_process_even_when_killed(audio: Path, output: Path) -> None:
     process = writer(output, audio, 10**9)
     assert process.stdout is not None
     process.stdout.readline()
