@@ -1,16 +1,18 @@
 """What the figures draw: plain numbers, the same that stand in the page as JSON.
 
-Scores in the order in which a report shows them: data sets, questions, and α along each.
+`Series` is one question to one data set along α; `series_of` makes them of scores, in the order in
+which a report shows them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from NatureLM.data.components import Task
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.evaluation.score import GroupScore, Scores
 from NatureLM.evaluation.tasks import METRICS_OF, metric_name
 
@@ -29,7 +31,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one line."""
+    """The points of one series."""
 
     name: str
     points: tuple[Point, ...]
@@ -107,116 +109,37 @@ class ChangeChart:
 Chart = CurveChart | GridChart | ChangeChart
 
 
-def metric_charts(dataset: str, lines: Sequence[Series]) -> list[CurveChart]:
-    """A chart for each metric of a data set, with a curve for each of its lines."""
-    metrics = [
-        name
-        for name in METRICS_OF[lines[0].task]
-        if name not in _WITHOUT_CURVES
-        and all(name in group.metrics for line in lines for group in line.groups)
-    ]
-    return [_metric_chart(dataset, lines, name) for name in metrics]
-
-
-def heat_charts(datasets: dict[str, list[Series]]) -> list[GridChart]:
-    """Data set × α for each name of a line; nothing where there is only one of either."""
-    names = list(dict.fromkeys(line.name for lines in datasets.values() for line in lines))
-    charts = []
-    for name in names:
-        lines = [line for found in datasets.values() for line in found if line.name == name]
-        for metric in dict.fromkeys(line.main_metric for line in lines):
-            chart = _heat_chart(name, metric, [one for one in lines if one.main_metric == metric])
-            if len(chart.rows) > 1 and len(chart.columns) > 1:
-                charts.append(chart)
-    return charts
-
-
-def point_of(alpha: float | None, group: GroupScore, metric: str) -> Point:
-    """A metric of a group as a point."""
-    low, high = group.intervals.get(metric) or (None, None)
-    return Point(alpha, group.metrics[metric], low, high)
-
-
-def _metric_chart(dataset: str, lines: Sequence[Series], metric: str) -> CurveChart:
-    curves = tuple(
-        Curve(
-            line.name,
-            tuple(
-                point_of(alpha, group, metric)
-                for alpha, group in zip(line.alphas, line.groups, strict=True)
-            ),
-        )
-        for line in lines
-    )
-    return CurveChart(
-        key=f"{dataset}-{metric}",
-        title=f"{dataset}: {metric_name(metric)}",
-        measure=metric_name(metric),
-        curves=curves,
-        baselines=_common_baselines(lines, metric),
-        is_share=metric != "cider",
-    )
-
-
-def _common_baselines(lines: Sequence[Series], metric: str) -> dict[str, float]:
-    """The baselines of all groups where they agree to three places, else those of each line."""
-    found: dict[str, float] = {}
-    for kind in ("majority", "random"):
-        values = {
-            line.name: baseline[metric]
-            for line in lines
-            if metric in (baseline := line.groups[0].baselines.get(kind, {}))
-        }
-        if values and max(values.values()) - min(values.values()) < 0.0005:
-            found[kind] = next(iter(values.values()))
-        else:
-            found |= {f"{kind}, {name}": value for name, value in values.items()}
-    return found
-
-
-def _heat_chart(name: str, metric: str, lines: Sequence[Series]) -> GridChart:
-    alphas = sorted({alpha for line in lines for alpha in line.alphas if alpha is not None})
-    values = []
-    for line in lines:
-        there = {
-            alpha: group.metrics[metric]
-            for alpha, group in zip(line.alphas, line.groups, strict=True)
-        }
-        values.append(tuple(there.get(alpha) for alpha in alphas))
-    return GridChart(
-        key=f"datasets-{name}-{metric}",
-        title=f"{metric_name(metric)} of {name} by data set and α",
-        measure=metric_name(metric),
-        rows=tuple(line.dataset for line in lines),
-        columns=tuple(f"{alpha:g}" for alpha in alphas),
-        values=tuple(values),
-        row_title="",
-        column_title="α",
-    )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
     """One question to one data set, at every α that was tried.
 
-    name: what the line is called in legends, such as "query 0"
+    name: in legends, such as "query 0"
     groups: the scores by rising α; a single one where the answers tell no α
     alphas: the α of each group; None where the answers tell none
-    prompt: an example of what was asked, as the model read it
     """
 
     dataset: str
     name: str
-    task: Task
     groups: tuple[GroupScore, ...]
     alphas: tuple[float | None, ...]
-    prompt: str | None
+
+    def __iter__(self) -> Iterator[tuple[float | None, GroupScore]]:
+        """α and scores of each group."""
+        return zip(self.alphas, self.groups, strict=True)
+
+    @property
+    def task(self) -> Task:
+        return self.groups[0].task
 
     @property
     def main_metric(self) -> str:
         """The metric by which the best α is chosen; accuracy where the task's is not defined."""
         wanted = METRICS_OF[self.task][0]
-        return wanted if all(wanted in group.metrics for group in self.groups) else "accuracy"
+        return wanted if self.has(wanted) else "accuracy"
+
+    def has(self, metric: str) -> bool:
+        """Whether a metric is defined at every α."""
+        return all(metric in group.metrics for group in self.groups)
 
     @property
     def best(self) -> int:
@@ -230,7 +153,7 @@ class Series:
         between: the two values; None takes the adapted model (α = 1, else the largest α) and the
             best α, or, if that is the best, the smallest α and it.
 
-        Raises UsageError for an α that the line does not have.
+        Raises UsageError for an α that the series does not have.
         """
         if len(self.groups) < 2:
             return None
@@ -249,35 +172,41 @@ class Series:
         return self.alphas.index(alpha)
 
 
-def lines_of(scores: Scores) -> list[Series]:
-    """The lines of all data sets in sorted order; `scores` of one protocol.
+def series_of(scores: Scores) -> dict[str, list[Series]]:
+    """The series of each data set in sorted order; `scores` of one protocol.
 
-    Columns other than α make the lines.
+    Columns other than α tell series apart.
     """
     found: dict[tuple[str, str], list[tuple[float | None, GroupScore]]] = {}
     for group in scores.groups:
         values = dict(zip(scores.by, group.key[1:], strict=True))
-        alpha = values.get("lora_scale")
-        if isinstance(alpha, int | float):
+        alpha = None
+        if isinstance(tried := values.get("lora_scale"), int | float):
+            alpha = float(tried)
             del values["lora_scale"]
-        else:
-            alpha = None
         name = ", ".join(
             f"{'α' if column == 'lora_scale' else column} {value}"
             for column, value in values.items()
             if value is not None
         )
-        key = (str(group.key[0]), name or "all answers")
-        found.setdefault(key, []).append((None if alpha is None else float(alpha), group))
-    return [_line(dataset, name, groups) for (dataset, name), groups in found.items()]
+        key = str(group.key[0]), name or "all answers"
+        found.setdefault(key, []).append((alpha, _defined(group)))
+    datasets: dict[str, list[Series]] = {}
+    for (dataset, name), groups in found.items():
+        groups.sort(key=lambda pair: -1.0 if pair[0] is None else pair[0])
+        alphas, scores_of = zip(*groups, strict=True)
+        datasets.setdefault(dataset, []).append(Series(dataset, name, scores_of, alphas))
+    return datasets
 
 
-def datasets_of(lines: Sequence[Series]) -> dict[str, list[Series]]:
-    """The lines of each data set."""
-    found: dict[str, list[Series]] = {}
-    for line in lines:
-        found.setdefault(line.dataset, []).append(line)
-    return found
+def _defined(group: GroupScore) -> GroupScore:
+    """Without metrics that are NaN: those of labels, where no sample has any."""
+    metrics = {name: value for name, value in group.metrics.items() if math.isfinite(value)}
+    baselines = {
+        kind: {name: value for name, value in values.items() if name in metrics}
+        for kind, values in group.baselines.items()
+    }
+    return replace(group, metrics=metrics, baselines=baselines)
 
 
 def alpha_text(alpha: float | None) -> str:
@@ -285,26 +214,78 @@ def alpha_text(alpha: float | None) -> str:
     return "-" if alpha is None else repr(alpha)
 
 
-def _line(dataset: str, name: str, groups: list[tuple[float | None, GroupScore]]) -> Series:
-    order = sorted(groups, key=lambda pair: -1.0 if pair[0] is None else pair[0])
-    scored = tuple(_defined(group) for _, group in order)
-    return Series(
-        dataset=dataset,
-        name=name,
-        task=scored[0].task,
-        groups=scored,
-        alphas=tuple(alpha for alpha, _ in order),
-        prompt=scored[0].prompt,
+def curve(name: str, estimates: Iterable[tuple[float | None, Estimate | None]]) -> Curve:
+    """The curve of a value at each α; left out where there is none."""
+    return Curve(
+        name,
+        tuple(
+            Point(alpha, one.value, None, None)
+            if math.isnan(one.low)
+            else Point(alpha, one.value, one.low, one.high)
+            for alpha, one in estimates
+            if one is not None
+        ),
     )
 
 
-def _defined(group: GroupScore) -> GroupScore:
-    """Without metrics that are no number: those of labels, where no sample has any."""
-    metrics = {name: value for name, value in group.metrics.items() if math.isfinite(value)}
-    if len(metrics) == len(group.metrics):
-        return group
-    baselines = {
-        kind: {name: value for name, value in values.items() if name in metrics}
-        for kind, values in group.baselines.items()
-    }
-    return replace(group, metrics=metrics, baselines=baselines)
+def metric_charts(dataset: str, series: Sequence[Series]) -> list[CurveChart]:
+    """A chart for each metric of a data set, with a curve for each of its series."""
+    return [
+        CurveChart(
+            key=f"{dataset}-{metric}",
+            title=f"{dataset}: {metric_name(metric)}",
+            measure=metric_name(metric),
+            curves=tuple(
+                curve(one.name, ((alpha, group.estimate(metric)) for alpha, group in one))
+                for one in series
+            ),
+            baselines=_common_baselines(series, metric),
+            is_share=metric != "cider",
+        )
+        for metric in METRICS_OF[series[0].task]
+        if metric not in _WITHOUT_CURVES and all(one.has(metric) for one in series)
+    ]
+
+
+def _common_baselines(series: Sequence[Series], metric: str) -> dict[str, float]:
+    """The baselines of all groups where they agree to three places, else those of each series."""
+    found: dict[str, float] = {}
+    for kind in ("majority", "random"):
+        values = {
+            one.name: baseline[metric]
+            for one in series
+            if metric in (baseline := one.groups[0].baselines.get(kind, {}))
+        }
+        if values and max(values.values()) - min(values.values()) < 0.0005:
+            found[kind] = next(iter(values.values()))
+        else:
+            found |= {f"{kind}, {name}": value for name, value in values.items()}
+    return found
+
+
+def heat_charts(datasets: Mapping[str, Sequence[Series]]) -> list[GridChart]:
+    """Data set × α for each name of a series; nothing where there is only one of either."""
+    alike: dict[str, dict[str, list[Series]]] = {}
+    for one in (one for series in datasets.values() for one in series):
+        alike.setdefault(one.name, {}).setdefault(one.main_metric, []).append(one)
+    charts = [
+        _heat_chart(name, metric, series)
+        for name, by_metric in alike.items()
+        for metric, series in by_metric.items()
+    ]
+    return [chart for chart in charts if len(chart.rows) > 1 and len(chart.columns) > 1]
+
+
+def _heat_chart(name: str, metric: str, series: Sequence[Series]) -> GridChart:
+    alphas = sorted({alpha for one in series for alpha in one.alphas if alpha is not None})
+    known = [{alpha: group.metrics[metric] for alpha, group in one} for one in series]
+    return GridChart(
+        key=f"datasets-{name}-{metric}",
+        title=f"{metric_name(metric)} of {name} by data set and α",
+        measure=metric_name(metric),
+        rows=tuple(one.dataset for one in series),
+        columns=tuple(f"{alpha:g}" for alpha in alphas),
+        values=tuple(tuple(row.get(alpha) for alpha in alphas) for row in known),
+        row_title="",
+        column_title="α",
+    )

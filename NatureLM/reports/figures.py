@@ -1,19 +1,8 @@
-"""How figures look: colours that colour-blind readers can tell apart, sizes, labels that fit.
+"""Figures: every kind of chart drawn by matplotlib, which the extra `plots` brings.
 
-Every colour of `LIGHT` stands for a role. Pages replace it by a variable of that name, so that one
-drawing serves light and dark pages; files keep the light colours.
-
-Figures as bytes: SVG for pages and files, PNG. The same figure gives the same bytes.
-
-Classes before and after: a hollow and a filled mark, joined by a line.
-
-Values over α with their intervals; where there is one α only, one row for each line.
-
-Cells whose colour is their value: data sets over α, and what is taken for what.
-
-The reliability diagram: how often answers are right, over how sure the model was.
-
-Figures: every kind of chart drawn by matplotlib, which the extra `plots` brings.
+Colours are told apart by colour-blind readers. Every colour of `LIGHT` stands for a role. Pages
+replace it by a variable of that name, so that one drawing serves light and dark pages; files keep
+the light colours. The same figure gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,9 +14,10 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from NatureLM.errors import UsageError
+from NatureLM.evaluation.metrics import ReliabilityBin
 from NatureLM.reports.charts import Change, ChangeChart, Chart, Curve, CurveChart, GridChart
 
 WIDTH = 4.7
@@ -92,6 +82,21 @@ _SETTINGS: dict[str, Any] = {
     "ytick.labelsize": 8.5,
 }
 
+_BASELINE_DASHES = ((0, (6, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 4)))
+_CHANGE_NAME_LENGTH = 26
+_CURVE_NAME_LENGTH = 52
+_GRID_NAME_LENGTH = 24
+_MOST_TICKS = 11
+_LEAST_GAP = 0.09
+"""Of the whole axis, between two values of α that are both written."""
+_MOST_WRITTEN = 14
+"""Columns up to which the values are written into the cells."""
+_SMALLEST, _LARGEST = 3.0, 11.0  # points: markers of bins grow with their samples
+_DPI = 200
+_ROLE_OF = {color: role for role, color in LIGHT.items()}
+_COLOR = re.compile(r"#[0-9a-f]{6}\b")
+_ID = re.compile(r'(\bid="|href="#|url\(#)')
+
 
 def need_matplotlib() -> None:
     """Raise UsageError, with what to do, where matplotlib is not installed."""
@@ -103,58 +108,21 @@ def need_matplotlib() -> None:
         ) from None
 
 
-@contextmanager
-def styled() -> Iterator[None]:
-    """Our settings in place of those of the reader's machine, until the block ends."""
-    matplotlib: Any = import_module("matplotlib")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
-        yield
-
-
-def new_figure(height: float, width: float = WIDTH) -> tuple[Any, Any]:
-    """A figure and its axes; no window is opened and nothing is remembered."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def put_title(figure: Any, title: str) -> None:
-    """The title, from the left edge of the figure on."""
-    figure.suptitle(fitted(title, 48, 2), x=0.02, ha="left", fontsize=10, fontweight="bold")
-
-
-def fitted(text: str, width: int, lines: int = 1) -> str:
-    """The text in at most so many lines of so many characters; `…` stands for what is left out.
-
-    One line keeps the beginning; of several, the last keeps the end, where titles say what is
-    measured and long names differ.
-    """
-    rest = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    made: list[str] = []
-    while len(made) < lines - 1 and len(rest) > width:
-        made.append(textwrap.wrap(rest, width, break_on_hyphens=False)[0])
-        rest = rest[len(made[-1]) :].lstrip()
-    if len(rest) > width:
-        cut = width - 1
-        rest = f"…{rest[-cut:].lstrip()}" if made else f"{rest[:cut].rstrip()}…"
-    return "\n".join([*made, rest])
-
-
-_DPI = 200
-_ROLE_OF = {color: role for role, color in LIGHT.items()}
-_COLOR = re.compile(r"#[0-9a-f]{6}\b")
-_ID = re.compile(r'(\bid="|href="#|url\(#)')
+def draw(chart: Chart) -> Any:
+    """The chart as a matplotlib figure. Raises UsageError without matplotlib."""
+    need_matplotlib()
+    with _styled():
+        if isinstance(chart, CurveChart):
+            return _draw_curves(chart)
+        if isinstance(chart, ChangeChart):
+            return _draw_change(chart)
+        return _draw_grid(chart)
 
 
 def svg(figure: Any) -> str:
     """The figure as an SVG file of its own, in light colours."""
     stream = io.StringIO()
-    with styled():
+    with _styled():
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
@@ -162,7 +130,7 @@ def svg(figure: Any) -> str:
 def png(figure: Any) -> bytes:
     """The figure as a PNG file."""
     stream = io.BytesIO()
-    with styled():
+    with _styled():
         figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()
 
@@ -202,71 +170,66 @@ def _as_variable(found: re.Match[str]) -> str:
     return found[0] if role is None else f"var(--{role})"
 
 
-_CHANGE_NAME_LENGTH = 26
-_GAIN, _LOSS = SERIES[0], SERIES[1]
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Our settings in place of those of the reader's machine, until the block ends."""
+    matplotlib: Any = import_module("matplotlib")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
 
 
-def draw_change(chart: ChangeChart) -> Any:
-    """A row for each class, from the largest gain to the largest loss."""
-    classes = chart.classes
-    names = [f"{fitted(one.name, _CHANGE_NAME_LENGTH, 2)} ({one.support})" for one in classes]
-    has_long = any("\n" in name for name in names)
-    figure, axes = new_figure(1.75 + (0.34 if has_long else 0.26) * len(classes))
-    for row, one in enumerate(classes):
-        _draw_class(axes, row, one)
-    # Shown in the legend whatever there is to see, so that figures can be compared.
-    for label, marker, color, fill in (
-        (chart.before, "o", LIGHT["muted"], LIGHT["paper"]),
-        (f"{chart.after}, better", "o", _GAIN, _GAIN),
-        (f"{chart.after}, worse or the same", "s", _LOSS, _LOSS),
-    ):
-        axes.plot(
-            [], [], marker=marker, linestyle="none", label=label, color=color, markerfacecolor=fill
-        )
-    put_title(figure, chart.title)
-    axes.set_yticks(range(len(classes)), names, fontsize=7.5 if has_long else 8.5)
-    axes.set_ylim(len(classes) - 0.4, -0.6)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_xlabel(chart.measure)
-    axes.grid(axis="x")
+def _new_figure(title: str, height: float, width: float = WIDTH) -> tuple[Any, Any]:
+    """A figure with its title and its axes; no window is opened and nothing is remembered."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(fitted(title, 48, 2), x=0.02, ha="left", fontsize=10, fontweight="bold")
+    return figure, figure.add_subplot()
+
+
+def fitted(text: str, width: int, lines: int = 1) -> str:
+    """The text in at most so many lines of so many characters; `…` stands for what is left out.
+
+    One line keeps the beginning; of several, the last keeps the end, where titles say what is
+    measured and long names differ.
+    """
+    rest = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    made: list[str] = []
+    while len(made) < lines - 1 and len(rest) > width:
+        made.append(textwrap.wrap(rest, width, break_on_hyphens=False)[0])
+        rest = rest[len(made[-1]) :].lstrip()
+    if len(rest) > width:
+        cut = width - 1
+        rest = f"…{rest[-cut:].lstrip()}" if made else f"{rest[:cut].rstrip()}…"
+    return "\n".join([*made, rest])
+
+
+def _color(place: int) -> str:
+    return SERIES[place % len(SERIES)]
+
+
+def _marker(place: int) -> str:
+    return MARKERS[place % len(MARKERS)]
+
+
+def _dash(place: int) -> Any:
+    return DASHES[place % len(DASHES)]
+
+
+def _add_grid(axes: Any, axis: str = "both") -> None:
+    axes.grid(axis=axis)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower left", ncols=1, borderaxespad=0.2)
-    return figure
 
 
-def _draw_class(axes: Any, row: int, one: Change) -> None:
-    better = one.after > one.before
-    color = _GAIN if better else _LOSS
-    axes.plot([one.before, one.after], [row, row], color=color, linewidth=1.6, zorder=2)
-    axes.plot(
-        [one.before],
-        [row],
-        marker="o",
-        color=LIGHT["muted"],
-        markerfacecolor=LIGHT["paper"],
-        markersize=5.5,
-        zorder=3,
-        gid=f"before-{row}",
-    )
-    axes.plot(
-        [one.after],
-        [row],
-        marker="o" if better else "s",
-        color=color,
-        markersize=5.5,
-        zorder=4,
-        gid=f"after-{row}",
-    )
+def _add_legend(figure: Any, **lengths: float) -> None:
+    figure.legend(loc="outside lower left", ncols=1, borderaxespad=0.2, **lengths)
 
 
-_CURVE_NAME_LENGTH = 52
-_MOST_TICKS = 11
-_LEAST_GAP = 0.09
-"""Of the whole axis, between two values of α that are both written."""
-_BASELINE_DASHES = ((0, (6, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 4)))
-
-
-def draw_curves(chart: CurveChart) -> Any:
+def _draw_curves(chart: CurveChart) -> Any:
     """Curves with bands, and baselines as level lines."""
     alphas = sorted(
         {p.alpha for curve in chart.curves for p in curve.points if p.alpha is not None}
@@ -274,16 +237,15 @@ def draw_curves(chart: CurveChart) -> Any:
     if len(alphas) < 2:
         return _draw_rows(chart)
     entries = len(chart.curves) + len(chart.baselines) + len(chart.marks)
-    figure, axes = new_figure(2.75 + 0.17 * entries)
+    figure, axes = _new_figure(chart.title, 2.75 + 0.17 * entries)
     for place, curve in enumerate(chart.curves):
         _draw_curve(axes, curve, place)
     _draw_baselines(axes.axhline, chart)
-    put_title(figure, chart.title)
     for place, (name, alpha) in enumerate(chart.marks.items(), start=1):
         axes.axvline(
             alpha,
-            color=SERIES[place % len(SERIES)],
-            linestyle=DASHES[place % len(DASHES)],
+            color=_color(place),
+            linestyle=_dash(place),
             linewidth=1.3,
             label=fitted(f"{name}: α = {alpha:g}", _CURVE_NAME_LENGTH),
             zorder=1,
@@ -294,33 +256,30 @@ def draw_curves(chart: CurveChart) -> Any:
     if len(alphas) <= _MOST_TICKS and closest >= _LEAST_GAP * (alphas[-1] - alphas[0]):
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
     axes.set_ylim(0, _top(chart))
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside lower left", ncols=1, handlelength=3.2, borderaxespad=0.2)
+    _add_grid(axes, "y")
+    _add_legend(figure, handlelength=3.2)
     return figure
 
 
 def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
-    color = SERIES[place % len(SERIES)]
     points = [point for point in curve.points if point.alpha is not None]
-    alphas = [point.alpha for point in points]
     banded = [point for point in points if point.low is not None]
     if banded:
         axes.fill_between(
             [point.alpha for point in banded],
             [point.low for point in banded],
             [point.high for point in banded],
-            color=color,
+            color=_color(place),
             alpha=0.16,
             linewidth=0,
             gid=f"band-{place}",
         )
     axes.plot(
-        alphas,
+        [point.alpha for point in points],
         [point.value for point in points],
-        color=color,
-        linestyle=DASHES[place % len(DASHES)],
-        marker=MARKERS[place % len(MARKERS)],
+        color=_color(place),
+        linestyle=_dash(place),
+        marker=_marker(place),
         markersize=4.5,
         markeredgewidth=0,
         linewidth=1.7,
@@ -331,17 +290,16 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
 
 def _draw_rows(chart: CurveChart) -> Any:
     """One row for each curve, whose only point has its interval as a bar."""
-    curves = chart.curves[::-1]
-    figure, axes = new_figure(1.25 + 0.36 * len(curves) + 0.17 * len(chart.baselines))
-    names = []
-    for row, curve in enumerate(curves):
-        place = len(curves) - 1 - row
+    rows = list(enumerate(chart.curves))[::-1]
+    height = 1.25 + 0.36 * len(rows) + 0.17 * len(chart.baselines)
+    figure, axes = _new_figure(chart.title, height)
+    for row, (place, curve) in enumerate(rows):
         for point in curve.points:
             if point.low is not None and point.high is not None:
                 axes.plot(
                     [point.low, point.high],
                     [row, row],
-                    color=SERIES[place % len(SERIES)],
+                    color=_color(place),
                     linewidth=2.2,
                     solid_capstyle="butt",
                     gid=f"interval-{place}",
@@ -349,22 +307,19 @@ def _draw_rows(chart: CurveChart) -> Any:
             axes.plot(
                 [point.value],
                 [row],
-                color=SERIES[place % len(SERIES)],
-                marker=MARKERS[place % len(MARKERS)],
+                color=_color(place),
+                marker=_marker(place),
                 markersize=7,
                 gid=f"curve-{place}",
             )
-        names.append(fitted(curve.name, 24, 2))
     _draw_baselines(axes.axvline, chart)
-    put_title(figure, chart.title)
-    axes.set_yticks(range(len(curves)), names)
-    axes.set_ylim(-0.6, len(curves) - 0.4)
+    axes.set_yticks(range(len(rows)), [fitted(curve.name, 24, 2) for _, curve in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(-0.02 * _top(chart), _top(chart))
     axes.set_xlabel(fitted(chart.measure, _CURVE_NAME_LENGTH))
-    axes.grid(axis="x")
-    axes.set_axisbelow(True)
+    _add_grid(axes, "x")
     if chart.baselines:
-        figure.legend(loc="outside lower left", ncols=1, handlelength=3.2, borderaxespad=0.2)
+        _add_legend(figure, handlelength=3.2)
     return figure
 
 
@@ -391,54 +346,76 @@ def _top(chart: CurveChart) -> float:
     return min(1.03, highest * 1.08) if chart.is_share else highest * 1.08
 
 
-_GRID_NAME_LENGTH = 24
-_MOST_WRITTEN = 14
-"""Columns up to which the values are written into the cells."""
+def _draw_change(chart: ChangeChart) -> Any:
+    """A row for each class, from the largest gain to the largest loss: two marks with a line."""
+    classes = chart.classes
+    names = [f"{fitted(one.name, _CHANGE_NAME_LENGTH, 2)} ({one.support})" for one in classes]
+    has_long = any("\n" in name for name in names)
+    figure, axes = _new_figure(chart.title, 1.75 + (0.34 if has_long else 0.26) * len(classes))
+    for row, one in enumerate(classes):
+        _draw_class(axes, row, one)
+    # Shown in the legend whatever there is to see, so that figures can be compared.
+    for label, marker, color, fill in (
+        (chart.before, "o", LIGHT["muted"], LIGHT["paper"]),
+        (f"{chart.after}, better", "o", _color(0), _color(0)),
+        (f"{chart.after}, worse or the same", "s", _color(1), _color(1)),
+    ):
+        axes.plot(
+            [], [], marker=marker, linestyle="none", label=label, color=color, markerfacecolor=fill
+        )
+    axes.set_yticks(range(len(classes)), names, fontsize=7.5 if has_long else 8.5)
+    axes.set_ylim(len(classes) - 0.4, -0.6)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xlabel(chart.measure)
+    _add_grid(axes, "x")
+    _add_legend(figure)
+    return figure
 
 
-def draw_grid(chart: GridChart) -> Any:
+def _draw_class(axes: Any, row: int, one: Change) -> None:
+    better = one.after > one.before
+    color = _color(0 if better else 1)
+    axes.plot([one.before, one.after], [row, row], color=color, linewidth=1.6, zorder=2)
+    axes.plot(
+        [one.before],
+        [row],
+        marker="o",
+        color=LIGHT["muted"],
+        markerfacecolor=LIGHT["paper"],
+        markersize=5.5,
+        zorder=3,
+        gid=f"before-{row}",
+    )
+    axes.plot(
+        [one.after],
+        [row],
+        marker="o" if better else "s",
+        color=color,
+        markersize=5.5,
+        zorder=4,
+        gid=f"after-{row}",
+    )
+
+
+def _draw_grid(chart: GridChart) -> Any:
     """Every value as a coloured cell. The colours run from dark blue (0) to yellow (highest)."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
     rows, columns = len(chart.rows), len(chart.columns)
     width = max(WIDTH, min(9.0, 1.8 + 0.26 * columns))
-    figure, axes = new_figure(1.5 + 0.3 * rows + _depth(chart), width)
-    colors = colormaps["cividis"]
-    highest = 1.0 if chart.counts else max((_known(chart)), default=0.0) or 1.0
+    longest = max(map(len, chart.columns))
+    # Inches that the names below the columns take.
+    depth = 0.085 * min(_GRID_NAME_LENGTH, longest) if longest > 4 else 0.1
+    figure, axes = _new_figure(chart.title, 1.5 + 0.3 * rows + depth, width)
+    known = (value for row in chart.values for value in row if value is not None)
+    highest = 1.0 if chart.counts else max(known, default=0.0) or 1.0
     for row, values in enumerate(chart.values):
         for column, value in enumerate(values):
-            if value is None:
-                continue
-            if chart.counts and not chart.counts[row][column]:
-                axes.add_patch(_empty(row, column))
-                continue
-            share = min(1.0, max(0.0, value / highest))
-            cell = Rectangle(
-                (column - 0.5, row - 0.5),
-                1,
-                1,
-                facecolor=colors(share),
-                edgecolor=LIGHT["paper"],
-                linewidth=1.2,
-                gid=f"cell-{row}-{column}",
-            )
-            axes.add_patch(cell)
-            text = _written(chart, row, column, value)
-            if text:
-                axes.text(
-                    column,
-                    row,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=7 if columns > 9 else 8,
-                    color="#ffffff" if share < 0.55 else "#000001",
-                )
+            if value is not None:
+                share = min(1.0, max(0.0, value / highest))
+                _draw_cell(axes, chart, (row, column), value, share)
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xticks(range(columns), [fitted(name, _GRID_NAME_LENGTH) for name in chart.columns])
-    if _is_long(chart):
+    if longest > 4:
         axes.tick_params(axis="x", labelrotation=90)
     axes.set_yticks(range(rows), [fitted(name, _GRID_NAME_LENGTH, 2) for name in chart.rows])
     axes.tick_params(length=0)
@@ -446,112 +423,91 @@ def draw_grid(chart: GridChart) -> Any:
         spine.set_visible(False)
     axes.set_xlabel(chart.column_title)
     axes.set_ylabel(chart.row_title)
-    put_title(figure, chart.title)
     return figure
 
 
-def _empty(row: int, column: int) -> Any:
+def _draw_cell(
+    axes: Any, chart: GridChart, place: tuple[int, int], value: float, share: float
+) -> None:
+    """A square with its value, or an empty one where nothing was counted."""
+    from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    return Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=LIGHT["grid"], linewidth=0.6
+    row, column = place
+    count = chart.counts[row][column] if chart.counts else None
+    if count == 0:
+        look: dict[str, Any] = {
+            "facecolor": "none",
+            "edgecolor": LIGHT["grid"],
+            "linewidth": 0.6,
+        }
+    else:
+        look = {
+            "facecolor": colormaps["cividis"](share),
+            "edgecolor": LIGHT["paper"],
+            "linewidth": 1.2,
+            "gid": f"cell-{row}-{column}",
+        }
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))
+    if count == 0 or len(chart.columns) > _MOST_WRITTEN:
+        return
+    text = f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.1f}"
+    axes.text(
+        column,
+        row,
+        text if count is None else str(count),
+        ha="center",
+        va="center",
+        fontsize=7 if len(chart.columns) > 9 else 8,
+        color="#ffffff" if share < 0.55 else "#000001",
     )
 
 
-def _known(chart: GridChart) -> list[float]:
-    return [value for row in chart.values for value in row if value is not None]
-
-
-def _written(chart: GridChart, row: int, column: int, value: float) -> str:
-    if len(chart.columns) > _MOST_WRITTEN:
-        return ""
-    if chart.counts:
-        count = chart.counts[row][column]
-        return str(count) if count else ""
-    return f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.1f}"
-
-
-def _is_long(chart: GridChart) -> bool:
-    return max(map(len, chart.columns)) > 4
-
-
-def _depth(chart: GridChart) -> float:
-    """Inches that the names below the columns take."""
-    longest = min(_GRID_NAME_LENGTH, max(map(len, chart.columns)))
-    return 0.085 * longest if _is_long(chart) else 0.1
-
-
-_SMALLEST, _LARGEST = 3.0, 11.0  # points: markers grow with the samples of a bin
-
-
-class Bin(Protocol):
-    """What is drawn of a bin."""
-
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def accuracy(self) -> float: ...
-    @property
-    def samples(self) -> float: ...
-
-
-def draw_reliability(lines: Mapping[str, Sequence[Bin]], title: str) -> Any:
+def draw_reliability(lines: Mapping[str, Sequence[ReliabilityBin]], title: str) -> Any:
     """Share of right answers over mean confidence, one line for each name, as a figure.
 
     Markers are as large as their bin has samples; on the dashed diagonal confidence is what it
     says. Raises UsageError without matplotlib.
     """
     need_matplotlib()
-    with styled():
-        figure, axes = new_figure(4.6)
+    with _styled():
+        figure, axes = _new_figure(title, 4.6)
         axes.plot(
             [0, 1], [0, 1], color=LIGHT["muted"], linestyle=(0, (4, 3)), linewidth=1.1, zorder=1
         )
         for place, (name, bins) in enumerate(lines.items()):
-            filled = [one for one in bins if one.samples > 0]
-            most = max((one.samples for one in filled), default=1.0)
-            color = SERIES[place % len(SERIES)]
-            axes.plot(
-                [one.confidence for one in filled],
-                [one.accuracy for one in filled],
-                color=color,
-                linestyle=DASHES[place % len(DASHES)],
-                linewidth=1.4,
-                marker=MARKERS[place % len(MARKERS)],
-                markersize=_SMALLEST,
-                label=name,
-                gid=f"curve-{place}",
-            )
-            axes.scatter(
-                [one.confidence for one in filled],
-                [one.accuracy for one in filled],
-                s=[
-                    (_SMALLEST + (_LARGEST - _SMALLEST) * (one.samples / most) ** 0.5) ** 2
-                    for one in filled
-                ],
-                color=color,
-                marker=MARKERS[place % len(MARKERS)],
-                linewidths=0,
-                alpha=0.75,
-            )
-        put_title(figure, title)
+            _draw_bins(axes, place, name, [one for one in bins if one.samples > 0])
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_aspect("equal")
         axes.set_xlabel("confidence (mean of a bin)")
         axes.set_ylabel("share of right answers")
-        axes.grid()
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside lower left", ncols=1, handlelength=3.2, borderaxespad=0.2)
+        _add_grid(axes)
+        _add_legend(figure, handlelength=3.2)
         return figure
 
 
-def draw(chart: Chart) -> Any:
-    """The chart as a matplotlib figure. Raises UsageError without matplotlib."""
-    need_matplotlib()
-    with styled():
-        if isinstance(chart, CurveChart):
-            return draw_curves(chart)
-        if isinstance(chart, ChangeChart):
-            return draw_change(chart)
-        return draw_grid(chart)
+def _draw_bins(axes: Any, place: int, name: str, bins: Sequence[ReliabilityBin]) -> None:
+    most = max((one.samples for one in bins), default=1.0)
+    confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
+    axes.plot(
+        confidence,
+        accuracy,
+        color=_color(place),
+        linestyle=_dash(place),
+        linewidth=1.4,
+        marker=_marker(place),
+        markersize=_SMALLEST,
+        label=name,
+        gid=f"curve-{place}",
+    )
+    sizes = [_SMALLEST + (_LARGEST - _SMALLEST) * (one.samples / most) ** 0.5 for one in bins]
+    axes.scatter(
+        confidence,
+        accuracy,
+        s=[size**2 for size in sizes],
+        color=_color(place),
+        marker=_marker(place),
+        linewidths=0,
+        alpha=0.75,
+    )

@@ -1,9 +1,8 @@
-"""The page: one HTML file with its styles, script, figures and answers in it.
+"""A report as a folder: the page, every figure as SVG and PNG, every table in three formats.
 
-Texts from answers are escaped wherever they stand. The script shows answers as text, and a content
-security policy lets no other script run and nothing be loaded.
-
-A report as a folder: the page, every figure as SVG and PNG, every table in three formats.
+The page is one HTML file with its styles, script, figures and answers in it. Texts from answers are
+escaped wherever they stand. The script shows answers as text, and a content security policy lets no
+other script run and nothing be loaded.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.evaluation.tasks import metric_name
-from NatureLM.evaluation.write import write_csv, write_data
+from NatureLM.evaluation.write import write_csv, write_data, write_text
 from NatureLM.reports.charts import (
     ChangeChart,
     Chart,
@@ -28,12 +28,37 @@ from NatureLM.reports.charts import (
     alpha_text,
 )
 from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
-from NatureLM.reports.report import DatasetReport, LineReport, Report
-from NatureLM.reports.tables import Measured, Table, cell_text, csv_parts, latex, markdown
+from NatureLM.reports.report import DatasetReport, Report, SeriesReport
+from NatureLM.reports.tables import Cell, Table, cell_text, csv_parts, latex, markdown
 from NatureLM.util import digest
 
+PAGE = "index.html"
 _MANY = 3
 """Data sets from which on each is folded up."""
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write `index.html`, `figures/` and `tables/` into the folder; returns the files.
+
+    The page holds everything and needs nothing else. Files of an earlier report under the same
+    names are replaced. Raises UsageError without matplotlib, or where nothing can be written.
+    """
+    need_matplotlib()
+    folder = Path(folder)
+    written: list[Path] = []
+    drawn: dict[str, str] = {}
+    for chart in report.charts():
+        figure = draw(chart)
+        drawn[chart.key] = svg(figure)
+        place = f"{folder / 'figures' / chart.key}"
+        written.append(write_text(Path(f"{place}.svg"), drawn[chart.key]))
+        written.append(write_data(Path(f"{place}.png"), png(figure)))
+    for table in report.tables():
+        place = f"{folder / 'tables' / table.key}"
+        written.append(write_csv(Path(f"{place}.csv"), *csv_parts(table)))
+        written.append(write_text(Path(f"{place}.md"), markdown(table)))
+        written.append(write_text(Path(f"{place}.tex"), latex(table)))
+    return [write_text(folder / PAGE, page(report, drawn)), *written]
 
 
 def page(report: Report, drawn: Mapping[str, str]) -> str:
@@ -98,19 +123,19 @@ def _dataset(
     yield f'<details class="dataset" id="data-{number}"{state}>'
     yield f"<summary><h2>{escape(dataset.name)}</h2></summary>"
     yield '<ul class="headlines">'
-    yield from (f"<li>{_headline(one.line)}</li>" for one in dataset.lines)
+    yield from (f"<li>{_headline(one.series)}</li>" for one in dataset.series)
     yield '</ul><div class="figures">'
     yield from (_figure(chart, drawn) for chart in dataset.charts)
     yield "</div>"
-    for one in dataset.lines:
-        yield from _line(one, drawn)
+    for one in dataset.series:
+        yield from _series(one, drawn)
     yield "</details>"
 
 
-def _line(one: LineReport, drawn: Mapping[str, str]) -> Iterator[str]:
-    yield f"<h3>{escape(one.line.name)}</h3>"
-    if one.line.prompt:
-        yield _folded("What was asked (the first sample)", f"<pre>{escape(one.line.prompt)}</pre>")
+def _series(one: SeriesReport, drawn: Mapping[str, str]) -> Iterator[str]:
+    yield f"<h3>{escape(one.series.name)}</h3>"
+    if prompt := one.series.groups[0].prompt:
+        yield _folded("What was asked (the first sample)", f"<pre>{escape(prompt)}</pre>")
     if one.charts:
         yield '<div class="figures">'
         yield from (_figure(chart, drawn) for chart in one.charts)
@@ -120,20 +145,20 @@ def _line(one: LineReport, drawn: Mapping[str, str]) -> Iterator[str]:
             yield _folded(f"{table.title} ({len(table.rows)})", _table(table))
 
 
-def _headline(line: Series) -> str:
+def _headline(series: Series) -> str:
     """What happened to the main metric along α, in a sentence."""
-    name = metric_name(line.main_metric)
-    best = line.groups[line.best]
-    interval = best.intervals.get(line.main_metric)
-    measured = str(Measured(best.metrics[line.main_metric], *(interval or (None, None))))
-    text = f"<b>{escape(line.name)}</b>: {name} {measured}"
-    if len(line.groups) > 1:
-        at = alpha_text(line.alphas[line.best])
-        text = f"<b>{escape(line.name)}</b>: {name} is highest at α = {at}: {measured}"
-        if 1.0 in line.alphas and line.alphas[line.best] != 1.0:
-            adapted = line.groups[line.alphas.index(1.0)].metrics[line.main_metric]
+    metric, best = series.main_metric, series.groups[series.best]
+    estimate = best.estimate(metric)
+    text = f"<b>{escape(series.name)}</b>: {metric_name(metric)} "
+    if len(series.groups) > 1:
+        at = series.alphas[series.best]
+        text += f"is highest at α = {alpha_text(at)}: {estimate}"
+        if 1.0 in series.alphas and at != 1.0:
+            adapted = series.groups[series.alphas.index(1.0)].metrics[metric]
             text += f", {adapted:.3f} at α = 1"
-    baseline = best.baselines.get("majority", {}).get(line.main_metric)
+    else:
+        text += str(estimate)
+    baseline = best.baselines.get("majority", {}).get(metric)
     if baseline is not None:
         text += f"; always the same answer would get {baseline:.3f}"
     return text + "."
@@ -185,10 +210,10 @@ def _table(table: Table) -> str:
     )
 
 
-def _cells(row: Sequence[Any]) -> str:
+def _cells(row: Sequence[Cell]) -> str:
     cells = []
     for cell in row:
-        value = cell.value if isinstance(cell, Measured) else cell
+        value = cell.value if isinstance(cell, Estimate) else cell
         sort = f' data-value="{value!r}"' if isinstance(value, int | float) else ""
         kind = "text" if isinstance(cell, str) else "number"
         cells.append(f'<td class="{kind}"{sort}>{escape(cell_text(cell))}</td>')
@@ -202,15 +227,15 @@ def _folded(summary: str, content: str) -> str:
 def _browser(report: Report) -> Iterator[str]:
     answers = report.answers
     if answers.shown == answers.total:
-        said = f"All {answers.total:,} answers."
+        scope = f"All {answers.total:,} answers."
     else:
-        said = (
+        scope = (
             f"{answers.shown:,} of {answers.total:,} answers are in this page: the same "
             f"{answers.samples:,} samples for every question and α, chosen by a checksum of their "
             "ids. All are in the files that the report was made from."
         )
     yield '<section id="answers"><h2>Answers</h2>'
-    yield f'<p id="said">{escape(said)}</p>'
+    yield f'<p id="said">{escape(scope)}</p>'
     yield '<noscript><p class="remark">The answers are shown by a script.</p></noscript>'
     yield _asset("browser.html")
     yield "</section>"
@@ -218,41 +243,3 @@ def _browser(report: Report) -> Iterator[str]:
 
 def _asset(name: str) -> str:
     return resources.files("NatureLM.reports").joinpath(f"assets/{name}").read_text("utf-8")
-
-
-PAGE = "index.html"
-
-
-def write_report(report: Report, folder: str | Path) -> list[Path]:
-    """Write `index.html`, `figures/` and `tables/` into the folder; returns the files.
-
-    The page holds everything and needs nothing else. Files of an earlier report under the same
-    names are replaced. Raises UsageError without matplotlib, or where nothing can be written.
-    """
-    need_matplotlib()
-    folder = Path(folder)
-    written: list[Path] = []
-    drawn: dict[str, str] = {}
-    for chart in report.charts():
-        figure = draw(chart)
-        drawn[chart.key] = svg(figure)
-        place = folder / "figures" / chart.key
-        written.append(write_data(_with(place, ".svg"), drawn[chart.key].encode()))
-        written.append(write_data(_with(place, ".png"), png(figure)))
-    for table in report.tables():
-        written += _write_table(table, folder / "tables" / table.key)
-    text = page(report, drawn).encode("utf-8", "backslashreplace")
-    return [write_data(folder / PAGE, text), *written]
-
-
-def _write_table(table: Table, place: Path) -> list[Path]:
-    columns, rows = csv_parts(table)
-    return [
-        write_csv(_with(place, ".csv"), columns, rows),
-        write_data(_with(place, ".md"), markdown(table).encode("utf-8", "backslashreplace")),
-        write_data(_with(place, ".tex"), latex(table).encode("utf-8", "backslashreplace")),
-    ]
-
-
-def _with(place: Path, suffix: str) -> Path:
-    return place.with_name(place.name + suffix)

@@ -1,12 +1,10 @@
-"""The single answers that a page holds, for people to read.
-
-`make_report`: scores to charts, tables and answers, all as plain data.
-"""
+"""`make_report`: scores to charts, tables and single answers, all as plain data."""
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,12 +16,11 @@ from NatureLM.reports.charts import (
     CurveChart,
     GridChart,
     Series,
-    datasets_of,
     heat_charts,
-    lines_of,
     metric_charts,
+    series_of,
 )
-from NatureLM.reports.form import AnswerFormat, FormReader, form_charts, forms_of
+from NatureLM.reports.form import AnswerFormat, FormatReader, form_charts
 from NatureLM.reports.tables import (
     Table,
     change_chart,
@@ -34,21 +31,25 @@ from NatureLM.reports.tables import (
     grid_table,
     metrics_table,
 )
-from NatureLM.util import digest
 
-LONGEST = 1500
+MOST_ANSWERS = 3000
+LONGEST_ANSWER = 1500
 """Characters of an answer that are shown."""
+
+_CURVES_OF_A_CHART = 6
+
+Keyed = TypeVar("Keyed", CurveChart, GridChart, Chart, Table)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Answers in the form that the page's script reads.
+class AnswerSample:
+    """Single answers in the form that the page's script reads.
 
     data: `groups` (data set, question, α, whether its answers are captions), `texts`, and `rows` of
         numbers: group, places of id, label, answer and what it was taken for among the texts, and
         1 or 0 for right or wrong; captions are neither and have their CIDEr there
     shown, total: how many answers are there, and how many were scored
-    samples: of each line, at every α the same ones
+    samples: of each series, at every α the same ones
     """
 
     data: dict[str, Any]
@@ -57,81 +58,11 @@ class Shown:
     samples: int
 
 
-def choose_answers(lines: Sequence[Series], limit: int) -> Shown:
-    """At most `limit` answers, from every group alike.
-
-    Which samples is decided by a checksum of their ids, so the same are shown at every α and the
-    same whenever the report is made.
-    """
-    groups: list[tuple[Series, int]] = [
-        (line, place) for line in lines for place in range(len(line.groups))
-    ]
-    total = sum(len(line.groups[place].ids) for line, place in groups)
-    most = _samples_of_each(groups, limit)
-    texts: dict[str, int] = {}
-    rows: list[list[float | int]] = []
-    for number, (line, place) in enumerate(groups):
-        rows += _rows(number, line.groups[place], most, texts)
-    rows = rows[: max(0, limit)]
-    data = {
-        "groups": [
-            [line.dataset, line.name, line.alphas[place], line.task == "captioning"]
-            for line, place in groups
-        ],
-        "texts": list(texts),
-        "rows": rows,
-    }
-    return Shown(data, len(rows), total, most)
-
-
-def _samples_of_each(groups: Sequence[tuple[Series, int]], limit: int) -> int:
-    """The largest number of samples of each group with which the limit is kept."""
-    sizes = [len(line.groups[place].ids) for line, place in groups]
-    most = 0
-    while most < max(sizes) and sum(min(size, most + 1) for size in sizes) <= limit:
-        most += 1
-    return most or min(1, limit)
-
-
-def _order(group: GroupScore) -> list[int]:
-    def key(sample: int) -> bytes:
-        return digest(group.ids[sample].encode("utf-8", "backslashreplace"))
-
-    return sorted(range(len(group.ids)), key=key)
-
-
-def _rows(
-    number: int, group: GroupScore, most: int, texts: dict[str, int]
-) -> list[list[float | int]]:
-    taken, right = group.samples.predicted, group.samples.correct
-    rows = []
-    for sample in sorted(_order(group)[:most]):
-        answer = group.answers[sample]
-        if len(answer) > LONGEST:
-            answer = f"{answer[:LONGEST]} … ({len(answer) - LONGEST} more characters)"
-        shown = (group.ids[sample], group.labels[sample], answer, taken[sample])
-        score = round(float(right[sample]), 3)
-        rows.append(
-            [
-                number,
-                *(texts.setdefault(text, len(texts)) for text in shown),
-                int(score) if score in (0, 1) else score,
-            ]
-        )
-    return rows
-
-
-MOST_ANSWERS = 3000
-_CURVES_OF_A_CHART = 6
-
-Keyed = TypeVar("Keyed", CurveChart, GridChart, Chart, Table)
-
-
 @dataclass(frozen=True)
-class LineReport:
+class SeriesReport:
     """What is shown of one question to one data set."""
 
-    line: Series
+    series: Series
     charts: tuple[Chart, ...]
     classes: Table | None
     confusions: Table | None
@@ -143,7 +74,7 @@ class DatasetReport:
 
     name: str
     charts: tuple[CurveChart, ...]
-    lines: tuple[LineReport, ...]
+    series: tuple[SeriesReport, ...]
 
 
 @dataclass(frozen=True)
@@ -151,8 +82,7 @@ class Report:
     """Everything that a report shows.
 
     facts: what was read and how, by name
-    overview: charts over several data sets
-    between: the two α that were asked for
+    overview: charts over several data sets; grids: the same as tables
     """
 
     title: str
@@ -162,29 +92,27 @@ class Report:
     overview: tuple[GridChart, ...]
     grids: tuple[Table, ...]
     datasets: tuple[DatasetReport, ...]
-    answers: Shown
+    answers: AnswerSample
     remarks: tuple[str, ...]
-    between: tuple[float, float] | None
 
     @property
-    def lines(self) -> list[Series]:
-        """All lines."""
-        return [one.line for dataset in self.datasets for one in dataset.lines]
+    def series(self) -> list[SeriesReport]:
+        """All series in the order of the page."""
+        return [one for dataset in self.datasets for one in dataset.series]
 
     def charts(self) -> Iterator[Chart]:
         """All charts in the order of the page."""
         yield from self.overview
         for dataset in self.datasets:
             yield from dataset.charts
-            for one in dataset.lines:
+            for one in dataset.series:
                 yield from one.charts
 
     def tables(self) -> Iterator[Table]:
         """All tables in the order of the page."""
         yield from (self.metrics, self.form, *self.grids)
-        for dataset in self.datasets:
-            for one in dataset.lines:
-                yield from (table for table in (one.classes, one.confusions) if table is not None)
+        for one in self.series:
+            yield from (table for table in (one.classes, one.confusions) if table is not None)
 
 
 def make_report(
@@ -199,7 +127,7 @@ def make_report(
     """Arrange scores of one protocol for reading.
 
     sources: names of the files that were scored
-    between: the two α whose classes are compared; None takes α = 1 and the best of each line
+    between: the two α whose classes are compared; None takes α = 1 and the best of each series
     most_answers: how many single answers are shown at most
     bootstrap: how intervals of the answers' form are made; take the one of the scores
 
@@ -210,29 +138,43 @@ def make_report(
         raise UsageError(
             f"a report shows one protocol, and there are {', '.join(sorted(protocols))}"
         )
-    datasets = datasets_of(lines_of(scores))
-    lines = [line for found in datasets.values() for line in found]
-    reader = FormReader(bootstrap)
-    forms = {(line.dataset, line.name): forms_of(line, reader) for line in lines}
-    names = _Names()
-    overview = tuple(map(names.unique, heat_charts(datasets)))
+    datasets = series_of(scores)
+    every = [one for found in datasets.values() for one in found]
+    reader = FormatReader(bootstrap)
+    forms = {one: [reader.read(group) for group in one.groups] for one in every}
+    keys = _Keys()
+    overview = tuple(map(keys.unique, heat_charts(datasets)))
     return Report(
         title=title,
-        facts=_facts(scores, sources, next(iter(protocols)), bootstrap),
-        metrics=names.unique(metrics_table(lines)),
-        form=names.unique(form_table(lines, list(forms.values()))),
+        facts=_facts(scores, sources, protocols.pop(), bootstrap),
+        metrics=keys.unique(metrics_table(every)),
+        form=keys.unique(form_table(every, list(forms.values()))),
         overview=overview,
-        grids=tuple(grid_table(chart) for chart in overview),
+        grids=tuple(map(grid_table, overview)),
         datasets=tuple(
-            _dataset_report(name, found, forms, between, names) for name, found in datasets.items()
+            _dataset_report(name, found, forms, between, keys) for name, found in datasets.items()
         ),
-        answers=choose_answers(lines, most_answers),
+        answers=sample_answers(every, most_answers),
         remarks=tuple(scores.remarks),
-        between=between,
     )
 
 
-class _Names:
+def _facts(
+    scores: Scores, sources: Sequence[str], protocol: str, bootstrap: BootstrapOptions
+) -> dict[str, str]:
+    by = sorted({group.cluster_by for group in scores.groups})
+    samples = max(len(group.ids) for group in scores.groups)
+    groups = len(scores.groups)
+    facts = {
+        "Answers": f"{scores.answers:,} in {groups} groups of up to {samples:,} samples",
+        "Protocol": protocol,
+        "Intervals": f"95 % bootstrap, {bootstrap.resamples:,} resamples by {' or '.join(by)}",
+        "Lines left out": f"{len(scores.problems):,}",
+    }
+    return ({"Files": ", ".join(sources)} if sources else {}) | facts
+
+
+class _Keys:
     """Gives charts and tables keys that may be names of files, each another."""
 
     def __init__(self) -> None:
@@ -250,46 +192,87 @@ class _Names:
 
 def _dataset_report(
     name: str,
-    lines: Sequence[Series],
-    forms: dict[tuple[str, str], list[AnswerFormat]],
+    series: Sequence[Series],
+    forms: Mapping[Series, list[AnswerFormat]],
     between: tuple[float, float] | None,
-    names: _Names,
+    keys: _Keys,
 ) -> DatasetReport:
     charts: list[CurveChart] = []
-    for task in dict.fromkeys(line.task for line in lines):
-        alike = [line for line in lines if line.task == task]
+    for task in dict.fromkeys(one.task for one in series):
+        alike = [one for one in series if one.task == task]
         for start in range(0, len(alike), _CURVES_OF_A_CHART):
             part = alike[start : start + _CURVES_OF_A_CHART]
             charts += metric_charts(name, part)
-            charts += form_charts(name, part, [forms[line.dataset, line.name] for line in part])
+            charts += form_charts(name, part, [forms[one] for one in part])
     return DatasetReport(
         name,
-        tuple(map(names.unique, charts)),
-        tuple(_line_report(line, between, names) for line in lines),
+        tuple(map(keys.unique, charts)),
+        tuple(_series_report(one, between, keys) for one in series),
     )
 
 
-def _line_report(line: Series, between: tuple[float, float] | None, names: _Names) -> LineReport:
-    charts: list[Chart | None] = [change_chart(line, between), confusion_chart(line)]
-    classes, confusions = class_table(line, between), confusion_table(line)
-    return LineReport(
-        line,
-        tuple(names.unique(chart) for chart in charts if chart is not None),
-        classes and names.unique(classes),
-        confusions and names.unique(confusions),
+def _series_report(
+    series: Series, between: tuple[float, float] | None, keys: _Keys
+) -> SeriesReport:
+    charts: list[Chart | None] = [change_chart(series, between), confusion_chart(series)]
+    classes, confusions = class_table(series, between), confusion_table(series)
+    return SeriesReport(
+        series,
+        tuple(keys.unique(chart) for chart in charts if chart is not None),
+        classes and keys.unique(classes),
+        confusions and keys.unique(confusions),
     )
 
 
-def _facts(
-    scores: Scores, sources: Sequence[str], protocol: str, bootstrap: BootstrapOptions
-) -> dict[str, str]:
-    by = sorted({group.cluster_by for group in scores.groups})
-    samples = max(len(group.ids) for group in scores.groups)
-    groups = len(scores.groups)
-    facts = {
-        "Answers": f"{scores.answers:,} in {groups} groups of up to {samples:,} samples",
-        "Protocol": protocol,
-        "Intervals": f"95 % bootstrap, {bootstrap.resamples:,} resamples by {' or '.join(by)}",
-        "Lines left out": f"{len(scores.problems):,}",
+def sample_answers(series: Sequence[Series], limit: int) -> AnswerSample:
+    """At most `limit` answers, from every group alike.
+
+    Which samples is decided by a checksum of their ids, so the same are shown at every α and the
+    same whenever the report is made.
+    """
+    groups = [(one, alpha, group) for one in series for alpha, group in one]
+    sizes = [len(group.ids) for _, _, group in groups]
+    most = _samples_of_each(sizes, limit)
+    texts: dict[str, int] = {}
+    rows: list[list[float | int]] = []
+    for number, (_, _, group) in enumerate(groups):
+        rows += _answer_rows(number, group, most, texts)
+    rows = rows[: max(0, limit)]
+    data = {
+        "groups": [
+            [one.dataset, one.name, alpha, one.task == "captioning"] for one, alpha, _ in groups
+        ],
+        "texts": list(texts),
+        "rows": rows,
     }
-    return ({"Files": ", ".join(sources)} if sources else {}) | facts
+    return AnswerSample(data, len(rows), sum(sizes), most)
+
+
+def _samples_of_each(sizes: Sequence[int], limit: int) -> int:
+    """The largest number of samples of each group with which the limit is kept."""
+    most = 0
+    while most < max(sizes) and sum(min(size, most + 1) for size in sizes) <= limit:
+        most += 1
+    return most or min(1, limit)
+
+
+def _answer_rows(
+    number: int, group: GroupScore, most: int, texts: dict[str, int]
+) -> list[list[float | int]]:
+    """Rows of some samples of a group; `texts` numbers the texts."""
+
+    def checksum(sample: int) -> bytes:
+        return hashlib.sha256(group.ids[sample].encode("utf-8", "backslashreplace")).digest()
+
+    taken, right = group.samples.predicted, group.samples.correct
+    rows = []
+    for sample in sorted(sorted(range(len(group.ids)), key=checksum)[:most]):
+        answer = group.answers[sample]
+        if len(answer) > LONGEST_ANSWER:
+            more = len(answer) - LONGEST_ANSWER
+            answer = f"{answer[:LONGEST_ANSWER]} … ({more} more characters)"
+        shown = (group.ids[sample], group.labels[sample], answer, taken[sample])
+        places = [texts.setdefault(text, len(texts)) for text in shown]
+        score = round(float(right[sample]), 3)
+        rows.append([number, *places, int(score) if score in (0, 1) else score])
+    return rows

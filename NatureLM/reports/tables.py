@@ -1,51 +1,72 @@
-"""The tables that a report holds.
-
-Class by class: what changes between two α, and what is taken for what.
-
-Tables of a report, and what they are as CSV, Markdown and LaTeX.
-"""
+"""The tables of a report, class by class and mistake by mistake, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.evaluation.score import GroupScore
 from NatureLM.evaluation.tasks import METRICS, ClassRow, metric_name
-from NatureLM.reports.charts import (
-    Change,
-    ChangeChart,
-    GridChart,
-    Point,
-    Series,
-    alpha_text,
-)
+from NatureLM.reports.charts import Change, ChangeChart, GridChart, Series, alpha_text
 from NatureLM.reports.form import AnswerFormat
 
 MOST_CONFUSIONS = 50
+MOST_CHANGES = 12
+"""Classes shown at either end of the changes."""
+
+WORST = 10
+OTHERS = 3
+ALL_OTHERS = "(other labels)"
+LONG = 60
+"""Rows from which on a table of LaTeX runs over pages."""
+
+Cell: TypeAlias = str | int | float | Estimate | None
 
 
-def metrics_table(lines: Sequence[Series]) -> Table:
-    """All metrics of all lines at every α, with intervals and the baselines beside them."""
-    groups = [group for line in lines for group in line.groups]
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns.
+
+    key: name of the table's files
+    measured: columns whose cells are estimates; in CSV the interval has columns of its own
+    """
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    measured: frozenset[str] = frozenset()
+
+    @property
+    def is_number(self) -> tuple[bool, ...]:
+        """Whether a column holds numbers."""
+        return tuple(
+            all(isinstance(row[place], int | float | Estimate | None) for row in self.rows)
+            for place in range(len(self.columns))
+        )
+
+
+def metrics_table(series: Sequence[Series]) -> Table:
+    """All metrics of all series at every α, with intervals and the baselines beside them."""
     metrics = [
         name
         for name in METRICS
-        if name != "top1" and any(name in group.metrics for group in groups)
+        if name != "top1" and any(name in group.metrics for one in series for group in one.groups)
     ]
-    rows = []
-    for line in lines:
-        for alpha, group in zip(line.alphas, line.groups, strict=True):
-            cells: list[Cell] = [line.dataset, line.name, alpha_text(alpha), len(group.ids)]
-            for name in metrics:
-                low, high = group.intervals.get(name) or (None, None)
-                cells.append(Measured(group.metrics.get(name), low, high))
-            for kind in ("majority", "random"):
-                cells.append(group.baselines.get(kind, {}).get(line.main_metric))
-            rows.append(tuple(cells))
-    names = [metric_name(name) for name in metrics]
+    rows: list[tuple[Cell, ...]] = [
+        (
+            *(one.dataset, one.name, alpha_text(alpha), len(group.ids)),
+            *map(group.estimate, metrics),
+            *(group.baselines.get(k, {}).get(one.main_metric) for k in ("majority", "random")),
+        )
+        for one in series
+        for alpha, group in one
+    ]
+    names = list(map(metric_name, metrics))
     return Table(
         key="metrics",
         title="Metrics with 95 % intervals; majority and random are what answers without "
@@ -56,62 +77,17 @@ def metrics_table(lines: Sequence[Series]) -> Table:
     )
 
 
-def class_table(line: Series, between: tuple[float, float] | None) -> Table | None:
-    """Every class of a line at two α (at one, where there is only one); None without classes."""
-    if line.task == "captioning":
-        return None
-    places = line.pair(between) or (line.best,)
-    found = [rows_by_label(line.groups[place]) for place in places]
-    labels = sorted({label for rows in found for label in rows})
-    columns = ["class", "n"]
-    for place in places:
-        at = f" at {alpha_text(line.alphas[place])}" if len(places) > 1 else ""
-        columns += [f"precision{at}", f"recall{at}", f"F1{at}"]
-    rows: list[tuple[Cell, ...]] = []
-    for label in labels:
-        per_class = [rows_of.get(label) for rows_of in found]
-        support = max(row.support for row in per_class if row is not None)
-        cells: list[Cell] = [label, support]
-        for row in per_class:
-            cells += _scores(row)
-        if len(places) > 1:
-            cells.append(_row_f1(per_class[-1]) - _row_f1(per_class[0]))
-        rows.append(tuple(cells))
-    if len(places) > 1:
-        columns.append("change of F1")
-    title = f"Classes of {line.dataset}, {line.name}"
-    return Table(f"{line.dataset}-{line.name}-classes", title, tuple(columns), tuple(rows))
-
-
-def confusion_table(line: Series) -> Table | None:
-    """The most frequent mistakes at the best α; None where labels are no single ones."""
-    if line.task != "classification":
-        return None
-    found: list[tuple[str, str, int, float]] = [
-        (label, taken, n, n / sum(row.values()))
-        for label, row in confusion_counts(line.groups[line.best]).items()
-        for taken, n in row.items()
-        if label != taken
-    ]
-    found.sort(key=lambda one: (-one[2], one[0], one[1]))
-    return Table(
-        f"{line.dataset}-{line.name}-confusions",
-        f"Most frequent mistakes: {line.dataset}, {line.name}, "
-        f"α = {alpha_text(line.alphas[line.best])}",
-        ("class", "taken for", "times", "share of the class"),
-        tuple(found[:MOST_CONFUSIONS]),
-    )
-
-
-def form_table(lines: Sequence[Series], forms: Sequence[Sequence[AnswerFormat]]) -> Table:
-    """The form of answers at every α."""
+def form_table(series: Sequence[Series], forms: Sequence[Sequence[AnswerFormat]]) -> Table:
+    """The form of answers at every α; `forms` of each series at its α."""
     names = ("words per answer", "are a label", "name one label", "taken for a label")
-    rows: list[tuple[Cell, ...]] = []
-    for line, found in zip(lines, forms, strict=True):
-        for alpha, form in zip(line.alphas, found, strict=True):
-            points = (form.words, form.is_label, form.names_one, form.matched)
-            shares = map(_measured, points)
-            rows.append((line.dataset, line.name, alpha_text(alpha), *shares))
+    rows = [
+        (
+            *(one.dataset, one.name, alpha_text(alpha)),
+            *(form.words, form.is_label, form.names_one, form.matched),
+        )
+        for one, found in zip(series, forms, strict=True)
+        for alpha, form in zip(one.alphas, found, strict=True)
+    ]
     return Table(
         "form",
         "Form of the answers: mean length, and shares that do as they were told",
@@ -128,32 +104,38 @@ def grid_table(chart: GridChart) -> Table:
     return Table(chart.key, chart.title, (chart.row_title or "data set", *columns), rows)
 
 
-def _measured(point: Point | None) -> Measured:
-    return Measured(None) if point is None else Measured(point.value, point.low, point.high)
-
-
-def _scores(row: ClassRow | None) -> list[Cell]:
-    return [None, None, None] if row is None else [row.precision, row.recall, row.f1]
-
-
-def _row_f1(row: ClassRow | None) -> float:
-    return 0.0 if row is None else row.f1
-
-
-MOST_CHANGES = 12
-"""Classes shown at either end of the changes."""
-
-WORST = 10
-OTHERS = 3
-ALL_OTHERS = "(other labels)"
-
-
-def change_chart(line: Series, between: tuple[float, float] | None) -> ChangeChart | None:
-    """F1 of each class at two α: the largest gains and losses; None where nothing can change."""
-    pair = line.pair(between)
-    if pair is None or line.task == "captioning":
+def class_table(series: Series, between: tuple[float, float] | None) -> Table | None:
+    """Every class of a series at two α (at one, where there is only one); None without classes."""
+    if series.task == "captioning":
         return None
-    before, after = (rows_by_label(line.groups[place]) for place in pair)
+    places = series.pair(between) or (series.best,)
+    found = [_rows_by_label(series.groups[place]) for place in places]
+    columns = ["class", "n"]
+    for place in places:
+        at = f" at {alpha_text(series.alphas[place])}" if len(places) > 1 else ""
+        columns += [f"precision{at}", f"recall{at}", f"F1{at}"]
+    rows: list[tuple[Cell, ...]] = []
+    for label in sorted({label for rows_of in found for label in rows_of}):
+        per_class = [rows_of.get(label) for rows_of in found]
+        cells: list[Cell] = [label, max(row.support for row in per_class if row is not None)]
+        for row in per_class:
+            cells += [row.precision, row.recall, row.f1] if row else [None, None, None]
+        if len(places) > 1:
+            cells.append(_f1(found[-1], label) - _f1(found[0], label))
+        rows.append(tuple(cells))
+    if len(places) > 1:
+        columns.append("change of F1")
+    title = f"Classes of {series.dataset}, {series.name}"
+    key = f"{series.dataset}-{series.name}-classes"
+    return Table(key, title, tuple(columns), tuple(rows))
+
+
+def change_chart(series: Series, between: tuple[float, float] | None) -> ChangeChart | None:
+    """F1 of each class at two α: the largest gains and losses; None where nothing can change."""
+    pair = series.pair(between)
+    if pair is None or series.task == "captioning":
+        return None
+    before, after = (_rows_by_label(series.groups[place]) for place in pair)
     changes = [
         Change(label, row.support, _f1(before, label), row.f1)
         for label, row in after.items()
@@ -168,11 +150,11 @@ def change_chart(line: Series, between: tuple[float, float] | None) -> ChangeCha
     if not shown:
         return None
     return ChangeChart(
-        key=f"{line.dataset}-{line.name}-change",
-        title=f"{line.dataset}, {line.name}: F1 of classes",
+        key=f"{series.dataset}-{series.name}-change",
+        title=f"{series.dataset}, {series.name}: F1 of classes",
         measure="F1 of the class",
-        before=f"α = {alpha_text(line.alphas[pair[0]])}",
-        after=f"α = {alpha_text(line.alphas[pair[1]])}",
+        before=f"α = {alpha_text(series.alphas[pair[0]])}",
+        after=f"α = {alpha_text(series.alphas[pair[1]])}",
         classes=tuple(shown),
         gains=len(gains),
         losses=len(losses),
@@ -180,15 +162,42 @@ def change_chart(line: Series, between: tuple[float, float] | None) -> ChangeCha
     )
 
 
-def confusion_chart(line: Series) -> GridChart | None:
+def _rows_by_label(group: GroupScore) -> dict[str, ClassRow]:
+    return {row.label: row for row in group.samples.class_rows()}
+
+
+def _f1(rows: Mapping[str, ClassRow], label: str) -> float:
+    return rows[label].f1 if label in rows else 0.0
+
+
+def confusion_table(series: Series) -> Table | None:
+    """The most frequent mistakes at the best α; None where labels are no single ones."""
+    if series.task != "classification":
+        return None
+    found: list[tuple[str, str, int, float]] = [
+        (label, taken, n, n / sum(row.values()))
+        for label, row in _confusions(series.groups[series.best]).items()
+        for taken, n in row.items()
+        if label != taken
+    ]
+    found.sort(key=lambda one: (-one[2], one[0], one[1]))
+    return Table(
+        f"{series.dataset}-{series.name}-confusions",
+        f"Most frequent mistakes: {series.dataset}, {series.name}, "
+        f"α = {alpha_text(series.alphas[series.best])}",
+        ("class", "taken for", "times", "share of the class"),
+        tuple(found[:MOST_CONFUSIONS]),
+    )
+
+
+def confusion_chart(series: Series) -> GridChart | None:
     """The classes with most errors at the best α, and what their clips were taken for.
 
     Cells hold shares of the row. None where labels are sets or texts, or nothing is wrong.
     """
-    if line.task != "classification":
+    if series.task != "classification":
         return None
-    group = line.groups[line.best]
-    counts = confusion_counts(group)
+    counts = _confusions(series.groups[series.best])
     wrong = Counter({label: sum(row.values()) - row[label] for label, row in counts.items()})
     worst = sorted(wrong, key=lambda one: (-wrong[one], one))[:WORST]
     if not any(wrong.values()):
@@ -197,18 +206,17 @@ def confusion_chart(line: Series) -> GridChart | None:
     for label in worst:
         taken.update({name: n for name, n in counts[label].items() if name not in worst})
     others = sorted(taken, key=lambda one: (-taken[one], one))[:OTHERS]
-    said = {name for label in worst for name in counts[label] if counts[label][name]}
-    columns = [name for name in (*worst, *others) if name in said]
+    answered = {name for label in worst for name in counts[label] if counts[label][name]}
+    columns = [name for name in (*worst, *others) if name in answered]
     rest = len(taken) > len(others)
-    table = []
-    for label in worst:
-        row = [counts[label][name] for name in columns]
-        table.append([*row, sum(counts[label].values()) - sum(row)] if rest else row)
     totals = [sum(counts[label].values()) for label in worst]
+    table = [[counts[label][name] for name in columns] for label in worst]
+    if rest:
+        table = [[*row, total - sum(row)] for row, total in zip(table, totals, strict=True)]
     return GridChart(
-        key=f"{line.dataset}-{line.name}-confusion",
-        title=f"{line.dataset}, {line.name}: worst classes, α = "
-        f"{alpha_text(line.alphas[line.best])}",
+        key=f"{series.dataset}-{series.name}-confusion",
+        title=f"{series.dataset}, {series.name}: worst classes, α = "
+        f"{alpha_text(series.alphas[series.best])}",
         measure="share of the class's clips",
         rows=tuple(worst),
         columns=(*columns, ALL_OTHERS) if rest else tuple(columns),
@@ -221,7 +229,7 @@ def confusion_chart(line: Series) -> GridChart | None:
     )
 
 
-def confusion_counts(group: GroupScore) -> dict[str, Counter[str]]:
+def _confusions(group: GroupScore) -> dict[str, Counter[str]]:
     """How often each label was taken for what."""
     counts: dict[str, Counter[str]] = {}
     for row in group.samples.confusion_rows():
@@ -229,58 +237,11 @@ def confusion_counts(group: GroupScore) -> dict[str, Counter[str]]:
     return counts
 
 
-def rows_by_label(group: GroupScore) -> dict[str, ClassRow]:
-    """The row of each label."""
-    return {row.label: row for row in group.samples.class_rows()}
-
-
-def _f1(rows: dict[str, ClassRow], label: str) -> float:
-    return rows[label].f1 if label in rows else 0.0
-
-
-LONG = 60
-"""Rows from which on a table of LaTeX runs over pages."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A value with its interval: three columns in CSV, one text elsewhere."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "-"
-        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.3f}{interval}"
-
-
-Cell: TypeAlias = str | int | float | Measured | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under columns.
-
-    key: name of the table's files
-    measured: columns whose cells are `Measured`
-    """
-
-    key: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    measured: frozenset[str] = frozenset()
-
-    @property
-    def is_number(self) -> tuple[bool, ...]:
-        """Whether a column holds numbers."""
-        return tuple(
-            all(isinstance(row[place], int | float | Measured | None) for row in self.rows)
-            for place in range(len(self.columns))
-        )
+def cell_text(cell: Cell) -> str:
+    """A cell as people read it: shares to three places."""
+    if cell is None:
+        return "-"
+    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
 def csv_parts(table: Table) -> tuple[list[str], list[list[Any]]]:
@@ -288,7 +249,17 @@ def csv_parts(table: Table) -> tuple[list[str], list[list[Any]]]:
     columns: list[str] = []
     for name in table.columns:
         columns += [name, f"{name}_low", f"{name}_high"] if name in table.measured else [name]
-    return columns, [[part for cell in row for part in _csv_cells(cell)] for row in table.rows]
+    rows = []
+    for cells in table.rows:
+        row: list[Any] = []
+        for name, cell in zip(table.columns, cells, strict=True):
+            if isinstance(cell, Estimate):
+                bounds = [None if math.isnan(one) else one for one in (cell.low, cell.high)]
+                row += [cell.value, *bounds]
+            else:
+                row += [cell, None, None] if name in table.measured else [cell]
+        rows.append(row)
+    return columns, rows
 
 
 def markdown(table: Table) -> str:
@@ -301,16 +272,30 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = (
+        " ".join(cell.split())
+        .replace("\\", "\\\\")
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("*", "\\*")
+        .replace("_", "\\_")
+        for cell in cells
+    )
+    return f"| {' | '.join(escaped)} |"
+
+
 def latex(table: Table) -> str:
     """The table in LaTeX with booktabs; a long one as a longtable."""
     form = "".join("r" if number else "l" for number in table.is_number)
     head = _latex_row(table.columns)
     body = [_latex_row([cell_text(cell) for cell in row]) for row in table.rows]
+    caption = f"\\caption{{{_latex_text(table.title)}}}"
     if len(body) > LONG:
         lines = [
             "% needs \\usepackage{booktabs,longtable}",
             f"\\begin{{longtable}}{{{form}}}",
-            f"\\caption{{{latex_text(table.title)}}}\\\\",
+            f"{caption}\\\\",
             *("\\toprule", head, "\\midrule", "\\endhead", "\\bottomrule", "\\endfoot"),
             *body,
             "\\end{longtable}",
@@ -318,24 +303,12 @@ def latex(table: Table) -> str:
     else:
         lines = [
             "% needs \\usepackage{booktabs}",
-            *("\\begin{table}", "\\centering", f"\\caption{{{latex_text(table.title)}}}"),
+            *("\\begin{table}", "\\centering", caption),
             f"\\begin{{tabular}}{{{form}}}",
             *("\\toprule", head, "\\midrule", *body, "\\bottomrule"),
             *("\\end{tabular}", "\\end{table}"),
         ]
     return "\n".join(lines) + "\n"
-
-
-def cell_text(cell: Cell) -> str:
-    """A cell as people read it: shares to three places."""
-    if cell is None:
-        return "-"
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-
-
-def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 _LATEX = {
@@ -353,22 +326,10 @@ _LATEX = {
 }
 
 
-def _csv_cells(cell: Cell) -> list[Any]:
-    return [cell.value, cell.low, cell.high] if isinstance(cell, Measured) else [cell]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (
-        " ".join(cell.split())
-        .replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("<", "&lt;")
-        .replace("*", "\\*")
-        .replace("_", "\\_")
-        for cell in cells
-    )
-    return f"| {' | '.join(escaped)} |"
-
-
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(latex_text, cells)) + " \\\\"
+    return " & ".join(map(_latex_text, cells)) + " \\\\"
+
+
+def _latex_text(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

@@ -261,5 +261,5 @@ def test_bad_answers_are_counted_and_never_right(
     scores = score([path], [protocol("beans-zero")], on_error="skip")
     (record,) = scores.records()
     assert (record["n"], record["errors"]) == (9, 1)
-    assert scores.problems.kinds() == {kind: 1}
-    assert scores.problems.found[0].line == 10
+    assert scores.problem_kinds() == {kind: 1}
+    assert scores.problems[0].line == 10

@@ -17,12 +17,12 @@ import pytest
 
 from NatureLM.cli import main
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.bootstrap import BootstrapOptions, Estimate
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.reports.page import write_report
 from NatureLM.reports.report import make_report
-from NatureLM.reports.tables import Measured, Table, latex, markdown
+from NatureLM.reports.tables import Table, latex, markdown
 
 Rows = list[dict[str, Any]]
 Ran = tuple[int, str, str]
@@ -151,7 +151,7 @@ def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere(
         if limit == 100:
             write_report(report, tmp_path)
             assert "100 of 360 answers are in this page" in "".join(read_page(tmp_path).words)
-    groups = [group for line in report.lines for group in line.groups]
+    groups = [group for one in report.series for group in one.series.groups]
     for number, identity, label, answer, taken, right in shown_rows(scores):
         line_group = groups[number]
         place = line_group.ids.index(identity)
@@ -251,7 +251,7 @@ def test_lines_that_are_left_out_are_counted(
 
 def test_tables_are_escaped() -> None:
     table = Table(
-        "t", "A & B_1", ("class", "a|b"), (("50 % *of* {x} \\ ~^", Measured(0.5, 0.25, 1.0)),)
+        "t", "A & B_1", ("class", "a|b"), (("50 % *of* {x} \\ ~^", Estimate(0.5, 0.25, 1.0)),)
     )
     assert "\\*of\\*" in markdown(table)
     assert "| a\\|b |" in markdown(table)

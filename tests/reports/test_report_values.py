@@ -121,7 +121,9 @@ def test_change_and_confusion_are_the_counts(
     scores: Scores, folder: Path, read_page: Callable[[Path], Any]
 ) -> None:
     charts = read_page(folder).charts
-    lines = {(line.dataset, line.name): line for line in make_report(scores).lines}
+    lines = {
+        (one.series.dataset, one.series.name): one.series for one in make_report(scores).series
+    }
     line = lines["watkins", "query 0"]
     best = line.groups[line.best]
     adapted = line.groups[line.alphas.index(1.0)]
@@ -192,7 +194,7 @@ def test_one_alpha_has_a_mark_for_each_question(
         for line in figure.axes[0].lines
         if str(line.get_gid()).startswith("curve")
     }
-    values = [line.groups[0].metrics["accuracy"] for line in report.lines]
+    values = [line.groups[0].metrics["accuracy"] for line in (one.series for one in report.series)]
     assert [marks["curve-0"], marks["curve-1"]] == values
     keys = [chart.key for chart in report.charts()]
     assert not [key for key in keys if "change" in key]
@@ -265,7 +267,7 @@ def test_a_detection_without_any_label(
     for number, row in enumerate(rows):
         row |= {"label": "None", "prediction": "None" if number % 3 else "Hoolock"}
     report = make_report(score([write_rows(rows)], [protocol("beans-zero")], bootstrap=FEW))
-    (line,) = report.lines
+    (line,) = (one.series for one in report.series)
     assert line.main_metric == "accuracy"
     charts = {chart.key: chart for chart in report.charts()}
     assert "gibbons-accuracy" in charts

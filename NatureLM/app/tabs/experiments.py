@@ -24,9 +24,10 @@ from NatureLM.app.ui import handler, html, notice, on_page_load
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.data.table import read_rows
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.evaluation.tasks import METRICS_OF, metric_name
 from NatureLM.reports.charts import Curve, CurveChart, Point
-from NatureLM.reports.tables import Cell, Measured, Table, cell_text
+from NatureLM.reports.tables import Cell, Table, cell_text
 
 ANSWER_HEADERS = ("Sample", "α", "Right", "Answer", "Label", "Taken for", "Question")
 _SCORES = "metrics.json"
@@ -328,9 +329,8 @@ def _run(name: str, files: tuple[Path, ...]) -> Experiment:
         charts=tuple(chart for dataset in report.datasets for chart in dataset.charts),
         metrics=report.metrics,
         classes={
-            f"{one.line.dataset}, {one.line.name}": one.classes
-            for dataset in report.datasets
-            for one in dataset.lines
+            f"{one.series.dataset}, {one.series.name}": one.classes
+            for one in report.series
             if one.classes is not None and one.classes.rows
         },
         answers=tuple(_answers(shown.data)),
@@ -423,7 +423,8 @@ def _point(record: Mapping[str, Any]) -> Point:
 
 def _row(key: tuple[str, str], record: Mapping[str, Any]) -> tuple[Cell, ...]:
     metric, point = METRICS_OF[record["task"]][0], _point(record)
-    value = Measured(record[metric], point.low, point.high)
+    interval = (record.get("intervals") or {}).get(metric) or ()
+    value = None if record[metric] is None else Estimate(record[metric], *interval)
     return (*key, point.alpha, int(record["n"]), metric_name(metric), value)
 
 
