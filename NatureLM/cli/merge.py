@@ -146,7 +146,7 @@ def merge(
         export_adapter(model, output_path, chosen, adapter=adapter, llama_path=llama_path)
         typer.echo(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
         return
-    done = export_merged(
+    changed = export_merged(
         model,
         output_path,
         chosen,
@@ -158,6 +158,6 @@ def merge(
         report=lambda line: typer.echo(line, err=True),
     )
     typer.echo(
-        f"{output_path}: merged, {done.changed} matrices changed. "
+        f"{output_path}: merged, {changed} matrices changed. "
         f"Use it with: naturelm infer --model {output_path}"
     )

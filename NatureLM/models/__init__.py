@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
     from NatureLM.models.processing import NatureLMProcessor
 
-_HOMES = {
+_MODULES = {
     "NatureLM": "NatureLM.models.modeling",
-    "LossOutput": "NatureLM.models.modeling",
+    "LossOutput": "NatureLM.models.loss",
     "NatureLMConfig": "NatureLM.models.configuration",
     "NatureLMProcessor": "NatureLM.models.processing",
 }
@@ -25,8 +25,8 @@ __all__ = ["LossOutput", "NatureLM", "NatureLMConfig", "NatureLMProcessor"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -46,8 +46,6 @@ from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.processing import NatureLMProcessor
 from NatureLM.models.qformer import QFormer, patch_groups
 
-__all__ = ["ENCODERS", "LossOutput", "NatureLM"]
-
 ENCODERS = {"beats": lambda config: BEATs(config.beats)}
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores

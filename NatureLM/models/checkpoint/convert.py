@@ -18,6 +18,7 @@ from NatureLM.models.checkpoint.tensors import (
     CheckpointError,
     first_line,
     pickle_refusal,
+    read_json,
 )
 
 
@@ -91,7 +92,4 @@ def _settings(config: Path | None, source: Path) -> dict[str, Any]:
     path = config if config is not None else (beside if beside.is_file() else None)
     if path is None or path.suffix.lower() in (".yml", ".yaml"):
         return load_config(path).model.model_dump(mode="json", exclude_none=True)
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    return read_json(path)

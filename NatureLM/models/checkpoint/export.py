@@ -12,7 +12,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,7 +34,6 @@ from NatureLM.models.checkpoint.load import (
     without_lora,
 )
 from NatureLM.models.checkpoint.peft_io import (
-    WEIGHTS_FILE,
     StoredAdapter,
     adapter_settings,
     open_adapter,
@@ -58,15 +56,6 @@ _BLOCK = 4 * 2**20
 SourceFile = tuple[str, Path]  # a part of the model, and a file that it was made from
 
 
-@dataclass(frozen=True)
-class Merged:
-    """What was written: the folder, its bytes of weights, and the layers that were changed."""
-
-    folder: Path
-    weight_bytes: int
-    changed: int
-
-
 def export_merged(
     path_or_id: str | Path,
     output: str | Path,
@@ -79,8 +68,10 @@ def export_merged(
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
-) -> Merged:
+) -> int:
     """Write a model with a recipe merged into it as a plain checkpoint that needs no PEFT.
+
+    Returns how many matrices the recipe changes.
 
     path_or_id: a checkpoint of any layout; its base is found as by `NatureLM.from_pretrained`
     adapter: a folder whose adapter stands for the model's own
@@ -101,8 +92,7 @@ def export_merged(
         for ref in refs
         if ref.stored_name in chosen
     }
-    size = sum(one.nbytes for one in tensors.values())
-    _check_space(target.parent, size)
+    _check_space(target.parent, sum(one.nbytes for one in tensors.values()))
     files = _source_files(reader, chosen, adapters)
     source_size = sum(path.stat().st_size for _, path in files)
     report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
@@ -116,8 +106,7 @@ def export_merged(
         )
         _write_settings(model, reader, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    changed = sum(plan.changes(name) for name in plan.alphas)
-    return Merged(target, size, changed)
+    return sum(plan.changes(name) for name in plan.alphas)
 
 
 def export_adapter(
@@ -128,7 +117,7 @@ def export_adapter(
     adapter: str | Path | None = None,
     llama_path: str | Path | None = None,
     revision: str | None = None,
-) -> Merged:
+) -> None:
     """Write what a linear recipe adds to the base as one adapter in PEFT's format.
 
     Ranks are put beside each other, so that nothing is lost: loaded with α = 1 it is the recipe.
@@ -148,7 +137,6 @@ def export_adapter(
     config.use_rslora, config.lora_dropout = False, 0.0
     deltas = {name: plan.combined(name) for name in plan.alphas}
     write_adapter(target, deltas, linear_shapes(model.language_model), config=config)
-    return Merged(target, (target / WEIGHTS_FILE).stat().st_size, len(plan.alphas))
 
 
 def _plan(

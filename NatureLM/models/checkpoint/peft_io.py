@@ -8,7 +8,6 @@ put another one there, or keep the adapter's name before `weight`. All of these 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from NatureLM.models.checkpoint.tensors import (
     StoredTensor,
     index_folder,
     read_header,
+    read_json,
 )
 from NatureLM.models.configuration import NatureLMConfig
 
@@ -217,10 +217,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    settings = read_json(path)
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: peft_type is {kind!r}, and only LORA adapters are merged")

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -209,6 +209,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if pickles:
         raise CheckpointError(pickle_refusal(pickles[0]))
     raise CheckpointError(f"{folder} holds no model.safetensors (nor shards with an index)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises CheckpointError for a file without one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def first_line(error: Exception) -> str:
