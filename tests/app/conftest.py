@@ -1,15 +1,25 @@
-"""Sounds of all kinds, and files that are none."""
+"""Sounds of all kinds, files that are none, Chromium, and pages whose requests are watched."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
-from web_app import ASSETS
+from web_app import ASSETS, FakePipeline, RunningApp, go_to, running
 
 from NatureLM.app.settings import Limits
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_LOCAL = ("data:", "blob:", "about:")
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +65,81 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = (ASSETS / "synthetic_cow.flac").read_bytes()
     made["corrupt"].write_bytes(whole[:200] + bytes(len(whole) - 200))
     return made
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The browser of this machine; none is downloaded."""
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as tool:
+        browser = tool.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def fake_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """The app whose answers say what was asked."""
+    with running(tmp_path_factory.mktemp("fake"), FakePipeline()) as app:
+        yield app
+
+
+@pytest.fixture(scope="session")
+def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """The app with the embedded model."""
+    from NatureLM.inference.pipeline import Pipeline
+    from NatureLM.models.registry import EMBEDDED
+
+    with running(tmp_path_factory.mktemp("real"), Pipeline(EMBEDDED)) as app:
+        yield app
+
+
+Opener = Callable[..., "Page"]
+
+
+@pytest.fixture
+def open_page(chromium: Browser) -> Iterator[Opener]:
+    """Opens an app in a context of its own; `tab` names the tab to begin with, `link` a job's page.
+
+    At the end no page may have written an error or asked another host for anything.
+    """
+    contexts: list[Any] = []
+    wrong: list[str] = []
+
+    def watch(page: Page, address: str) -> None:
+        def requested(request: Any) -> None:
+            if not request.url.startswith((address, *_LOCAL)):
+                wrong.append(f"asked for {request.url}")
+
+        def written(message: Any) -> None:
+            if message.type == "error":
+                wrong.append(f"console: {message.text} {message.location['url']}")
+
+        page.on("request", requested)
+        page.on("console", written)
+        page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
+
+    def opened(app: RunningApp, tab: str | None = "Ask", link: str = "", **options: Any) -> Page:
+        # Gradio looks up the folder of uploads each time, and each app of this process sets it.
+        os.environ["GRADIO_TEMP_DIR"] = str(app.context.uploads)
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        watch(page, app.address)
+        page.goto(app.address + link)
+        if tab is not None:
+            page.wait_for_selector("#ask-question textarea")
+            go_to(page, tab)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []

@@ -1,37 +1,63 @@
-"""Jobs: what they keep on disk, how they run, stop, go on, and go away."""
+"""Jobs: what they keep on disk, how they run and stop; what the page shows and gives of them."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
+from web_app import ASSETS, ROOT
 
 from NatureLM.app.clips import shown_name
 from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.store import Job, JobLibrary, safe_name
+from NatureLM.app.jobs.sound import OVERVIEW_COLUMNS, JobSound
+from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording, safe_name
+from NatureLM.app.jobs.view import (
+    NAMED,
+    JobView,
+    progress_sentence,
+    recordings_html,
+    status_html,
+    timeline,
+    view_job,
+    write_downloads,
+)
 from NatureLM.app.settings import AppError, Limits
+from NatureLM.app.spectrogram import BINS, pooled
+from NatureLM.app.tabs.job_form import MOST_QUESTIONS, settings_of
+from NatureLM.app.tabs.jobs import MOST_REMEMBERED, choices, remember
 from NatureLM.audio import AUDIO_SUFFIXES
+from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
 from NatureLM.inference.options import AskOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.results.rows import ErrorRow, WindowRow, read_rows
 
-ROOT = Path(__file__).resolve().parents[2]
-CUCKOO = ROOT / "assets" / "synthetic_common_cuckoo.flac"
-HEATH = ROOT / "assets" / "synthetic_heath_at_dusk.ogg"
+CUCKOO = ASSETS / "synthetic_common_cuckoo.flac"
+HEATH = ASSETS / "synthetic_heath_at_dusk.ogg"
+OWL = ASSETS / "synthetic_barn_owl.flac"
 SETTINGS = AskOptions(queries=("What is the common name?",))
+QUERIES = ("What is the common name?", "Caption the audio")
+HALF = AskOptions(QUERIES, merging_alpha=0.5, hop_length_seconds=5.0)
+OPTIONS = {"max_new_tokens": 4, "num_beams": 1}
+CONFIG = Config.model_validate({"generate": OPTIONS})
 
 
 @pytest.fixture(scope="module")
 def pipeline(nano: Any) -> Pipeline:
-    return Pipeline(nano, config=Config.model_validate({"generate": {"max_new_tokens": 4}}))
+    return Pipeline(nano, config=CONFIG)
 
 
 @pytest.fixture
@@ -308,3 +334,298 @@ def test_removed_job_leaves_nothing(
     with pytest.raises(AppError, match="removed"):
         queue.open(job.id)
     assert not list(library.folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline
+) -> Iterator[tuple[JobLibrary, JobQueue, Job]]:
+    """A finished job about two recordings and one file that is none."""
+    folder = tmp_path_factory.mktemp("jobs")
+    text = folder / "=notes.wav"
+    text.write_text("no sound")
+    library = JobLibrary(folder / "runs")
+    queue = JobQueue(library, lambda: pipeline, model=str(ROOT / "nano"))
+    job = new_job(library, OWL, text, HEATH, settings=HALF)
+    queue.submit(job.id)
+    assert queue.wait(job.id, 120)
+    assert queue.open(job.id).state == "done"
+    yield library, queue, job
+    queue.close()
+
+
+@pytest.fixture
+def view(done: tuple[JobLibrary, JobQueue, Job]) -> JobView:
+    library, queue, job = done
+    return view_job(library, queue, job.id)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_those_of_naturelm_infer(
+    library: JobLibrary, tmp_path: Path, nano_folder: Path
+) -> None:
+    """To the last key: the same model, recordings and settings through both doors.
+
+    `naturelm infer` writes α into the weights and the app, whose model others use meanwhile, does
+    not: confidences may differ in their last digits.
+    """
+    model = str(nano_folder / "checkpoint")
+    pipeline = Pipeline(model, config=CONFIG, device="cpu")
+    queue = JobQueue(library, lambda: pipeline, model=model)
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no sound")
+    job = new_job(library, OWL, bad, HEATH, settings=HALF)
+    queue.submit(job.id)
+    assert queue.wait(job.id, 120)
+    queue.close()
+    arguments = ["infer", "--model", model, "--merging-alpha", "0.5", "--hop-length-seconds", "5"]
+    for query in QUERIES:
+        arguments += ["--query", query]
+    for name, value in OPTIONS.items():
+        arguments += ["--options", f"generate.{name}={value}"]
+    for path in library.recording_paths(job):
+        arguments += ["--audio-path", str(path)]
+    output = tmp_path / "infer.jsonl"
+    result = CliRunner().invoke(
+        naturelm_app, [*arguments, "--device", "cpu", "--output-path", str(output)]
+    )
+    assert result.exit_code == 3, result.output
+    rows, expected = rows_of(library.answers_path(job.id)), rows_of(output)
+    for row, other in zip(rows, expected, strict=True):
+        assert row.pop("confidence", None) == pytest.approx(other.pop("confidence", None), abs=1e-5)
+        assert row == other
+
+
+def test_downloads_hold_the_answers_under_the_names_of_the_user(
+    done: tuple[JobLibrary, JobQueue, Job], view: JobView
+) -> None:
+    library, _, _ = done
+    table_path, raven_path, jsonl_path = write_downloads(library, view)
+    rows = rows_of(jsonl_path)
+    assert [row["audio_path"] for row in rows if "error" in row] == ["=notes.wav"]
+    assert {row["audio_path"] for row in rows} == {OWL.name, HEATH.name, "=notes.wav"}
+    table = list(csv.DictReader(io.StringIO(table_path.read_text("utf-8-sig"), newline="")))
+    assert [(row["recording"], row["text"]) for row in table if not row["error"]] == [
+        (row["audio_path"], row["text"]) for row in rows if "error" not in row
+    ]
+    assert [row["recording"] for row in table if row["error"]] == ["'=notes.wav"]
+    for path in (table_path, raven_path, jsonl_path):
+        text = path.read_text("utf-8")
+        assert "00001-" not in text.replace(str(library.folder), "")
+    raven = list(csv.DictReader(raven_path.open(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    heath = [row for row in raven if row["Begin File"] == HEATH.name]
+    owl_seconds = soundfile.info(OWL).duration
+    for row in heath:
+        begin, offset = float(row["Begin Time (s)"]), float(row["File Offset (s)"])
+        assert begin == pytest.approx(owl_seconds + offset, abs=1e-6)
+    ends = {float(row["End Time (s)"]) for row in heath}
+    assert max(ends) == pytest.approx(owl_seconds + soundfile.info(HEATH).duration, abs=1e-6)
+
+
+def test_view_says_how_far_every_recording_is(view: JobView) -> None:
+    owl, notes, heath = recordings_html(view).split("<tr ")[1:]
+    assert [re.findall('data-state="(.*?)"', one) for one in (owl, notes, heath)] == [
+        ["done"],
+        ["error"],
+        ["done"],
+    ]
+    answers = 2 * view.job.recordings[0].windows
+    assert f'max="{answers}" value="{answers}"' in owl
+    assert "<td>=notes.wav: this is not an audio file" in notes
+    assert view.share == 1.0
+    assert progress_sentence(view) == f"Done: {view.job.expected} answers, 1 recording with errors."
+
+
+def test_timeline_holds_the_windows_in_order(view: JobView) -> None:
+    heath = view.job.recordings[2]
+    data = timeline(view, heath, QUERIES[1])
+    starts = [one["start"] for one in data["windows"]]
+    assert starts == [5.0 * n for n in range(heath.windows)]
+    assert data["windows"][-1]["end"] == pytest.approx(heath.seconds)
+    assert sum(one["count"] for one in data["legend"]) == heath.windows
+    by_start = {row.start: row.text for row in view.answers_of(heath, QUERIES[1])}
+    for one in data["windows"]:
+        assert one["text"] == by_start[one["start"]]
+        assert data["legend"][one["colour"]]["label"] in (one["text"], "(nothing)")
+    json.dumps(data)
+
+
+@given(st.lists(st.text(max_size=3), max_size=40))
+def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
+    rows = [
+        WindowRow("f", 10.0 * n, 10.0 * n + 10, "q", text, 1.0, model="m", run="r")
+        for n, text in enumerate(texts)
+    ]
+    library_job = Job(
+        "x", "long", "done", "", AskOptions(("q",)), (_recording("f", 10.0 * len(texts)),)
+    )
+    data = timeline(JobView(library_job, tuple(rows), 0, False), library_job.recordings[0], "q")
+    assert [one["text"] for one in data["windows"]] == texts
+    assert len(data["legend"]) <= NAMED + 1
+    assert sum(one["count"] for one in data["legend"]) == len(texts)
+    counts = [one["count"] for one in data["legend"][:NAMED]]
+    assert counts == sorted(counts, reverse=True)
+    styles = {one["text"]: one["colour"] for one in data["windows"]}
+    for one in data["windows"]:
+        assert one["colour"] == styles[one["text"]] < len(data["legend"])
+
+
+def _recording(file: str, seconds: float) -> JobRecording:
+    return JobRecording(f"{file}.wav", file, 1, seconds, 16_000, round(seconds / 10))
+
+
+MARKUP = "<img src=x onerror=alert(1)>{{evil}}${1+1}"
+
+
+def test_markup_is_shown_as_text(view: JobView) -> None:
+    job = view.job
+    error = ErrorRow("/x/00001-a.wav", MARKUP, "NotAudio", 1.0, "m", "r")
+    shown = JobView(
+        Job("x", "folder", "failed", MARKUP, job.settings, (_recording(MARKUP, 10.0),), MARKUP),
+        (error,),
+        0,
+        False,
+    )
+    for html in (status_html(shown), recordings_html(shown)):
+        assert "<img" not in html
+    assert "&lt;img" in status_html(shown)
+
+
+def test_table_has_the_columns_that_differ(view: JobView) -> None:
+    table = view.table(view.answers)
+    headers = ["Recording", "From (s)", "To (s)", "Answer", "Confidence", "Question"]
+    assert table["headers"] == view.headers == headers
+    assert len(table["data"]) == len(view.answers)
+    first = dict(zip(headers, table["data"][0], strict=True))
+    assert first["Recording"] == OWL.name
+    assert first["Answer"] == view.answers[0].text
+
+
+def test_filter_finds_all_words_anywhere(view: JobView) -> None:
+    assert view.filtered("HEATH caption", 0.0) == [
+        row
+        for row in view.answers
+        if row.query == QUERIES[1] and "heath" in view.names[row.audio_path]
+    ]
+    assert view.filtered("", 0.0) == list(view.answers)
+    sure = view.filtered("", 0.02)
+    assert sure == [row for row in view.answers if (row.confidence or 0.0) >= 0.02]
+    assert view.filtered("heath zebra", 0.0) == []
+
+
+def fields(**changes: Any) -> list[Any]:
+    """Values of the form of a job."""
+    values: dict[str, Any] = {
+        **{"questions": "What?", "alpha": 1.0, "window": 10, "hop": 10, "channel": "mean"},
+        **{"expansion": 1.0, "names": "", "preset": None, "sure": 0.0},
+    }
+    return list({**values, **changes}.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"questions": " \n"}, "no question"),
+        ({"questions": "\n".join(f"q{n}" for n in range(MOST_QUESTIONS + 1))}, "questions"),
+        ({"questions": "x" * 3000}, "2,000"),
+        ({"alpha": None}, "not filled in"),
+        ({"alpha": float("nan")}, "α"),
+        ({"window": 0}, "0.1 to 10"),
+        ({"window": 11}, "0.1 to 10"),
+        ({"hop": -1}, "step"),
+        ({"channel": "../1"}, "channel"),
+        ({"channel": "0"}, "channel"),
+        ({"expansion": 0}, "slowing"),
+        ({"names": "Barn Owl", "sure": 2}, "least confidence"),
+    ],
+)
+def test_fields_that_cannot_be_are_told(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match=words):
+        settings_of(fields(**change), tmp_path, Limits())
+
+
+def test_questions_are_one_on_each_line(tmp_path: Path) -> None:
+    made = settings_of(fields(questions=" a \n\nb\na", channel="2"), tmp_path, Limits())
+    assert made.queries == ("a", "b")
+    assert made.channel == 2
+
+
+@given(st.lists(st.text(max_size=4)), st.text(min_size=1, max_size=4))
+def test_newest_job_is_remembered_first_and_once(before: list[str], job: str) -> None:
+    after = remember(before, job)
+    assert after[0] == job
+    assert after.count(job) == 1
+    assert len(after) <= MOST_REMEMBERED
+
+
+def test_what_a_browser_remembers_is_not_trusted(done: tuple[JobLibrary, JobQueue, Job]) -> None:
+    _, queue, job = done
+    for odd in (None, "x", 7, {"a": 1}, [None, 7, "../..", "x" * 32]):
+        assert choices(odd, queue, "folder") == []
+    ((label, found),) = choices([job.id, "gone"], queue, "folder")
+    assert found == job.id
+    assert "synthetic_barn_owl.flac and 2 more" in label
+    assert choices([job.id], queue, "long") == []
+
+
+def drawn(library: JobLibrary, samples: Any, rate: int, **settings: Any) -> tuple[Job, JobSound]:
+    """A job about samples, and what draws it."""
+    path = library.folder.parent / "sound.wav"
+    path.parent.mkdir()
+    soundfile.write(path, samples, rate)
+    job = new_job(library, path, settings=AskOptions(("q",), **settings))
+    return job, JobSound(library, lambda: 16_000)
+
+
+def tone(hertz: float, seconds: float, rate: int, from_second: float = 0.0) -> Any:
+    times = np.arange(int(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * hertz * times) * (times >= from_second)).astype(np.float32)
+
+
+def test_overview_shows_the_sound_where_it_is(library: JobLibrary) -> None:
+    job, sound = drawn(library, tone(2000, 65.0, 16_000, from_second=40.0), 16_000)
+    overview = sound.overview(job, job.recordings[0])
+    assert overview.levels_FT.shape[1] <= OVERVIEW_COLUMNS
+    assert overview.levels_FT.shape[1] * overview.column == pytest.approx(65.0, abs=overview.column)
+    row = overview.levels_FT[round(2000 / 8000 * BINS)]
+    first_loud = int((row > 200).argmax()) * overview.column
+    assert first_loud == pytest.approx(40.0, abs=0.05)
+    assert (row[int(41 / overview.column) : int(64 / overview.column)] > 200).all()
+
+
+def test_overview_of_slowed_down_sound_keeps_the_times(library: JobLibrary) -> None:
+    samples = tone(40_000, 4.0, 192_000, from_second=3.0)
+    job, sound = drawn(library, samples, 192_000, time_expansion=10.0)
+    overview = sound.overview(job, job.recordings[0])
+    row = overview.levels_FT[round(4000 / 8000 * BINS)]
+    assert int((row > 200).argmax()) * overview.column == pytest.approx(3.0, abs=0.01)
+    wav = sound.heard(job, job.recordings[0], 3.0, 4.0)
+    samples, rate = soundfile.read(io.BytesIO(wav))
+    assert rate == 16_000
+    assert len(samples) == 160_000
+    peak = int(np.abs(np.fft.rfft(samples)).argmax()) / 10
+    assert peak == pytest.approx(4000, abs=1)
+
+
+def test_pictures_of_any_stretch_are_pictures(done: tuple[JobLibrary, JobQueue, Job]) -> None:
+    library, _, job = done
+    looking = JobSound(library, lambda: 16_000)
+    heath = job.recordings[2]
+    for start, end, columns in ((0, 1e9, 800), (3, 3, 800), (-5, 2, 10**9), (1e9, 2e9, 1)):
+        assert looking.stretch(job, heath, start, end, columns).startswith(b"\x89PNG")
+    assert list((library.folder_of(job.id) / "pictures").glob("*.npy"))
+    with pytest.raises(AppError, match="start and an end"):
+        looking.stretch(job, heath, float("nan"), 1.0, 10)
+    with pytest.raises(AppError, match="cannot be read"):
+        looking.stretch(job, job.recordings[1], 0.0, 1.0, 10)
+
+
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_pooling_keeps_the_loudest(columns: int, wanted: int) -> None:
+    levels = np.random.default_rng(columns).integers(0, 255, (3, columns), dtype=np.uint8)
+    made = pooled(levels, wanted)
+    assert made.shape == (3, min(columns, wanted))
+    np.testing.assert_array_equal(made.max(axis=1), levels.max(axis=1))
