@@ -55,35 +55,14 @@ _QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibi
 
 def build_long(context: AppContext) -> None:
     """Put the components of Long recording into the page."""
-    import gradio as gr
-
-    limits = context.limits
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=300):
-            drop = gr.File(
-                label="Drop a long recording here, or choose",
-                file_count="single",
-                height=150,
-                elem_id="long-drop",
-                elem_classes=["drop"],
-            )
-            html(
-                f'<p class="about">Up to {format_duration(limits.long_seconds, short=True)} and '
-                f"{format_bytes(limits.upload_bytes)}. The question is asked of every window of "
-                "10 s; the answers come one after the other.</p>"
-            )
-            given = html(elem_id="long-given", elem_classes=["quiet"])
-            fields = job_fields(context, "long")
-            start = gr.Button("Start", variant="primary", elem_id="long-start")
-        with gr.Column(scale=7, min_width=300):
-            panel = JobPanel(context, "long")
+    drop, given, fields, start, panel = _lay_out(context, "long")
+    handed_over = context.handed_over
 
     def begin(file: Any, handed: Any, *values: Any) -> dict[Any, Any]:
         if file:
             handed = (file, shown_name(file))
         return panel.begin([(Path(handed[0]), handed[1])] if handed else [], values)
 
-    handed_over = context.handed_over
     panel.wire_start(start, begin, [drop, handed_over], fields)
 
     def show_given(handed: Any) -> str:
@@ -96,32 +75,43 @@ def build_long(context: AppContext) -> None:
 
 def build_folder(context: AppContext) -> None:
     """Put the components of Folder into the page."""
-    import gradio as gr
-
-    limits = context.limits
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=300):
-            drop = gr.File(
-                label="Drop recordings here, or choose",
-                file_count="multiple",
-                height=160,
-                elem_id="folder-drop",
-                elem_classes=["drop"],
-            )
-            html(
-                f'<p class="about">Up to {limits.folder_files:,} recordings of at most '
-                f"{format_bytes(limits.upload_bytes)} each. What cannot be read is named, and the "
-                "others go on.</p>"
-            )
-            fields = job_fields(context, "folder")
-            start = gr.Button("Start", variant="primary", elem_id="folder-start")
-        with gr.Column(scale=7, min_width=300):
-            panel = JobPanel(context, "folder")
+    drop, _, fields, start, panel = _lay_out(context, "folder")
 
     def begin(files: Any, *values: Any) -> dict[Any, Any]:
         return panel.begin([(Path(file), shown_name(file)) for file in files or []], values)
 
     panel.wire_start(start, begin, [drop], fields)
+
+
+def _lay_out(context: AppContext, kind: Kind) -> tuple[Any, Any, list[Any], Any, JobPanel]:
+    """The input of files, the notice of one handed over, the form, its button, and the panel."""
+    import gradio as gr
+
+    is_long, limits = kind == "long", context.limits
+    size = format_bytes(limits.upload_bytes)
+    about = (
+        f"Up to {format_duration(limits.long_seconds, short=True)} and {size}. The question is "
+        "asked of every window of 10 s; the answers come one after the other."
+        if is_long
+        else f"Up to {limits.folder_files:,} recordings of at most {size} each. What cannot be "
+        "read is named, and the others go on."
+    )
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=300):
+            drop = gr.File(
+                label=f"Drop {'a long recording' if is_long else 'recordings'} here, or choose",
+                file_count="single" if is_long else "multiple",
+                height=150 if is_long else 160,
+                elem_id=f"{kind}-drop",
+                elem_classes=["drop"],
+            )
+            html(f'<p class="about">{about}</p>')
+            given = html(elem_id="long-given", elem_classes=["quiet"]) if is_long else None
+            fields = job_fields(context, kind)
+            start = gr.Button("Start", variant="primary", elem_id=f"{kind}-start")
+        with gr.Column(scale=7, min_width=300):
+            panel = JobPanel(context, kind)
+    return drop, given, fields, start, panel
 
 
 class JobPanel:
