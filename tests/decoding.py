@@ -9,11 +9,22 @@ from torch import Tensor, nn
 from NatureLM.generation.decoding import Decoder, Prompt
 from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import SharedPrefix
-from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.generation.sampling import GenerationOutput
+from NatureLM.models import NatureLM
 
 ENDS = [604, 402, 69, 11]  # common tokens, so that rows finish at their own step
 QUERIES = ("What is it?", "Caption the audio.", "Say at length what is to be heard in this sound.")
+
+
+def requests_about_clips(model: NatureLM, alphas: Sequence[float] = (0.0, 1.0)) -> list[Request]:
+    """Every query about each of the golden clips at every α."""
+    return [
+        Request((clip, query, alpha), model.processor.render(query), (clip,), alpha)
+        for clip in ("chirps", "trill", "howl")
+        for query in QUERIES
+        for alpha in alphas
+    ]
 
 
 def decode(

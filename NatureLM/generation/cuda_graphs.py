@@ -111,24 +111,15 @@ class GraphRunner:
         self._pool.release()
         self._signature = None
 
-    def step(
-        self,
-        cache: PreallocatedCache,
-        tokens_R: Tensor,
-        mask_RL: Tensor,
-        positions_R: Tensor,
-        alphas: Sequence[float],
-    ) -> Tensor | None:
+    def step(self, cache: PreallocatedCache, inputs: StepInputs) -> Tensor | None:
         """Extend the cache by one token in every row; logits (R, V).
-
-        mask_RL: with the new column at its end
 
         None: the step was not taken, and the cache is as long as it was.
         """
         if self._gave_up:
             return None
         try:
-            return self._try_step(cache, tokens_R, mask_RL, positions_R, alphas)
+            return self._try_step(cache, inputs)
         except NatureLMError:
             raise
         except Exception as error:  # an error that is not capturing's comes back in a plain step
@@ -136,7 +127,7 @@ class GraphRunner:
             no_memory = is_out_of_memory(error)
         self.release()  # outside of the handler, which holds tensors
         if no_memory:
-            self._pool.limit(Bucket.of(*mask_RL.shape).positions // 2)
+            self._pool.limit(Bucket.of(*inputs.mask_RL.shape).positions // 2)
             free_unused_memory()
         else:
             self._gave_up = True
@@ -148,23 +139,16 @@ class GraphRunner:
         self._has_said_so = True
         return None
 
-    def _try_step(
-        self,
-        cache: PreallocatedCache,
-        tokens_R: Tensor,
-        mask_RL: Tensor,
-        positions_R: Tensor,
-        alphas: Sequence[float],
-    ) -> Tensor | None:
+    def _try_step(self, cache: PreallocatedCache, inputs: StepInputs) -> Tensor | None:
         if self._signature is None or not self._signature.is_current():
             self.release()
             self._signature = GraphSignature(self._model)
         alpha = None
         if not self._signature.reads_alpha:
-            if len(set(alphas)) > 1:
+            if len(set(inputs.alphas)) > 1:
                 return None
-            alpha = alphas[0]
-        rows, length = mask_RL.shape
+            alpha = inputs.alphas[0]
+        rows, length = inputs.mask_RL.shape
         bucket = Bucket.of(rows, length)
         columns = self._pool.columns_of(cache)
         if columns >= length:
@@ -174,7 +158,7 @@ class GraphRunner:
         if self._pool.bind(cache, bucket):
             self._steps.clear()
         step = self._step_of(bucket, alpha, cache)
-        step.fill(tokens_R, mask_RL, positions_R, alphas)
+        step.fill(inputs)
         logits_RV = self._run(step)[:rows]
         for layer in cache.kv_layers:
             layer.count_position()
@@ -206,6 +190,18 @@ class GraphRunner:
         close = _TOLERANCE.get(next(self._model.parameters()).dtype, _HALF_TOLERANCE)
         if not torch.allclose(found_RV, wanted_RV, rtol=close, atol=close, equal_nan=True):
             raise RuntimeError("a recorded step gave other logits than the step itself")
+
+
+class StepInputs(NamedTuple):
+    """What a step appends: a token of each row, at its position, under its α.
+
+    mask_RL: with the new column at its end
+    """
+
+    tokens_R: Tensor
+    mask_RL: Tensor
+    positions_R: Tensor
+    alphas: Sequence[float]
 
 
 class Bucket(NamedTuple):
@@ -261,13 +257,12 @@ class StaticStep:
         self.uses = 0
         self.replay: Work | None = None
 
-    def fill(
-        self, tokens_R: Tensor, mask_RL: Tensor, positions_R: Tensor, alphas: Sequence[float]
-    ) -> None:
-        """Tokens, the mask with their column at its end, and their positions, of the batch's rows.
+    def fill(self, inputs: StepInputs) -> None:
+        """Set the inputs of the batch's rows.
 
         What an earlier batch left in rows beyond them has no effect.
         """
+        tokens_R, mask_RL, positions_R, alphas = inputs
         rows, length = mask_RL.shape
         self._ids_R1[:rows, 0] = tokens_R
         self._positions_R1[:rows, 0] = positions_R

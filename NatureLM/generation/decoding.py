@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from NatureLM.generation.beams import BeamSearch
 from NatureLM.generation.cache import PreallocatedCache, join_rows
-from NatureLM.generation.cuda_graphs import GraphRunner
+from NatureLM.generation.cuda_graphs import GraphRunner, StepInputs
 from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import SharedPrefix, extend, forward, prefill, to_device
 from NatureLM.generation.request import GenerationOptions
@@ -79,9 +79,8 @@ class DecodingSession:
         self._mask_RL = torch.cat([self._mask_RL, self._mask_RL.new_ones(self.rows, 1)], dim=1)
         logits_RV = None
         if self._graphs is not None:
-            logits_RV = self._graphs.step(
-                self._cache, tokens_R, self._mask_RL, self._next_position_R, self._alphas
-            )
+            inputs = StepInputs(tokens_R, self._mask_RL, self._next_position_R, self._alphas)
+            logits_RV = self._graphs.step(self._cache, inputs)
         if logits_RV is None:
             logits_RV = forward(
                 self._model,

@@ -10,8 +10,9 @@ Shapes: R rows, G shared prefixes, L positions, Q audio positions, D width, V vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.cache import PreallocatedCache, join_rows
 from NatureLM.merging.scaling import active_alpha, as_row_scale
 from NatureLM.prompts import PLACEHOLDER
+
+Fact = TypeVar("Fact")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -248,23 +251,35 @@ def split_by_length(lengths: Sequence[int], most: int, overhead: int) -> list[li
     A piece has at most `most` positions, but one row at least.
     """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    best: list[tuple[int, int]] = [(0, 0)]  # least cost of the first rows, begin of the last piece
-    for end in range(1, len(order) + 1):
+
+    def pieces(end: int) -> Iterator[tuple[int, int, None]]:
         longest = lengths[order[end - 1]]
         first = min(end - 1, max(0, end - most // max(1, longest)))
-        best.append(
-            min(
-                (best[begin][0] + (end - begin) * longest + overhead, begin)
-                for begin in range(first, end)
-            )
-        )
-    pieces: list[list[int]] = []
-    end = len(order)
+        for begin in range(first, end):
+            yield (end - begin) * longest + overhead, begin, None
+
+    return [order[begin:end] for begin, end, _ in cheapest_cuts(len(order), pieces)]
+
+
+def cheapest_cuts(
+    count: int, pieces: Callable[[int], Iterable[tuple[int, int, Fact]]]
+) -> list[tuple[int, int, Fact]]:
+    """Cut a list of `count` things where the pieces cost least in all.
+
+    pieces: (cost, begin, some fact) of the pieces that may end at a place
+
+    Returns (begin, end, fact) of each piece, in order.
+    """
+    best: list[Any] = [(0, 0, None)]  # of the first things: least cost, begin of the last piece
+    for end in range(1, count + 1):
+        best.append(min((best[begin][0] + cost, begin, fact) for cost, begin, fact in pieces(end)))
+    cuts: list[tuple[int, int, Fact]] = []
+    end = count
     while end:
-        begin = best[end][1]
-        pieces.append(order[begin:end])
+        _, begin, fact = best[end]
+        cuts.append((begin, end, fact))
         end = begin
-    return pieces[::-1]
+    return cuts[::-1]
 
 
 def _run_piece(

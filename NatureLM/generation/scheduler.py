@@ -7,7 +7,7 @@ their audio is encoded ahead of time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, groupby, islice, pairwise, takewhile
@@ -20,6 +20,7 @@ from NatureLM.generation.audio_cache import AudioEncoder, EncodedClip
 from NatureLM.generation.prefill import (
     PromptError,
     SharedPrefix,
+    cheapest_cuts,
     check_placeholders,
     merge_prompt_parts,
     prompt_parts,
@@ -139,29 +140,22 @@ def _groups(rows: Sequence[Row]) -> list[_Group]:
 
 
 def _cheapest(rows: Sequence[Row]) -> list[_Group]:
-    """Cut a sorted list of rows of one α: best[i] is the least cost of the first i rows."""
+    """Cut a sorted list of rows of one α into the groups that leave the fewest positions to run."""
     common = [0, *(common_positions(a.pieces, b.pieces, a.ends) for a, b in pairwise(rows))]
-    best: list[tuple[int, int, int]] = [(0, 0, 0)]  # cost, where the last group begins, its start
-    for end in range(1, len(rows) + 1):
-        start = rows[end - 1].length
-        total = 0
-        choices = []
+
+    def groups(end: int) -> Iterator[tuple[int, int, int]]:
+        """(positions to run, first row, shared positions) of the groups that end at a row."""
+        start, total = rows[end - 1].length, 0
         for first in range(end - 1, max(-1, end - 1 - _MAX_GROUP), -1):
             total += rows[first].length
             size = end - first
             start = start if size == 1 else min(start, common[first + 1])
             if size > 1 and start < _MIN_PREFIX:
                 break
-            saved = (size - 1) * start
-            choices.append((best[first][0] + total - saved, first, start if size > 1 else 0))
-        best.append(min(choices))
-    groups: list[_Group] = []
-    end = len(rows)
-    while end:
-        _, first, start = best[end]
-        groups.append(_Group(tuple(rows[first:end]), start))
-        end = first
-    return groups
+            yield total - (size - 1) * start, first, start if size > 1 else 0
+
+    cuts = reversed(cheapest_cuts(len(rows), groups))
+    return [_Group(tuple(rows[first:end]), start) for first, end, start in cuts]
 
 
 def common_positions(a: Sequence[int], b: Sequence[int], ends: Sequence[int]) -> int:

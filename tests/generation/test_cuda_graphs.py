@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_stand_in import Machine
-from decoding import ENDS, QUERIES
+from decoding import ENDS, requests_about_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,12 +24,13 @@ from NatureLM.generation.cuda_graphs import (
 from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.prefill import to_device
-from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM
 
 CPU = torch.device("cpu")
+SWEEP = (0.0, 0.4, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -218,15 +219,6 @@ def test_answers_are_those_of_plain_decoding(
     cuda_stand_in.graphs.clear()
 
 
-def requests_of(model: NatureLM) -> list[Request]:
-    return [
-        Request((clip, query, alpha), model.processor.render(query), (clip,), alpha)
-        for clip in ("chirps", "trill", "howl")
-        for query in QUERIES
-        for alpha in (0.0, 0.4, 1.0)
-    ]
-
-
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("how", [{}, {"batch_rows": 4}, {"batch_tokens": 900}])
 def test_the_engine_answers_alike(
@@ -238,7 +230,10 @@ def test_the_engine_answers_alike(
     def run(capture: bool | None) -> dict[Any, str | None]:
         engine = Engine(double, options, eos_ids=ENDS, capture=capture, **how)
         assert (engine._graphs is not None) == bool(capture)
-        return {one.key: one.text for one in engine.run(requests_of(double), clips.__getitem__)}
+        return {
+            one.key: one.text
+            for one in engine.run(requests_about_clips(double, SWEEP), clips.__getitem__)
+        }
 
     assert run(True) == run(None) == run(False)
 
@@ -258,7 +253,10 @@ def test_captured_steps_answer_alike_on_a_gpu(
     for capture in (True, False):
         engine = Engine(model, options, eos_ids=ENDS, capture=capture)
         found.append(
-            {one.key: one.text for one in engine.run(requests_of(model), clips.__getitem__)}
+            {
+                one.key: one.text
+                for one in engine.run(requests_about_clips(model, SWEEP), clips.__getitem__)
+            }
         )
     assert found[0] == found[1]
 
@@ -559,7 +557,7 @@ def test_the_engine_gives_memory_back_where_it_runs_out(
     monkeypatch.setattr(DecodingSession, "__init__", begin)
     monkeypatch.setattr(GraphRunner, "release", counting)
     engine = Engine(double, options, eos_ids=ENDS, capture=True)
-    answers = list(engine.run(requests_of(double), clips.__getitem__))
+    answers = list(engine.run(requests_about_clips(double, SWEEP), clips.__getitem__))
     assert len(answers) == 27
     assert len(released) >= 2
 

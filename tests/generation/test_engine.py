@@ -161,21 +161,6 @@ def count_positions(model: NatureLM, monkeypatch: pytest.MonkeyPatch) -> list[in
     return seen
 
 
-@settings(max_examples=8)
-@given(cases=CASES, batch_tokens=st.sampled_from([300, 100_000]), seed=st.integers(0, 3))
-def test_a_sampled_answer_does_not_depend_on_the_batch(
-    cases: list[Any], batch_tokens: int, seed: int, double: NatureLM, waves: list[Tensor]
-) -> None:
-    options = GenerationOptions(
-        max_new_tokens=4, num_beams=1, do_sample=True, temperature=1.5, seed=seed
-    )
-    requests = requests_of(double, cases)
-    many = answers(Engine(double, options, batch_tokens=batch_tokens), requests, waves)
-    for request in requests[:3]:
-        (one,) = answers(Engine(double, options), [request], waves).values()
-        assert many[request.key].text == one.text
-
-
 def test_float32_answers_as_plain_generation_does(
     nano: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import requests_about_clips
 from torch import Tensor
 
 from NatureLM.generation import scoring as scorer
@@ -14,24 +15,14 @@ from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.oom import is_out_of_memory, oom_backoff
-from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.generation.request import GenerationOptions
 from NatureLM.models import NatureLM
 
-QUERIES = ("What is it?", "Caption the audio.", "A longer question about the sound: what is it?")
 OPTIONS = GenerationOptions(max_new_tokens=4, num_beams=1)
 
 
-def requests_of(model: NatureLM) -> list[Request]:
-    return [
-        Request((clip, query, alpha), model.processor.render(query), (clip,), alpha)
-        for clip in ("chirps", "trill", "howl")
-        for query in QUERIES
-        for alpha in (0.0, 1.0)
-    ]
-
-
 def run(model: NatureLM, waves: dict[str, Tensor], engine: Engine) -> dict[Any, str | None]:
-    return {one.key: one.text for one in engine.run(requests_of(model), waves.__getitem__)}
+    return {one.key: one.text for one in engine.run(requests_about_clips(model), waves.__getitem__)}
 
 
 class Limited:
@@ -191,7 +182,7 @@ def test_lists_left_are_scored_in_smaller_batches_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     choice = LabelChoice(("Owl", "Wolf"))
-    requests = [replace(one, choice=choice) for one in requests_of(double)]
+    requests = [replace(one, choice=choice) for one in requests_about_clips(double)]
     limited = Limited(3)
     score = scorer.score_trie
 
