@@ -491,7 +491,7 @@ def _show_reliability(
     before: Reliability, after: Reliability, *, fitted: int, on_others: bool
 ) -> None:
     rows = [
-        [name, f"{one.temperature:.2f}", str(one.error), str(one.surprise), str(one.accuracy)]
+        [name, f"{one.temperature:.2f}", str(one.error), str(one.nll), str(one.accuracy)]
         for name, one in (("as scored", before), ("calibrated", after))
     ]
     of.print_table(

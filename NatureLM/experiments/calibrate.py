@@ -60,20 +60,24 @@ class Scored:
 class Reliability:
     """How far confidences at a temperature mean what they say, with intervals over clusters.
 
-    error: expected calibration error; surprise: mean of -log probability of the true label, nats
+    error: expected calibration error; nll: mean of -log probability of the true label, nats
     """
 
     temperature: float
     accuracy: Estimate
     error: Estimate
-    surprise: Estimate
+    nll: Estimate
     bins: tuple[ReliabilityBin, ...]
 
     def plain(self) -> dict[str, Any]:
         """As plain values; bins without samples are left out."""
-        values = asdict(self)
-        values["bins"] = [asdict(one) for one in self.bins if one.samples > 0]
-        return values
+        return {
+            "temperature": self.temperature,
+            "accuracy": asdict(self.accuracy),
+            "error": asdict(self.error),
+            "surprise": asdict(self.nll),
+            "bins": [asdict(one) for one in self.bins if one.samples > 0],
+        }
 
 
 def score_samples(
@@ -164,7 +168,7 @@ def measure(
     sure = np.array([one.confidence(temperature) for one in scored])
     right = np.array([one.is_right for one in scored], dtype=np.float64)
     clusters = [one.sample.cluster for one in scored]
-    surprises = np.array([_surprise(one, temperature) for one in scored])
+    nlls = np.array([_nll(one, temperature) for one in scored])
 
     def interval(statistic: Callable[[Any], float]) -> Estimate:
         return clustered_interval(statistic, clusters, repeats=repeats)
@@ -173,12 +177,12 @@ def measure(
         temperature,
         interval(lambda weights: accuracy(right, weights)),
         interval(lambda weights: calibration_error(sure, right, weights, bins)),
-        interval(lambda weights: float(surprises @ weights / weights.sum())),
+        interval(lambda weights: float(nlls @ weights / weights.sum())),
         tuple(reliability_bins(sure, right, None, bins)),
     )
 
 
-def _surprise(one: Scored, temperature: float) -> float:
+def _nll(one: Scored, temperature: float) -> float:
     scores = one.scores.at_temperature(temperature)
     if one.sample.label not in scores.labels:
         return -float(np.log(_SMALLEST))

@@ -53,7 +53,7 @@ class RavenRecording:
 
 
 def write_csv(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None = None) -> None:
-    """One row for each answer and each recording that could not be heard.
+    """One row for each answer and each recording that could not be read.
 
     file: open with `newline=""`; give it `CSV_ENCODING`
     names: what to call recordings, by `audio_path`
@@ -101,7 +101,7 @@ def write_raven(
 
     recordings: in the order in which Raven opens them as one sound: `Begin Time (s)` counts from
         the start of the first, `File Offset (s)` from the start of `Begin File`
-    channel: that was heard; a mix of all is given as channel 1
+    channel: the one that was read; a mix of all is given as channel 1
     heard_hz: highest frequency that the model hears; selections end there or where the sound does
 
     Raises KeyError for an answer about a recording that is not among `recordings`.

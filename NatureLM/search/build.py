@@ -13,7 +13,6 @@ the journal and the search work without it.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
     from NatureLM.models import NatureLM
 
-logger = logging.getLogger(__name__)
 
 LAYERS = ("encoder", "projected")
 
