@@ -17,7 +17,7 @@ from NatureLM.data.clip import Clip, read_window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.experiments.plan import Plan, Trial
 from NatureLM.experiments.store import EXPORTED, TrialStore, export, trial_values
-from NatureLM.inference.loading import processor_of
+from NatureLM.inference.loading import dtype_names, processor_of
 from NatureLM.results.settings import RunSettings
 from NatureLM.util import digest
 
@@ -215,11 +215,10 @@ def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSe
     What is asked of which samples is none either: trials have ids of their own, so a run that asks
     for more may be resumed.
     """
-    dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters()}
     return RunSettings(
         {
             "weights": weights_of(model),
-            "dtype": "+".join(sorted(dtypes)),
+            "dtype": dtype_names(model),
             "prompt_template": model.processor.prompt_template if model.processor else None,
             "generate": _decoding(generate),
         },

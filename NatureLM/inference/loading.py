@@ -77,6 +77,11 @@ def pick_device(device: str = "auto") -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def dtype_names(model: NatureLM) -> str:
+    """The precisions of a model's weights: `float32`, or `bfloat16+float32`."""
+    return "+".join(sorted({str(one.dtype).removeprefix("torch.") for one in model.parameters()}))
+
+
 def processor_of(model: NatureLM) -> NatureLMProcessor:
     """The processor of a model; raises UsageError where it has none."""
     if model.processor is None:

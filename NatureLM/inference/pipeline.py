@@ -19,7 +19,7 @@ from NatureLM.config import load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.calibration import Calibration, find_calibration
-from NatureLM.inference.loading import load_model, processor_of
+from NatureLM.inference.loading import dtype_names, load_model, processor_of
 from NatureLM.inference.options import AskOptions, Mode
 from NatureLM.inference.windows import (
     Recording,
@@ -215,10 +215,9 @@ class Pipeline:
         """
         model = self.model
         template = processor_of(model).prompt_template
-        kinds = {str(one.dtype).removeprefix("torch.") for one in model.parameters()}
         values: dict[str, Any] = {
             "weights": model.fingerprint,
-            "dtype": "+".join(sorted(kinds)),
+            "dtype": dtype_names(model),
             "prompt_template": template,
         }
         if options.mode == "score":
