@@ -52,7 +52,7 @@ class JobQueue:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, job_id: str) -> Job:
+    def submit(self, job_id: str) -> None:
         """Put a job at the end of the queue, or resume one that was stopped.
 
         Raises AppError, with the limit, where the queue is full; nothing has changed then.
@@ -60,16 +60,14 @@ class JobQueue:
         job = self._library.open(job_id)
         with self._changed:
             if job_id == self._working or job_id in self._waiting:
-                return self.look(job)
+                return
             self.refuse_if_full()
-            job = job.with_state("waiting")
-            self._library.save(job)
+            self._library.save(job.with_state("waiting"))
             self._waiting.append(job_id)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-        return job
 
     def refuse_if_full(self) -> None:
         """Raise AppError where no further job is taken: before its recordings are moved."""
@@ -100,20 +98,18 @@ class JobQueue:
                 self._waiting.remove(job_id)
             self._library.remove(job_id)
 
-    def look(self, job: Job) -> Job:
-        """The job in its true state: one that says it works, but that nobody has, is stopped."""
+    def open(self, job_id: str) -> Job:
+        """The job in its true state: one that says it works, but that nobody has, is stopped.
+
+        Raises AppError where there is none.
+        """
         with self._changed:
+            job = self._library.open(job_id)
             if job.id == self._working:
                 return job.with_state("working")
             if job.id in self._waiting:
                 return job.with_state("waiting")
-            unfinished = job.state in ("waiting", "working")
-            return job.with_state("stopped") if unfinished else job
-
-    def open(self, job_id: str) -> Job:
-        """The job of this name in its true state. Raises AppError where there is none."""
-        with self._changed:
-            return self.look(self._library.open(job_id))
+            return job.with_state("stopped") if job.state in ("waiting", "working") else job
 
     def ahead(self, job_id: str) -> int:
         """How many jobs come before this one."""
