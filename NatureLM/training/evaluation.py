@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.training.objectives import Objective
+from NatureLM.training.parallel import to_device
 from NatureLM.training.samples import Sample, SampleBuilder
 from NatureLM.training.stream import BadFiles, plain_batches
 
@@ -146,14 +147,3 @@ def _of_all_processes(answered: list[ScoredAnswer], accelerator: Accelerator) ->
 def _is_decoded(number: int, ratio: float) -> bool:
     """Every batch for 1, every second for 0.5, none for 0; the first one for all but 0."""
     return math.ceil((number + 1) * ratio - 1e-9) > math.ceil(number * ratio - 1e-9)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch with its tensors on `device`."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [to_device(value, device) for value in batch]
-    return batch

@@ -29,6 +29,7 @@ from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.save import state_of, write_tensors
+from NatureLM.models.loss import IGNORE
 from NatureLM.training.augment import Mask
 from NatureLM.training.data import Example
 from NatureLM.training.samples import Sample
@@ -372,9 +373,6 @@ class _EncoderStep(nn.Module):
             )
             right = target_BC.gather(1, logits_BC.argmax(-1, keepdim=True))[:, 0] > 0
         return StepOutput(losses.sum(), count, right.sum())
-
-
-IGNORE = -100
 
 
 class LanguageModel(Objective):

@@ -67,6 +67,17 @@ def seed_step(seed: int, step: int, micro_batch: int, process: int) -> None:
     torch.manual_seed(derive_seed(seed, "step", step, micro_batch, process))
 
 
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The same batch with its tensors on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    return batch
+
+
 def _wants_sharding(accelerator: Accelerator) -> bool:
     """Whether the launcher asked for FSDP; its first version is refused with a `UsageError`."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

@@ -37,7 +37,7 @@ from NatureLM.training.checkpoint import (
     write_checkpoint,
 )
 from NatureLM.training.data import Data, load_data
-from NatureLM.training.evaluation import Scorer, evaluate, same_text, to_device
+from NatureLM.training.evaluation import Scorer, evaluate, same_text
 from NatureLM.training.logs import RunLog
 from NatureLM.training.objectives import DistillationTargets, Objective
 from NatureLM.training.optim import (
@@ -54,6 +54,7 @@ from NatureLM.training.parallel import (
     make_accelerator,
     parallelize,
     seed_step,
+    to_device,
 )
 from NatureLM.training.samples import SampleBuilder
 from NatureLM.training.stream import (

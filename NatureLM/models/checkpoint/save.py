@@ -116,7 +116,8 @@ def write_file(tensors: Mapping[str, Tensor | LazyTensor], path: Path) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, one in ordered:
-            tensor = one.make() if isinstance(one, LazyTensor) else one
+            # A copy: a storage that numpy has seen cannot be freed, as FSDP does with its own.
+            tensor = one.make() if isinstance(one, LazyTensor) else one.to("cpu", copy=True)
             assert tensor.shape == one.shape, f"{name}: {tensor.shape}, planned {one.shape}"
             assert tensor.dtype == one.dtype, f"{name}: {tensor.dtype}, planned {one.dtype}"
             flat = tensor.detach().cpu().contiguous().reshape(-1)
