@@ -1,0 +1,1 @@
+"""What scripts/record_outputs.py runs: the commands, their inputs, and two programs."""
