@@ -3,7 +3,7 @@
 The Hub keeps all components in the same Parquet files, in groups of rows that say which components
 they hold. Each group that is needed becomes one local file for each component,
 `<component>/<file>-<group>.parquet`, which is there whole or not at all; so a fetch that was
-stopped goes on with the next group.
+stopped is resumed with the next group.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
 from NatureLM.data.dataset import hub_files, parquet_file, short
@@ -23,11 +23,8 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import atomic_write, did_you_mean
 
 COLUMN = "dataset_name"
-_LOOKING = 8  # files whose ends are read at once
+_THREADS = 8  # files whose ends are read at once
 _ROWS = 64  # in a group of a local file: so many sounds are in memory when one is read
-
-Report: TypeAlias = Callable[[int], None]
-"""Told how many bytes, or files, are done since it was told before."""
 
 
 class FetchError(NatureLMError):
@@ -38,7 +35,8 @@ class FetchError(NatureLMError):
 class RowGroup:
     """A group of rows that holds something that is asked for.
 
-    components: those of the asked for that are in it; is_mixed: whether other rows are, too
+    components: those of the requested ones that are in it
+    is_mixed: whether it holds several components
     bytes: what is transferred for it
     """
 
@@ -49,7 +47,7 @@ class RowGroup:
     bytes: int
 
     def targets(self, folder: Path) -> dict[str, Path]:
-        """Where the rows of each component go."""
+        """The file of the rows of each component."""
         name = f"{Path(self.file).stem}-{self.group:04}.parquet"
         return {one: folder / quote(one, safe=" ") / name for one in self.components}
 
@@ -71,25 +69,23 @@ class RemoteDataset:
                 "the folder here and name it: beans --data-path FOLDER"
             ) from error
 
-    def pieces(
-        self, wanted: Sequence[str] | None, report: Report = lambda _: None
+    def row_groups(
+        self, wanted: Sequence[str] | None, advance: Callable[[int], None] = lambda _: None
     ) -> list[RowGroup]:
         """What is needed for the components (None: for all), from the ends of the files alone.
 
-        report: told of each file. Raises DataError for components that are not there.
+        advance: called with 1 after each file. Raises DataError for components that are not there.
         """
         found: list[RowGroup] = []
         seen: set[str] = set()
-        with ThreadPoolExecutor(_LOOKING) as threads:
+        with ThreadPoolExecutor(_THREADS) as threads:
             for groups in threads.map(self._groups, self.files):
-                for file, group, names, size in groups:
-                    seen |= names
-                    here = names if wanted is None else names & set(wanted)
-                    if here:
-                        found.append(
-                            RowGroup(file, group, tuple(sorted(here)), len(names) > 1, size)
-                        )
-                report(1)
+                for one in groups:
+                    seen |= set(one.components)
+                    needed = one.components if wanted is None else set(one.components) & {*wanted}
+                    if needed:
+                        found.append(replace(one, components=tuple(sorted(needed))))
+                advance(1)
         missing = [name for name in wanted or () if name not in seen]
         if missing:
             hint = did_you_mean(missing[0], seen)
@@ -99,35 +95,64 @@ class RemoteDataset:
             )
         return found
 
-    def fetch(self, piece: RowGroup, folder: Path) -> None:
-        """Bring a piece into the folder.
+    def fetch(self, group: RowGroup, folder: Path) -> None:
+        """Bring a group of rows into the folder.
 
         Raises FetchError where it does not come, UsageError where it cannot be written.
         """
         try:
-            rows = self._open(piece.file).read_row_group(piece.group)
+            rows = self._open(group.file).read_row_group(group.group)
         except Exception as error:
             raise FetchError(
-                f"{piece.file}: the rest does not come ({short(error)}). What is in {folder} is "
+                f"{group.file}: the rest does not come ({short(error)}). What is in {folder} is "
                 "whole, and the same command goes on from there."
             ) from error
-        for name, path in piece.targets(folder).items():
+        compute: Any = import_module("pyarrow.compute")
+        for name, path in group.targets(folder).items():
             if not path.exists():
-                _write(_only(rows, name) if piece.is_mixed else rows, path)
+                wanted = rows.filter(compute.equal(rows.column(COLUMN), name))
+                _write(wanted if group.is_mixed else rows, path)
 
-    def _groups(self, file: str) -> list[tuple[str, int, set[str], int]]:
-        """(file, number, components, bytes) of each group of rows."""
+    def _groups(self, file: str) -> list[RowGroup]:
+        """Every group of rows of a file."""
         opened = self._open(file)
         names = opened.schema_arrow.names
         if COLUMN not in names:
             raise DataError(f"{file}: has no column {COLUMN} (its columns: {', '.join(names)})")
-        return [
-            (file, group, _components(opened, group), _bytes(opened.metadata.row_group(group)))
-            for group in range(opened.metadata.num_row_groups)
-        ]
+        groups = []
+        for number in range(opened.metadata.num_row_groups):
+            facts = opened.metadata.row_group(number)
+            size = sum(facts.column(i).total_compressed_size for i in range(facts.num_columns))
+            found = _components(opened, number)
+            groups.append(RowGroup(file, number, tuple(found), len(found) > 1, size))
+        return groups
 
     def _open(self, file: str) -> Any:
         return parquet_file(file, self._filesystem)
+
+
+def _components(opened: Any, group: int) -> set[str]:
+    """The components in a group: by its statistics where they decide, else by the column."""
+    facts = opened.metadata.row_group(group)
+    for number in range(facts.num_columns):
+        column = facts.column(number)
+        if column.path_in_schema == COLUMN and column.is_stats_set:
+            low, high = column.statistics.min, column.statistics.max
+            # A cut-off maximum could stand for several names; equal ends cannot.
+            if low == high and low is not None and column.statistics.null_count == 0:
+                return {str(low)}
+    values = opened.read_row_group(group, columns=[COLUMN]).column(COLUMN).unique().to_pylist()
+    return {str(value) for value in values if value is not None}
+
+
+def _write(rows: Any, path: Path) -> None:
+    parquet: Any = import_module("pyarrow.parquet")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, alone=True) as unfinished:
+            parquet.write_table(rows, unfinished, row_group_size=_ROWS)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -149,37 +174,3 @@ def size_text(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def _components(opened: Any, group: int) -> set[str]:
-    """The components in a group: by its statistics where they decide, else by the column."""
-    facts = opened.metadata.row_group(group)
-    for number in range(facts.num_columns):
-        column = facts.column(number)
-        if column.path_in_schema == COLUMN and column.is_stats_set:
-            low, high = column.statistics.min, column.statistics.max
-            # A cut-off maximum could stand for several names; equal ends cannot.
-            if low == high and low is not None and column.statistics.null_count == 0:
-                return {str(low)}
-    values = opened.read_row_group(group, columns=[COLUMN]).column(COLUMN).unique().to_pylist()
-    return {str(value) for value in values if value is not None}
-
-
-def _bytes(facts: Any) -> int:
-    return sum(facts.column(number).total_compressed_size for number in range(facts.num_columns))
-
-
-def _only(rows: Any, name: str) -> Any:
-    compute: Any = import_module("pyarrow.compute")
-    return rows.filter(compute.equal(rows.column(COLUMN), name))
-
-
-def _write(rows: Any, path: Path) -> None:
-    """A file that is there whole or not at all."""
-    parquet: Any = import_module("pyarrow.parquet")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, alone=True) as unfinished:
-            parquet.write_table(rows, unfinished, row_group_size=_ROWS)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None

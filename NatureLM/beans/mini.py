@@ -1,15 +1,16 @@
-"""Which clips a benchmark is made of: drawn by a seed, no sound is read.
+"""A benchmark in BEANS-Zero's schema from labelled clips: `metadata.jsonl` and recordings.
 
-Writes a benchmark in BEANS-Zero's schema: `metadata.jsonl` and a folder of recordings.
+Which clips it is made of is drawn by a seed before any sound is read.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,28 @@ from NatureLM.data.clip import read_window
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.evaluation.protocols import NO_LABEL
 from NatureLM.evaluation.write import write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+TABLE, AUDIO = "metadata.jsonl", "audio"
+SAMPLE_RATE = 16000
+CAPTION = "The sound of {label}."
 MOST_AT_ONCE = 3
 """Labels that may be heard in one window of detection."""
+
+_QUERIES = {
+    "classification": "What is the common name for the focal species in the audio?",
+    "detection": "Which of these, if any, are present in the audio recording? {labels}.",
+    "captioning": "Caption the audio.",
+}
 _QUIETEST_DB = -6.0
+_LOUDNESS = 0.1  # root mean square of the loudest clip of a mixture
+_BACKGROUND = 0.001
+_PEAK = 0.99
 
 
 @dataclass(frozen=True)
@@ -52,80 +66,6 @@ class Part:
     sample: Sample
     place: float
     gain_db: float
-
-
-def frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[str, ...]:
-    """The most frequent labels in alphabetical order; of ties the alphabetically first.
-
-    Raises DataError where there are fewer than two, or a label cannot stand in a list.
-    """
-    counts = Counter(sample.label for sample in samples)
-    chosen = sorted(sorted(counts), key=lambda label: -counts[label])[:count]
-    if len(chosen) < 2:
-        raise DataError(
-            f"{name}: a benchmark needs clips of at least two labels, and there are "
-            f"{len(counts)} of which {count} may be taken ({', '.join(chosen)})"
-        )
-    for label in chosen:
-        if "," in label or label == "None":
-            raise DataError(
-                f"{name}: the label {label!r} cannot stand in a list of labels, which are set off "
-                "by commas, with None for no label: rename it"
-            )
-    return tuple(sorted(chosen))
-
-
-def in_turn(samples: Sequence[Sample], seed: int, subset: str) -> list[Sample]:
-    """All samples in a random order in which the labels take turns."""
-    by_label: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_label[sample.label].append(sample)
-    turns: list[tuple[int, int, Sample]] = []
-    for place, label in enumerate(sorted(by_label)):
-        order = _generator(seed, f"{subset}/{label}").permutation(len(by_label[label]))
-        turns += [(turn, place, by_label[label][index]) for turn, index in enumerate(order)]
-    return [sample for _, _, sample in sorted(turns, key=lambda one: one[:2])]
-
-
-def mixtures(samples: Sequence[Sample], count: int, seed: int) -> list[tuple[Part, ...]]:
-    """Clips of 0 to 3 different labels for each of `count` windows."""
-    by_label: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_label[sample.label].append(sample)
-    labels = sorted(by_label)
-    return [_mixture(by_label, labels, _generator(seed, f"mixture/{i}")) for i in range(count)]
-
-
-def _mixture(
-    by_label: dict[str, list[Sample]], labels: list[str], rng: np.random.Generator
-) -> tuple[Part, ...]:
-    heard = rng.permutation(len(labels))[: rng.integers(0, MOST_AT_ONCE + 1)]
-    parts = []
-    for label in sorted(labels[index] for index in heard):
-        clips = by_label[label]
-        parts.append(
-            Part(clips[rng.integers(len(clips))], rng.random(), rng.uniform(_QUIETEST_DB, 0.0))
-        )
-    return tuple(parts)
-
-
-def _generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers that depend on seed and name alone."""
-    return np.random.default_rng([seed, *name.encode()])
-
-
-TABLE, AUDIO = "metadata.jsonl", "audio"
-SAMPLE_RATE = 16000
-NONE = "None"
-CAPTION = "The sound of {label}."
-_ASKED = {
-    "classification": "What is the common name for the focal species in the audio?",
-    "detection": "Which of these, if any, are present in the audio recording? {labels}.",
-    "captioning": "Caption the audio.",
-}
-_LOUDNESS = 0.1  # root mean square of the loudest clip of a mixture
-_BACKGROUND = 0.001
-_PEAK = 0.99
 
 
 @dataclass
@@ -159,24 +99,22 @@ def make_mini(
     samples = open_samples(source).samples
     labels = frequent_labels(samples, sizes.classes, source.path)
     taken = [sample for sample in samples if sample.label in labels]
+    right = {one.clip.key: one.label for one in taken}
     captions = _captions(source, taken, caption, caption_column)
     maker = _Maker(folder, seed, window_seconds, labels)
-    subsets = {
-        "classification": (sizes.classification, maker.single(taken, "classification", None)),
-        "detection": (sizes.detection, maker.mixed(taken, sizes.detection)),
-        "captioning": (sizes.captioning, maker.single(taken, "captioning", captions)),
-    }
     rows: list[dict[str, Any]] = []
-    for task, (size, made) in subsets.items():
-        before = len(rows)
-        while len(rows) - before < size and (row := next(made, None)) is not None:
-            rows.append(row)
-        maker.summary.samples[f"mini-{task}"] = len(rows) - before
+    for task, size, made in (
+        ("classification", sizes.classification, maker.single(taken, "classification", right)),
+        ("detection", sizes.detection, maker.mixed(taken, sizes.detection)),
+        ("captioning", sizes.captioning, maker.single(taken, "captioning", captions)),
+    ):
+        subset = list(islice(made, size))
+        maker.summary.samples[f"mini-{task}"] = len(subset)
+        rows += subset
     if not rows:
         why = next(iter(maker.summary.unread.values()), "all sizes are 0")
         raise DataError(f"{source.path}: there is nothing to make a benchmark of: {why}")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(folder / TABLE, lines)
+    write_text(folder / TABLE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return maker.summary
 
 
@@ -184,19 +122,20 @@ class _Maker:
     """Makes samples one by one and writes their recordings."""
 
     def __init__(self, folder: Path, seed: int, seconds: float, labels: tuple[str, ...]) -> None:
-        self._folder, self._seed, self._seconds = folder, seed, seconds
+        self._folder, self._seed = folder, seed
+        self._length = round(seconds * SAMPLE_RATE)
+        self._seconds = seconds
         self.summary = MiniSummary(labels)
 
     def single(
-        self, samples: Sequence[Sample], task: str, captions: dict[str, str] | None
+        self, samples: Sequence[Sample], task: str, answers: Mapping[str, str]
     ) -> Iterator[dict[str, Any]]:
-        """Samples of one clip each; its label is the answer, or its caption."""
+        """Samples of one clip each; `answers` by the keys of clips."""
         number = 0
         for sample in in_turn(samples, self._seed, task):
             wav = self._read(sample)
             if wav is not None:
-                answer = sample.label if captions is None else captions[sample.clip.key]
-                yield self._row(task, number, wav, answer, [sample])
+                yield self._row(task, number, wav, answers[sample.clip.key], [sample])
                 number += 1
 
     def mixed(self, samples: Sequence[Sample], count: int) -> Iterator[dict[str, Any]]:
@@ -204,12 +143,11 @@ class _Maker:
         for number, parts in enumerate(mixtures(samples, count, self._seed)):
             wav = self._background(number)
             heard = [part.sample for part in parts if self._mix(wav, part)]
-            answer = ", ".join(sorted(sample.label for sample in heard)) or NONE
+            answer = ", ".join(sorted(sample.label for sample in heard)) or NO_LABEL
             yield self._row("detection", number, wav, answer, heard)
 
     def _background(self, number: int) -> NDArray[np.float32]:
-        rng = np.random.default_rng([self._seed, number])
-        noise = rng.standard_normal(round(self._seconds * SAMPLE_RATE))
+        noise = np.random.default_rng([self._seed, number]).standard_normal(self._length)
         return (_BACKGROUND * noise).astype(np.float32)
 
     def _mix(self, wav: NDArray[np.float32], part: Part) -> bool:
@@ -235,15 +173,10 @@ class _Maker:
         if not len(wav) or not wav.any():
             self.summary.unread[key] = f"{sample.id}: nothing is heard in it"
             return None
-        return wav[: round(self._seconds * SAMPLE_RATE)]
+        return wav[: self._length]
 
     def _row(
-        self,
-        task: str,
-        number: int,
-        wav: NDArray[np.float32],
-        answer: str,
-        heard: Sequence[Sample],
+        self, task: str, number: int, wav: NDArray[np.float32], answer: str, heard: list[Sample]
     ) -> dict[str, Any]:
         name = f"mini-{task}-{number:04}"
         file = f"{AUDIO}/{name}.flac"
@@ -251,7 +184,7 @@ class _Maker:
         facts: dict[str, Any] = {"sample_rate": SAMPLE_RATE, "clips": [one.id for one in heard]}
         if len(heard) == 1:
             facts["recording"] = heard[0].cluster
-        question = _ASKED[task].format(labels=", ".join(self.summary.labels))
+        question = _QUERIES[task].format(labels=", ".join(self.summary.labels))
         return {
             "file_name": file,
             "id": name,
@@ -262,6 +195,65 @@ class _Maker:
             "instruction_text": f"<Audio><AudioHere></Audio> {question}",
             "metadata": json.dumps(facts, ensure_ascii=False),
         }
+
+
+def frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[str, ...]:
+    """The most frequent labels in alphabetical order; of ties the alphabetically first.
+
+    Raises DataError where there are fewer than two, or a label cannot stand in a list.
+    """
+    counts = Counter(sample.label for sample in samples)
+    chosen = sorted(sorted(counts), key=lambda label: -counts[label])[:count]
+    if len(chosen) < 2:
+        raise DataError(
+            f"{name}: a benchmark needs clips of at least two labels, and there are "
+            f"{len(counts)} of which {count} may be taken ({', '.join(chosen)})"
+        )
+    for label in chosen:
+        if "," in label or label == NO_LABEL:
+            raise DataError(
+                f"{name}: the label {label!r} cannot stand in a list of labels, which are set off "
+                "by commas, with None for no label: rename it"
+            )
+    return tuple(sorted(chosen))
+
+
+def in_turn(samples: Sequence[Sample], seed: int, subset: str) -> list[Sample]:
+    """All samples in a random order in which the labels take turns."""
+    turns: list[tuple[int, int, Sample]] = []
+    for place, (label, clips) in enumerate(_by_label(samples).items()):
+        order = _generator(seed, f"{subset}/{label}").permutation(len(clips))
+        turns += [(turn, place, clips[index]) for turn, index in enumerate(order)]
+    return [sample for _, _, sample in sorted(turns, key=lambda one: one[:2])]
+
+
+def mixtures(samples: Sequence[Sample], count: int, seed: int) -> list[tuple[Part, ...]]:
+    """Clips of 0 to 3 different labels for each of `count` windows."""
+    by_label = _by_label(samples)
+    return [_mixture(by_label, _generator(seed, f"mixture/{i}")) for i in range(count)]
+
+
+def _mixture(by_label: Mapping[str, list[Sample]], rng: np.random.Generator) -> tuple[Part, ...]:
+    labels = list(by_label)
+    drawn = rng.permutation(len(labels))[: rng.integers(0, MOST_AT_ONCE + 1)]
+    parts = []
+    for label in sorted(labels[index] for index in drawn):
+        clip = by_label[label][rng.integers(len(by_label[label]))]
+        parts.append(Part(clip, rng.random(), rng.uniform(_QUIETEST_DB, 0.0)))
+    return tuple(parts)
+
+
+def _by_label(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The samples of each label, labels in alphabetical order."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        found[sample.label].append(sample)
+    return dict(sorted(found.items()))
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers that depend on seed and name alone."""
+    return np.random.default_rng([seed, *name.encode()])
 
 
 def _captions(

@@ -171,7 +171,7 @@ def fetch(
     dataset = RemoteDataset(repository)
     looking = ProgressBar(f"looking at {dataset.name}", "bar", total=len(dataset.files), stays=True)
     with looking:
-        groups = dataset.pieces(wanted, looking.advance)
+        groups = dataset.row_groups(wanted, looking.advance)
     missing = [group for group in groups if not group.is_there(output_path)]
     if _wants_more(groups, missing, output_path, yes):
         _fetch(dataset, missing, output_path)

@@ -97,9 +97,9 @@ def test_only_what_is_asked_for_comes(read: list[int]) -> None:
 
 
 def test_labels_and_sizes_are_known_without_the_sound(read: list[int]) -> None:
-    pieces = RemoteDataset(REPOSITORY).pieces(["esc50", "cbi"])
+    pieces = RemoteDataset(REPOSITORY).row_groups(["esc50", "cbi"])
     looked_at = sum(read)
-    shelf_bytes = sum(piece.bytes for piece in RemoteDataset(REPOSITORY).pieces(None))
+    shelf_bytes = sum(piece.bytes for piece in RemoteDataset(REPOSITORY).row_groups(None))
     assert looked_at > 0
     assert [(piece.components, piece.is_mixed) for piece in pieces] == [
         (("esc50",), False),
@@ -191,7 +191,7 @@ def test_a_full_disk_is_seen_before(read: list[int], monkeypatch: pytest.MonkeyP
 
 def test_data_that_stop_coming(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = RemoteDataset(REPOSITORY)
-    piece = shelf.pieces(["esc50"])[0]
+    piece = shelf.row_groups(["esc50"])[0]
 
     class Cut:
         def read_row_group(self, group: int) -> Any:
@@ -206,4 +206,4 @@ def test_a_folder_that_cannot_be_made(read: list[int], tmp_path: Path) -> None:
     (tmp_path / "here").write_text("a file")
     shelf = RemoteDataset(REPOSITORY)
     with pytest.raises(UsageError, match="cannot be written"):
-        shelf.fetch(shelf.pieces(["esc50"])[0], tmp_path / "here")
+        shelf.fetch(shelf.row_groups(["esc50"])[0], tmp_path / "here")
