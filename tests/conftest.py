@@ -41,6 +41,13 @@ def shared_dir() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own that it works in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 NANO = ROOT / "tests" / "fixtures" / "goldens" / "nano"
 
 

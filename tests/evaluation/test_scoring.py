@@ -1,45 +1,35 @@
-"""`beans score` from files to files, and what it says about files that are wrong."""
+"""`beans score` from files to files: every line is scored, or named and counted as an error."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answer_files import row, run, write_answers
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from NatureLM.cli import main
+from NatureLM.errors import UsageError
+from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.names import ScoringError
+from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import score
+from NatureLM.evaluation.write import write_scores
 
-Row = Callable[..., dict[str, Any]]
-Write = Callable[..., Path]
-Ran = tuple[int, str, str]
-
-
-@pytest.fixture
-def beans(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ran]:
-    """Runs `beans` with words; exit code, output and errors."""
-
-    def run(*words: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["beans", *map(str, words)])
-        code: Any = 0
-        try:
-            main.beans()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+pytest.importorskip("rapidfuzz")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def good_rows(row: Row, n: int = 12, **more: Any) -> list[dict[str, Any]]:
+def good_rows(n: int = 12, **more: Any) -> list[dict[str, Any]]:
     names = ["Killer Whale", "Narwhal", "Walrus"]
     return [row(i, names[i % 3], names[i % 3 if i % 4 else 0], **more) for i in range(n)]
 
@@ -53,13 +43,19 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_writes_records_and_tables(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    rows = good_rows(make_row) + good_rows(make_row, query=1, lora_scale=0.5)
+def test_writes_records_and_tables(tmp_path: Path) -> None:
+    rows = good_rows() + good_rows(query=1, lora_scale=0.5)
     path, out = write_answers(rows, "a.jsonl.gz"), tmp_path / "made" / "here"
-    code, printed, _ = beans(
-        "score", path, "--protocol", "strict", "--by", "query,lora_scale", "--output-path", out
+    code, printed, _ = run(
+        "beans",
+        "score",
+        path,
+        "--protocol",
+        "strict",
+        "--by",
+        "query,lora_scale",
+        "--output-path",
+        out,
     )
     assert code == 0, printed
     first, second = records(out)
@@ -79,16 +75,14 @@ def test_writes_records_and_tables(
     assert table(out / "errors.csv") == []
     assert "0.833 [" in printed
     assert json.loads((out / "scoring.json").read_text())["protocols"] == ["strict"]
-    _, quiet, _ = beans("score", path, "--output-path", out, "--quiet")
+    _, quiet, _ = run("beans", "score", path, "--output-path", out, "--quiet")
     assert quiet.startswith("24 answers; wrote metrics.json")
 
 
-def test_parquet_tables_are_the_csv_tables(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
+def test_parquet_tables_are_the_csv_tables(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = good_rows(make_row) + good_rows(make_row, query="named \ud800", lora_scale=None)
-    assert beans("score", write_answers(rows), "--output-path", tmp_path)[0] == 0
+    rows = good_rows() + good_rows(query="named \ud800", lora_scale=None)
+    assert run("beans", "score", write_answers(rows), "--output-path", tmp_path)[0] == 0
     for name in ("per_class", "confusion"):
         stored = parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()
         assert [
@@ -97,53 +91,47 @@ def test_parquet_tables_are_the_csv_tables(
         ] == table(tmp_path / f"{name}.csv")
 
 
-def test_grouping_as_rows_have_columns(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    rows = good_rows(make_row, window=2) + good_rows(make_row, window=10)
+def test_grouping_as_rows_have_columns(tmp_path: Path) -> None:
+    rows = good_rows(window=2) + good_rows(window=10)
     path = write_answers(rows)
-    assert beans("score", path, "--output-path", tmp_path, "--by", "window")[0] == 0
+    assert run("beans", "score", path, "--output-path", tmp_path, "--by", "window")[0] == 0
     assert [(one["window"], one["query"]) for one in records(tmp_path)] == [(2, None), (10, None)]
     ours = [
         {"text": r["prediction"], "output": r["label"], "id": r["id"], "dataset_name": "watkins"}
-        for r in good_rows(make_row)
+        for r in good_rows()
     ]
     path = write_answers([one | {"merging_alpha": 0.4} for one in ours], "ours.jsonl")
-    assert beans("score", path, "--output-path", tmp_path)[0] == 0
+    assert run("beans", "score", path, "--output-path", tmp_path)[0] == 0
     [record] = records(tmp_path)
     assert (record["lora_scale"], record["query"], record["n"]) == (0.4, None, 12)
 
 
-def test_clusters_are_the_recordings_where_rows_have_them(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    rows = [one | {"recording": f"r{i // 4}"} for i, one in enumerate(good_rows(make_row, 40))]
-    assert beans("score", write_answers(rows), "--output-path", tmp_path)[0] == 0
+def test_clusters_are_the_recordings_where_rows_have_them(tmp_path: Path) -> None:
+    rows = [one | {"recording": f"r{i // 4}"} for i, one in enumerate(good_rows(40))]
+    assert run("beans", "score", write_answers(rows), "--output-path", tmp_path)[0] == 0
     assert [(r["clusters"], r["cluster_by"]) for r in records(tmp_path)] == [(10, "recording")]
     del rows[3]["recording"]
-    assert beans("score", write_answers(rows), "--output-path", tmp_path)[0] == 0
+    assert run("beans", "score", write_answers(rows), "--output-path", tmp_path)[0] == 0
     assert [(r["clusters"], r["cluster_by"]) for r in records(tmp_path)] == [(40, "sample")]
-    code, _, said = beans(
-        "score", write_answers(rows), "--output-path", tmp_path, "--cluster", "recording"
+    code, _, said = run(
+        "beans", "score", write_answers(rows), "--output-path", tmp_path, "--cluster", "recording"
     )
     assert code == 1
     assert "answers.jsonl:4: the column 'recording' of --cluster has no value" in said
 
 
-def test_detection_and_captions(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
+def test_detection_and_captions(tmp_path: Path) -> None:
     answers = [
         ("Gibbon duet", "Gibbon duet"),
         ("Gibbon duet, Single pulse gibbon call", "Single pulse gibbon ca"),
         ("None", "Nothing here"),
         ("Single pulse gibbon call", "Howler monkey, Gibbon duet"),
     ]
-    rows = [make_row(i, *pair, dataset_name="gibbons") for i, pair in enumerate(answers)]
+    rows = [row(i, *pair, dataset_name="gibbons") for i, pair in enumerate(answers)]
     said = ["a wolf howls at night", "rain falls on a lake"]
-    rows += [make_row(i, text, said[0], dataset_name="captioning") for i, text in enumerate(said)]
-    rows += [make_row(0, "Tok", "tok", dataset_name="our bats", task="classification")]
-    code, _, warned = beans("score", write_answers(rows), "--output-path", tmp_path)
+    rows += [row(i, text, said[0], dataset_name="captioning") for i, text in enumerate(said)]
+    rows += [row(0, "Tok", "tok", dataset_name="our bats", task="classification")]
+    code, _, warned = run("beans", "score", write_answers(rows), "--output-path", tmp_path)
     assert code == 0, warned
     captions, gibbons, bats = records(tmp_path)
     assert gibbons["accuracy"] == 0.5
@@ -160,32 +148,29 @@ def test_detection_and_captions(
     assert "Gibbon duet" in {line["label"] for line in table(tmp_path / "per_class.csv")}
 
 
-def test_labels_given_are_candidates_and_the_only_ones_allowed(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    rows = [make_row(0, "Walrus", "Walrush"), make_row(1, "Narwhal", "Narwhal")]
+def test_labels_given_are_candidates_and_the_only_ones_allowed(tmp_path: Path) -> None:
+    rows = [row(0, "Walrus", "Walrush"), row(1, "Narwhal", "Narwhal")]
     labels = tmp_path / "labels.txt"
     labels.write_text("Walrus\nNarwhal\n\nWalrush\n")
     args = ("score", write_answers(rows), "--output-path", tmp_path)
-    assert beans(*args)[0] == 0
+    assert run("beans", *args)[0] == 0
     assert records(tmp_path)[0]["accuracy"] == 1.0
-    assert beans(*args, "--labels", labels)[0] == 0
+    assert run("beans", *args, "--labels", labels)[0] == 0
     assert records(tmp_path)[0]["accuracy"] == 0.5
     labels.write_text("Walrus\nNarval\n")
-    code, _, said = beans(*args, "--labels", labels)
+    code, _, said = run("beans", *args, "--labels", labels)
     assert code == 1
     assert "answers.jsonl:2: the label 'Narwhal' is not among those of --labels" in said
     assert "did you mean 'Narval'?" in said
 
 
-def test_labels_without_a_scientific_name_are_no_candidates(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    rows = [make_row(0, "Walrus", "Harp Seal"), make_row(1, "Narwhal", "Harp Seal", query=1)]
+def test_labels_without_a_scientific_name_are_no_candidates(tmp_path: Path) -> None:
+    rows = [row(0, "Walrus", "Harp Seal"), row(1, "Narwhal", "Harp Seal", query=1)]
     (tmp_path / "labels.txt").write_text("Walrus\nNarwhal\nHarp Seal\n")
     names = {"Walrus": "Odobenus rosmarus", "Narwhal": "Monodon monoceros"}
     (tmp_path / "names.json").write_text(json.dumps(names))
-    code, _, said = beans(
+    code, _, said = run(
+        "beans",
         *("score", write_answers(rows), "--output-path", tmp_path, "--names", "query=1:both"),
         *("--labels", tmp_path / "labels.txt", "--scientific-names", tmp_path / "names.json"),
     )
@@ -196,18 +181,16 @@ def test_labels_without_a_scientific_name_are_no_candidates(
     assert answered["1"] in ("Odobenus rosmarus : Walrus", "Monodon monoceros : Narwhal")
 
 
-def test_sets_of_labels_are_renamed_one_by_one(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
+def test_sets_of_labels_are_renamed_one_by_one(tmp_path: Path) -> None:
     more = {"dataset_name": "dcase"}
     rows = [
-        make_row(0, "Ovenbird, Veery", "Catharus fuscescens, Seiurus aurocapilla", **more),
-        make_row(1, "None", "None", **more),
+        row(0, "Ovenbird, Veery", "Catharus fuscescens, Seiurus aurocapilla", **more),
+        row(1, "None", "None", **more),
     ]
     names = {"Ovenbird": "Seiurus aurocapilla", "Veery": "Catharus fuscescens"}
     (tmp_path / "names.json").write_text(json.dumps(names))
     words = ("--names", "query=0:scientific", "--scientific-names", tmp_path / "names.json")
-    assert beans("score", write_answers(rows), "--output-path", tmp_path, *words)[0] == 0
+    assert run("beans", "score", write_answers(rows), "--output-path", tmp_path, *words)[0] == 0
     assert [(one["accuracy"], one["f1"]) for one in records(tmp_path)] == [(1.0, 1.0)]
 
 
@@ -241,24 +224,22 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_bad_lines_are_named_and_counted(
-    name: str, beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
+def test_bad_lines_are_named_and_counted(name: str, tmp_path: Path) -> None:
     change, message, kind = BAD_LINES[name]
     bad: Any = change
     if isinstance(change, dict):
-        made = make_row(99, "Walrus", "Walrus") | change
+        made = row(99, "Walrus", "Walrus") | change
         bad = {key: value for key, value in made.items() if value is not ...}
-    rows = good_rows(make_row)
+    rows = good_rows()
     path = write_answers([*rows[:4], bad, *rows[4:]])
     args = ("score", path, "--output-path", tmp_path, "--protocol", "strict")
-    code, _, said = beans(*args)
+    code, _, said = run("beans", *args)
     assert code == 1
     assert f"{path}:5: " in said
     assert message in said
     assert "--on-error skip" in said
     assert not (tmp_path / "metrics.json").exists()
-    code, _, said = beans(*args, "--on-error", "skip")
+    code, _, said = run("beans", *args, "--on-error", "skip")
     assert code == 0
     assert f"{path}:5: " in said
     assert f"1 × {kind}" in said
@@ -269,35 +250,31 @@ def test_bad_lines_are_named_and_counted(
     assert (error["file"], error["line"], error["kind"]) == (str(path), "5", kind)
 
 
-def test_damaged_gzip_is_named_with_its_line(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
+def test_damaged_gzip_is_named_with_its_line(tmp_path: Path) -> None:
     # Random ids do not compress, so that half of the file is about half of the lines.
-    rows = [one | {"note": os.urandom(64).hex()} for one in good_rows(make_row, 400)]
+    rows = [one | {"note": os.urandom(64).hex()} for one in good_rows(400)]
     path = write_answers(rows, "half.jsonl.gz")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     args = ("score", path, "--output-path", tmp_path)
-    code, _, said = beans(*args)
+    code, _, said = run("beans", *args)
     assert code == 1
     assert "half.jsonl.gz:" in said
     assert "damaged or cut short" in said
-    assert beans(*args, "--on-error", "skip")[0] == 0
+    assert run("beans", *args, "--on-error", "skip")[0] == 0
     [record] = records(tmp_path)
     assert 100 < record["n"] < 300
     assert record["errors"] == 1
     path.write_bytes(b"no gzip data")
-    code, _, said = beans(*args)
+    code, _, said = run("beans", *args)
     assert (code, "half.jsonl.gz:1: the gzip data is damaged" in said) == (1, True)
     flipped = bytearray(gzip.compress(json.dumps(rows[0]).encode()))
     flipped[30] ^= 255
     path.write_bytes(flipped)
-    assert beans(*args)[0] == 1
+    assert run("beans", *args)[0] == 1
 
 
-def test_wrong_usage_is_said_before_anything_is_written(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    path = write_answers(good_rows(make_row))
+def test_wrong_usage_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    path = write_answers(good_rows())
     empty = write_answers([], "empty.jsonl")
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"Walrus": "Odobenus rosmarus", "Narwhal": "Monodon monoceros"}))
@@ -324,35 +301,31 @@ def test_wrong_usage_is_said_before_anything_is_written(
         ((path, "--labels", tmp_path / "gone.txt"), "cannot be read as a list of labels"),
         ((path, "--names", "query=0:both", "--scientific-names", path), "is no JSON"),
     ):
-        code, _, said = beans("score", *words, "--output-path", tmp_path / "out")
+        code, _, said = run("beans", "score", *words, "--output-path", tmp_path / "out")
         assert (code, message in said) == (2, True), (words, said)
     args = ("score", path, "--output-path", tmp_path / "out", "--names", "query=0:scientific")
-    code, _, said = beans(*args, *science)
+    code, _, said = run("beans", *args, *science)
     assert (code, "'Killer Whale' has no scientific name" in said) == (1, True)
     assert not (tmp_path / "out").exists()
-    code, _, said = beans("score", path, "--output-path", path)
+    code, _, said = run("beans", "score", path, "--output-path", path)
     assert (code, "cannot be made a folder" in said) == (2, True)
 
 
-def test_marks_and_empty_lines_are_passed_over(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    first, *others = map(json.dumps, good_rows(make_row))
+def test_marks_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    first, *others = map(json.dumps, good_rows())
     path = write_answers(["\ufeff" + first, "", "  ", *others, "\r"])
-    assert beans("score", path, "--output-path", tmp_path)[0] == 0
+    assert run("beans", "score", path, "--output-path", tmp_path)[0] == 0
     assert records(tmp_path)[0]["n"] == 12
 
 
-def test_a_folder_stands_for_its_files(
-    beans: Callable[..., Ran], make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
-    write_answers(good_rows(make_row), "a.jsonl")
-    write_answers(good_rows(make_row, lora_scale=0.5), "b.jsonl.gz")
+def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
+    write_answers(good_rows(), "a.jsonl")
+    write_answers(good_rows(lora_scale=0.5), "b.jsonl.gz")
     write_answers(["[]"], "a_metrics.jsonl")
-    assert beans("score", tmp_path, "--output-path", tmp_path / "out")[0] == 0
+    assert run("beans", "score", tmp_path, "--output-path", tmp_path / "out")[0] == 0
     assert [one["lora_scale"] for one in records(tmp_path / "out")] == [0.5, 1.0]
-    write_answers(good_rows(make_row), "c.jsonl")
-    code, _, said = beans("score", tmp_path, "--output-path", tmp_path / "out")
+    write_answers(good_rows(), "c.jsonl")
+    code, _, said = run("beans", "score", tmp_path, "--output-path", tmp_path / "out")
     assert (code, "c.jsonl:1: the id 's000' is there twice" in said, "a.jsonl:1" in said) == (
         1,
         True,
@@ -360,15 +333,12 @@ def test_a_folder_stands_for_its_files(
     )
 
 
-def test_order_of_lines_and_hash_seed_change_nothing(
-    make_row: Row, write_answers: Write, tmp_path: Path
-) -> None:
+def test_order_of_lines_and_hash_seed_change_nothing(tmp_path: Path) -> None:
     """Ten processes, each with its own seed of hashes; half of them read the lines backwards."""
     names = ["Walrus", "Narwhal", "Ross Seal", "Harp Seal", "Sperm Whale", "Minke Whale"]
     answers = ["Seal", "Whale", "", "Narwal", "W", "Harp", "Ross or Harp Seal"]
     rows = [
-        make_row(i, names[i % 6], answers[i % 7], recording=f"r{i % 9}", query=i % 2)
-        for i in range(84)
+        row(i, names[i % 6], answers[i % 7], recording=f"r{i % 9}", query=i % 2) for i in range(84)
     ]
     files = write_answers(rows, "f.jsonl"), write_answers(rows[::-1], "b.jsonl")
     program = (
@@ -395,3 +365,88 @@ def test_order_of_lines_and_hash_seed_change_nothing(
     first = json.loads(made[0].read_text())[0]
     assert len(first) == 8
     assert first[0]["cluster_by"] == "recording"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+KEYS = ("prediction", "label", "id", "dataset_name", "query", "lora_scale", "recording", "error")
+often = {
+    "prediction": st.sampled_from(["Walrus", "", "Narwhal, or so"]),
+    "label": st.sampled_from(["Walrus", "Narwhal", "None"]),
+    "id": st.integers(0, 30),
+    "dataset_name": st.sampled_from(["watkins", "gibbons", "captioning"]),
+    "query": st.integers(0, 1),
+    "lora_scale": st.sampled_from([0, 0.5, 1, 1.0]),
+}
+usual_rows = st.fixed_dictionaries(often)
+odd_rows = st.builds(
+    lambda row, key, value, drop: {
+        name: value if name == key else old
+        for name, old in {**row, key: value}.items()
+        if not (drop and name == key)
+    },
+    usual_rows,
+    st.sampled_from(KEYS),
+    json_values,
+    st.booleans(),
+)
+BY_TASK = ReadOptions(by=("query", "lora_scale", "task"))
+lines = st.lists(usual_rows | usual_rows | odd_rows | json_values, max_size=12)
+
+
+@given(lines)
+@example([{**dict.fromkeys(often, "Walrus"), "dataset_name": "watkins", "lora_scale": math.nan}])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it writes elsewhere
+)
+def test_every_line_is_scored_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, content: list[Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("answers")
+    path = Path(folder, "answers.jsonl")
+    path.write_text("".join(json.dumps(one) + "\n" for one in content), "utf-8")
+    few = BootstrapOptions(resamples=5)
+    try:
+        scores = score([path], [protocol("paper")], bootstrap=few, on_error="skip")
+    except UsageError:
+        with pytest.raises(UsageError, match="no answer that can be scored"):
+            score([path], [protocol("strict")], on_error="skip")
+        return
+    records = scores.records()
+    assert sum(record["n"] for record in records) + len(scores.problems) == len(content)
+    assert {record["errors"] for record in records} == {len(scores.problems)}
+    assert len({problem.line for problem in scores.problems}) == len(scores.problems)
+    for record in records:
+        assert record["accuracy"] is None or 0 <= record["accuracy"] <= 1
+    write_scores(scores, folder / "out", {})
+    stored = json.loads(
+        (folder / "out" / "metrics.json").read_text("utf-8"),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    assert [record["n"] for record in stored] == [record["n"] for record in records]
+
+
+def test_alpha_is_a_number_however_it_is_written() -> None:
+    """Files of several programs: one writes 1, another 1.0, a third "1.0"."""
+    made = [row(i, "Walrus", "Walrus", lora_scale=a) for i, a in enumerate([1.0, 1, "1.0"])]
+    [record] = score([write_answers(made)], [protocol("strict")]).records()
+    assert (record["n"], record["lora_scale"]) == (3, 1.0)
+
+
+def test_tasks_of_a_data_set_are_not_mixed() -> None:
+    tasks = ["classification", None, "captioning"]
+    made = [row(i, "Owl", "Owl", dataset_name="mine", task=t) for i, t in enumerate(tasks)]
+    path = write_answers(made)
+    with pytest.raises(ScoringError, match=r":3: task is 'captioning', and rows of 'mine' before"):
+        score([path], [protocol("strict")])
+    one_task = ReadOptions(task="classification")
+    assert score([path], [protocol("strict")], options=one_task).records()[0]["n"] == 3
+    apart = score([write_answers([made[0], made[2]])], [protocol("strict")], options=BY_TASK)
+    assert [group.task for group in apart.groups] == ["captioning", "classification"]

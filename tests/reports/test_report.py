@@ -1,36 +1,218 @@
-"""What figures and tables show is what the metrics are."""
+"""Reports show what the metrics are: safe with hostile answers, offline, the same every time."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from answer_files import Page, run, varied_rows, write_answers
 
+from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions, load_rows
-from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.bootstrap import BootstrapOptions, Estimate
+from NatureLM.evaluation.names import parse_rules, read_map
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Scores, score, score_answers
 from NatureLM.reports.charts import CurveChart
 from NatureLM.reports.figures import draw
 from NatureLM.reports.page import write_report
 from NatureLM.reports.report import make_report
+from NatureLM.reports.tables import Table, latex, markdown
 
-Rows = list[dict[str, Any]]
-FEW = BootstrapOptions(resamples=50)
+pytest.importorskip("rapidfuzz")
+pytestmark = pytest.mark.usefixtures("own_folder")
+pytest.importorskip("matplotlib")
+
+FEW = BootstrapOptions(resamples=20)
 SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> &amp; <!-- <b>"
+
+
+def test_answers_are_text_whatever_they_hold(tmp_path: Path) -> None:
+    rows = varied_rows(samples=12)
+    for row in rows[:5]:
+        row |= {"prediction": HOSTILE, "label": f"Owl {HOSTILE}", "prompt": HOSTILE}
+    for row in rows:
+        row["dataset_name"] = f"mine {HOSTILE}"
+    rows[7]["prediction"] = "half a character \ud800 and \u2028 a line"
+    out = tmp_path / "report"
+    code, _, errors = run(
+        *("naturelm", "report", write_answers(rows), "--task", "classification"),
+        *("--title", HOSTILE, "--output-path", out, "--resamples", 20),
+    )
+    assert code == 0, errors
+    page = Page(out)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 3
+    assert "img" not in tags
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    answers = json.loads(page.scripts["answer-data"])
+    assert HOSTILE in answers["texts"]
+    assert "half a character \ud800 and \u2028 a line" in answers["texts"]
+    assert any(HOSTILE in word for word in page.words)
+    checksum = hashlib.sha256(page.scripts["code"].encode()).digest()
+    (policy,) = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
+    assert f"'sha256-{base64.b64encode(checksum).decode()}'" in (policy or "")
+    assert "innerHTML" not in page.scripts["code"]
+    assert all(re.fullmatch(r"[\w.-]+", path.name) for path in out.rglob("*.*"))
+
+
+def test_the_page_needs_no_network_and_names_no_folder(tmp_path: Path) -> None:
+    path = write_answers(varied_rows())
+    out = tmp_path / "report"
+    code, printed, _ = run("beans", "report", path, "--output-path", out, "--resamples", 20)
+    assert code == 0
+    assert "360 answers" in printed
+    text = (out / "index.html").read_text()
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", text))
+    assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    assert not re.search(r'(?:src|href)="(?!#)', text)
+    assert str(tmp_path) not in text
+    assert "answers.jsonl" in text
+    identities = re.findall(r'\bid="([^"]+)"', text)
+    assert len(identities) == len(set(identities))
+    for target in re.findall(r'href="#([^"]+)"', text) + re.findall(r"url\(#([^)]+)\)", text):
+        assert target in identities
+    for suffix in (".svg", ".png"):
+        assert len(list((out / "figures").glob(f"*{suffix}"))) == 9
+    for suffix in (".csv", ".md", ".tex"):
+        assert len(list((out / "tables").glob(f"*{suffix}"))) == 6
+
+
+def test_the_same_bytes_every_time(tmp_path: Path) -> None:
+    path = write_answers(varied_rows(samples=18, alphas=[0.0, 1.0]))
+    program = "from NatureLM.cli.main import naturelm; naturelm()"
+    made = []
+    for seed in ("1", "77"):
+        out = tmp_path / seed
+        words = ["report", path, "--output-path", out, "--resamples", "20"]
+        subprocess.run(
+            [sys.executable, "-c", program, *map(str, words)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+        files = sorted(file for file in out.rglob("*") if file.is_file())
+        made.append({file.relative_to(out): file.read_bytes() for file in files})
+    assert made[0] == made[1]
+
+
+def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere(tmp_path: Path) -> None:
+    scores = score([write_answers(varied_rows())], [protocol("strict")], bootstrap=FEW)
+    for limit, samples in ((100, 10), (3000, 36), (0, 0)):
+        report = make_report(scores, most_answers=limit, bootstrap=FEW)
+        shown = report.answers
+        assert shown.samples == samples
+        assert len(shown.data["rows"]) == shown.shown == samples * 10
+        by_group: dict[int, list[str]] = {}
+        for group, identity, *_ in shown.data["rows"]:
+            by_group.setdefault(group, []).append(shown.data["texts"][identity])
+        assert len({tuple(ids) for ids in by_group.values()}) <= 1
+        if limit == 100:
+            write_report(report, tmp_path)
+            assert "100 of 360 answers are in this page" in "".join(Page(tmp_path).words)
+    groups = [group for one in report.series for group in one.series.groups]
+    for number, identity, label, answer, taken, right in shown_rows(scores):
+        line_group = groups[number]
+        place = line_group.ids.index(identity)
+        assert (line_group.labels[place], line_group.answers[place]) == (label, answer)
+        assert line_group.samples.predicted[place] == taken
+        assert line_group.samples.correct[place] == right
+
+
+def shown_rows(scores: Any) -> list[tuple[Any, ...]]:
+    data = make_report(scores, most_answers=20, bootstrap=FEW).answers.data
+    texts = data["texts"]
+    return [(row[0], *(texts[place] for place in row[1:5]), row[5]) for row in data["rows"]]
+
+
+def test_captions_are_neither_right_nor_wrong() -> None:
+    """A caption without a word of the reference has CIDEr 0, which is a score and no verdict."""
+    rows = varied_rows(samples=6, queries=[0], alphas=[1.0])
+    captions = [
+        row | {"dataset_name": "captioning", "label": f"A {row['label']} sings.", "prediction": "?"}
+        for row in rows
+    ]
+    scores = score([write_answers(rows + captions)], [protocol("strict")], bootstrap=FEW)
+    groups = make_report(scores, bootstrap=FEW).answers.data["groups"]
+    assert [(dataset, is_caption) for dataset, _, _, is_caption in groups] == [
+        ("captioning", True),
+        ("watkins", False),
+    ]
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write_answers(varied_rows(samples=6))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, errors = run("naturelm", "report", path, "--output-path", tmp_path / "report")
+    assert code == 2
+    assert "pip install 'naturelm-audio[plots]'" in errors
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--between", "1.0"], "--between 1.0: write two values"),
+        (["--between", "1,1"], "are the same"),
+        (["--between", "1.0,0.3"], "has no answers at α = 0.3; there are 0.0, 0.25"),
+        (["--protocol", "papre"], "there is no protocol 'papre'"),
+        (["--by", "id"], "cannot make groups"),
+    ],
+)
+def test_wrong_requests(tmp_path: Path, words: list[str], message: str) -> None:
+    path = write_answers(varied_rows(samples=6))
+    code, _, errors = run("naturelm", "report", path, "--output-path", tmp_path / "report", *words)
+    assert code == 2
+    assert message in errors
+
+
+def test_scores_of_several_protocols_are_refused() -> None:
+    path = write_answers(varied_rows(samples=6))
+    scores = score([path], [protocol("strict"), protocol("mention")], bootstrap=FEW)
+    with pytest.raises(UsageError, match="a report shows one protocol"):
+        make_report(scores)
+
+
+def test_lines_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    rows = varied_rows(samples=6)
+    rows[3]["prediction"] = None
+    path, out = write_answers(rows), tmp_path / "report"
+    assert run("naturelm", "report", path, "--output-path", out)[0] == 1
+    code, _, errors = run("naturelm", "report", path, "--output-path", out, "--on-error", "skip")
+    assert code == 0
+    assert "1 line with errors left out" in errors
+    words = Page(out).words
+    assert words[words.index("Lines left out") + 1] == "1"
+
+
+def test_tables_are_escaped() -> None:
+    table = Table(
+        "t", "A & B_1", ("class", "a|b"), (("50 % *of* {x} \\ ~^", Estimate(0.5, 0.25, 1.0)),)
+    )
+    assert "\\*of\\*" in markdown(table)
+    assert "| a\\|b |" in markdown(table)
+    text = latex(table)
+    assert "50 \\% *of* \\{x\\} \\textbackslash{} \\textasciitilde{}\\textasciicircum{}" in text
+    assert "A \\& B\\_1" in text
+    assert "0.500 [0.250, 1.000] \\\\" in text
 
 
 @pytest.fixture(scope="module")
-def scores(make_rows: Callable[..., Rows]) -> Scores:
+def scores() -> Scores:
     """Two questions to two data sets at five α."""
-    rows = make_rows() + make_rows(dataset="cbi", samples=24)
+    rows = varied_rows() + varied_rows(dataset="cbi", samples=24)
     return score_answers(load_rows(rows, ReadOptions()), [protocol("mention")], FEW)
 
 
@@ -52,10 +234,8 @@ def record(scores: Scores, dataset: str, query: int, alpha: float) -> dict[str, 
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
-def test_curves_are_the_metrics(
-    scores: Scores, folder: Path, read_page: Callable[[Path], Any], metric: str
-) -> None:
-    charts = read_page(folder).charts
+def test_curves_are_the_metrics(scores: Scores, folder: Path, metric: str) -> None:
+    charts = Page(folder).charts
     for dataset in ("watkins", "cbi"):
         chart = charts[f"{dataset}-{metric}"]
         assert [curve["name"] for curve in chart["curves"]] == ["query 0", "query 1"]
@@ -106,10 +286,8 @@ def test_bands_are_the_intervals(scores: Scores) -> None:
         assert (point.alpha, round(point.high or 0, 9)) in corners
 
 
-def test_heat_map_is_data_set_by_alpha(
-    scores: Scores, folder: Path, read_page: Callable[[Path], Any]
-) -> None:
-    chart = read_page(folder).charts["datasets-query-1-accuracy"]
+def test_heat_map_is_data_set_by_alpha(scores: Scores, folder: Path) -> None:
+    chart = Page(folder).charts["datasets-query-1-accuracy"]
     assert chart["columns"] == ["0", "0.25", "0.5", "0.75", "1"]
     for dataset, values in zip(chart["rows"], chart["values"], strict=True):
         for alpha, value in zip(chart["columns"], values, strict=True):
@@ -117,10 +295,8 @@ def test_heat_map_is_data_set_by_alpha(
     assert set(chart["rows"]) == {"watkins", "cbi"}
 
 
-def test_change_and_confusion_are_the_counts(
-    scores: Scores, folder: Path, read_page: Callable[[Path], Any]
-) -> None:
-    charts = read_page(folder).charts
+def test_change_and_confusion_are_the_counts(scores: Scores, folder: Path) -> None:
+    charts = Page(folder).charts
     lines = {
         (one.series.dataset, one.series.name): one.series for one in make_report(scores).series
     }
@@ -146,11 +322,9 @@ def test_change_and_confusion_are_the_counts(
             assert share == count / 6
 
 
-def test_form_of_answers(
-    make_rows: Callable[..., Rows], folder: Path, read_page: Callable[[Path], Any]
-) -> None:
-    charts = read_page(folder).charts
-    rows = [row for row in make_rows() if row["query"] == 1]
+def test_form_of_answers(folder: Path) -> None:
+    charts = Page(folder).charts
+    rows = [row for row in varied_rows() if row["query"] == 1]
     for place, alpha in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
         texts = [row["prediction"] for row in rows if row["lora_scale"] == alpha]
         exact = np.mean([not text.startswith("It may") for text in texts])
@@ -182,10 +356,8 @@ def test_tables_hold_the_metrics(scores: Scores, folder: Path) -> None:
     assert "$\\alpha$" in latex
 
 
-def test_one_alpha_has_a_mark_for_each_question(
-    make_rows: Callable[..., Rows], write_rows: Callable[..., Path], tmp_path: Path
-) -> None:
-    path = write_rows(make_rows(alphas=[1.0], queries=["plain", "a question in words"]))
+def test_one_alpha_has_a_mark_for_each_question(tmp_path: Path) -> None:
+    path = write_answers(varied_rows(alphas=[1.0], queries=["plain", "a question in words"]))
     scores = score([path], [protocol("strict")], bootstrap=FEW)
     report = make_report(scores, bootstrap=FEW)
     figure = draw(report.datasets[0].charts[0])
@@ -201,9 +373,7 @@ def test_one_alpha_has_a_mark_for_each_question(
 
 
 @pytest.mark.parametrize("task", ["detection", "captioning"])
-def test_other_tasks(
-    write_rows: Callable[..., Path], tmp_path: Path, read_page: Callable[[Path], Any], task: str
-) -> None:
+def test_other_tasks(tmp_path: Path, task: str) -> None:
     rows = [
         {
             "prediction": ("Owl, Loon", "None", "Owl, Frog", "a frog")[(number + shift) % 4],
@@ -217,9 +387,9 @@ def test_other_tasks(
         for shift in (0, 1)
         for number in range(20)
     ]
-    scores = score([write_rows(rows)], [protocol("beans-zero")], bootstrap=FEW)
+    scores = score([write_answers(rows)], [protocol("beans-zero")], bootstrap=FEW)
     write_report(make_report(scores, bootstrap=FEW), tmp_path / task)
-    charts = read_page(tmp_path / task).charts
+    charts = Page(tmp_path / task).charts
     metric = {"detection": "f1", "captioning": "cider"}[task]
     points = charts[f"mine-{metric}"]["curves"][0]["points"]
     assert [point["value"] for point in points] == [
@@ -231,12 +401,8 @@ def test_other_tasks(
 
 
 @pytest.mark.shared
-def test_published_curves(
-    shared_dir: Path, tmp_path: Path, read_page: Callable[[Path], Any]
-) -> None:
+def test_published_curves(shared_dir: Path, tmp_path: Path) -> None:
     """The curves of the paper: both names 0.03 at α = 1, 0.62 at α = 0.7."""
-    from NatureLM.evaluation.names import parse_rules, read_map
-
     published = shared_dir / "published"
     expected = json.loads((published / "expected_metrics.json").read_text())
     rules = parse_rules(["query=1:scientific", "query=2:both"])
@@ -245,7 +411,7 @@ def test_published_curves(
         [published / "cbi.jsonl.gz"], [protocol("paper")], options=reading, bootstrap=FEW
     )
     write_report(make_report(scores, bootstrap=FEW), tmp_path / "cbi")
-    page = read_page(tmp_path / "cbi")
+    page = Page(tmp_path / "cbi")
     curves = page.charts["cbi-accuracy"]["curves"]
     for curve, name in zip(curves, ("common", "scientific", "combined"), strict=True):
         assert len(curve["points"]) == 11
@@ -259,14 +425,12 @@ def test_published_curves(
     assert (tmp_path / "cbi" / "index.html").stat().st_size < 4_000_000
 
 
-def test_a_detection_without_any_label(
-    make_rows: Callable[..., Rows], write_rows: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_detection_without_any_label(tmp_path: Path) -> None:
     """Nothing is heard anywhere, so F1 is not defined, and the sets that agree are counted."""
-    rows = make_rows(samples=6, dataset="gibbons", queries=[0], alphas=[0.0, 1.0])
+    rows = varied_rows(samples=6, dataset="gibbons", queries=[0], alphas=[0.0, 1.0])
     for number, row in enumerate(rows):
         row |= {"label": "None", "prediction": "None" if number % 3 else "Hoolock"}
-    report = make_report(score([write_rows(rows)], [protocol("beans-zero")], bootstrap=FEW))
+    report = make_report(score([write_answers(rows)], [protocol("beans-zero")], bootstrap=FEW))
     (line,) = (one.series for one in report.series)
     assert line.main_metric == "accuracy"
     charts = {chart.key: chart for chart in report.charts()}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from answer_files import varied_rows, write_answers
 
 from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
@@ -17,7 +16,9 @@ from NatureLM.evaluation.score import score
 from NatureLM.reports.figures import DARK, LIGHT, draw, fitted, inline_svg, style_sheet, svg
 from NatureLM.reports.report import make_report
 
-Rows = list[dict[str, Any]]
+pytest.importorskip("rapidfuzz")
+pytestmark = pytest.mark.usefixtures("own_folder")
+pytest.importorskip("matplotlib")
 FEW = BootstrapOptions(resamples=20)
 LONG = [
     f"Scientificus longissimus {n} : Long-tailed and white-browed Warbler {n}" for n in range(60)
@@ -52,12 +53,10 @@ def in_range(text: Any, axes: Any) -> bool:
 
 
 @pytest.mark.parametrize("names", [["Owl", "Loon"], LONG], ids=["two", "sixty"])
-def test_no_text_overlaps_another_or_the_edge(
-    make_rows: Callable[..., Rows], write_rows: Callable[..., Path], names: list[str]
-) -> None:
-    rows = make_rows(names=names, samples=60, queries=QUERIES, alphas=[0, 0.05, 0.35, 0.4, 1])
-    rows += make_rows(names=names, samples=60, dataset="cbi", queries=[0], alphas=[0, 0.4, 1.0])
-    scores = score([write_rows(rows)], [protocol("strict")], bootstrap=FEW)
+def test_no_text_overlaps_another_or_the_edge(names: list[str]) -> None:
+    rows = varied_rows(names=names, samples=60, queries=QUERIES, alphas=[0, 0.05, 0.35, 0.4, 1])
+    rows += varied_rows(names=names, samples=60, dataset="cbi", queries=[0], alphas=[0, 0.4, 1.0])
+    scores = score([write_answers(rows)], [protocol("strict")], bootstrap=FEW)
     charts = list(make_report(scores, bootstrap=FEW).charts())
     assert len({chart.key for chart in charts}) == len(charts)
     last = [chart for chart in charts if "query-6" in chart.key or "watkins-words" in chart.key]
@@ -80,10 +79,8 @@ def overlap(a: Any, b: Any) -> bool:
     return bool(width > 1 and height > 1)
 
 
-def test_pages_take_the_colours_of_light_or_dark(
-    make_rows: Callable[..., Rows], write_rows: Callable[..., Path]
-) -> None:
-    scores = score([write_rows(make_rows())], [protocol("strict")], bootstrap=FEW)
+def test_pages_take_the_colours_of_light_or_dark() -> None:
+    scores = score([write_answers(varied_rows())], [protocol("strict")], bootstrap=FEW)
     chart = make_report(scores, bootstrap=FEW).datasets[0].charts[0]
     alone = svg(draw(chart))
     inside = inline_svg(alone, "key", "title")
