@@ -1,4 +1,1 @@
-"""From prompt embeddings to token ids: splice, batch, greedy, sampling, beams.
-
-Works on any causal language model of transformers; knows neither audio nor files.
-"""
+"""From requests to answers: audio embeddings, batches, shared prefixes, decoding, label scores."""

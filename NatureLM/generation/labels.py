@@ -154,14 +154,12 @@ class TokenTrie:
     parents: of each node, -1 where it begins a label
     depths: of each node; those that begin a label have 0
     ends: the last node of each label, in the order of the labels
-    lengths: tokens of each label
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     depths: tuple[int, ...]
     ends: tuple[int, ...]
-    lengths: tuple[int, ...]
 
     @classmethod
     def of(cls, sequences: Sequence[Tokens]) -> TokenTrie:
@@ -182,11 +180,15 @@ class TokenTrie:
                 tokens.append(sequence[depth])
                 depths.append(depth)
             ends[place], before = path[-1], sequence
-        lengths = tuple(len(sequence) for sequence in sequences)
-        return cls(tuple(tokens), tuple(parents), tuple(depths), tuple(ends), lengths)
+        return cls(tuple(tokens), tuple(parents), tuple(depths), tuple(ends))
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each label."""
+        return [self.depths[end] + 1 for end in self.ends]
 
     @cached_property
     def children(self) -> tuple[dict[int, int], ...]:

@@ -1,4 +1,4 @@
-"""Running prompts: audio embeddings in their places, shared beginnings once, like lengths together.
+"""Running prompts: audio embeddings in their places, shared prefixes once, like lengths together.
 
 A prompt is cut at every `<AudioHere>`; the parts are tokenised separately and without special
 tokens, as the reference does (tokens never cross a placeholder), and the i-th audio stands at the

@@ -131,7 +131,7 @@ def _batch(groups: Sequence[_Group]) -> Batch:
 
 
 def _groups(rows: Sequence[Row]) -> list[_Group]:
-    """The grouping by shared beginnings that leaves the fewest positions to run."""
+    """The grouping by shared prefixes that leaves the fewest positions to run."""
     ordered = sorted(rows, key=lambda row: (row.request.alpha, row.pieces))
     groups: list[_Group] = []
     for _, same_alpha in groupby(ordered, key=lambda row: row.request.alpha):
