@@ -28,39 +28,38 @@ class RunRequest(of.ExperimentOptions):
 
     cfg_path: Annotated[
         Path | None,
-        typer.Option(
-            help="Configuration file, such as configs/inference.yml or configs/cbi.yml.",
+        of.option(
+            "Configuration file, such as configs/inference.yml or configs/cbi.yml.",
             show_default="built-in settings",
         ),
     ] = None
     data_path: of.DataPath = None
     output_path: Annotated[
         Path | None,
-        typer.Option(
-            help="Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
+        of.option(
+            "Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
             "NAME_metrics.jsonl. What exists is resumed.",
             show_default="runs/ and the name of the configuration",
         ),
     ] = None
     components: Annotated[
         str | None,
-        typer.Option(
-            help="Components that are tested, set off by commas.",
-            show_default="all that the data hold",
+        of.option(
+            "Components that are tested, set off by commas.", show_default="all that the data hold"
         ),
     ] = None
     merging_alpha: Annotated[
         float | None,
-        typer.Option(
+        of.option(
+            "How much of the adapter is merged in, where extended.lora_scales is not set.",
             metavar="ALPHA",
-            help="How much of the adapter is merged in, where extended.lora_scales is not set.",
             show_default="generate.merging_alpha of the configuration, 1.0",
         ),
     ] = None
     model: Annotated[
         str | None,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+        of.option(
+            "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
             show_default="model.ckpt of the configuration, naturelm-tiny",
         ),
     ] = None
@@ -69,11 +68,10 @@ class RunRequest(of.ExperimentOptions):
     dtype: of.Dtype = "auto"
     options: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY.SUB=VALUE",
-            help="Change a value of the configuration, such as extended.limit=100. May be given "
+        of.option(
+            "Change a value of the configuration, such as extended.limit=100. May be given "
             "several times.",
-            show_default=False,
+            metavar="KEY.SUB=VALUE",
         ),
     ] = None
     max_memory: of.MaxMemory = None
@@ -97,7 +95,7 @@ def run(request: RunRequest) -> None:
 
 def info(
     component: Annotated[
-        str | None, typer.Argument(help="Show this component with its labels.", show_default=False)
+        str | None, typer.Argument(help="Show this component with its labels.")
     ] = None,
 ) -> None:
     """Show the components of BEANS-Zero: task, labels, longest clip, metric."""
@@ -146,16 +144,16 @@ def _clip(one: Component) -> str:
 
 
 def fetch(
-    output_path: Annotated[Path, typer.Option(help="Folder for the data.", show_default=False)],
+    output_path: Annotated[Path, of.option("Folder for the data.")],
     components: Annotated[
         str | None,
-        typer.Option(
-            help="Components, set off by commas; `beans info` lists them.",
+        of.option(
+            "Components, set off by commas; `beans info` lists them.",
             show_default="all, about 180 GB",
         ),
     ] = None,
-    repository: Annotated[str, typer.Option(help="Dataset on the Hugging Face Hub.")] = BEANS_ZERO,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before fetching.")] = False,
+    repository: Annotated[str, of.option("Dataset on the Hugging Face Hub.")] = BEANS_ZERO,
+    yes: Annotated[bool, of.option("Do not ask before fetching.")] = False,
 ) -> None:
     """Fetch components of BEANS-Zero: says the size first, and goes on where it was stopped.
 
@@ -229,37 +227,34 @@ def make_mini(
             metavar="FOLDER_OR_TABLE",
             help="A folder with a folder of clips for each class, or a table (CSV, JSON lines, "
             "Parquet) with a column for the recording and one for the label.",
-            show_default=False,
         ),
     ],
-    output_path: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
+    output_path: Annotated[Path, of.option("Folder to make.")],
     columns: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="OURS=THEIRS",
-            help="What a column is called, such as label=species, path=wav or caption=text. May "
+        of.option(
+            "What a column is called, such as label=species, path=wav or caption=text. May "
             "be given several times.",
-            show_default=False,
+            metavar="OURS=THEIRS",
         ),
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(
+        of.option(
+            "Only such rows, such as split=test. May be given several times.",
             metavar="COLUMN=VALUE",
-            help="Only such rows, such as split=test. May be given several times.",
-            show_default=False,
         ),
     ] = None,
-    classes: Annotated[int, typer.Option(help="Labels, the most frequent ones.")] = 10,
-    classification: Annotated[int, typer.Option(help="Clips with one label.")] = 60,
-    detection: Annotated[int, typer.Option(help="Mixed windows with 0 to 3 labels.")] = 40,
-    captioning: Annotated[int, typer.Option(help="Clips with a caption.")] = 40,
+    classes: Annotated[int, of.option("Labels, the most frequent ones.")] = 10,
+    classification: Annotated[int, of.option("Clips with one label.")] = 60,
+    detection: Annotated[int, of.option("Mixed windows with 0 to 3 labels.")] = 40,
+    captioning: Annotated[int, of.option("Clips with a caption.")] = 40,
     caption: Annotated[
-        str, typer.Option(help="Caption of a clip, where no column caption is named.")
+        str, of.option("Caption of a clip, where no column caption is named.")
     ] = "The sound of {label}.",
-    window_seconds: Annotated[float, typer.Option(help="Longest clip, and mixed windows.")] = 10.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    window_seconds: Annotated[float, of.option("Longest clip, and mixed windows.")] = 10.0,
+    seed: Annotated[int, of.option("Of everything that is drawn.", min=0)] = 0,
+    overwrite: Annotated[bool, of.option("Replace what is there.")] = False,
 ) -> None:
     """Make a benchmark in BEANS-Zero's schema: classification, detection and captioning.
 

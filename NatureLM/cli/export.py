@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 
 
@@ -16,16 +17,16 @@ def export(
     ],
     format_name: Annotated[
         str,
-        typer.Option(
-            "--format",
+        of.option(
+            "A table for spreadsheets, or a selection table for Raven.",
+            names=("--format",),
             metavar="csv|raven",
-            help="A table for spreadsheets, or a selection table for Raven.",
         ),
     ] = "csv",
     output_path: Annotated[
         Path | None,
-        typer.Option(
-            help="File to write; one that exists is replaced.",
+        of.option(
+            "File to write; one that exists is replaced.",
             show_default="the name of ANSWERS with .csv or .selections.txt",
         ),
     ] = None,

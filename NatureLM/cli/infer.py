@@ -39,47 +39,42 @@ class InferRequest(of.ExperimentOptions):
 
     recordings: Annotated[
         list[Path] | None,
-        typer.Argument(help="Recordings or folders, as with --audio-path.", show_default=False),
+        typer.Argument(help="Recordings or folders, as with --audio-path."),
     ] = None
     audio_path: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--audio-path",
-            "--audio",
-            "-a",
-            help="A recording, or a folder with recordings. May be given several times.",
-            show_default=False,
-            rich_help_panel=_INPUT,
+        of.option(
+            "A recording, or a folder with recordings. May be given several times.",
+            _INPUT,
+            names=("--audio-path", "--audio", "-a"),
         ),
     ] = None
     query: Annotated[
         list[str] | None,
-        typer.Option(
-            "--query",
-            "-q",
-            help="What to ask of every window. May be given several times.",
-            show_default=False,
-            rich_help_panel=_INPUT,
+        of.option(
+            "What to ask of every window. May be given several times.",
+            _INPUT,
+            names=("--query", "-q"),
         ),
     ] = None
     model: of.OptionalModelName = None
     adapter: of.Adapter = None
     merging_alpha: Annotated[
         float | None,
-        typer.Option(
-            help="Share of the adapter: 0 is the base language model, 1 the adapted one.",
+        of.option(
+            "Share of the adapter: 0 is the base language model, 1 the adapted one.",
+            of.MODEL,
             show_default="generate.merging_alpha of the configuration, 1.0",
-            rich_help_panel=of.MODEL,
         ),
     ] = None
     device: of.Device = "auto"
     dtype: of.Dtype = "auto"
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            help="Answers and windows at a time. Changes the speed, never the answers.",
+        of.option(
+            "Answers and windows at a time. Changes the speed, never the answers.",
+            of.MODEL,
             show_default="chosen for the device",
-            rich_help_panel=of.MODEL,
         ),
     ] = None
     max_memory: of.MaxMemory = None
@@ -92,63 +87,57 @@ class InferRequest(of.ExperimentOptions):
     time_expansion: of.TimeExpansion = 1.0
     output_path: Annotated[
         Path | None,
-        typer.Option(
-            help="File for the answers, one JSON line for each (of an experiment: a folder). One "
+        of.option(
+            "File for the answers, one JSON line for each (of an experiment: a folder). One "
             "that exists is resumed.",
+            _OUTPUT,
             show_default="inference_output.jsonl",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Start the output file anew.", rich_help_panel=_OUTPUT),
+        of.option("Start the output file anew.", _OUTPUT),
     ] = False
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", help="Do not show the answers.", rich_help_panel=_OUTPUT),
+        of.option("Do not show the answers.", _OUTPUT),
     ] = False
     species_list: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE|NAMES|PRESET",
-            help="Species that may be answered: a file, names separated by commas, or a preset "
+        of.option(
+            "Species that may be answered: a file, names separated by commas, or a preset "
             "such as naturelm-tiny or cbi.",
-            show_default=False,
-            rich_help_panel=_SPECIES,
+            _SPECIES,
+            metavar="FILE|NAMES|PRESET",
         ),
     ] = None
     mode: Annotated[
         str | None,
-        typer.Option(
+        of.option(
+            "Say anything, say nothing but the list, or score every species of the list.",
+            _SPECIES,
             metavar="generate|constrained|score",
-            help="Say anything, say nothing but the list, or score every species of the list.",
             show_default="score with a species list, else generate",
-            rich_help_panel=_SPECIES,
         ),
     ] = None
     species_names: Annotated[
         str,
-        typer.Option(
-            metavar="common|scientific",
-            help="The names to take where a list has both.",
-            rich_help_panel=_SPECIES,
+        of.option(
+            "The names to take where a list has both.", _SPECIES, metavar="common|scientific"
         ),
     ] = "common"
     several: Annotated[
         bool,
-        typer.Option(
-            "--several",
-            help="With --mode constrained: an answer may be several species, separated by commas.",
-            rich_help_panel=_SPECIES,
+        of.option(
+            "With --mode constrained: an answer may be several species, separated by commas.",
+            _SPECIES,
         ),
     ] = False
     top_k: Annotated[
         int,
-        typer.Option(help="Species that are named, the answer included.", rich_help_panel=_SPECIES),
+        of.option("Species that are named, the answer included.", _SPECIES),
     ] = 3
-    min_confidence: Annotated[
-        float, typer.Option(help="Below it the answer is None.", rich_help_panel=_SPECIES)
-    ] = 0.0
+    min_confidence: Annotated[float, of.option("Below it the answer is None.", _SPECIES)] = 0.0
     data_path: of.DataPath = None
     dry_run: of.DryRun = False
     workers: of.Workers = 2

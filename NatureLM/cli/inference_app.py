@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from NatureLM.cli import options as of
 from NatureLM.progress import say
 
@@ -20,11 +18,11 @@ def inference_app(
     model: of.OptionalModelName = None,
     merging_alpha: Annotated[
         float | None,
-        typer.Option(
-            help="Where the page's slider stands at first: 0 is the base language model, 1 the "
+        of.option(
+            "Where the page's slider stands at first: 0 is the base language model, 1 the "
             "adapted one.",
+            of.MODEL,
             show_default="generate.merging_alpha of the configuration, 1.0",
-            rich_help_panel=of.MODEL,
         ),
     ] = None,
     device: of.Device = "auto",
@@ -32,36 +30,30 @@ def inference_app(
     options: of.Overrides = None,
     host: Annotated[
         str,
-        typer.Option(
-            help="Address to listen at; 0.0.0.0 lets others in the network open the page.",
-            rich_help_panel=_PAGE,
-        ),
+        of.option("Address to listen at; 0.0.0.0 lets others in the network open the page.", _PAGE),
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(min=1, max=65535, help="Port to listen at.", rich_help_panel=_PAGE),
+        of.option("Port to listen at.", _PAGE, min=1, max=65535),
     ] = 5001,
     assets_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of sample recordings that the page offers.",
+        of.option(
+            "Folder of sample recordings that the page offers.",
+            _PAGE,
             show_default="assets, where it is",
-            rich_help_panel=_PAGE,
         ),
     ] = None,
     runs_dir: Annotated[
         Path,
-        typer.Option(
-            help="Folder of jobs and experiments; all that is in it can be seen on the page.",
-            rich_help_panel=_PAGE,
+        of.option(
+            "Folder of jobs and experiments; all that is in it can be seen on the page.", _PAGE
         ),
     ] = Path("runs"),
     share: Annotated[
         bool,
-        typer.Option(
-            "--share",
-            help="Let anybody in the internet open the page, through a server of Gradio's makers.",
-            rich_help_panel=_PAGE,
+        of.option(
+            "Let anybody in the internet open the page, through a server of Gradio's makers.", _PAGE
         ),
     ] = False,
 ) -> None:

@@ -9,19 +9,17 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli.options import check_dtype
+from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="OLD.pth", help="Checkpoint to read.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read the pickle file, weights only.")
-    ] = False,
+    allow_pickle: Annotated[bool, of.option("Read the pickle file, weights only.")] = False,
     config: Annotated[
         Path | None,
-        typer.Option(help="Configuration it was trained with, if the checkpoint has none."),
+        of.option("Configuration it was trained with, if the checkpoint has none."),
     ] = None,
 ) -> None:
     """Turn an old .pth or .pt checkpoint into a folder with safetensors, for --model."""
@@ -46,73 +44,54 @@ _OUTPUT = "Output"
 def merge(
     output_path: Annotated[
         Path,
-        typer.Option(help="Folder for the merged model.", rich_help_panel=_OUTPUT),
+        of.option("Folder for the merged model.", _OUTPUT),
     ],
     model: Annotated[
         str,
-        typer.Option(
-            help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            rich_help_panel=_WHAT,
+        of.option(
+            "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.", _WHAT
         ),
     ] = "naturelm-tiny",
     alpha: Annotated[
         float | None,
-        typer.Option(
-            "--alpha",
-            "--merging-alpha",
-            help="Share of the adapter: 0 is the base language model, 1 the adapted one.",
-            show_default=False,
-            rich_help_panel=_WHAT,
+        of.option(
+            "Share of the adapter: 0 is the base language model, 1 the adapted one.",
+            _WHAT,
+            names=("--alpha", "--merging-alpha"),
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML file that says how much of which adapter goes where, in place of --alpha.",
-            show_default=False,
-            rich_help_panel=_WHAT,
+        of.option(
+            "YAML file that says how much of which adapter goes where, in place of --alpha.", _WHAT
         ),
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(
-            help="Folder with an adapter in PEFT's format, in place of the model's own.",
-            show_default=False,
-            rich_help_panel=_WHAT,
-        ),
+        of.option("Folder with an adapter in PEFT's format, in place of the model's own.", _WHAT),
     ] = None,
     llama_path: Annotated[
         str | None,
-        typer.Option(
-            help="Base language model, where it is not where the checkpoint says.",
-            show_default=False,
-            rich_help_panel=_WHAT,
-        ),
+        of.option("Base language model, where it is not where the checkpoint says.", _WHAT),
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option(
+        of.option(
+            "Precision of the written weights; auto keeps what each is stored in.",
+            _OUTPUT,
             metavar="auto|float32|bfloat16|float16",
-            help="Precision of the written weights; auto keeps what each is stored in.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = "auto",
-    max_shard_size: Annotated[
-        str, typer.Option(help="Largest file, such as 500MB.", rich_help_panel=_OUTPUT)
-    ] = "5GB",
+    max_shard_size: Annotated[str, of.option("Largest file, such as 500MB.", _OUTPUT)] = "5GB",
     as_adapter: Annotated[
         bool,
-        typer.Option(
-            "--as-adapter",
-            help="Write only what is added to the base, as one adapter in PEFT's format.",
-            rich_help_panel=_OUTPUT,
+        of.option(
+            "Write only what is added to the base, as one adapter in PEFT's format.", _OUTPUT
         ),
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace the model in that folder.", rich_help_panel=_OUTPUT
-        ),
+        of.option("Replace the model in that folder.", _OUTPUT),
     ] = False,
 ) -> None:
     """Write a model with its adapter merged into the weights: one folder that loads without PEFT.
@@ -127,7 +106,7 @@ def merge(
         raise UsageError(f"--alpha is {alpha:g}, and it must be a finite number")
     if as_adapter and (overwrite or dtype != "auto"):
         raise UsageError("--as-adapter takes neither --overwrite nor --dtype")
-    check_dtype(dtype)
+    of.check_dtype(dtype)
     if not re.fullmatch(r"[1-9]\d*\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
         raise UsageError(
             f"--max-shard-size is {max_shard_size!r}, and it must be a size such as 500MB or 5GB"

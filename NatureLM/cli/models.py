@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli.options import print_table
+from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 
 
@@ -15,7 +15,7 @@ def models() -> None:
     """List the models that can be named: size, license, and whether they are on this machine."""
     from NatureLM.models.registry import MODELS
 
-    print_table(
+    of.print_table(
         ["name", "on this machine", "parameters", "size", "license", "description"],
         [
             [
@@ -49,9 +49,7 @@ def cache(
     action: Annotated[str, typer.Argument(metavar="info|clear", help="What to do.")] = "info",
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the cache.", show_default="the environment variable NATURELM_CACHE"
-        ),
+        of.option("Folder of the cache.", show_default="the environment variable NATURELM_CACHE"),
     ] = None,
 ) -> None:
     """Show or clear the audio embeddings that are kept on disk.
@@ -79,7 +77,7 @@ def cache(
 
 def schema(
     output_path: Annotated[
-        Path | None, typer.Option(help="File for the schema.", show_default="printed")
+        Path | None, of.option("File for the schema.", show_default="printed")
     ] = None,
 ) -> None:
     """Print the JSON Schema of configuration files, for editors and checkers.

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from importlib import import_module
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from NatureLM.errors import UsageError
 
@@ -65,8 +67,19 @@ def _place(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
+def option(text: str, panel: str | None = None, names: Sequence[str] = (), **more: Any) -> Any:
+    """What stands beside the type of an option: its line in the help, and under which heading."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
+    """The parameter of an option; a flag is not given with `--no-` in front."""
+    kind, info = inspect.Parameter.KEYWORD_ONLY, getattr(annotation, "__metadata__", (None,))[0]
+    is_named = isinstance(info, OptionInfo) and (info.param_decls or info.default is not ...)
+    if isinstance(info, OptionInfo) and annotation.__origin__ is bool and not is_named:
+        info = copy(info)
+        info.param_decls = (f"--{name.replace('_', '-')}",)
+        annotation = Annotated[bool, info]
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
@@ -95,86 +108,70 @@ def print_table(
 MODEL = "Model"
 AUDIO = "Windows and audio"
 
-_MODEL_NAME = typer.Option(
-    help="A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+_MODEL_NAME = option(
+    "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+    MODEL,
     show_default="naturelm-tiny",
-    rich_help_panel=MODEL,
 )
 ModelName = Annotated[str, _MODEL_NAME]
 OptionalModelName = Annotated[str | None, _MODEL_NAME]  # a configuration may name the model, too
 Adapter = Annotated[
     str | None,
-    typer.Option(
-        help="A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
+    option(
+        "A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
+        MODEL,
         show_default="the model's own",
-        rich_help_panel=MODEL,
     ),
 ]
-Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.", rich_help_panel=MODEL)
-]
+Device = Annotated[str, option("Device.", MODEL, metavar="auto|cpu|cuda|mps")]
 Dtype = Annotated[
     str,
-    typer.Option(
-        metavar="auto|float32|bfloat16|float16",
-        help="Precision of the weights.",
-        rich_help_panel=MODEL,
-    ),
+    option("Precision of the weights.", MODEL, metavar="auto|float32|bfloat16|float16"),
 ]
 MaxMemory = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Memory that batches may take beside the model, such as 4GB.",
+        MODEL,
         metavar="SIZE",
-        help="Memory that batches may take beside the model, such as 4GB.",
         show_default="chosen for the device",
-        rich_help_panel=MODEL,
     ),
 ]
 CacheDir = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder where audio embeddings are kept, so that sound heard before is not encoded "
+    option(
+        "Folder where audio embeddings are kept, so that sound heard before is not encoded "
         "again (`naturelm cache` shows and clears it).",
+        MODEL,
         show_default="the environment variable NATURELM_CACHE, else none",
-        rich_help_panel=MODEL,
     ),
 ]
 CfgPath = Annotated[
     Path | None,
-    typer.Option(
-        help="Configuration file, such as configs/inference.yml.",
+    option(
+        "Configuration file, such as configs/inference.yml.",
+        MODEL,
         show_default="built-in settings",
-        rich_help_panel=MODEL,
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="KEY.SUB=VALUE",
-        help="Change a value of the configuration, such as generate.num_beams=1. May be given "
+    option(
+        "Change a value of the configuration, such as generate.num_beams=1. May be given "
         "several times.",
-        show_default=False,
-        rich_help_panel=MODEL,
+        MODEL,
+        metavar="KEY.SUB=VALUE",
     ),
 ]
-WindowLength = Annotated[float, typer.Option(help="Length of a window.", rich_help_panel=AUDIO)]
-HopLength = Annotated[
-    float, typer.Option(help="From one start to the next.", rich_help_panel=AUDIO)
-]
+WindowLength = Annotated[float, option("Length of a window.", AUDIO)]
+HopLength = Annotated[float, option("From one start to the next.", AUDIO)]
 Channel = Annotated[
     str,
-    typer.Option(
-        metavar="mean|1|2|...",
-        help="Channel to listen to; mean mixes them all.",
-        rich_help_panel=AUDIO,
-    ),
+    option("Channel to listen to; mean mixes them all.", AUDIO, metavar="mean|1|2|..."),
 ]
 TimeExpansion = Annotated[
     float,
-    typer.Option(
-        help="Slow the sound down so many times; 10 makes bats audible. Times stay true.",
-        rich_help_panel=AUDIO,
-    ),
+    option("Slow the sound down so many times; 10 makes bats audible. Times stay true.", AUDIO),
 ]
 
 
@@ -244,42 +241,36 @@ _EXPERIMENT_PANEL = "Experiments"
 
 DataPath = Annotated[
     str | None,
-    typer.Option(
-        help="What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
+    option(
+        "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
+        _EXPERIMENT_PANEL,
         show_default="extended.data.path of the configuration",
-        rich_help_panel=_EXPERIMENT_PANEL,
     ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        help="Show the plan and the first prompts; ask nothing.",
-        rich_help_panel=_EXPERIMENT_PANEL,
-    ),
+    option("Show the plan and the first prompts; ask nothing.", _EXPERIMENT_PANEL),
 ]
 Workers = Annotated[
     int,
-    typer.Option(help="Threads that decode ahead of the model.", rich_help_panel=_EXPERIMENT_PANEL),
+    option("Threads that decode ahead of the model.", _EXPERIMENT_PANEL),
 ]
 
 _ANSWERS = "Recordings with known answers"
 Column = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        "Name of a column, such as label=common_name. May be given several times.",
+        _ANSWERS,
         metavar="OURS=THEIRS",
-        help="Name of a column, such as label=common_name. May be given several times.",
-        show_default=False,
-        rich_help_panel=_ANSWERS,
     ),
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        "Only rows with this value, such as split=valid. May be given several times.",
+        _ANSWERS,
         metavar="COLUMN=VALUE",
-        help="Only rows with this value, such as split=valid. May be given several times.",
-        show_default=False,
-        rich_help_panel=_ANSWERS,
     ),
 ]
 
@@ -367,51 +358,49 @@ def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:
 
 By = Annotated[
     str | None,
-    typer.Option(
-        help="Columns that make groups, besides the data set, set off by commas.",
+    option(
+        "Columns that make groups, besides the data set, set off by commas.",
         show_default="query,lora_scale, as far as rows have them",
     ),
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(
-        help="File of the labels that may be answered, one a line.",
-        show_default="the labels that occur",
+    option(
+        "File of the labels that may be answered, one a line.", show_default="the labels that occur"
     ),
 ]
 ScientificNames = Annotated[
     Path | None,
-    typer.Option(help="JSON file from common to scientific name.", show_default=False),
+    option("JSON file from common to scientific name."),
 ]
 Names = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Names of labels where a column has a value: query=1:scientific (or :both, :common). "
-        "May be given several times.",
-        show_default=False,
+    option(
+        "Names of labels where a column has a value: query=1:scientific (or :both, :common). "
+        "May be given several times."
     ),
 ]
 Task = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Task of data sets that are no component of BEANS-Zero.",
         metavar="classification|detection|captioning",
-        help="Task of data sets that are no component of BEANS-Zero.",
         show_default="the rows' key task",
     ),
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option(
-        help="Column of what intervals resample as a whole.",
+    option(
+        "Column of what intervals resample as a whole.",
         show_default="cluster, family or recording, as far as rows have them",
     ),
 ]
 OnError = Annotated[
     str,
-    typer.Option(metavar="fail|skip", help="At a line that cannot be scored: stop, or count it."),
+    option("At a line that cannot be scored: stop, or count it.", metavar="fail|skip"),
 ]
-Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and of random answers.")]
+Resamples = Annotated[int, option("Resamples of the bootstrap.", min=1)]
+Seed = Annotated[int, option("Seed of the bootstrap and of random answers.", min=0)]
 
 
 @dataclass(frozen=True)

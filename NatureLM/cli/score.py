@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from NatureLM.cli.options import ScoringOptions, pairs, print_table
+from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,22 +24,19 @@ def score(
         typer.Argument(
             metavar="PATH...",
             help="Files of answers (.jsonl, .jsonl.gz), or folders with such files.",
-            show_default=False,
         ),
     ],
-    output_path: Annotated[
-        Path, typer.Option(help="Folder for metrics.json and the tables.", show_default=False)
-    ],
+    output_path: Annotated[Path, of.option("Folder for metrics.json and the tables.")],
     protocol: Annotated[
         list[str] | None,
-        typer.Option(
+        of.option(
+            "How answers are read. May be given several times.",
             metavar="beans-zero|paper|mention|strict",
-            help="How answers are read. May be given several times.",
             show_default="beans-zero",
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not show the scores.")] = False,
-    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
+    quiet: Annotated[bool, of.option("Do not show the scores.")] = False,
+    scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Score answers, ours or anybody's, with 95 % intervals and baselines."""
     from NatureLM.evaluation.protocols import protocol as find
@@ -92,7 +89,7 @@ def show_scores(scores: Scores) -> None:
         + [_text(group.estimate(name)) for name in shown]
         for group in scores.groups
     ]
-    print_table(columns, rows, right={"n"})
+    of.print_table(columns, rows, right={"n"})
 
 
 def _report_errors(scores: Scores, output_path: Path) -> None:
@@ -126,22 +123,17 @@ def compare(
     ],
     a_where: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only the rows of A with this value, such as lora_scale=1.0. "
-            "May be given several times.",
-            show_default=False,
+        of.option(
+            "Only the rows of A with this value, such as lora_scale=1.0. "
+            "May be given several times."
         ),
     ] = None,
-    b_where: Annotated[
-        list[str] | None, typer.Option(help="The same for B.", show_default=False)
-    ] = None,
+    b_where: Annotated[list[str] | None, of.option("The same for B.")] = None,
     protocol: Annotated[
-        str, typer.Option(metavar="beans-zero|paper|mention|strict", help="How answers are read.")
+        str, of.option("How answers are read.", metavar="beans-zero|paper|mention|strict")
     ] = "beans-zero",
-    output_path: Annotated[
-        Path | None, typer.Option(help="Folder for compare.json.", show_default=False)
-    ] = None,
-    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
+    output_path: Annotated[Path | None, of.option("Folder for compare.json.")] = None,
+    scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Compare two runs sample by sample: differences with 95 % intervals, B less A."""
     from NatureLM.evaluation.compare import Side
@@ -174,7 +166,7 @@ def _show(compared: Comparison) -> None:
             values = [name, f"{one.a:.3f}", f"{one.b:.3f}", change, f"{one.p:.3f}"]
             rows.append([*key, str(group.n), f"{group.differ:.1%}", *values])
     columns = ["dataset", *compared.by, "n", "differ", "metric", "A", "B", "B - A", "p"]
-    print_table(columns, rows, right={"n", "differ", "A", "B", "p"})
+    of.print_table(columns, rows, right={"n", "differ", "A", "B", "p"})
 
 
 def _say_what_is_left_out(compared: Comparison) -> None:
@@ -192,7 +184,7 @@ def _say_what_is_left_out(compared: Comparison) -> None:
 
 
 def _where(option: str, texts: list[str] | None) -> dict[str, str]:
-    where = pairs(option, texts, "write it as lora_scale=1.0", may_be_empty=True)
+    where = of.pairs(option, texts, "write it as lora_scale=1.0", may_be_empty=True)
     for text in texts or ():
         column, _, value = text.partition("=")
         if where[column.strip()] != value.strip():
@@ -206,27 +198,26 @@ def report(
         typer.Argument(
             metavar="RUN...",
             help="Files of answers (.jsonl, .jsonl.gz), or folders with such files.",
-            show_default=False,
         ),
     ],
-    output_path: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
+    output_path: Annotated[Path, of.option("Folder for the report.")] = Path("report"),
     protocol: Annotated[
-        str, typer.Option(metavar="beans-zero|paper|mention|strict", help="How answers are read.")
+        str, of.option("How answers are read.", metavar="beans-zero|paper|mention|strict")
     ] = "beans-zero",
     title: Annotated[
         str | None,
-        typer.Option(help="Title of the page.", show_default="the names of what is reported"),
+        of.option("Title of the page.", show_default="the names of what is reported"),
     ] = None,
     between: Annotated[
         str | None,
-        typer.Option(
+        of.option(
+            "The two α whose classes are compared, such as 1.0,0.4.",
             metavar="ALPHA,ALPHA",
-            help="The two α whose classes are compared, such as 1.0,0.4.",
             show_default="1.0 and the best of each question",
         ),
     ] = None,
-    answers: Annotated[int, typer.Option(min=0, help="Most single answers in the page.")] = 3000,
-    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 (frozen)
+    answers: Annotated[int, of.option("Most single answers in the page.", min=0)] = 3000,
+    scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Draw what answers show: one page that works offline, with its figures and tables as files.
 

@@ -30,37 +30,31 @@ def embed(
     ],
     output_path: Annotated[
         Path,
-        typer.Option(
-            "--output-path",
-            "--output",
-            "-o",
+        of.option(
+            "The index. One that exists is added to. Parquet needs pyarrow.",
+            _OUTPUT,
+            names=("--output-path", "--output", "-o"),
             metavar="X.npz|X.parquet",
-            help="The index. One that exists is added to. Parquet needs pyarrow.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = Path("embeddings.npz"),
     model: of.ModelName = "naturelm-tiny",
     layer: Annotated[
         str,
-        typer.Option(
-            metavar="encoder|projected",
-            help="What is averaged over a window: what the audio encoder hears, or what the "
+        of.option(
+            "What is averaged over a window: what the audio encoder hears, or what the "
             "language model is told of it.",
-            rich_help_panel=of.MODEL,
+            of.MODEL,
+            metavar="encoder|projected",
         ),
     ] = "encoder",
     device: of.Device = "auto",
     dtype: of.Dtype = "auto",
-    batch_size: Annotated[
-        int, typer.Option(help="Windows at a time.", rich_help_panel=of.MODEL)
-    ] = 16,
+    batch_size: Annotated[int, of.option("Windows at a time.", of.MODEL)] = 16,
     window_length_seconds: of.WindowLength = 10.0,
     hop_length_seconds: of.HopLength = 10.0,
     channel: of.Channel = "mean",
     time_expansion: of.TimeExpansion = 1.0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start the index anew.", rich_help_panel=_OUTPUT)
-    ] = False,
+    overwrite: Annotated[bool, of.option("Start the index anew.", _OUTPUT)] = False,
 ) -> None:
     """Turn every window of recordings into a vector, and write them to an index.
 
@@ -134,30 +128,27 @@ def search(
     query_clip: Annotated[Path, typer.Argument(metavar="QUERY_CLIP", help="What to look for.")],
     index: Annotated[
         Path,
-        typer.Option("--index", "-i", help="An index that `naturelm embed` made."),
+        of.option("An index that `naturelm embed` made.", names=("--index", "-i")),
     ],
-    top_k: Annotated[int, typer.Option(help="How many windows to show.")] = 20,
-    start: Annotated[float, typer.Option(help="Seconds in the clip to begin at.")] = 0.0,
+    top_k: Annotated[int, of.option("How many windows to show.")] = 20,
+    start: Annotated[float, of.option("Seconds in the clip to begin at.")] = 0.0,
     end: Annotated[
         float | None,
-        typer.Option(help="Seconds in the clip to end at.", show_default="the end of the clip"),
+        of.option("Seconds in the clip to end at.", show_default="the end of the clip"),
     ] = None,
-    others_only: Annotated[
-        bool, typer.Option("--others-only", help="Leave out windows of the clip's own file.")
-    ] = False,
+    others_only: Annotated[bool, of.option("Leave out windows of the clip's own file.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON lines in place of a table.")
+        bool, of.option("JSON lines in place of a table.", names=("--json",))
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="The model, if it is called otherwise here.", show_default="the index's"),
+        of.option("The model, if it is called otherwise here.", show_default="the index's"),
     ] = None,
     device: of.Device = "auto",
     dtype: Annotated[
         str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Precision of the weights, that of the index.",
+        of.option(
+            "Precision of the weights, that of the index.", metavar="auto|float32|bfloat16|float16"
         ),
     ] = "auto",
 ) -> None:

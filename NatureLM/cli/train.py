@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from NatureLM.cli.options import import_model
+from NatureLM.cli import options as of
 
 logger = logging.getLogger(__name__)
 
@@ -16,26 +16,22 @@ logger = logging.getLogger(__name__)
 def train(
     cfg_path: Annotated[
         Path,
-        typer.Option(
-            "--cfg-path", "-c", help="Configuration of the run (YAML).", show_default=False
-        ),
+        of.option("Configuration of the run (YAML).", names=("--cfg-path", "-c")),
     ],
     options: Annotated[
         list[str] | None,
-        typer.Option(
+        of.option(
+            "Change a value of the configuration, such as run.seed=1. May be given several times.",
             metavar="KEY=VALUE",
-            help="Change a value of the configuration, such as run.seed=1. May be given several "
-            "times.",
-            show_default=False,
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from the latest checkpoint in run.output_dir."),
+        of.option("Go on from the latest checkpoint in run.output_dir."),
     ] = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Check configuration and data and show samples; no training."),
+        of.option("Check configuration and data and show samples; no training."),
     ] = False,
 ) -> None:
     """Train a model, from the settings in a file.
@@ -54,7 +50,7 @@ def train(
         for line in report(config):
             typer.echo(line)
         return
-    import_model()
+    of.import_model()
     from transformers.utils.logging import disable_progress_bar
 
     from NatureLM.training.train import train as run_training

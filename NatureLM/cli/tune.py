@@ -34,77 +34,62 @@ _WHERE_FORM = "write it as split=valid"
 def tune_alpha(
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with "
+        of.option(
+            "Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with "
             "one, or a dataset on disk.",
+            _DATA,
             show_default="extended.data of the configuration",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     query: Annotated[
         str | None,
-        typer.Option(
-            "--query",
-            "-q",
-            help="What to ask of every recording.",
+        of.option(
+            "What to ask of every recording.",
+            _DATA,
+            names=("--query", "-q"),
             show_default="the one of extended.queries, else each sample's own",
-            rich_help_panel=_DATA,
         ),
     ] = None,
-    output_path: Annotated[
-        Path, typer.Option(help="Folder for table, figure and answers.", rich_help_panel=_DATA)
-    ] = Path("tune-alpha"),
+    output_path: Annotated[Path, of.option("Folder for table, figure and answers.", _DATA)] = Path(
+        "tune-alpha"
+    ),
     column: of.Column = None,
     where: of.Where = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="So many samples at most.", show_default="all", rich_help_panel=_DATA
-        ),
+        of.option("So many samples at most.", _DATA, min=1, show_default="all"),
     ] = None,
     metric: Annotated[
         str,
-        typer.Option(
-            metavar="accuracy|f1|precision|recall|map|cider",
-            help="What is to be highest.",
-            rich_help_panel=_SCORING,
+        of.option(
+            "What is to be highest.", _SCORING, metavar="accuracy|f1|precision|recall|map|cider"
         ),
     ] = "accuracy",
     protocol: Annotated[
         str,
-        typer.Option(
-            metavar="beans-zero|paper|mention|strict",
-            help="How answers are read.",
-            rich_help_panel=_SCORING,
-        ),
+        of.option("How answers are read.", _SCORING, metavar="beans-zero|paper|mention|strict"),
     ] = "beans-zero",
     labels: of.Labels = None,
     task: of.Task = None,
     resamples: of.Resamples = 1000,
     seed: of.Seed = 0,
-    low: Annotated[
-        float, typer.Option("--from", help="Smallest α.", rich_help_panel=_SEARCH)
-    ] = 0.0,
-    high: Annotated[float, typer.Option("--to", help="Largest α.", rich_help_panel=_SEARCH)] = 1.0,
-    coarse: Annotated[float, typer.Option(help="First step.", rich_help_panel=_SEARCH)] = 0.2,
-    fine: Annotated[
-        float, typer.Option(help="Step around the best.", rich_help_panel=_SEARCH)
-    ] = 0.05,
+    low: Annotated[float, of.option("Smallest α.", _SEARCH, names=("--from",))] = 0.0,
+    high: Annotated[float, of.option("Largest α.", _SEARCH, names=("--to",))] = 1.0,
+    coarse: Annotated[float, of.option("First step.", _SEARCH)] = 0.2,
+    fine: Annotated[float, of.option("Step around the best.", _SEARCH)] = 0.05,
     towards: Annotated[
         str,
-        typer.Option(
+        of.option(
+            "Which end is preferred among α that are equally good, within one standard error.",
+            _SEARCH,
             metavar="base|adapted",
-            help="Which end is preferred among α that are equally good, within one standard error.",
-            rich_help_panel=_SEARCH,
         ),
     ] = "base",
     model: of.OptionalModelName = None,
     adapter: of.Adapter = None,
     device: of.Device = "auto",
     dtype: of.Dtype = "auto",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Answers at a time.", rich_help_panel=of.MODEL)
-    ] = 32,
+    batch_size: Annotated[int, of.option("Answers at a time.", of.MODEL, min=1)] = 32,
     max_memory: of.MaxMemory = None,
     cache_dir: of.CacheDir = None,
     cfg_path: of.CfgPath = None,
@@ -310,72 +295,63 @@ def calibrate(
         typer.Argument(
             help="A table with the columns path and label (.csv, .jsonl, .parquet), or a folder "
             "with one.",
-            show_default=False,
         ),
     ],
     where: of.Where = None,
     test_where: Annotated[
         list[str] | None,
-        typer.Option(
+        of.option(
+            "Rows to measure on, such as split=test; they should be others.",
+            _DATA,
             metavar="COLUMN=VALUE",
-            help="Rows to measure on, such as split=test; they should be others.",
             show_default="the rows that it is fitted to",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     column: of.Column = None,
     species_list: Annotated[
         str | None,
-        typer.Option(
+        of.option(
+            "The labels to choose from.",
+            _DATA,
             metavar="FILE|NAMES|PRESET",
-            help="The labels to choose from.",
             show_default="the labels of the table",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     query: Annotated[
         str | None,
-        typer.Option(
-            "--query",
-            "-q",
-            help="What to ask of every recording.",
+        of.option(
+            "What to ask of every recording.",
+            _DATA,
+            names=("--query", "-q"),
             show_default="the question for the name of the species",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     normalize: Annotated[
         str,
-        typer.Option(
-            metavar="sum|mean|prior",
-            help="How labels are made comparable: by log-likelihood, by that of a token, or by "
+        of.option(
+            "How labels are made comparable: by log-likelihood, by that of a token, or by "
             "what the sound adds.",
-            rich_help_panel=of.MODEL,
+            of.MODEL,
+            metavar="sum|mean|prior",
         ),
     ] = "sum",
     model: of.ModelName = "naturelm-tiny",
     adapter: of.Adapter = None,
-    merging_alpha: Annotated[
-        float, typer.Option(help="Share of the adapter.", rich_help_panel=of.MODEL)
-    ] = 1.0,
+    merging_alpha: Annotated[float, of.option("Share of the adapter.", of.MODEL)] = 1.0,
     device: of.Device = "auto",
     dtype: of.Dtype = "auto",
     output_path: Annotated[
         Path | None,
-        typer.Option(
-            "--output-path",
-            "--output",
-            help="File for the calibration.",
+        of.option(
+            "File for the calibration.",
+            _OUTPUT,
+            names=("--output-path", "--output"),
             show_default="calibration.json in the folder of the model",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     figure: Annotated[
         Path | None,
-        typer.Option(
-            help="File (.svg) for a reliability diagram.",
-            show_default=False,
-            rich_help_panel=_OUTPUT,
-        ),
+        of.option("File (.svg) for a reliability diagram.", _OUTPUT),
     ] = None,
 ) -> None:
     """Fit the temperature that makes the confidence in species mean what it says.
