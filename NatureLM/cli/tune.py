@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,21 +114,15 @@ def tune_alpha(
     check_metric(metric, reading.task or "classification")
     name = of.model_name(model, config)
     of.check_device(device, dtype)
-    means = {
-        "rows": batch_size,
-        "max_memory": of.memory_size(max_memory),
-        "cache_dir": cache_dir,
-    }
+    memory = of.memory_size(max_memory)
+    means = {"rows": batch_size, "max_memory": memory, "cache_dir": cache_dir}
     has_figures = _has_figures()
     tuner = Tuner(metric, find(protocol), reading, scoring.evaluation())
     check_folder(output_path)
+    say(f"Loading {name}")
+    loaded = of.load_model(name, config, adapter=adapter, device=device, dtype=dtype)
     rows: list[dict[str, Any]] = []
-
-    def load() -> NatureLM:
-        say(f"Loading {name}")
-        return of.load_model(name, config, adapter=adapter, device=device, dtype=dtype)
-
-    tuning = tuner.tune(_asker(load, config, plan, means, rows), grid, side)
+    tuning = tuner.tune(_asker(loaded, config, plan, means, rows), grid, side)
     settings = {
         "model": name,
         "adapter": adapter,
@@ -201,7 +195,7 @@ def _task(plan: Plan, named: str | None) -> str:
 
 
 def _asker(
-    load: Callable[[], NatureLM],
+    model: NatureLM,
     config: Config,
     plan: Plan,
     means: Mapping[str, Any],
@@ -211,7 +205,6 @@ def _asker(
 
     means: what an `Answerer` works with, which changes no answer
     """
-    model = load()
     from NatureLM.experiments.run import Answerer
     from NatureLM.inference.loading import processor_of
 

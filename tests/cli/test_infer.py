@@ -1,37 +1,30 @@
-"""`naturelm infer` with a model that answers at once: what is shown, written, refused, resumed."""
+"""`naturelm infer`: what is shown, written, refused and resumed; signals; lists; real models."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from commands import ASK, FakePipeline, naturelm, rows, write_wav
+from conftest import ROOT
+from typer.testing import Result
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import ASK, FakePipeline, calls_in, rows, write_wav
-
-from NatureLM.cli.main import naturelm_app
-
-
-@pytest.fixture
-def asker(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
-    fake = FakePipeline()
-    monkeypatch.setattr("NatureLM.cli.infer.load_pipeline", fake.load)
-    return fake
+from NatureLM.inference.pipeline import Pipeline
+from NatureLM.inference.windows import WindowResult
+from NatureLM.results.rows import WindowRow, read_rows
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command runs: a folder with recordings of 25 s and 3 s."""
-    monkeypatch.chdir(calls_in(tmp_path))
-    return tmp_path
-
-
-def infer(*args: str) -> Any:
-    return CliRunner().invoke(naturelm_app, ["infer", *args])
+def infer(*args: Any) -> Result:
+    return naturelm("infer", *args)
 
 
 def test_answers_are_shown_and_written(folder: Path, asker: FakePipeline) -> None:
@@ -344,3 +337,322 @@ def test_the_stack_trace_is_there_for_who_wants_it(
     monkeypatch.setenv("NATURELM_DEBUG", "1")
     result = infer("--query", "q")
     assert type(result.exception).__name__ == "UsageError"
+
+
+# Processes of their own: signals, two at once, terminals
+
+
+FAKES = Path(__file__).parents[1] / "commands.py"
+
+
+def start(folder: Path, seconds: float, *args: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(FAKES), str(seconds), "infer", *args],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(3000):
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    pytest.fail("no rows came")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_signals_leave_whole_lines_and_the_run_goes_on(
+    folder: Path, number: signal.Signals, code: int
+) -> None:
+    write_wav(folder / "calls" / "long.wav", 300)
+    output = folder / "inference_output.jsonl"
+    process = start(folder, 0.05, *ASK)
+    wait_for_rows(output, 3, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    done = rows(output)
+    assert 3 <= len(done) < 34
+    if code > 0:
+        assert f"Stopped. {len(done)} answers are in inference_output.jsonl" in errors
+    process = start(folder, 0.0, *ASK)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    final = rows(output)
+    assert final[: len(done)] == done
+    assert len({(row["audio_path"], row["start"]) for row in final}) == len(final) == 34
+
+
+def test_two_runs_on_one_output(folder: Path) -> None:
+    write_wav(folder / "calls" / "long.wav", 300)
+    first = start(folder, 1.0, *ASK)
+    wait_for_rows(folder / "inference_output.jsonl", 1, first)
+    first.send_signal(signal.SIGSTOP)  # it keeps the file, however slow the machine is
+    try:
+        second = start(folder, 0.0, *ASK)
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert "another run is writing this file now" in errors
+    finally:
+        first.kill()
+        first.communicate(timeout=30)
+
+
+def test_characters_that_the_terminal_lacks(folder: Path) -> None:
+    (folder / "calls" / "wolf.WAV").rename(folder / "calls" / "wolf 狼.wav")
+    process = start(folder, 0.0, *ASK, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert "wolf \\u72fc" in output
+    assert any("wolf 狼" in row["audio_path"] for row in rows(folder / "inference_output.jsonl"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
+def test_on_a_terminal_there_is_a_bar(folder: Path) -> None:
+    import pty
+
+    write_wav(folder / "calls" / "long.wav", 100)
+    (folder / "calls" / "empty.wav").touch()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(FAKES), "0.1", "infer", *ASK],
+        cwd=folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    assert process.wait(timeout=30) == 3
+    text = seen.decode()
+    assert "/14 answers" in text
+    assert "x real time" in text
+    assert "left" in text
+    assert "cuckoo 20" in text
+    assert "[1/3]" not in text
+    # The bar makes room for every line.
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert not re.search(r"left(calls/|  \d|Error)", plain)
+    assert "4 recordings, 14 windows, 14 answers, 1 error" in text
+
+
+# A real (small, random) model: rows equal what the pipeline answers
+
+
+QUERY = "What is the common name for the focal species in the audio?"
+
+
+def ask(model: Path | str, *args: str) -> Result:
+    return infer(
+        *("--model", model, "--audio-path", "calls", "--device", "cpu"),
+        *("--query", QUERY, "--options", "generate.max_new_tokens=6", *args),
+    )
+
+
+def test_rows_equal_the_pipeline(nano_calls: Path, nano_folder: Path, nano: Any) -> None:
+    args = ("--window-length-seconds", "5", "--hop-length-seconds", "4", "--merging-alpha", "0.5")
+    result = ask(nano_folder / "checkpoint", *args)
+    assert result.exit_code == 3, result.stderr  # the empty recording
+    assert "calls/empty.wav" in result.stderr
+    expected = [
+        one
+        for one in Pipeline(nano).windows(
+            ["calls/chirps_16k.wav", "calls/trill_16k.wav"],
+            QUERY,
+            window_length_seconds=5,
+            hop_length_seconds=4,
+            alpha=0.5,
+            max_new_tokens=6,
+        )
+        if isinstance(one, WindowResult)
+    ]
+    written = [row for row in rows(nano_calls / "inference_output.jsonl") if "text" in row]
+    assert [(row["audio_path"], row["start"], row["end"], row["text"]) for row in written] == [
+        (one.audio_path, one.start, one.end, one.text) for one in expected
+    ]
+    assert len(written) == 6
+    # Again with another batch size: nothing is left to do but the bad recording.
+    before = rows(nano_calls / "inference_output.jsonl")
+    assert ask(nano_folder / "checkpoint", *args, "--batch-size", "1").exit_code == 3
+    assert sorted(map(str, rows(nano_calls / "inference_output.jsonl"))) == sorted(map(str, before))
+
+
+def without_confidence(line: str) -> str:
+    row = {key: value for key, value in json.loads(line).items() if key != "confidence"}
+    return json.dumps(row, sort_keys=True)
+
+
+def place(line: str) -> tuple[Any, ...]:
+    row = json.loads(line)
+    return row["audio_path"], row.get("start"), row.get("query")
+
+
+def test_a_stopped_run_and_another_batch_size_give_the_same_rows(
+    nano_calls: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nano_folder / "checkpoint"
+    args = ("--window-length-seconds", "4", "--hop-length-seconds", "2", "-q", "Second question?")
+    assert ask(model, *args, "--output-path", "whole.jsonl").exit_code == 3
+    whole = (nano_calls / "whole.jsonl").read_text(encoding="utf-8").splitlines()
+
+    unanswered = Pipeline.unanswered
+
+    def stop_soon(self: Pipeline, *given: Any, **options: Any) -> Any:
+        for count, result in enumerate(unanswered(self, *given, **options)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(Pipeline, "unanswered", stop_soon)
+    for size in ("3", "2", "4"):
+        assert ask(model, *args, "--batch-size", size).exit_code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(nano_calls)
+    assert ask(model, *args, "--batch-size", "5").exit_code == 3
+    parts = (nano_calls / "inference_output.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sorted(map(without_confidence, parts)) == sorted(map(without_confidence, whole))
+    # Sums over the rows of a batch are rounded in float32; the answers above are the same ones.
+    sure, as_sure = ({place(line): json.loads(line).get("confidence") for line in lines}
+                     for lines in (whole, parts))  # fmt: skip
+    assert as_sure == {key: value and pytest.approx(value, abs=1e-5) for key, value in sure.items()}
+
+
+def test_template_and_base_of_the_configuration(nano_calls: Path, nano_folder: Path) -> None:
+    checkpoint = nano_calls / "checkpoint"
+    shutil.copytree(nano_folder / "checkpoint", checkpoint)
+    base = nano_folder / "llama"
+    assert ask(checkpoint).exit_code == 1  # its base is not beside it
+    result = ask(
+        checkpoint, "--options", f"model.llama_path={base}", "--options", "model.prompt_template={}"
+    )
+    assert result.exit_code == 3, result.stderr
+    record = json.loads((nano_calls / "inference_output.jsonl.run.json").read_text())
+    assert record["settings"]["prompt_template"] == "{}"
+    result = ask(checkpoint, "--options", f"model.llama_path={base}")
+    assert result.exit_code == 2
+    assert "prompt_template" in result.stderr
+
+
+def test_windows_longer_than_the_model_takes(nano_calls: Path, nano_folder: Path) -> None:
+    model = nano_folder / "checkpoint"
+    assert ask(model).exit_code == 3
+    before = rows(nano_calls / "inference_output.jsonl")
+    result = ask(model, "--window-length-seconds", "11", "--overwrite")
+    assert result.exit_code == 2
+    assert "--window-length-seconds is 11" in result.stderr
+    assert rows(nano_calls / "inference_output.jsonl") == before
+
+
+def test_a_model_that_is_not_there(nano_calls: Path) -> None:
+    result = ask("no-such-model")
+    assert result.exit_code in (1, 2)
+    assert "no-such-model" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (nano_calls / "inference_output.jsonl").exists()
+
+
+# Species lists, with the embedded model
+
+
+ASSETS = ROOT / "assets"
+CLIPS = [ASSETS / "synthetic_barn_owl.flac", ASSETS / "synthetic_chainsaw.flac"]
+SPECIES = "American Toad,Barn Owl,Dog"
+
+
+def ask_about(output: Path, *args: Any) -> Result:
+    return infer(*CLIPS, "--output-path", output, *args)
+
+
+def answers(path: Path) -> list[WindowRow]:
+    return [row for row in read_rows(path) if isinstance(row, WindowRow)]
+
+
+def test_a_species_list_is_scored_and_gone_on_with(tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    done = ask_about(output, "--species-list", f"{SPECIES},Comon Cuckoo", "--top-k", 2)
+    assert done.exit_code == 0, done.output
+    assert "did you mean 'Common Cuckoo'?" in done.stderr
+    assert "asking: What is the common name" in done.stderr
+    rows = answers(output)
+    assert len(rows) == len(CLIPS)
+    for row in rows:
+        assert row.text in (*SPECIES.split(","), "Comon Cuckoo", "None")
+        assert row.confidence is not None
+        assert len(row.alternatives) == 1
+        assert f"{row.text}  {row.confidence:.2f}" in done.stdout
+    again = ask_about(output, "--species-list", f"{SPECIES},Comon Cuckoo", "--top-k", 2)
+    assert "has 2 answers of this run" in again.stderr
+    other = ask_about(output, "--species-list", SPECIES)
+    assert other.exit_code == 2
+    assert "choosing.labels" in other.stderr
+    free = ask_about(output, "--query", rows[0].query)
+    assert free.exit_code == 2
+    assert "choosing: " in free.stderr
+    assert "not set now" in free.stderr
+
+
+def test_answers_are_bound_to_the_list(tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text("scientific_name,common_name\nTyto alba,Barn Owl\nCanis lupus,Gray Wolf\n")
+    output = tmp_path / "answers.jsonl"
+    options = ("--mode", "constrained", "--several", "--species-names", "scientific")
+    done = ask_about(output, "--species-list", names, *options)
+    assert done.exit_code == 0, done.output
+    assert "any, are present in the audio recording? Tyto alba, Canis lupus." in done.stderr
+    for row in answers(output):
+        parts = row.text.split(", ")
+        assert set(parts) <= {"Tyto alba", "Canis lupus"} or parts == ["None"]
+
+
+def test_a_free_answer_can_be_given_the_list(tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    query = "Choose from {species_list}, please."
+    options = ("--mode", "generate", "--options", "generate.max_new_tokens=4", "--query", query)
+    done = ask_about(output, "--species-list", SPECIES, *options)
+    assert done.exit_code == 0, done.output
+    assert {row.query for row in answers(output)} == {
+        "Choose from American Toad, Barn Owl, Dog, please."
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--mode", "score"], "needs species to choose from: give --species-list"),
+        (["--species-list", "absent.txt"], "absent.txt does not exist"),
+        (["--species-list", SPECIES, "--mode", "guess"], "--mode is 'guess'"),
+        (["--species-list", SPECIES, "--top-k", "0"], "--top-k is 0"),
+        (["--species-list", SPECIES, "--min-confidence", "1.5"], "--min-confidence is 1.5"),
+        (["--species-list", SPECIES, "--several"], "--several is for --mode constrained"),
+        (["--species-list", SPECIES, "--species-names", "latin"], "--species-names is 'latin'"),
+        (["--min-confidence", "0.5", "--query", "What?"], "--min-confidence is for --mode score"),
+        (
+            ["--species-list", SPECIES, "--mode", "generate", "--query", "What is it?"],
+            "write {species_list} into --query",
+        ),
+    ],
+)
+def test_wrong_use_is_refused_before_any_work(tmp_path: Path, args: list[str], says: str) -> None:
+    output = tmp_path / "answers.jsonl"
+    done = ask_about(output, *args)
+    assert done.exit_code == 2
+    assert says in " ".join(done.stderr.split())
+    assert not output.exists()

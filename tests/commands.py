@@ -1,6 +1,6 @@
-"""A model for tests of `naturelm infer`: answers at once, from the recording's name and time.
+"""Commands called in this process, and a model that answers at once, from name and time.
 
-As a program it is `naturelm infer` with that model: `python fakes.py SECONDS_PER_ANSWER [ARGS]`.
+As a program it is `naturelm infer` with that model: `python commands.py SECONDS_PER_ANSWER [ARGS]`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner, Result
+
 from NatureLM.audio import AudioError, probe
 from NatureLM.cli.infer import InferRequest
+from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.inference.options import AskOptions
 from NatureLM.inference.windows import RecordingError, WindowResult
 from NatureLM.results.store import WindowStore
 
 ASK = ("--audio-path", "calls", "--query", "What is it?")
+
+
+def naturelm(*args: object) -> Result:
+    """What `naturelm` does with these words."""
+    return CliRunner().invoke(naturelm_app, list(map(str, args)))
+
+
+def beans(*args: object) -> Result:
+    """What `beans` does with these words."""
+    return CliRunner().invoke(beans_app, list(map(str, args)))
 
 
 def calls_in(folder: Path) -> Path:
@@ -104,8 +117,7 @@ class FakePipeline:
 
 
 if __name__ == "__main__":
-    from NatureLM.cli import infer as inference
-    from NatureLM.cli.main import naturelm
+    from NatureLM.cli import infer, main
 
-    inference.load_pipeline = FakePipeline(seconds=float(sys.argv.pop(1))).load
-    naturelm()
+    infer.load_pipeline = FakePipeline(seconds=float(sys.argv.pop(1))).load
+    main.naturelm()

@@ -1,4 +1,4 @@
-"""`naturelm tune-alpha` with the small reference model and with the embedded one."""
+"""`naturelm tune-alpha` and `calibrate`: small reference model and the embedded one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import soundfile
 
+from NatureLM.inference.calibration import read_calibration
+
 pytest.importorskip("rapidfuzz")
+
+from commands import naturelm
 
 from NatureLM.cli import main
 from NatureLM.cli.tune import _overrides
@@ -22,6 +26,7 @@ from NatureLM.models import NatureLM
 Ran = tuple[int, str, str]
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--options", "generate.num_beams=1", "--options", "generate.max_new_tokens=4"]
+ASSETS = ROOT / "assets"
 QUICK = [*SHORT, "--resamples", "50", "--coarse", "0.5", "--fine", "0.25"]
 
 
@@ -194,3 +199,50 @@ def test_the_embedded_model(tune: Callable[..., Ran], tmp_path: Path) -> None:
     assert about["best_value"] > about["baselines"]["random"]
     assert about["towards"] == "adapted"
     assert f"Use α = {about['alpha']:g}" in printed
+
+
+# calibrate
+
+
+TABLE = """path,label,split
+synthetic_barn_owl.flac,Barn Owl,valid
+synthetic_dog.WAV,Dog,valid
+synthetic_american_toad.flac,American Toad,valid
+synthetic_rooster.flac,Rooster,test
+synthetic_cat.flac,Cat,test
+"""
+
+
+def test_a_calibration_is_fitted_measured_and_drawn(tmp_path: Path) -> None:
+    for line in TABLE.splitlines()[1:]:
+        name = line.split(",")[0]
+        (tmp_path / name).symlink_to(ASSETS / name)
+    table = tmp_path / "clips.csv"
+    table.write_text(TABLE)
+    output, figure = tmp_path / "made" / "calibration.json", tmp_path / "diagram.svg"
+    labels = "Barn Owl,Dog,American Toad,Rooster,Cat,Cow"
+    options = ("--where", "split=valid", "--test-where", "split=test", "--species-list", labels)
+    done = naturelm("calibrate", table, *options, "--output-path", output, "--figure", figure)
+    assert done.exit_code == 0, done.output
+    made = read_calibration(output)
+    assert (made.samples, made.labels, made.normalize) == (3, 7, "sum")
+    assert "measured on 2, others than it was fitted to" in " ".join(done.stdout.split())
+    assert figure.read_text(encoding="utf-8").startswith("<?xml")
+    assert json.loads(output.read_text())["weights"] == made.weights
+
+
+def test_a_table_without_a_label_of_the_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.flac").symlink_to(ASSETS / "synthetic_barn_owl.flac")
+    table = tmp_path / "clips.csv"
+    table.write_text("path,label\na.flac,Barn Owl\n")
+    done = naturelm(
+        "calibrate", table, "--species-list", "Dog,Cat", "--output", tmp_path / "c.json"
+    )
+    assert done.exit_code == 1
+    assert "no recording has a label that is in the list" in done.stderr
+    figure = naturelm("calibrate", table, "--figure", "x.png")
+    assert "must end in .svg" in figure.stderr
+    silent = naturelm("calibrate", table, "--query", " ")
+    assert "--query is empty" in silent.stderr
+    bad = naturelm("calibrate", table, "--where", "split")
+    assert "write it as split=valid" in bad.stderr

@@ -1,4 +1,4 @@
-"""Recordings and questions in, answers per window out."""
+"""Recordings and questions in, answers per window out; loading a model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from NatureLM.app.context import AppContext
+from NatureLM.app.settings import AppSettings
 from NatureLM.audio import AudioError, iter_windows
+from NatureLM.config import load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import Load
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.request import Answer, Request
 from NatureLM.inference import windows as sound_stream
-from NatureLM.inference.loading import pick_device
+from NatureLM.inference.loading import load_model, pick_device
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult
 from NatureLM.models import NatureLM
+from NatureLM.models.registry import EMBEDDED
 
 RATE = 16000
 FAST = {"max_new_tokens": 6, "num_beams": 1}
@@ -339,3 +343,24 @@ def test_kept_embeddings_are_a_part_of_the_memory(nano: NatureLM) -> None:
     list(pipeline.windows([sound(2.0)], "What is it?", **FAST))
     assert pipeline._embeddings is not None
     assert pipeline._embeddings.memory.max_bytes == 1000
+
+
+TEMPLATE = "Question: {} Answer:"
+
+
+def test_the_prompt_template_of_the_configuration_is_used_and_else_the_models_own() -> None:
+    own = load_model(EMBEDDED, load_config()).processor
+    changed = load_config(None, [f"model.prompt_template={TEMPLATE}"])
+    processor = load_model(EMBEDDED, changed).processor
+    assert own is not None
+    assert processor is not None
+    assert processor.prompt_template == TEMPLATE != own.prompt_template
+
+
+def test_the_app_loads_what_the_command_line_loads(tmp_path: Path) -> None:
+    config = load_config(None, [f"model.prompt_template={TEMPLATE}"])
+    context = AppContext(AppSettings(config=config, runs_dir=tmp_path))
+    pipeline = context.pipeline(timeout=120)
+    context.close()
+    assert pipeline.model.processor.prompt_template == TEMPLATE
+    assert pipeline.cfg is config
