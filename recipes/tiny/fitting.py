@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from NatureLM.training.sampler import generator
-from recipes.tiny.sounds import Clip
+from recipes.tiny.data import Clip
 from recipes.tiny.spectrograms import Augmentation, Spectrograms, whole_windows
 
 Log = Callable[[dict[str, Any]], None]

@@ -10,11 +10,13 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.reports.figures import need_matplotlib
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float]]
@@ -82,10 +84,8 @@ def confusions(answers: Sequence[Row], question: str) -> tuple[list[str], list[l
 
 def draw_curves(run: Path, path: Path) -> None:
     """One panel for each stage."""
-    plt = _pyplot()
     panels = stage_curves(run)
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(16, 3.8), layout="constrained")
+    with svg_figure(path, len(panels), (16, 3.8)) as (_, axes):
         for axis, (title, lines) in zip(axes, panels.items(), strict=True):
             for name, (steps, values) in lines.items():
                 axis.plot(steps, values, label=name, linewidth=1.5)
@@ -94,46 +94,46 @@ def draw_curves(run: Path, path: Path) -> None:
             axis.legend(frameon=False, fontsize=9)
             if "loss" in title:
                 axis.set_yscale("log")
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
 
 
 def draw_confusions(answers: Sequence[Row], question: str, path: Path) -> None:
     """Truth in rows, answers in columns, shares of a row as shades, counts as numbers."""
-    plt = _pyplot()
     columns, counts = confusions(answers, question)
     shares = [[n / max(sum(row), 1) for n in row] for row in counts]
     size = 0.24 * len(columns) + 2.5
-    with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
+    with svg_figure(path, 1, (size, size)) as (_, (axis,)):
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for y, row in enumerate(counts):
             for x, count in enumerate(row):
                 if count:
-                    colour = "white" if shares[y][x] > 0.6 else "black"
-                    axis.text(x, y, count, ha="center", va="center", fontsize=7, color=colour)
+                    color = "white" if shares[y][x] > 0.6 else "black"
+                    axis.text(x, y, count, ha="center", va="center", fontsize=7, color=color)
         axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
         axis.set_yticks(range(len(counts)), columns[: len(counts)], fontsize=8)
         axis.set(
             xlabel="answer", ylabel="truth", title=f"{question}: {sum(map(sum, counts))} clips"
         )
+
+
+@contextmanager
+def svg_figure(
+    path: Path, columns: int, size: tuple[float, float], **options: Any
+) -> Iterator[tuple[Any, Any]]:
+    """A figure with a row of axes, written to `path` when the block ends; the same bytes each time.
+
+    size: width and height in inches; options: those of matplotlib's `subplots`
+
+    Raises UsageError without matplotlib.
+    """
+    need_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {"svg.hashsalt": "naturelm", "svg.fonttype": "none", "font.size": 10}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, figure.subplots(1, columns, squeeze=False, **options)[0]
         figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
-
-
-_STYLE = {"svg.hashsalt": "naturelm", "svg.fonttype": "none", "font.size": 10}
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        needed = "pip install 'naturelm-audio[plots]'"
-        raise UsageError(f"the pictures need matplotlib: {needed}") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

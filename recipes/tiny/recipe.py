@@ -12,7 +12,6 @@ whose settings changed, and every stage that builds on it, is made anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -29,19 +28,26 @@ from NatureLM.audio import probe
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.training.objectives import DistillationTargets
-from recipes.tiny.architecture import WINDOW_DELAYS, language_model_config
-from recipes.tiny.card import write_card
+from NatureLM.util import digest
+from recipes.tiny import wordings
+from recipes.tiny.architecture import WINDOW_DELAYS, language_model_config, train_tokenizer
+from recipes.tiny.data import (
+    Clip,
+    Row,
+    audio_rows,
+    clips_of,
+    read_clips,
+    text_rows,
+    training_clips,
+    write_rows,
+)
 from recipes.tiny.encoder import LISTENER, EncoderSettings, train_encoder
-from recipes.tiny.evaluate import evaluate
+from recipes.tiny.evaluate import evaluate, write_card
 from recipes.tiny.fitting import Log, Schedule, Sounds
-from recipes.tiny.sounds import Clip, clips_of, read_clips, training_clips
+from recipes.tiny.species import source
 from recipes.tiny.spectrograms import Spectrograms
-from recipes.tiny.tables import Row, audio_rows, text_rows, write_rows
+from recipes.tiny.tasks import answer
 from recipes.tiny.teachers import Teachers, TeacherSettings, load_teachers, train_teacher
-from recipes.tiny.text import wordings
-from recipes.tiny.text.questions import answer
-from recipes.tiny.text.species import source
-from recipes.tiny.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -282,7 +288,7 @@ class Run:
         from NatureLM.models import NatureLM
 
         model = NatureLM.from_pretrained(folder)
-        results = evaluate(model, self.data)
+        results, _ = evaluate(model, self.data)
         for result in results:
             self.log({"stage": "model", "event": "measured", "result": result.line()})
         write_card(
@@ -381,7 +387,7 @@ def _at_most(clips: list[Clip], per_class: int | None) -> Iterator[Clip]:
 
 
 def _digest(*settings: Any) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(json.dumps(settings, sort_keys=True), size=8).hex()
 
 
 def _read(path: Path) -> str:

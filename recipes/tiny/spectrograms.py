@@ -20,7 +20,7 @@ from NatureLM.audio import read_clip
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import FbankConfig
 from recipes.tiny.architecture import fbank_config
-from recipes.tiny.sounds import Clip
+from recipes.tiny.data import Clip
 
 Floats = npt.NDArray[np.float32]
 SAMPLE_RATE = 16000

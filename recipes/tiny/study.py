@@ -1,24 +1,33 @@
 """The study of merging on the embedded model: α × families of questions, seen and never seen.
 
-`python -m recipes.tiny.study --cfg-path configs/tiny/study.yml --data-path DATA` asks
-every clip of a split all questions at every α. Answers are kept (`answers.jsonl`, as of any other
-run), the table and the figure are made from them. α is chosen on `valid` and shown on `test`.
+`python -m recipes.tiny.study --cfg-path configs/tiny/study.yml --data-path DATA` asks every clip of
+a split all questions at every α. Answers are kept (`answers.jsonl`, as of any other run); table,
+figure and summary are made from them alone. α is chosen on `valid` and shown on `test`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import random
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from NatureLM.config.base import Section, Text
 from NatureLM.errors import NatureLMError
+from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
+from NatureLM.evaluation.metrics import accuracy
+from NatureLM.results.rows import json_line
+from recipes.tiny.data import Clip, read_clips, training_clips
 from recipes.tiny.evaluate import (
     COMMON_NAME,
     GROUP,
@@ -26,13 +35,13 @@ from recipes.tiny.evaluate import (
     PRESENT,
     SCIENTIFIC_NAME,
     Item,
-    answer_all,
-    encode,
+    ItemAnswerer,
 )
-from recipes.tiny.heldout import HELD_OUT, HeldOutFamily
-from recipes.tiny.sounds import Clip, read_clips, training_clips
-from recipes.tiny.text.species import Source, source
+from recipes.tiny.pictures import svg_figure
+from recipes.tiny.species import SOURCES, Source, source
+from recipes.tiny.wordings import HELD_OUT, HeldOutFamily
 
+Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
 SEEN_FAMILIES = ("common name", "scientific name", "group", "list of twelve", "yes or no")
 _SEEN_LIST = 12
@@ -135,7 +144,7 @@ def families(config: StudyConfig) -> list[str]:
     return list(config.families) or known
 
 
-def ask_all(config: StudyConfig, data: Path) -> Iterator[dict[str, Any]]:
+def ask_all(config: StudyConfig, data: Path) -> Iterator[Row]:
     """An answer at every α to every question of every split, as rows of results."""
     from NatureLM.models import NatureLM
 
@@ -146,36 +155,213 @@ def ask_all(config: StudyConfig, data: Path) -> Iterator[dict[str, Any]]:
         asked = [clip for clip in clips if clip.dataset == "animals" and clip.split == split]
         if not asked:
             raise NatureLMError(f"there is no split {split!r} in {data / 'animals'}")
-        encoded = encode(model, asked)
+        answerer = ItemAnswerer(model, asked)
         for alpha in config.lora_scales:
             with model.fold(alpha):
                 for number, family in enumerate(families(config)):
                     items = asker.items(family, asked)
-                    answers = answer_all(model, items, encoded, alpha)
-                    yield from _rows(split, alpha, number, family, items, answers)
+                    for item, answer in zip(items, answerer(items, alpha), strict=True):
+                        yield {
+                            "prediction": answer,
+                            "label": item.truth,
+                            "id": f"{item.clip.path.stem}{' absent' if item.truth == 'No' else ''}",
+                            "dataset_name": split,
+                            "prompt": item.query,
+                            "lora_scale": alpha,
+                            "query": number,
+                            "family": family,
+                            "seen": family in SEEN_FAMILIES,
+                            "cluster": item.clip.family,
+                        }
 
 
-def _rows(
-    split: str,
-    alpha: float,
-    number: int,
-    family: str,
-    items: Sequence[Item],
-    answers: Sequence[str],
-) -> Iterator[dict[str, Any]]:
-    for item, answer in zip(items, answers, strict=True):
-        yield {
-            "prediction": answer,
-            "label": item.truth,
-            "id": f"{item.clip.path.stem}{' absent' if item.truth == 'No' else ''}",
-            "dataset_name": split,
-            "prompt": item.query,
-            "lora_scale": alpha,
-            "query": number,
-            "family": family,
-            "seen": family in SEEN_FAMILIES,
-            "cluster": item.clip.family,
-        }
+SEEN, UNSEEN = "seen in training", "never seen"
+_NAMES = frozenset(s.name for s in SOURCES) | frozenset(
+    s.scientific for s in SOURCES if s.scientific
+)
+_COLUMNS = (
+    *("split", "family", "seen", "alpha", "accuracy", "low", "high"),
+    *("in_form", "questions", "recordings"),
+)
+_BOTH = re.compile(r"^[^:]+ : [^:]+$")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracy of a family (or of a pool of families) at an α, and how often the form is right."""
+
+    split: str
+    family: str
+    seen: bool
+    alpha: float
+    accuracy: Estimate
+    in_form: float
+
+
+def is_right(row: Row) -> bool:
+    return bool(row["prediction"] == row["label"])
+
+
+def in_form(row: Row) -> bool:
+    """Whether the answer has the form that is asked for, right or wrong."""
+    answer, family = row["prediction"], row["family"]
+    if family == "yes or no":
+        return answer in ("Yes", "No")
+    if family == "group":
+        return answer in ("bird", "frog", "mammal", "none")
+    if " : " in row["label"]:
+        return _BOTH.match(answer) is not None
+    known = all(part in _NAMES for part in answer.split(", "))
+    listed = "exactly" in family or "list" in family or "examples" in family
+    return known and (not listed or answer in row["prompt"])
+
+
+def points(rows: Sequence[Row]) -> list[Point]:
+    """Every family at every α of every split, then the seen and the unseen ones pooled."""
+    groups: dict[tuple[str, str, bool, float], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["dataset_name"], row["family"], row["seen"], row["lora_scale"]].append(row)
+    for row in rows:
+        pool = SEEN if row["seen"] else UNSEEN
+        groups[row["dataset_name"], pool, row["seen"], row["lora_scale"]].append(row)
+    return [
+        Point(*key, _estimate(of), float(np.mean([in_form(r) for r in of])))
+        for key, of in groups.items()
+    ]
+
+
+def _estimate(rows: Sequence[Row]) -> Estimate:
+    right = [is_right(row) for row in rows]
+    return clustered_interval(
+        lambda weights: accuracy(right, weights), [row["cluster"] for row in rows], repeats=1000
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Unseen families on a split: the α chosen on another split against α = 1."""
+
+    chosen: float
+    chosen_on: str
+    split: str
+    at_chosen: Estimate
+    at_one: Estimate
+    difference: Estimate
+
+
+def compare(rows: Sequence[Row], choose_on: str, split: str) -> Comparison | None:
+    """Choose α for the unseen families on one split (smallest of the best), look at another.
+
+    None if a split or α = 1 is missing.
+    """
+    unseen = [row for row in rows if not row["seen"]]
+    by_alpha: dict[tuple[str, float], list[Row]] = defaultdict(list)
+    for row in unseen:
+        by_alpha[row["dataset_name"], row["lora_scale"]].append(row)
+    choices = {
+        alpha: np.mean([is_right(r) for r in of])
+        for (name, alpha), of in by_alpha.items()
+        if name == choose_on
+    }
+    if not choices or (split, 1.0) not in by_alpha:
+        return None
+    chosen = max(sorted(choices), key=lambda alpha: choices[alpha])
+    one, other = by_alpha[split, 1.0], by_alpha[split, chosen]
+    before = {(row["family"], row["id"]): is_right(row) for row in one}
+    gains = np.array([is_right(r) - before[r["family"], r["id"]] for r in other], dtype=float)
+
+    def mean_gain(weights: npt.NDArray[np.float64]) -> float:
+        return float((weights * gains).sum() / weights.sum())
+
+    difference = clustered_interval(mean_gain, [row["cluster"] for row in other], repeats=1000)
+    return Comparison(chosen, choose_on, split, _estimate(other), _estimate(one), difference)
+
+
+def write_report(rows: Sequence[Row], folder: Path) -> None:
+    """`table.csv`, `table.md`, `summary.txt` and the figure `curves.svg`."""
+    found = points(rows)
+    _write_csv(found, folder / "table.csv")
+    split = found[-1].split
+    (folder / "table.md").write_text(markdown(found, split), encoding="utf-8")
+    summary = summarise(rows, found[0].split, split)
+    (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
+    print(summary)
+    draw(found, split, folder / "curves.svg")
+
+
+def summarise(rows: Sequence[Row], choose_on: str, split: str) -> str:
+    """A line about all questions never seen, and one about each family of them."""
+    unseen = [row for row in rows if not row["seen"]]
+    lines = [describe("never seen", compare(unseen, choose_on, split))]
+    for family in dict.fromkeys(row["family"] for row in unseen):
+        of = [row for row in unseen if row["family"] == family]
+        lines.append(describe(family, compare(of, choose_on, split)))
+    return "\n".join(lines)
+
+
+def describe(what: str, comparison: Comparison | None) -> str:
+    """The comparison in a sentence."""
+    if comparison is None:
+        return f"{what}: α was not compared, which needs two splits and α = 1."
+    c = comparison
+    return (
+        f"{what}, {c.split}: {c.at_chosen} at α = {c.chosen:g} (chosen on {c.chosen_on}), "
+        f"{c.at_one} at α = 1; difference {c.difference}."
+    )
+
+
+def _write_csv(found: Sequence[Point], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for p in found:
+            a = p.accuracy
+            numbers = [f"{v:.4f}" for v in (a.value, a.low, a.high, p.in_form)]
+            writer.writerow(
+                [p.split, p.family, p.seen, f"{p.alpha:g}", *numbers, a.samples, a.clusters]
+            )
+
+
+def markdown(found: Sequence[Point], split: str) -> str:
+    """Accuracy of each family (rows) at each α (columns) on a split."""
+    chosen = [p for p in found if p.split == split]
+    alphas = sorted({p.alpha for p in chosen})
+    lines = [
+        "| family | " + " | ".join(f"α {a:g}" for a in alphas) + " |",
+        "|---|" + "---|" * len(alphas),
+    ]
+    for family in dict.fromkeys(p.family for p in chosen):
+        by = {p.alpha: p.accuracy.value for p in chosen if p.family == family}
+        best = max(by.values())
+        cells = [f"**{by[a]:.2f}**" if by[a] == best else f"{by[a]:.2f}" for a in alphas]
+        lines.append(f"| {family.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: Sequence[Point], split: str, path: Path) -> None:
+    """Accuracy against α: families in thin lines, their pools in thick ones with 95 % bands."""
+    with svg_figure(path, 2, (11, 4.6), sharey=True) as (figure, axes):
+        for axis, pool, seen in zip(axes, (SEEN, UNSEEN), (True, False), strict=True):
+            of = [p for p in found if p.split == split and p.seen == seen]
+            _panel(axis, of, pool)
+        axes[0].set_ylabel("accuracy")
+        figure.suptitle(f"naturelm-tiny, {split}: accuracy against the scale of the adapter")
+
+
+def _panel(axis: Any, of: Sequence[Point], pool: str) -> None:
+    for family in dict.fromkeys(p.family for p in of):
+        line = sorted((p for p in of if p.family == family), key=lambda p: p.alpha)
+        alphas = [p.alpha for p in line]
+        values = [p.accuracy.value for p in line]
+        if family == pool:
+            axis.plot(alphas, values, color="black", linewidth=2.5, label="all together")
+            low, high = [p.accuracy.low for p in line], [p.accuracy.high for p in line]
+            axis.fill_between(alphas, low, high, color="black", alpha=0.12, linewidth=0)
+        else:
+            axis.plot(alphas, values, linewidth=1.2, marker=".", label=family.replace("_", " "))
+    axis.set(title=f"Questions {pool}", xlabel="α", ylim=(0, 1), xlim=(min(alphas), max(alphas)))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,18 +372,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="name or folder, instead of the configuration's")
     options = parser.parse_args(arguments)
 
-    from recipes.tiny.study_report import write_report
-
     try:
         config = _read(options.cfg_path)
         if options.model:
             config = config.model_copy(update={"model": options.model})
         options.output_path.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, Any]] = []
-        with (options.output_path / ANSWERS).open("w", encoding="utf-8") as file:
+        rows: list[Row] = []
+        with (options.output_path / ANSWERS).open("wb") as file:
             for row in ask_all(config, options.data_path):
                 rows.append(row)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_line(row))
         write_report(rows, options.output_path)
     except NatureLMError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -191,6 +191,5 @@ def source(name: str) -> Source:
         return _by_name()[name]
     except KeyError:
         raise NatureLMError(
-            f"the text generator knows no sound source {name!r}; "
-            "add it to recipes/tiny/text/species.py"
+            f"the text generator knows no sound source {name!r}; add it to recipes/tiny/species.py"
         ) from None

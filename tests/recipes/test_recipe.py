@@ -9,16 +9,14 @@ import pytest
 
 from NatureLM.config import load_config
 from NatureLM.errors import NatureLMError
-from recipes.tiny.card import write_card
-from recipes.tiny.evaluate import Item, questions, score
+from recipes.tiny import wordings
+from recipes.tiny.data import Clip, audio_rows, read_clips, text_rows, training_clips, write_rows
+from recipes.tiny.evaluate import Item, questions, score, write_card
 from recipes.tiny.recipe import Recipe, Run
-from recipes.tiny.sounds import Clip, read_clips, training_clips
-from recipes.tiny.tables import audio_rows, text_rows, write_rows
-from recipes.tiny.text import wordings
 
 
 def clip(label: str, split: str, dataset: str = "animals", family: str = "f") -> Clip:
-    from recipes.tiny.text.species import source
+    from recipes.tiny.species import source
 
     heard = source(label)
     path = Path(f"{label}-{split}-{family}.flac")

@@ -16,9 +16,9 @@ from NatureLM.models.checkpoint.load import build_on_meta
 from NatureLM.models.checkpoint.tensors import tensor_refs
 from NatureLM.training.build import QFORMER, part_tensors
 from recipes.tiny import architecture
+from recipes.tiny.data import Clip
 from recipes.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
 from recipes.tiny.fitting import Schedule, Sounds, predict
-from recipes.tiny.sounds import Clip
 from recipes.tiny.spectrograms import Augmentation, Spectrograms, _colour, whole_windows
 from recipes.tiny.teachers import SoundNet, Teachers, TeacherSettings, load_teachers, train_teacher
 

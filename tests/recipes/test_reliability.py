@@ -15,7 +15,7 @@ from NatureLM.experiments.calibrate import Scored, fit_calibration, measure
 from NatureLM.generation.labels import LabelScores
 from recipes.tiny.reliability import BEGIN, END, known_or_unseen, rewrite
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def scored(label: str, scores: tuple[float, ...], cluster: str = "") -> Scored:

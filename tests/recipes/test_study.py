@@ -10,11 +10,21 @@ import pytest
 
 from NatureLM.errors import NatureLMError
 from recipes.tiny import study
-from recipes.tiny.heldout import HELD_OUT
-from recipes.tiny.sounds import Clip
-from recipes.tiny.study import SEEN_FAMILIES, Asker, StudyConfig, families
-from recipes.tiny.study_report import compare, describe, in_form, points, summarise, write_report
-from recipes.tiny.text.species import HEARD
+from recipes.tiny.data import Clip
+from recipes.tiny.species import HEARD
+from recipes.tiny.study import (
+    SEEN_FAMILIES,
+    Asker,
+    StudyConfig,
+    compare,
+    describe,
+    families,
+    in_form,
+    points,
+    summarise,
+    write_report,
+)
+from recipes.tiny.wordings import HELD_OUT
 
 ANIMALS = [s for s in HEARD if s.is_animal]
 CLIPS = [

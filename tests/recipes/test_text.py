@@ -9,14 +9,11 @@ from itertools import islice
 import pytest
 
 from NatureLM.errors import NatureLMError
-from recipes.tiny.heldout import HELD_OUT
-from recipes.tiny.text import tasks, wordings
-from recipes.tiny.text.generate import samples
-from recipes.tiny.text.grammar import expand, split
-from recipes.tiny.text.instructions import INSTRUCTIONS
-from recipes.tiny.text.questions import ask, joined
-from recipes.tiny.text.species import HEARD, SOURCES, source
-from recipes.tiny.tokenizer import train_tokenizer
+from recipes.tiny import tasks, wordings
+from recipes.tiny.architecture import train_tokenizer
+from recipes.tiny.species import HEARD, SOURCES, source
+from recipes.tiny.tasks import ask, joined, samples
+from recipes.tiny.wordings import HELD_OUT, INSTRUCTIONS, expand, split
 
 TAKEN = 3000
 

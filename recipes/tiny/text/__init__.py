@@ -1,1 +1,0 @@
-"""Generated instruction text: the questions and answers that the language model learns from."""
