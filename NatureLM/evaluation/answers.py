@@ -148,15 +148,10 @@ def load_answers(
     return loader.answers()
 
 
-def load_rows(
-    rows: Iterable[Row],
-    options: ReadOptions,
-    problems: list[Problem] | None = None,
-    name: str = "answers",
-) -> Answers:
-    """The same for rows that are in memory; `name` stands for the file in messages."""
-    loader = _Loader(options, problems)
-    loader.add(Path(name), enumerate(rows, start=1))
+def load_rows(rows: Iterable[Row], options: ReadOptions = ReadOptions()) -> Answers:
+    """The same for rows that are in memory; raises at the first that cannot be scored."""
+    loader = _Loader(options, None)
+    loader.add(Path("answers"), enumerate(rows, start=1))
     return loader.answers()
 
 

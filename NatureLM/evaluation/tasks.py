@@ -83,17 +83,14 @@ class ConfusionRow:
 
 
 class Samples(ABC):
-    """The samples of one group after a protocol has read their answers."""
+    """The samples of one group after a protocol has read their answers.
 
-    @property
-    @abstractmethod
-    def predicted(self) -> list[str]:
-        """What each answer was taken for, (samples,)."""
+    predicted: what each answer was taken for, (samples,)
+    correct: 1 where the answer is right, else 0; for captions their CIDEr, (samples,)
+    """
 
-    @property
-    @abstractmethod
-    def correct(self) -> Floats:
-        """1 where the answer is right, else 0; for captions their CIDEr. (samples,)"""
+    predicted: list[str]
+    correct: Floats
 
     @abstractmethod
     def metrics(self) -> Values:
@@ -137,14 +134,8 @@ class _Cells(Samples):
         self._names = names
         self._right: Floats = is_right.astype(np.float64)
         self._counts = np.bincount(cell, minlength=len(names))
-
-    @property
-    def predicted(self) -> list[str]:
-        return [self._names[cell][1] for cell in self._cell.tolist()]
-
-    @property
-    def correct(self) -> Floats:
-        return self._right[self._cell]
+        self.predicted = [names[code][1] for code in cell.tolist()]
+        self.correct = self._right[cell]
 
     def metrics(self) -> Values:
         return _floats(self._scores(self._counts))
@@ -318,19 +309,10 @@ class Captions(Samples):
     def __init__(
         self, captions: Sequence[str], references: Sequence[str], spice: Floats | None = None
     ) -> None:
-        self._captions = captions
         self._references = tuple(references)
-        self._scores = {"cider": cider(captions, references)}
-        if spice is not None:
-            self._scores["spice"] = spice
-
-    @property
-    def predicted(self) -> list[str]:
-        return list(self._captions)
-
-    @property
-    def correct(self) -> Floats:
-        return self._scores["cider"]
+        self.predicted = list(captions)
+        self.correct = cider(captions, references)
+        self._scores = {"cider": self.correct} | ({} if spice is None else {"spice": spice})
 
     def metrics(self) -> Values:
         return {name: float(scores.mean()) for name, scores in self._scores.items()}
