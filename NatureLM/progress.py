@@ -14,9 +14,9 @@ _shown: ProgressBar | None = None
 def say(text: str) -> None:
     """A line on stderr, above the bar where one is shown."""
     if _shown is None:
-        import click
+        import typer
 
-        click.echo(text, err=True)
+        typer.echo(text, err=True)
     else:
         _shown.print(text)
 

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "NatureLM"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 # The module's name where it is not the distribution's.
-DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 def declared(*extras: str) -> set[str]:
