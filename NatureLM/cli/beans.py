@@ -108,7 +108,7 @@ def info(
 
 
 def _show_all(components: list[Component]) -> None:
-    from NatureLM.evaluation.tasks import main_metric
+    from NatureLM.data.components import main_metric
 
     of.print_table(
         ["component", "task", "labels", "longest clip", "metric"],
@@ -122,7 +122,7 @@ def _show_all(components: list[Component]) -> None:
 
 
 def _show_one(one: Component) -> None:
-    from NatureLM.evaluation.tasks import main_metric
+    from NatureLM.data.components import main_metric
 
     unknown = f" ({one.unknown_label!r} stands for everything else)" if one.unknown_label else ""
     for name, value in (

@@ -78,7 +78,7 @@ def score(
 
 def show_scores(scores: Scores) -> None:
     """A table of the metrics with their intervals."""
-    from NatureLM.evaluation.tasks import METRICS, METRICS_OF
+    from NatureLM.data.components import METRICS, METRICS_OF
 
     tasks = dict.fromkeys(group.task for group in scores.groups)
     named = dict.fromkeys(name for t in tasks for name in METRICS if name in METRICS_OF[t])

@@ -16,6 +16,28 @@ from NatureLM.util import did_you_mean
 
 Task = Literal["classification", "detection", "captioning"]
 
+METRICS = ("accuracy", "precision", "recall", "f1", "top1", "map", "cider", "spice")
+"""All metrics of a record, in order; those that a task does not have are null."""
+
+METRICS_OF: dict[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "precision", "recall"),
+    "detection": ("f1", "map", "precision", "recall", "accuracy"),
+    "captioning": ("cider", "spice"),
+}
+"""The metrics that are shown of each task, and by which α can be chosen; the main one first."""
+
+_NAMES = {"f1": "F1", "map": "mean average precision", "cider": "CIDEr", "spice": "SPICE"}
+
+
+def metric_name(metric: str) -> str:
+    """A metric in words."""
+    return _NAMES.get(metric, metric)
+
+
+def main_metric(task: Task) -> str:
+    """The main metric of a task in words."""
+    return metric_name(METRICS_OF[task][0])
+
 
 @dataclass(frozen=True)
 class Component:

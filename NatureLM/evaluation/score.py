@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from NatureLM.data.components import Task
+from NatureLM.data.components import METRICS, Task
 from NatureLM.evaluation.answers import (
     Answers,
     Group,
@@ -25,7 +25,7 @@ from NatureLM.evaluation.bootstrap import BootstrapOptions, Estimate, Floats, pe
 from NatureLM.evaluation.captions import find_spice
 from NatureLM.evaluation.names import InvalidRow, OnError, Problem, rename
 from NatureLM.evaluation.protocols import NO_LABEL, Codes, Matcher, Protocol
-from NatureLM.evaluation.tasks import METRICS, Captions, LabelSets, Samples, SingleLabels, Values
+from NatureLM.evaluation.tasks import Captions, LabelSets, Samples, SingleLabels, Values
 
 Interval: TypeAlias = tuple[float, float]
 Spice: TypeAlias = Callable[[Sequence[str], Sequence[str]], Floats]

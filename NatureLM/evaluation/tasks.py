@@ -1,7 +1,7 @@
 """What each task measures: its metrics, and the samples of a group that they are taken from.
 
-`METRICS_OF` is the table of tasks and metrics. Samples have one class a task: one label each
-(`SingleLabels`), a set of labels (`LabelSets`), or a caption (`Captions`).
+The table of tasks and metrics is in `data/components.py`. Samples have one class a task: one label
+each (`SingleLabels`), a set of labels (`LabelSets`), or a caption (`Captions`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from NatureLM.data.components import Task
 from NatureLM.evaluation.bootstrap import Floats, cell_counts, resampled_mean
 from NatureLM.evaluation.captions import cider
 from NatureLM.evaluation.metrics import (
@@ -28,18 +27,6 @@ from NatureLM.evaluation.metrics import (
 )
 from NatureLM.evaluation.protocols import NO_LABEL, Codes
 
-METRICS = ("accuracy", "precision", "recall", "f1", "top1", "map", "cider", "spice")
-"""All metrics of a record, in order; those that a task does not have are null."""
-
-METRICS_OF: dict[Task, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "precision", "recall"),
-    "detection": ("f1", "map", "precision", "recall", "accuracy"),
-    "captioning": ("cider", "spice"),
-}
-"""The metrics that are shown of each task, and by which α can be chosen; the main one first."""
-
-_NAMES = {"f1": "F1", "map": "mean average precision", "cider": "CIDEr", "spice": "SPICE"}
-
 RANDOM_DRAWS = 100
 CAPTION_DRAWS = 3
 
@@ -48,16 +35,6 @@ LabelSet: TypeAlias = tuple[int, ...]
 """Places of labels, sorted; empty where nothing is heard."""
 
 Item = TypeVar("Item", str, LabelSet)
-
-
-def metric_name(metric: str) -> str:
-    """A metric in words."""
-    return _NAMES.get(metric, metric)
-
-
-def main_metric(task: Task) -> str:
-    """The main metric of a task in words."""
-    return metric_name(METRICS_OF[task][0])
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from NatureLM.data.components import Task
+from NatureLM.data.components import METRICS_OF, Task, metric_name
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions, load_rows
 from NatureLM.evaluation.bootstrap import BootstrapOptions, Floats, percentile_interval
 from NatureLM.evaluation.protocols import Protocol
 from NatureLM.evaluation.score import GroupScore, Interval, score_answers
-from NatureLM.evaluation.tasks import METRICS_OF, metric_name
 from NatureLM.evaluation.write import write_csv, write_data, write_json, write_text
 from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.reports.charts import Curve, CurveChart, Point

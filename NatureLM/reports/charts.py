@@ -10,11 +10,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from NatureLM.data.components import Task
+from NatureLM.data.components import METRICS_OF, Task, metric_name
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.evaluation.score import GroupScore, Scores
-from NatureLM.evaluation.tasks import METRICS_OF, metric_name
 
 _WITHOUT_CURVES = ("precision", "recall")
 

@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from NatureLM.data.components import metric_name
 from NatureLM.evaluation.bootstrap import Estimate
-from NatureLM.evaluation.tasks import metric_name
 from NatureLM.evaluation.write import write_csv, write_data, write_text
 from NatureLM.reports.charts import (
     ChangeChart,

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from NatureLM.data.components import METRICS, metric_name
 from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.evaluation.score import GroupScore
-from NatureLM.evaluation.tasks import METRICS, ClassRow, metric_name
+from NatureLM.evaluation.tasks import ClassRow
 from NatureLM.reports.charts import Change, ChangeChart, GridChart, Series, alpha_text
 from NatureLM.reports.form import AnswerFormat
 

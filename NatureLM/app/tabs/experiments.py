@@ -22,10 +22,10 @@ from NatureLM.app.jobs.store import JOBS_FOLDER
 from NatureLM.app.settings import AppError
 from NatureLM.app.ui import handler, html, notice, on_page_load
 from NatureLM.audio import AUDIO_SUFFIXES
+from NatureLM.data.components import METRICS_OF, metric_name
 from NatureLM.data.table import read_rows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.bootstrap import Estimate
-from NatureLM.evaluation.tasks import METRICS_OF, metric_name
 from NatureLM.reports.charts import Curve, CurveChart, Point
 from NatureLM.reports.tables import Cell, Table, cell_text
 
