@@ -42,11 +42,11 @@ def curve(rows: Sequence[Row], value: str, **wanted: Any) -> Curve:
 
 def stage_curves(run: Path) -> dict[str, dict[str, Curve]]:
     """Title of a panel → name of a line → its curve."""
-    log = read_rows(run / "log.jsonl")
-    teachers = sorted({row["teacher"] for row in log if "teacher" in row})
-    text = read_rows(run / "text" / "run" / "log.jsonl")
-    audio = read_rows(run / "audio" / "run" / "log.jsonl")
-    polish = read_rows(run / "polish" / "run" / "log.jsonl")
+    text, audio, polish, encoder = (
+        read_rows(run / stage / "log.jsonl")
+        for stage in ("text/run", "audio/run", "polish/run", "encoder/listener")
+    )
+    teachers = sorted((run / "teachers").glob("teacher_*/log.jsonl"))
     return {
         "text: loss": {
             "training": curve(text, "loss", kind="train"),
@@ -54,10 +54,10 @@ def stage_curves(run: Path) -> dict[str, dict[str, Curve]]:
         },
         "teachers and encoder: accuracy on valid": {
             **{
-                f"teacher {number}": curve(log, "animals", stage="teachers", teacher=number)
-                for number in teachers
+                path.parent.name.replace("_", " "): curve(read_rows(path), "accuracy", kind="valid")
+                for path in teachers
             },
-            "encoder": curve(log, "animals", stage="encoder"),
+            "encoder": curve(encoder, "accuracy", kind="valid"),
         },
         "audio: loss": {
             "training": curve(audio, "loss", kind="train"),

@@ -1,7 +1,7 @@
 """The embedded model from nothing, in five stages whose results are kept and reused.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
-teachers: convolutional networks learn to tell the sounds apart (`teachers.py`)
+teachers: convolutional networks learn to tell the sounds apart (`classifiers.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 polish: the same for longer and more slowly, with the teachers' answers (configs/tiny/polish.yml)
@@ -31,6 +31,14 @@ from NatureLM.training.objectives import DistillationTargets
 from NatureLM.util import digest
 from recipes.tiny import wordings
 from recipes.tiny.architecture import WINDOW_DELAYS, language_model_config, train_tokenizer
+from recipes.tiny.classifiers import (
+    Schedule,
+    Sounds,
+    Teachers,
+    TeacherSettings,
+    load_teachers,
+    train_teacher,
+)
 from recipes.tiny.data import (
     Clip,
     Row,
@@ -41,13 +49,11 @@ from recipes.tiny.data import (
     training_clips,
     write_rows,
 )
-from recipes.tiny.encoder import LISTENER, EncoderSettings, train_encoder
+from recipes.tiny.encoder import ENCODER, EncoderSettings, train_encoder
 from recipes.tiny.evaluate import evaluate, write_card
-from recipes.tiny.fitting import Log, Schedule, Sounds
 from recipes.tiny.species import source
 from recipes.tiny.spectrograms import Spectrograms
 from recipes.tiny.tasks import answer
-from recipes.tiny.teachers import Teachers, TeacherSettings, load_teachers, train_teacher
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -214,14 +220,13 @@ class Run:
 
     def teacher(self, number: int, folder: Path) -> None:
         """One of them."""
-        log, recipe = self._logger("teachers"), self.recipe
-        train_teacher(self._sounds(), recipe.teachers, folder, recipe.seed, number, log)
+        train_teacher(self._sounds(), self.recipe.teachers, folder, self.recipe.seed, number)
 
     def encoder(self, folder: Path) -> None:
-        """What hears: the audio encoder and the Q-Former."""
+        """The audio encoder and the Q-Former."""
         teachers = self._teachers()
         settings = replace(self.recipe.encoder, seed=self.recipe.seed)
-        train_encoder(self._sounds(), teachers, settings, folder, self._logger("encoder"))
+        train_encoder(self._sounds(), teachers, settings, folder)
 
     def _teachers(self) -> Teachers:
         return load_teachers(self.output / "teachers", len(self.labels), self.recipe.teachers)
@@ -230,17 +235,14 @@ class Run:
         spectrograms = Spectrograms(self.clips, self.labels, self.recipe.balance)
         return Sounds(spectrograms, self.valid, self.labels)
 
-    def _logger(self, stage: str) -> Log:
-        return lambda row: self.log({"stage": stage, **row})
-
     def audio(self, folder: Path) -> None:
         """Tables of questions, and the whole model."""
         rows = audio_rows(self.clips, self.recipe.seed)
         config = self._asking(folder, self.audio_config, self.recipe.audio_steps, rows)
         paths = {
             "llama_path": str(self.output / "text" / "run" / "final"),
-            "beats_path": str(self.output / "encoder" / LISTENER),
-            "qformer_path": str(self.output / "encoder" / LISTENER),
+            "beats_path": str(self.output / "encoder" / ENCODER),
+            "qformer_path": str(self.output / "encoder" / ENCODER),
         }
         _train(_with(config, model=paths))
 

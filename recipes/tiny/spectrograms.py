@@ -202,13 +202,3 @@ def spectrogram(path: Path, config: FbankConfig) -> npt.NDArray[np.float16]:
     wav = np.pad(wav, (0, max(0, _SHORTEST - len(wav))))
     fbank = normalised_fbank(torch.from_numpy(wav)[None], SAMPLE_RATE, config)
     return fbank[0].numpy().astype(np.float16)
-
-
-def whole_windows(clips: Sequence[Clip], config: FbankConfig) -> torch.Tensor:
-    """The clips as the model hears them: windows padded with silence, (N, T, M)."""
-    frames = config.frames(round(WINDOW_SECONDS * SAMPLE_RATE), SAMPLE_RATE)
-    windows = np.full((len(clips), frames, config.num_mel_bins), floor_of(config), np.float32)
-    for row, clip in enumerate(clips):
-        spectrum = spectrogram(clip.path, config)[:frames]
-        windows[row, : len(spectrum)] = spectrum
-    return torch.from_numpy(windows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,41 @@ from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.checkpoint.load import build_on_meta
 from NatureLM.models.checkpoint.tensors import tensor_refs
 from NatureLM.training.build import QFORMER, part_tensors
+from NatureLM.training.optim import is_hidden_matrix, trainable
 from recipes.tiny import architecture
+from recipes.tiny.classifiers import (
+    Schedule,
+    SoundNet,
+    Sounds,
+    SpectrogramBatches,
+    Teachers,
+    TeacherSettings,
+    load_teachers,
+    train_teacher,
+)
 from recipes.tiny.data import Clip
-from recipes.tiny.encoder import LISTENER, EncoderSettings, load_listener, train_encoder
-from recipes.tiny.fitting import Schedule, Sounds, predict
-from recipes.tiny.spectrograms import Augmentation, Spectrograms, _colour, whole_windows
-from recipes.tiny.teachers import SoundNet, Teachers, TeacherSettings, load_teachers, train_teacher
+from recipes.tiny.encoder import (
+    ENCODER,
+    AudioClassifier,
+    EncoderSettings,
+    load_classifier,
+    train_encoder,
+)
+from recipes.tiny.spectrograms import Augmentation, Spectrograms, _colour, spectrogram
 
 LABELS = ["Cat", "Dog", "Rain"]
 NOTHING = Augmentation(
     speed=0, gain_db=(0, 0), shift_bins=0, mix=0, noise=0, mask_bins=0, mask_time=0
 )
+
+
+def whole_windows(clips: list[Clip], data: Spectrograms) -> torch.Tensor:
+    """The clips as the model encodes them: windows padded with silence, (N, T, M)."""
+    windows = np.full((len(clips), 4000, 64), data.floor, np.float32)
+    for row, clip in zip(windows, clips, strict=True):
+        fbank = spectrogram(clip.path, data.config)
+        row[: len(fbank)] = fbank
+    return torch.from_numpy(windows)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +75,7 @@ def test_unchanged_batches_are_the_clips_placed_in_silence(clips: list[Clip]) ->
     assert fbank.shape == (8, 20 * 64, 64)
     assert torch.equal(target.sum(dim=1), torch.ones(8))
     assert torch.equal(target.max(dim=1).values, torch.ones(8))
-    windows = whole_windows(clips, data.config)
+    windows = whole_windows(clips, data)
     for row, wanted in zip(fbank, target.argmax(dim=1), strict=True):
         loud = row[row.mean(dim=1) > data.floor + 0.2]
         originals = [
@@ -99,24 +124,49 @@ def sounds(clips: list[Clip]) -> Sounds:
     return Sounds(Spectrograms(clips, LABELS, 0.0), clips, LABELS)
 
 
-def accuracy(model: torch.nn.Module, clips: list[Clip]) -> float:
-    logits = predict(model, whole_windows(clips, architecture.fbank_config()))
-    hits = logits.argmax(dim=1) == torch.tensor([LABELS.index(clip.label) for clip in clips])
-    return round(float(hits.float().mean()), 4)
+@torch.no_grad()
+def answers(model: torch.nn.Module, sounds: Sounds) -> list[str]:
+    logits = model.eval()(whole_windows(list(sounds.valid), sounds.training))
+    return [LABELS[place] for place in logits.argmax(dim=1).tolist()]
 
 
-def test_training_learns_and_its_files_load(
-    clips: list[Clip], sounds: Sounds, tmp_path: Path
-) -> None:
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_learns_and_its_files_load(sounds: Sounds, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     settings = EncoderSettings(
         Schedule(16, ((1.0, 12, 6),), warmup=2, average=0.5), smoothing=0.0, changes=NOTHING
     )
-    rows: list[dict[str, object]] = []
-    train_encoder(sounds, None, settings, tmp_path, rows.append)
-    assert rows[-1]["step"] == 16
-    assert float(str(rows[-1]["animals"])) > 0.6
-    assert accuracy(load_listener(tmp_path, LABELS), clips) == rows[-1]["animals"]
+    train_encoder(sounds, None, settings, tmp_path)
+    train, valid = logged(tmp_path / "listener")
+    assert (train["kind"], train["step"]) == ("train", 16)
+    assert (valid["kind"], valid["step"]) == ("valid", 16)
+    assert train["learning_rate"] == pytest.approx(0.02 * settings.learning_rate)
+    assert valid["accuracy"] > 0.6
+    model = load_classifier(tmp_path, LABELS)
+    right = [a == c.label for a, c in zip(answers(model, sounds), sounds.valid, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(valid["accuracy"], abs=1e-3)
+
+
+def test_windows_grow_and_batches_shrink_from_phase_to_phase(sounds: Sounds) -> None:
+    settings = EncoderSettings(Schedule(4, ((0.5, 8, 3), (0.5, 12, 2))), changes=NOTHING)
+    batches = SpectrogramBatches(sounds.training, settings, settings.smoothed, 1)
+    made = [step for ((step,),) in batches.steps(0, 4)]
+    assert [tuple(batch["fbank"].shape) for batch in made] == (
+        [(3, 8 * 64, 64)] * 2 + [(2, 12 * 64, 64)] * 2
+    )
+    assert torch.equal(next(batches.steps(3, 4))[0][0]["fbank"], made[3]["fbank"])
+    assert torch.allclose(made[0]["target"].max(dim=1).values, torch.tensor(0.95 + 0.05 / 3))
+
+
+def test_muon_trains_hidden_matrices_alone(sounds: Sounds) -> None:
+    patches = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
+    model = AudioClassifier(architecture.new_encoder(patches, 0), 3)
+    muon = {name for name, value in trainable(model) if is_hidden_matrix(name, value)}
+    assert "head.value.weight" in muon
+    assert not {"head.weight_predictor.weight", "head.class_predictor.weight"} & muon
 
 
 TEACHERS = TeacherSettings(
@@ -128,21 +178,19 @@ def test_teachers_are_kept_and_only_missing_ones_are_trained(
     clips: list[Clip], sounds: Sounds, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
 
     def train() -> None:
         for number in range(TEACHERS.count):
-            train_teacher(sounds, TEACHERS, tmp_path, 1, number, rows.append)
+            train_teacher(sounds, TEACHERS, tmp_path, 1, number)
 
     train()
-    assert {row["teacher"] for row in rows} == {0, 1}
     one, two = load_teachers(tmp_path, len(LABELS), TEACHERS).networks
-    windows = whole_windows(clips, architecture.fbank_config())
+    windows = whole_windows(clips, sounds.training)
     assert not torch.allclose(one(windows), two(windows)), "seeds differ"
     (tmp_path / "teacher_1.safetensors").unlink()
-    rows.clear()
+    (tmp_path / "teacher_0" / "log.jsonl").unlink()
     train()
-    assert {row["teacher"] for row in rows} == {1}
+    assert not (tmp_path / "teacher_0" / "log.jsonl").exists()
     again = load_teachers(tmp_path, len(LABELS), TEACHERS).networks[1]
     assert torch.equal(again(windows), two(windows)), "the seed decides everything"
 
@@ -180,28 +228,26 @@ def test_the_encoder_learns_from_its_teachers(
         Schedule(30, ((1.0, 12, 6),), warmup=2, average=0.5), changes=NOTHING, taught=1.0
     )
     teacher: Any = Knowing()
-    train_encoder(sounds, teacher, settings, tmp_path, lambda row: None)
-    model = load_listener(tmp_path, LABELS)
-    windows = whole_windows(clips, architecture.fbank_config())
-    assert predict(model, windows).argmax(dim=1).tolist() == [2] * len(clips)
+    train_encoder(sounds, teacher, settings, tmp_path)
+    assert answers(load_classifier(tmp_path, LABELS), sounds) == [LABELS[2]] * len(clips)
 
 
-def test_what_hears_is_named_as_in_the_model(
+def test_encoder_and_qformer_are_named_as_in_the_model(
     clips: list[Clip], sounds: Sounds, tmp_path: Path
 ) -> None:
     settings = EncoderSettings(Schedule(1, ((1.0, 12, 2),)), changes=NOTHING)
-    train_encoder(sounds, None, settings, tmp_path, lambda row: None)
-    given = part_tensors(str(tmp_path / LISTENER), "beats.")
-    given |= part_tensors(str(tmp_path / LISTENER), *QFORMER)
+    train_encoder(sounds, None, settings, tmp_path)
+    given = part_tensors(str(tmp_path / ENCODER), "beats.")
+    given |= part_tensors(str(tmp_path / ENCODER), *QFORMER)
     config = NatureLMConfig(**architecture.NATURELM, text_config={"model_type": "llama"})
     model = build_on_meta(NatureLM, config, None)
-    hears = [
+    wanted = [
         ref
         for ref in tensor_refs(model)
         if ref.stored_name.startswith(("beats.", *QFORMER)) and not ref.is_buffer
     ]
-    assert hears
-    for ref in hears:
+    assert wanted
+    for ref in wanted:
         held = [given[name] for name in ref.names if name in given]
         assert held, ref.names
         assert tuple(held[0].shape) == ref.shape

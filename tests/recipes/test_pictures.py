@@ -24,14 +24,17 @@ def lines(path: Path, rows: list[dict[str, object]]) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    stages: list[dict[str, object]] = [
-        {"stage": "teachers", "teacher": 0, "step": 100, "loss": 2.0, "animals": 0.6},
-        {"stage": "teachers", "teacher": 1, "step": 100, "loss": 2.0, "animals": 0.5},
-        {"stage": "teachers", "event": "finished", "minutes": 3.0},
-        {"stage": "encoder", "step": 100, "loss": 2.5, "animals": 0.4},
-        {"stage": "encoder", "step": 200, "loss": 2.1, "animals": 0.7},
-    ]
-    lines(tmp_path / "log.jsonl", stages)
+    for path, accuracies in (
+        ("teachers/teacher_0", [0.6]),
+        ("teachers/teacher_1", [0.5]),
+        ("encoder/listener", [0.4, 0.7]),
+    ):
+        found: list[dict[str, object]] = [{"kind": "train", "step": 100, "loss": 2.0}]
+        found += [
+            {"kind": "valid", "step": 100 * step, "accuracy": value}
+            for step, value in enumerate(accuracies, start=1)
+        ]
+        lines(tmp_path / path / "log.jsonl", found)
     training: list[dict[str, object]] = [
         {"kind": "train", "step": 10, "loss": 3.0},
         {"kind": "train", "step": 20, "loss": 1.0},
