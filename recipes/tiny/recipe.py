@@ -139,7 +139,7 @@ class Run:
     def run(self) -> Path:
         """All stages; returns the folder of the finished model."""
         with _processes(1) as beside:
-            text = beside.submit(_stage_beside, self.settings, "text")
+            text = beside.submit(_in_process, self.settings, "stage", "text")
             self.stage("teachers")
             torch.set_num_threads(self.threads)
             self.stage("encoder")
@@ -159,14 +159,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         (folder / "identity").write_text(identity)
         since, cpu_since = time.monotonic(), time.process_time()
-        make = {
-            "text": self.text,
-            "teachers": self.teachers,
-            "encoder": self.encoder,
-            "audio": self.audio,
-            "polish": self.polish,
-        }[name]
-        make(folder)
+        getattr(self, name)(folder)
         (folder / "finished").write_text(identity)
         self.log(
             {
@@ -180,19 +173,15 @@ class Run:
     def _identities(self) -> dict[str, str]:
         """What each stage's result depends on."""
         recipe, names = self.recipe, [clip.path.name for clip in self.clips]
-        text = _digest(_set(self.text_config), recipe.text_count, recipe.text_steps)
-        teachers = _digest(asdict(recipe.teachers), names, recipe.seed)
-        encoder = _digest(teachers, asdict(recipe.encoder))
-        audio = _digest(text, encoder, _set(self.audio_config), recipe.audio_steps)
         asked = (recipe.no_animal, recipe.absent, recipe.taught, recipe.polish_steps)
-        polish = _digest(audio, _set(self.polish_config), *asked)
-        return {
-            "text": text,
-            "teachers": teachers,
-            "encoder": encoder,
-            "audio": audio,
-            "polish": polish,
-        }
+        made: dict[str, str] = {}
+        made["text"] = _digest(_set(self.text_config), recipe.text_count, recipe.text_steps)
+        made["teachers"] = _digest(asdict(recipe.teachers), names, recipe.seed)
+        made["encoder"] = _digest(made["teachers"], asdict(recipe.encoder))
+        audio = (made["text"], made["encoder"], _set(self.audio_config), recipe.audio_steps)
+        made["audio"] = _digest(*audio)
+        made["polish"] = _digest(made["audio"], _set(self.polish_config), *asked)
+        return made
 
     # -- stages -----------------------------------------------------------------------------
 
@@ -205,14 +194,13 @@ class Run:
         write_rows(text_rows(self.recipe.text_count, seed), tables / "text.jsonl")
         write_rows(text_rows(600, seed, unseen=True), tables / "text_unseen.jsonl")
         config = _filled(self.text_config, tables, folder / "run", self.recipe.text_steps)
-        config = _with(config, model={"llama_path": str(base)})
-        _train(config)
+        _train(_with(config, model={"llama_path": str(base)}))
 
     def teachers(self, folder: Path) -> None:
         """Networks that name sounds, for the encoder to learn from; one in each process."""
         with _processes(self.threads) as beside:
             made = [
-                beside.submit(_teacher_beside, self.settings, number, folder)
+                beside.submit(_in_process, self.settings, "teacher", number, folder)
                 for number in range(self.recipe.teachers.count)
             ]
             for one in made:
@@ -224,9 +212,8 @@ class Run:
 
     def encoder(self, folder: Path) -> None:
         """The audio encoder and the Q-Former."""
-        teachers = self._teachers()
         settings = replace(self.recipe.encoder, seed=self.recipe.seed)
-        train_encoder(self._sounds(), teachers, settings, folder)
+        train_encoder(self._sounds(), self._teachers(), settings, folder)
 
     def _teachers(self) -> Teachers:
         return load_teachers(self.output / "teachers", len(self.labels), self.recipe.teachers)
@@ -315,16 +302,10 @@ def _processes(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
 
-def _stage_beside(settings: tuple[Recipe, Path, Path, Path], name: str) -> None:
-    """A stage in a process of its own."""
+def _in_process(settings: tuple[Recipe, Path, Path, Path], method: str, *arguments: Any) -> None:
+    """Call a method of the run in a process of its own."""
     torch.set_num_threads(1)
-    Run(*settings, threads=1).stage(name)
-
-
-def _teacher_beside(settings: tuple[Recipe, Path, Path, Path], number: int, folder: Path) -> None:
-    """A teacher in a process of its own."""
-    torch.set_num_threads(1)
-    Run(*settings, threads=1).teacher(number, folder)
+    getattr(Run(*settings, threads=1), method)(*arguments)
 
 
 def save_small(model: NatureLM, folder: Path) -> None:

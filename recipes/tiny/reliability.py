@@ -1,8 +1,8 @@
 """The calibration of the embedded model, and how well its confidence serves.
 
-`python -m recipes.tiny.reliability --data-path DATA --docs docs` fits a temperature on
-the clips of `valid`, measures on `test` and on species that it never heard (`unseen`), and writes
-the calibration beside the model, and figure and numbers into the pages.
+`python -m recipes.tiny.reliability --data-path DATA --docs docs` fits a temperature on the clips of
+`valid`, measures on `test` and on species that no training clip has (`unseen`), and writes the
+calibration beside the model, and figure and numbers into the pages.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from NatureLM.config.base import TableSource
+from NatureLM.data.sample import Sample, open_samples
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.labels import Normalize
+from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
+from NatureLM.evaluation.metrics import auroc
+from NatureLM.experiments.calibrate import Scored, fit_calibration, measure, score_samples
+from NatureLM.generation.audio_cache import EmbeddingCache
+from NatureLM.generation.labels import NOTHING, Normalize
+from NatureLM.inference.calibration import beside_model, write_calibration
+from NatureLM.reports.figures import draw_reliability, svg
 
 QUERY = "What is the common name for the focal species in the audio?"
 NORMALISATIONS: tuple[Normalize, ...] = ("sum", "mean", "prior")
@@ -23,17 +32,16 @@ NORMALISATIONS: tuple[Normalize, ...] = ("sum", "mean", "prior")
 
 def measure_model(model: Any, data: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Numbers as plain values, the calibration, and the bins of the figure by name."""
-    from NatureLM.experiments.calibrate import fit_calibration, measure, score_samples
-    from NatureLM.generation.audio_cache import EmbeddingCache
-
     samples = {split: _samples(data, split) for split in ("train", "valid", "test", "unseen")}
     labels = sorted({one.label for one in samples.pop("train")})
     found: dict[str, Any] = {"query": QUERY, "labels": len(labels), "normalize": {}}
     kept: Any = None
-    heard = EmbeddingCache()
+    kept_audio = EmbeddingCache()
     for normalize in NORMALISATIONS:
         scored = {
-            split: score_samples(model, of, labels, QUERY, normalize=normalize, embeddings=heard)
+            split: score_samples(
+                model, of, labels, QUERY, normalize=normalize, embeddings=kept_audio
+            )
             for split, of in samples.items()
         }
         calibration = fit_calibration(model, scored["valid"], QUERY, normalize=normalize)
@@ -59,17 +67,12 @@ def measure_model(model: Any, data: Path) -> tuple[dict[str, Any], Any, dict[str
 
 
 def known_or_unseen(
-    known: Sequence[Any], unseen: Sequence[Any], temperature: float
+    known: Sequence[Scored], unseen: Sequence[Scored], temperature: float
 ) -> dict[str, Any]:
     """Area under the ROC curve of the confidence in the likeliest species, with its interval.
 
     Clusters of the two splits differ, so each resample has some of both.
     """
-    from dataclasses import asdict
-
-    from NatureLM.evaluation.bootstrap import clustered_interval
-    from NatureLM.evaluation.metrics import auroc
-
     both = [*known, *unseen]
     sure = [one.of_species(temperature) for one in both]
     is_known = [True] * len(known) + [False] * len(unseen)
@@ -79,15 +82,12 @@ def known_or_unseen(
         "auroc": asdict(area),
         "mean_confidence_known": sum(sure[: len(known)]) / len(known),
         "mean_confidence_unseen": sum(sure[len(known) :]) / len(unseen),
-        "none_known": sum(one.scores.best == "None" for one in known) / len(known),
-        "none_unseen": sum(one.scores.best == "None" for one in unseen) / len(unseen),
+        "none_known": sum(one.scores.best == NOTHING for one in known) / len(known),
+        "none_unseen": sum(one.scores.best == NOTHING for one in unseen) / len(unseen),
     }
 
 
-def _samples(data: Path, split: str) -> Sequence[Any]:
-    from NatureLM.config.base import TableSource
-    from NatureLM.data.sample import open_samples
-
+def _samples(data: Path, split: str) -> Sequence[Sample]:
     source = TableSource(path=str(data / "animals"), where={"split": split})
     return open_samples(source).samples
 
@@ -154,7 +154,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _interval(estimate: dict[str, Any]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return str(Estimate(**estimate))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,9 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="folder of the pages that show the numbers")
     options = parser.parse_args(arguments)
 
-    from NatureLM.inference.calibration import beside_model, write_calibration
     from NatureLM.models import NatureLM
-    from NatureLM.reports.figures import draw_reliability, svg
 
     try:
         target = options.calibration or beside_model(options.model)
