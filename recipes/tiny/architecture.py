@@ -71,7 +71,7 @@ NATURELM: dict[str, Any] = {
     "max_txt_len": 96,
 }
 
-# The finished model hears a window three times, at thirds of a quarter of a group: where a call
+# The finished model encodes a window three times, at thirds of a quarter of a group: where a call
 # meets the borders of patches and groups then matters less. Chosen on `valid`.
 WINDOW_DELAYS = (0.08, 0.16, 0.24)
 GROUP = 6  # patches of a group, as second_per_window says

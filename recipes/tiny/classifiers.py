@@ -221,9 +221,10 @@ def train_classifier(
         objective=SpectrogramClassifier(network, sounds.labels),
         loader=SpectrogramBatches(sounds.training, settings, target, seed),
     )
-    result = trainer.run(resume=False)
-    shutil.rmtree(result.folder / "checkpoints")
-    (result.folder / "final" / _WEIGHTS).replace(path)
+    trainer.run(resume=False)
+    (run / "final" / _WEIGHTS).replace(path)
+    for rest in ("final", "checkpoints"):
+        shutil.rmtree(run / rest)
 
 
 def _examples(clips: Sequence[Clip]) -> list[Example]:

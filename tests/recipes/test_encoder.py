@@ -140,6 +140,7 @@ def test_training_learns_and_its_files_load(sounds: Sounds, tmp_path: Path) -> N
         Schedule(16, ((1.0, 12, 6),), warmup=2, average=0.5), smoothing=0.0, changes=NOTHING
     )
     train_encoder(sounds, None, settings, tmp_path)
+    assert {path.name for path in tmp_path.rglob("*.*")} == {ENCODER, "log.jsonl"}
     train, valid = logged(tmp_path / "listener")
     assert (train["kind"], train["step"]) == ("train", 16)
     assert (valid["kind"], valid["step"]) == ("valid", 16)
