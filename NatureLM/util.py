@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -15,11 +17,15 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from NatureLM.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -195,3 +201,54 @@ class ByteBoundedCache(Generic[Key, Value]):
             self.bytes += size
             while self.bytes > self.max_bytes:
                 self.bytes -= self._entries.popitem(last=False)[1][1]
+
+
+_OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says on devices whose error has no class of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    messages = str(error).lower()
+    return isinstance(error, RuntimeError) and any(one in messages for one in _OOM_MESSAGES)
+
+
+@dataclass
+class Backoff:
+    """`retry_size` is the batch size to try next; None where memory was enough."""
+
+    retry_size: int | None = None
+
+
+@contextmanager
+def oom_backoff(size: int, what: str) -> Iterator[Backoff]:
+    """Where memory runs out within the block, log it, and ask for half the batch size.
+
+    size: the batch size; where it is 1 the error is raised
+    what: what was done to the batch, for the log
+    """
+    backoff = Backoff()
+    try:
+        yield backoff
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(error) or size <= 1:
+            raise
+        backoff.retry_size = size // 2
+    if backoff.retry_size is not None:  # not in the handler, which holds frames and their tensors
+        free_unused_memory()
+        logger.warning(
+            f"memory ran out when {size} {what} at once; going on with {backoff.retry_size}"
+        )
+
+
+def free_unused_memory() -> None:
+    """Give memory back that no tensor uses."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

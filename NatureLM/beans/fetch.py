@@ -27,10 +27,6 @@ _THREADS = 8  # files whose ends are read at once
 _ROWS = 64  # in a group of a local file: so many sounds are in memory when one is read
 
 
-class FetchError(NatureLMError):
-    """Data stopped coming; what is there is whole."""
-
-
 @dataclass(frozen=True)
 class RowGroup:
     """A group of rows that holds something that is asked for.
@@ -98,12 +94,12 @@ class RemoteDataset:
     def fetch(self, group: RowGroup, folder: Path) -> None:
         """Bring a group of rows into the folder.
 
-        Raises FetchError where it does not come, UsageError where it cannot be written.
+        Raises NatureLMError where it does not come, UsageError where it cannot be written.
         """
         try:
             rows = self._open(group.file).read_row_group(group.group)
         except Exception as error:
-            raise FetchError(
+            raise NatureLMError(
                 f"{group.file}: the rest does not come ({short(error)}). What is in {folder} is "
                 "whole, and the same command goes on from there."
             ) from error

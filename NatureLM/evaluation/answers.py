@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast, get_args
 
 from NatureLM.data.components import Task, components
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.names import (
     InvalidRow,
     NameKind,
     NameRule,
     Problem,
-    ScoringError,
     means_value,
     refuse_unused_rules,
     rename,
@@ -137,7 +136,7 @@ def load_answers(
 ) -> Answers:
     """Read all files into groups.
 
-    problems: gets the lines that cannot be scored; None raises ScoringError at the first of them
+    problems: gets the lines that cannot be scored; None raises NatureLMError at the first of them
 
     Raises NothingToScoreError where no row is left, and UsageError where a rule for names applies
     to none.
@@ -182,9 +181,11 @@ class _Loader:
         self._paths: list[Path] = []
 
     def report(self, problem: Problem) -> None:
-        """Collect a problem, or raise ScoringError where problems end the work."""
+        """Collect a problem, or raise NatureLMError where problems end the work."""
         if self._stops:
-            raise ScoringError(f"{problem} (--on-error skip leaves such lines out and counts them)")
+            raise NatureLMError(
+                f"{problem} (--on-error skip leaves such lines out and counts them)"
+            )
         self._problems.append(problem)
 
     def add(self, path: Path, rows: Iterable[tuple[int, Row]]) -> None:

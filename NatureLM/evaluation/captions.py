@@ -24,7 +24,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from NatureLM.evaluation.names import ScoringError
+from NatureLM.errors import NatureLMError
 
 Grams: TypeAlias = Counter[tuple[str, ...]]
 
@@ -89,7 +89,7 @@ def _grams(text: str) -> Grams:
 
 @dataclass(frozen=True)
 class Spice:
-    """Calls the SPICE program; get one from `find_spice`. Raises ScoringError where it fails."""
+    """Calls the SPICE program; get one from `find_spice`. Raises NatureLMError where it fails."""
 
     java: str
     jar: Path
@@ -110,11 +110,11 @@ class Spice:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode or not made.is_file():
                 said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-                raise ScoringError(f"SPICE ({self.jar}) failed: {said[0]}")
+                raise NatureLMError(f"SPICE ({self.jar}) failed: {said[0]}")
             found = json.loads(made.read_text("utf-8"))
         scores = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in found}
         if missing := len(items) - len(scores):
-            raise ScoringError(f"SPICE ({self.jar}) left out {missing} of {len(items)} captions")
+            raise NatureLMError(f"SPICE ({self.jar}) left out {missing} of {len(items)} captions")
         values = (scores[number] for number in range(len(items)))
         return np.array([0.0 if math.isnan(value) else value for value in values])
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.answers import Answers, Group, Key, ReadOptions, find_files, load_answers
 from NatureLM.evaluation.bootstrap import BootstrapOptions, Floats, percentile_interval
-from NatureLM.evaluation.names import OnError, Problem, ScoringError
+from NatureLM.evaluation.names import OnError, Problem
 from NatureLM.evaluation.protocols import Protocol
 from NatureLM.evaluation.score import Evaluator, Interval, cluster_codes, key_columns
 
@@ -98,7 +98,7 @@ def compare(
 ) -> Comparison:
     """Compare the answers of two sides, sample by sample.
 
-    Raises UsageError where no group has samples in common, and ScoringError where the sides do not
+    Raises UsageError where no group has samples in common, and NatureLMError where the sides do not
     agree about what is true.
     """
     problems: list[Problem] | None = [] if on_error == "skip" else None
@@ -172,7 +172,7 @@ class _Pairing:
         )
         for identity, label, other in zip(a.ids, *labels, strict=True):
             if label != other:
-                raise ScoringError(f"the sample {identity!r} is {label!r} in A and {other!r} in B")
+                raise NatureLMError(f"the sample {identity!r} is {label!r} in A and {other!r} in B")
 
 
 def _common(group: Group, other: Group) -> Group:

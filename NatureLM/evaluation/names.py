@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.errors import UsageError
 from NatureLM.util import did_you_mean
 
 OnError = Literal["fail", "skip"]
-
-
-class ScoringError(NatureLMError):
-    """Answers cannot be scored as they stand."""
 
 
 class InvalidRow(Exception):  # noqa: N818 (caught where file and line are known)

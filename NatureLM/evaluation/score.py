@@ -135,7 +135,7 @@ def score(
 ) -> Scores:
     """Score the answers of all files, group by group.
 
-    Raises ScoringError at the first line that cannot be scored, unless `on_error` is "skip", and
+    Raises NatureLMError at the first line that cannot be scored, unless `on_error` is "skip", and
     UsageError where nothing can be.
     """
     problems: list[Problem] | None = [] if on_error == "skip" else None

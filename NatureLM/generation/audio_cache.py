@@ -27,8 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.oom import oom_backoff
-from NatureLM.util import ByteBoundedCache, atomic_write, digest, format_bytes
+from NatureLM.util import ByteBoundedCache, atomic_write, digest, format_bytes, oom_backoff
 
 logger = logging.getLogger(__name__)
 

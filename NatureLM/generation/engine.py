@@ -27,11 +27,11 @@ from NatureLM.generation.audio_cache import (
 from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import Decoder, Prompt
 from NatureLM.generation.labels import LabelChoice, LabelGrammar
-from NatureLM.generation.oom import oom_backoff
 from NatureLM.generation.request import Answer, EngineModel, GenerationOptions, Request
 from NatureLM.generation.sampling import GenerationOutput, NonFiniteLogitsError
 from NatureLM.generation.scheduler import Budget, RequestQueue, Row
 from NatureLM.generation.scoring import Scorer
+from NatureLM.util import oom_backoff
 
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import LabelChoice, LabelScores, TokenTrie, label_tokens
-from NatureLM.generation.oom import oom_backoff
 from NatureLM.generation.prefill import Prefilled, SharedPrefix, merge_prompt_parts, prefill
 from NatureLM.generation.request import Answer, EngineModel
 from NatureLM.generation.sampling import NonFiniteLogitsError
 from NatureLM.generation.scheduler import Batch, Budget, Row, plan_batches
 from NatureLM.merging.scaling import active_alpha, as_row_scale
+from NatureLM.util import oom_backoff
 
 _MAX_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
 _ACCELERATOR_MAX_LOGITS = 1 << 29

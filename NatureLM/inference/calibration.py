@@ -27,10 +27,6 @@ FILE_NAME = "calibration.json"
 SCHEMA_VERSION = 1
 
 
-class CalibrationError(NatureLMError):
-    """A file of a calibration cannot be read or written."""
-
-
 @dataclass(frozen=True)
 class Calibration:
     """A temperature, and what it was fitted on.
@@ -85,7 +81,7 @@ def find_calibration(
 
     given: a calibration, a file of one, "auto" for the file beside the model, None for none
 
-    Raises CalibrationError for a file that cannot be read.
+    Raises NatureLMError for a file that cannot be read.
     """
     if given is None or isinstance(given, Calibration):
         return given
@@ -96,16 +92,16 @@ def find_calibration(
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """The calibration of a file; raises CalibrationError where it holds none."""
+    """The calibration of a file; raises NatureLMError where it holds none."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from None
+        raise NatureLMError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise CalibrationError(f"{path}: is no JSON ({error})") from None
+        raise NatureLMError(f"{path}: is no JSON ({error})") from None
     version = data.pop("schema_version", None) if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise CalibrationError(
+        raise NatureLMError(
             f"{path}: is no calibration of schema version {SCHEMA_VERSION}; make it with "
             "`naturelm calibrate`"
         )
@@ -121,25 +117,25 @@ def write_calibration(calibration: Calibration, path: str | Path) -> None:
         with atomic_write(target) as unfinished:
             unfinished.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from None
+        raise NatureLMError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _checked(data: dict[str, Any], path: str | Path) -> Calibration:
     names = [field.name for field in fields(Calibration)]
     missing = [name for name in names if name not in data]
     if missing:
-        raise CalibrationError(f"{path}: lacks {', '.join(missing)}")
+        raise NatureLMError(f"{path}: lacks {', '.join(missing)}")
     made = Calibration(**{name: data[name] for name in names})
     temperature = made.temperature
     is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
     if not (is_number and math.isfinite(temperature) and temperature > 0):
-        raise CalibrationError(f"{path}: temperature is {temperature!r}, and it must be above 0")
+        raise NatureLMError(f"{path}: temperature is {temperature!r}, and it must be above 0")
     if not isinstance(made.merging_alpha, (int, float)):
-        raise CalibrationError(f"{path}: merging_alpha is {made.merging_alpha!r}, not a number")
+        raise NatureLMError(f"{path}: merging_alpha is {made.merging_alpha!r}, not a number")
     try:
         check_normalize(made.normalize)
     except NatureLMError as error:
-        raise CalibrationError(f"{path}: {error}") from None
+        raise NatureLMError(f"{path}: {error}") from None
     return made
 
 

@@ -40,10 +40,6 @@ class ContextFull(UsageError):  # noqa: N818 (the conversation is full, nothing 
         self.needed, self.limit = needed, limit
 
 
-class ConversationClosed(UsageError):  # noqa: N818
-    """The conversation was closed."""
-
-
 _BROKEN = "\ufffd"
 
 
@@ -332,4 +328,4 @@ class Conversation:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ConversationClosed("the conversation was closed; start a new one")
+            raise UsageError("the conversation was closed; start a new one")

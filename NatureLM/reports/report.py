@@ -20,13 +20,15 @@ from NatureLM.reports.charts import (
     metric_charts,
     series_of,
 )
-from NatureLM.reports.form import AnswerFormat, FormatReader, form_charts
 from NatureLM.reports.tables import (
+    AnswerFormat,
+    FormatReader,
     Table,
     change_chart,
     class_table,
     confusion_chart,
     confusion_table,
+    form_charts,
     form_table,
     grid_table,
     metrics_table,

@@ -34,7 +34,6 @@ from NatureLM.results.settings import bullets, differences
 from NatureLM.search.index import (
     IndexSettings,
     Shard,
-    VectorIndexError,
     open_index,
     rows_of_a_shard,
     writer_of,
@@ -80,7 +79,7 @@ class Embedder:
         self, windows: Sequence[Window], time_expansion: float = 1.0
     ) -> NDArray[np.float32]:
         """One vector for each window, float32 of shape (windows, width)."""
-        from NatureLM.generation.oom import oom_backoff
+        from NatureLM.util import oom_backoff
 
         made: list[NDArray[np.float32]] = []
         start = 0
@@ -181,7 +180,7 @@ def make_index(
 
     begun: told how many windows are there already, and how many recordings are to be read
 
-    Raises VectorIndexError where settings differ from those of what is there, or a recording has
+    Raises UsageError where settings differ from those of what is there, or a recording has
     changed since.
     """
     write = writer_of(output)
@@ -200,7 +199,7 @@ def make_index(
             _adopt(journal, output)
         changed = journal.changed(files)
         if changed:
-            raise VectorIndexError(
+            raise UsageError(
                 f"{parts}: recordings have changed since their windows were heard: "
                 f"{', '.join(changed[:5])}; give --overwrite to start anew"
             )
@@ -222,10 +221,10 @@ def make_index(
 
 
 def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings) -> None:
-    """Raise VectorIndexError where vectors of a file were made otherwise than those to come."""
+    """Raise UsageError where vectors of a file were made otherwise than those to come."""
     found = differences(before.deciding, now.deciding)
     if found:
-        raise VectorIndexError(
+        raise UsageError(
             f"{path}: holds vectors that were made with other settings, and these are not mixed:\n"
             f"{bullets(found)}\nGive another --output-path, or --overwrite to start anew."
         )
@@ -354,7 +353,7 @@ class Journal:
     folder: made if it is not there
     overwrite: forget what is in it
 
-    Raises VectorIndexError where it holds vectors that were made otherwise.
+    Raises UsageError where it holds vectors that were made otherwise.
     """
 
     def __init__(self, folder: Path, settings: IndexSettings, *, overwrite: bool = False) -> None:

@@ -25,11 +25,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from NatureLM.errors import UsageError
 
-
-class VectorIndexError(UsageError):
-    """An index cannot be read, written, resumed, or searched with this model."""
-
-
 SCHEMA_VERSION = 1
 
 
@@ -80,7 +75,7 @@ class IndexSettings:
         try:
             values: Mapping[str, Any] = json.loads(text)
             if values["schema_version"] > SCHEMA_VERSION:
-                raise VectorIndexError(
+                raise UsageError(
                     f"{name}: was made by a newer version of this program (schema version "
                     f"{values['schema_version']}, this one reads {SCHEMA_VERSION})"
                 )
@@ -88,7 +83,7 @@ class IndexSettings:
             names = [one.name for one in fields(cls) if one.name != "unfinished"]
             return cls(**{name: values[name] for name in names}, unfinished=unfinished)
         except (ValueError, KeyError, TypeError):
-            raise VectorIndexError(
+            raise UsageError(
                 f"{name}: its settings cannot be read; was it made by `naturelm embed`?"
             ) from None
 
@@ -155,16 +150,16 @@ SUFFIXES = (".npz", ".parquet")
 
 
 def open_index(path: Path) -> VectorIndex:
-    """Open an index. Raises VectorIndexError."""
+    """Open an index. Raises UsageError."""
     if not path.is_file():
-        raise VectorIndexError(f"{path}: there is no such index; make one with `naturelm embed`")
+        raise UsageError(f"{path}: there is no such index; make one with `naturelm embed`")
     if check_suffix(path) == ".parquet":
         return ParquetIndex(path)
     return NpzIndex(path)
 
 
 def writer_of(path: Path) -> Writer:
-    """What writes an index of this name. Raises VectorIndexError where it lacks a library."""
+    """What writes an index of this name. Raises UsageError where it lacks a library."""
     if check_suffix(path) == ".parquet":
         import_pyarrow()
         return write_parquet
@@ -172,12 +167,10 @@ def writer_of(path: Path) -> Writer:
 
 
 def check_suffix(path: Path) -> str:
-    """The suffix of an index, in lower case; raises VectorIndexError for another."""
+    """The suffix of an index, in lower case; raises UsageError for another."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise VectorIndexError(
-            f"{path}: an index is a file whose name ends in {' or '.join(SUFFIXES)}"
-        )
+        raise UsageError(f"{path}: an index is a file whose name ends in {' or '.join(SUFFIXES)}")
     return suffix
 
 
@@ -244,17 +237,17 @@ class NpzIndex(VectorIndex):
             self._places = _places(path)
             missing = [name for name in _NPZ_COLUMNS if name not in self._places]
             if missing:
-                raise VectorIndexError(
+                raise UsageError(
                     f"{path}: is no index of `naturelm embed`: it has no {', '.join(missing)}"
                 )
             self._files = self._read("files")
             self.settings = IndexSettings.from_json(str(self._read("settings")), path)
         except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
-            raise VectorIndexError(f"{path}: cannot be read as .npz: {error}") from None
+            raise UsageError(f"{path}: cannot be read as .npz: {error}") from None
         rows, width = self._places["vectors"].shape
         lengths = {self._places[name].shape for name in ("file", "start", "end")}
         if width != self.settings.width or lengths != {(rows,)}:
-            raise VectorIndexError(f"{path}: its arrays do not fit together")
+            raise UsageError(f"{path}: its arrays do not fit together")
 
     def __len__(self) -> int:
         return self._places["vectors"].shape[0]
@@ -305,7 +298,7 @@ def _places(path: Path) -> dict[str, _Place]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
-                raise VectorIndexError(
+                raise UsageError(
                     f"{path}: is compressed, so it cannot be mapped; make it anew with "
                     "`naturelm embed`"
                 )
@@ -314,13 +307,13 @@ def _places(path: Path) -> dict[str, _Place]:
             file.seek(name_length + extra_length, 1)
             version = npy.read_magic(file)
             if version != (1, 0):
-                raise VectorIndexError(f"{path}: {member.filename} is of a version not known here")
+                raise UsageError(f"{path}: {member.filename} is of a version not known here")
             shape, fortran, dtype = npy.read_array_header_1_0(file)
             if fortran or dtype.hasobject:
-                raise VectorIndexError(f"{path}: {member.filename} cannot be mapped")
+                raise UsageError(f"{path}: {member.filename} cannot be mapped")
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             if file.tell() + size > path.stat().st_size:
-                raise VectorIndexError(f"{path}: is cut off")
+                raise UsageError(f"{path}: is cut off")
             places[member.filename.removesuffix(".npy")] = _Place(file.tell(), dtype, shape)
     return places
 
@@ -330,12 +323,12 @@ _PARQUET_COLUMNS = {"file", "start", "end", "vector", "model"}
 
 
 def import_pyarrow() -> Any:
-    """pyarrow with its module parquet; raises VectorIndexError where it is not installed."""
+    """pyarrow with its module parquet; raises UsageError where it is not installed."""
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise VectorIndexError(
+        raise UsageError(
             "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'; an index whose name ends "
             "in .npz needs nothing"
         ) from None
@@ -381,14 +374,14 @@ class ParquetIndex(VectorIndex):
         try:
             self._file = pa.parquet.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise VectorIndexError(f"{path}: cannot be read as Parquet: {error}") from None
+            raise UsageError(f"{path}: cannot be read as Parquet: {error}") from None
         schema = self._file.schema_arrow
         metadata = schema.metadata or {}
         if _KEY not in metadata or not set(schema.names) >= _PARQUET_COLUMNS:
-            raise VectorIndexError(f"{path}: is no index of `naturelm embed`")
+            raise UsageError(f"{path}: is no index of `naturelm embed`")
         self.settings = IndexSettings.from_json(metadata[_KEY], path)
         if schema.field("vector").type != pa.list_(pa.float32(), self.settings.width):
-            raise VectorIndexError(f"{path}: its vectors do not have the width that it says")
+            raise UsageError(f"{path}: its vectors do not have the width that it says")
         groups = self._file.metadata.num_row_groups
         sizes = (self._file.metadata.row_group(group).num_rows for group in range(groups))
         self._starts = [0, *accumulate(sizes)]

@@ -20,7 +20,6 @@ from NatureLM.search.index import (
     IndexRow,
     IndexSettings,
     VectorIndex,
-    VectorIndexError,
     rows_of_a_shard,
 )
 
@@ -72,10 +71,10 @@ def query_windows(
 
 
 def refuse_other_model(index: VectorIndex, embedder: Embedder) -> None:
-    """Raise VectorIndexError where an index was not made with this model."""
+    """Raise UsageError where an index was not made with this model."""
     settings = index.settings
     if embedder.fingerprint != settings.fingerprint:
-        raise VectorIndexError(
+        raise UsageError(
             f"{index.path}: was made with another model than this one: {settings.model_id} there, "
             f"{embedder.fingerprint} here. Vectors of different models (or of one in another "
             "precision, see --dtype) cannot be compared: name the index's model with --model, or "
@@ -109,7 +108,7 @@ def nearest(
         raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
     width = index.settings.width
     if queries_QE.ndim != 2 or queries_QE.shape[1] != width:
-        raise VectorIndexError(
+        raise UsageError(
             f"{index.path}: its vectors have {width} numbers, those of the query "
             f"{queries_QE.shape[-1]}"
         )

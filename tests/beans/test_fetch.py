@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from NatureLM.beans.fetch import FetchError, RemoteDataset
+from NatureLM.beans.fetch import RemoteDataset
 from NatureLM.cli.main import beans_app
 from NatureLM.config.base import TableSource
 from NatureLM.data.sample import open_samples
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet: Any = pytest.importorskip("pyarrow.parquet")
@@ -125,7 +125,7 @@ def test_it_goes_on_where_it_was_stopped(read: list[int], monkeypatch: pytest.Mo
 
     def stops(self: RemoteDataset, piece: Any, folder: Path) -> None:
         if len(came) == 1:
-            raise FetchError("the line is cut")
+            raise NatureLMError("the line is cut")
         came.append(piece.group)
         whole(self, piece, folder)
 
@@ -198,7 +198,7 @@ def test_data_that_stop_coming(read: list[int], monkeypatch: pytest.MonkeyPatch)
             raise OSError("connection reset")
 
     monkeypatch.setattr(shelf, "_open", lambda file: Cut())
-    with pytest.raises(FetchError, match=r"\(connection reset\).*the same command goes on"):
+    with pytest.raises(NatureLMError, match=r"\(connection reset\).*the same command goes on"):
         shelf.fetch(piece, Path("here"))
 
 

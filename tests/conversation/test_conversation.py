@@ -19,7 +19,6 @@ from NatureLM.generation.request import GenerationOptions
 from NatureLM.inference.conversation import (
     ContextFull,
     Conversation,
-    ConversationClosed,
     FairLock,
     TextStream,
     lock_of,
@@ -252,7 +251,7 @@ def test_beams_are_refused_and_a_closed_conversation_too(
     assert list(reader) == []
     assert conversation.positions == 0
     assert len(conversation.turns) == 1
-    with pytest.raises(ConversationClosed, match="start a new one"):
+    with pytest.raises(UsageError, match="start a new one"):
         conversation.ask("Sure?")
 
 

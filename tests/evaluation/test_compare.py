@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from answer_files import row, run, write_answers
 
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.compare import Side, compare
-from NatureLM.evaluation.names import ScoringError
 from NatureLM.evaluation.protocols import protocol
 
 pytest.importorskip("rapidfuzz")
@@ -110,7 +109,7 @@ def test_what_cannot_be_compared_is_said() -> None:
     with pytest.raises(UsageError, match="no answer with lora_scale=3"):
         compare(side(a, lora_scale="3"), side(a), protocol("strict"))
     turned = [one | {"label": NAMES[1 - i % 2]} for i, one in enumerate(rows([True] * 2))]
-    with pytest.raises(ScoringError, match="'s000' is 'Walrus' in A and 'Narwhal' in B"):
+    with pytest.raises(NatureLMError, match="'s000' is 'Walrus' in A and 'Narwhal' in B"):
         compare(side(a), side(write_answers(turned, "c.jsonl")), protocol("strict"))
 
 

@@ -14,6 +14,7 @@ from answer_files import weighted_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from NatureLM.errors import NatureLMError
 from NatureLM.evaluation import bootstrap
 from NatureLM.evaluation.bootstrap import (
     cell_counts,
@@ -35,7 +36,6 @@ from NatureLM.evaluation.metrics import (
     set_counts,
     weighted_scores,
 )
-from NatureLM.evaluation.names import ScoringError
 
 
 def test_accuracy_and_macro_accuracy_by_hand() -> None:
@@ -273,7 +273,7 @@ def test_spice_calls_its_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(spice, Spice)
     assert spice(["owl", "wolf", ""], ["owl", "loon", "loon"]).tolist() == [1.0, 0.0, 0.0]
     program(tmp_path, "java", "import sys; sys.exit('no memory')\n")
-    with pytest.raises(ScoringError, match=r"spice\.jar.*no memory"):
+    with pytest.raises(NatureLMError, match=r"spice\.jar.*no memory"):
         spice(["owl"], ["owl"])
 
 

@@ -17,10 +17,9 @@ from answer_files import row, run, write_answers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.answers import ReadOptions
 from NatureLM.evaluation.bootstrap import BootstrapOptions
-from NatureLM.evaluation.names import ScoringError
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.evaluation.write import write_scores
@@ -425,7 +424,7 @@ def test_tasks_of_a_data_set_are_not_mixed() -> None:
     tasks = ["classification", None, "captioning"]
     made = [row(i, "Owl", "Owl", dataset_name="mine", task=t) for i, t in enumerate(tasks)]
     path = write_answers(made)
-    with pytest.raises(ScoringError, match=r":3: task is 'captioning', and rows of 'mine' before"):
+    with pytest.raises(NatureLMError, match=r":3: task is 'captioning', and rows of 'mine' before"):
         score([path], [protocol("strict")])
     one_task = ReadOptions(task="classification")
     assert score([path], [protocol("strict")], options=one_task).records()[0]["n"] == 3

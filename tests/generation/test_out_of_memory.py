@@ -14,9 +14,9 @@ from NatureLM.generation import scoring as scorer
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.labels import LabelChoice
-from NatureLM.generation.oom import is_out_of_memory, oom_backoff
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.models import NatureLM
+from NatureLM.util import is_out_of_memory, oom_backoff
 
 OPTIONS = GenerationOptions(max_new_tokens=4, num_beams=1)
 

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.calibration import (
     Calibration,
-    CalibrationError,
     beside_model,
     find_calibration,
     fit_temperature,
@@ -208,13 +207,13 @@ def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any], says:
     write_calibration(FITTED, path)
     data = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}))
-    with pytest.raises(CalibrationError, match=says):
+    with pytest.raises(NatureLMError, match=says):
         read_calibration(path)
     for content, reason in (("{", "is no JSON"), ("[]", "no calibration")):
         path.write_text(content)
-        with pytest.raises(CalibrationError, match=reason):
+        with pytest.raises(NatureLMError, match=reason):
             read_calibration(path)
-    with pytest.raises(CalibrationError, match="cannot be read"):
+    with pytest.raises(NatureLMError, match="cannot be read"):
         read_calibration(tmp_path / "absent.json")
 
 

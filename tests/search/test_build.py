@@ -28,7 +28,7 @@ from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
 from NatureLM.results.rows import OutputError
 from NatureLM.search.build import BuildResult, Embedder, Journal, make_index
-from NatureLM.search.index import IndexSettings, Shard, VectorIndexError, open_index
+from NatureLM.search.index import IndexSettings, Shard, open_index
 
 RATE = 16000
 
@@ -197,7 +197,7 @@ def test_other_settings_are_not_mixed(recordings: list[Path], tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         make(recordings, output, Pretender(stop_after=1))
     for _ in range(2):  # while it is being made, and when it is there
-        with pytest.raises(VectorIndexError, match=r"hop_seconds: 5\.0 there, 10\.0 now"):
+        with pytest.raises(UsageError, match=r"hop_seconds: 5\.0 there, 10\.0 now"):
             make(recordings, output, settings=other)
         make(recordings, output)
     assert make(recordings, output, settings=other, overwrite=True).rows == 7
@@ -211,7 +211,7 @@ def test_a_recording_that_changed_is_refused(recordings: list[Path], tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         make(recordings, output, Pretender(1, stop_after=1))
     soundfile.write(recordings[0], np.zeros(20 * RATE), RATE)
-    with pytest.raises(VectorIndexError, match=r"have changed .*0\.wav"):
+    with pytest.raises(UsageError, match=r"have changed .*0\.wav"):
         make(recordings, output)
     make(recordings, output, overwrite=True)
     assert len(content(output)[str(recordings[0])]) == 3

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vector_indexes import MakeIndex
 
-from NatureLM.search.index import IndexRow, IndexSettings, VectorIndexError, open_index, writer_of
+from NatureLM.errors import UsageError
+from NatureLM.search.index import IndexRow, IndexSettings, open_index, writer_of
 
 KINDS = [".npz", ".parquet"]
 
@@ -81,9 +82,9 @@ def test_other_files_are_named_and_refused(
     for length in (0, 10, len(data) // 2, len(data) - 1):
         cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(data[:length])
-        with pytest.raises(VectorIndexError, match=f"cut{suffix}"):
+        with pytest.raises(UsageError, match=f"cut{suffix}"):
             open_index(cut)
-    with pytest.raises(VectorIndexError, match="no such index"):
+    with pytest.raises(UsageError, match="no such index"):
         open_index(tmp_path / f"none{suffix}")
 
 
@@ -101,18 +102,18 @@ def test_files_of_others_are_refused(tmp_path: Path, make_index: MakeIndex) -> N
         ("other.parquet", "is no index"),
         ("small.npz", "is compressed"),
     ):
-        with pytest.raises(VectorIndexError, match=says):
+        with pytest.raises(UsageError, match=says):
             open_index(tmp_path / name)
     for function in (open_index, writer_of):
         (tmp_path / "x.csv").touch()
-        with pytest.raises(VectorIndexError, match=r"\.npz or \.parquet"):
+        with pytest.raises(UsageError, match=r"\.npz or \.parquet"):
             function(tmp_path / "x.csv")
 
 
 def test_a_newer_index_is_not_guessed_at() -> None:
-    with pytest.raises(VectorIndexError, match="newer version"):
+    with pytest.raises(UsageError, match="newer version"):
         IndexSettings.from_json('{"schema_version": 99}', "x.npz")
-    with pytest.raises(VectorIndexError, match=r"x\.npz: its settings cannot be read"):
+    with pytest.raises(UsageError, match=r"x\.npz: its settings cannot be read"):
         IndexSettings.from_json("[]", "x.npz")
 
 
