@@ -109,7 +109,7 @@ def default_question(names: Sequence[str], kind: Kind, *, lists_names: bool = Fa
 Kind = Literal["common", "scientific"]
 
 _MOST_BYTES = 16_000_000
-_PRESET_LIKENESS = 0.8  # of 1: from here on a text is the name of a preset with a slip in it
+_PRESET_LIKENESS = 0.8  # of 1: from here on a string is the name of a preset with a slip in it
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "common": ("commonname", "common", "vernacularname", "englishname"),
     "scientific": ("scientificname", "scientific", "latinname", "binomial"),

@@ -178,7 +178,7 @@ def examples_query(question: str, labels: Sequence[str]) -> str:
     """
     for text in (question, *labels):
         if PLACEHOLDER in text:
-            raise AppError(f"{PLACEHOLDER} stands for sound and cannot be written in a text.")
+            raise AppError(f"{PLACEHOLDER} stands for sound and cannot be written in a question.")
     return few_shot_prompt(question, labels)
 
 

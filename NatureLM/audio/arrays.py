@@ -110,7 +110,7 @@ def parse_channel(channel: str | int) -> int | None:
     """Return the number of the channel, from 1 on, or None for the mean of all.
 
     Raises:
-        UsageError: neither `mean` nor a whole number from 1 on.
+        UsageError: neither `mean` nor an integer from 1 on.
     """
     text = str(channel).strip().lower()
     if text == MEAN:

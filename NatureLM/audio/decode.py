@@ -1,6 +1,6 @@
 """Decode recordings front to back, block by block, with errors that name the file and the reason.
 
-Decoding is libsndfile's (through soundfile). What it does wrongly or silently is mended here: it is
+Decoding is libsndfile's (through soundfile). What it does wrongly or silently is fixed here: it is
 never asked to seek between blocks (its Vorbis seek can land beside the asked sample), MP3 streams
 that do not give their length are read to their end (see `mp3`), and a file that holds less than it
 promises ends in an error, after all that could be decoded.

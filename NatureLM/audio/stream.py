@@ -140,7 +140,7 @@ def first_non_finite(mono: NDArray[np.float32]) -> int | None:
 
 
 def non_finite(path: Any, seconds: float) -> NonFiniteAudio:
-    """The error for a sample at this time that is no number."""
+    """The error for a sample at this time that is NaN or infinite."""
     return NonFiniteAudio(
         path,
         f"the sample at {seconds:.3f} s is NaN or infinite",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A section of the configuration: unknown keys are refused, values are never changed later.
 
-    Types are strict (`"2"` is no whole number), NaN and infinity are no numbers. A field's
+    Types are strict (`"2"` is no integer), NaN and infinity are no numbers. A field's
     `json_schema_extra` may hold `ignored` (why the key has no effect here) and `allowed` (what a
     message says is allowed, where type and bounds do not say it all).
     """
@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 Text = Annotated[str, Field(min_length=1)]
-"""A text with at least one character."""
+"""A string with at least one character."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A probability or a part of a whole."""

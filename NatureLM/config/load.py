@@ -33,10 +33,10 @@ Node = dict[str, Any]
 KeyPath = tuple[str | int, ...]
 
 _KINDS = {
-    "integer": "a whole number",
+    "integer": "an integer",
     "number": "a number",
     "boolean": "true or false",
-    "string": "a text",
+    "string": "a string",
     "null": "null",
 }
 
@@ -282,7 +282,7 @@ def suggestion(path: KeyPath) -> str | None:
 
 
 def allowed_values(path: KeyPath) -> str | None:
-    """What may stand at `path`, in words: `a whole number, at least 1`."""
+    """What may stand at `path`, in words: `an integer, at least 1`."""
     node = node_at(path)
     return None if node is None else _describe(node)
 
@@ -350,7 +350,7 @@ def _describe_one(node: Node) -> str:
         size = "a list with at least one item" if node.get("minItems") else "a list"
         return f"{size}, each {_describe(node.get('items', {}))}"
     if kind == "string" and node.get("minLength"):
-        return "a text that is not empty"
+        return "a string that is not empty"
     words = _KINDS.get(str(kind), "any value")
     bounds = [
         f"{word} {node[key]:g}"
@@ -446,7 +446,7 @@ class _NoPlaceError(ValueError):
 def apply_overrides(source: Source, options: Sequence[str]) -> tuple[Source, list[KeyPath]]:
     """A copy of `source` in which every `key.sub=value` is set, and the paths that were set.
 
-    Values are YAML (`true`, `0.4`, `[a, b]`); where only a text is allowed, the value is taken as
+    Values are YAML (`true`, `0.4`, `[a, b]`); where only a string is allowed, the value is taken as
     it stands. Items of lists are named by number: `extended.species.0.name=Wolf`. Later overrides
     win. Raises ConfigError for overrides without `=`, unknown keys and values that are no YAML.
     """
@@ -486,7 +486,7 @@ def _value(path: KeyPath, text: str) -> Any:
     kinds = {one.get("type") for one in node.get("anyOf", [node])}
     if not kinds <= {"string", "null"}:
         return parse_value(text)
-    # A prompt template such as {} is a text, whatever YAML makes of it.
+    # A prompt template such as {} is a string, whatever YAML makes of it.
     try:
         value = parse_value(text)
     except (yaml.YAMLError, ValueError):

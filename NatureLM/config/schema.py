@@ -75,7 +75,7 @@ class ModelConfig(Section):
     """Scale the adapter by alpha / sqrt(rank) instead of alpha / rank."""
 
     prompt_template: str = Field(
-        default=LLAMA_3_TEMPLATE, json_schema_extra={"allowed": "a text with {} exactly once"}
+        default=LLAMA_3_TEMPLATE, json_schema_extra={"allowed": "a string with {} exactly once"}
     )
     """Text around a query; {} is where the query goes."""
     max_txt_len: int = Field(default=160, ge=1)

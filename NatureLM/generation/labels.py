@@ -254,7 +254,7 @@ def label_tokens(labels: Sequence[str], tokenizer: Any, eos_ids: Sequence[int]) 
 def continued_tokens(label: str, separator: str, tokenizer: Any) -> Tokens:
     """Token ids of a separator and a label that follow another label.
 
-    They are looked up behind a letter, because some tokenizers mark the beginning of a text.
+    They are looked up behind a letter, because some tokenizers mark the beginning of a string.
     """
     anchor = tuple(tokenizer("a", add_special_tokens=False).input_ids)
     whole = tuple(tokenizer(f"a{separator}{label}", add_special_tokens=False).input_ids)

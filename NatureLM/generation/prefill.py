@@ -169,7 +169,7 @@ def prefill(
 def extend(
     language_model: nn.Module, cache: PreallocatedCache, text_LD: Tensor, alpha: float
 ) -> Prefilled:
-    """Run a text (length, width) behind what the cache of one row holds; the cache grows."""
+    """Run embeddings (length, width) behind what the cache of one row holds; the cache grows."""
     device = text_LD.device
     size = _ROW_PASS.get(device.type, _ACCELERATOR_ROW_PASS)
     logits_RV, mask_RL = torch.empty(0), torch.empty(0)

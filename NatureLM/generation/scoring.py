@@ -2,7 +2,7 @@
 
 The prompt is run once, as for decoding. Then all nodes go through the model together: node i sees
 the prompt, the nodes on its own path, and itself (a tree mask), at the position that it would have
-in a text. No keys or values of the prompt are copied for a label. Large trees go in chunks of the
+in a string. No keys or values of the prompt are copied for a label. Large trees go in chunks of the
 preorder; between two of them the cache keeps the path to the next node only.
 
 Shapes: R rows, C labels, N nodes of a chunk, K nodes that they may see, L positions, V vocabulary.

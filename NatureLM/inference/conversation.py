@@ -284,7 +284,7 @@ class Conversation:
     def _tokens(
         self, parts: Sequence[Sequence[int]], clips: Sequence[EncodedClip], new_tokens: int
     ) -> Iterator[int]:
-        """The tokens that answer a text, of which what the cache holds is not run again."""
+        """The tokens that answer a string, of which what the cache holds is not run again."""
         model = self._model
         pieces, ends = pieces_of(parts, clips)
         kept = min(common_positions(self._pieces, pieces, ends), self.positions)

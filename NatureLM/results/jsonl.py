@@ -88,7 +88,7 @@ class JsonlAppender:
             if isinstance(error, OSError):
                 raise WriteError(
                     f"{self.path}: the results cannot be written further: {error.strerror}. What "
-                    "is there is whole; when this is mended, the same command goes on from there."
+                    "is there is whole; when this is fixed, the same command goes on from there."
                 ) from None
             raise
         self.size += len(line)

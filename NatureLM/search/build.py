@@ -494,7 +494,7 @@ class Journal:
         except OSError as error:
             raise WriteError(
                 f"{self.folder}: the vectors cannot be written further: {error.strerror}. When "
-                "this is mended, the same command goes on from there."
+                "this is fixed, the same command goes on from there."
             ) from None
 
     def _shard(self, chunks: Sequence[_Chunk]) -> Shard:

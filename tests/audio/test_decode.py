@@ -328,7 +328,7 @@ def end_of(path: Path) -> float:
 
 
 def test_libsndfile_alone_loses_half(put: Any, stream: bytes) -> None:
-    """If this fails, libsndfile has mended it and `OpenEndedFile` may go."""
+    """If this fails, libsndfile has fixed it and `OpenEndedFile` may go."""
     assert soundfile.info(put(stream)).duration < 0.6 * SECONDS
 
 

@@ -207,7 +207,7 @@ WRONG = [
     ((*ASK, "--max-memory", "much"), "--max-memory is 'much'; give a size such as 4GB"),
     ((*ASK, "--cfg-path", "absent.yml"), "absent.yml: there is no such configuration file"),
     ((*ASK, "--options", "generate.num_beam=1"), "did you mean generate.num_beams"),
-    ((*ASK, "--options", "generate.num_beams=0"), "a whole number, at least 1"),
+    ((*ASK, "--options", "generate.num_beams=0"), "an integer, at least 1"),
     ((*ASK, "--output-path", "calls"), "is a folder"),
     ((*ASK, "--output-path", "calls/wolf.WAV"), "is no result file"),
     ((*ASK, "--output-path", "calls/wolf.WAV", "--overwrite"), "is no result file"),

@@ -104,7 +104,7 @@ def test_items_of_lists_by_number(tmp_path: Path) -> None:
         ("generate.num_beams.x=3", ["generate.num_beams.x", "unknown key"]),
         ("generate.num_beams", ["generate.num_beams", "key.sub=value"]),
         ("=3", ["=3", "key.sub=value"]),
-        ("generate.num_beams=[", ["generate.num_beams", "'['", "a whole number, at least 1"]),
+        ("generate.num_beams=[", ["generate.num_beams", "'['", "an integer, at least 1"]),
         ("extended.species.0.name=Wolf", ["extended.species[0].name", "whole list"]),
     ],
 )

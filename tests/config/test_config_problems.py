@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from NatureLM.config import load_config
 from NatureLM.errors import ConfigError
 
-WHOLE = "a whole number, at least 1"
+WHOLE = "an integer, at least 1"
 POSITIVE = "a number, above 0"
 
 CASES = [
@@ -38,8 +38,8 @@ CASES = [
     ("generate: [a]", "generate", '["a"]', "a section with keys such as max_new_tokens"),
     ("model: {lora_rank: 0}", "model.lora_rank", "0", WHOLE),
     ("model: {lora_dropout: 1}", "model.lora_dropout", "1", "at least 0 and below 1"),
-    ("model: {llama_path: 3}", "model.llama_path", "3", "a text that is not empty"),
-    ("model: {llama_path: ''}", "model.llama_path", '""', "a text that is not empty"),
+    ("model: {llama_path: 3}", "model.llama_path", "3", "a string that is not empty"),
+    ("model: {llama_path: ''}", "model.llama_path", '""', "a string that is not empty"),
     ("model: {prompt_template: user}", "model.prompt_template", '"user"', "{} exactly once"),
     ("model: {prompt_template: '{}{}'}", "model.prompt_template", '"{}{}"', "{} exactly once"),
     ("model: {prompt_template: 5}", "model.prompt_template", "5", "{} exactly once"),
@@ -55,8 +55,8 @@ CASES = [
     ("run: {augmentations: {noise_prob: 2}}", "run.augmentations.noise_prob", "2", "at most 1"),
     ("run: {augmentations: {high_snr: -20}}", "run.augmentations.high_snr", "-20", "low_snr (-10)"),
     ("run: {augmentations: {noise_dirs: a}}", "run.augmentations.noise_dirs", '"a"', "a list"),
-    ("run: {augmentations: {noise_dirs: [a, 1]}}", "noise_dirs[1]", "1", "a text"),
-    ("datasets: {train: [{path: a, where: {x: 3}}]}", "train[0].where.x (line", "3", "a text"),
+    ("run: {augmentations: {noise_dirs: [a, 1]}}", "noise_dirs[1]", "1", "a string"),
+    ("datasets: {train: [{path: a, where: {x: 3}}]}", "train[0].where.x (line", "3", "a string"),
     ("datasets: {train: [{path: a, columns: 3}]}", "train[0].columns (line", "3", "a mapping"),
     ("run: {optims: {part_rates: {beats: x}}}", "part_rates.beats (line", '"x"', "a number"),
     ("datasets: {audio_max_length_seconds: 0}", "audio_max_length_seconds", "0", POSITIVE),
@@ -64,7 +64,7 @@ CASES = [
     ("extended: {lora_scales: [0.4, x]}", "extended.lora_scales[1]", '"x"', "a number"),
     ("extended: {lora_scales: [0.4, 0.4]}", "extended.lora_scales", "0.4", "twice"),
     ("extended: {species: [{name: a}, {name: a}]}", "extended.species", "'a'", "twice"),
-    ("extended: {species: [{description: x}]}", "extended.species[0].name", "missing", "a text"),
+    ("extended: {species: [{description: x}]}", "extended.species[0].name", "missing", "a string"),
     ("extended: {n_examples: 0}", "extended.n_examples", "0", WHOLE),
     ("extended: {top_k_species: 0}", "extended.top_k_species", "0", WHOLE),
     ("extended: {species: [{name: a}], top_k_species: 2}", "top_k_species", "2", "exclude"),

@@ -22,7 +22,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"lora_scales": [0, 0.4, 0.0]}, ["extended.lora_scales", "0.0 is in the list twice"]),
     ({"lora_scales": [float("nan")]}, ["extended.lora_scales[0]", "NaN", "a number"]),
     ({"queries": []}, ["extended.queries", "[]", "at least one item"]),
-    ({"queries": ["What?", ""]}, ["extended.queries[1]", '""', "a text that is not empty"]),
+    ({"queries": ["What?", ""]}, ["extended.queries[1]", '""', "a string that is not empty"]),
     ({"queries": ["  \n"]}, ["extended.queries", "a query must hold more than spaces"]),
     ({"queries": "What?"}, ["extended.queries", '"What?"', "a list with at least one item"]),
     ({"queries": ["a", "a"]}, ["extended.queries", "'a' is in the list twice"]),
@@ -72,23 +72,23 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"support": "a.csv"}, ["extended.support", '"a.csv"', "no query holds {audio_examples}"]),
     (
         {"queries": [AUDIO], "top_k_species": 1, "n_examples": 0},
-        ["extended.n_examples", "0", "a whole number, at least 1"],
+        ["extended.n_examples", "0", "an integer, at least 1"],
     ),
     (
         {"queries": [AUDIO], "top_k_species": 1, "support": 3},
-        ["extended.support", "3", "a text that is not empty, or a section"],
+        ["extended.support", "3", "a string that is not empty, or a section"],
     ),
     ({"data": "a.csv"}, ["extended.data", '"a.csv"', "a section with keys such as path"]),
     (
         {"data": {"path": "a", "wher": {}}},
         ["extended.data.wher", "did you mean extended.data.where?"],
     ),
-    ({"limit": 0}, ["extended.limit", "0", "a whole number, at least 1"]),
-    ({"limit": "all"}, ["extended.limit", '"all"', "a whole number"]),
+    ({"limit": 0}, ["extended.limit", "0", "an integer, at least 1"]),
+    ({"limit": "all"}, ["extended.limit", '"all"', "an integer"]),
     ({"samples": "x"}, ["extended.samples", '"x"', "a list with at least one item"]),
     ({"seed": -1}, ["extended.seed", "-1", "at least 0"]),
     ({"batch_tokens": 0}, ["extended.batch_tokens", "0", "at least 1"]),
-    ({"output_path": ""}, ["extended.output_path", '""', "a text that is not empty"]),
+    ({"output_path": ""}, ["extended.output_path", '""', "a string that is not empty"]),
 ]
 
 

@@ -77,7 +77,7 @@ def test_ids_are_of_the_contents(make_sample: MakeSample) -> None:
 
 
 def test_ids_are_the_same_for_ever(make_sample: MakeSample) -> None:
-    """Were they others in the next version, runs could not be gone on with."""
+    """Were they others in the next version, runs could not be resumed."""
     (trial,) = plan_of([make_sample("a")], queries=["What?"], alphas=[0.4]).trials()
     assert trial.id == "ada0db0b508c992e2e325ffc1d8d0c7e"
 
@@ -243,7 +243,7 @@ def test_shuffles_go_by_seed_sample_and_query_alone(make_sample: MakeSample) -> 
 
 
 def test_an_order_is_the_same_for_ever(make_sample: MakeSample) -> None:
-    """Were it another one in the next version, runs could not be gone on with."""
+    """Were it another one in the next version, runs could not be resumed."""
     orders = [
         order_of(renderer(seed=7).render(make_sample(name), "{species_list}{randomize}")[0])
         for name in ("XC1", "XC2", "XC3")
