@@ -55,7 +55,7 @@ NATURELM_COMMANDS = {
     ),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
-    "export": Command("export:export", "Turn answers into a table for spreadsheets or Raven."),
+    "export": Command("score:export", "Turn answers into a table for spreadsheets or Raven."),
     "schema": Command("models:schema", "Print the JSON Schema of configuration files."),
     "models": Command("models:models", "List the models that can be named."),
     "train": Command("train:train", "Train or fine-tune a model."),
