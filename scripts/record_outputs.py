@@ -255,7 +255,7 @@ def _end(
             command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=stderr
         )
         deadline = time.monotonic() + _SECONDS
-        while not (path.is_file() and path.read_bytes().count(b"\n") >= lines):
+        while _lines(path) < lines:
             if process.poll() is not None or time.monotonic() > deadline:
                 break
             time.sleep(0.002)
@@ -272,6 +272,14 @@ def _end(
         for found in folder.glob(pattern):
             shutil.rmtree(found) if found.is_dir() else found.unlink()
     return code, b"", b""
+
+
+def _lines(path: Path) -> int:
+    """How many whole lines a file has; -1 where it is not there."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return -1
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
