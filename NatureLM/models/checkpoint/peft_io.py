@@ -290,6 +290,7 @@ def write_adapter(
         base=config.llama_path,
     )
     settings.inference_mode = True
+    settings.target_modules = sorted(settings.target_modules or ())  # a set, written in any order
     tensors = {}
     for target, update in updates.items():
         tensors[f"{PEFT_PREFIX}{target}.lora_A.weight"] = update.a_KI
