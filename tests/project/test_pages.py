@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,7 +29,7 @@ PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder: like a fresh clone's root, where blocks may write what they like."""
     for name in ("assets", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -40,7 +42,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MAKEFLAGS", f"s -- BIN={scripts} CORE=")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "100")
-    return tmp_path
+    yield tmp_path
+    # A page shows how to set the level; other tests read what is logged.
+    logging.getLogger("NatureLM").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=page_name)
