@@ -165,6 +165,7 @@ class Recorder:
             "HF_HOME": str(work / "hub"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",  # PEFT writes the names of layers in the order of a set
             "TOKENIZERS_PARALLELISM": "false",
             "COLUMNS": "100",
             "TERM": "dumb",
