@@ -1,4 +1,4 @@
-"""Helpers that know nothing of sound: files, hashes, sizes, durations, prefetching, a cache.
+"""Helpers that know nothing of sound: files, hashes, sizes, durations, prefetching, memory.
 
 Sizes are in bytes, as people write and read them: 1 GB is 10**9 bytes, 1 GiB is 2**30.
 """
@@ -28,7 +28,7 @@ from NatureLM.errors import UsageError
 logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
+@contextmanager
 def atomic_write(target: Path, *, alone: bool = False) -> Iterator[Path]:
     """A path beside `target` to write to, which takes its place when the block ends well.
 
