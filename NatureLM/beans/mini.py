@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.clip import read_window
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.data.table import DataError

@@ -262,7 +262,7 @@ def make_mini(
     """
     from NatureLM.beans.mini import Sizes
     from NatureLM.beans.mini import make_mini as make
-    from NatureLM.config.base import TableSource
+    from NatureLM.config.schema import TableSource
 
     form = "write two names with = between"
     names = of.pairs("--columns", columns, form)

@@ -20,7 +20,7 @@ from NatureLM.progress import ProgressBar, say
 
 if TYPE_CHECKING:
     from NatureLM.config import Config, ExperimentConfig
-    from NatureLM.config.base import TableSource
+    from NatureLM.config.schema import TableSource
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.run import TrialProgress
 
@@ -102,7 +102,7 @@ def _extended(
     Without `extended.queries` each sample is asked its own prompt.
     """
     from NatureLM.config import ExperimentConfig
-    from NatureLM.config.base import TableSource
+    from NatureLM.config.schema import TableSource
 
     if request.workers < 1:
         raise UsageError(f"--workers is {request.workers}, and it must be at least 1")

@@ -413,7 +413,7 @@ def _check_figure(path: Path) -> None:
 def _samples(
     table: str, columns: Sequence[str] | None, where: Sequence[str] | None
 ) -> tuple[Sample, ...]:
-    from NatureLM.config.base import TableSource
+    from NatureLM.config.schema import TableSource
     from NatureLM.data.sample import open_samples
 
     source = TableSource(

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from NatureLM.config.experiment import ExperimentConfig, SpeciesConfig
 from NatureLM.config.load import dump_config, json_schema, load_config
-from NatureLM.config.schema import Config, GenerateConfig, ModelConfig
-from NatureLM.config.training import AugmentationsConfig, DatasetsConfig, OptimsConfig, RunConfig
+from NatureLM.config.schema import (
+    AugmentationsConfig,
+    Config,
+    DatasetsConfig,
+    ExperimentConfig,
+    GenerateConfig,
+    ModelConfig,
+    OptimsConfig,
+    RunConfig,
+    SpeciesConfig,
+)
 
 __all__ = [
     "AugmentationsConfig",

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from NatureLM.audio.errors import AudioError, EmptyAudio, NotAudio
 from NatureLM.audio.stream import clip_array, read_clip
-from NatureLM.config.base import TableSource
-from NatureLM.config.training import TableConfig
+from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.table import Columns, DataError, Row, audio_folder, filtered_rows, passes
 from NatureLM.errors import UsageError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.clip import AudioSource, Clip, FileSource, clip_key
 from NatureLM.data.components import components
 from NatureLM.data.dataset import DatasetRows, RowSource, labelled_rows, open_rows

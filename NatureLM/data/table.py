@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.errors import UsageError
 
 Row = dict[str, Any]

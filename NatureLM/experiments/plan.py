@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-from NatureLM.config.experiment import (
+from NatureLM.config.schema import (
     AUDIO_EXAMPLES,
     EXAMPLES,
     FLAGS,

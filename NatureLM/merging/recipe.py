@@ -30,8 +30,8 @@ from pydantic import (
     field_validator,
 )
 
-from NatureLM.config.base import Section, Text
 from NatureLM.config.load import KeyPath, Source, as_error, dotted, read_yaml, show
+from NatureLM.config.schema import Section, Text
 from NatureLM.util import did_you_mean
 
 BASE_ADAPTER = "own"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from NatureLM.config.training import AugmentationsConfig
+from NatureLM.config.schema import AugmentationsConfig
 
 Wave = npt.NDArray[np.float32]
 _COLOUR_BANDS = 5

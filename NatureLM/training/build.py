@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from NatureLM.config.schema import Config, ModelConfig
-from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.errors import ConfigError
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.hub import find_base, find_checkpoint

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import NatureLM
 from NatureLM.config.load import dump_config
-from NatureLM.config.schema import Config
-from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.errors import ConfigError
 from NatureLM.training.checkpoint import PARTIAL, remove
 from NatureLM.training.data import Data

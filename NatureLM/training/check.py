@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from NatureLM.audio.errors import AudioError
-from NatureLM.config.schema import Config
-from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.data.clip import FileSource
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data, load_data

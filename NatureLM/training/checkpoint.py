@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from NatureLM.config.schema import Config, ModelConfig
-from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.training.optim import MuonWithAdamW, NamedParameters
 from NatureLM.training.parallel import copy_full, distribute_like

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from NatureLM.config.training import DatasetsConfig, RunConfig, TableConfig
+from NatureLM.config.schema import DatasetsConfig, RunConfig, TableConfig
 from NatureLM.data.clip import Clip, FileSource
 from NatureLM.data.dataset import AUDIO, RATES, ArrowRows, RowSource, labelled_rows, open_split
 from NatureLM.data.table import (

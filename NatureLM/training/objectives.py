@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import FbankConfig
-from NatureLM.config.training import EncoderTaskConfig
+from NatureLM.config.schema import EncoderTaskConfig
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from NatureLM.config.training import OptimsConfig
+from NatureLM.config.schema import OptimsConfig
 from NatureLM.errors import ConfigError
 from NatureLM.training.parallel import copy_full, is_sharded, local_part, total_norm
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.config.schema import DatasetsConfig, RunConfig
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.training.sampler import derive_seed
 

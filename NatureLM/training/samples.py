@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from NatureLM.config.training import AugmentationsConfig, FewShotConfig
+from NatureLM.config.schema import AugmentationsConfig, FewShotConfig
 from NatureLM.data.clip import Clip
 from NatureLM.prompts import ChatTemplate, few_shot_prompt, render, with_clips, without_audio
 from NatureLM.training import augment

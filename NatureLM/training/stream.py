@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from NatureLM.audio.errors import AudioError
-from NatureLM.config.training import AugmentationsConfig, DatasetsConfig, RunConfig
+from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, RunConfig
 from NatureLM.data.clip import Clip, FileSource
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data

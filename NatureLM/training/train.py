@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from NatureLM.config.schema import Config
-from NatureLM.config.training import DatasetsConfig, RunConfig
+from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.training.build import make_objective
 from NatureLM.training.card import check_adapter, write_adapter, write_result

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config import Config
-from NatureLM.config.training import OptimsConfig, RunConfig
+from NatureLM.config.schema import OptimsConfig, RunConfig
 from NatureLM.data.clip import Clip as Sound
 from NatureLM.data.clip import FileSource
 from NatureLM.training.data import Data, Example

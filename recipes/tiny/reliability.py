@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.errors import NatureLMError
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval

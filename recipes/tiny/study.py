@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from NatureLM.config.base import Section, Text
+from NatureLM.config.schema import Section, Text
 from NatureLM.errors import NatureLMError
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from NatureLM.beans.fetch import RemoteDataset
 from NatureLM.cli.main import beans_app
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import open_samples
 from NatureLM.errors import NatureLMError, UsageError
 

@@ -16,7 +16,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import beans_app
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.clip import read_window
 from NatureLM.data.sample import open_samples
 

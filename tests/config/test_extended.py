@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from NatureLM.config import ExperimentConfig, dump_config, json_schema, load_config
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.errors import ConfigError
 
 AUDIO = "{audio_examples} <AudioHere>"

@@ -16,7 +16,7 @@ import soundfile
 
 from NatureLM.audio import read_clip
 from NatureLM.audio.errors import AudioError
-from NatureLM.config.training import TableConfig
+from NatureLM.config.schema import TableConfig
 from NatureLM.data.clip import FileSource
 from NatureLM.data.table import DataError
 from NatureLM.training.data import load_examples
@@ -188,7 +188,7 @@ def test_what_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sav
 def test_a_name_that_is_nowhere(tmp_path: Path):
     """Offline, in a process of its own, because the library reads the setting once."""
     code = (
-        "from NatureLM.config.training import TableConfig\n"
+        "from NatureLM.config.schema import TableConfig\n"
         "from NatureLM.training.data import load_examples\n"
         "load_examples(TableConfig(path='nobody/no-such-birds'))"
     )

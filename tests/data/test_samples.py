@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from NatureLM.audio import AudioError
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data import dataset as arrow_module
 from NatureLM.data.clip import read_window
 from NatureLM.data.sample import Sample, SampleSet, open_samples

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from labelled_sound import file_clip
 
-from NatureLM.config.training import TableConfig
+from NatureLM.config.schema import TableConfig
 from NatureLM.data.table import DataError
 from NatureLM.training.data import (
     load_examples,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.config import Config, ExperimentConfig, load_config
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.clip import Clip
 from NatureLM.data.sample import Sample
 from NatureLM.errors import ConfigError

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.config import ExperimentConfig, SpeciesConfig
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.clip import Clip
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.data.table import DataError

@@ -32,7 +32,7 @@ from experiment_runs import (
 from numpy.typing import NDArray
 from torch import Tensor
 
-from NatureLM.config.base import TableSource
+from NatureLM.config.schema import TableSource
 from NatureLM.data.clip import Clip, read_window
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.evaluation.protocols import protocol

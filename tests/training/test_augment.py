@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.config.training import AugmentationsConfig
+from NatureLM.config.schema import AugmentationsConfig
 from NatureLM.training import augment
 from NatureLM.training.objectives import apply_masks
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from NatureLM.config.training import OptimsConfig
+from NatureLM.config.schema import OptimsConfig
 from NatureLM.errors import ConfigError
 from NatureLM.training.checkpoint import load_optimizer, optimizer_tensors
 from NatureLM.training.optim import (

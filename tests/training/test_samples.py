@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_sound import file_clip
 
-from NatureLM.config.training import AugmentationsConfig, FewShotConfig
+from NatureLM.config.schema import AugmentationsConfig, FewShotConfig
 from NatureLM.data.clip import Clip
 from NatureLM.prompts import AUDIO_TAG, few_shot_prompt
 from NatureLM.training.build import make_objective

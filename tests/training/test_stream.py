@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from labelled_sound import file_clip
 
 from NatureLM.audio.errors import AudioError
-from NatureLM.config.training import AugmentationsConfig, FewShotConfig, TableConfig
+from NatureLM.config.schema import AugmentationsConfig, FewShotConfig, TableConfig
 from NatureLM.data.clip import Clip
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Example, load_examples, with_mixable_labels
