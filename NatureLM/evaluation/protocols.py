@@ -84,9 +84,12 @@ PROTOCOLS: dict[str, Protocol] = {
             limit=5,
             removed=(
                 ("The common name for the focal species in the audio is", frozenset({ANY})),
-                ("The scientific name for the focal species in the audio is", frozenset({"cbi"})),
+                (
+                    "The scientific name for the focal species in the audio is",
+                    frozenset({"cbi", "watkins"}),
+                ),
             ),
-            cut_at={"cbi": ","},
+            cut_at={"cbi": ",", "watkins": ","},
             counts={"zf-indiv": ("One", "More")},
         ),
         Protocol("mention", "the answer names one label and no other", match="mention"),

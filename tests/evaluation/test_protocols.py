@@ -68,17 +68,23 @@ def test_the_nearest_label_is_taken_however_far() -> None:
     assert label_of("common loon<|end_of_text|>American Robin", "beans-zero") == "Common Loon"
 
 
+@pytest.mark.parametrize("dataset", ["cbi", "watkins"])
+def test_paper_reads_species_up_to_the_first_comma(dataset: str) -> None:
+    long = "Common Loon, which is a diving bird of northern lakes"
+    assert label_of(long, "paper", dataset=dataset) == "Common Loon"
+    scientific = "The scientific name for the focal species in the audio is Gray Wolf, or Veery"
+    assert label_of(scientific, "paper", dataset=dataset) == "Gray Wolf"
+
+
 def test_paper_cleans_answers_and_has_a_limit() -> None:
     said = "The common name for the focal species in the audio is"
     assert label_of(f"{said} Gray Wolf.", "paper") == "Gray Wolf"
     assert label_of("Gray Wolfxxxxx", "paper") == "Gray Wolf"
     assert label_of("Gray Wolfxxxxxx", "paper") == "no label"
     long = "Common Loon, which is a diving bird of northern lakes"
-    assert label_of(long, "paper") == "Common Loon"
     assert label_of(long, "paper", dataset="unseen-family-cmn") == "no label"
     scientific = "The scientific name for the focal species in the audio is Gray Wolf"
-    assert label_of(scientific, "paper") == "Gray Wolf"
-    assert label_of(scientific, "paper", dataset="watkins") == "no label"
+    assert label_of(scientific, "paper", dataset="unseen-family-cmn") == "no label"
 
 
 @pytest.mark.parametrize(
