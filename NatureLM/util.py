@@ -6,16 +6,20 @@ Sizes are in bytes, as people write and read them: 1 GB is 10**9 bytes, 1 GiB is
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import gc
 import hashlib
+import io
+import json
 import logging
+import math
 import os
 import re
 import secrets
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +50,57 @@ def atomic_write(target: Path, *, alone: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_data(path: Path, data: bytes) -> Path:
+    """A file, whole or not at all, in a folder that is made where it is not there; its path.
+
+    Raises UsageError where it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path.parent}: cannot be made a folder ({error.strerror})") from None
+    try:
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder and try to write into it: before long work, not after it."""
+    write_data(folder / ".try", b"").unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """UTF-8; halves of characters, which JSON can hold, are escaped."""
+    return write_data(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """JSON; NaN becomes null."""
+    text = json.dumps(without_nan(content), ensure_ascii=False, indent=1, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def without_nan(content: Any) -> Any:
+    """The same, with null for NaN and infinities, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """A table with a line of column names, UTF-8."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return write_text(path, stream.getvalue())
 
 
 def digest(

@@ -22,7 +22,7 @@ from NatureLM.data.sample import Sample, open_samples
 from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.protocols import NO_LABEL
-from NatureLM.evaluation.write import write_text
+from NatureLM.util import write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -183,7 +183,7 @@ def _score(answers: Path) -> None:
     """Metrics beside the answers, and shown; or why there are none."""
     from NatureLM.cli.score import show_scores
     from NatureLM.evaluation.answers import NothingToScoreError
-    from NatureLM.evaluation.write import score_file
+    from NatureLM.evaluation.score import score_file
 
     try:
         scores, path = score_file(answers)

@@ -422,8 +422,7 @@ class ScoringOptions:
 
     def reading(self) -> ReadOptions:
         """How rows are read."""
-        from NatureLM.evaluation.answers import ReadOptions
-        from NatureLM.evaluation.names import parse_rules, read_labels, read_map
+        from NatureLM.evaluation.answers import ReadOptions, parse_rules, read_labels, read_map
 
         rules = parse_rules(self.names or ())
         if self.scientific_names is None and any(rule.kind != "common" for rule in rules):

@@ -12,8 +12,7 @@ from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
-    from NatureLM.evaluation.compare import Comparison
-    from NatureLM.evaluation.score import Scores
+    from NatureLM.evaluation.score import Comparison, Scores
 
 
 _MOST_ERRORS_SHOWN = 10
@@ -42,7 +41,7 @@ def score(
     """Score answers, ours or anybody's, with 95 % intervals and baselines."""
     from NatureLM.evaluation.protocols import protocol as find
     from NatureLM.evaluation.score import score as score_files
-    from NatureLM.evaluation.write import write_scores
+    from NatureLM.evaluation.score import write_scores
 
     protocols = list(
         {(one := find(name)).name: one for name in protocol or ["beans-zero"]}.values()
@@ -137,10 +136,10 @@ def compare(
     scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Compare two runs sample by sample: differences with 95 % intervals, B less A."""
-    from NatureLM.evaluation.compare import Side
-    from NatureLM.evaluation.compare import compare as compare_runs
     from NatureLM.evaluation.protocols import protocol as find
-    from NatureLM.evaluation.write import write_json
+    from NatureLM.evaluation.score import Side
+    from NatureLM.evaluation.score import compare as compare_runs
+    from NatureLM.util import write_json
 
     compared = compare_runs(
         Side((a,), _where("--a-where", a_where)),

@@ -101,8 +101,8 @@ def tune_alpha(
     """
     from NatureLM.config import load_config
     from NatureLM.evaluation.protocols import protocol as find
-    from NatureLM.evaluation.write import check_folder
     from NatureLM.experiments.tune import Grid, Tuner, check_metric
+    from NatureLM.util import check_folder
 
     given = _overrides(data, query, column, where, limit, seed)
     config = load_config(cfg_path, [*(options or []), *given])

@@ -1,8 +1,9 @@
 """Files of answers, read into groups: a data set at one value of each grouping column.
 
 `load_answers` reads JSON lines, plain or gzipped, one at a time. A line that cannot be scored
-becomes a `Problem` with file and line. Groups hold columns of numbers, and each distinct answer and
-label is kept once, so 100,000 answers take a few megabytes.
+becomes a `Problem` with file and line. Equal answers and labels are one string, so 100,000 answers
+take a few megabytes. A rule such as `query=1:scientific` says under which names the labels of some
+rows are scored: the published benchmark asks one data set for common, scientific and both names.
 """
 
 from __future__ import annotations
@@ -12,23 +13,13 @@ import gzip
 import json
 import sys
 import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast, get_args
+from typing import IO, Any, Literal, TypeAlias, cast, get_args
 
 from NatureLM.data.components import Task, components
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.evaluation.names import (
-    InvalidRow,
-    NameKind,
-    NameRule,
-    Problem,
-    means_value,
-    refuse_unused_rules,
-    rename,
-)
 from NatureLM.evaluation.protocols import NO_LABEL
 from NatureLM.util import did_you_mean
 
@@ -37,6 +28,8 @@ Key: TypeAlias = tuple[Value, ...]
 """The data set and the values of the grouping columns."""
 
 Row: TypeAlias = Mapping[str, Any]
+NameKind = Literal["common", "scientific", "both"]
+OnError = Literal["fail", "skip"]
 
 DEFAULT_BY = ("query", "lora_scale")
 CLUSTER_COLUMNS = ("cluster", "family", "recording")
@@ -47,6 +40,50 @@ METRICS_SUFFIX = "_metrics.jsonl"
 
 class NothingToScoreError(UsageError):
     """No row of the answers can be scored; the message says why."""
+
+
+class InvalidRow(Exception):  # noqa: N818 (caught where file and line are known)
+    """A value of a row cannot be used; `kind` is the same for all rows with the same fault."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line that cannot be scored.
+
+    line: counts from 1; None where the whole file is meant
+    kind: a few words that are the same for all problems of the kind
+    group: the data set and the values of the grouping columns, where the line still tells
+    """
+
+    path: str
+    line: int | None
+    kind: str
+    message: str
+    group: tuple[object, ...] | None = None
+
+    def __str__(self) -> str:
+        place = self.path if self.line is None else f"{self.path}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+@dataclass(frozen=True)
+class NameRule:
+    """Where `column` has `value`, labels are scored under these names.
+
+    kind: "common" leaves labels as they are, "scientific" replaces them, "both" makes
+        "scientific : common"
+    """
+
+    column: str
+    value: str
+    kind: NameKind
+
+    def __str__(self) -> str:
+        return f"{self.column}={self.value}:{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -74,13 +111,13 @@ class ReadOptions:
     apart: frozenset[str] = frozenset()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Group:
-    """The answers of one data set, query, alpha ...; row by row.
+    """The answers of one data set, query, alpha ...; a place in each list for each row.
 
     names: the kind of names that its labels have been given
     prompt: the complete prompt of the first of its rows, where rows tell
-    answers, labels: numbers of strings, (rows,)
+    families: what clusters rows, column and value; None where a row does not tell
     """
 
     key: Key
@@ -88,13 +125,14 @@ class Group:
     names: NameKind = "common"
     prompt: str | None = None
     ids: list[str] = field(default_factory=list)
-    answers: array[int] = field(default_factory=lambda: array("i"))
-    labels: array[int] = field(default_factory=lambda: array("i"))
-    clusters: list[str | None] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    families: list[str | None] = field(default_factory=list)
     cluster_by: str = BY_SAMPLE
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def dataset(self) -> str:
+        return str(self.key[0])
 
     def take(self, rows: Iterable[int]) -> Group:
         """The group with these of its rows, in this order."""
@@ -102,33 +140,20 @@ class Group:
         return replace(
             self,
             ids=[self.ids[i] for i in rows],
-            answers=array("i", (self.answers[i] for i in rows)),
-            labels=array("i", (self.labels[i] for i in rows)),
-            clusters=[self.clusters[i] for i in rows],
+            answers=[self.answers[i] for i in rows],
+            labels=[self.labels[i] for i in rows],
+            families=[self.families[i] for i in rows],
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Answers:
-    """All answers: groups in sorted order, and the strings that their numbers stand for."""
+    """All answers: groups in sorted order, and the lines that cannot be scored."""
 
     options: ReadOptions
     by: tuple[str, ...]
     groups: list[Group]
-    answers: list[str]
-    labels: list[str]
     problems: list[Problem]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.groups))
-
-    def answers_of(self, group: Group) -> list[str]:
-        """The answer to each sample, (samples,)."""
-        return [self.answers[number] for number in group.answers]
-
-    def labels_of(self, group: Group) -> list[str]:
-        """The label of each sample, (samples,)."""
-        return [self.labels[number] for number in group.labels]
 
 
 def load_answers(
@@ -143,7 +168,7 @@ def load_answers(
     """
     loader = _Loader(options, problems)
     for path in paths:
-        loader.add(path, read_objects(path, loader.report))
+        loader.add(path, _objects(path, loader.report))
     return loader.answers()
 
 
@@ -159,12 +184,18 @@ def split_labels(label: str) -> list[str]:
     return [part for part in (part.strip() for part in label.split(",")) if part]
 
 
-class _Loader:
-    """Puts rows into groups.
+def rename(label: str, kind: NameKind, scientific: Mapping[str, str]) -> str:
+    """The label under its other names; raises InvalidRow if it has none."""
+    if kind == "common":
+        return label
+    if label not in scientific:
+        hint = did_you_mean(label, scientific)
+        raise InvalidRow("no scientific name", f"{label!r} has no scientific name{hint}")
+    return scientific[label] if kind == "scientific" else f"{scientific[label]} : {label}"
 
-    What the rows of a group have in common is checked at its first row and remembered; of the
-    others only what may differ is looked at.
-    """
+
+class _Loader:
+    """Puts rows into groups; what the rows of a group have in common is read at its first row."""
 
     def __init__(self, options: ReadOptions, problems: list[Problem] | None) -> None:
         self._options = options
@@ -172,11 +203,9 @@ class _Loader:
         self._problems = [] if problems is None else problems
         self._by: tuple[str, ...] | None = options.by
         self._groups: dict[Key, Group] = {}
-        self._numbers: dict[str, int] = {}  # of answers
-        self._label_numbers: dict[str, int] = {}
-        self._label_of: dict[tuple[Key, str], int] = {}  # the number of a label as rows have it
+        self._texts: dict[str, str] = {}  # equal answers are kept once
+        self._scored: dict[tuple[Key, str], str] = {}  # labels as rows have them to those scored
         self._place_of: dict[tuple[Key, str], tuple[Path, int]] = {}  # file and line of an id
-        self._allowed = None if options.labels is None else frozenset(options.labels)
         self._used_rules: set[NameRule] = set()
         self._paths: list[Path] = []
 
@@ -191,20 +220,20 @@ class _Loader:
     def add(self, path: Path, rows: Iterable[tuple[int, Row]]) -> None:
         """Add rows with their numbers, from 1."""
         self._paths.append(path)
+        where = self._options.where.items()
         for line, row in rows:
             key: Key | None = None
             try:
-                if self._options.where and not self._is_wanted(row):
-                    continue
-                group = self._group(row)
-                key = group.key
-                self._add(row, group, (path, line))
+                if all(_means(text, _group_value(row, name)) for name, text in where):
+                    group = self._group(row)
+                    key = group.key
+                    self._add(row, group, (path, line))
             except InvalidRow as bad:
                 self.report(Problem(str(path), line, bad.kind, str(bad), key))
 
     def answers(self) -> Answers:
         """What was read; rows in the order of their ids, so that the order of lines is the same."""
-        groups = [group for group in self._groups.values() if len(group)]
+        groups = [self._finished(group) for group in self._groups.values() if group.ids]
         if not groups:
             files = ", ".join(map(str, self._paths))
             lines = f"; {len(self._problems)} lines have errors" if self._problems else ""
@@ -212,42 +241,33 @@ class _Loader:
             wanted = f" with {where}" if where else ""
             message = f"{files}: there is no answer{wanted} that can be scored{lines}"
             raise NothingToScoreError(message)
-        groups.sort(key=lambda group: _sort_key(group.key))
+        groups.sort(key=lambda group: list(map(_sort_key, group.key)))
         by = self._by or ()
-        seen = {name: {g.key[i] for g in groups} for i, name in enumerate(("dataset_name", *by))}
-        refuse_unused_rules(self._options.rules, self._used_rules, seen)
-        return Answers(
-            self._options,
-            by,
-            [self._finished(group) for group in groups],
-            list(self._numbers),
-            list(self._label_numbers),
-            self._problems,
-        )
+        for rule in self._options.rules:
+            if rule not in self._used_rules:
+                columns = [dict(zip(("dataset_name", *by), one.key, strict=True)) for one in groups]
+                seen = {values[rule.column] for values in columns if rule.column in values}
+                known = ", ".join(sorted(map(str, seen))[:12])
+                raise UsageError(f"--names {rule}: no row has it; {rule.column} is one of {known}")
+        return Answers(self._options, by, groups, self._problems)
 
     def _finished(self, group: Group) -> Group:
-        group = group.take(sorted(range(len(group)), key=group.ids.__getitem__))
-        columns = {one and one.partition("\n")[0] for one in group.clusters}
+        group = group.take(sorted(range(len(group.ids)), key=group.ids.__getitem__))
+        columns = {one and one.partition("\n")[0] for one in group.families}
         if len(columns) == 1 and None not in columns:
-            group.cluster_by = columns.pop() or BY_SAMPLE
-        elif self._options.cluster is None:
-            group.clusters = [None] * len(group)
+            return replace(group, cluster_by=columns.pop() or BY_SAMPLE)
+        if self._options.cluster is None:
+            return replace(group, families=[None] * len(group.ids))
         return group
-
-    def _is_wanted(self, row: Row) -> bool:
-        where = self._options.where
-        return all(means_value(text, _group_value(row, name)) for name, text in where.items())
 
     def _add(self, row: Row, group: Group, place: tuple[Path, int]) -> None:
         identity = _id_of(row)
         label = _nonempty(row, "label")
-        number = self._label_of.get((group.key, label))
-        if number is None:
-            scored = self._scored_label(label, group)
-            number = self._label_numbers.setdefault(scored, len(self._label_numbers))
-            self._label_of[group.key, label] = number
+        scored = self._scored.get((group.key, label))
+        if scored is None:
+            scored = self._scored[group.key, label] = self._scored_label(label, group)
         answer = _answer_of(row)
-        cluster = _cluster_of(row, self._options.cluster)
+        family = _family_of(row, self._options.cluster)
         self._check_task(row, group)
         first = self._place_of.setdefault((group.key, identity), place)
         if first is not place:
@@ -255,23 +275,18 @@ class _Loader:
             message = f"the id {identity!r} is there twice, the first time at {where}"
             raise InvalidRow("duplicate id", message)
         group.ids.append(identity)
-        group.answers.append(self._numbers.setdefault(answer, len(self._numbers)))
-        group.labels.append(number)
-        group.clusters.append(cluster)
+        group.answers.append(self._texts.setdefault(answer, answer))
+        group.labels.append(scored)
+        group.families.append(family)
 
     def _group(self, row: Row) -> Group:
         if self._by is None:
             apart = self._options.apart | self._options.where.keys()
             self._by = tuple(name for name in DEFAULT_BY if _has(row, name) and name not in apart)
-        try:
-            key: Key = tuple(row[name] for name in ("dataset_name", *self._by))
-            if bool not in map(type, key):
-                return self._groups[key]
-        except (KeyError, TypeError):
-            pass  # it is new, or something is wrong with it
-        key = (_nonempty(row, "dataset_name"), *(_group_value(row, name) for name in self._by))
+        dataset = _nonempty(row, "dataset_name")
+        key = (dataset, *(_group_value(row, name) for name in self._by))
         if key not in self._groups:
-            task = self._task(str(key[0]), row)
+            task = self._task(dataset, row)
             self._groups[key] = Group(key, task, self._names(key), _prompt_of(row))
         return self._groups[key]
 
@@ -302,12 +317,11 @@ class _Loader:
         """The label under the name that is scored."""
         is_set = group.task == "detection"
         parts = split_labels(label) if is_set else [label]
-        if self._allowed is not None and group.task != "captioning":
+        if (allowed := self._options.labels) is not None and group.task != "captioning":
             for part in parts:
-                if part not in self._allowed and not (is_set and part == NO_LABEL):
+                if part not in allowed and not (is_set and part == NO_LABEL):
                     message = f"the label {part!r} is not among those of --labels"
-                    hint = did_you_mean(part, self._allowed)
-                    raise InvalidRow("label not allowed", message + hint)
+                    raise InvalidRow("label not allowed", message + did_you_mean(part, allowed))
         return ", ".join(
             part
             if is_set and part == NO_LABEL
@@ -318,19 +332,34 @@ class _Loader:
     def _names(self, key: Key) -> NameKind:
         """The kind of names of a group's labels."""
         values = dict(zip(("dataset_name", *(self._by or ())), key, strict=True))
-        rules = [rule for rule in self._options.rules if rule.applies_to(values)]
+        rules = [
+            rule
+            for rule in self._options.rules
+            if rule.column in values and _means(rule.value, values[rule.column])
+        ]
         if len({rule.kind for rule in rules}) > 1:
             raise UsageError(f"--names {rules[0]} and {rules[1]} are both true of {values}")
         self._used_rules.update(rules)
         return rules[0].kind if rules else "common"
 
 
-def _sort_key(key: Key) -> tuple[tuple[int, float, str], ...]:
-    """Sorts keys of mixed values: null, numbers, then strings."""
-    return tuple(
-        (0, 0.0, "") if v is None else (2, 0.0, v) if isinstance(v, str) else (1, float(v), "")
-        for v in key
-    )
+def _sort_key(value: Value) -> tuple[int, float, str]:
+    """Sorts mixed values: null, numbers, then strings."""
+    if value is None:
+        return 0, 0.0, ""
+    return (2, 0.0, value) if isinstance(value, str) else (1, float(value), "")
+
+
+def _means(text: str, value: Value) -> bool:
+    """Whether a string on the command line means this value of a row: "1" means 1, 1.0 and "1"."""
+    if value is None:
+        return text == "null"
+    if isinstance(value, str):
+        return value == text
+    try:
+        return float(text) == float(value)
+    except ValueError:
+        return False
 
 
 # Rows of `naturelm infer` and of the benchmark's own data name some things differently.
@@ -362,12 +391,12 @@ def _answer_of(row: Row) -> str:
     if "error" in row and not (row.get("prediction") or row.get("text")):
         raise InvalidRow("no answer", f"the run has no answer here: {row['error']!s:.200}")
     found = _get(row, "prediction")
+    if isinstance(found, str):
+        return found
     if found is None:
         message = "the answer is null; a string is needed, which may be empty"
         raise InvalidRow("null answer", message)
-    if not isinstance(found, str):
-        raise InvalidRow("wrong value", f"the answer is {found!r:.60}; a string is needed")
-    return found
+    raise InvalidRow("wrong value", f"the answer is {found!r:.60}; a string is needed")
 
 
 def _group_value(row: Row, key: str) -> Value:
@@ -385,23 +414,18 @@ def _group_value(row: Row, key: str) -> Value:
 
 def _id_of(row: Row) -> str:
     found = _get(row, "id")
-    if isinstance(found, str) and found.strip():
-        return found
-    if type(found) is int:
+    if type(found) is int or (isinstance(found, str) and found.strip()):
         return str(found)
     raise InvalidRow("wrong value", f"id is {found!r:.60}; a string or an integer is needed")
 
 
 def _prompt_of(row: Row) -> str | None:
     """The complete prompt, if the row tells, else a query in words."""
-    for key in ("prompt", "query"):
-        found = row.get(key)
-        if isinstance(found, str) and found.strip():
-            return found
-    return None
+    told = (row.get("prompt"), row.get("query"))
+    return next((one for one in told if isinstance(one, str) and one.strip()), None)
 
 
-def _cluster_of(row: Row, column: str | None) -> str | None:
+def _family_of(row: Row, column: str | None) -> str | None:
     """Column and value of the row's cluster; without a column, of the first there is, or None."""
     for name in (column,) if column else CLUSTER_COLUMNS:
         found = row.get(name)
@@ -423,7 +447,13 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(inside for inside in path.iterdir() if _holds_answers(inside))
+            inside = sorted(
+                one
+                for one in path.iterdir()
+                if one.name.endswith(SUFFIXES)
+                and not one.name.endswith(METRICS_SUFFIX)
+                and one.is_file()
+            )
             if not inside:
                 raise UsageError(f"{path}: the folder holds no {' or '.join(SUFFIXES)} file")
             found += inside
@@ -441,11 +471,6 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _holds_answers(path: Path) -> bool:
-    name = path.name
-    return name.endswith(SUFFIXES) and not name.endswith(METRICS_SUFFIX) and path.is_file()
-
-
 _GZIP = b"\x1f\x8b"
 _MARK = b"\xef\xbb\xbf"  # some editors begin UTF-8 with it
 _KINDS: dict[type, str] = {
@@ -458,9 +483,7 @@ _KINDS: dict[type, str] = {
 }
 
 
-def read_objects(
-    path: Path, report: Callable[[Problem], None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, report: Callable[[Problem], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (from 1) and object of each line; empty lines are skipped.
 
     What is no JSON object is reported, and so is the place where a damaged file ends.
@@ -507,3 +530,50 @@ def _parse(line: bytes) -> dict[str, Any] | str:
     if isinstance(row, dict):
         return row
     return f"holds a JSON {_KINDS[type(row)]}; one object a line is needed"
+
+
+def parse_rules(texts: Iterable[str]) -> tuple[NameRule, ...]:
+    """Rules written as `query=1:scientific`.
+
+    Raises UsageError for other strings, and where two rules contradict each other.
+    """
+    rules: dict[tuple[str, str], NameRule] = {}
+    for text in texts:
+        column, equals, rest = text.partition("=")
+        value, colon, kind = rest.rpartition(":")
+        if not (equals and colon and column.strip() and value.strip()):
+            raise UsageError(f"--names {text}: write it as query=1:scientific")
+        kinds = get_args(NameKind)
+        if kind.strip() not in kinds:
+            wanted = ", ".join(kinds)
+            raise UsageError(f"--names {text}: {kind!r} is no kind of names; take {wanted}")
+        rule = NameRule(column.strip(), value.strip(), cast(NameKind, kind.strip()))
+        other = rules.setdefault((rule.column, rule.value), rule)
+        if other != rule:
+            raise UsageError(f"--names {rule} contradicts --names {other}")
+    return tuple(rules.values())
+
+
+def read_map(path: str | Path) -> dict[str, str]:
+    """A JSON object from label to scientific name; raises UsageError for anything else."""
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: is no JSON ({error})") from None
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+        raise UsageError(f"{path}: an object from label to scientific name is needed")
+    return content
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Labels, one a line; empty lines are skipped. Raises UsageError where there are none."""
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from None
+    labels = [line.strip() for line in lines if line.strip()]
+    if not labels:
+        raise UsageError(f"{path}: holds no label; write one a line")
+    return tuple(dict.fromkeys(labels))

@@ -3,8 +3,7 @@
 Clips of one recording (a "family") succeed or fail together, so whole clusters are drawn with
 replacement, not clips. Samples that look the same to a metric (same truth, same answer) fall into
 one cell, so a resample is a column of counts and a metric of all resamples is a little array
-arithmetic. Source: Field and Welsh, "Bootstrapping clustered data" (2007), the cluster bootstrap
-with percentile intervals.
+arithmetic. Source: Field and Welsh, "Bootstrapping clustered data" (2007), percentile intervals.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
 
-RESAMPLES = 1000
 LEVEL = 0.95
 _BLOCK = 4_000_000  # numbers held at a time
 
@@ -29,7 +27,7 @@ _BLOCK = 4_000_000  # numbers held at a time
 class BootstrapOptions:
     """How intervals are made. The seed is also that of answers at random."""
 
-    resamples: int = RESAMPLES
+    resamples: int = 1000
     seed: int = 0
 
 
@@ -48,33 +46,30 @@ class Estimate:
         return f"{self.value:.3f}{interval}"
 
 
-def multiplicities(
-    clusters: int, resamples: int = RESAMPLES, seed: int = 0
-) -> Iterator[npt.NDArray[np.int32]]:
+def multiplicities(clusters: int, options: BootstrapOptions) -> Iterator[npt.NDArray[np.int32]]:
     """How often each cluster is drawn, block by block: (clusters, some resamples).
 
     The draws depend on the number of clusters and the seed only, so two sets of answers to the same
     samples meet the same resamples.
     """
-    if clusters * resamples <= _BLOCK:
-        yield _kept(clusters, resamples, seed)
+    if clusters * options.resamples <= _BLOCK:
+        yield _kept(clusters, options)
     else:
-        yield from _drawn(clusters, resamples, seed)
+        yield from _drawn(clusters, options)
 
 
 @lru_cache(maxsize=1)
-def _kept(clusters: int, resamples: int, seed: int) -> npt.NDArray[np.int32]:
-    blocks = list(_drawn(clusters, resamples, seed))
-    drawn = np.ascontiguousarray(np.concatenate(blocks, axis=1))
+def _kept(clusters: int, options: BootstrapOptions) -> npt.NDArray[np.int32]:
+    drawn = np.ascontiguousarray(np.concatenate(list(_drawn(clusters, options)), axis=1))
     drawn.setflags(write=False)
     return drawn
 
 
-def _drawn(clusters: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
-    rng = np.random.default_rng(seed)
+def _drawn(clusters: int, options: BootstrapOptions) -> Iterator[npt.NDArray[np.int32]]:
+    rng = np.random.default_rng(options.seed)
     step = max(1, _BLOCK // 4 // clusters)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
+    for start in range(0, options.resamples, step):
+        rows = min(step, options.resamples - start)
         drawn = rng.integers(0, clusters, (rows, clusters))
         drawn *= rows
         drawn += np.arange(rows)[:, None]
@@ -83,7 +78,7 @@ def _drawn(clusters: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.
 
 
 def cell_counts(
-    cells: Integers, clusters: Integers, *, resamples: int = RESAMPLES, seed: int = 0
+    cells: Integers, clusters: Integers, options: BootstrapOptions
 ) -> Iterator[npt.NDArray[np.int32]]:
     """How many samples of each resample fall into each cell: blocks (cells, some resamples).
 
@@ -94,7 +89,7 @@ def cell_counts(
     starts = np.unique(pairs // n_clusters, return_index=True)[1]
     members = pairs % n_clusters
     step = max(1, _BLOCK // len(pairs))
-    for drawn in multiplicities(n_clusters, resamples, seed):
+    for drawn in multiplicities(n_clusters, options):
         for start in range(0, drawn.shape[1], step):
             weights = drawn[members, start : start + step]
             if repeated.max() > 1:
@@ -102,24 +97,20 @@ def cell_counts(
             yield np.add.reduceat(weights, starts, axis=0)
 
 
-def resampled_mean(
-    values: Floats, clusters: Integers, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Floats:
+def resampled_mean(values: Floats, clusters: Integers, options: BootstrapOptions) -> Floats:
     """The mean of each resample, (resamples,); values, clusters: of each sample, (samples,)."""
     sizes = np.bincount(clusters).astype(np.float64)
     sums = np.bincount(clusters, values)
-    blocks = [
-        (sums @ drawn) / (sizes @ drawn) for drawn in multiplicities(len(sizes), resamples, seed)
-    ]
+    blocks = [(sums @ drawn) / (sizes @ drawn) for drawn in multiplicities(len(sizes), options)]
     return np.concatenate(blocks)
 
 
-def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:
-    """The middle `level` of resampled values; NaN are left out, None if nothing is left."""
+def percentile_interval(values: Floats) -> tuple[float, float] | None:
+    """The middle 95 % of resampled values; NaN are left out, None if nothing is left."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -128,7 +119,6 @@ def clustered_interval(
     statistic: Callable[[Floats], float],
     clusters: Sequence[Hashable],
     *,
-    level: float = LEVEL,
     repeats: int = 2000,
     seed: int = 0,
 ) -> Estimate:
@@ -141,15 +131,13 @@ def clustered_interval(
     """
     if not clusters:
         raise ValueError("an interval needs at least one sample")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
     codes: dict[Hashable, int] = {}
     index = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters])
     values = [
         statistic(weights[index])
-        for drawn in multiplicities(len(codes), repeats, seed)
+        for drawn in multiplicities(len(codes), BootstrapOptions(repeats, seed))
         for weights in drawn.T.astype(np.float64)
     ]
-    low, high = percentile_interval(np.array(values), level) or (math.nan, math.nan)
+    low, high = percentile_interval(np.array(values)) or (math.nan, math.nan)
     value = float(statistic(np.ones(len(clusters))))
     return Estimate(value, low, high, len(clusters), len(codes))

@@ -1,31 +1,40 @@
-"""Metrics as arithmetic on arrays: accuracies, scores of classes and of sets, reliability.
+"""Metrics as arithmetic: accuracies, scores of classes and of sets, reliability, captions.
 
 Weights say how often each sample counts, so that a bootstrap can resample them; None counts each
-once. Scores of classes come from counts of (true, predicted) cells, with resamples behind:
-
-- of single labels as in scikit-learn's weighted averages with zero_division=0: each label's value,
-  0 where it is not defined, weighted by how often the label is true;
-- of sets of labels averaged over the labels that occur (macro averages);
-- expected calibration error as in Guo and others, "On calibration of modern neural networks"
-  (2017), with bins of equal width; the area under the ROC curve as the probability that a positive
-  sample scores higher than a negative one (Hanley and McNeil 1982).
+once. Scores of classes come from counts of (true, predicted) cells, with resamples behind. Sources
+are named where the metrics are.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Floats: TypeAlias = npt.NDArray[np.float64]
+from NatureLM.errors import NatureLMError
+from NatureLM.evaluation.bootstrap import Floats
+
 Counts: TypeAlias = npt.NDArray[Any]
+Grams: TypeAlias = Counter[tuple[str, ...]]
 Codes: TypeAlias = npt.NDArray[np.integer]
 Flags: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_] | Floats
 
 BINS = 10
+CIDER_WORDS = 4
+CIDER_SIGMA = 6.0
+CIDER_SCALE = 10.0
+SPICE_JAR = "NATURELM_SPICE_JAR"
 
 
 def accuracy(correct: Flags, weights: Floats | None = None) -> float:
@@ -93,7 +102,11 @@ def class_counts(counts: Counts, true: Codes, predicted: Codes, labels: int) -> 
 
 
 def weighted_scores(per_class: ClassCounts) -> dict[str, Floats]:
-    """accuracy, precision, recall and f1, each (...); NaN where no sample counts."""
+    """accuracy, precision, recall and f1, each (...); NaN where no sample counts.
+
+    As scikit-learn's weighted averages with zero_division=0: each label's value, 0 where it is not
+    defined, weighted by how often the label is true.
+    """
     total = per_class.true.sum(axis=0)
     with np.errstate(invalid="ignore"):
         weights = per_class.true / total
@@ -209,7 +222,10 @@ def calibration_error(
     weights: Floats | None = None,
     bins: int = BINS,
 ) -> float:
-    """Mean distance of confidence and share of right answers over the bins; NaN for no samples."""
+    """Mean distance of confidence and share of right answers over the bins; NaN for no samples.
+
+    Source: Guo and others, "On calibration of modern neural networks" (2017).
+    """
     found = reliability_bins(confidences, correct, weights, bins)
     filled = [one for one in found if one.samples > 0]
     total = sum(one.samples for one in filled)
@@ -223,7 +239,7 @@ def auroc(
 ) -> float:
     """Probability that a positive sample scores higher than a negative one; ties count half.
 
-    NaN where a kind does not count.
+    NaN where a kind does not count. Source: Hanley and McNeil (1982).
     """
     values, kinds, counts = _arrays(scores, positive, weights)
     yes, no = counts * kinds, counts * (1 - kinds)
@@ -252,3 +268,109 @@ def _weights(samples: int, weights: Floats | None) -> Floats:
     if len(weights) != samples:
         raise ValueError(f"{samples} results were given with {len(weights)} weights")
     return np.asarray(weights, dtype=np.float64)
+
+
+def cider(candidates: Sequence[str], references: Sequence[str]) -> Floats:
+    """The CIDEr-D of each caption from 0 to 10, (captions,); a word is worth the more, the rarer.
+
+    Words are what spaces separate, capital letters count; the benchmark's CIDEr is the mean of
+    these divided by 10. Source: Vedantam et al., "CIDEr: Consensus-based Image Description
+    Evaluation" (2015), with the clipped counts and the length penalty of its D variant.
+    """
+    if len(candidates) != len(references):
+        raise ValueError(f"{len(candidates)} captions with {len(references)} references")
+    true = [_grams(text) for text in references]
+    spread = Counter(gram for grams in true for gram in grams)
+    rarity = {gram: math.log(len(true)) - math.log(count) for gram, count in spread.items()}
+    unseen = math.log(len(true)) if true else 0.0
+    scores = [
+        _agreement(_grams(text), grams, rarity, unseen)
+        for text, grams in zip(candidates, true, strict=True)
+    ]
+    return np.array(scores, dtype=np.float64)
+
+
+def _agreement(
+    candidate: Grams, reference: Grams, rarity: dict[tuple[str, ...], float], unseen: float
+) -> float:
+    sums = [0.0] * CIDER_WORDS
+    norms = [[0.0] * CIDER_WORDS, [0.0] * CIDER_WORDS]
+    for grams, norm in zip((candidate, reference), norms, strict=True):
+        for gram, count in grams.items():
+            norm[len(gram) - 1] += (count * rarity.get(gram, unseen)) ** 2
+    for gram, count in candidate.items():
+        if other := reference.get(gram, 0):
+            sums[len(gram) - 1] += min(count, other) * other * rarity[gram] ** 2
+    # The number of word pairs stands for the length.
+    long, right = (
+        sum(count for gram, count in grams.items() if len(gram) == 2)
+        for grams in (candidate, reference)
+    )
+    penalty = math.exp(-((long - right) ** 2) / (2 * CIDER_SIGMA**2))
+    cosines = [
+        s / math.sqrt(a * b) if a > 0 and b > 0 else 0.0
+        for s, a, b in zip(sums, norms[0], norms[1], strict=True)
+    ]
+    return CIDER_SCALE * penalty * sum(cosines) / CIDER_WORDS
+
+
+def _grams(text: str) -> Grams:
+    words = text.split()
+    return Counter(
+        tuple(words[start : start + n])
+        for n in range(1, CIDER_WORDS + 1)
+        for start in range(len(words) - n + 1)
+    )
+
+
+@dataclass(frozen=True)
+class Spice:
+    """Calls the SPICE program; get one from `find_spice`. Raises NatureLMError where it fails.
+
+    Source: Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation" (2016); the
+    Java program of its authors is no part of this project.
+    """
+
+    java: str
+    jar: Path
+
+    def __call__(self, captions: Sequence[str], references: Sequence[str]) -> Floats:
+        """The SPICE (F1 of the propositions, 0 to 1) of each caption, (captions,)."""
+        items = [
+            {"image_id": number, "test": caption, "refs": [reference]}
+            for number, (caption, reference) in enumerate(zip(captions, references, strict=True))
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            given, made = Path(folder, "captions.json"), Path(folder, "scores.json")
+            given.write_text(json.dumps(items), "utf-8")
+            command = [self.java, "-Xmx8G", "-jar", str(self.jar), str(given)]
+            command += ["-out", str(made), "-silent"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode or not made.is_file():
+                said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+                raise NatureLMError(f"SPICE ({self.jar}) failed: {said[0]}")
+            found = json.loads(made.read_text("utf-8"))
+        scores = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in found}
+        if missing := len(items) - len(scores):
+            raise NatureLMError(f"SPICE ({self.jar}) left out {missing} of {len(items)} captions")
+        values = (scores[number] for number in range(len(items)))
+        return np.array([0.0 if math.isnan(value) else value for value in values])
+
+
+def find_spice(jar: str | Path | None = None) -> Spice | str:
+    """SPICE, or the sentence that says why it is left out.
+
+    jar: the program; None takes the environment variable NATURELM_SPICE_JAR
+    """
+    java = shutil.which("java")
+    if java is None:
+        return "SPICE is left out because Java is not installed."
+    path = jar or os.environ.get(SPICE_JAR)
+    if not path:
+        return (
+            "SPICE is left out because its program is not named: set "
+            f"{SPICE_JAR} to the path of spice-1.0.jar."
+        )
+    if not Path(path).is_file():
+        return f"SPICE is left out because its program {path} is not there."
+    return Spice(java, Path(path))

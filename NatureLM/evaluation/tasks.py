@@ -1,7 +1,6 @@
-"""What each task measures: its metrics, and the samples of a group that they are taken from.
+"""What each task measures of the samples of a group: one label each, sets of labels, captions.
 
-The table of tasks and metrics is in `data/components.py`. Samples have one class a task: one label
-each (`SingleLabels`), a set of labels (`LabelSets`), or a caption (`Captions`).
+The table of tasks and metrics is in `data/components.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from NatureLM.evaluation.bootstrap import Floats, cell_counts, resampled_mean
-from NatureLM.evaluation.captions import cider
+from NatureLM.evaluation.bootstrap import BootstrapOptions, Floats, cell_counts, resampled_mean
 from NatureLM.evaluation.metrics import (
     ClassCounts,
+    Counts,
+    cider,
     class_counts,
     macro_scores,
     set_counts,
@@ -74,8 +74,8 @@ class Samples(ABC):
         """The metrics of the task."""
 
     @abstractmethod
-    def resampled(self, clusters: Codes, resamples: int, seed: int) -> dict[str, Floats]:
-        """The metrics of each bootstrap resample, (resamples,) each."""
+    def resampled(self, clusters: Codes, bootstrap: BootstrapOptions) -> dict[str, Floats]:
+        """The metrics of each resample, (resamples,) each; clusters: of each sample, (samples,)."""
 
     @abstractmethod
     def baselines(self, seed: int) -> dict[str, Values]:
@@ -95,8 +95,7 @@ class _Cells(Samples):
 
     labels: distinct, in sorted order
     cell: number of each sample's cell, (samples,)
-    names: what is true and what was answered in each cell
-    is_right: whether that is the same, (cells,)
+    names: what is true and what was answered in each cell; is_right: whether that is the same
     """
 
     def __init__(
@@ -117,37 +116,27 @@ class _Cells(Samples):
     def metrics(self) -> Values:
         return _floats(self._scores(self._counts))
 
-    def resampled(self, clusters: Codes, resamples: int, seed: int) -> dict[str, Floats]:
-        blocks = [
-            self._scores(counts)
-            for counts in cell_counts(self._cell, clusters, resamples=resamples, seed=seed)
-        ]
+    def resampled(self, clusters: Codes, bootstrap: BootstrapOptions) -> dict[str, Floats]:
+        blocks = list(map(self._scores, cell_counts(self._cell, clusters, bootstrap)))
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def class_rows(self) -> list[ClassRow]:
         counts = self._per_class(self._counts)
-        whole = (counts.true, counts.predicted, counts.hits)
-        shares = (counts.precision, counts.recall, counts.f1)
-        return [
-            ClassRow(
-                label,
-                *(int(column[code]) for column in whole),
-                *(float(column[code]) for column in shares),
-            )
-            for code, label in enumerate(self._labels)
-            if counts.true[code] or counts.predicted[code]
-        ]
+        whole = [one.astype(int).tolist() for one in (counts.true, counts.predicted, counts.hits)]
+        shares = [one.tolist() for one in (counts.precision, counts.recall, counts.f1)]
+        rows = map(ClassRow, self._labels, *whole, *shares)
+        return [row for row in rows if row.support or row.predicted]
 
     def confusion_rows(self) -> list[ConfusionRow]:
         pairs = zip(self._names, self._counts.tolist(), strict=True)
         return [ConfusionRow(*names, count) for names, count in pairs]
 
     @abstractmethod
-    def _per_class(self, counts: npt.NDArray[np.integer]) -> ClassCounts:
+    def _per_class(self, counts: Counts) -> ClassCounts:
         """Counts of each label, (labels, ...), of counts of each cell, (cells, ...)."""
 
     @abstractmethod
-    def _scores(self, counts: npt.NDArray[np.integer]) -> dict[str, Floats]:
+    def _scores(self, counts: Counts) -> dict[str, Floats]:
         """The metrics, (...) each, of counts of each cell, (cells, ...)."""
 
 
@@ -179,14 +168,13 @@ class SingleLabels(_Cells):
         most = np.zeros_like(support)
         most[support.argmax()] = support.sum()
         always = ClassCounts(support, most, np.where(most > 0, support, 0.0))
-        counts = tuple(sorted(support.astype(int).tolist()))
-        random = dict(_random_labels(counts, seed))
-        return {"majority": _floats(_single_scores(always)), "random": random}
+        random = _random_labels(tuple(sorted(support.astype(int).tolist())), seed)
+        return {"majority": _floats(_single_scores(always)), "random": dict(random)}
 
-    def _per_class(self, counts: npt.NDArray[np.integer]) -> ClassCounts:
+    def _per_class(self, counts: Counts) -> ClassCounts:
         return class_counts(counts, self._true, self._predicted, len(self._labels))
 
-    def _scores(self, counts: npt.NDArray[np.integer]) -> dict[str, Floats]:
+    def _scores(self, counts: Counts) -> dict[str, Floats]:
         return _single_scores(self._per_class(counts))
 
 
@@ -246,10 +234,10 @@ class LabelSets(_Cells):
         random = _random_sets(self._all_true, len(self._labels), seed)
         return {"majority": always.metrics(), "random": dict(random)}
 
-    def _per_class(self, counts: npt.NDArray[np.integer]) -> ClassCounts:
+    def _per_class(self, counts: Counts) -> ClassCounts:
         return set_counts(counts, self._true, self._predicted)
 
-    def _scores(self, counts: npt.NDArray[np.integer]) -> dict[str, Floats]:
+    def _scores(self, counts: Counts) -> dict[str, Floats]:
         samples = counts.sum(axis=0).astype(np.float64)
         accuracy = np.asarray(self._right @ counts / samples)
         return {"accuracy": accuracy} | macro_scores(self._per_class(counts), samples)
@@ -294,12 +282,9 @@ class Captions(Samples):
     def metrics(self) -> Values:
         return {name: float(scores.mean()) for name, scores in self._scores.items()}
 
-    def resampled(self, clusters: Codes, resamples: int, seed: int) -> dict[str, Floats]:
+    def resampled(self, clusters: Codes, bootstrap: BootstrapOptions) -> dict[str, Floats]:
         """The metrics of each resample; how rare words are stays the same."""
-        return {
-            name: resampled_mean(one, clusters, resamples=resamples, seed=seed)
-            for name, one in self._scores.items()
-        }
+        return {k: resampled_mean(one, clusters, bootstrap) for k, one in self._scores.items()}
 
     def baselines(self, seed: int) -> dict[str, Values]:
         """majority: always the most frequent reference, the first in order among equals.

@@ -36,9 +36,9 @@ from NatureLM.evaluation.answers import ReadOptions, load_rows
 from NatureLM.evaluation.bootstrap import BootstrapOptions, Floats, percentile_interval
 from NatureLM.evaluation.protocols import Protocol
 from NatureLM.evaluation.score import GroupScore, Interval, score_answers
-from NatureLM.evaluation.write import write_csv, write_data, write_json, write_text
 from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.reports.charts import Curve, CurveChart, Point
+from NatureLM.util import write_csv, write_data, write_json, write_text
 
 Row: TypeAlias = dict[str, Any]
 Ask: TypeAlias = Callable[[Sequence[float]], Iterable[Row]]
@@ -183,8 +183,7 @@ class Tuner:
         if self._metric not in group.metrics:  # of SPICE it is known only now
             known = ", ".join(group.metrics)
             raise UsageError(f"{self._metric} could not be measured here, only {known}")
-        resamples, seed = self._bootstrap.resamples, self._bootstrap.seed
-        drawn = group.samples.resampled(group.cluster_codes, resamples, seed)
+        drawn = group.samples.resampled(group.cluster_codes, self._bootstrap)
         resampled = drawn[self._metric]
         known_values = resampled[~np.isnan(resampled)]
         return AlphaScore(

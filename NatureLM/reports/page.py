@@ -18,7 +18,6 @@ from typing import Any
 
 from NatureLM.data.components import metric_name
 from NatureLM.evaluation.bootstrap import Estimate
-from NatureLM.evaluation.write import write_csv, write_data, write_text
 from NatureLM.reports.charts import (
     ChangeChart,
     Chart,
@@ -30,7 +29,7 @@ from NatureLM.reports.charts import (
 from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
 from NatureLM.reports.report import DatasetReport, Report, SeriesReport
 from NatureLM.reports.tables import Cell, Table, cell_text, csv_parts, latex, markdown
-from NatureLM.util import digest
+from NatureLM.util import digest, write_csv, write_data, write_text
 
 PAGE = "index.html"
 _MANY = 3

@@ -94,8 +94,7 @@ class FormatReader:
 
     def _mean(self, group: GroupScore, each: Sequence[float]) -> Estimate:
         values: Floats = np.array(each, dtype=np.float64)
-        resamples, seed = self._bootstrap.resamples, self._bootstrap.seed
-        drawn = resampled_mean(values, group.cluster_codes, resamples=resamples, seed=seed)
+        drawn = resampled_mean(values, group.cluster_codes, self._bootstrap)
         return Estimate(float(values.mean()), *(percentile_interval(drawn) or ()))
 
 

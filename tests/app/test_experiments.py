@@ -26,8 +26,7 @@ from NatureLM.app.tabs.experiments import (
 )
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import score
-from NatureLM.evaluation.write import write_scores
+from NatureLM.evaluation.score import score, write_scores
 
 NAMES = ("Barn Owl", "Common Loon", "Mallard")
 ALPHAS = (0.0, 0.5, 1.0)

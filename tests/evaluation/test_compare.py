@@ -11,8 +11,8 @@ import pytest
 from answer_files import row, run, write_answers
 
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.evaluation.compare import Side, compare
 from NatureLM.evaluation.protocols import protocol
+from NatureLM.evaluation.score import Side, compare
 
 pytest.importorskip("rapidfuzz")
 pytestmark = pytest.mark.usefixtures("own_folder")

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.answers import ReadOptions
+from NatureLM.evaluation.answers import ReadOptions, parse_rules, read_map
 from NatureLM.evaluation.bootstrap import BootstrapOptions
-from NatureLM.evaluation.captions import cider
-from NatureLM.evaluation.names import parse_rules, read_map
+from NatureLM.evaluation.metrics import cider
 from NatureLM.evaluation.protocols import PROTOCOLS, UNMATCHED, Matcher, nearest, protocol
 from NatureLM.evaluation.score import score
 from NatureLM.evaluation.tasks import LabelSets

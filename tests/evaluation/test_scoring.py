@@ -21,8 +21,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.answers import ReadOptions
 from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
-from NatureLM.evaluation.score import score
-from NatureLM.evaluation.write import write_scores
+from NatureLM.evaluation.score import score, write_scores
 
 pytest.importorskip("rapidfuzz")
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -325,7 +324,7 @@ def test_order_of_lines_and_hash_seed_change_nothing(tmp_path: Path) -> None:
         "import sys\n"
         "from NatureLM.evaluation.protocols import PROTOCOLS\n"
         "from NatureLM.evaluation.score import score\n"
-        "from NatureLM.evaluation.write import write_json\n"
+        "from NatureLM.util import write_json\n"
         "from pathlib import Path\n"
         "scores = score([sys.argv[1]], list(PROTOCOLS.values()))\n"
         "tables = [[repr(r) for r in g.samples.confusion_rows()] for g in scores.groups]\n"
