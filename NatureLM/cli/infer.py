@@ -204,7 +204,7 @@ def run(request: InferRequest, config: Config) -> int:
     """
     from NatureLM.audio import find_recordings
     from NatureLM.inference.windows import RecordingError
-    from NatureLM.results.settings import RunSettings
+    from NatureLM.results.rows import RunSettings
     from NatureLM.results.store import WindowStore
 
     model = of.model_name(request.model, config)

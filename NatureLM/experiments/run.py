@@ -18,7 +18,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.experiments.plan import Plan, Trial
 from NatureLM.experiments.store import EXPORTED, TrialStore, export, trial_values
 from NatureLM.inference.loading import dtype_names, processor_of
-from NatureLM.results.settings import RunSettings
+from NatureLM.results.rows import RunSettings
 from NatureLM.util import digest
 
 if TYPE_CHECKING:

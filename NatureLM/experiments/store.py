@@ -35,8 +35,15 @@ from urllib.parse import quote
 
 from NatureLM.data.clip import FileSource
 from NatureLM.experiments.plan import Trial
-from NatureLM.results.rows import OutputError, StoredRow, json_line, read_lines
-from NatureLM.results.settings import RunSettings, differences, record_path
+from NatureLM.results.rows import (
+    OutputError,
+    RunSettings,
+    StoredRow,
+    differences,
+    json_line,
+    read_lines,
+    record_path,
+)
 from NatureLM.results.store import ResultStore
 from NatureLM.util import atomic_write
 
@@ -119,7 +126,7 @@ class TrialStore(ResultStore[TrialRow]):
             **trial_values(trial),
             **({"audio_digest": digests} if digests else {}),
             "cell": trial.id,
-            "run": self._begun.run,
+            "run": self._settings.run,
         }
         self._file.append(json_line(values))
 

@@ -1,48 +1,26 @@
-"""The rows of a result file: one JSON object on a line, schema version 1.
+"""What a result file says: its rows, and beside it the settings that they were made with.
 
-A row of a window says what was answered about one window of a recording:
-
-==================  ================================================================================
-``audio_path``      the recording, as it was named
-``start``, ``end``  the window in seconds of the recording; a short last window has its true end
-``query``           what was asked
-``text``            the answer
-``merging_alpha``   share of the adapter: 0 is the base language model, 1 the adapted one
-``model``           name, id or folder of the model
-``run``             fingerprint of the settings; rows of one file have the same
-``audio_bytes``     size of the recording when it was read
-``audio_modified``  when the recording was last changed, UTC, ISO 8601
-``schema_version``  1
-``confidence``      probability that the answer is right, 0 to 1; only in rows that know it
-``alternatives``    other labels with their probabilities, best first; only in rows with some
-==================  ================================================================================
-
-A row of an error says that a recording, or the rest of it, could not be read. It has ``error``
-(the message) and ``error_type`` in place of start, end, query and text.
-
-A line may end with spaces, as JSON allows. Readers should ignore keys that they do not know. A key
-that changes its meaning or goes away raises the version; a key that is added does not.
+A row is a JSON object on a line: `WindowRow` or `ErrorRow`, whose fields are its keys. Readers
+ignore keys that they do not know, and spaces at the end of a line. A key that changes its meaning
+or goes away raises `SCHEMA_VERSION`; a key that is added does not.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.errors import UsageError
+from NatureLM.util import atomic_write, digest
 
 
 class OutputError(UsageError):
     """A result file cannot be written, read or resumed; the message says why."""
-
-
-class WriteError(NatureLMError):
-    """A row could not be written in the middle of a run, such as on a full disk."""
 
 
 SCHEMA_VERSION = 1
@@ -51,7 +29,7 @@ WindowKey: TypeAlias = tuple[str, int, str]
 """What a row answers: absolute path, start of the window in microseconds, query."""
 
 Identity: TypeAlias = tuple[int | None, str | None]
-"""Size of a recording in bytes, and when it was last changed."""
+"""Size of a recording in bytes, and when it was last changed (UTC, ISO 8601)."""
 
 
 class StoredRow:
@@ -62,7 +40,14 @@ class StoredRow:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one query about one window; the fields are those of a row."""
+    """The answer to one query about one window; the fields are those of a row.
+
+    audio_path: the recording, as it was named
+    start, end: seconds in the recording; a short last window has its true end
+    merging_alpha: share of the adapter: 0 is the base language model, 1 the adapted one
+    confidence: probability that the answer is right, 0 to 1; None where it is not known
+    alternatives: other labels with their probabilities, best first
+    """
 
     audio_path: str
     start: float
@@ -76,7 +61,12 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRow(Prediction, StoredRow):
-    """A prediction as it stands in a file: which model and run made it, of which recording."""
+    """A prediction as it stands in a file.
+
+    model: name, id or folder
+    run: the same in all rows of a file
+    audio_bytes, audio_modified: the recording when it was read
+    """
 
     model: str
     run: str
@@ -96,7 +86,10 @@ _OPTIONAL = ("confidence", "alternatives")
 
 @dataclass(frozen=True)
 class ErrorRow(StoredRow):
-    """A recording, or the rest of it, that could not be read."""
+    """A recording, or the rest of it, that could not be read.
+
+    error: the message
+    """
 
     audio_path: str
     error: str
@@ -224,3 +217,94 @@ def _pairs(value: list[Any], place: str) -> tuple[tuple[str, float], ...]:
                 f"{place}: alternatives has {pair!r}, and it must be a label and its probability"
             )
     return tuple((label, probability) for label, probability in value)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that changes answers, as plain JSON values: model, weights, windows, queries, ...
+
+    What does not change them stays out: batch size, device, format, which recordings are asked.
+
+    asked: what a run asks for; it is stored with the settings and is none of them, because a run
+        that asks for more may be resumed
+    """
+
+    values: Mapping[str, Any]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What is compared later went through JSON: tuples are lists, keys are strings.
+        for name in ("values", "asked"):
+            object.__setattr__(self, name, json.loads(_canonical(getattr(self, name))))
+
+    @property
+    def run(self) -> str:
+        """Fingerprint: the same for equal settings, on every machine and day."""
+        return digest(_canonical(self.values), size=8).hex()
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, allow_nan=False)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs, one line for each value; keys that `now` does not have are not compared."""
+    lines: list[str] = []
+    for key, value in now.items():
+        name = f"{prefix}{key}"
+        if key not in before:
+            lines.append(f"{name}: not set there, {_show(value)} now")
+        elif isinstance(value, dict) and isinstance(before[key], dict):
+            lines += differences(before[key], value, f"{name}.")
+        elif before[key] != value:
+            lines.append(f"{name}: {_show(before[key])} there, {_show(value)} now")
+    return lines
+
+
+def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was set before and is not set any more, one line for each value."""
+    return [
+        f"{key}: {_show(value)} there, not set now"
+        for key, value in before.items()
+        if key not in now
+    ]
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Lines of a message, indented; of more than ten the first ten, and how many more."""
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "\n".join(f"  - {line}" for line in [*lines[:10], *more])
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def record_path(output: Path) -> Path:
+    """The file beside a result file that holds the settings it was made with."""
+    return output.with_name(output.name + ".run.json")
+
+
+def write_record(output: Path, settings: RunSettings) -> None:
+    """Write the settings beside the result file, whole or not at all."""
+    record = {"schema_version": 1, "run": settings.run, "settings": settings.values}
+    if settings.asked:
+        record["asked"] = settings.asked
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    target = record_path(output)
+    try:
+        with atomic_write(target) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+
+
+def read_record(output: Path) -> RunSettings | None:
+    """The settings beside the result file; None where they are lost or damaged."""
+    try:
+        data = json.loads(record_path(output).read_text(encoding="utf-8"))
+        settings = RunSettings(data["settings"], data.get("asked", {}))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return settings if settings.run == data.get("run") else None

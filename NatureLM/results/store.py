@@ -1,56 +1,201 @@
 """Resumable stores: JSONL files that grow by whole lines and are resumed after any stop.
 
-`ResultStore` is what all stores share, whatever the type of their rows:
-
-- Each row is one write of a whole line to a file opened for appending (`jsonl`), so a killed
-  process leaves whole lines. A last line without its end, after a loss of power, is cut off when
-  the run is resumed.
-- A file holds answers of one run only: one set of settings that change answers. Every row has
-  their fingerprint, and the settings stand in `<file>.run.json` beside it. Other settings are
-  refused and it is said what differs.
+- A file holds answers of one set of settings, whose fingerprint is in every row; the settings stand
+  in `<file>.run.json` beside it. Others are refused, and it is said what differs.
 - What has an answer is not asked again. Rows of errors are taken out before they are tried again.
-- One writer at a time, kept by a lock of the system that ends with the process.
+- One process at a time writes, kept by a lock of the system that ends with the process.
 - Nothing is overwritten unless that is asked for, and never a file that is no result file.
-
-`WindowStore` holds the answers about windows of recordings. A recording that changed since it was
-read (size or time of change) is refused, because old and new answers would be mixed; but one that
-had failed was repaired: all of it is asked anew. Where the file of settings is lost, the rows still
-decide.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from NatureLM.results.jsonl import JsonlAppender
+from NatureLM.errors import NatureLMError
 from NatureLM.results.rows import (
     ErrorRow,
     Identity,
     OutputError,
     Prediction,
     Row,
+    RunSettings,
     StoredRow,
     WindowRow,
-    from_line,
-    identity,
-    to_line,
-    window_key,
-)
-from NatureLM.results.settings import (
-    RunSettings,
     bullets,
     differences,
+    from_line,
+    identity,
     left_out,
     read_record,
     record_path,
+    to_line,
+    window_key,
     write_record,
 )
+from NatureLM.util import atomic_write
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+_PAGE = 4096
+"""Pages are at least so large, and multiples of it."""
+
+
+def padded(line: bytes, offset: int, longest: int) -> bytes:
+    """The line with spaces at its end where the next one would cross a page of memory.
+
+    Linux stops a write of a killed process only between two pages: what lies within one page is
+    written whole or not at all. offset: where in the file the line goes; longest: length that the
+    next line is taken to have at most.
+    """
+    room = -(offset + len(line)) % _PAGE
+    return line[:-1] + b" " * room + b"\n" if room < longest else line
+
+
+class JsonlAppender:
+    """An open and locked file that grows by whole lines; their meaning is the caller's.
+
+    Each line is one write to a file opened for appending, so a killed process leaves whole lines.
+    After a loss of power, or with lines of several thousand characters, the last one may lack its
+    end; whoever reads the file cuts it off with `truncate`.
+
+    path: how messages name it; it is made, with its folders, if it is not there
+    size: bytes of the lines that count; whoever reads the file sets it
+    longest: bytes that a line is taken to have at most
+    pads: whether lines are kept within pages; rows are then the same but for spaces at their ends
+
+    Raises OutputError where it cannot be written, is no ordinary file, or is in use.
+    """
+
+    def __init__(self, path: Path, *, pads: bool = True) -> None:
+        self.path = path
+        self.real = Path(os.path.realpath(path))
+        self.size = 0
+        self.longest = 512
+        self._pads = pads
+        self._is_new = not self.real.exists()
+        if self.real.is_dir():
+            raise OutputError(f"{path}: is a folder; give the name of a file, such as x.jsonl")
+        try:
+            self.real.parent.mkdir(parents=True, exist_ok=True)
+            if self.real.exists() and not self.real.is_file():
+                raise OutputError(f"{path}: is no ordinary file, and results need one")
+            self._lock = _lock(self.real, str(path))
+            try:
+                self._fd = os.open(self.real, _FLAGS, 0o666)
+            except OSError:
+                _unlock(self._lock)
+                raise
+        except OSError as error:
+            raise OutputError(
+                f"{path}: results cannot be written there: {error.strerror}; give another "
+                "--output-path"
+            ) from None
+
+    def count(self, line: bytes) -> None:
+        """A whole line that is in the file counts."""
+        self.size += len(line)
+        self.longest = max(self.longest, len(line.rstrip()) + 1)
+
+    def append(self, line: bytes) -> None:
+        """Write one line, which ends with a line feed, whole or not at all."""
+        if self._pads:
+            line = padded(line, self.size, self.longest)
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except BaseException as error:
+            # The part of a line that is there goes away again, so that the file stays whole.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.size)
+            if isinstance(error, OSError):
+                raise NatureLMError(
+                    f"{self.path}: the results cannot be written further: {error.strerror}. What "
+                    "is there is whole; when this is fixed, the same command goes on from there."
+                ) from None
+            raise
+        self.count(line)
+
+    def truncate(self, size: int) -> None:
+        """Leave the first `size` bytes."""
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise NatureLMError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self.size = size
+
+    def keep_lines(self, is_kept: Callable[[bytes, int], bool]) -> None:
+        """Put a file with only some of the lines in the place of this one.
+
+        is_kept: takes a line and its number, from 1 on
+        """
+        try:
+            with (
+                atomic_write(self.real, alone=True) as unfinished,
+                open(self.real, "rb") as old,
+                open(unfinished, "wb") as new,
+            ):
+                new.writelines(line for n, line in enumerate(old, start=1) if is_kept(line, n))
+                new.flush()
+                os.fsync(new.fileno())
+                shutil.copymode(self.real, unfinished)
+            fd = os.open(self.real, _FLAGS)
+        except OSError as error:
+            raise NatureLMError(f"{self.path}: cannot be written: {error.strerror}") from None
+        os.close(self._fd)
+        self._fd, self.size = fd, os.fstat(fd).st_size
+
+    def close(self, *beside: Path) -> None:
+        """Close and unlock the file. One that was made here and is empty is removed again.
+
+        beside: files that are removed with it then
+        """
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):
+            if self._is_new and os.fstat(fd).st_size == 0:
+                for path in (*beside, self.real):
+                    path.unlink(missing_ok=True)
+            else:
+                os.fsync(fd)
+        os.close(fd)
+        _unlock(self._lock)
+
+
+def _lock(real: Path, name: str) -> BaseFileLock:
+    """Lock a file by one beside it; the system frees the lock when the process ends, in any way."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{real}.lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise OutputError(
+            f"{name}: another run is writing this file now; wait for its end, or give another "
+            "--output-path"
+        ) from None
+    except OSError:
+        pass  # some network file systems have no locks; what cannot be written shows on opening
+    return lock
+
+
+def _unlock(lock: BaseFileLock) -> None:
+    with contextlib.suppress(OSError):
+        if lock.is_locked:  # removed while it is held: others notice that it is gone
+            os.unlink(lock.lock_file)
+    lock.release()
+
 
 RowT = TypeVar("RowT", bound=StoredRow)
 StoreT = TypeVar("StoreT", bound="ResultStore[Any]")
@@ -71,7 +216,7 @@ class ResultStore(ABC, Generic[RowT]):
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
-        self._settings: RunSettings | None = None
+        self._settings: RunSettings  # once `begin` was called
         self._file = JsonlAppender(self.path, pads=self.PADS)
         self._forget()
         try:
@@ -95,8 +240,6 @@ class ResultStore(ABC, Generic[RowT]):
         """How many answers the file holds."""
         return len(self._done)
 
-    # what the subclasses say
-
     @abstractmethod
     def _parse(self, line: bytes, number: int) -> RowT:
         """The row of a whole line; raises OutputError for one that is none."""
@@ -108,8 +251,6 @@ class ResultStore(ABC, Generic[RowT]):
     @abstractmethod
     def _take(self, row: RowT) -> None:
         """Count in a row that the file holds; the key of an answer goes into `_done`."""
-
-    # reading and resuming
 
     def _forget(self) -> None:
         """Count nothing in: the state for an empty file."""
@@ -136,8 +277,7 @@ class ResultStore(ABC, Generic[RowT]):
                     )
                 self._run = row.run
                 self._take(row)
-                self._file.size += len(line)
-                self._file.longest = max(self._file.longest, len(line.rstrip()) + 1)
+                self._file.count(line)
 
     def _record(self) -> RunSettings | None:
         """The settings that the rows were made with, where they are still known."""
@@ -160,12 +300,6 @@ class ResultStore(ABC, Generic[RowT]):
         write_record(self._file.real, settings)
         self._settings = settings
 
-    @property
-    def _begun(self) -> RunSettings:
-        if self._settings is None:
-            raise RuntimeError("begin() comes before the first row")
-        return self._settings
-
 
 @dataclass(frozen=True)
 class Resumed:
@@ -185,6 +319,10 @@ class Resumed:
 
 class WindowStore(ResultStore[Row]):
     """The answers about windows of recordings.
+
+    A recording that changed since it was read (size or time of change) is refused, because old and
+    new answers would be mixed; but one that had failed was repaired: all of it is asked anew. Where
+    the file of settings is lost, the rows still decide.
 
     with WindowStore(path) as store:       # opened and locked: problems show before any work
         store.check(known_settings)        # refuse early what will be refused anyway
@@ -226,12 +364,11 @@ class WindowStore(ResultStore[Row]):
             self._file.truncate(0)
             self._forget()
         if self._run not in (None, settings.run):
-            record = self._record()
-            gone = [] if record is None else left_out(record.values, settings.values)
-            raise self._settings_refusal(self._differences(settings.values) + gone)
+            raise self._settings_refusal(self._differences(settings.values, all_of=True))
         asked = {os.path.abspath(path): str(path) for path in recordings}
         retried = self._failed & asked.keys()
-        changed = {path for path in asked if self._has_changed(path)}
+        now = {path: self._identity(path) for path in asked}
+        changed = {path for path in asked if self._answered.get(path, now[path]) != now[path]}
         if changed - retried:
             raise self._refusal(
                 "holds answers about recordings that have changed since",
@@ -258,21 +395,17 @@ class WindowStore(ResultStore[Row]):
         key = window_key(answer.audio_path, answer.start, answer.query)
         if key in self._done:
             return False
-        size, modified = self._identity(answer.audio_path)
         confidence = answer.confidence
         row = WindowRow(
-            audio_path=answer.audio_path,
-            start=round(answer.start, 6),
-            end=round(answer.end, 6),
-            query=answer.query,
-            text=answer.text,
-            merging_alpha=answer.merging_alpha,
-            model=self._begun.values["model"],
-            run=self._begun.run,
-            audio_bytes=size,
-            audio_modified=modified,
-            confidence=None if confidence is None else round(confidence, 6),
-            alternatives=tuple((label, round(share, 6)) for label, share in answer.alternatives),
+            answer.audio_path,
+            round(answer.start, 6),
+            round(answer.end, 6),
+            answer.query,
+            answer.text,
+            answer.merging_alpha,
+            None if confidence is None else round(confidence, 6),
+            tuple((label, round(share, 6)) for label, share in answer.alternatives),
+            **self._origin(answer.audio_path),
         )
         self._file.append(to_line(row))
         self._done.add(key)
@@ -280,20 +413,24 @@ class WindowStore(ResultStore[Row]):
 
     def add_error(self, audio_path: str | Path, error: BaseException, merging_alpha: float) -> None:
         """Write the row of a recording that could not be read (to its end)."""
-        size, modified = self._identity(audio_path)
         row = ErrorRow(
-            audio_path=str(audio_path),
-            error=str(error),
-            error_type=type(error).__name__,
-            merging_alpha=merging_alpha,
-            model=self._begun.values["model"],
-            run=self._begun.run,
-            audio_bytes=size,
-            audio_modified=modified,
+            str(audio_path),
+            str(error),
+            type(error).__name__,
+            merging_alpha,
+            **self._origin(audio_path),
         )
         self._file.append(to_line(row))
 
-    # reading
+    def _origin(self, audio_path: str | Path) -> dict[str, Any]:
+        """The keys of a row that say which run made it, of which state of the recording."""
+        size, modified = self._identity(audio_path)
+        return {
+            "model": self._settings.values["model"],
+            "run": self._settings.run,
+            "audio_bytes": size,
+            "audio_modified": modified,
+        }
 
     def _refuse_foreign(self, first_line: bytes) -> None:
         """The name of a file that was never a result file may be a slip; it is left alone."""
@@ -326,13 +463,15 @@ class WindowStore(ResultStore[Row]):
             self._queries.add(row.query)
             self._answered[path] = (row.audio_bytes, row.audio_modified)
 
-    # comparing with what is there
+    def _differences(self, now: Mapping[str, Any], *, all_of: bool = False) -> list[str]:
+        """What differs from the settings of the rows, or as far as the rows themselves show it.
 
-    def _differences(self, now: Mapping[str, Any]) -> list[str]:
-        """What differs from the settings of the rows, or as far as the rows themselves show it."""
+        all_of: whether what `now` lacks is not set any more
+        """
         record = self._record()
         if record is not None:
-            return differences(record.values, now)
+            gone = left_out(record.values, now) if all_of else []
+            return differences(record.values, now) + gone
         before: dict[str, Any] = {"model": self._model}
         if len(self._alphas) == 1:
             before["merging_alpha"] = next(iter(self._alphas))
@@ -347,10 +486,6 @@ class WindowStore(ResultStore[Row]):
         return self._refusal(
             "holds answers that were made with other settings, and these are not mixed", found
         )
-
-    def _has_changed(self, path: str) -> bool:
-        now = self._identity(path)
-        return self._answered.get(path, now) != now
 
     def _identity(self, path: str | Path) -> Identity:
         """Size and time of change of a recording, looked up once."""

@@ -1,7 +1,6 @@
 """Answers for other programs: CSV for spreadsheets, JSON lines, selection tables for Raven.
 
-All writers take rows as `read_rows` gives them and write text to an open file; what is written
-follows the rows' order.
+All writers take rows as `read_rows` gives them and write them to an open file in this order.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import TextIO, TypeVar
 
 from NatureLM.audio import AudioError, probe
-from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, to_line
-from NatureLM.results.settings import read_record
+from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, read_record, to_line
 from NatureLM.util import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -63,23 +62,14 @@ def write_csv(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None
     writer = csv.writer(file)
     writer.writerow(CSV_COLUMNS)
     for row in rows:
-        name = without_formula(_name(row, names))
+        answer, error = [""] * 6, ""
         if isinstance(row, ErrorRow):
-            answer = ["", "", "", "", "", ""]
-            error = without_formula(row.error)
+            error = row.error
         else:
-            answer = [
-                _number(row.start),
-                _number(row.end),
-                without_formula(row.query),
-                without_formula(row.text),
-                _confidence(row),
-                without_formula(alternatives_text(row)),
-            ]
-            error = ""
-        writer.writerow(
-            [name, *answer, _number(row.merging_alpha), without_formula(row.model), error]
-        )
+            texts = (row.query, row.text, _confidence(row), alternatives_text(row))
+            answer = [_number(row.start), _number(row.end), *map(without_formula, texts)]
+        name, model, error = map(without_formula, (_name(row, names), row.model, error))
+        writer.writerow([name, *answer, _number(row.merging_alpha), model, error])
 
 
 def write_jsonl(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None = None) -> None:
@@ -106,20 +96,14 @@ def write_raven(
 
     Raises KeyError for an answer about a recording that is not among `recordings`.
     """
-    places: dict[str, tuple[Fraction, RavenRecording]] = {}
-    begin = Fraction(0)
-    for one in recordings:
-        places[one.path] = begin, one
-        begin += Fraction(one.seconds)
+    begins = accumulate((Fraction(one.seconds) for one in recordings), initial=Fraction(0))
+    places = {one.path: (begin, one) for one, begin in zip(recordings, begins, strict=False)}
     writer = csv.writer(
         file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
     )
     writer.writerow(RAVEN_COLUMNS)
-    number = 0
-    for row in rows:
-        if isinstance(row, ErrorRow):
-            continue
-        number += 1
+    windows = (row for row in rows if isinstance(row, WindowRow))
+    for number, row in enumerate(windows, start=1):
         before, recording = places[row.audio_path]
         writer.writerow(
             [
@@ -144,8 +128,7 @@ def write_raven(
 class TableFormat:
     """A format that `naturelm export` writes.
 
-    suffix: of the file
-    encoding: of its text
+    suffix, encoding: of the file
     unit: what a line of it is called
     write: the rows of a file of answers into an open file; returns the number of lines
     """
@@ -165,13 +148,9 @@ def _export_raven(rows: Sequence[Row], file: TextIO, answers: Path) -> int:
     windows = [row for row in rows if isinstance(row, WindowRow)]
     record = read_record(answers)
     settings = {} if record is None else record.values
-    write_raven(
-        windows,
-        file,
-        _recordings(windows),
-        channel=settings.get("channel", "mean"),
-        heard_hz=_MODEL_RATE / 2 * float(settings.get("time_expansion", 1.0)),
-    )
+    heard_hz = _MODEL_RATE / 2 * float(settings.get("time_expansion", 1.0))
+    channel = settings.get("channel", "mean")
+    write_raven(windows, file, _recordings(windows), channel=channel, heard_hz=heard_hz)
     return len(windows)
 
 
@@ -188,14 +167,15 @@ def _recordings(rows: Sequence[WindowRow]) -> list[RavenRecording]:
         ends[row.audio_path] = max(row.end, ends.get(row.audio_path, 0.0))
     found = []
     for path, end in ends.items():
+        seconds, rate = end, float(_MODEL_RATE)
         try:
             info = probe(path)
-            found.append(RavenRecording(path, info.duration, info.sample_rate))
+            seconds, rate = info.duration, info.sample_rate
         except AudioError as error:
             logger.warning(
                 "%s Its length is taken to be %g s, where the last answer ends.", error, end
             )
-            found.append(RavenRecording(path, end, _MODEL_RATE))
+        found.append(RavenRecording(path, seconds, rate))
     return found
 
 

@@ -2,7 +2,7 @@
 
 The work so far is a `Journal`: a folder with two files that only grow, so that nothing is lost when
 the run is stopped. `vectors.f32` holds the numbers of row after row; `rows.jsonl` says whose they
-are, in whole lines (`results.jsonl`). Numbers are written before the line that counts them: after
+are, in whole lines (`results.store`). Numbers are written before the line that counts them: after
 `kill -9` there may be numbers that no line counts, which are cut off, and never a line without its
 numbers. After a loss of power there may be; such lines are cut off too.
 
@@ -26,11 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import Window
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
-from NatureLM.results.jsonl import JsonlAppender
-from NatureLM.results.rows import Identity, WriteError, identity, read_lines
-from NatureLM.results.settings import bullets, differences
+from NatureLM.results.rows import Identity, bullets, differences, identity, read_lines
+from NatureLM.results.store import JsonlAppender
 from NatureLM.search.index import (
     IndexSettings,
     Shard,
@@ -492,7 +491,7 @@ class Journal:
             while data:
                 data = data[self._vectors.write(data) :]
         except OSError as error:
-            raise WriteError(
+            raise NatureLMError(
                 f"{self.folder}: the vectors cannot be written further: {error.strerror}. When "
                 "this is fixed, the same command goes on from there."
             ) from None

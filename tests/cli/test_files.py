@@ -16,8 +16,7 @@ from typer.testing import Result
 
 from NatureLM.audio import iter_windows
 from NatureLM.models import NatureLM
-from NatureLM.results.rows import Prediction
-from NatureLM.results.settings import RunSettings
+from NatureLM.results.rows import Prediction, RunSettings
 from NatureLM.results.store import WindowStore
 from NatureLM.search.build import Embedder
 

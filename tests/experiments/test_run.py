@@ -43,8 +43,7 @@ from NatureLM.experiments.store import TrialStore
 from NatureLM.generation.audio_cache import AudioEncoder, EmbeddingCache
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.models import NatureLM
-from NatureLM.results.rows import OutputError
-from NatureLM.results.settings import RunSettings
+from NatureLM.results.rows import OutputError, RunSettings
 
 
 def test_a_row_for_every_trial_with_the_answer_of_plain_generation(

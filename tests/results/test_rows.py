@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.results.jsonl import padded
 from NatureLM.results.rows import (
     SCHEMA_VERSION,
     ErrorRow,
@@ -20,6 +19,7 @@ from NatureLM.results.rows import (
     read_rows,
     to_line,
 )
+from NatureLM.results.store import padded
 
 WINDOW = WindowRow(
     audio_path="a.wav",

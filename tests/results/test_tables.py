@@ -52,14 +52,14 @@ def raven_of(*rows: Row, recordings: list[RavenRecording], **options: Any) -> li
 
 
 def test_csv_holds_answers_and_errors() -> None:
-    first, second = csv_of(window(start=10, end=16.64), error("b.wav"))
+    first, second = csv_of(window(start=10, end=16.64, merging_alpha=-0.4), error("b.wav"))
     assert first == dict.fromkeys(CSV_COLUMNS, "") | {
         "recording": "a.wav",
         "start": "10",
         "end": "16.64",
         "query": "What?",
         "text": "Wolf",
-        "merging_alpha": "0.4",
+        "merging_alpha": "-0.4",  # a number, which is no formula
         "model": "m",
     }
     assert second["error"] == "the file is empty"

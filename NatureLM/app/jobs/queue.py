@@ -15,8 +15,7 @@ from NatureLM.app.jobs.store import Job, JobLibrary, State
 from NatureLM.app.settings import AppError
 from NatureLM.errors import NatureLMError
 from NatureLM.inference.windows import RecordingError
-from NatureLM.results.rows import OutputError
-from NatureLM.results.settings import RunSettings
+from NatureLM.results.rows import OutputError, RunSettings
 from NatureLM.results.store import WindowStore
 
 if TYPE_CHECKING:
