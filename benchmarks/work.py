@@ -19,7 +19,7 @@ from baseline import BATCH, Baseline
 from measure import EncoderClock, Timed, encoder_clock, timed
 from model import QUERIES, BenchmarkModel, prompt, waves
 
-from NatureLM.audio import iter_windows
+from NatureLM.audio.windows import iter_windows
 from NatureLM.data.components import components
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.request import GenerationOptions, Request

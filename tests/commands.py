@@ -16,7 +16,8 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from NatureLM.audio import AudioError, probe
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import probe
 from NatureLM.cli.infer import InferRequest
 from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.inference.options import AskOptions

@@ -1,10 +1,11 @@
-"""Labelled sound for tests: tones in files by class, and a small BEANS-Zero of tones."""
+"""Sound for tests: tones in files by class, a small BEANS-Zero of tones, and what is no sound."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from NatureLM.audio import AudioError
 from NatureLM.data.clip import Clip, FileSource
 
 SOUNDS = {"Cuckoo": 600.0, "Rain": 0.0, "Wolf": 250.0}
@@ -27,6 +29,14 @@ LABELS = {
     "zf-indiv": {"One": 2, "More": 2},
 }
 RATE = 8000
+
+
+@contextmanager
+def audio_error(kind: str, match: str) -> Iterator[None]:
+    """The block raises an `AudioError` of this kind, with these words."""
+    with pytest.raises(AudioError, match=match) as caught:
+        yield
+    assert caught.value.kind == kind
 
 
 def file_clip(path: Path | str, start: float = 0.0, end: float | None = None) -> Clip:

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from NatureLM.app.settings import AppError, Limits
 from NatureLM.app.spectrogram import columns_per_second, contrast, levels_of, picture
-from NatureLM.audio import AudioError, Window, find_recordings, iter_windows, probe
+from NatureLM.audio import AudioError, find_recordings
+from NatureLM.audio.decode import probe
+from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.errors import NatureLMError
 from NatureLM.util import format_bytes, format_duration
 

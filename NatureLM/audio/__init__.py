@@ -1,69 +1,54 @@
 """All sound enters here: recordings on disk or in memory → mono windows at the model's rate.
 
-`find_recordings` lists files, `probe` reads a header, `iter_windows` streams a recording of any
-length, `read_clip` reads a part of one. Whatever is wrong with a recording is an `AudioError` that
-names it. Nothing here but the filter bank needs torch, and nothing is loaded before it is used.
+`find_recordings` lists files, `decode.probe` reads a header, `windows.iter_windows` streams a
+recording of any length, `windows.read_clip` reads a part of one. Whatever is wrong with a recording
+is an `AudioError` that names it. What is imported from here needs no numpy.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from NatureLM.audio.arrays import parse_channel
-    from NatureLM.audio.decode import RecordingInfo, probe
-    from NatureLM.audio.errors import (
-        AudioError,
-        ChannelError,
-        EmptyAudio,
-        NonFiniteAudio,
-        NotAudio,
-        SampleRateError,
-        TooShortAudio,
-        UnreadableAudio,
-    )
-    from NatureLM.audio.files import AUDIO_SUFFIXES, find_recordings
-    from NatureLM.audio.stream import count_windows, iter_windows, read_clip
-    from NatureLM.audio.windows import Window, window_starts
+from NatureLM.audio.files import AUDIO_SUFFIXES, find_recordings
+from NatureLM.errors import NatureLMError
 
-__all__ = [
-    "AUDIO_SUFFIXES",
-    "AudioError",
-    "ChannelError",
-    "EmptyAudio",
-    "NonFiniteAudio",
-    "NotAudio",
-    "RecordingInfo",
-    "SampleRateError",
-    "TooShortAudio",
-    "UnreadableAudio",
-    "Window",
-    "count_windows",
-    "find_recordings",
-    "iter_windows",
-    "parse_channel",
-    "probe",
-    "read_clip",
-    "window_starts",
+__all__ = ["ARRAY_NAME", "AUDIO_SUFFIXES", "AudioError", "AudioErrorKind", "find_recordings"]
+
+ARRAY_NAME = "the audio array"
+
+AudioErrorKind: TypeAlias = Literal[
+    "UnreadableAudio",  # the file is not there, may not be read, or is cut off or damaged
+    "NotAudio",  # the content is in no audio format that can be decoded
+    "EmptyAudio",  # the file has 0 bytes, or a header and no samples
+    "TooShortAudio",  # there is less sound than one analysis frame of the model (25 ms)
+    "NonFiniteAudio",  # some samples are NaN or infinite
+    "ChannelError",  # the recording does not have the channel that was asked for
+    "SampleRateError",  # the sample rate is outside of what is supported
+    "AudioError",  # anything else
 ]
 
-_MODULES = {
-    "AUDIO_SUFFIXES": "files",
-    "RecordingInfo": "decode",
-    "Window": "windows",
-    "count_windows": "stream",
-    "find_recordings": "files",
-    "iter_windows": "stream",
-    "parse_channel": "arrays",
-    "probe": "decode",
-    "read_clip": "stream",
-    "window_starts": "windows",
-}
 
+class AudioError(NatureLMError):
+    """A recording cannot be used.
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_MODULES.get(name, 'errors')}")
-    return getattr(module, name)
+    path: the file (or another name of the sound), or None for samples given as an array
+    reason: what is wrong, as the rest of a sentence about the file
+    advice: what to do about it
+    kind: the word for it in files of results
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        reason: str,
+        advice: str = "",
+        kind: AudioErrorKind = "AudioError",
+    ) -> None:
+        # The arguments go to the base class as they are, so that the error survives pickling.
+        super().__init__(path, reason, advice, kind)
+        self.path, self.reason, self.advice, self.kind = path, reason, advice, kind
+
+    def __str__(self) -> str:
+        name = ARRAY_NAME if self.path is None else str(self.path)
+        return f"{name}: {self.reason}." + (f" {self.advice}." if self.advice else "")

@@ -1,9 +1,9 @@
 """Decode recordings front to back, block by block, with errors that name the file and the reason.
 
-Decoding is libsndfile's (through soundfile). What it does wrongly or silently is fixed here: it is
+Decoding is libsndfile's (through soundfile). What it does wrongly or silently is mended here: it is
 never asked to seek between blocks (its Vorbis seek can land beside the asked sample), MP3 streams
 that do not give their length are read to their end (see `mp3`), and a file that holds less than it
-promises ends in an error, after all that could be decoded.
+promises ends in an error, after all that could be decoded. Arrays are read like files.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import mp3
-from NatureLM.audio.errors import AudioError, EmptyAudio, NotAudio, SampleRateError, UnreadableAudio
+from NatureLM.audio import AudioError, mp3
+from NatureLM.errors import UsageError
 
 Block = NDArray[np.float32]
 
@@ -29,11 +29,21 @@ BLOCK_FRAMES = 1 << 16
 
 _MP3_SEEK_SECONDS = 300
 _MP3_RUN_UP = 32 * mp3.MAX_FRAME_SAMPLES
+_MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile gives 2**63 - 1 where a stream does not say
 _UNRECOGNISED = (1, 7)  # libsndfile: "Format not recognised", and what its MP3 reader says instead
-_MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
+_STARTS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"RF64")
 _CONVERT = "Convert it to wav or flac first (for example with ffmpeg) if it is a recording"
 _REPAIR = "The file is damaged or cut off: copy it from the recorder again, or repair it"
+
+# Full scale of the integer types that audio is kept in, and their value of silence.
+_INTEGERS = {
+    np.dtype(np.int8): (2.0**7, 0.0),
+    np.dtype(np.uint8): (2.0**7, 2.0**7),
+    np.dtype(np.int16): (2.0**15, 0.0),
+    np.dtype(np.uint16): (2.0**15, 2.0**15),
+    np.dtype(np.int32): (2.0**31, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,36 @@ class RecordingInfo:
     duration: float
 
 
+def probe(path: str | os.PathLike[str]) -> RecordingInfo:
+    """Read what a file is from its header.
+
+    Where the header does not give the length, it is counted: from the frame headers of an MP3,
+    else by decoding. Raises an `AudioError` like decoding would.
+    """
+    with Recording(path) as recording:
+        frames = recording.frames
+        if frames is None and recording.format == ("MP3", "MPEG_LAYER_III"):
+            frames = mp3.count_frames(path)
+        if frames is None:
+            frames = sum(len(block) for block in recording.blocks())
+        rate = recording.sample_rate
+        return RecordingInfo(Path(path), rate, recording.channels, frames, frames / rate)
+
+
+def open_source(source: Any, input_sample_rate: float | None) -> Recording | ArrayRecording:
+    """The file of a path, or samples in memory."""
+    if isinstance(source, str | os.PathLike):
+        return Recording(source)
+    return ArrayRecording(source, input_sample_rate)
+
+
 class Recording:
     """An open audio file that is read from front to back.
 
-    Opening raises the typed error of what is wrong. `blocks` ends where decoding ends; `failure`
-    then says why, if that is not where the file should end. So the caller can use what came
-    before, and raise `failure` after it. `frames` are the samples per channel that the header
-    promises, None if it does not.
+    Opening raises the error of what is wrong. `blocks` ends where decoding ends; `failure` then
+    says why, if that is not where the file should end. So the caller can use what came before, and
+    raise `failure` after it. `frames` are the samples per channel that the header promises, None
+    if it does not. `format` are libsndfile's words for the container and what is in it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -64,15 +97,17 @@ class Recording:
         self._handle = self._open()
         self.sample_rate: int = self._handle.samplerate
         self.channels: int = self._handle.channels
-        self._format = (self._handle.format, self._handle.subtype)
+        self.format = (self._handle.format, self._handle.subtype)
         unknown = self._open_ended is not None or self._handle.frames >= _UNKNOWN_FRAMES
         self.frames: int | None = None if unknown else self._handle.frames
         self._decoded = 0
         self._error = ""
         try:
-            check_sample_rate(self.path, self.sample_rate)
+            _check_sample_rate(self.path, self.sample_rate)
             if self.frames == 0:
-                raise EmptyAudio(self.path, "the file has a header but no samples")
+                raise AudioError(
+                    self.path, "the file has a header but no samples", kind="EmptyAudio"
+                )
         except AudioError:
             self.close()
             raise
@@ -105,8 +140,6 @@ class Recording:
         """Move forward by `frames`, or to the end."""
         if self.frames is not None:
             frames = min(frames, self.frames - self._decoded)
-        if frames <= 0:
-            return
         unsought = self._decoded_before(frames)
         if frames > unsought:
             self._seek(self._decoded + frames - unsought)
@@ -115,10 +148,11 @@ class Recording:
 
     def _decoded_before(self, frames: int) -> int:
         """How many of the frames to skip are to be decoded, so that those after them are right."""
-        if self._format[1] == "VORBIS":
+        container, codec = self.format
+        if codec == "VORBIS":
             # libsndfile 1.2 misses the sample on the last pages of some files.
             return frames
-        if self._format[0] == "MP3":
+        if container == "MP3":
             # A frame needs bits of frames before it, of more than the decoder goes back, and it
             # prints what it misses: so seek only where that saves a second or so.
             return frames if frames < _MP3_SEEK_SECONDS * self.sample_rate else _MP3_RUN_UP
@@ -129,7 +163,7 @@ class Recording:
             self._decoded = self._handle.seek(frame)
         except _soundfile().LibsndfileError as error:
             reason = f"cannot be decoded at {frame / self.sample_rate:.2f} s ({_text(error)})"
-            raise UnreadableAudio(self.path, reason, _REPAIR) from error
+            raise _unreadable(self.path, reason) from error
 
     def _read(self, frames: int) -> Block:
         # On an error soundfile does not say how much was decoded before it: NaN marks the rest.
@@ -145,28 +179,22 @@ class Recording:
     def _judge_end(self) -> AudioError | None:
         """Why decoding ended, unless the file ends here."""
         at = f"{self._decoded / self.sample_rate:.2f} s"
-        missing = 0 if self.frames is None else self.frames - self._decoded
+        missing, promised = 0, ""
+        if self.frames is not None:
+            missing = self.frames - self._decoded
+            promised = f", the header promises {self.frames / self.sample_rate:.2f} s"
         if self._open_ended is not None:
             # The decoder also stumbles over what may follow the sound, such as half a frame.
             if self._open_ended.audio_follows():
-                reason = f"decoding stops at {at}, where the file goes on"
-                return UnreadableAudio(self.path, reason, _REPAIR)
+                return _unreadable(self.path, f"decoding stops at {at}, where the file goes on")
         elif self._error:
-            return UnreadableAudio(
-                self.path, f"decoding stops at {at}{self._of_promised()} ({self._error})", _REPAIR
-            )
-        elif missing > (_MP3_TOLERANCE if self._format[0] == "MP3" else 0):
-            return UnreadableAudio(
-                self.path, f"only {at} could be decoded{self._of_promised()}", _REPAIR
-            )
+            return _unreadable(self.path, f"decoding stops at {at}{promised} ({self._error})")
+        elif missing > (_MP3_TOLERANCE if self.format[0] == "MP3" else 0):
+            return _unreadable(self.path, f"only {at} could be decoded{promised}")
         if self._decoded == 0:
-            return EmptyAudio(self.path, "no sample could be decoded from the file")
+            reason = "no sample could be decoded from the file"
+            return AudioError(self.path, reason, kind="EmptyAudio")
         return None
-
-    def _of_promised(self) -> str:
-        if self.frames is None:
-            return ""
-        return f", the header promises {self.frames / self.sample_rate:.2f} s"
 
     def _open(self) -> Any:
         sequential = _sequential_file()
@@ -175,12 +203,13 @@ class Recording:
         try:
             handle = sequential(name)
         except _soundfile().LibsndfileError as error:
-            raise self._not_opened(error.code, _text(error)) from error
+            raise self._not_opened(error) from error
         except (TypeError, ValueError) as error:  # headerless formats such as .raw
-            raise NotAudio(self.path, f"cannot be opened ({error})", _CONVERT) from error
-        if handle.format != "MP3" or mp3.gives_length(Path(self.path)):
+            reason = f"cannot be opened ({error})"
+            raise AudioError(self.path, reason, _CONVERT, "NotAudio") from error
+        if handle.format != "MP3" or mp3.gives_length(self.path):
             return handle
-        self._open_ended = mp3.OpenEndedFile(Path(self.path))
+        self._open_ended = mp3.OpenEndedFile(self.path)
         try:
             endless = sequential(self._open_ended)
         except _soundfile().LibsndfileError:  # known by its suffix only: as libsndfile sees it
@@ -190,71 +219,130 @@ class Recording:
         handle.close()
         return endless
 
-    def _not_opened(self, code: int, text: str) -> AudioError:
-        if code == 7 and mp3.has_mpeg_audio(Path(self.path)):
-            return UnreadableAudio(self.path, "holds no whole MPEG frame", _REPAIR)
-        if code in _UNRECOGNISED:
-            return NotAudio(
-                self.path, "this is not an audio file, or of a format that is not known", _CONVERT
-            )
-        return UnreadableAudio(self.path, f"cannot be opened ({text})", _REPAIR)
+    def _not_opened(self, error: Any) -> AudioError:
+        if error.code == 7 and mp3.first_frame(self.path):
+            return _unreadable(self.path, "holds no whole MPEG frame")
+        if error.code in _UNRECOGNISED:
+            reason = "this is not an audio file, or of a format that is not known"
+            return AudioError(self.path, reason, _CONVERT, "NotAudio")
+        return _unreadable(self.path, f"cannot be opened ({_text(error)})")
 
 
-def probe(path: str | os.PathLike[str]) -> RecordingInfo:
-    """Read what a file is from its header.
+class ArrayRecording:
+    """An array of samples with the interface of `Recording`.
 
-    Where the header does not give the length, it is counted: from the frame headers of an MP3,
-    else by decoding. Raises an `AudioError` like decoding would.
+    samples: numpy array, or anything that turns into one through `__array__` (a torch tensor on
+        any device), of shape (samples,), (channels, samples) or (samples, channels): the shorter
+        axis is the channels. Floats are full scale at 1, integers at their type's.
+    sample_rate: Hz
     """
-    with Recording(path) as recording:
-        frames = recording.frames
-        if frames is None and recording._format == ("MP3", "MPEG_LAYER_III"):
-            frames = mp3.count_frames(Path(path))
-        if frames is None:
-            frames = sum(len(block) for block in recording.blocks())
-        rate = recording.sample_rate
-        return RecordingInfo(Path(path), rate, recording.channels, frames, frames / rate)
+
+    path, failure = None, None
+
+    def __init__(self, samples: Any, sample_rate: float | None) -> None:
+        if sample_rate is None:
+            raise UsageError("input_sample_rate is needed for an array: its sample rate in Hz")
+        _check_sample_rate(None, sample_rate)
+        self.sample_rate = sample_rate
+        self._samples = _frames_first(_as_numpy(samples))
+        self.channels = self._samples.shape[1]
+        if self._samples.size == 0:
+            reason = f"holds no samples (its shape is {np.shape(samples)})"
+            raise AudioError(None, reason, kind="EmptyAudio")
+
+    def __enter__(self) -> ArrayRecording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to close."""
+
+    def skip(self, frames: int) -> None:
+        """Move forward by `frames`, or to the end."""
+        self._samples = self._samples[frames:]
+
+    def blocks(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
+        """Yield float32 arrays (frames, channels)."""
+        scale, silence = _INTEGERS.get(self._samples.dtype, (1.0, 0.0))
+        for first in range(0, len(self._samples), block_frames):
+            block = self._samples[first : first + block_frames].astype(np.float32)
+            if scale != 1.0:
+                block -= np.float32(silence)
+                block /= np.float32(scale)
+            yield block
 
 
-def check_sample_rate(path: str | Path | None, rate: float) -> None:
-    """Raise `SampleRateError` unless recordings of this sample rate (Hz) are supported."""
+def _as_numpy(samples: Any) -> NDArray[Any]:
+    for step in ("detach", "cpu"):  # what a torch tensor needs before it can become an array
+        if callable(getattr(samples, step, None)):
+            samples = getattr(samples, step)()
+    if not hasattr(samples, "__array__"):
+        raise UsageError(
+            f"audio must be a path, a numpy array or a tensor, not {type(samples).__name__}"
+        )
+    try:
+        array = np.asarray(samples)
+    except TypeError:  # bfloat16 has no numpy type
+        array = np.asarray(samples.float())
+    if array.dtype.kind != "f" and array.dtype not in _INTEGERS:
+        raise UsageError(
+            f"the audio array is of type {array.dtype}, whose full scale is not clear; "
+            "give floats in [-1, 1], int16 or int32"
+        )
+    return array
+
+
+def _frames_first(array: NDArray[Any]) -> NDArray[Any]:
+    """View an array as (samples, channels)."""
+    if array.ndim == 1:
+        return array[:, np.newaxis]
+    if array.ndim == 2:
+        return array.T if array.shape[0] <= array.shape[1] else array
+    raise UsageError(
+        f"the audio array has shape {array.shape}; give (samples,), (channels, samples) or "
+        "(samples, channels)"
+    )
+
+
+def _unreadable(path: str | Path, reason: str, advice: str = _REPAIR) -> AudioError:
+    return AudioError(path, reason, advice, "UnreadableAudio")
+
+
+def _check_sample_rate(path: str | Path | None, rate: float) -> None:
     if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise SampleRateError(
+        raise AudioError(
             path,
             f"the sample rate is {rate:g} Hz, supported are {MIN_SAMPLE_RATE} to "
             f"{MAX_SAMPLE_RATE} Hz",
             "Resample the recording, or correct its header",
+            "SampleRateError",
         )
 
 
 def _check_file(path: str | Path) -> None:
+    """Raise AudioError for what libsndfile has no good words for."""
     try:
         status = os.stat(path)
+        start = b""
         if stat.S_ISREG(status.st_mode):
-            with open(path, "rb"):
-                pass
+            with open(path, "rb") as file:
+                start = file.read(4)
     except FileNotFoundError as error:
-        raise UnreadableAudio(path, "there is no such file", "Check the spelling") from error
+        raise _unreadable(path, "there is no such file", "Check the spelling") from error
     except OSError as error:
         reason = f"the file may not be read ({error.strerror})"
-        raise UnreadableAudio(path, reason, "Check its permissions and the disk") from error
+        raise _unreadable(path, reason, "Check its permissions and the disk") from error
     if stat.S_ISDIR(status.st_mode):
-        raise UnreadableAudio(path, "is a folder, not an audio file")
+        raise _unreadable(path, "is a folder, not an audio file", "")
     if not stat.S_ISREG(status.st_mode):
-        raise UnreadableAudio(path, "is not a regular file", "Copy the sound into a file first")
-    if status.st_size == 0:
-        raise EmptyAudio(path, "the file is empty (0 bytes)", "Nothing was recorded or copied")
-    if Path(path).suffix.lower() == ".mp3" and not _starts_known(path):
+        raise _unreadable(path, "is not a regular file", "Copy the sound into a file first")
+    if not start:
+        advice = "Nothing was recorded or copied"
+        raise AudioError(path, "the file is empty (0 bytes)", advice, "EmptyAudio")
+    is_mp3 = Path(path).suffix.lower() == ".mp3"
+    if is_mp3 and start not in _STARTS and not mp3.first_frame(path):
         # Told here, because the MPEG decoder would print its own complaints on stderr.
-        raise NotAudio(path, "this is not an audio file, whatever its name says", _CONVERT)
-
-
-def _starts_known(path: str | Path) -> bool:
-    with open(path, "rb") as file:
-        start = file.read(4)
-    return start in (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"RF64") or mp3.has_mpeg_audio(
-        Path(path)
-    )
+        reason = "this is not an audio file, whatever its name says"
+        raise AudioError(path, reason, _CONVERT, "NotAudio")
 
 
 def _text(error: Any) -> str:

@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from NatureLM.audio.errors import TooShortAudio
+from NatureLM.audio import AudioError
 from NatureLM.config.model import FbankConfig
 
 _PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values
@@ -27,16 +27,17 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
     """Log-mel energies of waveforms in [-1, 1].
 
     Returns a tensor (B, T, F) of the dtype of `wav_BS` (float32 or float64), not normalised.
-    Raises `TooShortAudio` when the waveforms are shorter than one frame.
+    Raises `AudioError` when the waveforms are shorter than one frame.
     """
     if wav_BS.ndim != 2:
         raise ValueError(f"waveforms must have shape (batch, samples), got {tuple(wav_BS.shape)}")
     length, shift = config.frame_samples(sample_rate)
     if wav_BS.shape[1] < length:
-        raise TooShortAudio(
+        raise AudioError(
             None,
             f"it has {wav_BS.shape[1]} samples, and one frame of {config.frame_length_ms:g} ms "
             f"needs {length}",
+            kind="TooShortAudio",
         )
     tables = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
     if wav_BS.device.type != "cpu" or wav_BS.requires_grad:
@@ -82,15 +83,9 @@ def _tables(
     """
     length, _ = config.frame_samples(sample_rate)
     with torch.inference_mode(False):  # kept for later calls, which may want gradients
-        return _build_tables(sample_rate, config, length, dtype, device)
-
-
-def _build_tables(
-    sample_rate: int, config: FbankConfig, length: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    hann = torch.hann_window(length, periodic=False)
-    bank = _mel_bank(sample_rate, config, n_fft=2 ** math.ceil(math.log2(length)))
-    return hann.pow(0.85).to(device, dtype), bank.to(device, dtype)
+        hann = torch.hann_window(length, periodic=False)
+        bank = _mel_bank(sample_rate, config, n_fft=2 ** math.ceil(math.log2(length)))
+        return hann.pow(0.85).to(device, dtype), bank.to(device, dtype)
 
 
 def _mel_bank(sample_rate: int, config: FbankConfig, n_fft: int) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_FRAME_SAMPLES = 1152
@@ -30,28 +29,23 @@ _KBITS_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
-def has_mpeg_audio(path: Path) -> bool:
-    """Whether an MPEG frame header can be near the start: False for text and other non-audio."""
+def first_frame(path: str | os.PathLike[str]) -> bytes:
+    """How the first MPEG frame begins; empty where none is near the start, as in text."""
     with open(path, "rb") as file:
-        return _find_sync(_head(file)) is not None
-
-
-def gives_length(path: Path) -> bool:
-    """Whether the first frame holds the number of frames."""
-    with open(path, "rb") as file:
-        head = _head(file)
+        file.seek(_tag_bytes(file))
+        head = file.read(_HEAD_BYTES)
     first = _find_sync(head)
-    if first is None:
-        return False
-    frame = head[first : first + _LENGTH_TAG_REACH]
+    return b"" if first is None else head[first : first + _LENGTH_TAG_REACH]
+
+
+def gives_length(path: str | os.PathLike[str]) -> bool:
+    """Whether the first frame holds the number of frames."""
+    frame = first_frame(path)
     return any(tag in frame for tag in _LENGTH_TAGS)
 
 
-def count_frames(path: Path) -> int | None:
-    """Count the samples per channel of a Layer III stream from its frame headers, undecoded.
-
-    Returns None where no frame header can be followed.
-    """
+def count_frames(path: str | os.PathLike[str]) -> int | None:
+    """Samples per channel of a Layer III stream by its frame headers; None where there are none."""
     samples = 0
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -73,17 +67,16 @@ def count_frames(path: Path) -> int | None:
     return samples or None
 
 
-class OpenEndedFile(io.RawIOBase):
+class OpenEndedFile(io.FileIO):
     """A file that claims to be 64 times its size, so that a length guessed from it is never short.
 
     Between the real and the claimed end there is nothing to read, but for the last 128 bytes, where
     the decoder looks for an ID3v1 tag and finds zeros.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = open(path, "rb")  # noqa: SIM115 (closed with this object)
-        self._size = os.fstat(self._file.fileno()).st_size
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self._size = os.fstat(self.fileno()).st_size
         # Between the frames of one stream the bitrate differs by no more than 320 to 8.
         self._claimed = self._size * 64 + _ID3V1_BYTES
         self._position = 0
@@ -93,16 +86,10 @@ class OpenEndedFile(io.RawIOBase):
 
         What may follow the last frame instead: tags (with pictures), padding, a part of a frame.
         """
-        self._file.seek(min(self._position, self._size))
-        return _find_chain(self._file.read(_SEARCH_BYTES)) is not None
+        super().seek(min(self._position, self._size))
+        return _find_chain(super().read(_SEARCH_BYTES)) is not None
 
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._claimed}[whence]
         self._position = origin + offset
         return self._position
@@ -110,29 +97,18 @@ class OpenEndedFile(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
+        count = 0
         if self._position < self._size:
-            if self._file.tell() != self._position:
-                self._file.seek(self._position)
-            count = self._file.readinto(view)
+            if super().tell() != self._position:
+                super().seek(self._position)
+            count = super().readinto(view)
         elif self._position >= self._claimed - _ID3V1_BYTES:
             count = min(len(view), self._claimed - self._position)
             view[:count] = bytes(count)
-        else:
-            count = 0
         self._position += count
         return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _head(file: BinaryIO) -> bytes:
-    """The first bytes after the ID3v2 tags."""
-    file.seek(_tag_bytes(file))
-    return file.read(_HEAD_BYTES)
 
 
 def _tag_bytes(file: BinaryIO) -> int:

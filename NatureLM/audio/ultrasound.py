@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio.errors import ARRAY_NAME
+from NatureLM.audio import ARRAY_NAME
 
 LOW_CUT_HZ = 1_000.0
 ULTRASONIC_RECORDER_HZ = 96_000
@@ -40,12 +40,11 @@ _RESOLUTION_HZ = 300.0
 class UltrasoundMeter:
     """Listens to a recording as it streams by and warns at most once.
 
-    Args:
-        path: the file, None for an array.
-        input_rate: sample rate of the recording, Hz.
-        model_rate: sample rate of the model, Hz.
-        expansion: by how much the sound is slowed before the model hears it.
-        warn: called with the message.
+    path: the file, None for an array
+    input_rate, model_rate: sample rates of the recording and the model, Hz; the model does not hear
+        all that is in the recording
+    expansion: by how much the sound is slowed before the model hears it
+    warn: called with the message
     """
 
     def __init__(
@@ -56,23 +55,18 @@ class UltrasoundMeter:
         expansion: float,
         warn: Callable[[str], None],
     ) -> None:
-        self._path = path
-        self._rate = input_rate
-        self._model_rate = model_rate
-        self._expansion = expansion
-        self._warn = warn
+        self._path, self._rate = path, input_rate
+        self._expansion, self._warn = expansion, warn
         self._limit = model_rate / 2 * expansion  # the highest frequency heard, in the recording
         ultrasonic = input_rate >= ULTRASONIC_RECORDER_HZ and expansion == 1
         self._share = SHARE_OF_ULTRASONIC_RECORDING if ultrasonic else SHARE_OF_ANY_RECORDING
-        # Who speeds the sound up wants to hear lower than a person can, and knows what is lost.
-        self._done = self._limit >= input_rate / 2 or expansion < 1
         self._segment = 1 << max(6, int(np.ceil(np.log2(input_rate / _RESOLUTION_HZ))))
         self._taper = np.hanning(self._segment).astype(np.float32)
         frequencies = np.fft.rfftfreq(self._segment, 1 / input_rate)
         self._lost = frequencies >= self._limit
         self._heard = (frequencies >= LOW_CUT_HZ) & ~self._lost
         self._carried = np.zeros(0, dtype=np.float32)
-        self._judged_any = False
+        self._judged_any = self._done = False
         self._start_stretch()
 
     def push(self, mono: NDArray[np.float32]) -> None:

@@ -258,7 +258,9 @@ def load_pipeline(request: InferRequest, config: Config, asked: AskOptions) -> P
 
 def _expected_windows(recordings: Sequence[Path], asked: AskOptions) -> int:
     """How many answers there will be, from the headers of the recordings; bad ones count none."""
-    from NatureLM.audio import AudioError, count_windows, probe
+    from NatureLM.audio import AudioError
+    from NatureLM.audio.decode import probe
+    from NatureLM.audio.windows import count_windows
 
     total = 0
     for path in recordings:

@@ -64,8 +64,7 @@ def embed(
     again.
     """
     from NatureLM.audio import find_recordings
-    from NatureLM.audio.arrays import parse_channel
-    from NatureLM.audio.windows import WindowPlan
+    from NatureLM.audio.windows import WindowPlan, parse_channel
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
 

@@ -76,7 +76,7 @@ class FileSource:
         self, *, start: float, duration: float | None, sample_rate: int
     ) -> NDArray[np.float32]:
         """Mono samples; raises `AudioError`."""
-        from NatureLM.audio import read_clip
+        from NatureLM.audio.windows import read_clip
 
         return read_clip(self.path, start=start, duration=duration, sample_rate=sample_rate)
 

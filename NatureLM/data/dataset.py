@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio.errors import AudioError, EmptyAudio, NotAudio
-from NatureLM.audio.stream import clip_array, read_clip
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.table import Columns, DataError, Row, audio_folder, filtered_rows, passes
 from NatureLM.errors import UsageError
@@ -459,24 +459,25 @@ def read_embedded(
             (value[key] for key in ("bytes", "array", "path") if value.get(key) is not None), None
         )
     if content is None:
-        raise EmptyAudio(name, "there is no sound in the data")
+        raise AudioError(name, "there is no sound in the data", kind="EmptyAudio")
     if isinstance(content, (str, os.PathLike)):
         path = Path(content) if folder is None else folder / content
         return read_clip(path, start=start, duration=duration, sample_rate=sample_rate)
     try:
         if isinstance(content, (bytes, bytearray, memoryview)):
             return _from_bytes(bytes(content), suffix, start, duration, sample_rate)
-        return clip_array(
+        return read_clip(
             np.asarray(content),
-            array_rate,
+            input_sample_rate=array_rate,
             start=start,
             duration=duration,
             sample_rate=sample_rate,
         )
     except AudioError as error:
-        raise type(error)(name, error.reason, error.advice) from error
+        raise AudioError(name, error.reason, error.advice, error.kind) from error
     except UsageError as error:
-        raise NotAudio(name, f"the sound in the data cannot be used ({error})") from error
+        reason = f"the sound in the data cannot be used ({error})"
+        raise AudioError(name, reason, kind="NotAudio") from error
 
 
 def _from_bytes(

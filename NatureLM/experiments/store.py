@@ -117,7 +117,8 @@ class TrialStore(ResultStore[TrialRow]):
 
     def add_error(self, trial: Trial, error: Exception) -> None:
         """Write why a trial has no answer."""
-        self._append(trial, {"error": str(error), "error_type": type(error).__name__})
+        kind = getattr(error, "kind", type(error).__name__)
+        self._append(trial, {"error": str(error), "error_type": kind})
 
     def _append(self, trial: Trial, result: dict[str, Any]) -> None:
         digests = _digests(trial)

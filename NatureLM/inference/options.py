@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from NatureLM.audio.arrays import parse_channel
+from NatureLM.audio.windows import parse_channel
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
 

@@ -435,22 +435,20 @@ class Pipeline:
 
     def _clip(self, clip: Any, rate: float) -> NDArray[Any]:
         """The beginning of a clip, as much as the model takes at once."""
-        from NatureLM.audio import probe, read_clip
-        from NatureLM.audio.stream import clip_array
+        from NatureLM.audio.decode import probe
+        from NatureLM.audio.windows import read_clip
 
         config = self.model.config
         longest = config.window_seconds
-        if not isinstance(clip, (str, Path)):
-            samples: NDArray[Any] = clip_array(
-                clip, rate, duration=longest, sample_rate=config.sample_rate
-            )
-            return samples
-        seconds = probe(clip).duration
-        if seconds > longest:
-            logger.warning(
-                "%s: lasts %.1f s, and the first %g s of it are heard", clip, seconds, longest
-            )
-        return read_clip(clip, duration=longest, sample_rate=config.sample_rate)
+        if isinstance(clip, (str, Path)):
+            seconds = probe(clip).duration
+            if seconds > longest:
+                logger.warning(
+                    "%s: lasts %.1f s, and the first %g s of it are heard", clip, seconds, longest
+                )
+        return read_clip(
+            clip, input_sample_rate=rate, duration=longest, sample_rate=config.sample_rate
+        )
 
 
 def as_list(audios: Any) -> list[Any]:

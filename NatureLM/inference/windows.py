@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError, Window, iter_windows
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.results.rows import Prediction
 from NatureLM.util import prefetch
 

@@ -416,7 +416,7 @@ class WindowStore(ResultStore[Row]):
         row = ErrorRow(
             str(audio_path),
             str(error),
-            type(error).__name__,
+            getattr(error, "kind", type(error).__name__),
             merging_alpha,
             **self._origin(audio_path),
         )

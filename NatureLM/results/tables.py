@@ -15,7 +15,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from NatureLM.audio import AudioError, probe
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import probe
 from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, read_record, to_line
 from NatureLM.util import atomic_write
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import Window
+from NatureLM.audio.windows import Window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
 from NatureLM.results.rows import Identity, bullets, differences, identity, read_lines

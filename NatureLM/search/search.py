@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import Window, iter_windows, probe, read_clip
+from NatureLM.audio.decode import probe
+from NatureLM.audio.windows import Window, iter_windows, read_clip
 from NatureLM.errors import UsageError
 from NatureLM.search.build import Embedder
 from NatureLM.search.index import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from NatureLM.audio.errors import AudioError
+from NatureLM.audio import AudioError
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.data.clip import FileSource
 from NatureLM.errors import NatureLMError

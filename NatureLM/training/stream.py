@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from NatureLM.audio.errors import AudioError
+from NatureLM.audio import AudioError
 from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, RunConfig
 from NatureLM.data.clip import Clip, FileSource
 from NatureLM.errors import NatureLMError

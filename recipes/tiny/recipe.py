@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from NatureLM.audio import probe
+from NatureLM.audio.decode import probe
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.training.objectives import DistillationTargets

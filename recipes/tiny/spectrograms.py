@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from NatureLM.audio import read_clip
 from NatureLM.audio.fbank import normalised_fbank
+from NatureLM.audio.windows import read_clip
 from NatureLM.config.model import FbankConfig
 from recipes.tiny.architecture import fbank_config
 from recipes.tiny.data import Clip

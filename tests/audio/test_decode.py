@@ -13,21 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from labelled_sound import audio_error
 from numpy.typing import NDArray
 
-from NatureLM.audio import (
-    AudioError,
-    EmptyAudio,
-    NonFiniteAudio,
-    NotAudio,
-    TooShortAudio,
-    UnreadableAudio,
-    Window,
-    iter_windows,
-    mp3,
-    probe,
-    read_clip,
-)
+from NatureLM.audio import AudioError, mp3
+from NatureLM.audio.decode import probe
+from NatureLM.audio.windows import Window, iter_windows, read_clip
 
 RATE = 32_000
 
@@ -48,15 +39,16 @@ def hear(path: Path, **options: Any) -> tuple[list[Window], AudioError | None]:
     return found, None
 
 
-def refused(path: Path, kind: type[AudioError], match: str) -> None:
+def refused(path: Path, kind: str, match: str) -> None:
     """`iter_windows` and `probe` raise this error, naming the file."""
     found, error = hear(path)
     assert not found
-    assert type(error) is kind
+    assert error is not None
+    assert error.kind == kind
     assert str(error).startswith(f"{path}: ")
     assert match in str(error)
     assert error.path == path
-    with pytest.raises(kind, match="^" + str(path).replace("\\", "\\\\")):
+    with audio_error(kind, "^" + str(path).replace("\\", "\\\\")):
         probe(path)
 
 
@@ -68,18 +60,18 @@ def cut(path: Path, share: float) -> Path:
 
 
 def test_not_there(tmp_path: Path) -> None:
-    refused(tmp_path / "a.wav", UnreadableAudio, "there is no such file")
+    refused(tmp_path / "a.wav", "UnreadableAudio", "there is no such file")
 
 
 def test_folder(tmp_path: Path) -> None:
-    refused(tmp_path, UnreadableAudio, "is a folder")
+    refused(tmp_path, "UnreadableAudio", "is a folder")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(save: Any, noise: Any) -> None:
     path = save("a.wav", noise(RATE), RATE)
     path.chmod(0)
-    refused(path, UnreadableAudio, "may not be read (Permission denied)")
+    refused(path, "UnreadableAudio", "may not be read (Permission denied)")
 
 
 def test_no_permission_as_any_user(save: Any, noise: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,18 +83,18 @@ def test_no_permission_as_any_user(save: Any, noise: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr("builtins.open", denied)
     _, error = hear(path)
     monkeypatch.undo()
-    assert type(error) is UnreadableAudio
+    assert error.kind == "UnreadableAudio"
     assert "may not be read (Permission denied). Check its permissions" in str(error)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.WAV", "a.flac", "a.mp3", "a"])
 def test_zero_bytes(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    refused(tmp_path / name, EmptyAudio, "0 bytes")
+    refused(tmp_path / name, "EmptyAudio", "0 bytes")
 
 
 def test_header_only(save: Any, noise: Any) -> None:
-    refused(save("a.wav", noise(0), RATE), EmptyAudio, "no samples")
+    refused(save("a.wav", noise(0), RATE), "EmptyAudio", "no samples")
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.wav", "a.flac", "a.txt", "a.raw"])
@@ -111,7 +103,7 @@ def test_not_audio(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: bytes
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, NotAudio, "Convert it to wav or flac")
+    refused(tmp_path / name, "NotAudio", "Convert it to wav or flac")
     assert capfd.readouterr().err == ""  # no library prints complaints of its own
 
 
@@ -130,7 +122,7 @@ def test_shorter_than_a_frame(save: Any, noise: Any, rate: int) -> None:
     assert [w.end for w in found] == [enough / rate]
     path = save("short.wav", noise(enough - 1), rate)
     _, error = hear(path)
-    assert type(error) is TooShortAudio
+    assert error.kind == "TooShortAudio"
     assert str(path) in str(error)
     assert "shortest that can be used is 0.025 s" in str(error)
 
@@ -141,7 +133,7 @@ def test_samples_that_are_no_numbers(save: Any, noise: Any, value: float) -> Non
     samples[int(2.25 * RATE), 1] = value
     path = save("a.wav", samples, RATE, subtype="FLOAT")
     found, error = hear(path)
-    assert type(error) is NonFiniteAudio
+    assert error.kind == "NonFiniteAudio"
     assert str(error).startswith(f"{path}: the sample at 2.250 s is NaN or infinite")
     assert [w.start for w in found] == [0.0, 1.0]
     _, error = hear(path, channel=1)  # the other channel is sound
@@ -151,7 +143,7 @@ def test_samples_that_are_no_numbers(save: Any, noise: Any, value: float) -> Non
 def test_arrays_with_nan() -> None:
     samples = np.zeros(RATE, np.float32)
     samples[100] = np.nan
-    with pytest.raises(NonFiniteAudio, match=r"^the audio array: the sample at 0\.003 s"):
+    with audio_error("NonFiniteAudio", r"^the audio array: the sample at 0\.003 s"):
         list(iter_windows(samples, input_sample_rate=RATE))
 
 
@@ -163,7 +155,7 @@ class TestCutOff:
         samples = noise(10 * RATE)
         path = cut(save("a.flac", samples, RATE), 0.61)
         found, error = hear(path, sample_rate=RATE, block_frames=block)
-        assert type(error) is UnreadableAudio
+        assert error.kind == "UnreadableAudio"
         assert str(error).startswith(f"{path}: decoding stops at 6.")
         assert "the header promises 10.00 s" in str(error)
         assert [w.end for w in found] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
@@ -174,7 +166,7 @@ class TestCutOff:
     def test_flac_before_the_first_sample(self, save: Any, noise: Any) -> None:
         found, error = hear(cut(save("a.flac", noise(10 * RATE), RATE), 0.01))
         assert not found
-        assert type(error) is UnreadableAudio
+        assert error.kind == "UnreadableAudio"
 
     def test_flac_with_a_hole(self, save: Any, noise: Any) -> None:
         path = save("a.flac", noise(10 * RATE), RATE)
@@ -183,13 +175,13 @@ class TestCutOff:
         content[middle : middle + 50] = bytes(50)
         path.write_bytes(content)
         found, error = hear(path)
-        assert type(error) is UnreadableAudio
+        assert error.kind == "UnreadableAudio"
         assert 4 <= len(found) <= 5
 
     def test_mp3_with_a_length(self, save: Any, noise: Any) -> None:
         path = cut(save("a.mp3", noise(10 * RATE), RATE), 0.6)
         found, error = hear(path)
-        assert type(error) is UnreadableAudio
+        assert error.kind == "UnreadableAudio"
         assert "the header promises 10.00 s" in str(error)
         assert 4 <= len(found) <= 6
 
@@ -200,7 +192,7 @@ class TestCutOff:
         content[middle : middle + 400] = bytes(400)
         path.write_bytes(content)
         found, error = hear(path)
-        assert type(error) is UnreadableAudio
+        assert error.kind == "UnreadableAudio"
         assert "could be decoded, the header promises 20.00 s" in str(error)
         assert len(found) > 10
 
@@ -212,7 +204,7 @@ class TestCutOff:
 
     def test_malformed(self, save: Any, noise: Any) -> None:
         path = cut(save("a.caf", noise(RATE), RATE), 0.5)
-        refused(path, UnreadableAudio, "damaged or cut off")
+        refused(path, "UnreadableAudio", "damaged or cut off")
 
     def test_flac_of_unknown_length(self, save: Any, noise: Any) -> None:
         """As written by an encoder whose output was a pipe."""
@@ -375,7 +367,7 @@ def test_a_hole_is_not_passed_over(put: Any, stream: bytes) -> None:
     middle = len(stream) // 2
     path = put(stream[:middle] + bytes(50_000) + stream[middle:])
     ends: list[float] = []
-    with pytest.raises(UnreadableAudio, match=r"decoding stops at \d.* where the file goes on"):
+    with audio_error("UnreadableAudio", r"decoding stops at \d.* where the file goes on"):
         ends.extend(w.end for w in iter_windows(path, window_seconds=1, hop_seconds=1, warn=print))
     with pytest.raises(AudioError):
         read_clip(path)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from NatureLM.audio import count_windows, find_recordings, iter_windows, probe, read_clip
+from NatureLM.audio import find_recordings
+from NatureLM.audio.decode import probe
+from NatureLM.audio.windows import count_windows, iter_windows, read_clip
 
 pytestmark = pytest.mark.shared
 

@@ -14,11 +14,10 @@ import soundfile
 import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labelled_sound import audio_error
 from numpy.typing import NDArray
 
-from NatureLM.audio import ChannelError, SampleRateError, Window, iter_windows
-from NatureLM.audio.arrays import Resampler
-from NatureLM.audio.windows import to_fraction
+from NatureLM.audio.windows import Resampler, Window, iter_windows, to_fraction
 from NatureLM.errors import UsageError
 
 RATE = 16_000
@@ -151,7 +150,7 @@ def test_channels(save: Any, noise: Any) -> None:
     for number in (1, 2, 3):
         np.testing.assert_array_equal(heard(number), samples[:, number - 1])
         np.testing.assert_array_equal(heard(str(number)), samples[:, number - 1])
-    with pytest.raises(ChannelError, match=r"three\.wav.*channel 4.*has channels 1 to 3"):
+    with audio_error("ChannelError", r"three\.wav.*channel 4.*has channels 1 to 3"):
         heard(4)
 
 
@@ -183,7 +182,7 @@ def test_short_recordings_that_are_long_when_slowed(save: Any, noise: Any) -> No
 @pytest.mark.parametrize("expansion", [100.0, 0.001])
 def test_time_expansion_beyond_reason(save: Any, noise: Any, expansion: float) -> None:
     path = save("a.wav", noise(48_000), 48_000)
-    with pytest.raises(SampleRateError, match=r"a\.wav.*48000 Hz with time expansion"):
+    with audio_error("SampleRateError", r"a\.wav.*48000 Hz with time expansion"):
         windows(path, time_expansion=expansion)
 
 
@@ -198,7 +197,7 @@ def test_samples_are_clamped(save: Any) -> None:
 @pytest.mark.parametrize("rate", [7_999, 500_001])
 def test_sample_rates_that_are_not_supported(save: Any, noise: Any, rate: int) -> None:
     path = save("a.wav", noise(50_000), rate)
-    with pytest.raises(SampleRateError, match=rf"a\.wav.*{rate} Hz, supported are 8000 to 500000"):
+    with audio_error("SampleRateError", rf"a\.wav.*{rate} Hz, supported are 8000 to 500000"):
         windows(path)
 
 
@@ -290,7 +289,7 @@ MEMORY_RATE = 22_050
 # On Linux ru_maxrss of a new process starts at its parent's peak, so that it shows nothing here.
 MEASURE = """
 import resource, sys
-from NatureLM.audio import iter_windows
+from NatureLM.audio.windows import iter_windows
 
 def peak_mb():
     if sys.platform == "linux":

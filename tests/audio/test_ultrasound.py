@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from NatureLM.audio import iter_windows
+from NatureLM.audio.windows import iter_windows
 
 
 def tone(frequency: float, rate: int, seconds: float = 2.0, level: float = 0.3) -> NDArray[Any]:

@@ -8,23 +8,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from NatureLM.audio import count_windows, window_starts
-from NatureLM.audio.windows import WindowPlan, to_fraction
+from NatureLM.audio.windows import WindowPlan, count_windows, to_fraction
 from NatureLM.errors import UsageError
 
-TAIL, CLIP = Fraction(1, 2), Fraction(25, 1000)
+TAIL = Fraction(1, 2)
 
 lengths = st.integers(1, 30_000).map(lambda ms: Fraction(ms, 1000))
 steps = st.integers(25, 15_000).map(lambda ms: Fraction(ms, 1000))
 
 
-def starts(length: float, window: float, hop: float) -> list[float]:
-    return [
-        float(s)
-        for s in window_starts(
-            to_fraction(length), to_fraction(window), to_fraction(hop), TAIL, CLIP
-        )
-    ]
+def starts(length: Fraction, window: Fraction, hop: Fraction) -> list[Fraction]:
+    plan = WindowPlan(16_000, window, hop, Fraction(1))
+    return [hop * index for index in range(plan.count(length))]
 
 
 @pytest.mark.parametrize(
@@ -51,21 +46,23 @@ def starts(length: float, window: float, hop: float) -> list[float]:
     ],
 )
 def test_examples(length: float, window: float, hop: float, expected: list[float]) -> None:
-    assert starts(length, window, hop) == expected
+    found = starts(to_fraction(length), to_fraction(window), to_fraction(hop))
+    assert [float(start) for start in found] == expected
+    assert count_windows(length, window, hop) == len(expected)
 
 
 @settings(deadline=None)
 @given(length=lengths, window=steps, hop=steps)
 @example(length=Fraction(21, 2), window=Fraction(10), hop=Fraction(10))
 @example(length=Fraction(21, 2), window=Fraction(10), hop=Fraction(1, 4))
+@example(length=Fraction(20), window=Fraction(2), hop=Fraction(10))
 def test_windows_cover_all_but_a_remainder(
     length: Fraction, window: Fraction, hop: Fraction
 ) -> None:
-    found = window_starts(length, window, hop, TAIL, CLIP)
-    if length < CLIP:
+    found = starts(length, window, hop)
+    if length < Fraction(25, 1000):
         assert found == []
         return
-    assert found == [k * hop for k in range(len(found))]
     ends = [start + window for start in found]
     # None starts once the end of the file is reached.
     assert all(end < length for end in ends[:-1])
@@ -78,36 +75,12 @@ def test_windows_cover_all_but_a_remainder(
         assert length - max(found[-1], ends[-2]) >= TAIL
 
 
-@settings(deadline=None)
-@given(
-    frames=st.integers(400, 2_000_000),
-    window=st.integers(400, 200_000),
-    hop=st.integers(1000, 200_000),
-)
-def test_samples_and_seconds_agree(frames: int, window: int, hop: int) -> None:
-    in_samples = window_starts(frames, window, hop, 8000, 400)
-    rate = 16_000
-    in_seconds = window_starts(
-        Fraction(frames, rate), Fraction(window, rate), Fraction(hop, rate), TAIL, CLIP
-    )
-    assert [start * rate for start in in_seconds] == in_samples
-
-
 def test_window_k_does_not_drift() -> None:
     plan = WindowPlan.of(22_050, 0.1, 0.1, 1.0)
     assert plan.samples == 2205
     odd = WindowPlan.of(22_050, 0.0333, 0.0333, 1.0)  # 734.265 samples
     assert odd.first_sample(1) == 734
     assert odd.first_sample(100_000) == 73_426_500
-
-
-@settings(deadline=None)
-@given(length=lengths, window=steps, hop=steps)
-@example(length=Fraction(21, 2), window=Fraction(10), hop=Fraction(10))
-@example(length=Fraction(20), window=Fraction(2), hop=Fraction(10))
-def test_counting_is_listing(length: Fraction, window: Fraction, hop: Fraction) -> None:
-    listed = window_starts(length, window, hop, TAIL, CLIP)
-    assert count_windows(float(length), float(window), float(hop)) == len(listed)
 
 
 def test_count_windows() -> None:

@@ -14,7 +14,7 @@ import soundfile
 from commands import naturelm
 from typer.testing import Result
 
-from NatureLM.audio import iter_windows
+from NatureLM.audio.windows import iter_windows
 from NatureLM.models import NatureLM
 from NatureLM.results.rows import Prediction, RunSettings
 from NatureLM.results.store import WindowStore

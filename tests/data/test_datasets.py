@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from NatureLM.audio import read_clip
-from NatureLM.audio.errors import AudioError
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig
 from NatureLM.data.clip import FileSource
 from NatureLM.data.table import DataError

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from labelled_sound import audio_error
 
-from NatureLM.audio import AudioError, EmptyAudio, NotAudio, UnreadableAudio, read_clip
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import read_clip
 from NatureLM.data.dataset import read_embedded
 
 RATE = 8000
@@ -62,30 +64,29 @@ def test_encoded_bytes(kind: str) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "reason"),
     [
-        (None, EmptyAudio, "there is no sound in the data"),
-        ({"bytes": None, "path": None}, EmptyAudio, "there is no sound in the data"),
-        (b"", EmptyAudio, "0 bytes"),
-        (b"no sound at all", NotAudio, "not an audio file"),
-        ([], EmptyAudio, "holds no samples"),
-        (WAV[:10], AudioError, "0.025 s"),
-        (np.full(RATE, np.nan, np.float32), AudioError, "NaN"),
-        ([1, 2, 3] * RATE, NotAudio, "full scale"),
-        ("not/there.wav", UnreadableAudio, "no such file"),
-        ({"array": WAV, "sampling_rate": 3}, AudioError, "3 Hz"),
+        (None, "EmptyAudio", "there is no sound in the data"),
+        ({"bytes": None, "path": None}, "EmptyAudio", "there is no sound in the data"),
+        (b"", "EmptyAudio", "0 bytes"),
+        (b"no sound at all", "NotAudio", "not an audio file"),
+        ([], "EmptyAudio", "holds no samples"),
+        (WAV[:10], "TooShortAudio", "0.025 s"),
+        (np.full(RATE, np.nan, np.float32), "NonFiniteAudio", "NaN"),
+        ([1, 2, 3] * RATE, "NotAudio", "full scale"),
+        ("not/there.wav", "UnreadableAudio", "no such file"),
+        ({"array": WAV, "sampling_rate": 3}, "SampleRateError", "3 Hz"),
     ],
 )
-def test_errors_name_the_sample_or_the_file(
-    value: Any, kind: type[AudioError], reason: str
-) -> None:
-    with pytest.raises(kind, match=reason) as error:
+def test_errors_name_the_sample_or_the_file(value: Any, kind: str, reason: str) -> None:
+    with pytest.raises(AudioError, match=reason) as error:
         read_embedded(value, name="sample 1", array_rate=RATE)
+    assert error.value.kind == kind
     name = "not/there.wav" if isinstance(value, str) else "sample 1"
     assert str(error.value).startswith(f"{name}: ")
     assert "naturelm-" not in str(error.value)
 
 
 def test_samples_need_a_rate() -> None:
-    with pytest.raises(NotAudio, match=r"sample 1: .*sample rate"):
+    with audio_error("NotAudio", r"sample 1: .*sample rate"):
         read_embedded(WAV, name="sample 1")
 
 

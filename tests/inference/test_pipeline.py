@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from NatureLM.app.context import AppContext
 from NatureLM.app.settings import AppSettings
-from NatureLM.audio import AudioError, iter_windows
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import iter_windows
 from NatureLM.config import load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import Load

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from vector_indexes import SETTINGS
 
-from NatureLM.audio import Window, iter_windows
+from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.cli.search import load_embedder
 from NatureLM.errors import UsageError
 from NatureLM.inference.windows import RecordingError

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vector_indexes import SETTINGS, MakeIndex
 
-from NatureLM.audio import AudioError, iter_windows
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import iter_windows
 from NatureLM.errors import UsageError
 from NatureLM.search import search as module
 from NatureLM.search.search import nearest, query_windows, same_recording

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_sound import file_clip
 
-from NatureLM.audio.errors import AudioError
+from NatureLM.audio import AudioError
 from NatureLM.config.schema import AugmentationsConfig, FewShotConfig, TableConfig
 from NatureLM.data.clip import Clip
 from NatureLM.errors import NatureLMError

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording
 from NatureLM.app.settings import AppError
 from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
-from NatureLM.audio import AudioError, iter_windows, read_clip
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import iter_windows, read_clip
 from NatureLM.errors import NatureLMError
 from NatureLM.util import atomic_write
 

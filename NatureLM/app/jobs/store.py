@@ -20,7 +20,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from NatureLM.app.clips import link_or_copy, shown_name
 from NatureLM.app.settings import AppError, Limits
-from NatureLM.audio import AUDIO_SUFFIXES, AudioError, count_windows, probe
+from NatureLM.audio import AUDIO_SUFFIXES, AudioError
+from NatureLM.audio.decode import probe
+from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
 from NatureLM.inference.options import AskOptions
 from NatureLM.util import atomic_write, format_bytes, format_duration

@@ -32,7 +32,8 @@ from NatureLM.app.jobs.view import (
 from NatureLM.app.settings import AppError
 from NatureLM.app.tabs.job_form import job_fields, settings_of
 from NatureLM.app.ui import handler, html, notice, on_page_load, static
-from NatureLM.audio import AudioError, probe
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import probe
 from NatureLM.errors import NatureLMError
 from NatureLM.util import format_bytes, format_duration
 
