@@ -24,7 +24,7 @@ from torch import Tensor
 from NatureLM.generation.decoding import Decoder, Prompt
 from NatureLM.generation.prefill import left_pad
 from NatureLM.generation.request import GenerationOptions
-from NatureLM.merging.scaling import active_alpha
+from NatureLM.merging.lora import active_alpha
 
 BATCH = 4
 SLOWER = 1.1

@@ -34,7 +34,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak() - befor
 _FOLD = """
 import json, sys, time
 import torch
-from NatureLM.merging.scaling import active_alpha
+from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 model = NatureLM.from_pretrained(sys.argv[1])
 language_model = model.language_model

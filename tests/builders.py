@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from NatureLM.models import NatureLM, NatureLMConfig
-from NatureLM.models.checkpoint.save import state_of
-from NatureLM.models.checkpoint.tensors import base_name
-from NatureLM.models.processing import NatureLMProcessor
+from NatureLM.models.checkpoint.tensors import base_name, state_of
+from NatureLM.models.configuration import NatureLMProcessor
 
 BEATS = {
     "embed_dim": 24,

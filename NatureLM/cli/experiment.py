@@ -141,7 +141,7 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import TrialStore
     from NatureLM.inference.loading import processor_of
-    from NatureLM.models.checkpoint.tensors import CheckpointError
+    from NatureLM.models.registry import CheckpointError
 
     request, config = experiment.request, experiment.config
     TrialStore(answers_path(experiment.output)).close()  # what is wrong with it shows first
@@ -224,7 +224,7 @@ def _check_data(experiment: Experiment) -> None:
 
 
 def _data_problem(data: TableSource | None) -> str | None:
-    from NatureLM.models.checkpoint.hub import is_hub_id
+    from NatureLM.models.registry import is_hub_id
 
     if data is not None and (os.path.exists(data.path) or is_hub_id(data.path)):
         return None
@@ -242,8 +242,7 @@ def _data_problem(data: TableSource | None) -> str | None:
 
 
 def _weights_problem(model: str) -> str | None:
-    from NatureLM.models.checkpoint.hub import access_help
-    from NatureLM.models.registry import find
+    from NatureLM.models.registry import access_help, find
 
     entry = find(model)
     if Path(model).is_dir() or (entry is not None and entry.folder is not None):

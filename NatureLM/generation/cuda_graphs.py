@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.cache import PreallocatedCache
 from NatureLM.generation.prefill import scaled_forward
-from NatureLM.merging.scaling import AlphaScaling, active_scaling
+from NatureLM.merging.lora import AlphaScaling, active_scaling
 from NatureLM.util import free_unused_memory, is_out_of_memory
 
 logger = logging.getLogger(__name__)

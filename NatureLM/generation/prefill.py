@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.cache import PreallocatedCache, join_rows
-from NatureLM.merging.scaling import active_alpha, as_row_scale
+from NatureLM.merging.lora import active_alpha, as_row_scale
 from NatureLM.prompts import PLACEHOLDER
 
 Fact = TypeVar("Fact")

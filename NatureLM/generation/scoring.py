@@ -25,7 +25,7 @@ from NatureLM.generation.prefill import Prefilled, SharedPrefix, merge_prompt_pa
 from NatureLM.generation.request import Answer, EngineModel
 from NatureLM.generation.sampling import NonFiniteLogitsError
 from NatureLM.generation.scheduler import Batch, Budget, Row, plan_batches
-from NatureLM.merging.scaling import active_alpha, as_row_scale
+from NatureLM.merging.lora import active_alpha, as_row_scale
 from NatureLM.util import oom_backoff
 
 _MAX_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32

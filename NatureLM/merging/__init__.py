@@ -1,6 +1,5 @@
 """Model merging: all arithmetic with α.
 
-`recipe`: what to merge, as YAML. `plan`: a recipe applied to weights. `scaling`: α per call and
-row, while the model runs. `fold`: a plan written into a model's weights, and taken back. `lora`:
-low-rank updates, and adapters put into a model.
+`recipe`: what to merge, as YAML. `plan`: a recipe applied to weights, in memory or in files.
+`lora`: α per call and row while the model runs, and adapters put into a model.
 """

@@ -1,8 +1,8 @@
 """A recipe applied to a model: α in every layer, and the merged weight of each.
 
-Works on names and tensors only, so that it serves weights in memory (`fold`), weights streamed from
-files (export) and running models (`MergePlan.scales`). Adding a way to combine several adapters is
-one function, one entry of `METHODS` and its name in `recipe.Recipe.method`.
+A plan knows names and tensors only, so that it serves weights in memory (`fold`), weights streamed
+from files (export) and running models (`MergePlan.scales`). Adding a way to combine several
+adapters is one function, one entry of `METHODS` and its name in `recipe.Recipe.method`.
 
 Shapes: O outputs and I inputs of a layer. Each update comes with a weight.
 """
@@ -12,16 +12,28 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import cast
 
 import torch
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.lora import AdapterDeltas, LoraDelta, concatenate
+from NatureLM.merging.lora import (
+    AdapterDeltas,
+    AdapterScales,
+    AlphaScaling,
+    Fold,
+    LoraDelta,
+    active_scaling,
+    concatenate,
+    linear_of,
+    lora_layers,
+)
 from NatureLM.merging.recipe import ParameterRule, Recipe, Weight
-from NatureLM.merging.scaling import AdapterScales
 from NatureLM.util import digest
 
 Parts = Sequence[tuple[float, LoraDelta]]
@@ -225,3 +237,66 @@ def keep_mask(shape: torch.Size, density: float, name: str) -> Tensor:
 METHODS: dict[str, Callable[[Parts, Recipe, str], Tensor]] = {"ties": ties, "dare": dare}
 """Methods on whole matrices: updates with weights, recipe and layer → combined update (O, I).
 `linear`, which keeps the low rank, is in `MergePlan` itself."""
+
+
+# -- written into weights in memory ---------------------------------------------------------
+
+
+@torch.no_grad()
+def fold(
+    language_model: nn.Module,
+    plan: MergePlan,
+    *,
+    alpha: float = 1.0,
+    name: str = "",
+    originals_on: torch.device | str | None = None,
+) -> Fold:
+    """Write a plan, times `alpha`, into a model's weights, in a way that is undone bit for bit.
+
+    While it is folded the adapters take no part: no adapter arithmetic runs at all. Of the original
+    weights those that change are kept; for LoRA on q, k, v and o of Llama 3.1 8B that is one sixth
+    (2.7 of 16 GB in bfloat16).
+
+    name: what the plan is called in messages
+    originals_on: device that the original matrices are kept on; where they are by default
+
+    Raises UsageError when the plan does not fit the model; the model is then as it was.
+    """
+    originals: list[nn.Parameter] = []
+    with ExitStack() as undoing:
+        undoing.callback(originals.clear)
+        for target in plan.alphas:
+            if not plan.changes(target, alpha):
+                continue
+            linear = linear_of(language_model, target)
+            original = cast(nn.Parameter, linear.weight)
+            if not original.is_floating_point():
+                raise UsageError(
+                    f"{target} is stored as {original.dtype}: quantised weights cannot take an "
+                    "update in"
+                )
+            merged = plan.merged(target, original.detach(), alpha)
+            undoing.callback(_restore, linear, original)
+            originals.append(original)
+            linear.weight = nn.Parameter(merged, requires_grad=False)
+            if originals_on is not None:
+                original.data = original.data.to(originals_on)
+        for layer in lora_layers(language_model).values():
+            undoing.callback(_switch, layer, folded=False, disabled=layer.disable_adapters)
+            _switch(layer, folded=True, disabled=True)
+        state = Fold(alpha, name, originals, undoing.pop_all())
+    hook = language_model.register_forward_pre_hook(lambda *_: state.check(*active_scaling()))
+    state.undoing.callback(hook.remove)
+    return state
+
+
+def _restore(linear: nn.Linear, original: nn.Parameter) -> None:
+    now = linear.weight
+    if now.device != original.device or now.dtype != original.dtype:
+        original.data = original.data.to(now.device, now.dtype)  # the model was moved
+    linear.weight = original
+
+
+def _switch(layer: LoraLayer, *, folded: bool, disabled: bool) -> None:
+    layer._disable_adapters = disabled
+    cast(AlphaScaling, layer.scaling).folded = folded

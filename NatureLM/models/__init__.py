@@ -9,16 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from NatureLM.models.configuration import NatureLMConfig
+    from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
     from NatureLM.models.loss import LossOutput
     from NatureLM.models.modeling import NatureLM
-    from NatureLM.models.processing import NatureLMProcessor
 
 _MODULES = {
     "NatureLM": "NatureLM.models.modeling",
     "LossOutput": "NatureLM.models.loss",
     "NatureLMConfig": "NatureLM.models.configuration",
-    "NatureLMProcessor": "NatureLM.models.processing",
+    "NatureLMProcessor": "NatureLM.models.configuration",
 }
 
 __all__ = ["LossOutput", "NatureLM", "NatureLMConfig", "NatureLMProcessor"]

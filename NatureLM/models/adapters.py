@@ -1,175 +1,198 @@
-"""What a loaded model can do with adapters: fold, attach, act by a recipe, save.
-
-Functions over a `NatureLM`, whose methods of the same names call them and say what they do.
-"""
+"""What a loaded model can do with adapters: fold, attach, act by a recipe, save."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from NatureLM.errors import UsageError
-from NatureLM.merging.fold import Fold
-from NatureLM.merging.fold import fold as fold_plan
-from NatureLM.merging.lora import AdapterDeltas, attach, detach, linear_shapes, lora_deltas
-from NatureLM.merging.plan import MergePlan
-from NatureLM.merging.recipe import BASE_ADAPTER, Recipe, dump_recipe, load_recipe
-from NatureLM.merging.scaling import (
+from NatureLM.merging.lora import (
     OWN_ADAPTER,
+    AdapterDeltas,
     AdapterScales,
-    Alpha,
-    active_scaling,
+    Fold,
+    active_scales,
     alpha_per_row,
+    attach,
+    detach,
+    linear_shapes,
+    lora_deltas,
 )
+from NatureLM.merging.plan import MergePlan, fold
+from NatureLM.merging.recipe import BASE_ADAPTER, Recipe, dump_recipe, load_recipe
 from NatureLM.models.checkpoint.peft_io import open_adapter, write_adapter
+from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.util import digest
-
-if TYPE_CHECKING:
-    from NatureLM.models.modeling import NatureLM
 
 _attaching = threading.Lock()
 
 
-# -- folded ---------------------------------------------------------------------------------
+class AdapterMixin:
+    """The methods of `NatureLM` that concern adapters.
 
+    folded: the state of a folded model, None while it is not
+    attached: adapters beside the model's own: their names, and where they lie
+    """
 
-def fold(
-    model: NatureLM,
-    alpha: float,
-    recipe: Recipe | str | Path | None,
-    originals_on: torch.device | str | None,
-) -> Fold:
-    if model.folded is not None:
-        raise UsageError(f"the model is folded already ({model.folded}); unfold it first")
-    (alpha,) = alpha_per_row(alpha, 1)
-    recipe = _loaded(recipe) if recipe is not None else Recipe()
-    plan = merge_plan(model, recipe)
-    name = "" if recipe == Recipe() else f"with a recipe ({_shown(recipe)})"
-    state = fold_plan(model.language_model, plan, alpha=alpha, name=name, originals_on=originals_on)
-    before = model.fingerprint
+    if TYPE_CHECKING:  # what else a `NatureLM` has
+        config: NatureLMConfig
+        fingerprint: str | None
+        llama_model: nn.Module
 
-    def on_undo() -> None:
-        model.folded, model.fingerprint = None, before
+        @property
+        def language_model(self) -> PreTrainedModel: ...
 
-    model.folded, state.on_undo = state, on_undo
-    if name and before is not None:
-        model.fingerprint = f"{before}+{digest(_contents(recipe, plan), size=4).hex()}"
-    return state
+    folded: Fold | None
+    attached: Mapping[str, str]
 
+    def fold(
+        self,
+        alpha: float = 1.0,
+        recipe: Recipe | str | Path | None = None,
+        *,
+        originals_on: torch.device | str | None = None,
+    ) -> Fold:
+        """Write the adapter, scaled by α, into the weights, so that no adapter arithmetic runs.
 
-def alphas_for(model: NatureLM, alpha: Alpha | None, rows: int) -> list[float]:
-    folded = model.folded
-    if alpha is None:
-        alpha = 1.0 if folded is None else folded.alpha
-    alphas = alpha_per_row(alpha, rows)
-    if folded is not None:
-        folded.check(torch.tensor(alphas, dtype=torch.float64), active_scaling()[1])
-    elif not model.config.lora and any(value != 1.0 for value in alphas):
-        raise UsageError("this model has no LoRA adapter (it was merged); alpha must be 1")
-    return alphas
+        `recipe` (or its YAML file) says more than one α can: by layer and module, with other
+        adapters; `alpha` then multiplies all of it. `unfold`, or the end of the `with` block that
+        this opens, puts the original weights back bit for bit. They are kept meanwhile, only those
+        that change (`Fold.kept_bytes`), on the device `originals_on` if named.
 
+        While folded, asking for another α or recipe raises UsageError. It changes the weights that
+        all threads see, so fold before requests are served, not among them.
+        """
+        if self.folded is not None:
+            raise UsageError(f"the model is folded already ({self.folded}); unfold it first")
+        (alpha,) = alpha_per_row(alpha, 1)
+        recipe = _loaded(recipe) if recipe is not None else Recipe()
+        plan = self._merge_plan(recipe)
+        name = "" if recipe == Recipe() else f"with a recipe ({_shown(recipe)})"
+        state = fold(self.language_model, plan, alpha=alpha, name=name, originals_on=originals_on)
+        before = self.fingerprint
 
-def refuse_folded(model: NatureLM, wish: str) -> None:
-    """Raise UsageError while a model is folded; `wish` is what was asked for."""
-    if model.folded is not None:
-        raise UsageError(
-            f"the model is folded ({model.folded}): unfold it (model.unfold()) to {wish}"
-        )
+        def forget() -> None:
+            self.folded, self.fingerprint = None, before
 
+        state.undoing.callback(forget)
+        self.folded = state
+        if name and before is not None:
+            self.fingerprint = f"{before}+{digest(_contents(recipe, plan), size=4).hex()}"
+        return state
 
-# -- adapters -------------------------------------------------------------------------------
+    def unfold(self) -> None:
+        """Put the original weights back, bit for bit; nothing happens if nothing is folded."""
+        if self.folded is not None:
+            self.folded.undo()
 
+    def attach_adapter(self, folder: str | Path, name: str | None = None) -> str:
+        """Put the adapter of a folder beside the model's own, and return its name.
 
-def attach_adapter(model: NatureLM, folder: str | Path, name: str | None) -> str:
-    refuse_folded(model, "attach an adapter")
-    chosen = name or re.sub(r"\W", "_", Path(folder).name) or "adapter"
-    with _attaching:
-        taken = {OWN_ADAPTER, BASE_ADAPTER, *model.attached}
-        if name is None:
-            while chosen in taken:
+        It acts only under a recipe that names `folder` (or `name`): see `use_recipe`. This changes
+        the model's modules, so attach before requests are served, not among them.
+        """
+        self._refuse_folded("attach an adapter")
+        chosen = name or re.sub(r"\W", "_", Path(folder).name) or "adapter"
+        with _attaching:
+            taken = {OWN_ADAPTER, BASE_ADAPTER, *self.attached}
+            while name is None and chosen in taken:
                 chosen += "_"
-        if chosen in taken or not re.fullmatch(r"\w+", chosen):
+            if chosen in taken or not re.fullmatch(r"\w+", chosen):
+                raise UsageError(
+                    f"an adapter cannot be called {chosen!r}: letters, digits and _ are allowed, "
+                    f"and {', '.join(sorted(taken))} are taken"
+                )
+            deltas = open_adapter(folder, linear_shapes(self.language_model))
+            attach(self.llama_model, chosen, deltas)
+            self.attached = {**self.attached, chosen: _resolved(folder)}
+        return chosen
+
+    def detach_adapter(self, name: str) -> None:
+        """Take an attached adapter out; the model is then as before."""
+        self._refuse_folded("detach an adapter")
+        with _attaching:
+            if name not in self.attached:
+                known = ", ".join(self.attached) or "none"
+                raise UsageError(f"no adapter {name!r} is attached (attached: {known})")
+            detach(cast(PeftModel, self.llama_model), name)
+            self.attached = {one: path for one, path in self.attached.items() if one != name}
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the attached adapters; the model's own is not among them."""
+        return list(self.attached)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the model's own adapter in PEFT's format: adapter_config.json and safetensors.
+
+        `peft.PeftModel.from_pretrained(base, folder)` reads it.
+        """
+        linears = linear_shapes(self.language_model)
+        write_adapter(Path(folder), self._deltas(BASE_ADAPTER), linears, config=self.config)
+
+    @contextmanager
+    def use_recipe(self, recipe: Recipe | str | Path) -> Iterator[AdapterScales]:
+        """Within the block, and only in this thread, the adapters act as a recipe says.
+
+        The α of a call multiplies the recipe's. Adapters that it names are attached once and stay
+        attached. Raises UsageError for methods that need whole matrices (TIES, DARE).
+        """
+        scales = self.adapter_scales(recipe)
+        with active_scales(scales):
+            yield scales
+
+    def adapter_scales(self, recipe: Recipe | str | Path) -> AdapterScales:
+        """A recipe as numbers for this model, for `merging.lora.active_scales`."""
+        self._refuse_folded("use a recipe")
+        recipe = _loaded(recipe)
+        for adapter in recipe.adapters:
+            known = adapter.path == BASE_ADAPTER or self._attached_name(adapter.path) is not None
+            if recipe.method == "linear" and not known:
+                self.attach_adapter(adapter.path)
+        names = [self._attached_name(adapter.path) or OWN_ADAPTER for adapter in recipe.adapters]
+        return self._merge_plan(recipe).scales(names)
+
+    def _refuse_folded(self, wish: str) -> None:
+        if self.folded is not None:
             raise UsageError(
-                f"an adapter cannot be called {chosen!r}: letters, digits and _ are allowed, "
-                f"and {', '.join(sorted(taken))} are taken"
+                f"the model is folded ({self.folded}): unfold it (model.unfold()) to {wish}"
             )
-        deltas = open_adapter(folder, linear_shapes(model.language_model))
-        attach(model.llama_model, chosen, deltas)
-        model.attached = {**model.attached, chosen: _resolved(folder)}
-    return chosen
 
+    def _check_savable(self) -> None:
+        """Only a model that is what its configuration says is written."""
+        self._refuse_folded("save it; `naturelm merge` writes a merged model")
+        if self.attached:
+            raise UsageError(
+                f"adapters are attached ({', '.join(self.attached)}): detach them to save the "
+                "model; `naturelm merge --recipe` writes one with adapters combined"
+            )
 
-def detach_adapter(model: NatureLM, name: str) -> None:
-    refuse_folded(model, "detach an adapter")
-    with _attaching:
-        if name not in model.attached:
-            known = ", ".join(model.attached) or "none"
-            raise UsageError(f"no adapter {name!r} is attached (attached: {known})")
-        detach(cast(PeftModel, model.llama_model), name)
-        model.attached = {one: path for one, path in model.attached.items() if one != name}
+    def _merge_plan(self, recipe: Recipe) -> MergePlan:
+        """A recipe with the adapters that it names; those of files are read lazily."""
+        adapters = [self._deltas(adapter.path) for adapter in recipe.adapters]
+        return MergePlan(recipe, adapters, self.language_model.config.num_hidden_layers)
 
+    def _deltas(self, path: str) -> AdapterDeltas:
+        name = OWN_ADAPTER if path == BASE_ADAPTER else self._attached_name(path)
+        if name is None:
+            return open_adapter(path, linear_shapes(self.language_model))
+        if name == OWN_ADAPTER and not self.config.lora:
+            raise UsageError("this model has no LoRA adapter (it was merged)")
+        return lora_deltas(self.language_model, name)
 
-def save_adapter(model: NatureLM, folder: str | Path) -> None:
-    linears = linear_shapes(model.language_model)
-    write_adapter(Path(folder), _own_adapter(model), linears, config=model.config)
-
-
-def check_savable(model: NatureLM) -> None:
-    """Only a model that is what its configuration says is written."""
-    refuse_folded(model, "save it; `naturelm merge` writes a merged model")
-    if model.attached:
-        raise UsageError(
-            f"adapters are attached ({', '.join(model.attached)}): detach them to save the "
-            "model; `naturelm merge --recipe` writes one with adapters combined"
-        )
-
-
-# -- recipes --------------------------------------------------------------------------------
-
-
-def adapter_scales(model: NatureLM, recipe: Recipe | str | Path) -> AdapterScales:
-    refuse_folded(model, "use a recipe")
-    recipe = _loaded(recipe)
-    for adapter in recipe.adapters:
-        known = adapter.path == BASE_ADAPTER or _attached_name(model, adapter.path) is not None
-        if recipe.method == "linear" and not known:
-            attach_adapter(model, adapter.path, None)
-    names = [_attached_name(model, adapter.path) or OWN_ADAPTER for adapter in recipe.adapters]
-    return merge_plan(model, recipe).scales(names)
-
-
-def merge_plan(model: NatureLM, recipe: Recipe) -> MergePlan:
-    """A recipe with the adapters that it names, for a model; those of files are read lazily."""
-    adapters = [_adapter(model, adapter.path) for adapter in recipe.adapters]
-    return MergePlan(recipe, adapters, model.language_model.config.num_hidden_layers)
-
-
-def _adapter(model: NatureLM, path: str) -> AdapterDeltas:
-    if path == BASE_ADAPTER:
-        return _own_adapter(model)
-    name = _attached_name(model, path)
-    if name is not None:
-        return lora_deltas(model.language_model, name)
-    return open_adapter(path, linear_shapes(model.language_model))
-
-
-def _own_adapter(model: NatureLM) -> AdapterDeltas:
-    if not model.config.lora:
-        raise UsageError("this model has no LoRA adapter (it was merged)")
-    return lora_deltas(model.language_model)
-
-
-def _attached_name(model: NatureLM, path: str) -> str | None:
-    """The attached adapter that a recipe's path or name means."""
-    meant = {path, _resolved(path)}
-    return next((name for name, at in model.attached.items() if meant & {at, name}), None)
+    def _attached_name(self, path: str) -> str | None:
+        """The attached adapter that a recipe's path or name means."""
+        meant = {path, _resolved(path)}
+        return next((name for name, at in self.attached.items() if meant & {at, name}), None)
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:

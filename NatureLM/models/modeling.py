@@ -9,8 +9,7 @@ Attributes carry the names of the published checkpoint's tensors. Source: Nature
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,37 +20,34 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from NatureLM.audio.fbank import normalised_fbank
+from NatureLM.config.model import QFormerConfig
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import check_placeholders, merge_audio_embeddings, to_device
 from NatureLM.generation.request import GenerationOptions
-from NatureLM.merging.fold import Fold
-from NatureLM.merging.lora import quiet_peft
-from NatureLM.merging.recipe import Recipe
-from NatureLM.merging.scaling import (
-    AdapterScales,
+from NatureLM.merging.lora import (
     Alpha,
     active_alpha,
-    active_scales,
+    active_scaling,
+    alpha_per_row,
     as_row_scale,
     install,
+    quiet_peft,
 )
-from NatureLM.models import adapters
-from NatureLM.models.beats import BEATs
+from NatureLM.models.adapters import AdapterMixin
+from NatureLM.models.beats import ACTIVATIONS, BEATs
 from NatureLM.models.checkpoint.load import load_model, open_checkpoint
 from NatureLM.models.checkpoint.peft_io import adapter_settings
-from NatureLM.models.checkpoint.save import save_model
-from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.models.checkpoint.tensors import state_of, write_tensors
+from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
-from NatureLM.models.processing import NatureLMProcessor
-from NatureLM.models.qformer import QFormer, patch_groups
 
 ENCODERS = {"beats": lambda config: BEATs(config.beats)}
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
 
 
-class NatureLM(PreTrainedModel):
+class NatureLM(AdapterMixin, PreTrainedModel):
     """The audio-language model: `from_pretrained` loads one, a bare config gives random weights.
 
     `model.processor` holds the tokenizer and the prompt template.
@@ -70,9 +66,8 @@ class NatureLM(PreTrainedModel):
         if config.text_config is None:
             raise UsageError("the model configuration names no language model (text_config)")
         self.processor = processor
-        self.fingerprint: str | None = None  # of the files it was loaded from
-        self.folded: Fold | None = None  # the state of a folded model
-        self.attached: Mapping[str, str] = {}  # adapters beside its own: name and where it lies
+        self.fingerprint = None  # of the files it was loaded from
+        self.folded, self.attached = None, {}
         language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = language_model.get_input_embeddings().weight.shape[1]
 
@@ -88,7 +83,17 @@ class NatureLM(PreTrainedModel):
             )
             nn.init.normal_(self.audio_query_tokens, std=qformer.initializer_range)
             self.audio_llama_proj = nn.Linear(qformer.hidden_size, width)
-        self.llama_model = _with_lora(language_model, config) if config.lora else language_model
+        self.llama_model = language_model
+        if config.lora:
+            adapter = LoraConfig(
+                task_type=TaskType.CAUSAL_LM,
+                target_modules=list(config.lora_target_modules or ()),
+                **adapter_settings(config.to_dict()),
+            )
+            with quiet_peft():
+                self.llama_model = get_peft_model(
+                    language_model, adapter, autocast_adapter_dtype=False
+                )
         self.llama_embed_tokens = cast(nn.Embedding, self.language_model.get_input_embeddings())
         install(self.llama_model)
         self.set_trainable()
@@ -242,6 +247,17 @@ class NatureLM(PreTrainedModel):
         for prompt, clips in zip(prompts, audios, strict=True):
             check_placeholders(prompt, len(clips))
 
+    def alphas_for(self, alpha: Alpha | None, rows: int) -> list[float]:
+        """α of every row: as asked, else the folded one, else 1; checked against the model."""
+        if alpha is None:
+            alpha = 1.0 if self.folded is None else self.folded.alpha
+        alphas = alpha_per_row(alpha, rows)
+        if self.folded is not None:
+            self.folded.check(torch.tensor(alphas, dtype=torch.float64), active_scaling()[1])
+        elif not self.config.lora and any(value != 1.0 for value in alphas):
+            raise UsageError("this model has no LoRA adapter (it was merged); alpha must be 1")
+        return alphas
+
     def generate_ids(
         self,
         prompts: Sequence[str],
@@ -340,75 +356,6 @@ class NatureLM(PreTrainedModel):
         """`loss`, so that wrappers for distributed training find it."""
         return self.loss(batch)
 
-    # -- adapters ---------------------------------------------------------------------------
-
-    def fold(
-        self,
-        alpha: float = 1.0,
-        recipe: Recipe | str | Path | None = None,
-        *,
-        originals_on: torch.device | str | None = None,
-    ) -> Fold:
-        """Write the adapter, scaled by α, into the weights, so that no adapter arithmetic runs.
-
-        `recipe` (or its YAML file) says more than one α can: by layer and module, with other
-        adapters; `alpha` then multiplies all of it. `unfold`, or the end of the `with` block that
-        this opens, puts the original weights back bit for bit. They are kept meanwhile, only those
-        that change (`Fold.kept_bytes`), on the device `originals_on` if named.
-
-        While folded, asking for another α or recipe raises UsageError. It changes the weights that
-        all threads see, so fold before requests are served, not among them.
-        """
-        return adapters.fold(self, alpha, recipe, originals_on)
-
-    def unfold(self) -> None:
-        """Put the original weights back, bit for bit; nothing happens if nothing is folded."""
-        if self.folded is not None:
-            self.folded.undo()
-
-    def alphas_for(self, alpha: Alpha | None, rows: int) -> list[float]:
-        """α of every row: as asked, else the folded one, else 1; checked against the model."""
-        return adapters.alphas_for(self, alpha, rows)
-
-    def attach_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Put the adapter of a folder beside the model's own, and return its name.
-
-        It acts only under a recipe that names `folder` (or `name`): see `use_recipe`. This changes
-        the model's modules, so attach before requests are served, not among them.
-        """
-        return adapters.attach_adapter(self, folder, name)
-
-    def detach_adapter(self, name: str) -> None:
-        """Take an attached adapter out; the model is then as before."""
-        adapters.detach_adapter(self, name)
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the attached adapters; the model's own is not among them."""
-        return list(self.attached)
-
-    def save_adapter(self, folder: str | Path) -> None:
-        """Write the model's own adapter in PEFT's format: adapter_config.json and safetensors.
-
-        `peft.PeftModel.from_pretrained(base, folder)` reads it.
-        """
-        adapters.save_adapter(self, folder)
-
-    @contextmanager
-    def use_recipe(self, recipe: Recipe | str | Path) -> Iterator[AdapterScales]:
-        """Within the block, and only in this thread, the adapters act as a recipe says.
-
-        The α of a call multiplies the recipe's. Adapters that it names are attached once and stay
-        attached. Raises UsageError for methods that need whole matrices (TIES, DARE).
-        """
-        scales = self.adapter_scales(recipe)
-        with active_scales(scales):
-            yield scales
-
-    def adapter_scales(self, recipe: Recipe | str | Path) -> AdapterScales:
-        """A recipe as numbers for this model, for `merging.scaling.active_scales`."""
-        return adapters.adapter_scales(self, recipe)
-
     # -- files ------------------------------------------------------------------------------
 
     @classmethod
@@ -446,15 +393,125 @@ class NatureLM(PreTrainedModel):
         self, save_directory: str | Path, *, max_shard_size: str | int = "5GB"
     ) -> None:
         """Write config, tokenizer and safetensors (sharded above `max_shard_size`) to a folder."""
-        adapters.check_savable(self)
-        save_model(self, Path(save_directory), max_shard_size=max_shard_size)
+        self._check_savable()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(state_of(self), folder, max_shard_size=max_shard_size)
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        self.language_model.generation_config.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
 
 
-def _with_lora(language_model: PreTrainedModel, config: NatureLMConfig) -> PeftModel:
-    adapter = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        target_modules=list(config.lora_target_modules or ()),
-        **adapter_settings(config.to_dict()),
-    )
-    with quiet_peft():
-        return get_peft_model(language_model, adapter, autocast_adapter_dtype=False)
+# -- the Q-Former ---------------------------------------------------------------------------
+
+
+class QFormer(nn.Module):
+    """Queries (N, Q, W) and encoder vectors (N, T, E) of N groups → (N, Q, W).
+
+    A small BERT (post-norm) in which every layer has self-attention over the queries,
+    cross-attention to the encoder vectors and a feed-forward network for queries. Source: BLIP-2
+    (arXiv 2301.12597), Q-Former as used by SALMONN and NatureLM-audio.
+    """
+
+    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        layers = (_QFormerLayer(cfg, encoder_width) for _ in range(cfg.num_hidden_layers))
+        self.bert = nn.ModuleDict(
+            {
+                "embeddings": _QueryEmbeddings(cfg),
+                "encoder": nn.ModuleDict({"layer": nn.ModuleList(layers)}),
+            }
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=cfg.initializer_range)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, queries_NQW: Tensor, encoded_NTE: Tensor) -> Tensor:
+        x: Tensor = self.bert["embeddings"](queries_NQW)
+        for layer in self.bert.get_submodule("encoder.layer").children():
+            x = layer(x, encoded_NTE)
+        return x
+
+
+def patch_groups(patches_BPE: Tensor, size: int, stride: int) -> Tensor:
+    """(B · groups, size, E): the groups that one set of queries reads at a time.
+
+    Patches that fill no group are left out.
+    """
+    return patches_BPE.unfold(1, size, stride).transpose(2, 3).flatten(0, 1)
+
+
+class _QueryEmbeddings(nn.Module):
+    """Normalises the query vectors; `position_ids` is unused but stands in the checkpoints."""
+
+    def __init__(self, cfg: QFormerConfig) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
+        self.dropout = nn.Dropout(cfg.hidden_dropout_prob)
+        self.register_buffer("position_ids", torch.arange(cfg.max_position_embeddings)[None])
+
+    def forward(self, queries_NQW: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.LayerNorm(queries_NQW))
+        return out
+
+
+class _QFormerLayer(nn.Module):
+    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
+        super().__init__()
+        self.attention = _QFormerAttention(cfg, cfg.hidden_size)
+        self.crossattention = _QFormerAttention(cfg, encoder_width)
+        self.intermediate_query = nn.ModuleDict(
+            {"dense": nn.Linear(cfg.hidden_size, cfg.intermediate_size)}
+        )
+        self.activation = ACTIVATIONS[cfg.hidden_act]
+        self.output_query = _QFormerOutput(cfg, cfg.intermediate_size)
+
+    def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:
+        x = self.crossattention(self.attention(x, x), encoded_NTE)
+        out: Tensor = self.output_query(self.activation(self.intermediate_query["dense"](x)), x)
+        return out
+
+
+class _QFormerAttention(nn.Module):
+    """Attention of queries to `source`, then projection, residual and LayerNorm."""
+
+    def __init__(self, cfg: QFormerConfig, source_width: int) -> None:
+        super().__init__()
+        self.heads = cfg.num_attention_heads
+        self.dropout = cfg.attention_probs_dropout_prob
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(cfg.hidden_size, cfg.hidden_size),
+                "key": nn.Linear(source_width, cfg.hidden_size),
+                "value": nn.Linear(source_width, cfg.hidden_size),
+            }
+        )
+        self.output = _QFormerOutput(cfg, cfg.hidden_size)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        q, k, v = (
+            self.self[name](y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, y in (("query", x), ("key", source), ("value", source))
+        )
+        rate = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        out: Tensor = self.output(attended.transpose(1, 2).flatten(2), x)
+        return out
+
+
+class _QFormerOutput(nn.Module):
+    """Projection back to the hidden width, dropout, residual, LayerNorm."""
+
+    def __init__(self, cfg: QFormerConfig, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, cfg.hidden_size)
+        self.LayerNorm = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
+        self.dropout = nn.Dropout(cfg.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        return out

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.errors import ConfigError
 from NatureLM.models.beats import BEATs
-from NatureLM.models.checkpoint.hub import find_base, find_checkpoint
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
     fill_tensor,
@@ -35,6 +34,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.modeling import NatureLM
+from NatureLM.models.registry import find_base, find_checkpoint
 from NatureLM.training.data import NONE_LABEL, Example
 from NatureLM.training.objectives import (
     AudioText,

@@ -57,7 +57,7 @@ def _front_end(config: Config, datasets: DatasetsConfig, run: RunConfig) -> tupl
         return "{}", rate, seconds
     if run.task == "text" or config.model.ckpt is None:
         return template, rate, seconds
-    from NatureLM.models.checkpoint.hub import find_checkpoint, read_config
+    from NatureLM.models.registry import find_checkpoint, read_config
 
     values = read_config(find_checkpoint(config.model.ckpt))
     return (

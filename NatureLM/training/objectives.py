@@ -28,7 +28,7 @@ from NatureLM.config.schema import EncoderTaskConfig
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
-from NatureLM.models.checkpoint.save import state_of, write_tensors
+from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.loss import IGNORE
 from NatureLM.training.augment import Mask
 from NatureLM.training.data import Example

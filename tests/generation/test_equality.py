@@ -16,7 +16,7 @@ from torch import Tensor
 from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.request import GenerationOptions, Request
-from NatureLM.merging.scaling import active_alpha
+from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 
 TAG = "<Audio><AudioHere></Audio>"

@@ -30,7 +30,7 @@ from NatureLM.generation.labels import (
 )
 from NatureLM.generation.request import GenerationOptions, Request
 from NatureLM.generation.scoring import score_trie
-from NatureLM.merging.scaling import active_alpha
+from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 
 EOS = [3, 7]

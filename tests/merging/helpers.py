@@ -27,7 +27,7 @@ def answer_ids(
 
 def last_logits(model: NatureLM, wav: Tensor, alpha: float | None = None) -> Tensor:
     """Logits after one prompt."""
-    from NatureLM.merging.scaling import active_alpha
+    from NatureLM.merging.lora import active_alpha
 
     asked = nullcontext() if alpha is None else active_alpha(alpha)
     with torch.no_grad(), asked:

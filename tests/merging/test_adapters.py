@@ -18,7 +18,7 @@ from NatureLM.errors import UsageError
 from NatureLM.merging.lora import lora_layers
 from NatureLM.merging.recipe import Recipe, RecipeAdapter
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.tensors import CheckpointError
+from NatureLM.models.registry import CheckpointError
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

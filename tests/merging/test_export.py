@@ -25,7 +25,8 @@ from NatureLM.errors import UsageError
 from NatureLM.merging.recipe import Recipe, RecipeAdapter, load_recipe
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.export import export_merged
-from NatureLM.models.checkpoint.tensors import CheckpointError, index_folder
+from NatureLM.models.checkpoint.tensors import index_folder
+from NatureLM.models.registry import CheckpointError
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -130,8 +131,9 @@ def test_shards_read_as_ordinary_safetensors(source: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_precision(dtype: str, source: Path, tmp_path: Path) -> None:
     merge(tmp_path / "o", "--model", source, "--alpha", 0.5, "--dtype", dtype)
-    model = NatureLM.from_pretrained(source).fold(0.5).language_model
-    wanted = model.model.layers[0].self_attn.v_proj.base_layer.weight
+    model = NatureLM.from_pretrained(source)
+    model.fold(0.5)
+    wanted = model.language_model.model.layers[0].self_attn.v_proj.base_layer.weight
     got = load_file(tmp_path / "o" / "model.safetensors")
     stored = got["llama_model.model.layers.0.self_attn.v_proj.weight"]
     assert torch.equal(stored, wanted.to(getattr(torch, dtype)))

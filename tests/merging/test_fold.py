@@ -14,8 +14,8 @@ from merging.helpers import answer_ids, last_logits, same_state, state_copy
 from torch import Tensor
 
 from NatureLM.errors import UsageError
+from NatureLM.merging.lora import active_alpha
 from NatureLM.merging.plan import MergePlan
-from NatureLM.merging.scaling import active_alpha
 from NatureLM.models import NatureLM
 
 # PEFT asks transformers by a name that is on its way out.

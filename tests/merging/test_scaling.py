@@ -17,14 +17,14 @@ from torch import Tensor
 from NatureLM.errors import UsageError
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.inference.pipeline import Pipeline
-from NatureLM.merging.recipe import extrapolation_note
-from NatureLM.merging.scaling import (
+from NatureLM.merging.lora import (
     AlphaScaling,
     active_alpha,
     active_scales,
     active_scaling,
     alpha_per_row,
 )
+from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.models import NatureLM
 
 PROMPTS = ("What is it?", "Caption the audio.")

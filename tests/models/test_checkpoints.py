@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.convert import convert_checkpoint
-from NatureLM.models.checkpoint.tensors import CheckpointError, fingerprint
+from NatureLM.models.checkpoint.tensors import fingerprint
+from NatureLM.models.registry import CheckpointError
 
 WEIGHTS = "model.safetensors"
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.generation.prefill import part_token_ids
 from NatureLM.generation.request import GenerationOptions
-from NatureLM.merging.scaling import active_alpha
+from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.checkpoint.tensors import tensor_refs
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from NatureLM.config import load_config
-from NatureLM.models.checkpoint.save import write_tensors
-from NatureLM.models.checkpoint.tensors import (
+from NatureLM.models.checkpoint.tensors import write_tensors
+from NatureLM.models.registry import (
     PICKLE_SUFFIXES,
     CheckpointError,
     first_line,

@@ -16,21 +16,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from NatureLM import __version__
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import linear_shapes
 from NatureLM.merging.plan import MergePlan, layer_of
 from NatureLM.merging.recipe import BASE_ADAPTER, Recipe, dump_recipe
-from NatureLM.models.checkpoint.hub import is_hub_id, read_config
 from NatureLM.models.checkpoint.load import (
     CheckpointReader,
     build_on_meta,
     choose_tensors,
     fit_rows,
+    generation_settings,
     open_checkpoint,
-    rename_language_model,
     without_lora,
 )
 from NatureLM.models.checkpoint.peft_io import (
@@ -40,15 +38,15 @@ from NatureLM.models.checkpoint.peft_io import (
     stored_adapter,
     write_adapter,
 )
-from NatureLM.models.checkpoint.save import LazyTensor, write_tensors
 from NatureLM.models.checkpoint.tensors import (
-    CheckpointError,
+    LazyTensor,
     StoredTensor,
     TensorRef,
     tensor_refs,
+    write_tensors,
 )
 from NatureLM.models.modeling import NatureLM
-from NatureLM.models.registry import find
+from NatureLM.models.registry import CheckpointError, find, is_hub_id, read_config
 from NatureLM.util import digest, format_bytes
 
 _CPU = torch.device("cpu")
@@ -86,7 +84,8 @@ def export_merged(
     target = _check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
     model, adapters, plan = _plan(reader, recipe, adapter)
     refs = tensor_refs(model)
-    chosen = choose_tensors(reader, refs, rename_language_model(reader.stored, refs))
+    plain = {name: one for name, one in reader.stored.items() if ".lora_" not in name}
+    chosen = choose_tensors(reader, refs, plain)
     tensors = {
         ref.stored_name: _lazy(ref, chosen[ref.stored_name], plan, dtype)
         for ref in refs
@@ -197,9 +196,7 @@ def _write_settings(model: NatureLM, reader: CheckpointReader, folder: Path) -> 
     if config.llama_path and not is_hub_id(config.llama_path):
         config.llama_path = None  # a folder here, which nobody needs any more
     config.save_pretrained(folder)
-    generation = model.language_model.generation_config
-    if (reader.base / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(reader.base)
+    generation = generation_settings(reader) or model.language_model.generation_config
     if generation is not None:
         generation.save_pretrained(folder)
     assert model.processor is not None

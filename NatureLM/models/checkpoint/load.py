@@ -1,7 +1,7 @@
 """Loading: build on the meta device, check every tensor's name and shape, then assign.
 
 Nothing is initialised at random and nothing is held twice: tensors are mapped from their files, or
-cast block by block (`tensors.py`). The class to build is given by `modeling`, which calls this.
+cast one at a time (`tensors.py`). The class to build is given by `modeling`, which calls this.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import linear_shapes
-from NatureLM.models.checkpoint.hub import find_base, find_checkpoint, read_config
 from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
 from NatureLM.models.checkpoint.tensors import (
     LANGUAGE_MODEL_PREFIXES,
-    CheckpointError,
     StoredTensor,
     TensorRef,
     base_name,
@@ -36,8 +34,13 @@ from NatureLM.models.checkpoint.tensors import (
     part_dtype,
     tensor_refs,
 )
-from NatureLM.models.configuration import REFERENCE_ONLY, NatureLMConfig
-from NatureLM.models.processing import PAD_TOKEN, NatureLMProcessor
+from NatureLM.models.configuration import (
+    PAD_TOKEN,
+    REFERENCE_ONLY,
+    NatureLMConfig,
+    NatureLMProcessor,
+)
+from NatureLM.models.registry import CheckpointError, find_base, find_checkpoint, read_config
 
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
@@ -105,12 +108,20 @@ def load_model(
         target = part_dtype(ref.stored_name, as_dtype, on_device)
         fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
     restore_computed_buffers(model, on_device, audio_only=audio_only)
-    if (reader.base / "generation_config.json").is_file():
-        model.language_model.generation_config = GenerationConfig.from_pretrained(reader.base)
+    generation = generation_settings(reader)
+    if generation is not None:
+        model.language_model.generation_config = generation
     used = {tensor.path for tensor in chosen.values()}
     model.fingerprint = fingerprint([reader.checkpoint / "config.json", *used, *adapter_files])
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def generation_settings(reader: CheckpointReader) -> GenerationConfig | None:
+    """Those that lie with the language model's configuration, if there are any."""
+    if not (reader.base / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(reader.base)
 
 
 def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
@@ -187,7 +198,7 @@ def _with_adapter(
     found = open_adapter(adapter, linears)
     config = configure_adapter(reader.config, found, linears)
     model = build_on_meta(model_class, config, reader.tokenizer)
-    stored = rename_language_model(reader.stored, tensor_refs(model))
+    stored = {name: one for name, one in reader.stored.items() if ".lora_" not in name}
     for target, layer in found.layers.items():
         for part, tensor in (("A", layer.a), ("B", layer.b)):
             stored[f"{LANGUAGE_MODEL_PREFIXES[0]}{target}.lora_{part}.default.weight"] = tensor
@@ -197,50 +208,43 @@ def _with_adapter(
 # -- which stored tensor goes where ---------------------------------------------------------
 
 
-def rename_language_model(
-    stored: dict[str, StoredTensor], refs: Sequence[TensorRef]
-) -> dict[str, StoredTensor]:
-    """Stored tensors under the names of a model with another adapter, or none; without LoRA's.
-
-    What PEFT wraps goes by other names than what it does not.
-    """
-    wanted = {name: ref.stored_name for ref in refs for name in ref.base_names}
-    return {
-        wanted.get(base_name(name) or "", name): tensor
-        for name, tensor in stored.items()
-        if ".lora_" not in name
-    }
-
-
 def choose_tensors(
     reader: CheckpointReader, refs: Sequence[TensorRef], stored: dict[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """The file tensor for every tensor by its stored name, from the checkpoint or its base.
 
-    Unused ones may be absent. Raises CheckpointError with one report of all that does not fit;
-    nothing is ever loaded short.
+    Those of the language model go by the names of the base, because PEFT gives others to what it
+    wraps. Unused ones may be absent. Raises CheckpointError with one report of all that does not
+    fit; nothing is ever loaded short.
     """
+    own = {_plain_name(name): tensor for name, tensor in stored.items()}
+    names = {ref: [_plain_name(name) for name in ref.names] for ref in refs}
     of_base: dict[str, StoredTensor] = {}
     if not reader.own_layout and any(
-        ref.base_names and first_of(stored, ref.names) is None for ref in refs
+        ref.base_names and first_of(own, names[ref]) is None for ref in refs
     ):
         of_base = index_folder(find_base(reader.llama_path, reader.checkpoint, weights=True))
     chosen: dict[str, StoredTensor] = {}
     missing: list[str] = []
     misshapen: list[str] = []
     for ref in refs:
-        tensor = first_of(stored, ref.names) or first_of(of_base, ref.base_names)
+        mine = first_of(own, names[ref])
+        tensor = mine or first_of(of_base, ref.base_names)
         if tensor is None:
             if not is_unused(ref.stored_name):
                 missing.append(ref.stored_name)
             continue
-        grows = tensor.name not in stored and _is_vocabulary(ref)
         # [PAD] changes the number of rows of the base's vocabulary (padded ones shrink)
+        grows = mine is None and any(
+            name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in ref.names
+        )
         if tensor.shape != ref.shape and not (grows and tensor.shape[1:] == ref.shape[1:]):
             misshapen.append(f"{tensor.name} {tensor.shape} (needed {ref.shape})")
         chosen[ref.stored_name] = tensor
-    expected = {name for ref in refs for name in ref.names}
-    unexpected = [name for name in stored if name not in expected and not is_unused(name)]
+    expected = {name for known in names.values() for name in known}
+    unexpected = [
+        name for name in stored if _plain_name(name) not in expected and not is_unused(name)
+    ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         lines = [f"{reader.checkpoint} does not fit its configuration; nothing was loaded."]
@@ -253,8 +257,8 @@ def choose_tensors(
     return chosen
 
 
-def _is_vocabulary(ref: TensorRef) -> bool:
-    return any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in ref.names)
+def _plain_name(name: str) -> str:
+    return base_name(name) or name
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,18 +18,17 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 
-from NatureLM.merging.lora import AdapterDeltas, LoraDelta, lora_config
-from NatureLM.merging.scaling import PEFT_PREFIX
-from NatureLM.models.checkpoint.hub import download, find_checkpoint, is_hub_id, read_config
-from NatureLM.models.checkpoint.save import write_file
-from NatureLM.models.checkpoint.tensors import (
+from NatureLM.merging.lora import PEFT_PREFIX, AdapterDeltas, LoraDelta, lora_config
+from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder, read_header, write_file
+from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.models.registry import (
     CheckpointError,
-    StoredTensor,
-    index_folder,
-    read_header,
+    download,
+    find_checkpoint,
+    is_hub_id,
+    read_config,
     read_json,
 )
-from NatureLM.models.configuration import NatureLMConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _LORA_TENSOR = re.compile(r"^(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight$")
@@ -286,8 +285,8 @@ def write_adapter(
         {target: _alpha(update, power) for target, update in updates.items()},
         linears,
         use_rslora=config.use_rslora,
-        dropout=config.lora_dropout,
-        base=config.llama_path,
+        lora_dropout=config.lora_dropout,
+        base_model_name_or_path=config.llama_path,
     )
     settings.inference_mode = True
     settings.target_modules = sorted(settings.target_modules or ())  # a set, written in any order

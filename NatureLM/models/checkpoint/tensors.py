@@ -1,33 +1,31 @@
-"""Tensors of a model and tensors in safetensors files, and the names that they go by.
+"""Tensors of a model and tensors in safetensors files, the names that they go by, and writing them.
 
 `TensorRef` is one tensor of a model, with every name and place that share it; `StoredTensor` is one
-in a file. Tensors whose dtype and device stay are mapped from the file and used in place; others
-are read in blocks and cast on the way, so that a cast load never holds a second copy.
+in a file, mapped from it and used in place where its dtype and device stay; `LazyTensor` is one
+that is made when its turn to be written comes. So memory holds one tensor more than it must.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from NatureLM.errors import NatureLMError
-from NatureLM.util import digest
+from NatureLM.models.registry import PICKLE_SUFFIXES, CheckpointError, pickle_refusal
+from NatureLM.util import atomic_write, digest
 
 T = TypeVar("T")
 
 LANGUAGE_MODEL_PREFIXES = ("llama_model.base_model.model.", "llama_model.")
 INDEX_SUFFIX = ".safetensors.index.json"
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 DTYPE_CODES = {  # in safetensors' own order: files hold the last of these first
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -41,18 +39,10 @@ DTYPE_CODES = {  # in safetensors' own order: files hold the last of these first
     torch.int64: "I64",
 }
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
-_READ_BYTES = 16 * 2**20
-_UNUSED = (
-    re.compile(r"^beats\.predictor\."),
-    re.compile(r"^audio_Qformer\.bert\.embeddings\.(position_ids|word_embeddings|position_emb)"),
-    re.compile(r"^audio_Qformer\.cls\."),
-    re.compile(r"\.rotary_emb\.inv_freq$"),
+_UNUSED = re.compile(
+    r"^beats\.predictor\.|^audio_Qformer\.cls\.|\.rotary_emb\.inv_freq$"
+    r"|^audio_Qformer\.bert\.embeddings\.(position_ids|word_embeddings|position_emb)"
 )
-
-
-class CheckpointError(NatureLMError):
-    """A checkpoint cannot be found, read, or does not fit its configuration."""
-
 
 # -- tensors of a model ---------------------------------------------------------------------
 
@@ -103,18 +93,19 @@ def tensor_refs(model: nn.Module) -> list[TensorRef]:
             if tensor is not None and attribute not in module._non_persistent_buffers_set:
                 name = f"{path}.{attribute}" if path else attribute
                 found.setdefault(id(tensor), {})[name] = (module, attribute)
-    return [_tensor_ref(holders) for holders in found.values()]
+    refs = []
+    for by_name in found.values():
+        names = tuple(sorted(by_name))
+        holders = tuple(dict.fromkeys(by_name[name] for name in names))
+        module, attribute = holders[0]
+        shape = tuple(getattr(module, attribute).shape)
+        refs.append(TensorRef(names, holders, shape, attribute in module._buffers))
+    return refs
 
 
-def _tensor_ref(holders: dict[str, tuple[nn.Module, str]]) -> TensorRef:
-    names = tuple(sorted(holders))
-    module, attribute = holders[names[0]]
-    return TensorRef(
-        names=names,
-        holders=tuple(dict.fromkeys(holders[name] for name in names)),
-        shape=tuple(getattr(module, attribute).shape),
-        is_buffer=attribute in module._buffers,
-    )
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a model by stored name, each once."""
+    return {ref.stored_name: ref.tensor.detach() for ref in tensor_refs(model)}
 
 
 def first_of(tensors: Mapping[str, T], names: Iterable[str]) -> T | None:
@@ -124,7 +115,7 @@ def first_of(tensors: Mapping[str, T], names: Iterable[str]) -> T | None:
 
 def is_unused(name: str) -> bool:
     """Whether the reference's checkpoints hold a tensor of this name that nothing computes with."""
-    return any(pattern.search(name) for pattern in _UNUSED)
+    return _UNUSED.search(name) is not None
 
 
 def base_name(name: str) -> str | None:
@@ -157,31 +148,18 @@ def part_dtype(name: str, explicit: torch.dtype | None, device: torch.device) ->
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, dtype, shape and first byte."""
+    """Where a tensor lies: its file, dtype and shape."""
 
     name: str
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int
 
     def read(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The tensor in `dtype` on `device`; integer tensors keep their dtype."""
-        wanted = dtype if self.dtype.is_floating_point else self.dtype
-        if wanted == self.dtype and device.type == "cpu":
-            with safe_open(self.path, framework="pt") as file:
-                mapped: Tensor = file.get_tensor(self.name)
-            return mapped
-        out = torch.empty(self.shape, dtype=wanted, device=device)
-        flat = out.view(-1)
-        per_block = _READ_BYTES // self.dtype.itemsize
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            for first in range(0, flat.numel(), per_block):
-                count = min(per_block, flat.numel() - first)
-                buffer = bytearray(file.read(count * self.dtype.itemsize))
-                flat[first : first + count] = torch.frombuffer(buffer, dtype=self.dtype)
-        return out
+        with safe_open(self.path, framework="pt") as file:
+            mapped: Tensor = file.get_tensor(self.name)
+        return mapped.to(device, dtype if self.dtype.is_floating_point else self.dtype)
 
 
 def index_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -211,51 +189,21 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no model.safetensors (nor shards with an index)")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises CheckpointError for a file without one."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in its first line; its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def pickle_refusal(path: Path) -> str:
-    """Why a pickle is not opened, and what to do."""
-    return (
-        f"{path} is a pickle file, which can run code when it is opened; only safetensors are "
-        f"loaded. If you trust its origin, convert it once:\n"
-        f"  naturelm convert {path} OUTPUT_FOLDER --allow-pickle"
-    )
-
-
 def read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one safetensors file, checked against its length."""
     try:
-        with safe_open(path, framework="pt"):  # checks the header and the length of the file
-            pass
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (OSError, SafetensorError, ValueError, struct.error) as error:
+        with safe_open(path, framework="pt") as file:
+            slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
+            found = [(name, one.get_dtype(), tuple(one.get_shape())) for name, one in slices]
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors ({error}); it may be cut short or be the text "
             "of a pointer (Git LFS): copy or download it again"
         ) from None
-    header.pop("__metadata__", None)
-    tensors = []
-    for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} has dtype {entry['dtype']}, unsupported")
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        start, end = entry["data_offsets"]
-        assert end - start == math.prod(shape) * dtype.itemsize
-        tensors.append(StoredTensor(name, path, dtype, shape, 8 + length + start))
-    return tensors
+    for name, code, _ in found:
+        if code not in _DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} has dtype {code}, unsupported")
+    return [StoredTensor(name, path, _DTYPES[code], shape) for name, code, shape in found]
 
 
 _SAMPLE_BYTES = 64 * 2**10
@@ -277,3 +225,89 @@ def _sampled(path: Path) -> Iterator[str | bytes]:
         for offset in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
             file.seek(offset)
             yield file.read(_SAMPLE_BYTES)
+
+
+# -- writing --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor to be written: its dtype and shape, and how it is made when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor | LazyTensor],
+    folder: Path,
+    *,
+    max_shard_size: str | int = "5GB",
+    on_file: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write tensors as `model.safetensors`, or as shards with an index; old weights go.
+
+    Shared tensors stand under the first of their names, so that the files also read as a checkpoint
+    of the reference. Each file is written beside its place and then moved there.
+
+    on_file: is told of each file's name and size in bytes before it is written
+    """
+    outline = {
+        name: torch.empty(one.shape, dtype=one.dtype, device="meta")
+        for name, one in tensors.items()
+    }
+    split = split_torch_state_dict_into_shards(outline, max_shard_size=max_shard_size)
+    written = set(split.filename_to_tensors)
+    for name, members in split.filename_to_tensors.items():
+        if on_file is not None:
+            on_file(name, sum(tensors[member].nbytes for member in members))
+        write_file({member: tensors[member] for member in members}, folder / name)
+    if split.is_sharded:
+        index_name = f"model{INDEX_SUFFIX}"
+        written.add(index_name)
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        with atomic_write(folder / index_name, alone=True) as unfinished:
+            unfinished.write_text(json.dumps(index, indent=2, sort_keys=True))
+    for old in (*folder.glob("model*.safetensors"), *folder.glob(f"model*{INDEX_SUFFIX}")):
+        if old.name not in written:
+            old.unlink()
+
+
+def write_file(tensors: Mapping[str, Tensor | LazyTensor], path: Path) -> None:
+    """One safetensors file, as the library writes it, but tensor by tensor as they are made.
+
+    The length of the header comes first, then the header, then the bytes. Wide dtypes come first,
+    so that every tensor starts at a multiple of its item size.
+    """
+    for name, one in tensors.items():
+        if one.dtype not in DTYPE_CODES:
+            raise CheckpointError(f"{path}: tensor {name} has dtype {one.dtype}, unsupported")
+    rank = {dtype: number for number, dtype in enumerate(DTYPE_CODES)}
+    ordered = sorted(tensors.items(), key=lambda item: (-rank[item[1].dtype], item[0]))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, one in ordered:
+        start, end = end, end + one.nbytes
+        header[name] = {
+            "dtype": DTYPE_CODES[one.dtype],
+            "shape": list(one.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path, alone=True) as unfinished, unfinished.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name, one in ordered:
+            # A copy: a storage that numpy has seen cannot be freed, as FSDP does with its own.
+            tensor = one.make() if isinstance(one, LazyTensor) else one.to("cpu", copy=True)
+            assert tensor.shape == one.shape, f"{name}: {tensor.shape}, planned {one.shape}"
+            assert tensor.dtype == one.dtype, f"{name}: {tensor.dtype}, planned {one.dtype}"
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            flat.view(torch.uint8).numpy().tofile(file)
+            del tensor, flat
