@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from NatureLM.cli import experiment
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import Stopped
+from NatureLM.cli.errors import stop_message
 from NatureLM.cli.experiment import BEANS_ZERO
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from NatureLM.beans.fetch import RemoteDataset, RowGroup
+    from NatureLM.beans.fetch import RowGroup
     from NatureLM.beans.mini import MiniSummary
     from NatureLM.data.components import Component
 
@@ -26,58 +26,41 @@ if TYPE_CHECKING:
 class RunRequest(of.ExperimentOptions):
     """The options of `beans run`, in the order of its help."""
 
-    cfg_path: Annotated[
-        Path | None,
-        of.option(
-            "Configuration file, such as configs/inference.yml or configs/cbi.yml.",
-            show_default="built-in settings",
-        ),
-    ] = None
-    data_path: of.DataPath = None
-    output_path: Annotated[
-        Path | None,
-        of.option(
-            "Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
-            "NAME_metrics.jsonl. What exists is resumed.",
-            show_default="runs/ and the name of the configuration",
-        ),
-    ] = None
-    components: Annotated[
-        str | None,
-        of.option(
-            "Components that are tested, set off by commas.", show_default="all that the data hold"
-        ),
-    ] = None
-    merging_alpha: Annotated[
-        float | None,
-        of.option(
-            "How much of the adapter is merged in, where extended.lora_scales is not set.",
-            metavar="ALPHA",
-            show_default="generate.merging_alpha of the configuration, 1.0",
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        of.option(
-            "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
-            show_default="model.ckpt of the configuration, naturelm-tiny",
-        ),
-    ] = None
-    adapter: of.Adapter = None
-    device: of.Device = "auto"
-    dtype: of.Dtype = "auto"
-    options: Annotated[
-        list[str] | None,
-        of.option(
-            "Change a value of the configuration, such as extended.limit=100. May be given "
-            "several times.",
-            metavar="KEY.SUB=VALUE",
-        ),
-    ] = None
-    max_memory: of.MaxMemory = None
-    cache_dir: of.CacheDir = None
-    dry_run: of.DryRun = False
-    workers: of.Workers = 2
+    cfg_path: Path | None = of.option(
+        None,
+        "Configuration file, such as configs/inference.yml or configs/cbi.yml.",
+        show_default="built-in settings",
+    )
+    data_path: str | None = of.DATA_PATH
+    output_path: Path | None = of.option(
+        None,
+        "Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
+        "NAME_metrics.jsonl. What exists is resumed.",
+        show_default="runs/ and the name of the configuration",
+    )
+    components: str | None = of.option(
+        None,
+        "Components that are tested, set off by commas.",
+        show_default="all that the data hold",
+    )
+    merging_alpha: float | None = of.option(
+        None,
+        "How much of the adapter is merged in, where extended.lora_scales is not set.",
+        metavar="ALPHA",
+        show_default="generate.merging_alpha of the configuration, 1.0",
+    )
+    model: str | None = of.option(
+        None, of.MODEL_TEXT, show_default="model.ckpt of the configuration, naturelm-tiny"
+    )
+    adapter: str | None = of.ADAPTER
+    device: str = of.DEVICE
+    dtype: str = of.DTYPE
+    options: list[str] | None = of.option(
+        None,
+        "Change a value of the configuration, such as extended.limit=100. May be given several "
+        "times.",
+        metavar="KEY.SUB=VALUE",
+    )
 
 
 def run(request: RunRequest) -> None:
@@ -94,9 +77,7 @@ def run(request: RunRequest) -> None:
 
 
 def info(
-    component: Annotated[
-        str | None, typer.Argument(help="Show this component with its labels.")
-    ] = None,
+    component: str | None = of.argument(None, "Show this component with its labels."),
 ) -> None:
     """Show the components of BEANS-Zero: task, labels, longest clip, metric."""
     from NatureLM.data import components as data
@@ -144,16 +125,15 @@ def _clip(one: Component) -> str:
 
 
 def fetch(
-    output_path: Annotated[Path, of.option("Folder for the data.")],
-    components: Annotated[
-        str | None,
-        of.option(
-            "Components, set off by commas; `beans info` lists them.",
-            show_default="all, about 180 GB",
-        ),
-    ] = None,
-    repository: Annotated[str, of.option("Dataset on the Hugging Face Hub.")] = BEANS_ZERO,
-    yes: Annotated[bool, of.option("Do not ask before fetching.")] = False,
+    *,
+    output_path: Path = of.option(..., "Folder for the data."),
+    components: str | None = of.option(
+        None,
+        "Components, set off by commas; `beans info` lists them.",
+        show_default="all, about 180 GB",
+    ),
+    repository: str = of.option(BEANS_ZERO, "Dataset on the Hugging Face Hub."),
+    yes: bool = of.option(False, "Do not ask before fetching."),
 ) -> None:
     """Fetch components of BEANS-Zero: says the size first, and goes on where it was stopped.
 
@@ -172,7 +152,15 @@ def fetch(
         groups = dataset.row_groups(wanted, looking.advance)
     missing = [group for group in groups if not group.is_there(output_path)]
     if _wants_more(groups, missing, output_path, yes):
-        _fetch(dataset, missing, output_path)
+        total = sum(group.bytes for group in missing)
+        bar = ProgressBar("fetching", "bar", "size", "speed", "time", total=total, stays=True)
+        stopped = (
+            f"Stopped. What is in {output_path} is whole; the same command goes on from there."
+        )
+        with stop_message(stopped), bar:
+            for group in missing:
+                dataset.fetch(group, output_path)
+                bar.advance(group.bytes)
     typer.echo(f"All is there: beans --data-path {output_path} --output-path answers.jsonl")
 
 
@@ -189,72 +177,45 @@ def _wants_more(
     if not missing:
         return False
     check_room(folder, left)
-    if not yes and not _says_yes():
+    try:
+        is_wanted = yes or typer.confirm("Fetch it?", err=True)
+    except typer.Abort:  # nobody is there to answer
+        is_wanted = False
+    if not is_wanted:
         raise UsageError("nothing was fetched (--yes fetches without asking)")
     return True
 
 
-def _says_yes() -> bool:
-    try:
-        return typer.confirm("Fetch it?", err=True)
-    except typer.Abort:  # nobody is there to answer
-        return False
-
-
-def _fetch(dataset: RemoteDataset, missing: Sequence[RowGroup], folder: Path) -> None:
-    total = sum(group.bytes for group in missing)
-    try:
-        with ProgressBar(
-            "fetching", "bar", "size", "speed", "time", total=total, stays=True
-        ) as bar:
-            for group in missing:
-                dataset.fetch(group, folder)
-                bar.advance(group.bytes)
-    except KeyboardInterrupt as interrupt:
-        raise Stopped(
-            f"Stopped. What is in {folder} is whole; the same command goes on from there.",
-            interrupt,
-        ) from None
-
-
-_MOST_SHOWN = 3
-
-
 def make_mini(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="FOLDER_OR_TABLE",
-            help="A folder with a folder of clips for each class, or a table (CSV, JSON lines, "
-            "Parquet) with a column for the recording and one for the label.",
-        ),
-    ],
-    output_path: Annotated[Path, of.option("Folder to make.")],
-    columns: Annotated[
-        list[str] | None,
-        of.option(
-            "What a column is called, such as label=species, path=wav or caption=text. May "
-            "be given several times.",
-            metavar="OURS=THEIRS",
-        ),
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        of.option(
-            "Only such rows, such as split=test. May be given several times.",
-            metavar="COLUMN=VALUE",
-        ),
-    ] = None,
-    classes: Annotated[int, of.option("Labels, the most frequent ones.")] = 10,
-    classification: Annotated[int, of.option("Clips with one label.")] = 60,
-    detection: Annotated[int, of.option("Mixed windows with 0 to 3 labels.")] = 40,
-    captioning: Annotated[int, of.option("Clips with a caption.")] = 40,
-    caption: Annotated[
-        str, of.option("Caption of a clip, where no column caption is named.")
-    ] = "The sound of {label}.",
-    window_seconds: Annotated[float, of.option("Longest clip, and mixed windows.")] = 10.0,
-    seed: Annotated[int, of.option("Of everything that is drawn.", min=0)] = 0,
-    overwrite: Annotated[bool, of.option("Replace what is there.")] = False,
+    *,
+    source: str = of.argument(
+        ...,
+        "A folder with a folder of clips for each class, or a table (CSV, JSON lines, Parquet) "
+        "with a column for the recording and one for the label.",
+        "FOLDER_OR_TABLE",
+    ),
+    output_path: Path = of.option(..., "Folder to make."),
+    columns: list[str] | None = of.option(
+        None,
+        "What a column is called, such as label=species, path=wav or caption=text. May be given "
+        "several times.",
+        metavar="OURS=THEIRS",
+    ),
+    where: list[str] | None = of.option(
+        None,
+        "Only such rows, such as split=test. May be given several times.",
+        metavar="COLUMN=VALUE",
+    ),
+    classes: int = of.option(10, "Labels, the most frequent ones."),
+    classification: int = of.option(60, "Clips with one label."),
+    detection: int = of.option(40, "Mixed windows with 0 to 3 labels."),
+    captioning: int = of.option(40, "Clips with a caption."),
+    caption: str = of.option(
+        "The sound of {label}.", "Caption of a clip, where no column caption is named."
+    ),
+    window_seconds: float = of.option(10.0, "Longest clip, and mixed windows."),
+    seed: int = of.option(0, "Of everything that is drawn.", min=0),
+    overwrite: bool = of.option(False, "Replace what is there."),
 ) -> None:
     """Make a benchmark in BEANS-Zero's schema: classification, detection and captioning.
 
@@ -278,6 +239,9 @@ def make_mini(
         overwrite=overwrite,
     )
     _show(made, output_path)
+
+
+_MOST_SHOWN = 3
 
 
 def _show(made: MiniSummary, folder: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,12 +27,14 @@ class Terminated(KeyboardInterrupt):
     """The system asked the process to end (SIGTERM)."""
 
 
-class Stopped(NatureLMError):  # noqa: N818 (nothing went wrong)
-    """The work was stopped from outside; the message says what is there and how to go on."""
-
-    def __init__(self, message: str, cause: KeyboardInterrupt) -> None:
-        super().__init__(message)
-        self.exit_code = 143 if isinstance(cause, Terminated) else 130
+@contextmanager
+def stop_message(message: str | Callable[[], str]) -> Iterator[None]:
+    """Where the block is stopped from outside, say what is there and how to go on, and end."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo(message if isinstance(message, str) else message(), err=True)
+        raise typer.Exit(_stop_code(interrupt)) from None
 
 
 @contextmanager
@@ -47,13 +49,15 @@ def friendly_errors() -> Iterator[None]:
     except NatureLMError as error:
         if os.environ.get("NATURELM_DEBUG", "") not in ("", "0"):
             raise
-        message = str(error)
-        typer.echo(message if isinstance(error, Stopped) else error_text(message), err=True)
+        typer.echo(error_text(str(error)), err=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt as error:
-        stopped = Stopped("Stopped.", error)
-        typer.echo(str(stopped), err=True)
-        raise SystemExit(stopped.exit_code) from None
+        typer.echo("Stopped.", err=True)
+        raise SystemExit(_stop_code(error)) from None
+
+
+def _stop_code(interrupt: KeyboardInterrupt) -> int:
+    return 143 if isinstance(interrupt, Terminated) else 130
 
 
 def error_text(message: str) -> str:
@@ -85,7 +89,7 @@ def make_output_robust() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-class NoteHandler(logging.Handler):
+class _NoteHandler(logging.Handler):
     """Shows log records as lines on stderr; `form` is such a line, with {} for the message."""
 
     def __init__(self, form: str) -> None:
@@ -93,14 +97,13 @@ class NoteHandler(logging.Handler):
         self._form = form
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show the message of a record."""
         say(self._form.format(record.getMessage()))
 
 
 @contextmanager
 def notes_shown(form: str) -> Iterator[None]:
     """Within the block, what the package logs for its user is shown on stderr, and nowhere else."""
-    package, handler = logging.getLogger("NatureLM"), NoteHandler(form)
+    package, handler = logging.getLogger("NatureLM"), _NoteHandler(form)
     propagated = package.propagate
     package.addHandler(handler)
     package.propagate = False

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, Stopped
+from NatureLM.cli.errors import SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
 
 if TYPE_CHECKING:
     from NatureLM.config import Config, ExperimentConfig
-    from NatureLM.config.schema import TableSource
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.run import TrialProgress
 
@@ -72,11 +71,17 @@ def run(
 
     Raises UsageError.
     """
-    experiment = Experiment(request, config, _extended(request, config, datasets), command)
+    from NatureLM.experiments.plan import make_plan
+    from NatureLM.merging.recipe import extrapolation_note
+
+    extended = _extended(request, config, datasets)
+    experiment = Experiment(request, config, extended, command)
     of.check_device(request.device, request.dtype)
     max_memory = of.memory_size(request.max_memory)
     _check_data(experiment)
-    plan = _plan(experiment)
+    for note in filter(None, map(extrapolation_note, extended.lora_scales)):
+        logger.warning(note)
+    plan = make_plan(extended, config.model.prompt_template)
     if request.dry_run:
         for line in describe(experiment, plan):
             typer.echo(line)
@@ -125,18 +130,6 @@ def _extended(
     return extended
 
 
-def _plan(experiment: Experiment) -> Plan:
-    from NatureLM.experiments.plan import make_plan
-    from NatureLM.merging.recipe import extrapolation_note
-
-    for alpha in experiment.extended.lora_scales:
-        note = extrapolation_note(alpha)
-        if note is not None:
-            logger.warning(note)
-    template = experiment.config.model.prompt_template
-    return make_plan(experiment.extended, template)
-
-
 def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import TrialStore
@@ -151,25 +144,23 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
         raise _missing(experiment, [str(error)]) from error
     from NatureLM.experiments.run import run_experiment
 
-    try:
-        with ExperimentProgress(len(plan)) as progress:
-            summary = run_experiment(
-                model,
-                plan.with_template(processor_of(model).prompt_template),
-                experiment.output,
-                generate=config.generate,
-                batch_tokens=experiment.extended.batch_tokens,
-                max_memory=max_memory,
-                cache_dir=request.cache_dir,
-                workers=request.workers,
-                progress=progress,
-            )
-    except KeyboardInterrupt as interrupt:
-        raise Stopped(
-            f"Stopped. What was answered is in {experiment.output}; the same command goes on from "
-            "there.",
-            interrupt,
-        ) from None
+    stopped = (
+        f"Stopped. What was answered is in {experiment.output}; the same command goes on from "
+        "there."
+    )
+    progress = ExperimentProgress(len(plan))
+    with stop_message(stopped), progress:
+        summary = run_experiment(
+            model,
+            plan.with_template(processor_of(model).prompt_template),
+            experiment.output,
+            generate=config.generate,
+            batch_tokens=experiment.extended.batch_tokens,
+            max_memory=max_memory,
+            cache_dir=request.cache_dir,
+            workers=request.workers,
+            progress=progress,
+        )
     typer.echo(str(summary))
     if experiment.command == "beans":
         if experiment.extended.queries is None:
@@ -217,43 +208,39 @@ def _missing(experiment: Experiment, problems: Sequence[str]) -> UsageError:
 
 def _check_data(experiment: Experiment) -> None:
     """Say all that is missing at once, before anything large is loaded."""
-    problem = _data_problem(experiment.extended.data)
-    if problem is not None:
-        weights = _weights_problem(experiment.model)
-        raise _missing(experiment, [problem, *([weights] if weights else [])])
+    from NatureLM.models.registry import access_help, find, is_hub_id
 
-
-def _data_problem(data: TableSource | None) -> str | None:
-    from NatureLM.models.registry import is_hub_id
-
+    data, model = experiment.extended.data, experiment.model
     if data is not None and (os.path.exists(data.path) or is_hub_id(data.path)):
-        return None
+        return
     what = (
         "no data are named, with --data-path or as extended.data.path"
         if data is None
         else f"{data.path}: there is no such file or folder"
     )
-    return (
+    problems = [
         f"{what}. BEANS-Zero is about 180 GB: `hf download --repo-type dataset {BEANS_ZERO} "
         "--local-dir beans-zero`, or for some of it `beans fetch --components NAMES --output-path "
         f"beans-zero`, and --data-path beans-zero; or --data-path {BEANS_ZERO}, which fetches what "
         "is read; or a table of your own"
-    )
-
-
-def _weights_problem(model: str) -> str | None:
-    from NatureLM.models.registry import access_help, find
-
+    ]
     entry = find(model)
-    if Path(model).is_dir() or (entry is not None and entry.folder is not None):
-        return None
-    steps = access_help(model if entry is None else entry.source)
-    return f"the weights of {model} are not on this machine. {steps}"
+    if not (Path(model).is_dir() or (entry is not None and entry.folder is not None)):
+        steps = access_help(model if entry is None else entry.source)
+        problems.append(f"the weights of {model} are not on this machine. {steps}")
+    raise _missing(experiment, problems)
 
 
 def describe(experiment: Experiment, plan: Plan) -> list[str]:
     """The plan in words: counts, an estimate of the time, the first prompt of each query."""
-    data = experiment.extended.data
+    from NatureLM.experiments.plan import LARGE, SMALL, estimate_seconds
+    from NatureLM.models.registry import EMBEDDED
+
+    data, generate = experiment.extended.data, experiment.config.generate
+    speed = SMALL if experiment.model == EMBEDDED else LARGE
+    seconds = estimate_seconds(
+        plan, speed, max_new_tokens=generate.max_new_tokens, num_beams=generate.num_beams
+    )
     scales = ", ".join(f"{alpha:g}" for alpha in plan.alphas)
     datasets = ", ".join(dict.fromkeys(one.dataset_name for one in plan.samples))
     facts = [
@@ -264,7 +251,7 @@ def describe(experiment: Experiment, plan: Plan) -> list[str]:
         ("scales", f"{len(plan.alphas)} ({scales})"),
         ("encodings", f"{plan.n_encodings}"),
         ("generations", f"{len(plan)}"),
-        ("time", _time(experiment, plan)),
+        ("time", f"about {duration(seconds)} on {speed.machine}"),
         ("results", f"{experiment.output}"),
         ("plan", plan.fingerprint()),
     ]
@@ -280,43 +267,24 @@ def describe(experiment: Experiment, plan: Plan) -> list[str]:
     return lines
 
 
-def _time(experiment: Experiment, plan: Plan) -> str:
-    from NatureLM.experiments.plan import LARGE, SMALL, estimate_seconds
-    from NatureLM.models.registry import EMBEDDED
-
-    speed = SMALL if experiment.model == EMBEDDED else LARGE
-    generate = experiment.config.generate
-    seconds = estimate_seconds(
-        plan, speed, max_new_tokens=generate.max_new_tokens, num_beams=generate.num_beams
-    )
-    return f"about {duration(seconds)} on {speed.machine}"
-
-
 _LINE_EVERY = 10.0  # seconds, in a log
 _FIRST_ANSWERS = 16  # they wait for the model to warm up, and say nothing about the time left
 
 
-class ExperimentProgress:
+class ExperimentProgress(ProgressBar):
     """Where an experiment stands, on stderr: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, total: int) -> None:
-        self._bar = ProgressBar("bar", "{task.fields[line]}", total=total, line="")
-        self._shown = 0.0
-
-    def __enter__(self) -> ExperimentProgress:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.__exit__()
+        super().__init__("bar", "{task.fields[line]}", total=total, line="")
+        self._said = 0.0
 
     def __call__(self, done: TrialProgress) -> None:
         """Show where the run stands, if the last time is long enough ago or it is done."""
         line, now = progress_line(done), time.monotonic()
-        self._bar.update(done.done, line=line)
-        is_due = done.done >= done.total or now - self._shown >= _LINE_EVERY
-        if is_due and not self._bar.is_shown:
-            self._shown = now
+        self.update(done.done, line=line)
+        is_due = done.done >= done.total or now - self._said >= _LINE_EVERY
+        if is_due and not self.is_shown:
+            self._said = now
             say(line)
 
 

@@ -1,4 +1,5 @@
-"""`naturelm infer`: questions about recordings, answers as JSON lines."""
+"""Questions about recordings: `naturelm infer`, whose answers are JSON lines, and the page of
+`naturelm inference-app`."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
+from NatureLM.cli.errors import SOME_FAILED, error_text, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.inference.windows import WindowResult
     from NatureLM.results.store import Resumed, WindowStore
-    from NatureLM.species import SpeciesList
 
 logger = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
@@ -37,110 +37,78 @@ _SPECIES = "Species lists and confidence"
 class InferRequest(of.ExperimentOptions):
     """The options of `naturelm infer`, in the order of its help."""
 
-    recordings: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Recordings or folders, as with --audio-path."),
-    ] = None
-    audio_path: Annotated[
-        list[Path] | None,
-        of.option(
-            "A recording, or a folder with recordings. May be given several times.",
-            _INPUT,
-            names=("--audio-path", "--audio", "-a"),
-        ),
-    ] = None
-    query: Annotated[
-        list[str] | None,
-        of.option(
-            "What to ask of every window. May be given several times.",
-            _INPUT,
-            names=("--query", "-q"),
-        ),
-    ] = None
-    model: of.OptionalModelName = None
-    adapter: of.Adapter = None
-    merging_alpha: Annotated[
-        float | None,
-        of.option(
-            "Share of the adapter: 0 is the base language model, 1 the adapted one.",
-            of.MODEL,
-            show_default="generate.merging_alpha of the configuration, 1.0",
-        ),
-    ] = None
-    device: of.Device = "auto"
-    dtype: of.Dtype = "auto"
-    batch_size: Annotated[
-        int | None,
-        of.option(
-            "Answers and windows at a time. Changes the speed, never the answers.",
-            of.MODEL,
-            show_default="chosen for the device",
-        ),
-    ] = None
-    max_memory: of.MaxMemory = None
-    cache_dir: of.CacheDir = None
-    cfg_path: of.CfgPath = None
-    options: of.Overrides = None
-    window_length_seconds: of.WindowLength = 10.0
-    hop_length_seconds: of.HopLength = 10.0
-    channel: of.Channel = "mean"
-    time_expansion: of.TimeExpansion = 1.0
-    output_path: Annotated[
-        Path | None,
-        of.option(
-            "File for the answers, one JSON line for each (of an experiment: a folder). One "
-            "that exists is resumed.",
-            _OUTPUT,
-            show_default="inference_output.jsonl",
-        ),
-    ] = None
-    overwrite: Annotated[
-        bool,
-        of.option("Start the output file anew.", _OUTPUT),
-    ] = False
-    quiet: Annotated[
-        bool,
-        of.option("Do not show the answers.", _OUTPUT),
-    ] = False
-    species_list: Annotated[
-        str | None,
-        of.option(
-            "Species that may be answered: a file, names separated by commas, or a preset "
-            "such as naturelm-tiny or cbi.",
-            _SPECIES,
-            metavar="FILE|NAMES|PRESET",
-        ),
-    ] = None
-    mode: Annotated[
-        str | None,
-        of.option(
-            "Say anything, say nothing but the list, or score every species of the list.",
-            _SPECIES,
-            metavar="generate|constrained|score",
-            show_default="score with a species list, else generate",
-        ),
-    ] = None
-    species_names: Annotated[
-        str,
-        of.option(
-            "The names to take where a list has both.", _SPECIES, metavar="common|scientific"
-        ),
-    ] = "common"
-    several: Annotated[
-        bool,
-        of.option(
-            "With --mode constrained: an answer may be several species, separated by commas.",
-            _SPECIES,
-        ),
-    ] = False
-    top_k: Annotated[
-        int,
-        of.option("Species that are named, the answer included.", _SPECIES),
-    ] = 3
-    min_confidence: Annotated[float, of.option("Below it the answer is None.", _SPECIES)] = 0.0
-    data_path: of.DataPath = None
-    dry_run: of.DryRun = False
-    workers: of.Workers = 2
+    recordings: list[Path] | None = of.argument(
+        None, "Recordings or folders, as with --audio-path."
+    )
+    audio_path: list[Path] | None = of.option(
+        None,
+        "A recording, or a folder with recordings. May be given several times.",
+        _INPUT,
+        *("--audio-path", "--audio", "-a"),
+    )
+    query: list[str] | None = of.option(
+        None, "What to ask of every window. May be given several times.", _INPUT, "--query", "-q"
+    )
+    model: str | None = of.OPTIONAL_MODEL_NAME
+    adapter: str | None = of.ADAPTER
+    merging_alpha: float | None = of.option(
+        None,
+        "Share of the adapter: 0 is the base language model, 1 the adapted one.",
+        of.MODEL,
+        show_default="generate.merging_alpha of the configuration, 1.0",
+    )
+    device: str = of.DEVICE
+    dtype: str = of.DTYPE
+    batch_size: int | None = of.option(
+        None,
+        "Answers and windows at a time. Changes the speed, never the answers.",
+        of.MODEL,
+        show_default="chosen for the device",
+    )
+    max_memory: str | None = of.MAX_MEMORY
+    cache_dir: Path | None = of.CACHE_DIR
+    cfg_path: Path | None = of.CFG_PATH
+    options: list[str] | None = of.OVERRIDES
+    window_length_seconds: float = of.WINDOW_LENGTH
+    hop_length_seconds: float = of.HOP_LENGTH
+    channel: str = of.CHANNEL
+    time_expansion: float = of.TIME_EXPANSION
+    output_path: Path | None = of.option(
+        None,
+        "File for the answers, one JSON line for each (of an experiment: a folder). One that "
+        "exists is resumed.",
+        _OUTPUT,
+        show_default="inference_output.jsonl",
+    )
+    overwrite: bool = of.option(False, "Start the output file anew.", _OUTPUT)
+    quiet: bool = of.option(False, "Do not show the answers.", _OUTPUT)
+    species_list: str | None = of.option(
+        None,
+        "Species that may be answered: a file, names separated by commas, or a preset such as "
+        "naturelm-tiny or cbi.",
+        _SPECIES,
+        metavar="FILE|NAMES|PRESET",
+    )
+    mode: str | None = of.option(
+        None,
+        "Say anything, say nothing but the list, or score every species of the list.",
+        _SPECIES,
+        metavar="generate|constrained|score",
+        show_default="score with a species list, else generate",
+    )
+    species_names: str = of.option(
+        "common",
+        "The names to take where a list has both.",
+        _SPECIES,
+        metavar="common|scientific",
+    )
+    several: bool = of.option(
+        False,
+        "With --mode constrained: an answer may be several species, separated by commas.",
+        _SPECIES,
+    )
+    top_k: int = of.option(3, "Species that are named, the answer included.", _SPECIES)
+    min_confidence: float = of.option(0.0, "Below it the answer is None.", _SPECIES)
 
     @property
     def audio_paths(self) -> list[Path]:
@@ -152,8 +120,13 @@ class InferRequest(of.ExperimentOptions):
         """The file for the answers."""
         return self.output_path or Path("inference_output.jsonl")
 
-
-_OF_EXPERIMENTS = {one.name for one in fields(of.ExperimentOptions)} - {"merging_alpha"} | {"quiet"}
+    def in_vain(self) -> list[str]:
+        """The options that were given and mean nothing in an experiment."""
+        names = ["--audio-path"] if self.audio_paths else []
+        used = {one.name for one in fields(of.ExperimentOptions)} - {"merging_alpha"}
+        used |= {"quiet", "recordings", "audio_path"}
+        given = [one for one in fields(self) if getattr(self, one.name) not in (one.default, [])]
+        return [*names, *(_option(one.name) for one in given if one.name not in used)]
 
 
 def infer(request: InferRequest) -> None:
@@ -169,31 +142,17 @@ def infer(request: InferRequest) -> None:
     if config.extended is not None:
         from NatureLM.cli import experiment
 
-        experiment.refuse_options(request.cfg_path, _given_in_vain(request))
+        experiment.refuse_options(request.cfg_path, request.in_vain())
         raise typer.Exit(experiment.run(request, config, command="naturelm infer"))
-    for option, is_given in (
-        ("--data-path", request.data_path is not None),
-        ("--dry-run", request.dry_run),
-    ):
-        if is_given:
+    for name in ("data_path", "dry_run"):
+        if getattr(request, name) not in (None, False):
             raise UsageError(
-                f"{option} is for experiments, and "
+                f"{_option(name)} is for experiments, and "
                 f"{request.cfg_path or 'the built-in configuration'} has no section `extended`; "
                 "recordings are named with --audio-path, and `beans run` asks every sample its own "
                 "question"
             )
     raise typer.Exit(run(request, config))
-
-
-def _given_in_vain(request: InferRequest) -> list[str]:
-    """The options that were given and mean nothing in an experiment."""
-    names = ["--audio-path"] if request.audio_paths else []
-    for field in fields(request):
-        if field.name not in {*_OF_EXPERIMENTS, "recordings", "audio_path"}:
-            value = getattr(request, field.name)
-            if value not in (field.default, []):
-                names.append(_option(field.name))
-    return names
 
 
 def run(request: InferRequest, config: Config) -> int:
@@ -204,6 +163,7 @@ def run(request: InferRequest, config: Config) -> int:
     """
     from NatureLM.audio import find_recordings
     from NatureLM.inference.windows import RecordingError
+    from NatureLM.models.registry import EMBEDDED
     from NatureLM.results.rows import RunSettings
     from NatureLM.results.store import WindowStore
 
@@ -214,14 +174,14 @@ def run(request: InferRequest, config: Config) -> int:
     with WindowStore(request.output, overwrite=request.overwrite) as store:
         store.check(settings)
         shown = InferProgress(asked, len(recordings), shows_answers=not request.quiet)
-        try:
-            shown.loading(model)
+        with stop_message(lambda: _goodbye(store, request.output)):
+            hint = " (the embedded model; --model naturelm-audio is the published one)"
+            say(f"Model: {model}{hint if model == EMBEDDED else ''}")
             pipeline = load_pipeline(request, config, asked)
             settings.update(pipeline.settings(asked))
             resumed = store.begin(RunSettings(settings), recordings)
             _note_what_was_there(resumed, request.output)
-            expected = _expected_windows(recordings, asked) - resumed.answers
-            with shown.working(expected):
+            with shown.working(_expected_answers(recordings, asked) - resumed.answers):
                 for result in pipeline.unanswered(
                     recordings, asked, store, batch_size=request.batch_size, fold=True
                 ):
@@ -230,8 +190,6 @@ def run(request: InferRequest, config: Config) -> int:
                         shown.failed(result.error)
                     elif store.add_answer(result):
                         shown.answer(result)
-        except KeyboardInterrupt as interrupt:
-            raise Stopped(_goodbye(store, request.output), interrupt) from None
         shown.summary(store.answers, request.output)
     return SOME_FAILED if shown.errors else 0
 
@@ -241,12 +199,7 @@ def load_pipeline(request: InferRequest, config: Config, asked: AskOptions) -> P
     model = request.load_model(config)
     from NatureLM.inference.pipeline import Pipeline
 
-    longest, seconds = model.config.window_seconds, asked.window_length_seconds
-    if seconds > longest:
-        raise UsageError(
-            f"--window-length-seconds is {seconds:g}, and {model.name_or_path} hears at most "
-            f"{longest:g} s at once"
-        )
+    of.check_window(asked.window_length_seconds, model, model.name_or_path)
     return Pipeline(
         model,
         config=config,
@@ -256,21 +209,19 @@ def load_pipeline(request: InferRequest, config: Config, asked: AskOptions) -> P
     )
 
 
-def _expected_windows(recordings: Sequence[Path], asked: AskOptions) -> int:
+def _expected_answers(recordings: Sequence[Path], asked: AskOptions) -> int:
     """How many answers there will be, from the headers of the recordings; bad ones count none."""
     from NatureLM.audio import AudioError
     from NatureLM.audio.decode import probe
     from NatureLM.audio.windows import count_windows
 
+    cut = (asked.window_length_seconds, asked.hop_length_seconds, asked.time_expansion)
     total = 0
     for path in recordings:
         try:
-            duration = probe(path).duration
+            total += count_windows(probe(path).duration, *cut)
         except AudioError:
             continue
-        total += count_windows(
-            duration, asked.window_length_seconds, asked.hop_length_seconds, asked.time_expansion
-        )
     return total * len(asked.queries)
 
 
@@ -315,13 +266,15 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
         raise UsageError("--query is empty: give a question")
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"--batch-size is {request.batch_size}, and it must be at least 1")
-    alpha = request.merging_alpha
+    alpha, channel = request.merging_alpha, request.channel
+    if channel != "mean" and not (channel.isdecimal() and int(channel) >= 1):
+        raise UsageError(f"--channel is {channel!r}, and it must be mean or a number from 1")
     asked = AskOptions(
         queries=tuple(dict.fromkeys(queries)),
         merging_alpha=float(config.generate.merging_alpha if alpha is None else alpha),
         window_length_seconds=request.window_length_seconds,
         hop_length_seconds=request.hop_length_seconds,
-        channel=_channel(request.channel),
+        channel=channel if channel == "mean" else int(channel),
         time_expansion=request.time_expansion,
         mode=mode,
         labels=labels,
@@ -349,14 +302,6 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _channel(value: str) -> str | int:
-    if value == "mean":
-        return value
-    if value.isdecimal() and int(value) >= 1:
-        return int(value)
-    raise UsageError(f"--channel is {value!r}, and it must be mean or a number from 1")
-
-
 _LIST_PLACE = "{species_list}"
 _MOST_HINTS = 10
 
@@ -370,22 +315,19 @@ def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], l
     mode = request.mode or ("generate" if request.species_list is None else "score")
     if request.species_list is None and mode in ("constrained", "score"):
         raise UsageError(f"--mode {mode} needs species to choose from: give --species-list")
-    if request.species_names not in ("common", "scientific"):
-        raise UsageError(
-            f"--species-names is {request.species_names!r}, and it must be one of common, "
-            "scientific"
-        )
+    of.check_choice("--species-names", request.species_names, ("common", "scientific"))
     check_answers(mode, request.several, request.top_k, request.min_confidence, _option)
     if request.species_list is None:
         return mode, (), queries
-    species = _species(request.species_list, request.species_names, model)
-    asked = [query.replace(_LIST_PLACE, ", ".join(species.names)) for query in queries]
+    names, kind = _species(request.species_list, request.species_names, model)
+    asked = [query.replace(_LIST_PLACE, ", ".join(names)) for query in queries]
     if not asked:
         lists_names = request.several or mode == "generate"
-        asked = [default_question(species.names, species.kind, lists_names=lists_names)]
-        logger.warning("asking: %s", _shortened(asked[0]))
+        asked = [default_question(names, kind, lists_names=lists_names)]
+        short = asked[0] if len(asked[0]) <= 120 else f"{asked[0][:117]}..."
+        logger.warning("asking: %s", short)
     if mode != "generate":
-        return mode, species.names, asked
+        return mode, names, asked
     if not all(_LIST_PLACE in query for query in queries):
         raise UsageError(
             "--mode generate says anything, so the question has to name the list: write "
@@ -394,21 +336,17 @@ def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], l
     return mode, (), asked
 
 
-def _species(given: str, kind: Any, model: str) -> SpeciesList:
-    """The species of a list; notes say how it was read, and which names are close to known ones."""
+def _species(given: str, prefer: Any, model: str) -> tuple[tuple[str, ...], Any]:
+    """The names of a list and their kind; notes say how it was read, and what is nearly known."""
     from NatureLM.species import hints, known_names, presets, read_species_list
 
-    species = read_species_list(given, prefer=kind, presets=presets())
+    species = read_species_list(given, prefer=prefer, presets=presets())
     found = list(hints(species.names, known_names(model)))
     for text in (*species.notes, *found[:_MOST_HINTS]):
         logger.warning(text)
     if len(found) > _MOST_HINTS:
         logger.warning("and %d more names that are close to known ones", len(found) - _MOST_HINTS)
-    return species
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return species.names, species.kind
 
 
 # What is shown
@@ -428,13 +366,6 @@ class InferProgress:
         self._last: WindowResult | None = None
         self._in_recording = self._done_recordings = 0
         self._bar = ProgressBar()
-
-    def loading(self, model: str) -> None:
-        """The model is about to be loaded."""
-        from NatureLM.models.registry import EMBEDDED
-
-        hint = " (the embedded model; --model naturelm-audio is the published one)"
-        say(f"Model: {model}{hint if model == EMBEDDED else ''}")
 
     @contextmanager
     def working(self, expected: int) -> Iterator[None]:
@@ -460,13 +391,22 @@ class InferProgress:
         last, queries = self._last, self._asked.queries
         if last is None or result.audio_path != last.audio_path:
             self._recording_done()
+            last = None
             if self._shows_answers:
                 self._print(_one_line(result.audio_path), bold=True)
-        self._count(result)
+        if last is None or result.start != last.start:  # what two windows share is counted once
+            self._windows += 1
+            begin = result.start if last is None else max(last.end, result.start)
+            self._seconds += max(0.0, result.end - begin)
+        self._answers += 1
+        self._in_recording += 1
+        self._last = result
         if self._shows_answers:
             which = f"[{queries.index(result.query) + 1}] " if len(queries) > 1 else ""
             times = f"{result.start:.2f}s - {result.end:.2f}s"
-            sure = self._how_sure(result)
+            # The confidence in one of a list; that of free answers is in the file.
+            is_free = result.confidence is None or self._asked.mode == "generate"
+            sure = "" if is_free else f"  {result.confidence:.2f}"
             self._print(f"  {times:<19}  {which}{_one_line(result.text)}{sure}")
         total = max(self._expected, self._answers)
         self._bar.update(self._answers, total=total, rate=self._rate())
@@ -491,26 +431,9 @@ class InferProgress:
         say(f"{', '.join(parts)}{rate if self._answers else ''}")
         say(f"Answers: {output}")
 
-    def _count(self, result: WindowResult) -> None:
-        """Count an answer. What two windows share is counted once."""
-        last = self._last
-        is_new = last is None or result.audio_path != last.audio_path
-        if last is None or is_new or result.start != last.start:
-            self._windows += 1
-            begin = result.start if last is None or is_new else max(last.end, result.start)
-            self._seconds += max(0.0, result.end - begin)
-        self._answers += 1
-        self._in_recording += 1
-        self._last = result
-
     def _rate(self) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-6)
         return f"{self._seconds / elapsed:.1f} x real time, {self._answers / elapsed:.1f} answers/s"
-
-    def _how_sure(self, result: WindowResult) -> str:
-        """The confidence, where it is in one of a list; that of free answers is in the file."""
-        is_free = result.confidence is None or self._asked.mode == "generate"
-        return "" if is_free else f"  {result.confidence:.2f}"
 
     def _recording_done(self) -> None:
         if self._last is not None:
@@ -537,3 +460,69 @@ def _one_line(text: str) -> str:
 
 def _amount(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+# The page
+
+_PAGE = "Page"
+
+
+def inference_app(
+    *,
+    cfg_path: Path | None = of.CFG_PATH,
+    model: str | None = of.OPTIONAL_MODEL_NAME,
+    merging_alpha: float | None = of.option(
+        None,
+        "Where the page's slider stands at first: 0 is the base language model, 1 the adapted one.",
+        of.MODEL,
+        show_default="generate.merging_alpha of the configuration, 1.0",
+    ),
+    device: str = of.DEVICE,
+    dtype: str = of.DTYPE,
+    options: list[str] | None = of.OVERRIDES,
+    host: str = of.option(
+        "127.0.0.1",
+        "Address to listen at; 0.0.0.0 lets others in the network open the page.",
+        _PAGE,
+    ),
+    port: int = of.option(5001, "Port to listen at.", _PAGE, min=1, max=65535),
+    assets_dir: Path | None = of.option(
+        None,
+        "Folder of sample recordings that the page offers.",
+        _PAGE,
+        show_default="assets, where it is",
+    ),
+    runs_dir: Path = of.option(
+        Path("runs"),
+        "Folder of jobs and experiments; all that is in it can be seen on the page.",
+        _PAGE,
+    ),
+    share: bool = of.option(
+        False,
+        "Let anybody in the internet open the page, through a server of Gradio's makers.",
+        _PAGE,
+    ),
+) -> None:
+    """Open a page on which recordings can be asked about, in the browser, offline.
+
+    naturelm inference-app --cfg-path configs/inference.yml
+    """
+    from NatureLM.app.page import need_gradio, serve
+    from NatureLM.app.settings import AppSettings, folder_of_samples
+    from NatureLM.config import load_config
+
+    of.check_choice("--dtype", dtype, of.DTYPES)
+    need_gradio()
+    settings = AppSettings(
+        model=model,
+        config=load_config(cfg_path, options or []),
+        alpha=merging_alpha,
+        device=device,
+        dtype=dtype,
+        host=host,
+        port=port,
+        share=share,
+        assets_dir=folder_of_samples(assets_dir),
+        runs_dir=runs_dir,
+    )
+    serve(settings, say)

@@ -51,7 +51,7 @@ class Command:
 NATURELM_COMMANDS = {
     "infer": Command("infer:infer", "Ask questions about recordings."),
     "inference-app": Command(
-        "inference_app:inference_app", "Ask questions on a page in the browser.", "{}"
+        "infer:inference_app", "Ask questions on a page in the browser.", "{}"
     ),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
@@ -59,8 +59,8 @@ NATURELM_COMMANDS = {
     "schema": Command("models:schema", "Print the JSON Schema of configuration files."),
     "models": Command("models:models", "List the models that can be named."),
     "train": Command("train:train", "Train or fine-tune a model."),
-    "convert": Command("merge:convert", "Turn an old .pth checkpoint into safetensors."),
-    "merge": Command("merge:merge", "Write the adapter into the weights of a model."),
+    "convert": Command("models:convert", "Turn an old .pth checkpoint into safetensors."),
+    "merge": Command("models:merge", "Write the adapter into the weights of a model."),
     "tune-alpha": Command(
         "tune:tune_alpha", "Find the α to use on recordings with known answers.", "{}"
     ),

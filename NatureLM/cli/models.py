@@ -1,9 +1,11 @@
-"""What there is: `naturelm models`, `cache` (embeddings on disk) and `schema` (configuration)."""
+"""What there is (`naturelm models`, `cache`, `schema`), and checkpoints that are made of others
+(`convert`, `merge`)."""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -15,21 +17,19 @@ def models() -> None:
     """List the models that can be named: size, license, and whether they are on this machine."""
     from NatureLM.models.registry import MODELS
 
-    of.print_table(
-        ["name", "on this machine", "parameters", "size", "license", "description"],
+    rows = [
         [
-            [
-                entry.name,
-                "no" if entry.folder is None else "yes",
-                entry.parameters,
-                _size(entry.size_bytes),
-                entry.license,
-                entry.description,
-            ]
-            for entry in MODELS
-        ],
-        right={"size"},
-    )
+            entry.name,
+            "no" if entry.folder is None else "yes",
+            entry.parameters,
+            _size(entry.size_bytes),
+            entry.license,
+            entry.description,
+        ]
+        for entry in MODELS
+    ]
+    columns = ["name", "on this machine", "parameters", "size", "license", "description"]
+    of.print_table(columns, rows, right={"size"})
     typer.echo(
         "\n--model takes one of these names, an id on the Hugging Face Hub (owner/name), "
         "or a folder."
@@ -46,11 +46,10 @@ def _size(size: int | None) -> str:
 
 
 def cache(
-    action: Annotated[str, typer.Argument(metavar="info|clear", help="What to do.")] = "info",
-    cache_dir: Annotated[
-        Path | None,
-        of.option("Folder of the cache.", show_default="the environment variable NATURELM_CACHE"),
-    ] = None,
+    action: str = of.argument("info", "What to do.", "info|clear"),
+    cache_dir: Path | None = of.option(
+        None, "Folder of the cache.", show_default="the environment variable NATURELM_CACHE"
+    ),
 ) -> None:
     """Show or clear the audio embeddings that are kept on disk.
 
@@ -69,16 +68,11 @@ def cache(
         typer.echo("Nothing is kept on disk: NATURELM_CACHE is not set to a folder.")
         return
     files = EmbeddingFiles(folder)
-    if action == "clear":
-        typer.echo(f"Cleared {files.clear()}")
-    else:
-        typer.echo(str(files.info()))
+    typer.echo(f"Cleared {files.clear()}" if action == "clear" else str(files.info()))
 
 
 def schema(
-    output_path: Annotated[
-        Path | None, of.option("File for the schema.", show_default="printed")
-    ] = None,
+    output_path: Path | None = of.option(None, "File for the schema.", show_default="printed"),
 ) -> None:
     """Print the JSON Schema of configuration files, for editors and checkers.
 
@@ -97,3 +91,109 @@ def schema(
     except OSError as error:
         raise UsageError(f"{output_path}: cannot be written: {error.strerror}") from None
     typer.echo(f"Wrote {output_path}")
+
+
+def convert(
+    source: Path = of.argument(..., "Checkpoint to read.", "OLD.pth"),
+    output: Path = of.argument(..., "Folder to write.", "OUT"),
+    allow_pickle: bool = of.option(False, "Read the pickle file, weights only."),
+    config: Path | None = of.option(
+        None, "Configuration it was trained with, if the checkpoint has none."
+    ),
+) -> None:
+    """Turn an old .pth or .pt checkpoint into a folder with safetensors, for --model."""
+    if not source.exists():
+        raise UsageError(f"{source}: there is no such checkpoint")
+    if not allow_pickle:
+        raise UsageError(
+            f"{source} is a pickle, a kind of file that can run programs when it is read. If you "
+            "trust where it comes from, add --allow-pickle: it is then read with all but plain "
+            "weights refused, and written as safetensors, which hold nothing else."
+        )
+    from NatureLM.models.checkpoint.convert import convert_checkpoint
+
+    convert_checkpoint(source, output, allow_pickle=allow_pickle, config=config)
+    typer.echo(f"{output}: converted. Use it with: naturelm infer --model {output}")
+
+
+_WHAT = "What to merge"
+_OUTPUT = "Output"
+
+
+def merge(
+    output_path: Path = of.option(..., "Folder for the merged model.", _OUTPUT),
+    model: str = of.option("naturelm-tiny", of.MODEL_TEXT, _WHAT),
+    alpha: float | None = of.option(
+        None,
+        "Share of the adapter: 0 is the base language model, 1 the adapted one.",
+        _WHAT,
+        *("--alpha", "--merging-alpha"),
+    ),
+    recipe: Path | None = of.option(
+        None,
+        "YAML file that says how much of which adapter goes where, in place of --alpha.",
+        _WHAT,
+    ),
+    adapter: str | None = of.option(
+        None, "Folder with an adapter in PEFT's format, in place of the model's own.", _WHAT
+    ),
+    llama_path: str | None = of.option(
+        None, "Base language model, where it is not where the checkpoint says.", _WHAT
+    ),
+    dtype: str = of.option(
+        "auto",
+        "Precision of the written weights; auto keeps what each is stored in.",
+        _OUTPUT,
+        metavar="|".join(of.DTYPES),
+    ),
+    max_shard_size: str = of.option("5GB", "Largest file, such as 500MB.", _OUTPUT),
+    as_adapter: bool = of.option(
+        False, "Write only what is added to the base, as one adapter in PEFT's format.", _OUTPUT
+    ),
+    overwrite: bool = of.option(False, "Replace the model in that folder.", _OUTPUT),
+) -> None:
+    """Write a model with its adapter merged into the weights: one folder that loads without PEFT.
+
+    naturelm merge --alpha 0.4 --output-path merged
+    """
+    from NatureLM.merging.recipe import Recipe, extrapolation_note, load_recipe
+
+    if (alpha is None) == (recipe is None):
+        raise UsageError("say how much to merge: give either --alpha or --recipe")
+    if alpha is not None and not math.isfinite(alpha):
+        raise UsageError(f"--alpha is {alpha:g}, and it must be a finite number")
+    if as_adapter and (overwrite or dtype != "auto"):
+        raise UsageError("--as-adapter takes neither --overwrite nor --dtype")
+    of.check_choice("--dtype", dtype, of.DTYPES)
+    if not re.fullmatch(r"[1-9]\d*\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
+        raise UsageError(
+            f"--max-shard-size is {max_shard_size!r}, and it must be a size such as 500MB or 5GB"
+        )
+    chosen = load_recipe(recipe) if recipe is not None else Recipe(alpha=alpha or 0.0)
+
+    import torch
+
+    from NatureLM.models.checkpoint.export import export_adapter, export_merged
+
+    note = extrapolation_note(chosen.values())
+    if note is not None:
+        typer.echo(f"Note: {note}.", err=True)
+    if as_adapter:
+        export_adapter(model, output_path, chosen, adapter=adapter, llama_path=llama_path)
+        typer.echo(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
+        return
+    changed = export_merged(
+        model,
+        output_path,
+        chosen,
+        adapter=adapter,
+        llama_path=llama_path,
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        max_shard_size=max_shard_size.replace(" ", "").upper(),
+        overwrite=overwrite,
+        report=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(
+        f"{output_path}: merged, {changed} matrices changed. "
+        f"Use it with: naturelm infer --model {output_path}"
+    )

@@ -1,6 +1,6 @@
 """Options that several commands share, what they come to, and tables on the terminal.
 
-A command is a function whose parameters are its options. A parameter whose type is a dataclass
+A command is a function whose parameters are its options; a parameter whose type is a dataclass
 stands for the options that the fields of the dataclass are (`expanded`).
 """
 
@@ -9,18 +9,16 @@ from __future__ import annotations
 import gc
 import inspect
 import json
-import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
-from typer.models import OptionInfo
 
 from NatureLM.errors import UsageError
 
@@ -30,27 +28,47 @@ if TYPE_CHECKING:
     from NatureLM.evaluation.bootstrap import BootstrapOptions
     from NatureLM.models import NatureLM
 
+# Declaring options
 
-logger = logging.getLogger(__name__)
+
+def option(default: Any, text: str, panel: str | None = None, *names: str, **more: Any) -> Any:
+    """An option, as the default of a parameter or of a field of a dataclass.
+
+    default: `...` for an option that has to be given
+    panel: heading that it stands under in the help
+    names: such as "-q"; the name of the parameter if there are none
+    more: of `typer.Option`; a metavar may be a function, which is called for the help
+    """
+    return _declared(typer.Option(default, *names, help=text, rich_help_panel=panel, **more))
+
+
+def argument(default: Any, text: str, metavar: str | None = None) -> Any:
+    """An argument, that is an option without a name."""
+    return _declared(typer.Argument(default, help=text, metavar=metavar))
+
+
+def _declared(info: Any) -> Any:
+    default = MISSING if info.default is ... else info.default
+    return field(default=default, kw_only=True, metadata={"option": info})
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of those parameters whose type is a dataclass.
+    """The command as typer takes it: with an option for each field of a dataclass.
 
-    Fields are annotated and have defaults as parameters do. Those that a class declares itself
-    stand in the order in which it does so, inherited ones or not; the others follow.
+    Fields that a class declares itself stand in the order in which it does so, inherited ones or
+    not; the others follow.
     """
-    hints = get_type_hints(command, include_extras=True)
+    hints = get_type_hints(command)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    parameters: dict[str, inspect.Parameter] = {}
+    parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if name in groups:
-            types = get_type_hints(groups[name], include_extras=True)
-            own = list(groups[name].__annotations__)
-            for one in sorted(fields(groups[name]), key=lambda field: _place(field.name, own)):
-                parameters[one.name] = _parameter(one.name, one.default, types[one.name])
-        else:
-            parameters[name] = _parameter(name, parameter.default, hints[name])
+        if name not in groups:
+            parameters.append(_parameter(name, hints[name], parameter.default))
+            continue
+        kind, types = groups[name], get_type_hints(groups[name])
+        declared = {one.name: one for one in fields(kind)}
+        for own in dict.fromkeys([*kind.__annotations__, *declared]):
+            parameters.append(_parameter(own, types[own], declared[own]))
 
     @wraps(command)
     def called(**given: Any) -> None:
@@ -58,124 +76,115 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
             given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
         command(**given)
 
-    called.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
-    called.__annotations__ = {name: one.annotation for name, one in parameters.items()}
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
     return called
 
 
-def _place(name: str, order: Sequence[str]) -> int:
-    return order.index(name) if name in order else len(order)
-
-
-def option(text: str, panel: str | None = None, names: Sequence[str] = (), **more: Any) -> Any:
-    """What stands beside the type of an option: its line in the help, and under which heading."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
-
-
-def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Parameter:
     """The parameter of an option; a flag is not given with `--no-` in front."""
-    kind, info = inspect.Parameter.KEYWORD_ONLY, getattr(annotation, "__metadata__", (None,))[0]
-    is_named = isinstance(info, OptionInfo) and (info.param_decls or info.default is not ...)
-    if isinstance(info, OptionInfo) and annotation.__origin__ is bool and not is_named:
-        info = copy(info)
+    info = copy(declared.metadata["option"])
+    if annotation is bool and not info.param_decls:
         info.param_decls = (f"--{name.replace('_', '-')}",)
-        annotation = Annotated[bool, info]
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+    if callable(info.metavar):
+        info.metavar = info.metavar()
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation
+    )
 
 
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()
-) -> None:
-    """Print rows of text under their columns; `right` names the columns aligned to the right.
-
-    As wide as the terminal; where the output is no terminal nothing is wrapped.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
-    console.print(table)
-
+# Options of the model and of windows
 
 MODEL = "Model"
 AUDIO = "Windows and audio"
 
-_MODEL_NAME = option(
-    "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder.",
+MODEL_TEXT = "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder."
+MODEL_NAME = option("naturelm-tiny", MODEL_TEXT, MODEL, show_default="naturelm-tiny")
+# A configuration may name the model, too.
+OPTIONAL_MODEL_NAME = option(None, MODEL_TEXT, MODEL, show_default="naturelm-tiny")
+ADAPTER = option(
+    None,
+    "A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
     MODEL,
-    show_default="naturelm-tiny",
+    show_default="the model's own",
 )
-ModelName = Annotated[str, _MODEL_NAME]
-OptionalModelName = Annotated[str | None, _MODEL_NAME]  # a configuration may name the model, too
-Adapter = Annotated[
-    str | None,
-    option(
-        "A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
-        MODEL,
-        show_default="the model's own",
-    ),
-]
-Device = Annotated[str, option("Device.", MODEL, metavar="auto|cpu|cuda|mps")]
-Dtype = Annotated[
-    str,
-    option("Precision of the weights.", MODEL, metavar="auto|float32|bfloat16|float16"),
-]
-MaxMemory = Annotated[
-    str | None,
-    option(
-        "Memory that batches may take beside the model, such as 4GB.",
-        MODEL,
-        metavar="SIZE",
-        show_default="chosen for the device",
-    ),
-]
-CacheDir = Annotated[
-    Path | None,
-    option(
-        "Folder where audio embeddings are kept, so that sound heard before is not encoded "
-        "again (`naturelm cache` shows and clears it).",
-        MODEL,
-        show_default="the environment variable NATURELM_CACHE, else none",
-    ),
-]
-CfgPath = Annotated[
-    Path | None,
-    option(
-        "Configuration file, such as configs/inference.yml.",
-        MODEL,
-        show_default="built-in settings",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    option(
-        "Change a value of the configuration, such as generate.num_beams=1. May be given "
-        "several times.",
-        MODEL,
-        metavar="KEY.SUB=VALUE",
-    ),
-]
-WindowLength = Annotated[float, option("Length of a window.", AUDIO)]
-HopLength = Annotated[float, option("From one start to the next.", AUDIO)]
-Channel = Annotated[
-    str,
-    option("Channel to listen to; mean mixes them all.", AUDIO, metavar="mean|1|2|..."),
-]
-TimeExpansion = Annotated[
-    float,
-    option("Slow the sound down so many times; 10 makes bats audible. Times stay true.", AUDIO),
-]
+DEVICE = option("auto", "Device.", MODEL, metavar="auto|cpu|cuda|mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPE = option("auto", "Precision of the weights.", MODEL, metavar="|".join(DTYPES))
+MAX_MEMORY = option(
+    None,
+    "Memory that batches may take beside the model, such as 4GB.",
+    MODEL,
+    metavar="SIZE",
+    show_default="chosen for the device",
+)
+CACHE_DIR = option(
+    None,
+    "Folder where audio embeddings are kept, so that sound heard before is not encoded again "
+    "(`naturelm cache` shows and clears it).",
+    MODEL,
+    show_default="the environment variable NATURELM_CACHE, else none",
+)
+CFG_PATH = option(
+    None,
+    "Configuration file, such as configs/inference.yml.",
+    MODEL,
+    show_default="built-in settings",
+)
+OVERRIDES = option(
+    None,
+    "Change a value of the configuration, such as generate.num_beams=1. May be given several "
+    "times.",
+    MODEL,
+    metavar="KEY.SUB=VALUE",
+)
+WINDOW_LENGTH = option(10.0, "Length of a window.", AUDIO)
+HOP_LENGTH = option(10.0, "From one start to the next.", AUDIO)
+CHANNEL = option(
+    "mean", "Channel to listen to; mean mixes them all.", AUDIO, metavar="mean|1|2|..."
+)
+TIME_EXPANSION = option(
+    1.0, "Slow the sound down so many times; 10 makes bats audible. Times stay true.", AUDIO
+)
 
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+def check_device(device: str, dtype: str) -> None:
+    """Raise UsageError for values of --device and --dtype that are not allowed."""
+    if not (device.startswith("cuda:") and device.removeprefix("cuda:").isdecimal()):
+        check_choice("--device", device, ("auto", "cpu", "cuda", "mps"))
+    check_choice("--dtype", dtype, DTYPES)
+
+
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
+    """Raise UsageError for a value that is not one of the choices."""
+    if value not in choices:
+        raise UsageError(f"{option} is {value!r}, and it must be one of {', '.join(choices)}")
+
+
+def check_window(seconds: float, model: NatureLM, name: str | None) -> None:
+    """Raise UsageError for windows that are longer than what the model hears."""
+    longest = model.config.window_seconds
+    if seconds > longest:
+        raise UsageError(
+            f"--window-length-seconds is {seconds:g}, and {name} hears at most {longest:g} s at "
+            "once"
+        )
+
+
+def memory_size(text: str | None) -> int | None:
+    """Bytes of --max-memory; raises UsageError."""
+    from NatureLM.util import parse_bytes
+
+    return None if text is None else parse_bytes(text, "--max-memory")
+
+
+def model_name(given: str | None, config: Config) -> str:
+    """The model that --model names, else the configuration, else the embedded one."""
+    from NatureLM.models.registry import EMBEDDED
+
+    return given or config.model.ckpt or EMBEDDED
+
+
 _MODEL_CODE = "NatureLM.models.modeling"
 
 
@@ -206,92 +215,64 @@ def load_model(model: str, config: Config | None = None, **options: Any) -> Natu
     return loading.load_model(model, config, **options)
 
 
-def model_name(given: str | None, config: Config) -> str:
-    """The model that --model names, else the configuration, else the embedded one."""
-    from NatureLM.models.registry import EMBEDDED
+# Options of experiments, and of recordings with known answers
 
-    return given or config.model.ckpt or EMBEDDED
+_EXPERIMENTS = "Experiments"
+KNOWN_ANSWERS = "Recordings with known answers"
 
-
-def check_device(device: str, dtype: str) -> None:
-    """Raise UsageError for values of --device and --dtype that are not allowed."""
-    if not (device.startswith("cuda:") and device.removeprefix("cuda:").isdecimal()):
-        _check("--device", device, ("auto", "cpu", "cuda", "mps"))
-    check_dtype(dtype)
-
-
-def check_dtype(dtype: str) -> None:
-    """Raise UsageError for a value of --dtype that is not allowed."""
-    _check("--dtype", dtype, _DTYPES)
-
-
-def _check(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option} is {value!r}, and it must be one of {', '.join(choices)}")
-
-
-def memory_size(text: str | None) -> int | None:
-    """Bytes of --max-memory; raises UsageError."""
-    from NatureLM.util import parse_bytes
-
-    return None if text is None else parse_bytes(text, "--max-memory")
-
-
-_EXPERIMENT_PANEL = "Experiments"
-
-DataPath = Annotated[
-    str | None,
-    option(
-        "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
-        _EXPERIMENT_PANEL,
-        show_default="extended.data.path of the configuration",
-    ),
-]
-DryRun = Annotated[
-    bool,
-    option("Show the plan and the first prompts; ask nothing.", _EXPERIMENT_PANEL),
-]
-Workers = Annotated[
-    int,
-    option("Threads that decode ahead of the model.", _EXPERIMENT_PANEL),
-]
-
-_ANSWERS = "Recordings with known answers"
-Column = Annotated[
-    list[str] | None,
-    option(
-        "Name of a column, such as label=common_name. May be given several times.",
-        _ANSWERS,
-        metavar="OURS=THEIRS",
-    ),
-]
-Where = Annotated[
-    list[str] | None,
-    option(
-        "Only rows with this value, such as split=valid. May be given several times.",
-        _ANSWERS,
-        metavar="COLUMN=VALUE",
-    ),
-]
+DATA_PATH = option(
+    None,
+    "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
+    _EXPERIMENTS,
+    show_default="extended.data.path of the configuration",
+)
+DRY_RUN = option(False, "Show the plan and the first prompts; ask nothing.", _EXPERIMENTS)
+WORKERS = option(2, "Threads that decode ahead of the model.", _EXPERIMENTS)
+COLUMN = option(
+    None,
+    "Name of a column, such as label=common_name. May be given several times.",
+    KNOWN_ANSWERS,
+    metavar="OURS=THEIRS",
+)
+WHERE = option(
+    None,
+    "Only rows with this value, such as split=valid. May be given several times.",
+    KNOWN_ANSWERS,
+    metavar="COLUMN=VALUE",
+)
 
 
 @dataclass(frozen=True)
-class ExperimentOptions:
-    """The options of commands that may run an experiment; each declares them in its own order."""
+class ModelOptions:
+    """The options of commands that ask a model what a configuration says.
 
-    model: OptionalModelName = None
-    adapter: Adapter = None
+    Commands declare them again in the order of their help.
+    """
+
+    model: str | None = OPTIONAL_MODEL_NAME
+    adapter: str | None = ADAPTER
+    device: str = DEVICE
+    dtype: str = DTYPE
+    max_memory: str | None = MAX_MEMORY
+    cache_dir: Path | None = CACHE_DIR
+    cfg_path: Path | None = CFG_PATH
+    options: list[str] | None = OVERRIDES
+
+    def load_model(self, config: Config) -> NatureLM:
+        """The model that was asked for."""
+        name = model_name(self.model, config)
+        return load_model(name, config, adapter=self.adapter, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class ExperimentOptions(ModelOptions):
+    """The options of commands that may run an experiment."""
+
     merging_alpha: float | None = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    max_memory: MaxMemory = None
-    cache_dir: CacheDir = None
-    cfg_path: CfgPath = None
-    options: Overrides = None
     output_path: Path | None = None
-    data_path: DataPath = None
-    dry_run: DryRun = False
-    workers: Workers = 2
+    data_path: str | None = DATA_PATH
+    dry_run: bool = DRY_RUN
+    workers: int = WORKERS
 
     def load_config(self) -> Config:
         """The configuration with its overrides.
@@ -306,20 +287,13 @@ class ExperimentOptions:
             given.insert(0, f"extended.data.path={as_yaml(self.data_path)}")
         return load_config(self.cfg_path, given)
 
-    def load_model(self, config: Config) -> NatureLM:
-        """The model that was asked for."""
-        return load_model(
-            model_name(self.model, config),
-            config,
-            adapter=self.adapter,
-            device=self.device,
-            dtype=self.dtype,
-        )
-
 
 def as_yaml(value: Any) -> str:
     """A value as an override holds it."""
     return json.dumps(value, ensure_ascii=False)
+
+
+# Values with a form of their own
 
 
 def pairs(
@@ -356,51 +330,22 @@ def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:
     return value
 
 
-By = Annotated[
-    str | None,
-    option(
-        "Columns that make groups, besides the data set, set off by commas.",
-        show_default="query,lora_scale, as far as rows have them",
-    ),
-]
-Labels = Annotated[
-    Path | None,
-    option(
-        "File of the labels that may be answered, one a line.", show_default="the labels that occur"
-    ),
-]
-ScientificNames = Annotated[
-    Path | None,
-    option("JSON file from common to scientific name."),
-]
-Names = Annotated[
-    list[str] | None,
-    option(
-        "Names of labels where a column has a value: query=1:scientific (or :both, :common). "
-        "May be given several times."
-    ),
-]
-Task = Annotated[
-    str | None,
-    option(
-        "Task of data sets that are no component of BEANS-Zero.",
-        metavar="classification|detection|captioning",
-        show_default="the rows' key task",
-    ),
-]
-Cluster = Annotated[
-    str | None,
-    option(
-        "Column of what intervals resample as a whole.",
-        show_default="cluster, family or recording, as far as rows have them",
-    ),
-]
-OnError = Annotated[
-    str,
-    option("At a line that cannot be scored: stop, or count it.", metavar="fail|skip"),
-]
-Resamples = Annotated[int, option("Resamples of the bootstrap.", min=1)]
-Seed = Annotated[int, option("Seed of the bootstrap and of random answers.", min=0)]
+# Options of scoring
+
+PROTOCOLS = "beans-zero|paper|mention|strict"
+LABELS = option(
+    None,
+    "File of the labels that may be answered, one a line.",
+    show_default="the labels that occur",
+)
+TASK = option(
+    None,
+    "Task of data sets that are no component of BEANS-Zero.",
+    metavar="classification|detection|captioning",
+    show_default="the rows' key task",
+)
+RESAMPLES = option(1000, "Resamples of the bootstrap.", min=1)
+SEED = option(0, "Seed of the bootstrap and of random answers.", min=0)
 
 
 @dataclass(frozen=True)
@@ -410,15 +355,29 @@ class ScoringOptions:
     The methods raise UsageError for values that cannot be.
     """
 
-    by: By = None
-    labels: Labels = None
-    scientific_names: ScientificNames = None
-    names: Names = None
-    task: Task = None
-    cluster: Cluster = None
-    on_error: OnError = "fail"
-    resamples: Resamples = 1000
-    seed: Seed = 0
+    by: str | None = option(
+        None,
+        "Columns that make groups, besides the data set, set off by commas.",
+        show_default="query,lora_scale, as far as rows have them",
+    )
+    labels: Path | None = LABELS
+    scientific_names: Path | None = option(None, "JSON file from common to scientific name.")
+    names: list[str] | None = option(
+        None,
+        "Names of labels where a column has a value: query=1:scientific (or :both, :common). "
+        "May be given several times.",
+    )
+    task: str | None = TASK
+    cluster: str | None = option(
+        None,
+        "Column of what intervals resample as a whole.",
+        show_default="cluster, family or recording, as far as rows have them",
+    )
+    on_error: str = option(
+        "fail", "At a line that cannot be scored: stop, or count it.", metavar="fail|skip"
+    )
+    resamples: int = RESAMPLES
+    seed: int = SEED
 
     def reading(self) -> ReadOptions:
         """How rows are read."""
@@ -450,9 +409,13 @@ class ScoringOptions:
 
         return BootstrapOptions(resamples=self.resamples, seed=self.seed)
 
-    def at_errors(self) -> Any:
-        """What happens at a line that cannot be scored: "fail" or "skip"."""
-        return one_of("--on-error", self.on_error, ("fail", "skip"))
+    def arguments(self) -> dict[str, Any]:
+        """All of them, as the functions of `NatureLM.evaluation` take them."""
+        return {
+            "options": self.reading(),
+            "bootstrap": self.evaluation(),
+            "on_error": one_of("--on-error", self.on_error, ("fail", "skip")),
+        }
 
 
 def _columns(by: str) -> tuple[str, ...]:
@@ -465,3 +428,28 @@ def _columns(by: str) -> tuple[str, ...]:
         if column in ("id", "prediction", "label"):
             raise UsageError(f"--by {by}: {column!r} cannot make groups")
     return tuple(columns)
+
+
+# What is printed
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()
+) -> None:
+    """Print rows of text under their columns; `right` names the columns aligned to the right.
+
+    As wide as the terminal; where the output is no terminal nothing is wrapped.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+    console.print(table)

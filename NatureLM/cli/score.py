@@ -4,7 +4,7 @@ for other programs (`export`)."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,27 +16,22 @@ if TYPE_CHECKING:
 
 
 _MOST_ERRORS_SHOWN = 10
+_ANSWERS = "Files of answers (.jsonl, .jsonl.gz), or folders with such files."
+_PROTOCOL = of.option("beans-zero", "How answers are read.", metavar=of.PROTOCOLS)
 
 
 def score(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PATH...",
-            help="Files of answers (.jsonl, .jsonl.gz), or folders with such files.",
-        ),
-    ],
-    output_path: Annotated[Path, of.option("Folder for metrics.json and the tables.")],
-    protocol: Annotated[
-        list[str] | None,
-        of.option(
-            "How answers are read. May be given several times.",
-            metavar="beans-zero|paper|mention|strict",
-            show_default="beans-zero",
-        ),
-    ] = None,
-    quiet: Annotated[bool, of.option("Do not show the scores.")] = False,
-    scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
+    *,
+    paths: list[Path] = of.argument(..., _ANSWERS, "PATH..."),
+    output_path: Path = of.option(..., "Folder for metrics.json and the tables."),
+    protocol: list[str] | None = of.option(
+        None,
+        "How answers are read. May be given several times.",
+        metavar=of.PROTOCOLS,
+        show_default="beans-zero",
+    ),
+    quiet: bool = of.option(False, "Do not show the scores."),
+    scoring: of.ScoringOptions,
 ) -> None:
     """Score answers, ours or anybody's, with 95 % intervals and baselines."""
     from NatureLM.evaluation.protocols import protocol as find
@@ -46,13 +41,7 @@ def score(
     protocols = list(
         {(one := find(name)).name: one for name in protocol or ["beans-zero"]}.values()
     )
-    scores = score_files(
-        paths,
-        protocols,
-        options=scoring.reading(),
-        bootstrap=scoring.evaluation(),
-        on_error=scoring.at_errors(),
-    )
+    scores = score_files(paths, protocols, **scoring.arguments())
     settings = {
         "paths": [str(path) for path in paths],
         "protocols": [one.name for one in protocols],
@@ -117,23 +106,17 @@ def _text(value: Any) -> str:
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="File or folder of answers.")],
-    b: Annotated[
-        Path, typer.Argument(metavar="B", help="Other answers to the same samples; may be A again.")
-    ],
-    a_where: Annotated[
-        list[str] | None,
-        of.option(
-            "Only the rows of A with this value, such as lora_scale=1.0. "
-            "May be given several times."
-        ),
-    ] = None,
-    b_where: Annotated[list[str] | None, of.option("The same for B.")] = None,
-    protocol: Annotated[
-        str, of.option("How answers are read.", metavar="beans-zero|paper|mention|strict")
-    ] = "beans-zero",
-    output_path: Annotated[Path | None, of.option("Folder for compare.json.")] = None,
-    scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
+    *,
+    a: Path = of.argument(..., "File or folder of answers.", "A"),
+    b: Path = of.argument(..., "Other answers to the same samples; may be A again.", "B"),
+    a_where: list[str] | None = of.option(
+        None,
+        "Only the rows of A with this value, such as lora_scale=1.0. May be given several times.",
+    ),
+    b_where: list[str] | None = of.option(None, "The same for B."),
+    protocol: str = _PROTOCOL,
+    output_path: Path | None = of.option(None, "Folder for compare.json."),
+    scoring: of.ScoringOptions,
 ) -> None:
     """Compare two runs sample by sample: differences with 95 % intervals, B less A."""
     from NatureLM.evaluation.protocols import protocol as find
@@ -141,14 +124,8 @@ def compare(
     from NatureLM.evaluation.score import compare as compare_runs
     from NatureLM.util import write_json
 
-    compared = compare_runs(
-        Side((a,), _where("--a-where", a_where)),
-        Side((b,), _where("--b-where", b_where)),
-        find(protocol),
-        options=scoring.reading(),
-        bootstrap=scoring.evaluation(),
-        on_error=scoring.at_errors(),
-    )
+    sides = (Side((a,), _where("--a-where", a_where)), Side((b,), _where("--b-where", b_where)))
+    compared = compare_runs(*sides, find(protocol), **scoring.arguments())
     _show(compared)
     _say_what_is_left_out(compared)
     if output_path is not None:
@@ -156,10 +133,9 @@ def compare(
 
 
 def _show(compared: Comparison) -> None:
-
     rows = []
     for group in compared.groups:
-        key = ["-" if value is None else str(value) for value in group.key]
+        key = [*map(_text, group.key)]
         for name, one in group.metrics.items():
             low, high = one.interval or (float("nan"), float("nan"))
             change = f"{one.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -193,31 +169,21 @@ def _where(option: str, texts: list[str] | None) -> dict[str, str]:
 
 
 def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...",
-            help="Files of answers (.jsonl, .jsonl.gz), or folders with such files.",
-        ),
-    ],
-    output_path: Annotated[Path, of.option("Folder for the report.")] = Path("report"),
-    protocol: Annotated[
-        str, of.option("How answers are read.", metavar="beans-zero|paper|mention|strict")
-    ] = "beans-zero",
-    title: Annotated[
-        str | None,
-        of.option("Title of the page.", show_default="the names of what is reported"),
-    ] = None,
-    between: Annotated[
-        str | None,
-        of.option(
-            "The two α whose classes are compared, such as 1.0,0.4.",
-            metavar="ALPHA,ALPHA",
-            show_default="1.0 and the best of each question",
-        ),
-    ] = None,
-    answers: Annotated[int, of.option("Most single answers in the page.", min=0)] = 3000,
-    scoring: of.ScoringOptions = of.ScoringOptions(),  # noqa: B008 (frozen)
+    *,
+    runs: list[Path] = of.argument(..., _ANSWERS, "RUN..."),
+    output_path: Path = of.option(Path("report"), "Folder for the report."),
+    protocol: str = _PROTOCOL,
+    title: str | None = of.option(
+        None, "Title of the page.", show_default="the names of what is reported"
+    ),
+    between: str | None = of.option(
+        None,
+        "The two α whose classes are compared, such as 1.0,0.4.",
+        metavar="ALPHA,ALPHA",
+        show_default="1.0 and the best of each question",
+    ),
+    answers: int = of.option(3000, "Most single answers in the page.", min=0),
+    scoring: of.ScoringOptions,
 ) -> None:
     """Draw what answers show: one page that works offline, with its figures and tables as files.
 
@@ -228,27 +194,21 @@ def report(
     from NatureLM.reports.figures import need_matplotlib
 
     need_matplotlib()
-    bootstrap = scoring.evaluation()
     pair = None if between is None else _pair(between)
-    scores = score(
-        runs,
-        [find(protocol)],
-        options=scoring.reading(),
-        bootstrap=bootstrap,
-        on_error=scoring.at_errors(),
-    )
+    scores = score(runs, [find(protocol)], **scoring.arguments())
 
     from NatureLM.reports.page import write_report
     from NatureLM.reports.report import make_report
 
-    sources = [_name(path) for path in runs]
+    # The last parts of the paths: a report is read on other machines.
+    sources = [path.name or path.resolve().name for path in runs]
     made = make_report(
         scores,
         title=title or ", ".join(sources),
         sources=sources,
         between=pair,
         most_answers=answers,
-        bootstrap=bootstrap,
+        bootstrap=scoring.evaluation(),
     )
     written = write_report(made, output_path)
     if scores.problems:
@@ -262,11 +222,6 @@ def report(
     )
 
 
-def _name(path: Path) -> str:
-    """The last part of a path: a report is read on other machines."""
-    return path.name or path.resolve().name
-
-
 def _pair(text: str) -> tuple[float, float]:
     try:
         first, second = (float(part) for part in text.split(","))
@@ -277,25 +232,26 @@ def _pair(text: str) -> tuple[float, float]:
     return first, second
 
 
+def _formats() -> str:
+    from NatureLM.results.tables import FORMATS
+
+    return "|".join(FORMATS)
+
+
 def export(
-    answers: Annotated[
-        Path, typer.Argument(metavar="ANSWERS", help="What `naturelm infer` wrote (.jsonl).")
-    ],
-    format_name: Annotated[
-        str,
-        of.option(
-            "A table for spreadsheets, or a selection table for Raven.",
-            names=("--format",),
-            metavar="csv|raven",
-        ),
-    ] = "csv",
-    output_path: Annotated[
-        Path | None,
-        of.option(
-            "File to write; one that exists is replaced.",
-            show_default="the name of ANSWERS with .csv or .selections.txt",
-        ),
-    ] = None,
+    answers: Path = of.argument(..., "What `naturelm infer` wrote (.jsonl).", "ANSWERS"),
+    format_name: str = of.option(
+        "csv",
+        "A table for spreadsheets, or a selection table for Raven.",
+        None,
+        "--format",
+        metavar=_formats,
+    ),
+    output_path: Path | None = of.option(
+        None,
+        "File to write; one that exists is replaced.",
+        show_default="the name of ANSWERS with .csv or .selections.txt",
+    ),
 ) -> None:
     """Turn answers into a table: CSV for spreadsheets, or a selection table for Raven.
 
@@ -304,8 +260,7 @@ def export(
     from NatureLM.results.rows import read_rows
     from NatureLM.results.tables import FORMATS, write_table
 
-    if format_name not in FORMATS:
-        raise UsageError(f"--format is {format_name!r}, and it must be one of {', '.join(FORMATS)}")
+    of.check_choice("--format", format_name, FORMATS)
     if not answers.is_file():
         raise UsageError(f"{answers}: there is no such file of answers")
     table = FORMATS[format_name]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, Stopped, error_text
+from NatureLM.cli.errors import SOME_FAILED, error_text, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import say
 
@@ -24,38 +25,54 @@ logger = logging.getLogger(__name__)
 _OUTPUT = "Output"
 
 
-def embed(
-    recordings: Annotated[
-        list[Path], typer.Argument(help="Recordings, or folders with recordings.")
-    ],
-    output_path: Annotated[
-        Path,
-        of.option(
-            "The index. One that exists is added to. Parquet needs pyarrow.",
-            _OUTPUT,
-            names=("--output-path", "--output", "-o"),
-            metavar="X.npz|X.parquet",
-        ),
-    ] = Path("embeddings.npz"),
-    model: of.ModelName = "naturelm-tiny",
-    layer: Annotated[
-        str,
-        of.option(
-            "What is averaged over a window: what the audio encoder hears, or what the "
-            "language model is told of it.",
-            of.MODEL,
-            metavar="encoder|projected",
-        ),
-    ] = "encoder",
-    device: of.Device = "auto",
-    dtype: of.Dtype = "auto",
-    batch_size: Annotated[int, of.option("Windows at a time.", of.MODEL)] = 16,
-    window_length_seconds: of.WindowLength = 10.0,
-    hop_length_seconds: of.HopLength = 10.0,
-    channel: of.Channel = "mean",
-    time_expansion: of.TimeExpansion = 1.0,
-    overwrite: Annotated[bool, of.option("Start the index anew.", _OUTPUT)] = False,
-) -> None:
+@dataclass(frozen=True)
+class EmbedRequest:
+    """The options of `naturelm embed`."""
+
+    recordings: list[Path] = of.argument(..., "Recordings, or folders with recordings.")
+    output_path: Path = of.option(
+        Path("embeddings.npz"),
+        "The index. One that exists is added to. Parquet needs pyarrow.",
+        _OUTPUT,
+        *("--output-path", "--output", "-o"),
+        metavar="X.npz|X.parquet",
+    )
+    model: str = of.MODEL_NAME
+    layer: str = of.option(
+        "encoder",
+        "What is averaged over a window: what the audio encoder hears, or what the language model "
+        "is told of it.",
+        of.MODEL,
+        metavar="encoder|projected",
+    )
+    device: str = of.DEVICE
+    dtype: str = of.DTYPE
+    batch_size: int = of.option(16, "Windows at a time.", of.MODEL)
+    window_length_seconds: float = of.WINDOW_LENGTH
+    hop_length_seconds: float = of.HOP_LENGTH
+    channel: str = of.CHANNEL
+    time_expansion: float = of.TIME_EXPANSION
+    overwrite: bool = of.option(False, "Start the index anew.", _OUTPUT)
+
+    def settings(self, embedder: Embedder) -> IndexSettings:
+        """Of the index. Raises UsageError for windows that the model cannot hear."""
+        from NatureLM.search.index import IndexSettings
+
+        of.check_window(self.window_length_seconds, embedder.model, self.model)
+        return IndexSettings(
+            model=self.model,
+            fingerprint=embedder.fingerprint,
+            layer=embedder.layer,
+            width=embedder.width,
+            sample_rate=embedder.model.config.sample_rate,
+            window_seconds=self.window_length_seconds,
+            hop_seconds=self.hop_length_seconds,
+            channel=self.channel,
+            time_expansion=self.time_expansion,
+        )
+
+
+def embed(request: EmbedRequest) -> None:
     """Turn every window of recordings into a vector, and write them to an index.
 
     naturelm embed recordings/ --output recordings.npz
@@ -69,20 +86,16 @@ def embed(
     from NatureLM.search.index import writer_of
 
     # What cannot work is refused before the model is loaded.
-    writer_of(output_path)
-    WindowPlan.of(16000, window_length_seconds, hop_length_seconds, time_expansion)
-    parse_channel(channel)
-    of.check_device(device, dtype)
-    files = find_recordings(recordings)
-    say(f"Model: {model}")
-    embedder = load_embedder(model, layer, device, dtype, batch=batch_size)
-    settings = settings_of(
-        embedder,
-        model,
-        window_seconds=window_length_seconds,
-        hop_seconds=hop_length_seconds,
-        channel=channel,
-        time_expansion=time_expansion,
+    output = request.output_path
+    writer_of(output)
+    cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
+    WindowPlan.of(16000, *cut)
+    parse_channel(request.channel)
+    of.check_device(request.device, request.dtype)
+    files = find_recordings(request.recordings)
+    say(f"Model: {request.model}")
+    embedder = load_embedder(
+        request.model, request.layer, request.device, request.dtype, batch=request.batch_size
     )
     finished = to_do = 0
 
@@ -90,9 +103,7 @@ def embed(
         nonlocal to_do
         to_do = recordings
         if rows:
-            logger.warning(
-                "%s: %d windows are there already; going on from there", output_path, rows
-            )
+            logger.warning("%s: %d windows are there already; going on from there", output, rows)
 
     def report(file: str, result: int | RecordingError) -> None:
         nonlocal finished
@@ -103,53 +114,40 @@ def embed(
         else:
             say(error_text(str(result.error)))
 
-    try:
+    with stop_message("Stopped. What was made is kept; the same command goes on from there."):
         made = make_index(
             files,
-            output_path,
-            settings,
+            output,
+            request.settings(embedder),
             embedder,
-            overwrite=overwrite,
+            overwrite=request.overwrite,
             begun=begun,
             report=report,
         )
-    except KeyboardInterrupt as interrupt:
-        raise Stopped(
-            "Stopped. What was made is kept; the same command goes on from there.", interrupt
-        ) from None
     errors = f", {len(made.errors)} errors" if made.errors else ""
-    say(f"{output_path}: {made.rows} windows, {made.new} of them new{errors}")
+    say(f"{output}: {made.rows} windows, {made.new} of them new{errors}")
     if made.errors:
         raise typer.Exit(SOME_FAILED)
 
 
 def search(
-    query_clip: Annotated[Path, typer.Argument(metavar="QUERY_CLIP", help="What to look for.")],
-    index: Annotated[
-        Path,
-        of.option("An index that `naturelm embed` made.", names=("--index", "-i")),
-    ],
-    top_k: Annotated[int, of.option("How many windows to show.")] = 20,
-    start: Annotated[float, of.option("Seconds in the clip to begin at.")] = 0.0,
-    end: Annotated[
-        float | None,
-        of.option("Seconds in the clip to end at.", show_default="the end of the clip"),
-    ] = None,
-    others_only: Annotated[bool, of.option("Leave out windows of the clip's own file.")] = False,
-    as_json: Annotated[
-        bool, of.option("JSON lines in place of a table.", names=("--json",))
-    ] = False,
-    model: Annotated[
-        str | None,
-        of.option("The model, if it is called otherwise here.", show_default="the index's"),
-    ] = None,
-    device: of.Device = "auto",
-    dtype: Annotated[
-        str,
-        of.option(
-            "Precision of the weights, that of the index.", metavar="auto|float32|bfloat16|float16"
-        ),
-    ] = "auto",
+    *,
+    query_clip: Path = of.argument(..., "What to look for.", "QUERY_CLIP"),
+    index: Path = of.option(..., "An index that `naturelm embed` made.", None, "--index", "-i"),
+    top_k: int = of.option(20, "How many windows to show."),
+    start: float = of.option(0.0, "Seconds in the clip to begin at."),
+    end: float | None = of.option(
+        None, "Seconds in the clip to end at.", show_default="the end of the clip"
+    ),
+    others_only: bool = of.option(False, "Leave out windows of the clip's own file."),
+    as_json: bool = of.option(False, "JSON lines in place of a table.", None, "--json"),
+    model: str | None = of.option(
+        None, "The model, if it is called otherwise here.", show_default="the index's"
+    ),
+    device: str = of.DEVICE,
+    dtype: str = of.option(
+        "auto", "Precision of the weights, that of the index.", metavar="|".join(of.DTYPES)
+    ),
 ) -> None:
     """Find the windows of an index that sound most like a clip.
 
@@ -176,34 +174,27 @@ def search(
     )
     if as_json:
         for rank, match in enumerate(matches, start=1):
-            row = match.row
-            typer.echo(
-                json.dumps(
-                    {
-                        "rank": rank,
-                        "similarity": round(match.similarity, 6),
-                        "audio_path": row.file,
-                        "start": row.start,
-                        "end": row.end,
-                    },
-                    ensure_ascii=False,
-                )
-            )
+            found = {
+                "rank": rank,
+                "similarity": round(match.similarity, 6),
+                "audio_path": match.row.file,
+                "start": match.row.start,
+                "end": match.row.end,
+            }
+            typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    of.print_table(
-        ["rank", "similarity", "file", "start", "end"],
+    columns = ["rank", "similarity", "file", "start", "end"]
+    rows = [
         [
-            [
-                str(rank),
-                f"{match.similarity:.4f}",
-                match.row.file,
-                f"{match.row.start:.2f}s",
-                f"{match.row.end:.2f}s",
-            ]
-            for rank, match in enumerate(matches, start=1)
-        ],
-        right={"rank", "similarity", "start", "end"},
-    )
+            str(rank),
+            f"{match.similarity:.4f}",
+            match.row.file,
+            f"{match.row.start:.2f}s",
+            f"{match.row.end:.2f}s",
+        ]
+        for rank, match in enumerate(matches, start=1)
+    ]
+    of.print_table(columns, rows, right={*columns} - {"file"})
 
 
 def load_embedder(model: str, layer: str, device: str, dtype: str, *, batch: int = 16) -> Embedder:
@@ -212,34 +203,3 @@ def load_embedder(model: str, layer: str, device: str, dtype: str, *, batch: int
     from NatureLM.search.build import Embedder
 
     return Embedder(loaded, layer, batch=batch)
-
-
-def settings_of(
-    embedder: Embedder,
-    model: str,
-    *,
-    window_seconds: float,
-    hop_seconds: float,
-    channel: str | int,
-    time_expansion: float,
-) -> IndexSettings:
-    """The settings of an index. Raises UsageError for windows that the model cannot hear."""
-    from NatureLM.search.index import IndexSettings
-
-    longest = embedder.model.config.window_seconds
-    if window_seconds > longest:
-        raise UsageError(
-            f"--window-length-seconds is {window_seconds:g}, and {model} hears at most "
-            f"{longest:g} s at once"
-        )
-    return IndexSettings(
-        model=model,
-        fingerprint=embedder.fingerprint,
-        layer=embedder.layer,
-        width=embedder.width,
-        sample_rate=embedder.model.config.sample_rate,
-        window_seconds=float(window_seconds),
-        hop_seconds=float(hop_seconds),
-        channel=channel,
-        time_expansion=float(time_expansion),
-    )

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from NatureLM.cli import options as of
-
-logger = logging.getLogger(__name__)
+from NatureLM.cli.errors import stop_message
 
 
 def train(
-    cfg_path: Annotated[
-        Path,
-        of.option("Configuration of the run (YAML).", names=("--cfg-path", "-c")),
-    ],
-    options: Annotated[
-        list[str] | None,
-        of.option(
-            "Change a value of the configuration, such as run.seed=1. May be given several times.",
-            metavar="KEY=VALUE",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        of.option("Go on from the latest checkpoint in run.output_dir."),
-    ] = False,
-    check: Annotated[
-        bool,
-        of.option("Check configuration and data and show samples; no training."),
-    ] = False,
+    cfg_path: Path = of.option(..., "Configuration of the run (YAML).", None, "--cfg-path", "-c"),
+    options: list[str] | None = of.option(
+        None,
+        "Change a value of the configuration, such as run.seed=1. May be given several times.",
+        metavar="KEY=VALUE",
+    ),
+    resume: bool = of.option(False, "Go on from the latest checkpoint in run.output_dir."),
+    check: bool = of.option(False, "Check configuration and data and show samples; no training."),
 ) -> None:
     """Train a model, from the settings in a file.
 
@@ -40,7 +26,6 @@ def train(
 
     The result is run.output_dir/final; `naturelm infer --model` takes it as it is.
     """
-    from NatureLM.cli.errors import Stopped
     from NatureLM.config import load_config
 
     config = load_config(cfg_path, options or [])
@@ -56,13 +41,10 @@ def train(
     from NatureLM.training.train import train as run_training
 
     disable_progress_bar()
-    try:
+    with stop_message(
+        "Stopped. Go on from the last checkpoint with the same command and --resume."
+    ):
         run_training(config, resume=resume)
-    except KeyboardInterrupt as interrupt:
-        raise Stopped(
-            "Stopped. Go on from the last checkpoint with the same command and --resume.",
-            interrupt,
-        ) from None
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from NatureLM.experiments.calibrate import Reliability, Scored
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.tune import Tuning
-    from NatureLM.models import NatureLM
 
 logger = logging.getLogger(__name__)
-_DATA = "Recordings with known answers"
+_DATA = of.KNOWN_ANSWERS
 _SEARCH = "Search"
 _SCORING = "Scoring"
 _OUTPUT = "Output"
@@ -31,133 +30,119 @@ _COLUMN_FORM = "write it as label=common_name"
 _WHERE_FORM = "write it as split=valid"
 
 
-def tune_alpha(
-    data: Annotated[
-        str | None,
-        of.option(
-            "Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with "
-            "one, or a dataset on disk.",
-            _DATA,
-            show_default="extended.data of the configuration",
-        ),
-    ] = None,
-    query: Annotated[
-        str | None,
-        of.option(
-            "What to ask of every recording.",
-            _DATA,
-            names=("--query", "-q"),
-            show_default="the one of extended.queries, else each sample's own",
-        ),
-    ] = None,
-    output_path: Annotated[Path, of.option("Folder for table, figure and answers.", _DATA)] = Path(
-        "tune-alpha"
-    ),
-    column: of.Column = None,
-    where: of.Where = None,
-    limit: Annotated[
-        int | None,
-        of.option("So many samples at most.", _DATA, min=1, show_default="all"),
-    ] = None,
-    metric: Annotated[
-        str,
-        of.option(
-            "What is to be highest.", _SCORING, metavar="accuracy|f1|precision|recall|map|cider"
-        ),
-    ] = "accuracy",
-    protocol: Annotated[
-        str,
-        of.option("How answers are read.", _SCORING, metavar="beans-zero|paper|mention|strict"),
-    ] = "beans-zero",
-    labels: of.Labels = None,
-    task: of.Task = None,
-    resamples: of.Resamples = 1000,
-    seed: of.Seed = 0,
-    low: Annotated[float, of.option("Smallest α.", _SEARCH, names=("--from",))] = 0.0,
-    high: Annotated[float, of.option("Largest α.", _SEARCH, names=("--to",))] = 1.0,
-    coarse: Annotated[float, of.option("First step.", _SEARCH)] = 0.2,
-    fine: Annotated[float, of.option("Step around the best.", _SEARCH)] = 0.05,
-    towards: Annotated[
-        str,
-        of.option(
-            "Which end is preferred among α that are equally good, within one standard error.",
-            _SEARCH,
-            metavar="base|adapted",
-        ),
-    ] = "base",
-    model: of.OptionalModelName = None,
-    adapter: of.Adapter = None,
-    device: of.Device = "auto",
-    dtype: of.Dtype = "auto",
-    batch_size: Annotated[int, of.option("Answers at a time.", of.MODEL, min=1)] = 32,
-    max_memory: of.MaxMemory = None,
-    cache_dir: of.CacheDir = None,
-    cfg_path: of.CfgPath = None,
-    options: of.Overrides = None,
-) -> None:
+@dataclass(frozen=True)
+class TuneRequest(of.ModelOptions):
+    """The options of `naturelm tune-alpha`, in the order of its help."""
+
+    data: str | None = of.option(
+        None,
+        "Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with one, or a "
+        "dataset on disk.",
+        _DATA,
+        show_default="extended.data of the configuration",
+    )
+    query: str | None = of.option(
+        None,
+        "What to ask of every recording.",
+        _DATA,
+        *("--query", "-q"),
+        show_default="the one of extended.queries, else each sample's own",
+    )
+    output_path: Path = of.option(
+        Path("tune-alpha"), "Folder for table, figure and answers.", _DATA
+    )
+    column: list[str] | None = of.COLUMN
+    where: list[str] | None = of.WHERE
+    limit: int | None = of.option(
+        None, "So many samples at most.", _DATA, min=1, show_default="all"
+    )
+    metric: str = of.option(
+        "accuracy",
+        "What is to be highest.",
+        _SCORING,
+        metavar="accuracy|f1|precision|recall|map|cider",
+    )
+    protocol: str = of.option("beans-zero", "How answers are read.", _SCORING, metavar=of.PROTOCOLS)
+    labels: Path | None = of.LABELS
+    task: str | None = of.TASK
+    resamples: int = of.RESAMPLES
+    seed: int = of.SEED
+    low: float = of.option(0.0, "Smallest α.", _SEARCH, "--from")
+    high: float = of.option(1.0, "Largest α.", _SEARCH, "--to")
+    coarse: float = of.option(0.2, "First step.", _SEARCH)
+    fine: float = of.option(0.05, "Step around the best.", _SEARCH)
+    towards: str = of.option(
+        "base",
+        "Which end is preferred among α that are equally good, within one standard error.",
+        _SEARCH,
+        metavar="base|adapted",
+    )
+    model: str | None = of.OPTIONAL_MODEL_NAME
+    adapter: str | None = of.ADAPTER
+    device: str = of.DEVICE
+    dtype: str = of.DTYPE
+    batch_size: int = of.option(32, "Answers at a time.", of.MODEL, min=1)
+
+    def load_config(self) -> Config:
+        """The configuration; what was given stands in its section `extended`, which checks it."""
+        from NatureLM.config import load_config
+
+        return load_config(self.cfg_path, [*(self.options or ()), *self._overrides()])
+
+    def _overrides(self) -> Iterator[str]:
+        if self.data is not None:
+            yield f"extended.data.path={of.as_yaml(self.data)}"
+        if self.query is not None:
+            yield f"extended.queries={of.as_yaml([self.query])}"
+        if self.limit is not None:
+            yield f"extended.limit={self.limit}"
+        if self.seed:  # 0 leaves the one of the configuration
+            yield f"extended.seed={self.seed}"
+        for section, values in (
+            ("columns", of.pairs("--column", self.column, _COLUMN_FORM, may_be_empty=True)),
+            ("where", of.pairs("--where", self.where, _WHERE_FORM, may_be_empty=True)),
+        ):
+            for name, value in values.items():
+                yield f"extended.data.{section}.{name}={of.as_yaml(value)}"
+
+
+def tune_alpha(request: TuneRequest) -> None:
     """Find the α to use on recordings with known answers, with intervals.
 
     naturelm tune-alpha --data clips.csv --query "What is the common name?" --output-path tuned
     """
-    from NatureLM.config import load_config
-    from NatureLM.evaluation.protocols import protocol as find
+    from NatureLM.evaluation.protocols import protocol
     from NatureLM.experiments.tune import Grid, Tuner, check_metric
     from NatureLM.util import check_folder
 
-    given = _overrides(data, query, column, where, limit, seed)
-    config = load_config(cfg_path, [*(options or []), *given])
-    scoring = of.ScoringOptions(labels=labels, resamples=resamples, seed=seed)
-    grid = Grid(low, high, coarse, fine)
-    side: Any = of.one_of("--towards", towards, ("base", "adapted"))
+    config = request.load_config()
+    scoring = of.ScoringOptions(
+        labels=request.labels, resamples=request.resamples, seed=request.seed
+    )
+    grid = Grid(request.low, request.high, request.coarse, request.fine)
+    side: Any = of.one_of("--towards", request.towards, ("base", "adapted"))
     plan = _plan(config)
-    reading = replace(scoring, task=_task(plan, task)).reading()
-    check_metric(metric, reading.task or "classification")
-    name = of.model_name(model, config)
-    of.check_device(device, dtype)
-    memory = of.memory_size(max_memory)
-    means = {"rows": batch_size, "max_memory": memory, "cache_dir": cache_dir}
+    reading = replace(scoring, task=_task(plan, request.task)).reading()
+    check_metric(request.metric, reading.task or "classification")
+    of.check_device(request.device, request.dtype)
+    of.memory_size(request.max_memory)
     has_figures = _has_figures()
-    tuner = Tuner(metric, find(protocol), reading, scoring.evaluation())
-    check_folder(output_path)
+    tuner = Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
+    check_folder(request.output_path)
+    name = of.model_name(request.model, config)
     say(f"Loading {name}")
-    loaded = of.load_model(name, config, adapter=adapter, device=device, dtype=dtype)
     rows: list[dict[str, Any]] = []
-    tuning = tuner.tune(_asker(loaded, config, plan, means, rows), grid, side)
+    tuning = tuner.tune(_asker(request, config, plan, rows), grid, side)
     settings = {
         "model": name,
-        "adapter": adapter,
+        "adapter": request.adapter,
         "query": None if plan.queries is None else plan.queries[0],
-        "protocol": protocol,
-        "resamples": resamples,
-        "seed": seed,
+        "protocol": request.protocol,
+        "resamples": request.resamples,
+        "seed": request.seed,
         "generate": config.generate.model_dump(mode="json", exclude={"merging_alpha"}),
     }
-    _finish(tuning, rows, output_path, settings, has_figures)
-
-
-def _overrides(
-    data: str | None,
-    query: str | None,
-    columns: Sequence[str] | None,
-    where: Sequence[str] | None,
-    limit: int | None,
-    seed: int,
-) -> Iterator[str]:
-    """The options as values of the section `extended`, which checks them."""
-    if data is not None:
-        yield f"extended.data.path={of.as_yaml(data)}"
-    if query is not None:
-        yield f"extended.queries={of.as_yaml([query])}"
-    if limit is not None:
-        yield f"extended.limit={limit}"
-    if seed:  # 0 leaves the one of the configuration
-        yield f"extended.seed={seed}"
-    for section, values in (
-        ("columns", of.pairs("--column", columns, _COLUMN_FORM, may_be_empty=True)),
-        ("where", of.pairs("--where", where, _WHERE_FORM, may_be_empty=True)),
-    ):
-        for name, value in values.items():
-            yield f"extended.data.{section}.{name}={of.as_yaml(value)}"
+    _finish(tuning, rows, request.output_path, settings, has_figures)
 
 
 def _plan(config: Config) -> Plan:
@@ -195,28 +180,25 @@ def _task(plan: Plan, named: str | None) -> str:
 
 
 def _asker(
-    model: NatureLM,
-    config: Config,
-    plan: Plan,
-    means: Mapping[str, Any],
-    kept: list[dict[str, Any]],
-) -> Any:
-    """The function that answers at some α; every row goes into `kept`, too.
-
-    means: what an `Answerer` works with, which changes no answer
-    """
+    request: TuneRequest, config: Config, plan: Plan, kept: list[dict[str, Any]]
+) -> Callable[[Sequence[float]], list[dict[str, Any]]]:
+    """The function that answers at some α; every row goes into `kept`, too."""
+    model = request.load_model(config)
     from NatureLM.experiments.run import Answerer
     from NatureLM.inference.loading import processor_of
 
-    cells = list(plan.with_template(processor_of(model).prompt_template).trials())
-    say(f"Encoding {len(cells)} samples")
-    generation = config.generate.model_dump(exclude={"merging_alpha"})
+    trials = list(plan.with_template(processor_of(model).prompt_template).trials())
+    say(f"Encoding {len(trials)} samples")
     bar = ProgressBar("bar", "{task.completed}/{task.total} answers")
-
-    def report(done: int, total: int) -> None:
-        bar.update(done, total=total)
-
-    answerer = Answerer(model, cells, **means, report=report, **generation)
+    answerer = Answerer(
+        model,
+        trials,
+        rows=request.batch_size,
+        max_memory=of.memory_size(request.max_memory),
+        cache_dir=request.cache_dir,
+        report=lambda done, total: bar.update(done, total=total),
+        **config.generate.model_dump(exclude={"merging_alpha"}),
+    )
     for problem in answerer.left_out.values():
         say(f"left out: {problem}")
 
@@ -283,69 +265,54 @@ def _has_figures() -> bool:
 
 
 def calibrate(
-    table: Annotated[
-        str,
-        typer.Argument(
-            help="A table with the columns path and label (.csv, .jsonl, .parquet), or a folder "
-            "with one.",
-        ),
-    ],
-    where: of.Where = None,
-    test_where: Annotated[
-        list[str] | None,
-        of.option(
-            "Rows to measure on, such as split=test; they should be others.",
-            _DATA,
-            metavar="COLUMN=VALUE",
-            show_default="the rows that it is fitted to",
-        ),
-    ] = None,
-    column: of.Column = None,
-    species_list: Annotated[
-        str | None,
-        of.option(
-            "The labels to choose from.",
-            _DATA,
-            metavar="FILE|NAMES|PRESET",
-            show_default="the labels of the table",
-        ),
-    ] = None,
-    query: Annotated[
-        str | None,
-        of.option(
-            "What to ask of every recording.",
-            _DATA,
-            names=("--query", "-q"),
-            show_default="the question for the name of the species",
-        ),
-    ] = None,
-    normalize: Annotated[
-        str,
-        of.option(
-            "How labels are made comparable: by log-likelihood, by that of a token, or by "
-            "what the sound adds.",
-            of.MODEL,
-            metavar="sum|mean|prior",
-        ),
-    ] = "sum",
-    model: of.ModelName = "naturelm-tiny",
-    adapter: of.Adapter = None,
-    merging_alpha: Annotated[float, of.option("Share of the adapter.", of.MODEL)] = 1.0,
-    device: of.Device = "auto",
-    dtype: of.Dtype = "auto",
-    output_path: Annotated[
-        Path | None,
-        of.option(
-            "File for the calibration.",
-            _OUTPUT,
-            names=("--output-path", "--output"),
-            show_default="calibration.json in the folder of the model",
-        ),
-    ] = None,
-    figure: Annotated[
-        Path | None,
-        of.option("File (.svg) for a reliability diagram.", _OUTPUT),
-    ] = None,
+    *,
+    table: str = of.argument(
+        ...,
+        "A table with the columns path and label (.csv, .jsonl, .parquet), or a folder with one.",
+    ),
+    where: list[str] | None = of.WHERE,
+    test_where: list[str] | None = of.option(
+        None,
+        "Rows to measure on, such as split=test; they should be others.",
+        _DATA,
+        metavar="COLUMN=VALUE",
+        show_default="the rows that it is fitted to",
+    ),
+    column: list[str] | None = of.COLUMN,
+    species_list: str | None = of.option(
+        None,
+        "The labels to choose from.",
+        _DATA,
+        metavar="FILE|NAMES|PRESET",
+        show_default="the labels of the table",
+    ),
+    query: str | None = of.option(
+        None,
+        "What to ask of every recording.",
+        _DATA,
+        *("--query", "-q"),
+        show_default="the question for the name of the species",
+    ),
+    normalize: str = of.option(
+        "sum",
+        "How labels are made comparable: by log-likelihood, by that of a token, or by what the "
+        "sound adds.",
+        of.MODEL,
+        metavar="sum|mean|prior",
+    ),
+    model: str = of.MODEL_NAME,
+    adapter: str | None = of.ADAPTER,
+    merging_alpha: float = of.option(1.0, "Share of the adapter.", of.MODEL),
+    device: str = of.DEVICE,
+    dtype: str = of.DTYPE,
+    output_path: Path | None = of.option(
+        None,
+        "File for the calibration.",
+        _OUTPUT,
+        *("--output-path", "--output"),
+        show_default="calibration.json in the folder of the model",
+    ),
+    figure: Path | None = of.option(None, "File (.svg) for a reliability diagram.", _OUTPUT),
 ) -> None:
     """Fit the temperature that makes the confidence in species mean what it says.
 
@@ -393,12 +360,19 @@ def calibrate(
 
 
 def _target(output_path: Path | None, model: str) -> Path:
-    """Where the calibration goes."""
+    """Where the calibration goes: beside the model, unless that belongs to the package."""
     from NatureLM.inference.calibration import beside_model
+    from NatureLM.models.registry import EMBEDDED
 
     target = output_path or beside_model(model)
     if target is None:
         raise UsageError(f"{model} is no folder on this machine: say where with --output-path")
+    embedded = beside_model(EMBEDDED)
+    if output_path is None and embedded is not None and target.resolve() == embedded.resolve():
+        raise UsageError(
+            f"{model} belongs to the installed package, whose files stay as they are: say where "
+            "the calibration goes with --output-path"
+        )
     return target
 
 

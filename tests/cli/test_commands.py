@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import typer
@@ -24,7 +24,7 @@ import NatureLM
 from NatureLM.cli import options as heavy
 from NatureLM.cli.errors import notes_shown
 from NatureLM.cli.main import BEANS_COMMANDS, NATURELM_COMMANDS, Command, beans_app, naturelm_app
-from NatureLM.cli.options import expanded
+from NatureLM.cli.options import argument, expanded, option
 from NatureLM.data.components import component, components
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
@@ -134,8 +134,8 @@ def test_every_door_leads_to_infer(door: list[str]) -> None:
         [sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    for option in ("--audio-path", "--query", "--window-length-seconds", "--merging-alpha"):
-        assert option in done.stdout
+    for name in ("--audio-path", "--query", "--window-length-seconds", "--merging-alpha"):
+        assert name in done.stdout
     wrong = subprocess.run(
         [sys.executable, *door, "--query", "q"], capture_output=True, text=True, cwd=ROOT
     )
@@ -216,8 +216,13 @@ def test_beans_info_shows_all_and_one() -> None:
 
 @dataclass(frozen=True)
 class Sizes:
-    width: Annotated[int, typer.Option(help="How wide.", min=1)] = 3
-    names: Annotated[list[str] | None, typer.Option(help="Several.")] = None
+    width: int = option(3, "How wide.", min=1)
+    names: list[str] | None = option(None, "Several.")
+
+
+@dataclass(frozen=True)
+class MoreSizes(Sizes):
+    height: int = option(1, "How high.")
 
 
 def grouped() -> typer.Typer:
@@ -226,9 +231,10 @@ def grouped() -> typer.Typer:
     @made.command()
     @expanded
     def show(
-        path: Annotated[str, typer.Argument()],
-        sizes: Sizes = Sizes(),
-        last: Annotated[bool, typer.Option("--last")] = False,
+        *,
+        path: str = argument(..., "What."),
+        sizes: MoreSizes,
+        last: bool = option(False, "A flag."),
     ) -> None:
         """Show what was given."""
         typer.echo(f"{path} {sizes} {last}")
@@ -239,14 +245,15 @@ def grouped() -> typer.Typer:
 def test_the_verb_gets_the_group() -> None:
     given = ["x", "--width", "4", "--names", "a", "--names", "b", "--last"]
     done = CliRunner().invoke(grouped(), given)
-    assert done.output == "x Sizes(width=4, names=['a', 'b']) True\n"
-    assert CliRunner().invoke(grouped(), ["x"]).output == f"x {Sizes()} False\n"
+    assert done.output == "x MoreSizes(width=4, names=['a', 'b'], height=1) True\n"
+    assert CliRunner().invoke(grouped(), ["x"]).output == f"x {MoreSizes()} False\n"
+    assert CliRunner().invoke(grouped(), ["x", "--no-last"]).exit_code == 2
     assert CliRunner().invoke(grouped(), ["x", "--width", "0"]).exit_code == 2
 
 
 def test_options_stand_where_the_group_stood() -> None:
     names = list(inspect.signature(grouped().registered_commands[0].callback or grouped).parameters)
-    assert names == ["path", "width", "names", "last"]
+    assert names == ["path", "height", "width", "names", "last"]
 
 
 # Notes and the progress bar

@@ -19,7 +19,7 @@ pytest.importorskip("rapidfuzz")
 from commands import naturelm
 
 from NatureLM.cli import main
-from NatureLM.cli.tune import _overrides
+from NatureLM.cli.tune import TuneRequest
 from NatureLM.config import load_config
 from NatureLM.models import NatureLM
 
@@ -177,8 +177,11 @@ def test_options_become_values_of_the_configuration(tmp_path: Path) -> None:
     path.write_text("extended: {seed: 7}")
 
     def read(data: str, query: str, seed: int) -> Any:
-        given = list(_overrides(data, query, ["label=名"], ["kind=\U0001f989"], None, seed))
-        return load_config(path, given).extended
+        column, where = ["label=名"], ["kind=\U0001f989"]
+        request = TuneRequest(
+            cfg_path=path, data=data, query=query, column=column, where=where, seed=seed
+        )
+        return request.load_config().extended
 
     found = read('a "b".csv', "Which \U0001f989?", 0)
     assert (found.data.path, found.queries) == ('a "b".csv', ["Which \U0001f989?"])
@@ -240,9 +243,26 @@ def test_a_table_without_a_label_of_the_list_is_refused(tmp_path: Path) -> None:
     )
     assert done.exit_code == 1
     assert "no recording has a label that is in the list" in done.stderr
-    figure = naturelm("calibrate", table, "--figure", "x.png")
+    figure = naturelm("calibrate", table, "--output", "c.json", "--figure", "x.png")
     assert "must end in .svg" in figure.stderr
     silent = naturelm("calibrate", table, "--query", " ")
     assert "--query is empty" in silent.stderr
-    bad = naturelm("calibrate", table, "--where", "split")
+    bad = naturelm("calibrate", table, "--output", "c.json", "--where", "split")
     assert "write it as split=valid" in bad.stderr
+
+
+@pytest.mark.parametrize("named", ["naturelm-tiny", "folder"])
+def test_the_files_of_the_package_are_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    folder = tmp_path / "naturelm-tiny"  # in place of the package's own
+    folder.mkdir()
+    (folder / "config.json").touch()
+    (folder / "calibration.json").write_text("as it was")
+    monkeypatch.setattr("NatureLM.models.registry._DATA", tmp_path)
+    given = () if named == "naturelm-tiny" else ("--model", folder)
+    done = naturelm("calibrate", "clips.csv", *given)
+    assert done.exit_code == 2
+    assert "belongs to the installed package" in done.stderr
+    assert "with --output-path" in done.stderr
+    assert (folder / "calibration.json").read_text() == "as it was"
