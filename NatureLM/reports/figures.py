@@ -23,35 +23,25 @@ from NatureLM.reports.charts import Change, ChangeChart, Chart, Curve, CurveChar
 WIDTH = 4.7
 """Inches: a figure fills a telephone's screen and is still read there."""
 
-# The hues are those of Okabe and Ito, "Color Universal Design" (2008), a little darker or lighter
-# where the background asks for it.
-LIGHT = {
-    "ink": "#1c1b1a",
-    "muted": "#5f5e5b",
-    "grid": "#dcdad5",
-    "paper": "#fefdfb",
-    "series-0": "#0070b0",
-    "series-1": "#d05a00",
-    "series-2": "#b8588f",
-    "series-3": "#008a68",
-    "series-4": "#a67400",
-    "series-5": "#4d4d8f",
+# Roles in light and in dark pages. The hues are those of Okabe and Ito, "Color Universal Design"
+# (2008), a little darker or lighter where the background asks for it.
+_COLORS = {
+    "ink": ("#1c1b1a", "#ecebe7"),
+    "muted": ("#5f5e5b", "#a9a7a1"),
+    "grid": ("#dcdad5", "#3b3b3f"),
+    "paper": ("#fefdfb", "#1d1e21"),
+    "series-0": ("#0070b0", "#56b4f0"),
+    "series-1": ("#d05a00", "#f28e4b"),
+    "series-2": ("#b8588f", "#e79ac6"),
+    "series-3": ("#008a68", "#2fc79b"),
+    "series-4": ("#a67400", "#e8bd3a"),
+    "series-5": ("#4d4d8f", "#a9a9ee"),
 }
-DARK = {
-    "ink": "#ecebe7",
-    "muted": "#a9a7a1",
-    "grid": "#3b3b3f",
-    "paper": "#1d1e21",
-    "series-0": "#56b4f0",
-    "series-1": "#f28e4b",
-    "series-2": "#e79ac6",
-    "series-3": "#2fc79b",
-    "series-4": "#e8bd3a",
-    "series-5": "#a9a9ee",
-}
-SERIES = tuple(color for role, color in LIGHT.items() if role.startswith("series"))
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1.5, 1)))
+LIGHT = {role: light for role, (light, _) in _COLORS.items()}
+DARK = {role: dark for role, (_, dark) in _COLORS.items()}
+_SERIES = tuple(color for role, color in LIGHT.items() if role.startswith("series"))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1.5, 1)))
 
 _SETTINGS: dict[str, Any] = {
     "axes.edgecolor": LIGHT["muted"],
@@ -93,8 +83,6 @@ _MOST_WRITTEN = 14
 """Columns up to which the values are written into the cells."""
 _SMALLEST, _LARGEST = 3.0, 11.0  # points: markers of bins grow with their samples
 _DPI = 200
-_ROLE_OF = {color: role for role, color in LIGHT.items()}
-_COLOR = re.compile(r"#[0-9a-f]{6}\b")
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 
@@ -112,11 +100,9 @@ def draw(chart: Chart) -> Any:
     """The chart as a matplotlib figure. Raises UsageError without matplotlib."""
     need_matplotlib()
     with _styled():
-        if isinstance(chart, CurveChart):
-            return _draw_curves(chart)
-        if isinstance(chart, ChangeChart):
-            return _draw_change(chart)
-        return _draw_grid(chart)
+        if isinstance(chart, GridChart):
+            return _draw_grid(chart)
+        return _draw_curves(chart) if isinstance(chart, CurveChart) else _draw_change(chart)
 
 
 def svg(figure: Any) -> str:
@@ -146,7 +132,8 @@ def inline_svg(text: str, key: str, title: str) -> str:
     assert box is not None, "matplotlib writes a viewBox"
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
     rest = _ID.sub(lambda found: f"{found[1]}{key}-", rest)
-    rest = _COLOR.sub(_as_variable, rest)
+    for role, color in LIGHT.items():
+        rest = rest.replace(color, f"var(--{role})")
     points = float(box[0].split()[2])
     return (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" '
@@ -156,18 +143,11 @@ def inline_svg(text: str, key: str, title: str) -> str:
 
 def style_sheet() -> str:
     """The variables of the colours, for light and for dark pages."""
-
-    def rules(colors: dict[str, str]) -> str:
-        return "".join(f"--{role}:{color};" for role, color in colors.items())
-
-    return (
-        f":root{{{rules(LIGHT)}}}\n@media (prefers-color-scheme: dark){{:root{{{rules(DARK)}}}}}\n"
+    light, dark = (
+        ":root{" + "".join(f"--{role}:{color};" for role, color in colors.items()) + "}"
+        for colors in (LIGHT, DARK)
     )
-
-
-def _as_variable(found: re.Match[str]) -> str:
-    role = _ROLE_OF.get(found[0])
-    return found[0] if role is None else f"var(--{role})"
+    return f"{light}\n@media (prefers-color-scheme: dark){{{dark}}}\n"
 
 
 @contextmanager
@@ -209,15 +189,17 @@ def fitted(text: str, width: int, lines: int = 1) -> str:
 
 
 def _color(place: int) -> str:
-    return SERIES[place % len(SERIES)]
+    return _SERIES[place % len(_SERIES)]
 
 
-def _marker(place: int) -> str:
-    return MARKERS[place % len(MARKERS)]
+def _mark(place: int) -> dict[str, Any]:
+    """Colour and marker of a series."""
+    return {"color": _color(place), "marker": _MARKERS[place % len(_MARKERS)]}
 
 
-def _dash(place: int) -> Any:
-    return DASHES[place % len(DASHES)]
+def _dashed(place: int) -> dict[str, Any]:
+    """Colour and dashes of a series."""
+    return {"color": _color(place), "linestyle": _DASHES[place % len(_DASHES)]}
 
 
 def _add_grid(axes: Any, axis: str = "both") -> None:
@@ -244,8 +226,7 @@ def _draw_curves(chart: CurveChart) -> Any:
     for place, (name, alpha) in enumerate(chart.marks.items(), start=1):
         axes.axvline(
             alpha,
-            color=_color(place),
-            linestyle=_dash(place),
+            **_dashed(place),
             linewidth=1.3,
             label=fitted(f"{name}: α = {alpha:g}", _CURVE_NAME_LENGTH),
             zorder=1,
@@ -277,9 +258,7 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
     axes.plot(
         [point.alpha for point in points],
         [point.value for point in points],
-        color=_color(place),
-        linestyle=_dash(place),
-        marker=_marker(place),
+        **_dashed(place) | _mark(place),
         markersize=4.5,
         markeredgewidth=0,
         linewidth=1.7,
@@ -304,18 +283,10 @@ def _draw_rows(chart: CurveChart) -> Any:
                     solid_capstyle="butt",
                     gid=f"interval-{place}",
                 )
-            axes.plot(
-                [point.value],
-                [row],
-                color=_color(place),
-                marker=_marker(place),
-                markersize=7,
-                gid=f"curve-{place}",
-            )
+            axes.plot([point.value], [row], **_mark(place), markersize=7, gid=f"curve-{place}")
     _draw_baselines(axes.axvline, chart)
     axes.set_yticks(range(len(rows)), [fitted(curve.name, 24, 2) for _, curve in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlim(-0.02 * _top(chart), _top(chart))
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=(-0.02 * _top(chart), _top(chart)))
     axes.set_xlabel(fitted(chart.measure, _CURVE_NAME_LENGTH))
     _add_grid(axes, "x")
     if chart.baselines:
@@ -364,9 +335,7 @@ def _draw_change(chart: ChangeChart) -> Any:
             [], [], marker=marker, linestyle="none", label=label, color=color, markerfacecolor=fill
         )
     axes.set_yticks(range(len(classes)), names, fontsize=7.5 if has_long else 8.5)
-    axes.set_ylim(len(classes) - 0.4, -0.6)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_xlabel(chart.measure)
+    axes.set(ylim=(len(classes) - 0.4, -0.6), xlim=(-0.03, 1.03), xlabel=chart.measure)
     _add_grid(axes, "x")
     _add_legend(figure)
     return figure
@@ -412,8 +381,7 @@ def _draw_grid(chart: GridChart) -> Any:
             if value is not None:
                 share = min(1.0, max(0.0, value / highest))
                 _draw_cell(axes, chart, (row, column), value, share)
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     axes.set_xticks(range(columns), [fitted(name, _GRID_NAME_LENGTH) for name in chart.columns])
     if longest > 4:
         axes.tick_params(axis="x", labelrotation=90)
@@ -421,8 +389,7 @@ def _draw_grid(chart: GridChart) -> Any:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_xlabel(chart.column_title)
-    axes.set_ylabel(chart.row_title)
+    axes.set(xlabel=chart.column_title, ylabel=chart.row_title)
     return figure
 
 
@@ -435,21 +402,13 @@ def _draw_cell(
 
     row, column = place
     count = chart.counts[row][column] if chart.counts else None
+    patch = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1))
     if count == 0:
-        look: dict[str, Any] = {
-            "facecolor": "none",
-            "edgecolor": LIGHT["grid"],
-            "linewidth": 0.6,
-        }
-    else:
-        look = {
-            "facecolor": colormaps["cividis"](share),
-            "edgecolor": LIGHT["paper"],
-            "linewidth": 1.2,
-            "gid": f"cell-{row}-{column}",
-        }
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))
-    if count == 0 or len(chart.columns) > _MOST_WRITTEN:
+        patch.set(facecolor="none", edgecolor=LIGHT["grid"], linewidth=0.6)
+        return
+    patch.set(facecolor=colormaps["cividis"](share), edgecolor=LIGHT["paper"], linewidth=1.2)
+    patch.set_gid(f"cell-{row}-{column}")
+    if len(chart.columns) > _MOST_WRITTEN:
         return
     text = f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.1f}"
     axes.text(
@@ -477,11 +436,8 @@ def draw_reliability(lines: Mapping[str, Sequence[ReliabilityBin]], title: str) 
         )
         for place, (name, bins) in enumerate(lines.items()):
             _draw_bins(axes, place, name, [one for one in bins if one.samples > 0])
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_aspect("equal")
-        axes.set_xlabel("confidence (mean of a bin)")
-        axes.set_ylabel("share of right answers")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlabel="confidence (mean of a bin)", ylabel="share of right answers")
         _add_grid(axes)
         _add_legend(figure, handlelength=3.2)
         return figure
@@ -493,10 +449,8 @@ def _draw_bins(axes: Any, place: int, name: str, bins: Sequence[ReliabilityBin])
     axes.plot(
         confidence,
         accuracy,
-        color=_color(place),
-        linestyle=_dash(place),
+        **_dashed(place) | _mark(place),
         linewidth=1.4,
-        marker=_marker(place),
         markersize=_SMALLEST,
         label=name,
         gid=f"curve-{place}",
@@ -506,8 +460,7 @@ def _draw_bins(axes: Any, place: int, name: str, bins: Sequence[ReliabilityBin])
         confidence,
         accuracy,
         s=[size**2 for size in sizes],
-        color=_color(place),
-        marker=_marker(place),
+        **_mark(place),
         linewidths=0,
         alpha=0.75,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
@@ -24,14 +25,18 @@ from NatureLM.reports.charts import (
     CurveChart,
     GridChart,
     Series,
+    Table,
     alpha_text,
+    cell_text,
 )
 from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
 from NatureLM.reports.report import DatasetReport, Report, SeriesReport
-from NatureLM.reports.tables import Cell, Table, cell_text, csv_parts, latex, markdown
 from NatureLM.util import digest, write_csv, write_data, write_text
 
 PAGE = "index.html"
+LONG = 60
+"""Rows from which on a table of LaTeX runs over pages."""
+
 _MANY = 3
 """Data sets from which on each is folded up."""
 
@@ -54,7 +59,7 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
         written.append(write_data(Path(f"{place}.png"), png(figure)))
     for table in report.tables():
         place = f"{folder / 'tables' / table.key}"
-        written.append(write_csv(Path(f"{place}.csv"), *csv_parts(table)))
+        written.append(write_csv(Path(f"{place}.csv"), *_csv_parts(table)))
         written.append(write_text(Path(f"{place}.md"), markdown(table)))
         written.append(write_text(Path(f"{place}.tex"), latex(table)))
     return [write_text(folder / PAGE, page(report, drawn)), *written]
@@ -70,8 +75,8 @@ def page(report: Report, drawn: Mapping[str, str]) -> str:
         "policy": escape(policy, quote=True),
         "style": style_sheet() + _asset("page.css"),
         "body": "\n".join(_body(report, drawn)),
-        "charts": json_text([asdict(chart) for chart in report.charts()]),
-        "answers": json_text(report.answers.data),
+        "charts": _json([asdict(chart) for chart in report.charts()]),
+        "answers": _json(report.answers.data),
         "script": script,
     }
     text = _asset("page.html")
@@ -80,7 +85,7 @@ def page(report: Report, drawn: Mapping[str, str]) -> str:
     return text
 
 
-def json_text(content: Any) -> str:
+def _json(content: Any) -> str:
     """JSON that may stand in a script element: nothing in it ends the element."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -201,22 +206,20 @@ def _table(table: Table) -> str:
         f'<th scope="col" class="{"number" if number else "text"}">{escape(name)}</th>'
         for name, number in zip(table.columns, table.is_number, strict=True)
     )
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in table.rows)
+    rows = []
+    for row in table.rows:
+        cells = []
+        for cell in row:
+            value = cell.value if isinstance(cell, Estimate) else cell
+            sort = f' data-value="{value!r}"' if isinstance(value, int | float) else ""
+            kind = "text" if isinstance(cell, str) else "number"
+            cells.append(f'<td class="{kind}"{sort}>{escape(cell_text(cell))}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{escape(table.title)}">'
         f'<table class="sortable" id="table-{table.key}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _cells(row: Sequence[Cell]) -> str:
-    cells = []
-    for cell in row:
-        value = cell.value if isinstance(cell, Estimate) else cell
-        sort = f' data-value="{value!r}"' if isinstance(value, int | float) else ""
-        kind = "text" if isinstance(cell, str) else "number"
-        cells.append(f'<td class="{kind}"{sort}>{escape(cell_text(cell))}</td>')
-    return "".join(cells)
 
 
 def _folded(summary: str, content: str) -> str:
@@ -242,3 +245,90 @@ def _browser(report: Report) -> Iterator[str]:
 
 def _asset(name: str) -> str:
     return resources.files("NatureLM.reports").joinpath(f"assets/{name}").read_text("utf-8")
+
+
+def _csv_parts(table: Table) -> tuple[list[str], list[list[Any]]]:
+    """Column names and rows of full precision; intervals have columns of their own."""
+    columns: list[str] = []
+    for name in table.columns:
+        columns += [name, f"{name}_low", f"{name}_high"] if name in table.measured else [name]
+    rows = []
+    for cells in table.rows:
+        row: list[Any] = []
+        for name, cell in zip(table.columns, cells, strict=True):
+            if isinstance(cell, Estimate):
+                bounds = [None if math.isnan(one) else one for one in (cell.low, cell.high)]
+                row += [cell.value, *bounds]
+            else:
+                row += [cell, None, None] if name in table.measured else [cell]
+        rows.append(row)
+    return columns, rows
+
+
+def markdown(table: Table) -> str:
+    """The table in GitHub's Markdown."""
+    lines = [
+        _markdown_row(table.columns),
+        "|" + "|".join("--:" if number else "---" for number in table.is_number) + "|",
+        *(_markdown_row([cell_text(cell) for cell in row]) for row in table.rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = (
+        " ".join(cell.split())
+        .replace("\\", "\\\\")
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("*", "\\*")
+        .replace("_", "\\_")
+        for cell in cells
+    )
+    return f"| {' | '.join(escaped)} |"
+
+
+def latex(table: Table) -> str:
+    """The table in LaTeX with booktabs; a long one as a longtable."""
+    form = "".join("r" if number else "l" for number in table.is_number)
+    cells = [table.columns, *(list(map(cell_text, row)) for row in table.rows)]
+    head, *body = (" & ".join(map(_latex_text, row)) + " \\\\" for row in cells)
+    caption = f"\\caption{{{_latex_text(table.title)}}}"
+    if len(body) > LONG:
+        lines = [
+            "% needs \\usepackage{booktabs,longtable}",
+            f"\\begin{{longtable}}{{{form}}}",
+            f"{caption}\\\\",
+            *("\\toprule", head, "\\midrule", "\\endhead", "\\bottomrule", "\\endfoot"),
+            *body,
+            "\\end{longtable}",
+        ]
+    else:
+        lines = [
+            "% needs \\usepackage{booktabs}",
+            *("\\begin{table}", "\\centering", caption),
+            f"\\begin{{tabular}}{{{form}}}",
+            *("\\toprule", head, "\\midrule", *body, "\\bottomrule"),
+            *("\\end{tabular}", "\\end{table}"),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    '"': "\\textquotedbl{}",
+    "α": "$\\alpha$",
+    "−": "$-$",
+    "…": "\\dots{}",
+}
+
+
+def _latex_text(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

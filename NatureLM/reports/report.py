@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,23 +15,19 @@ from NatureLM.reports.charts import (
     CurveChart,
     GridChart,
     Series,
-    heat_charts,
-    metric_charts,
-    series_of,
-)
-from NatureLM.reports.tables import (
-    AnswerFormat,
-    FormatReader,
     Table,
     change_chart,
     class_table,
     confusion_chart,
     confusion_table,
-    form_charts,
+    curve_charts,
     form_table,
     grid_table,
+    heat_charts,
     metrics_table,
+    series_of,
 )
+from NatureLM.util import digest
 
 MOST_ANSWERS = 3000
 LONGEST_ANSWER = 1500
@@ -140,23 +135,19 @@ def make_report(
         raise UsageError(
             f"a report shows one protocol, and there are {', '.join(sorted(protocols))}"
         )
-    datasets = series_of(scores)
+    datasets = series_of(scores, bootstrap)
     every = [one for found in datasets.values() for one in found]
-    reader = FormatReader(bootstrap)
-    forms = {one: [reader.read(group) for group in one.groups] for one in every}
     keys = _Keys()
-    overview = tuple(map(keys.unique, heat_charts(datasets)))
+    overview = tuple(map(keys.unique, heat_charts(every)))
     return Report(
         title=title,
         facts=_facts(scores, sources, protocols.pop(), bootstrap),
         metrics=keys.unique(metrics_table(every)),
-        form=keys.unique(form_table(every, list(forms.values()))),
+        form=keys.unique(form_table(every)),
         overview=overview,
         grids=tuple(map(grid_table, overview)),
-        datasets=tuple(
-            _dataset_report(name, found, forms, between, keys) for name, found in datasets.items()
-        ),
-        answers=sample_answers(every, most_answers),
+        datasets=tuple(keys.dataset(name, found, between) for name, found in datasets.items()),
+        answers=_sample_answers(every, most_answers),
         remarks=tuple(scores.remarks),
     )
 
@@ -191,42 +182,32 @@ class _Keys:
         self._used.add(key)
         return replace(one, key=key)
 
+    def dataset(
+        self, name: str, series: Sequence[Series], between: tuple[float, float] | None
+    ) -> DatasetReport:
+        charts: list[CurveChart] = []
+        for task in dict.fromkeys(one.task for one in series):
+            alike = [one for one in series if one.task == task]
+            for start in range(0, len(alike), _CURVES_OF_A_CHART):
+                charts += curve_charts(name, alike[start : start + _CURVES_OF_A_CHART])
+        return DatasetReport(
+            name,
+            tuple(map(self.unique, charts)),
+            tuple(self._series(one, between) for one in series),
+        )
 
-def _dataset_report(
-    name: str,
-    series: Sequence[Series],
-    forms: Mapping[Series, list[AnswerFormat]],
-    between: tuple[float, float] | None,
-    keys: _Keys,
-) -> DatasetReport:
-    charts: list[CurveChart] = []
-    for task in dict.fromkeys(one.task for one in series):
-        alike = [one for one in series if one.task == task]
-        for start in range(0, len(alike), _CURVES_OF_A_CHART):
-            part = alike[start : start + _CURVES_OF_A_CHART]
-            charts += metric_charts(name, part)
-            charts += form_charts(name, part, [forms[one] for one in part])
-    return DatasetReport(
-        name,
-        tuple(map(keys.unique, charts)),
-        tuple(_series_report(one, between, keys) for one in series),
-    )
-
-
-def _series_report(
-    series: Series, between: tuple[float, float] | None, keys: _Keys
-) -> SeriesReport:
-    charts: list[Chart | None] = [change_chart(series, between), confusion_chart(series)]
-    classes, confusions = class_table(series, between), confusion_table(series)
-    return SeriesReport(
-        series,
-        tuple(keys.unique(chart) for chart in charts if chart is not None),
-        classes and keys.unique(classes),
-        confusions and keys.unique(confusions),
-    )
+    def _series(self, series: Series, between: tuple[float, float] | None) -> SeriesReport:
+        charts: list[Chart | None] = [change_chart(series, between), confusion_chart(series)]
+        classes, confusions = class_table(series, between), confusion_table(series)
+        return SeriesReport(
+            series,
+            tuple(self.unique(chart) for chart in charts if chart is not None),
+            classes and self.unique(classes),
+            confusions and self.unique(confusions),
+        )
 
 
-def sample_answers(series: Sequence[Series], limit: int) -> AnswerSample:
+def _sample_answers(series: Sequence[Series], limit: int) -> AnswerSample:
     """At most `limit` answers, from every group alike.
 
     Which samples is decided by a checksum of their ids, so the same are shown at every α and the
@@ -234,12 +215,16 @@ def sample_answers(series: Sequence[Series], limit: int) -> AnswerSample:
     """
     groups = [(one, alpha, group) for one in series for alpha, group in one]
     sizes = [len(group.ids) for _, _, group in groups]
-    most = _samples_of_each(sizes, limit)
+    most = 0  # samples of each group with which the limit is kept
+    while most < max(sizes) and sum(min(size, most + 1) for size in sizes) <= limit:
+        most += 1
+    most = most or min(1, limit)
     texts: dict[str, int] = {}
-    rows: list[list[float | int]] = []
-    for number, (_, _, group) in enumerate(groups):
-        rows += _answer_rows(number, group, most, texts)
-    rows = rows[: max(0, limit)]
+    rows = [
+        [number, *row]
+        for number, (_, _, group) in enumerate(groups)
+        for row in _answer_rows(group, most, texts)
+    ][: max(0, limit)]
     data = {
         "groups": [
             [one.dataset, one.name, alpha, one.task == "captioning"] for one, alpha, _ in groups
@@ -250,31 +235,18 @@ def sample_answers(series: Sequence[Series], limit: int) -> AnswerSample:
     return AnswerSample(data, len(rows), sum(sizes), most)
 
 
-def _samples_of_each(sizes: Sequence[int], limit: int) -> int:
-    """The largest number of samples of each group with which the limit is kept."""
-    most = 0
-    while most < max(sizes) and sum(min(size, most + 1) for size in sizes) <= limit:
-        most += 1
-    return most or min(1, limit)
-
-
 def _answer_rows(
-    number: int, group: GroupScore, most: int, texts: dict[str, int]
-) -> list[list[float | int]]:
-    """Rows of some samples of a group; `texts` numbers the texts."""
-
-    def checksum(sample: int) -> bytes:
-        return hashlib.sha256(group.ids[sample].encode("utf-8", "backslashreplace")).digest()
-
-    taken, right = group.samples.predicted, group.samples.correct
-    rows = []
-    for sample in sorted(sorted(range(len(group.ids)), key=checksum)[:most]):
-        answer = group.answers[sample]
+    group: GroupScore, most: int, texts: dict[str, int]
+) -> Iterator[tuple[float | int, ...]]:
+    """What is shown of some samples of a group; `texts` numbers the texts."""
+    checksums = [digest(one.encode("utf-8", "backslashreplace")) for one in group.ids]
+    places = sorted(range(len(checksums)), key=checksums.__getitem__)[:most]
+    for place in sorted(places):
+        answer = group.answers[place]
         if len(answer) > LONGEST_ANSWER:
             more = len(answer) - LONGEST_ANSWER
             answer = f"{answer[:LONGEST_ANSWER]} … ({more} more characters)"
-        shown = (group.ids[sample], group.labels[sample], answer, taken[sample])
-        places = [texts.setdefault(text, len(texts)) for text in shown]
-        score = round(float(right[sample]), 3)
-        rows.append([number, *places, int(score) if score in (0, 1) else score])
-    return rows
+        shown = (group.ids[place], group.labels[place], answer, group.samples.predicted[place])
+        score = round(float(group.samples.correct[place]), 3)
+        numbers = [texts.setdefault(text, len(texts)) for text in shown]
+        yield *numbers, int(score) if score in (0, 1) else score

@@ -23,11 +23,10 @@ from NatureLM.evaluation.answers import ReadOptions, load_rows, parse_rules, rea
 from NatureLM.evaluation.bootstrap import BootstrapOptions, Estimate
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Scores, score, score_answers
-from NatureLM.reports.charts import CurveChart
+from NatureLM.reports.charts import CurveChart, Table
 from NatureLM.reports.figures import draw
-from NatureLM.reports.page import write_report
+from NatureLM.reports.page import latex, markdown, write_report
 from NatureLM.reports.report import make_report
-from NatureLM.reports.tables import Table, latex, markdown
 
 pytest.importorskip("rapidfuzz")
 pytestmark = pytest.mark.usefixtures("own_folder")

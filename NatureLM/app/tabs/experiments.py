@@ -26,8 +26,7 @@ from NatureLM.data.components import METRICS_OF, metric_name
 from NatureLM.data.table import read_rows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.bootstrap import Estimate
-from NatureLM.reports.charts import Curve, CurveChart, Point
-from NatureLM.reports.tables import Cell, Table, cell_text
+from NatureLM.reports.charts import Cell, Curve, CurveChart, Point, Table, cell_text
 
 ANSWER_HEADERS = ("Sample", "α", "Right", "Answer", "Label", "Taken for", "Question")
 _SCORES = "metrics.json"
