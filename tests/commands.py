@@ -20,8 +20,7 @@ from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.cli.infer import InferRequest
 from NatureLM.cli.main import beans_app, naturelm_app
-from NatureLM.inference.options import AskOptions
-from NatureLM.inference.windows import RecordingError, WindowResult
+from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
 from NatureLM.results.store import WindowStore
 
 ASK = ("--audio-path", "calls", "--query", "What is it?")

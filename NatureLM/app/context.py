@@ -103,8 +103,7 @@ class AppContext:
 
     def _load(self) -> None:
         from NatureLM.config import Config
-        from NatureLM.inference.loading import load_model
-        from NatureLM.inference.pipeline import Pipeline
+        from NatureLM.inference.pipeline import Pipeline, load_model
 
         settings = self.settings
         config = settings.config or Config()

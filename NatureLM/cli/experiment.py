@@ -133,7 +133,7 @@ def _extended(
 def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import TrialStore
-    from NatureLM.inference.loading import processor_of
+    from NatureLM.inference.pipeline import processor_of
     from NatureLM.models.registry import CheckpointError
 
     request, config = experiment.request, experiment.config

@@ -21,9 +21,8 @@ from NatureLM.progress import ProgressBar, say
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
-    from NatureLM.inference.options import AskOptions
     from NatureLM.inference.pipeline import Pipeline
-    from NatureLM.inference.windows import WindowResult
+    from NatureLM.inference.windows import AskOptions, WindowResult
     from NatureLM.results.store import Resumed, WindowStore
 
 logger = logging.getLogger(__name__)
@@ -254,7 +253,7 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
 
     Raises UsageError that names the option, its value and what is allowed.
     """
-    from NatureLM.inference.options import AskOptions
+    from NatureLM.inference.windows import AskOptions
     from NatureLM.merging.recipe import extrapolation_note
 
     if not request.audio_paths:
@@ -308,7 +307,7 @@ _MOST_HINTS = 10
 
 def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], list[str]]:
     """Mode, labels and questions, with a question of ours where none was asked about a list."""
-    from NatureLM.inference.options import check_answers
+    from NatureLM.inference.windows import check_answers
     from NatureLM.species import default_question
 
     queries = request.query or []

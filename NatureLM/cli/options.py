@@ -208,11 +208,11 @@ def import_model() -> None:
 
 
 def load_model(model: str, config: Config | None = None, **options: Any) -> NatureLM:
-    """See `NatureLM.inference.loading.load_model`; for a command's own process."""
+    """See `NatureLM.inference.pipeline.load_model`; for a command's own process."""
     import_model()
-    from NatureLM.inference import loading
+    from NatureLM.inference import pipeline
 
-    return loading.load_model(model, config, **options)
+    return pipeline.load_model(model, config, **options)
 
 
 # Options of experiments, and of recordings with known answers

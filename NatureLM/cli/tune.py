@@ -185,7 +185,7 @@ def _asker(
     """The function that answers at some α; every row goes into `kept`, too."""
     model = request.load_model(config)
     from NatureLM.experiments.run import Answerer
-    from NatureLM.inference.loading import processor_of
+    from NatureLM.inference.pipeline import processor_of
 
     trials = list(plan.with_template(processor_of(model).prompt_template).trials())
     say(f"Encoding {len(trials)} samples")

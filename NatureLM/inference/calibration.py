@@ -1,6 +1,4 @@
-"""The calibration of a model as a file beside it: `calibration.json`.
-
-The temperature that fits scores of labels to what was right.
+"""The calibration of a model: a temperature that fits scores of labels to what was right.
 
 Source: Guo and others, "On calibration of modern neural networks" (2017): one number that all
 scores are divided by, chosen to make the right labels likeliest. It changes no answer.
@@ -165,25 +163,13 @@ def fit_temperature(scores: Sequence[Sequence[float]], right: Sequence[int]) -> 
         raise UsageError("a temperature cannot be fitted: all labels have the same scores")
     low, high = (math.log(limit) for limit in RANGE)
     ratio = (math.sqrt(5) - 1) / 2
-    left, far = high - ratio * (high - low), low + ratio * (high - low)
-    cost_left, cost_far = _cost(gaps, left), _cost(gaps, far)
     for _ in range(_STEPS):
-        if cost_left <= cost_far:
-            high, far, cost_far = far, left, cost_left
-            left = high - ratio * (high - low)
-            cost_left = _cost(gaps, left)
+        left, further = high - ratio * (high - low), low + ratio * (high - low)
+        if _cost(gaps, left) <= _cost(gaps, further):
+            high = further
         else:
-            low, left, cost_left = left, far, cost_far
-            far = low + ratio * (high - low)
-            cost_far = _cost(gaps, far)
+            low = left
     return math.exp((low + high) / 2)
-
-
-def nll(scores: Sequence[Sequence[float]], right: Sequence[int], temperature: float) -> float:
-    """Mean of -log probability of the right labels, in nats, at a temperature."""
-    rows = [np.asarray(row, dtype=np.float64) for row in scores]
-    gaps = [row - row[place] for row, place in zip(rows, right, strict=True)]
-    return _cost(gaps, math.log(temperature))
 
 
 def _cost(gaps: Sequence[Floats], log_temperature: float) -> float:

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,11 +40,8 @@ class ContextFull(UsageError):  # noqa: N818 (the conversation is full, nothing 
         self.needed, self.limit = needed, limit
 
 
-_BROKEN = "\ufffd"
-
-
 class TextStream:
-    """Decodes a growing list of token ids.
+    """Decodes a growing list of token ids; `text` is what was given out so far.
 
     A token may hold only a part of a character. Such a part decodes to U+FFFD until the rest is
     there, so what stands at the end as U+FFFD is held back.
@@ -54,12 +51,11 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self.text = ""
-        """What was given out so far."""
 
     def push(self, token: int) -> str:
         """Take a token; the text that is certain now and was not given out before."""
         self._ids.append(token)
-        return self._give(self._decoded().rstrip(_BROKEN))
+        return self._give(self._decoded().rstrip("\ufffd"))
 
     def finish(self) -> str:
         """No token comes any more: what was held back."""
@@ -82,34 +78,24 @@ class FairLock:
     """
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
-        self._held = False
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()  # of those who asked; the first one has the lock
 
     def __enter__(self) -> None:
-        with self._guard:
-            if not self._held:
-                self._held = True
-                return
-            mine = threading.Event()
-            self._waiting.append(mine)
-        try:
-            mine.wait()
-        except BaseException:  # interrupted: give the place in the queue away
-            with self._guard:
-                given = mine not in self._waiting
-                if not given:
-                    self._waiting.remove(mine)
-            if given:
-                self.__exit__()
-            raise
+        mine = object()
+        with self._changed:
+            self._queue.append(mine)
+            try:
+                self._changed.wait_for(lambda: self._queue[0] is mine)
+            except BaseException:  # interrupted: give the place in the queue away
+                self._queue.remove(mine)
+                self._changed.notify_all()
+                raise
 
     def __exit__(self, *_: object) -> None:
-        with self._guard:
-            if self._waiting:
-                self._waiting.popleft().set()  # it stays held, by the next one
-            else:
-                self._held = False
+        with self._changed:
+            self._queue.popleft()
+            self._changed.notify_all()
 
 
 _locks: WeakKeyDictionary[Any, FairLock] = WeakKeyDictionary()
@@ -120,10 +106,6 @@ def lock_of(model: Any) -> FairLock:
     """The lock of a model, the same for all that use it."""
     with _making:
         return _locks.setdefault(model, FairLock())
-
-
-Load: TypeAlias = Callable[[Any], Any]
-"""A clip as a caller has it → waveform (samples,) at the model's sample rate."""
 
 
 @dataclass
@@ -145,7 +127,7 @@ class Conversation:
     """Questions about clips, each with those before it in mind. Made by `Pipeline.conversation`.
 
     model: a `NatureLM`
-    load: reads a clip
+    load: reads a clip as a caller has it: waveform (samples,) at the model's sample rate
     audios: clips that the first question is about
     alpha: share of the adapter, the same in all turns; by default the model's
     options: how answers are decoded, with one beam: what was given out cannot be taken back
@@ -157,7 +139,7 @@ class Conversation:
     def __init__(
         self,
         model: Any,
-        load: Load,
+        load: Callable[[Any], Any],
         audios: Sequence[Any] = (),
         *,
         alpha: float | None = None,
@@ -272,17 +254,22 @@ class Conversation:
         parts = prompt_parts(text, self._model.tokenizer)
         every_clip = [clip for one in turns for clip in one.clips]
         length = sum(map(len, parts)) + sum(clip.audio_QD.shape[0] for clip in every_clip)
-        limit = self._limit()
+        # What the language model was made for, if it says so.
+        limit = getattr(self._model.language_model.config, "max_position_embeddings", None)
         if limit is not None and length >= limit:
             raise ContextFull(length, limit)
         self._turns, self._first = turns, ()
-        new_tokens = self.options.max_new_tokens
+        options = self.options
         if limit is not None:
-            new_tokens = min(new_tokens, limit - length)
-        return turn, self._tokens(parts, every_clip, new_tokens)
+            room = min(options.max_new_tokens, limit - length)
+            options = replace(options, max_new_tokens=room)
+        return turn, self._tokens(parts, every_clip, options)
 
     def _tokens(
-        self, parts: Sequence[Sequence[int]], clips: Sequence[EncodedClip], new_tokens: int
+        self,
+        parts: Sequence[Sequence[int]],
+        clips: Sequence[EncodedClip],
+        options: GenerationOptions,
     ) -> Iterator[int]:
         """The tokens that answer a string, of which what the cache holds is not run again."""
         model = self._model
@@ -296,7 +283,6 @@ class Conversation:
         with torch.inference_mode():
             audios_QD = [clip.audio_QD for clip in clips]
             embeds_LD = merge_prompt_parts(parts, audios_QD, model.llama_embed_tokens)
-        options = replace(self.options, max_new_tokens=new_tokens)
         decoder = Decoder(model.language_model, options, model.eos_ids)
         for token in decoder.stream(Prompt(embeds_LD[kept:], self.alpha), self._cache):
             self._pieces.append(token)
@@ -320,11 +306,6 @@ class Conversation:
     def _is_last(self, turn: Turn) -> bool:
         """Whether no other question was asked since."""
         return not self._closed and bool(self._turns) and self._turns[-1] is turn
-
-    def _limit(self) -> int | None:
-        """Positions that the language model was made for; None if it does not say."""
-        limit = getattr(self._model.language_model.config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
 
     def _check_open(self) -> None:
         if self._closed:

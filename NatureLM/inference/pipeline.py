@@ -1,4 +1,7 @@
-"""`Pipeline`: asks a model about recordings, window by window, or about clips as they are."""
+"""`Pipeline`: asks a model about recordings, window by window, or about clips as they are.
+
+And `load_model`, which loads that model, the same from every command and page.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from NatureLM.config import load_config
+from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.calibration import Calibration, find_calibration
-from NatureLM.inference.loading import dtype_names, load_model, processor_of
-from NatureLM.inference.options import AskOptions, Mode
 from NatureLM.inference.windows import (
+    AskOptions,
+    Mode,
     Recording,
     RecordingError,
     WindowKey,
@@ -33,18 +36,84 @@ from NatureLM.prompts import PLACEHOLDER, ChatTemplate, with_clips
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from NatureLM.config import Config
     from NatureLM.generation.audio_cache import EmbeddingCache
     from NatureLM.generation.engine import Run
     from NatureLM.generation.request import Answer, Request
     from NatureLM.inference.conversation import Conversation
-    from NatureLM.models import NatureLM
+    from NatureLM.models import NatureLM, NatureLMProcessor
     from NatureLM.results.store import WindowStore
 
-
 logger = logging.getLogger(__name__)
-_ROWS = {"cpu": 32}  # answers decoded at once, unless the user says
-_ACCELERATOR_ROWS = 256
+_CPU_ROWS, _ACCELERATOR_ROWS = 32, 256  # answers decoded at once, unless the user says
+
+
+def load_model(
+    model: str | Path | None = None,
+    config: Config | None = None,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: Any = None,
+    audio_only: bool = False,
+) -> NatureLM:
+    """A model by name, folder or id; the embedded one where none is named, which is logged.
+
+    config: its base language model and prompt template take the place of the checkpoint's, where
+        they are not the defaults
+    adapter: a LoRA adapter in place of the model's own
+    device: "auto" for the best that there is, or its name
+    dtype: precision of all weights; None or "auto" for that which `NatureLM.from_pretrained` takes
+    audio_only: the language model is not read; all that the model can do is to encode audio
+
+    Raises CheckpointError, and UsageError for a device that is not there.
+    """
+    from NatureLM.models import NatureLM
+    from NatureLM.models.registry import EMBEDDED, NATURELM_AUDIO
+
+    if model is None:
+        logger.warning(
+            'Loading the embedded model %s; the published one is Pipeline("%s").',
+            EMBEDDED,
+            NATURELM_AUDIO,
+        )
+    changed = {} if config is None else config.model.model_dump(exclude_defaults=True)
+    loaded = NatureLM.from_pretrained(
+        model or EMBEDDED,
+        llama_path=changed.get("llama_path"),
+        dtype=None if dtype == "auto" else dtype,
+        device=pick_device(device),
+        adapter=adapter,
+        audio_only=audio_only,
+    )
+    if "prompt_template" in changed:
+        processor_of(loaded).prompt_template = changed["prompt_template"]
+    return loaded
+
+
+def pick_device(device: str = "auto") -> str:
+    """The device to use: as named, or the best that there is."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next((kind for kind, is_there in present.items() if is_there), "cpu")
+    if not present.get(device.split(":")[0], True):
+        raise UsageError(f"device {device!r} is not available on this machine; use cpu or auto")
+    return device
+
+
+def dtype_names(model: NatureLM) -> str:
+    """The precisions of a model's weights: `float32`, or `bfloat16+float32`."""
+    return "+".join(sorted({str(one.dtype).removeprefix("torch.") for one in model.parameters()}))
+
+
+def processor_of(model: NatureLM) -> NatureLMProcessor:
+    """The processor of a model; raises UsageError where it has none."""
+    if model.processor is None:
+        raise UsageError(
+            f"{model.name_or_path}: the model has no tokenizer, so nothing can be asked"
+        )
+    return model.processor
 
 
 class Pipeline:
@@ -99,20 +168,18 @@ class Pipeline:
         one per audio. `options` are those of `windows`. A bad recording raises its `AudioError`.
         """
         items = as_list(audios)
-        asked = [queries] * len(items) if isinstance(queries, str) else list(queries)
-        if len(asked) != len(items):
-            raise UsageError(f"{len(asked)} queries were given for {len(items)} audios")
         results = self.windows(
             items,
-            asked,
+            queries,
             window_length_seconds=window_length_seconds,
             hop_length_seconds=hop_length_seconds,
             input_sample_rate=input_sample_rate,
             alpha=alpha,
-            **options,
+            **{**options, "errors": "raise"},
         )
         answers = [""] * len(items)
-        for number, ours in groupby(_only_results(results), key=lambda one: one.audio_index):
+        found = (one for one in results if isinstance(one, WindowResult))
+        for number, ours in groupby(found, key=lambda one: one.audio_index):
             answers[number] = "".join(f"#{r.start:.2f}s - {r.end:.2f}s#: {r.text}\n" for r in ours)
             if verbose:
                 print(f"{_name(items[number], number)}:\n{answers[number]}")
@@ -213,12 +280,10 @@ class Pipeline:
 
         Raises UsageError where the model has no tokenizer.
         """
-        model = self.model
-        template = processor_of(model).prompt_template
         values: dict[str, Any] = {
-            "weights": model.fingerprint,
-            "dtype": dtype_names(model),
-            "prompt_template": template,
+            "weights": self.model.fingerprint,
+            "dtype": dtype_names(self.model),
+            "prompt_template": processor_of(self.model).prompt_template,
         }
         if options.mode == "score":
             found, _ = self._calibration_at(options.merging_alpha)
@@ -407,7 +472,8 @@ class Pipeline:
             self._embeddings = make_embedding_cache(
                 self._cache_dir, max_memory=self._max_memory, max_bytes=self._kept_bytes
             )
-        rows = batch_size or _ROWS.get(self.model.device.type, _ACCELERATOR_ROWS)
+        is_cpu = self.model.device.type == "cpu"
+        rows = batch_size or (_CPU_ROWS if is_cpu else _ACCELERATOR_ROWS)
         engine = Engine(
             self.model,
             GenerationOptions(**{**self._generation(), **generation}),
@@ -478,25 +544,18 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
     if answer.error is not None:
         raise answer.error
     _, result = cast(tuple[int, WindowResult], answer.key)
+    text, confidence = answer.text or "", None
+    others: list[tuple[str, float]] = []
     if answer.scores is not None:
         temperature = 1.0 if calibration is None else calibration.temperature
-        ranked = answer.scores.at_temperature(temperature).ranked(options.top_k)
-        text, confidence = ranked[0]
-        if confidence < options.min_confidence:
-            return replace(result, text=NOTHING, confidence=confidence, alternatives=tuple(ranked))
-        return replace(result, text=text, confidence=confidence, alternatives=tuple(ranked[1:]))
-    text = answer.text or ""
-    if answer.log_probability is None:
-        return replace(result, text=text)
-    if options.mode == "generate":
-        return replace(result, text=text, confidence=math.exp(answer.mean_log_probability or 0.0))
-    confidence = math.exp(answer.log_probability)
-    is_sure = confidence >= options.min_confidence
-    return replace(result, text=text if is_sure else NOTHING, confidence=confidence)
-
-
-def _only_results(results: Iterator[WindowResult | RecordingError]) -> Iterator[WindowResult]:
-    for result in results:
-        if isinstance(result, RecordingError):
-            raise result.error
-        yield result
+        (text, confidence), *others = answer.scores.at_temperature(temperature).ranked(
+            options.top_k
+        )
+    elif answer.log_probability is not None:
+        is_free = options.mode == "generate"
+        of_tokens = answer.mean_log_probability or 0.0
+        confidence = math.exp(of_tokens if is_free else answer.log_probability)
+    if confidence is not None and confidence < options.min_confidence:
+        others = [(text, confidence), *others] if answer.scores is not None else []
+        text = NOTHING
+    return replace(result, text=text, confidence=confidence, alternatives=tuple(others))

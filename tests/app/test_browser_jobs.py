@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from web_app import RunningApp, go_to
 
 from NatureLM.cli.main import naturelm_app
-from NatureLM.inference.options import AskOptions
-from NatureLM.inference.windows import WindowResult
+from NatureLM.inference.windows import AskOptions, WindowResult
 
 pytestmark = pytest.mark.browser
 Opener = Callable[..., Any]

@@ -41,8 +41,8 @@ from NatureLM.app.tabs.jobs import MOST_REMEMBERED, choices, remember
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
-from NatureLM.inference.options import AskOptions
 from NatureLM.inference.pipeline import Pipeline
+from NatureLM.inference.windows import AskOptions
 from NatureLM.results.rows import ErrorRow, WindowRow, read_rows
 
 CUCKOO = ASSETS / "synthetic_common_cuckoo.flac"

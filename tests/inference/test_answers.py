@@ -20,7 +20,6 @@ from NatureLM.inference.calibration import (
     beside_model,
     find_calibration,
     fit_temperature,
-    nll,
     read_calibration,
     write_calibration,
 )
@@ -160,6 +159,16 @@ def test_the_temperature_of_a_sharpened_model_is_found() -> None:
     right = [int(rng.choice(5, p=row)) for row in shares]
     found = fit_temperature((true * 3).tolist(), right)  # three times too sure
     assert found == pytest.approx(3, rel=0.06)
+
+
+def nll(rows: list[list[float]], right: list[int], temperature: float) -> float:
+    """Mean of -log probability of the right labels."""
+    shares = [np.asarray(row) / temperature for row in rows]
+    return float(
+        np.mean(
+            [np.logaddexp.reduce(share) - share[n] for share, n in zip(shares, right, strict=True)]
+        )
+    )
 
 
 @given(

@@ -24,7 +24,7 @@ from NatureLM.audio import AUDIO_SUFFIXES, AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
-from NatureLM.inference.options import AskOptions
+from NatureLM.inference.windows import AskOptions
 from NatureLM.util import atomic_write, format_bytes, format_duration
 
 JOBS_FOLDER = "jobs"

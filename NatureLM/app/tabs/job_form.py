@@ -11,7 +11,7 @@ from NatureLM.app.chat import list_of
 from NatureLM.app.context import AppContext
 from NatureLM.app.settings import AppError, Limits
 from NatureLM.app.ui import QUESTIONS, alpha_slider, names_box
-from NatureLM.inference.options import AskOptions
+from NatureLM.inference.windows import AskOptions
 from NatureLM.species import presets
 
 MOST_QUESTIONS = 10
