@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
 from NatureLM.config import GenerateConfig
-from NatureLM.data.clip import Clip
-from NatureLM.data.sample import Sample
+from NatureLM.data.sample import Clip, Sample
 from NatureLM.experiments.plan import Plan, Renderer
 from NatureLM.experiments.run import ANSWERS, RunSummary, run_experiment
 from NatureLM.models import NatureLM

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from NatureLM.audio import AudioError
-from NatureLM.data.clip import Clip, FileSource
+from NatureLM.data.sample import Clip, FileSource
 
 SOUNDS = {"Cuckoo": 600.0, "Rain": 0.0, "Wolf": 250.0}
 LABELS = {

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from NatureLM.config.schema import TableSource
-from NatureLM.data.clip import read_window
-from NatureLM.data.sample import Sample, open_samples
-from NatureLM.data.table import DataError
+from NatureLM.data.dataset import DataError
+from NatureLM.data.sample import Sample, open_samples, read_window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.protocols import NO_LABEL
 from NatureLM.util import write_text

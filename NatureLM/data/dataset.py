@@ -1,17 +1,23 @@
-"""Datasets with sound in them: `save_to_disk` folders, Arrow and Parquet files, the Hub.
+"""Labelled sound as rows: tables, folders of class names, and datasets with the sound inside.
 
-Nothing here loads the sound as a whole: labels are read without it, the sound row by row, and it is
-handed on as it is stored, because decoding is the work of `NatureLM.audio`.
+Tables are JSONL, JSON, CSV or Parquet; datasets are `save_to_disk` folders, Arrow and Parquet files
+and the Hub. Labels are read without the sound, and the sound row by row as it is stored: decoding
+is the work of `NatureLM.audio`. Columns are found by their names or by aliases, which whoever reads
+a table chooses; `columns` of its configuration maps others.
 """
 
 from __future__ import annotations
 
 import bisect
+import csv
+import json
+import math
 import os
 import re
 import tempfile
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,10 +29,19 @@ from numpy.typing import NDArray
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
-from NatureLM.data.table import Columns, DataError, Row, audio_folder, filtered_rows, passes
 from NatureLM.errors import UsageError
 
+Row = dict[str, Any]
+
 AUDIO = "audio"
+CLIP_ALIASES: dict[str, tuple[str, ...]] = {
+    "path": ("path", "file", "file_name", "audio_path"),
+    "start": ("start", "begin", "offset"),
+    "end": ("end",),
+    "task": ("task",),
+    "id": ("id",),
+}
+"""Columns that every table of clips may have, and the names that each may bear."""
 RATES = ("sampling_rate", "sample_rate")
 """Columns that may say the sample rate of sound that is stored as bare samples."""
 
@@ -34,6 +49,155 @@ _BATCH = 1000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SAVED = ("state.json", "dataset_dict.json")
 _UNFINISHED = "is damaged or was not downloaded to its end: fetch it again"
+_NEEDED = "needs libraries that are not installed: pip install 'naturelm-audio[beans]'"
+
+
+class DataError(UsageError):
+    """Data cannot be read, are not there, or a row of them cannot be used."""
+
+
+class Columns:
+    """Finds the columns of one table.
+
+    aliases: how each column that is known may be called; those of the configuration come first
+    """
+
+    def __init__(self, config: TableSource, aliases: Mapping[str, tuple[str, ...]]) -> None:
+        unknown = sorted(set(config.columns) - set(aliases))
+        if unknown:
+            raise DataError(
+                f"{config.path}: columns maps {', '.join(unknown)}; known are {', '.join(aliases)}"
+            )
+        mapped = {column: (name,) for column, name in config.columns.items()}
+        self.names = {**aliases, **mapped}
+
+    def get(self, row: Row, column: str) -> Any:
+        """The first of the column's names that has a value; None if there is none."""
+        values = (row.get(name) for name in self.names[column])
+        return next((value for value in values if value is not None and value != ""), None)
+
+    def number(self, row: Row, column: str, where: str, default: float) -> float:
+        """A cell as a number of 0 or more. Raises DataError."""
+        value = self.get(row, column)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or number < 0:
+            raise DataError(f"{where}: {column} must be a number of 0 or more, got {value!r}")
+        return number
+
+    def strings(self, row: Row, column: str) -> tuple[str, ...]:
+        """A list cell: a list, a JSON list as a string, or one string."""
+        value = self.get(row, column)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return (value,)
+        if isinstance(value, list):
+            return tuple(map(str, value))
+        return () if value is None else (str(value),)
+
+    def stretch(self, row: Row, where: str) -> tuple[float, float | None]:
+        """Start and end of a clip in its recording, in seconds; end None is the end of the file."""
+        start = self.number(row, "start", where, 0.0)
+        end = self.number(row, "end", where, math.inf)
+        if end <= start:
+            raise DataError(f"{where}: end {end:g} is not after start {start:g}")
+        return start, None if end == math.inf else end
+
+
+def read_rows(source: Path) -> Iterator[tuple[int, Row]]:
+    """(line or row number, columns) of a table or a folder of class names."""
+    if source.is_dir():
+        yield from enumerate(_class_folders(source), start=1)
+        return
+    readers = {
+        ".jsonl": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
+    reader = readers.get(source.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{source}: tables end in {', '.join(readers)}, or are folders of class names"
+        )
+    yield from reader(source)
+
+
+def _class_folders(folder: Path) -> Iterator[Row]:
+    """`folder/<class name>/<recordings>`; underscores in class names are spaces."""
+    from NatureLM.audio.files import find_recordings
+
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not classes:
+        raise DataError(f"{folder}: expected a folder for each class, with recordings in it")
+    for directory in classes:
+        answer = directory.name.replace("_", " ")
+        for path in find_recordings([directory]):
+            yield {"path": os.path.relpath(path, folder), "answer": answer}
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
+            yield number, _object(row, path, number)
+
+
+def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    """A list of rows, or the reference's `{"annotation": [rows]}`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        yield from _jsonl(path)  # the reference names JSON lines .json at times
+        return
+    rows = content.get("annotation") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise DataError(f'{path}: expected a list of rows, or {{"annotation": [rows]}}')
+    for number, row in enumerate(rows, start=1):
+        yield number, _object(row, path, number)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Row]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines, delimiter=delimiter), start=2):
+            if None in row:
+                raise DataError(f"{path}, row {number}: more fields than the header has columns")
+            yield number, dict(row)
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    parquet = _library(
+        "pyarrow.parquet", f"{path}: reading Parquet needs pyarrow: pip install pyarrow"
+    )
+    batches = parquet.ParquetFile(path).iter_batches()
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+
+
+def _object(value: Any, path: Path, number: int) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{path}, row {number}: expected an object with columns, got {value!r}")
+    return value
+
+
+def audio_folder(config: TableSource) -> Path:
+    """The folder that relative paths of a table start from."""
+    source = Path(config.path)
+    if config.audio_root:
+        return Path(config.audio_root)
+    return source if source.is_dir() else source.parent
 
 
 class ArrowRows:
@@ -65,11 +229,7 @@ class ArrowRows:
 
     def light(self, columns: Container[str] | None = None) -> Iterator[Row]:
         """Every row without its sound, which is not read; of `columns` only, if they are given."""
-        names = [
-            name
-            for name in self._dataset.column_names
-            if name != self._audio and (columns is None or name in columns)
-        ]
+        names = _wanted(self._dataset.column_names, self._audio, columns)
         classes = {
             name: _classes(self._dataset.features[name]) if self._class_names else None
             for name in names
@@ -80,7 +240,7 @@ class ArrowRows:
 
     def audio(self, index: int) -> Any:
         """The sound of a row as it is stored."""
-        return cell(self._sound[index].column(self._audio)[0])
+        return _cell(self._sound[index].column(self._audio)[0])
 
 
 class ParquetRows:
@@ -97,10 +257,8 @@ class ParquetRows:
         self._groups = [
             (file, group) for file in self._files for group in range(file.metadata.num_row_groups)
         ]
-        self._ends: list[int] = []
-        for file, group in self._groups:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + file.metadata.row_group(group).num_rows)
+        sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
+        self._starts = np.cumsum([0, *sizes]).tolist()
         self.has_audio = all(AUDIO in file.schema_arrow.names for file in self._files)
         self._lock = threading.Lock()
         self._held: tuple[int, Any] | None = None
@@ -108,31 +266,59 @@ class ParquetRows:
     def light(self, columns: Container[str] | None = None) -> Iterator[Row]:
         """Every row without its sound, which is not fetched; of `columns` only, if given."""
         for file in self._files:
-            names = [
-                name
-                for name in file.schema_arrow.names
-                if name != AUDIO and (columns is None or name in columns)
-            ]
+            names = _wanted(file.schema_arrow.names, AUDIO, columns)
             for batch in file.iter_batches(batch_size=_BATCH, columns=names):
                 yield from batch.to_pylist()
 
     def audio(self, index: int) -> Any:
         """The sound of a row as it is stored."""
-        number = bisect.bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
+        number = bisect.bisect_right(self._starts, index) - 1
         with self._lock:
             if self._held is None or self._held[0] != number:
                 file, group = self._groups[number]
                 self._held = (number, file.read_row_group(group, columns=[AUDIO]).column(AUDIO))
-            return cell(self._held[1][index - first])
+            return _cell(self._held[1][index - self._starts[number]])
 
 
 DatasetRows: TypeAlias = ArrowRows | ParquetRows
 
 
+def _wanted(there: Sequence[str], audio: str, columns: Container[str] | None) -> list[str]:
+    return [n for n in there if n != audio and (columns is None or n in columns)]
+
+
+def _classes(feature: Any) -> list[str] | None:
+    """The names behind the numbers of a class label, or of a list of them."""
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return list(names) if names else None
+
+
+def _class_name(value: Any, names: list[str] | None) -> Any:
+    if names is None or value is None:
+        return value
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
+    return names[value] if value >= 0 else None  # the library's mark of no label
+
+
+def _cell(scalar: Any) -> Any:
+    """An Arrow scalar as plain data; lists of numbers as arrays, which is quicker."""
+    pyarrow: Any = import_module("pyarrow")
+    if isinstance(scalar, pyarrow.StructScalar):
+        return {name: _cell(scalar[name]) for name in scalar}
+    if isinstance(scalar, (pyarrow.ListScalar, pyarrow.LargeListScalar)) and scalar.is_valid:
+        values = scalar.values
+        if pyarrow.types.is_floating(values.type) or pyarrow.types.is_integer(values.type):
+            return values.to_numpy(zero_copy_only=False)
+    return scalar.as_py()
+
+
 @dataclass(frozen=True)
 class RowSource:
     """The sound in row `index` of a dataset.
+
+    It is kept as Hugging Face datasets do: bytes of a file; a path; samples; or a mapping with
+    `bytes`, `path`, or `array` and `sampling_rate`.
 
     name: what errors call it
     array_rate: sample rate of samples that name none, in Hz
@@ -146,20 +332,45 @@ class RowSource:
     def read(
         self, *, start: float, duration: float | None, sample_rate: int
     ) -> NDArray[np.float32]:
-        """Mono samples; raises `AudioError`."""
+        """Mono samples in [-1, 1], (samples,). Raises `AudioError`."""
         try:
-            stored = self.rows.audio(self.index)
+            content = self.rows.audio(self.index)
         except Exception as error:  # a damaged file, or no network: each library has its own
             raise AudioError(self.name, f"cannot be read ({short(error)})") from error
-        return read_embedded(
-            stored,
-            name=self.name,
-            array_rate=self.array_rate,
-            folder=self.rows.folder,
-            start=start,
-            duration=duration,
-            sample_rate=sample_rate,
-        )
+        part: dict[str, Any] = {"start": start, "duration": duration, "sample_rate": sample_rate}
+        rate, suffix = self.array_rate, ""
+        if isinstance(content, Mapping):
+            rate = content.get("sampling_rate") or rate
+            suffix = Path(content.get("path") or "").suffix
+            values = (content.get(key) for key in ("bytes", "array", "path"))
+            content = next((value for value in values if value is not None), None)
+        if content is None:
+            raise AudioError(self.name, "there is no sound in the data", kind="EmptyAudio")
+        if isinstance(content, (str, os.PathLike)):
+            folder = self.rows.folder
+            return read_clip(Path(content) if folder is None else folder / content, **part)
+        try:
+            if isinstance(content, (bytes, bytearray, memoryview)):
+                with _as_file(bytes(content), suffix) as path:
+                    return read_clip(path, **part)
+            return read_clip(np.asarray(content), input_sample_rate=rate, **part)
+        except AudioError as error:
+            raise AudioError(self.name, error.reason, error.advice, error.kind) from error
+        except UsageError as error:
+            reason = f"the sound in the data cannot be used ({error})"
+            raise AudioError(self.name, reason, kind="NotAudio") from error
+
+
+@contextmanager
+def _as_file(data: bytes, suffix: str) -> Iterator[Path]:
+    """A file with these bytes, because that is how everything else is decoded and checked."""
+    handle, name = tempfile.mkstemp(suffix=suffix, prefix="naturelm-")
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def labelled_rows(
@@ -170,12 +381,33 @@ def labelled_rows(
     dataset: what `config` names, opened; None for a table or a folder of class names
     columns: those of a dataset that are read; None for all
     """
-    if dataset is None:
-        yield from filtered_rows(config)
+    if dataset is not None:
+        rows = enumerate(dataset.light(columns), start=1)
+        yield from ((number, row) for number, row in rows if _passes(row, config, number))
         return
-    for number, row in enumerate(dataset.light(columns), start=1):
-        if passes(row, config, number):
+    source = Path(config.path)
+    if not source.exists():
+        raise DataError(f"{source}: there is no such table or folder")
+    is_empty = True
+    for number, row in read_rows(source):
+        if _passes(row, config, number):
+            is_empty = False
             yield number, row
+    if is_empty:
+        raise DataError(f"{source}: no row is left" + (" by `where`" if config.where else ""))
+
+
+def _passes(row: Row, config: TableSource, number: int) -> bool:
+    """Whether a row has the values that `where` asks for."""
+    for column, allowed in config.where.items():
+        if column not in row:
+            raise DataError(
+                f"{config.path}, row {number}: `where` asks for column {column!r}; there are "
+                f"{', '.join(map(str, row))}"
+            )
+        if str(row[column]) not in ([allowed] if isinstance(allowed, str) else allowed):
+            return False
+    return True
 
 
 def open_rows(path: str) -> DatasetRows | None:
@@ -206,97 +438,15 @@ def open_rows(path: str) -> DatasetRows | None:
     return None
 
 
-def open_split(config: TableConfig, columns: Columns) -> ArrowRows | None:
-    """The split of a dataset that a source names; None where it is no dataset with sound.
-
-    Rows are drawn in any order, so Parquet files and datasets on the Hub are kept as Arrow files on
-    the disk. Class labels come as names, and the column with sound may be any.
-
-    Raises DataError with what is missing: the library, the dataset, the split, the column.
-    """
-    place = Path(config.path)
-    saved = _is_saved(place)
-    arrow = sorted(place.glob("*.arrow")) if place.is_dir() else []
-    if place.suffix == ".arrow" and place.is_file():
-        arrow = [place]
-    parquet = place.is_dir() and any((*place.glob("*.parquet"), *place.glob("*/*.parquet")))
-    hub = not place.exists() and not place.suffix and _HUB_ID.fullmatch(config.path)
-    if not (saved or arrow or parquet or hub or _holds_sound(place)):
-        for key in ("split", "subset"):
-            if getattr(config, key) is not None:
-                raise DataError(f"{place}: {key} is for Hugging Face datasets, and this is none")
-        return None
-    library = _library(
-        f"{config.path}: reading Hugging Face datasets needs the package datasets: "
-        "pip install 'naturelm-audio[beans]'"
-    )
-    try:
-        if saved:
-            found = library.load_from_disk(str(place))
-        elif arrow:
-            found = library.concatenate_datasets([library.Dataset.from_file(str(f)) for f in arrow])
-        elif place.is_file():
-            found = library.load_dataset("parquet", data_files=str(place))
-        else:
-            found = library.load_dataset(config.path, name=config.subset, split=config.split)
-    except Exception as error:
-        raise DataError(_not_opened(config.path, error)) from error
-    split = _split(found, config)
-    audio = _audio_column(split, config, columns)
-    _check_where(split, config, audio)
-    return ArrowRows(
-        split,
-        config.path + (f" [{config.split}]" if config.split else ""),
-        audio_folder(config) if place.is_dir() else None,
-        audio=audio,
-        class_names=True,
-    )
-
-
-def hub_files(name: str) -> tuple[list[str], Any]:
-    """The Parquet files of a dataset on the Hub, in order, and the file system they are in.
-
-    Raises DataError, whose message says nothing of where else the dataset may be.
-    """
-    from huggingface_hub import HfFileSystem
-
-    filesystem = HfFileSystem()
-    try:
-        files = sorted(filesystem.glob(f"datasets/{name}/**/*.parquet"))
-    except Exception as error:
-        raise DataError(
-            f"as a dataset of the Hugging Face Hub it cannot be reached ({short(error)})"
-        ) from error
-    if not files:
-        raise DataError(
-            "on the Hugging Face Hub no dataset of this name with Parquet files was found"
-        )
-    return files, filesystem
-
-
-def parquet_file(file: str, filesystem: Any) -> Any:
-    """An open Parquet file, of which the end was read. Raises DataError."""
-    try:
-        parquet: Any = import_module("pyarrow.parquet")
-    except ImportError:
-        raise DataError(_needs(file)) from None
-    try:
-        return parquet.ParquetFile(file, filesystem=filesystem)
-    except Exception as error:
-        raise DataError(f"{file}: {_UNFINISHED} ({short(error)})") from error
-
-
 def _is_saved(place: Path) -> bool:
     """Whether a folder was made by `save_to_disk`."""
     return any((place / file).is_file() for file in _SAVED)
 
 
 def _saved_dataset(folder: Path) -> ArrowRows:
-    library = _library(_needs(folder))
-    try:
+    library = _library("datasets", f"{folder}: reading it {_NEEDED}")
+    with _as_data_error(f"{folder}: {_UNFINISHED}"):
         found = library.load_from_disk(str(folder))
-    except Exception as error:
-        raise DataError(f"{folder}: {_UNFINISHED} ({short(error)})") from error
     if isinstance(found, dict):
         if len(found) > 1 and "test" not in found:
             raise DataError(
@@ -308,14 +458,100 @@ def _saved_dataset(folder: Path) -> ArrowRows:
 
 
 def _arrow_files(files: Sequence[Path], name: str, folder: Path) -> ArrowRows:
-    library = _library(_needs(name))
+    library = _library("datasets", f"{name}: reading it {_NEEDED}")
     parts = []
     for file in files:
-        try:
+        with _as_data_error(f"{file}: {_UNFINISHED}"):
             parts.append(library.Dataset.from_file(str(file)))
-        except Exception as error:
-            raise DataError(f"{file}: {_UNFINISHED} ({short(error)})") from error
     return ArrowRows(library.concatenate_datasets(parts), name, folder)
+
+
+def hub_files(name: str) -> tuple[list[str], Any]:
+    """The Parquet files of a dataset on the Hub, in order, and the file system they are in.
+
+    Raises DataError, whose message says nothing of where else the dataset may be.
+    """
+    from huggingface_hub import HfFileSystem
+
+    filesystem = HfFileSystem()
+    with _as_data_error("as a dataset of the Hugging Face Hub it cannot be reached"):
+        files = sorted(filesystem.glob(f"datasets/{name}/**/*.parquet"))
+    if not files:
+        raise DataError(
+            "on the Hugging Face Hub no dataset of this name with Parquet files was found"
+        )
+    return files, filesystem
+
+
+def parquet_file(file: str, filesystem: Any) -> Any:
+    """An open Parquet file, of which the end was read. Raises DataError."""
+    parquet = _library("pyarrow.parquet", f"{file}: reading it {_NEEDED}")
+    with _as_data_error(f"{file}: {_UNFINISHED}"):
+        return parquet.ParquetFile(file, filesystem=filesystem)
+
+
+def open_split(config: TableConfig, columns: Columns) -> ArrowRows | None:
+    """The split of a dataset that a source names; None where it is no dataset with sound.
+
+    Rows are drawn in any order, so Parquet files and datasets on the Hub are kept as Arrow files on
+    the disk. Class labels come as names, and the column with sound may be any.
+
+    Raises DataError with what is missing: the library, the dataset, the split, the column.
+    """
+    place = Path(config.path)
+    found = _load_any(config, place)
+    if found is None:
+        for key in ("split", "subset"):
+            if getattr(config, key) is not None:
+                raise DataError(f"{place}: {key} is for Hugging Face datasets, and this is none")
+        return None
+    split = _split(found, config)
+    audio = _audio_column(split, config, columns)
+    light = _wanted(split.column_names, audio, None)
+    for column in config.where:
+        if column not in light:
+            raise DataError(
+                f"{config.path}: `where` asks for column {column!r}; there are {', '.join(light)}"
+            )
+    return ArrowRows(
+        split,
+        config.path + (f" [{config.split}]" if config.split else ""),
+        audio_folder(config) if place.is_dir() else None,
+        audio=audio,
+        class_names=True,
+    )
+
+
+def _load_any(config: TableConfig, place: Path) -> Any:
+    """What the library makes of a source: a dataset or its splits; None where it is neither."""
+    saved = _is_saved(place)
+    arrow = sorted(place.glob("*.arrow")) if place.is_dir() else []
+    if place.suffix == ".arrow" and place.is_file():
+        arrow = [place]
+    parquet = place.is_dir() and any((*place.glob("*.parquet"), *place.glob("*/*.parquet")))
+    hub = not place.exists() and not place.suffix and _HUB_ID.fullmatch(config.path)
+    if not (saved or arrow or parquet or hub or _holds_sound(place)):
+        return None
+    library = _library(
+        "datasets",
+        f"{config.path}: reading Hugging Face datasets needs the package datasets: "
+        "pip install 'naturelm-audio[beans]'",
+    )
+    if place.exists():
+        failed = f"{place}: cannot be read as a Hugging Face dataset"
+    else:
+        failed = (
+            f"{config.path}: there is no such table or folder, and as a dataset on the Hugging "
+            "Face Hub it cannot be opened"
+        )
+    with _as_data_error(failed):
+        if saved:
+            return library.load_from_disk(str(place))
+        if arrow:
+            return library.concatenate_datasets([library.Dataset.from_file(str(f)) for f in arrow])
+        if place.is_file():
+            return library.load_dataset("parquet", data_files=str(place))
+        return library.load_dataset(config.path, name=config.subset, split=config.split)
 
 
 def _split(found: Any, config: TableConfig) -> Any:
@@ -347,15 +583,6 @@ def _audio_column(dataset: Any, config: TableConfig, columns: Columns) -> str:
     return sounds[0] if sounds else AUDIO
 
 
-def _check_where(dataset: Any, config: TableConfig, audio: str) -> None:
-    light = [name for name in dataset.column_names if name != audio]
-    for column in config.where:
-        if column not in light:
-            raise DataError(
-                f"{config.path}: `where` asks for column {column!r}; there are {', '.join(light)}"
-            )
-
-
 def _holds_sound(place: Path) -> bool:
     """Whether a Parquet file has sound in it, which must not be read as a whole."""
     if place.suffix.lower() != ".parquet" or not place.is_file():
@@ -369,125 +596,24 @@ def _holds_sound(place: Path) -> bool:
     return any(kind.startswith("struct<") and "bytes: binary" in kind for kind in types)
 
 
-def _classes(feature: Any) -> list[str] | None:
-    """The names behind the numbers of a class label, or of a list of them."""
-    inner = getattr(feature, "feature", feature)
-    names = getattr(inner, "names", None)
-    return list(names) if names else None
-
-
-def _class_name(value: Any, names: list[str] | None) -> Any:
-    if names is None or value is None:
-        return value
-    if isinstance(value, list):
-        return [_class_name(item, names) for item in value]
-    return names[value] if value >= 0 else None  # the library's mark of no label
-
-
-def _library(needed: str) -> Any:
-    """The library `datasets`; raises DataError with this message where it is not installed."""
+def _library(name: str, message: str) -> Any:
+    """A library; raises DataError with this message where it is not installed."""
     try:
-        return import_module("datasets")
+        return import_module(name)
     except ImportError:
-        raise DataError(needed) from None
+        raise DataError(message) from None
 
 
-def _needs(name: str | Path) -> str:
-    return (
-        f"{name}: reading it needs libraries that are not installed: "
-        "pip install 'naturelm-audio[beans]'"
-    )
-
-
-def _not_opened(path: str, error: Exception) -> str:
-    if Path(path).exists():
-        return f"{Path(path)}: cannot be read as a Hugging Face dataset ({short(error)})"
-    return (
-        f"{path}: there is no such table or folder, and as a dataset on the Hugging Face "
-        f"Hub it cannot be opened ({short(error)})"
-    )
+@contextmanager
+def _as_data_error(message: str) -> Iterator[None]:
+    """What another library raises becomes a DataError with this message and the library's."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{message} ({short(error)})") from error
 
 
 def short(error: BaseException) -> str:
     """The first line of what other libraries say."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
-
-
-def cell(scalar: Any) -> Any:
-    """An Arrow scalar as plain data; lists of numbers as arrays, which is quicker."""
-    pyarrow: Any = import_module("pyarrow")
-    if isinstance(scalar, pyarrow.StructScalar):
-        return {name: cell(scalar[name]) for name in scalar}
-    if isinstance(scalar, (pyarrow.ListScalar, pyarrow.LargeListScalar)) and scalar.is_valid:
-        values = scalar.values
-        if pyarrow.types.is_floating(values.type) or pyarrow.types.is_integer(values.type):
-            return values.to_numpy(zero_copy_only=False)
-    return scalar.as_py()
-
-
-def read_embedded(
-    value: Any,
-    *,
-    name: str,
-    array_rate: float | None = None,
-    folder: Path | None = None,
-    start: float = 0.0,
-    duration: float | None = None,
-    sample_rate: int = 16_000,
-) -> NDArray[np.float32]:
-    """Read a clip from the cell of a dataset, like `read_clip` from a file.
-
-    Args:
-        value: bytes of a file; a path; samples; or a mapping with `bytes`, `path`, or `array` and
-            `sampling_rate`, as Hugging Face datasets keep them.
-        name: what errors call it.
-        array_rate: sample rate of samples that name none, in Hz.
-        folder: where relative paths start from.
-
-    Returns:
-        float32 in [-1, 1], shape (samples,).
-
-    Raises:
-        AudioError: there is no sound in the cell, or it cannot be used.
-    """
-    content, suffix = value, ""
-    if isinstance(value, Mapping):
-        array_rate = value.get("sampling_rate") or array_rate
-        suffix = Path(value.get("path") or "").suffix
-        content = next(
-            (value[key] for key in ("bytes", "array", "path") if value.get(key) is not None), None
-        )
-    if content is None:
-        raise AudioError(name, "there is no sound in the data", kind="EmptyAudio")
-    if isinstance(content, (str, os.PathLike)):
-        path = Path(content) if folder is None else folder / content
-        return read_clip(path, start=start, duration=duration, sample_rate=sample_rate)
-    try:
-        if isinstance(content, (bytes, bytearray, memoryview)):
-            return _from_bytes(bytes(content), suffix, start, duration, sample_rate)
-        return read_clip(
-            np.asarray(content),
-            input_sample_rate=array_rate,
-            start=start,
-            duration=duration,
-            sample_rate=sample_rate,
-        )
-    except AudioError as error:
-        raise AudioError(name, error.reason, error.advice, error.kind) from error
-    except UsageError as error:
-        reason = f"the sound in the data cannot be used ({error})"
-        raise AudioError(name, reason, kind="NotAudio") from error
-
-
-def _from_bytes(
-    data: bytes, suffix: str, start: float, duration: float | None, sample_rate: int
-) -> NDArray[np.float32]:
-    """Through a file of its own, because that is how everything else is decoded and checked."""
-    handle, name = tempfile.mkstemp(suffix=suffix, prefix="naturelm-")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        return read_clip(name, start=start, duration=duration, sample_rate=sample_rate)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -1,25 +1,177 @@
-"""Labelled samples of a benchmark or of a table of one's own, wherever they lie.
+"""Clips, and the records that rows of labelled sound become; sound is read when it is asked for.
 
-`open_samples` reads a dataset on the disk or on the Hub, a table, or a folder of class names. A row
-becomes a `Sample`, whose sound is read when it is asked for.
+A row becomes a `Sample` for the benchmark and for experiments (`open_samples`), or an `Example` for
+training (`load_examples`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
-from NatureLM.config.schema import TableSource
-from NatureLM.data.clip import AudioSource, Clip, FileSource, clip_key
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.audio.windows import read_clip
+from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.components import components
-from NatureLM.data.dataset import DatasetRows, RowSource, labelled_rows, open_rows
-from NatureLM.data.table import CLIP_ALIASES, Columns, DataError, Row, audio_folder
-from NatureLM.util import did_you_mean
+from NatureLM.data.dataset import (
+    AUDIO,
+    CLIP_ALIASES,
+    RATES,
+    ArrowRows,
+    Columns,
+    DataError,
+    DatasetRows,
+    Row,
+    RowSource,
+    audio_folder,
+    labelled_rows,
+    open_rows,
+    open_split,
+)
+from NatureLM.util import did_you_mean, digest
 
-ALIASES: dict[str, tuple[str, ...]] = {
+_BEYOND = 0.1  # seconds after the window that are read, too
+_TOLERANCE = 0.025  # seconds more than the window that no recorder is blamed for
+_BLOCK = 2**16  # bytes of a file that a digest reads at a time
+_BLOCKS = 17  # most blocks that a digest reads
+
+
+class AudioSource(Protocol):
+    """Sound that can be read: a file, or a row of a dataset. Reading is safe under threads."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    def read(
+        self, *, start: float, duration: float | None, sample_rate: int
+    ) -> NDArray[np.float32]:
+        """Mono samples in [-1, 1] from `start` on, at most `duration` seconds (None: all).
+
+        Raises `AudioError`, which names the file or the sample.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """A file; however its path is written, it is the same source."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @cached_property
+    def _real(self) -> str:
+        return os.path.realpath(self.path)
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Hash of the file's length and content; None where it cannot be read.
+
+        Of large files the ends and stretches between them are read: recordings of hours are told
+        apart in a moment, and wherever they are copied they stay the same.
+        """
+        try:
+            size = os.stat(self.path).st_size
+            with open(self.path, "rb") as file:
+                return digest(_sampled_contents(file, size), "blake2b", size=8).hex()
+        except OSError:
+            return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FileSource) and self._real == other._real
+
+    def __hash__(self) -> int:
+        return hash(self._real)
+
+    def read(
+        self, *, start: float, duration: float | None, sample_rate: int
+    ) -> NDArray[np.float32]:
+        """Mono samples; raises `AudioError`."""
+        return read_clip(self.path, start=start, duration=duration, sample_rate=sample_rate)
+
+
+def _sampled_contents(file: BinaryIO, size: int) -> Iterator[str | bytes]:
+    """The size of a file and its blocks: all of a small file, evenly spread ones otherwise."""
+    yield str(size)
+    starts: Iterable[int] = range(0, size, _BLOCK)
+    if size > _BLOCKS * _BLOCK:
+        starts = ((size - _BLOCK) * number // (_BLOCKS - 1) for number in range(_BLOCKS))
+    for start in starts:
+        file.seek(start)
+        yield file.read(_BLOCK)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a recording.
+
+    key: its stable name, the same on every machine; clips of one key are one clip
+    source: where the sound is
+    start, end: seconds in the source; end None is its end
+    window: seconds of it that are heard, and that it is padded to where it is shorter; None takes
+        the model's window
+    """
+
+    key: str
+    source: AudioSource = field(compare=False, repr=False)
+    start: float = field(default=0.0, compare=False)
+    end: float | None = field(default=None, compare=False)
+    window: float | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, source: AudioSource, start: float = 0.0, end: float | None = None) -> Clip:
+        """A stretch of a source that bears the source's name."""
+        return cls(f"{source.name}@{start!r}-{end!r}", source, start, end)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds, None when only the source knows."""
+        return None if self.end is None else self.end - self.start
+
+
+@dataclass(frozen=True)
+class ClipAudio:
+    """The sound of a clip.
+
+    samples: mono, float32 in [-1, 1], (samples,), no longer than the window and not padded
+    seconds: length of the window
+    is_cut: whether the clip goes on after the window
+    """
+
+    samples: NDArray[np.float32]
+    seconds: float
+    is_cut: bool
+
+
+def read_window(clip: Clip, sample_rate: int, seconds: float) -> ClipAudio:
+    """The sound of a clip, cut to its window, which is `seconds` or shorter, and not padded.
+
+    Raises `AudioError`.
+    """
+    window = seconds if clip.window is None else min(clip.window, seconds)
+    # What comes after the window is resampled with it, and shows whether the clip goes on.
+    wanted = window + _BEYOND
+    duration = wanted if clip.duration is None else min(clip.duration, wanted)
+    wav = clip.source.read(start=clip.start, duration=duration, sample_rate=sample_rate)
+    length = round(window * sample_rate)
+    return ClipAudio(wav[:length], window, is_cut=len(wav) - length > _TOLERANCE * sample_rate)
+
+
+# Samples of a benchmark or of a table of one's own
+
+SAMPLE_ALIASES: dict[str, tuple[str, ...]] = {
     **CLIP_ALIASES,
     "label": ("label", "output", "answer", "common_name", "species", "text"),
     "instruction": ("instruction_text", "instruction", "prompt", "query", "question"),
@@ -80,15 +232,14 @@ def open_samples(
     stands in front of the names of clips, to tell them from those of another source. Raises
     DataError with file and row.
     """
-    columns = Columns(config, ALIASES)
     rows = open_rows(config.path)
-    parser = RowParser(config, columns, rows, key_prefix)
+    parser = _RowParser(config, rows, key_prefix)
     samples: dict[tuple[str, str], Sample] = {}
     seen: dict[str, None] = {}
     is_named = False
     table = {} if rows is not None else {"path": _table(Path(config.path))}
     for number, row in labelled_rows(config.model_copy(update=table), rows):
-        named = columns.get(row, "dataset")
+        named = parser.columns.get(row, "dataset")
         is_named = is_named or named is not None
         seen.setdefault(parser.dataset_of(row))
         if datasets is not None and named is not None and str(named) not in datasets:
@@ -125,20 +276,14 @@ def _check_datasets(
     return ()
 
 
-class RowParser:
+class _RowParser:
     """Makes samples of the rows of one source.
 
     rows: the dataset that holds the rows; None for a table
     """
 
-    def __init__(
-        self,
-        config: TableSource,
-        columns: Columns,
-        rows: DatasetRows | None,
-        key_prefix: str = "",
-    ) -> None:
-        self._columns = columns
+    def __init__(self, config: TableSource, rows: DatasetRows | None, key_prefix: str) -> None:
+        self.columns = Columns(config, SAMPLE_ALIASES)
         self._name = config.path
         self._dataset = _dataset_name(Path(config.path))
         self._folder = audio_folder(config)
@@ -147,13 +292,13 @@ class RowParser:
 
     def dataset_of(self, row: Row) -> str:
         """The dataset that a row belongs to."""
-        return str(self._columns.get(row, "dataset") or self._dataset)
+        return str(self.columns.get(row, "dataset") or self._dataset)
 
     def parse(self, row: Row, number: int) -> Sample:
         """The sample of a row; `number` counts the rows of the source from 1 on."""
         where = f"{self._name}, row {number}"
-        get = self._columns.get
-        label = get(row, "label")
+        get = self.columns.get
+        label, path = get(row, "label"), get(row, "path")
         if label is None:
             raise DataError(
                 f"{where}: no label ({self._one_of('label')}); another column is named "
@@ -161,34 +306,23 @@ class RowParser:
                 + ", ".join(map(str, row))
             )
         dataset = self.dataset_of(row)
-        path = get(row, "path")
-        start, end = self._columns.stretch(row, where)
+        start, end = self.columns.stretch(row, where)
         identity = self._identity(row, path, start, end, where)
         facts = _facts(get(row, "metadata"))
-        known = components().get(dataset)
-        window = None if known is None else known.max_duration
-        lengths = [one for one in (None if end is None else end - start, window) if one is not None]
-        sound = str(path) if self._rows is None else identity
         return Sample(
             id=identity,
             dataset_name=dataset,
             label=str(label),
-            clip=Clip(
-                key=self._prefix + clip_key(dataset, sound, start, min(lengths, default=None)),
-                source=self._source(row, number, identity, dataset, facts),
-                start=start,
-                end=end,
-                window=window,
-            ),
-            cluster=_cluster(row, self._columns.names["cluster"])
-            or _cluster(facts, ALIASES["cluster"])
+            clip=self._clip(row, number, facts, dataset, identity, start, end),
+            cluster=_cluster(row, self.columns.names["cluster"])
+            or _cluster(facts, SAMPLE_ALIASES["cluster"])
             or str(path or identity),
             instruction=str(get(row, "instruction") or ""),
             task=str(get(row, "task") or ""),
         )
 
     def _identity(self, row: Row, path: Any, start: float, end: float | None, where: str) -> str:
-        named = self._columns.get(row, "id")
+        named = self.columns.get(row, "id")
         if named is not None:
             return str(named)
         if path is None:
@@ -196,21 +330,40 @@ class RowParser:
         is_part = start > 0 or end is not None
         return f"{path}@{start:g}-{'' if end is None else f'{end:g}'}" if is_part else str(path)
 
-    def _source(
-        self, row: Row, number: int, identity: str, dataset: str, facts: Row
-    ) -> AudioSource:
+    def _clip(
+        self,
+        row: Row,
+        number: int,
+        facts: Row,
+        dataset: str,
+        identity: str,
+        start: float,
+        end: float | None,
+    ) -> Clip:
+        """The clip of a row, called such as `cbi/XC1234`, with `@start+duration` for a part."""
+        component, path = components().get(dataset), self.columns.get(row, "path")
+        source: AudioSource
         if self._rows is not None:
+            rate = row.get("sample_rate") or facts.get("sample_rate")
+            if rate is None and component is not None:
+                rate = component.sample_rate
             name = f"sample {identity} of {self._rows.name}"
-            return RowSource(self._rows, number - 1, name, _array_rate(row, facts, dataset))
-        path = self._columns.get(row, "path")
-        if path is None:
+            source = RowSource(self._rows, number - 1, name, None if rate is None else float(rate))
+        elif path is not None:
+            source = FileSource(self._folder / str(path))
+        else:
             raise DataError(
                 f"{self._name}, row {number}: names no recording ({self._one_of('path')})"
             )
-        return FileSource(self._folder / str(path))
+        window = None if component is None else component.max_duration
+        lengths = [one for one in (None if end is None else end - start, window) if one is not None]
+        length = f"+{min(lengths)!r}" if lengths else ""
+        part = f"@{start!r}{length}" if start or length else ""
+        sound = str(path) if self._rows is None else identity
+        return Clip(f"{self._prefix}{dataset}/{sound}{part}", source, start, end, window)
 
     def _one_of(self, column: str) -> str:
-        return f"a column called one of {', '.join(self._columns.names[column])}"
+        return f"a column called one of {', '.join(self.columns.names[column])}"
 
 
 def _facts(metadata: Any) -> Row:
@@ -237,14 +390,6 @@ def _cluster(facts: Row, names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _array_rate(row: Row, facts: Row, dataset: str) -> float | None:
-    """Sample rate of sound that is stored as bare samples, in Hz."""
-    rate = row.get("sample_rate") or facts.get("sample_rate")
-    if rate is None and dataset in components():
-        rate = components()[dataset].sample_rate
-    return None if rate is None else float(rate)
-
-
 def _table(place: Path) -> str:
     """The table that a path names: a file, or the one inside a folder."""
     if not place.is_dir():
@@ -260,3 +405,116 @@ def _dataset_name(place: Path) -> str:
     """What to call the dataset of a table that does not say: the file, or its folder."""
     stem = place.name if place.is_dir() else place.stem
     return place.resolve().parent.name if stem.lower() in _VAGUE_NAMES else stem
+
+
+# Examples to train on
+
+EXAMPLE_ALIASES: dict[str, tuple[str, ...]] = {
+    **CLIP_ALIASES,
+    AUDIO: (AUDIO,),
+    "files": ("files", "paths"),
+    "prompt": ("prompt", "prompts", "query", "question", "instruction_text", "instruction"),
+    "answer": ("answer", "text", "output", "label"),
+    "labels": ("labels",),
+    "dataset": ("dataset", "dataset_name", "source_dataset"),
+    "weight": ("weight",),
+    "group": ("group_id", "family", "recording_id"),
+}
+"""Columns and their names, those of the reference's annotations and of BEANS-Zero among them."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row to train on.
+
+    id: names the row in reports and seeds its draws; unique within the data
+    clips: audio in the order of the prompt's placeholders; empty for text only
+    prompts: questions of which one is drawn (complete prompts once `rendered`)
+    answer: what is to be answered
+    labels: the answer as a list, for mixing and for the encoder task; empty if it is no list
+    group: rows of one recording; few-shot examples never come from the query's group
+    weight: how often it is drawn, relative to the rows of its dataset
+    """
+
+    id: str
+    clips: tuple[Clip, ...] = ()
+    prompts: tuple[str, ...] = ("",)
+    answer: str = ""
+    labels: tuple[str, ...] = ()
+    task: str = ""
+    dataset: str = ""
+    group: str = ""
+    weight: float = 1.0
+    rendered: bool = False
+
+    def with_prompt(self, prompt: str, *, rendered: bool = False) -> Example:
+        """The same row with one prompt."""
+        return replace(self, prompts=(prompt,), rendered=rendered)
+
+
+def load_examples(config: TableConfig) -> list[Example]:
+    """All rows of one source that pass `where`, weights balanced as `balance` says.
+
+    Raises DataError with file and row.
+    """
+    columns = Columns(config, EXAMPLE_ALIASES)
+    dataset = open_split(config, columns)
+    wanted = {name for names in columns.names.values() for name in names}
+    examples = [
+        _example(row, number, config, columns, dataset)
+        for number, row in labelled_rows(config, dataset, {*wanted, *config.where, *RATES})
+    ]
+    if not examples:
+        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
+    if config.balance == "rows":
+        return examples
+    counts = Counter(example.answer for example in examples)
+    power = 1.0 if config.balance == "answers" else 0.5  # the square root of how many there are
+    return [
+        replace(example, weight=example.weight / counts[example.answer] ** power)
+        for example in examples
+    ]
+
+
+def _example(
+    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
+) -> Example:
+    name = config.name or Path(config.path).stem
+    where = f"{config.path}, row {number}"
+    get = columns.get
+    labels = columns.strings(row, "labels")
+    answer = get(row, "answer")
+    if answer is None and labels:
+        answer = ", ".join(labels)
+    if answer is None:
+        raise DataError(
+            f"{where}: no answer (a column {' or '.join(EXAMPLE_ALIASES['answer'])}, or `columns: "
+            "{answer: <column>}`)"
+        )
+    return Example(
+        id=f"{name}/{get(row, 'id') or number}",
+        clips=_clips(row, number, config, columns, dataset),
+        prompts=columns.strings(row, "prompt") or tuple(config.prompts) or ("",),
+        answer=str(answer),
+        labels=labels,
+        task=str(get(row, "task") or config.task or ""),
+        dataset=str(get(row, "dataset") or name),
+        group=str(get(row, "group") or ""),
+        weight=columns.number(row, "weight", where, 1.0),
+    )
+
+
+def _clips(
+    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
+) -> tuple[Clip, ...]:
+    start, end = columns.stretch(row, f"{config.path}, row {number}")
+    if dataset is not None and dataset.has_audio:
+        rate = next((row[name] for name in RATES if name in row), None)
+        name = f"{dataset.name}, row {number}"
+        return (Clip.of(RowSource(dataset, number - 1, name, rate), start, end),)
+    folder = audio_folder(config)
+    path = columns.get(row, "path") or columns.get(row, AUDIO)
+    if path is not None:
+        return (Clip.of(FileSource(folder / str(path)), start, end),)
+    files = columns.strings(row, "files")
+    return tuple(Clip.of(FileSource(folder / file)) for file in files)

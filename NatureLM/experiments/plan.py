@@ -33,9 +33,8 @@ from NatureLM.config.schema import (
     ExperimentConfig,
     SpeciesConfig,
 )
-from NatureLM.data.clip import Clip
-from NatureLM.data.sample import Sample, SampleSet, open_samples
-from NatureLM.data.table import DataError
+from NatureLM.data.dataset import DataError
+from NatureLM.data.sample import Clip, Sample, SampleSet, open_samples
 from NatureLM.errors import UsageError
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, example_blocks, render
 from NatureLM.util import did_you_mean, digest

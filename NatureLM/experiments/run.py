@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from NatureLM.data.clip import Clip, read_window
+from NatureLM.data.sample import Clip, read_window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.experiments.plan import Plan, Trial
 from NatureLM.experiments.store import EXPORTED, TrialStore, export, trial_values

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from NatureLM.data.clip import FileSource
+from NatureLM.data.sample import FileSource
 from NatureLM.experiments.plan import Trial
 from NatureLM.results.rows import (
     OutputError,

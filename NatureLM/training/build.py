@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
+from NatureLM.data.sample import Example
 from NatureLM.errors import ConfigError
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.load import (
@@ -35,7 +36,7 @@ from NatureLM.models.checkpoint.tensors import (
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import find_base, find_checkpoint
-from NatureLM.training.data import NONE_LABEL, Example
+from NatureLM.training.data import NONE_LABEL
 from NatureLM.training.objectives import (
     AudioText,
     DistillationTargets,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from NatureLM.audio import AudioError
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
-from NatureLM.data.clip import FileSource
+from NatureLM.data.sample import FileSource
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data, load_data
 from NatureLM.training.samples import Sample

@@ -1,72 +1,17 @@
-"""The rows of a run: tables and datasets become `Example`s, balanced and checked.
-
-Nothing is drawn, decoded or changed here. Columns are found by their names or the aliases below
-(which include those of the reference's annotations and of BEANS-Zero); `columns` maps others.
-"""
+"""The rows of a run, read and checked; nothing is drawn, decoded or changed here."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from NatureLM.config.schema import DatasetsConfig, RunConfig, TableConfig
-from NatureLM.data.clip import Clip, FileSource
-from NatureLM.data.dataset import AUDIO, RATES, ArrowRows, RowSource, labelled_rows, open_split
-from NatureLM.data.table import (
-    CLIP_ALIASES,
-    Columns,
-    DataError,
-    Row,
-    audio_folder,
-    number_of,
-    strings_of,
-)
+from NatureLM.data.dataset import RowSource
+from NatureLM.data.sample import Clip, Example, load_examples
 from NatureLM.errors import ConfigError
 from NatureLM.util import digest
 
 NONE_LABEL = "None"
-ALIASES: dict[str, tuple[str, ...]] = {
-    **CLIP_ALIASES,
-    AUDIO: (AUDIO,),
-    "files": ("files", "paths"),
-    "prompt": ("prompt", "prompts", "query", "question", "instruction_text", "instruction"),
-    "answer": ("answer", "text", "output", "label"),
-    "labels": ("labels",),
-    "dataset": ("dataset", "dataset_name", "source_dataset"),
-    "weight": ("weight",),
-    "group": ("group_id", "family", "recording_id"),
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row.
-
-    id: names the row in reports and seeds its draws; unique within the data
-    clips: audio in the order of the prompt's placeholders; empty for text only
-    prompts: questions of which one is drawn (complete prompts once `rendered`)
-    answer: what is to be answered
-    labels: the answer as a list, for mixing and for the encoder task; empty if it is no list
-    group: rows of one recording; few-shot examples never come from the query's group
-    weight: how often it is drawn, relative to the rows of its dataset
-    """
-
-    id: str
-    clips: tuple[Clip, ...] = ()
-    prompts: tuple[str, ...] = ("",)
-    answer: str = ""
-    labels: tuple[str, ...] = ()
-    task: str = ""
-    dataset: str = ""
-    group: str = ""
-    weight: float = 1.0
-    rendered: bool = False
-
-    def with_prompt(self, prompt: str, *, rendered: bool = False) -> Example:
-        """The same row with one prompt."""
-        return replace(self, prompts=(prompt,), rendered=rendered)
 
 
 @dataclass(frozen=True)
@@ -145,75 +90,6 @@ def _prepared(table: TableConfig, run: RunConfig) -> list[Example]:
                 f"{example.id} has {len(example.clips)} clips; the encoder task needs one"
             )
     return examples
-
-
-def load_examples(config: TableConfig) -> list[Example]:
-    """All rows of one source that pass `where`, weights balanced as `balance` says."""
-    columns = Columns(config, ALIASES)
-    dataset = open_split(config, columns)
-    wanted = {name for names in columns.names.values() for name in names}
-    examples = [
-        _example(row, number, config, columns, dataset)
-        for number, row in labelled_rows(config, dataset, {*wanted, *config.where, *RATES})
-    ]
-    if not examples:
-        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
-    return balanced(examples, config.balance)
-
-
-def _example(
-    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
-) -> Example:
-    name = config.name or Path(config.path).stem
-    where = f"{config.path}, row {number}"
-    labels = tuple(strings_of(columns.get(row, "labels")))
-    answer = columns.get(row, "answer")
-    if answer is None and labels:
-        answer = ", ".join(labels)
-    if answer is None:
-        raise DataError(
-            f"{where}: no answer (a column {' or '.join(ALIASES['answer'])}, or `columns: "
-            "{answer: <column>}`)"
-        )
-    return Example(
-        id=f"{name}/{columns.get(row, 'id') or number}",
-        clips=_clips(row, number, config, columns, dataset),
-        prompts=tuple(strings_of(columns.get(row, "prompt"))) or tuple(config.prompts) or ("",),
-        answer=str(answer),
-        labels=labels,
-        task=str(columns.get(row, "task") or config.task or ""),
-        dataset=str(columns.get(row, "dataset") or name),
-        group=str(columns.get(row, "group") or ""),
-        weight=number_of(columns.get(row, "weight"), "weight", where, 1.0),
-    )
-
-
-def _clips(
-    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
-) -> tuple[Clip, ...]:
-    start, end = columns.stretch(row, f"{config.path}, row {number}")
-    if dataset is not None and dataset.has_audio:
-        rate = next((row[name] for name in RATES if name in row), None)
-        name = f"{dataset.name}, row {number}"
-        return (Clip.of(RowSource(dataset, number - 1, name, rate), start, end),)
-    folder = audio_folder(config)
-    path = columns.get(row, "path") or columns.get(row, AUDIO)
-    if path is not None:
-        return (Clip.of(FileSource(folder / str(path)), start, end),)
-    files = strings_of(columns.get(row, "files"))
-    return tuple(Clip.of(FileSource(folder / file)) for file in files)
-
-
-def balanced(examples: Sequence[Example], balance: str) -> list[Example]:
-    """Weights so that rows, answers, or answers by their square root are drawn alike."""
-    if balance == "rows":
-        return list(examples)
-    counts = Counter(example.answer for example in examples)
-    power = 1.0 if balance == "answers" else 0.5
-    return [
-        replace(example, weight=example.weight / counts[example.answer] ** power)
-        for example in examples
-    ]
 
 
 def with_mixable_labels(examples: Iterable[Example], tasks: Sequence[str]) -> list[Example]:

@@ -25,13 +25,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import FbankConfig
 from NatureLM.config.schema import EncoderTaskConfig
+from NatureLM.data.sample import Example
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.loss import IGNORE
 from NatureLM.training.augment import Mask
-from NatureLM.training.data import Example
 from NatureLM.training.samples import Sample
 
 

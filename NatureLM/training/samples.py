@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from NatureLM.config.schema import AugmentationsConfig, FewShotConfig
-from NatureLM.data.clip import Clip
+from NatureLM.data.sample import Clip, Example
 from NatureLM.prompts import ChatTemplate, few_shot_prompt, render, with_clips, without_audio
 from NatureLM.training import augment
 from NatureLM.training.augment import Mask, Wave
-from NatureLM.training.data import NONE_LABEL, Example, merge_labels
+from NatureLM.training.data import NONE_LABEL, merge_labels
 from NatureLM.training.sampler import SampleIndex, generator
 from NatureLM.util import ByteBoundedCache
 

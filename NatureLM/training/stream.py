@@ -21,7 +21,7 @@ import numpy as np
 
 from NatureLM.audio import AudioError
 from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, RunConfig
-from NatureLM.data.clip import Clip, FileSource
+from NatureLM.data.sample import Clip, FileSource
 from NatureLM.errors import NatureLMError
 from NatureLM.training.data import Data
 from NatureLM.training.sampler import (

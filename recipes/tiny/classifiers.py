@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config import Config
 from NatureLM.config.schema import OptimsConfig, RunConfig
-from NatureLM.data.clip import Clip as Sound
-from NatureLM.data.clip import FileSource
-from NatureLM.training.data import Data, Example
+from NatureLM.data.sample import Clip as Sound
+from NatureLM.data.sample import Example, FileSource
+from NatureLM.training.data import Data
 from NatureLM.training.objectives import Objective, StepOutput
 from NatureLM.training.sampler import generator
 from NatureLM.training.stream import BatchLayout, BatchSource

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.data.clip import Clip as Sound
-from NatureLM.data.clip import FileSource
+from NatureLM.data.sample import Clip as Sound
+from NatureLM.data.sample import FileSource
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.experiments.run import ClipLoader

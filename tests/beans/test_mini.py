@@ -17,8 +17,7 @@ from typer.testing import CliRunner, Result
 
 from NatureLM.cli.main import beans_app
 from NatureLM.config.schema import TableSource
-from NatureLM.data.clip import read_window
-from NatureLM.data.sample import open_samples
+from NatureLM.data.sample import open_samples, read_window
 
 RATE = 8000
 PITCH = {"Cow": 300, "Dog": 700, "Wren": 1500}

@@ -17,9 +17,8 @@ import soundfile
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig
-from NatureLM.data.clip import FileSource
-from NatureLM.data.table import DataError
-from NatureLM.training.data import load_examples
+from NatureLM.data.dataset import DataError
+from NatureLM.data.sample import FileSource, load_examples
 from NatureLM.training.samples import AudioCache
 
 datasets = pytest.importorskip("datasets")
@@ -189,7 +188,7 @@ def test_a_name_that_is_nowhere(tmp_path: Path):
     """Offline, in a process of its own, because the library reads the setting once."""
     code = (
         "from NatureLM.config.schema import TableConfig\n"
-        "from NatureLM.training.data import load_examples\n"
+        "from NatureLM.data.sample import load_examples\n"
         "load_examples(TableConfig(path='nobody/no-such-birds'))"
     )
     done = subprocess.run(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from labelled_sound import audio_error
 
 from NatureLM.audio import AudioError
+from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableSource
 from NatureLM.data import dataset as arrow_module
-from NatureLM.data.clip import read_window
-from NatureLM.data.sample import Sample, SampleSet, open_samples
-from NatureLM.data.table import DataError
+from NatureLM.data.dataset import DataError, RowSource
+from NatureLM.data.sample import Sample, SampleSet, open_samples, read_window
 
 RATE = 8000
 
@@ -345,3 +348,96 @@ def test_real_tables(shared_dir: Path) -> None:
     for sample in (*animals.samples[:3], *esc10.samples[:3]):
         wav = read_window(sample.clip, 16000, 10.0).samples
         assert 400 <= len(wav) <= 160000
+
+
+# Sound in the cells of datasets is heard as it would be from a file
+
+WAV = (0.5 * np.sin(np.arange(RATE) / 5)).astype(np.float32)
+
+
+def stored(
+    value: Any, array_rate: float | None = None, folder: Path | None = None, **part: float
+) -> np.ndarray:
+    """What is heard of the cell of a dataset."""
+    rows: Any = SimpleNamespace(audio=[value].__getitem__, folder=folder)
+    source = RowSource(rows, 0, "sample 1", array_rate)
+    return source.read(**{"start": 0.0, "duration": None, "sample_rate": 16000, **part})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, WAV, RATE, subtype="FLOAT")
+    return path
+
+
+def encoded(kind: str) -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, WAV, RATE, format=kind)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("part", [{}, {"start": 0.25, "duration": 0.5}, {"duration": 5.0}])
+def test_every_form_is_one_sound(file: Path, part: dict[str, float]) -> None:
+    wanted = read_clip(file, **part)
+    data = file.read_bytes()
+    forms: list[tuple[Any, dict[str, Any]]] = [
+        (data, {}),
+        (memoryview(data), {}),
+        (str(file), {}),
+        (file.name, {"folder": file.parent}),
+        ({"bytes": data, "path": "elsewhere.wav"}, {}),
+        ({"bytes": None, "path": str(file)}, {}),
+        ({"array": WAV, "sampling_rate": RATE, "path": None}, {}),
+        ({"array": WAV.tolist(), "sampling_rate": RATE}, {}),
+        (WAV, {"array_rate": RATE}),
+        (WAV.tolist(), {"array_rate": float(RATE)}),
+        (np.stack([WAV, WAV]), {"array_rate": RATE}),
+    ]
+    for value, more in forms:
+        heard = stored(value, **part, **more)
+        assert heard.dtype == np.float32
+        np.testing.assert_allclose(heard, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+def test_encoded_bytes(kind: str) -> None:
+    heard = stored({"bytes": encoded(kind), "path": f"x.{kind.lower()}"})
+    assert abs(len(heard) - 16000) < 200
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        (None, "EmptyAudio", "there is no sound in the data"),
+        ({"bytes": None, "path": None}, "EmptyAudio", "there is no sound in the data"),
+        (b"", "EmptyAudio", "0 bytes"),
+        (b"no sound at all", "NotAudio", "not an audio file"),
+        ([], "EmptyAudio", "holds no samples"),
+        (WAV[:10], "TooShortAudio", "0.025 s"),
+        (np.full(RATE, np.nan, np.float32), "NonFiniteAudio", "NaN"),
+        ([1, 2, 3] * RATE, "NotAudio", "full scale"),
+        ("not/there.wav", "UnreadableAudio", "no such file"),
+        ({"array": WAV, "sampling_rate": 3}, "SampleRateError", "3 Hz"),
+    ],
+)
+def test_errors_name_the_sample_or_the_file(value: Any, kind: str, reason: str) -> None:
+    with pytest.raises(AudioError, match=reason) as error:
+        stored(value, array_rate=RATE)
+    assert error.value.kind == kind
+    name = "not/there.wav" if isinstance(value, str) else "sample 1"
+    assert str(error.value).startswith(f"{name}: ")
+    assert "naturelm-" not in str(error.value)
+
+
+def test_samples_need_a_rate() -> None:
+    with audio_error("NotAudio", r"sample 1: .*sample rate"):
+        stored(WAV)
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stored(encoded("WAV"))
+    with pytest.raises(AudioError):
+        stored(b"no sound at all")
+    assert list(tmp_path.iterdir()) == []

@@ -10,13 +10,9 @@ import pytest
 from labelled_sound import file_clip
 
 from NatureLM.config.schema import TableConfig
-from NatureLM.data.table import DataError
-from NatureLM.training.data import (
-    load_examples,
-    merge_labels,
-    split_labels,
-    with_mixable_labels,
-)
+from NatureLM.data.dataset import DataError
+from NatureLM.data.sample import load_examples
+from NatureLM.training.data import merge_labels, split_labels, with_mixable_labels
 
 
 def load(path: Path, **settings: Any):

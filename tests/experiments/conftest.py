@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from NatureLM.data.clip import Clip
-from NatureLM.data.sample import Sample
+from NatureLM.data.sample import Clip, Sample
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.config import Config, ExperimentConfig, load_config
 from NatureLM.config.schema import TableSource
-from NatureLM.data.clip import Clip
-from NatureLM.data.sample import Sample
+from NatureLM.data.sample import Clip, Sample
 from NatureLM.errors import ConfigError
 from NatureLM.experiments.plan import Plan, Renderer, make_plan, select
 from recipes.tiny.study import StudyConfig

@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from NatureLM.config.schema import TableSource
-from NatureLM.data.clip import Clip, read_window
-from NatureLM.data.sample import Sample, open_samples
+from NatureLM.data.sample import Clip, Sample, open_samples, read_window
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.experiments.plan import Plan, Renderer

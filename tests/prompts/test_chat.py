@@ -8,6 +8,7 @@ from labelled_sound import file_clip
 from torch import Tensor
 
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
+from NatureLM.data.sample import Example
 from NatureLM.generation.request import GenerationOptions
 from NatureLM.inference.conversation import Conversation
 from NatureLM.models import NatureLM
@@ -19,7 +20,6 @@ from NatureLM.prompts import (
     render,
     with_clips,
 )
-from NatureLM.training.data import Example
 from NatureLM.training.samples import as_second_turn
 
 USER, ASSISTANT, END = (

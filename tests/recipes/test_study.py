@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from NatureLM.data.clip import Clip as Sound
+from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import Sample
 from NatureLM.errors import NatureLMError
 from NatureLM.experiments.calibrate import Scored, fit_calibration, measure

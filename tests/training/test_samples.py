@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from labelled_sound import file_clip
 
 from NatureLM.config.schema import AugmentationsConfig, FewShotConfig
-from NatureLM.data.clip import Clip
+from NatureLM.data.sample import Clip, Example
 from NatureLM.prompts import AUDIO_TAG, few_shot_prompt
 from NatureLM.training.build import make_objective
-from NatureLM.training.data import Example
 from NatureLM.training.sampler import SampleIndex
 from NatureLM.training.samples import (
     ClipPool,

@@ -15,9 +15,9 @@ from labelled_sound import file_clip
 
 from NatureLM.audio import AudioError
 from NatureLM.config.schema import AugmentationsConfig, FewShotConfig, TableConfig
-from NatureLM.data.clip import Clip
+from NatureLM.data.sample import Clip, Example, load_examples
 from NatureLM.errors import NatureLMError
-from NatureLM.training.data import Example, load_examples, with_mixable_labels
+from NatureLM.training.data import with_mixable_labels
 from NatureLM.training.sampler import SampleIndex, Sampler, derive_seed, generator, mixture_weights
 from NatureLM.training.samples import AudioCache, Sample, SampleBuilder, SampleSettings
 from NatureLM.training.stream import BadFiles, BatchLayout, DataLoader, plain_batches

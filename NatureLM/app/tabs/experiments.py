@@ -23,7 +23,7 @@ from NatureLM.app.settings import AppError
 from NatureLM.app.ui import handler, html, notice, on_page_load
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.data.components import METRICS_OF, metric_name
-from NatureLM.data.table import read_rows
+from NatureLM.data.dataset import read_rows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.reports.charts import Cell, Curve, CurveChart, Point, Table, cell_text
