@@ -207,7 +207,7 @@ class LoraDelta:
 
 AdapterDeltas = Mapping[str, LoraDelta]
 """The updates of an adapter by the linear layer that they change, such as
-`model.layers.0.self_attn.q_proj`; those of files are read as they are asked for."""
+`model.layers.0.self_attn.q_proj`; those of files are mapped from them."""
 
 
 def concatenate(parts: Sequence[tuple[float, LoraDelta]]) -> LoraDelta:
@@ -313,17 +313,16 @@ def attach(peft_model: nn.Module, name: str, deltas: AdapterDeltas) -> None:
             "from_pretrained(..., adapter=FOLDER)"
         )
     language_model = peft_model.get_base_model()
-    updates = dict(deltas)
     config = lora_config(
-        {target: update.rank for target, update in updates.items()},
-        {target: update.scale * update.rank for target, update in updates.items()},
+        {target: update.rank for target, update in deltas.items()},
+        {target: update.scale * update.rank for target, update in deltas.items()},
         linear_shapes(language_model),
     )
     with _changed_adapters(peft_model), torch.no_grad():
         with quiet_peft():
             peft_model.add_adapter(name, config)
         for target, layer in lora_layers(language_model, name).items():
-            update, like = updates[target], linear_of(language_model, target).weight
+            update, like = deltas[target], linear_of(language_model, target).weight
             for matrices, values in ((layer.lora_A, update.a_KI), (layer.lora_B, update.b_OK)):
                 matrices[name].to(like)
                 cast(Tensor, matrices[name].weight).copy_(values)

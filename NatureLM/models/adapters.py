@@ -111,8 +111,8 @@ class AdapterMixin:
                     f"an adapter cannot be called {chosen!r}: letters, digits and _ are allowed, "
                     f"and {', '.join(sorted(taken))} are taken"
                 )
-            deltas = open_adapter(folder, linear_shapes(self.language_model))
-            attach(self.llama_model, chosen, deltas)
+            found = open_adapter(folder, linear_shapes(self.language_model))
+            attach(self.llama_model, chosen, found.deltas)
             self.attached = {**self.attached, chosen: _resolved(folder)}
         return chosen
 
@@ -184,7 +184,7 @@ class AdapterMixin:
     def _deltas(self, path: str) -> AdapterDeltas:
         name = OWN_ADAPTER if path == BASE_ADAPTER else self._attached_name(path)
         if name is None:
-            return open_adapter(path, linear_shapes(self.language_model))
+            return open_adapter(path, linear_shapes(self.language_model)).deltas
         if name == OWN_ADAPTER and not self.config.lora:
             raise UsageError("this model has no LoRA adapter (it was merged)")
         return lora_deltas(self.language_model, name)

@@ -3,8 +3,7 @@
 Shapes: B windows, T frames, F mel bins, P patches, D encoder width, H heads, K width of a head.
 
 Source: "BEATs: Audio Pre-Training with Acoustic Tokenizers" (arXiv 2212.09058) as the reference
-model uses it. Parameter names are those of the published checkpoints, so that weights load as
-they are. The optional predictor head exists there and is used here only to pretrain an encoder.
+model uses it. Parameter names are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -37,31 +36,21 @@ _QUICK_NUMBERS = 7 << 20
 class BEATs(nn.Module):
     """Normalised fbank (B, T, F) → patch vectors (B, P, D), time-major.
 
-    `cfg` holds the sizes. Frames and bins that do not fill a patch at the end are left out.
+    Frames and bins that do not fill a patch at the end are left out. The predictor head, which not
+    all checkpoints have, only pretrains an encoder.
     """
 
     def __init__(self, cfg: BeatsConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.post_extract_proj = (
-            nn.Linear(cfg.embed_dim, cfg.encoder_embed_dim)
-            if cfg.embed_dim != cfg.encoder_embed_dim
-            else None
-        )
-        self.patch_embedding = nn.Conv2d(
-            1,
-            cfg.embed_dim,
-            kernel_size=cfg.input_patch_size,
-            stride=cfg.input_patch_size,
-            bias=cfg.conv_bias,
-        )
+        size, width = cfg.input_patch_size, cfg.encoder_embed_dim
+        self.post_extract_proj = nn.Linear(cfg.embed_dim, width) if cfg.embed_dim != width else None
+        self.patch_embedding = nn.Conv2d(1, cfg.embed_dim, size, stride=size, bias=cfg.conv_bias)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.encoder = TransformerEncoder(cfg)
         self.layer_norm = nn.LayerNorm(cfg.embed_dim)
         self.predictor_dropout = nn.Dropout(cfg.predictor_dropout)
-        self.predictor = (
-            nn.Linear(cfg.encoder_embed_dim, cfg.predictor_class) if cfg.finetuned_model else None
-        )
+        self.predictor = nn.Linear(width, cfg.predictor_class) if cfg.finetuned_model else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -76,16 +65,13 @@ class BEATs(nn.Module):
                 nn.init.normal_(module.weight_v, std=math.sqrt(4.0 / (taps * width)))
                 with torch.no_grad():  # the norm as it is: the weight starts as drawn
                     module.weight_g.copy_(module.weight_v.norm(dim=(0, 1), keepdim=True))
-        if self.cfg.deep_norm:
-            beta = (8 * self.cfg.encoder_layers) ** -0.25
-            for layer in self.encoder.stack:
-                attention = layer.self_attn
-                first = layer.fc1.linear if isinstance(layer.fc1, GatedLinear) else layer.fc1
-                scaled = (attention.v_proj, attention.out_proj, first, layer.fc2)
-                for linear in (attention.q_proj, attention.k_proj):
-                    nn.init.xavier_normal_(linear.weight)
-                for linear in scaled:
-                    nn.init.xavier_normal_(linear.weight, gain=beta)
+        for layer in self.encoder.stack if self.cfg.deep_norm else ():
+            beta, attention = (8 * self.cfg.encoder_layers) ** -0.25, layer.self_attn
+            first = layer.fc1.linear if isinstance(layer.fc1, GatedLinear) else layer.fc1
+            for linear in (attention.q_proj, attention.k_proj):
+                nn.init.xavier_normal_(linear.weight)
+            for linear in (attention.v_proj, attention.out_proj, first, layer.fc2):
+                nn.init.xavier_normal_(linear.weight, gain=beta)
 
     @property
     def width(self) -> int:
@@ -137,13 +123,12 @@ class TransformerEncoder(nn.Module):
 
     @property
     def stack(self) -> list[EncoderLayer]:
-        """The layers, first to last."""
         return cast("list[EncoderLayer]", list(self.layers))
 
     def forward(self, x_BPD: Tensor, mask_BP: Tensor | None = None) -> Tensor:
-        length, rows = x_BPD.shape[1], self._rows_at_once(x_BPD)
+        rows = self._rows_at_once(x_BPD)
         has_bias = self.cfg.relative_position_embedding
-        bias_HPP = self._position_bias(length) if has_bias else None
+        bias_HPP = self._position_bias(x_BPD.shape[1]) if has_bias else None
         if rows >= x_BPD.shape[0]:
             return self._encode(x_BPD, bias_HPP, mask_BP)
         pieces = x_BPD.split(rows)
@@ -171,7 +156,8 @@ class TransformerEncoder(nn.Module):
 
         for layer in self.stack:
             if self.training and cfg.layer_wise_gradient_decay_ratio != 1.0:
-                x_BPD = scale_gradient(x_BPD, cfg.layer_wise_gradient_decay_ratio)
+                ratio = cfg.layer_wise_gradient_decay_ratio  # same values, a smaller gradient
+                x_BPD = x_BPD * ratio + x_BPD.detach() * (1 - ratio)
             if self.training and torch.rand(()).item() < cfg.encoder_layerdrop:
                 continue
             x_BPD = layer(x_BPD, bias_HPP, mask_BP)
@@ -293,10 +279,8 @@ class GatedSelfAttention(nn.Module):
         width = cfg.encoder_embed_dim
         self.heads = cfg.encoder_attention_heads
         self.dropout = cfg.attention_dropout
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.gated = cfg.gru_rel_pos
         if self.gated:
             self.grep_linear = nn.Linear(width // self.heads, 8)
@@ -330,8 +314,3 @@ class GatedSelfAttention(nn.Module):
         hidden = torch.zeros_like(mask_BP, dtype=q_BHPK.dtype).masked_fill(mask_BP, -math.inf)
         hidden = hidden[:, None, None, :]
         return hidden if scores is None else scores.to(q_BHPK.dtype) + hidden
-
-
-def scale_gradient(x: Tensor, ratio: float) -> Tensor:
-    """The same values, with the gradient multiplied by `ratio`."""
-    return x * ratio + x.detach() * (1 - ratio)

@@ -397,9 +397,14 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(state_of(self), folder, max_shard_size=max_shard_size)
+        self.save_settings(folder)
+
+    def save_settings(self, folder: Path) -> None:
+        """Write what stands beside the weights: configuration, generation settings, tokenizer."""
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
-        self.language_model.generation_config.save_pretrained(folder)
+        if self.language_model.generation_config is not None:
+            self.language_model.generation_config.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 

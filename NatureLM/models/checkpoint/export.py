@@ -1,8 +1,8 @@
 """A merged model as a plain checkpoint: the adapter in the weights, nothing of PEFT left.
 
-Tensors go from the source files to the new ones one at a time, so memory holds a few of them,
-whatever the size of the model. The result appears under its name only when it is whole, with a
-model card that holds the recipe and hashes of all that it was made from.
+Tensors go from the source files to the new ones one at a time. The result appears under its name
+only when it is whole, with a model card that holds the recipe and hashes of all that it was made
+from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ from NatureLM.util import digest, format_bytes
 
 _CPU = torch.device("cpu")
 _BLOCK = 4 * 2**20
-SourceFile = tuple[str, Path]  # a part of the model, and a file that it was made from
 
 
 def export_merged(
@@ -103,7 +102,11 @@ def export_merged(
             max_shard_size=max_shard_size,
             on_file=lambda name, length: report(f"writing {name} ({format_bytes(length)})"),
         )
-        _write_settings(model, reader, folder)
+        if model.config.llama_path and not is_hub_id(model.config.llama_path):
+            model.config.llama_path = None  # a folder here, which nobody needs any more
+        own = model.language_model.generation_config
+        model.language_model.generation_config = generation_settings(reader) or own
+        model.save_settings(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return sum(plan.changes(name) for name in plan.alphas)
 
@@ -163,7 +166,7 @@ def _plan(
 
     adapters = [opened(one.path) for one in recipe.adapters]
     layers = model.language_model.config.num_hidden_layers
-    return model, adapters, MergePlan(recipe, adapters, layers)
+    return model, adapters, MergePlan(recipe, [one.deltas for one in adapters], layers)
 
 
 def _lazy(
@@ -189,20 +192,6 @@ def _lazy(
     return LazyTensor(kind, ref.shape, make)
 
 
-def _write_settings(model: NatureLM, reader: CheckpointReader, folder: Path) -> None:
-    """Configuration, generation settings and tokenizer."""
-    config = model.config
-    config.architectures = [type(model).__name__]
-    if config.llama_path and not is_hub_id(config.llama_path):
-        config.llama_path = None  # a folder here, which nobody needs any more
-    config.save_pretrained(folder)
-    generation = generation_settings(reader) or model.language_model.generation_config
-    if generation is not None:
-        generation.save_pretrained(folder)
-    assert model.processor is not None
-    model.processor.save_pretrained(folder)
-
-
 # -- the model card -------------------------------------------------------------------------
 
 
@@ -211,10 +200,15 @@ def _card(
     source: str,
     recipe: Recipe,
     plan: MergePlan,
-    files: Iterable[SourceFile],
+    files: Iterable[tuple[str, Path]],
     adapter: str | Path | None,
 ) -> str:
-    """The text of the card; `adapter` is the folder of the one that stood for the model's own."""
+    """The text of the card; `adapter` is the folder of the one that stood for the model's own.
+
+    It names no place on this machine.
+    """
+    used = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
+    anonymous = recipe.model_copy(update={"adapters": used})
     entry = find(source)
     license_line = entry.license if entry is not None else f"that of `{source}`"
     instead = f" with the adapter `{public_name(adapter)}` in place of its own" if adapter else ""
@@ -227,7 +221,7 @@ def _card(
         'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
         "or `NatureLM.from_pretrained(<this folder>)`.",
         "## Recipe",
-        f"```yaml\n{_anonymous(recipe).strip()}\n```",
+        f"```yaml\n{dump_recipe(anonymous).strip()}\n```",
         _alphas(plan),
         "## Made from",
         "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
@@ -254,9 +248,9 @@ def _sha256(path: Path) -> str:
 
 def _source_files(
     reader: CheckpointReader, chosen: Mapping[str, StoredTensor], adapters: list[StoredAdapter]
-) -> list[SourceFile]:
-    """Every file that the merged model is made from."""
-    files: list[SourceFile] = [("model", reader.checkpoint / "config.json")]
+) -> list[tuple[str, Path]]:
+    """Every file that the merged model is made from, after the part that it gives."""
+    files = [("model", reader.checkpoint / "config.json")]
     used = {tensor.path for tensor in chosen.values()}
     used |= {tensor.path for name, tensor in reader.stored.items() if ".lora_" in name}
     for path in sorted(used):
@@ -264,12 +258,6 @@ def _source_files(
     for adapter in adapters:
         files += [(f"adapter {public_name(adapter.label)}", path) for path in adapter.files]
     return list(dict.fromkeys(files))
-
-
-def _anonymous(recipe: Recipe) -> str:
-    """The recipe as YAML, with the names of the adapters' folders in place of their paths."""
-    adapters = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
-    return dump_recipe(recipe.model_copy(update={"adapters": adapters}))
 
 
 def _alphas(plan: MergePlan) -> str:
@@ -337,17 +325,17 @@ def _built_aside(target: Path) -> Iterator[Path]:
         raise UsageError(f"{target} cannot be written: {error.strerror}") from None
     try:
         yield aside
+        old = aside.with_name(f"{aside.name}.old")
         if target.exists():
-            old = aside.with_name(f"{aside.name}.old")
             target.rename(old)
-            try:
-                aside.rename(target)
-            except OSError:
-                old.rename(target)
-                raise
-            shutil.rmtree(old)
-        else:
+        try:
             aside.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        if old.exists():
+            shutil.rmtree(old)
     except OSError as error:
         raise CheckpointError(f"{target} could not be written: {error}") from None
     finally:

@@ -1,8 +1,8 @@
 """LoRA adapters as files: PEFT's own format in and out, and that inside a checkpoint of ours.
 
-PEFT's folder holds `adapter_config.json` and `adapter_model.safetensors`. Its tensors are named
-`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`; other tools leave the prefix out,
-put another one there, or keep the adapter's name before `weight`. All of these are read.
+PEFT names tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`; other tools
+leave the prefix out, put another one there, or keep the adapter's name before `weight`. All of
+these are read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,15 @@ from NatureLM.models.registry import (
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _LORA_TENSOR = re.compile(r"^(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight$")
+# PEFT's names of the settings of an adapter, and those of our configuration
+_SETTINGS = {
+    "r": "lora_rank",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "use_rslora": "use_rslora",
+    "rank_pattern": "lora_rank_pattern",
+    "alpha_pattern": "lora_alpha_pattern",
+}
 # Settings of PEFT that change the arithmetic: refused unless off.
 _UNSUPPORTED = {
     "use_dora": "DoRA",
@@ -55,17 +64,12 @@ class StoredLayer:
     b: StoredTensor
     rank: int
     alpha: float
-    use_rslora: bool
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+    scale: float
 
 
-@dataclass(frozen=True, eq=False)
-class StoredAdapter(Mapping[str, LoraDelta]):
-    """An adapter in a folder, checked against a language model; an update is read when asked for,
-    in the dtype that it is stored in."""
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter in a folder, checked against a language model."""
 
     label: str
     layers: Mapping[str, StoredLayer]
@@ -73,19 +77,14 @@ class StoredAdapter(Mapping[str, LoraDelta]):
     dropout: float
     files: tuple[Path, ...]
 
-    def __getitem__(self, target: str) -> LoraDelta:
-        layer, cpu = self.layers[target], torch.device("cpu")
-        a_KI, b_OK = layer.a.read(layer.a.dtype, cpu), layer.b.read(layer.b.dtype, cpu)
-        return LoraDelta(a_KI, b_OK, layer.scale)
-
-    def __contains__(self, target: object) -> bool:
-        return target in self.layers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
+    @property
+    def deltas(self) -> AdapterDeltas:
+        """The updates, mapped from their files in the dtype that they are stored in."""
+        cpu = torch.device("cpu")
+        return {
+            target: LoraDelta(one.a.read(one.a.dtype, cpu), one.b.read(one.b.dtype, cpu), one.scale)
+            for target, one in self.layers.items()
+        }
 
 
 def open_adapter(path_or_id: str | Path, linears: Mapping[str, tuple[int, int]]) -> StoredAdapter:
@@ -97,11 +96,8 @@ def open_adapter(path_or_id: str | Path, linears: Mapping[str, tuple[int, int]])
     folder = _find(path_or_id)
     if (folder / CONFIG_FILE).is_file():
         settings = _read_settings(folder / CONFIG_FILE)
-        weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            raise CheckpointError(_no_weights(folder))
-        tensors = read_header(weights)
-        files: tuple[Path, ...] = (folder / CONFIG_FILE, weights)
+        tensors = read_header(_weights(folder))
+        files: tuple[Path, ...] = (folder / CONFIG_FILE, folder / WEIGHTS_FILE)
     elif (folder / "config.json").is_file():
         settings = adapter_settings(read_config(folder))
         tensors = [one for name, one in index_folder(folder).items() if ".lora_" in name]
@@ -135,11 +131,12 @@ def stored_adapter(
             continue
         rank = int(_setting(settings, "rank_pattern", path, settings["r"]))
         alpha = float(_setting(settings, "alpha_pattern", path, settings["lora_alpha"]))
+        scale = alpha / (math.sqrt(rank) if use_rslora else rank)
         outputs, inputs = linears[target]
         for part, needed in (("A", (rank, inputs)), ("B", (outputs, rank))):
             if parts[part].shape != needed:
                 problems.append(f"{path}.lora_{part} is {parts[part].shape} (needed {needed})")
-        layers[target] = StoredLayer(parts["A"], parts["B"], rank, alpha, use_rslora)
+        layers[target] = StoredLayer(parts["A"], parts["B"], rank, alpha, scale)
     if not pairs:
         problems.append("it holds no LoRA tensors")
     if problems:
@@ -159,14 +156,10 @@ def _setting(settings: Mapping[str, Any], patterns: str, path: str, otherwise: A
 
 def adapter_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's settings of the adapter that a checkpoint of ours or the reference describes."""
-    return {
-        "r": values.get("lora_rank", NatureLMConfig.lora_rank),
-        "lora_alpha": values.get("lora_alpha", NatureLMConfig.lora_alpha),
-        "lora_dropout": values.get("lora_dropout", NatureLMConfig.lora_dropout),
-        "use_rslora": values.get("use_rslora", False),
-        "rank_pattern": values.get("lora_rank_pattern") or {},
-        "alpha_pattern": values.get("lora_alpha_pattern") or {},
+    settings = {
+        name: values.get(key, getattr(NatureLMConfig, key)) for name, key in _SETTINGS.items()
     }
+    return settings | {name: settings[name] or {} for name in ("rank_pattern", "alpha_pattern")}
 
 
 def configure_adapter(
@@ -177,14 +170,14 @@ def configure_adapter(
         {target: layer.rank for target, layer in adapter.layers.items()},
         {target: layer.alpha for target, layer in adapter.layers.items()},
         linears,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.use_rslora,
     )
     changed = copy.deepcopy(config)
-    changed.lora = True
-    changed.lora_rank, changed.lora_alpha = peft.r, peft.lora_alpha
-    changed.lora_rank_pattern = peft.rank_pattern or None
-    changed.lora_alpha_pattern = peft.alpha_pattern or None
-    changed.lora_dropout, changed.use_rslora = adapter.dropout, adapter.use_rslora
-    changed.lora_target_modules = sorted(peft.target_modules or ())
+    changed.lora, changed.lora_target_modules = True, sorted(peft.target_modules or ())
+    for name, key in _SETTINGS.items():
+        value = getattr(peft, name)
+        setattr(changed, key, None if value == {} else value)
     return changed
 
 
@@ -204,15 +197,17 @@ def _find(path_or_id: str | Path) -> Path:
         ) from None
 
 
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(folder.glob("adapter_model.bin"))
-    if pickles:
-        return (
-            f"{pickles[0]} is a pickle file, which can run code when it is opened; only "
+def _weights(folder: Path) -> Path:
+    pickle = folder / "adapter_model.bin"
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    if pickle.exists():
+        raise CheckpointError(
+            f"{pickle} is a pickle file, which can run code when it is opened; only "
             f"{WEIGHTS_FILE} is loaded. Where you trust it, load it with PEFT and save it again: "
             "save_pretrained(folder) writes safetensors."
         )
-    return f"{folder} holds no {WEIGHTS_FILE}"
+    raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -241,12 +236,11 @@ def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, S
     names: set[str | None] = set()
     strange: list[str] = []
     for tensor in tensors:
-        found = _LORA_TENSOR.match(tensor.name)
-        if found is None:
+        if found := _LORA_TENSOR.match(tensor.name):
+            names.add(found["name"])
+            pairs.setdefault(found["path"], {})[found["part"]] = tensor
+        else:
             strange.append(tensor.name)
-            continue
-        names.add(found["name"])
-        pairs.setdefault(found["path"], {})[found["part"]] = tensor
     if strange:
         raise CheckpointError(
             f"adapter {label} holds tensors that are no plain LoRA: {', '.join(strange[:5])}"
@@ -264,13 +258,13 @@ def _unwrapped(path: str) -> str:
 
 def _target(path: str, linears: Collection[str]) -> str | None:
     """The linear layer that a path of any prefix means; the longest name that fits."""
-    if _unwrapped(path) in linears:
-        return _unwrapped(path)
-    fitting = [name for name in linears if path.endswith(f".{name}")]
-    if not fitting:  # saved from the model without its head: layers.0…, for model.layers.0…
-        fitting = [name for name in linears if name.endswith(f".{_unwrapped(path)}")]
-        return fitting[0] if len(fitting) == 1 else None
-    return max(fitting, key=len)
+    own = _unwrapped(path)
+    fitting = [name for name in linears if own == name or path.endswith(f".{name}")]
+    if fitting:
+        return own if own in fitting else max(fitting, key=len)
+    # saved from the model without its head: layers.0…, for model.layers.0…
+    fitting = [name for name in linears if name.endswith(f".{own}")]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def write_adapter(
@@ -278,27 +272,24 @@ def write_adapter(
 ) -> None:
     """Write an adapter in PEFT's format; its scales are those of the updates."""
     folder.mkdir(parents=True, exist_ok=True)
-    updates = dict(deltas)
     power = 0.5 if config.use_rslora else 1.0
+    alphas = {target: one.scale * one.rank**power for target, one in deltas.items()}
+    for target, alpha in alphas.items():
+        if math.isclose(alpha, round(alpha), rel_tol=1e-12):
+            alphas[target] = float(round(alpha))
     settings = lora_config(
-        {target: update.rank for target, update in updates.items()},
-        {target: _alpha(update, power) for target, update in updates.items()},
+        {target: update.rank for target, update in deltas.items()},
+        alphas,
         linears,
         use_rslora=config.use_rslora,
         lora_dropout=config.lora_dropout,
         base_model_name_or_path=config.llama_path,
+        inference_mode=True,
     )
-    settings.inference_mode = True
     settings.target_modules = sorted(settings.target_modules or ())  # a set, written in any order
     tensors = {}
-    for target, update in updates.items():
+    for target, update in deltas.items():
         tensors[f"{PEFT_PREFIX}{target}.lora_A.weight"] = update.a_KI
         tensors[f"{PEFT_PREFIX}{target}.lora_B.weight"] = update.b_OK
     write_file(tensors, folder / WEIGHTS_FILE)
     settings.save_pretrained(str(folder))
-
-
-def _alpha(update: LoraDelta, power: float) -> float:
-    """The alpha that gives the update's scale, an integer where it is one but for rounding."""
-    alpha = update.scale * update.rank**power
-    return float(round(alpha)) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
