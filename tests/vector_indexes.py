@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -20,15 +22,22 @@ SETTINGS = IndexSettings(
 )
 
 
-def blocks_of(vectors: np.ndarray, rows: int, per_file: int = 4) -> list[Shard]:
-    """Vectors as blocks of an index whose files have `per_file` windows each."""
-    numbers = np.arange(len(vectors))
-    return [
-        Shard(
-            [f"f{number // per_file}.wav" for number in numbers[start : start + rows]],
-            5.0 * (numbers[start : start + rows] % per_file),
-            5.0 * (numbers[start : start + rows] % per_file) + 10.0,
-            vectors[start : start + rows],
-        )
-        for start in range(0, len(vectors), rows)
-    ]
+class MemoryIndex(VectorIndex):
+    """Vectors as shards of so many rows of an index whose files have four windows each."""
+
+    def __init__(self, vectors: np.ndarray, rows: int) -> None:
+        self.path, self.settings = Path("memory"), replace(SETTINGS, width=vectors.shape[1])
+        self._vectors, self._rows = vectors, rows
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def files(self) -> list[str]:
+        return [f"f{number}.wav" for number in range(-(-len(self) // 4))]
+
+    def shards(self) -> Iterator[Shard]:
+        for start in range(0, len(self), self._rows):
+            numbers = np.arange(start, min(start + self._rows, len(self)))
+            starts = 5.0 * (numbers % 4)
+            files = [f"f{number // 4}.wav" for number in numbers]
+            yield Shard(files, starts, starts + 10.0, self._vectors[numbers])

@@ -155,8 +155,13 @@ def search(
 
     Similarity is the cosine of two vectors, 1 for the same direction. Every window is looked at.
     """
-    from NatureLM.search.index import open_index
-    from NatureLM.search.search import nearest, query_windows, refuse_other_model, same_recording
+    from NatureLM.search.index import (
+        nearest,
+        open_index,
+        query_windows,
+        refuse_other_model,
+        same_recording,
+    )
 
     if top_k < 1:
         raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
@@ -164,22 +169,22 @@ def search(
     opened = open_index(index)
     windows = query_windows(query_clip, opened.settings, start=start, end=end)
     embedder = load_embedder(model or opened.settings.model, opened.settings.layer, device, dtype)
-    refuse_other_model(opened, embedder)
+    refuse_other_model(opened, embedder.fingerprint)
     own = same_recording(query_clip)
     matches = nearest(
         opened,
         embedder.vectors(windows),
         top_k,
-        is_wanted=(lambda file: not own(file)) if others_only else None,
+        is_wanted=lambda file: not (others_only and own(file)),
     )
     if as_json:
         for rank, match in enumerate(matches, start=1):
             found = {
                 "rank": rank,
                 "similarity": round(match.similarity, 6),
-                "audio_path": match.row.file,
-                "start": match.row.start,
-                "end": match.row.end,
+                "audio_path": match.file,
+                "start": match.start,
+                "end": match.end,
             }
             typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -188,9 +193,9 @@ def search(
         [
             str(rank),
             f"{match.similarity:.4f}",
-            match.row.file,
-            f"{match.row.start:.2f}s",
-            f"{match.row.end:.2f}s",
+            match.file,
+            f"{match.start:.2f}s",
+            f"{match.end:.2f}s",
         ]
         for rank, match in enumerate(matches, start=1)
     ]

@@ -16,11 +16,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +34,12 @@ from NatureLM.results.store import JsonlAppender
 from NatureLM.search.index import (
     IndexSettings,
     Shard,
+    VectorIndex,
     open_index,
     rows_of_a_shard,
     writer_of,
 )
-from NatureLM.util import atomic_write, digest
+from NatureLM.util import atomic_write, digest, oom_backoff
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,8 +80,6 @@ class Embedder:
         self, windows: Sequence[Window], time_expansion: float = 1.0
     ) -> NDArray[np.float32]:
         """One vector for each window, float32 of shape (windows, width)."""
-        from NatureLM.util import oom_backoff
-
         made: list[NDArray[np.float32]] = []
         start = 0
         while start < len(windows):
@@ -153,7 +153,7 @@ class BuildResult:
     rows: of the index; new: those made now; errors: recordings that could not be read
     """
 
-    rows: int = 0
+    rows: int
     new: int = 0
     errors: list[RecordingError] = field(default_factory=list)
 
@@ -190,33 +190,30 @@ def make_index(
         refuse_other_settings(output, index.settings, settings)
         whole = set(index.files()) - set(index.settings.unfinished)
         if not parts.exists() and not set(files) - whole:
-            return BuildResult(rows=len(index))
-    result = BuildResult()
+            return BuildResult(len(index))
     journal = Journal(parts, settings, overwrite=overwrite)
     try:
         if index is not None:
-            _adopt(journal, output)
+            _adopt(journal, index)
         changed = journal.changed(files)
         if changed:
             raise UsageError(
                 f"{parts}: recordings have changed since their windows were heard: "
                 f"{', '.join(changed[:5])}; give --overwrite to start anew"
             )
-        before = journal.rows
+        before = len(journal)
         begun(before, sum(not journal.is_done(file) for file in files))
-        _embed_missing(files, journal, embedder, result, report)
-        result.rows, result.new = journal.rows, journal.rows - before
-        size = rows_of_a_shard(settings.width)
-        kept = replace(settings, unfinished=tuple(journal.unfinished()))
+        errors = _embed_missing(files, journal, embedder, report)
+        journal.settings = replace(settings, unfinished=tuple(journal.unfinished()))
         with atomic_write(output, alone=True) as unfinished:
-            write(unfinished, kept, journal.rows, lambda: journal.shards(size))
+            write(unfinished, journal)
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())
     except BaseException:
         journal.close()
         raise
     journal.remove()
-    return result
+    return BuildResult(len(journal), len(journal) - before, errors)
 
 
 def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings) -> None:
@@ -229,11 +226,10 @@ def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings)
         )
 
 
-def _adopt(journal: Journal, output: Path) -> None:
+def _adopt(journal: Journal, index: VectorIndex) -> None:
     """Take the rows of an index that is there into the journal."""
-    index = open_index(output)
     known = {file: journal.windows(file) for file in index.files()}
-    for shard in index.shards(rows_of_a_shard(index.settings.width)):
+    for shard in index.shards():
         first = 0
         for file, group in groupby(shard.files):
             end = first + sum(1 for _ in group)
@@ -249,105 +245,74 @@ def _adopt(journal: Journal, output: Path) -> None:
             journal.finish(file)
 
 
-Event: TypeAlias = RecordingWindow | RecordingError | str
-"""A window, a recording that broke off, or the name of a recording that was read to its end."""
-
-
 def _embed_missing(
-    files: Sequence[str],
-    journal: Journal,
-    embedder: Embedder,
-    result: BuildResult,
-    report: Report,
-) -> None:
+    files: Sequence[str], journal: Journal, embedder: Embedder, report: Report
+) -> list[RecordingError]:
     """Make the vectors that are missing; a batch may hold windows of several recordings."""
     settings = journal.settings
     todo = [file for file in files if not journal.is_done(file)]
+    cutting = ("sample_rate", "window_seconds", "hop_seconds", "channel", "time_expansion")
     stream = WindowStream(
         [Recording(number, file, file, queries=()) for number, file in enumerate(todo)],
-        {
-            "sample_rate": settings.sample_rate,
-            "window_seconds": settings.window_seconds,
-            "hop_seconds": settings.hop_seconds,
-            "channel": settings.channel,
-            "time_expansion": settings.time_expansion,
-        },
+        {name: getattr(settings, name) for name in cutting},
         input_sample_rate=0,  # files know their own
     )
-    missing = (
-        event
-        for event in _with_ends(stream)
-        if not isinstance(event, RecordingWindow)
-        or event.window.index >= journal.windows(event.recording.name)
-    )
-    for events in _batches(missing, lambda: embedder.batch):
-        windows = [event.window for event in events if isinstance(event, RecordingWindow)]
+    waiting: list[RecordingWindow] = []
+    ended: list[tuple[str, RecordingError | None]] = []  # after the windows that wait
+
+    def flush() -> None:
         vectors = np.empty((0, settings.width), np.float32)
-        if windows:
+        if waiting:
+            windows = [one.window for one in waiting]
             vectors = embedder.vectors(windows, settings.time_expansion)
-        for file, group in groupby(events, key=_file_of):
-            of_file = list(group)
-            own = [event.window for event in of_file if isinstance(event, RecordingWindow)]
-            if own:
-                starts, ends = [one.start for one in own], [one.end for one in own]
-                journal.add(file, starts, ends, vectors[: len(own)])
-                vectors = vectors[len(own) :]
-            for event in of_file:
-                if isinstance(event, str):
-                    journal.finish(file)
-                    report(file, journal.windows(file))
-                elif isinstance(event, RecordingError):
-                    result.errors.append(event)
-                    report(file, event)
+        for file, group in groupby(waiting, key=_file_of):
+            own = [one.window for one in group]
+            starts, ends = [one.start for one in own], [one.end for one in own]
+            journal.add(file, starts, ends, vectors[: len(own)])
+            vectors = vectors[len(own) :]
+        for file, error in ended:
+            if error is None:
+                journal.finish(file)
+            report(file, error or journal.windows(file))
+        waiting.clear()
+        ended.clear()
+
+    errors: list[RecordingError] = []
+    for file, items in groupby(stream, key=_file_of):
+        error = None
+        for item in items:
+            if isinstance(item, RecordingError):
+                error = item
+                errors.append(item)
+            elif item.window.index >= journal.windows(file):
+                waiting.append(item)
+                if len(waiting) >= embedder.batch:
+                    flush()
+        ended.append((file, error))
+    flush()
+    return errors
 
 
-def _file_of(event: Event) -> str:
-    if isinstance(event, RecordingWindow):
-        return event.recording.name
-    return event if isinstance(event, str) else event.audio_path
-
-
-def _with_ends(stream: Iterable[RecordingWindow | RecordingError]) -> Iterator[Event]:
-    """Windows and errors, and after the last window of a recording its name."""
-    for file, group in groupby(stream, key=_file_of):
-        is_whole = True
-        for item in group:
-            is_whole = isinstance(item, RecordingWindow)
-            yield item
-        if is_whole:
-            yield file
-
-
-def _batches(events: Iterable[Event], size: Callable[[], int]) -> Iterator[list[Event]]:
-    """Events with so many windows among them."""
-    waiting: list[Event] = []
-    windows = 0
-    for event in events:
-        waiting.append(event)
-        windows += isinstance(event, RecordingWindow)
-        if windows >= size():
-            yield waiting
-            waiting, windows = [], 0
-    if waiting:
-        yield waiting
+def _file_of(item: RecordingWindow | RecordingError) -> str:
+    return item.recording.name if isinstance(item, RecordingWindow) else item.audio_path
 
 
 _ROWS, _VECTORS, _SETTINGS = "rows.jsonl", "vectors.f32", "settings.json"
 _CHUNK = 64  # rows of a line at most
 
 
-class _Chunk(NamedTuple):
-    """A line: windows of a recording from number `first` on, whose vectors begin at a row."""
+@dataclass
+class _Known:
+    """What is there of a recording: for each line the row of its first vector, and its windows."""
 
-    recording: int
-    first: int
-    row: int
-    rows: int
-    offset: int
+    lines: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
+    windows: int = 0
+    identity: Identity | None = None
+    is_done: bool = False
 
 
-class Journal:
-    """The work so far on an index.
+class Journal(VectorIndex):
+    """The work so far on an index: it is one, and grows.
 
     folder: made if it is not there
     overwrite: forget what is in it
@@ -356,14 +321,10 @@ class Journal:
     """
 
     def __init__(self, folder: Path, settings: IndexSettings, *, overwrite: bool = False) -> None:
-        self.folder, self.settings = folder, settings
+        self.path, self.settings = folder, settings
         self._bytes_of_row = 4 * settings.width
-        self._recordings: dict[str, int] = {}
-        self._windows: dict[str, int] = {}
-        self._identities: dict[str, Identity] = {}
-        self._done: set[str] = set()
-        self._chunks: list[_Chunk] = []
-        self.rows = 0
+        self._known: defaultdict[str, _Known] = defaultdict(_Known)
+        self._rows = 0
         self._lines = JsonlAppender(folder / _ROWS)
         try:
             self._prepare(overwrite)
@@ -372,22 +333,56 @@ class Journal:
             self._lines.close()
             raise
 
+    def __len__(self) -> int:
+        return self._rows
+
+    def files(self) -> list[str]:
+        return list(self._known)
+
+    def shards(self) -> Iterator[Shard]:
+        """All rows, recording by recording; a shard has as many as lines bring above its size."""
+        waiting: list[tuple[str, int, NDArray[np.float64], NDArray[np.float64]]] = []
+        size = rows_of_a_shard(self.settings.width)
+        rows = 0
+        for file, known in self._known.items():
+            for line in known.lines:
+                waiting.append((file, *line))
+                rows += len(line[1])
+                if rows >= size:
+                    yield self._shard(waiting)
+                    waiting, rows = [], 0
+        if waiting:
+            yield self._shard(waiting)
+
+    def _shard(
+        self, lines: Sequence[tuple[str, int, NDArray[np.float64], NDArray[np.float64]]]
+    ) -> Shard:
+        files, vectors = [], []
+        with open(self.path / _VECTORS, "rb") as data:
+            for file, row, starts, _ in lines:
+                files += [file] * len(starts)
+                data.seek(row * self._bytes_of_row)
+                raw = data.read(len(starts) * self._bytes_of_row)
+                vectors.append(np.frombuffer(raw, np.float32).reshape(len(starts), -1))
+        starts, ends = (np.concatenate([line[column] for line in lines]) for column in (2, 3))
+        return Shard(files, starts, ends, np.concatenate(vectors))
+
     def is_done(self, file: str) -> bool:
         """Whether all windows of a recording are there."""
-        return file in self._done
+        return file in self._known and self._known[file].is_done
 
     def unfinished(self) -> list[str]:
         """Recordings of which there are windows, but not all."""
-        return [file for file in self._recordings if file not in self._done]
+        return [file for file, known in self._known.items() if not known.is_done]
 
     def windows(self, file: str) -> int:
         """How many windows of a recording are there, from the first one on."""
-        return self._windows.get(file, 0)
+        return self._known[file].windows if file in self._known else 0
 
     def changed(self, files: Sequence[str]) -> list[str]:
         """Recordings that are others than when their windows were read."""
-        known = self._identities
-        return [file for file in files if file in known and identity(file) != known[file]]
+        before = {file: known.identity for file, known in self._known.items() if known.identity}
+        return [file for file in files if file in before and identity(file) != before[file]]
 
     def add(
         self,
@@ -410,26 +405,12 @@ class Journal:
                 "heard": seen,
             }
             self._write_vectors(np.ascontiguousarray(vectors[begin:end], np.float32))
-            offset = self._lines.size
-            self._lines.append(_line(line))
-            self._take(line, offset)
+            self._write_line(line)
 
     def finish(self, file: str) -> None:
         """All windows of a recording are there."""
-        if file not in self._done:
-            self._lines.append(_line({"done": file}))
-            self._done.add(file)
-
-    def shards(self, rows: int) -> Iterator[Shard]:
-        """All rows, recording by recording, so many at a time (a few more at most)."""
-        waiting: list[_Chunk] = []
-        for chunk in sorted(self._chunks):
-            waiting.append(chunk)
-            if sum(one.rows for one in waiting) >= rows:
-                yield self._shard(waiting)
-                waiting = []
-        if waiting:
-            yield self._shard(waiting)
+        if not self.is_done(file):
+            self._write_line({"done": file})
 
     def close(self) -> None:
         """Close the files; what was written is on the disk."""
@@ -441,11 +422,11 @@ class Journal:
     def remove(self) -> None:
         """The index is there: the folder goes."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _prepare(self, overwrite: bool) -> None:
         """Read what is there, and cut off what was not written whole."""
-        path, vectors = self.folder / _SETTINGS, self.folder / _VECTORS
+        path, vectors = self.path / _SETTINGS, self.path / _VECTORS
         if overwrite or not path.exists():
             self._lines.truncate(0)
             vectors.write_bytes(b"")
@@ -453,67 +434,47 @@ class Journal:
                 unfinished.write_text(self.settings.to_json() + "\n", encoding="utf-8")
             return
         before = IndexSettings.from_json(path.read_text(encoding="utf-8"), path)
-        refuse_other_settings(self.folder, before, self.settings)
+        refuse_other_settings(self.path, before, self.settings)
         vectors.touch()
         room = vectors.stat().st_size // self._bytes_of_row
         end = 0
-        for text in read_lines(self.folder / _ROWS):
+        for text in read_lines(self.path / _ROWS):
             try:
                 line = json.loads(text)
             except ValueError:
                 break
-            if not isinstance(line, dict) or not self._take(line, end, room):
-                break
+            if not isinstance(line, dict) or self._rows + len(line.get("starts", ())) > room:
+                break  # it speaks of vectors that are not there
+            self._take(line)
             end += len(text)
         self._lines.truncate(end)
-        os.truncate(vectors, self.rows * self._bytes_of_row)
+        os.truncate(vectors, self._rows * self._bytes_of_row)
 
-    def _take(self, line: dict[str, Any], offset: int, room: int | None = None) -> bool:
-        """Count a line in; False if it speaks of vectors that are not there."""
+    def _take(self, line: dict[str, Any]) -> None:
+        """Count a line in."""
         if "done" in line:
-            self._done.add(line["done"])
-            return True
-        file, count = line["file"], len(line["starts"])
-        if room is not None and self.rows + count > room:
-            return False
-        number = self._recordings.setdefault(file, len(self._recordings))
-        self._chunks.append(_Chunk(number, line["first"], self.rows, count, offset))
-        self._windows[file] = line["first"] + count
+            self._known[line["done"]].is_done = True
+            return
+        known = self._known[line["file"]]
+        starts, ends = (np.array(line[name], np.float64) for name in ("starts", "ends"))
+        known.lines.append((self._rows, starts, ends))
+        known.windows += len(starts)
         if line["heard"] is not None:
-            self._identities[file] = (line["heard"][0], line["heard"][1])
-        self.rows += count
-        return True
+            known.identity = (line["heard"][0], line["heard"][1])
+        self._rows += len(starts)
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        self._lines.append(json.dumps(line).encode() + b"\n")
+        self._take(line)
 
     def _write_vectors(self, vectors: NDArray[np.float32]) -> None:
         data = memoryview(vectors.tobytes())
         try:
-            self._vectors.seek(self.rows * self._bytes_of_row)
+            self._vectors.seek(self._rows * self._bytes_of_row)
             while data:
                 data = data[self._vectors.write(data) :]
         except OSError as error:
             raise NatureLMError(
-                f"{self.folder}: the vectors cannot be written further: {error.strerror}. When "
+                f"{self.path}: the vectors cannot be written further: {error.strerror}. When "
                 "this is fixed, the same command goes on from there."
             ) from None
-
-    def _shard(self, chunks: Sequence[_Chunk]) -> Shard:
-        """The rows of chunks, read again from the two files."""
-        files: list[str] = []
-        starts: list[float] = []
-        ends: list[float] = []
-        vectors: list[NDArray[np.float32]] = []
-        with open(self.folder / _ROWS, "rb") as lines, open(self.folder / _VECTORS, "rb") as data:
-            for chunk in chunks:
-                lines.seek(chunk.offset)
-                line = json.loads(lines.readline())
-                files += [line["file"]] * chunk.rows
-                starts += line["starts"]
-                ends += line["ends"]
-                data.seek(chunk.row * self._bytes_of_row)
-                raw = data.read(chunk.rows * self._bytes_of_row)
-                vectors.append(np.frombuffer(raw, np.float32).reshape(chunk.rows, -1))
-        return Shard(files, np.array(starts), np.array(ends), np.concatenate(vectors))
-
-
-def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values).encode() + b"\n"

@@ -1,21 +1,23 @@
-"""Indexes on disk: one row for each window of recordings, with its vector.
+"""Indexes on disk, one row for each window of recordings, and the rows that are most like a clip.
 
-As .npz: arrays that any NumPy reads, stored uncompressed, so that they can be mapped: `vectors`
-(rows, width) float32, `file` (rows,) int32 numbers in `files`, `start` and `end` (rows,) float64
-seconds, `model` and `settings` strings. `files[file]` are the recordings of the rows.
+As .npz: arrays that any NumPy reads, stored uncompressed, so that parts of them can be read:
+`vectors` (rows, width) float32, `file` (rows,) int32 numbers in `files`, `start` and `end` (rows,)
+float64 seconds, `model` and `settings` strings. `files[file]` are the recordings of the rows. As
+Parquet: columns file, start, end, vector and model; settings in the metadata.
 
-As Parquet: columns file, start, end, vector and model; settings in the metadata.
+Shapes: Q query vectors, N rows of a shard, E width.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import accumulate
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +25,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
+from NatureLM.audio.decode import probe
+from NatureLM.audio.windows import Window, iter_windows, read_clip
 from NatureLM.errors import UsageError
 
 SCHEMA_VERSION = 1
@@ -91,13 +95,9 @@ class IndexSettings:
 _SHARD_BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
-class IndexRow:
-    """A window of an index: seconds in the recording."""
-
-    file: str
-    start: float
-    end: float
+def rows_of_a_shard(width: int) -> int:
+    """How many vectors of a width are worked on at once."""
+    return max(64, _SHARD_BYTES // (4 * width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +108,6 @@ class Shard:
     starts: NDArray[np.float64]
     ends: NDArray[np.float64]
     vectors: NDArray[np.float32]
-
-
-def rows_of_a_shard(width: int) -> int:
-    """How many vectors of a width are worked on at once."""
-    return max(64, _SHARD_BYTES // (4 * width))
 
 
 class VectorIndex(ABC):
@@ -130,21 +125,12 @@ class VectorIndex(ABC):
         """The recordings, in the order of their first rows."""
 
     @abstractmethod
-    def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
-        """The vectors in order, float32 (so many rows at most, width) at a time."""
-
-    @abstractmethod
-    def shards(self, rows: int) -> Iterator[Shard]:
-        """All of the rows in order, so many at most at a time."""
-
-    @abstractmethod
-    def rows_at(self, numbers: Sequence[int]) -> list[IndexRow]:
-        """Rows by their numbers, in the order of these."""
+    def shards(self) -> Iterator[Shard]:
+        """All of the rows in order, about `rows_of_a_shard` at a time."""
 
 
-Writer: TypeAlias = Callable[[Path, IndexSettings, int, Callable[[], Iterable[Shard]]], None]
-"""Writes an index of so many rows to a file that is not there yet; its shards can be asked for
-several times."""
+Writer: TypeAlias = Callable[[Path, VectorIndex], None]
+"""Writes the rows and settings of an index to a file that is not there yet."""
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -153,53 +139,49 @@ def open_index(path: Path) -> VectorIndex:
     """Open an index. Raises UsageError."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such index; make one with `naturelm embed`")
-    if check_suffix(path) == ".parquet":
-        return ParquetIndex(path)
-    return NpzIndex(path)
+    return ParquetIndex(path) if _is_parquet(path) else NpzIndex(path)
 
 
 def writer_of(path: Path) -> Writer:
     """What writes an index of this name. Raises UsageError where it lacks a library."""
-    if check_suffix(path) == ".parquet":
-        import_pyarrow()
-        return write_parquet
-    return write_npz
+    if not _is_parquet(path):
+        return _write_npz
+    _import_pyarrow()
+    return _write_parquet
 
 
-def check_suffix(path: Path) -> str:
-    """The suffix of an index, in lower case; raises UsageError for another."""
+def _is_parquet(path: Path) -> bool:
+    """Whether the suffix says so; raises UsageError for one that is no index's."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"{path}: an index is a file whose name ends in {' or '.join(SUFFIXES)}")
-    return suffix
+    return suffix == ".parquet"
 
 
 _LOCAL_HEADER = 30  # bytes of a member's header in a zip file, before its name
 _NPZ_COLUMNS = ("vectors", "file", "files", "start", "end", "settings")
 
 
-def write_npz(
-    path: Path, settings: IndexSettings, rows: int, shards: Callable[[], Iterable[Shard]]
-) -> None:
-    """See `Writer`. The shards are gone through once for each array."""
+def _write_npz(path: Path, index: VectorIndex) -> None:
+    """See `Writer`. All but the vectors is in memory until these are written."""
     numbers: dict[str, int] = {}
-    for shard in shards():
-        for file in shard.files:
-            numbers.setdefault(file, len(numbers))
+    columns: list[tuple[NDArray[Any], ...]] = [(np.empty(0, np.int32), *(np.empty(0),) * 2)]
 
-    def file_numbers(shard: Shard) -> NDArray[Any]:
-        return np.array([numbers[file] for file in shard.files], np.int32)
+    def vectors() -> Iterator[NDArray[np.float32]]:
+        for shard in index.shards():
+            files = [numbers.setdefault(file, len(numbers)) for file in shard.files]
+            columns.append((np.array(files, np.int32), shard.starts, shard.ends))
+            yield shard.vectors
 
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
-        shape = (rows, settings.width)
-        _write_array(archive, "vectors", np.float32, shape, (one.vectors for one in shards()))
-        _write_array(archive, "file", np.int32, (rows,), map(file_numbers, shards()))
-        _write_array(archive, "start", np.float64, (rows,), (one.starts for one in shards()))
-        _write_array(archive, "end", np.float64, (rows,), (one.ends for one in shards()))
+        shape = (len(index), index.settings.width)
+        _write_array(archive, "vectors", np.float32, shape, vectors())
+        for name, column in zip(("file", "start", "end"), zip(*columns, strict=True), strict=True):
+            _write_array(archive, name, column[0].dtype, shape[:1], column)
         for name, value in (
             ("files", np.array(list(numbers), dtype=np.str_)),
-            ("model", np.array(settings.model_id)),
-            ("settings", np.array(settings.to_json())),
+            ("model", np.array(index.settings.model_id)),
+            ("settings", np.array(index.settings.to_json())),
         ):
             _write_array(archive, name, value.dtype, value.shape, [value])
 
@@ -229,7 +211,7 @@ class _Place:
 
 
 class NpzIndex(VectorIndex):
-    """An .npz that is mapped part by part."""
+    """An .npz that is read part by part."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -255,11 +237,8 @@ class NpzIndex(VectorIndex):
     def files(self) -> list[str]:
         return [str(file) for file in self._files]
 
-    def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(self), rows):
-            yield self._read("vectors", start, min(start + rows, len(self)))
-
-    def shards(self, rows: int) -> Iterator[Shard]:
+    def shards(self) -> Iterator[Shard]:
+        rows = rows_of_a_shard(self.settings.width)
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
             yield Shard(
@@ -269,27 +248,15 @@ class NpzIndex(VectorIndex):
                 self._read("vectors", start, stop),
             )
 
-    def rows_at(self, numbers: Sequence[int]) -> list[IndexRow]:
-        found: list[IndexRow] = []
-        for number in numbers:
-            file, start, end = (
-                self._read(name, number, number + 1)[0] for name in ("file", "start", "end")
-            )
-            found.append(IndexRow(str(self._files[file]), float(start), float(end)))
-        return found
-
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows of an array; the pages that are mapped for it are let go of at once."""
+        """An array, or rows of it."""
         place = self._places[name]
-        shape, skipped = place.shape, 0
+        shape, offset = place.shape, place.offset
         if shape:
-            last = place.shape[0] if stop is None else stop
-            shape = (last - start, *place.shape[1:])
-            skipped = start * int(np.prod(place.shape[1:], dtype=np.int64)) * place.dtype.itemsize
-        if 0 in shape or place.dtype.itemsize == 0:
-            return np.empty(shape, place.dtype)
-        mapped = np.memmap(self.path, place.dtype, "r", place.offset + skipped, shape)
-        return np.array(mapped)
+            offset += start * math.prod(shape[1:]) * place.dtype.itemsize
+            shape = ((shape[0] if stop is None else stop) - start, *shape[1:])
+        flat = np.fromfile(self.path, place.dtype, math.prod(shape), offset=offset)
+        return flat.reshape(shape)
 
 
 def _places(path: Path) -> dict[str, _Place]:
@@ -311,7 +278,7 @@ def _places(path: Path) -> dict[str, _Place]:
             shape, fortran, dtype = npy.read_array_header_1_0(file)
             if fortran or dtype.hasobject:
                 raise UsageError(f"{path}: {member.filename} cannot be mapped")
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            size = math.prod(shape) * dtype.itemsize
             if file.tell() + size > path.stat().st_size:
                 raise UsageError(f"{path}: is cut off")
             places[member.filename.removesuffix(".npy")] = _Place(file.tell(), dtype, shape)
@@ -322,7 +289,7 @@ _KEY = b"naturelm_index"
 _PARQUET_COLUMNS = {"file", "start", "end", "vector", "model"}
 
 
-def import_pyarrow() -> Any:
+def _import_pyarrow() -> Any:
     """pyarrow with its module parquet; raises UsageError where it is not installed."""
     try:
         import pyarrow  # type: ignore[import-untyped]
@@ -335,11 +302,10 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def write_parquet(
-    path: Path, settings: IndexSettings, rows: int, shards: Callable[[], Iterable[Shard]]
-) -> None:
+def _write_parquet(path: Path, index: VectorIndex) -> None:
     """See `Writer`; a shard is a row group."""
-    pa = import_pyarrow()
+    pa = _import_pyarrow()
+    settings = index.settings
     schema = pa.schema(
         [
             ("file", pa.string()),
@@ -353,7 +319,7 @@ def write_parquet(
     with pa.parquet.ParquetWriter(
         path, schema, use_dictionary=["file", "model"], compression="none"
     ) as writer:
-        for shard in shards():
+        for shard in index.shards():
             flat = pa.array(np.ascontiguousarray(shard.vectors).reshape(-1))
             columns = [
                 pa.array(list(shard.files), pa.string()),
@@ -370,7 +336,7 @@ class ParquetIndex(VectorIndex):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        pa = import_pyarrow()
+        pa = _import_pyarrow()
         try:
             self._file = pa.parquet.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
@@ -382,9 +348,6 @@ class ParquetIndex(VectorIndex):
         self.settings = IndexSettings.from_json(metadata[_KEY], path)
         if schema.field("vector").type != pa.list_(pa.float32(), self.settings.width):
             raise UsageError(f"{path}: its vectors do not have the width that it says")
-        groups = self._file.metadata.num_row_groups
-        sizes = (self._file.metadata.row_group(group).num_rows for group in range(groups))
-        self._starts = [0, *accumulate(sizes)]
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -395,47 +358,148 @@ class ParquetIndex(VectorIndex):
             found.update(dict.fromkeys(table.column("file").to_pylist()))
         return list(found)
 
-    def vectors(self, rows: int) -> Iterator[NDArray[np.float32]]:
-        for table in self._tables(["vector"], rows):
-            yield self._matrix(table.column("vector"))
-
-    def shards(self, rows: int) -> Iterator[Shard]:
-        for table in self._tables(["file", "start", "end", "vector"], rows):
+    def shards(self) -> Iterator[Shard]:
+        for table in self._tables(["file", "start", "end", "vector"]):
+            pieces = [chunk.flatten().to_numpy() for chunk in table.column("vector").chunks]
+            flat = np.concatenate([np.empty(0, np.float32), *pieces])
             yield Shard(
                 table.column("file").to_pylist(),
                 table.column("start").to_numpy(),
                 table.column("end").to_numpy(),
-                self._matrix(table.column("vector")),
+                flat.reshape(-1, self.settings.width),
             )
 
-    def rows_at(self, numbers: Sequence[int]) -> list[IndexRow]:
-        found: dict[int, IndexRow] = {}
-        for group, start in enumerate(self._starts[:-1]):
-            here = [n for n in set(numbers) if start <= n < self._starts[group + 1]]
-            if not here:
-                continue
-            table = self._file.read_row_group(group, columns=["file", "start", "end"])
-            for number in here:
-                file, begin, end = (
-                    table.column(name)[number - start].as_py() for name in ("file", "start", "end")
-                )
-                found[number] = IndexRow(file, begin, end)
-        return [found[number] for number in numbers]
-
-    def _tables(self, columns: list[str], rows: int | None = None) -> Iterator[Any]:
-        """Columns of the rows in order, of one row group at a time, so many rows at most.
+    def _tables(self, columns: list[str]) -> Iterator[Any]:
+        """Columns of the rows in order, of one row group at a time, as many as a shard at most.
 
         `iter_batches` reads ahead, and holds much more.
         """
-        pool = import_pyarrow().default_memory_pool()
+        pool = _import_pyarrow().default_memory_pool()
+        rows = rows_of_a_shard(self.settings.width)
         for group in range(self._file.metadata.num_row_groups):
             table = self._file.read_row_group(group, columns=columns, use_threads=False)
-            for start in range(0, len(table), rows or max(1, len(table))):
+            for start in range(0, len(table), rows):
                 yield table.slice(start, rows)
             del table
             pool.release_unused()
 
-    def _matrix(self, column: Any) -> NDArray[np.float32]:
-        pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-        flat = np.concatenate([np.empty(0, np.float32), *pieces])
-        return flat.reshape(-1, self.settings.width)
+
+_MOST_WINDOWS = 32
+
+
+def query_windows(
+    clip: Path,
+    settings: IndexSettings,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+) -> list[Window]:
+    """A clip, or the part of it from `start` to `end` seconds, in windows like those of an index.
+
+    Times of the windows are those of the sound as the model hears it, slowed down. Raises
+    UsageError for times that make no clip and for clips of more than 32 windows, AudioError for one
+    that cannot be read.
+    """
+    if end is not None and not end > start:
+        raise UsageError(f"--end is {end:g} and must be after --start, {start:g}")
+    until = probe(clip).duration if end is None else end
+    seconds = max(0.0, until - start) * settings.time_expansion
+    if seconds > _MOST_WINDOWS * settings.window_seconds:
+        raise UsageError(
+            f"{clip}: the query lasts {seconds:.0f} s, and at most "
+            f"{_MOST_WINDOWS * settings.window_seconds:g} s can be looked for at once; name a "
+            "part of it with --start and --end"
+        )
+    rate = settings.sample_rate
+    # Slowed down by a factor, the sound has so many times the samples.
+    samples = read_clip(
+        clip,
+        start=start,
+        duration=None if end is None else end - start,
+        sample_rate=round(rate * settings.time_expansion),
+        channel=settings.channel,
+    )
+    return list(
+        iter_windows(
+            samples,
+            input_sample_rate=rate,
+            sample_rate=rate,
+            window_seconds=settings.window_seconds,
+            hop_seconds=settings.window_seconds,
+            warn=lambda text: None,
+        )
+    )
+
+
+def refuse_other_model(index: VectorIndex, fingerprint: str) -> None:
+    """Raise UsageError where an index was not made with the model of this fingerprint."""
+    if fingerprint != index.settings.fingerprint:
+        raise UsageError(
+            f"{index.path}: was made with another model than this one: {index.settings.model_id} "
+            f"there, {fingerprint} here. Vectors of different models (or of one in another "
+            "precision, see --dtype) cannot be compared: name the index's model with --model, or "
+            "make the index anew with `naturelm embed`"
+        )
+
+
+@dataclass(frozen=True)
+class Match:
+    """A window of an index (seconds in its file) that is like the query: cosine from -1 to 1."""
+
+    similarity: float
+    file: str
+    start: float
+    end: float
+
+
+def nearest(
+    index: VectorIndex,
+    queries_QE: NDArray[np.float32],
+    top_k: int = 20,
+    *,
+    is_wanted: Callable[[str], bool] = lambda file: True,
+) -> list[Match]:
+    """The most similar rows, best first; of equal ones the earlier. Memory does not grow with rows.
+
+    queries_QE: vectors (Q, E) of the query's windows; a row is as similar as to the nearest of them
+    is_wanted: takes the file of a row; rows of other files are left out
+
+    Raises UsageError for an impossible `top_k` or queries of another width.
+    """
+    if top_k < 1:
+        raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
+    width = index.settings.width
+    if queries_QE.ndim != 2 or queries_QE.shape[1] != width:
+        raise UsageError(
+            f"{index.path}: its vectors have {width} numbers, those of the query "
+            f"{queries_QE.shape[-1]}"
+        )
+    unit_QE = _unit(queries_QE.astype(np.float32))
+    remembered = cache(is_wanted)
+    best: list[Match] = []
+    for shard in index.shards():
+        wanted = np.flatnonzero([remembered(file) for file in shard.files])
+        similar_N = (_unit(shard.vectors[wanted]) @ unit_QE.T).max(axis=1)
+        for place in np.argsort(-similar_N, kind="stable")[:top_k]:
+            row, similarity = wanted[place], float(similar_N[place])
+            start, end = float(shard.starts[row]), float(shard.ends[row])
+            best.append(Match(similarity, str(shard.files[row]), start, end))
+        best = sorted(best, key=lambda match: -match.similarity)[:top_k]
+    return best
+
+
+def same_recording(path: Path) -> Callable[[str], bool]:
+    """Whether a file of an index is this recording."""
+    real = path.resolve()
+    return lambda file: Path(file).resolve() == real
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of length 1; those of length 0, or with NaN or infinity, become zero."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.sqrt(np.einsum("ne,ne->n", vectors, vectors))
+        usable = np.isfinite(norms) & (norms > 0)
+        lengths = np.where(usable, norms, 1.0).astype(np.float32)
+        unit: NDArray[np.float32] = vectors / lengths[:, None]
+    unit[~usable] = 0.0
+    return unit

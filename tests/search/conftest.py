@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from vector_indexes import SETTINGS, MakeIndex, blocks_of
+from vector_indexes import MakeIndex, MemoryIndex
 
-from NatureLM.search.index import IndexSettings, VectorIndex, open_index, writer_of
+from NatureLM.search.index import VectorIndex, open_index, writer_of
 
 
 @pytest.fixture
@@ -19,9 +19,7 @@ def make_index(tmp_path: Path) -> MakeIndex:
     def make(vectors: np.ndarray, suffix: str = ".npz", rows: int = 3) -> VectorIndex:
         path = tmp_path / f"index{suffix}"
         path.unlink(missing_ok=True)
-        settings = IndexSettings(**{**vars(SETTINGS), "width": vectors.shape[1]})
-        blocks = blocks_of(vectors.astype(np.float32), rows)
-        writer_of(path)(path, settings, len(vectors), lambda: blocks)
+        writer_of(path)(path, MemoryIndex(vectors.astype(np.float32, copy=False), rows))
         return open_index(path)
 
     return make

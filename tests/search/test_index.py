@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vector_indexes import MakeIndex
 
 from NatureLM.errors import UsageError
-from NatureLM.search.index import IndexRow, IndexSettings, open_index, writer_of
+from NatureLM.search.index import IndexSettings, open_index, writer_of
 
 KINDS = [".npz", ".parquet"]
 
@@ -32,21 +32,18 @@ def test_what_is_written_is_read(
     index = make_index(vectors, suffix, block)
     assert len(index) == rows
     assert index.settings.width == width
-    pieces = list(index.vectors(read))
-    assert all(len(piece) <= read for piece in pieces)
-    none = np.empty((0, width))
-    assert np.array_equal(np.concatenate([none, *pieces]), vectors)
     files = [f"f{number // 4}.wav" for number in range(rows)]
     assert index.files() == list(dict.fromkeys(files))
-    again = list(index.shards(read))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("NatureLM.search.index.rows_of_a_shard", lambda width: read)
+        again = list(index.shards())
+    assert all(len(shard.vectors) <= read for shard in again)
     assert [file for one in again for file in one.files] == files
+    assert [start for one in again for start in one.starts] == [5.0 * (n % 4) for n in range(rows)]
+    assert all(np.array_equal(one.ends, one.starts + 10) for one in again)
     assert np.array_equal(
         np.concatenate([np.empty((0, width)), *(b.vectors for b in again)]), vectors
     )
-    wanted = [number for number in (rows - 1, 0, rows // 2) if 0 <= number < rows]
-    assert index.rows_at(wanted) == [
-        IndexRow(files[number], 5.0 * (number % 4), 5.0 * (number % 4) + 10) for number in wanted
-    ]
 
 
 def test_an_npz_is_plain_numpy(make_index: MakeIndex) -> None:

@@ -17,8 +17,7 @@ from vector_indexes import SETTINGS, MakeIndex
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import iter_windows
 from NatureLM.errors import UsageError
-from NatureLM.search import search as module
-from NatureLM.search.search import nearest, query_windows, same_recording
+from NatureLM.search.index import nearest, query_windows, same_recording
 
 WIDTH = 3
 
@@ -38,12 +37,12 @@ def test_the_order_is_that_of_the_plain_way(
     block = data.draw(st.integers(1, 9))
     index = make_index(rows, suffix, data.draw(st.integers(1, 9)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "rows_of_a_shard", lambda width: block)
+        patch.setattr("NatureLM.search.index.rows_of_a_shard", lambda width: block)
         found = nearest(
             index,
             queries.astype(np.float32),
             top_k,
-            is_wanted=None if excluded is None else (lambda file: file != excluded),
+            is_wanted=lambda file: file != excluded,
         )
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -61,15 +60,15 @@ def test_the_order_is_that_of_the_plain_way(
     ]
     similar = {number: -similarity for similarity, number in naive}
     for match in found:
-        number = int(match.row.file[1:-4]) * 4 + round(match.row.start / 5)
+        number = int(match.file[1:-4]) * 4 + round(match.start / 5)
         assert similar[number] == pytest.approx(match.similarity, abs=1e-5)
-    assert len({(match.row.file, match.row.start) for match in found}) == len(found)
+    assert len({(match.file, match.start) for match in found}) == len(found)
 
 
 def test_of_equal_rows_the_first_ones_are_taken(make_index: MakeIndex) -> None:
     index = make_index(np.ones((20, 4)))
     found = nearest(index, np.ones((1, 4), np.float32), 6)
-    assert [(m.row.file, m.row.start) for m in found] == [
+    assert [(m.file, m.start) for m in found] == [
         *(("f0.wav", 5.0 * n) for n in range(4)),
         *(("f1.wav", 5.0 * n) for n in range(2)),
     ]
@@ -96,13 +95,12 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from NatureLM.search.index import open_index
-from NatureLM.search.search import nearest
+from NatureLM.search.index import nearest, open_index
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e3
 query = np.ones((1, 256), np.float32)
 for path in sys.argv[1:]:
     found = nearest(open_index(Path(path)), query, 20, is_wanted=lambda file: file != "f0.wav")
-    print(peak(), found[0].row.file)
+    print(peak(), found[0].file)
 assert "torch" not in sys.modules
 """
 
