@@ -1,10 +1,5 @@
 """What an experiment will do, as data: every (sample, query, α) with its prompt and its audio.
 
-A configuration and its data become a `Plan` of trials. A trial's `id` is a hash of all that decides
-its answer apart from model and decoding: dataset, sample, query text, exact α, rendered prompt and
-names of the clips. So it is the same on every machine, in every order, and after any resume. Trials
-come by sample, then query, then α: those that share audio are neighbours.
-
 In a query, `{species_list}` becomes the names, `{examples}` a described example of each species,
 `{audio_examples}` labelled clips of each, and `{randomize}` nothing: it shuffles the species.
 
@@ -48,7 +43,7 @@ Item = TypeVar("Item")
 class Trial:
     """One generation: a sample, a query and an α.
 
-    id: stable hash of the contents
+    id: hash of all that decides the answer apart from model and decoding, the same on every machine
     query: number of the query, from 0 on
     prompt: complete text, template included
     audios: the i-th belongs to the i-th placeholder of the prompt
@@ -104,9 +99,11 @@ class Plan:
         """The trials of one sample."""
         for number, query in enumerate(self._queries_of(sample)):
             prompt, audios = self._renderer.render(sample, query)
+            keys = [clip.key for clip in audios]
             for alpha in self.alphas:
+                contents = [sample.dataset_name, sample.id, query, repr(alpha), prompt, keys]
                 yield Trial(
-                    id=_trial_id(sample, query, alpha, prompt, audios),
+                    id=digest(json.dumps(contents), size=16).hex(),
                     sample_id=sample.id,
                     dataset_name=sample.dataset_name,
                     label=sample.label,
@@ -136,7 +133,7 @@ class Plan:
                 clip
                 for sample in self.samples
                 for query in self._queries_of(sample)
-                for clip in self._renderer.audios(sample, query)
+                for clip in self._renderer.render(sample, query)[1]
             }
         )
 
@@ -146,18 +143,6 @@ class Plan:
 
     def _queries_of(self, sample: Sample) -> Sequence[str]:
         return (sample.instruction,) if self.queries is None else self.queries
-
-
-def _trial_id(sample: Sample, query: str, alpha: float, prompt: str, audios: Sequence[Clip]) -> str:
-    contents = [
-        sample.dataset_name,
-        sample.id,
-        query,
-        repr(alpha),
-        prompt,
-        [clip.key for clip in audios],
-    ]
-    return digest(json.dumps(contents), size=16).hex()
 
 
 def make_plan(config: ExperimentConfig, template: str) -> Plan:
@@ -202,8 +187,7 @@ def _few_shot_pool(config: ExperimentConfig, data: SampleSet) -> FewShotPool | N
     return FewShotPool(samples, config.n_examples, config.seed, table.path)
 
 
-USUAL_ANSWER = 20
-"""Tokens that an answer has, as a rule; those of a list of species have fewer."""
+_USUAL_ANSWER = 20  # tokens, as a rule; answers from a list of species have fewer
 
 
 @dataclass(frozen=True)
@@ -225,7 +209,7 @@ LARGE = Speed(encoding=0.01, token=0.0005, machine="one data-centre GPU")
 
 def estimate_seconds(plan: Plan, speed: Speed, *, max_new_tokens: int, num_beams: int) -> float:
     """Seconds for all encodings and generations, answers being of usual length."""
-    tokens = min(USUAL_ANSWER, max_new_tokens)
+    tokens = min(_USUAL_ANSWER, max_new_tokens)
     return plan.n_encodings * speed.encoding + len(plan) * tokens * num_beams * speed.token
 
 
@@ -259,20 +243,12 @@ class Renderer:
             )
         return render(self.template, text), audios
 
-    def audios(self, sample: Sample, query: str) -> tuple[Clip, ...]:
-        """The clips of the prompt alone."""
-        return tuple(clip for _, clips in self._parts(sample, query) for clip in clips)
-
-    def _shuffled(self, sample: Sample, query: str) -> Sequence[SpeciesConfig]:
-        """The species in the order of this prompt: as named, or by (seed, sample id, query)."""
-        if f"{{{RANDOMIZE}}}" not in query:
-            return self.species
-        parts = (self.seed, sample.id, query)
-        return hash_shuffle(self.species, parts, key=lambda one: one.name)
-
     def _parts(self, sample: Sample, query: str) -> Iterator[tuple[str, tuple[Clip, ...]]]:
         """Stretches of the query: the text of each, and the clips of the placeholders in it."""
-        species = self._shuffled(sample, query)
+        species = self.species
+        if f"{{{RANDOMIZE}}}" in query:
+            parts = (self.seed, sample.id, query)
+            species = hash_shuffle(species, parts, key=lambda one: one.name)
         if PLACEHOLDER not in query:
             yield f"{AUDIO_TAG} ", (sample.clip,)
         for part in _SPLIT.split(query):
@@ -284,18 +260,11 @@ class Renderer:
             elif flag == EXAMPLES:
                 yield example_blocks((one.description or "", one.name) for one in species), ()
             elif flag == AUDIO_EXAMPLES:
-                examples = list(self._audio_examples(species, sample))
-                text = example_blocks((AUDIO_TAG, name) for name, _ in examples)
-                yield text, tuple(clip for _, clip in examples)
-
-    def _audio_examples(
-        self, species: Sequence[SpeciesConfig], sample: Sample
-    ) -> Iterator[tuple[str, Clip]]:
-        if self.pool is None:
-            raise UsageError(f"a query holds {{{AUDIO_EXAMPLES}}}, and there are no example clips")
-        for one in species:
-            for clip in self.pool.examples(one.name, sample):
-                yield one.name, clip
+                if self.pool is None:
+                    raise UsageError(f"a query holds {{{flag}}}, and there are no example clips")
+                shown = [(one.name, self.pool.examples(one.name, sample)) for one in species]
+                text = example_blocks((AUDIO_TAG, name) for name, clips in shown for _ in clips)
+                yield text, tuple(clip for _, clips in shown for clip in clips)
 
 
 class FewShotPool:
@@ -316,42 +285,31 @@ class FewShotPool:
 
     def examples(self, species: str, sample: Sample) -> tuple[Clip, ...]:
         """`n` clips of a species, to be shown with `sample`. Raises UsageError for too few."""
+        pool = self._by_label.get(species, ())
         found: list[Clip] = []
-        for one in self._by_label.get(species, ()):
-            if not _is_same_sound(one, sample):
+        for one in pool:
+            if one.cluster != sample.cluster and one.clip.source != sample.clip.source:
                 found.append(one.clip)
                 if len(found) == self.n:
                     return tuple(found)
-        raise UsageError(self._too_few(species, len(found), sample))
+        if not pool:
+            known = ", ".join(sorted(self._by_label)[:10]) or "none"
+            have = f"no clip of {species!r} (its labels: {known})"
+        else:
+            clips = "1 clip" if len(found) == 1 else f"{len(found)} clips"
+            have = f"only {clips} of {species!r}"
+            if len(found) < len(pool):
+                have += f" beside those of the recording of sample {sample.id!r}, which is tested"
+        raise UsageError(
+            f"extended.n_examples is {self.n}, and {self._name} has {have}: lower n_examples, or "
+            "name a larger table of clips as extended.support"
+        )
 
     def check(self, species: Sequence[str], samples: Sequence[Sample]) -> None:
         """Raise UsageError if a prompt to any of `samples` would find too few clips."""
         for name in species:
-            if self._left_at_worst(name) < self.n:
-                for sample in samples:
-                    self.examples(name, sample)
-
-    def _left_at_worst(self, species: str) -> int:
-        """At least so many clips are left, whatever sample is tested."""
-        pool = self._by_label.get(species, ())
-        recordings = Counter(one.cluster for one in pool)
-        sources = Counter(one.clip.source for one in pool)
-        taken = [max(recordings.values(), default=0), max(sources.values(), default=0)]
-        return len(pool) - sum(taken)
-
-    def _too_few(self, species: str, found: int, sample: Sample) -> str:
-        total = len(self._by_label.get(species, ()))
-        if total == 0:
-            known = ", ".join(sorted(self._by_label)[:10]) or "none"
-            have = f"no clip of {species!r} (its labels: {known})"
-        else:
-            have = f"only {_clips(found)} of {species!r}"
-            if found < total:
-                have += f" beside those of the recording of sample {sample.id!r}, which is tested"
-        return (
-            f"extended.n_examples is {self.n}, and {self._name} has {have}: lower n_examples, or "
-            "name a larger table of clips as extended.support"
-        )
+            for sample in samples:
+                self.examples(name, sample)
 
 
 def _recordings_first(samples: Sequence[Sample]) -> list[Sample]:
@@ -364,21 +322,6 @@ def _recordings_first(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def _is_same_sound(example: Sample, sample: Sample) -> bool:
-    return (
-        example.clip == sample.clip
-        or example.cluster == sample.cluster
-        or example.clip.source == sample.clip.source
-    )
-
-
-def _clips(number: int) -> str:
-    return "1 clip" if number == 1 else f"{number} clips"
-
-
-_LABELS_SHOWN = 10
-
-
 def select(
     config: ExperimentConfig, samples: Sequence[Sample]
 ) -> tuple[list[Sample], list[SpeciesConfig]]:
@@ -387,10 +330,8 @@ def select(
     Applies `species` or `top_k_species`, then `samples`, then `limit`. Raises DataError where
     nothing is left, or a sample that is named is not there.
     """
-    species: list[SpeciesConfig] = []
-    if config.species is not None:
-        species = list(config.species)
-    elif config.top_k_species is not None:
+    species = list(config.species or ())
+    if config.species is None and config.top_k_species is not None:
         names = most_frequent(samples, config.top_k_species)
         species = [SpeciesConfig(name=name) for name in names]
     tested = list(samples)
@@ -451,7 +392,7 @@ def _unknown_species(species: Sequence[SpeciesConfig], samples: Sequence[Sample]
 
 
 def _nothing_left(species: Sequence[SpeciesConfig], samples: Sequence[Sample]) -> str:
-    labels = most_frequent(samples, _LABELS_SHOWN)
+    labels = most_frequent(samples, 10)
     more = ", ..." if len({sample.label for sample in samples}) > len(labels) else ""
     described = ", description: ..." if any(one.description for one in species) else ""
     others = ", ".join(f"{{name: {label}{described}}}" for label in labels[: len(species)])

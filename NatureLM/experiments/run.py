@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from NatureLM.data.sample import Clip, read_window
 from NatureLM.errors import NatureLMError, UsageError
@@ -24,6 +24,7 @@ from NatureLM.util import digest
 if TYPE_CHECKING:
     from NatureLM.config import GenerateConfig
     from NatureLM.generation.audio_cache import EncodedClip, PaddedClip
+    from NatureLM.generation.engine import Engine
     from NatureLM.generation.request import Request
     from NatureLM.models import NatureLM
 
@@ -53,21 +54,14 @@ class TrialProgress:
         return self.before + self.answers + self.errors
 
     @property
-    def seconds(self) -> float:
-        """Since the run began."""
-        return time.monotonic() - self.started
-
-    @property
     def rate(self) -> float:
         """Answers a second."""
-        return (self.answers + self.errors) / max(self.seconds, 1e-6)
+        return (self.answers + self.errors) / max(time.monotonic() - self.started, 1e-6)
 
     @property
     def seconds_left(self) -> float | None:
         """At the rate so far; None before the first answer."""
-        if not self.answers + self.errors:
-            return None
-        return max(0, self.total - self.done) / self.rate
+        return max(0, self.total - self.done) / self.rate if self.answers + self.errors else None
 
     def accuracy(self) -> dict[float, float]:
         """Share of right answers of this run so far, by α in order."""
@@ -80,16 +74,11 @@ class TrialProgress:
         self.answers += 1
 
 
-Progress: TypeAlias = Callable[[TrialProgress], None]
-"""Called after every answer and error, and once before the first."""
-
-
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did.
+    """What a run did, in words when it is printed.
 
     progress: its counts at the end
-    seconds: that it took
     encoded: windows that went through the encoder
     path: the file of answers; exported: the files in the reference's layout
     cut: clips that are longer than what is read of them
@@ -106,17 +95,16 @@ class RunSummary:
         counts = self.progress
         there = f" ({counts.before} more from before)" if counts.before else ""
         failed = f", {counts.errors} without an answer" if counts.errors else ""
-        lines = [
+        text = (
             f"{counts.answers} answers{there}{failed} in {self.seconds:.1f} s, "
-            f"{self.encoded} windows encoded",
-            f"Answers: {self.path}",
-        ]
+            f"{self.encoded} windows encoded\nAnswers: {self.path}"
+        )
         if self.cut:
             clips = "1 clip is" if self.cut == 1 else f"{self.cut} clips are"
-            lines.append(f"{clips} longer than the window: only the beginning was heard")
+            text += f"\n{clips} longer than the window: only the beginning was heard"
         if self.exported:
-            lines.append(f"In the reference's layout: {self.exported[0].parent}")
-        return "\n".join(lines)
+            text += f"\nIn the reference's layout: {self.exported[0].parent}"
+        return text
 
 
 def answers_path(output: Path) -> Path:
@@ -134,7 +122,7 @@ def run_experiment(
     max_memory: int | None = None,
     cache_dir: Path | None = None,
     workers: int = 2,
-    progress: Progress = lambda _: None,
+    progress: Callable[[TrialProgress], None] = lambda _: None,
     exports: bool = True,
 ) -> RunSummary:
     """Answer all trials of a plan that have no answer in `output` yet.
@@ -145,68 +133,64 @@ def run_experiment(
     batch_tokens, workers: change the speed and never an answer
     max_memory: bytes that batches and kept embeddings may take beside the model's weights
     cache_dir: folder of audio embeddings; None takes that of the environment, if there is one
+    progress: called after every answer and error, and once before the first
     exports: whether the reference's files are written at the end
 
     Raises OutputError for answers of other settings, or a folder that another run writes to.
     """
-    from NatureLM.generation.audio_cache import make_embedding_cache
-    from NatureLM.generation.engine import Engine, fold_if_single_alpha
-    from NatureLM.generation.request import GenerationOptions
+    from NatureLM.generation.engine import fold_if_single_alpha
 
-    engine = Engine(
-        model,
-        GenerationOptions(**_decoding(generate)),
-        batch_tokens=batch_tokens,
-        max_memory=max_memory,
-        workers=workers,
-        embeddings=make_embedding_cache(cache_dir, max_memory=max_memory),
-    )
-    settings = run_settings(model, plan, generate)
-    path, load = answers_path(output), ClipLoader(model)
+    batching: dict[str, Any] = {"batch_tokens": batch_tokens, "workers": workers}
+    engine = _engine(model, _decoding(generate), max_memory, cache_dir, **batching)
+    path, load, is_right = answers_path(output), ClipLoader(model), Correctness(plan)
     with TrialStore(path) as store:
-        store.begin(settings, plan.trials())
+        store.begin(run_settings(model, plan, generate), plan.trials())
         counts = TrialProgress(total=len(plan), before=store.answers)
+
+        def requests() -> Iterator[Request]:
+            for trial in plan.trials():
+                if not store.is_done(trial):
+                    load.add(trial.audios)
+                    yield _request(trial, trial)
+
         progress(counts)
         if counts.done < counts.total:
             with fold_if_single_alpha(model, plan.alphas):
-                _answer(engine, plan, load, store, counts, progress)
+                for answer in engine.run(requests(), load):
+                    trial = cast(Trial, answer.key)
+                    if answer.text is None:
+                        store.add_error(trial, cast(Exception, answer.error))
+                        counts.errors += 1
+                    else:
+                        store.add(trial, answer.text)
+                        counts.count(trial, is_right(trial, answer.text))
+                    progress(counts)
         exported = export(path, output / EXPORT) if exports and path != output else []
-        return RunSummary(counts, counts.seconds, engine.encoded, path, tuple(exported), load.cut)
+        seconds = time.monotonic() - counts.started
+        return RunSummary(counts, seconds, engine.encoded, path, tuple(exported), load.cut)
 
 
-def _answer(
-    engine: Any,
-    plan: Plan,
-    load: ClipLoader,
-    store: TrialStore,
-    counts: TrialProgress,
-    progress: Progress,
-) -> None:
-    """Ask all trials that have no answer, and store what comes."""
+def _engine(
+    model: NatureLM,
+    generation: dict[str, Any],
+    max_memory: int | None,
+    cache_dir: Path | None,
+    **batching: Any,
+) -> Engine:
+    from NatureLM.generation.audio_cache import make_embedding_cache
+    from NatureLM.generation.engine import Engine
+    from NatureLM.generation.request import GenerationOptions
 
-    def requests() -> Iterator[Request]:
-        for trial in plan.trials():
-            if not store.is_done(trial):
-                load.add(trial.audios)
-                yield _request(trial, trial, trial.alpha)
-
-    is_right = Correctness(plan)
-    for answer in engine.run(requests(), load):
-        trial = cast(Trial, answer.key)
-        if answer.error is not None:
-            store.add_error(trial, answer.error)
-            counts.errors += 1
-        else:
-            store.add(trial, answer.text)
-            counts.count(trial, is_right(trial, answer.text))
-        progress(counts)
+    embeddings = make_embedding_cache(cache_dir, max_memory=max_memory)
+    options = GenerationOptions(**generation)
+    return Engine(model, options, max_memory=max_memory, embeddings=embeddings, **batching)
 
 
-def _request(key: Any, trial: Trial, alpha: float) -> Request:
+def _request(key: Any, trial: Trial) -> Request:
     from NatureLM.generation.request import Request
 
     audios = tuple(clip.key for clip in trial.audios)
-    return Request(key, trial.prompt, audios, alpha, stream=int(trial.id[:7], 16))
+    return Request(key, trial.prompt, audios, trial.alpha, stream=int(trial.id[:7], 16))
 
 
 def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSettings:
@@ -343,18 +327,8 @@ class Answerer:
         report: Callable[[int, int], None] = lambda done, total: None,
         **generation: Any,
     ) -> None:
-        from NatureLM.generation.audio_cache import make_embedding_cache
-        from NatureLM.generation.engine import Engine
-        from NatureLM.generation.request import GenerationOptions
-
         self._report = report
-        self._engine = Engine(
-            model,
-            GenerationOptions(**generation),
-            batch_rows=rows,
-            max_memory=max_memory,
-            embeddings=make_embedding_cache(cache_dir, max_memory=max_memory),
-        )
+        self._engine = _engine(model, generation, max_memory, cache_dir, batch_rows=rows)
         clips = {clip.key: clip for trial in trials for clip in trial.audios}
         encoded = self._engine.encode(clips, ClipLoader(model, clips.values()))
         self._clips: dict[str, EncodedClip] = {}
@@ -364,25 +338,21 @@ class Answerer:
                 self.left_out[key] = str(one)
             else:
                 self._clips[key] = one
-        self.trials = [
-            trial for trial in trials if all(one.key in self._clips for one in trial.audios)
-        ]
+        heard = self._clips.keys()
+        self.trials = [one for one in trials if heard >= {clip.key for clip in one.audios}]
         if not self.trials:
             why = "; ".join(list(self.left_out.values())[:3]) or "there are no samples"
             raise NatureLMError(f"there is nothing to answer: {why}")
 
     def __call__(self, alphas: Sequence[float]) -> list[dict[str, Any]]:
         """A row for every trial at every α, as `beans score` reads them."""
-        asked = [(trial, alpha) for trial in self.trials for alpha in alphas]
-        requests = [_request(place, *one) for place, one in enumerate(asked)]
+        asked = [replace(trial, alpha=alpha) for trial in self.trials for alpha in alphas]
+        requests = [_request(place, trial) for place, trial in enumerate(asked)]
         texts: dict[Any, str | None] = {}
         for answer in self._engine.run(requests, self._clips.__getitem__):
             if answer.error is not None:
                 raise answer.error
             texts[answer.key] = answer.text
             self._report(len(texts), len(asked))
-        rows = (
-            {"prediction": texts[place], **trial_values(trial), "lora_scale": alpha}
-            for place, (trial, alpha) in enumerate(asked)
-        )
+        rows = ({"prediction": texts[n], **trial_values(one)} for n, one in enumerate(asked))
         return [{key: row[key] for key in EXPORTED if key != "task"} for row in rows]

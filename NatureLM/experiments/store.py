@@ -1,27 +1,13 @@
 """The answers of an experiment on disk: a resumable JSONL file, and its copy for the reference.
 
-A row is the answer to one trial of the plan; `naturelm beans score` and `naturelm report` read it:
+A row is the answer to one trial of the plan. Its keys are ``prediction`` and those of
+`trial_values`; ``audio_digest``, the hash of the file of each clip in the prompt, where they are
+files; ``cell``, the id of the trial; and ``run``, the fingerprint of model and decoding. Where a
+clip could not be read, ``error`` (the message) and ``error_type`` stand in place of the prediction.
+There are no times, so the same run gives the same rows on any day, in whatever order.
 
-================  ==================================================================================
-``prediction``    the answer
-``label``         what is right
-``id``            the sample
-``dataset_name``  its dataset
-``prompt``        the complete prompt
-``query``         number of the query, from 0 on
-``lora_scale``    α, exactly
-``cluster``       samples of one recording or family share it
-``task``          classification, detection or captioning, where the data say it
-``audio_digest``  hash of the file of each clip in the prompt, where they are files
-``cell``          id of the trial: a hash of all that decides its answer but the model
-``run``           fingerprint of model and decoding; rows of one file have the same
-================  ==================================================================================
-
-Where a clip could not be read there is ``error`` (the message) and ``error_type`` in place of the
-prediction; such trials are asked again when the run is resumed. There are no times in the rows, so
-the same run gives the same rows on any day, in whatever order. A run may ask for more than the file
-holds, such as more α or samples; one that leaves out trials that have an answer, has other
-settings, or is about recordings or labels that have changed, is refused, and nothing is wiped.
+A run may ask for more than the file holds. One that leaves out trials that have an answer, has
+other settings, or is about recordings or labels that have changed, is refused.
 """
 
 from __future__ import annotations
@@ -61,7 +47,10 @@ class TrialRow(StoredRow):
 
 
 def trial_values(trial: Trial) -> dict[str, Any]:
-    """What a row says of the trial itself, in the order in which it is written."""
+    """What a row says of the trial itself, in the order in which it is written.
+
+    `prompt` is the complete one, `lora_scale` is α, samples of one recording share a `cluster`.
+    """
     return {
         "label": trial.label,
         "id": trial.sample_id,
@@ -98,9 +87,10 @@ class TrialStore(ResultStore[TrialRow]):
         """
         if self._run not in (None, settings.run):
             raise self._settings_refusal(settings)
-        unasked = set(self._done)
-        for trial in trials if self._done else ():
-            self._refuse_changed(trial)
+        unasked = set(self._rows)
+        for trial in trials if unasked else ():
+            if trial.id in self._rows:
+                self._refuse_changed(self._rows[trial.id], trial)
             unasked.discard(trial.id)
         if unasked:
             raise self._unasked_refusal(settings, len(unasked))
@@ -131,15 +121,13 @@ class TrialStore(ResultStore[TrialRow]):
         }
         self._file.append(json_line(values))
 
-    # reading
-
     def _refuse_foreign(self, first_line: bytes) -> None:
         """A first line without an end may be a row that was cut off, or of something else."""
         starts = (b'{"prediction"', b'{"error"')
         if not first_line.endswith(b"\n") and not any(
             first_line.startswith(start[: len(first_line)]) for start in starts
         ):
-            raise _foreign(str(self.path), 1)
+            _parsed(first_line, str(self.path), 1)
 
     def _parse(self, line: bytes, number: int) -> TrialRow:
         row = _parsed(line, str(self.path), number)
@@ -159,25 +147,20 @@ class TrialStore(ResultStore[TrialRow]):
             self._done.add(row.cell)
             self._rows[row.cell] = row
 
-    # comparing with what is there
-
-    def _refuse_changed(self, trial: Trial) -> None:
-        before = self._rows.get(trial.id)
-        if before is None:
-            return
+    def _refuse_changed(self, before: TrialRow, trial: Trial) -> None:
+        advice = f"{self.OTHERWISE.capitalize()}."
         for clip, old, new in zip(trial.audios, before.digests, _digests(trial), strict=False):
             if None not in (old, new) and old != new:
                 raise OutputError(
                     f"{self.path}: holds answers about {clip.key}, which has changed since. "
-                    f"{self.OTHERWISE.capitalize()}."
+                    f"{advice}"
                 )
         for name in ("label", "cluster"):
             old, new = getattr(before, name), getattr(trial, name)
             if old != new:
                 raise OutputError(
                     f"{self.path}: holds an answer to {trial.sample_id!r} of "
-                    f"{trial.dataset_name}, whose {name} was {old!r} and is {new!r} now. "
-                    f"{self.OTHERWISE.capitalize()}."
+                    f"{trial.dataset_name}, whose {name} was {old!r} and is {new!r} now. {advice}"
                 )
 
     def _settings_refusal(self, settings: RunSettings) -> OutputError:
@@ -222,15 +205,11 @@ def _parsed(line: bytes, name: str, number: int) -> dict[str, Any]:
     except ValueError:
         row = None
     if not isinstance(row, dict) or not {"cell", "run", "id"} <= row.keys():
-        raise _foreign(name, number)
+        raise OutputError(
+            f"{name}, line {number}: this is no row of an experiment, so the file is left as it "
+            f"is; {TrialStore.OTHERWISE}"
+        )
     return row
-
-
-def _foreign(name: str, number: int) -> OutputError:
-    return OutputError(
-        f"{name}, line {number}: this is no row of an experiment, so the file is left as it is; "
-        f"{TrialStore.OTHERWISE}"
-    )
 
 
 EXPORTED = (
@@ -260,17 +239,14 @@ def export(answers: Path, folder: Path) -> list[Path]:
         offset += len(line)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [
-            _write(answers, folder / file_name(*group), sorted(rows))
-            for group, rows in sorted(groups.items())
-        ]
+        written = []
+        for (dataset, query, alpha), rows in sorted(groups.items()):
+            of_group = f"{quote(dataset, safe=' ')}_query{query}_lora{alpha!r}"
+            target = folder / f"beans_zero_eval_{of_group}.jsonl"
+            written.append(_write(answers, target, sorted(rows)))
+        return written
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
-
-
-def file_name(dataset: str, query: int, alpha: float) -> str:
-    """Name of the file of a dataset, a query and an α."""
-    return f"beans_zero_eval_{quote(dataset, safe=' ')}_query{query}_lora{alpha!r}.jsonl"
 
 
 def _write(answers: Path, target: Path, rows: list[tuple[str, int, int]]) -> Path:

@@ -1,22 +1,10 @@
 """Finding α on samples with known answers: a search from coarse to fine, and a careful choice.
 
-Nothing here knows a model. `Tuner` is given a function that answers all samples at some α, scores
-its answers as `beans score` does, and looks closer where the metric was highest. Which α to use is
-then said twice:
-
-- **maximum**: the α with the highest value. On a few dozen samples several α differ by less than
-  chance, and the maximum is as much luck as merit.
-- **one standard error**: of all α that follow one another from the maximum towards one end, and
-  whose values are no further below it than one standard error of the best value, the last one
-  (Breiman and others, "Classification and Regression Trees", 1984: the simplest model that the
-  data cannot tell from the best). The simpler end here is `base`, α = 0: the less of the adapter
-  is added, the more the model keeps of what the language model could do, unusual instructions
-  above all, and those are rarely in the samples that α is chosen on. Where the adapter matters
-  more, `towards="adapted"` goes to the other end. The rule never jumps over a value that is worse.
-
-The standard error is the standard deviation of the metric over bootstrap resamples, in which clips
-of one recording stay together. The files of a tuning: a table, the value to use, a figure, and all
-answers.
+The maximum is as much luck as merit: on a few dozen samples several α differ by less than chance.
+So of all α that follow one another from it towards one end, and whose values are no further below
+it than one standard error, the last one is chosen (Breiman and others, "Classification and
+Regression Trees", 1984: the simplest model that the data cannot tell from the best). The simpler
+end is `base`, α = 0, where the model keeps most of what the language model could do.
 """
 
 from __future__ import annotations
@@ -25,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -137,6 +126,7 @@ class Tuning:
         return percentile_interval(self.best.resampled - trial.resampled)
 
 
+@dataclass(frozen=True)
 class Tuner:
     """Scores answers by one metric.
 
@@ -145,17 +135,10 @@ class Tuner:
     Raises UsageError for a metric that the samples' task does not have.
     """
 
-    def __init__(
-        self,
-        metric: str,
-        protocol: Protocol,
-        options: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
-        bootstrap: BootstrapOptions = BootstrapOptions(),  # noqa: B008 (frozen)
-    ) -> None:
-        self._metric = metric
-        self._protocol = protocol
-        self._options = options
-        self._bootstrap = bootstrap
+    metric: str
+    protocol: Protocol
+    options: ReadOptions = field(default_factory=ReadOptions)
+    bootstrap: BootstrapOptions = field(default_factory=BootstrapOptions)
 
     def tune(self, ask: Ask, grid: Grid = Grid(), towards: Side = "base") -> Tuning:
         """Try the coarse values, then the fine ones around the best, and choose."""
@@ -165,40 +148,36 @@ class Tuner:
         best = best_of(trials, towards)
         if finer := grid.around(best.alpha, [trial.alpha for trial in trials]):
             trials += self.trials(ask(finer))
-        return choose(trials, self._metric, towards)
+        return choose(trials, self.metric, towards)
 
     def trials(self, rows: Iterable[Row]) -> list[AlphaScore]:
         """The trials of answers, one for each α; lines that cannot be scored are errors."""
-        answers = load_rows(rows, replace(self._options, by=("lora_scale",)))
+        answers = load_rows(rows, replace(self.options, by=("lora_scale",)))
         datasets = sorted({str(group.key[0]) for group in answers.groups})
         if len(datasets) > 1:
             raise UsageError(
                 f"α is chosen on one data set, and there are {', '.join(datasets)}: choose one "
                 "(--where dataset_name=NAME)"
             )
-        scores = score_answers(answers, [self._protocol], self._bootstrap)
+        scores = score_answers(answers, [self.protocol], self.bootstrap)
         return [self._trial(group) for group in scores.groups]
 
     def _trial(self, group: GroupScore) -> AlphaScore:
-        if self._metric not in group.metrics:  # of SPICE it is known only now
+        metric = self.metric
+        if metric not in group.metrics:  # of SPICE it is known only now
             known = ", ".join(group.metrics)
-            raise UsageError(f"{self._metric} could not be measured here, only {known}")
-        drawn = group.samples.resampled(group.cluster_codes, self._bootstrap)
-        resampled = drawn[self._metric]
+            raise UsageError(f"{metric} could not be measured here, only {known}")
+        resampled = group.samples.resampled(group.cluster_codes, self.bootstrap)[metric]
         known_values = resampled[~np.isnan(resampled)]
         return AlphaScore(
             alpha=float(group.key[1]),  # type: ignore[arg-type]
-            value=group.metrics[self._metric],
-            interval=group.intervals.get(self._metric),
+            value=group.metrics[metric],
+            interval=group.intervals.get(metric),
             standard_error=float(known_values.std(ddof=1)) if len(known_values) > 1 else 0.0,
             n=len(group.ids),
             clusters=group.clusters,
             cluster_by=group.cluster_by,
-            baselines={
-                name: values[self._metric]
-                for name, values in group.baselines.items()
-                if self._metric in values
-            },
+            baselines={name: one[metric] for name, one in group.baselines.items() if metric in one},
             resampled=resampled,
         )
 
@@ -221,26 +200,15 @@ def choose(trials: Sequence[AlphaScore], metric: str, towards: Side) -> Tuning:
     ordered = sorted(trials, key=lambda trial: trial.alpha)
     best = best_of(ordered, towards)
     threshold = best.value - best.standard_error
-    chosen = best
     place = ordered.index(best)
-    onward = ordered[:place][::-1] if towards == "base" else ordered[place + 1 :]
-    for trial in onward:
-        if trial.value < threshold:
-            break
-        chosen = trial
+    onward = ordered[place::-1] if towards == "base" else ordered[place:]
+    *_, chosen = takewhile(lambda trial: not trial.value < threshold, onward)
     return Tuning(metric, towards, tuple(ordered), best, chosen, threshold)
 
 
 def _rounded(value: float) -> float:
     """Steps of 0.05 give 0.15, not 0.15000000000000002; and no zero has a sign."""
     return round(value, 10) + 0.0
-
-
-_SETTING = """\
-# Chosen by naturelm tune-alpha; use it with --cfg-path.
-generate:
-  merging_alpha: {alpha!r}
-"""
 
 
 def write_tuning(
@@ -264,11 +232,15 @@ def write_tuning(
         **settings,
         "trials": records,
     }
+    setting = f"generate:\n  merging_alpha: {tuning.chosen.alpha!r}\n"
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     return [
         write_json(folder / "tune.json", about),
         write_csv(folder / "tune.csv", list(records[0]), [list(one.values()) for one in records]),
-        write_text(folder / "alpha.yml", _SETTING.format(alpha=tuning.chosen.alpha)),
+        write_text(
+            folder / "alpha.yml",
+            f"# Chosen by naturelm tune-alpha; use it with --cfg-path.\n{setting}",
+        ),
         write_text(folder / "answers.jsonl", lines),
     ]
 
@@ -297,10 +269,7 @@ def chart_of(tuning: Tuning) -> CurveChart:
             "one standard error below the best": tuning.threshold,
             **tuning.best.baselines,
         },
-        marks={
-            "highest": tuning.best.alpha,
-            "chosen": tuning.chosen.alpha,
-        },
+        marks={"highest": tuning.best.alpha, "chosen": tuning.chosen.alpha},
         is_share=tuning.metric != "cider",
     )
 

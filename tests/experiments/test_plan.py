@@ -279,7 +279,6 @@ def test_the_ith_audio_belongs_to_the_ith_placeholder(
     query = "".join(parts)
     prompt, audios = made.render(sample, query)
     assert prompt.count("<AudioHere>") == len(audios)
-    assert audios == made.audios(sample, query)
     places = re.findall(r"<AudioHere></Audio>(?:\nLabel: (Wolf|Wren|Whale))?", prompt)
     for label, clip in zip(places, audios, strict=True):
         assert clip.key.startswith(f"d/{label or 'tested'}")
