@@ -3,7 +3,8 @@
 Decoding is libsndfile's (through soundfile). What it does wrongly or silently is mended here: it is
 never asked to seek between blocks (its Vorbis seek can land beside the asked sample), MP3 streams
 that do not give their length are read to their end (see `mp3`), and a file that holds less than it
-promises ends in an error, after all that could be decoded. Arrays are read like files.
+promises ends in an error, after all that could be decoded, and what a header does not know of is
+read too (see `container`). Arrays are read like files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError, mp3
+from NatureLM.audio.container import (
+    Contents,
+    Stream,
+    StreamFile,
+    examine,
+    holds_another_flac,
+)
 from NatureLM.errors import UsageError
 
 Block = NDArray[np.float32]
@@ -32,7 +40,7 @@ _MP3_RUN_UP = 32 * mp3.MAX_FRAME_SAMPLES
 _MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile gives 2**63 - 1 where a stream does not say
 _UNRECOGNISED = (1, 7)  # libsndfile: "Format not recognised", and what its MP3 reader says instead
-_STARTS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"RF64")
+_STARTS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"RF64", b"BW64")
 _CONVERT = "Convert it to wav or flac first (for example with ffmpeg) if it is a recording"
 _REPAIR = "The file is damaged or cut off: copy it from the recorder again, or repair it"
 
@@ -66,7 +74,7 @@ def probe(path: str | os.PathLike[str]) -> RecordingInfo:
     with Recording(path) as recording:
         frames = recording.frames
         if frames is None and recording.format == ("MP3", "MPEG_LAYER_III"):
-            frames = mp3.count_frames(path)
+            frames = mp3.count_frames(path) or None
         if frames is None:
             frames = sum(len(block) for block in recording.blocks())
         rate = recording.sample_rate
@@ -93,13 +101,14 @@ class Recording:
         self.path: str | Path = path if isinstance(path, str) else Path(path)
         self.failure: AudioError | None = None
         _check_file(self.path)
-        self._open_ended: mp3.OpenEndedFile | None = None
-        self._handle = self._open()
+        contents = examine(self.path)
+        self._fault = contents.fault
+        self._following = list(contents.streams[1:])
+        self._handle, self._file = self._open(next(iter(contents.streams), None))
         self.sample_rate: int = self._handle.samplerate
         self.channels: int = self._handle.channels
         self.format = (self._handle.format, self._handle.subtype)
-        unknown = self._open_ended is not None or self._handle.frames >= _UNKNOWN_FRAMES
-        self.frames: int | None = None if unknown else self._handle.frames
+        self.frames = self._count_frames(contents)
         self._decoded = 0
         self._error = ""
         try:
@@ -121,8 +130,8 @@ class Recording:
     def close(self) -> None:
         """Close the file."""
         self._handle.close()
-        if self._open_ended is not None:
-            self._open_ended.close()
+        if self._file is not None:
+            self._file.close()
 
     def blocks(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
         """Yield the rest of the file as float32 arrays (frames, channels), integers in [-1, 1]."""
@@ -132,7 +141,7 @@ class Recording:
             self._decoded += len(block)
             if len(block):
                 yield block
-            if self._error or len(block) == 0:
+            if (self._error or len(block) == 0) and not self._next_stream():
                 break
         self.failure = self._judge_end()
 
@@ -140,11 +149,15 @@ class Recording:
         """Move forward by `frames`, or to the end."""
         if self.frames is not None:
             frames = min(frames, self.frames - self._decoded)
-        unsought = self._decoded_before(frames)
+        unsought = frames if self._following else self._decoded_before(frames)
         if frames > unsought:
             self._seek(self._decoded + frames - unsought)
-        for first in range(0, unsought, BLOCK_FRAMES):
-            self._decoded += len(self._read(min(BLOCK_FRAMES, unsought - first)))
+        while unsought > 0:
+            block = self._read(min(BLOCK_FRAMES, unsought))
+            if not len(block) and not self._next_stream():
+                break
+            self._decoded += len(block)
+            unsought -= len(block)
 
     def _decoded_before(self, frames: int) -> int:
         """How many of the frames to skip are to be decoded, so that those after them are right."""
@@ -173,8 +186,48 @@ class Recording:
             return decoded
         except _soundfile().LibsndfileError as error:
             self._error = _text(error)
+            # Behind the last frame of FLAC it may be zeros instead.
+            known = frames if self.frames is None else max(0, self.frames - self._decoded)
             undecoded = np.isnan(block).all(axis=1)
-            return block[: int(undecoded.argmax())] if undecoded.any() else block
+            return block[: int(undecoded.argmax()) if undecoded.any() else known]
+
+    def _count_frames(self, contents: Contents) -> int | None:
+        """Samples per channel that the header promises; streams of another kind are left out."""
+        frames = None if self._is_open_ended() else self._handle.frames
+        if frames and contents.present:
+            frames = round(frames * max(1, contents.promised / contents.present))
+        for number, stream in enumerate(self._following):
+            handle, file = self._open(stream)
+            rate, channels, known = handle.samplerate, handle.channels, handle.frames
+            handle.close()
+            if (rate, channels) != (self.sample_rate, self.channels):
+                self._fault = f"what follows is a stream of {rate} Hz and {channels} channels"
+                del self._following[number:]
+                break
+            frames = None if frames is None or _claims_more(file) else frames + known
+        return None if frames is None or frames >= _UNKNOWN_FRAMES else frames
+
+    def _is_open_ended(self) -> bool:
+        """Whether the length that the decoder takes the stream for is only an upper bound."""
+        return _claims_more(self._file)
+
+    def _next_stream(self) -> bool:
+        """Open the stream behind the one that ended; False if there is none."""
+        if not self._following or self._goes_on():
+            return False
+        self.close()
+        self._error = ""
+        self._handle, self._file = self._open(self._following.pop(0))
+        return True
+
+    def _goes_on(self) -> bool:
+        """Whether the decoder stopped where the stream has more for it.
+
+        It also stumbles over what may stand behind the sound, such as half an MPEG frame.
+        """
+        if self._file is not None and self._is_open_ended():
+            return mp3.find_chain(self._file.rest(mp3.SEARCH_BYTES)) is not None
+        return bool(self._error)
 
     def _judge_end(self) -> AudioError | None:
         """Why decoding ended, unless the file ends here."""
@@ -183,41 +236,46 @@ class Recording:
         if self.frames is not None:
             missing = self.frames - self._decoded
             promised = f", the header promises {self.frames / self.sample_rate:.2f} s"
-        if self._open_ended is not None:
-            # The decoder also stumbles over what may follow the sound, such as half a frame.
-            if self._open_ended.audio_follows():
+        is_flac = self.format[0] == "FLAC"
+        if self._is_open_ended():
+            if self._goes_on():
                 return _unreadable(self.path, f"decoding stops at {at}, where the file goes on")
-        elif self._error:
+        elif self._error and (missing > 0 or not is_flac):
             return _unreadable(self.path, f"decoding stops at {at}{promised} ({self._error})")
         elif missing > (_MP3_TOLERANCE if self.format[0] == "MP3" else 0):
             return _unreadable(self.path, f"only {at} could be decoded{promised}")
+        if is_flac and holds_another_flac(self.path):
+            self._fault = "another FLAC stream follows; split the file there"
+        if self._fault:
+            return _unreadable(self.path, f"decoding stops at {at}: {self._fault}")
         if self._decoded == 0:
             reason = "no sample could be decoded from the file"
             return AudioError(self.path, reason, kind="EmptyAudio")
         return None
 
-    def _open(self) -> Any:
+    def _open(self, stream: Stream | None) -> tuple[Any, StreamFile | None]:
+        """libsndfile's reader of a stream, or of the file as it is, and the file that it reads."""
         sequential = _sequential_file()
         # Bytes, so that names that are not valid UTF-8 open too.
         name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
+        file = None if stream is None else StreamFile(self.path, stream)
         try:
-            handle = sequential(name)
+            handle = sequential(name if file is None else file)
         except _soundfile().LibsndfileError as error:
             raise self._not_opened(error) from error
         except (TypeError, ValueError) as error:  # headerless formats such as .raw
             reason = f"cannot be opened ({error})"
             raise AudioError(self.path, reason, _CONVERT, "NotAudio") from error
-        if handle.format != "MP3" or mp3.gives_length(self.path):
-            return handle
-        self._open_ended = mp3.OpenEndedFile(self.path)
+        stream = stream or Stream(b"", 0, os.path.getsize(self.path))
+        if handle.format != "MP3" or mp3.length_tag(mp3.first_frame(self.path, stream.start)):
+            return handle, file
+        # Between the frames of one stream the bitrate differs by no more than 320 to 8.
+        endless = StreamFile(self.path, stream, claimed=64 * (stream.stop - stream.start) + 128)
         try:
-            endless = sequential(self._open_ended)
+            return sequential(endless), endless
         except _soundfile().LibsndfileError:  # known by its suffix only: as libsndfile sees it
-            self._open_ended.close()
-            self._open_ended = None
-            return handle
-        handle.close()
-        return endless
+            endless.close()
+            return handle, file
 
     def _not_opened(self, error: Any) -> AudioError:
         if error.code == 7 and mp3.first_frame(self.path):
@@ -343,6 +401,10 @@ def _check_file(path: str | Path) -> None:
         # Told here, because the MPEG decoder would print its own complaints on stderr.
         reason = "this is not an audio file, whatever its name says"
         raise AudioError(path, reason, _CONVERT, "NotAudio")
+
+
+def _claims_more(file: StreamFile | None) -> bool:
+    return file is not None and file.is_open_ended
 
 
 def _text(error: Any) -> str:

@@ -1,27 +1,29 @@
-"""What libsndfile needs help with in MP3: streams whose header does not give their length.
+"""The frames of MPEG audio: where a stream begins, what length it gives, how long it is.
 
 MP3 has no length field. Encoders may write one into a first, silent frame ("Xing" or "Info"); where
 it is missing, libsndfile 1.2 takes the length from the file's size and the first frame's bitrate
 and never reads past it. With tags in the file that is too long (harmless to a reader that stops at
 the end of the data), but with variable bitrate it can be far too short, and the rest of the
-recording would be lost without a word. `OpenEndedFile` makes the estimate too long on purpose.
+recording would be lost without a word. Files that were joined have a length in front of each part.
 """
 
 from __future__ import annotations
 
-import io
 import os
-from typing import Any, BinaryIO
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
 
 MAX_FRAME_SAMPLES = 1152
+SEARCH_BYTES = 1 << 20
 
 _HEAD_BYTES = 1 << 16  # the MPEG decoder also gives up after this much that is not audio
 _ID3V2_HEADER = 10
-_ID3V1_BYTES = 128
-_SEARCH_BYTES = 1 << 20
 _CHAIN = 4  # frames, each where the one before says, are no accident in other data
 _LENGTH_TAGS = (b"Xing", b"Info")
-_LENGTH_TAG_REACH = 64  # the tag follows the frame header and at most 34 bytes
+_LENGTH_TAG_PLACES = (13, 15, 21, 23, 36, 38)  # behind the header, checksum and side information
+_LENGTH_TAG_REACH = 64
+_LENGTH_SLACK = 1024  # bytes; how encoders count differs by a frame
 
 # Layer III, by the two version bits of the header: 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5.
 _KBITS_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -29,91 +31,79 @@ _KBITS_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
-def first_frame(path: str | os.PathLike[str]) -> bytes:
-    """How the first MPEG frame begins; empty where none is near the start, as in text."""
+def first_frame(path: str | os.PathLike[str], start: int = 0) -> bytes:
+    """How the first MPEG frame from here on begins; empty where none is near, as in text."""
     with open(path, "rb") as file:
-        file.seek(_tag_bytes(file))
-        head = file.read(_HEAD_BYTES)
+        return _first_frame(file, start)[1]
+
+
+def _first_frame(file: BinaryIO, start: int = 0) -> tuple[int, bytes]:
+    """Where it begins, and how."""
+    at = _behind_tags(file, start)
+    file.seek(at)
+    head = file.read(_HEAD_BYTES)
     first = _find_sync(head)
-    return b"" if first is None else head[first : first + _LENGTH_TAG_REACH]
+    return (at, b"") if first is None else (at + first, head[first : first + _LENGTH_TAG_REACH])
 
 
-def gives_length(path: str | os.PathLike[str]) -> bool:
-    """Whether the first frame holds the number of frames."""
-    frame = first_frame(path)
-    return any(tag in frame for tag in _LENGTH_TAGS)
+def length_tag(frame: bytes) -> tuple[int | None, int | None] | None:
+    """Frames and bytes that the tag in a stream's first frame gives; None if there is none."""
+    at = next((at for at in _LENGTH_TAG_PLACES if frame[at : at + 4] in _LENGTH_TAGS), None)
+    if at is None:
+        return None
+    flags, first, second = struct.unpack(">III", frame[at + 4 : at + 16].ljust(12, b"\0"))
+    frames = first if flags & 1 else None
+    return frames, (second if flags & 1 else first) if flags & 2 else None
 
 
-def count_frames(path: str | os.PathLike[str]) -> int | None:
-    """Samples per channel of a Layer III stream by its frame headers; None where there are none."""
-    samples = 0
+def count_frames(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> int:
+    """Samples per channel of a Layer III stream by its frame headers."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        position = _tag_bytes(file)
-        while True:
-            file.seek(position)
-            frame = _frame_size(file.read(4))
-            if frame is None:
-                file.seek(position)
-                skipped = _find_chain(file.read(_SEARCH_BYTES))
-                if skipped is None:
-                    break
-                position += skipped
-                continue
-            position += frame[0]
-            if position > size:
-                break
-            samples += frame[1]
-    return samples or None
+        size = os.fstat(file.fileno()).st_size if stop is None else stop
+        return sum(samples for _, _, samples in _frames(file, start, size))
 
 
-class OpenEndedFile(io.FileIO):
-    """A file that claims to be 64 times its size, so that a length guessed from it is never short.
-
-    Between the real and the claimed end there is nothing to read, but for the last 128 bytes, where
-    the decoder looks for an ID3v1 tag and finds zeros.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
-        self._size = os.fstat(self.fileno()).st_size
-        # Between the frames of one stream the bitrate differs by no more than 320 to 8.
-        self._claimed = self._size * 64 + _ID3V1_BYTES
-        self._position = 0
-
-    def audio_follows(self) -> bool:
-        """Whether there are more MPEG frames after the reading position.
-
-        What may follow the last frame instead: tags (with pictures), padding, a part of a frame.
-        """
-        super().seek(min(self._position, self._size))
-        return _find_chain(super().read(_SEARCH_BYTES)) is not None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._claimed}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")
-        count = 0
-        if self._position < self._size:
-            if super().tell() != self._position:
-                super().seek(self._position)
-            count = super().readinto(view)
-        elif self._position >= self._claimed - _ID3V1_BYTES:
-            count = min(len(view), self._claimed - self._position)
-            view[:count] = bytes(count)
-        self._position += count
-        return count
+def stream_starts(file: BinaryIO, size: int) -> list[int]:
+    """Where the streams of a file begin that holds more than its first length says; else empty."""
+    first, frame = _first_frame(file)
+    length = length_tag(frame)
+    if length is None or (length[1] is not None and abs(size - first - length[1]) <= _LENGTH_SLACK):
+        return []
+    starts, samples = [0], 0
+    for at, _, count in _frames(file, 0, size):
+        file.seek(at)
+        if at > first and length_tag(file.read(_LENGTH_TAG_REACH)) is not None:
+            starts.append(at)
+        samples += count
+    size_of_first = _frame_size(frame[:4])
+    if len(starts) > 1 or size_of_first is None or length[0] is None:
+        return starts if len(starts) > 1 else []
+    # Frames that were put behind the sound without a length: the first is not believed.
+    is_longer = samples > (length[0] + 2) * size_of_first[1]
+    return [first + size_of_first[0]] if is_longer else []
 
 
-def _tag_bytes(file: BinaryIO) -> int:
-    """Bytes of ID3v2 tags at the start of the file."""
-    end = 0
+def _frames(file: BinaryIO, start: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(place, bytes, samples per channel) of every whole Layer III frame."""
+    at = _behind_tags(file, start)
+    while True:
+        file.seek(at)
+        frame = _frame_size(file.read(4))
+        if frame is None:
+            file.seek(at)
+            skipped = find_chain(file.read(SEARCH_BYTES))
+            if skipped is None:
+                return
+            at += skipped
+        elif at + frame[0] > size:
+            return
+        else:
+            yield at, *frame
+            at += frame[0]
+
+
+def _behind_tags(file: BinaryIO, end: int = 0) -> int:
+    """Where the ID3v2 tags end that stand at this place."""
     while True:
         file.seek(end)
         tag = file.read(_ID3V2_HEADER)
@@ -139,7 +129,7 @@ def _find_sync(data: bytes, start: int = 0) -> int | None:
     return None
 
 
-def _find_chain(data: bytes) -> int | None:
+def find_chain(data: bytes) -> int | None:
     """Offset of the first of several Layer III frames that follow each other."""
     at = _find_sync(data)
     while at is not None:

@@ -76,8 +76,8 @@ def iter_windows(
 
     Raises:
         UsageError: a value makes no windows; raised by the call itself.
-        AudioError: the recording cannot be used (further). Windows that could be decoded whole
-            come before it.
+        AudioError: the recording cannot be used (further). Windows of what could be decoded come
+            before it.
     """
     plan = WindowPlan.of(sample_rate, window_seconds, hop_seconds, time_expansion)
     number = parse_channel(channel)
@@ -123,7 +123,8 @@ def _windows(
         heard = frames * heard_per_frame
         failure = failure or recording.failure
         if failure is not None:
-            yield from cutter.whole(heard, flushed=True)
+            if heard >= MINIMUM_CLIP_SECONDS:
+                yield from cutter.rest(heard)
             raise failure
         _check_length(recording, heard, plan.expansion)
         yield from cutter.rest(heard)

@@ -196,14 +196,8 @@ class TestCutOff:
         assert "could be decoded, the header promises 20.00 s" in str(error)
         assert len(found) > 10
 
-    def test_wav_holds_what_it_holds(self, save: Any, noise: Any) -> None:
-        path = cut(save("a.wav", noise(10 * RATE), RATE), 0.56)
-        found, error = hear(path)
-        assert error is None
-        assert found[-1].end == pytest.approx(5.6, abs=0.001)
-
     def test_malformed(self, save: Any, noise: Any) -> None:
-        path = cut(save("a.caf", noise(RATE), RATE), 0.5)
+        path = cut(save("a.caf", noise(RATE), RATE), 0.002)
         refused(path, "UnreadableAudio", "damaged or cut off")
 
     def test_flac_of_unknown_length(self, save: Any, noise: Any) -> None:
@@ -297,7 +291,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory, loud_then_silent: Any) -> b
     """The frames of a VBR file without the first one, which holds the length."""
     path = tmp_path_factory.mktemp("mp3") / "a.mp3"
     soundfile.write(path, loud_then_silent, RATE, compression_level=0.3, bitrate_mode="VARIABLE")
-    assert mp3.gives_length(path)
+    assert mp3.length_tag(mp3.first_frame(path))
     content = path.read_bytes()
     size = mp3._frame_size(content[:4])
     assert size is not None
@@ -320,13 +314,13 @@ def end_of(path: Path) -> float:
 
 
 def test_libsndfile_alone_loses_half(put: Any, stream: bytes) -> None:
-    """If this fails, libsndfile has fixed it and `OpenEndedFile` may go."""
+    """If this fails, libsndfile has fixed it and `StreamFile` need claim nothing."""
     assert soundfile.info(put(stream)).duration < 0.6 * SECONDS
 
 
 def test_all_is_heard(put: Any, stream: bytes, loud_then_silent: Any) -> None:
     path = put(stream)
-    assert not mp3.gives_length(path)
+    assert not mp3.length_tag(mp3.first_frame(path))
     assert end_of(path) == pytest.approx(SECONDS, abs=0.1)
     assert probe(path).duration == end_of(path)
     decoded = read_clip(path, sample_rate=RATE)

@@ -1,0 +1,505 @@
+"""What a sound file's header promises against the bytes that are there.
+
+libsndfile believes headers: what stands behind the promised end is left out, a size of 0 is no
+sound, of chained streams only the first is read. `examine` finds where the sound of a file lies by
+its structure, and `Stream`s say which bytes to decode, with which header in front of them.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO, NamedTuple
+
+from NatureLM.audio import mp3
+
+_SCAN_BYTES = 1 << 20
+_STREAMED = (0x7FFF_F000, 0x8000_0000, 0xFFFF_FF00)
+_CHUNK_NAMES = {b"LIST", b"INFO", b"bext", b"iXML", b"axml", b"chna", b"cue ", b"smpl", b"inst"} | {
+    b"id3 ", b"ID3 ", b"guan", b"wamd", b"junk", b"JUNK", b"PAD ", b"FLLR", b"fact", b"PEAK",
+}  # fmt: skip
+_W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+_FLAC_START = b"fLaC\0\0\0\x22"  # the marker and a STREAMINFO block of 34 bytes
+_FLAC_BLOCK_SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << n for n in range(8)))
+
+
+class Stream(NamedTuple):
+    """Bytes of a file that are one stream of sound, and the header to put in front of them."""
+
+    header: bytes
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Where the sound of a file lies.
+
+    streams: to decode one after the other; empty where libsndfile reads the file rightly
+    present, promised: bytes of sound (FLAC: samples) that are there and that the header gives;
+        equal where nothing is missing
+    fault: what else is wrong at the end, as the rest of a sentence about the file
+    """
+
+    streams: tuple[Stream, ...] = ()
+    present: int = 1
+    promised: int = 1
+    fault: str = ""
+
+
+AS_READ = Contents()
+
+
+def examine(path: str | os.PathLike[str]) -> Contents:
+    """Compare the header of a file with its bytes; formats that are not known pass."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(12)
+        if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+            return _wave(file, size, head[:4])
+        if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+            return _aiff(file, size, head[8:12])
+        reader = {b"riff": _w64, b".snd": _au, b"caff": _caf, b"fLaC": _flac, b"OggS": _ogg}.get(
+            head[:4]
+        )
+        if reader is not None:
+            return reader(file, size)
+        return _mpeg(file, size)
+
+
+class StreamFile(io.RawIOBase):
+    """The bytes of a `Stream` as a file that soundfile opens.
+
+    claimed: how long the file says it is, for decoders that guess a length from it. Between the
+        real and the claimed end there is nothing to read, but for 128 zeros where an ID3v1 tag
+        would stand.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stream: Stream, claimed: int = 0) -> None:
+        super().__init__()
+        self._file = open(path, "rb")  # noqa: SIM115 (closed with this object)
+        self._header, self._start, self._stop = stream
+        self._size = len(self._header) + self._stop - self._start
+        self._claimed = max(claimed, self._size)
+        self._position = 0
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether it claims more than it holds."""
+        return self._claimed > self._size
+
+    def rest(self, count: int) -> bytes:
+        """The next bytes behind the reading position, which stays where it is."""
+        self._file.seek(self._start + min(self._position, self._size) - len(self._header))
+        return self._file.read(min(count, self._stop - self._file.tell()))
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._claimed}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        if self._position < len(self._header):
+            part = self._header[self._position : self._position + len(view)]
+            view[: len(part)] = part
+            count = len(part)
+        elif self._position < self._size:
+            wanted = self._start + self._position - len(self._header)
+            if self._file.tell() != wanted:
+                self._file.seek(wanted)
+            count = self._file.readinto(view[: self._size - self._position])
+        elif self.is_open_ended and self._position >= self._claimed - 128:
+            count = min(len(view), self._claimed - self._position)
+            view[:count] = bytes(count)
+        else:
+            count = 0
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+# Sample data behind a header: WAV and its relatives, AIFF, AU, CAF, Wave64.
+
+
+def _extent(file: BinaryIO, size: int, start: int, given: int, streamed: bool) -> tuple[int, int]:
+    """Bytes of sound from `start` on that are there, and that the header promises.
+
+    given: the header's size of them. Behind them may stand chunks, tags or padding; anything else
+    is sound of which the header does not know (a recorder that lost power before it wrote the
+    sizes, a 32-bit size that began anew at 4 GiB).
+    """
+    end = start + given
+    if streamed:
+        return max(0, size - start), max(0, size - start)
+    if end >= size:
+        return max(0, size - start), given
+    for times in range((size - end) >> 32, 0, -1):  # a 32-bit size that began anew
+        if _are_chunks(file, end + (times << 32), size):
+            return given + (times << 32), given + (times << 32)
+    if _are_chunks(file, end, size):
+        return given, given
+    return size - start, size - start
+
+
+def _are_chunks(file: BinaryIO, at: int, size: int) -> bool:
+    """Whether chunks, or a tag, fill the file from here to its end."""
+    for start, order in itertools.product((at, at + at % 2), "<>"):
+        end = start
+        for name, begin, length in _chunks(file, start, size, order):
+            if not _is_name(name) or (begin + length > size and name not in _CHUNK_NAMES):
+                break
+            end = _behind_chunk(file, begin, length)
+        if end >= size or _is_tag(file, end) or _is_padding(file, end):
+            return True
+    return False
+
+
+def _is_name(name: bytes) -> bool:
+    return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+
+
+def _is_tag(file: BinaryIO, at: int) -> bool:
+    """Whether a tag of another kind of file stands here: ID3v1, ID3v2 or APE."""
+    file.seek(at)
+    return file.read(8).startswith((b"TAG", b"ID3", b"APETAGEX"))
+
+
+def _is_padding(file: BinaryIO, at: int) -> bool:
+    """Whether all bytes from here on are zero."""
+    file.seek(at)
+    while block := file.read(_SCAN_BYTES):
+        if block.count(0) != len(block):
+            return False
+    return True
+
+
+def _chunks(file: BinaryIO, at: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start of the content, given length) of the chunks from here on."""
+    while at + 8 <= size:
+        file.seek(at)
+        name, length = struct.unpack(f"{order}4sI", file.read(8))
+        yield name, at + 8, length
+        at = _behind_chunk(file, at + 8, length)
+
+
+def _behind_chunk(file: BinaryIO, start: int, length: int) -> int:
+    """Where the chunk after this one begins; some programs leave out the pad byte of odd ones."""
+    end = start + length
+    file.seek(end)
+    return end + (length % 2 and not _is_name(file.read(4)))
+
+
+def _wave(file: BinaryIO, size: int, kind: bytes) -> Contents:
+    form = b""
+    long_size = None
+    for name, start, length in _chunks(file, 12, size, "<"):
+        if name in (b"ds64", b"fmt ") and length <= _SCAN_BYTES:
+            file.seek(start)
+            content = file.read(length)
+            if name == b"fmt ":
+                form = content
+            elif len(content) >= 16:
+                long_size = struct.unpack("<Q", content[8:16])[0]
+        if name == b"data":
+            break
+    else:
+        return AS_READ
+    if len(form) < 16:
+        return AS_READ
+    given = long_size if long_size is not None and length == 0xFFFFFFFF else length
+    present, promised = _extent(file, size, start, given, _is_streamed(given))
+    found = Contents(present=present, promised=promised)
+    is_odd = kind == b"BW64" or not _finds_data(file, size)
+    if (present == given or _is_streamed(given)) and not is_odd:
+        return found
+    chunk = b"fmt " + struct.pack("<I", len(form)) + form + bytes(len(form) % 2)
+    if present < 0xFFFF_0000:
+        sizes = struct.pack("<I", 4 + len(chunk) + 8 + present)
+        header = b"RIFF" + sizes + b"WAVE" + chunk + b"data" + struct.pack("<I", present)
+    else:
+        block = max(1, struct.unpack("<H", form[12:14])[0])
+        ds64 = struct.pack("<QQQI", 72 + len(chunk) + present, present, present // block, 0)
+        header = b"RF64\xff\xff\xff\xffWAVE" + b"ds64" + struct.pack("<I", 28) + ds64
+        header += chunk + b"data\xff\xff\xff\xff"
+    stream = Stream(header, start, start + present)
+    return Contents((stream,), present, promised)
+
+
+def _is_streamed(given: int) -> bool:
+    """Whether a size is what programs write that cannot go back to the header."""
+    low, high, unknown = _STREAMED
+    return low <= given <= high or unknown <= given <= 0xFFFFFFFF
+
+
+def _finds_data(file: BinaryIO, size: int) -> bool:
+    """Whether a reader that trusts every length and pad byte comes to the chunk of data."""
+    at = 12
+    while at + 8 <= size:
+        file.seek(at)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name == b"data":
+            return True
+        at += 8 + length + length % 2
+    return False
+
+
+def _aiff(file: BinaryIO, size: int, kind: bytes) -> Contents:
+    common = b""
+    sound: tuple[int, int] | None = None
+    for name, start, length in _chunks(file, 12, size, ">"):
+        if name == b"COMM" and length <= _SCAN_BYTES:
+            file.seek(start)
+            common = file.read(length)
+        elif name == b"SSND":
+            sound = start, length
+    if sound is None or len(common) < 18:
+        return AS_READ
+    channels, frames, bits = struct.unpack(">hIh", common[:8])
+    block = channels * ((bits + 7) // 8)
+    compressed = kind == b"AIFC" and common[18:22] not in (b"NONE", b"sowt", b"twos", b"")
+    if block <= 0 or compressed:
+        return AS_READ
+    start, length = sound[0] + 8, max(sound[1] - 8, 0)
+    present, promised = _extent(file, size, start, length, _is_streamed(length))
+    if present == length and frames * block == length:
+        return Contents(present=present, promised=promised)
+    present -= present % block
+    common = common[:2] + struct.pack(">I", present // block) + common[6:]
+    chunk = b"COMM" + struct.pack(">I", len(common)) + common + bytes(len(common) % 2)
+    header = b"FORM" + struct.pack(">I", 20 + len(chunk) + present) + kind + chunk
+    header += b"SSND" + struct.pack(">III", present + 8, 0, 0)
+    return Contents((Stream(header, start, start + present),), present, promised)
+
+
+def _au(file: BinaryIO, size: int) -> Contents:
+    file.seek(0)
+    head = file.read(24)
+    if len(head) < 24:
+        return AS_READ
+    start, given = struct.unpack(">II", head[4:12])
+    present, promised = _extent(file, size, start, given, _is_streamed(given))
+    if present == given or _is_streamed(given) or not 24 <= start <= _SCAN_BYTES:
+        return Contents(present=present, promised=promised)
+    file.seek(0)
+    head = file.read(start)
+    header = head[:8] + struct.pack(">I", min(present, 0xFFFFFFFF)) + head[12:]
+    return Contents((Stream(header, start, start + present),), present, promised)
+
+
+def _caf(file: BinaryIO, size: int) -> Contents:
+    at, description = 8, b""
+    while at + 12 <= size:
+        file.seek(at)
+        name, given = struct.unpack(">4sq", file.read(12))
+        if name == b"desc" and 0 <= given <= _SCAN_BYTES:
+            description = file.read(given)
+        if name == b"data":
+            break
+        at += 12 + max(given, 0)
+    else:
+        return AS_READ
+    if description[8:12] != b"lpcm":
+        return AS_READ
+    start, given = at + 16, given - 4 if given > 0 else given
+    present, promised = _extent(file, size, start, max(given, 0), given < 0)
+    if present == given:
+        return Contents(present=present, promised=promised)
+    header = b"caff\0\1\0\0desc" + struct.pack(">q", len(description)) + description
+    header += b"data" + struct.pack(">q", present + 4) + bytes(4)
+    return Contents((Stream(header, start, start + present),), present, promised)
+
+
+def _w64(file: BinaryIO, size: int) -> Contents:
+    at = 40
+    while at + 24 <= min(size, _SCAN_BYTES):
+        file.seek(at)
+        name, length = struct.unpack("<16sQ", file.read(24))
+        if name == _W64_DATA:
+            break
+        at += max(24, -(-length // 8) * 8)
+    else:
+        return AS_READ
+    start, given = at + 24, max(0, length - 24)
+    present, promised = _extent(file, size, start, given, False)
+    if present == given:
+        return Contents(present=present, promised=promised)
+    file.seek(0)
+    head = file.read(start)
+    header = head[:16] + struct.pack("<Q", start + present) + head[24:-8]
+    header += struct.pack("<Q", present + 24)
+    return Contents((Stream(header, start, start + present),), present, promised)
+
+
+# FLAC: the last frame says how many samples there are.
+
+
+def _flac(file: BinaryIO, size: int) -> Contents:
+    file.seek(0)
+    head = file.read(42)
+    if len(head) < 42 or head[4] & 0x7F:
+        return AS_READ
+    facts = int.from_bytes(head[18:26], "big")
+    total = facts & ((1 << 36) - 1)
+    stop = _without_tags(file, size)
+    found = _last_flac_frame(file, stop, int.from_bytes(head[8:10], "big"))
+    if found is None:
+        return AS_READ
+    samples, stop = found
+    if samples == total and stop == size:
+        return AS_READ
+    header = head[:18] + (facts - total + samples).to_bytes(8, "big")
+    return Contents((Stream(header, 26, stop),), samples, max(samples, total))
+
+
+def holds_another_flac(path: str | os.PathLike[str]) -> bool:
+    """Whether a second FLAC stream was put behind the first; reads the whole file."""
+    with open(path, "rb") as file:
+        before = file.read(8)[4:]
+        while block := file.read(_SCAN_BYTES):
+            if _FLAC_START in before + block:
+                return True
+            before = block[-len(_FLAC_START) :]
+    return False
+
+
+def _without_tags(file: BinaryIO, size: int) -> int:
+    """Where the file ends without ID3v1 and APE tags and zeros at its end."""
+    stop = size
+    while True:
+        file.seek(max(0, stop - 160))
+        tail = file.read(min(stop, 160))
+        if tail[-128:].startswith(b"TAG") and len(tail) >= 128:
+            stop -= 128
+        elif tail[-32:].startswith(b"APETAGEX"):
+            length, _, flags = struct.unpack("<III", tail[-20:-8])
+            stop -= min(stop, length + (32 if flags >> 31 else 0))
+        elif tail and not any(tail):
+            stop -= len(tail)
+        else:
+            break
+        if stop <= 0:
+            return size
+    return stop
+
+
+def _last_flac_frame(file: BinaryIO, stop: int, block_size: int) -> tuple[int, int] | None:
+    """Samples up to the end of the last whole frame, and where it ends.
+
+    block_size: of all frames but the last, where the file's frames are counted
+    """
+    start = max(0, stop - _SCAN_BYTES)
+    file.seek(start)
+    data = file.read(stop - start)
+    at = len(data)
+    while (at := data.rfind(b"\xff", 0, at)) >= 0:
+        frame = _flac_frame(data[at : at + 16], block_size)
+        if frame is not None:
+            # The last bytes of a frame may be zeros, which were taken for padding.
+            for zeros in range(3):
+                if _crc(data[at:] + bytes(zeros), 0x8005, 16) == 0:
+                    return frame, stop + zeros
+    return None
+
+
+def _flac_frame(head: bytes, block_size: int) -> int | None:
+    """Samples up to the end of the frame with this header; None if it is none."""
+    if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[2] >> 4 == 0 or head[3] & 1:
+        return None
+    code = head[2] >> 4
+    extra = 6 - (head[4] ^ 0xFF).bit_length() + 1 if head[4] & 0x80 else 0
+    if head[4] & 0xC0 == 0x80 or extra > 6:
+        return None
+    number = head[4] & ((1 << 6 - extra) - 1 if extra else 0x7F)
+    for byte in head[5 : 5 + extra]:
+        number = number << 6 | byte & 0x3F
+    at = 5 + extra
+    wide = {6: 1, 7: 2}.get(code, 0)
+    samples = _FLAC_BLOCK_SIZES[code]
+    if wide:
+        samples = int.from_bytes(head[at : at + wide], "big") + 1
+    at += wide + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    if at >= len(head) or _crc(head[: at + 1], 0x07, 8):
+        return None
+    return samples + (number if head[1] & 1 else number * block_size)
+
+
+def _crc(data: bytes, polynomial: int, bits: int) -> int:
+    """The remainder that FLAC's frames end with; 0 over a whole frame."""
+    table = _crc_table(polynomial, bits)
+    mask, shift = (1 << bits) - 1, bits - 8
+    crc = 0
+    for byte in data:
+        crc = (crc << 8 & mask) ^ table[crc >> shift ^ byte]
+    return crc
+
+
+@lru_cache(maxsize=2)
+def _crc_table(polynomial: int, bits: int) -> tuple[int, ...]:
+    top, mask = 1 << bits - 1, (1 << bits) - 1
+    table = []
+    for value in range(256):
+        crc = value << bits - 8
+        for _ in range(8):
+            crc = (crc << 1 ^ polynomial if crc & top else crc << 1) & mask
+        table.append(crc)
+    return tuple(table)
+
+
+# Ogg: pages, of which each says how long it is and whether it begins or ends a stream.
+
+
+def _ogg(file: BinaryIO, size: int) -> Contents:
+    starts: list[int] = []
+    at, in_heads, has_end = 0, False, True
+    while True:
+        file.seek(at)
+        head = file.read(282)
+        if len(head) < 27 or not head.startswith(b"OggS"):
+            break
+        segments = head[27 : 27 + head[26]]
+        end = at + 27 + len(segments) + sum(segments)
+        if len(segments) < head[26] or end > size:
+            break
+        begins = bool(head[5] & 2)
+        if begins and not in_heads:
+            starts.append(at)
+        in_heads, has_end = begins, bool(head[5] & 4)
+        at = end
+    rest = size - at
+    ends = [*starts[1:], at]
+    if not starts:
+        return AS_READ
+    fault = "" if has_end else "the file ends in the middle of its stream"
+    if rest and not (_is_tag(file, at) or _is_padding(file, at)):
+        fault = fault or "what follows is no page of a stream"
+    if len(starts) == 1 and not rest:
+        return Contents(fault=fault)
+    streams = tuple(Stream(b"", start, stop) for start, stop in zip(starts, ends, strict=True))
+    return Contents(streams, fault=fault)
+
+
+# MPEG audio: one file may hold several, each with a length of its own.
+
+
+def _mpeg(file: BinaryIO, size: int) -> Contents:
+    starts = mp3.stream_starts(file, size)
+    stops = [*starts[1:], size] if starts else []
+    return Contents(tuple(Stream(b"", *span) for span in zip(starts, stops, strict=True)))
