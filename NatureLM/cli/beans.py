@@ -11,7 +11,7 @@ import typer
 
 from NatureLM.cli import experiment
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import stop_message
+from NatureLM.cli.errors import RESUMES, stop_message
 from NatureLM.cli.experiment import BEANS_ZERO
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar
@@ -91,14 +91,12 @@ def info(
 def _show_all(components: list[Component]) -> None:
     from NatureLM.data.components import main_metric
 
-    of.print_table(
-        ["component", "task", "labels", "longest clip", "metric"],
-        [
-            [one.name, one.task, str(len(one.labels) or "-"), _clip(one), main_metric(one.task)]
-            for one in components
-        ],
-        right={"labels", "longest clip"},
-    )
+    columns = ["component", "task", "labels", "longest clip", "metric"]
+    rows = [
+        [one.name, one.task, str(len(one.labels) or "-"), _clip(one), main_metric(one.task)]
+        for one in components
+    ]
+    of.print_table(columns, rows, right={"labels", "longest clip"})
     typer.echo(f"\n{len(components)} components. `beans info NAME` shows the labels of one.")
 
 
@@ -154,10 +152,7 @@ def fetch(
     if _wants_more(groups, missing, output_path, yes):
         total = sum(group.bytes for group in missing)
         bar = ProgressBar("fetching", "bar", "size", "speed", "time", total=total, stays=True)
-        stopped = (
-            f"Stopped. What is in {output_path} is whole; the same command goes on from there."
-        )
-        with stop_message(stopped), bar:
+        with stop_message(f"Stopped. What is in {output_path} is whole; {RESUMES}"), bar:
             for group in missing:
                 dataset.fetch(group, output_path)
                 bar.advance(group.bytes)
@@ -221,17 +216,16 @@ def make_mini(
 
     beans make-mini clips.csv --output-path mini
     """
-    from NatureLM.beans.mini import Sizes
-    from NatureLM.beans.mini import make_mini as make
+    from NatureLM.beans import mini
     from NatureLM.config.schema import TableSource
 
     form = "write two names with = between"
     names = of.pairs("--columns", columns, form)
     caption_column = names.pop("caption", None)
-    made = make(
+    made = mini.make_mini(
         TableSource(path=source, columns=names, where={**of.pairs("--where", where, form)}),
         output_path,
-        Sizes(classification, detection, captioning, classes),
+        mini.Sizes(classification, detection, captioning, classes),
         seed=seed,
         window_seconds=window_seconds,
         caption=caption,

@@ -21,6 +21,7 @@ from NatureLM.errors import NatureLMError
 from NatureLM.progress import say
 
 SOME_FAILED = 3
+RESUMES = "the same command goes on from there."
 
 
 class Terminated(KeyboardInterrupt):

@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, stop_message
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
 
@@ -112,6 +112,7 @@ def _extended(
     if request.workers < 1:
         raise UsageError(f"--workers is {request.workers}, and it must be at least 1")
     extended = config.extended or ExperimentConfig()
+    changes: dict[str, Any] = {}
     if "lora_scales" in extended.model_fields_set:
         if request.merging_alpha is not None:
             refuse_options(request.cfg_path, ["--merging-alpha"])
@@ -120,14 +121,13 @@ def _extended(
         alpha = config.generate.merging_alpha if given is None else given
         if not math.isfinite(alpha):
             raise UsageError(f"--merging-alpha is {alpha:g}, and it must be a finite number")
-        extended = extended.model_copy(update={"lora_scales": [alpha]})
+        changes["lora_scales"] = [alpha]
     if datasets is not None:
-        extended = extended.model_copy(update={"datasets": list(datasets)})
+        changes["datasets"] = list(datasets)
     if request.data_path is not None:
         rest = extended.data.model_dump(exclude={"path"}) if extended.data is not None else {}
-        data = TableSource(path=request.data_path, **rest)
-        extended = extended.model_copy(update={"data": data})
-    return extended
+        changes["data"] = TableSource(path=request.data_path, **rest)
+    return extended.model_copy(update=changes)
 
 
 def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
@@ -144,11 +144,8 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
         raise _missing(experiment, [str(error)]) from error
     from NatureLM.experiments.run import run_experiment
 
-    stopped = (
-        f"Stopped. What was answered is in {experiment.output}; the same command goes on from "
-        "there."
-    )
     progress = ExperimentProgress(len(plan))
+    stopped = f"Stopped. What was answered is in {experiment.output}; {RESUMES}"
     with stop_message(stopped), progress:
         summary = run_experiment(
             model,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, error_text, stop_message
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
 
@@ -240,7 +240,7 @@ def _note_what_was_there(resumed: Resumed, output: Path) -> None:
 def _goodbye(store: WindowStore, output: Path) -> str:
     if not store.answers:
         return "Stopped before the first answer; nothing was written."
-    return f"Stopped. {store.answers} answers are in {output}; the same command goes on from there."
+    return f"Stopped. {store.answers} answers are in {output}; {RESUMES}"
 
 
 # What is asked
@@ -268,20 +268,15 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
     alpha, channel = request.merging_alpha, request.channel
     if channel != "mean" and not (channel.isdecimal() and int(channel) >= 1):
         raise UsageError(f"--channel is {channel!r}, and it must be mean or a number from 1")
-    asked = AskOptions(
-        queries=tuple(dict.fromkeys(queries)),
-        merging_alpha=float(config.generate.merging_alpha if alpha is None else alpha),
-        window_length_seconds=request.window_length_seconds,
-        hop_length_seconds=request.hop_length_seconds,
-        channel=channel if channel == "mean" else int(channel),
-        time_expansion=request.time_expansion,
-        mode=mode,
-        labels=labels,
-        several=request.several,
-        top_k=request.top_k,
-        min_confidence=request.min_confidence,
-        named=_option,
-    )
+    given = {one.name: getattr(request, one.name, None) for one in fields(AskOptions)}
+    given |= {
+        "queries": tuple(dict.fromkeys(queries)),
+        "merging_alpha": float(config.generate.merging_alpha if alpha is None else alpha),
+        "channel": channel if channel == "mean" else int(channel),
+        "mode": mode,
+        "labels": labels,
+    }
+    asked = AskOptions(**given, named=_option)
     of.check_device(request.device, request.dtype)
     of.memory_size(request.max_memory)
     note = extrapolation_note(asked.merging_alpha)

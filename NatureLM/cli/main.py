@@ -103,10 +103,8 @@ class LazyGroup(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the help without importing any command."""
         self._is_listing = True
-        try:
-            super().format_help(ctx, formatter)
-        finally:
-            self._is_listing = False
+        super().format_help(ctx, formatter)
+        self._is_listing = False
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; our own errors end as a message and an exit code."""
@@ -118,10 +116,9 @@ def group(
     name: str, description: str, commands: dict[str, Command], default: str | None = None
 ) -> typer.Typer:
     """A program with commands and `--version`; `default` is the command of a call without one."""
-    kind = type("Group", (LazyGroup,), {"_commands": commands, "_default": default})
     app = typer.Typer(
         name=name,
-        cls=kind,
+        cls=type("Group", (LazyGroup,), {"_commands": commands, "_default": default}),
         help=description,
         add_completion=False,
         no_args_is_help=True,
@@ -129,16 +126,21 @@ def group(
         context_settings=_SETTINGS,
     )
 
+    def show_version(asked: bool) -> None:
+        if asked:
+            typer.echo(f"{name} {NatureLM.__version__}")
+            raise typer.Exit
+
     @app.callback()
     def about(
         version: bool = typer.Option(
-            False, "--version", help="Show the version.", callback=_version(name), is_eager=True
+            False, "--version", help="Show the version.", callback=show_version, is_eager=True
         ),
     ) -> None:
         pass
 
     for command_name, command in commands.items():
-        app.command(command_name, help=command.summary)(_stub)
+        app.command(command_name, help=command.summary)(lambda: None)
     return app
 
 
@@ -154,19 +156,6 @@ def run_command(name: str, command: Command) -> None:
     make_output_robust()
     with friendly_errors():
         single_command(name, command).main()
-
-
-def _stub() -> None:
-    """Stands for a command in the help."""
-
-
-def _version(name: str) -> Callable[[bool], None]:
-    def show(asked: bool) -> None:
-        if asked:
-            typer.echo(f"{name} {NatureLM.__version__}")
-            raise typer.Exit
-
-    return show
 
 
 naturelm_app = group(

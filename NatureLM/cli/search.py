@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, error_text, stop_message
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import say
 
@@ -114,7 +114,7 @@ def embed(request: EmbedRequest) -> None:
         else:
             say(error_text(str(result.error)))
 
-    with stop_message("Stopped. What was made is kept; the same command goes on from there."):
+    with stop_message(f"Stopped. What was made is kept; {RESUMES}"):
         made = make_index(
             files,
             output,

@@ -112,22 +112,22 @@ def tune_alpha(request: TuneRequest) -> None:
     naturelm tune-alpha --data clips.csv --query "What is the common name?" --output-path tuned
     """
     from NatureLM.evaluation.protocols import protocol
-    from NatureLM.experiments.tune import Grid, Tuner, check_metric
+    from NatureLM.experiments import tune
     from NatureLM.util import check_folder
 
     config = request.load_config()
     scoring = of.ScoringOptions(
         labels=request.labels, resamples=request.resamples, seed=request.seed
     )
-    grid = Grid(request.low, request.high, request.coarse, request.fine)
+    grid = tune.Grid(request.low, request.high, request.coarse, request.fine)
     side: Any = of.one_of("--towards", request.towards, ("base", "adapted"))
     plan = _plan(config)
     reading = replace(scoring, task=_task(plan, request.task)).reading()
-    check_metric(request.metric, reading.task or "classification")
+    tune.check_metric(request.metric, reading.task or "classification")
     of.check_device(request.device, request.dtype)
     of.memory_size(request.max_memory)
     has_figures = _has_figures()
-    tuner = Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
+    tuner = tune.Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
     check_folder(request.output_path)
     name = of.model_name(request.model, config)
     say(f"Loading {name}")
@@ -142,7 +142,12 @@ def tune_alpha(request: TuneRequest) -> None:
         "seed": request.seed,
         "generate": config.generate.model_dump(mode="json", exclude={"merging_alpha"}),
     }
-    _finish(tuning, rows, request.output_path, settings, has_figures)
+    written = tune.write_tuning(tuning, rows, request.output_path, settings)
+    if has_figures:
+        written += tune.draw_tuning(tuning, request.output_path)
+    _show_tuning(tuning)
+    names = ", ".join(path.name for path in written)
+    typer.echo(f"\n{tune.verdict(tuning)}\nWrote {names} to {request.output_path}")
 
 
 def _plan(config: Config) -> Plan:
@@ -167,10 +172,9 @@ def _task(plan: Plan, named: str | None) -> str:
 
     if named is not None:
         return named
-    known = [
-        components()[one.dataset_name] for one in plan.samples if one.dataset_name in components()
-    ]
-    said = {one.task for one in plan.samples if one.task} | {one.task for one in known}
+    known, names = components(), {one.dataset_name for one in plan.samples}
+    said = {one.task for one in plan.samples if one.task}
+    said |= {known[name].task for name in names if name in known}
     if len(said) > 1:
         raise UsageError(
             f"α is chosen for one task, and there are samples of {', '.join(sorted(said))}: "
@@ -211,23 +215,6 @@ def _asker(
         return rows
 
     return ask
-
-
-def _finish(
-    tuning: Tuning,
-    rows: list[dict[str, Any]],
-    folder: Path,
-    settings: dict[str, Any],
-    has_figures: bool,
-) -> None:
-    from NatureLM.experiments.tune import draw_tuning, verdict, write_tuning
-
-    written = write_tuning(tuning, rows, folder, settings)
-    if has_figures:
-        written += draw_tuning(tuning, folder)
-    _show_tuning(tuning)
-    names = ", ".join(path.name for path in written)
-    typer.echo(f"\n{verdict(tuning)}\nWrote {names} to {folder}")
 
 
 def _show_tuning(tuning: Tuning) -> None:
@@ -323,13 +310,17 @@ def calibrate(
     from NatureLM.experiments.calibrate import fit_calibration, measure, score_samples
     from NatureLM.generation.labels import check_normalize
     from NatureLM.inference.calibration import write_calibration
+    from NatureLM.reports.figures import draw_reliability, need_matplotlib, svg
+    from NatureLM.util import write_text
 
     check_normalize(normalize)
     if query is not None and not query.strip():
         raise UsageError("--query is empty: give a question, or leave the option out")
     target = _target(output_path, model)
     if figure is not None:
-        _check_figure(figure)
+        if figure.suffix.lower() != ".svg":
+            raise UsageError(f"--figure is {figure}, and its name must end in .svg")
+        need_matplotlib()
     samples = _samples(table, column, where)
     others = _samples(table, column, test_where) if test_where else None
     names, asked = _question(samples, species_list, query)
@@ -354,7 +345,8 @@ def calibrate(
         )
     write_calibration(found, target)
     if figure is not None:
-        _draw(figure, before, after)
+        lines = {"as scored": before.bins, f"temperature {after.temperature:.2f}": after.bins}
+        write_text(figure, svg(draw_reliability(lines, f"{after.error.samples} recordings")))
     _show_reliability(before, after, fitted=len(fitted), on_others=others is not None)
     typer.echo(f"Calibration: {target}")
 
@@ -376,26 +368,15 @@ def _target(output_path: Path | None, model: str) -> Path:
     return target
 
 
-def _check_figure(path: Path) -> None:
-    from NatureLM.reports.figures import need_matplotlib
-
-    if path.suffix.lower() != ".svg":
-        raise UsageError(f"--figure is {path}, and its name must end in .svg")
-    need_matplotlib()
-
-
 def _samples(
     table: str, columns: Sequence[str] | None, where: Sequence[str] | None
 ) -> tuple[Sample, ...]:
     from NatureLM.config.schema import TableSource
     from NatureLM.data.sample import open_samples
 
-    source = TableSource(
-        path=table,
-        columns=of.pairs("--column", columns, _COLUMN_FORM),
-        where={**of.pairs("--where", where, _WHERE_FORM)},
-    )
-    return open_samples(source).samples
+    names = of.pairs("--column", columns, _COLUMN_FORM)
+    values: Any = of.pairs("--where", where, _WHERE_FORM)
+    return open_samples(TableSource(path=table, columns=names, where=values)).samples
 
 
 def _question(
@@ -415,21 +396,6 @@ def _question(
     return names, query or default_question(names, kind)
 
 
-def _draw(path: Path, before: Reliability, after: Reliability) -> None:
-    from NatureLM.reports.figures import draw_reliability, svg
-
-    lines = {
-        "as scored": before.bins,
-        f"temperature {after.temperature:.2f}": after.bins,
-    }
-    made = draw_reliability(lines, f"{after.error.samples} recordings")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(svg(made), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
 def _show_reliability(
     before: Reliability, after: Reliability, *, fitted: int, on_others: bool
 ) -> None:
@@ -437,11 +403,8 @@ def _show_reliability(
         [name, f"{one.temperature:.2f}", str(one.error), str(one.nll), str(one.accuracy)]
         for name, one in (("as scored", before), ("calibrated", after))
     ]
-    of.print_table(
-        ["confidence", "temperature", "calibration error", "surprise (nats)", "accuracy"],
-        rows,
-        right={"temperature"},
-    )
+    columns = ["confidence", "temperature", "calibration error", "surprise (nats)", "accuracy"]
+    of.print_table(columns, rows, right={"temperature"})
     which = "others than it was fitted to" if on_others else "those that it was fitted to"
     typer.echo(
         f"Fitted to {fitted} recordings; measured on {after.error.samples}, {which}, resampled by "

@@ -1,9 +1,8 @@
 """Load, change and write configurations: the only way from a YAML file to a `Config`.
 
-Everything is checked here, and every problem is named with its key, line, value and what is allowed
-(read from the JSON Schema of `Config`). The YAML is stricter than YAML 1.1: a key that stands twice
-in a section is refused, because one of the two values would be lost. And friendlier: `9e-5` is a
-number, which YAML 1.1 reads as a string.
+Every problem is named with its key, line, value and what is allowed (read from the JSON Schema of
+`Config`). The YAML is stricter than YAML 1.1: a key that stands twice in a section is refused,
+because one of the two values would be lost. And friendlier: `9e-5` is a number.
 """
 
 from __future__ import annotations
@@ -32,19 +31,8 @@ logger = logging.getLogger(__name__)
 Node = dict[str, Any]
 KeyPath = tuple[str | int, ...]
 
-_KINDS = {
-    "integer": "an integer",
-    "number": "a number",
-    "boolean": "true or false",
-    "string": "a string",
-    "null": "null",
-}
 
-
-def load_config(
-    path: str | Path | None = None,
-    options: Sequence[str] = (),
-) -> Config:
+def load_config(path: str | Path | None = None, options: Sequence[str] = ()) -> Config:
     """The checked configuration of a YAML file with overrides.
 
     path: a YAML file; None for the built-in defaults (the published settings)
@@ -56,7 +44,8 @@ def load_config(
     source = Source("built-in defaults", {}) if path is None else read_yaml(Path(path))
     source, overridden = apply_overrides(source, options)
     # A section whose keys are all commented out is null in YAML.
-    data = {key: value for key, value in source.data.items() if not _is_empty_section(key, value)}
+    sections = Config.model_fields
+    data = {k: value for k, value in source.data.items() if value is not None or k not in sections}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -73,10 +62,6 @@ def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
     data = _without_unset(config)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _is_empty_section(key: Any, value: Any) -> bool:
-    return value is None and key in Config.model_fields
 
 
 def _without_unset(section: BaseModel) -> dict[str, Any]:
@@ -110,6 +95,9 @@ def _ignored(section: BaseModel, path: KeyPath = ()) -> Iterator[str]:
             reasons.setdefault(reason, []).append(dotted(here))
     for reason, keys in sorted(reasons.items(), key=lambda item: sorted(item[1])):
         yield f"{', '.join(sorted(keys))} ({reason})"
+
+
+# Reading YAML
 
 
 @dataclass
@@ -164,13 +152,14 @@ def read_yaml(path: Path) -> Source:
 
 
 def _parse(name: str, text: str) -> Source:
+    source = Source(name, {})
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
         if node is not None:
-            _walk(node, (), lines, name, [])
-        data = None if node is None else loader.construct_document(node)
+            _walk(node, (), source, [])
+            data = loader.construct_document(node)
+            source.data = {} if data is None else data
     except yaml.YAMLError as error:
         raise ConfigError(_syntax_message(name, error)) from None
     except ValueError as error:  # such as the date 2024-13-45
@@ -179,44 +168,36 @@ def _parse(name: str, text: str) -> Source:
         raise ConfigError(f"{name}: is nested too deeply") from None
     finally:
         loader.dispose()
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
+    if not isinstance(source.data, dict):
         raise ConfigError(
             f"{name}: a configuration is a mapping with sections such as `generate:`, "
-            f"and this file holds a {'list' if isinstance(data, list) else 'single value'}"
+            f"and this file holds a {'list' if isinstance(source.data, list) else 'single value'}"
         )
-    return Source(name, data, lines)
+    return source
 
 
-def _walk(
-    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str, above: list[yaml.Node]
-) -> None:
+def _walk(node: yaml.Node, path: KeyPath, source: Source, above: list[yaml.Node]) -> None:
     """Note the line of every key below `node`, and refuse keys that stand twice."""
     if node in above:
-        raise ConfigError(f"{name}, line {_line(node)}: this alias contains itself")
-    above = [*above, node]
+        raise ConfigError(f"{source.name}, line {_line(node)}: this alias contains itself")
+    items: list[tuple[str | int, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            place: KeyPath = (*path, i)
-            lines[place] = _line(item)
-            _walk(item, place, lines, name, above)
+        items = [(i, item, item) for i, item in enumerate(node.value)]
     elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
         for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            word = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
-            if word in seen:
-                here = ".".join(str(part) for part in (*path, word))
-                raise ConfigError(
-                    f"{name}, line {_line(key)}: the key {here} stands twice "
-                    f"(first in line {seen[word]}); keep one of them"
-                )
-            seen[word] = _line(key)
-            place = (*path, word)
-            lines[place] = _line(key)
-            _walk(value, place, lines, name, above)
+            if key.tag != "tag:yaml.org,2002:merge":
+                word = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
+                items.append((word, key, value))
+    seen: dict[str | int, int] = {}
+    for part, key, value in items:
+        place = (*path, part)
+        if part in seen:
+            raise ConfigError(
+                f"{source.name}, line {_line(key)}: the key {'.'.join(map(str, place))} stands "
+                f"twice (first in line {seen[part]}); keep one of them"
+            )
+        seen[part] = source.lines[place] = _line(key)
+        _walk(value, place, source, [*above, node])
 
 
 def _line(node: yaml.Node) -> int:
@@ -229,6 +210,9 @@ def _syntax_message(name: str, error: yaml.YAMLError) -> str:
     context = getattr(error, "context", None)
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}"
+
+
+# What may stand where: the JSON Schema
 
 
 @lru_cache(maxsize=1)
@@ -246,7 +230,7 @@ def node_at(path: KeyPath) -> Node | None:
     """Schema of what stands at `path`, or None where no such key is known."""
     node: Node | None = json_schema()
     for part in path:
-        node = _child(node, part) if node is not None else None
+        node = None if node is None else _child(node, part)
     return None if node is None else _resolve(node)
 
 
@@ -269,28 +253,19 @@ def suggestion(path: KeyPath) -> str | None:
 
     A near spelling in the same section first, then the same or a near word anywhere.
     """
-    word = str(path[-1])
     section = path[:-1]
-    near = _nearest(word, keys_of(section))
-    if near is not None:
-        return dotted((*section, near))
-    by_word: dict[str, KeyPath] = {}
-    for known in _all_keys():
-        by_word.setdefault(str(known[-1]), known)
-    near = _nearest(word, list(by_word))
-    return None if near is None else dotted(by_word[near])
+    for known in ([(*section, key) for key in keys_of(section)], _all_keys()):
+        by_word: dict[str, KeyPath] = {}
+        for place in known:
+            by_word.setdefault(_spelling(place), place)
+        near = difflib.get_close_matches(_spelling(path), list(by_word), 1, 0.7)
+        if near:
+            return dotted(by_word[near[0]])
+    return None
 
 
-def allowed_values(path: KeyPath) -> str | None:
-    """What may stand at `path`, in words: `an integer, at least 1`."""
-    node = node_at(path)
-    return None if node is None else _describe(node)
-
-
-def _nearest(word: str, known: list[str]) -> str | None:
-    by_lower = {k.lower().replace("-", "_"): k for k in known}
-    near = difflib.get_close_matches(word.lower().replace("-", "_"), list(by_lower), 1, 0.7)
-    return by_lower[near[0]] if near else None
+def _spelling(path: KeyPath) -> str:
+    return str(path[-1]).lower().replace("-", "_")
 
 
 def _all_keys(path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -330,17 +305,39 @@ def _child(node: Node, part: str | int) -> Node | None:
     return None
 
 
+def allowed_values(path: KeyPath) -> str | None:
+    """What may stand at `path`, in words: `an integer, at least 1`."""
+    node = node_at(path)
+    return None if node is None else _describe(node)
+
+
 def _describe(node: Node) -> str:
     if "allowed" in node:
         return str(node["allowed"])
     # null stands last: `a number above 0, or null`
     choices = sorted(_choices(node), key=lambda one: one.get("type") == "null")
-    return ", or ".join(_describe_one(choice) for choice in choices)
+    return ", or ".join(map(_describe_one, choices))
+
+
+_KINDS = {
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a string",
+    "null": "null",
+}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 
 
 def _describe_one(node: Node) -> str:
     if "enum" in node:
-        return "one of " + ", ".join(_show_choice(value) for value in node["enum"])
+        choices = (one if isinstance(one, str) else json.dumps(one) for one in node["enum"])
+        return "one of " + ", ".join(choices)
     if isinstance(node.get("additionalProperties"), dict):
         return f"a mapping of names, each {_describe(node['additionalProperties'])}"
     if "properties" in node:
@@ -351,31 +348,29 @@ def _describe_one(node: Node) -> str:
         return f"{size}, each {_describe(node.get('items', {}))}"
     if kind == "string" and node.get("minLength"):
         return "a string that is not empty"
-    words = _KINDS.get(str(kind), "any value")
-    bounds = [
-        f"{word} {node[key]:g}"
-        for key, word in (
-            ("minimum", "at least"),
-            ("exclusiveMinimum", "above"),
-            ("maximum", "at most"),
-            ("exclusiveMaximum", "below"),
-        )
-        if key in node
-    ]
-    return f"{words}, {' and '.join(bounds)}" if bounds else words
+    bounds = " and ".join(f"{word} {node[key]:g}" for key, word in _BOUNDS.items() if key in node)
+    return _KINDS.get(str(kind), "any value") + (f", {bounds}" if bounds else "")
 
 
-def _show_choice(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+# Problems in words
 
 
 def explain(error: ValidationError, source: Source, overridden: Collection[KeyPath]) -> ConfigError:
     """One ConfigError that lists all problems of a configuration."""
     problems: dict[str, None] = {}
     for detail in error.errors(include_url=False):
-        path = _known_part(detail["loc"], detail["type"] == "extra_forbidden")
-        where = _where(path, source, overridden)
-        is_default = path not in source.lines and path not in overridden
+        path: KeyPath = ()
+        for part in detail["loc"]:  # pydantic puts the tried types of a union among the keys
+            if node_at((*path, part)) is not None:
+                path = (*path, part)
+        if detail["type"] == "extra_forbidden":
+            path = (*path, detail["loc"][-1])
+        where, line = dotted(path) or "the whole file", source.lines.get(path)
+        if any(path[: len(one)] == one for one in overridden):
+            where += " (from --options)"
+        elif line is not None:
+            where += f" (line {line})"
+        is_default = line is None and path not in overridden
         problems[f"{where}: {_what(path, detail, is_default)}"] = None
     return as_error(source.name, list(problems))
 
@@ -405,23 +400,6 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _known_part(loc: KeyPath, ends_unknown: bool) -> KeyPath:
-    """The keys of a place; pydantic puts the tried types of a union among them."""
-    path: KeyPath = ()
-    for part in loc:
-        if node_at((*path, part)) is not None:
-            path = (*path, part)
-    return (*path, loc[-1]) if ends_unknown else path
-
-
-def _where(path: KeyPath, source: Source, overridden: Collection[KeyPath]) -> str:
-    here = dotted(path) or "the whole file"
-    if any(path[: len(one)] == one for one in overridden):
-        return f"{here} (from --options)"
-    line = source.lines.get(path)
-    return here if line is None else f"{here} (line {line})"
-
-
 def _what(path: KeyPath, detail: Any, is_default: bool) -> str:
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
@@ -439,8 +417,7 @@ def _what(path: KeyPath, detail: Any, is_default: bool) -> str:
     return f"{show(value)} is not allowed; it must be {allowed or detail['msg']}"
 
 
-class _NoPlaceError(ValueError):
-    """There is nowhere to put the value of an override; the message says why."""
+# Overrides
 
 
 def apply_overrides(source: Source, options: Sequence[str]) -> tuple[Source, list[KeyPath]]:
@@ -464,7 +441,7 @@ def apply_overrides(source: Source, options: Sequence[str]) -> tuple[Source, lis
             try:
                 _set(data, path, _value(path, text))
                 paths.append(path)
-            except _NoPlaceError as error:
+            except LookupError as error:
                 problems.append(f"{dotted(path)}: {error}")
             except (yaml.YAMLError, ValueError):
                 problems.append(
@@ -496,27 +473,21 @@ def _value(path: KeyPath, text: str) -> Any:
 
 
 def _set(data: dict[str, Any], path: KeyPath, value: Any) -> None:
-    """Set the value at `path`, making sections on the way."""
+    """Set the value at `path`, making sections on the way; LookupError says why that cannot be."""
     place: Any = data
-    for part, following in itertools.pairwise(path):
-        is_new_section = isinstance(place, dict) and place.get(part) is None
-        if is_new_section and isinstance(following, str):
+    for part, following in itertools.pairwise((*path, None)):
+        if isinstance(place, list) and isinstance(part, int):
+            if part >= len(place):
+                raise LookupError(
+                    f"there is no item {part}: the list has {len(place)}, counted from 0"
+                )
+        elif isinstance(part, int) and not isinstance(place, dict):
+            raise LookupError("there is no list here to change: give the whole list")
+        elif not isinstance(place, dict):
+            raise LookupError("there is no section here to set a key in")
+        elif isinstance(following, str) and place.get(part) is None:
             place[part] = {}
-        place = _item(place, part)
-    if isinstance(place, dict):
-        place[path[-1]] = value
-    else:
-        _item(place, path[-1])
-        place[path[-1]] = value
-
-
-def _item(place: Any, part: str | int) -> Any:
-    if isinstance(place, dict):
-        return place.get(part)
-    if isinstance(part, int) and isinstance(place, list):
-        if part < len(place):
-            return place[part]
-        raise _NoPlaceError(f"there is no item {part}: the list has {len(place)}, counted from 0")
-    if isinstance(part, int):
-        raise _NoPlaceError("there is no list here to change: give the whole list")
-    raise _NoPlaceError("there is no section here to set a key in")
+        if following is None:
+            place[part] = value
+        else:
+            place = place.get(part) if isinstance(place, dict) else place[part]
