@@ -268,7 +268,9 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
     alpha, channel = request.merging_alpha, request.channel
     if channel != "mean" and not (channel.isdecimal() and int(channel) >= 1):
         raise UsageError(f"--channel is {channel!r}, and it must be mean or a number from 1")
-    given = {one.name: getattr(request, one.name, None) for one in fields(AskOptions)}
+    given: dict[str, Any] = {
+        one.name: getattr(request, one.name, None) for one in fields(AskOptions)
+    }
     given |= {
         "queries": tuple(dict.fromkeys(queries)),
         "merging_alpha": float(config.generate.merging_alpha if alpha is None else alpha),
