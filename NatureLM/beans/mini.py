@@ -1,6 +1,6 @@
 """A benchmark in BEANS-Zero's schema from labelled clips: `metadata.jsonl` and recordings.
 
-Which clips it is made of is drawn by a seed before any sound is read.
+Which clips it is made of is drawn by a seed, whatever their sound is.
 """
 
 from __future__ import annotations
@@ -54,19 +54,6 @@ class Sizes:
     classes: int = 10
 
 
-@dataclass(frozen=True)
-class Part:
-    """A clip in a mixed window.
-
-    place: where it lies, 0 at the beginning of the window and 1 at its end
-    gain_db: loudness beside the loudest that a clip may have
-    """
-
-    sample: Sample
-    place: float
-    gain_db: float
-
-
 @dataclass
 class MiniSummary:
     """What was made: samples of each subset, its labels, and clips that could not be read."""
@@ -94,20 +81,31 @@ def make_mini(
     Clips that cannot be read are left out and named in the summary. Raises DataError where the
     clips will not do, and UsageError where the folder holds a benchmark or cannot be written.
     """
-    _check(folder, sizes, window_seconds, caption, overwrite)
+    for name, value in vars(sizes).items():
+        if value < 0:
+            raise UsageError(f"--{name} is {value}, and it must be at least 0")
+    if not 0.1 <= window_seconds <= 600:
+        raise UsageError(f"--window-seconds is {window_seconds:g}, and it must be 0.1 to 600")
+    if not caption.strip():
+        raise UsageError("--caption is empty: give a sentence, such as 'The sound of {label}.'")
+    if (folder / TABLE).exists() and not overwrite:
+        raise UsageError(
+            f"{folder}: holds a benchmark already; give another --output-path, or say --overwrite"
+        )
     samples = open_samples(source).samples
-    labels = frequent_labels(samples, sizes.classes, source.path)
+    labels = _frequent_labels(samples, sizes.classes, source.path)
     taken = [sample for sample in samples if sample.label in labels]
     right = {one.clip.key: one.label for one in taken}
     captions = _captions(source, taken, caption, caption_column)
     maker = _Maker(folder, seed, window_seconds, labels)
     rows: list[dict[str, Any]] = []
-    for task, size, made in (
-        ("classification", sizes.classification, maker.single(taken, "classification", right)),
-        ("detection", sizes.detection, maker.mixed(taken, sizes.detection)),
-        ("captioning", sizes.captioning, maker.single(taken, "captioning", captions)),
-    ):
-        subset = list(islice(made, size))
+    subsets = {
+        "classification": maker.single(taken, "classification", right),
+        "detection": maker.mixed(taken, sizes.detection),
+        "captioning": maker.single(taken, "captioning", captions),
+    }
+    for task, made in subsets.items():
+        subset = list(islice(made, getattr(sizes, task)))
         maker.summary.samples[f"mini-{task}"] = len(subset)
         rows += subset
     if not rows:
@@ -131,55 +129,54 @@ class _Maker:
     ) -> Iterator[dict[str, Any]]:
         """Samples of one clip each; `answers` by the keys of clips."""
         number = 0
-        for sample in in_turn(samples, self._seed, task):
+        for sample in _in_turn(samples, self._seed, task):
             wav = self._read(sample)
             if wav is not None:
                 yield self._row(task, number, wav, answers[sample.clip.key], [sample])
                 number += 1
 
     def mixed(self, samples: Sequence[Sample], count: int) -> Iterator[dict[str, Any]]:
-        """Windows in which several labels or none are heard."""
-        for number, parts in enumerate(mixtures(samples, count, self._seed)):
-            wav = self._background(number)
-            heard = [part.sample for part in parts if self._mix(wav, part)]
+        """Windows in which 0 to 3 labels are heard, at any place and somewhat louder or softer."""
+        by_label = _by_label(samples)
+        labels = list(by_label)
+        for number in range(count):
+            noise = np.random.default_rng([self._seed, number]).standard_normal(self._length)
+            wav = (_BACKGROUND * noise).astype(np.float32)
+            rng = _generator(self._seed, f"mixture/{number}")
+            drawn = rng.permutation(len(labels))[: rng.integers(0, MOST_AT_ONCE + 1)]
+            heard = []
+            for label in sorted(labels[index] for index in drawn):
+                sample = by_label[label][rng.integers(len(by_label[label]))]
+                place, gain_db = rng.random(), rng.uniform(_QUIETEST_DB, 0.0)
+                clip = self._read(sample)
+                if clip is not None:
+                    start = round(place * (len(wav) - len(clip)))
+                    loudness = _LOUDNESS * 10 ** (gain_db / 20)
+                    loud = clip * (loudness / np.sqrt(np.mean(clip**2)))
+                    wav[start : start + len(clip)] += loud
+                    heard.append(sample)
             answer = ", ".join(sorted(sample.label for sample in heard)) or NO_LABEL
             yield self._row("detection", number, wav, answer, heard)
 
-    def _background(self, number: int) -> NDArray[np.float32]:
-        noise = np.random.default_rng([self._seed, number]).standard_normal(self._length)
-        return (_BACKGROUND * noise).astype(np.float32)
-
-    def _mix(self, wav: NDArray[np.float32], part: Part) -> bool:
-        """Add a clip to a window; whether it can be heard there."""
-        clip = self._read(part.sample)
-        if clip is None:
-            return False
-        start = round(part.place * (len(wav) - len(clip)))
-        loudness = _LOUDNESS * 10 ** (part.gain_db / 20)
-        wav[start : start + len(clip)] += clip * (loudness / np.sqrt(np.mean(clip**2)))
-        return True
-
     def _read(self, sample: Sample) -> NDArray[np.float32] | None:
         """The sound of a clip; None, and noted, where there is none."""
-        key = sample.clip.key
-        if key in self.summary.unread:
-            return None
-        try:
-            wav = read_window(sample.clip, SAMPLE_RATE, self._seconds).samples
-        except (NatureLMError, OSError) as error:
-            self.summary.unread[key] = str(error)
-            return None
-        if not len(wav) or not wav.any():
-            self.summary.unread[key] = f"{sample.id}: nothing is heard in it"
-            return None
-        return wav[: self._length]
+        key, unread = sample.clip.key, self.summary.unread
+        if key not in unread:
+            try:
+                wav = read_window(sample.clip, SAMPLE_RATE, self._seconds).samples
+                if wav.any():
+                    return wav[: self._length]
+                unread[key] = f"{sample.id}: nothing is heard in it"
+            except (NatureLMError, OSError) as error:
+                unread[key] = str(error)
+        return None
 
     def _row(
         self, task: str, number: int, wav: NDArray[np.float32], answer: str, heard: list[Sample]
     ) -> dict[str, Any]:
         name = f"mini-{task}-{number:04}"
         file = f"{AUDIO}/{name}.flac"
-        _write_flac(self._folder / file, wav)
+        self._write(self._folder / file, wav)
         facts: dict[str, Any] = {"sample_rate": SAMPLE_RATE, "clips": [one.id for one in heard]}
         if len(heard) == 1:
             facts["recording"] = heard[0].cluster
@@ -195,8 +192,18 @@ class _Maker:
             "metadata": json.dumps(facts, ensure_ascii=False),
         }
 
+    def _write(self, path: Path, wav: NDArray[np.float32]) -> None:
+        soundfile: Any = import_module("soundfile")
+        peak = float(np.abs(wav).max())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            loud = wav * (_PEAK / peak) if peak > _PEAK else wav
+            soundfile.write(path, loud, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"{path}: cannot be written ({error})") from None
 
-def frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[str, ...]:
+
+def _frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[str, ...]:
     """The most frequent labels in alphabetical order; of ties the alphabetically first.
 
     Raises DataError where there are fewer than two, or a label cannot stand in a list.
@@ -217,29 +224,13 @@ def frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[s
     return tuple(sorted(chosen))
 
 
-def in_turn(samples: Sequence[Sample], seed: int, subset: str) -> list[Sample]:
+def _in_turn(samples: Sequence[Sample], seed: int, subset: str) -> list[Sample]:
     """All samples in a random order in which the labels take turns."""
     turns: list[tuple[int, int, Sample]] = []
     for place, (label, clips) in enumerate(_by_label(samples).items()):
         order = _generator(seed, f"{subset}/{label}").permutation(len(clips))
         turns += [(turn, place, clips[index]) for turn, index in enumerate(order)]
     return [sample for _, _, sample in sorted(turns, key=lambda one: one[:2])]
-
-
-def mixtures(samples: Sequence[Sample], count: int, seed: int) -> list[tuple[Part, ...]]:
-    """Clips of 0 to 3 different labels for each of `count` windows."""
-    by_label = _by_label(samples)
-    return [_mixture(by_label, _generator(seed, f"mixture/{i}")) for i in range(count)]
-
-
-def _mixture(by_label: Mapping[str, list[Sample]], rng: np.random.Generator) -> tuple[Part, ...]:
-    labels = list(by_label)
-    drawn = rng.permutation(len(labels))[: rng.integers(0, MOST_AT_ONCE + 1)]
-    parts = []
-    for label in sorted(labels[index] for index in drawn):
-        clip = by_label[label][rng.integers(len(by_label[label]))]
-        parts.append(Part(clip, rng.random(), rng.uniform(_QUIETEST_DB, 0.0)))
-    return tuple(parts)
 
 
 def _by_label(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
@@ -264,30 +255,3 @@ def _captions(
     columns = {**source.columns, "label": column}
     described = open_samples(source.model_copy(update={"columns": columns})).samples
     return {one.clip.key: one.label for one in described}
-
-
-def _check(
-    folder: Path, sizes: Sizes, window_seconds: float, caption: str, overwrite: bool
-) -> None:
-    for name, value in vars(sizes).items():
-        if value < 0:
-            raise UsageError(f"--{name} is {value}, and it must be at least 0")
-    if not 0.1 <= window_seconds <= 600:
-        raise UsageError(f"--window-seconds is {window_seconds:g}, and it must be 0.1 to 600")
-    if not caption.strip():
-        raise UsageError("--caption is empty: give a sentence, such as 'The sound of {label}.'")
-    if (folder / TABLE).exists() and not overwrite:
-        raise UsageError(
-            f"{folder}: holds a benchmark already; give another --output-path, or say --overwrite"
-        )
-
-
-def _write_flac(path: Path, wav: NDArray[np.float32]) -> None:
-    soundfile: Any = import_module("soundfile")
-    peak = float(np.abs(wav).max())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        loud = wav * (_PEAK / peak) if peak > _PEAK else wav
-        soundfile.write(path, loud, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"{path}: cannot be written ({error})") from None
