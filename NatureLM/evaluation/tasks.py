@@ -79,7 +79,13 @@ class Samples(ABC):
 
     @abstractmethod
     def baselines(self, seed: int) -> dict[str, Values]:
-        """The metrics of answers without listening: "majority" and "random"."""
+        """The metrics of answers without listening.
+
+        majority: always the most frequent label (set that is not empty, reference), the first in
+            order among equals
+        random: any label, all with the same chance; of sets and references the true ones, dealt out
+            among the samples; the mean of seeded draws
+        """
 
     def class_rows(self) -> list[ClassRow]:
         """A row for each label that is true or was answered somewhere."""
@@ -154,16 +160,11 @@ class SingleLabels(_Cells):
         found, cell = np.unique(pairs, return_inverse=True)
         self._true = found // (len(labels) + 1)
         self._predicted = found % (len(labels) + 1) - 1
-        names = [*labels, unmatched]  # which -1 is the place of
-        codes = zip(self._true.tolist(), self._predicted.tolist(), strict=True)
-        in_words = [(names[true], names[predicted]) for true, predicted in codes]
-        super().__init__(labels, cell, in_words, self._true == self._predicted)
+        words = np.array([*labels, unmatched], dtype=object)  # which -1 is the place of
+        names = list(zip(words[self._true], words[self._predicted], strict=True))
+        super().__init__(labels, cell, names, self._true == self._predicted)
 
     def baselines(self, seed: int) -> dict[str, Values]:
-        """majority: always the most frequent label, the first in order among equals.
-
-        random: any label, all with the same chance; the mean of many seeded draws.
-        """
         support = self._per_class(self._counts).true
         most = np.zeros_like(support)
         most[support.argmax()] = support.sum()
@@ -213,26 +214,21 @@ class LabelSets(_Cells):
         place = {pair: cell for cell, pair in enumerate(cells)}
         self._true = _members([true for true, _ in cells], len(labels))
         self._predicted = _members([predicted for _, predicted in cells], len(labels))
-
-        def name(one: LabelSet) -> str:
-            return ", ".join(labels[code] for code in one) or NO_LABEL
-
+        words = [
+            ", ".join(labels[code] for code in one) or NO_LABEL for pair in cells for one in pair
+        ]
         super().__init__(
             labels,
             np.array([place[pair] for pair in pairs], dtype=np.int64),
-            [(name(true), name(predicted)) for true, predicted in cells],
+            list(zip(words[::2], words[1::2], strict=True)),
             np.array([true == predicted for true, predicted in cells], dtype=np.bool_),
         )
 
     def baselines(self, seed: int) -> dict[str, Values]:
-        """majority: always the most frequent set that is not empty, the first among equals.
-
-        random: the true sets, dealt out among the samples; the mean of many seeded draws.
-        """
-        most = _most_frequent(one for one in self._all_true if one) or ()
-        always = LabelSets(self._all_true, [most] * len(self._all_true), self._labels)
-        random = _random_sets(self._all_true, len(self._labels), seed)
-        return {"majority": always.metrics(), "random": dict(random)}
+        true = self._all_true
+        most = _most_frequent(one for one in true if one) or ()
+        always = LabelSets(true, [most] * len(true), self._labels).metrics()
+        return {"majority": always, "random": dict(_random_sets(true, len(self._labels), seed))}
 
     def _per_class(self, counts: Counts) -> ClassCounts:
         return set_counts(counts, self._true, self._predicted)
@@ -283,14 +279,10 @@ class Captions(Samples):
         return {name: float(scores.mean()) for name, scores in self._scores.items()}
 
     def resampled(self, clusters: Codes, bootstrap: BootstrapOptions) -> dict[str, Floats]:
-        """The metrics of each resample; how rare words are stays the same."""
+        # How rare words are stays the same.
         return {k: resampled_mean(one, clusters, bootstrap) for k, one in self._scores.items()}
 
     def baselines(self, seed: int) -> dict[str, Values]:
-        """majority: always the most frequent reference, the first in order among equals.
-
-        random: the references, dealt out among the samples; the mean of a few seeded draws.
-        """
         return {name: {"cider": value} for name, value in _ciders(self._references, seed).items()}
 
 

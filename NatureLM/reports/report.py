@@ -79,7 +79,7 @@ class Report:
     """Everything that a report shows.
 
     facts: what was read and how, by name
-    overview: charts over several data sets; grids: the same as tables
+    overview: charts over several data sets
     """
 
     title: str
@@ -87,7 +87,6 @@ class Report:
     metrics: Table
     form: Table
     overview: tuple[GridChart, ...]
-    grids: tuple[Table, ...]
     datasets: tuple[DatasetReport, ...]
     answers: AnswerSample
     remarks: tuple[str, ...]
@@ -107,7 +106,7 @@ class Report:
 
     def tables(self) -> Iterator[Table]:
         """All tables in the order of the page."""
-        yield from (self.metrics, self.form, *self.grids)
+        yield from (self.metrics, self.form, *map(grid_table, self.overview))
         for one in self.series:
             yield from (table for table in (one.classes, one.confusions) if table is not None)
 
@@ -137,34 +136,28 @@ def make_report(
         )
     datasets = series_of(scores, bootstrap)
     every = [one for found in datasets.values() for one in found]
-    keys = _Keys()
-    overview = tuple(map(keys.unique, heat_charts(every)))
-    return Report(
-        title=title,
-        facts=_facts(scores, sources, protocols.pop(), bootstrap),
-        metrics=keys.unique(metrics_table(every)),
-        form=keys.unique(form_table(every)),
-        overview=overview,
-        grids=tuple(map(grid_table, overview)),
-        datasets=tuple(keys.dataset(name, found, between) for name, found in datasets.items()),
-        answers=_sample_answers(every, most_answers),
-        remarks=tuple(scores.remarks),
-    )
-
-
-def _facts(
-    scores: Scores, sources: Sequence[str], protocol: str, bootstrap: BootstrapOptions
-) -> dict[str, str]:
     by = sorted({group.cluster_by for group in scores.groups})
     samples = max(len(group.ids) for group in scores.groups)
     groups = len(scores.groups)
     facts = {
+        "Files": ", ".join(sources),
         "Answers": f"{scores.answers:,} in {groups} groups of up to {samples:,} samples",
-        "Protocol": protocol,
+        "Protocol": protocols.pop(),
         "Intervals": f"95 % bootstrap, {bootstrap.resamples:,} resamples by {' or '.join(by)}",
         "Lines left out": f"{len(scores.problems):,}",
     }
-    return ({"Files": ", ".join(sources)} if sources else {}) | facts
+    keys = _Keys()
+    overview = tuple(map(keys.unique, heat_charts(every)))
+    return Report(
+        title=title,
+        facts={name: fact for name, fact in facts.items() if fact},
+        metrics=keys.unique(metrics_table(every)),
+        form=keys.unique(form_table(every)),
+        overview=overview,
+        datasets=tuple(keys.dataset(name, found, between) for name, found in datasets.items()),
+        answers=_sample_answers(every, most_answers),
+        remarks=tuple(scores.remarks),
+    )
 
 
 class _Keys:
