@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.app.clips import Clip, shown_name
-from NatureLM.app.settings import AppError, Limits
-from NatureLM.app.ui import span
+from NatureLM.app.clips import Clip, shown_name, span
+from NatureLM.app.settings import Limits
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.prompts import PLACEHOLDER, few_shot_prompt, place_numbered
@@ -129,14 +128,14 @@ class ChatSession:
 
 
 def checked(question: str, clips: Sequence[Clip], limits: Limits) -> str:
-    """The question, stripped. Raises AppError where it cannot be asked."""
+    """The question, stripped. Raises UsageError where it cannot be asked."""
     if not clips:
-        raise AppError(NO_SOUND)
+        raise UsageError(NO_SOUND)
     question = question.strip()
     if not question:
-        raise AppError("The question is empty: write one, or press one of those below.")
+        raise UsageError("The question is empty: write one, or press one of those below.")
     if len(question) > limits.question_characters:
-        raise AppError(
+        raise UsageError(
             f"The question has {len(question)} characters, and may have "
             f"{limits.question_characters} at most."
         )
@@ -174,11 +173,11 @@ def answer(pipeline: Pipeline, clips: Sequence[Clip], query: str, alpha: float) 
 def examples_query(question: str, labels: Sequence[str]) -> str:
     """A question with labelled examples and the new clip, which is the last of the clips.
 
-    Raises AppError for a question or label with the mark that stands for sound.
+    Raises UsageError for a question or label with the mark that stands for sound.
     """
     for text in (question, *labels):
         if PLACEHOLDER in text:
-            raise AppError(f"{PLACEHOLDER} stands for sound and cannot be written in a question.")
+            raise UsageError(f"{PLACEHOLDER} stands for sound and cannot be written in a question.")
     return few_shot_prompt(question, labels)
 
 
@@ -235,7 +234,7 @@ def list_of(
 ) -> SpeciesList:
     """The list that a visitor gave: a file goes before pasted names, these before a preset.
 
-    What is pasted is text and never taken for the name of a file. Raises UsageError or AppError.
+    What is pasted is text and never taken for the name of a file. Raises UsageError.
     """
     if file:
         return _read(Path(file), shown_name(file), limits)
@@ -249,21 +248,23 @@ def list_of(
             path.unlink()
     if preset:
         return read_species_list(preset, presets=presets())
-    raise AppError("There is no list yet: paste names, drop a file, or pick a ready-made one.")
+    raise UsageError("There is no list yet: paste names, drop a file, or pick a ready-made one.")
 
 
 def _read(path: Path, name: str, limits: Limits) -> SpeciesList:
     size = path.stat().st_size
     if size > limits.list_bytes:
-        raise AppError(
+        raise UsageError(
             f"{name} has {format_bytes(size)}, and a list may have "
             f"{format_bytes(limits.list_bytes)}."
         )
     try:
         found = read_species_list(path)
     except UsageError as error:
-        raise AppError(str(error).replace(str(path), name)) from None
+        raise UsageError(str(error).replace(str(path), name)) from None
     if len(found.names) > limits.labels:
-        raise AppError(f"{name} has {len(found.names)} names, and a list may have {limits.labels}.")
+        raise UsageError(
+            f"{name} has {len(found.names)} names, and a list may have {limits.labels}."
+        )
     notes = tuple(note.replace(str(path), name) for note in found.notes)
     return SpeciesList(found.names, found.kind, name, notes)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.app.settings import AppError, Limits
-from NatureLM.app.spectrogram import columns_per_second, contrast, levels_of, picture
+from NatureLM.app.settings import Limits
+from NatureLM.app.spectrogram import Levels, columns_per_second, contrast, levels_of, picture
 from NatureLM.audio import AudioError, find_recordings
-from NatureLM.audio.decode import probe
+from NatureLM.audio.decode import RecordingInfo, probe
 from NatureLM.audio.windows import Window, iter_windows
-from NatureLM.errors import NatureLMError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import format_bytes, format_duration
 
 SLOW_FACTOR = 10
@@ -34,30 +34,21 @@ _LONGEST_NAME = 120
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 
-class TooLongError(AppError):
-    """A recording that belongs into Long recording; `path` is where it is kept."""
-
-    def __init__(self, message: str, path: Path, name: str) -> None:
-        super().__init__(message)
-        self.path, self.name = path, name
-
-
 @dataclass(frozen=True)
 class Clip:
     """One clip.
 
-    Attributes:
-        id: unguessable.
-        name: as the visitor knows it; text, not a path.
-        path: the file itself.
-        seconds: length of the recording.
-        slowed: how many times slower it is heard (time expansion).
-        spans: start and end of its windows, seconds of the recording.
-        image, sound: picture and playable copy, in the visitor's folder.
-        sample_rate: Hz, of the windows.
-        notes: what should be known about it, sentences.
-        label: what the visitor calls it, as an example.
-        chosen: index of the window that questions are about.
+    id: unguessable
+    name: as the visitor knows it; text, not a path
+    path: the file itself
+    seconds: length of the recording
+    slowed: how many times slower it is heard (time expansion)
+    spans: start and end of its windows, seconds of the recording
+    image, sound: picture and playable copy, in the visitor's folder
+    sample_rate: Hz, of the windows
+    notes: what should be known about it, sentences
+    label: what the visitor calls it, as an example
+    chosen: index of the window that questions are about
     """
 
     id: str
@@ -83,7 +74,7 @@ class Clip:
         for window in _windows(self.path, self.sample_rate, self.slowed, lambda _: None):
             if window.index == self.chosen:
                 return _without_padding(window, self.slowed, self.sample_rate)
-        raise AppError(f"{self.name} has changed since it was opened. Open it again.")
+        raise UsageError(f"{self.name} has changed since it was opened. Open it again.")
 
 
 @dataclass
@@ -128,25 +119,43 @@ class ClipList:
                 )
                 break
             try:
-                clip = open_clip(
-                    file,
-                    self.folder,
-                    self.limits,
-                    sample_rate=sample_rate,
-                    slowed=slowed,
-                    name=name,
-                )
+                clip = self.open(file, name, slowed=slowed, sample_rate=sample_rate)
+                new.append(replace(clip, label=label))
             except NatureLMError as error:
                 problems.append(str(error))
-                if isinstance(error, TooLongError):
-                    self.too_long = str(error.path), error.name
-                continue
-            new.append(replace(clip, label=label))
         if new and not add:
             for clip in self.clips:
                 self.remove(clip.id)
         self.clips = [*self.clips, *new]
         return problems
+
+    def open(
+        self,
+        upload: str | Path,
+        name: str | None = None,
+        *,
+        slowed: float = 1.0,
+        sample_rate: int = 16_000,
+    ) -> Clip:
+        """Take a file in, without putting it among the clips. One that is too long is kept.
+
+        Raises UsageError with a sentence for the visitor.
+        """
+        shown = name or shown_name(upload)
+        kept = take(upload, self.folder, self.limits)
+        try:
+            info = probe(kept)
+            if info.duration <= self.limits.ask_seconds:
+                return _open(kept, shown, sample_rate, slowed, info)
+        except AudioError as error:
+            kept.unlink(missing_ok=True)
+            raise UsageError(sentence(shown, error)) from error
+        self.too_long = str(kept), shown
+        raise UsageError(
+            f"{shown} lasts {format_duration(info.duration, short=True)}. A clip may last "
+            f"{format_duration(self.limits.ask_seconds, short=True)} at most here; Long recording "
+            "takes longer ones."
+        )
 
     def remove(self, id: str) -> None:
         """Take one out. Its files go a little later, as the page may be loading them."""
@@ -165,67 +174,37 @@ class ClipList:
         ]
 
 
-def open_clip(
-    upload: str | Path,
-    folder: Path,
-    limits: Limits,
-    *,
-    sample_rate: int = 16_000,
-    slowed: float = 1.0,
-    name: str | None = None,
-) -> Clip:
-    """Take a file in. Raises AppError, or TooLongError, with a sentence for the visitor."""
-    shown = name or shown_name(upload)
-    kept = take(upload, folder, limits)
-    try:
-        info = probe(kept)
-        if info.duration > limits.ask_seconds:
-            raise TooLongError(
-                f"{shown} lasts {format_duration(info.duration, short=True)}. A clip may last "
-                f"{format_duration(limits.ask_seconds, short=True)} at most here; Long recording "
-                "takes longer ones.",
-                kept,
-                shown,
-            )
-        return _open(kept, shown, sample_rate, slowed, info.duration, info.channels)
-    except AudioError as error:
-        kept.unlink(missing_ok=True)
-        raise AppError(sentence(shown, error)) from error
-
-
 def sentence(name: str, error: AudioError) -> str:
     """What is wrong with a recording, under the name that its owner knows."""
     reason = error.reason.replace(str(error.path), name) if error.path else error.reason
     return f"{name}: {reason}." + (f" {error.advice}." if error.advice else "")
 
 
-def _open(
-    path: Path, name: str, sample_rate: int, slowed: float, duration: float, channels: int
-) -> Clip:
+def _open(path: Path, name: str, sample_rate: int, slowed: float, info: RecordingInfo) -> Clip:
+    """The clip of a file, whose windows are gone through once."""
+    import soundfile  # type: ignore[import-untyped, unused-ignore]
+
     key = secrets.token_urlsafe(12)
     image, sound = path.with_name(f"{key}.png"), path.with_name(f"{key}-heard.wav")
     warnings: list[str] = []
     spans: list[tuple[float, float]] = []
-    levels: list[Any] = []
-    per_second = columns_per_second(duration * slowed)
+    levels: list[Levels] = []
+    per_second = columns_per_second(info.duration * slowed)
     peak = 0.0
-
-    def heard() -> Iterator[NDArray[np.float32]]:
-        nonlocal peak
-        for window in _windows(path, sample_rate, slowed, warnings.append):
-            samples = _without_padding(window, slowed, sample_rate)
-            spans.append((window.start, window.end))
-            levels.append(levels_of(samples, sample_rate, per_second))
-            peak = max(peak, float(np.abs(samples).max(initial=0.0)))
-            yield samples
-
     try:
-        _write_sound(sound, heard(), sample_rate)
+        # 16 bits, which every browser plays.
+        with soundfile.SoundFile(sound, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
+            for window in _windows(path, sample_rate, slowed, warnings.append):
+                samples = _without_padding(window, slowed, sample_rate)
+                spans.append((window.start, window.end))
+                levels.append(levels_of(samples, sample_rate, per_second))
+                peak = max(peak, float(np.abs(samples).max(initial=0.0)))
+                file.write(samples)
     except AudioError:
         sound.unlink(missing_ok=True)
         raise
     image.write_bytes(picture(np.concatenate(levels, axis=1), *contrast(levels)))
-    notes = tuple(_notes(channels, peak, bool(warnings), sample_rate, slowed))
+    notes = tuple(_notes(info.channels, peak, bool(warnings), sample_rate, slowed))
     end = max(spans[-1][1], 1e-9)
     return Clip(key, name, path, end, slowed, tuple(spans), image, sound, sample_rate, notes)
 
@@ -262,15 +241,14 @@ def _without_padding(window: Window, slowed: float, sample_rate: int) -> NDArray
     return window.samples[: round((window.end - window.start) * slowed * sample_rate)]
 
 
-def _write_sound(path: Path, blocks: Iterator[NDArray[np.float32]], sample_rate: int) -> None:
-    """Write mono samples as a WAV file of 16 bits, which every browser plays."""
-    import soundfile  # type: ignore[import-untyped, unused-ignore]
+def span(start: float, end: float) -> str:
+    """A window in words: `0–10 s`."""
+    return f"{time_text(start)}–{time_text(end)} s"
 
-    with soundfile.SoundFile(
-        path, "w", samplerate=sample_rate, channels=1, format="WAV", subtype="PCM_16"
-    ) as file:
-        for block in blocks:
-            file.write(block)
+
+def time_text(seconds: float) -> str:
+    """Seconds without zeros at the end: `2.5`."""
+    return f"{seconds:.2f}".rstrip("0").rstrip(".")
 
 
 def shown_name(path: str | Path) -> str:
@@ -291,7 +269,7 @@ def take(upload: str | Path, folder: Path, limits: Limits) -> Path:
     source = Path(upload)
     size = source.stat().st_size
     if size > limits.upload_bytes:
-        raise AppError(
+        raise UsageError(
             f"{shown_name(source)} has {format_bytes(size)}, and a file may have "
             f"{format_bytes(limits.upload_bytes)} at most."
         )

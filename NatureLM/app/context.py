@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.store import JobLibrary
-from NatureLM.app.settings import AppError, AppSettings
+from NatureLM.app.jobs import JobLibrary, JobQueue
+from NatureLM.app.settings import AppSettings
 from NatureLM.errors import NatureLMError
 from NatureLM.models.registry import EMBEDDED
 
@@ -83,12 +82,12 @@ class AppContext:
         threading.Thread(target=self._load, name="load model", daemon=True).start()
 
     def pipeline(self, timeout: float | None = None) -> Pipeline:
-        """The loaded pipeline; waits for it. Raises AppError that says why there is none."""
+        """The loaded pipeline; waits for it. Raises NatureLMError that says why there is none."""
         self.start_loading()
         if not self._settled.wait(timeout):
-            raise AppError("The model is still loading. Try again in a moment.")
+            raise NatureLMError("The model is still loading. Try again in a moment.")
         if self._pipeline is None:
-            raise AppError(f"The model could not be loaded. {self.error}")
+            raise NatureLMError(f"The model could not be loaded. {self.error}")
         return self._pipeline
 
     def visitor(self, request: Any) -> Visitor:

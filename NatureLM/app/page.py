@@ -1,4 +1,4 @@
-"""The page: header and tabs, how it looks, and how it is served until somebody stops it.
+"""The page: header, tabs and About, how it looks, and how it is served until somebody stops it.
 
 The theme has the colours of the reports; nothing of it comes from another computer.
 """
@@ -10,29 +10,35 @@ import re
 import socket
 from collections.abc import Callable
 from html import escape
-from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+import gradio as gr
+from gradio import processing_utils
+from gradio.themes.utils.colors import Color
+
+import NatureLM
+from NatureLM.app import experiments
+from NatureLM.app.ask_tabs import build_ask, build_identify, build_teach
 from NatureLM.app.context import AppContext
-from NatureLM.app.settings import AppSettings
-from NatureLM.app.tabs import about, ask, experiments, identify, jobs, teach
-from NatureLM.app.ui import handler, html, static
+from NatureLM.app.job_tabs import JobTab
+from NatureLM.app.settings import AppSettings, need_gradio
+from NatureLM.app.ui import QUIET, html, static
 from NatureLM.errors import UsageError
+from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
-
-if TYPE_CHECKING:
-    import gradio as gr
+from NatureLM.species import names_on_card
+from NatureLM.util import format_bytes, format_duration
 
 TITLE = "NatureLM"
-TABS: dict[str, tuple[str, Callable[[AppContext], None]]] = {
-    "ask": ("Ask", ask.build),
-    "identify": ("Identify", identify.build),
-    "teach": ("Teach by example", teach.build),
-    "long": ("Long recording", jobs.build_long),
-    "folder": ("Folder", jobs.build_folder),
+TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
+    "ask": ("Ask", build_ask),
+    "identify": ("Identify", build_identify),
+    "teach": ("Teach by example", build_teach),
+    "long": ("Long recording", lambda context: JobTab(context, "long")),
+    "folder": ("Folder", lambda context: JobTab(context, "folder")),
     "experiments": ("Experiments", experiments.build),
-    "about": ("About", about.build),
+    "about": ("About", lambda context: html(about(context), elem_id="about")),
 }
 """Name in ids and links → label, and what puts the components into the tab."""
 _POLL_SECONDS = 1.0
@@ -47,6 +53,11 @@ _RAISED = ("#f8f6f2", "#26272b")
 _LINE = ("#d3d0c9", "#3b3b3f")
 _ACCENT = ("#00598f", "#7cc4f5")
 _ON_ACCENT = ("#ffffff", "#101214")
+# From lightest to darkest, for what the theme derives itself.
+_HUE = Color(
+    "#eef6fb", "#dcebf5", "#b9dbf0", "#8fc8ea", "#7cc4f5", "#2f8cc4", "#0070b0", "#00598f",
+    "#004470", "#003152", "#002138",
+)  # fmt: skip
 
 
 def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
@@ -67,46 +78,30 @@ def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
 
 
 def build(context: AppContext) -> gr.Blocks:
-    """The whole page. Raises UsageError where Gradio is not installed."""
-    gradio = need_gradio()
+    """The whole page."""
+    need_gradio()
     # Components remember this folder when they are made.
     os.environ["GRADIO_TEMP_DIR"] = str(context.uploads)
-    with gradio.Blocks(
+    page = gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_DELETE_UPLOADS
-    ) as page:
+    )
+    with page:
         _header(context)
-        context.handed_over = gradio.State(None)
-        with gradio.Tabs(elem_id="tabs") as context.tabs:
+        context.handed_over = gr.State(None)
+        with gr.Tabs(elem_id="tabs") as context.tabs:
             for name, (label, build_tab) in TABS.items():
-                with gradio.Tab(label, id=name, elem_id=f"tab-{name}"):
+                with gr.Tab(label, id=name, elem_id=f"tab-{name}"):
                     build_tab(context)
 
-        @handler
-        def left(request: Any) -> None:
+        def left(request: gr.Request) -> None:
             context.visitors.closed(request.session_hash)
 
         page.unload(left)
-    return cast("gr.Blocks", page)
-
-
-def need_gradio() -> Any:
-    """Gradio, with its telemetry off; raises UsageError where it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # Else the browser keeps what was asked and answered after the page is closed.
-    os.environ["GRADIO_RUN_HISTORY"] = "False"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        return import_module("gradio")
-    except ImportError:
-        raise UsageError(
-            "the web app needs gradio, which is not installed: pip install 'naturelm-audio[app]'"
-        ) from None
+    return page
 
 
 def _header(context: AppContext) -> None:
     """Name, one sentence, and how far the model is."""
-    import gradio as gr
-
     html(
         f"<h1>{TITLE}</h1><p>Ask questions of animal sound. Everything stays on this computer.</p>",
         elem_id="header",
@@ -118,28 +113,95 @@ def _header(context: AppContext) -> None:
         waiting = context.state in ("waiting", "loading")
         return status_line(context), gr.Timer(active=waiting)
 
-    timer.tick(
-        look, outputs=[status, timer], show_progress="hidden", queue=False, api_visibility="private"
-    )
+    timer.tick(look, outputs=[status, timer], **QUIET)
 
 
 def status_line(context: AppContext) -> str:
     """HTML that says whether questions can be answered yet."""
     name = escape(context.model_name)
     text = {
-        "waiting": f"The model {name} is loading …",
-        "loading": f"The model {name} is loading …",
-        "ready": f"The model {name} is ready.",
-        "failed": f"The model {name} could not be loaded: {escape(context.error or '')}",
-    }[context.state]
-    return f'<p role="status" class="model {context.state}">{text}</p>'
+        "ready": "is ready.",
+        "failed": f"could not be loaded: {escape(context.error or '')}",
+    }.get(context.state, "is loading …")
+    return f'<p role="status" class="model {context.state}">The model {name} {text}</p>'
+
+
+def about(context: AppContext) -> str:
+    """The tab About: which model it is, what it cannot do, and what may be done with it."""
+    return "".join(
+        f'<section class="about-part"><h2>{title}</h2>{body}</section>'
+        for title, body in (
+            ("The model", _model(context)),
+            ("What it cannot do", _limits(context)),
+            ("The published model", _PUBLISHED),
+            (
+                "Where the data go",
+                "<p>Sounds and questions stay on the computer that runs this page. Clips and "
+                "conversations are removed when the page is closed. Jobs of <em>Long recording"
+                f"</em> and <em>Folder</em> stay in <code>{escape(context.runs_dir.name)}</code> "
+                "until you remove them.</p>",
+            ),
+        )
+    )
+
+
+_PUBLISHED = (
+    "<p>NatureLM-audio (ICLR 2025) has 8 billion parameters and knows thousands of species. "
+    "Its weights are for non-commercial use (CC BY-NC-SA 4.0), and the language model in it "
+    "comes from Meta under the Llama 3.1 licence. With a graphics card of 24 GB:</p>"
+    "<ol><li>Ask for access to <code>meta-llama/Llama-3.1-8B-Instruct</code> on the Hugging "
+    "Face Hub.</li><li><code>hf auth login</code></li>"
+    "<li><code>naturelm inference-app --model naturelm-audio</code></li></ol>"
+)
+
+
+def _model(context: AppContext) -> str:
+    facts = {"Name": context.model_name}
+    if entry := find(context.model_name):
+        facts["What it is"] = entry.description
+        facts["Parameters"] = entry.parameters
+        facts["Licence"] = entry.license
+    facts["Software"] = f"NatureLM {NatureLM.__version__}, Apache-2.0"
+    rows = "".join(
+        f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()
+    )
+    names = names_on_card(context.model_name)
+    known = (
+        f"<details><summary>It knows {len(names)} names of animals</summary>"
+        f"<p>{escape(', '.join(names))}</p></details>"
+        if names
+        else ""
+    )
+    return f"<dl>{rows}</dl>{known}"
+
+
+def _limits(context: AppContext) -> str:
+    limits, entry = context.limits, find(context.model_name)
+    small = (
+        "<li>The embedded model is small. It calls every animal by one of the names it knows, "
+        "whatever it hears. It is for trying things out, not for science.</li>"
+        if entry is not None and entry.embedded
+        else ""
+    )
+    return (
+        f"<ul>{small}"
+        f"<li>It hears up to {context.sample_rate / 2000:g} kHz. Bats are above that: open "
+        "<em>Bats</em> below the sounds to slow them down.</li>"
+        "<li>It hears ten seconds at once; longer recordings are asked about in windows.</li>"
+        "<li>Answers are guesses. Look at the spectrogram, and listen.</li>"
+        f"<li>A file may have {format_bytes(limits.upload_bytes)}, a clip may last "
+        f"{format_duration(limits.ask_seconds, short=True)}, and {limits.clips} clips fit into one "
+        "question.</li>"
+        "</ul>"
+    )
 
 
 def launch(page: gr.Blocks, context: AppContext) -> str:
     """Start the server in the background; the page's address. The model starts to load."""
     settings = context.settings
     _check_port(settings)
-    refuse_addresses()
+    # Gradio would download a file that a request names by an address: the one door to all of that.
+    processing_utils.async_ssrf_protected_get = _refuse
     context.runs_dir.mkdir(parents=True, exist_ok=True)
     readable = [context.folder / "visitors", context.runs_dir, context.assets_dir]
     limits = settings.limits
@@ -164,7 +226,7 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
         favicon_path=str(files("NatureLM.app") / "static" / "icon.svg"),
         theme=theme(),
         css=css(),
-        head=head(),
+        head=f"<script>{static('app.js')}</script>",
     )
     context.start_loading()
     return str(shared or address)
@@ -182,13 +244,6 @@ def _check_port(settings: AppSettings) -> None:
                 f"port {settings.port} of {settings.host} cannot be used "
                 f"({error.strerror or error}); choose another with --port"
             ) from None
-
-
-def refuse_addresses() -> None:
-    """Make Gradio fetch nothing: it would download a file that a request names by an address."""
-    from gradio import processing_utils
-
-    processing_utils.async_ssrf_protected_get = _refuse  # the one door to all its downloads
 
 
 async def _refuse(url: str) -> Any:
@@ -213,10 +268,8 @@ class OwnFilesOnly:
         await self._app(scope, receive, send)
 
 
-def theme() -> Any:
-    """The `gr.Theme`; its fonts are those of the reader's machine."""
-    import gradio as gr
-
+def theme() -> gr.themes.Base:
+    """Colours and fonts, which are those of the reader's machine."""
     ink, muted = (LIGHT["ink"], DARK["ink"]), (LIGHT["muted"], DARK["muted"])
     paper = (LIGHT["paper"], DARK["paper"])
     values = {
@@ -261,21 +314,11 @@ def theme() -> Any:
     for name, (light, dark) in values.items():
         both[name], both[f"{name}_dark"] = light, dark
     base = gr.themes.Base(
-        primary_hue=_hue(), neutral_hue="stone", font=_SANS, font_mono=_MONO, radius_size="md"
+        primary_hue=_HUE, neutral_hue="stone", font=_SANS, font_mono=_MONO, radius_size="md"
     )
     return base.set(
         **both, color_accent="*primary_600", block_shadow="none", block_border_width="1px"
     )
-
-
-def _hue() -> Any:
-    """The accent from lightest to darkest, for what the theme derives itself."""
-    from gradio.themes.utils.colors import Color
-
-    return Color(
-        "#eef6fb", "#dcebf5", "#b9dbf0", "#8fc8ea", "#7cc4f5", "#2f8cc4", "#0070b0", "#00598f",
-        "#004470", "#003152", "#002138",
-    )  # fmt: skip
 
 
 def css() -> str:
@@ -285,8 +328,3 @@ def css() -> str:
     dark += f"--color-accent:{_ACCENT[1]};"  # for which the theme has no dark value
     colors = f":root{{{light}}}\n:root.dark,:root .dark{{{dark}}}\n"
     return colors + static("app.css") + static("jobs.css")
-
-
-def head() -> str:
-    """Goes into the page's head: the script of the players."""
-    return f"<script>{static('app.js')}</script>"

@@ -1,21 +1,19 @@
-"""How one app is set up, and the bounds of what it takes."""
+"""How one app is set up, the bounds of what it takes, and the library that it needs."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.errors import UsageError
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
 
 _ASSETS = Path("assets")
-
-
-class AppError(NatureLMError):
-    """What a visitor gave or asked for cannot be used; the message is a sentence for the page."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +67,17 @@ def folder_of_samples(named: Path | None) -> Path | None:
     if not named.is_dir():
         raise UsageError(f"{named}: there is no such folder; --assets-dir names one")
     return named
+
+
+def need_gradio() -> None:
+    """Turn the telemetry of Gradio off; raises UsageError where it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Else the browser keeps what was asked and answered after the page is closed.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import_module("gradio")
+    except ImportError:
+        raise UsageError(
+            "the web app needs gradio, which is not installed: pip install 'naturelm-audio[app]'"
+        ) from None

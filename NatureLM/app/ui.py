@@ -1,4 +1,4 @@
-"""What tabs share on the page: handlers, notices, the slider of α, and the input of clips.
+"""What tabs share on the page: notices, the slider of α, and the input of clips.
 
 A clip is shown as a figure: picture with windows and playhead, sound, and what can be done with it.
 """
@@ -9,18 +9,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
-from inspect import signature
+from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from NatureLM.app.clips import SLOW_FACTOR, Clip, ClipList, samples_of
+import gradio as gr
+from gradio.context import Context
+
+from NatureLM.app.clips import SLOW_FACTOR, Clip, ClipList, samples_of, span, time_text
 from NatureLM.app.context import AppContext, Visitor
 from NatureLM.errors import NatureLMError
 from NatureLM.util import format_duration
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 QUESTIONS = (
     "What is the common name for the focal species in the audio?",
@@ -30,6 +30,10 @@ QUESTIONS = (
     "Caption the audio",
 )
 ASK_ABOUT = "Ask about"
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Of events that belong to the page alone."""
+QUIET: dict[str, Any] = {"queue": False, **HIDDEN}
+"""Of those that are answered at once."""
 _AS_RECORDED = "as recorded"
 _SLOWED = f"{SLOW_FACTOR} times slower, for bats and other ultrasound"
 
@@ -42,29 +46,11 @@ element.addEventListener('click', (event) => {
 """
 
 
-def handler(function: F) -> F:
-    """Mark a function that answers an event, so that Gradio fills its special parameters.
-
-    `request` gets the `gr.Request`, `event` the `gr.EventData` (`gr.SelectData` as `select`).
-    Gradio looks at annotations for that, which are mere text here because it is imported late.
-    """
-    import gradio as gr
-
-    kinds = {"request": gr.Request, "event": gr.EventData, "select": gr.SelectData}
-    names = signature(function).parameters
-    function.__annotations__ = {name: kinds[name] for name in names if name in kinds}
-    return function
-
-
 def on_page_load(act: Callable[..., Any], outputs: Sequence[Any]) -> None:
     """Call a function whenever the page that is being built is opened."""
-    from gradio.context import Context
-
     page = Context.root_block
     assert page is not None, "tabs are built within a page"
-    page.load(
-        act, None, list(outputs), queue=False, show_progress="hidden", api_visibility="private"
-    )
+    page.load(act, None, list(outputs), **QUIET)
 
 
 def what_went_wrong(error: Exception) -> str:
@@ -87,27 +73,32 @@ def notice(text: str, kind: str = "problem") -> str:
     return f'<div class="notice {kind}" role="{role}">{lines}</div>'
 
 
-def span(start: float, end: float) -> str:
-    """A window in words: `0–10 s`."""
-    return f"{_time(start)}–{_time(end)} s"
-
-
-def html(value: str = "", **options: Any) -> Any:
+def html(value: str = "", **options: Any) -> gr.HTML:
     """A `gr.HTML` without a script."""
-    import gradio as gr
-
     return gr.HTML(value, js_on_load=None, **options)
+
+
+def answers_table(name: str, headers: Sequence[str], height: int) -> gr.Dataframe:
+    """A table to read, whose rows can be chosen."""
+    return gr.Dataframe(
+        headers=list(headers) or None,
+        interactive=False,
+        wrap=True,
+        max_height=height,
+        show_label=False,
+        elem_id=name,
+        elem_classes=["answers-table"],
+        buttons=[],
+    )
 
 
 def static(name: str) -> str:
     """A text file of the folder `static`."""
-    return (files("NatureLM.app") / "static" / name).read_text(encoding="utf-8")
+    return (resources("NatureLM.app") / "static" / name).read_text(encoding="utf-8")
 
 
-def alpha_slider(context: AppContext, name: str) -> Any:
+def alpha_slider(context: AppContext, name: str) -> gr.Slider:
     """The slider of α, in plain words."""
-    import gradio as gr
-
     return gr.Slider(
         0.0,
         1.0,
@@ -120,10 +111,8 @@ def alpha_slider(context: AppContext, name: str) -> Any:
     )
 
 
-def names_box(name: str, **options: Any) -> Any:
+def names_box(name: str, **options: Any) -> gr.Textbox:
     """The field for names that answers are chosen from."""
-    import gradio as gr
-
     return gr.Textbox(
         label="or names of your own",
         info="One a line, or with commas between them. They go before the list above.",
@@ -155,7 +144,7 @@ class ClipInput:
         most: int,
         *,
         what: str = "recording",
-        label: Any = None,
+        label: gr.Textbox | None = None,
         always_add: bool = False,
         choosing: bool = True,
         asking: str = ASK_ABOUT,
@@ -174,9 +163,7 @@ class ClipInput:
             lambda: ClipList(visitor.folder, self._context.limits, self._most),
         )
 
-    def _build(self, what: str, label: Any) -> None:
-        import gradio as gr
-
+    def _build(self, what: str, label: gr.Textbox | None) -> None:
         name, several = self._name, self._most > 1
         self._drop = gr.File(
             label=f"Drop {'recordings' if several else f'a {what}'} here, or choose",
@@ -225,17 +212,14 @@ class ClipInput:
     def _wire(self) -> None:
         """Let the components act: files come in, clips go out or get another window."""
 
-        @handler
-        def dropped(files: Any, label: str, add: bool, slow: str, request: Any) -> Any:
+        def dropped(files: Any, label: str, add: bool, slow: str, request: gr.Request) -> Any:
             return self._put(request, [(file, None) for file in files or []], label, add, slow)
 
-        @handler
-        def picked(name: str, label: str, add: bool, slow: str, request: Any) -> Any:
+        def picked(name: str, label: str, add: bool, slow: str, request: gr.Request) -> Any:
             given = [(self._samples[name], name)] if name in self._samples else []
             return self._put(request, given, label, add, slow)
 
-        @handler
-        def recorded(file: Any, label: str, add: bool, slow: str, request: Any) -> Any:
+        def recorded(file: Any, label: str, add: bool, slow: str, request: gr.Request) -> Any:
             given = [(file, "Recording from the microphone")] if file else []
             return self._put(request, given, label, add, slow)
 
@@ -253,40 +237,23 @@ class ClipInput:
                 show_progress="minimal",
             )
             self.changed.append(event)
-
-        @handler
-        def pressed(event: Any, request: Any) -> Any:
-            return self._press(event._data or {}, request)
-
-        self.changed.append(
-            self._html.click(
-                pressed, None, [self._html], show_progress="hidden", api_visibility="private"
-            )
-        )
-
-        @handler
-        def hand_over(request: Any) -> Any:
-            return self._hand_over(request)
-
-        context = self._context
+        self.changed.append(self._html.click(self._press, None, [self._html], **HIDDEN))
         self._to_long.click(
-            hand_over,
+            self._hand_over,
             None,
-            [context.tabs, context.handed_over, self._notice, self._to_long],
+            [self._context.tabs, self._context.handed_over, self._notice, self._to_long],
             api_visibility="private",
         )
 
     def _put(
         self,
-        request: Any,
+        request: gr.Request,
         files: Sequence[tuple[str | Path, str | None]],
         label: str,
         add: bool,
         slow: str,
     ) -> list[Any]:
         """Open files; what is shown then: the clips, a sentence, the way to Long recording."""
-        import gradio as gr
-
         visitor = self._context.visitor(request)
         with visitor.lock:
             clips = self.clips(visitor)
@@ -300,10 +267,9 @@ class ClipInput:
             to_long = gr.Button(visible=clips.too_long is not None)
             return [None, self._shown(clips), notice("\n".join(problems)), to_long]
 
-    def _press(self, pressed: dict[str, Any], request: Any) -> Any:
+    def _press(self, event: gr.EventData, request: gr.Request) -> Any:
         """A button of a clip: take it out, or ask about another window of it."""
-        import gradio as gr
-
+        pressed: dict[str, Any] = event._data or {}
         visitor = self._context.visitor(request)
         with visitor.lock:
             clips = self.clips(visitor)
@@ -315,10 +281,8 @@ class ClipInput:
                 clips.choose(key, int(window))
             return gr.skip()  # the page has marked it already, and the sound may be playing
 
-    def _hand_over(self, request: Any) -> Any:
+    def _hand_over(self, request: gr.Request) -> Any:
         """Carry a recording that is too long to where it belongs."""
-        import gradio as gr
-
         clips = self.clips(self._context.visitor(request))
         given, clips.too_long = clips.too_long or gr.skip(), None
         return gr.Tabs(selected="long"), given, "", gr.Button(visible=False)
@@ -378,7 +342,7 @@ def _picture(clip: Clip, several: bool) -> str:
         else ""
     )
     ticks = "".join(
-        f'<span style="left:{percent(at)}">{_time(at)}</span>' for at in _ticks(clip.seconds)
+        f'<span style="left:{percent(at)}">{time_text(at)}</span>' for at in _ticks(clip.seconds)
     )
     return (
         f'<div class="picture"><div class="frequencies" aria-hidden="true"><span>{top:g} kHz</span>'
@@ -387,7 +351,7 @@ def _picture(clip: Clip, several: bool) -> str:
         f'alt="Spectrogram of {escape(clip.name)}, {format_duration(clip.seconds, short=True)}, '
         f'0 to {top:g} kHz">{here}{lines}<span class="playhead"></span></div>'
         f'<div class="times" aria-hidden="true">{ticks}<span class="last">'
-        f"{_time(clip.seconds)} s</span></div></div>"
+        f"{time_text(clip.seconds)} s</span></div></div>"
     )
 
 
@@ -411,10 +375,6 @@ def _ticks(seconds: float) -> list[float]:
         if seconds / step <= 8:
             return [step * n for n in range(int(seconds / step) + 1) if step * n < seconds * 0.93]
     return [0.0]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f}".rstrip("0").rstrip(".")
 
 
 def _address(path: Path) -> str:

@@ -503,12 +503,13 @@ def inference_app(
 
     naturelm inference-app --cfg-path configs/inference.yml
     """
-    from NatureLM.app.page import need_gradio, serve
-    from NatureLM.app.settings import AppSettings, folder_of_samples
+    from NatureLM.app.settings import AppSettings, folder_of_samples, need_gradio
     from NatureLM.config import load_config
 
     of.check_choice("--dtype", dtype, of.DTYPES)
     need_gradio()
+    from NatureLM.app.page import serve
+
     settings = AppSettings(
         model=model,
         config=load_config(cfg_path, options or []),

@@ -191,7 +191,7 @@ class _Key:
 @pytest.fixture
 def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
     """The app whose jobs wait for the test at every window."""
-    from NatureLM.app.jobs import queue as work
+    from NatureLM.app import jobs as work
 
     answers = Slowly(fake_app.pipeline)
     monkeypatch.setattr(
@@ -283,7 +283,7 @@ def test_bad_recordings_are_told_in_a_sentence(
 
 
 def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
-    from NatureLM.app.jobs.sound import JobSound
+    from NatureLM.app.job_sound import JobSound
 
     for ask in JobSound(fake_app.context.library, lambda: 16_000).server_functions():
         for job in ("../../etc", "", None, "x" * 32, 7):

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from NatureLM.app.clips import ClipList, TooLongError, open_clip, shown_name, take
-from NatureLM.app.settings import AppError, Limits
+from NatureLM.app.clips import ClipList, shown_name, take
+from NatureLM.app.settings import Limits
 from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
 from NatureLM.app.ui import player
+from NatureLM.errors import UsageError
 from NatureLM.util import format_bytes, format_duration
 
 
@@ -43,7 +44,7 @@ def test_kept_files_have_names_of_the_app(name: str, tmp_path: Path, limits: Lim
 
 def test_files_that_are_too_large_are_refused(tmp_path: Path, limits: Limits) -> None:
     (tmp_path / "big.wav").write_bytes(bytes(3000))
-    with pytest.raises(AppError, match=r"big\.wav has 3 kB, and a file may have 2 kB"):
+    with pytest.raises(UsageError, match=r"big\.wav has 3 kB, and a file may have 2 kB"):
         take(tmp_path / "big.wav", tmp_path, replace(limits, upload_bytes=2048))
 
 
@@ -95,7 +96,7 @@ def test_pictures_have_low_frequencies_below_and_get_lighter_with_level() -> Non
 def test_a_clip_has_the_windows_and_samples_that_the_model_hears(
     sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
-    clip = open_clip(sounds["long"], tmp_path, limits)
+    clip = ClipList(tmp_path, limits, most=1).open(sounds["long"])
     assert clip.spans == ((0.0, 10.0), (10.0, 20.0), (20.0, 25.0))
     heard, rate = soundfile.read(clip.sound, dtype="float32")
     assert (rate, len(heard)) == (16_000, 400_000)
@@ -116,8 +117,8 @@ def test_a_clip_has_the_windows_and_samples_that_the_model_hears(
 def test_bad_files_are_named_as_their_owner_knows_them(
     kind: str, said: str, sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
-    with pytest.raises(AppError) as caught:
-        open_clip(sounds[kind], tmp_path, limits)
+    with pytest.raises(UsageError) as caught:
+        ClipList(tmp_path, limits, most=1).open(sounds[kind])
     assert str(caught.value).startswith(said)
     assert str(tmp_path) not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -126,17 +127,21 @@ def test_bad_files_are_named_as_their_owner_knows_them(
 def test_an_hour_belongs_elsewhere_and_is_kept_for_that(
     sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
-    with pytest.raises(TooLongError, match=r"hour\.flac lasts 1 h") as caught:
-        open_clip(sounds["hour"], tmp_path, limits)
-    assert caught.value.path.is_file()
-    assert caught.value.name == "hour.flac"
+    shelf = ClipList(tmp_path, limits, most=1)
+    (problem,) = shelf.put([(sounds["hour"], None)], add=False)
+    assert problem.startswith("hour.flac lasts 1 h. A clip may last 5 min at most")
+    assert shelf.clips == []
+    assert shelf.too_long is not None
+    kept, name = shelf.too_long
+    assert Path(kept).is_file()
+    assert name == "hour.flac"
 
 
 def test_unusual_clips_say_what_is_unusual(
     sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
     def notes(kind: str, slowed: float = 1.0) -> str:
-        return " ".join(open_clip(sounds[kind], tmp_path, limits, slowed=slowed).notes)
+        return " ".join(ClipList(tmp_path, limits, most=1).open(sounds[kind], slowed=slowed).notes)
 
     assert notes("tone") == ""
     assert notes("short") == ""
@@ -149,7 +154,7 @@ def test_unusual_clips_say_what_is_unusual(
 def test_a_slowed_clip_keeps_its_own_times(
     sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
-    clip = open_clip(sounds["bat"], tmp_path, limits, slowed=10)
+    clip = ClipList(tmp_path, limits, most=1).open(sounds["bat"], slowed=10)
     assert clip.seconds == pytest.approx(0.5)
     assert len(clip.samples()) == 80_000
     assert "80 kHz" in player(clip)
@@ -158,7 +163,7 @@ def test_a_slowed_clip_keeps_its_own_times(
 def test_names_and_labels_are_escaped(
     sounds: dict[str, Path], tmp_path: Path, limits: Limits
 ) -> None:
-    clip = open_clip(sounds["tone"], tmp_path, limits, name='"><script>x</script>')
+    clip = ClipList(tmp_path, limits, most=1).open(sounds["tone"], name='"><script>x</script>')
     html = player(replace(clip, label="<b>"), 1)
     assert "<script" not in html
     assert "<b>" not in html

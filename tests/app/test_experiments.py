@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("gradio")
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("matplotlib")
 
-from NatureLM.app.tabs.experiments import (
+from NatureLM.app.experiments import (
     ANSWER_HEADERS,
     Experiment,
     answer_rows,

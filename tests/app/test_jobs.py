@@ -21,10 +21,9 @@ from typer.testing import CliRunner
 from web_app import ASSETS, ROOT
 
 from NatureLM.app.clips import shown_name
-from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.sound import OVERVIEW_COLUMNS, JobSound
-from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording, safe_name
-from NatureLM.app.jobs.view import (
+from NatureLM.app.job_sound import OVERVIEW_COLUMNS, JobSound
+from NatureLM.app.job_tabs import MOST_QUESTIONS, MOST_REMEMBERED, choices, remember, settings_of
+from NatureLM.app.job_view import (
     NAMED,
     JobView,
     progress_sentence,
@@ -34,13 +33,13 @@ from NatureLM.app.jobs.view import (
     view_job,
     write_downloads,
 )
-from NatureLM.app.settings import AppError, Limits
+from NatureLM.app.jobs import Job, JobLibrary, JobQueue, JobRecording, safe_name
+from NatureLM.app.settings import Limits
 from NatureLM.app.spectrogram import BINS, pooled
-from NatureLM.app.tabs.job_form import MOST_QUESTIONS, settings_of
-from NatureLM.app.tabs.jobs import MOST_REMEMBERED, choices, remember
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
+from NatureLM.errors import UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions
 from NatureLM.results.rows import ErrorRow, WindowRow, read_rows
@@ -109,15 +108,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def answers(library: JobLibrary, job: Job) -> list[Any]:
-    path = library.answers_path(job.id)
+    path = job.answers_path
     return list(read_rows(path)) if path.exists() else []
 
 
 def test_job_keeps_recordings_and_settings_on_disk(library: JobLibrary) -> None:
     job = new_job(library, CUCKOO, HEATH)
-    folder = library.folder_of(job.id)
+    folder = job.folder
     assert library.open(job.id) == job
-    assert [path.read_bytes() for path in library.recording_paths(job)] == [
+    assert [path.read_bytes() for path in job.recording_paths] == [
         CUCKOO.read_bytes(),
         HEATH.read_bytes(),
     ]
@@ -138,8 +137,8 @@ def test_ids_are_long_and_all_different(library: JobLibrary) -> None:
 )
 def test_what_is_no_id_opens_nothing(library: JobLibrary, name: Any) -> None:
     new_job(library, CUCKOO)
-    for action in (library.open, library.remove, library.answers_path):
-        with pytest.raises(AppError):
+    for action in (library.open, library.remove):
+        with pytest.raises(UsageError):
             action(name)
 
 
@@ -156,8 +155,8 @@ def test_names_on_disk_are_plain_whatever_the_user_calls_a_file(name: str, numbe
 
 def test_names_that_lead_elsewhere_stay_in_the_folder(library: JobLibrary, tmp_path: Path) -> None:
     job = library.create("long", [(CUCKOO, "../../../up.flac")], SETTINGS)
-    (path,) = library.recording_paths(job)
-    assert path.parent == library.folder_of(job.id) / "recordings"
+    (path,) = job.recording_paths
+    assert path.parent == job.folder / "recordings"
     assert job.recordings[0].name == "up.flac"
     assert not list(tmp_path.rglob("up.flac"))
 
@@ -165,21 +164,21 @@ def test_names_that_lead_elsewhere_stay_in_the_folder(library: JobLibrary, tmp_p
 def test_damaged_job_is_told_in_a_sentence(library: JobLibrary) -> None:
     job = new_job(library, CUCKOO)
     for text in ("", "{", "[]", json.dumps({"schema_version": 99}), "null"):
-        (library.folder_of(job.id) / "job.json").write_text(text)
-        with pytest.raises(AppError, match="damaged"):
+        (job.folder / "job.json").write_text(text)
+        with pytest.raises(UsageError, match="damaged"):
             library.open(job.id)
 
 
 def test_limits_are_said_and_nothing_is_left(tmp_path: Path) -> None:
     limits = Limits(upload_bytes=100_000, folder_files=2, long_seconds=10.0)
     library = JobLibrary(tmp_path, limits)
-    with pytest.raises(AppError, match=r"3 recordings .* 2 "):
+    with pytest.raises(UsageError, match=r"3 recordings .* 2 "):
         new_job(library, CUCKOO, CUCKOO, CUCKOO)
-    with pytest.raises(AppError, match=r"at most 100 kB"):
+    with pytest.raises(UsageError, match=r"at most 100 kB"):
         new_job(library, HEATH)
-    with pytest.raises(AppError, match="no recording"):
+    with pytest.raises(UsageError, match="no recording"):
         new_job(library)
-    with pytest.raises(AppError, match="at most 1 s"):
+    with pytest.raises(UsageError, match="at most 1 s"):
         new_job(JobLibrary(tmp_path, Limits(long_seconds=1.0)), CUCKOO)
     assert not list(tmp_path.rglob("job.json"))
 
@@ -228,7 +227,7 @@ def test_job_of_an_app_that_ended_is_stopped_and_goes_on(
     library: JobLibrary, make_queue: MakeQueue
 ) -> None:
     job = new_job(library, CUCKOO)
-    library.save(job.with_state("working"))
+    job.with_state("working").write()
     queue = make_queue()
     assert queue.open(job.id).state == "stopped"
     queue.submit(job.id)
@@ -247,7 +246,7 @@ def test_full_queue_says_so_and_takes_jobs_again(
     queue.submit(jobs[1].id)
     assert queue.open(jobs[1].id).state == "waiting"
     assert queue.ahead(jobs[1].id) == 1
-    with pytest.raises(AppError, match="no more than 1 may"):
+    with pytest.raises(UsageError, match="no more than 1 may"):
         queue.submit(jobs[2].id)
     queue.cancel(jobs[1].id)
     assert queue.open(jobs[1].id).state == "stopped"
@@ -278,7 +277,7 @@ def test_closing_the_app_stops_jobs_that_can_be_gone_on_with(
     slow.steps.release()
     queue.close()
     assert library.open(first.id).state == library.open(second.id).state == "stopped"
-    with pytest.raises(AppError, match="being closed"):
+    with pytest.raises(UsageError, match="being closed"):
         queue.submit(first.id)
 
 
@@ -304,7 +303,7 @@ def test_model_that_does_not_load_fails_the_job_with_its_reason(
     library: JobLibrary, make_queue: MakeQueue
 ) -> None:
     def broken() -> Any:
-        raise AppError("The model could not be loaded.")
+        raise UsageError("The model could not be loaded.")
 
     def crash() -> Any:
         raise ZeroDivisionError("secret of the machine")
@@ -326,12 +325,12 @@ def test_removed_job_leaves_nothing(
     job, queue = new_job(library, CUCKOO), make_queue(lambda: slow)
     queue.submit(job.id)
     wait_for(lambda: queue.open(job.id).state == "working")
-    with pytest.raises(AppError, match="stop it"):
+    with pytest.raises(UsageError, match="stop it"):
         queue.remove(job.id)
     slow.steps.release(100)
     assert queue.wait(job.id, 60)
     queue.remove(job.id)
-    with pytest.raises(AppError, match="removed"):
+    with pytest.raises(UsageError, match="removed"):
         queue.open(job.id)
     assert not list(library.folder.iterdir())
 
@@ -356,8 +355,8 @@ def done(
 
 @pytest.fixture
 def view(done: tuple[JobLibrary, JobQueue, Job]) -> JobView:
-    library, queue, job = done
-    return view_job(library, queue, job.id)
+    _, queue, job = done
+    return view_job(queue, job.id)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -386,14 +385,14 @@ def test_rows_are_those_of_naturelm_infer(
         arguments += ["--query", query]
     for name, value in OPTIONS.items():
         arguments += ["--options", f"generate.{name}={value}"]
-    for path in library.recording_paths(job):
+    for path in job.recording_paths:
         arguments += ["--audio-path", str(path)]
     output = tmp_path / "infer.jsonl"
     result = CliRunner().invoke(
         naturelm_app, [*arguments, "--device", "cpu", "--output-path", str(output)]
     )
     assert result.exit_code == 3, result.output
-    rows, expected = rows_of(library.answers_path(job.id)), rows_of(output)
+    rows, expected = rows_of(job.answers_path), rows_of(output)
     for row, other in zip(rows, expected, strict=True):
         assert row.pop("confidence", None) == pytest.approx(other.pop("confidence", None), abs=1e-5)
         assert row == other
@@ -403,7 +402,7 @@ def test_downloads_hold_the_answers_under_the_names_of_the_user(
     done: tuple[JobLibrary, JobQueue, Job], view: JobView
 ) -> None:
     library, _, _ = done
-    table_path, raven_path, jsonl_path = write_downloads(library, view)
+    table_path, raven_path, jsonl_path = write_downloads(view)
     rows = rows_of(jsonl_path)
     assert [row["audio_path"] for row in rows if "error" in row] == ["=notes.wav"]
     assert {row["audio_path"] for row in rows} == {OWL.name, HEATH.name, "=notes.wav"}
@@ -460,7 +459,7 @@ def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
         for n, text in enumerate(texts)
     ]
     library_job = Job(
-        "x", "long", "done", "", AskOptions(("q",)), (_recording("f", 10.0 * len(texts)),)
+        Path("x"), "long", "done", "", AskOptions(("q",)), (_recording("f", 10.0 * len(texts)),)
     )
     data = timeline(JobView(library_job, tuple(rows), 0, False), library_job.recordings[0], "q")
     assert [one["text"] for one in data["windows"]] == texts
@@ -484,7 +483,9 @@ def test_markup_is_shown_as_text(view: JobView) -> None:
     job = view.job
     error = ErrorRow("/x/00001-a.wav", MARKUP, "NotAudio", 1.0, "m", "r")
     shown = JobView(
-        Job("x", "folder", "failed", MARKUP, job.settings, (_recording(MARKUP, 10.0),), MARKUP),
+        Job(
+            Path("x"), "folder", "failed", MARKUP, job.settings, (_recording(MARKUP, 10.0),), MARKUP
+        ),
         (error,),
         0,
         False,
@@ -543,7 +544,7 @@ def fields(**changes: Any) -> list[Any]:
     ],
 )
 def test_fields_that_cannot_be_are_told(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(AppError, match=words):
+    with pytest.raises(UsageError, match=words):
         settings_of(fields(**change), tmp_path, Limits())
 
 
@@ -616,10 +617,10 @@ def test_pictures_of_any_stretch_are_pictures(done: tuple[JobLibrary, JobQueue, 
     heath = job.recordings[2]
     for start, end, columns in ((0, 1e9, 800), (3, 3, 800), (-5, 2, 10**9), (1e9, 2e9, 1)):
         assert looking.stretch(job, heath, start, end, columns).startswith(b"\x89PNG")
-    assert list((library.folder_of(job.id) / "pictures").glob("*.npy"))
-    with pytest.raises(AppError, match="start and an end"):
+    assert list((job.folder / "pictures").glob("*.npy"))
+    with pytest.raises(UsageError, match="start and an end"):
         looking.stretch(job, heath, float("nan"), 1.0, 10)
-    with pytest.raises(AppError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         looking.stretch(job, job.recordings[1], 0.0, 1.0, 10)
 
 

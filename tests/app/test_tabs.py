@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from web_app import FakePipeline, echo
 
+from NatureLM.app.ask_tabs import answered, bars, labels_of, rankings, with_labels
 from NatureLM.app.chat import (
     ChatSession,
     LabelRanking,
@@ -21,11 +22,9 @@ from NatureLM.app.chat import (
     identify,
     list_of,
 )
-from NatureLM.app.clips import Clip, ClipList, open_clip
+from NatureLM.app.clips import Clip, ClipList
 from NatureLM.app.context import AppContext, Visitors
-from NatureLM.app.settings import AppError, AppSettings, Limits, folder_of_samples
-from NatureLM.app.tabs.identify import bars, rankings
-from NatureLM.app.tabs.teach import answered, labels_of, with_labels
+from NatureLM.app.settings import AppSettings, Limits, folder_of_samples
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models.registry import EMBEDDED
@@ -35,7 +34,7 @@ from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, place_numbered
 @pytest.fixture
 def clips(sounds: dict[str, Path], tmp_path: Path, limits: Limits) -> list[Clip]:
     """Of 3 s and of 25 s."""
-    return [open_clip(sounds[kind], tmp_path, limits) for kind in ("tone", "long")]
+    return [ClipList(tmp_path, limits, most=2).open(sounds[kind]) for kind in ("tone", "long")]
 
 
 def said(
@@ -167,9 +166,9 @@ def test_a_pasted_list_is_never_a_path(tmp_path: Path, limits: Limits) -> None:
     )
     assert "Rook" in list_of("", None, "naturelm-tiny", tmp_path, limits).names
     assert list_of("x", str(secret), None, tmp_path, limits).names == ("Barn Owl",)
-    with pytest.raises(AppError, match="no list yet"):
+    with pytest.raises(UsageError, match="no list yet"):
         list_of(" ", None, None, tmp_path, limits)
-    with pytest.raises(AppError, match="2 names, and a list may have 1"):
+    with pytest.raises(UsageError, match="2 names, and a list may have 1"):
         list_of("a,b", None, None, tmp_path, replace(limits, labels=1))
     assert [path.name for path in tmp_path.iterdir()] == ["secret.txt"]
 
@@ -208,7 +207,7 @@ def test_examples_reach_the_model_in_their_places(
 ) -> None:
     shelf = ClipList(tmp_path, limits, most=10)
     for kind, label in (("tone", "Rook"), ("short", "Dog")):
-        with pytest.raises(AppError, match="2 are the fewest"):
+        with pytest.raises(UsageError, match="2 are the fewest"):
             labels_of(shelf.clips)
         shelf.put([(sounds[kind], None)], add=True, label=label)
     labels = labels_of(shelf.clips)
@@ -221,10 +220,10 @@ def test_examples_reach_the_model_in_their_places(
     html = answered(text, prompt, heard)
     places = [html.index(f"♪ {name}") for name in ("tone.wav", "short.wav", "long.wav")]
     assert places == sorted(places)
-    with pytest.raises(AppError, match="stands for sound"):
+    with pytest.raises(UsageError, match="stands for sound"):
         examples_query("What?", ["<AudioHere>"])
     shelf.put([(sounds["tone"], None)], add=True, label="")
-    with pytest.raises(AppError, match=r"\[3\] has no name"):
+    with pytest.raises(UsageError, match=r"\[3\] has no name"):
         labels_of(shelf.clips)
 
 
@@ -263,7 +262,7 @@ def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
     context = AppContext(AppSettings(model=str(tmp_path / "none"), runs_dir=tmp_path))
     try:
         assert context.state == "waiting"
-        with pytest.raises(AppError, match="could not be loaded"):
+        with pytest.raises(NatureLMError, match="could not be loaded"):
             context.pipeline(timeout=60)
         assert context.state == "failed"
     finally:
@@ -274,7 +273,7 @@ def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
     hold = threading.Event()
     waiting._load = hold.wait  # type: ignore[method-assign, assignment]
     try:
-        with pytest.raises(AppError, match="still loading"):
+        with pytest.raises(NatureLMError, match="still loading"):
             waiting.pipeline(timeout=0.01)
         assert waiting.state == "loading"
     finally:

@@ -10,17 +10,19 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from html import escape
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+
+import gradio as gr
 
 from NatureLM.app.context import AppContext
-from NatureLM.app.jobs.store import JOBS_FOLDER
-from NatureLM.app.settings import AppError
-from NatureLM.app.ui import handler, html, notice, on_page_load
+from NatureLM.app.jobs import JOBS_FOLDER
+from NatureLM.app.ui import HIDDEN, answers_table, html, notice, on_page_load
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.data.components import METRICS_OF, metric_name
 from NatureLM.data.dataset import read_rows
@@ -45,8 +47,6 @@ _NOTHING = (
 
 def build(context: AppContext) -> None:
     """Put the tab's components into the page."""
-    import gradio as gr
-
     runs = str(context.settings.runs_dir)
     with gr.Row(equal_height=False):
         run = gr.Dropdown(
@@ -65,9 +65,9 @@ def build(context: AppContext) -> None:
         facts = html(elem_id="experiments-facts")
         charts = html(elem_id="experiments-charts")
         html("<h2>Numbers</h2>")
-        metrics = _table("experiments-metrics")
+        metrics = answers_table("experiments-metrics", (), 360)
         line = gr.Dropdown([], label="Classes of", elem_id="experiments-line", min_width=240)
-        classes = _table("experiments-classes")
+        classes = answers_table("experiments-classes", (), 360)
         with gr.Column(visible=False) as single:
             html("<h2>Answers</h2>")
             with gr.Row():
@@ -80,7 +80,7 @@ def build(context: AppContext) -> None:
                 wrong = gr.Checkbox(
                     False, label="Only wrong ones", elem_id="experiments-wrong", min_width=120
                 )
-            answers = _table("experiments-answers")
+            answers = answers_table("experiments-answers", ANSWER_HEADERS, 360)
             audio = gr.Audio(
                 visible=False, interactive=False, label="Sample", elem_id="experiments-audio"
             )
@@ -88,12 +88,12 @@ def build(context: AppContext) -> None:
 
     shown = [problem, panel, facts, charts, metrics, line, classes, single, alpha, answers, audio]
 
-    def found(name: str) -> tuple[Path, ...]:
+    def files_of(name: str) -> tuple[Path, ...]:
         """The files of a folder in the list as it is now: names are never paths."""
         try:
             return find_experiments(context.runs_dir)[name]
         except KeyError:
-            raise AppError("This folder is not there any more: look again.") from None
+            raise UsageError("This folder is not there any more: look again.") from None
 
     def listed() -> Any:
         names = list(find_experiments(context.runs_dir))
@@ -104,7 +104,7 @@ def build(context: AppContext) -> None:
         if not name:
             return {problem: gr.skip()}
         try:
-            experiment = open_experiment(name, found(name))
+            experiment = open_experiment(name, files_of(name))
         except (NatureLMError, OSError) as error:
             return {problem: notice(str(error)), panel: gr.Column(visible=False)}
         lines = list(experiment.classes)
@@ -117,25 +117,29 @@ def build(context: AppContext) -> None:
             charts: charts_html(experiment),
             metrics: table_value(experiment.metrics),
             line: gr.Dropdown(choices=lines, value=first, visible=bool(lines)),
-            classes: _classes(experiment, first),
+            classes: classes_of(experiment, first),
             single: gr.Column(visible=bool(experiment.answers)),
             alpha: gr.Dropdown(choices=[_ALL, *alphas], value=_ALL),
             answers: answer_rows(experiment, _ALL, "", False),
             audio: gr.Audio(value=None, visible=False),
         }
 
+    def classes_of(experiment: Experiment, wanted: str | None) -> gr.Dataframe:
+        table = experiment.classes.get(wanted or "")
+        if table is None:
+            return gr.Dataframe(visible=False)
+        return gr.Dataframe(value=table_value(table), visible=True)
+
     def other_line(name: str, wanted: str | None) -> Any:
-        return _classes(open_experiment(name, found(name)), wanted)
+        return classes_of(open_experiment(name, files_of(name)), wanted)
 
     def filtered(name: str, share: str, text: str, is_wrong: bool) -> Any:
-        return answer_rows(open_experiment(name, found(name)), share, text, is_wrong)
+        return answer_rows(open_experiment(name, files_of(name)), share, text, is_wrong)
 
-    @handler
-    def listen(name: str, select: Any) -> list[Any]:
+    def listen(name: str, select: gr.SelectData) -> list[Any]:
         sample = str((select.row_value or [""])[0])
         try:
-            folder = found(name)[0].parent
-            path = find_audio(sample, folder, context.runs_dir)
+            path = find_audio(sample, files_of(name)[0].parent, context.runs_dir)
         except (NatureLMError, OSError):
             path = None
         if path is None:
@@ -143,39 +147,13 @@ def build(context: AppContext) -> None:
             return [gr.Audio(value=None, visible=False), notice(said, "hint")]
         return [gr.Audio(value=str(path), label=sample, visible=True), ""]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    refresh.click(listed, None, [run, problem], **quiet)
+    refresh.click(listed, None, [run, problem], **HIDDEN)
     on_page_load(listed, [run, problem])
     run.change(opened, [run], shown, show_progress="minimal", api_visibility="private")
-    line.input(other_line, [run, line], [classes], **quiet)
-    for listen_to in (alpha.input, words.change, wrong.input):
-        listen_to(filtered, [run, alpha, words, wrong], [answers], **quiet)
-    answers.select(listen, [run], [audio, heard], **quiet)
-
-
-def _table(name: str) -> Any:
-    import gradio as gr
-
-    headers = list(ANSWER_HEADERS) if name.endswith("answers") else []
-    return gr.Dataframe(
-        headers=headers or None,
-        interactive=False,
-        wrap=True,
-        max_height=360,
-        show_label=False,
-        elem_id=name,
-        elem_classes=["answers-table"],
-        buttons=[],
-    )
-
-
-def _classes(experiment: Experiment, line: str | None) -> Any:
-    import gradio as gr
-
-    table = experiment.classes.get(line or "")
-    if table is None:
-        return gr.Dataframe(visible=False)
-    return gr.Dataframe(value=table_value(table), visible=True)
+    line.input(other_line, [run, line], [classes], **HIDDEN)
+    for changed in (alpha.input, words.change, wrong.input):
+        changed(filtered, [run, alpha, words, wrong], [answers], **HIDDEN)
+    answers.select(listen, [run], [audio, heard], **HIDDEN)
 
 
 def facts_html(experiment: Experiment) -> str:
@@ -211,7 +189,10 @@ def table_value(table: Table) -> dict[str, Any]:
     """A table of a report as the component shows it."""
     return {
         "headers": list(table.columns),
-        "data": [[_cell(cell) for cell in row] for row in table.rows[:_MOST_ANSWERS]],
+        "data": [
+            [cell if isinstance(cell, int | str) else cell_text(cell) for cell in row]
+            for row in table.rows[:_MOST_ANSWERS]
+        ],
     }
 
 
@@ -229,10 +210,6 @@ def answer_rows(experiment: Experiment, alpha: str, words: str, only_wrong: bool
         if is_at and all(word in text for word in wanted):
             rows.append(list(row))
     return {"headers": list(ANSWER_HEADERS), "data": rows[:_MOST_ANSWERS]}
-
-
-def _cell(cell: Any) -> Any:
-    return cell if isinstance(cell, int | str) else cell_text(cell)
 
 
 @dataclass(frozen=True)
@@ -348,19 +325,20 @@ def _answers(data: dict[str, list[list[Any]]]) -> Iterator[tuple[str, ...]]:
         yield sample, share, right, answer, label, taken, f"{dataset}, {line}"
 
 
-Lines: TypeAlias = dict[tuple[str, str], list[Mapping[str, Any]]]
-"""Records of `metrics.json` by data set and question."""
-
-
 def _scored(name: str, path: Path) -> Experiment:
     """The scores of the folder of a `metrics.json`. Raises UsageError where it is none."""
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-        lines: Lines = {}
+        lines: dict[tuple[str, str], list[_Score]] = {}
         for record in records:
-            lines.setdefault((str(record["dataset"]), _line(record)), []).append(record)
+            key = str(record["dataset"]), _line(record)
+            lines.setdefault(key, []).append(_Score.read(record))
         charts = tuple(_charts(lines))
-        rows = tuple(_row(key, record) for key, some in lines.items() for record in some)
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
+            (*key, one.point.alpha, one.samples, metric_name(one.metric), one.value)
+            for key, some in lines.items()
+            for one in some
+        )
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{path.name}: this is no file of scores of `beans score`") from None
     if not rows:
@@ -378,6 +356,34 @@ def _scored(name: str, path: Path) -> Experiment:
     )
 
 
+@dataclass(frozen=True)
+class _Score:
+    """The main metric of a record of `metrics.json`."""
+
+    metric: str
+    samples: int
+    value: Estimate | None
+    point: Point
+    baselines: dict[str, float]
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> _Score:
+        metric, alpha = METRICS_OF[record["task"]][0], record.get("lora_scale")
+        value, interval = record[metric], (record.get("intervals") or {}).get(metric)
+        low, high = interval or (None, None)
+        return cls(
+            metric,
+            int(record["n"]),
+            None if value is None else Estimate(value, *(interval or ())),
+            Point(None if alpha is None else float(alpha), float(value or 0.0), low, high),
+            {
+                _BASELINES.get(name, name): float(values[metric])
+                for name, values in (record.get("baselines") or {}).items()
+                if values.get(metric) is not None
+            },
+        )
+
+
 def _line(record: Mapping[str, Any]) -> str:
     """The question: what tells groups of a data set apart, but α, stands before the protocol."""
     named = [
@@ -388,43 +394,27 @@ def _line(record: Mapping[str, Any]) -> str:
     return ", ".join(named) or "all answers"
 
 
-def _charts(lines: Lines) -> Iterator[CurveChart]:
+def _charts(lines: Mapping[tuple[str, str], list[_Score]]) -> Iterator[CurveChart]:
     """The main metric of every data set and task, a curve for each question."""
-    alike: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for (dataset, line), records in lines.items():
-        metric = METRICS_OF[records[0]["task"]][0]
-        alike.setdefault((dataset, metric), {})[line] = records
+    alike: dict[tuple[str, str], dict[str, list[_Score]]] = {}
+    for (dataset, line), scores in lines.items():
+        alike.setdefault((dataset, scores[0].metric), {})[line] = scores
     for number, ((dataset, metric), some) in enumerate(alike.items()):
-        first = next(iter(some.values()))[0]
         yield CurveChart(
             key=f"scored-{number}",
             title=f"{dataset}: {metric_name(metric)}",
             measure=metric_name(metric),
             curves=tuple(
-                Curve(line, tuple(sorted(map(_point, records), key=lambda one: one.alpha or 0.0)))
-                for line, records in some.items()
+                Curve(line, tuple(sorted((one.point for one in scores), key=_alpha)))
+                for line, scores in some.items()
             ),
-            baselines={
-                _BASELINES.get(name, name): float(values[metric])
-                for name, values in (first.get("baselines") or {}).items()
-                if values.get(metric) is not None
-            },
+            baselines=next(iter(some.values()))[0].baselines,
             is_share=metric != "cider",
         )
 
 
-def _point(record: Mapping[str, Any]) -> Point:
-    """The main metric of a record."""
-    metric, alpha = METRICS_OF[record["task"]][0], record.get("lora_scale")
-    low, high = (record.get("intervals") or {}).get(metric) or (None, None)
-    return Point(None if alpha is None else float(alpha), float(record[metric] or 0.0), low, high)
-
-
-def _row(key: tuple[str, str], record: Mapping[str, Any]) -> tuple[Cell, ...]:
-    metric, point = METRICS_OF[record["task"]][0], _point(record)
-    interval = (record.get("intervals") or {}).get(metric) or ()
-    value = None if record[metric] is None else Estimate(record[metric], *interval)
-    return (*key, point.alpha, int(record["n"]), metric_name(metric), value)
+def _alpha(point: Point) -> float:
+    return point.alpha or 0.0
 
 
 def _class_tables(path: Path) -> dict[str, Table]:
@@ -446,10 +436,8 @@ def _class_tables(path: Path) -> dict[str, Table]:
 
 def _number(value: str) -> Cell:
     for kind in (int, float):
-        try:
+        with suppress(TypeError, ValueError):
             return kind(value)
-        except (TypeError, ValueError):
-            continue
     return value
 
 

@@ -1,21 +1,20 @@
 """What the page shows of a job, the same before and after a restart of the app: it is on disk.
 
-Progress, recordings and answers as HTML and tables, in which every text of a user or model is
-escaped; the timeline as plain data; the answers as files to take away.
+Progress and recordings as HTML, in which every text of a user or model is escaped; tables and
+timeline as plain data; the answers as files to take away.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from html import escape
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from NatureLM.app.jobs.queue import JobQueue
-from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording
+from NatureLM.app.jobs import Job, JobQueue, JobRecording
 from NatureLM.results.rows import ErrorRow, Row, WindowRow, read_rows
 from NatureLM.results.tables import (
     CSV_ENCODING,
@@ -85,7 +84,7 @@ class JobView:
         """Whether the answers say how sure they are."""
         return any(row.confidence is not None for row in self.answers[:100])
 
-    @property
+    @cached_property
     def headers(self) -> list[str]:
         """The columns that the answers need: what is the same in all rows stays out."""
         return [
@@ -103,43 +102,41 @@ class JobView:
     def filtered(self, words: str, least: float) -> list[WindowRow]:
         """Answers with all of the words somewhere in them, and enough confidence if it is known."""
         wanted = words.casefold().split()
+
+        def has_all(row: WindowRow) -> bool:
+            text = f"{self.names[row.audio_path]} {row.text} {row.query}".casefold()
+            return all(word in text for word in wanted)
+
         return [
             row
             for row in self.answers
-            if all(
-                word in f"{self.names[row.audio_path]} {row.text} {row.query}".casefold()
-                for word in wanted
-            )
-            and (row.confidence is None or row.confidence >= least)
+            if (row.confidence is None or row.confidence >= least) and has_all(row)
         ]
 
     def table(self, rows: Sequence[WindowRow]) -> dict[str, Any]:
         """Rows as the component shows them."""
-        headers = self.headers
-        shown = []
-        for row in rows[:MOST_ROWS]:
-            cells: dict[str, Any] = {
-                RECORDING: self.names[row.audio_path],
-                FROM: row.start,
-                TO: row.end,
-                ANSWER: row.text,
-                CONFIDENCE: _confidence_text(row),
-                QUESTION: row.query,
-            }
-            shown.append([cells[header] for header in headers])
-        return {"headers": headers, "data": shown}
+        cells: dict[str, Callable[[WindowRow], Any]] = {
+            RECORDING: lambda row: self.names[row.audio_path],
+            FROM: lambda row: row.start,
+            TO: lambda row: row.end,
+            ANSWER: lambda row: row.text,
+            CONFIDENCE: _confidence_text,
+            QUESTION: lambda row: row.query,
+        }
+        shown = [[cells[header](row) for header in self.headers] for row in rows[:MOST_ROWS]]
+        return {"headers": self.headers, "data": shown}
 
 
-def view_job(library: JobLibrary, queue: JobQueue, job_id: str) -> JobView:
-    """The job of this name. Raises AppError where there is none, OutputError for bad answers."""
+def view_job(queue: JobQueue, job_id: str) -> JobView:
+    """The job of this name. Raises UsageError where there is none, OutputError for bad answers."""
     job = queue.open(job_id)
-    path = library.answers_path(job_id)
+    path = job.answers_path
     try:
         status = path.stat()
         rows = _read(path, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         rows = ()
-    folder = path.parent / "recordings"
+    folder = job.folder / "recordings"
     if rows and Path(rows[0].audio_path).parent != folder:  # the folder of jobs was moved
         rows = tuple(replace(row, audio_path=str(folder / _file(row))) for row in rows)
     return JobView(job, rows, queue.ahead(job_id), queue.is_stopping(job_id))
@@ -229,15 +226,12 @@ def _recording_line(recording: JobRecording, answers: int, expected: int, error:
     else:
         state, shown = "waiting", "waits"
     bar = (
-        f'<progress max="{max(1, expected)}" value="{answers}" '
-        f'aria-label="Progress of {name}"></progress>'
-        if expected
-        else ""
+        f'<progress max="{expected}" value="{answers}" aria-label="Progress of {name}"></progress>'
     )
     return (
         f'<tr data-file="{escape(recording.file)}" data-state="{state}">'
         f'<td class="job-name" title="{name}">{name}</td>'
-        f"<td>{escape(length)}</td><td>{bar}</td><td>{shown}</td></tr>"
+        f"<td>{escape(length)}</td><td>{bar if expected else ''}</td><td>{shown}</td></tr>"
     )
 
 
@@ -285,42 +279,41 @@ def timeline(
 
 
 def _by_answer(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The legend, and the place of each row in it."""
     counts = Counter(row.text for row in rows)
     # By number, then by name: the same answers have the same colours whenever one looks.
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
-    named = ordered[:NAMED]
     legend = [
-        {"label": text[:_LONGEST] or "(nothing)", "style": f"series-{n}", "count": counts[text]}
-        for n, text in enumerate(named)
+        _legend(text[:_LONGEST] or "(nothing)", f"series-{n}", counts[text])
+        for n, text in enumerate(ordered[:NAMED])
     ]
     if len(ordered) > NAMED:
         rest = sum(counts[text] for text in ordered[NAMED:])
-        legend.append({"label": "other answers", "style": "other", "count": rest})
-    places = {text: n for n, text in enumerate(named)}
-    return legend, [places.get(row.text, NAMED) for row in rows]
+        legend.append(_legend("other answers", "other", rest))
+    places = {text: min(n, NAMED) for n, text in enumerate(ordered)}
+    return legend, [places[row.text] for row in rows]
 
 
 def _by_confidence(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
-    steps = [_step(row.confidence) for row in rows]
-    counts = Counter(steps)
+    places = [
+        _STEPS if share is None else max(0, min(_STEPS - 1, int(share * _STEPS)))
+        for share in (row.confidence for row in rows)
+    ]
+    counts = Counter(places)
     legend = [
-        {
-            "label": f"{100 * n // _STEPS} to {100 * (n + 1) // _STEPS} %",
-            "style": f"step-{n}",
-            "count": counts[n],
-        }
+        _legend(f"{100 * n // _STEPS} to {100 * (n + 1) // _STEPS} %", f"step-{n}", counts[n])
         for n in range(_STEPS)
     ]
     if counts[_STEPS]:
-        legend.append({"label": "not known", "style": "other", "count": counts[_STEPS]})
-    return legend, steps
+        legend.append(_legend("not known", "other", counts[_STEPS]))
+    return legend, places
 
 
-def _step(confidence: float | None) -> int:
-    return _STEPS if confidence is None else max(0, min(_STEPS - 1, int(confidence * _STEPS)))
+def _legend(label: str, style: str, count: int) -> dict[str, Any]:
+    return {"label": label, "style": style, "count": count}
 
 
-def write_downloads(library: JobLibrary, view: JobView, sample_rate: int = 16_000) -> list[Path]:
+def write_downloads(view: JobView, sample_rate: int = 16_000) -> list[Path]:
     """Write the files of a job anew: CSV for spreadsheets, a selection table of Raven, JSON lines.
 
     sample_rate: in Hz, of the model: selections end at what it can hear
@@ -328,28 +321,24 @@ def write_downloads(library: JobLibrary, view: JobView, sample_rate: int = 16_00
     Raises OutputError where they cannot be written.
     """
     job, names = view.job, view.names
-    folder = library.folder_of(job.id) / "downloads"
-    table, raven, lines = (
-        folder / name for name in ("answers.csv", "answers.selections.txt", "answers.jsonl")
-    )
     # Those that could be read, in the order in which Raven is to open them.
     recordings = [
         RavenRecording(str(path), one.seconds, one.rate)
-        for path, one in zip(library.recording_paths(job), job.recordings, strict=True)
+        for path, one in zip(job.recording_paths, job.recordings, strict=True)
         if one.seconds is not None and one.rate is not None
     ]
-
-    def selections(file: TextIO) -> None:
-        write_raven(
-            view.rows,
-            file,
-            recordings,
-            names,
-            channel=job.settings.channel,
-            heard_hz=sample_rate / 2 * job.settings.time_expansion,
-        )
-
-    write_table(table, CSV_ENCODING, lambda file: write_csv(view.rows, file, names))
-    write_table(raven, "utf-8", selections)
-    write_table(lines, "utf-8", lambda file: write_jsonl(view.rows, file, names))
-    return [table, raven, lines]
+    selections = partial(
+        write_raven,
+        recordings=recordings,
+        channel=job.settings.channel,
+        heard_hz=sample_rate / 2 * job.settings.time_expansion,
+    )
+    made = []
+    for name, encoding, write in (
+        ("answers.csv", CSV_ENCODING, write_csv),
+        ("answers.selections.txt", "utf-8", selections),
+        ("answers.jsonl", "utf-8", write_jsonl),
+    ):
+        made.append(job.folder / "downloads" / name)
+        write_table(made[-1], encoding, partial(write, view.rows, names=names))
+    return made

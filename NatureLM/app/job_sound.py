@@ -13,18 +13,18 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.app.jobs.store import Job, JobLibrary, JobRecording
-from NatureLM.app.settings import AppError
+from NatureLM.app.jobs import Job, JobLibrary, JobRecording
 from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import iter_windows, read_clip
-from NatureLM.errors import NatureLMError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import atomic_write
 
 OVERVIEW_COLUMNS = 6000
@@ -55,6 +55,21 @@ class Overview:
     high: int
 
 
+def _for_the_page(answer: ServerFunction) -> ServerFunction:
+    """Let a function say what is wrong instead of raising; what a page sends is not trusted."""
+
+    @wraps(answer)
+    def answered(wanted: Any) -> dict[str, Any]:
+        try:
+            return answer(wanted)
+        except NatureLMError as error:
+            return {"error": str(error)}
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+            return {"error": "The page asked for something that is not there: load it again."}
+
+    return answered
+
+
 class JobSound:
     """Pictures and sound of the recordings of all jobs of a library.
 
@@ -72,22 +87,24 @@ class JobSound:
         Each takes job, recording, start and end, and never raises.
         """
 
+        def asked(wanted: Any) -> tuple[Job, JobRecording, float, float]:
+            job = self._library.open(wanted["job"])
+            recording = {one.file: one for one in job.recordings}[wanted["recording"]]
+            return job, recording, float(wanted["start"]), float(wanted["end"])
+
+        @_for_the_page
         def stretch(wanted: Any) -> dict[str, Any]:
-            def draw(job: Job, one: JobRecording, start: float, end: float) -> dict[str, Any]:
-                highest = self._sample_rate() / 2000 * job.settings.time_expansion
-                columns = int(wanted.get("columns", _COLUMNS))
-                drawn = self.stretch(job, one, start, end, columns)
-                return {"picture": _base64(drawn), "kilohertz": f"{highest:g}"}
+            job, recording, start, end = asked(wanted)
+            highest = self._sample_rate() / 2000 * job.settings.time_expansion
+            columns = int(wanted.get("columns", _COLUMNS))
+            drawn = self.stretch(job, recording, start, end, columns)
+            return {"picture": _base64(drawn), "kilohertz": f"{highest:g}"}
 
-            return self._answer(wanted, draw)
-
+        @_for_the_page
         def listen(wanted: Any) -> dict[str, Any]:
-            def play(job: Job, one: JobRecording, start: float, end: float) -> dict[str, Any]:
-                close_up = self.stretch(job, one, start, end, _CLOSE_UP_COLUMNS)
-                sound = self.heard(job, one, start, end)
-                return {"picture": _base64(close_up), "sound": _base64(sound)}
-
-            return self._answer(wanted, play)
+            stretch = asked(wanted)
+            close_up = self.stretch(*stretch, _CLOSE_UP_COLUMNS)
+            return {"picture": _base64(close_up), "sound": _base64(self.heard(*stretch))}
 
         return [stretch, listen]
 
@@ -96,7 +113,7 @@ class JobSound:
     ) -> bytes:
         """A PNG of a stretch of a recording, about as many columns wide.
 
-        Raises AppError where the recording cannot be read.
+        Raises UsageError where the recording cannot be read.
         """
         start, end = _inside(start, end, _length(recording))
         columns = max(1, min(columns, _MOST_COLUMNS))
@@ -115,7 +132,7 @@ class JobSound:
     def heard(self, job: Job, recording: JobRecording, start: float, end: float) -> bytes:
         """A WAV file of a stretch as the model hears it: mono, slowed down where the job says so.
 
-        Raises AppError where the recording cannot be read.
+        Raises UsageError where the recording cannot be read.
         """
         import soundfile  # type: ignore[import-untyped, unused-ignore]
 
@@ -127,30 +144,32 @@ class JobSound:
         return file.getvalue()
 
     def overview(self, job: Job, recording: JobRecording) -> Overview:
-        """The whole recording, drawn at the first call. Raises AppError."""
+        """The whole recording, drawn at the first call. Raises UsageError."""
         expansion = job.settings.time_expansion
         column = max(_FINEST, _length(recording) * expansion / OVERVIEW_COLUMNS)
-        kept = self._library.folder_of(job.id) / "pictures" / f"{Path(recording.file).name}.npy"
+        kept = job.folder / "pictures" / f"{Path(recording.file).name}.npy"
         with self._drawing:
             levels_FT = _load(kept)
             if levels_FT is None:
                 levels_FT = self._draw(job, recording, column)
-                _keep(kept, levels_FT)
+                with contextlib.suppress(OSError):  # without room for it, it is drawn again
+                    kept.parent.mkdir(exist_ok=True)
+                    with atomic_write(kept) as unfinished, open(unfinished, "wb") as file:
+                        np.save(file, levels_FT, allow_pickle=False)
         return Overview(levels_FT, column / expansion, *contrast([levels_FT]))
 
     def _draw(self, job: Job, recording: JobRecording, column: float) -> Levels:
         """Levels of a recording block by block, each of whole columns (`column` heard seconds)."""
         many = max(1, round(_BLOCK_SECONDS / column))
-        block = column * many
         columns = math.ceil(_length(recording) * job.settings.time_expansion / column - 1e-9)
         levels_FT = np.zeros((BINS, max(1, columns)), dtype=np.uint8)
         rate = self._sample_rate()
         try:
             for window in iter_windows(
-                self._path(job, recording),
+                _path(job, recording),
                 sample_rate=rate,
-                window_seconds=block,
-                hop_seconds=block,
+                window_seconds=column * many,
+                hop_seconds=column * many,
                 channel=job.settings.channel,
                 time_expansion=job.settings.time_expansion,
                 warn=lambda text: None,
@@ -161,7 +180,7 @@ class JobSound:
                 levels_FT[:, first : first + width] = part_FT[:, :width]
         except AudioError as error:
             if not levels_FT.any():
-                raise AppError(f"{recording.name}: {error.reason}") from None
+                raise UsageError(f"{recording.name}: {error.reason}") from None
         return levels_FT
 
     def _samples(
@@ -169,7 +188,7 @@ class JobSound:
     ) -> NDArray[np.float32]:
         try:
             return read_clip(
-                self._path(job, recording),
+                _path(job, recording),
                 start=start,
                 duration=end - start,
                 # Played at the model's rate, the clip is as slow as the model hears it.
@@ -177,24 +196,11 @@ class JobSound:
                 channel=job.settings.channel,
             )
         except AudioError as error:
-            raise AppError(f"{recording.name}: {error.reason}") from None
+            raise UsageError(f"{recording.name}: {error.reason}") from None
 
-    def _path(self, job: Job, recording: JobRecording) -> Path:
-        return self._library.recording_paths(job)[job.recordings.index(recording)]
 
-    def _answer(self, wanted: Any, make: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        """Answer a request of the page, or say what is wrong; what it sends is not trusted.
-
-        make: is given job, recording, start and end
-        """
-        try:
-            job = self._library.open(wanted["job"])
-            recording = {one.file: one for one in job.recordings}[wanted["recording"]]
-            return make(job, recording, float(wanted["start"]), float(wanted["end"]))
-        except NatureLMError as error:
-            return {"error": str(error)}
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-            return {"error": "The page asked for something that is not there: load it again."}
+def _path(job: Job, recording: JobRecording) -> Path:
+    return job.recording_paths[job.recordings.index(recording)]
 
 
 def _base64(data: bytes) -> str:
@@ -203,14 +209,14 @@ def _base64(data: bytes) -> str:
 
 def _length(recording: JobRecording) -> float:
     if recording.seconds is None:
-        raise AppError(f"{recording.name}: it cannot be read, so there is nothing to see")
+        raise UsageError(f"{recording.name}: it cannot be read, so there is nothing to see")
     return recording.seconds
 
 
 def _inside(start: float, end: float, length: float) -> tuple[float, float]:
     """The stretch within the recording, at least a little long."""
     if not (math.isfinite(start) and math.isfinite(end)):
-        raise AppError("the stretch to look at must have a start and an end")
+        raise UsageError("the stretch to look at must have a start and an end")
     start = max(0.0, min(start, length - 0.05))
     return start, max(start + 0.05, min(end, length))
 
@@ -222,11 +228,3 @@ def _load(kept: Path) -> Levels | None:
         return None
     is_good = levels.dtype == np.uint8 and levels.ndim == 2 and levels.shape[0] == BINS
     return levels if is_good else None
-
-
-def _keep(kept: Path, levels_FT: Levels) -> None:
-    """Keep a picture; without room for it, it is drawn again."""
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(exist_ok=True)
-        with atomic_write(kept) as unfinished, open(unfinished, "wb") as file:
-            np.save(file, levels_FT, allow_pickle=False)

@@ -1,0 +1,606 @@
+"""The tabs Long recording and Folder: a form that begins a job, and the panel that shows one.
+
+A job goes on when the page is closed; its link opens it again, and the browser remembers it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+
+from NatureLM.app.chat import list_of
+from NatureLM.app.clips import sentence, shown_name
+from NatureLM.app.context import AppContext
+from NatureLM.app.job_sound import JobSound
+from NatureLM.app.job_view import (
+    ANSWER,
+    FROM,
+    QUESTION,
+    RECORDING,
+    TO,
+    JobView,
+    count_html,
+    recordings_html,
+    status_html,
+    timeline,
+    view_job,
+    write_downloads,
+)
+from NatureLM.app.jobs import JobQueue, JobRecording, Kind
+from NatureLM.app.settings import Limits
+from NatureLM.app.ui import (
+    HIDDEN,
+    QUESTIONS,
+    QUIET,
+    alpha_slider,
+    answers_table,
+    html,
+    names_box,
+    notice,
+    on_page_load,
+    static,
+)
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import probe
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.inference.windows import AskOptions
+from NatureLM.species import presets
+from NatureLM.util import format_bytes, format_duration
+
+MOST_REMEMBERED = 30
+MOST_QUESTIONS = 10
+_ANY = "any answer"
+_CHANNELS = [("All channels mixed", "mean"), *((f"Channel {n}", str(n)) for n in range(1, 9))]
+_COLOURS = [("by answer", "answer"), ("by confidence", "confidence")]
+_POLL_SECONDS = 1.0
+_NO_SECRET = "naturelm"
+"""What a browser remembers is its own; a secret that changes would make it forget."""
+_EMPTY = {
+    "long": "The timeline of the recording appears here, and below it what was heard when.",
+    "folder": "Progress and answers of the recordings appear here.",
+}
+_KEEP_LINK = """() => {
+  const job = document.querySelector('#%s-status [data-job]');
+  if (job) history.replaceState(null, '', `?job=${job.dataset.job}`);
+}"""
+_FORGET_LINK = "() => history.replaceState(null, '', location.pathname)"
+
+
+class JobTab:
+    """A tab that begins jobs of one kind and shows one, put into the page where this is made.
+
+    kind: of the jobs; the ids of components begin with it
+
+    Handlers of the panel give a dictionary with the values of some components.
+    """
+
+    def __init__(self, context: AppContext, kind: Kind) -> None:
+        self._context, self._kind = context, kind
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=300):
+                self._build_input()
+            with gr.Column(scale=7, min_width=300):
+                self._build_panel()
+        # All that changes with a job.
+        self._outputs = [
+            *(self._problem, self._empty, self._panel, self._status),
+            *(self._stop, self._go_on, self._remove),
+            *(self._files, self._recording, self._question, self._colouring, self._timeline),
+            *(self._least, self._count, self._table, *self._downloads, self._timer, self._drawn),
+        ]
+        self._wire_panel()
+        self._wire_removal()
+        self._table.select(
+            self._choose_row,
+            [self._job, self._question, self._colouring],
+            [self._timeline, self._recording, self._question, self._drawn],
+            **QUIET,
+        )
+        on_page_load(self._open_link, [self._job, *self._outputs, context.tabs])
+        self._wire_memory()
+        self._wire_start()
+
+    def _build_input(self) -> None:
+        is_long, name, limits = self._kind == "long", self._kind, self._context.limits
+        size = format_bytes(limits.upload_bytes)
+        about = (
+            f"Up to {format_duration(limits.long_seconds, short=True)} and {size}. The question is "
+            "asked of every window of 10 s; the answers come one after the other."
+            if is_long
+            else f"Up to {limits.folder_files:,} recordings of at most {size} each. What cannot be "
+            "read is named, and the others go on."
+        )
+        self._drop = gr.File(
+            label=f"Drop {'a long recording' if is_long else 'recordings'} here, or choose",
+            file_count="single" if is_long else "multiple",
+            height=150 if is_long else 160,
+            elem_id=f"{name}-drop",
+            elem_classes=["drop"],
+        )
+        html(f'<p class="about">{about}</p>')
+        if is_long:
+            self._given = html(elem_id="long-given", elem_classes=["quiet"])
+        self._fields = job_fields(self._context, name)
+        self._start = gr.Button("Start", variant="primary", elem_id=f"{name}-start")
+
+    def _build_panel(self) -> None:
+        name = self._kind
+        self._job = gr.State("")
+        self._drawn = gr.State(None)
+        self._remembered = gr.BrowserState(
+            [], storage_key=f"naturelm-{name}-jobs", secret=_NO_SECRET
+        )
+        self._earlier = gr.Dropdown(
+            [], label="Earlier jobs of this browser", visible=False, elem_id=f"{name}-earlier"
+        )
+        self._problem = html(elem_id=f"{name}-problem", elem_classes=["quiet"])
+        self._empty = html(f'<p class="job-empty">{_EMPTY[name]}</p>', elem_id=f"{name}-empty")
+        with gr.Column(visible=False, elem_id=f"{name}-panel") as self._panel:
+            self._status = html(elem_id=f"{name}-status")
+            with gr.Row(elem_classes=["job-buttons"]):
+                self._stop = gr.Button("Stop", elem_id=f"{name}-stop", min_width=90)
+                self._go_on = gr.Button("Go on", elem_id=f"{name}-go-on", min_width=90)
+                self._remove = gr.Button("Remove …", elem_id=f"{name}-remove", min_width=90)
+            with gr.Row(visible=False, elem_classes=["job-buttons"]) as self._sure:
+                html("<p>Remove the job with its recordings and answers?</p>")
+                self._gone = gr.Button(
+                    "Remove for good", variant="stop", elem_id=f"{name}-remove-sure", min_width=130
+                )
+                self._kept = gr.Button("Keep it", elem_id=f"{name}-keep", min_width=90)
+            self._files = html(elem_id=f"{name}-files", visible=name == "folder")
+            self._build_timeline()
+            self._build_table()
+            with gr.Row(elem_classes=["job-buttons"], elem_id=f"{name}-downloads"):
+                self._downloads = [
+                    gr.DownloadButton(label, elem_id=f"{name}-{key}", min_width=150)
+                    for label, key in (
+                        ("Table (CSV)", "csv"),
+                        ("Raven selection table", "raven"),
+                        ("JSON lines", "jsonl"),
+                    )
+                ]
+        self._timer = gr.Timer(_POLL_SECONDS, active=False)
+
+    def _build_timeline(self) -> None:
+        name, context = self._kind, self._context
+        with gr.Row():
+            self._recording = gr.Dropdown(
+                [], label="Recording", elem_id=f"{name}-recording", visible=False, min_width=160
+            )
+            self._question = gr.Dropdown(
+                [], label="Question", elem_id=f"{name}-which", visible=False, min_width=160
+            )
+            self._colouring = gr.Radio(
+                _COLOURS,
+                value="answer",
+                label="Colours",
+                elem_id=f"{name}-colours",
+                visible=False,
+                min_width=160,
+            )
+        sound = JobSound(context.library, lambda: context.sample_rate)
+        self._timeline = gr.HTML(
+            "",
+            html_template='<div class="tl timeline" hidden></div>',
+            css_template=static("timeline.css"),
+            js_on_load=static("timeline.js"),
+            server_functions=sound.server_functions(),
+            apply_default_css=False,
+            elem_id=f"{name}-timeline",
+            focus=-1,
+        )
+
+    def _build_table(self) -> None:
+        name = self._kind
+        with gr.Row():
+            self._words = gr.Textbox(
+                "",
+                label="Filter",
+                placeholder="owl",
+                info="Shows answers with all of these words in them.",
+                elem_id=f"{name}-filter",
+                min_width=160,
+            )
+            self._least = gr.Slider(
+                0.0,
+                1.0,
+                value=0.0,
+                step=0.05,
+                label="Least confidence",
+                elem_id=f"{name}-least",
+                visible=False,
+                min_width=160,
+            )
+        self._count = html(elem_id=f"{name}-count")
+        self._table = answers_table(f"{name}-table", [FROM, TO, ANSWER], 420)
+
+    # what happens on the page
+
+    def _wire_start(self) -> None:
+        handed_over = self._context.handed_over
+
+        def begin_long(file: Any, handed: Any, *values: Any) -> dict[Any, Any]:
+            if file:
+                handed = (file, shown_name(file))
+            begun = self._begin([(Path(handed[0]), handed[1])] if handed else [], values)
+            return begun | ({handed_over: None} if self._job in begun else {})
+
+        def begin_folder(files: Any, *values: Any) -> dict[Any, Any]:
+            return self._begin([(Path(file), shown_name(file)) for file in files or []], values)
+
+        def show_given(handed: Any) -> str:
+            said = f"{handed[1]} is here and waits for its question." if handed else ""
+            return notice(said, "hint")
+
+        is_long = self._kind == "long"
+        inputs = [self._drop, handed_over] if is_long else [self._drop]
+        self._start.click(
+            begin_long if is_long else begin_folder,
+            [*inputs, *self._fields],
+            [self._job, *inputs, *self._outputs],
+            api_name=f"{self._kind}_start",
+            show_progress="minimal",
+            show_progress_on=[self._start],
+        ).then(None, None, None, js=_KEEP_LINK % self._kind, api_visibility="private")
+        if is_long:
+            handed_over.change(show_given, [handed_over], [self._given], **HIDDEN)
+
+    def _begin(self, files: Sequence[tuple[Path, str]], values: Sequence[Any]) -> dict[Any, Any]:
+        """Begin a job about files, each (path, name), with the values of `job_fields`."""
+        context = self._context
+        try:
+            if self._kind == "long" and not files:
+                raise UsageError("There is no recording yet: drop one, or choose a file.")
+            settings = settings_of(values, context.folder, context.limits)
+            context.jobs.refuse_if_full()
+            if self._kind == "long":
+                probe(files[0][0])
+            job = context.library.create(self._kind, files, settings)
+            context.jobs.submit(job.id)
+        except AudioError as error:
+            return {self._problem: notice(sentence(files[0][1], error))}
+        except NatureLMError as error:
+            return {self._problem: notice(str(error))}
+        return {self._job: job.id, self._drop: None, **self._look(job.id)}
+
+    def _wire_panel(self) -> None:
+        seen = [self._job, self._recording, self._question, self._colouring]
+        seen += [self._words, self._least, self._drawn]
+        jobs, outputs = self._context.jobs, self._outputs
+
+        def stop(job_id: str, *rest: Any) -> dict[Any, Any]:
+            jobs.cancel(job_id)
+            return self._look(job_id, *rest)
+
+        def go_on(job_id: str, *rest: Any) -> dict[Any, Any]:
+            try:
+                jobs.submit(job_id)
+            except UsageError as error:
+                return {self._problem: notice(str(error))}
+            return self._look(job_id, *rest)
+
+        self._timer.tick(self._look, seen, outputs, **QUIET)
+        for component in (self._recording, self._question, self._colouring):
+            component.input(self._look, seen, outputs, **QUIET)
+        self._words.change(self._look, seen, outputs, trigger_mode="always_last", **QUIET)
+        self._least.release(self._look, seen, outputs, **QUIET)
+        self._stop.click(stop, seen, outputs, **QUIET)
+        self._go_on.click(go_on, seen, outputs, **QUIET)
+
+    def _wire_removal(self) -> None:
+        """Removing takes a second click, because nothing brings a job back."""
+
+        def remove(job_id: str) -> dict[Any, Any]:
+            hidden = {self._sure: gr.Row(visible=False)}
+            try:
+                self._context.jobs.remove(job_id)
+            except UsageError as error:
+                return hidden | {self._problem: notice(str(error))}
+            return hidden | self._closed("The job is removed, with recordings and answers.")
+
+        self._remove.click(lambda: gr.Row(visible=True), None, [self._sure], **QUIET)
+        self._kept.click(lambda: gr.Row(visible=False), None, [self._sure], **QUIET)
+        self._gone.click(remove, [self._job], [self._sure, *self._outputs], **QUIET).then(
+            None, None, None, js=_FORGET_LINK, api_visibility="private"
+        )
+
+    def _choose_row(
+        self, job_id: str, question: str, colouring: str, select: gr.SelectData
+    ) -> list[Any]:
+        """A row of the table shows its window in the timeline."""
+        try:
+            view = view_job(self._context.jobs, job_id)
+            row = dict(zip(view.headers, select.row_value or [], strict=False))
+            start = float(row[FROM])
+        except (NatureLMError, KeyError, TypeError, ValueError):
+            return [gr.skip() for _ in range(4)]
+        # Where there is only one recording, or question, the row names none.
+        recording = _found(view.job.recordings, "name", row.get(RECORDING))
+        query = _one_of(row.get(QUESTION, question), view.job.settings.queries)
+        shown = json.dumps(timeline(view, recording, query, colouring))
+        return [gr.HTML(value=shown, focus=start), recording.file, query, None]
+
+    def _open_link(self, request: gr.Request) -> dict[Any, Any]:
+        """A page whose address names a job of this kind opens it."""
+        job_id, tabs = request.query_params.get("job", ""), self._context.tabs
+        kind = "none"
+        try:
+            if job_id:
+                kind = self._context.jobs.open(job_id).kind
+        except UsageError as error:
+            if self._kind == "long":
+                shown = self._closed(f"The job of this link cannot be opened: {error}.")
+                return {self._job: "", **shown, tabs: gr.Tabs(selected="long")}
+        if kind != self._kind:
+            return {self._job: gr.skip()}
+        return {self._job: job_id, **self._look(job_id), tabs: gr.Tabs(selected=kind)}
+
+    def _wire_memory(self) -> None:
+        """The browser remembers its jobs and offers them again."""
+
+        def listed(remembered: Any) -> Any:
+            found = choices(remembered, self._context.jobs, self._kind)
+            return gr.Dropdown(choices=found, value=None, visible=bool(found))
+
+        def begun(job_id: str, remembered: Any) -> Any:
+            return remember(remembered, job_id) if job_id else gr.skip()
+
+        def chosen(job_id: str | None) -> dict[Any, Any]:
+            return {self._job: job_id, **self._look(job_id)} if job_id else {self._job: gr.skip()}
+
+        # The browser gives what it remembers a moment after the page is there.
+        self._remembered.change(listed, [self._remembered], [self._earlier], **QUIET)
+        self._job.change(begun, [self._job, self._remembered], [self._remembered], **QUIET)
+        self._earlier.input(chosen, [self._earlier], [self._job, *self._outputs], **QUIET).then(
+            None, None, None, js=_KEEP_LINK % self._kind, api_visibility="private"
+        )
+        self._earlier.focus(listed, [self._remembered], [self._earlier], **QUIET)
+
+    # values of components
+
+    def _closed(self, sentence: str) -> dict[Any, Any]:
+        """Without a job."""
+        return {
+            self._problem: notice(sentence, "hint"),
+            self._empty: gr.HTML(visible=True),
+            self._panel: gr.Column(visible=False),
+            self._timer: gr.Timer(active=False),
+            self._drawn: None,
+        }
+
+    def _look(
+        self,
+        job_id: str,
+        file: str | None = None,
+        question: str | None = None,
+        colouring: str = "answer",
+        words: str | None = "",
+        least: float | None = 0.0,
+        drawn: Any = None,
+    ) -> dict[Any, Any]:
+        """The job as it is now; what has not changed is left alone.
+
+        file, question, colouring, words, least: what the visitor chose
+        drawn: what the page shows, as this gave it the last time
+        """
+        if not job_id:
+            return {self._timer: gr.Timer(active=False)}
+        try:
+            view = view_job(self._context.jobs, job_id)
+            now = [view.job.id, len(view.rows), view.job.state]
+            files = {} if drawn and drawn[:3] == now else self._download_files(view)
+        except NatureLMError as error:
+            return self._closed(str(error))
+        job = view.job
+        recording = _found(job.recordings, "file", file)
+        query = _one_of(question, job.settings.queries)
+        now += [recording.file, query, colouring, words, least]
+        if drawn != now:
+            files |= self._timeline_of(view, recording, query, colouring)
+            rows = view.filtered(words or "", float(least or 0.0))
+            files[self._count] = count_html(len(rows), len(view.answers))
+            files[self._table] = view.table(rows)
+        can_go_on = view.is_settled and (job.state != "done" or bool(view.errors))
+        return {
+            self._problem: "",
+            self._empty: gr.HTML(visible=False),
+            self._panel: gr.Column(visible=True),
+            self._status: status_html(view),
+            self._stop: gr.Button(visible=not view.is_settled, interactive=not view.is_stopping),
+            self._go_on: gr.Button(
+                "Try again" if job.state == "done" else "Go on", visible=can_go_on
+            ),
+            self._remove: gr.Button(visible=view.is_settled),
+            **files,
+            self._timer: gr.Timer(active=not view.is_settled),
+            self._drawn: now,
+        }
+
+    def _timeline_of(
+        self, view: JobView, recording: JobRecording, query: str, colouring: str
+    ) -> dict[Any, Any]:
+        """The recordings of a job, the timeline of one, and what can be chosen."""
+        recordings, queries = view.job.recordings, view.job.settings.queries
+        return {
+            self._files: gr.HTML(
+                recordings_html(view), visible=self._kind == "folder" or bool(view.errors)
+            ),
+            self._recording: gr.Dropdown(
+                [(one.name, one.file) for one in recordings],
+                value=recording.file,
+                visible=len(recordings) > 1,
+            ),
+            self._question: gr.Dropdown(list(queries), value=query, visible=len(queries) > 1),
+            self._colouring: gr.Radio(visible=view.has_confidence),
+            self._timeline: json.dumps(timeline(view, recording, query, colouring)),
+            self._least: gr.Slider(visible=view.has_confidence),
+        }
+
+    def _download_files(self, view: JobView) -> dict[Any, Any]:
+        """The three buttons; files are written when the job has come to rest."""
+        is_ready = view.is_settled and bool(view.rows)
+        made = write_downloads(view, self._context.sample_rate) if is_ready else [None] * 3
+        return {
+            button: gr.DownloadButton(value=path and str(path), interactive=is_ready)
+            for button, path in zip(self._downloads, made, strict=True)
+        }
+
+
+def remember(remembered: Any, job_id: str) -> list[str]:
+    """The ids with a new one in front; what a browser gives is not trusted."""
+    known = [one for one in _ids(remembered) if one != job_id]
+    return [job_id, *known][:MOST_REMEMBERED]
+
+
+def choices(remembered: Any, queue: JobQueue, kind: Kind) -> list[tuple[str, str]]:
+    """(label, id) of the remembered jobs that are still there, newest first."""
+    found = []
+    for job_id in _ids(remembered):
+        try:
+            job = queue.open(job_id)
+        except UsageError:
+            continue
+        if job.kind == kind:
+            more = f" and {len(job.recordings) - 1} more" if len(job.recordings) > 1 else ""
+            label = f"{job.when} · {job.recordings[0].name}{more} · {job.state}"
+            found.append((label, job.id))
+    return found
+
+
+def _ids(remembered: Any) -> list[str]:
+    """The ids among what a browser gave."""
+    if not isinstance(remembered, list):
+        return []
+    return [one for one in remembered if isinstance(one, str)][:MOST_REMEMBERED]
+
+
+def _found(
+    recordings: Sequence[JobRecording], by: Literal["name", "file"], wanted: str | None
+) -> JobRecording:
+    """The recording with this name or file; the first one where none has it."""
+    return next((one for one in recordings if getattr(one, by) == wanted), recordings[0])
+
+
+def _one_of(question: str | None, queries: Sequence[str]) -> str:
+    return next((one for one in queries if one == question), queries[0])
+
+
+def job_fields(context: AppContext, name: str) -> list[Any]:
+    """Put the fields of a job into the page: questions, α, windows, and what may be answered.
+
+    `settings_of` takes their values.
+    """
+    questions = gr.Textbox(
+        QUESTIONS[0],
+        label="Question about every window",
+        info="Several questions: one on each line.",
+        lines=1,
+        max_lines=10,
+        elem_id=f"{name}-question",
+    )
+    with gr.Row(elem_classes=["chips"], elem_id=f"{name}-chips"):
+        for text in QUESTIONS:
+            chip = gr.Button(text, size="sm", min_width=60)
+            chip.click(None, None, [questions], js=f"() => {text!r}", **HIDDEN)
+    alpha = alpha_slider(context, name)
+
+    def number(value: float, label: str, info: str, part: str) -> gr.Number:
+        return gr.Number(value, label=label, info=info, elem_id=f"{name}-{part}", min_width=140)
+
+    with gr.Accordion("Windows, channel, bats", open=False, elem_id=f"{name}-windows"):
+        with gr.Row():
+            window = number(10.0, "Length of a window (s)", "At most 10.", "window")
+            hop = number(
+                10.0, "Step from window to window (s)", "5: windows overlap by half.", "hop"
+            )
+        with gr.Row():
+            channel = gr.Dropdown(
+                _CHANNELS, value="mean", label="Channel", elem_id=f"{name}-channel", min_width=140
+            )
+            expansion = number(
+                1.0,
+                "Slow the sound down (times)",
+                "10 makes bats audible; times stay true.",
+                "expansion",
+            )
+    with gr.Accordion("Choose from a list of names", open=False, elem_id=f"{name}-list"):
+        preset = gr.Dropdown(
+            [_ANY, *presets()],
+            value=_ANY,
+            label="Ready-made list",
+            info="With a list every answer is one of its names or None, with its confidence.",
+            elem_id=f"{name}-preset",
+        )
+        names = names_box(name, value="")
+        sure = gr.Slider(
+            0.0,
+            1.0,
+            value=0.0,
+            step=0.05,
+            label="Least confidence",
+            info="Below it the answer is None.",
+            elem_id=f"{name}-sure",
+        )
+    return [questions, alpha, window, hop, channel, expansion, names, preset, sure]
+
+
+def settings_of(values: Sequence[Any], folder: Path, limits: Limits) -> AskOptions:
+    """The settings of a job from the values of `job_fields`; `folder` is for temporary files.
+
+    Raises NatureLMError that names the field and what is allowed.
+    """
+    questions, alpha, window, hop, channel, expansion, names, preset, sure = values
+    named = None if preset == _ANY else preset
+    labels: tuple[str, ...] = ()
+    if names.strip() or named:
+        labels = list_of(names, None, named, folder, limits).names
+    return AskOptions(
+        queries=_questions(questions, limits),
+        merging_alpha=_number("α", alpha, -10.0, 10.0),
+        window_length_seconds=_number("The length of a window", window, 0.1, 10.0),
+        hop_length_seconds=_number("The step from window to window", hop, 0.1, 3600.0),
+        channel=_channel(channel),
+        time_expansion=_number("The slowing down", expansion, 0.01, 100.0),
+        mode="score" if labels else "generate",
+        labels=labels,
+        min_confidence=_number("The least confidence", sure, 0.0, 1.0) if labels else 0.0,
+    )
+
+
+def _questions(text: str, limits: Limits) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(line.strip() for line in (text or "").splitlines() if line.strip()))
+    if not found:
+        raise UsageError(f"There is no question yet, such as: {QUESTIONS[0]}")
+    if len(found) > MOST_QUESTIONS:
+        raise UsageError(f"{len(found)} questions are more than the {MOST_QUESTIONS} of one job.")
+    longest = max(map(len, found))
+    if longest > limits.question_characters:
+        raise UsageError(
+            f"A question has {longest:,} characters, and {limits.question_characters:,} are the "
+            "most that are taken."
+        )
+    return found
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not least <= number <= most:
+        shown = "not filled in" if value in (None, "") else f"{value}"
+        raise UsageError(f"{name} is {shown}, and it must be a number from {least:g} to {most:g}.")
+    return number
+
+
+def _channel(value: str) -> str | int:
+    if value == "mean":
+        return value
+    if str(value).isdecimal() and 1 <= int(value) <= 1024:
+        return int(value)
+    raise UsageError(f"The channel is {value!r}, and it must be mean or a number from 1.")
