@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from NatureLM.config.model import BeatsConfig
 from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.data.sample import Example
 from NatureLM.errors import ConfigError
@@ -36,7 +37,6 @@ from NatureLM.models.checkpoint.tensors import (
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import find_base, find_checkpoint
-from NatureLM.training.data import NONE_LABEL
 from NatureLM.training.objectives import (
     AudioText,
     DistillationTargets,
@@ -44,7 +44,7 @@ from NatureLM.training.objectives import (
     LanguageModel,
     Objective,
 )
-from NatureLM.training.sampler import derive_seed
+from NatureLM.training.samples import NONE_LABEL, derive_seed
 
 _DEEP_NORM = ("v_proj.", "out_proj.", "fc1.", "fc2.")
 
@@ -52,51 +52,48 @@ _DEEP_NORM = ("v_proj.", "out_proj.", "fc1.", "fc2.")
 def initial_tensor(ref: TensorRef, config: NatureLMConfig, seed: int) -> Tensor:
     """The first value of a tensor of the model, float32 on the CPU."""
     module, attribute = ref.holders[0]
-    name = ref.stored_name
+    name, shape = ref.stored_name, ref.shape
     generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
-    if ref.is_buffer:
-        return torch.arange(ref.shape[-1])[None]
-    if name.startswith("beats."):
-        return beats_tensor(name.removeprefix("beats."), ref.shape, module, config, generator)
-    if isinstance(module, nn.LayerNorm):
-        return _norm(attribute, ref.shape)
-    if ".lora_" in name:
-        return _lora(name, ref.shape, generator)
-    if name.startswith("audio_llama_proj."):
-        bound = 1 / math.sqrt(_fan_in(module))
-        return torch.empty(ref.shape).uniform_(-bound, bound, generator=generator)
-    if attribute == "bias":
-        return torch.zeros(ref.shape)
-    spread = config.qformer.initializer_range
-    return torch.empty(ref.shape).normal_(0, spread, generator=generator)
-
-
-def beats_tensor(
-    name: str,
-    shape: tuple[int, ...],
-    module: nn.Module,
-    config: NatureLMConfig,
-    generator: torch.Generator,
-) -> Tensor:
-    """The first value of a tensor of BEATs; `name` is its name within BEATs."""
-    cfg = config.beats
-    attribute = name.rpartition(".")[2]
-    if isinstance(module, nn.LayerNorm):
-        return _norm(attribute, shape)
-    if name.endswith("grep_a"):
-        return torch.ones(shape)
-    if attribute == "weight_g":
-        # the norm that weight_v has on average, so that both start as one normal weight
-        width, groups = cfg.encoder_embed_dim, cfg.conv_pos_groups
-        return torch.full(shape, _pos_conv_spread(config) * math.sqrt(width * width / groups))
-    if attribute == "bias":
-        return torch.zeros(shape)
     value = torch.empty(shape)
-    if attribute == "weight_v":
-        return value.normal_(0, _pos_conv_spread(config), generator=generator)
+    if ref.is_buffer:
+        return torch.arange(shape[-1])[None]
+    if isinstance(module, nn.LayerNorm):
+        return torch.ones(shape) if attribute == "weight" else torch.zeros(shape)
+    if name.startswith("beats."):
+        return _beats_tensor(name.removeprefix("beats."), value, config.beats, generator)
+    if ".lora_B." in name:
+        return value.zero_()
+    if ".lora_" in name:
+        return _uniform(value, shape[1], generator)
+    if name.startswith("audio_llama_proj."):
+        return _uniform(
+            value, module.in_features if isinstance(module, nn.Linear) else 1, generator
+        )
+    if attribute == "bias":
+        return value.zero_()
+    return value.normal_(0, config.qformer.initializer_range, generator=generator)
+
+
+def _uniform(value: Tensor, inputs: int, generator: torch.Generator) -> Tensor:
+    bound = 1 / math.sqrt(inputs)
+    return value.uniform_(-bound, bound, generator=generator)
+
+
+def _beats_tensor(name: str, value: Tensor, cfg: BeatsConfig, generator: torch.Generator) -> Tensor:
+    """The first value of a tensor of BEATs that is not of a norm; `name` is that within BEATs."""
+    width = cfg.encoder_embed_dim
+    conv_spread = math.sqrt(4 * (1 - cfg.dropout) / (cfg.conv_pos * width))
+    if name.endswith("grep_a"):
+        return value.fill_(1)
+    if name.endswith("weight_g"):
+        # the norm that weight_v has on average, so that both start as one normal weight
+        return value.fill_(conv_spread * math.sqrt(width * width / cfg.conv_pos_groups))
+    if name.endswith(".bias"):
+        return value.zero_()
+    if name.endswith("weight_v"):
+        return value.normal_(0, conv_spread, generator=generator)
     if name.startswith("patch_embedding."):
-        bound = 1 / math.sqrt(shape[1] * shape[2] * shape[3])
-        return value.uniform_(-bound, bound, generator=generator)
+        return _uniform(value, math.prod(value.shape[1:]), generator)
     if cfg.deep_norm and ".layers." in name:
         if any(part in name for part in _DEEP_NORM):
             gain = (8 * cfg.encoder_layers) ** -0.25
@@ -104,26 +101,6 @@ def beats_tensor(
         if "q_proj." in name or "k_proj." in name:
             return nn.init.xavier_normal_(value, generator=generator)
     return value.normal_(0, 0.02, generator=generator)
-
-
-def _pos_conv_spread(config: NatureLMConfig) -> float:
-    cfg = config.beats
-    return math.sqrt(4 * (1 - cfg.dropout) / (cfg.conv_pos * cfg.encoder_embed_dim))
-
-
-def _norm(attribute: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.ones(shape) if attribute == "weight" else torch.zeros(shape)
-
-
-def _lora(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    if ".lora_B." in name:
-        return torch.zeros(shape)
-    bound = 1 / math.sqrt(shape[1])
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-def _fan_in(module: nn.Module) -> int:
-    return module.in_features if isinstance(module, nn.Linear) else 1
 
 
 _CPU = torch.device("cpu")
@@ -147,9 +124,7 @@ def make_objective(
         return _encoder(config, run, data, train, device)
     model = start_model(config.model, data, run, device)
     freeze(model, config.model)
-    if run.gradient_checkpointing:
-        checkpoint_gradients(model.language_model)
-    select_attention(model.language_model, device)
+    _prepare(model.language_model, run, device)
     return AudioText(model, max_new_tokens=config.generate.max_new_tokens, soft=soft)
 
 
@@ -180,7 +155,11 @@ def start_model(
         named = config.llama_path if "llama_path" in config.model_fields_set else None
         return NatureLM.from_pretrained(config.ckpt, llama_path=named, dtype=dtype, device=device)
     base = find_base(config.llama_path, Path("."), weights=True)
-    model_config, tokenizer = reference_config(_arguments(config, data), base)
+    # The keys that describe the model itself, as the model's own configuration takes them.
+    known = NatureLMConfig().to_dict()
+    arguments: dict[str, object] = {k: v for k, v in config.model_dump().items() if k in known}
+    arguments["window_seconds"] = data.audio_max_length_seconds
+    model_config, tokenizer = reference_config(arguments, base)
     model = build_on_meta(NatureLM, model_config, tokenizer)
     given = {
         **part_tensors(config.beats_path, "beats."),
@@ -204,13 +183,6 @@ def start_model(
         ref.fill(value.to(device, target if value.is_floating_point() else value.dtype))
     restore_computed_buffers(model, device)
     return model
-
-
-def _arguments(config: ModelConfig, data: DatasetsConfig) -> dict[str, object]:
-    """The keys that describe the model itself, as the model's own configuration takes them."""
-    known = set(NatureLMConfig().to_dict())
-    values = {k: v for k, v in config.model_dump().items() if k in known}
-    return {**values, "window_seconds": data.audio_max_length_seconds}
 
 
 def part_tensors(named: str | None, *prefixes: str) -> dict[str, Tensor]:
@@ -237,15 +209,15 @@ def part_tensors(named: str | None, *prefixes: str) -> dict[str, Tensor]:
     }
 
 
-def checkpoint_gradients(language_model: Any) -> None:
-    """Keep no activations of the language model's layers; they are computed again."""
-    name = "activation_checkpointing_enable"  # the new name in transformers
-    enable = getattr(language_model, name, None) or language_model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+def _prepare(language_model: Any, run: RunConfig, device: torch.device) -> None:
+    """Less memory if that is asked for, and plain attention on a CPU.
 
-
-def select_attention(language_model: Any, device: torch.device) -> None:
-    """Plain attention on a CPU: for short rows its backward pass is twice as fast."""
+    There its backward pass is twice as fast for short rows.
+    """
+    if run.gradient_checkpointing:  # the new name of the method in transformers, or the old one
+        enable = getattr(language_model, "activation_checkpointing_enable", None)
+        enable = enable or language_model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if device.type == "cpu":
         language_model.set_attn_implementation("eager")
 
@@ -265,9 +237,7 @@ def _language_model(config: Config, run: RunConfig, device: torch.device) -> Obj
         torch.manual_seed(derive_seed(run.seed, "init", "language model"))
         build: Any = AutoModelForCausalLM.from_config
         model = build(AutoConfig.from_pretrained(base, local_files_only=True), dtype=torch.float32)
-    if run.gradient_checkpointing:
-        checkpoint_gradients(model)
-    select_attention(model, device)
+    _prepare(model, run, device)
     return LanguageModel(
         model.to(device),
         tokenizer,

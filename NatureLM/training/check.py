@@ -9,9 +9,8 @@ from NatureLM.audio import AudioError
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.data.sample import FileSource
 from NatureLM.errors import NatureLMError
-from NatureLM.training.data import Data, load_data
+from NatureLM.training.batches import Data, load_data, make_builders, make_order
 from NatureLM.training.samples import Sample
-from NatureLM.training.stream import make_builders, make_order, steps_per_epoch
 
 _SHOWN = 10
 
@@ -35,8 +34,7 @@ def report(config: Config, samples: int = _SHOWN) -> Iterator[str]:
         sample_rate=sample_rate,
         window_samples=round(seconds * sample_rate),
     )
-    yield from _summary(run, data, steps_per_epoch(order, step_size), step_size)
-    yield from _missing(data)
+    yield from _summary(run, data, order.epoch_steps(step_size), step_size)
     unreadable = 0
     for number, draw in enumerate(order.draws(0, samples), start=1):
         yield ""
@@ -68,22 +66,16 @@ def _front_end(config: Config, datasets: DatasetsConfig, run: RunConfig) -> tupl
 
 
 def _summary(run: RunConfig, data: Data, epoch_steps: int, step_size: int) -> Iterator[str]:
+    """Steps, rows, and which audio files are not there, without opening any."""
     steps = run.max_steps or run.optims.max_epoch * epoch_steps
     yield f"Task {run.task}: {steps} steps of {step_size} samples for each process"
-    first = 0
-    for size in data.sizes:
-        rows = data.train[first : first + size]
-        first += size
+    for rows in data.datasets:
         tasks = Counter(row.task or "no task named" for row in rows)
         named = ", ".join(f"{task} {count}" for task, count in tasks.most_common(6))
-        yield f"  train  {rows[0].dataset}: {size} rows ({named})"
+        yield f"  train  {rows[0].dataset}: {len(rows)} rows ({named})"
     for name, rows in (("valid", data.valid), ("test", data.test)):
         if rows:
             yield f"  {name:5}  {len(rows)} rows"
-
-
-def _missing(data: Data) -> Iterator[str]:
-    """Audio files that are not there, without opening any."""
     clips = (c for row in [*data.train, *data.valid, *data.test] for c in row.clips)
     paths = sorted({c.source.path for c in clips if isinstance(c.source, FileSource)}, key=str)
     gone = [path for path in paths if not path.is_file()]

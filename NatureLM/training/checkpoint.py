@@ -1,8 +1,9 @@
-"""Checkpoints of a run: safetensors and a small JSON state, whole or not there at all.
+"""What a run writes: checkpoints, and in the end the model, its adapter and a card for each.
 
-A checkpoint is a folder `step_00001234`, written under a temporary name and renamed when all of it
-is on the disk. Only what learns is in it; the rest comes from where the run started. Its state says
-which settings and data it is of: a run is resumed only with the same.
+Each is whole or not there at all: a folder is written under a temporary name and renamed when all
+of it is on the disk. A checkpoint `step_00001234` is safetensors and a small JSON state. Only what
+learns is in it; the rest comes from where the run started. Its state says which settings and data
+it is of: a run is resumed only with the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +23,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import NatureLM
+from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
-from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.training.optim import MuonWithAdamW, NamedParameters
+from NatureLM.errors import ConfigError, NatureLMError, UsageError
+from NatureLM.training.batches import Data
+from NatureLM.training.evaluation import score_lines
+from NatureLM.training.objectives import AudioText, Objective
+from NatureLM.training.optim import PARTS, MuonWithAdamW, NamedParameters, part_of
 from NatureLM.training.parallel import copy_full, distribute_like
 
 _NAME = re.compile(r"^step_(\d{8,})$")
 PARTIAL = ".partial-"
-WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
-    "weights.safetensors",
-    "optimizer.safetensors",
-    "average.safetensors",
-    "state.json",
-)
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+AVERAGE, STATE = "average.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,9 @@ class Checkpoint:
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """All whole checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
-    return sorted((Checkpoint(int(match[1]), path) for match, path in found), key=lambda c: c.step)
+    matches = ((_NAME.match(path.name), path) for path in folder.glob("step_*"))
+    found = [Checkpoint(int(match[1]), path) for match, path in matches if match]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def write_checkpoint(
@@ -69,25 +72,29 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Write file name → tensors and the state; replaces a checkpoint of the same step."""
     final = folder / f"step_{step:08d}"
-    partial = folder / f"{PARTIAL}{final.name}"
-    remove(partial)
-    partial.mkdir(parents=True)
-    for file, named in tensors.items():
-        save_file({n: t.detach().cpu().contiguous() for n, t in named.items()}, partial / file)
-    (partial / STATE).write_text(json.dumps(dict(state), indent=1) + "\n", encoding="utf-8")
-    for path in partial.iterdir():
-        _to_disk(path)
-    if final.exists():
-        remove(final)
-    os.replace(partial, final)
+    with _whole(final) as partial:
+        for file, named in tensors.items():
+            save_file({n: t.detach().cpu().contiguous() for n, t in named.items()}, partial / file)
+        (partial / STATE).write_text(json.dumps(dict(state), indent=1) + "\n", encoding="utf-8")
+        for path in partial.iterdir():
+            _to_disk(path)
     _to_disk(folder)
     return Checkpoint(step, final)
 
 
+@contextmanager
+def _whole(final: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `final` when the block ends well."""
+    partial = final.with_name(f"{PARTIAL}{final.name}")
+    remove(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    remove(final)
+    os.replace(partial, final)
+
+
 def clean(folder: Path, keep: int, also: Sequence[int] = ()) -> None:
     """Remove partial checkpoints and all but the last `keep` and the steps in `also`."""
-    if not folder.is_dir():
-        return
     for path in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
     for checkpoint in checkpoints(folder)[:-keep]:
@@ -230,3 +237,129 @@ def _filled(value: Any, default: Any) -> Any:
     if isinstance(value, list):
         return [_filled(item, None) for item in value]
     return value
+
+
+# The result
+
+FINAL, ADAPTER = "final", "adapter"
+_USES = {
+    "audio-text": (
+        'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
+        "or `NatureLM.from_pretrained(<this folder>)`."
+    ),
+    "text": "It is a base language model: name this folder as `model.llama_path`.",
+    "encoder": "It is an audio encoder: name this folder as `model.beats_path`.",
+}
+_PART_NAMES = {
+    "beats": "the audio encoder (BEATs)",
+    "qformer": "the Q-Former",
+    "projection": "the projection",
+    "language_model": "the language model itself",
+}
+_MOST_ANSWERS = 100
+
+
+def check_adapter(config: Config, objective: Objective) -> None:
+    """Raise ConfigError if `run.save_adapter` asks for an adapter that the run will not have."""
+    run = config.run or RunConfig()
+    if not run.save_adapter:
+        return
+    if not isinstance(objective, AudioText):
+        raise ConfigError(f"run.save_adapter: a run of the task {run.task} has no adapter")
+    if not objective.model.config.lora:
+        raise ConfigError("run.save_adapter: the model has no adapter (model.lora)")
+    if not config.model.lora:
+        raise ConfigError("run.save_adapter: the adapter does not learn (model.lora is false)")
+
+
+def write_result(
+    folder: Path,
+    objective: Objective,
+    config: Config,
+    data: Data,
+    scores: dict[str, float],
+    steps: int,
+) -> Path:
+    """Write `folder/final` with its card, whole or not at all."""
+    final = folder / FINAL
+    with _whole(final) as partial:
+        objective.save(partial)
+        card = _card(config, data, scores, steps)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return final
+
+
+def write_adapter(
+    folder: Path, objective: Objective, parameters: NamedParameters, config: Config
+) -> tuple[Path, list[str]]:
+    """Write `folder/adapter` in PEFT's format; the folder, and what else learned and is not in it.
+
+    parameters: those that learned
+    """
+    assert isinstance(objective, AudioText)
+    learned = {part_of(name) for name, _ in parameters}
+    left_out = [_PART_NAMES[part] for part in PARTS if part in learned and part != "lora"]
+    with _whole(folder / ADAPTER) as partial:
+        objective.model.save_adapter(partial)
+        (partial / "README.md").write_text(_adapter_card(config, left_out), encoding="utf-8")
+    return folder / ADAPTER, left_out
+
+
+def _card(config: Config, data: Data, scores: dict[str, float], steps: int) -> str:
+    """What it is, what it was trained on and how, scores, and all settings."""
+    run, datasets = config.run or RunConfig(), config.datasets or DatasetsConfig()
+    rows = Counter(example.dataset for example in data.train)
+    tasks = Counter(example.task or "(none named)" for example in data.train)
+    answers = sorted({example.answer for example in data.train})
+    if len(answers) > _MOST_ANSWERS:
+        listed = f"{len(answers)} different answers."
+    else:
+        listed = "Answers it was trained to give: " + "; ".join(answers) + "."
+    named = [t for t in (datasets.train_ann_path, *(t.path for t in datasets.train)) if t]
+    parts = [
+        "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n---",
+        f"# {Path(run.output_dir).name}",
+        f"Made with `naturelm train`, naturelm-audio {NatureLM.__version__}. {_USES[run.task]}",
+        "## Data",
+        "\n".join(f"- {name}: {count} rows" for name, count in rows.most_common()),
+        "Tables: " + (", ".join(f"`{Path(name).name}`" for name in named) or "given in Python."),
+        "Tasks: " + ", ".join(f"{task} ({count})" for task, count in tasks.most_common()) + ".",
+        listed,
+        "## Scores",
+        _scores(scores, data),
+        "## Limits",
+        "It knows what its training data shows: other species, places, recorders and questions may "
+        "get confident wrong answers. The scores are of one validation table; test it on "
+        "recordings of your own before you rely on it.",
+        "## Training",
+        f"{steps} steps, seed {run.seed}, all settings:",
+        f"```yaml\n{dump_config(config).strip()}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(scores: dict[str, float], data: Data) -> str:
+    if not scores:
+        return "Not evaluated: no validation table was given."
+    table = ["| score | value |", "|---|---|"]
+    table += [f"| {name} | {value} |" for name, value in score_lines(scores)]
+    note = f"On {len(data.valid)} validation rows; 95 % intervals over recordings in brackets:"
+    return "\n".join([note, "", *table])
+
+
+def _adapter_card(config: Config, left_out: list[str]) -> str:
+    base = config.model.ckpt or config.model.llama_path
+    said = (
+        f"The run also trained {', '.join(left_out)}, which an adapter cannot hold: for its "
+        f"answers take the whole result, the folder `{FINAL}` beside this one."
+        if left_out
+        else "Nothing else learned in this run, so the two together answer as its whole result."
+    )
+    return (
+        "---\nlibrary_name: peft\ntags:\n- bioacoustics\n---\n\n"
+        f"# Adapter of {Path((config.run or RunConfig()).output_dir).name}\n\n"
+        f"LoRA of the language model, for `{Path(base).name if Path(base).is_dir() else base}`: "
+        "`naturelm infer --model <that model> --adapter <this folder>`, or "
+        "`NatureLM.from_pretrained(<that model>, adapter=<this folder>)`.\n\n"
+        f"{said}\n"
+    )

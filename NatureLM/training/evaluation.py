@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from NatureLM.config.schema import RunConfig
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.training.batches import BadFiles, plain_batches
 from NatureLM.training.objectives import Objective
-from NatureLM.training.parallel import to_device
 from NatureLM.training.samples import Sample, SampleBuilder
-from NatureLM.training.stream import BadFiles, plain_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]
 
-
 LOW, HIGH = "_low", "_high"
 _RESAMPLES = 500  # half a second for a thousand answers
+
+Scorer = Callable[[str, Sample], bool]
 
 
 class ScoredAnswer(NamedTuple):
@@ -64,29 +65,17 @@ def answer_scores(answered: Sequence[ScoredAnswer]) -> dict[str, float]:
 def score_lines(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """(name in words, value in words with its interval) of every score."""
     for name, value in scores.items():
-        if name.endswith((LOW, HIGH)):
-            continue
-        text = f"{value:.4f}"
-        if name + LOW in scores:
-            text += f" [{scores[name + LOW]:.3f}, {scores[name + HIGH]:.3f}]"
-        yield name.replace("_", " "), text
-
-
-def format_scores(scores: Mapping[str, float]) -> str:
-    """All scores in one line."""
-    return ", ".join(f"{name} {text}" for name, text in score_lines(scores))
-
-
-Scorer = Callable[[str, Sample], bool]
+        if not name.endswith((LOW, HIGH)):
+            text = f"{value:.4f}"
+            if name + LOW in scores:
+                text += f" [{scores[name + LOW]:.3f}, {scores[name + HIGH]:.3f}]"
+            yield name.replace("_", " "), text
 
 
 def same_text(answer: str, sample: Sample) -> bool:
     """Whether an answer is the expected one, but for case, outer space and a full stop."""
-    return _plain(answer) == _plain(sample.answer)
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").casefold()
+    one, other = (text.strip().rstrip(".").casefold() for text in (answer, sample.answer))
+    return one == other
 
 
 def evaluate(
@@ -95,55 +84,53 @@ def evaluate(
     builder: SampleBuilder,
     bad: BadFiles,
     accelerator: Accelerator,
-    *,
-    batch_size: int,
-    decode_ratio: float = 0.0,
+    run: RunConfig,
     scorer: Scorer = same_text,
 ) -> dict[str, float]:
     """Mean loss and token accuracy over all rows; `answer_scores` where answers are generated.
 
-    module: gives the loss; that of the objective, or what wraps it
-    decode_ratio: part of the batches whose answers are generated and scored
+    module: gives the loss; the objective, or what wraps it
     """
+    from accelerate.utils import (  # type: ignore[import-untyped, unused-ignore]
+        gather_object,
+        send_to_device,
+    )
+
+    device, processes = accelerator.device, accelerator.num_processes
     sums = torch.zeros(3, dtype=torch.float64)
     answered: list[ScoredAnswer] = []
     batches = plain_batches(
         builder,
-        batch_size,
+        run.batch_size_eval,
         bad,
         process=accelerator.process_index,
-        processes=accelerator.num_processes,
+        processes=processes,
     )
     module.eval()
     for number, samples in enumerate(batches):
         with torch.inference_mode(), accelerator.autocast():
-            out = module(to_device(objective.collate(samples), accelerator.device))
+            out = module(send_to_device(objective.collate(samples), device))
         sums += torch.stack([value.double().cpu() for value in out])
-        if _is_decoded(number, decode_ratio):
+        if is_decoded(number, run.decode_ratio):
             with accelerator.autocast():
                 answers = objective.answers(samples)
-            answered += map(_answered, samples, map(scorer, answers, samples))
-    loss, count, correct = accelerator.reduce(
-        sums.to(accelerator.device, torch.float32 if accelerator.device.type == "mps" else None)
+            for answer, sample in zip(answers, samples, strict=True):
+                correct = bool(scorer(answer, sample))
+                answered.append(ScoredAnswer(sample.id, correct, sample.answer, sample.group))
+    loss, count, correct_tokens = accelerator.reduce(
+        sums.to(device, torch.float32 if device.type == "mps" else None)
     ).tolist()
-    scores = {"loss": loss / max(count, 1), "token_accuracy": correct / max(count, 1)}
-    if decode_ratio > 0:
-        scores |= answer_scores(_of_all_processes(answered, accelerator))
+    scores = {"loss": loss / max(count, 1), "token_accuracy": correct_tokens / max(count, 1)}
+    if run.decode_ratio > 0:
+        if processes > 1:
+            answered = [ScoredAnswer(*row) for row in gather_object(answered)]
+        scores |= answer_scores(answered)
     return scores
 
 
-def _answered(sample: Sample, correct: bool) -> ScoredAnswer:
-    return ScoredAnswer(sample.id, bool(correct), sample.answer, sample.group)
+def is_decoded(number: int, ratio: float) -> bool:
+    """Whether answers of a batch are generated, for a ratio of the batches.
 
-
-def _of_all_processes(answered: list[ScoredAnswer], accelerator: Accelerator) -> list[ScoredAnswer]:
-    if accelerator.num_processes == 1:
-        return answered
-    from accelerate.utils import gather_object  # type: ignore[import-untyped, unused-ignore]
-
-    return [ScoredAnswer(*row) for row in gather_object(answered)]
-
-
-def _is_decoded(number: int, ratio: float) -> bool:
-    """Every batch for 1, every second for 0.5, none for 0; the first one for all but 0."""
+    Every batch for 1, every second for 0.5, none for 0; the first one for all but 0.
+    """
     return math.ceil((number + 1) * ratio - 1e-9) > math.ceil(number * ratio - 1e-9)

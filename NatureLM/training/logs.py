@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from NatureLM.errors import UsageError
-from NatureLM.training.evaluation import format_scores
+from NatureLM.progress import ProgressBar, say
+from NatureLM.training.evaluation import score_lines
 from NatureLM.util import atomic_write
 
-LOG_FILE = "log.jsonl"
+
+class Tracker(NamedTuple):
+    """Where numbers are shown: takes them with their step, and is closed at the end."""
+
+    log: Callable[[Mapping[str, float], int], None]
+    close: Callable[[], None]
 
 
 class RunLog:
@@ -37,9 +42,15 @@ class RunLog:
         self._total = total
         self._first = step
         self._begun = time.monotonic()
-        self._path = folder / LOG_FILE
-        self._bar: Any = None
-        self._trackers: list[_TensorBoard | _Trackio] = []
+        self._path = folder / "log.jsonl"
+        self._bar = ProgressBar(
+            "bar",
+            "step {task.completed}/{task.total}, {task.fields[note]}",
+            "eta",
+            total=total,
+            note="",
+        )
+        self._trackers: list[Tracker] = []
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             keep_until(self._path, step)
@@ -52,40 +63,24 @@ class RunLog:
             yield
             return
         try:
-            if not sys.stderr.isatty():
-                yield
-                return
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                BarColumn(),
-                TextColumn("step {task.completed}/{task.total}, {task.fields[note]}"),
-                TimeRemainingColumn(compact=True),
-            )
-            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-                task = progress.add_task("", total=self._total, completed=self._first, note="")
-                self._bar = (progress, task)
+            with self._bar:
+                self.step(self._first)
                 yield
         finally:
-            self._bar = None
             for tracker in self._trackers:
                 tracker.close()
 
     def step(self, done: int) -> None:
         """One more update is done."""
-        if self._bar is not None:
-            progress, task = self._bar
-            progress.update(task, completed=done)
+        self._bar.update(done)
 
     def train(self, done: int, numbers: Mapping[str, float]) -> None:
         """Numbers of training after `done` updates."""
         rate = (done - self._first) / max(time.monotonic() - self._begun, 1e-9)
         left = (self._total - done) / rate if rate > 0 else 0.0
         note = f"loss {numbers['loss']:.4f}, {numbers['samples_per_second']:.1f} samples/s"
-        if self._bar is not None:
-            progress, task = self._bar
-            progress.update(task, completed=done, note=note)
+        if self._bar.is_shown:
+            self._bar.update(done, note=note)
         else:
             self.say(
                 f"step {done}/{self._total}: {note}, rate {numbers['learning_rate']:.2e}, "
@@ -95,24 +90,20 @@ class RunLog:
 
     def evaluation(self, done: int, scores: Mapping[str, float], name: str = "valid") -> None:
         """Scores on a table after `done` updates."""
-        self.say(f"step {done}/{self._total}: {name} {format_scores(scores)}")
+        told = ", ".join(f"{score} {value}" for score, value in score_lines(scores))
+        self.say(f"step {done}/{self._total}: {name} {told}")
         self._write(name, done, scores)
 
     def say(self, text: str) -> None:
         """A line for people."""
-        if not self._main:
-            return
-        if self._bar is not None:
-            self._bar[0].console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        if self._main:
+            say(text)
 
     def _write(self, kind: str, done: int, numbers: Mapping[str, float]) -> None:
         if not self._main:
             return
-        line = {"kind": kind, "step": done, **numbers}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"kind": kind, "step": done, **numbers}) + "\n")
         for tracker in self._trackers:
             tracker.log({f"{kind}/{name}": value for name, value in numbers.items()}, done)
 
@@ -138,35 +129,20 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def make_tracker(name: str, folder: Path) -> _TensorBoard | _Trackio:
+def make_tracker(name: str, folder: Path) -> Tracker:
     """A tracker by name. Raises `UsageError` if its package is not installed."""
     try:
-        return _TensorBoard(folder) if name == "tensorboard" else _Trackio(folder)
+        if name == "trackio":
+            trackio: Any = import_module("trackio")
+            trackio.init(project="naturelm", name=folder.name, resume="allow")
+            return Tracker(lambda numbers, step: trackio.log(numbers, step=step), trackio.finish)
+        from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UsageError(f"run.trackers names {name}: pip install {name}") from None
+    writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
+    def write(numbers: Mapping[str, float], step: int) -> None:
+        for key, value in numbers.items():
+            writer.add_scalar(key, value, step)
 
-class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Trackio:
-    def __init__(self, folder: Path) -> None:
-        self._trackio: Any = import_module("trackio")
-        self._trackio.init(project="naturelm", name=folder.name, resume="allow")
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._trackio.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        self._trackio.finish()
+    return Tracker(write, writer.close)

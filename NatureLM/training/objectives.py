@@ -31,8 +31,7 @@ from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.loss import IGNORE
-from NatureLM.training.augment import Mask
-from NatureLM.training.samples import Sample
+from NatureLM.training.samples import NONE_LABEL, Mask, Sample
 
 
 class StepOutput(NamedTuple):
@@ -48,23 +47,27 @@ class StepOutput(NamedTuple):
     correct: Tensor
 
 
-class Objective(ABC):
+class Objective(nn.Module, ABC):
     """A network with its loss, its batches and its files; give `Trainer` one of your own.
 
-    module: `module(batch)` gives a `StepOutput`; what is trainable in it learns
+    `objective(batch)` gives a `StepOutput`; what is trainable in it learns.
+
     template: that questions are put into
     sample_rate: of the clips, in Hz
     window_samples: samples that a clip is cut or padded to
     """
 
-    module: nn.Module
     template: str = "{}"
     sample_rate: int = 16000
     window_samples: int = 0
 
     @abstractmethod
+    def forward(self, batch: Any) -> StepOutput:
+        """The sums of a batch."""
+
+    @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Any:
-        """What `module` takes, for a list of samples."""
+        """The batch of a list of samples."""
 
     @abstractmethod
     def answers(self, samples: Sequence[Sample]) -> list[str]:
@@ -78,26 +81,17 @@ class Objective(ABC):
         """How long a row is, for batches that pad little; None where all are padded alike."""
         return None
 
-    def train_mode(self) -> None:
-        """Switch dropout on, in the parts that learn."""
-        self.module.train()
-
 
 def apply_masks(fbank_BTF: Tensor, masks: Sequence[Sequence[Mask]]) -> Tensor:
     """Set masked bands and stretches of normalised fbanks to 0, the mean of the training data."""
     if not any(masks):
         return fbank_BTF
     masked = fbank_BTF.clone()
-    frames, bins = masked.shape[1:]
     for row, row_masks in zip(masked, masks, strict=True):
         for mask in row_masks:
-            size = frames if mask.axis == "time" else bins
-            start = round(mask.start * size)
-            stop = start + round(mask.width * size)
-            if mask.axis == "time":
-                row[start:stop, :] = 0
-            else:
-                row[:, start:stop] = 0
+            axis = row if mask.axis == "time" else row.T
+            start = round(mask.start * len(axis))
+            axis[start : start + round(mask.width * len(axis))] = 0
     return masked
 
 
@@ -138,14 +132,18 @@ class AudioText(Objective):
     def __init__(
         self, model: NatureLM, *, max_new_tokens: int = 60, soft: DistillationTargets | None = None
     ) -> None:
+        super().__init__()
         if model.processor is None:
             raise ValueError("training needs a model with its tokenizer")
         self.model = model
-        self.module = _AudioTextStep(model, soft)
         self.template = model.processor.prompt_template
         self.sample_rate = model.config.sample_rate
         self.window_samples = model.config.window_samples
         self._max_new_tokens = max_new_tokens
+        self._soft = soft
+        self._masks: deque[Any] = deque()  # of the windows that are still to be encoded
+        self._probabilities: list[list[float]] = []  # the classifier's, for each window
+        model.beats.register_forward_pre_hook(self._before_beats)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of `NatureLM.loss`, and the masks of its windows in order.
@@ -165,68 +163,42 @@ class AudioText(Objective):
                 batch["tasks"].append(question.task)
         return batch
 
-    def train_mode(self) -> None:
-        """Frozen parts stay in evaluation mode: their dropout would only be noise."""
-        self.module.train()
-        for part in self.model.children():
-            if not any(p.requires_grad for p in part.parameters()):
-                part.eval()
-
-    def answers(self, samples: Sequence[Sample]) -> list[str]:
-        """Greedy answers."""
-        batch = self.collate(samples)
-        return self.model.generate(
-            batch["prompts"],
-            batch["audios"],
-            num_beams=1,
-            max_new_tokens=self._max_new_tokens,
-        )
-
-    def save(self, folder: Path) -> None:
-        """A folder that `NatureLM.from_pretrained` reads."""
-        self.model.save_pretrained(folder)
-
-
-class _AudioTextStep(nn.Module):
-    """`forward` for wrappers of distributed training; masks the encoder's spectrograms."""
-
-    def __init__(self, model: NatureLM, soft: DistillationTargets | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self._soft = soft
-        self._masks: deque[Any] = deque()
-        self._probabilities: list[list[float]] = []  # the classifier's, for each window
-        model.beats.register_forward_pre_hook(self._before_beats)
-
     def forward(self, batch: dict[str, Any]) -> StepOutput:
-        self._masks.clear()
+        """The loss of all rows, some at a time."""
         self._probabilities.clear()
-        if any(batch["masks"]):
-            self._masks.extend(batch["masks"])
+        self._masks = deque(batch["masks"] if any(batch["masks"]) else ())
         audios = self.model.encode_clips(batch["audios"])
         soft = self._soft_targets(batch)
-        outs = [self._loss(batch, audios, soft, rows) for rows in _by_length(batch)]
-        return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
-
-    def _loss(
-        self,
-        batch: dict[str, Any],
-        audios: list[list[Tensor]],
-        soft: list[dict[str, float]],
-        rows: list[int],
-    ) -> Any:
-        out = self.model.loss(
-            {
+        outs = []
+        for rows in _by_length(batch):
+            part = {
                 "prompts": [batch["prompts"][row] for row in rows],
                 "audios": [audios[row] for row in rows],
                 "answers": [batch["answers"][row] for row in rows],
                 "soft": [soft[row] for row in rows] if soft else [],
             }
+            out: Any = self.model.loss(part)
+            outs.append((out.loss * out.total, out.total, out.correct))
+        return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
+
+    def train(self, mode: bool = True) -> AudioText:
+        """Frozen parts stay in evaluation mode: their dropout would only be noise."""
+        super().train(mode)
+        for part in self.model.children():
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Greedy answers."""
+        batch = self.collate(samples)
+        return self.model.generate(
+            batch["prompts"], batch["audios"], num_beams=1, max_new_tokens=self._max_new_tokens
         )
-        assert out.loss is not None
-        assert out.total is not None
-        assert out.correct is not None
-        return StepOutput(out.loss * out.total, out.total, out.correct)
+
+    def save(self, folder: Path) -> None:
+        """A folder that `NatureLM.from_pretrained` reads."""
+        self.model.save_pretrained(folder)
 
     def _soft_targets(self, batch: dict[str, Any]) -> list[dict[str, float]]:
         """What the classifier would answer to each row about one clip; windows as encoded."""
@@ -243,9 +215,7 @@ class _AudioTextStep(nn.Module):
             for task, answer, clips in rows
         ]
 
-    def _before_beats(
-        self, beats: nn.Module, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...] | None:
+    def _before_beats(self, beats: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Mask what BEATs is given: windows in the order of the batch, some at a time."""
         fbank_BTF, *rest = inputs
         if self._masks:
@@ -261,9 +231,6 @@ def _by_length(batch: dict[str, Any]) -> list[list[int]]:
     texts = [p + a for p, a in zip(batch["prompts"], batch["answers"], strict=True)]
     order = sorted(range(len(texts)), key=lambda row: (len(batch["audios"][row]), len(texts[row])))
     return [order[i : i + _ROWS_AT_A_TIME] for i in range(0, len(order), _ROWS_AT_A_TIME)]
-
-
-ENCODER_FILE = "encoder.json"
 
 
 class EncoderClassifier(Objective):
@@ -282,14 +249,14 @@ class EncoderClassifier(Objective):
         sample_rate: int,
         window_samples: int,
     ) -> None:
+        super().__init__()
         if beats.predictor is None or beats.predictor.out_features != len(classes):
             raise ValueError(f"the encoder needs a head of {len(classes)} classes")
         self.beats = beats
         self.classes = list(classes)
-        self.module = _EncoderStep(beats, config, fbank, sample_rate)
         self.sample_rate = sample_rate
         self.window_samples = window_samples
-        self._fbank = fbank
+        self._config, self._fbank = config, fbank
         self._places = {label: i for i, label in enumerate(self.classes)}
         self._multi_label = config.loss == "multi-label"
 
@@ -300,7 +267,7 @@ class EncoderClassifier(Objective):
             for label in sample.labels:
                 if label in self._places:
                     row[self._places[label]] = 1.0
-                elif label != "None" or not self._multi_label:
+                elif label != NONE_LABEL or not self._multi_label:
                     raise UsageError(
                         f"{sample.id}: the label {label!r} is not among the "
                         f"{len(self.classes)} classes of the training data"
@@ -311,17 +278,39 @@ class EncoderClassifier(Objective):
             "masks": [sample.masks[0] for sample in samples],
         }
 
+    def _logits(self, wav_BS: Tensor, masks: Sequence[Any]) -> Tensor:
+        fbank_BTF = normalised_fbank(wav_BS, self.sample_rate, self._fbank)
+        return self.beats.classify(apply_masks(fbank_BTF, masks))
+
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        """Cross-entropy of each window."""
+        target_BC = batch["target"]
+        logits_BC = self._logits(batch["wav"], batch["masks"]).float()
+        smooth = self._config.label_smoothing
+        if self._multi_label:
+            weight = torch.full_like(logits_BC[0], self._config.positive_weight)
+            smoothed_BC = target_BC * (1 - smooth) + smooth / 2
+            loss = F.binary_cross_entropy_with_logits(
+                logits_BC, smoothed_BC, reduction="none", pos_weight=weight
+            ).sum(-1)
+            right = ((logits_BC > 0) == (target_BC > 0.5)).all(-1)
+        else:
+            shares = target_BC / target_BC.sum(-1, keepdim=True).clamp_min(1)
+            loss = F.cross_entropy(logits_BC, shares, reduction="none", label_smoothing=smooth)
+            right = target_BC.gather(1, logits_BC.argmax(-1, keepdim=True))[:, 0] > 0
+        count = torch.tensor(len(target_BC), device=logits_BC.device)
+        return StepOutput(loss.sum(), count, right.sum())
+
     @torch.no_grad()
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """The likeliest label, or all that are likelier than not."""
-        device = next(self.module.parameters()).device
-        batch = self.collate(samples)
-        logits_BC = self.module.logits(batch["wav"].to(device), [()] * len(samples))  # type: ignore[operator]
+        wav_BS = self.collate(samples)["wav"].to(next(self.parameters()).device)
+        logits_BC = self._logits(wav_BS, [()] * len(samples))
         if not self._multi_label:
             return [self.classes[i] for i in logits_BC.argmax(-1).tolist()]
         return [
             ", ".join(sorted(self.classes[i] for i in (row > 0).nonzero().flatten().tolist()))
-            or "None"
+            or NONE_LABEL
             for row in logits_BC
         ]
 
@@ -336,43 +325,7 @@ class EncoderClassifier(Objective):
             "window_samples": self.window_samples,
             "classes": self.classes,
         }
-        (folder / ENCODER_FILE).write_text(json.dumps(described, indent=1) + "\n")
-
-
-class _EncoderStep(nn.Module):
-    def __init__(
-        self, beats: BEATs, config: EncoderTaskConfig, fbank: FbankConfig, sample_rate: int
-    ) -> None:
-        super().__init__()
-        self.beats = beats
-        self._config = config
-        self._fbank = fbank
-        self._sample_rate = sample_rate
-
-    def logits(self, wav_BS: Tensor, masks: Sequence[Any]) -> Tensor:
-        """Class logits (B, classes)."""
-        fbank_BTF = normalised_fbank(wav_BS, self._sample_rate, self._fbank)
-        return self.beats.classify(apply_masks(fbank_BTF, masks))
-
-    def forward(self, batch: dict[str, Any]) -> StepOutput:
-        target_BC = batch["target"]
-        logits_BC = self.logits(batch["wav"], batch["masks"]).float()
-        count = torch.tensor(len(target_BC), device=logits_BC.device)
-        if self._config.loss == "multi-label":
-            weight = torch.full_like(logits_BC[0], self._config.positive_weight)
-            smooth = self._config.label_smoothing
-            smoothed_BC = target_BC * (1 - smooth) + smooth / 2
-            losses = F.binary_cross_entropy_with_logits(
-                logits_BC, smoothed_BC, reduction="none", pos_weight=weight
-            ).sum(-1)
-            right = ((logits_BC > 0) == (target_BC > 0.5)).all(-1)
-        else:
-            shares = target_BC / target_BC.sum(-1, keepdim=True).clamp_min(1)
-            losses = F.cross_entropy(
-                logits_BC, shares, reduction="none", label_smoothing=self._config.label_smoothing
-            )
-            right = target_BC.gather(1, logits_BC.argmax(-1, keepdim=True))[:, 0] > 0
-        return StepOutput(losses.sum(), count, right.sum())
+        (folder / "encoder.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
 class LanguageModel(Objective):
@@ -393,9 +346,9 @@ class LanguageModel(Objective):
         all_tokens: bool = False,
         max_new_tokens: int = 60,
     ) -> None:
+        super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.module = _TextStep(model)
         self.template = template
         self._end_symbol = end_symbol
         self._max_answer_tokens = max_answer_tokens
@@ -418,6 +371,22 @@ class LanguageModel(Objective):
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
         }
 
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        """The loss, with logits computed only where something is to be predicted, if possible."""
+        labels_BL = batch["labels"][:, 1:]
+        predicted_BL = labels_BL != IGNORE
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if type(self.model).__name__ == "LlamaForCausalLM":  # its head is applied to states as is
+            states_BLD = self.model.model(**inputs, use_cache=False).last_hidden_state
+            logits_NV = self.model.lm_head(states_BLD[:, :-1][predicted_BL]).float()
+        else:
+            logits_BLV = self.model(**inputs, use_cache=False).logits
+            logits_NV = logits_BLV[:, :-1][predicted_BL].float()
+        labels_N = labels_BL[predicted_BL]
+        loss = F.cross_entropy(logits_NV, labels_N, reduction="sum")
+        correct = (logits_NV.argmax(-1) == labels_N).sum()
+        return StepOutput(loss, predicted_BL.sum(), correct)
+
     def length(self, example: Example) -> int | None:
         """Letters stand for tokens well enough to sort by."""
         return max(len(prompt) for prompt in example.prompts) + len(example.answer)
@@ -425,15 +394,15 @@ class LanguageModel(Objective):
     @torch.no_grad()
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers, one at a time grouped by prompt length, so that nothing is padded."""
-        by_length: dict[int, list[tuple[int, list[int]]]] = {}
+        by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
         for i, sample in enumerate(samples):
             ids = self._prompt_ids(sample.prompt)
-            by_length.setdefault(len(ids), []).append((i, ids))
+            by_length[len(ids)].append((i, ids))
         end = self._ids(self._end_symbol)[0]
         texts = [""] * len(samples)
-        for group in by_length.values():
-            prompts = torch.tensor([row for _, row in group], device=self.model.device)
-            generate: Any = self.model.generate
+        generate: Any = self.model.generate
+        for length, group in by_length.items():
+            prompts = torch.tensor([ids for _, ids in group], device=self.model.device)
             out = generate(
                 prompts,
                 attention_mask=torch.ones_like(prompts),
@@ -442,10 +411,12 @@ class LanguageModel(Objective):
                 eos_token_id=end,
                 pad_token_id=end,
             )
-            for (i, row), tokens in zip(group, out.tolist(), strict=True):
-                answer = tokens[len(row) :]
-                answer = answer[: answer.index(end)] if end in answer else answer
-                texts[i] = self._text(answer)
+            for (i, _), tokens in zip(group, out[:, length:].tolist(), strict=True):
+                answer = tokens[: tokens.index(end)] if end in tokens else tokens
+                text = self.tokenizer.decode(
+                    answer, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+                texts[i] = str(text).strip()
         return texts
 
     def save(self, folder: Path) -> None:
@@ -453,45 +424,9 @@ class LanguageModel(Objective):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _text(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text).strip()
-
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         start = self.tokenizer.bos_token_id
         return ([] if start is None else [start]) + self._ids(prompt)
-
-
-class _TextStep(nn.Module):
-    """Loss, with logits computed only where something is to be predicted."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        labels_BL = batch["labels"][:, 1:]
-        predicted_BL = labels_BL != IGNORE
-        logits_NV = self._logits(batch, predicted_BL).float()
-        labels_N = labels_BL[predicted_BL]
-        loss = F.cross_entropy(logits_NV, labels_N, reduction="sum")
-        correct = (logits_NV.argmax(-1) == labels_N).sum()
-        return StepOutput(loss, predicted_BL.sum(), correct)
-
-    def _logits(self, batch: dict[str, Any], predicted_BL: Tensor) -> Tensor:
-        inputs = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "use_cache": False,
-        }
-        if type(self.model).__name__ == "LlamaForCausalLM":  # its head is applied to states as is
-            hidden = self.model.model(**inputs).last_hidden_state[:, :-1][predicted_BL]
-            logits: Tensor = self.model.lm_head(hidden)
-            return logits
-        all_logits: Tensor = self.model(**inputs).logits
-        return all_logits[:, :-1][predicted_BL]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from NatureLM.config.schema import OptimsConfig
 from NatureLM.errors import ConfigError
-from NatureLM.training.parallel import copy_full, is_sharded, local_part, total_norm
+from NatureLM.training.parallel import copy_full, local_part, total_norm
 
 PARTS = ("beats", "qformer", "projection", "lora", "language_model")
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -100,14 +100,13 @@ class MuonWithAdamW:
             )
         matrices = [group for group in groups if group["muon"]]
         others = [group for group in groups if not group["muon"]]
-        members: list[torch.optim.Optimizer] = []
+        self._members: list[torch.optim.Optimizer] = []
         if matrices:
-            members.append(torch.optim.Muon(matrices))
+            self._members.append(torch.optim.Muon(matrices))
         if others:
-            members.append(torch.optim.AdamW(others, betas=betas))
-        self._members = members
-        self.state: Any = members[0].state
-        for member in members:
+            self._members.append(torch.optim.AdamW(others, betas=betas))
+        self.state: Any = self._members[0].state
+        for member in self._members:
             member.state = self.state
 
     @property
@@ -137,12 +136,6 @@ def learning_rate(step: int, total: int, config: OptimsConfig) -> float:
     return config.min_lr + cosine * (config.init_lr - config.min_lr)
 
 
-def set_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW, rate: float) -> None:
-    """Give every group its share of `rate`."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
-
-
 def finish_gradients(
     parameters: Iterable[nn.Parameter], scale: Tensor, config: OptimsConfig
 ) -> Tensor:
@@ -158,7 +151,7 @@ def finish_gradients(
         gradients.append(parameter.grad)
     parts = [local_part(gradient) for gradient in gradients]
     torch._foreach_mul_(parts, scale)
-    norm = total_norm(parts, sharded=is_sharded(gradients))
+    norm = total_norm(gradients)
     if config.max_grad_norm is not None:
         torch._foreach_mul_(parts, torch.clamp(config.max_grad_norm / (norm + 1e-6), max=1.0))
     if config.max_grad_value is not None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from NatureLM.config.schema import DatasetsConfig, RunConfig
 from NatureLM.errors import ConfigError, UsageError
-from NatureLM.training.sampler import derive_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]
@@ -60,22 +59,6 @@ def _on_cpu(device: str) -> bool:
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return kind == "cpu" or (kind == "auto" and not any(there.values()))
-
-
-def seed_step(seed: int, step: int, micro_batch: int, process: int) -> None:
-    """Dropout and layer drop of a micro-batch depend on where it is in the run only."""
-    torch.manual_seed(derive_seed(seed, "step", step, micro_batch, process))
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch with its tensors on `device`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [to_device(value, device) for value in batch]
-    return batch
 
 
 def _wants_sharding(accelerator: Accelerator) -> bool:
@@ -140,8 +123,9 @@ class FSDP:
         self._units: list[Any] = [*split_units(module), self._root]
         for unit in self._units:
             fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not self._root)
+        inside = {id(p) for unit in self._units[:-1] for p in unit.parameters()}
         self._root.own_parameters = [
-            name for name, p in _outside_units(module, self._units[:-1]) if p.requires_grad
+            name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside
         ]
         self.evaluated: nn.Module = self._root
 
@@ -160,7 +144,8 @@ class FSDP:
     def summon_full_params(self) -> Iterator[None]:
         """Every process holds all weights within the block, and need not keep step with others."""
         self._units[-1]._get_fsdp_state()._lazy_init()  # of the root, before any unit is used
-        self._keep(True)
+        for unit in self._units[:-1]:
+            unit.set_reshard_after_forward(False, recurse=False)
         for unit in self._units:
             unit.unshard()
         try:
@@ -168,11 +153,8 @@ class FSDP:
         finally:
             for unit in self._units:
                 unit.reshard()
-            self._keep(False)
-
-    def _keep(self, kept: bool) -> None:
-        for unit in self._units[:-1]:
-            unit.set_reshard_after_forward(not kept, recurse=False)
+            for unit in self._units[:-1]:
+                unit.set_reshard_after_forward(True, recurse=False)
 
 
 class _RootUnit(nn.Module):
@@ -203,11 +185,6 @@ def split_units(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if type(part).__name__ in names]
 
 
-def _outside_units(module: nn.Module, units: list[Any]) -> Iterator[tuple[str, nn.Parameter]]:
-    inside = {id(p) for unit in units for p in unit.parameters()}
-    return ((name, p) for name, p in module.named_parameters() if id(p) not in inside)
-
-
 def parallelize(accelerator: Accelerator, module: nn.Module) -> DDP | FSDP:
     """DDP or FSDP, as the launcher asked for. FSDP replaces parameters: ask for them afterwards."""
     return (FSDP if _wants_sharding(accelerator) else DDP)(accelerator, module)
@@ -215,14 +192,14 @@ def parallelize(accelerator: Accelerator, module: nn.Module) -> DDP | FSDP:
 
 def local_part(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that may be sharded, in the same memory."""
-    return cast(Any, tensor).to_local() if _is_sharded(tensor) else tensor
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """The whole tensors, one after the other, where `keep` is set; all processes must call it."""
     found = {}
     for name, tensor in tensors.items():
-        if _is_sharded(tensor):
+        if is_sharded(tensor):
             tensor = cast(Any, tensor).full_tensor()
             tensor = tensor.cpu() if keep else tensor
         if keep:
@@ -233,7 +210,7 @@ def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tens
 def distribute_like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, sharded as `like` is, on its device."""
     value = value.to(like.device)
-    if not _is_sharded(like):
+    if not is_sharded(like):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -247,20 +224,16 @@ def copy_full(target: Tensor, value: Tensor) -> None:
     local_part(target).copy_(local_part(distribute_like(value, target)))
 
 
-def total_norm(parts: list[Tensor], *, sharded: bool) -> Tensor:
-    """The norm of all parts together, over all processes where they are sharded."""
-    norm = nn.utils.get_total_norm(parts)
-    if not sharded:
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all tensors together, over all processes where they are sharded."""
+    norm = nn.utils.get_total_norm([local_part(tensor) for tensor in tensors])
+    if not any(map(is_sharded, tensors)):
         return norm
     squared = norm.square()
     torch.distributed.all_reduce(squared)
     return squared.sqrt()
 
 
-def is_sharded(tensors: list[Tensor]) -> bool:
-    """Whether tensors are sharded over processes."""
-    return any(map(_is_sharded, tensors))
-
-
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is sharded over processes."""
     return hasattr(tensor, "full_tensor")

@@ -19,13 +19,22 @@ from torch import Tensor
 
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.training.batches import (
+    BatchLayout,
+    BatchSource,
+    Data,
+    DataLoader,
+    load_data,
+    make_builders,
+    make_order,
+)
 from NatureLM.training.build import make_objective
-from NatureLM.training.card import check_adapter, write_adapter, write_result
 from NatureLM.training.checkpoint import (
     AVERAGE,
     OPTIMIZER,
     WEIGHTS,
     Checkpoint,
+    check_adapter,
     check_same,
     checkpoints,
     clean,
@@ -33,9 +42,10 @@ from NatureLM.training.checkpoint import (
     load_weights,
     optimizer_tensors,
     run_settings,
+    write_adapter,
     write_checkpoint,
+    write_result,
 )
-from NatureLM.training.data import Data, load_data
 from NatureLM.training.evaluation import Scorer, evaluate, same_text
 from NatureLM.training.logs import RunLog
 from NatureLM.training.objectives import DistillationTargets, Objective
@@ -44,7 +54,6 @@ from NatureLM.training.optim import (
     finish_gradients,
     learning_rate,
     make_optimizer,
-    set_rate,
     trainable,
 )
 from NatureLM.training.parallel import (
@@ -52,17 +61,8 @@ from NatureLM.training.parallel import (
     full_tensors,
     make_accelerator,
     parallelize,
-    seed_step,
-    to_device,
 )
-from NatureLM.training.samples import SampleBuilder
-from NatureLM.training.stream import (
-    BatchLayout,
-    BatchSource,
-    DataLoader,
-    make_builders,
-    make_order,
-)
+from NatureLM.training.samples import SampleBuilder, derive_seed
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Trainer:
         self.epoch_steps = self.loader.epoch_steps
         self.total = self.settings.max_steps or (self.settings.optims.max_epoch * self.epoch_steps)
         check_shardable(self.accelerator, self.settings, datasets)
-        self.parallel = parallelize(self.accelerator, self.objective.module)
-        self.parameters = trainable(self.objective.module)
+        self.parallel = parallelize(self.accelerator, self.objective)
+        self.parameters = trainable(self.objective)
         self.optimizer = make_optimizer(self.parameters, self.settings.optims)
         self.average = (
             MovingAverage(self.parameters, self.settings.ema_decay)
@@ -201,17 +201,23 @@ class Trainer:
 
     def _update(self, step: int, batches: list[list[Any]]) -> tuple[torch.Tensor, float]:
         """One update; the sums (loss, count, correct, gradient norm) and the learning rate."""
+        from accelerate.utils import (  # type: ignore[import-untyped, unused-ignore]
+            send_to_device,
+        )
+
         optims = self.settings.optims
         rate = learning_rate(step, self.total, optims)
-        set_rate(self.optimizer, rate)
-        self.objective.train_mode()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        self.objective.train()
         device = self.accelerator.device
         sums = torch.zeros(3, device=device)
         for number, samples in enumerate(batches):
-            seed_step(self.settings.seed, step, number, self.accelerator.process_index)
-            last = number == len(batches) - 1
-            with self.parallel.accumulate(last):
-                out = self.parallel(to_device(self.objective.collate(samples), device))
+            # Dropout and layer drop depend on where a micro-batch is in the run only.
+            place = (step, number, self.accelerator.process_index)
+            torch.manual_seed(derive_seed(self.settings.seed, "step", *place))
+            with self.parallel.accumulate(number == len(batches) - 1):
+                out = self.parallel(send_to_device(self.objective.collate(samples), device))
                 self.accelerator.backward(out.loss)
             sums += torch.stack([value.detach().float() for value in out])
         sums = self.accelerator.reduce(sums)
@@ -246,9 +252,8 @@ class Trainer:
                 builder,
                 self.bad,
                 self.accelerator,
-                batch_size=self.settings.batch_size_eval,
-                decode_ratio=self.settings.decode_ratio,
-                scorer=self.scorer,
+                self.settings,
+                self.scorer,
             )
         log.evaluation(done, scores, name)
         return scores
@@ -345,7 +350,7 @@ class Trainer:
 
     def _write(self, log: RunLog) -> None:
         final = write_result(
-            self.folder, self.objective, self.config, self.data, self.scores, steps=self.total
+            self.folder, self.objective, self.config, self.data, self.scores, self.total
         )
         log.say(f"Result: {final}")
         if self.settings.save_adapter:

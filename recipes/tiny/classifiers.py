@@ -27,10 +27,9 @@ from NatureLM.config import Config
 from NatureLM.config.schema import OptimsConfig, RunConfig
 from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import Example, FileSource
-from NatureLM.training.data import Data
+from NatureLM.training.batches import BatchLayout, BatchSource, Data
 from NatureLM.training.objectives import Objective, StepOutput
-from NatureLM.training.sampler import generator
-from NatureLM.training.stream import BatchLayout, BatchSource
+from NatureLM.training.samples import generator
 from NatureLM.training.train import Trainer
 from recipes.tiny.architecture import fbank_config
 from recipes.tiny.data import Clip
@@ -159,9 +158,16 @@ class SpectrogramClassifier(Objective):
     window_samples = round(WINDOW_SECONDS * SAMPLE_RATE)
 
     def __init__(self, network: nn.Module, labels: Sequence[str]) -> None:
+        super().__init__()
         self.network = network
-        self.module = _ClassifierStep(network)
         self.labels = list(labels)
+
+    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
+        """Cross-entropy of each window."""
+        logits, target = self.network(batch["fbank"]).float(), batch["target"]
+        loss = -(target * F.log_softmax(logits, dim=-1)).sum()
+        right = (logits.argmax(-1) == target.argmax(-1)).sum()
+        return StepOutput(loss, torch.tensor(len(target), device=loss.device), right)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Tensor]:
         """A batch of `SpectrogramBatches` as it is, or validation samples as one."""
@@ -187,18 +193,6 @@ class SpectrogramClassifier(Objective):
         for name, tensor in sorted(state.items()):
             names.setdefault(tensor.data_ptr(), name)
         save_file({name: state[name].contiguous() for name in names.values()}, folder / _WEIGHTS)
-
-
-class _ClassifierStep(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
-        logits, target = self.network(batch["fbank"]).float(), batch["target"]
-        loss = -(target * F.log_softmax(logits, dim=-1)).sum()
-        right = (logits.argmax(-1) == target.argmax(-1)).sum()
-        return StepOutput(loss, torch.tensor(len(target), device=loss.device), right)
 
 
 def train_classifier(
@@ -245,7 +239,6 @@ def _examples(clips: Sequence[Clip]) -> list[Example]:
 _FRAMES = 4  # frames of 2.5 ms that are averaged into one of 10 ms
 _HEADS = 4
 _FILE = "teacher_{}.safetensors"
-# The trainer averages weights, not statistics: these must move as slowly by themselves.
 _MOMENTUM = 0.005
 
 
@@ -262,15 +255,27 @@ class TeacherSettings(ClassifierSettings):
     width: int = 24
 
 
+class SlowNorm(nn.BatchNorm2d):
+    """Statistics over many batches: the trainer averages weights, not statistics.
+
+    They are the mean of all batches at first, then move as slowly as the averaged weights.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        tracked = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
+        self.momentum = max(_MOMENTUM, 1 / (tracked + 1))
+        return super().forward(x)
+
+
 class Block(nn.Module):
     """Two convolutions beside a short cut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.first_norm = nn.BatchNorm2d(outputs, momentum=_MOMENTUM)
+        self.first_norm = SlowNorm(outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.second_norm = nn.BatchNorm2d(outputs, momentum=_MOMENTUM)
+        self.second_norm = SlowNorm(outputs)
         self.short = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else None
         self.stride = stride
 
@@ -288,7 +293,7 @@ class SoundNet(nn.Module):
     def __init__(self, classes: int, width: int = 24) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 5, 2, 2, bias=False)
-        self.stem_norm = nn.BatchNorm2d(width, momentum=_MOMENTUM)
+        self.stem_norm = SlowNorm(width)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.blocks = nn.Sequential(
             *(

@@ -20,6 +20,7 @@ from NatureLM.training.optim import is_hidden_matrix, trainable
 from recipes.tiny import architecture
 from recipes.tiny.classifiers import (
     Schedule,
+    SlowNorm,
     SoundNet,
     Sounds,
     SpectrogramBatches,
@@ -212,6 +213,18 @@ def test_colour_changes_bands_smoothly_and_leaves_the_mean_level() -> None:
     assert 1 < np.ptp(curve) <= 16
     assert abs(curve.mean()) < 1e-5
     assert np.abs(np.diff(curve)).max() <= 16 / (64 / 4) + 1e-5
+
+
+def test_statistics_are_means_at_first_and_then_move_slowly() -> None:
+    norm = SlowNorm(2)
+    batches = torch.randn(3, 8, 2, 4, 4) + 5
+    for batch in batches:
+        norm(batch)
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, batches.mean((0, 1, 3, 4)), atol=1e-4)
+    norm.num_batches_tracked.fill_(10_000)  # type: ignore[union-attr]
+    norm(batches[0] + 100)
+    assert torch.allclose(norm.running_mean, torch.tensor(5.5), atol=0.1)
 
 
 class Knowing:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from labelled_sound import file_clip
 
 from NatureLM.config.schema import AugmentationsConfig
-from NatureLM.training import augment
+from NatureLM.training import samples as augment
 from NatureLM.training.objectives import apply_masks
 
 RNG = np.random.default_rng
 TONE = np.sin(np.arange(16000) * 0.3).astype(np.float32)
+
+
+def changed(wav: np.ndarray, samples: int, seed: int, **config: Any) -> augment.Augmenter:
+    """Changes of a clip with this waveform."""
+    settings = AugmentationsConfig(**config)
+    return augment.Augmenter(settings, RNG(seed), lambda clip: wav, samples)
+
+
+CLIP = file_clip("a.wav")
 
 
 def decibel(ratio: float) -> float:
@@ -50,19 +62,19 @@ def test_brown_noise_falls_by_six_decibels_an_octave():
 @given(st.integers(0, 3000), st.integers(1, 2000), st.integers(0, 99))
 def test_windows_hold_the_clip(length: int, samples: int, seed: int):
     wav = np.arange(1, length + 1, dtype=np.float32)
-    changes = AugmentationsConfig(placement_prob=1.0)
-    window, _ = augment.pad_or_crop(wav, samples, changes, RNG(seed))
+    window, held = changed(wav, samples, seed, placement_prob=1.0).window(CLIP)
     assert window.shape == (samples,)
     sound = window[window != 0]
-    assert len(sound) == min(length, samples)
+    assert len(sound) == held == min(length, samples)
     assert (np.diff(sound) == 1).all()
 
 
 def test_without_random_crop_and_placement_the_beginning_stays():
-    changes = AugmentationsConfig(random_crop=False)
     wav = np.arange(1, 101, dtype=np.float32)
-    assert augment.pad_or_crop(wav, 10, changes, RNG(0))[0].tolist() == wav[:10].tolist()
-    assert augment.pad_or_crop(wav, 200, changes, RNG(0))[0][:100].tolist() == wav.tolist()
+    for samples in (10, 200):
+        changes = changed(wav, samples, 0, random_crop=False)
+        assert changes.window(CLIP)[0][:100].tolist() == wav[:samples].tolist()
+        assert changes.notes == []
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
@@ -91,8 +103,10 @@ def test_colour_of_nothing_is_nothing():
 
 
 def test_gain():
-    louder = augment.gain(TONE, 6.0)
-    assert decibel(augment.power(louder) / augment.power(TONE)) == pytest.approx(6, abs=0.01)
+    changes = changed(TONE, len(TONE), 0, gain_prob=1.0, gain_db=20.0)
+    louder, _ = changes.window(CLIP)
+    assert changes.notes == ["gain -18.4 dB"]
+    assert decibel(augment.power(louder) / augment.power(TONE)) == pytest.approx(-18.4, abs=0.05)
 
 
 @given(st.lists(st.floats(-6, 6), min_size=1, max_size=3))
@@ -107,10 +121,8 @@ def test_a_mix_holds_all_at_their_levels_and_does_not_clip(gains: list[float]):
 
 @given(st.integers(0, 200))
 def test_masks_are_within_bounds_and_set_to_the_mean(seed: int):
-    config = AugmentationsConfig(
-        frequency_masks=2, frequency_mask_share=0.3, time_masks=1, time_mask_share=0.2
-    )
-    masks = augment.draw_masks(config, RNG(seed))
+    shares = {"frequency_mask_share": 0.3, "time_mask_share": 0.2}
+    masks = changed(TONE, 0, seed, frequency_masks=2, time_masks=1, **shares).masks()
     assert [mask.axis for mask in masks] == ["frequency", "frequency", "time"]
     fbank = torch.ones(2, 50, 40)
     masked = apply_masks(fbank, [masks, ()])
@@ -121,7 +133,9 @@ def test_masks_are_within_bounds_and_set_to_the_mean(seed: int):
 
 
 def test_the_same_generator_gives_the_same_changes():
-    config = AugmentationsConfig(time_scale_prob=1, gain_prob=1)
-    one, two, other = (augment.change_clip(TONE, config, RNG(seed))[0] for seed in (5, 5, 6))
-    assert np.array_equal(one, two)
-    assert len(one) != len(other)
+    one, two, other = (
+        changed(TONE, 20000, seed, time_scale_prob=1, gain_prob=1).window(CLIP)
+        for seed in (5, 5, 6)
+    )
+    assert np.array_equal(one[0], two[0])
+    assert one[1] != other[1]

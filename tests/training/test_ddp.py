@@ -162,6 +162,6 @@ ONE, TWO = SimpleNamespace(num_processes=1), SimpleNamespace(num_processes=2)
 
 
 def test_units_are_the_layers_of_the_language_model(make_config):
-    units = split_units(Trainer(make_config()).objective.module)
+    units = split_units(Trainer(make_config()).objective)
     assert {type(unit).__name__ for unit in units} == {"LlamaDecoderLayer"}
     assert len(units) == 2

@@ -18,18 +18,17 @@ from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
+from NatureLM.training.batches import BatchLayout, BatchSource
 from NatureLM.training.check import report
 from NatureLM.training.checkpoint import checkpoints
 from NatureLM.training.evaluation import (
     ScoredAnswer,
-    _is_decoded,
     answer_scores,
-    format_scores,
+    is_decoded,
     score_lines,
 )
 from NatureLM.training.objectives import Objective, StepOutput
-from NatureLM.training.optim import part_of
-from NatureLM.training.stream import BatchLayout, BatchSource
+from NatureLM.training.optim import learning_rate, part_of
 from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")
@@ -195,17 +194,18 @@ def test_frozen_parts_stay(make_config, learning: str):
     """Each part alone: it changes, the others do not, and they take no room in the optimiser."""
     settings = {key: True for part, key in PARTS.items() if part not in ("lora", learning)}
     settings |= {PARTS[learning]: False} if learning != "lora" else {"lora": True}
-    trainer = Trainer(make_config(model={"lora": learning == "lora", **settings}))
-    before = {n: p.detach().clone() for n, p in trainer.objective.module.named_parameters()}
+    optims = {"part_rates": {learning: 0.5}}
+    trainer = Trainer(make_config(model={"lora": learning == "lora", **settings}, optims=optims))
+    before = {n: p.detach().clone() for n, p in trainer.objective.named_parameters()}
     for step, batches in enumerate(trainer.loader.steps(0, 2)):  # LoRA's A waits for its B
         trainer._update(step, batches)
     changed = {
-        n
-        for n, p in trainer.objective.module.named_parameters()
-        if not torch.equal(p.detach(), before[n])
+        n for n, p in trainer.objective.named_parameters() if not torch.equal(p.detach(), before[n])
     }
     assert changed
     assert {part_of(name) for name in changed} == {learning}
+    rate = learning_rate(1, trainer.total, trainer.settings.optims)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5 * rate}
     held = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
     assert held == sum(part_of(n) == learning for n in before if ".predictor." not in n)
 
@@ -350,14 +350,15 @@ def test_order_does_not_matter_and_nothing_is_nothing():
 
 
 def test_in_words():
-    scores = {"loss": 1.5, "accuracy": 0.75, "accuracy_low": 0.5, "accuracy_high": 0.9}
-    assert format_scores(scores) == "loss 1.5000, accuracy 0.7500 [0.500, 0.900]"
-    assert dict(score_lines(scores))["accuracy"] == "0.7500 [0.500, 0.900]"
+    scores = {"loss": 1.5, "macro_accuracy": 0.75}
+    scores |= {"macro_accuracy_low": 0.5, "macro_accuracy_high": 0.9}
+    told = [("loss", "1.5000"), ("macro accuracy", "0.7500 [0.500, 0.900]")]
+    assert list(score_lines(scores)) == told
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0, 0), (0.1, 1), (0.5, 5), (1, 10)])
 def test_which_batches_are_answered(ratio: float, expected: int):
-    answered = [number for number in range(10) if _is_decoded(number, ratio)]
+    answered = [number for number in range(10) if is_decoded(number, ratio)]
     assert len(answered) == expected
     assert not answered or answered[0] == 0  # a small table is answered, too
 
@@ -368,8 +369,8 @@ def test_samples_carry_their_cluster(make_config):
     assert trainer.builder.plain(example).group == example.id
 
 
-class Distance(nn.Module):
-    """Squared distance of a learned point to those of a batch (B, 2)."""
+class Centre(Objective):
+    """A program's own objective: the squared distance of a point to those of a batch (B, 2)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,13 +380,6 @@ class Distance(nn.Module):
         loss = (self.point - points_B2).square().sum()
         return StepOutput(loss, torch.tensor(len(points_B2)), torch.tensor(0))
 
-
-class Centre(Objective):
-    """An objective of a program's own."""
-
-    def __init__(self) -> None:
-        self.module = Distance()
-
     def collate(self, samples: Any) -> torch.Tensor:
         return torch.stack(list(samples))
 
@@ -393,7 +387,7 @@ class Centre(Objective):
         return []
 
     def save(self, folder: Path) -> None:
-        torch.save(self.module.state_dict(), folder / "point.pt")
+        torch.save(self.state_dict(), folder / "point.pt")
 
 
 class Points(BatchSource):

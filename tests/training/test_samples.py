@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_sound import file_clip
 
-from NatureLM.config.schema import AugmentationsConfig, FewShotConfig
+from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, FewShotConfig
 from NatureLM.data.sample import Clip, Example
 from NatureLM.prompts import AUDIO_TAG, few_shot_prompt
 from NatureLM.training.build import make_objective
-from NatureLM.training.sampler import SampleIndex
 from NatureLM.training.samples import (
     ClipPool,
     SampleBuilder,
+    SampleIndex,
     SampleSettings,
     SupportPool,
     as_second_turn,
@@ -140,7 +140,7 @@ def builder(rows: list[Example], **changes: float) -> SampleBuilder:
     settings = SampleSettings(
         template="<u>{}<a>",
         window_samples=WINDOW,
-        questions_per_clip=3,
+        datasets=DatasetsConfig(questions_per_clip=3),
         augmentations=AugmentationsConfig(use_augmentation=True, **changes),  # type: ignore[arg-type]
     )
     return SampleBuilder(rows, settings, Tones())  # type: ignore[arg-type]
@@ -167,8 +167,7 @@ def test_a_mixed_window_is_asked_about_once():
 
 
 def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.MonkeyPatch):
-    from NatureLM.training.data import load_data
-    from NatureLM.training.stream import make_builders
+    from NatureLM.training.batches import load_data, make_builders
 
     config = make_config(datasets={"questions_per_clip": 2})
     data = load_data(config.datasets, config.run)
@@ -188,12 +187,12 @@ def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         objective.model, "encode_audio", lambda wav: encoded.append(len(wav)) or original(wav)
     )
-    objective.module.eval()
+    objective.eval()
     with torch.no_grad():
-        together = objective.module(batch)
+        together = objective(batch)
         assert encoded == [2]
         alone = [
-            objective.module(
+            objective(
                 {
                     **{key: batch[key][i : i + 1] for key in ("prompts", "audios", "answers")},
                     "masks": [],

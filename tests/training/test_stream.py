@@ -14,13 +14,32 @@ from hypothesis import strategies as st
 from labelled_sound import file_clip
 
 from NatureLM.audio import AudioError
-from NatureLM.config.schema import AugmentationsConfig, FewShotConfig, TableConfig
+from NatureLM.config.schema import (
+    AugmentationsConfig,
+    DatasetsConfig,
+    FewShotConfig,
+    TableConfig,
+)
 from NatureLM.data.sample import Clip, Example, load_examples
 from NatureLM.errors import NatureLMError
-from NatureLM.training.data import with_mixable_labels
-from NatureLM.training.sampler import SampleIndex, Sampler, derive_seed, generator, mixture_weights
-from NatureLM.training.samples import AudioCache, Sample, SampleBuilder, SampleSettings
-from NatureLM.training.stream import BadFiles, BatchLayout, DataLoader, plain_batches
+from NatureLM.training.batches import (
+    BadFiles,
+    BatchLayout,
+    DataLoader,
+    Sampler,
+    mixture_weights,
+    plain_batches,
+    with_mixable_labels,
+)
+from NatureLM.training.samples import (
+    AudioCache,
+    Sample,
+    SampleBuilder,
+    SampleIndex,
+    SampleSettings,
+    derive_seed,
+    generator,
+)
 
 TEMPLATE = "<user>{}<|eot_id|>"
 ALL_CHANGES = AugmentationsConfig(
@@ -41,9 +60,9 @@ def rows(table: Path) -> list[Example]:
 
 
 def builder(rows: list[Example], **settings: Any) -> SampleBuilder:
-    values = {"augmentations": ALL_CHANGES, "window_samples": 16000, **settings}
-    store = AudioCache(16000, 2**24)
-    return SampleBuilder(rows, SampleSettings(template=TEMPLATE, **values), store)
+    changes = settings.pop("augmentations", ALL_CHANGES)
+    values = SampleSettings(TEMPLATE, 16000, 16000, DatasetsConfig(**settings), changes)
+    return SampleBuilder(rows, values, AudioCache(16000, 2**24))
 
 
 def stream(rows: list[Example], layout: BatchLayout, bad: BadFiles | None = None, **settings: Any):
