@@ -1,18 +1,23 @@
-"""The model beside its goldens: batches of the encoder, delayed windows, other language models."""
+"""The model beside its goldens: batches, delayed windows, other language models, soft answers."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen2Config
 
 from NatureLM.errors import ConfigError
 from NatureLM.generation.audio_cache import audio_fingerprint, audio_state
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM, beats
+from NatureLM.models.loss import AnswerRows, SoftTarget, answer_loss
+from NatureLM.training.objectives import DistillationTargets
 from tests.builders import BuildModel
 
 DELAYS = [0.0, 0.08, 0.4]
@@ -79,8 +84,7 @@ def test_the_mean_of_what_each_delay_gives(
 
 @torch.no_grad()
 def test_what_is_padded_moves_along(delayed: NatureLM, wav: torch.Tensor) -> None:
-    mask = torch.zeros(wav.shape, dtype=torch.bool)
-    mask[:, wav.shape[1] // 2 :] = True
+    mask = torch.arange(wav.shape[1]).expand(wav.shape) >= wav.shape[1] // 2
     whole = wav.masked_fill(mask, 0.0)
     assert delayed.encode_audio(whole, mask).shape == delayed.encode_audio(whole).shape
 
@@ -100,10 +104,9 @@ def test_training_hears_the_first(delayed: NatureLM, wav: torch.Tensor) -> None:
 
 
 def test_delays_must_lie_in_the_window(build_model: BuildModel) -> None:
-    with pytest.raises(ConfigError, match="window_delays must be seconds from 0 to less than"):
-        build_model(window_delays=[0.1, 10.0])
-    with pytest.raises(ConfigError, match="window_delays"):
-        build_model(window_delays=[-0.1])
+    for wrong in ([0.1, 10.0], [-0.1]):
+        with pytest.raises(ConfigError, match="window_delays must be seconds from 0 to less than"):
+            build_model(window_delays=wrong)
 
 
 def test_delays_are_saved(delayed: NatureLM, tmp_path: Path) -> None:
@@ -139,9 +142,7 @@ def test_another_language_model_at_another_rate(
         fbank_cfg={"num_mel_bins": 64, "high_frequency": 15000.0},
     )
     adapted = {
-        n.split(".lora_A")[0].rsplit(".", 1)[1]
-        for n, _ in model.named_parameters()
-        if ".lora_A" in n
+        n.split(".lora_A")[0].rpartition(".")[2] for n in model.state_dict() if "lora_A" in n
     }
     assert adapted == set(targets)
     wav = 0.1 * torch.randn(3 * 32000, generator=torch.Generator().manual_seed(0))
@@ -158,13 +159,10 @@ def test_another_language_model_at_another_rate(
     loaded = NatureLM.from_pretrained(tmp_path)
     assert loaded.config.sample_rate == loaded.processor.sample_rate == 32000
     for beams in (1, 2):
-        answers = ask(model, beams)
+        answers, options = ask(model, beams), {"max_new_tokens": 5, "num_beams": beams}
         assert ask(loaded, beams) == answers
         for alpha, answer in zip((0.0, 0.5, 1.0), answers, strict=True):
-            alone = model.generate(
-                [prompt], [[wav]], alpha=alpha, max_new_tokens=5, num_beams=beams
-            )
-            assert alone == [answer]
+            assert model.generate([prompt], [[wav]], alpha=alpha, **options) == [answer]
 
 
 def test_the_pipeline_cuts_windows_for_the_model(build_model: Any) -> None:
@@ -174,3 +172,98 @@ def test_the_pipeline_cuts_windows_for_the_model(build_model: Any) -> None:
         [wav], "What is it?", window_length_seconds=5.0, hop_length_seconds=5.0, max_new_tokens=2
     )
     assert "#10.00s - 12.00s#: " in answer
+
+
+# -- answers with shares ---------------------------------------------------------------------
+
+TEXTS = ("Dog", "Frog", "Green Frog", "Green Treefrog", "None")
+PROMPT = "Which animal is it? <Audio><AudioHere></Audio>"
+
+
+@pytest.fixture(scope="module")
+def model(build_model: BuildModel) -> NatureLM:
+    return build_model().double()
+
+
+@pytest.fixture(scope="module")
+def heard(model: NatureLM) -> torch.Tensor:
+    wav = torch.randn(1, model.config.window_samples, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.encode_audio(wav * 0.1)[0]
+
+
+def loss_of(model: NatureLM, heard: torch.Tensor, answers: list[str], soft: Any) -> torch.Tensor:
+    """Losses of rows, summed over their tokens."""
+    rows = len(answers)
+    batch = {"prompts": [PROMPT] * rows, "audios": [[heard]] * rows, "answers": answers}
+    out = model.loss({**batch, "soft": soft})
+    assert out.per_example_loss is not None
+    assert out.total_per_sample is not None
+    return out.per_example_loss * out.total_per_sample
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(0.01, 1.0), min_size=len(TEXTS), max_size=len(TEXTS)))
+def test_the_mean_over_own_answers_is_the_cross_entropy(
+    model: NatureLM, heard: torch.Tensor, parts: list[float]
+) -> None:
+    """Drawn by the shares, own answers give the cross-entropy between the lists of answers."""
+    shares = {text: part / sum(parts) for text, part in zip(TEXTS, parts, strict=True)}
+    weights = torch.tensor(list(shares.values()), dtype=torch.float64)
+    with torch.no_grad():
+        certain = loss_of(model, heard, list(TEXTS), [])
+        soft = loss_of(model, heard, list(TEXTS), [shares] * len(TEXTS))
+    assert float(weights @ soft) == pytest.approx(float(weights @ certain), rel=1e-9)
+
+
+def test_one_certain_answer_is_the_plain_loss(model: NatureLM, heard: torch.Tensor) -> None:
+    with torch.no_grad():
+        plain = loss_of(model, heard, list(TEXTS), [])
+        soft = loss_of(model, heard, list(TEXTS), [{text: 1.0} for text in TEXTS])
+        mixed = loss_of(model, heard, list(TEXTS), [None, {}, None, {}, None])
+    torch.testing.assert_close(soft, plain)
+    torch.testing.assert_close(mixed, plain)
+
+
+def test_a_row_does_not_change_its_neighbours(model: NatureLM, heard: torch.Tensor) -> None:
+    shares = {"Green Frog": 0.5, "Green Treefrog": 0.3, "None": 0.2}
+    with torch.no_grad():
+        plain = loss_of(model, heard, ["Frog", "Green Frog", "None"], [])
+        soft = loss_of(model, heard, ["Frog", "Green Frog", "None"], [None, shares, None])
+    changed = (plain - soft).abs() > 1e-12
+    assert changed.tolist() == [False, True, False]
+
+
+def test_the_least_loss_is_where_the_shares_are() -> None:
+    """At the shares themselves, cross-entropy is entropy: gradients of the logits vanish."""
+    shares = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    logits = torch.full((1, 1, 5), -60.0, dtype=torch.float64)
+    logits[0, 0, [1, 3]] = shares.log()
+    logits.requires_grad_()
+    soft = [
+        SoftTarget(0, 1, token, float(share)) for token, share in zip((1, 3), shares, strict=True)
+    ]
+    rows = AnswerRows(torch.zeros(1, 2, 1), torch.ones(1, 2), torch.tensor([[-100, 1]]), soft)
+    out = answer_loss(logits, rows)
+    assert out.loss is not None
+    out.loss.backward()  # type: ignore[no-untyped-call]
+    assert out.loss.item() == pytest.approx(float(-(shares * shares.log()).sum()))
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-12
+
+
+def test_shares_of_the_classifier_and_of_the_right_answer() -> None:
+    soft = DistillationTargets(lambda fbank: fbank, {"group": ("bird", "bird", "frog")}, share=0.8)
+    assert soft.of("group", "frog", [0.5, 0.25, 0.25]) == pytest.approx({"bird": 0.6, "frog": 0.4})
+    assert soft.of("caption", "frog", [0.5, 0.25, 0.25]) == {}, "the task has no texts"
+    assert soft.of("group", "bird, frog", [0.5, 0.25, 0.25]) == {}, "a mix is not asked about"
+
+
+@pytest.mark.parametrize("own", TEXTS)
+def test_shares_sum_to_one(own: str) -> None:
+    for share, first in itertools.product((0.0, 0.5, 1.0), (0.0, 0.4, 1.0)):
+        rest = (1 - first) / (len(TEXTS) - 1)
+        given_shares = DistillationTargets(lambda x: x, {"common": TEXTS}, share).of(
+            "common", own, [first, *[rest] * (len(TEXTS) - 1)]
+        )
+        assert sum(given_shares.values()) == pytest.approx(1.0)
