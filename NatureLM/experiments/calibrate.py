@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,6 @@ from NatureLM.inference.pipeline import processor_of
 
 if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EmbeddingCache
-    from NatureLM.generation.request import Request
     from NatureLM.models import NatureLM
 
 logger = logging.getLogger(__name__)
@@ -105,18 +104,17 @@ def score_samples(
 
     load = ClipLoader(model, (sample.clip for sample in samples))
     prompt = processor_of(model).render(query)
+    clips = prompt.count(PLACEHOLDER)
     names = tuple(labels) if NOTHING in labels else (*labels, NOTHING)
     choice = LabelChoice(names, normalize=normalize)
-
-    def requests() -> Iterator[Request]:
-        for place, sample in enumerate(samples):
-            clips = (sample.clip.key,) * prompt.count(PLACEHOLDER)
-            yield Request(place, prompt, clips, alpha, choice=choice)
-
+    requests = (
+        Request(place, prompt, (sample.clip.key,) * clips, alpha, choice=choice)
+        for place, sample in enumerate(samples)
+    )
     found: list[Scored] = []
     engine = Engine(model, embeddings=embeddings)
     with fold_if_single_alpha(model, [alpha]):
-        for answer in yield_in_input_order(engine.run, requests(), load):
+        for answer in yield_in_input_order(engine.run, requests, load):
             assert isinstance(answer, Answer)
             sample = samples[cast(int, answer.key)]
             if answer.scores is not None:
@@ -145,10 +143,8 @@ def fit_calibration(
         raise NatureLMError(
             "no recording has a label that is in the list, so there is nothing to fit to"
         )
-    temperature = fit_temperature(
-        [one.scores.scores for one in usable],
-        [one.scores.labels.index(one.sample.label) for one in usable],
-    )
+    right = [one.scores.labels.index(one.sample.label) for one in usable]
+    temperature = fit_temperature([one.scores.scores for one in usable], right)
     return Calibration(
         temperature=round(temperature, 4),
         normalize=normalize,

@@ -337,7 +337,12 @@ def select(
     tested = list(samples)
     if species:
         names_tested = {one.name for one in species}
-        tested = [_with_task(sample) for sample in tested if sample.label in names_tested]
+        # What has one of the labels is classified, where the data say nothing else.
+        tested = [
+            sample if sample.task else replace(sample, task="classification")
+            for sample in tested
+            if sample.label in names_tested
+        ]
         if not tested:
             raise DataError(_nothing_left(species, samples))
     if config.samples is not None:
@@ -361,11 +366,6 @@ def drawn(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
     order = hash_shuffle(samples, ("limit", seed), key=lambda one: f"{one.dataset_name}/{one.id}")
     kept = {(one.dataset_name, one.id) for one in order[:limit]}
     return [one for one in samples if (one.dataset_name, one.id) in kept]
-
-
-def _with_task(sample: Sample) -> Sample:
-    """One whose label is one of the species is classified, where the data say nothing else."""
-    return sample if sample.task else replace(sample, task="classification")
 
 
 def _named(ids: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
@@ -410,5 +410,4 @@ def hash_shuffle(
 
     key: a string that tells the items apart
     """
-
     return sorted(items, key=lambda item: digest(json.dumps([*parts, key(item)])))

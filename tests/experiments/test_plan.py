@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,23 @@ from NatureLM.experiments.plan import (
     select,
 )
 
-MakeSample = Callable[..., Sample]
 QUERIES = ["What?", "Which of {species_list}?{randomize}"]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The place of sound that no test reads."""
+
+    name: str
+
+    def read(self, **_: Any) -> Any:
+        raise AssertionError(f"{self.name} was read")
+
+
+def make_sample(name: str, label: str = "Wolf", cluster: str = "", dataset: str = "d") -> Sample:
+    """A sample without sound."""
+    clip = Clip(f"{dataset}/{name}", Nothing(name))
+    return Sample(name, dataset, label, clip, cluster or name)
 
 
 def plan_of(samples: list[Sample], *, template: str = "<{}>", **changes: Any) -> Plan:
@@ -39,7 +53,7 @@ def plan_of(samples: list[Sample], *, template: str = "<{}>", **changes: Any) ->
     return Plan(samples, settings["queries"], settings["alphas"], renderer)
 
 
-def test_trials_come_by_sample_then_query_then_alpha(make_sample: MakeSample) -> None:
+def test_trials_come_by_sample_then_query_then_alpha() -> None:
     plan = plan_of([make_sample("b"), make_sample("a", label="Wren", cluster="c")])
     trials = list(plan.trials())
     assert [(one.sample_id, one.query, one.alpha) for one in trials] == [
@@ -52,7 +66,7 @@ def test_trials_come_by_sample_then_query_then_alpha(make_sample: MakeSample) ->
     assert [clip.key for clip in trials[0].audios] == ["d/b"]
 
 
-def test_ids_are_of_the_contents(make_sample: MakeSample) -> None:
+def test_ids_are_of_the_contents() -> None:
     one, other = make_sample("a"), make_sample("b")
 
     def ids(plan: Plan) -> set[str]:
@@ -75,19 +89,19 @@ def test_ids_are_of_the_contents(make_sample: MakeSample) -> None:
         assert changed.fingerprint() != base.fingerprint()
 
 
-def test_ids_are_the_same_for_ever(make_sample: MakeSample) -> None:
+def test_ids_are_the_same_for_ever() -> None:
     """Were they others in the next version, runs could not be resumed."""
     (trial,) = plan_of([make_sample("a")], queries=["What?"], alphas=[0.4]).trials()
     assert trial.id == "ada0db0b508c992e2e325ffc1d8d0c7e"
 
 
-def test_another_template(make_sample: MakeSample) -> None:
+def test_another_template() -> None:
     samples = [make_sample("a")]
     changed = plan_of(samples).with_template("({})")
     assert list(changed.trials()) == list(plan_of(samples, template="({})").trials())
 
 
-def test_example_clips_count_as_encodings(make_sample: MakeSample) -> None:
+def test_example_clips_count_as_encodings() -> None:
     samples = [make_sample(f"s{i}", label=("Wolf", "Wren")[i % 2]) for i in range(6)]
     species = ExperimentConfig.model_validate({"species": [{"name": "Wolf"}, {"name": "Wren"}]})
     renderer = Renderer("{}", species.species or (), FewShotPool(samples, 1, 0, "pool"))
@@ -200,12 +214,12 @@ def renderer(species: list[SpeciesConfig] = SPECIES, **more: object) -> Renderer
         ("{species_list}\n{species_list}", f"<{TAG} Wolf, Wren, Whale\nWolf, Wren, Whale>"),
     ],
 )
-def test_flags_are_rendered(query: str, prompt: str, make_sample: MakeSample) -> None:
+def test_flags_are_rendered(query: str, prompt: str) -> None:
     sample = make_sample("a")
     assert renderer().render(sample, query) == (prompt, (sample.clip,))
 
 
-def test_inserted_text_is_not_rendered_again(make_sample: MakeSample) -> None:
+def test_inserted_text_is_not_rendered_again() -> None:
     species = [SpeciesConfig(name="{randomize}"), SpeciesConfig(name="{species_list}")]
     prompt, _ = renderer(species).render(make_sample("a"), "{species_list}")
     assert prompt == f"<{TAG} {{randomize}}, {{species_list}}>"
@@ -215,7 +229,7 @@ def order_of(prompt: str) -> list[str]:
     return re.findall("Wolf|Wren|Whale", prompt)
 
 
-def test_randomize_leaves_nothing_and_shuffles_all_lists_alike(make_sample: MakeSample) -> None:
+def test_randomize_leaves_nothing_and_shuffles_all_lists_alike() -> None:
     query = f"One of: {{species_list}}\n{{examples}}\nAudio: {TAG}{{randomize}}"
     for name in "abcdef":
         prompt, _ = renderer().render(make_sample(name), query)
@@ -225,7 +239,7 @@ def test_randomize_leaves_nothing_and_shuffles_all_lists_alike(make_sample: Make
         assert sorted(order[:3]) == ["Whale", "Wolf", "Wren"]
 
 
-def test_shuffles_go_by_seed_sample_and_query_alone(make_sample: MakeSample) -> None:
+def test_shuffles_go_by_seed_sample_and_query_alone() -> None:
     def order(name: str, query: str = "{species_list}{randomize}", seed: int = 0, **more: str):
         sample = make_sample(name, **more)
         return order_of(renderer(seed=seed).render(sample, query)[0])
@@ -241,7 +255,7 @@ def test_shuffles_go_by_seed_sample_and_query_alone(make_sample: MakeSample) -> 
     assert min(counts.values()) > 60
 
 
-def test_an_order_is_the_same_for_ever(make_sample: MakeSample) -> None:
+def test_an_order_is_the_same_for_ever() -> None:
     """Were it another one in the next version, runs could not be resumed."""
     orders = [
         order_of(renderer(seed=7).render(make_sample(name), "{species_list}{randomize}")[0])
@@ -254,7 +268,7 @@ def test_an_order_is_the_same_for_ever(make_sample: MakeSample) -> None:
     ]
 
 
-def test_species_keep_the_order_named_without_randomize(make_sample: MakeSample) -> None:
+def test_species_keep_the_order_named_without_randomize() -> None:
     for name in "abcdef":
         prompt, _ = renderer().render(make_sample(name), "{species_list}")
         assert order_of(prompt) == ["Wolf", "Wren", "Whale"]
@@ -266,9 +280,7 @@ def test_species_keep_the_order_named_without_randomize(make_sample: MakeSample)
         max_size=6,
     )
 )
-def test_the_ith_audio_belongs_to_the_ith_placeholder(
-    parts: list[str], make_sample: MakeSample
-) -> None:
+def test_the_ith_audio_belongs_to_the_ith_placeholder(parts: list[str]) -> None:
     pool = [
         make_sample(f"{one.name}{i}", label=one.name, cluster=f"{one.name}{i}")
         for one in SPECIES
@@ -285,7 +297,7 @@ def test_the_ith_audio_belongs_to_the_ith_placeholder(
     assert sample.clip in audios
 
 
-def test_audio_examples_without_a_place_for_the_clip_itself(make_sample: MakeSample) -> None:
+def test_audio_examples_without_a_place_for_the_clip_itself() -> None:
     """It stands in front, so that it is heard."""
     pool = [make_sample(one.name, label=one.name) for one in SPECIES]
     sample = make_sample("tested")
@@ -295,7 +307,7 @@ def test_audio_examples_without_a_place_for_the_clip_itself(make_sample: MakeSam
     assert [clip.key for clip in audios] == ["d/tested", "d/Wolf", "d/Wren", "d/Whale"]
 
 
-def test_audio_examples_need_a_pool(make_sample: MakeSample) -> None:
+def test_audio_examples_need_a_pool() -> None:
     with pytest.raises(UsageError, match="no example clips"):
         renderer().render(make_sample("a"), "{audio_examples}")
 
@@ -305,9 +317,7 @@ def test_audio_examples_need_a_pool(make_sample: MakeSample) -> None:
     n=st.integers(1, 4),
     seed=st.integers(0, 3),
 )
-def test_never_the_clip_nor_its_recording(
-    clusters: list[int], n: int, seed: int, make_sample: MakeSample
-) -> None:
+def test_never_the_clip_nor_its_recording(clusters: list[int], n: int, seed: int) -> None:
     pool = [make_sample(f"s{i}", cluster=f"c{c}") for i, c in enumerate(clusters)]
     support = FewShotPool(pool, n, seed, "pool")
     short = []
@@ -328,13 +338,13 @@ def test_never_the_clip_nor_its_recording(
         support.check(["Wolf"], pool)
 
 
-def test_different_recordings_come_first(make_sample: MakeSample) -> None:
+def test_different_recordings_come_first() -> None:
     pool = [make_sample(f"s{i}", cluster=f"c{i // 5}") for i in range(15)]
     found = FewShotPool(pool, 3, 0, "pool").examples("Wolf", make_sample("tested"))
     assert {int(clip.key[3:]) // 5 for clip in found} == {0, 1, 2}
 
 
-def test_prompts_share_their_examples(make_sample: MakeSample) -> None:
+def test_prompts_share_their_examples() -> None:
     """Which saves encodings: only samples of the same recordings see others."""
     pool = [make_sample(f"s{i}") for i in range(20)]
     support = FewShotPool(pool, 2, 0, "pool")
@@ -343,7 +353,7 @@ def test_prompts_share_their_examples(make_sample: MakeSample) -> None:
     assert sum(one != usual for one in others) == 2
 
 
-def test_the_seed_and_nothing_else_chooses(make_sample: MakeSample) -> None:
+def test_the_seed_and_nothing_else_chooses() -> None:
     pool = [make_sample(f"s{i}") for i in range(30)]
     tested = make_sample("tested")
     chosen = [FewShotPool(pool, 3, seed, "pool").examples("Wolf", tested) for seed in range(4)]
@@ -351,7 +361,7 @@ def test_the_seed_and_nothing_else_chooses(make_sample: MakeSample) -> None:
     assert chosen[0] == FewShotPool(pool[::-1], 3, 0, "pool").examples("Wolf", tested)
 
 
-def test_the_same_file_under_another_name_is_the_same_sound(make_sample: MakeSample) -> None:
+def test_the_same_file_under_another_name_is_the_same_sound() -> None:
     tested = make_sample("tested")
     copy = Sample("x", "e", "Wolf", Clip("support:e/x", tested.clip.source), "another cluster")
     with pytest.raises(UsageError, match=r"only 0 clips of 'Wolf' beside those of the recording"):
@@ -385,13 +395,13 @@ def test_the_same_file_by_another_path_is_the_same_sound(
     )
 
 
-def test_no_clip_of_a_species(make_sample: MakeSample) -> None:
+def test_no_clip_of_a_species() -> None:
     with pytest.raises(UsageError, match=r"no clip of 'Wren' \(its labels: Wolf\)"):
         FewShotPool([make_sample("a")], 1, 0, "pool").check(["Wolf", "Wren"], [make_sample("b")])
 
 
 @pytest.fixture
-def samples(make_sample: MakeSample) -> list[Sample]:
+def samples() -> list[Sample]:
     """Labels by frequency: Wren 3, Cat and Ant 2, Wolf 1."""
     labels = ["Wren", "Cat", "Ant", "Wren", "Wolf", "Cat", "Ant", "Wren"]
     return [make_sample(f"s{i}", label=label) for i, label in enumerate(labels)]

@@ -6,9 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,18 +42,32 @@ from NatureLM.models import NatureLM
 from NatureLM.results.rows import OutputError, RunSettings
 
 
+@pytest.fixture(scope="module")
+def model(nano_folder: Path) -> NatureLM:
+    """In float64 no rounding decides between tokens."""
+    return NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def whole(model: NatureLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(model, plan_of(), folder)
+    return folder
+
+
 def test_a_row_for_every_trial_with_the_answer_of_plain_generation(
     model: NatureLM, whole: Path
 ) -> None:
     trials = {trial.id: trial for trial in plan_of().trials()}
     rows = rows_of(whole)
     assert {row["cell"] for row in rows} == trials.keys()
-    assert model.processor is not None
+    decoding = GENERATE.model_dump(exclude={"merging_alpha"})
     for row in rows[::5]:
         trial = trials[row["cell"]]
         clip = trial.audios[0]
         wav = clip.source.read(start=0.0, duration=None, sample_rate=16000)
-        (text,) = model.generate([trial.prompt], [[wav]], alpha=trial.alpha, **options())
+        (text,) = model.generate([trial.prompt], [[wav]], alpha=trial.alpha, **decoding)
         assert row == {
             "prediction": text,
             "label": trial.label,
@@ -70,10 +81,6 @@ def test_a_row_for_every_trial_with_the_answer_of_plain_generation(
             "cell": trial.id,
             "run": rows[0]["run"],
         }
-
-
-def options() -> dict[str, Any]:
-    return GENERATE.model_dump(exclude={"merging_alpha"})
 
 
 def test_what_scoring_reads(whole: Path) -> None:
@@ -251,11 +258,6 @@ def test_a_recording_that_changed_is_refused(model: NatureLM, tmp_path: Path) ->
     assert (done.progress.before, done.progress.answers, done.progress.errors) == (2, 2, 0)
 
 
-def test_the_second_writer_is_told(whole: Path) -> None:
-    with TrialStore(whole / ANSWERS), pytest.raises(OutputError, match="another run is writing"):
-        TrialStore(whole / ANSWERS)
-
-
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", '{"audio_path": "x"}\n', "notes", '{"pred'])
 def test_a_file_of_something_else_is_left_alone(text: str, tmp_path: Path) -> None:
     path = tmp_path / ANSWERS
@@ -364,48 +366,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     assert kills["batch"] + kills["write"] >= wanted / 2
     assert torn, "no line was ever cut off"
     print(f"kills: {kills}, of which {torn} left a line without its end")
-
-
-_PROGRAM = """
-import sys
-sys.path[:0] = [sys.argv[1]]
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from experiment_runs import plan_of, run
-from NatureLM.models import NatureLM
-model = NatureLM.from_pretrained(sys.argv[2], dtype=torch.float64)
-print("ready", flush=True)
-run(model, plan_of(), Path(sys.argv[3]), batch_tokens=int(sys.argv[4]), workers=int(sys.argv[5]))
-"""
-
-
-@pytest.mark.slow
-def test_separate_processes_killed_at_random_moments(
-    nano_folder: Path, whole: Path, tmp_path: Path
-) -> None:
-    chance = random.Random(1)
-    tests = Path(__file__).parents[1]
-    kills = 0
-    while kills < 20:
-        folder = tmp_path / f"run{kills}"
-        for _ in range(5):
-            sizes = [chance.choice(["200", "1000"]), chance.choice(["1", "3"])]
-            paths = [tests, nano_folder / "checkpoint", folder]
-            process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *map(str, paths), *sizes],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0, 0.5))
-            process.kill()
-            kills += process.wait() != 0
-            process.stdout.close()
-        command = [sys.executable, "-c", _PROGRAM, *map(str, paths), "5000", "2"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        assert sorted_lines(folder) == sorted_lines(whole)
 
 
 RATE = 16000

@@ -31,6 +31,7 @@ from NatureLM.models.registry import EMBEDDED
 
 RATE = 16000
 FAST = {"max_new_tokens": 6, "num_beams": 1}
+OF_A_SECOND = {"window_length_seconds": 1.0, "hop_length_seconds": 1.0, **FAST}
 
 
 @pytest.fixture(scope="module")
@@ -230,14 +231,7 @@ def test_windows_are_decoded_as_they_are_needed(
             yield window
 
     monkeypatch.setattr(sound_stream, "iter_windows", counting)
-    results = pipeline.windows(
-        [sound(50.0)],
-        "What is it?",
-        window_length_seconds=1.0,
-        hop_length_seconds=1.0,
-        batch_size=2,
-        **FAST,
-    )
+    results = pipeline.windows([sound(50.0)], "What is it?", batch_size=2, **OF_A_SECOND)
     next(results)
     assert len(made) <= 30, "the whole recording was decoded before the first answer"
     assert [r.window_index for r in results] == list(range(1, 50))
@@ -254,25 +248,9 @@ def test_sound_is_let_go_of_once_it_is_answered(
         hold(stream, heard, **how)
 
     monkeypatch.setattr(sound_stream.WindowStream, "hold", spy)
-    queries = [["A?", "B?"]]
-    for _ in pipeline.windows(
-        [sound(24.0)],
-        queries,
-        window_length_seconds=1.0,
-        hop_length_seconds=1.0,
-        batch_size=4,
-        **FAST,
-    ):
+    for _ in pipeline.windows([sound(24.0)], [["A?", "B?"]], batch_size=4, **OF_A_SECOND):
         assert len(streams[0]._held) <= 6
-    for _ in pipeline.windows(
-        [sound(9.0, seed=3)],
-        "A?",
-        window_length_seconds=1.0,
-        hop_length_seconds=1.0,
-        batch_size=4,
-        **FAST,
-    ):
-        pass
+    list(pipeline.windows([sound(9.0, seed=3)], "A?", batch_size=4, **OF_A_SECOND))
     assert not streams[-1]._held, "what one question is asked of is let go of when it is loaded"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
@@ -19,6 +21,7 @@ from NatureLM.util import (
     format_bytes,
     format_duration,
     parse_bytes,
+    prefetch,
 )
 
 
@@ -133,3 +136,50 @@ def test_a_near_name_is_hinted_at() -> None:
 def test_durations_in_words() -> None:
     shown = [format_duration(seconds) for seconds in (6.44, 59.94, 61, 3599, 3600, 7500)]
     assert shown == ["6.4 s", "59.9 s", "1 min 1 s", "59 min 59 s", "1 h 0 min", "2 h 5 min"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=7),
+    workers=st.integers(1, 4),
+    chunk=st.integers(1, 4),
+)
+def test_prefetched_items_come_in_order(lengths: list[int], workers: int, chunk: int) -> None:
+    streams = (iter([(n, item) for item in range(length)]) for n, length in enumerate(lengths))
+    wanted = [(n, item) for n, length in enumerate(lengths) for item in range(length)]
+    assert list(prefetch(streams, workers=workers, chunk=chunk)) == wanted
+
+
+def test_streams_are_run_ahead_up_to_a_bound() -> None:
+    made: list[tuple[int, int]] = []
+
+    def stream(number: int) -> Iterator[tuple[int, int]]:
+        for item in range(100):
+            made.append((number, item))
+            yield number, item
+
+    taken = prefetch(map(stream, range(10)), workers=2, chunk=5)
+    next(taken)
+    deadline = time.monotonic() + 10
+    while len(made) < 15 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == 15  # the chunk that is taken from, the next one, and one of the next stream
+    taken.close()
+
+
+def test_an_error_is_raised_where_items_are_taken() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(prefetch([iter([0]), broken()]))
+
+
+def test_threads_end_with_who_takes_the_items() -> None:
+    before = threading.active_count()
+    taken = prefetch((iter(range(1000)) for _ in range(5)), workers=3, chunk=2)
+    assert [next(taken) for _ in range(3)] == [0, 1, 2]
+    taken.close()
+    assert threading.active_count() == before
