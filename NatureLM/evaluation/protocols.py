@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -120,9 +120,8 @@ class Matcher:
         self._dataset = dataset
         self._limit = DETECTION_LIMIT if is_detection else protocol.limit
         self._code = {label: code for code, label in enumerate(self.labels)}
-        self._folded: dict[str, int] = {}
-        for code, label in enumerate(self.labels):
-            self._folded.setdefault(label.strip().casefold(), code)
+        backwards = reversed(self._code.items())  # of equal labels the first stays
+        self._folded = {label.strip().casefold(): code for label, code in backwards}
         self._casefolded = [label.casefold() for label in self.labels]
         self._known: dict[str, int] = {}
         self._unmatched = self._code.get(protocol.unmatched, UNMATCHED)
@@ -151,11 +150,14 @@ class Matcher:
         """The code of each text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if self._protocol.match == "nearest":
-            found: Iterable[int] = nearest(new, self.labels, self._limit).tolist()
+            found = nearest(new, self.labels, self._limit).tolist()
         elif self._protocol.match == "mention":
-            found = map(self._only_mentioned, new)
+            named = map(self._mentioned, new)
+            found = [one[0] if len(one) == 1 else UNMATCHED for one in named]
         else:
-            found = map(self._equal, new)
+            cleaned = [text.strip() for text in new]
+            folded = [self._folded.get(text.casefold(), UNMATCHED) for text in cleaned]
+            found = list(map(self._code.get, cleaned, folded))
         for text, code in zip(new, found, strict=True):
             self._known[text] = self._unmatched if code == UNMATCHED else code
         return [self._known[text] for text in texts]
@@ -163,14 +165,6 @@ class Matcher:
     def _mentioned(self, text: str) -> list[int]:
         folded = text.casefold()
         return [code for code, label in enumerate(self._casefolded) if label in folded]
-
-    def _only_mentioned(self, text: str) -> int:
-        named = self._mentioned(text)
-        return named[0] if len(named) == 1 else UNMATCHED
-
-    def _equal(self, text: str) -> int:
-        text = text.strip()
-        return self._code.get(text, self._folded.get(text.casefold(), UNMATCHED))
 
 
 def nearest(texts: Sequence[str], labels: Sequence[str], limit: int | None = None) -> Codes:
@@ -199,16 +193,8 @@ def _distances(labels: Sequence[str], texts: Sequence[str], limit: int | None) -
         raise UsageError(message) from None
     # The short side first is four times faster, but with a limit the other way round is.
     sides = (labels, texts) if limit is None else (texts, labels)
-    found: Codes = cdist(
-        *sides,
-        scorer=Levenshtein.distance,
-        dtype=np.int32,
-        score_cutoff=limit,
-        workers=_cores(),
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    how: dict[str, Any] = {"dtype": np.int32, "score_cutoff": limit, "workers": cores}
+    found: Codes = cdist(*sides, scorer=Levenshtein.distance, **how)
     return found if limit is None else found.T
-
-
-def _cores() -> int:
-    """Cores that the process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

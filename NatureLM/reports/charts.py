@@ -212,6 +212,10 @@ class Series:
         values = [group.metrics[self.main_metric] for group in self.groups]
         return values.index(max(values))
 
+    def at(self, place: int) -> str:
+        """α of a group in words."""
+        return f"α = {alpha_text(self.alphas[place])}"
+
     def pair(self, between: tuple[float, float] | None) -> tuple[int, int] | None:
         """Places of the two α whose classes are compared; None where there is only one α.
 
@@ -476,8 +480,8 @@ def change_chart(series: Series, between: tuple[float, float] | None) -> ChangeC
         key=f"{series.dataset}-{series.name}-change",
         title=f"{series.dataset}, {series.name}: F1 of classes",
         measure="F1 of the class",
-        before=f"α = {alpha_text(series.alphas[pair[0]])}",
-        after=f"α = {alpha_text(series.alphas[pair[1]])}",
+        before=series.at(pair[0]),
+        after=series.at(pair[1]),
         classes=tuple(shown),
         gains=len(gains),
         losses=len(losses),
@@ -506,8 +510,7 @@ def confusion_table(series: Series) -> Table | None:
     found.sort(key=lambda one: (-one[2], one[0], one[1]))
     return Table(
         f"{series.dataset}-{series.name}-confusions",
-        f"Most frequent mistakes: {series.dataset}, {series.name}, "
-        f"α = {alpha_text(series.alphas[series.best])}",
+        f"Most frequent mistakes: {series.dataset}, {series.name}, {series.at(series.best)}",
         ("class", "taken for", "times", "share of the class"),
         tuple(found[:MOST_CONFUSIONS]),
     )
@@ -538,8 +541,7 @@ def confusion_chart(series: Series) -> GridChart | None:
         table = [[*row, total - sum(row)] for row, total in zip(table, totals, strict=True)]
     return GridChart(
         key=f"{series.dataset}-{series.name}-confusion",
-        title=f"{series.dataset}, {series.name}: worst classes, α = "
-        f"{alpha_text(series.alphas[series.best])}",
+        title=f"{series.dataset}, {series.name}: worst classes, {series.at(series.best)}",
         measure="share of the class's clips",
         rows=tuple(worst),
         columns=tuple(columns),

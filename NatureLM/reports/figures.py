@@ -244,17 +244,10 @@ def _draw_curves(chart: CurveChart) -> Any:
 
 def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
     points = [point for point in curve.points if point.alpha is not None]
-    banded = [point for point in points if point.low is not None]
-    if banded:
-        axes.fill_between(
-            [point.alpha for point in banded],
-            [point.low for point in banded],
-            [point.high for point in banded],
-            color=_color(place),
-            alpha=0.16,
-            linewidth=0,
-            gid=f"band-{place}",
-        )
+    bands = [(point.alpha, point.low, point.high) for point in points if point.low is not None]
+    if bands:
+        look = {"color": _color(place), "alpha": 0.16, "linewidth": 0, "gid": f"band-{place}"}
+        axes.fill_between(*zip(*bands, strict=True), **look)
     axes.plot(
         [point.alpha for point in points],
         [point.value for point in points],
@@ -326,14 +319,12 @@ def _draw_change(chart: ChangeChart) -> Any:
     for row, one in enumerate(classes):
         _draw_class(axes, row, one)
     # Shown in the legend whatever there is to see, so that figures can be compared.
-    for label, marker, color, fill in (
+    for label, *look in (
         (chart.before, "o", LIGHT["muted"], LIGHT["paper"]),
         (f"{chart.after}, better", "o", _color(0), _color(0)),
         (f"{chart.after}, worse or the same", "s", _color(1), _color(1)),
     ):
-        axes.plot(
-            [], [], marker=marker, linestyle="none", label=label, color=color, markerfacecolor=fill
-        )
+        axes.plot([], [], **_face(*look), linestyle="none", label=label)
     axes.set_yticks(range(len(classes)), names, fontsize=7.5 if has_long else 8.5)
     axes.set(ylim=(len(classes) - 0.4, -0.6), xlim=(-0.03, 1.03), xlabel=chart.measure)
     _add_grid(axes, "x")
@@ -345,25 +336,14 @@ def _draw_class(axes: Any, row: int, one: Change) -> None:
     better = one.after > one.before
     color = _color(0 if better else 1)
     axes.plot([one.before, one.after], [row, row], color=color, linewidth=1.6, zorder=2)
-    axes.plot(
-        [one.before],
-        [row],
-        marker="o",
-        color=LIGHT["muted"],
-        markerfacecolor=LIGHT["paper"],
-        markersize=5.5,
-        zorder=3,
-        gid=f"before-{row}",
-    )
-    axes.plot(
-        [one.after],
-        [row],
-        marker="o" if better else "s",
-        color=color,
-        markersize=5.5,
-        zorder=4,
-        gid=f"after-{row}",
-    )
+    before = _face("o", LIGHT["muted"], LIGHT["paper"])
+    axes.plot([one.before], [row], **before, markersize=5.5, zorder=3, gid=f"before-{row}")
+    after = _face("o" if better else "s", color, color)
+    axes.plot([one.after], [row], **after, markersize=5.5, zorder=4, gid=f"after-{row}")
+
+
+def _face(marker: str, color: str, face: str) -> dict[str, Any]:
+    return {"marker": marker, "color": color, "markerfacecolor": face}
 
 
 def _draw_grid(chart: GridChart) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answer_files import NAMES as COMMON
 from answer_files import row, weighted_by_hand, write_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,60 +63,55 @@ def test_nearest_is_the_textbook_distance_and_the_first_of_equals(
             assert code == distances.index(best)
 
 
-def test_the_nearest_label_is_taken_however_far() -> None:
-    assert label_of("I hear an American Robin singing", "beans-zero") == "American Robin"
-    assert label_of("", "beans-zero") == "Veery"
-    assert label_of("common loon<|end_of_text|>American Robin", "beans-zero") == "Common Loon"
-
-
-@pytest.mark.parametrize("dataset", ["cbi", "watkins"])
-def test_paper_reads_species_up_to_the_first_comma(dataset: str) -> None:
-    long = "Common Loon, which is a diving bird of northern lakes"
-    assert label_of(long, "paper", dataset=dataset) == "Common Loon"
-    scientific = "The scientific name for the focal species in the audio is Gray Wolf, or Veery"
-    assert label_of(scientific, "paper", dataset=dataset) == "Gray Wolf"
-
-
-def test_paper_cleans_answers_and_has_a_limit() -> None:
-    said = "The common name for the focal species in the audio is"
-    assert label_of(f"{said} Gray Wolf.", "paper") == "Gray Wolf"
-    assert label_of("Gray Wolfxxxxx", "paper") == "Gray Wolf"
-    assert label_of("Gray Wolfxxxxxx", "paper") == "no label"
-    long = "Common Loon, which is a diving bird of northern lakes"
-    assert label_of(long, "paper", dataset="unseen-family-cmn") == "no label"
-    scientific = "The scientific name for the focal species in the audio is Gray Wolf"
-    assert label_of(scientific, "paper", dataset="unseen-family-cmn") == "no label"
+LONG = "Common Loon, which is a diving bird of northern lakes"
+SAID = "The common name for the focal species in the audio is"
+LATIN = "The scientific name for the focal species in the audio is Gray Wolf"
+WOLVES, BIRDS_HEARD, DOGS = ("None", "Gray Wolf"), ("One", "More"), ("Dog", "dog")
 
 
 @pytest.mark.parametrize(
-    ("answer", "label"),
-    [("1", "One"), ("0", "One"), (" 1.5 ", "One"), ("2", "More"), ("17", "More"), ("-3", "One")],
+    ("name", "answer", "label", "more"),
+    [
+        # However far it is, the nearest label is taken.
+        ("beans-zero", "I hear an American Robin singing", "American Robin", ()),
+        ("beans-zero", "", "Veery", ()),
+        ("beans-zero", "common loon<|end_of_text|>American Robin", "Common Loon", ()),
+        # Answers are cleaned, read up to the first comma for some data sets, and have a limit.
+        ("paper", f"{SAID} Gray Wolf.", "Gray Wolf", ()),
+        ("paper", "Gray Wolfxxxxx", "Gray Wolf", ()),
+        ("paper", "Gray Wolfxxxxxx", "no label", ()),
+        ("paper", LONG, "Common Loon", (BIRDS, "cbi")),
+        ("paper", LONG, "Common Loon", (BIRDS, "watkins")),
+        ("paper", LONG, "no label", (BIRDS, "unseen-family-cmn")),
+        ("paper", f"{LATIN}, or Veery", "Gray Wolf", (BIRDS, "cbi")),
+        ("paper", f"{LATIN}, or Veery", "Gray Wolf", (BIRDS, "watkins")),
+        ("paper", LATIN, "no label", (BIRDS, "unseen-family-cmn")),
+        ("paper", "something else entirely", "None", (WOLVES,)),
+        ("paper", "1", "One", (BIRDS_HEARD, "zf-indiv")),
+        ("paper", "0", "One", (BIRDS_HEARD, "zf-indiv")),
+        ("paper", " 1.5 ", "One", (BIRDS_HEARD, "zf-indiv")),
+        ("paper", "-3", "One", (BIRDS_HEARD, "zf-indiv")),
+        ("paper", "2", "More", (BIRDS_HEARD, "zf-indiv")),
+        ("paper", "17", "More", (BIRDS_HEARD, "zf-indiv")),
+        # One label and no other.
+        ("mention", "Surely a GRAY WOLF, howling.", "Gray Wolf", ()),
+        ("mention", "A Gray Wolf or a Veery", "no label", ()),
+        ("mention", "A wolf", "no label", ()),
+        ("mention", "Veery<|end_of_text|> Gray Wolf", "Veery", ()),
+        # The label and nothing else.
+        ("strict", "  gray WOLF\n", "Gray Wolf", ()),
+        ("strict", "Gray Wolf.", "no label", ()),
+        ("strict", "dog", "dog", (DOGS,)),
+        ("strict", "DOG", "Dog", (DOGS,)),
+    ],
 )
-def test_paper_counts_birds(answer: str, label: str) -> None:
-    assert label_of(answer, "paper", ("One", "More"), "zf-indiv") == label
+def test_what_an_answer_is_taken_for(name: str, answer: str, label: str, more: Any) -> None:
+    assert label_of(answer, name, *more) == label
 
 
 @pytest.mark.parametrize("answer", ["nan", "inf", "1e9", "1_0", "2 birds", "٢"])
 def test_what_is_no_bare_number_is_no_count(answer: str) -> None:
     assert protocol("paper").read(answer, "zf-indiv") == answer
-
-
-def test_an_unmatched_answer_is_the_label_none_where_there_is_one() -> None:
-    assert label_of("something else entirely", "paper", ("None", "Gray Wolf")) == "None"
-
-
-def test_mention_wants_one_label_and_no_other() -> None:
-    assert label_of("Surely a GRAY WOLF, howling.", "mention") == "Gray Wolf"
-    assert label_of("A Gray Wolf or a Veery", "mention") == "no label"
-    assert label_of("A wolf", "mention") == "no label"
-    assert label_of("Veery<|end_of_text|> Gray Wolf", "mention") == "Veery"
-
-
-def test_strict_wants_the_label() -> None:
-    assert label_of("  gray WOLF\n", "strict") == "Gray Wolf"
-    assert label_of("Gray Wolf.", "strict") == "no label"
-    assert label_of("dog", "strict", ("Dog", "dog")) == "dog"
-    assert label_of("DOG", "strict", ("Dog", "dog")) == "Dog"
 
 
 def test_detection_reads_lists() -> None:
@@ -232,32 +229,19 @@ def check_captions(case: dict[str, Any]) -> None:
     assert found.mean() == pytest.approx(case["metrics"]["CIDEr"], abs=TOLERANCE)
 
 
-COMMON = ["Barn Owl", "Black Phoebe", "Common Loon", "Green Heron", "Mallard", "Veery"]
-SCIENTIFIC = {
-    "Barn Owl": "Tyto alba",
-    "Black Phoebe": "Sayornis nigricans",
-    "Common Loon": "Gavia immer",
-    "Green Heron": "Butorides virescens",
-    "Mallard": "Anas platyrhynchos",
-    "Veery": "Catharus fuscescens",
-}
-SAID = "The common name for the focal species in the audio is"
+SCIENTIFIC = {name: f"Species of {name[::-1]}" for name in COMMON}
 
 
-def made_answer(rng: np.random.Generator, name: str) -> tuple[str, str | None, str]:
-    """An answer, what it is taken for under `paper`, and under `strict`; None: no label."""
-    way = rng.integers(6)
-    if way == 0:
-        return name, name, name
-    if way == 1:
-        return f"{name[:-2]}<|end_of_text|> Mallard", name, "-"
-    if way == 2:
-        return f"{SAID} {name}.", name, "-"
-    if way == 3:
-        return f"{name}, which is heard at dusk in summer", name, "-"
-    if way == 4:
-        return f" {name.upper()} ", None, name  # every letter is another one
-    return "I am sorry, nothing can be heard here", None, "-"
+def ways(name: str) -> list[tuple[str, str, str]]:
+    """Answers with what they are taken for under `paper` and under `strict`."""
+    return [
+        (name, name, name),
+        (f"{name[:-2]}<|end_of_text|> Mallard", name, "-"),
+        (f"{SAID} {name}.", name, "-"),
+        (f"{name}, which is heard at dusk in summer", name, "-"),
+        (f" {name.upper()} ", "None", name),  # every letter is another one
+        ("I am sorry, nothing can be heard here", "None", "-"),
+    ]
 
 
 @pytest.mark.usefixtures("own_folder")
@@ -267,20 +251,18 @@ def test_made_answers_give_the_numbers_of_the_textbook() -> None:
     rows, wanted = [], {}
     names: list[Callable[[str], str]] = [str, SCIENTIFIC.__getitem__]
     names.append(lambda label: f"{SCIENTIFIC[label]} : {label}")
-    for query, scored in enumerate(names):
-        for alpha in (0.0, 0.5, 1.0):
-            true, paper, strict = [], [], []
-            for number in range(60):
-                label = COMMON[min(rng.geometric(0.4) - 1, 5)] if number > 5 else COMMON[number]
-                heard = label if rng.random() < 0.3 + alpha / 2 else COMMON[rng.integers(6)]
-                text, as_paper, as_strict = made_answer(rng, scored(heard))
-                more = {"query": query, "lora_scale": alpha, "dataset_name": "cbi"}
-                rows.append(row(number, label, text, **more))
-                true.append(scored(label))
-                paper.append(as_paper or "None")
-                strict.append(as_strict)
-            wanted[query, alpha, "paper"] = weighted_by_hand(true, paper)
-            wanted[query, alpha, "strict"] = weighted_by_hand(true, strict)
+    for (query, scored), alpha in itertools.product(enumerate(names), (0.0, 0.5, 1.0)):
+        samples = []
+        for number in range(60):
+            label = COMMON[min(rng.geometric(0.4) - 1, 5)] if number > 5 else COMMON[number]
+            heard = label if rng.random() < 0.3 + alpha / 2 else COMMON[rng.integers(6)]
+            text, *taken = ways(scored(heard))[rng.integers(6)]
+            more = {"query": query, "lora_scale": alpha, "dataset_name": "cbi"}
+            rows.append(row(number, label, text, **more))
+            samples.append((scored(label), *taken))
+        true, paper, strict = map(list, zip(*samples, strict=True))
+        wanted[query, alpha, "paper"] = weighted_by_hand(true, paper)
+        wanted[query, alpha, "strict"] = weighted_by_hand(true, strict)
     reading = ReadOptions(
         rules=parse_rules(["query=1:scientific", "query=2:both"]), scientific=SCIENTIFIC
     )
