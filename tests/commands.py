@@ -43,9 +43,9 @@ def calls_in(folder: Path) -> Path:
     return folder
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def rows(path: Path | str) -> list[dict[str, Any]]:
     """What stands in a result file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def write_wav(path: Path, seconds: float, sample_rate: int = 8000) -> Path:

@@ -1,12 +1,14 @@
-"""All commands: help without heavy imports, groups of options, notes, the short commands."""
+"""All commands: help without heavy imports, groups of options, notes; commands about files."""
 
 from __future__ import annotations
 
+import csv
 import gc
 import inspect
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -15,19 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import typer
 from commands import beans, naturelm
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-import NatureLM
-from NatureLM.cli import options as heavy
+from NatureLM import __version__
+from NatureLM.audio.windows import iter_windows
+from NatureLM.cli import options as of
 from NatureLM.cli.errors import notes_shown
 from NatureLM.cli.main import BEANS_COMMANDS, NATURELM_COMMANDS, Command, beans_app, naturelm_app
 from NatureLM.cli.options import argument, expanded, option
 from NatureLM.data.components import component, components
 from NatureLM.errors import UsageError
+from NatureLM.models import NatureLM
 from NatureLM.progress import ProgressBar, say
+from NatureLM.results.rows import Prediction, RunSettings
+from NatureLM.results.store import WindowStore
+from NatureLM.search.build import Embedder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,26 +54,15 @@ print(json.dumps([code, [name for name in heavy if name in sys.modules]]), file=
 """
 
 
+HELP = ("infer", "embed", "search", "convert", "schema", "merge", "models", "train", "report")
+
+
 @pytest.mark.parametrize(
     ("entry", "args"),
     [
-        ("naturelm", ["--help"]),
-        ("naturelm", ["-h"]),
-        ("naturelm", ["--version"]),
-        ("naturelm", ["infer", "--help"]),
-        ("naturelm", ["embed", "--help"]),
-        ("naturelm", ["search", "--help"]),
-        ("naturelm", ["convert", "--help"]),
-        ("naturelm", ["schema", "--help"]),
-        ("naturelm", ["merge", "--help"]),
-        ("naturelm", ["models", "--help"]),
-        ("naturelm", ["train", "--help"]),
-        ("naturelm", ["report", "--help"]),
-        ("naturelm", ["tune-alpha", "--help"]),
-        ("beans", ["--help"]),
-        ("beans", ["--version"]),
-        ("beans", ["run", "--help"]),
-        ("beans", ["info"]),
+        *(("naturelm", [flag]) for flag in ("--help", "-h", "--version")),
+        *(("naturelm", [name, "--help"]) for name in (*HELP, "tune-alpha")),
+        *(("beans", args) for args in (["--help"], ["--version"], ["run", "--help"], ["info"])),
     ],
 )
 def test_help_imports_nothing_heavy(entry: str, args: list[str]) -> None:
@@ -74,37 +72,33 @@ def test_help_imports_nothing_heavy(entry: str, args: list[str]) -> None:
     )
     print(f"{entry} {' '.join(args)}: {time.perf_counter() - started:.2f} s")
     assert done.stdout.strip(), done.stderr
-    code, heavy = json.loads(done.stderr.splitlines()[-1])
-    assert (code, heavy) == (0, [])
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
 
 
 def test_every_verb_is_listed_and_there() -> None:
-    result = naturelm("--help")
+    listed = " ".join(naturelm("--help").stdout.split())
     for name, verb in NATURELM_COMMANDS.items():
-        assert name in result.stdout
-        assert verb.summary.split(".")[0] in " ".join(result.stdout.split())
+        assert name in listed
+        assert verb.summary.split(".")[0] in listed
+    for verb in (*NATURELM_COMMANDS.values(), *BEANS_COMMANDS.values()):
         assert callable(verb.function())
     assert set(NATURELM_COMMANDS) == {
-        "infer",
-        "embed",
-        "search",
-        "schema",
-        "models",
-        "train",
-        "convert",
-        "merge",
-        "tune-alpha",
-        "calibrate",
-        "report",
-        "export",
-        "cache",
-        "inference-app",
+        *(
+            "infer",
+            "embed",
+            "search",
+            "schema",
+            "models",
+            "train",
+            "convert",
+            "merge",
+            "tune-alpha",
+        ),
+        *("calibrate", "report", "export", "cache", "inference-app"),
     }
     assert set(BEANS_COMMANDS) == {
         *("run", "info", "score", "compare", "report", "fetch", "make-mini")
     }
-    for verb in BEANS_COMMANDS.values():
-        assert callable(verb.function())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +106,7 @@ def test_every_verb_is_listed_and_there() -> None:
 )
 def test_version(app: Any, name: str) -> None:
     result = CliRunner().invoke(app, ["--version"])
-    assert (result.exit_code, result.stdout) == (0, f"{name} {NatureLM.__version__}\n")
+    assert (result.exit_code, result.stdout) == (0, f"{name} {__version__}\n")
 
 
 def test_a_verb_that_is_not_there() -> None:
@@ -130,15 +124,13 @@ DOORS = [
 
 @pytest.mark.parametrize("door", DOORS, ids=["python -m", "infer_main", "naturelm infer"])
 def test_every_door_leads_to_infer(door: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT
+    done, wrong = (
+        subprocess.run([sys.executable, *door, *args], capture_output=True, text=True, cwd=ROOT)
+        for args in (["--help"], ["--query", "q"])
     )
     assert done.returncode == 0, done.stderr
     for name in ("--audio-path", "--query", "--window-length-seconds", "--merging-alpha"):
         assert name in done.stdout
-    wrong = subprocess.run(
-        [sys.executable, *door, "--query", "q"], capture_output=True, text=True, cwd=ROOT
-    )
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("Error: nothing to listen to")
 
@@ -242,16 +234,13 @@ def grouped() -> typer.Typer:
     return made
 
 
-def test_the_verb_gets_the_group() -> None:
+def test_the_verb_gets_the_group_and_options_stand_where_it_stood() -> None:
     given = ["x", "--width", "4", "--names", "a", "--names", "b", "--last"]
     done = CliRunner().invoke(grouped(), given)
     assert done.output == "x MoreSizes(width=4, names=['a', 'b'], height=1) True\n"
     assert CliRunner().invoke(grouped(), ["x"]).output == f"x {MoreSizes()} False\n"
     assert CliRunner().invoke(grouped(), ["x", "--no-last"]).exit_code == 2
     assert CliRunner().invoke(grouped(), ["x", "--width", "0"]).exit_code == 2
-
-
-def test_options_stand_where_the_group_stood() -> None:
     names = list(inspect.signature(grouped().registered_commands[0].callback or grouped).parameters)
     assert names == ["path", "height", "width", "names", "last"]
 
@@ -340,7 +329,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("disable", "freeze", "enable"):
         monkeypatch.setattr(gc, name, lambda name=name: found.append(name))
     monkeypatch.setattr(gc, "isenabled", lambda: True)
-    monkeypatch.setattr(heavy, "import_module", lambda name: found.append(name))
+    monkeypatch.setattr(of, "import_module", lambda name: found.append(name))
     return found
 
 
@@ -348,14 +337,12 @@ def test_garbage_is_not_sought_while_importing_nor_in_what_came(
     calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "NatureLM.models.modeling", raising=False)
-    heavy.import_model()
+    of.import_model()
     assert calls == ["disable", "NatureLM.models.modeling", "freeze", "enable"]
-
-
-def test_what_is_imported_is_left_alone(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.clear()
     monkeypatch.setitem(sys.modules, "NatureLM.models.modeling", sys)
-    heavy.import_model()
-    assert calls == []
+    of.import_model()
+    assert calls == [], "what is imported is left alone"
 
 
 def test_a_failed_import_leaves_the_collector_on(
@@ -365,7 +352,202 @@ def test_a_failed_import_leaves_the_collector_on(
         raise ImportError(name)
 
     monkeypatch.delitem(sys.modules, "NatureLM.models.modeling", raising=False)
-    monkeypatch.setattr(heavy, "import_module", fail)
+    monkeypatch.setattr(of, "import_module", fail)
     with pytest.raises(ImportError):
-        heavy.import_model()
+        of.import_model()
     assert calls[-1] == "enable"
+
+
+# Commands about files: `embed` and `search`, `cache`, `export`
+
+
+def call(command: str, *args: str | Path) -> Result:
+    return naturelm(command, *args, "--device", "cpu")
+
+
+def test_an_index_is_made_and_searched(nano_calls: Path, nano_folder: Path, nano: NatureLM) -> None:
+    model = nano_folder / "checkpoint"
+    cut = ("--window-length-seconds", "4", "--hop-length-seconds", "2")
+    result = call("embed", "calls", "--model", model, "-o", "calls.npz", *cut)
+    assert result.exit_code == 3, result.stderr  # the empty recording
+    assert "calls/empty.wav" in result.stderr
+    assert "calls.npz: 8 windows, 8 of them new, 1 errors" in result.stderr
+    with np.load("calls.npz") as arrays:
+        files, vectors, starts = arrays["files"][arrays["file"]], arrays["vectors"], arrays["start"]
+    windows = list(iter_windows("calls/trill_16k.wav", window_seconds=4, hop_seconds=2))
+    of_trill = files == "calls/trill_16k.wav"
+    assert starts[of_trill].tolist() == [window.start for window in windows]
+    assert vectors[of_trill] == pytest.approx(Embedder(nano).vectors(windows), abs=1e-5)
+
+    result = call("search", "calls/trill_16k.wav", "--index", "calls.npz", "--json",
+                  "--start", "2", "--end", "6", "--top-k", "3")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["rank"] for row in found] == [1, 2, 3]
+    best = {"rank": 1, "audio_path": "calls/trill_16k.wav", "start": 2.0, "end": 6.0}
+    assert found[0] == {**best, "similarity": pytest.approx(1.0, abs=1e-5)}
+    assert found[0]["similarity"] >= found[1]["similarity"] >= found[2]["similarity"]
+
+    result = call("search", "calls/trill_16k.wav", "--index", "calls.npz", "--others-only")
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["rank", "similarity", "file", "start", "end"]
+    assert all("chirps_16k.wav" in line for line in lines[1:])
+    assert len(lines) == 1 + sum(~of_trill)
+
+    shutil.copytree(model, nano_calls / "other" / "checkpoint")
+    shutil.copytree(nano_folder / "llama", nano_calls / "other" / "llama")
+    _change_the_encoder(nano_calls / "other" / "checkpoint")
+    for args in (["--model", "other/checkpoint"], ["--dtype", "bfloat16"]):
+        result = call("search", "calls/trill_16k.wav", "--index", "calls.npz", *args)
+        assert result.exit_code == 2
+        assert "was made with another model" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def _change_the_encoder(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in tensors if name.startswith("beats.") and name.endswith("bias"))
+    tensors[name] = tensors[name] + 0.01
+    save_file(tensors, checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["embed", "calls", "-o", "x.csv"], ".npz or .parquet"),
+        (["embed", "nowhere"], "nowhere: there is no such file or folder"),
+        (["embed", "calls", "--hop-length-seconds", "0"], "hop length is 0"),
+        (["embed", "calls", "--channel", "left"], "left"),
+        (["search", "calls/trill_16k.wav", "-i", "x.npz"], "there is no such index"),
+        (["search", "calls/trill_16k.wav", "-i", "x.npz", "--top-k", "0"], "--top-k is 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    args: list[str], says: str, nano_calls: Path
+) -> None:
+    result = call(*args, "--model", "no-such-model")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "no-such-model" not in result.stderr
+
+
+# cache
+
+
+def test_a_cache_needs_a_folder_and_a_known_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NATURELM_CACHE", raising=False)
+    result = naturelm("cache")
+    assert (result.exit_code, "NATURELM_CACHE is not set" in result.stdout) == (0, True)
+    result = naturelm("cache", "empty", "--cache-dir", "anywhere")
+    assert (result.exit_code, "it must be info or clear" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("is_option", [False, True])
+def test_sound_is_encoded_once_for_several_commands(
+    tmp_path: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch, is_option: bool
+) -> None:
+    encoded: list[int] = []
+    encode = NatureLM.encode_audio
+
+    def counting(model: NatureLM, wav_BS: Any, *args: Any) -> Any:
+        encoded.append(len(wav_BS))
+        return encode(model, wav_BS, *args)
+
+    monkeypatch.setattr(NatureLM, "encode_audio", counting)
+    cache_dir = ("--cache-dir", str(tmp_path / "cache")) if is_option else ()
+    if is_option:
+        monkeypatch.delenv("NATURELM_CACHE", raising=False)
+    else:
+        monkeypatch.setenv("NATURELM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def infer(alpha: str, name: str) -> str:
+        result = naturelm(
+            *("infer", "--model", str(nano_folder / "checkpoint"), "--device", "cpu"),
+            *("--audio-path", str(nano_folder / "audio"), "-q", "What is it?"),
+            *("--options", "generate.max_new_tokens=3", "--merging-alpha", alpha),
+            *("--output-path", name, "--max-memory", "1GB", *cache_dir),
+        )
+        assert result.exit_code == 0, result.stderr
+        return (tmp_path / name).read_text(encoding="utf-8")
+
+    first = infer("1.0", "a.jsonl")
+    windows = sum(encoded)
+    assert windows > 0
+    infer("0.5", "b.jsonl")
+    assert infer("1.0", "c.jsonl") == first
+    assert sum(encoded) == windows, "a window was encoded again"
+    assert f"{windows} clips" in naturelm("cache", "info", *cache_dir).stdout
+    assert f"Cleared {tmp_path / 'cache'}" in naturelm("cache", "clear", *cache_dir).stdout
+    assert "0 clips, 0 bytes" in naturelm("cache", *cache_dir).stdout
+
+
+# export
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Answers about a recording of 12 s, one of 5 s and one that cannot be read."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.zeros(12 * 8000), 8000)
+    soundfile.write("b.wav", np.zeros(5 * 8000), 8000)
+    settings = {"model": "m", "merging_alpha": 1.0, "queries": ["q"], "channel": 2}
+    with WindowStore("answers.jsonl") as store:
+        store.begin(RunSettings({**settings, "time_expansion": 0.25}))
+        store.add_answer(Prediction("a.wav", 0.0, 10.0, "q", "=Wolf", 1.0))
+        store.add_answer(Prediction("a.wav", 10.0, 12.0, "q", "Owl", 1.0))
+        store.add_answer(Prediction("b.wav", 0.0, 5.0, "q", "Dog", 1.0))
+        store.add_error("c.wav", ValueError("no sound"), 1.0)
+    return Path("answers.jsonl")
+
+
+def test_csv_is_written_beside_the_answers(answers: Path) -> None:
+    result = naturelm("export", str(answers))
+    assert result.exit_code == 0, result.output
+    assert "4 rows in answers.csv" in result.output
+    with open("answers.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == ["'=Wolf", "Owl", "Dog", ""]
+    assert rows[3]["error"] == "no sound"
+
+
+def test_raven_table_has_exact_times_channel_and_band(answers: Path) -> None:
+    result = naturelm("export", str(answers), "--format", "raven", "--output-path", "tables/r.txt")
+    assert result.exit_code == 0, result.output
+    with open("tables/r.txt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [(row["Begin Time (s)"], row["End Time (s)"]) for row in rows] == [
+        ("0.000000", "10.000000"),
+        ("10.000000", "12.000000"),
+        ("12.000000", "17.000000"),
+    ]
+    assert {(row["Channel"], row["High Freq (Hz)"]) for row in rows} == {("2", "2000.0")}
+
+
+def test_recording_that_is_gone_is_noted(answers: Path) -> None:
+    Path("a.wav").unlink()
+    result = naturelm("export", str(answers), "--format", "raven")
+    assert result.exit_code == 0, result.output
+    assert "a.wav" in result.output
+    assert "12 s, where the last answer ends" in result.output
+    assert Path("answers.selections.txt").read_text().splitlines()[3].split("\t")[3] == "12.000000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("answers.jsonl", "--format", "xls"), "csv, raven"),
+        (("nothing.jsonl",), "nothing.jsonl"),
+        (("answers.jsonl", "--output-path", "answers.jsonl"), "would be replaced"),
+        (("answers.jsonl", "--output-path", "a.wav/x.csv"), "cannot be written"),
+        (("a.wav",), "a.wav: there is no answer"),
+    ],
+)
+def test_what_cannot_be_is_told(answers: Path, arguments: tuple[str, ...], words: str) -> None:
+    before = answers.read_bytes()
+    result = naturelm("export", *arguments)
+    assert result.exit_code in (1, 2)
+    assert words in " ".join(result.output.split())
+    assert answers.read_bytes() == before
