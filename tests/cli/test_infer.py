@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,9 +23,9 @@ from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import WindowResult
 from NatureLM.results.rows import WindowRow, read_rows
 
-
-def infer(*args: Any) -> Result:
-    return naturelm("infer", *args)
+infer = functools.partial(naturelm, "infer")
+OUTPUT = "inference_output.jsonl"
+TEXTS = ["cuckoo 0", "cuckoo 10", "cuckoo 20", "wolf 0"]
 
 
 def test_answers_are_shown_and_written(folder: Path, asker: FakePipeline) -> None:
@@ -43,35 +44,14 @@ def test_answers_are_shown_and_written(folder: Path, asker: FakePipeline) -> Non
     assert "Answers: inference_output.jsonl" in result.stderr
     assert "[1/2] calls/cuckoo.wav: 3 answers" in result.stderr
     assert "[2/2] calls/wolf.WAV: 1 answer," in result.stderr
-    written = rows(folder / "inference_output.jsonl")
+    written = rows(OUTPUT)
     assert [(row["audio_path"], row["start"], row["end"], row["text"]) for row in written] == [
-        ("calls/cuckoo.wav", 0.0, 10.0, "cuckoo 0"),
-        ("calls/cuckoo.wav", 10.0, 20.0, "cuckoo 10"),
-        ("calls/cuckoo.wav", 20.0, 25.0, "cuckoo 20"),
+        *(("calls/cuckoo.wav", s, min(s + 10.0, 25.0), f"cuckoo {s:g}") for s in (0.0, 10.0, 20.0)),
         ("calls/wolf.WAV", 0.0, 3.0, "wolf 0"),
     ]
-    assert {row["query"] for row in written} == {"What is it?"}
-    assert {row["model"] for row in written} == {"naturelm-tiny"}
-    assert {row["merging_alpha"] for row in written} == {1.0}
-
-
-def test_the_command_of_the_readme(folder: Path, asker: FakePipeline) -> None:
-    config = Path(__file__).resolve().parents[2] / "configs" / "inference.yml"
-    (folder / "assets").symlink_to("calls")
-    result = infer(
-        "--cfg-path",
-        str(config),
-        "--audio-path",
-        "assets",
-        "--query",
-        "Caption the audio",
-        "--window-length-seconds",
-        "10.0",
-        "--hop-length-seconds",
-        "10.0",
-    )
-    assert result.exit_code == 0, result.stderr
-    assert len(rows(folder / "inference_output.jsonl")) == 4
+    assert {(row["query"], row["model"], row["merging_alpha"]) for row in written} == {
+        ("What is it?", "naturelm-tiny", 1.0)
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,15 +72,14 @@ def test_other_spellings(folder: Path, asker: FakePipeline, args: tuple[str, ...
 
 
 def test_several_recordings_and_questions(folder: Path, asker: FakePipeline) -> None:
-    result = infer(
-        "-a", "calls/wolf.WAV", "-a", "calls/cuckoo.wav", "-q", "What?", "-q", "Who?", "-q", "What?"
-    )
+    recordings = ("-a", "calls/wolf.WAV", "-a", "calls/cuckoo.wav")
+    result = infer(*recordings, "-q", "What?", "-q", "Who?", "-q", "What?")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[:2] == ["[1] What?", "[2] Who?"]
     assert "  0.00s - 3.00s        [2] wolf 0" in lines
     assert "2 recordings, 4 windows, 8 answers, 0 errors" in result.stderr
-    assert len(rows(folder / "inference_output.jsonl")) == 8
+    assert len(rows(OUTPUT)) == 8
     assert sorted(asker.asked) == sorted(set(asker.asked))
 
 
@@ -116,35 +95,25 @@ def test_options_reach_request_and_rows(folder: Path, asker: FakePipeline) -> No
     assert result.exit_code == 0
     ((request, config, asked),) = asker.given
     assert (asked.merging_alpha, request.model) == (0.4, "some/model")
-    assert request.adapter == "some/adapter"
     assert (request.device, request.dtype, request.batch_size) == ("cuda:1", "bfloat16", 3)
     assert (asked.channel, asked.time_expansion) == (2, 10.0)
     assert (asked.window_length_seconds, asked.hop_length_seconds) == (5.0, 2.5)
     assert config.generate.num_beams == 1
-    assert {row["merging_alpha"] for row in rows(folder / "inference_output.jsonl")} == {0.4}
-    record = json.loads((folder / "inference_output.jsonl.run.json").read_text())
+    assert {row["merging_alpha"] for row in rows(OUTPUT)} == {0.4}
+    record = json.loads((folder / f"{OUTPUT}.run.json").read_text())
     assert record["settings"] == {
-        "model": "some/model",
-        "adapter": "some/adapter",
-        "merging_alpha": 0.4,
-        "queries": ["What is it?"],
-        "window_length_seconds": 5.0,
-        "hop_length_seconds": 2.5,
-        "channel": 2,
-        "time_expansion": 10.0,
+        **{"model": "some/model", "adapter": "some/adapter", "merging_alpha": 0.4},
+        **{"queries": ["What is it?"], "window_length_seconds": 5.0, "hop_length_seconds": 2.5},
+        **{"channel": 2, "time_expansion": 10.0},
         "generate": config.generate.model_dump(exclude={"merging_alpha"}),
-        "weights": "fake",
-        "dtype": "float32",
-        "prompt_template": "{}",
+        **{"weights": "fake", "dtype": "float32", "prompt_template": "{}"},
     }
 
 
 def test_alpha_and_checkpoint_of_the_configuration(folder: Path, asker: FakePipeline) -> None:
     (folder / "c.yml").write_text("generate: {merging_alpha: 0.5}\nmodel: {ckpt: my/folder}\n")
     assert infer(*ASK, "--cfg-path", "c.yml").exit_code == 0
-    assert {
-        (row["merging_alpha"], row["model"]) for row in rows(folder / "inference_output.jsonl")
-    } == {(0.5, "my/folder")}
+    assert {(row["merging_alpha"], row["model"]) for row in rows(OUTPUT)} == {(0.5, "my/folder")}
 
 
 def test_a_bad_recording_is_reported_and_the_rest_goes_on(
@@ -157,13 +126,8 @@ def test_a_bad_recording_is_reported_and_the_rest_goes_on(
     assert "Error: calls/empty.wav: " in result.stderr
     assert "Error: calls/notes.mp3: " in result.stderr
     assert "4 recordings, 4 windows, 4 answers, 2 errors" in result.stderr
-    written = rows(folder / "inference_output.jsonl")
-    assert [row["text"] for row in written if "text" in row] == [
-        "cuckoo 0",
-        "cuckoo 10",
-        "cuckoo 20",
-        "wolf 0",
-    ]
+    written = rows(OUTPUT)
+    assert [row["text"] for row in written if "text" in row] == TEXTS
     errors = [row for row in written if "error" in row]
     assert [row["audio_path"] for row in errors] == ["calls/empty.wav", "calls/notes.mp3"]
     assert all(row["error"].startswith(row["audio_path"]) for row in errors)
@@ -172,17 +136,15 @@ def test_a_bad_recording_is_reported_and_the_rest_goes_on(
     asker.asked.clear()
     assert infer(*ASK).exit_code == 3
     assert asker.asked == []
-    assert len(rows(folder / "inference_output.jsonl")) == 6
+    assert len(rows(OUTPUT)) == 6
     # Mended: all is well.
-    write_wav(folder / "calls" / "empty.wav", 1)
-    (folder / "calls" / "notes.mp3").unlink()
-    write_wav(folder / "calls" / "notes.mp3", 1)
+    for name in ("empty.wav", "notes.mp3"):
+        write_wav(folder / "calls" / name, 1)
     result = infer(*ASK)
     assert result.exit_code == 0
     assert "calls/empty.wav: has changed since it failed" not in result.stderr  # had no answers
     assert "2 recordings that had failed are tried again" in result.stderr
-    assert not any("error" in row for row in rows(folder / "inference_output.jsonl"))
-    assert len(rows(folder / "inference_output.jsonl")) == 6
+    assert ["text" in row for row in rows(OUTPUT)] == 6 * [True]
 
 
 WRONG = [
@@ -230,30 +192,27 @@ def test_wrong_usage_ends_with_2_before_any_work(
     assert sorted(str(path) for path in folder.rglob("*")) == before
 
 
-def test_keys_without_effect_give_one_note(folder: Path, asker: FakePipeline) -> None:
+def test_keys_without_effect_and_a_gap_between_windows_give_notes(
+    folder: Path, asker: FakePipeline
+) -> None:
     (folder / "c.yml").write_text("run: {world_size: 4, use_distributed: true}")
-    result = infer(*ASK, "--cfg-path", "c.yml")
+    result = infer(*ASK, "--cfg-path", "c.yml", "--window-length-seconds", "5")
     assert result.exit_code == 0
-    notes = [line for line in result.stderr.splitlines() if line.startswith("Note: c.yml")]
-    assert len(notes) == 1
-    assert "run.use_distributed, run.world_size" in notes[0]
-
-
-def test_a_gap_between_windows_gives_a_note(folder: Path, asker: FakePipeline) -> None:
-    result = infer(*ASK, "--window-length-seconds", "5")
+    (note,) = (line for line in result.stderr.splitlines() if line.startswith("Note: c.yml"))
+    assert "run.use_distributed, run.world_size" in note
     assert "--hop-length-seconds 10 is longer than a window of 5 s" in result.stderr
 
 
 def test_the_same_command_asks_nothing_twice(folder: Path, asker: FakePipeline) -> None:
     infer(*ASK)
-    before = (folder / "inference_output.jsonl").read_bytes()
+    before = (folder / OUTPUT).read_bytes()
     asker.asked.clear()
     result = infer(*ASK, "--batch-size", "4", "--device", "cpu", "--quiet")
     assert result.exit_code == 0
     assert asker.asked == []
     assert "has 4 answers of this run" in result.stderr
     assert "0 answers (4 more from before)" in result.stderr
-    assert (folder / "inference_output.jsonl").read_bytes() == before
+    assert (folder / OUTPUT).read_bytes() == before
     # A new recording is all that is asked.
     write_wav(folder / "calls" / "new.wav", 2)
     assert infer(*ASK).exit_code == 0
@@ -276,14 +235,14 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
     folder: Path, asker: FakePipeline, args: tuple[str, ...], words: str
 ) -> None:
     infer(*ASK)
-    before = (folder / "inference_output.jsonl").read_bytes()
+    before = (folder / OUTPUT).read_bytes()
     asker.loaded = 0
     result = infer(*ASK, *args)
     assert result.exit_code == 2
     assert words in result.stderr
     assert "--overwrite" in result.stderr
     assert asker.loaded == 0
-    assert (folder / "inference_output.jsonl").read_bytes() == before
+    assert (folder / OUTPUT).read_bytes() == before
     assert infer(*ASK, *args, "--overwrite").exit_code == 0
 
 
@@ -302,25 +261,19 @@ def test_ctrl_c_keeps_what_is_done(folder: Path, asker: FakePipeline) -> None:
     assert result.stderr.splitlines()[-1] == (
         "Stopped. 2 answers are in inference_output.jsonl; the same command goes on from there."
     )
-    assert len(rows(folder / "inference_output.jsonl")) == 2
+    assert len(rows(OUTPUT)) == 2
     asker.stop_after = None
     result = infer(*ASK)
     assert result.exit_code == 0
-    assert [row["text"] for row in rows(folder / "inference_output.jsonl")] == [
-        "cuckoo 0",
-        "cuckoo 10",
-        "cuckoo 20",
-        "wolf 0",
-    ]
+    assert [row["text"] for row in rows(OUTPUT)] == TEXTS
     assert len(asker.asked) == 4
 
 
 def test_stopped_before_the_first_answer(folder: Path, asker: FakePipeline) -> None:
     asker.stop_after = 0
     result = infer(*ASK)
-    assert result.exit_code == 130
-    assert "nothing was written" in result.stderr
-    assert not (folder / "inference_output.jsonl").exists()
+    assert (result.exit_code, "nothing was written" in result.stderr) == (130, True)
+    assert not (folder / OUTPUT).exists()
 
 
 def test_answers_cannot_play_with_the_terminal(folder: Path, asker: FakePipeline) -> None:
@@ -328,7 +281,7 @@ def test_answers_cannot_play_with_the_terminal(folder: Path, asker: FakePipeline
     result = infer(*ASK)
     assert "\x1b" not in result.stdout
     assert "a b [31m[bold]c" in result.stdout
-    assert rows(folder / "inference_output.jsonl")[0]["text"] == "a\nb\x1b[31m[bold]c"
+    assert rows(OUTPUT)[0]["text"] == "a\nb\x1b[31m[bold]c"
 
 
 def test_the_stack_trace_is_there_for_who_wants_it(
@@ -372,7 +325,7 @@ def test_signals_leave_whole_lines_and_the_run_goes_on(
     folder: Path, number: signal.Signals, code: int
 ) -> None:
     write_wav(folder / "calls" / "long.wav", 300)
-    output = folder / "inference_output.jsonl"
+    output = folder / OUTPUT
     process = start(folder, 0.05, *ASK)
     wait_for_rows(output, 3, process)
     process.send_signal(number)
@@ -394,7 +347,7 @@ def test_signals_leave_whole_lines_and_the_run_goes_on(
 def test_two_runs_on_one_output(folder: Path) -> None:
     write_wav(folder / "calls" / "long.wav", 300)
     first = start(folder, 1.0, *ASK)
-    wait_for_rows(folder / "inference_output.jsonl", 1, first)
+    wait_for_rows(folder / OUTPUT, 1, first)
     first.send_signal(signal.SIGSTOP)  # it keeps the file, however slow the machine is
     try:
         second = start(folder, 0.0, *ASK)
@@ -412,7 +365,7 @@ def test_characters_that_the_terminal_lacks(folder: Path) -> None:
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "wolf \\u72fc" in output
-    assert any("wolf 狼" in row["audio_path"] for row in rows(folder / "inference_output.jsonl"))
+    assert any("wolf 狼" in row["audio_path"] for row in rows(OUTPUT))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
@@ -484,15 +437,15 @@ def test_rows_equal_the_pipeline(nano_calls: Path, nano_folder: Path, nano: Any)
         )
         if isinstance(one, WindowResult)
     ]
-    written = [row for row in rows(nano_calls / "inference_output.jsonl") if "text" in row]
+    written = [row for row in rows(OUTPUT) if "text" in row]
     assert [(row["audio_path"], row["start"], row["end"], row["text"]) for row in written] == [
         (one.audio_path, one.start, one.end, one.text) for one in expected
     ]
     assert len(written) == 6
     # Again with another batch size: nothing is left to do but the bad recording.
-    before = rows(nano_calls / "inference_output.jsonl")
+    before = rows(OUTPUT)
     assert ask(nano_folder / "checkpoint", *args, "--batch-size", "1").exit_code == 3
-    assert sorted(map(str, rows(nano_calls / "inference_output.jsonl"))) == sorted(map(str, before))
+    assert sorted(map(str, rows(OUTPUT))) == sorted(map(str, before))
 
 
 def without_confidence(line: str) -> str:
@@ -527,7 +480,7 @@ def test_a_stopped_run_and_another_batch_size_give_the_same_rows(
     monkeypatch.undo()
     monkeypatch.chdir(nano_calls)
     assert ask(model, *args, "--batch-size", "5").exit_code == 3
-    parts = (nano_calls / "inference_output.jsonl").read_text(encoding="utf-8").splitlines()
+    parts = (nano_calls / OUTPUT).read_text(encoding="utf-8").splitlines()
     assert sorted(map(without_confidence, parts)) == sorted(map(without_confidence, whole))
     # Sums over the rows of a batch are rounded in float32; the answers above are the same ones.
     sure, as_sure = ({place(line): json.loads(line).get("confidence") for line in lines}
@@ -554,11 +507,11 @@ def test_template_and_base_of_the_configuration(nano_calls: Path, nano_folder: P
 def test_windows_longer_than_the_model_takes(nano_calls: Path, nano_folder: Path) -> None:
     model = nano_folder / "checkpoint"
     assert ask(model).exit_code == 3
-    before = rows(nano_calls / "inference_output.jsonl")
+    before = rows(OUTPUT)
     result = ask(model, "--window-length-seconds", "11", "--overwrite")
     assert result.exit_code == 2
     assert "--window-length-seconds is 11" in result.stderr
-    assert rows(nano_calls / "inference_output.jsonl") == before
+    assert rows(OUTPUT) == before
 
 
 def test_a_model_that_is_not_there(nano_calls: Path) -> None:
@@ -566,7 +519,7 @@ def test_a_model_that_is_not_there(nano_calls: Path) -> None:
     assert result.exit_code in (1, 2)
     assert "no-such-model" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (nano_calls / "inference_output.jsonl").exists()
+    assert not (nano_calls / OUTPUT).exists()
 
 
 # Species lists, with the embedded model

@@ -61,8 +61,8 @@ def table(tmp_path: Path, nano_waveforms: dict[str, Any]) -> Path:
     return path
 
 
-def columns() -> list[str]:
-    return ["--column", "path=sound", "--column", "label=kind"]
+COLUMNS = ("--column", "path=sound", "--column", "label=kind")
+OURS = ("--data", "TABLE", *COLUMNS, "-q", "?")
 
 
 def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
@@ -84,7 +84,7 @@ def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
     monkeypatch.setattr(NatureLM, "encode_audio", counting)
     out = tmp_path / "tuned"
     code, printed, errors = tune(
-        "--model", nano_folder / "checkpoint", "--data", table, *columns(),
+        "--model", nano_folder / "checkpoint", "--data", table, *COLUMNS,
         "--where", "split=valid", "--query", "What is it?", "--output-path", out, *QUICK,
         "--batch-size", 5, "--max-memory", "1GB", "--cache-dir", tmp_path / "cache",
     )  # fmt: skip
@@ -123,12 +123,12 @@ def test_a_recording_that_is_not_there_is_named_and_left_out(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     model = ["--model", nano_folder / "checkpoint", "--query", "What?", *QUICK]
     out = tmp_path / "tuned"
-    code, _, errors = tune("--data", table, *columns(), *model, "--output-path", out)
+    code, _, errors = tune("--data", table, *COLUMNS, *model, "--output-path", out)
     assert code == 0, errors
     assert "missing.wav" in errors
     assert "There will be no figure: figures need matplotlib" in errors
     assert not (out / "tune.svg").exists()
-    code, _, errors = tune("--data", table, *columns(), *model, "--where", "family=f9")
+    code, _, errors = tune("--data", table, *COLUMNS, *model, "--where", "family=f9")
     assert code == 1
     assert "there is nothing to answer" in errors
     assert "missing.wav" in errors
@@ -143,16 +143,13 @@ def test_a_recording_that_is_not_there_is_named_and_left_out(
         (["--data", "TABLE", "--where", "split"], "--where split: write it as split=valid"),
         (["--data", "TABLE", "--column", "x=y"], "columns maps x; known are path"),
         (["--data", "TABLE", "--query", "{species}?"], "{species} is no flag of a query"),
-        (["--data", "TABLE", *columns()], "no question"),
-        (["--data", "TABLE", *columns(), "-q", "?", "--metric", "cider"], "--metric cider"),
-        (["--data", "TABLE", *columns(), "-q", "?", "--towards", "left"], "--towards left"),
-        (["--data", "TABLE", *columns(), "-q", "?", "--max-memory", "much"], "--max-memory is"),
-        (["--data", "TABLE", *columns(), "-q", "?", "--from", "2"], "give low < high"),
-        (["--data", "TABLE", *columns(), "-q", "?", "--protocol", "x"], "no protocol 'x'"),
-        (
-            ["--data", "TABLE", *columns(), "-q", "?", "--output-path", "TABLE"],
-            "clips.csv: cannot be made a folder",
-        ),
+        (["--data", "TABLE", *COLUMNS], "no question"),
+        ([*OURS, "--metric", "cider"], "--metric cider"),
+        ([*OURS, "--towards", "left"], "--towards left"),
+        ([*OURS, "--max-memory", "much"], "--max-memory is"),
+        ([*OURS, "--from", "2"], "give low < high"),
+        ([*OURS, "--protocol", "x"], "no protocol 'x'"),
+        ([*OURS, "--output-path", "TABLE"], "clips.csv: cannot be made a folder"),
     ],
 )
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
