@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from NatureLM.app.jobs import JobLibrary, JobQueue
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import AppSettings
 from NatureLM.errors import NatureLMError
 from NatureLM.models.registry import EMBEDDED
@@ -48,10 +48,7 @@ class AppContext:
         self.uploads = self.folder / "uploads"
         self.uploads.mkdir()
         self.visitors = Visitors(self.folder / "visitors")
-        self.library = JobLibrary(self.runs_dir, self.limits)
-        self.jobs = JobQueue(
-            self.library, self.pipeline, model=self.model_name, waiting=self.limits.waiting_jobs
-        )
+        self.jobs = Jobs(self.runs_dir, self.pipeline, model=self.model_name, limits=self.limits)
         self.state: ModelState = "waiting" if pipeline is None else "ready"
         self.error: str | None = None  # why the model did not load
         self._pipeline = pipeline

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.app.jobs import Job, JobLibrary, JobRecording
+from NatureLM.app.jobs import Job, JobRecording, Jobs
 from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import iter_windows, read_clip
@@ -71,13 +71,13 @@ def _for_the_page(answer: ServerFunction) -> ServerFunction:
 
 
 class JobSound:
-    """Pictures and sound of the recordings of all jobs of a library.
+    """Pictures and sound of the recordings of all jobs.
 
     sample_rate: gives Hz, of the model: what lies above half of it is not shown, because not heard
     """
 
-    def __init__(self, library: JobLibrary, sample_rate: Callable[[], int]) -> None:
-        self._library = library
+    def __init__(self, jobs: Jobs, sample_rate: Callable[[], int]) -> None:
+        self._jobs = jobs
         self._sample_rate = sample_rate
         self._drawing = threading.Lock()
 
@@ -88,7 +88,7 @@ class JobSound:
         """
 
         def asked(wanted: Any) -> tuple[Job, JobRecording, float, float]:
-            job = self._library.open(wanted["job"])
+            job = self._jobs.open(wanted["job"])
             recording = {one.file: one for one in job.recordings}[wanted["recording"]]
             return job, recording, float(wanted["start"]), float(wanted["end"])
 

@@ -31,7 +31,7 @@ from NatureLM.app.job_view import (
     view_job,
     write_downloads,
 )
-from NatureLM.app.jobs import JobQueue, JobRecording, Kind
+from NatureLM.app.jobs import JobRecording, Jobs, Kind
 from NatureLM.app.settings import Limits
 from NatureLM.app.ui import (
     HIDDEN,
@@ -183,7 +183,7 @@ class JobTab:
                 visible=False,
                 min_width=160,
             )
-        sound = JobSound(context.library, lambda: context.sample_rate)
+        sound = JobSound(context.jobs, lambda: context.sample_rate)
         self._timeline = gr.HTML(
             "",
             html_template='<div class="tl timeline" hidden></div>',
@@ -260,7 +260,7 @@ class JobTab:
             context.jobs.refuse_if_full()
             if self._kind == "long":
                 probe(files[0][0])
-            job = context.library.create(self._kind, files, settings)
+            job = context.jobs.create(self._kind, files, settings)
             context.jobs.submit(job.id)
         except AudioError as error:
             return {self._problem: notice(sentence(files[0][1], error))}
@@ -457,12 +457,12 @@ def remember(remembered: Any, job_id: str) -> list[str]:
     return [job_id, *known][:MOST_REMEMBERED]
 
 
-def choices(remembered: Any, queue: JobQueue, kind: Kind) -> list[tuple[str, str]]:
+def choices(remembered: Any, jobs: Jobs, kind: Kind) -> list[tuple[str, str]]:
     """(label, id) of the remembered jobs that are still there, newest first."""
     found = []
     for job_id in _ids(remembered):
         try:
-            job = queue.open(job_id)
+            job = jobs.open(job_id)
         except UsageError:
             continue
         if job.kind == kind:

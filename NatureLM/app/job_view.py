@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from NatureLM.app.jobs import Job, JobQueue, JobRecording
+from NatureLM.app.jobs import Job, JobRecording, Jobs
 from NatureLM.results.rows import ErrorRow, Row, WindowRow, read_rows
 from NatureLM.results.tables import (
     CSV_ENCODING,
@@ -127,9 +127,9 @@ class JobView:
         return {"headers": self.headers, "data": shown}
 
 
-def view_job(queue: JobQueue, job_id: str) -> JobView:
+def view_job(jobs: Jobs, job_id: str) -> JobView:
     """The job of this name. Raises UsageError where there is none, OutputError for bad answers."""
-    job = queue.open(job_id)
+    job = jobs.open(job_id)
     path = job.answers_path
     try:
         status = path.stat()
@@ -139,7 +139,7 @@ def view_job(queue: JobQueue, job_id: str) -> JobView:
     folder = job.folder / "recordings"
     if rows and Path(rows[0].audio_path).parent != folder:  # the folder of jobs was moved
         rows = tuple(replace(row, audio_path=str(folder / _file(row))) for row in rows)
-    return JobView(job, rows, queue.ahead(job_id), queue.is_stopping(job_id))
+    return JobView(job, rows, jobs.ahead(job_id), jobs.is_stopping(job_id))
 
 
 @lru_cache(maxsize=16)

@@ -160,12 +160,30 @@ class Job:
         return self.created.replace("T", " ").removesuffix("+00:00")
 
 
-class JobLibrary:
-    """Makes, finds and removes jobs below `runs_dir`."""
+class Jobs:
+    """The jobs below `runs_dir`: those that wait, and the one that is worked on by one worker.
 
-    def __init__(self, runs_dir: Path, limits: Limits | None = None) -> None:
+    pipeline: gives the pipeline once it is loaded; may wait for it
+    model: how the model is called, as for `naturelm infer --model`
+    """
+
+    def __init__(
+        self,
+        runs_dir: Path,
+        pipeline: Callable[[], Pipeline],
+        *,
+        model: str,
+        limits: Limits | None = None,
+    ) -> None:
         self.folder = runs_dir.resolve() / JOBS_FOLDER
+        self._pipeline, self._model = pipeline, model
         self._limits = limits or Limits()
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: deque[str] = deque()
+        self._working: str | None = None
+        self._stop = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
     def create(self, kind: Kind, files: Sequence[tuple[Path, str]], settings: AskOptions) -> Job:
         """A new job with recordings of its own; they are linked where that is possible.
@@ -192,23 +210,145 @@ class JobLibrary:
             raise UsageError(f"the recordings cannot be kept on disk: {error.strerror}") from None
         return job
 
-    def open(self, job_id: str) -> Job:
-        """The job of this name, as it was last written. Raises UsageError where there is none."""
-        return Job.read(self._folder_of(job_id))
+    def submit(self, job_id: str) -> None:
+        """Put a job at the end of the queue, or resume one that was stopped.
+
+        Raises UsageError, with the limit, where the queue is full; nothing has changed then.
+        """
+        job = self._stored(job_id)
+        with self._changed:
+            if self._has(job_id):
+                return
+            self.refuse_if_full()
+            job.with_state("waiting").write()
+            self._waiting.append(job_id)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def refuse_if_full(self) -> None:
+        """Raise UsageError where no further job is taken: before its recordings are moved."""
+        with self._changed:
+            if self._closed:
+                raise UsageError("the app is being closed, so no job is started")
+            if len(self._waiting) >= self._limits.waiting_jobs:
+                raise UsageError(
+                    f"{len(self._waiting)} jobs are waiting already, and no more than "
+                    f"{self._limits.waiting_jobs} may: try again when one of them is done"
+                )
+
+    def cancel(self, job_id: str) -> None:
+        """Take a job off the queue, or stop it after the answer that it is at."""
+        with self._changed:
+            if job_id == self._working:
+                self._stop.set()
+            elif job_id in self._waiting:
+                self._waiting.remove(job_id)
+                self._stored(job_id).with_state("stopped").write()
 
     def remove(self, job_id: str) -> None:
-        """Remove a job with its recordings and answers. Raises UsageError."""
-        folder = self._folder_of(job_id)
+        """Remove a job with all that belongs to it. Raises UsageError while it is worked on."""
+        with self._changed:
+            if job_id == self._working:
+                raise UsageError("the job is being worked on: stop it before it is removed")
+            if job_id in self._waiting:
+                self._waiting.remove(job_id)
+            folder = self._folder_of(job_id)
+            try:
+                # What tells the folder from any other goes last: a rest can be removed, too.
+                for child in sorted(folder.iterdir(), key=lambda path: path.name == _JOB_FILE):
+                    if child.is_dir() and not child.is_symlink():
+                        shutil.rmtree(child)
+                    else:
+                        child.unlink()
+                folder.rmdir()
+            except OSError as error:
+                raise UsageError(f"the job cannot be removed: {error.strerror}") from None
+
+    def open(self, job_id: str) -> Job:
+        """The job in its true state: one that says it works, but that nobody has, is stopped.
+
+        Raises UsageError where there is none.
+        """
+        with self._changed:
+            job = self._stored(job_id)
+            if job_id == self._working:
+                return job.with_state("working")
+            if job_id in self._waiting:
+                return job.with_state("waiting")
+            return job.with_state("stopped") if job.state in ("waiting", "working") else job
+
+    def ahead(self, job_id: str) -> int:
+        """How many jobs come before this one."""
+        with self._changed:
+            if job_id not in self._waiting:
+                return 0
+            return self._waiting.index(job_id) + (self._working is not None)
+
+    def is_stopping(self, job_id: str) -> bool:
+        """Whether the job was told to stop and is at its last answer."""
+        with self._changed:
+            return job_id == self._working and self._stop.is_set()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop the worker after the answer that it is at. Waiting jobs can be resumed."""
+        with self._changed:
+            self._closed = True
+            self._stop.set()
+            for job_id in self._waiting:
+                self._finish(job_id, "stopped")
+            self._waiting.clear()
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+    def wait(self, job_id: str, timeout: float) -> bool:
+        """Wait until a job is neither waiting nor worked on; whether that came to be."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._has(job_id), timeout)
+
+    def _has(self, job_id: str) -> bool:
+        return job_id == self._working or job_id in self._waiting
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
+                if self._closed:
+                    return
+                job_id = self._working = self._waiting.popleft()
+                self._stop.clear()
+            state, message = self._do(job_id)
+            with self._changed:
+                self._working = None
+                self._finish(job_id, state, message)
+                self._changed.notify_all()
+
+    def _do(self, job_id: str) -> tuple[State, str]:
+        """Do a job; how it ended."""
         try:
-            # What tells the folder from any other goes last, so that a rest can be removed too.
-            for child in sorted(folder.iterdir(), key=lambda path: path.name == _JOB_FILE):
-                if child.is_dir() and not child.is_symlink():
-                    shutil.rmtree(child)
-                else:
-                    child.unlink()
-            folder.rmdir()
-        except OSError as error:
-            raise UsageError(f"the job cannot be removed: {error.strerror}") from None
+            job = self._stored(job_id).with_state("working")
+            job.write()
+            finished = do_job(job, self._pipeline(), self._model, self._stop)
+        except NatureLMError as error:
+            return "failed", str(error)
+        except Exception as error:
+            logger.exception("job %s failed", job_id)
+            kind = type(error).__name__
+            return "failed", f"The work ended with an unforeseen error ({kind}); see the app's log."
+        return ("done" if finished else "stopped"), ""
+
+    def _finish(self, job_id: str, state: State, message: str = "") -> None:
+        try:
+            self._stored(job_id).with_state(state, message).write()
+        except UsageError:
+            logger.warning("job %s: its state cannot be written", job_id)
+
+    def _stored(self, job_id: str) -> Job:
+        """The job of this name, as it was last written. Raises UsageError where there is none."""
+        return Job.read(self._folder_of(job_id))
 
     def _folder_of(self, job_id: str) -> Path:
         # The whole text has to be such a name, so nothing a visitor writes leads anywhere else.
@@ -271,158 +411,6 @@ def safe_name(name: str, number: int) -> str:
     plain = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40].strip("-")
     known = suffix.lower() if suffix.lower() in AUDIO_SUFFIXES else ".audio"
     return f"{number:05d}-{plain}{known}" if plain else f"{number:05d}{known}"
-
-
-class JobQueue:
-    """Jobs that wait, and the one that is worked on: one worker does them one after another.
-
-    pipeline: gives the pipeline once it is loaded; may wait for it
-    model: how the model is called, as for `naturelm infer --model`
-    waiting: how many jobs may wait
-    """
-
-    def __init__(
-        self,
-        library: JobLibrary,
-        pipeline: Callable[[], Pipeline],
-        *,
-        model: str,
-        waiting: int = 8,
-    ) -> None:
-        self._library, self._pipeline, self._model = library, pipeline, model
-        self._most = waiting
-        self._changed = threading.Condition(threading.RLock())
-        self._waiting: deque[str] = deque()
-        self._working: str | None = None
-        self._stop = threading.Event()
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    def submit(self, job_id: str) -> None:
-        """Put a job at the end of the queue, or resume one that was stopped.
-
-        Raises UsageError, with the limit, where the queue is full; nothing has changed then.
-        """
-        job = self._library.open(job_id)
-        with self._changed:
-            if self._has(job_id):
-                return
-            self.refuse_if_full()
-            job.with_state("waiting").write()
-            self._waiting.append(job_id)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
-
-    def refuse_if_full(self) -> None:
-        """Raise UsageError where no further job is taken: before its recordings are moved."""
-        with self._changed:
-            if self._closed:
-                raise UsageError("the app is being closed, so no job is started")
-            if len(self._waiting) >= self._most:
-                raise UsageError(
-                    f"{len(self._waiting)} jobs are waiting already, and no more than "
-                    f"{self._most} may: try again when one of them is done"
-                )
-
-    def cancel(self, job_id: str) -> None:
-        """Take a job off the queue, or stop it after the answer that it is at."""
-        with self._changed:
-            if job_id == self._working:
-                self._stop.set()
-            elif job_id in self._waiting:
-                self._waiting.remove(job_id)
-                self._library.open(job_id).with_state("stopped").write()
-
-    def remove(self, job_id: str) -> None:
-        """Remove a job with all that belongs to it. Raises UsageError while it is worked on."""
-        with self._changed:
-            if job_id == self._working:
-                raise UsageError("the job is being worked on: stop it before it is removed")
-            if job_id in self._waiting:
-                self._waiting.remove(job_id)
-            self._library.remove(job_id)
-
-    def open(self, job_id: str) -> Job:
-        """The job in its true state: one that says it works, but that nobody has, is stopped.
-
-        Raises UsageError where there is none.
-        """
-        with self._changed:
-            job = self._library.open(job_id)
-            if job_id == self._working:
-                return job.with_state("working")
-            if job_id in self._waiting:
-                return job.with_state("waiting")
-            return job.with_state("stopped") if job.state in ("waiting", "working") else job
-
-    def ahead(self, job_id: str) -> int:
-        """How many jobs come before this one."""
-        with self._changed:
-            if job_id not in self._waiting:
-                return 0
-            return self._waiting.index(job_id) + (self._working is not None)
-
-    def is_stopping(self, job_id: str) -> bool:
-        """Whether the job was told to stop and is at its last answer."""
-        with self._changed:
-            return job_id == self._working and self._stop.is_set()
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Stop the worker after the answer that it is at. Waiting jobs can be resumed."""
-        with self._changed:
-            self._closed = True
-            self._stop.set()
-            for job_id in self._waiting:
-                self._finish(job_id, "stopped")
-            self._waiting.clear()
-            self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-
-    def wait(self, job_id: str, timeout: float) -> bool:
-        """Wait until a job is neither waiting nor worked on; whether that came to be."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._has(job_id), timeout)
-
-    def _has(self, job_id: str) -> bool:
-        return job_id == self._working or job_id in self._waiting
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
-                if self._closed:
-                    return
-                job_id = self._working = self._waiting.popleft()
-                self._stop.clear()
-            state, message = self._do(job_id)
-            with self._changed:
-                self._working = None
-                self._finish(job_id, state, message)
-                self._changed.notify_all()
-
-    def _do(self, job_id: str) -> tuple[State, str]:
-        """Do a job; how it ended."""
-        try:
-            job = self._library.open(job_id).with_state("working")
-            job.write()
-            finished = do_job(job, self._pipeline(), self._model, self._stop)
-        except NatureLMError as error:
-            return "failed", str(error)
-        except Exception as error:
-            logger.exception("job %s failed", job_id)
-            kind = type(error).__name__
-            return "failed", f"The work ended with an unforeseen error ({kind}); see the app's log."
-        return ("done" if finished else "stopped"), ""
-
-    def _finish(self, job_id: str, state: State, message: str = "") -> None:
-        try:
-            self._library.open(job_id).with_state(state, message).write()
-        except UsageError:
-            logger.warning("job %s: its state cannot be written", job_id)
 
 
 def do_job(job: Job, pipeline: Pipeline, model: str, stop: threading.Event) -> bool:

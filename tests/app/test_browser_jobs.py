@@ -245,7 +245,7 @@ def test_job_is_stopped_reloaded_gone_on_with_and_removed(
     page.click("#long-remove-sure")
     page.wait_for_selector("#long-problem >> text=The job is removed")
     assert "?job=" not in page.url
-    assert not list(fake_app.context.library.folder.iterdir())
+    assert not list(fake_app.context.jobs.folder.iterdir())
     kept = page.evaluate("Object.keys(localStorage).filter(key => key.includes('history'))")
     assert kept == []
 
@@ -254,9 +254,9 @@ def test_link_opens_a_job_for_whoever_has_it(
     fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: dict[str, Path]
 ) -> None:
     slowly.steps.release(3)
-    library, jobs = fake_app.context.library, fake_app.context.jobs
+    jobs = fake_app.context.jobs
     file = (sounds["long"], "a long name of a recording from the field.wav")
-    job = library.create("folder", [file], AskOptions((QUERY,)))
+    job = jobs.create("folder", [file], AskOptions((QUERY,)))
     jobs.submit(job.id)
     assert jobs.wait(job.id, 30)
     page = open_page(fake_app, None, link=f"?job={job.id}")
@@ -285,7 +285,7 @@ def test_bad_recordings_are_told_in_a_sentence(
 def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
     from NatureLM.app.job_sound import JobSound
 
-    for ask in JobSound(fake_app.context.library, lambda: 16_000).server_functions():
+    for ask in JobSound(fake_app.context.jobs, lambda: 16_000).server_functions():
         for job in ("../../etc", "", None, "x" * 32, 7):
             found = ask({"job": job, "recording": "../job.json", "start": 0, "end": 1})
             assert list(found) == ["error"]
