@@ -166,7 +166,7 @@ class Trainer:
     def run(self, *, resume: bool) -> TrainResult:
         """Train to the end (or only evaluate) and write the result."""
         first = self._begin(resume)
-        log = RunLog(
+        self.log = RunLog(
             self.folder,
             step=first,
             total=self.total,
@@ -174,33 +174,54 @@ class Trainer:
             main=self.accelerator.is_main_process,
         )
         if self.settings.evaluate:
-            self.scores = self._evaluate(self.test, first, log, "test")
+            self.scores = self._evaluate(self.test, first, "test")
             return TrainResult(self.folder, first, self.scores)
-        self._announce(log, first)
-        with log.running():
-            self._train(first, log)
-        self._finish(log)
+        numbers = sum(p.numel() for _, p in self.parameters)
+        self.log.say(
+            f"{numbers:,} parameters learn from {len(self.data.train):,} rows in {self.total:,} "
+            f"steps of {self.loader.layout.step_size} samples"
+            + (f", going on after step {first:,}" if first else "")
+        )
+        with self.log.running():
+            self._train(first)
+        self._finish()
         return TrainResult(self.folder, self.total, self.scores)
 
-    def _train(self, first: int, log: RunLog) -> None:
-        means = RunningMeans()
+    def _train(self, first: int) -> None:
+        updates: list[Tensor] = []
+        since = time.monotonic()
         for step, batches in enumerate(self.loader.steps(first, self.total), start=first):
-            means.add(*self._update(step, batches), samples=self.loader.layout.step_size)
+            updates.append(self._update(step, batches))
             done = step + 1
-            log.step(done)
+            self.log.step(done)
             if done % self.settings.log_freq == 0 or done == self.total:
-                numbers = means.read()
-                if not math.isfinite(numbers["loss"]):
-                    raise NatureLMError(
-                        f"the loss is {numbers['loss']} at step {done}; a lower "
-                        "run.optims.init_lr or a longer warm-up may help"
-                    )
-                log.train(done, {**numbers, "bad_files": len(self.bad.reasons)})
-                self._report_bad_files(log)
-            self._evaluate_and_save(done, log)
+                self._tell(done, updates, time.monotonic() - since)
+                updates, since = [], time.monotonic()
+            self._evaluate_and_save(done)
 
-    def _update(self, step: int, batches: list[list[Any]]) -> tuple[torch.Tensor, float]:
-        """One update; the sums (loss, count, correct, gradient norm) and the learning rate."""
+    def _tell(self, done: int, updates: list[Tensor], seconds: float) -> None:
+        """Means over some updates, and the files that were found to be unusable since last time."""
+        loss, count, correct, norm = sum(updates[1:], updates[0]).tolist()
+        if not math.isfinite(loss / count):
+            raise NatureLMError(
+                f"the loss is {loss / count} at step {done}; a lower "
+                "run.optims.init_lr or a longer warm-up may help"
+            )
+        numbers = {
+            "loss": loss / count,
+            "token_accuracy": correct / count,
+            "gradient_norm": norm / len(updates),
+            "learning_rate": learning_rate(done - 1, self.total, self.settings.optims),
+            "samples_per_second": len(updates) * self.loader.layout.step_size / max(seconds, 1e-9),
+            "bad_files": len(self.bad.reasons),
+        }
+        self.log.train(done, numbers)
+        for path, reason in list(self.bad.reasons.items())[self._reported :]:
+            self.log.say(f"left out: {path}: {reason}")
+            self._reported += 1
+
+    def _update(self, step: int, batches: list[list[Any]]) -> Tensor:
+        """One update; the sums of loss, answer tokens, right ones, and the gradient norm, (4,)."""
         from accelerate.utils import (  # type: ignore[import-untyped, unused-ignore]
             send_to_device,
         )
@@ -228,21 +249,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step)
-        return torch.cat([sums, norm[None]]), rate
+        return torch.cat([sums, norm[None]])
 
-    def _evaluate_and_save(self, done: int, log: RunLog) -> None:
+    def _evaluate_and_save(self, done: int) -> None:
         run = self.settings
         at_end = done == self.total
         save = at_end or done % (run.save_every or self.epoch_steps) == 0
         if self.valid.examples and (at_end or done % (run.eval_every or self.epoch_steps) == 0):
-            self.scores = self._evaluate(self.valid, done, log, "valid")
+            self.scores = self._evaluate(self.valid, done, "valid")
             save = self._is_best(done) or save
         if save:
             self._save(done)
 
-    def _evaluate(
-        self, builder: SampleBuilder, done: int, log: RunLog, name: str
-    ) -> dict[str, float]:
+    def _evaluate(self, builder: SampleBuilder, done: int, name: str) -> dict[str, float]:
         if not builder.examples:
             raise UsageError(f"there is no {name} table to evaluate on (datasets.{name})")
         with self._averaged(), self.parallel.summon_full_params():
@@ -255,7 +274,7 @@ class Trainer:
                 self.settings,
                 self.scorer,
             )
-        log.evaluation(done, scores, name)
+        self.log.evaluation(done, scores, name)
         return scores
 
     def _is_best(self, done: int) -> bool:
@@ -305,7 +324,13 @@ class Trainer:
         folder = self.folder / "checkpoints"
         self.accelerator.wait_for_everyone()
         main = self.accelerator.is_main_process
-        tensors = {name: full_tensors(held, keep=main) for name, held in self._tensors().items()}
+        parts = {
+            WEIGHTS: {name: p.detach() for name, p in self.parameters},
+            OPTIMIZER: optimizer_tensors(self.optimizer, self.parameters),
+        }
+        if self.average is not None:
+            parts[AVERAGE] = self.average.values
+        tensors = {name: full_tensors(held, keep=main) for name, held in parts.items()}
         if not main:
             return
         if not all(bool(value.isfinite().all()) for value in tensors[WEIGHTS].values()):
@@ -321,88 +346,30 @@ class Trainer:
         write_checkpoint(folder, done, tensors, state)
         clean(folder, self.settings.keep_checkpoints, also=[self.best[1]] if self.best else [])
 
-    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """File name → tensors of a checkpoint, as they are on this process."""
-        tensors = {
-            WEIGHTS: {name: p.detach() for name, p in self.parameters},
-            OPTIMIZER: optimizer_tensors(self.optimizer, self.parameters),
-        }
-        if self.average is not None:
-            tensors[AVERAGE] = self.average.values
-        return tensors
-
     def _run_settings(self) -> dict[str, Any]:
         return run_settings(
             self.config, data=self.data.fingerprint(), processes=self.accelerator.num_processes
         )
 
-    def _finish(self, log: RunLog) -> None:
+    def _finish(self) -> None:
         """Write `final`: averaged weights if there are any, those of the best step if asked for."""
         self.accelerator.wait_for_everyone()  # until the last checkpoint is written
         if self.settings.use_best and self.best is not None:
             found = checkpoints(self.folder / "checkpoints")
-            chosen = next(c for c in found if c.step == self.best[1])
-            self._load(chosen)
+            self._load(next(c for c in found if c.step == self.best[1]))
         with self._averaged(), self.parallel.summon_full_params():
             if self.accelerator.is_main_process:
-                self._write(log)
+                self._write()
         self.accelerator.wait_for_everyone()
 
-    def _write(self, log: RunLog) -> None:
+    def _write(self) -> None:
         final = write_result(
             self.folder, self.objective, self.config, self.data, self.scores, self.total
         )
-        log.say(f"Result: {final}")
+        self.log.say(f"Result: {final}")
         if self.settings.save_adapter:
             adapter, left_out = write_adapter(
                 self.folder, self.objective, self.parameters, self.config
             )
             rest = f", without what else learned: {', '.join(left_out)}" if left_out else ""
-            log.say(f"Adapter: {adapter}{rest}")
-
-    def _report_bad_files(self, log: RunLog) -> None:
-        """Say which files were found to be unusable since the last time."""
-        for path, reason in list(self.bad.reasons.items())[self._reported :]:
-            log.say(f"left out: {path}: {reason}")
-            self._reported += 1
-
-    def _announce(self, log: RunLog, first: int) -> None:
-        numbers = sum(p.numel() for _, p in self.parameters)
-        log.say(
-            f"{numbers:,} parameters learn from {len(self.data.train):,} rows in {self.total:,} "
-            f"steps of {self.loader.layout.step_size} samples"
-            + (f", going on after step {first:,}" if first else "")
-        )
-
-
-class RunningMeans:
-    """Means over the updates since it was last read, and their throughput."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: Tensor | None = None
-        self._updates, self._samples, self._rate = 0, 0, 0.0
-        self._since = time.monotonic()
-
-    def add(self, sums: Tensor, rate: float, *, samples: int) -> None:
-        """Sums of an update: loss, answer tokens, right ones, gradient norm."""
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._updates += 1
-        self._samples += samples
-        self._rate = rate
-
-    def read(self) -> dict[str, float]:
-        """The means, and start anew."""
-        assert self._sums is not None
-        loss, count, correct, norm = self._sums.tolist()
-        means = {
-            "loss": loss / count,
-            "token_accuracy": correct / count,
-            "gradient_norm": norm / self._updates,
-            "learning_rate": self._rate,
-            "samples_per_second": self._samples / max(time.monotonic() - self._since, 1e-9),
-        }
-        self._reset()
-        return means
+            self.log.say(f"Adapter: {adapter}{rest}")

@@ -1,23 +1,31 @@
-"""Checkpoints are whole or not there; a run is resumed only with its settings; logs go with it."""
+"""Checkpoints are whole or not there; a run that is killed and resumed ends as if it was not."""
 
 from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
+import random
+import signal
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from NatureLM.config.schema import Config
 from NatureLM.errors import UsageError
 from NatureLM.training import checkpoint as files
-from NatureLM.training.checkpoint import check_same, run_settings
+from NatureLM.training.checkpoint import check_same, checkpoints, run_settings
 from NatureLM.training.logs import RunLog, duration, keep_until
 from NatureLM.training.optim import trainable
+from NatureLM.training.train import train
 
 TENSORS = {files.WEIGHTS: {"weight": torch.ones(2)}}
 
@@ -67,33 +75,6 @@ def test_retention(tmp_path: Path):
         write(tmp_path, step)
     files.clean(tmp_path, keep=2, also=[3])
     assert [c.step for c in files.checkpoints(tmp_path)] == [3, 5, 6]
-
-
-def test_the_optimiser_comes_back_exactly(tmp_path: Path):
-    def trained() -> tuple[nn.Module, torch.optim.AdamW]:
-        torch.manual_seed(0)
-        module = nn.Linear(3, 2)
-        optimizer = torch.optim.AdamW(module.parameters())
-        module(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-        return module, optimizer
-
-    module, optimizer = trained()
-    tensors = files.optimizer_tensors(optimizer, trainable(module))
-    assert set(tensors) == {
-        f"{name}/{kind}"
-        for name in ("weight", "bias")
-        for kind in ("exp_avg", "exp_avg_sq", "step")
-    }
-    written = files.write_checkpoint(tmp_path, 1, {files.OPTIMIZER: tensors}, {})
-    other, fresh = trained()
-    fresh.state.clear()
-    files.load_optimizer(fresh, trainable(other), written.tensors(files.OPTIMIZER))
-    for model, optim in ((module, optimizer), (other, fresh)):
-        optim.zero_grad()
-        model(torch.full((1, 3), 2.0)).sum().backward()
-        optim.step()
-    assert torch.equal(module.weight, other.weight)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path):
@@ -195,3 +176,81 @@ def test_a_run_of_an_older_version_goes_on(make_config):
     changed = run_settings(make_config(gradient_checkpointing=True), data="d", processes=1)
     with pytest.raises(UsageError, match=r"run\.gradient_checkpointing: False then, True now"):
         check_same(before, changed, SOURCE)
+
+
+STEPS = 20
+
+
+def run(settings: dict[str, Any]) -> None:
+    """What the child process does."""
+    import torch
+
+    torch.set_num_threads(1)
+    train(Config.model_validate(settings), resume=True)
+
+
+def killed(context: Any, settings: dict[str, Any], step: int, delay: float) -> int:
+    """Start or resume the run in a process of its own, kill it `delay` seconds after `step` is
+    saved; the step of the last checkpoint that it left."""
+    folder = Path(settings["run"]["output_dir"]) / "checkpoints"
+    child = context.Process(target=run, args=(settings,))
+    child.start()
+    deadline = time.monotonic() + 120
+    while (not (found := checkpoints(folder)) or found[-1].step < step) and child.is_alive():
+        assert time.monotonic() < deadline, "the child makes no checkpoint"
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, "the child ended before it was killed"
+    return checkpoints(folder)[-1].step
+
+
+def test_killed_at_three_random_moments(make_config, table: Path, tmp_path: Path):
+    pytest.importorskip("accelerate")
+    config = make_config(
+        max_steps=STEPS,
+        save_every=1,
+        eval_every=7,
+        num_workers=2,
+        ema_decay=0.9,
+        datasets={"valid": [{"path": str(table)}]},
+        augmentations={
+            "use_augmentation": True,
+            "synthetic_noise_prob": 0.5,
+            "gain_prob": 0.5,
+            "placement_prob": 0.5,
+            "time_masks": 1,
+        },
+        output_dir=str(tmp_path / "whole"),
+    )
+    settings = config.model_dump(exclude_unset=True)
+    train(config)
+
+    settings["run"]["output_dir"] = str(tmp_path / "killed")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["NatureLM.training.train", "accelerate"])
+    rng = random.Random()  # other moments every time: whenever it is, the end is the same
+    steps = [killed(context, settings, at, rng.uniform(0, 0.05)) for at in (2, 7, 12)]
+    assert steps == sorted(steps)
+    assert steps[-1] < STEPS, "the last kill came after the end"
+    train(Config.model_validate(settings), resume=True)
+
+    whole, parts = tmp_path / "whole", tmp_path / "killed"
+    for file in ("weights", "optimizer", "average"):
+        one, other = (
+            load_file(folder / "checkpoints" / f"step_{STEPS:08d}" / f"{file}.safetensors")
+            for folder in (whole, parts)
+        )
+        assert one.keys() == other.keys()
+        assert all(one[name].equal(other[name]) for name in one), file
+    model = "final/model.safetensors"
+    assert (whole / model).read_bytes() == (parts / model).read_bytes()
+    assert numbers(whole) == numbers(parts)
+    assert not list((parts / "checkpoints").glob(".partial*"))
+
+
+def numbers(folder: Path) -> list[tuple[str, int, float]]:
+    """Kind, step and loss of every line of the log."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(line["kind"], line["step"], line["loss"]) for line in lines]

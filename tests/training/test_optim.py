@@ -12,7 +12,6 @@ from torch import nn
 
 from NatureLM.config.schema import OptimsConfig
 from NatureLM.errors import ConfigError
-from NatureLM.training.checkpoint import load_optimizer, optimizer_tensors
 from NatureLM.training.optim import (
     MovingAverage,
     MuonWithAdamW,
@@ -162,25 +161,6 @@ def test_matrices_make_orthogonal_steps_and_rates_follow_the_schedule():
     assert float(sizes.max() / sizes.min()) < 2, "all directions move alike"
     optimizer.zero_grad()
     assert all(p.grad is None for p in module.parameters())
-
-
-def test_state_goes_into_a_checkpoint_and_back():
-    one, two = network(), network()
-    first, second = (make_optimizer(trainable(m), MUON) for m in (one, two))
-    for _ in range(2):
-        backward(one)
-        first.step()
-        first.zero_grad()
-    two.load_state_dict(one.state_dict())
-    held = {k: v.clone() for k, v in optimizer_tensors(first, trainable(one)).items()}
-    assert any("momentum_buffer" in name for name in held)
-    assert any("exp_avg" in name for name in held)
-    load_optimizer(second, trainable(two), held)
-    for module, optimizer in ((one, first), (two, second)):
-        backward(module)
-        optimizer.step()
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, two.state_dict()[name]), name
 
 
 def test_a_run_with_muon_resumes_exactly(make_config, tmp_path: Path):

@@ -1,22 +1,154 @@
-"""What a run leaves: the model, its adapter, their cards; the page on fine-tuning."""
+"""The command, its configurations, and what a run leaves: the model, its adapter, their cards."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from markdown_pages import ROOT, Block, blocks, commands
+from transformers import LlamaConfig
+from typer.testing import CliRunner
 
+from NatureLM.cli.main import naturelm_app
 from NatureLM.config import load_config
+from NatureLM.config.load import dump_config
 from NatureLM.errors import ConfigError
 from NatureLM.inference.pipeline import Pipeline
-from NatureLM.models import NatureLM
-from NatureLM.training.train import train
+from NatureLM.models import NatureLM, NatureLMConfig
+from NatureLM.training.check import report
+from NatureLM.training.optim import part_of
+from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")
+
+
+def check(path: Path, *options: str):
+    changes = [word for option in options for word in ("--options", option)]
+    command = ["train", "--cfg-path", str(path), "--check", *changes]
+    return CliRunner().invoke(naturelm_app, command)
+
+
+@pytest.fixture
+def config_file(make_config, tmp_path: Path) -> Path:
+    config = make_config(
+        augmentations={"use_augmentation": True, "gain_prob": 1.0, "time_masks": 2}
+    )
+    path = tmp_path / "train.yml"
+    path.write_text(dump_config(config))
+    return path
+
+
+def test_check_shows_ten_samples_as_the_model_sees_them(config_file: Path, tmp_path: Path):
+    result = check(config_file)
+    assert result.exit_code == 0, result.output
+    assert "table: 24 rows (name 12, yes-no 12)" in result.output
+    assert "12 audio files, all there" in result.output
+    assert result.output.count("    answer  ") == 10
+    assert (
+        "<|start_header_id|>user<|end_header_id|>\\n\\n<Audio><AudioHere></Audio>" in result.output
+    )
+    assert re.search(r"audio   0\.\d0 s of sound in 1 window", result.output)
+    assert re.search(r"changes gain [+-]\d+\.\d dB, 2 masks", result.output)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_check_shows_is_what_training_gets(make_config):
+    config = make_config(batch_size_train=10, augmentations={"use_augmentation": True})
+    (batch,) = next(iter(Trainer(config).loader.steps(0, 1)))
+    lines = "\n".join(report(config))
+    for number, sample in enumerate(batch, start=1):
+        assert f"[{number}] {sample.id} " in lines
+        assert repr(sample.prompt) in lines
+
+
+def test_missing_audio_is_reported(config_file: Path, tmp_path: Path):
+    rows = [{"path": f"gone{i}.wav", "prompt": "?", "answer": "x"} for i in range(3)]
+    table = tmp_path / "gone.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = check(config_file, f"datasets.train=[{{path: {table}}}]")
+    assert result.exit_code == 1
+    assert "3 of 3 audio files are not there, such as" in result.output
+    assert "none of the first 10 samples can be read" in result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("run.optims.init_lr=-1", "run.optims.init_lr"),
+        ("run.epochs=3", "run.epochs"),
+        ("datasets.train=[{path: nowhere.csv}]", "nowhere.csv: there is no such table"),
+        ("datasets.train=[]", "no train data: set datasets.train_ann_path"),
+    ],
+)
+def test_wrong_settings_end_with_a_message(config_file: Path, option: str, message: str):
+    result = check(config_file, option)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize("name", ["train_stage1.yml", "train_stage2.yml"])
+def test_shipped_configurations_have_the_published_settings(name: str, caplog):
+    config = load_config(ROOT / "configs" / name)
+    assert not caplog.messages
+    optims = config.run.optims
+    assert (optims.warmup_steps, optims.init_lr, optims.min_lr) == (5000, 9e-5, 1e-5)
+    assert (optims.weight_decay, optims.beta2, optims.max_grad_norm) == (0.05, 0.999, 2.0)
+    assert config.model.llama_path == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+    assert config.model.freeze_llama
+    assert not config.model.freeze_beats
+    assert (config.model.lora_rank, config.model.lora_alpha) == (32, 32)
+    assert config.model.prompt_template.count("<|eot_id|>") == 1
+
+
+def test_the_configuration_for_fine_tuning_trains_the_adapter_only(caplog):
+    config = load_config(ROOT / "configs" / "finetune.yml")
+    assert not caplog.messages
+    model, run = config.model, config.run
+    assert model.freeze_beats
+    assert model.freeze_audio_QFormer
+    assert model.freeze_audio_llama_proj
+    assert model.freeze_llama
+    assert model.lora
+    assert run.save_adapter
+    assert run.batch_size_train * run.accum_grad_iters == 16
+    (train,), (valid,) = config.datasets.train, config.datasets.valid
+    assert (train.path, train.where) == ("my-clips.csv", {"split": "train"})
+    assert (valid.path, valid.where) == ("my-clips.csv", {"split": "valid"})
+
+
+def test_the_sizes_that_the_page_on_fine_tuning_counts_with():
+    """8.03 billion, 91, 19, 3 and 27.3 million weights."""
+    with torch.device("meta"):
+        model = NatureLM(NatureLMConfig(text_config=LLAMA_8B.to_dict()))
+    sizes: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        sizes[part_of(name)] += parameter.numel()
+    page = (ROOT / "docs" / "how-to" / "fine-tune.md").read_text()
+    assert round(sizes["language_model"] / 1e9, 2) == 8.03
+    assert "8.03 billion" in page
+    assert round(sizes["lora"] / 1e6, 1) == 27.3
+    assert "27.3 million" in page
+    parts = [round(sizes[part] / 1e6) for part in ("beats", "qformer", "projection")]
+    assert (
+        "BEATs ({} million), Q-Former ({} million), projection ({} million)".format(*parts) in page
+    )
+
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128257,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
+
 
 FROZEN = {"freeze_beats": True, "freeze_audio_QFormer": True, "freeze_audio_llama_proj": True}
 
