@@ -75,14 +75,12 @@ class MergePlan:
 
     def combined(self, target: str) -> LoraDelta:
         """The update of a module, α included, as one low-rank update; exact, of linear recipes."""
+        alpha, parts = self.alphas[target], self._parts(target)
         return concatenate(
-            [
-                (weight * self.alphas[target], part.to(part.a_KI.device, torch.float32))
-                for weight, part in self._parts(target)
-            ]
+            [(weight * alpha, part.to(part.a_KI.device, torch.float32)) for weight, part in parts]
         )
 
-    def _parts(self, target: str) -> list[tuple[float, LoraDelta]]:
+    def _parts(self, target: str) -> Parts:
         """The updates of a module with the weights of their adapters."""
         pairs = zip(self.recipe.adapters, self.adapters, strict=True)
         return [(entry.weight, deltas[target]) for entry, deltas in pairs if target in deltas]

@@ -44,25 +44,18 @@ _STRENGTH = "a number, or a list of at least two numbers (a gradient over the la
 
 
 def _strength(value: Any) -> Weight:
-    if _is_number(value):
-        return float(value)
-    if isinstance(value, (list, tuple)) and len(value) >= 2 and all(map(_is_number, value)):
-        return tuple(float(one) for one in value)
+    several = isinstance(value, (list, tuple)) and len(value) >= 2
+    numbers = list(value) if several else [value]
+    kinds = [isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers]
+    if all(kinds) and all(map(math.isfinite, numbers)):
+        return tuple(map(float, numbers)) if several else float(value)
     raise ValueError(f"it must be {_STRENGTH}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _layer_range(value: Any) -> tuple[int, int]:
-    whole = [type(one) is int and one >= 0 for one in value] if isinstance(value, list) else []
-    if len(whole) == 2 and all(whole) and value[0] <= value[1]:
-        return (value[0], value[1])
-    if type(value) is int and value >= 0:
-        return (value, value)
-    if isinstance(value, tuple):  # already checked
-        return _layer_range(list(value))
+    ends = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(ends) == 2 and all(type(one) is int for one in ends) and 0 <= ends[0] <= ends[1]:
+        return (ends[0], ends[1])
     raise ValueError("it must be a layer (from 0), or [first, last] with both included")
 
 
@@ -170,15 +163,12 @@ def load_recipe(path: str | Path) -> Recipe:
     except ValidationError as error:
         problems = [_problem(detail, source) for detail in error.errors(include_url=False)]
         raise as_error(source.name, list(dict.fromkeys(problems))) from None
-    adapters = [_located(adapter, Path(path).parent) for adapter in recipe.adapters]
+    adapters = []
+    for adapter in recipe.adapters:
+        beside = Path(path).parent / adapter.path
+        there = adapter.path != BASE_ADAPTER and beside.is_dir()
+        adapters.append(adapter.model_copy(update={"path": str(beside)}) if there else adapter)
     return recipe.model_copy(update={"adapters": adapters})
-
-
-def _located(adapter: RecipeAdapter, folder: Path) -> RecipeAdapter:
-    beside = folder / adapter.path
-    if adapter.path == BASE_ADAPTER or not beside.is_dir():
-        return adapter
-    return adapter.model_copy(update={"path": str(beside)})
 
 
 def dump_recipe(recipe: Recipe) -> str:

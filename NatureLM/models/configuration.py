@@ -22,7 +22,6 @@ from NatureLM.models.registry import MODEL_TYPE
 from NatureLM.prompts import render
 
 PAD_TOKEN = "[PAD]"
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 # Constructor arguments of the reference that say nothing about the model itself.
 REFERENCE_ONLY = frozenset(
@@ -41,6 +40,13 @@ REFERENCE_ONLY = frozenset(
         "test_prompt_path",
     }
 )
+
+
+_SCHEMAS: dict[str, type[BaseModel]] = {
+    "beats_cfg": BeatsConfig,
+    "qformer_cfg": QFormerConfig,
+    "fbank_cfg": FbankConfig,
+}
 
 
 class NatureLMConfig(PreTrainedConfig):
@@ -98,10 +104,17 @@ class NatureLMConfig(PreTrainedConfig):
         if self.text_config is not None:
             self.text_config.name_or_path = ""  # a folder of the machine it was made on
         for name, schema in _SCHEMAS.items():
-            values = _checked(name, schema, getattr(self, name) or {})
+            try:
+                values = schema.model_validate(getattr(self, name) or {})
+            except ValidationError as error:
+                problems = "; ".join(
+                    f"{name}.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
+                    for e in error.errors()
+                )
+                raise ConfigError(f"model configuration: {problems}") from None
             setattr(self, name, values.model_dump())
         if self.lora_target_modules is None:
-            self.lora_target_modules = list(LORA_TARGETS)
+            self.lora_target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
         self._check()
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
@@ -165,33 +178,14 @@ class NatureLMConfig(PreTrainedConfig):
                 raise ConfigError(f"model configuration: {name} must be {allowed}, got {value!r}")
 
 
-_SCHEMAS: dict[str, type[BaseModel]] = {
-    "beats_cfg": BeatsConfig,
-    "qformer_cfg": QFormerConfig,
-    "fbank_cfg": FbankConfig,
-}
-
-
-def _checked(name: str, schema: type[BaseModel], values: object) -> BaseModel:
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{name}.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
-            for e in error.errors()
-        )
-        raise ConfigError(f"model configuration: {problems}") from None
-
-
 # So that transformers' own loaders (of tokenizers, processors) know a folder of ours.
 AutoConfig.register(NatureLMConfig.model_type, NatureLMConfig, exist_ok=True)
 
 
 class NatureLMProcessor(ProcessorMixin):
-    """Tokenizer and the facts of the audio input.
+    """Tokenizer, prompt template and the facts of the audio input.
 
-    Calling it gives what `NatureLM.generate` takes:
-    `prompts, audios = processor(waveforms, queries)`.
+    `prompts, audios = processor(waveforms, queries)` gives what `NatureLM.generate` takes.
     """
 
     tokenizer_class = "AutoTokenizer"
@@ -225,13 +219,11 @@ class NatureLMProcessor(ProcessorMixin):
         return render(self.prompt_template, query)
 
     def prepare_audio(self, samples: Any, seconds: float | None = None) -> Tensor:
-        """A mono waveform at the model's sample rate, cut or zero-padded to one window.
+        """A mono waveform at the model's sample rate, cut or padded with silence to one window.
 
-        seconds: length of the window; the model's, which is the longest, where it is None. A
-            shorter one has fewer audio embeddings
+        seconds: length of the window; the model's, which is the longest, where it is None
 
         Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
-        Padding is silence, as in training.
         """
         wav_S = torch.as_tensor(samples)
         if wav_S.ndim != 1:

@@ -110,11 +110,9 @@ def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> P
     if path.is_dir():
         return path
     if path.is_file():
-        if path.suffix.lower() in PICKLE_SUFFIXES:
-            raise CheckpointError(pickle_refusal(path))
-        raise CheckpointError(
-            f"{path} is a file; give the folder that holds config.json and model.safetensors"
-        )
+        advice = f"{path} is a file; give the folder that holds config.json and model.safetensors"
+        is_pickle = path.suffix.lower() in PICKLE_SUFFIXES
+        raise CheckpointError(pickle_refusal(path) if is_pickle else advice)
     if not is_hub_id(name):
         known = ", ".join(entry.name for entry in MODELS)
         raise CheckpointError(
@@ -203,20 +201,19 @@ def download(repository: str, revision: str | None, patterns: list[str]) -> Path
 
 def access_help(repository: str) -> str:
     """The steps to get a gated model, and the base it needs."""
-    lines = [f"To use {repository}:"]
     if repository == NATURELM_AUDIO or repository.startswith("meta-llama/"):
-        lines += [
-            f"  1. Accept the Llama 3.1 license on https://huggingface.co/{LLAMA_BASE}",
-            "     (once; approval can take a while).",
-            "  2. Log in on this machine: hf auth login",
-            "  3. Run the command again with the network on; about 16 GB are fetched once.",
-        ]
-    else:
-        lines += [
-            f"  1. Ask for access on https://huggingface.co/{repository}",
-            "  2. Log in on this machine: hf auth login",
-        ]
-    return "\n".join(lines)
+        return (
+            f"To use {repository}:\n"
+            f"  1. Accept the Llama 3.1 license on https://huggingface.co/{LLAMA_BASE}\n"
+            "     (once; approval can take a while).\n"
+            "  2. Log in on this machine: hf auth login\n"
+            "  3. Run the command again with the network on; about 16 GB are fetched once."
+        )
+    return (
+        f"To use {repository}:\n"
+        f"  1. Ask for access on https://huggingface.co/{repository}\n"
+        "  2. Log in on this machine: hf auth login"
+    )
 
 
 # -- files that are read with care ----------------------------------------------------------

@@ -27,7 +27,6 @@ from NatureLM.models.checkpoint.load import (
     build_on_meta,
     choose_tensors,
     fit_rows,
-    generation_settings,
     open_checkpoint,
     without_lora,
 )
@@ -50,7 +49,6 @@ from NatureLM.models.registry import CheckpointError, find, is_hub_id, read_conf
 from NatureLM.util import digest, format_bytes
 
 _CPU = torch.device("cpu")
-_BLOCK = 4 * 2**20
 
 
 def export_merged(
@@ -68,16 +66,15 @@ def export_merged(
 ) -> int:
     """Write a model with a recipe merged into it as a plain checkpoint that needs no PEFT.
 
-    Returns how many matrices the recipe changes.
-
     path_or_id: a checkpoint of any layout; its base is found as by `NatureLM.from_pretrained`
     adapter: a folder whose adapter stands for the model's own
     dtype: of all weights; by default each tensor keeps the one it is stored in
     overwrite: replace a model that stands in `output`; other folders are never touched
     report: takes a line for each file
 
-    Raises UsageError for an output that cannot be written, CheckpointError for sources that do not
-    fit. A run that is broken off leaves nothing behind.
+    Returns how many matrices the recipe changes. Raises UsageError for an output that cannot be
+    written, CheckpointError for sources that do not fit. A run that is broken off leaves nothing
+    behind.
     """
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
     target = _check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
@@ -104,8 +101,8 @@ def export_merged(
         )
         if model.config.llama_path and not is_hub_id(model.config.llama_path):
             model.config.llama_path = None  # a folder here, which nobody needs any more
-        own = model.language_model.generation_config
-        model.language_model.generation_config = generation_settings(reader) or own
+        if generation := reader.generation_config:
+            model.language_model.generation_config = generation
         model.save_settings(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return sum(plan.changes(name) for name in plan.alphas)
@@ -151,11 +148,11 @@ def _plan(
     model = build_on_meta(NatureLM, without_lora(reader.config), reader.tokenizer)
     linears = linear_shapes(model.language_model)
 
-    def opened(path: str) -> StoredAdapter:
+    def opened(path: str | Path) -> StoredAdapter:
+        if path == BASE_ADAPTER and adapter is not None:
+            path = adapter
         if path != BASE_ADAPTER:
             return open_adapter(path, linears)
-        if adapter is not None:
-            return open_adapter(adapter, linears)
         own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
         if not own:
             raise UsageError(
@@ -243,7 +240,7 @@ def public_name(path_or_id: str | Path) -> str:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return digest(iter(lambda: file.read(_BLOCK), b"")).hex()
+        return digest(iter(lambda: file.read(4 * 2**20), b"")).hex()
 
 
 def _source_files(

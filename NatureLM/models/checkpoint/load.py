@@ -62,6 +62,12 @@ class CheckpointReader:
     stored: dict[str, StoredTensor]
     own_layout: bool
 
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The settings that lie with the language model's configuration, if there are any."""
+        there = (self.base / "generation_config.json").is_file()
+        return GenerationConfig.from_pretrained(self.base) if there else None
+
 
 def open_checkpoint(
     path_or_id: str | Path, *, llama_path: str | Path | None = None, revision: str | None = None
@@ -108,20 +114,12 @@ def load_model(
         target = part_dtype(ref.stored_name, as_dtype, on_device)
         fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
     restore_computed_buffers(model, on_device, audio_only=audio_only)
-    generation = generation_settings(reader)
-    if generation is not None:
+    if generation := reader.generation_config:
         model.language_model.generation_config = generation
     used = {tensor.path for tensor in chosen.values()}
     model.fingerprint = fingerprint([reader.checkpoint / "config.json", *used, *adapter_files])
     model.eval()  # type: ignore[no-untyped-call]
     return model
-
-
-def generation_settings(reader: CheckpointReader) -> GenerationConfig | None:
-    """Those that lie with the language model's configuration, if there are any."""
-    if not (reader.base / "generation_config.json").is_file():
-        return None
-    return GenerationConfig.from_pretrained(reader.base)
 
 
 def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
@@ -217,8 +215,8 @@ def choose_tensors(
     wraps. Unused ones may be absent. Raises CheckpointError with one report of all that does not
     fit; nothing is ever loaded short.
     """
-    own = {_plain_name(name): tensor for name, tensor in stored.items()}
-    names = {ref: [_plain_name(name) for name in ref.names] for ref in refs}
+    own = {base_name(name) or name: tensor for name, tensor in stored.items()}
+    names = {ref: [base_name(name) or name for name in ref.names] for ref in refs}
     of_base: dict[str, StoredTensor] = {}
     if not reader.own_layout and any(
         ref.base_names and first_of(own, names[ref]) is None for ref in refs
@@ -243,7 +241,7 @@ def choose_tensors(
         chosen[ref.stored_name] = tensor
     expected = {name for known in names.values() for name in known}
     unexpected = [
-        name for name in stored if _plain_name(name) not in expected and not is_unused(name)
+        tensor.name for name, tensor in own.items() if name not in expected and not is_unused(name)
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
@@ -255,10 +253,6 @@ def choose_tensors(
         ]
         raise CheckpointError("\n".join(lines))
     return chosen
-
-
-def _plain_name(name: str) -> str:
-    return base_name(name) or name
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -299,13 +293,12 @@ def restore_computed_buffers(
 ) -> None:
     """Buffers that no file holds (rotary frequencies) are computed by the language model's code."""
     for module in model.modules():
-        absent = [
-            n for n in module._non_persistent_buffers_set if module._buffers.get(n) is not None
-        ]
-        for name in absent:
-            buffer = module._buffers[name]
-            assert buffer is not None
-            module._buffers[name] = torch.empty_like(buffer, device=device)
+        absent = {
+            name: torch.empty_like(buffer, device=device)
+            for name in module._non_persistent_buffers_set
+            if (buffer := module._buffers.get(name)) is not None
+        }
+        module._buffers.update(absent)
         if absent:
             model.language_model._init_weights(module)
     left = [

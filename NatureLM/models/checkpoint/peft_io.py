@@ -64,7 +64,7 @@ class StoredLayer:
     b: StoredTensor
     rank: int
     alpha: float
-    scale: float
+    scale: float  # of the update, which is alpha / rank, or alpha / √rank
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _find(path_or_id: str | Path) -> Path:
     if is_hub_id(str(path_or_id)):
         return download(str(path_or_id), None, [CONFIG_FILE, WEIGHTS_FILE])
     try:
-        return find_checkpoint(path_or_id)
+        return find_checkpoint(path_or_id)  # a name of ours
     except CheckpointError:
         raise CheckpointError(
             f"no adapter {str(path_or_id)!r}: it is neither a folder nor a Hugging Face id"
