@@ -243,7 +243,7 @@ def describe(experiment: Experiment, plan: Plan) -> list[str]:
     facts = [
         ("data", f"{data.path if data else ''} ({datasets})"),
         ("model", experiment.model),
-        ("samples", f"{plan.n_samples}"),
+        ("samples", f"{len(plan.samples)}"),
         ("queries", f"{plan.n_queries}"),
         ("scales", f"{len(plan.alphas)} ({scales})"),
         ("encodings", f"{plan.n_encodings}"),

@@ -88,7 +88,7 @@ class Plan:
         return Plan(self.samples, self.queries, self.alphas, renderer)
 
     def __len__(self) -> int:
-        return self.n_samples * self.n_queries * len(self.alphas)
+        return len(self.samples) * self.n_queries * len(self.alphas)
 
     def trials(self) -> Iterator[Trial]:
         """All trials: by sample, then query, then α. Can be called again."""
@@ -114,11 +114,6 @@ class Plan:
                     audios=audios,
                     task=sample.task,
                 )
-
-    @property
-    def n_samples(self) -> int:
-        """Samples that are tested."""
-        return len(self.samples)
 
     @property
     def n_queries(self) -> int:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,22 +102,6 @@ def read_calibration(path: str | Path) -> Calibration:
             f"{path}: is no calibration of schema version {SCHEMA_VERSION}; make it with "
             "`naturelm calibrate`"
         )
-    return _checked(data, path)
-
-
-def write_calibration(calibration: Calibration, path: str | Path) -> None:
-    """Write the file, whole or not at all."""
-    target = Path(path)
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(calibration)}, indent=2)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise NatureLMError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _checked(data: dict[str, Any], path: str | Path) -> Calibration:
     names = [field.name for field in fields(Calibration)]
     missing = [name for name in names if name not in data]
     if missing:
@@ -135,6 +118,18 @@ def _checked(data: dict[str, Any], path: str | Path) -> Calibration:
     except NatureLMError as error:
         raise NatureLMError(f"{path}: {error}") from None
     return made
+
+
+def write_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Write the file, whole or not at all."""
+    target = Path(path)
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(calibration)}, indent=2)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise NatureLMError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 Floats = npt.NDArray[np.float64]

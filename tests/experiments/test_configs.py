@@ -199,7 +199,7 @@ def test_shuffled_prompts_are_equal_up_to_the_shuffle(name: str, shared_dir: Pat
     assert len(ours) == 2
     assert min(ours.values()) > 0.35 * len(trials)
     # A sample has one order for all α.
-    assert len({(one.sample_id, one.prompt) for one in trials}) == plan.n_samples
+    assert len({(one.sample_id, one.prompt) for one in trials}) == len(plan.samples)
 
 
 def test_the_configuration_of_the_published_template() -> None:

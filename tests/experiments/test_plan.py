@@ -60,7 +60,7 @@ def test_trials_come_by_sample_then_query_then_alpha() -> None:
         (name, query, alpha) for name in "ba" for query in (0, 1) for alpha in (0.0, 0.57, 0.58)
     ]
     assert len(plan) == len(trials) == 12
-    assert (plan.n_samples, plan.n_queries, plan.n_encodings) == (2, 2, 2)
+    assert (plan.n_queries, plan.n_encodings) == (2, 2)
     assert (trials[-1].label, trials[-1].cluster, trials[-1].dataset_name) == ("Wren", "c", "d")
     assert trials[0].prompt == "<<Audio><AudioHere></Audio> What?>"
     assert [clip.key for clip in trials[0].audios] == ["d/b"]
@@ -268,12 +268,6 @@ def test_an_order_is_the_same_for_ever() -> None:
     ]
 
 
-def test_species_keep_the_order_named_without_randomize() -> None:
-    for name in "abcdef":
-        prompt, _ = renderer().render(make_sample(name), "{species_list}")
-        assert order_of(prompt) == ["Wolf", "Wren", "Whale"]
-
-
 @given(
     parts=st.lists(
         st.sampled_from([TAG, "{audio_examples}", "{examples}", "{species_list}", " x ", "\n"]),
@@ -359,13 +353,6 @@ def test_the_seed_and_nothing_else_chooses() -> None:
     chosen = [FewShotPool(pool, 3, seed, "pool").examples("Wolf", tested) for seed in range(4)]
     assert len(set(chosen)) > 1
     assert chosen[0] == FewShotPool(pool[::-1], 3, 0, "pool").examples("Wolf", tested)
-
-
-def test_the_same_file_under_another_name_is_the_same_sound() -> None:
-    tested = make_sample("tested")
-    copy = Sample("x", "e", "Wolf", Clip("support:e/x", tested.clip.source), "another cluster")
-    with pytest.raises(UsageError, match=r"only 0 clips of 'Wolf' beside those of the recording"):
-        FewShotPool([copy], 1, 0, "pool").examples("Wolf", tested)
 
 
 def test_the_same_file_by_another_path_is_the_same_sound(
@@ -472,10 +459,6 @@ def test_no_species_at_all_is_an_error_that_says_how(samples: list[Sample]) -> N
     assert (
         "extended.species=[{name: Wren, description: ...}, {name: Ant, description: ...}]" in text
     )
-
-
-def test_without_species_all_are_tested(samples: list[Sample]) -> None:
-    assert ids(chosen(samples)) == [one.id for one in samples]
 
 
 def test_named_samples(samples: list[Sample]) -> None:
