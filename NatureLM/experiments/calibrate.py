@@ -164,7 +164,9 @@ def measure(
     sure = np.array([one.confidence(temperature) for one in scored])
     right = np.array([one.is_right for one in scored], dtype=np.float64)
     clusters = [one.sample.cluster for one in scored]
-    nlls = np.array([_nll(one, temperature) for one in scored])
+    ranked = [dict(one.scores.at_temperature(temperature).ranked()) for one in scored]
+    shares = [of.get(one.sample.label, 0.0) for of, one in zip(ranked, scored, strict=True)]
+    nlls = -np.log(np.maximum(shares, _SMALLEST))
 
     def interval(statistic: Callable[[Any], float]) -> Estimate:
         return clustered_interval(statistic, clusters, repeats=repeats)
@@ -176,11 +178,3 @@ def measure(
         interval(lambda weights: float(nlls @ weights / weights.sum())),
         tuple(reliability_bins(sure, right, None, bins)),
     )
-
-
-def _nll(one: Scored, temperature: float) -> float:
-    scores = one.scores.at_temperature(temperature)
-    if one.sample.label not in scores.labels:
-        return -float(np.log(_SMALLEST))
-    share = scores.probabilities[scores.labels.index(one.sample.label)]
-    return -float(np.log(max(share, _SMALLEST)))

@@ -327,6 +327,20 @@ def test_turns_are_taken_in_the_order_of_asking(nano: NatureLM) -> None:
     assert lock_of(nano) is lock_of(nano)
 
 
+def test_who_is_interrupted_gives_the_place_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    lock = FairLock()
+    with lock, monkeypatch.context() as patch:
+        patch.setattr(threading.Condition, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt), lock:
+            pytest.fail("the lock was given twice")
+        assert len(lock._queue) == 1
+    with lock:
+        assert len(lock._queue) == 1
+
+
 # Clips asked as they are: streams, conversations, α side by side.
 
 QUERY = "What is it?"
