@@ -123,6 +123,7 @@ class Visitor:
 
     folder: Path
     lock: threading.RLock = field(default_factory=threading.RLock)
+    leaving: threading.Timer | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def keep(self, name: str, make: Callable[[], T]) -> T:
@@ -133,13 +134,19 @@ class Visitor:
             value: T = self._kept[name]
             return value
 
+    def stay(self) -> None:
+        """Come back before the grace is over."""
+        if self.leaving is not None:
+            self.leaving.cancel()
+            self.leaving = None
+
     def leave(self) -> None:
         """Close what can be closed and remove the folder."""
+        self.stay()
         with self.lock:
             for value in self._kept.values():
-                close = getattr(value, "close", None)
-                if close is not None:
-                    close()
+                if hasattr(value, "close"):
+                    value.close()
             self._kept.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -151,51 +158,40 @@ class Visitors:
         self._folder = folder
         self._grace = grace_seconds
         self._lock = threading.Lock()
-        self._open: dict[str, Visitor] = {}
-        self._leaving: dict[str, threading.Timer] = {}
-
-    def __len__(self) -> int:
-        return len(self._open)
+        self._open: dict[str | None, Visitor] = {}
 
     def of(self, session: str | None) -> Visitor:
         """The visitor of a session; a new one at the first call."""
-        key = session or "no session"
         with self._lock:
-            timer = self._leaving.pop(key, None)
-            if timer is not None:
-                timer.cancel()
-            if key not in self._open:
+            if session not in self._open:
                 folder = self._folder / secrets.token_urlsafe(16)
                 folder.mkdir(parents=True)
-                self._open[key] = Visitor(folder)
-            return self._open[key]
+                self._open[session] = Visitor(folder)
+            self._open[session].stay()
+            return self._open[session]
 
     def closed(self, session: str | None) -> None:
         """The page was closed: what it had goes after the grace, unless it comes back."""
-        key = session or "no session"
         with self._lock:
-            if key not in self._open or key in self._leaving:
+            visitor = self._open.get(session)
+            if visitor is None or visitor.leaving is not None:
                 return
-            timer = threading.Timer(self._grace, self._remove, [key])
-            timer.daemon = True
-            self._leaving[key] = timer
-        timer.start()
+            visitor.leaving = threading.Timer(self._grace, self._remove, [session])
+            visitor.leaving.daemon = True
+            visitor.leaving.start()
 
     def close(self) -> None:
         """Everybody leaves at once: the app ends."""
         with self._lock:
-            timers, visitors = list(self._leaving.values()), list(self._open.values())
-            self._leaving.clear()
+            visitors = list(self._open.values())
             self._open.clear()
-        for timer in timers:
-            timer.cancel()
         for visitor in visitors:
             visitor.leave()
 
-    def _remove(self, key: str) -> None:
+    def _remove(self, session: str | None) -> None:
         with self._lock:
-            if self._leaving.pop(key, None) is None:
+            visitor = self._open.get(session)
+            if visitor is None or visitor.leaving is None:
                 return
-            visitor = self._open.pop(key, None)
-        if visitor is not None:
-            visitor.leave()
+            del self._open[session]
+        visitor.leave()

@@ -43,6 +43,7 @@ from NatureLM.app.ui import (
     names_box,
     notice,
     on_page_load,
+    share_slider,
     static,
 )
 from NatureLM.audio import AudioError
@@ -206,15 +207,8 @@ class JobTab:
                 elem_id=f"{name}-filter",
                 min_width=160,
             )
-            self._least = gr.Slider(
-                0.0,
-                1.0,
-                value=0.0,
-                step=0.05,
-                label="Least confidence",
-                elem_id=f"{name}-least",
-                visible=False,
-                min_width=160,
+            self._least = share_slider(
+                label="Least confidence", elem_id=f"{name}-least", visible=False, min_width=160
             )
         self._count = html(elem_id=f"{name}-count")
         self._table = answers_table(f"{name}-table", [FROM, TO, ANSWER], 420)
@@ -537,14 +531,8 @@ def job_fields(context: AppContext, name: str) -> list[Any]:
             elem_id=f"{name}-preset",
         )
         names = names_box(name, value="")
-        sure = gr.Slider(
-            0.0,
-            1.0,
-            value=0.0,
-            step=0.05,
-            label="Least confidence",
-            info="Below it the answer is None.",
-            elem_id=f"{name}-sure",
+        sure = share_slider(
+            label="Least confidence", info="Below it the answer is None.", elem_id=f"{name}-sure"
         )
     return [questions, alpha, window, hop, channel, expansion, names, preset, sure]
 

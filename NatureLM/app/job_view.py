@@ -77,7 +77,7 @@ class JobView:
         """How much is done, 0 to 1."""
         if self.job.state == "done":
             return 1.0
-        return min(1.0, len(self.answers) / self.job.expected) if self.job.expected else 0.0
+        return min(1.0, len(self.answers) / max(1, self.job.expected))
 
     @property
     def has_confidence(self) -> bool:

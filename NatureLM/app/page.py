@@ -272,47 +272,33 @@ def theme() -> gr.themes.Base:
     """Colours and fonts, which are those of the reader's machine."""
     ink, muted = (LIGHT["ink"], DARK["ink"]), (LIGHT["muted"], DARK["muted"])
     paper = (LIGHT["paper"], DARK["paper"])
-    values = {
-        "body_background_fill": _PAGE,
-        "body_text_color": ink,
-        "body_text_color_subdued": muted,
-        "background_fill_primary": paper,
-        "background_fill_secondary": _RAISED,
-        "block_background_fill": paper,
-        "block_border_color": _LINE,
-        "block_label_background_fill": paper,
-        "block_label_text_color": muted,
-        "block_title_text_color": ink,
-        "block_info_text_color": muted,
-        "border_color_primary": _LINE,
-        "border_color_accent": _ACCENT,
-        "color_accent_soft": ("#dcebf5", "#1f3442"),
-        "input_background_fill": _RAISED,
-        "input_border_color": ("#8b8881", "#76767c"),
-        "input_border_color_focus": _ACCENT,
-        "input_placeholder_color": muted,
-        "panel_background_fill": paper,
-        "link_text_color": _ACCENT,
-        "slider_color": _ACCENT,
-        "button_primary_background_fill": _ACCENT,
-        "button_primary_background_fill_hover": ("#004470", "#a5d8fa"),
-        "button_primary_text_color": _ON_ACCENT,
-        "button_secondary_background_fill": _RAISED,
-        "button_secondary_background_fill_hover": ("#e9e6df", "#303137"),
-        "button_secondary_border_color": ("#8b8881", "#76767c"),
-        "button_secondary_text_color": ink,
-        "table_text_color": ink,
-        "table_even_background_fill": paper,
-        "table_odd_background_fill": _RAISED,
-        "table_border_color": _LINE,
-        "code_background_fill": _RAISED,
-        "error_background_fill": ("#fff3ec", "#33231a"),
-        "error_border_color": ("#d05a00", "#f28e4b"),
-        "error_text_color": ("#8a3200", "#f7b48a"),
+    parts = {
+        _PAGE: "body_background_fill",
+        ink: "body_text_color block_title_text_color button_secondary_text_color table_text_color",
+        muted: "body_text_color_subdued block_label_text_color block_info_text_color "
+        "input_placeholder_color",
+        paper: "background_fill_primary block_background_fill block_label_background_fill "
+        "panel_background_fill table_even_background_fill",
+        _RAISED: "background_fill_secondary input_background_fill code_background_fill "
+        "button_secondary_background_fill table_odd_background_fill",
+        _LINE: "block_border_color border_color_primary table_border_color",
+        _ACCENT: "border_color_accent input_border_color_focus link_text_color slider_color "
+        "button_primary_background_fill",
+        ("#dcebf5", "#1f3442"): "color_accent_soft",
+        ("#8b8881", "#76767c"): "input_border_color button_secondary_border_color",
+        ("#004470", "#a5d8fa"): "button_primary_background_fill_hover",
+        _ON_ACCENT: "button_primary_text_color",
+        ("#e9e6df", "#303137"): "button_secondary_background_fill_hover",
+        ("#fff3ec", "#33231a"): "error_background_fill",
+        ("#d05a00", "#f28e4b"): "error_border_color",
+        ("#8a3200", "#f7b48a"): "error_text_color",
     }
-    both = {}
-    for name, (light, dark) in values.items():
-        both[name], both[f"{name}_dark"] = light, dark
+    both = {
+        name + dark: color
+        for colors, names in parts.items()
+        for name in names.split()
+        for dark, color in zip(("", "_dark"), colors, strict=True)
+    }
     base = gr.themes.Base(
         primary_hue=_HUE, neutral_hue="stone", font=_SANS, font_mono=_MONO, radius_size="md"
     )

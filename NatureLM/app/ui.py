@@ -97,13 +97,15 @@ def static(name: str) -> str:
     return (resources("NatureLM.app") / "static" / name).read_text(encoding="utf-8")
 
 
+def share_slider(value: float = 0.0, **options: Any) -> gr.Slider:
+    """A slider from 0 to 1."""
+    return gr.Slider(0.0, 1.0, value=value, step=0.05, **options)
+
+
 def alpha_slider(context: AppContext, name: str) -> gr.Slider:
     """The slider of α, in plain words."""
-    return gr.Slider(
-        0.0,
-        1.0,
-        value=min(1.0, max(0.0, context.alpha)),
-        step=0.05,
+    return share_slider(
+        min(1.0, max(0.0, context.alpha)),
         label="α: follows instructions (0) ↔ knows animals (1)",
         info="How much of what was learned about animal sound is mixed into the language model. "
         "1 for naming animals; 0.4 to 0.6 for unusual instructions; 0 cannot hear.",

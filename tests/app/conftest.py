@@ -143,3 +143,9 @@ def open_page(chromium: Browser) -> Iterator[Opener]:
     for context in contexts:
         context.close()
     assert wrong == []
+
+
+@pytest.fixture
+def page(open_page: Opener, fake_app: RunningApp) -> Page:
+    """The tab Ask of the app whose answers say what was asked."""
+    return open_page(fake_app)

@@ -19,6 +19,7 @@ from NatureLM.inference.windows import AskOptions, WindowResult
 
 pytestmark = pytest.mark.browser
 Opener = Callable[..., Any]
+Sounds = dict[str, Path]
 QUERY = "What is the common name for the focal species in the audio?"
 
 
@@ -135,7 +136,7 @@ def test_a_list_of_names_gives_confidences_to_colour_by(
 def test_folder_names_what_cannot_be_read_and_goes_on(
     real_app: RunningApp,
     open_page: Opener,
-    sounds: dict[str, Path],
+    sounds: Sounds,
     assets: Path,
     tmp_path: Path,
 ) -> None:
@@ -209,7 +210,7 @@ def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
 
 
 def test_job_is_stopped_reloaded_gone_on_with_and_removed(
-    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: dict[str, Path]
+    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: Sounds
 ) -> None:
     page = open_page(fake_app, "Long recording")
     begin(page, "long", sounds["long"])
@@ -251,7 +252,7 @@ def test_job_is_stopped_reloaded_gone_on_with_and_removed(
 
 
 def test_link_opens_a_job_for_whoever_has_it(
-    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: dict[str, Path]
+    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: Sounds
 ) -> None:
     slowly.steps.release(3)
     jobs = fake_app.context.jobs
@@ -268,7 +269,7 @@ def test_link_opens_a_job_for_whoever_has_it(
 
 
 def test_bad_recordings_are_told_in_a_sentence(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
     page = open_page(fake_app, "Long recording")
     page.click("#long-start")
@@ -294,7 +295,7 @@ def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: Runnin
 
 
 def test_experiment_is_opened_filtered_and_heard(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
     pytest.importorskip("rapidfuzz")
     pytest.importorskip("matplotlib")

@@ -15,6 +15,7 @@ from NatureLM.app.page import TABS
 
 pytestmark = pytest.mark.browser
 Opener = Callable[..., Any]
+Sounds = dict[str, Path]
 NIGHTJAR = ASSETS / "synthetic_european_nightjar.flac"
 NAME = "What is the common name for the focal species in the audio?"
 
@@ -47,7 +48,7 @@ def test_a_sample_is_seen_heard_and_answered(real_app: RunningApp, open_page: Op
 
 
 def test_markup_is_shown_as_text(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path], tmp_path: Path
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds, tmp_path: Path
 ) -> None:
     """In questions, answers, names of files and comparisons."""
     odd = tmp_path / "<b>&amp; **b**.wav"
@@ -68,10 +69,7 @@ def test_markup_is_shown_as_text(
     assert page.locator("#ask-compared :is(script, b, strong, a, img)").count() == 0
 
 
-def test_bad_files_get_a_sentence_and_the_page_lives_on(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_bad_files_get_a_sentence_and_the_page_lives_on(page: Any, sounds: Sounds) -> None:
     put(page, "ask", *(sounds[name] for name in ("empty", "text", "corrupt", "tiny")))
     told = page.locator("#ask-notice").inner_text()
     for name in ("empty.wav", "notes.txt", "corrupt.flac", "tiny.wav"):
@@ -83,25 +81,7 @@ def test_bad_files_get_a_sentence_and_the_page_lives_on(
     assert ask(page, "Well?") == "You asked: Well? (1 clips: 3 s)"
 
 
-@pytest.mark.slow
-def test_unusual_sounds_are_taken_with_a_note(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
-    put(page, "ask", *(sounds[name] for name in ("silent", "bat", "short", "stereo")))
-    page.wait_for_function("document.querySelectorAll('#ask-clips figure').length === 4")
-    notes = [one.inner_text() for one in page.locator("#ask-clips figure").all()]
-    assert "It is silent" in notes[0]
-    assert "slow it down" in notes[1]
-    assert "0.1 s" in notes[2]
-    assert "2 channels are mixed" in notes[3]
-    assert "(4 clips: 2 s, 0.5 s, 0.1 s, 2 s)" in ask(page, "Which?")
-
-
-def test_an_hour_is_offered_to_long_recording(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_an_hour_is_offered_to_long_recording(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["hour"])
     told = page.locator("#ask-notice").inner_text()
     assert "hour.flac lasts 1 h" in told
@@ -111,10 +91,7 @@ def test_an_hour_is_offered_to_long_recording(
     page.wait_for_function("e => e.ariaSelected === 'true'", arg=tab.element_handle())
 
 
-def test_a_question_without_sound_or_words_says_what_is_missing(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_a_question_without_sound_or_words_says_what_is_missing(page: Any, sounds: Sounds) -> None:
     page.click("#ask-send")
     problem = page.locator("#ask-problem .notice")
     assert "There is no sound yet" in problem.inner_text()
@@ -127,7 +104,7 @@ def test_a_question_without_sound_or_words_says_what_is_missing(
 
 
 def test_two_visitors_keep_their_own(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
     one, other = open_page(fake_app), open_page(fake_app)
     put(one, "ask", sounds["tone"])
@@ -141,10 +118,7 @@ def test_two_visitors_keep_their_own(
     assert other.locator("#ask-clips .name").inner_text() == "short.wav"
 
 
-def test_an_answer_can_be_stopped(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_an_answer_can_be_stopped(page: Any, fake_app: RunningApp, sounds: Sounds) -> None:
     put(page, "ask", sounds["tone"])
     fake_app.pipeline.gate.clear()
     try:
@@ -167,21 +141,7 @@ def test_an_answer_can_be_stopped(
 
 
 @pytest.mark.slow
-def test_numbers_place_the_sounds(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
-    put(page, "ask", sounds["tone"], sounds["short"])
-    page.wait_for_function("document.querySelectorAll('#ask-clips figure').length === 2")
-    tag = "<Audio><AudioHere></Audio>"
-    assert ask(page, "Is [2] in [1]?") == f"You asked: Is {tag} in {tag}? (2 clips: 0.1 s, 3 s)"
-
-
-@pytest.mark.slow
-def test_another_window_is_asked_about(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_another_window_is_asked_about(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["long"])
     windows = page.locator(".windows button")
     assert windows.all_inner_texts() == ["0–10 s", "10–20 s", "20–25 s"]
@@ -194,10 +154,7 @@ def test_another_window_is_asked_about(
 
 
 @pytest.mark.slow
-def test_the_playhead_follows_the_sound(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_the_playhead_follows_the_sound(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["long"])
     page.wait_for_function("document.querySelector('.clip audio').duration > 24")
     box = page.locator(".spectrogram").bounding_box()
@@ -210,10 +167,7 @@ def test_the_playhead_follows_the_sound(
     page.wait_for_function("parseFloat(document.querySelector('.playhead').style.left) > 51")
 
 
-def test_clips_leave_with_the_page(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_clips_leave_with_the_page(page: Any, fake_app: RunningApp, sounds: Sounds) -> None:
     put(page, "ask", sounds["tone"])
     (image,) = page.locator(".clip img").all()
     kept = Path(image.get_attribute("src").split("file=", 1)[1]).parent
@@ -231,10 +185,7 @@ def test_clips_leave_with_the_page(
 
 
 @pytest.mark.slow
-def test_chips_ask_at_once(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_chips_ask_at_once(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["tone"])
     page.locator("#ask-chips button").first.click()
     assert last_answer(page, 0).startswith(f"You asked: {NAME}")
@@ -271,7 +222,7 @@ def test_a_clip_is_named_from_a_list(real_app: RunningApp, open_page: Opener) ->
 
 
 def test_a_long_clip_is_named_window_by_window(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path], tmp_path: Path
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds, tmp_path: Path
 ) -> None:
     names = tmp_path / "names.csv"
     names.write_text("common_name,scientific_name\nRook,Corvus frugilegus\nDog,Canis familiaris\n")
@@ -330,7 +281,7 @@ def violations(page: Any) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_no_serious_barrier(
-    scheme: str, fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+    scheme: str, fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
     page = open_page(fake_app, color_scheme=scheme)
     put(page, "ask", sounds["long"])
@@ -344,7 +295,7 @@ def test_no_serious_barrier(
 
 @pytest.mark.parametrize("width", [390, pytest.param(800, marks=pytest.mark.slow)])
 def test_narrow_pages_do_not_scroll_sideways(
-    width: int, fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
+    width: int, fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
     page = open_page(fake_app, viewport={"width": width, "height": 800})
     put(page, "ask", sounds["long"])
@@ -354,10 +305,7 @@ def test_narrow_pages_do_not_scroll_sideways(
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
 
 
-def test_the_keyboard_is_enough(
-    fake_app: RunningApp, open_page: Opener, sounds: dict[str, Path]
-) -> None:
-    page = open_page(fake_app)
+def test_the_keyboard_is_enough(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["long"])
     page.locator("#ask-clips [data-action=choose]").first.focus()
     page.keyboard.press("Tab")
@@ -373,7 +321,7 @@ def test_the_keyboard_is_enough(
 
 
 def test_a_page_says_that_the_model_loads_and_when_it_is_ready(
-    open_page: Opener, tmp_path: Path, sounds: dict[str, Path], fake_app: RunningApp
+    open_page: Opener, tmp_path: Path, sounds: Sounds, fake_app: RunningApp
 ) -> None:
     go = threading.Event()
     held: list[RunningApp] = []

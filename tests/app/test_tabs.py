@@ -37,16 +37,25 @@ def clips(sounds: dict[str, Path], tmp_path: Path, limits: Limits) -> list[Clip]
     return [ClipList(tmp_path, limits, most=2).open(sounds[kind]) for kind in ("tone", "long")]
 
 
-def said(
-    talk: ChatSession, pipeline: FakePipeline, clips: list[Clip], text: str, alpha: float = 1
-) -> str:
-    for _ in talk.ask(pipeline, clips, text, alpha):  # type: ignore[arg-type]
+@pytest.fixture
+def talk(limits: Limits) -> ChatSession:
+    return ChatSession(limits)
+
+
+@pytest.fixture
+def pipeline() -> Any:
+    return FakePipeline()
+
+
+def said(talk: ChatSession, pipeline: Any, clips: list[Clip], text: str, alpha: float = 1) -> str:
+    for _ in talk.ask(pipeline, clips, text, alpha):
         pass
     return talk.turns[-1].answer
 
 
-def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits: Limits) -> None:
-    pipeline, talk = FakePipeline(), ChatSession(limits)
+def test_a_talk_goes_on_until_what_it_is_about_changes(
+    clips: list[Clip], talk: ChatSession, pipeline: Any
+) -> None:
     tone, long = clips
     assert said(talk, pipeline, [tone], "One") == "You asked: One (1 clips: 3 s)"
     assert said(talk, pipeline, [tone], "Two") == "You asked: Two (0 clips: )"
@@ -61,8 +70,16 @@ def test_a_talk_goes_on_until_what_it_is_about_changes(clips: list[Clip], limits
     assert talk.turns[0].about == "tone.wav, 0–3 s"
 
 
-def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: Limits) -> None:
-    pipeline, talk = FakePipeline(), ChatSession(replace(limits, question_characters=20))
+def test_numbers_place_the_sounds(clips: list[Clip], talk: ChatSession, pipeline: Any) -> None:
+    tag = "<Audio><AudioHere></Audio>"
+    answer = said(talk, pipeline, clips, "Is [2] in [1]?")
+    assert answer == f"You asked: Is {tag} in {tag}? (2 clips: 10 s, 3 s)"
+
+
+def test_nothing_is_said_where_nothing_can_be_asked(
+    clips: list[Clip], pipeline: Any, limits: Limits
+) -> None:
+    talk = ChatSession(replace(limits, question_characters=20))
     for text, some, reason in (
         ("Hm?", [], "no sound yet"),
         (" ", clips, "is empty"),
@@ -75,10 +92,9 @@ def test_nothing_is_said_where_nothing_can_be_asked(clips: list[Clip], limits: L
 
 
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
-    clips: list[Clip], limits: Limits
+    clips: list[Clip], talk: ChatSession, pipeline: Any
 ) -> None:
-    talk = ChatSession(limits)
-    steps = talk.ask(FakePipeline(), clips, "Well?", 1.0)  # type: ignore[arg-type]
+    steps = talk.ask(pipeline, clips, "Well?", 1.0)
     next(steps)
     next(steps)
     steps.close()
@@ -87,36 +103,30 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     ]
 
 
-def heard_by_the_model(talk: ChatSession) -> int:
-    """Clips in the conversation that the model has read."""
-    conversation = talk._conversation
-    assert conversation is not None
-    return conversation.prompt.count(PLACEHOLDER)
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 def test_after_a_stop_the_model_hears_a_clip_once(
-    clips: list[Clip], limits: Limits, steps: int
+    clips: list[Clip], talk: ChatSession, steps: int
 ) -> None:
     """Stopped before the first text, and after it."""
-    pipeline, talk = Pipeline(EMBEDDED), ChatSession(limits)
+    pipeline = Pipeline(EMBEDDED)
     answer = talk.ask(pipeline, clips[:1], "What makes the sound in the audio?", 1.0)
     for _ in range(steps):
         next(answer)
     answer.close()
     assert [one.stopped for one in talk.turns] == [True]
-    said(talk, pipeline, clips[:1], "Is it a bird, a frog or a mammal?")  # type: ignore[arg-type]
+    said(talk, pipeline, clips[:1], "Is it a bird, a frog or a mammal?")
     assert len(talk.turns) == 2
-    assert heard_by_the_model(talk) == 1
+    assert talk._conversation is not None
+    assert talk._conversation.prompt.count(PLACEHOLDER) == 1
 
 
-def test_after_an_error_the_conversation_begins_anew(clips: list[Clip], limits: Limits) -> None:
+def test_after_an_error_the_conversation_begins_anew(clips: list[Clip], talk: ChatSession) -> None:
     def fail(query: str, clips: Sequence[Any]) -> list[str]:
         if "bad" in query:
             raise UsageError("no")
         return echo(query, clips)
 
-    pipeline, talk = FakePipeline(fail), ChatSession(limits)
+    pipeline = FakePipeline(fail)
     said(talk, pipeline, clips[:1], "One")
     with pytest.raises(UsageError):
         said(talk, pipeline, clips[:1], "A bad one")
@@ -126,10 +136,9 @@ def test_after_an_error_the_conversation_begins_anew(clips: list[Clip], limits: 
 
 
 def test_a_question_while_the_last_one_still_hangs_begins_anew(
-    clips: list[Clip], limits: Limits
+    clips: list[Clip], talk: ChatSession, pipeline: Any
 ) -> None:
     """A stopped answer may still wait for the model in another thread."""
-    pipeline, talk = FakePipeline(), ChatSession(limits)
     pipeline.gate.clear()
     hangs = threading.Thread(target=said, args=(talk, pipeline, clips[:1], "One"))
     hangs.start()
@@ -174,11 +183,10 @@ def test_a_pasted_list_is_never_a_path(tmp_path: Path, limits: Limits) -> None:
 
 
 def test_a_clip_is_ranked_by_window_and_as_a_whole(
-    clips: list[Clip], tmp_path: Path, limits: Limits
+    clips: list[Clip], pipeline: Any, tmp_path: Path, limits: Limits
 ) -> None:
-    pipeline = FakePipeline()
     names = list_of("Rook, Barn Owl, Dog", None, None, tmp_path, limits)
-    windows = identify(pipeline, clips[1], names, 0.5, none=True)  # type: ignore[arg-type]
+    windows = identify(pipeline, clips[1], names, 0.5, none=True)
     assert [one.labels[0][0] for one in windows] == ["Rook", "Dog"]
     assert pipeline.asked_windows[0]["alpha"] == 0.5
     whole = average_rankings(windows)
@@ -254,8 +262,8 @@ def test_visitors_have_folders_that_go_with_them(tmp_path: Path) -> None:
     assert kept.closed
     assert other.folder.is_dir()
     visitors.close()
-    assert len(visitors) == 0
     assert not other.folder.exists()
+    assert visitors.of("other") is not other
 
 
 def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
