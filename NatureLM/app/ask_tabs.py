@@ -167,7 +167,6 @@ def bubbles(session: ChatSession) -> list[dict[str, str]]:
 
 
 def comparison(question: str, alphas: Sequence[float], answers: Sequence[str]) -> str:
-    """The answers side by side."""
     cards = "".join(
         f'<li data-alpha="{alpha:g}"><span class="alpha">α = {alpha:g}</span>'
         f'<span class="answer">{escape(answer.strip()) or "(empty)"}</span></li>'
@@ -257,7 +256,6 @@ def bars(ranked: LabelRanking, title: str, shown: int = 5, *, headline: bool = F
 
 
 def _in_words(label: str) -> str:
-    """A label in the words of the page."""
     return "None of these" if label == NOTHING else label
 
 

@@ -57,8 +57,9 @@ class ChatSession:
         """
         question = checked(question, clips, self.limits)
         query, numbers = place_numbered(question, len(clips))
-        if self._hangs or self._begins_anew(clips, alpha):
-            self.forget()
+        keys = {clip.key for clip in clips}
+        if self._hangs or alpha != self._alpha or not keys.issuperset(self._heard):
+            self.forget()  # another sound, or another α
         # Those that the question names, or all that were not heard yet.
         new = [clips[number - 1] for number in numbers] or [
             clip for clip in clips if clip.key not in self._heard
@@ -120,11 +121,6 @@ class ChatSession:
         if self._conversation is conversation:
             self._heard += [clip.key for clip in clips]
             self._hangs = False
-
-    def _begins_anew(self, clips: Sequence[Clip], alpha: float) -> bool:
-        """Whether the conversation is about another sound, or under another α."""
-        there = {clip.key for clip in clips}
-        return alpha != self._alpha or not all(key in there for key in self._heard)
 
 
 def checked(question: str, clips: Sequence[Clip], limits: Limits) -> str:

@@ -64,7 +64,6 @@ class AppContext:
 
     @property
     def alpha(self) -> float:
-        """The α that the page starts with."""
         if self.settings.alpha is not None:
             return self.settings.alpha
         config = self.settings.config

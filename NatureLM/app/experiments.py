@@ -157,7 +157,6 @@ def build(context: AppContext) -> None:
 
 
 def facts_html(experiment: Experiment) -> str:
-    """What was read, and how."""
     facts = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in experiment.facts.items()
@@ -186,7 +185,6 @@ def charts_html(experiment: Experiment) -> str:
 
 
 def table_value(table: Table) -> dict[str, Any]:
-    """A table of a report as the component shows it."""
     return {
         "headers": list(table.columns),
         "data": [
@@ -286,7 +284,6 @@ def _open(name: str, files: tuple[Path, ...], changed: object) -> Experiment:
 
 
 def _run(name: str, files: tuple[Path, ...]) -> Experiment:
-    """Score the answers of a run."""
     from NatureLM.evaluation.protocols import protocol
     from NatureLM.evaluation.score import score
     from NatureLM.reports.report import make_report

@@ -467,7 +467,6 @@ def choices(remembered: Any, jobs: Jobs, kind: Kind) -> list[tuple[str, str]]:
 
 
 def _ids(remembered: Any) -> list[str]:
-    """The ids among what a browser gave."""
     if not isinstance(remembered, list):
         return []
     return [one for one in remembered if isinstance(one, str)][:MOST_REMEMBERED]

@@ -58,7 +58,6 @@ class JobView:
 
     @cached_property
     def answers(self) -> tuple[WindowRow, ...]:
-        """The answers."""
         return tuple(row for row in self.rows if isinstance(row, WindowRow))
 
     @cached_property
@@ -74,7 +73,6 @@ class JobView:
 
     @property
     def share(self) -> float:
-        """How much is done, 0 to 1."""
         if self.job.state == "done":
             return 1.0
         return min(1.0, len(self.answers) / max(1, self.job.expected))
@@ -94,11 +92,6 @@ class JobView:
             *([QUESTION] if len(self.job.settings.queries) > 1 else []),
         ]
 
-    def answers_of(self, recording: JobRecording, query: str) -> list[WindowRow]:
-        """Answers about a recording to one question, in the order of time."""
-        found = [row for row in self.answers if _file(row) == recording.file and row.query == query]
-        return sorted(found, key=lambda row: row.start)
-
     def filtered(self, words: str, least: float) -> list[WindowRow]:
         """Answers with all of the words somewhere in them, and enough confidence if it is known."""
         wanted = words.casefold().split()
@@ -114,7 +107,6 @@ class JobView:
         ]
 
     def table(self, rows: Sequence[WindowRow]) -> dict[str, Any]:
-        """Rows as the component shows them."""
         cells: dict[str, Callable[[WindowRow], Any]] = {
             RECORDING: lambda row: self.names[row.audio_path],
             FROM: lambda row: row.start,
@@ -236,7 +228,6 @@ def _recording_line(recording: JobRecording, answers: int, expected: int, error:
 
 
 def count_html(shown: int, of: int) -> str:
-    """How many answers the table shows."""
     if not of:
         return ""
     more = f" The first {MOST_ROWS:,} are shown." if shown > MOST_ROWS else ""
@@ -256,7 +247,8 @@ def timeline(
     place in `legend`; what has no answer yet is not among them. `colouring` is `answer` or
     `confidence`, which is of no use where no answer has any.
     """
-    rows = view.answers_of(recording, query)
+    found = [row for row in view.answers if _file(row) == recording.file and row.query == query]
+    rows = sorted(found, key=lambda row: row.start)
     by_answer = colouring != "confidence" or all(row.confidence is None for row in rows)
     legend, places = _by_answer(rows) if by_answer else _by_confidence(rows)
     return {

@@ -131,7 +131,6 @@ class Job:
             raise UsageError(f"the job cannot be kept on disk: {error.strerror}") from None
 
     def with_state(self, state: State, message: str = "") -> Job:
-        """The same job in another state."""
         return replace(self, state=state, message=message)
 
     @property
@@ -141,7 +140,6 @@ class Job:
 
     @property
     def answers_path(self) -> Path:
-        """The file of its answers, there or not."""
         return self.folder / "answers.jsonl"
 
     @property
@@ -151,7 +149,6 @@ class Job:
 
     @property
     def expected(self) -> int:
-        """How many answers there will be."""
         return sum(one.windows for one in self.recordings) * len(self.settings.queries)
 
     @property
@@ -382,7 +379,6 @@ class Jobs:
     def _take(
         self, path: Path, name: str, folder: Path, number: int, settings: AskOptions
     ) -> JobRecording:
-        """Put a file into the folder of recordings."""
         target = folder / safe_name(name, number)
         link_or_copy(path.resolve(strict=True), target)
         size = target.stat().st_size

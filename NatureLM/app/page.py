@@ -78,7 +78,6 @@ def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
 
 
 def build(context: AppContext) -> gr.Blocks:
-    """The whole page."""
     need_gradio()
     # Components remember this folder when they are made.
     os.environ["GRADIO_TEMP_DIR"] = str(context.uploads)

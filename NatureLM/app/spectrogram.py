@@ -95,17 +95,12 @@ def picture(levels_FT: Levels, low: int, high: int) -> bytes:
     scale = 255 / max(1, high - low)
     shown = np.clip((levels_FT.astype(np.float32) - low) * scale, 0, 255).astype(np.uint8)
     image = Image.fromarray(shown[::-1]).convert("P")
-    image.putpalette(_palette())
+    places = np.linspace(0, len(_ANCHORS) - 1, 256)
+    colors = [np.interp(places, np.arange(len(_ANCHORS)), _ANCHORS[:, c]) for c in range(3)]
+    image.putpalette([int(one) for one in np.stack(colors, axis=1).round().reshape(-1)])
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
-
-
-def _palette() -> list[int]:
-    """Red, green and blue of each level."""
-    places = np.linspace(0, len(_ANCHORS) - 1, 256)
-    colors = [np.interp(places, np.arange(len(_ANCHORS)), _ANCHORS[:, c]) for c in range(3)]
-    return [int(one) for one in np.stack(colors, axis=1).round().reshape(-1)]
 
 
 def _pool(values: NDArray[Any], columns: int) -> NDArray[Any]:

@@ -159,7 +159,6 @@ class ClipInput:
         self._wire()
 
     def clips(self, visitor: Visitor) -> ClipList:
-        """The visitor's clips."""
         return visitor.keep(
             f"clips {self._name}",
             lambda: ClipList(visitor.folder, self._context.limits, self._most),
@@ -290,7 +289,6 @@ class ClipInput:
         return gr.Tabs(selected="long"), given, "", gr.Button(visible=False)
 
     def _shown(self, clips: ClipList) -> str:
-        """The clips below one another."""
         return "".join(
             player(
                 clip,
@@ -358,7 +356,6 @@ def _picture(clip: Clip, several: bool) -> str:
 
 
 def _windows(clip: Clip, asking: str) -> str:
-    """The buttons that choose a window."""
     buttons = "".join(
         f'<button type="button" data-action="choose" data-clip="{clip.id}" data-window="{place}" '
         f'data-start="{start:.6g}" data-end="{end:.6g}" '
