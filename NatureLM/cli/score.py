@@ -82,23 +82,16 @@ def show_scores(scores: Scores) -> None:
 
 
 def _report_errors(scores: Scores, output_path: Path) -> None:
-    problems = scores.problems
-    if not problems:
+    count, where = len(scores.problems), output_path / "errors.csv"
+    if not count:
         return
-    for problem in problems[:_MOST_ERRORS_SHOWN]:
+    for problem in scores.problems[:_MOST_ERRORS_SHOWN]:
         typer.echo(str(problem), err=True)
-    lines = (
-        "1 line with an error was"
-        if len(problems) == 1
-        else f"{len(problems)} lines with errors were"
-    )
-    more = len(problems) - _MOST_ERRORS_SHOWN
+    lines = "1 line with an error was" if count == 1 else f"{count} lines with errors were"
+    more = count - _MOST_ERRORS_SHOWN
     rest = f", {more} more of them" if more > 0 else ""
-    kinds = ", ".join(f"{count} × {kind}" for kind, count in scores.problem_kinds().items())
-    typer.echo(
-        f"{lines} left out ({kinds}); all{rest} are in {output_path / 'errors.csv'}",
-        err=True,
-    )
+    kinds = ", ".join(f"{number} × {kind}" for kind, number in scores.problem_kinds().items())
+    typer.echo(f"{lines} left out ({kinds}); all{rest} are in {where}", err=True)
 
 
 def _text(value: Any) -> str:
@@ -151,10 +144,8 @@ def _say_what_is_left_out(compared: Comparison) -> None:
         typer.echo(f"{alone} samples that only one side answered are left out.", err=True)
     if compared.unpaired:
         names = "; ".join(", ".join(map(str, key)) for key in compared.unpaired[:5])
-        typer.echo(
-            f"{len(compared.unpaired)} groups that only one side has are left out: {names}",
-            err=True,
-        )
+        count = len(compared.unpaired)
+        typer.echo(f"{count} groups that only one side has are left out: {names}", err=True)
     if compared.errors:
         typer.echo(f"{compared.errors} lines with errors are left out.", err=True)
 
