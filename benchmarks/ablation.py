@@ -25,7 +25,7 @@ from model import BenchmarkModel, build, waves
 from work import Answers, Sweep
 
 from NatureLM.generation import audio_cache as audio
-from NatureLM.generation import scheduler
+from NatureLM.generation import prefill
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 
 
@@ -43,7 +43,7 @@ def encoding_again(model: BenchmarkModel, times: int) -> Iterator[None]:
 
 def without_sharing() -> Any:
     """No prompts share the keys and values of what they begin with."""
-    return patch.object(scheduler, "_MIN_PREFIX", 1 << 30)
+    return patch.object(prefill, "_MIN_PREFIX", 1 << 30)
 
 
 def without_loading_ahead() -> Any:

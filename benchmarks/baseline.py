@@ -22,8 +22,8 @@ from model import QUERIES, build, prompt, waves
 from torch import Tensor
 
 from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.generation.prefill import left_pad
-from NatureLM.generation.request import GenerationOptions
 from NatureLM.merging.lora import active_alpha
 
 BATCH = 4
@@ -73,7 +73,11 @@ def own_decoding(
     """The package's decoding of one batch."""
     decoder = Decoder(model.language_model, options, model.eos_ids)
     prompts = [Prompt(one_LD, alpha, number) for number, one_LD in enumerate(embeds)]
-    return [one.ids for one in decoder.run(prompts)]
+    decoder.add(prompts)
+    found: dict[Prompt, list[int]] = {}
+    while decoder:
+        found |= {state.prompt: state.ids for state in decoder.advance()}
+    return [found[prompt] for prompt in prompts]
 
 
 def transformers_decoding(

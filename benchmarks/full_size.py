@@ -28,8 +28,7 @@ from transformers import LlamaConfig
 import NatureLM.models as models
 from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import DecodingSession
-from NatureLM.generation.engine import Engine, fold_if_single_alpha
-from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.generation.engine import Engine, GenerationOptions, Request, fold_if_single_alpha
 from NatureLM.models import NatureLMConfig, NatureLMProcessor
 
 LLAMA_8B = {
@@ -140,7 +139,7 @@ def shares(model: BenchmarkModel, rows: int, tflops: float, terabytes: float) ->
     embeds = list(torch.randn(rows, length, width, device=like.device, dtype=like.dtype))
     steps = 8
     room = WARM_STEPS + steps
-    graphs = make_graph_runner(model.language_model, True)
+    graphs = make_graph_runner(model.language_model)
     with torch.inference_mode(), fold_if_single_alpha(model, [1.0]):
         made = [DecodingSession(model.language_model, embeds[:1], [1.0], new_tokens=room)]
         prefill = seconds(

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.decoding import Decoder, Prompt, RowState
+from NatureLM.generation.engine import GenerationOptions, Request
 from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import SharedPrefix
-from NatureLM.generation.request import GenerationOptions, Request
-from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.models import NatureLM
 
 ENDS = [604, 402, 69, 11]  # common tokens, so that rows finish at their own step
@@ -37,10 +36,15 @@ def decode(
     row_numbers: Sequence[int] | None = None,
     shared: Sequence[SharedPrefix] = (),
     grammars: Sequence[LabelGrammar | None] | None = None,
-) -> list[GenerationOutput]:
+) -> list[RowState]:
     """All prompts in one batch; `row_numbers` name the random streams."""
     count = len(prompts_LD)
     numbers = range(count) if row_numbers is None else row_numbers
     rules = grammars or [None] * count
     prompts = [Prompt(*facts) for facts in zip(prompts_LD, alphas, numbers, rules, strict=True)]
-    return Decoder(language_model, options, eos_ids).run(prompts, shared)
+    decoder = Decoder(language_model, options, eos_ids)
+    decoder.add(prompts, shared)
+    found: dict[Prompt, RowState] = {}
+    while decoder:
+        found |= {state.prompt: state for state in decoder.advance()}
+    return [found[prompt] for prompt in prompts]

@@ -97,9 +97,14 @@ def score_samples(
 
     Raises NatureLMError where none can be read.
     """
-    from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
+    from NatureLM.generation.engine import (
+        Answer,
+        Engine,
+        Request,
+        fold_if_single_alpha,
+        yield_in_input_order,
+    )
     from NatureLM.generation.labels import LabelChoice
-    from NatureLM.generation.request import Answer, Request
     from NatureLM.prompts import PLACEHOLDER
 
     load = ClipLoader(model, (sample.clip for sample in samples))

@@ -50,8 +50,7 @@ _MAX_NAMES = 1 << 16  # names whose content is known; others are read again
 
 def waveform_digest(wav_S: Tensor) -> str:
     """Hash of all samples of a prepared waveform, of their number and precision."""
-    content = (f"{wav_S.dtype} {wav_S.shape[0]} ", _bytes_of(wav_S))
-    return digest(content, "blake2b", size=16).hex()
+    return _hash((f"{wav_S.dtype} {wav_S.shape[0]} ", _bytes_of(wav_S)))
 
 
 def audio_state(model: Any) -> str:
@@ -63,7 +62,7 @@ def audio_state(model: Any) -> str:
     for name, tensor in _audio_tensors(model):
         version = 0 if tensor.is_inference() else tensor._version
         facts.append((name, tensor.data_ptr(), version, str(tensor.dtype), str(tensor.device)))
-    return digest(map(repr, facts), "blake2b", size=16).hex()
+    return _hash(map(repr, facts))
 
 
 def audio_fingerprint(model: Any) -> str:
@@ -80,7 +79,7 @@ def audio_fingerprint(model: Any) -> str:
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)} "
             yield _bytes_of(tensor)
 
-    return digest(contents(), "blake2b", size=16).hex()
+    return _hash(contents())
 
 
 def _audio_tensors(model: Any) -> list[tuple[str, Tensor]]:
@@ -91,6 +90,10 @@ def _audio_tensors(model: Any) -> list[tuple[str, Tensor]]:
 def _bytes_of(tensor: Tensor) -> memoryview:
     whole = tensor.detach().cpu().contiguous().reshape(-1)
     return whole.view(torch.uint8).numpy().data
+
+
+def _hash(chunks: Any) -> str:
+    return digest(chunks, "blake2b", size=16).hex()
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class EmbeddingFiles:
             with safe_open(path, framework="pt") as file:
                 audio_QD: Tensor = file.get_tensor("audio")
                 facts = file.metadata() or {}
-            if audio_QD.ndim != 2 or facts.get("checksum") != _checksum(audio_QD):
+            if audio_QD.ndim != 2 or facts.get("checksum") != _hash(_bytes_of(audio_QD)):
                 raise ValueError("not what was written")
         except OSError:  # it is not there, or cannot be read at the moment
             return None
@@ -142,7 +145,7 @@ class EmbeddingFiles:
         if self._is_off:
             return
         audio_QD = audio_QD.detach().cpu().contiguous()
-        data = save({"audio": audio_QD}, metadata={"checksum": _checksum(audio_QD)})
+        data = save({"audio": audio_QD}, metadata={"checksum": _hash(_bytes_of(audio_QD))})
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,10 +198,6 @@ class EmbeddingFiles:
 def _remove(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
-
-
-def _checksum(tensor: Tensor) -> str:
-    return digest(_bytes_of(tensor), "blake2b", size=16).hex()
 
 
 def bytes_in_memory(max_memory: int | None) -> int:
@@ -327,18 +326,12 @@ class AudioEncoder:
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._loading: dict[str, Future[_Waveform | EncodedClip]] = {}
         self._known: OrderedDict[str, str | Exception] = OrderedDict()
-        self._encoded = 0
 
     def __enter__(self) -> AudioEncoder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def taken(self) -> int:
-        """Windows that were encoded since this was last asked."""
-        count, self._encoded = self._encoded, 0
-        return count
 
     def announce(self, names: Iterable[str]) -> None:
         """Clips that will be asked for soon: load them when there is time."""
@@ -349,22 +342,28 @@ class AudioEncoder:
 
     def get(self, names: Iterable[str]) -> dict[str, Encoded]:
         """Clips (or errors) by name; what is not kept is loaded and encoded."""
-        wanted = list(dict.fromkeys(names))
-        found = {name: one for name in wanted if (one := self._remembered(name)) is not None}
-        missing = [name for name in wanted if name not in found]
+        found: dict[str, Encoded] = {}
+        missing: list[str] = []
+        for name in dict.fromkeys(names):
+            known = self._known.get(name)
+            clip = self._look_up(known) if isinstance(known, str) else known
+            if clip is None:
+                missing.append(name)
+            else:
+                found[name] = clip
         self.announce(missing)
         digests: dict[str, str] = {}
         made: dict[str, EncodedClip] = {}
         by_length: dict[int, dict[str, Tensor]] = {}
         for name in missing:
-            clip = self._loaded(name)
-            if isinstance(clip, Exception):
-                found[name] = clip
-            elif isinstance(clip, EncodedClip):
-                digests[name] = clip.digest
-                made[clip.digest] = clip
+            loaded = self._loaded(name)
+            if isinstance(loaded, Exception):
+                found[name] = loaded
+            elif isinstance(loaded, EncodedClip):
+                digests[name] = loaded.digest
+                made[loaded.digest] = loaded
             else:
-                digests[name], wav_S = clip
+                digests[name], wav_S = loaded
                 if digests[name] not in made:
                     ready = by_length.setdefault(wav_S.shape[0], {})
                     ready[digests[name]] = wav_S
@@ -372,15 +371,11 @@ class AudioEncoder:
                         made.update(self._encode_all(by_length.pop(wav_S.shape[0])))
         for ready in by_length.values():
             made.update(self._encode_all(ready))
-        return found | {name: made[digest] for name, digest in digests.items()}
+        return found | {name: made[content] for name, content in digests.items()}
 
-    def _remembered(self, name: str) -> Encoded | None:
-        known = self._known.get(name)
-        return self._look_up(known) if isinstance(known, str) else known
-
-    def _look_up(self, digest: str) -> EncodedClip | None:
-        audio_QD = self._kept.get(self._state + digest)
-        return None if audio_QD is None else EncodedClip(digest, audio_QD)
+    def _look_up(self, content: str) -> EncodedClip | None:
+        audio_QD = self._kept.get(self._state + content)
+        return None if audio_QD is None else EncodedClip(content, audio_QD)
 
     def _start_loading(self) -> None:
         while self._waiting and len(self._loading) < self._ahead:
@@ -395,25 +390,23 @@ class AudioEncoder:
             wav_S = self._prepare(loaded.samples, loaded.seconds)
         else:
             wav_S = self._prepare(loaded)
-        digest = waveform_digest(wav_S)
-        return self._look_up(digest) or (digest, wav_S)
+        content = waveform_digest(wav_S)
+        return self._look_up(content) or (content, wav_S)
 
     def _loaded(self, name: str) -> _Waveform | Encoded:
         """The clip, once it was read; its place is free for the next one."""
         if name not in self._loading:
             self._waiting.pop(name, None)
             self._loading[name] = self._pool.submit(self._read, name)
+        clip: _Waveform | Encoded
         try:
-            clip: _Waveform | Encoded = self._loading[name].result()
+            clip = self._loading[name].result()
+            self._known[name] = clip.digest if isinstance(clip, EncodedClip) else clip[0]
         except _READ_ERRORS as error:
-            clip = error
+            clip = self._known[name] = error
         finally:
             del self._loading[name]
             self._start_loading()
-        if isinstance(clip, EncodedClip):
-            self._known[name] = clip.digest
-        else:
-            self._known[name] = clip if isinstance(clip, Exception) else clip[0]
         if len(self._known) > _MAX_NAMES:
             self._known.popitem(last=False)
         return clip
@@ -423,10 +416,8 @@ class AudioEncoder:
         digests = list(ready)
         while digests:
             batch = digests[: self._batch]
-            with oom_backoff(len(batch), "clips were encoded") as backoff:
-                with torch.inference_mode():
-                    audio_BQD = self._encode(torch.stack([ready[digest] for digest in batch]))
-                self._encoded += len(batch)
+            with oom_backoff(len(batch), "clips were encoded") as backoff, torch.inference_mode():
+                audio_BQD = self._encode(torch.stack([ready[content] for content in batch]))
             if backoff.retry_size is not None:
                 self._batch = backoff.retry_size
                 continue

@@ -3,7 +3,8 @@
 A bucket is a number of rows and of cache columns; a batch has as many rows or fewer. Keys and
 values of all rows go to the column that a tensor names, and attention reads all columns of the
 bucket under a mask. Rows beyond the batch's see only what they write themselves. All buckets share
-one pool of memory for keys and values, in which one cache at a time lies.
+the memory for keys and values, in which one cache at a time lies. What no row has written there is
+zero, because a mask does not hide NaN.
 
 Shapes: R rows, H heads, L columns of the cache, K width of a head, V vocabulary.
 """
@@ -23,8 +24,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.cache import PreallocatedCache
-from NatureLM.generation.prefill import scaled_forward
+from NatureLM.generation.prefill import PreallocatedCache, forward
 from NatureLM.merging.lora import AlphaScaling, active_scaling
 from NatureLM.util import free_unused_memory, is_out_of_memory
 
@@ -45,40 +45,28 @@ _HALF_TOLERANCE = 0.05
 
 
 def make_graph_runner(
-    language_model: Any, capture: bool | None = None, *, max_positions: int | None = None
+    language_model: Any, *, max_positions: int | None = None
 ) -> GraphRunner | None:
-    """What sessions take decoding steps with; None where they take plain ones.
-
-    capture: None captures CUDA graphs on CUDA, where the model allows it; True takes static steps
-        elsewhere, too, where nothing is captured and nothing gained; False takes plain ones
-    max_positions: that of `GraphRunner`
+    """What sessions take decoding steps with, captured on CUDA; None for a model without fixed
+    shapes. max_positions: that of `GraphRunner`
     """
-    if capture is False:
-        return None
-    device = next(language_model.parameters()).device
-    is_cuda = device.type == "cuda"
-    if not is_cuda and capture is None:
-        return None
-    if not _has_static_shapes(language_model):
-        logger.warning("this language model has no fixed shapes to record; decoding step by step")
-        return None
-    capturer = GraphCapture(device) if is_cuda else None
-    return GraphRunner(language_model, capturer, max_positions=max_positions)
-
-
-def _has_static_shapes(language_model: Any) -> bool:
-    """Whether a mask over all columns is all that the model's attention asks for."""
     config = language_model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return (
+    # A mask over all columns must be all that the model's attention asks for.
+    if not (
         getattr(config, "_attn_implementation", None) == "sdpa"
         and kinds == {"full_attention"}
         and getattr(language_model, "_can_compile_fullgraph", False)
-    )
+    ):
+        logger.warning("this language model has no fixed shapes to record; decoding step by step")
+        return None
+    device = next(language_model.parameters()).device
+    capture = GraphCapture(device) if device.type == "cuda" else None
+    return GraphRunner(language_model, capture, max_positions=max_positions)
 
 
 class GraphRunner:
-    """Takes steps for sessions of one model, whose keys and values move into its pool.
+    """Takes steps for sessions of one model, whose keys and values move into its memory.
 
     capture: makes a step cheaper; None runs it as it is
     max_positions: rows times columns that there may be memory for; larger batches are declined
@@ -95,39 +83,62 @@ class GraphRunner:
         *,
         max_positions: int | None = None,
     ) -> None:
-        self._model, self._capture = model, capture
-        self._pool = KVPool(max_positions)
+        self._model, self._capture, self._max = model, capture, max_positions
         self._steps: OrderedDict[tuple[Bucket, float | None], StaticStep] = OrderedDict()
-        self._signature: GraphSignature | None = None
         self._gave_up = self._has_said_so = False
+        self.release()
 
     def __len__(self) -> int:
         """Buckets that are kept."""
         return len(self._steps)
 
     def release(self) -> None:
-        """Give all memory back; steps to come ask for it again."""
-        self._steps.clear()
-        self._pool.release()
-        self._signature = None
+        """Give all memory back; steps to come ask for it again.
 
-    def step(self, cache: PreallocatedCache, inputs: StepInputs) -> Tensor | None:
-        """Extend the cache by one token in every row; logits (R, V).
+        A cache that lies in it keeps it until it moves.
+        """
+        self._steps.clear()
+        self._signature: GraphSignature | None = None
+        self._positions = self._columns = 0
+        self._memory: list[Tensor] = []  # keys and values (2, positions x H x K) of each layer
+        self._bound: Callable[[], PreallocatedCache | None] = lambda: None
+
+    def step(
+        self,
+        cache: PreallocatedCache,
+        tokens_R: Tensor,
+        mask_RL: Tensor,
+        positions_R: Tensor,
+        alphas: Sequence[float],
+    ) -> Tensor | None:
+        """Extend the cache by one token of each row, at its position, under its α; logits (R, V).
+
+        mask_RL: with the new column at its end
 
         None: the step was not taken, and the cache is as long as it was.
         """
         if self._gave_up:
             return None
+        bucket = Bucket.of(*mask_RL.shape)
         try:
-            return self._try_step(cache, inputs)
+            step = self._static_step(cache, bucket, mask_RL.shape[1], alphas)
+            if step is None:
+                return None
+            step.fill(tokens_R, mask_RL, positions_R, alphas)
+            logits_RV = self._run(step)[: len(tokens_R)]
         except NatureLMError:
             raise
         except Exception as error:  # an error that is not capturing's comes back in a plain step
             failure = f"{type(error).__name__}: {error}"
             no_memory = is_out_of_memory(error)
+        else:
+            for layer in cache.kv_layers:
+                layer.set_length(mask_RL.shape[1])
+            return logits_RV
         self.release()  # outside of the handler, which holds tensors
         if no_memory:
-            self._pool.limit(Bucket.of(*inputs.mask_RL.shape).positions // 2)
+            most = bucket.positions // 2
+            self._max = most if self._max is None else min(self._max, most)
             free_unused_memory()
         else:
             self._gave_up = True
@@ -139,40 +150,60 @@ class GraphRunner:
         self._has_said_so = True
         return None
 
-    def _try_step(self, cache: PreallocatedCache, inputs: StepInputs) -> Tensor | None:
+    def _static_step(
+        self, cache: PreallocatedCache, bucket: Bucket, length: int, alphas: Sequence[float]
+    ) -> StaticStep | None:
+        """The step of the bucket that the cache lies in then; None where there can be none."""
         if self._signature is None or not self._signature.is_current():
             self.release()
             self._signature = GraphSignature(self._model)
         alpha = None
         if not self._signature.reads_alpha:
-            if len(set(inputs.alphas)) > 1:
+            if len(set(alphas)) > 1:
                 return None
-            alpha = inputs.alphas[0]
-        rows, length = inputs.mask_RL.shape
-        bucket = Bucket.of(rows, length)
-        columns = self._pool.columns_of(cache)
+            alpha = alphas[0]
+        is_bound = self._bound() is cache and all(layer.owner is self for layer in cache.kv_layers)
+        columns = self._columns if is_bound else 0  # from one row to the next
         if columns >= length:
             bucket = bucket._replace(columns=columns)
-        if not self._pool.has_room(bucket):
+        if self._max is not None and bucket.positions > self._max:
             return None
-        if self._pool.bind(cache, bucket):
-            self._steps.clear()
-        step = self._step_of(bucket, alpha, cache)
-        step.fill(inputs)
-        logits_RV = self._run(step)[:rows]
-        for layer in cache.kv_layers:
-            layer.count_position()
-        return logits_RV
-
-    def _step_of(self, bucket: Bucket, alpha: float | None, cache: PreallocatedCache) -> StaticStep:
+        if columns != bucket.columns:
+            self._bind(cache, bucket)
         key = (bucket, alpha)
         if key not in self._steps:
             while len(self._steps) >= _MAX_STEPS:
                 self._steps.popitem(last=False)
-            views = self._pool.views(bucket, cache)
+            views = self._views(cache, bucket)
             self._steps[key] = StaticStep(self._model, bucket, views, alpha)
         self._steps.move_to_end(key)
         return self._steps[key]
+
+    def _bind(self, cache: PreallocatedCache, bucket: Bucket) -> None:
+        """Move a cache into the memory, which grows where it must."""
+        bound, needed = self._bound(), bucket.positions
+        if bound is not None and bound is not cache:
+            for layer in bound.kv_layers:  # into memory of its own
+                layer.allocate(layer.kv, bound.room)
+        if needed > self._positions:
+            positions = max(needed, min(2 * self._positions, self._max or needed))
+            self._steps.clear()
+            self._memory, self._positions = [], positions
+            for layer in cache.kv_layers:
+                _, _, heads, _, width = layer.kv.shape
+                self._memory.append(layer.kv.new_zeros(2, positions * heads * width))
+        self._bound, self._columns = weakref.ref(cache), bucket.columns
+        for layer, view in zip(cache.kv_layers, self._views(cache, bucket), strict=True):
+            layer.bind(view, self)
+
+    def _views(self, cache: PreallocatedCache, bucket: Bucket) -> list[Tensor]:
+        """Keys and values (2, R, H, L, K) of each layer, all rows and columns of the bucket."""
+        views = []
+        for layer, memory in zip(cache.kv_layers, self._memory, strict=True):
+            _, _, heads, _, width = layer.kv.shape
+            size = bucket.positions * heads * width
+            views.append(memory[:, :size].view(2, bucket.rows, heads, bucket.columns, width))
+        return views
 
     def _run(self, step: StaticStep) -> Tensor:
         step.uses += 1
@@ -181,27 +212,11 @@ class GraphRunner:
         if step.replay is None:
             step.replay = self._capture(step.run)
         logits_RV = step.replay()
-        if step.uses <= _PATIENCE + _CHECKED:
-            self._check(logits_RV, step.run())
+        if step.uses <= _PATIENCE + _CHECKED:  # both write the same column
+            close = _TOLERANCE.get(next(self._model.parameters()).dtype, _HALF_TOLERANCE)
+            if not torch.allclose(logits_RV, step.run(), rtol=close, atol=close, equal_nan=True):
+                raise RuntimeError("a recorded step gave other logits than the step itself")
         return logits_RV
-
-    def _check(self, found_RV: Tensor, wanted_RV: Tensor) -> None:
-        """Raise RuntimeError where a replay gave other logits; both write the same column."""
-        close = _TOLERANCE.get(next(self._model.parameters()).dtype, _HALF_TOLERANCE)
-        if not torch.allclose(found_RV, wanted_RV, rtol=close, atol=close, equal_nan=True):
-            raise RuntimeError("a recorded step gave other logits than the step itself")
-
-
-class StepInputs(NamedTuple):
-    """What a step appends: a token of each row, at its position, under its α.
-
-    mask_RL: with the new column at its end
-    """
-
-    tokens_R: Tensor
-    mask_RL: Tensor
-    positions_R: Tensor
-    alphas: Sequence[float]
 
 
 class Bucket(NamedTuple):
@@ -216,53 +231,44 @@ class Bucket(NamedTuple):
         if rows <= _DOUBLED_ROWS:
             rows = 1 << (rows - 1).bit_length()
         else:
-            rows = _round_up(rows, _DOUBLED_ROWS)
-        return cls(rows, _round_up(columns, _COLUMNS))
+            rows += -rows % _DOUBLED_ROWS
+        return cls(rows, columns + -columns % _COLUMNS)
 
     @property
     def positions(self) -> int:
         return self.rows * self.columns
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
 class StaticStep:
     """The step of one bucket: `fill` sets its static inputs, `run` takes it.
 
-    views: memory for the keys and values of each layer
+    views: memory for the keys and values (2, R, H, L, K) of each layer
     alpha: α of all rows, for a model that reads none; else each step brings its own
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        bucket: Bucket,
-        views: Sequence[tuple[Tensor, Tensor]],
-        alpha: float | None = None,
+        self, model: nn.Module, bucket: Bucket, views: Sequence[Tensor], alpha: float | None = None
     ) -> None:
         parameter = next(model.parameters())
-        device = parameter.device
         rows, columns = bucket
         self._model = model
-        self._ids_R1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self._positions_R1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self._mask_R11L = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
-        self._column_1 = torch.zeros(1, dtype=torch.long, device=device)
-        self._alpha = alpha
-        self._scale_R = torch.zeros(rows, dtype=parameter.dtype, device=device)
-        self._alphas: list[float] = []
+        self._ids_R1 = torch.zeros(rows, 1, dtype=torch.long, device=parameter.device)
+        self._positions_R1 = torch.zeros_like(self._ids_R1)
+        self._mask_R11L = self._ids_R1.new_zeros(rows, 1, 1, columns, dtype=torch.bool)
+        self._column_1 = self._ids_R1.new_zeros(1)
+        self._scale_R = parameter.new_zeros(rows)
+        self._alpha, self._alphas = alpha, list[float]()
         self._cache = Cache(layers=[_StaticLayer(one, self._column_1) for one in views])
         self.uses = 0
         self.replay: Work | None = None
 
-    def fill(self, inputs: StepInputs) -> None:
+    def fill(
+        self, tokens_R: Tensor, mask_RL: Tensor, positions_R: Tensor, alphas: Sequence[float]
+    ) -> None:
         """Set the inputs of the batch's rows.
 
         What an earlier batch left in rows beyond them has no effect.
         """
-        tokens_R, mask_RL, positions_R, alphas = inputs
         rows, length = mask_RL.shape
         self._ids_R1[:rows, 0] = tokens_R
         self._positions_R1[:rows, 0] = positions_R
@@ -276,7 +282,7 @@ class StaticStep:
 
     def run(self) -> Tensor:
         """Logits (R, V), those of rows beyond the batch's too."""
-        return scaled_forward(
+        return forward(
             self._model,
             self._cache,
             self._scale_R if self._alpha is None else self._alpha,
@@ -287,89 +293,22 @@ class StaticStep:
 
 
 class _StaticLayer(DynamicLayer):
-    """Keys and values (R, H, L, K) of a layer, of which one column is written."""
+    """Keys and values (2, R, H, L, K) of a layer, of which one column is written."""
 
-    def __init__(self, views: tuple[Tensor, Tensor], column_1: Tensor) -> None:
+    def __init__(self, kv: Tensor, column_1: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.keys, self.values = views
-        self.dtype, self.device, self.is_initialized = views[0].dtype, views[0].device, True
-        self._views, self._column_1 = views, column_1
+        self._static = kv[0], kv[1]
+        self.keys, self.values = self._static
+        self.dtype, self.device, self.is_initialized = kv.dtype, kv.device, True
+        self._column_1 = column_1
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the keys and values (R, H, 1, K) of the new position; returns all columns."""
-        for view, new in zip(self._views, (key_states, value_states), strict=True):
+        for view, new in zip(self._static, (key_states, value_states), strict=True):
             view.index_copy_(2, self._column_1, new)
-        return self._views
-
-
-class KVPool:
-    """Memory for the keys and values of each layer, shared by all buckets, bound to one cache.
-
-    max_positions: positions that it may have, rows times columns (None: as many as asked for)
-
-    What no row has written is zero, because a mask does not hide NaN.
-    """
-
-    def __init__(self, max_positions: int | None = None) -> None:
-        self._max = max_positions
-        self.release()
-
-    def release(self) -> None:
-        """Give the memory back; a cache that lies in it keeps it until it moves."""
-        self._positions = self._columns = 0
-        self._memory: list[tuple[Tensor, Tensor]] = []
-        self._bound: weakref.ref[PreallocatedCache] | None = None
-
-    def limit(self, positions: int) -> None:
-        """Have so many positions at most from now on."""
-        self._max = positions if self._max is None else min(self._max, positions)
-
-    def has_room(self, bucket: Bucket) -> bool:
-        """Whether a cache may be bound in this bucket."""
-        return self._max is None or bucket.positions <= self._max
-
-    def columns_of(self, cache: PreallocatedCache) -> int:
-        """Columns from one row of the cache to the next, if it lies here; else 0."""
-        is_bound = self._bound is not None and self._bound() is cache
-        is_here = is_bound and all(layer.owner is self for layer in cache.kv_layers)
-        return self._columns if is_here else 0
-
-    def views(self, bucket: Bucket, cache: PreallocatedCache) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (R, H, L, K) of each layer, all rows and columns of the bucket."""
-        made = []
-        for layer, (keys, values) in zip(cache.kv_layers, self._memory, strict=True):
-            _, heads, _, width = layer.kv[0].shape
-            shape = (bucket.rows, heads, bucket.columns, width)
-            size = bucket.positions * heads * width
-            made.append((keys[:size].view(shape), values[:size].view(shape)))
-        return made
-
-    def bind(self, cache: PreallocatedCache, bucket: Bucket) -> bool:
-        """Move a cache here, unless it is; whether the memory is new and earlier views are void."""
-        if self.columns_of(cache) == bucket.columns:
-            return False
-        bound = None if self._bound is None else self._bound()
-        if bound is not None and bound is not cache:
-            bound.unbind()
-        is_new = bucket.positions > self._positions
-        if is_new:
-            self._grow(cache, bucket.positions)
-        self._bound, self._columns = weakref.ref(cache), bucket.columns
-        for layer, views in zip(cache.kv_layers, self.views(bucket, cache), strict=True):
-            layer.bind(views, self)
-        return is_new
-
-    def _grow(self, cache: PreallocatedCache, positions: int) -> None:
-        positions = max(positions, min(2 * self._positions, self._max or positions))
-        self.release()
-        memory = []
-        for layer in cache.kv_layers:
-            like = layer.kv[0]
-            size = positions * like.shape[1] * like.shape[3]
-            memory.append((like.new_zeros(size), like.new_zeros(size)))
-        self._positions, self._memory = positions, memory
+        return self._static
 
 
 class GraphSignature:

@@ -1,33 +1,51 @@
 """Decoding prompts together, a token at a time: rows leave when they are finished, others may join.
 
-The one decoding loop: the engine advances many prompts with it, a conversation one, token by token.
+The one decoding loop, greedy, sampled or with beams: the engine advances many prompts with it, a
+conversation one, token by token.
 
-Shapes: R rows, L columns of the cache or positions, D width, V vocabulary. Rows end at the last
-column: a row that came later, or has a shorter prompt, begins further right.
+Shapes: R rows (one for each beam of each unfinished prompt), L columns of the cache or positions,
+D width, V vocabulary. Rows end at the last column: a row that came later, or has a shorter prompt,
+begins further right.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from NatureLM.generation.beams import BeamSearch
-from NatureLM.generation.cache import PreallocatedCache, join_rows
-from NatureLM.generation.cuda_graphs import GraphRunner, StepInputs
+from NatureLM.errors import NatureLMError
 from NatureLM.generation.labels import LabelGrammar
-from NatureLM.generation.prefill import SharedPrefix, extend, forward, prefill, to_device
-from NatureLM.generation.request import GenerationOptions
-from NatureLM.generation.sampling import (
-    BeamStep,
-    GenerationOutput,
-    GreedyOrSampling,
-    NonFiniteLogitsError,
+from NatureLM.generation.prefill import (
+    PreallocatedCache,
+    SharedPrefix,
+    extend,
+    forward,
+    join_rows,
+    prefill,
+    to_device,
 )
+
+if TYPE_CHECKING:
+    from NatureLM.generation.cuda_graphs import GraphRunner
+    from NatureLM.generation.engine import GenerationOptions
+
+_LEAST = -1e9  # what an allowed token counts at least, so that one always can be chosen
+
+
+class NonFiniteLogitsError(NatureLMError):
+    """The model's logits are NaN."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's numbers became too large for its precision, so there is no answer: "
+            "choose another one with --dtype (bfloat16 or float32)"
+        )
 
 
 class DecodingSession:
@@ -55,19 +73,16 @@ class DecodingSession:
         graphs: GraphRunner | None = None,
         cache: PreallocatedCache | None = None,
     ) -> None:
-        self._model = language_model
-        self._graphs = graphs
+        self._model, self._graphs = language_model, graphs
         self._alphas = list(alphas)
         self._room = new_tokens
         if cache is None:
             done = prefill(language_model, prompts_LD, alphas, shared=shared, room=new_tokens)
         else:
             done = extend(language_model, cache, prompts_LD[0], alphas[0])
-        self.logits_RV = done.logits_RV
-        self._cache = done.cache
-        self._mask_RL = done.mask_RL
+        self._cache, self._mask_RL, self.logits_RV = done.cache, done.mask_RL, done.logits_RV
         self._next_position_R = done.mask_RL.sum(dim=1)
-        self._steps = [0] * len(prompts_LD)  # of each row since its prompt
+        self._ends = [done.mask_RL.shape[1]] * len(prompts_LD)  # columns up to each prompt's end
         self._owners = [object() for _ in prompts_LD]  # the prompt that each row continues
 
     @property
@@ -79,8 +94,9 @@ class DecodingSession:
         self._mask_RL = torch.cat([self._mask_RL, self._mask_RL.new_ones(self.rows, 1)], dim=1)
         logits_RV = None
         if self._graphs is not None:
-            inputs = StepInputs(tokens_R, self._mask_RL, self._next_position_R, self._alphas)
-            logits_RV = self._graphs.step(self._cache, inputs)
+            logits_RV = self._graphs.step(
+                self._cache, tokens_R, self._mask_RL, self._next_position_R, self._alphas
+            )
         if logits_RV is None:
             logits_RV = forward(
                 self._model,
@@ -92,7 +108,6 @@ class DecodingSession:
             )
         self.logits_RV = logits_RV
         self._next_position_R = self._next_position_R + 1
-        self._steps = [steps + 1 for steps in self._steps]
         return self.logits_RV
 
     def select(self, rows: Sequence[int]) -> None:
@@ -105,42 +120,47 @@ class DecodingSession:
         owners = [self._owners[row] for row in rows]
         places = torch.tensor(list(rows), device=self._mask_RL.device)
         if owners == self._owners:  # only what was generated moves, from beam to beam of a prompt
-            self._cache.select(places, self._mask_RL.shape[1] - max(self._steps))
+            self._cache.select(places, min(self._ends))
             return
         self._cache.select(places)
         self._owners = owners
         self._mask_RL = self._mask_RL[places]
         self._next_position_R = self._next_position_R[places]
         self._alphas = [self._alphas[row] for row in rows]
-        self._steps = [self._steps[row] for row in rows]
+        self._ends = [self._ends[row] for row in rows]
 
     def join(self, other: DecodingSession) -> None:
         """Take the rows of another session, too, behind those of this one."""
-        rows = self.rows + other.rows
-        for one in (self, other):
+        both = (self, other)
+        for one in both:
             one._drop_unused_columns()
-        columns = max(one._mask_RL.shape[1] for one in (self, other))
+        columns = max(one._mask_RL.shape[1] for one in both)
+        rows = self.rows + other.rows
         places = [range(self.rows), range(self.rows, rows)]
-        caches = [(one._cache, where) for one, where in zip((self, other), places, strict=True)]
+        caches = [(one._cache, where) for one, where in zip(both, places, strict=True)]
         cache = join_rows(caches, 0, columns, self._room)
         mask_RL = self._mask_RL.new_zeros(rows, columns)
-        for one, where in zip((self, other), places, strict=True):
-            mask_RL[where.start : where.stop, columns - one._mask_RL.shape[1] :] = one._mask_RL
+        ends: list[int] = []
+        for one, where in zip(both, places, strict=True):
+            gap = columns - one._mask_RL.shape[1]
+            mask_RL[where.start : where.stop, gap:] = one._mask_RL
+            ends += [end + gap for end in one._ends]
         next_position_R = torch.cat([self._next_position_R, other._next_position_R])
         logits_RV = torch.cat([self.logits_RV, other.logits_RV])
         # Memory may have run out before here; then these rows are as they were.
-        self._cache, self._mask_RL = cache, mask_RL
+        self._cache, self._mask_RL, self._ends = cache, mask_RL, ends
         self._next_position_R, self.logits_RV = next_position_R, logits_RV
         self._alphas += other._alphas
-        self._steps += other._steps
         self._owners += other._owners
 
     def _drop_unused_columns(self) -> None:
         """Take off the columns in front that no row uses any more."""
         unused = int(self._mask_RL.any(dim=0).int().argmax())
         if unused:
-            self._cache.drop_left(unused)
+            for layer in self._cache.kv_layers:
+                layer.drop_left(unused)
             self._mask_RL = self._mask_RL[:, unused:]
+            self._ends = [end - unused for end in self._ends]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +181,43 @@ class Prompt:
     source: Any = None
 
 
+@dataclass(eq=False)
+class RowState:
+    """What a prompt has been answered so far: its beams, one of them where there is no search.
+
+    positions: of the prompt and of what stands before it
+    sums: log-probability of each beam, natural logarithm, summed over its tokens. Of several beams
+        it is what they are ranked by, so a repetition penalty counts; of greedy and sampled tokens
+        it is the model's own. NaN where the logits overflowed; the ids mean nothing then
+    hypotheses: score, tokens and sum of the beams that came to an end
+
+    Once it is done, the answer is its only beam, the end of the text included if one came.
+    """
+
+    prompt: Prompt
+    positions: int
+    max_new_tokens: int
+    generator: torch.Generator | None = None
+    beams: list[list[int]] = field(default_factory=lambda: [[]])
+    sums: list[float] = field(default_factory=lambda: [0.0])
+    hypotheses: list[tuple[float, list[int], float]] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens of the first beam."""
+        return self.beams[0]
+
+    @property
+    def log_probability(self) -> float:
+        """Of the first beam."""
+        return self.sums[0]
+
+    def finish(self, ids: list[int], log_probability: float) -> None:
+        """This is the answer."""
+        self.beams, self.sums, self.done = [ids], [log_probability], True
+
+
 class Decoder:
     """Decodes prompts a token at a time. What a prompt gives does not depend on the others.
 
@@ -176,12 +233,11 @@ class Decoder:
         graphs: GraphRunner | None = None,
     ) -> None:
         self._model, self._graphs = language_model, graphs
-        self._options = options
-        kind: Any = BeamSearch if options.num_beams > 1 else GreedyOrSampling
-        self._rule = kind(options, eos_ids)
+        self._options, self._eos_ids = options, list(eos_ids)
+        self._choose_tokens = choose_beams if options.num_beams > 1 else choose_tokens
         self._session: DecodingSession | None = None
-        self._active: list[tuple[Prompt, Any]] = []
-        self._next = BeamStep([], [])
+        self._active: list[RowState] = []
+        self._next: tuple[list[int], list[int]] = ([], [])  # rows that go on, each with a token
 
     def __len__(self) -> int:
         """Prompts that are not finished."""
@@ -190,12 +246,12 @@ class Decoder:
     @property
     def prompts(self) -> list[Prompt]:
         """Those that are not finished."""
-        return [prompt for prompt, _ in self._active]
+        return [state.prompt for state in self._active]
 
     @property
     def longest(self) -> int:
         """Positions of the longest prompt that is not finished."""
-        return max((prompt.embeds_LD.shape[0] for prompt, _ in self._active), default=0)
+        return max((state.prompt.embeds_LD.shape[0] for state in self._active), default=0)
 
     def clear(self) -> None:
         """Forget all that was decoded."""
@@ -215,13 +271,13 @@ class Decoder:
         """
         if not prompts:
             return
-        before = 0 if cache is None else cache.get_seq_length()
+        options, before = self._options, 0 if cache is None else cache.get_seq_length()
         session = DecodingSession(
             self._model,
             [prompt.embeds_LD for prompt in prompts],
             [prompt.alpha for prompt in prompts],
             shared=shared,
-            new_tokens=self._options.max_new_tokens,
+            new_tokens=options.max_new_tokens,
             graphs=self._graphs,
             cache=cache,
         )
@@ -229,26 +285,21 @@ class Decoder:
             self._session = session
         else:
             self._session.join(session)
-        self._active += [
-            (one, self._rule.begin(before + one.embeds_LD.shape[0], one.stream, one.grammar))
-            for one in prompts
-        ]
+        for one in prompts:
+            self._active.append(
+                RowState(
+                    one,
+                    before + one.embeds_LD.shape[0],
+                    one.grammar.max_new_tokens if one.grammar else options.max_new_tokens,
+                    random_stream(options, one.stream) if options.do_sample else None,
+                )
+            )
 
-    def advance(self) -> list[tuple[Prompt, GenerationOutput]]:
+    def advance(self) -> list[RowState]:
         """Take every prompt a token further; those that are finished leave."""
         finished = self._choose()
         self._step()
         return finished
-
-    def run(
-        self, prompts: Sequence[Prompt], shared: Sequence[SharedPrefix] = ()
-    ) -> list[GenerationOutput]:
-        """What each of these prompts, and no others, is answered."""
-        self.add(prompts, shared)
-        found: dict[Prompt, GenerationOutput] = {}
-        while len(self):
-            found.update(self.advance())
-        return [found[prompt] for prompt in prompts]
 
     def stream(self, prompt: Prompt, cache: PreallocatedCache) -> Iterator[int]:
         """The tokens of one prompt's answer as they are chosen, the one that ends it included.
@@ -259,7 +310,7 @@ class Decoder:
         NonFiniteLogitsError where the logits are NaN.
         """
         self.add([prompt], cache=cache)
-        (state,) = [state for _, state in self._active]
+        (state,) = self._active
         while not state.done:
             self._choose()
             if math.isnan(state.log_probability):
@@ -268,15 +319,15 @@ class Decoder:
             self._step()
 
     @torch.inference_mode()
-    def _choose(self) -> list[tuple[Prompt, GenerationOutput]]:
+    def _choose(self) -> list[RowState]:
         """Choose the next tokens; prompts that are finished with them leave."""
         if self._session is None:
             return []
-        self._next = self._rule.choose(
-            self._session.logits_RV, [state for _, state in self._active]
+        self._next = self._choose_tokens(
+            self._session.logits_RV, self._active, self._eos_ids, self._options
         )
-        finished = [(prompt, state.result()) for prompt, state in self._active if state.done]
-        self._active = [(prompt, state) for prompt, state in self._active if not state.done]
+        finished = [state for state in self._active if state.done]
+        self._active = [state for state in self._active if not state.done]
         if not self._active:
             self._session = None
         return finished
@@ -285,6 +336,225 @@ class Decoder:
     def _step(self) -> None:
         """Run the tokens that were chosen."""
         if self._session is not None:
-            self._session.select(self._next.rows)
-            device = self._session.logits_RV.device
-            self._session.step(to_device(torch.tensor(self._next.tokens), device))
+            rows, tokens = self._next
+            self._session.select(rows)
+            self._session.step(to_device(torch.tensor(tokens), self._session.logits_RV.device))
+
+
+# -- greedy and sampled -----------------------------------------------------------------------
+
+
+def choose_tokens(
+    logits_RV: Tensor,
+    states: Sequence[RowState],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+) -> tuple[list[int], list[int]]:
+    """Give every prompt its likeliest token, or one that is drawn from its own random stream.
+
+    Returns the rows that go on, each with its token.
+    """
+    scores_RV = process_scores(logits_RV, states, eos_ids, options)
+    generators = [state.generator for state in states if state.generator is not None]
+    tokens_R = sample(scores_RV, options, generators) if generators else scores_RV.argmax(dim=-1)
+    chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - logits_RV.logsumexp(dim=-1)
+    rows: list[int] = []
+    tokens: list[int] = []
+    for row, (state, token, log_probability) in enumerate(
+        zip(states, tokens_R.tolist(), chosen_R.tolist(), strict=True)
+    ):
+        state.ids.append(token)
+        state.sums[0] += log_probability
+        state.done = (
+            token in eos_ids
+            or len(state.ids) >= state.max_new_tokens
+            or math.isnan(log_probability)  # what was chosen means nothing
+        )
+        if not state.done:
+            rows.append(row)
+            tokens.append(token)
+    return rows, tokens
+
+
+def process_scores(
+    scores_RV: Tensor,
+    states: Sequence[RowState],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+) -> Tensor:
+    """Scores after the penalties, and the grammars of their prompts (a copy if changed)."""
+    rows = [(state, ids) for state in states for ids in state.beams]
+    if options.repetition_penalty != 1.0:
+        scores_RV = scores_RV.clone()
+        for row, (_, ids) in enumerate(rows):
+            if ids:
+                seen = torch.tensor(sorted(set(ids)), device=scores_RV.device)
+                old, penalty = scores_RV[row, seen], options.repetition_penalty
+                scores_RV[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
+    too_short = [
+        row
+        for row, (state, ids) in enumerate(rows)
+        if state.positions + len(ids) < options.min_length
+    ]
+    if too_short:
+        scores_RV = scores_RV.clone()
+        for row in too_short:
+            scores_RV[row, list(eos_ids)] = -torch.inf
+    if any(state.prompt.grammar is not None for state in states):
+        masked_RV = scores_RV.clone()
+        for row, (state, ids) in enumerate(rows):
+            if state.prompt.grammar is not None:
+                allowed = torch.tensor(state.prompt.grammar.allowed(ids), device=scores_RV.device)
+                masked_RV[row] = -torch.inf
+                masked_RV[row, allowed] = scores_RV[row, allowed].clamp_min(_LEAST)
+        return masked_RV
+    return scores_RV
+
+
+def random_stream(options: GenerationOptions, number: int) -> torch.Generator:
+    """A row's own random stream, so that batch mates change nothing."""
+    return torch.Generator().manual_seed(options.seed * 1_000_003 + number)
+
+
+def sample(
+    scores_RV: Tensor, options: GenerationOptions, streams: Sequence[torch.Generator]
+) -> Tensor:
+    """One token for each row, drawn from the row's stream; any token where scores are NaN.
+
+    Of the `top_k` best tokens, and of them the fewest that hold `top_p` of the mass.
+    """
+    scores_RV = scores_RV / options.temperature
+    if options.top_k and options.top_k < scores_RV.shape[-1]:
+        worst = scores_RV.topk(options.top_k, dim=-1).values[:, -1:]
+        scores_RV = scores_RV.masked_fill(scores_RV < worst, -torch.inf)
+    if options.top_p < 1.0:
+        ordered, order = scores_RV.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        dropped = (before >= options.top_p).scatter(-1, order, before >= options.top_p)
+        scores_RV = scores_RV.masked_fill(dropped, -torch.inf)
+    shares_RV = scores_RV.softmax(-1).cpu()
+    shares_RV[shares_RV.isnan().any(dim=-1)] = 1.0
+    drawn = [
+        torch.multinomial(row_V, 1, generator=stream)
+        for row_V, stream in zip(shares_RV, streams, strict=True)
+    ]
+    return torch.cat(drawn).to(scores_RV.device)
+
+
+# -- beams ------------------------------------------------------------------------------------
+
+
+def choose_beams(
+    logits_RV: Tensor,
+    states: Sequence[RowState],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+) -> tuple[list[int], list[int]]:
+    """Take every prompt's beams one token further, as transformers 4.44 did for the reference.
+
+    The best continuations are looked at in order of their summed log-probability; an end-of-text
+    among the first `num_beams` of them completes a hypothesis, whose score is the sum divided by
+    (number of generated tokens, the end included) ** length_penalty; others stay beams. A prompt
+    is done when it has `num_beams` hypotheses and the best continuation, scored at its present
+    length, is no better than the worst of them.
+
+    Returns the rows that go on, each with its token.
+    """
+    scores_RV = process_scores(logits_RV.log_softmax(dim=-1), states, eos_ids, options)
+    sums = [total for state in states for total in state.sums]
+    scores_RV = scores_RV + scores_RV.new_tensor(sums)[:, None]
+    widths = [len(state.beams) for state in states]
+    candidates = _candidates(scores_RV, widths, max(2, 1 + len(eos_ids)) * options.num_beams)
+    rows: list[int] = []
+    tokens: list[int] = []
+    first_row = 0
+    for state, width, best in zip(states, widths, candidates, strict=True):
+        parents = _advance(state, best, eos_ids, options)
+        if not state.done:
+            rows.extend(first_row + parent for parent in parents)
+            tokens.extend(ids[-1] for ids in state.beams)
+        first_row += width
+    return rows, tokens
+
+
+def _candidates(
+    scores_RV: Tensor, widths: Sequence[int], most: int
+) -> list[list[tuple[float, int, int]]]:
+    """The best (sum, beam, token) over the beams of each prompt, best first.
+
+    widths: how many rows each prompt has; those with as many are one `topk`
+    most: enough that beams stay even if every beam's end-of-text tokens come first
+    """
+    vocabulary = scores_RV.shape[-1]
+    first_rows = [0, *accumulate(widths)]
+    found: list[list[tuple[float, int, int]]] = [[] for _ in widths]
+    for beams in set(widths):
+        prompts = [prompt for prompt, one in enumerate(widths) if one == beams]
+        block_RV = scores_RV
+        if len(prompts) < len(widths):
+            rows = [first_rows[prompt] + beam for prompt in prompts for beam in range(beams)]
+            block_RV = scores_RV[torch.tensor(rows, device=scores_RV.device)]
+        best = block_RV.view(len(prompts), -1).topk(min(most, beams * vocabulary))
+        for prompt, totals, places in zip(
+            prompts, best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            found[prompt] = [
+                (total, *divmod(place, vocabulary))
+                for total, place in zip(totals, places, strict=True)
+            ]
+    return found
+
+
+def _advance(
+    state: RowState,
+    candidates: Sequence[tuple[float, int, int]],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+) -> list[int]:
+    """Take (sum, beam, token) from best to worst; returns the parents of the new beams."""
+    width, hypotheses = options.num_beams, state.hypotheses
+
+    def complete(total: float, ids: list[int]) -> None:
+        score = total / len(ids) ** options.length_penalty
+        if len(hypotheses) == width:
+            worst = min(hypotheses, key=_score)
+            if score <= worst[0]:
+                return
+            hypotheses.remove(worst)
+        hypotheses.append((score, ids, total))
+
+    beams: list[list[int]] = []
+    sums: list[float] = []
+    parents: list[int] = []
+    if math.isnan(candidates[0][0]):  # sorted before all numbers; nothing can be compared
+        state.finish(state.ids, math.nan)
+        return parents
+    for rank, (total, parent, token) in enumerate(candidates):
+        if total == -math.inf:  # neither it nor what comes after it is allowed
+            break
+        if token in eos_ids:
+            if rank < width:  # whichever end came, the reference writes its first id
+                complete(total, [*state.beams[parent], eos_ids[0]])
+            continue
+        beams.append([*state.beams[parent], token])
+        sums.append(total)
+        parents.append(parent)
+        if len(beams) == width:
+            break
+    state.beams, state.sums = beams, sums
+    done = not beams
+    if beams and len(hypotheses) == width:
+        attainable = candidates[0][0] / len(beams[0]) ** options.length_penalty
+        done = min(hypotheses, key=_score)[0] >= attainable
+    if not done and len(beams[0]) >= state.max_new_tokens:
+        for total, ids in zip(sums, beams, strict=True):  # they count at their present length
+            complete(total, ids)
+        done = True
+    if done:
+        _, ids, total = max(hypotheses, key=_score)
+        state.finish(ids, total)
+    return parents
+
+
+def _score(hypothesis: tuple[float, list[int], float]) -> float:
+    return hypothesis[0]

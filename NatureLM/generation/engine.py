@@ -1,7 +1,8 @@
 """The engine: requests in, answers out, each as if it had been asked alone, and much cheaper.
 
 Every clip is encoded once. Queries and α are rows of batches, which are filled by tokens; rows that
-begin alike share keys and values; rows that are finished leave, and others take their place.
+begin alike share keys and values; rows that are finished leave, and others take their places.
+Requests are read as they are needed, and their audio is encoded ahead of time.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import (
@@ -24,13 +28,25 @@ from NatureLM.generation.audio_cache import (
     Load,
     bytes_in_memory,
 )
-from NatureLM.generation.cuda_graphs import make_graph_runner
-from NatureLM.generation.decoding import Decoder, Prompt
-from NatureLM.generation.labels import LabelChoice, LabelGrammar
-from NatureLM.generation.request import Answer, EngineModel, GenerationOptions, Request
-from NatureLM.generation.sampling import GenerationOutput, NonFiniteLogitsError
-from NatureLM.generation.scheduler import Budget, RequestQueue, Row
-from NatureLM.generation.scoring import Scorer
+from NatureLM.generation.decoding import Decoder, NonFiniteLogitsError, Prompt, RowState
+from NatureLM.generation.labels import (
+    LabelChoice,
+    LabelGrammar,
+    LabelScores,
+    TokenTrie,
+    label_tokens,
+    score_trie,
+)
+from NatureLM.generation.prefill import (
+    Batch,
+    Budget,
+    Row,
+    check_placeholders,
+    merge_prompt_parts,
+    pieces_of,
+    plan_batches,
+    prompt_parts,
+)
 from NatureLM.util import oom_backoff
 
 _BATCH_TOKENS = {"cpu": 32_768}
@@ -43,6 +59,119 @@ _ACCELERATOR_CACHE_BYTES = 8 << 30
 _BUSY_ROWS = {"cpu": 16}  # rows that a step takes hardly longer for than for one
 _ACCELERATOR_BUSY_ROWS = 128
 _CACHE_SHARE = 4  # of the memory that may be used, one part
+_MAX_PRIORS = 4096  # of labels without audio that are kept
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Decoding options; the defaults are the published ones (`configs/inference.yml`).
+
+    `min_length` counts the prompt's positions too, as in the reference, where the published value 1
+    therefore never forces a token. `temperature`, `top_p` and `top_k` act only when sampling;
+    `seed` and a row's number give each row its own random stream.
+    """
+
+    max_new_tokens: int = 300
+    num_beams: int = 2
+    do_sample: bool = False
+    min_length: int = 1
+    temperature: float = 0.1
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, good, allowed in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("min_length", self.min_length >= 0, "0 or more"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+        ):
+            if not good:
+                raise UsageError(f"{name} must be {allowed}, got {getattr(self, name)}")
+        if self.do_sample and self.num_beams > 1:
+            raise UsageError(
+                f"num_beams is {self.num_beams} and do_sample is true: sampling works with one "
+                "beam; set num_beams to 1 or do_sample to false"
+            )
+
+
+class EngineModel(Protocol):
+    """What the engine needs of a model, such as a `NatureLM`."""
+
+    llama_embed_tokens: nn.Embedding
+    processor: Any
+
+    @property
+    def language_model(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def eos_ids(self) -> list[int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def encode_audio(self, wav_BS: Tensor) -> Tensor: ...
+    def alphas_for(self, alpha: Sequence[float], rows: int) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation.
+
+    key: whatever the caller knows it by
+    prompt: complete text with placeholders, template included
+    audios: names of the clips, the i-th for the i-th placeholder
+    alpha: share of the adapter
+    stream: number of the random stream when sampling; requests with one number draw alike
+    choice: the list that the answer is chosen from; None for a free answer
+    """
+
+    key: Hashable
+    prompt: str
+    audios: tuple[str, ...]
+    alpha: float = 1.0
+    stream: int = 0
+    choice: LabelChoice | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether labels are scored and nothing is decoded."""
+        return self.choice is not None and self.choice.how == "score"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text that a request was answered with, or the error that kept it from one.
+
+    log_probability: how likely the model found the text and its end, natural logarithm, summed over
+        its tokens; tokens: how many they are
+    scores: of all labels, where they were scored; the text is the likeliest then
+    ids: the tokens of a decoded answer, its end included; of NaN logits there are some, too
+    """
+
+    request: Request
+    text: str | None
+    error: Exception | None = None
+    log_probability: float | None = None
+    tokens: int = 0
+    scores: LabelScores | None = None
+    ids: tuple[int, ...] = ()
+
+    @property
+    def mean_log_probability(self) -> float | None:
+        """Of a token of the text."""
+        if self.log_probability is None:
+            return None
+        return self.log_probability / max(1, self.tokens)
+
+    @property
+    def key(self) -> Hashable:
+        return self.request.key
 
 
 class Engine:
@@ -57,8 +186,9 @@ class Engine:
     lookahead: requests that batches are chosen from
     embeddings: where audio embeddings are kept; in memory, as long as the engine lives, by default
     eos_ids: tokens that end an answer, by default the model's
-    capture: whether decoding steps are captured as CUDA graphs; None does so on CUDA. It changes
-        the speed and never an answer
+    capture: whether decoding steps are captured as CUDA graphs; None does so on CUDA, True takes
+        static steps elsewhere, too, where nothing is captured and nothing gained. It changes the
+        speed and never an answer
 
     Logs where memory runs out or steps cannot be captured, and how the work goes on.
     """
@@ -85,8 +215,7 @@ class Engine:
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        self.model = model
-        self.options = options or GenerationOptions()
+        self.model, self.options = model, options or GenerationOptions()
         tokens = batch_tokens or _default_batch_tokens(model, max_memory)
         beams, new_tokens = self.options.num_beams, self.options.max_new_tokens
         self._budget = Budget(tokens, beams, new_tokens, batch_rows)
@@ -95,10 +224,17 @@ class Engine:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
-        self._grammar = lru_cache(maxsize=64)(self._make_grammar)
-        self._scorer = Scorer(model, self._eos_ids, self._budget)
-        self._graphs = make_graph_runner(model.language_model, capture, max_positions=tokens)
-        self._busy = _BUSY_ROWS.get(model.device.type, _ACCELERATOR_BUSY_ROWS)
+        self._grammar = lru_cache(maxsize=64)(
+            lambda choice: LabelGrammar(choice, model.tokenizer, self._eos_ids, new_tokens)
+        )
+        self._scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
+        self._graphs = None
+        kind = model.device.type
+        if capture or (capture is None and kind == "cuda"):
+            from NatureLM.generation.cuda_graphs import make_graph_runner
+
+            self._graphs = make_graph_runner(model.language_model, max_positions=tokens)
+        self._busy = _BUSY_ROWS.get(kind, _ACCELERATOR_BUSY_ROWS)
         self.encoded = 0
         """Windows that were encoded in all runs."""
 
@@ -109,18 +245,19 @@ class Engine:
             OSError, the requests with that clip get the error, and the others are answered
         """
         with self._encoder(load) as audio:
-            waiting = RequestQueue(
-                requests, audio, self.model.tokenizer, self._check_alphas, self._lookahead
-            )
-            decoder = Decoder(self.model.language_model, self.options, self._eos_ids, self._graphs)
+            waiting = RequestQueue(requests, audio, self.model, self._lookahead)
+            decoder: Decoder | None = None
             while True:
                 scored: list[Row] = []
-                if self._more_rows_pay(decoder):
+                if not decoder or self._more_rows_pay(decoder):
                     yield from waiting.fill()
-                    self.encoded += audio.taken()
                     scored = waiting.take_scored()
                     yield from self._scorer(scored)
-                    self._refill(decoder, waiting)
+                    if len(waiting):
+                        decoder = decoder or Decoder(
+                            self.model.language_model, self.options, self._eos_ids, self._graphs
+                        )
+                        self._refill(decoder, waiting)
                 if decoder:
                     yield from self._advance(decoder, waiting)
                 elif not scored:
@@ -129,9 +266,7 @@ class Engine:
     def encode(self, names: Iterable[str], load: Load) -> dict[str, Encoded]:
         """Clips (or what kept them from being read) by name, encoded and kept."""
         with self._encoder(load) as audio:
-            found = audio.get(names)
-            self.encoded += audio.taken()
-            return found
+            return audio.get(names)
 
     def _encoder(self, load: Load) -> AudioEncoder:
         batch = _ENCODE_BATCH.get(self.model.device.type, _ACCELERATOR_ENCODE_BATCH)
@@ -139,7 +274,7 @@ class Engine:
         return AudioEncoder(
             load,
             self.model.processor.prepare_audio,
-            self.model.encode_audio,
+            self._encode,
             kept=self._embeddings,
             state=self._embeddings.state_of(self.model),
             workers=self._workers,
@@ -147,8 +282,10 @@ class Engine:
             ahead=_BATCHES_AHEAD * batch,
         )
 
-    def _check_alphas(self, alphas: Sequence[float]) -> None:
-        self.model.alphas_for(alphas, len(alphas))
+    def _encode(self, wav_BS: Tensor) -> Tensor:
+        audio_BQD = self.model.encode_audio(wav_BS)
+        self.encoded += len(wav_BS)
+        return audio_BQD
 
     def _more_rows_pay(self, decoder: Decoder) -> bool:
         """Whether rows should join.
@@ -184,12 +321,8 @@ class Engine:
         embeds_LD = row.embeddings(self.model.llama_embed_tokens)
         return Prompt(embeds_LD, request.alpha, request.stream, grammar, row)
 
-    def _make_grammar(self, choice: LabelChoice) -> LabelGrammar:
-        tokens = self.options.max_new_tokens
-        return LabelGrammar(choice, self.model.tokenizer, self._eos_ids, tokens)
-
     def _advance(self, decoder: Decoder, waiting: RequestQueue) -> Iterator[Answer]:
-        finished: list[tuple[Prompt, GenerationOutput]] = []
+        finished: list[RowState] = []
         prompts = decoder.prompts
         with oom_backoff(len(decoder), "answers were decoded") as backoff:
             finished = decoder.advance()
@@ -198,18 +331,18 @@ class Engine:
             decoder.clear()
             waiting.put_back([prompt.source for prompt in prompts])
             self._shrink(backoff.retry_size)
-        for prompt, output in finished:
-            yield self._answer(prompt, output)
+        for state in finished:
+            yield self._answer(state)
 
-    def _answer(self, prompt: Prompt, output: GenerationOutput) -> Answer:
-        ids, log_probability = tuple(output.ids), output.log_probability
-        request = prompt.source.request
+    def _answer(self, state: RowState) -> Answer:
+        ids, log_probability = tuple(state.ids), state.log_probability
+        request = state.prompt.source.request
         if math.isnan(log_probability):
             return Answer(request, None, NonFiniteLogitsError(), ids=ids)
-        if prompt.grammar is None:
-            text = self.model.tokenizer.decode(output.ids, skip_special_tokens=True)
+        if state.prompt.grammar is None:
+            text = self.model.tokenizer.decode(state.ids, skip_special_tokens=True)
         else:
-            text = prompt.grammar.text(output.ids)
+            text = state.prompt.grammar.text(ids)
         return Answer(request, text, log_probability=log_probability, tokens=len(ids), ids=ids)
 
     def _shrink(self, rows: int) -> None:
@@ -217,6 +350,166 @@ class Engine:
         self._budget = self._budget.within(rows)
         if self._graphs is not None:
             self._graphs.release()
+
+
+class RequestQueue:
+    """Rows of requests that are ready to run, and the requests behind them.
+
+    requests: read `lookahead` at a time, while those before them are worked on
+    model: is told the α of requests before they wait; what it raises ends the run
+    """
+
+    def __init__(
+        self, requests: Iterable[Request], audio: AudioEncoder, model: EngineModel, lookahead: int
+    ) -> None:
+        self._source = iter(requests)
+        self._audio, self._model, self._lookahead = audio, model, lookahead
+        self._parts = lru_cache(maxsize=4096)(
+            lambda prompt: tuple(map(tuple, prompt_parts(prompt, model.tokenizer)))
+        )
+        self._rows: list[Row] = []
+        self._coming = self._next(lookahead)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest prompt that waits."""
+        return max((row.length for row in self._rows), default=0)
+
+    def fill(self) -> list[Answer]:
+        """Get rows ready until `lookahead` wait; the answers of requests that cannot run."""
+        refused: list[Answer] = []
+        while self._coming and len(self._rows) < self._lookahead:
+            room = self._lookahead - len(self._rows)
+            fresh, self._coming = self._coming[:room], self._coming[room:]
+            self._coming += self._next(self._lookahead - len(self._coming))
+            self._model.alphas_for([one.alpha for one in fresh], len(fresh))
+            clips = self._audio.get(key for one in fresh for key in one.audios)
+            for request in fresh:
+                made = self._row(request, [clips[key] for key in request.audios])
+                if isinstance(made, Row):
+                    self._rows.append(made)
+                else:
+                    refused.append(made)
+        return refused
+
+    def take(self, budget: Budget) -> Batch:
+        """The batch of the row that has waited longest, with those that go well with it."""
+        first = self._rows[0]
+        batch = next(
+            one for one in plan_batches(self._rows, budget) if any(row is first for row in one.rows)
+        )
+        taken = {id(row) for row in batch.rows}
+        self._rows = [row for row in self._rows if id(row) not in taken]
+        return batch
+
+    def take_scored(self) -> list[Row]:
+        """The rows whose labels are scored, which wait no longer."""
+        taken = [row for row in self._rows if row.request.is_scored]
+        self._rows = [row for row in self._rows if not row.request.is_scored]
+        return taken
+
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Rows that could not be run now wait again, in front of all others."""
+        self._rows = [*rows, *self._rows]
+
+    def _next(self, count: int) -> list[Request]:
+        requests = list(islice(self._source, count))
+        self._audio.announce(key for one in requests for key in one.audios)
+        return requests
+
+    def _row(self, request: Request, clips: Sequence[Encoded]) -> Row | Answer:
+        try:
+            check_placeholders(request.prompt, len(clips))
+        except UsageError as error:
+            return Answer(request, None, error)
+        encoded: list[EncodedClip] = []
+        for clip in clips:
+            if isinstance(clip, Exception):
+                return Answer(request, None, clip)
+            encoded.append(clip)
+        parts = self._parts(request.prompt)
+        audios_QD = tuple(clip.audio_QD for clip in encoded)
+        return Row(request, parts, audios_QD, *pieces_of(parts, encoded))
+
+
+class LabelScorer:
+    """Answers rows with the scores of labels; keeps the trees of lists, and scores without audio.
+
+    eos_ids: tokens that end an answer
+    budget: how large a batch may be; a row takes its prompt and the nodes of its list
+    """
+
+    def __init__(self, model: EngineModel, eos_ids: Sequence[int], budget: Budget) -> None:
+        self._model, self._eos_ids, self._budget = model, eos_ids, budget
+        self._trie = lru_cache(maxsize=64)(
+            lambda labels: TokenTrie.of(label_tokens(labels, model.tokenizer, eos_ids))
+        )
+        self._prior = lru_cache(maxsize=_MAX_PRIORS)(self._make_prior)
+
+    def __call__(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """An answer for each row, list by list."""
+        by_list: dict[LabelChoice, list[Row]] = {}
+        for row in rows:
+            by_list.setdefault(row.request.choice, []).append(row)
+        for choice, members in by_list.items():
+            yield from self._score_list(choice, members)
+
+    def _score_list(self, choice: LabelChoice, rows: Sequence[Row]) -> Iterator[Answer]:
+        trie = self._trie(choice.labels)
+        batches = plan_batches(rows, replace(self._budget, new_tokens=len(trie)))
+        while batches:
+            batch = batches[0]
+            with oom_backoff(len(batch.rows), "lists of labels were scored") as backoff:
+                likely_RC = score_trie(
+                    self._model.language_model,
+                    [row.embeddings(self._model.llama_embed_tokens) for row in batch.rows],
+                    [row.request.alpha for row in batch.rows],
+                    trie,
+                    self._eos_ids,
+                    shared=batch.shared,
+                )
+            if backoff.retry_size is not None:
+                self._budget = self._budget.within(backoff.retry_size)
+                left = [row for one in batches for row in one.rows]
+                batches = plan_batches(left, replace(self._budget, new_tokens=len(trie)))
+                continue
+            batches = batches[1:]
+            for row, likely_C in zip(batch.rows, likely_RC, strict=True):
+                yield self._answer(row, choice, likely_C)
+
+    def _answer(self, row: Row, choice: LabelChoice, likely_C: Tensor) -> Answer:
+        if not likely_C.max().isfinite():
+            return Answer(row.request, None, NonFiniteLogitsError())
+        tokens = [length + 1 for length in self._trie(choice.labels).lengths]  # the end is one
+        scores_C = likely_C
+        if choice.normalize == "mean":
+            scores_C = likely_C / likely_C.new_tensor(tokens)
+        elif choice.normalize == "prior":
+            if not row.audios_QD:
+                raise UsageError(
+                    'normalize="prior" compares a prompt with the same prompt without audio, and '
+                    f"this one has none: {row.request.prompt[:200]!r}"
+                )
+            scores_C = likely_C - self._prior(row.parts, row.request.alpha, choice.labels)
+        found = LabelScores(choice.labels, tuple(likely_C.tolist()), tuple(scores_C.tolist()))
+        best = choice.labels.index(found.best)
+        return Answer(
+            row.request,
+            found.best,
+            log_probability=found.log_likelihoods[best],
+            tokens=tokens[best],
+            scores=found,
+        )
+
+    def _make_prior(self, parts: Any, alpha: float, labels: tuple[str, ...]) -> Tensor:
+        """Log-likelihood of each label (C,) without the audio of the prompt."""
+        with torch.inference_mode():
+            prompt_LD = merge_prompt_parts(parts, (), self._model.llama_embed_tokens)
+        trie = self._trie(labels)
+        return score_trie(self._model.language_model, [prompt_LD], [alpha], trie, self._eos_ids)[0]
 
 
 def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
@@ -271,15 +564,9 @@ def yield_in_input_order(
                 yield entry
 
     def ready() -> Iterator[Answer | Other]:
-        while waiting:
-            first = waiting[0]
-            if isinstance(first, Request):
-                if first.key not in found:
-                    return
-                yield found.pop(first.key)
-            else:
-                yield first
-            waiting.popleft()
+        while waiting and (not isinstance(waiting[0], Request) or waiting[0].key in found):
+            first = waiting.popleft()
+            yield found.pop(first.key) if isinstance(first, Request) else first
 
     for answer in run(requests(), load):
         found[answer.key] = answer
@@ -305,34 +592,19 @@ def answer_prompts(
     A prompt's number is that of its random stream. Raises what kept a prompt from an answer, except
     that an answer with NaN logits has its ids and no text.
     """
-    clips = {_name(clip): clip for row in audios for clip in row}
-
-    def load(name: str) -> Any:
-        clip = clips[name]
-        is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
-        return EncodedClip(name, clip) if is_encoded else clip
-
-    rows = zip(prompts, audios, alphas, strict=True)
-    requests = [
-        Request(
-            place,
-            prompt,
-            tuple(map(_name, row)),
-            alpha,
-            stream=place,
-            choice=None if choices is None else choices[place],
-        )
-        for place, (prompt, row, alpha) in enumerate(rows)
-    ]
+    clips: dict[str, Any] = {}
+    requests: list[Request] = []
+    for place, (prompt, row, alpha) in enumerate(zip(prompts, audios, alphas, strict=True)):
+        names = tuple(f"{id(clip):x}" for clip in row)  # hexadecimal, as the engine takes hashes
+        for name, clip in zip(names, row, strict=True):
+            is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
+            clips[name] = EncodedClip(name, clip) if is_encoded else clip
+        choice = None if choices is None else choices[place]
+        requests.append(Request(place, prompt, names, alpha, place, choice))
     engine = Engine(model, options, eos_ids=eos_ids, capture=False)
-    found = {answer.key: answer for answer in engine.run(requests, load)}
+    found = {answer.key: answer for answer in engine.run(requests, clips.__getitem__)}
     answers = [found[request.key] for request in requests]
     for answer in answers:
         if answer.error is not None and not answer.ids:
             raise answer.error
     return answers
-
-
-def _name(clip: Any) -> str:
-    """A name for a clip of this call, as the engine takes it for a hash: hexadecimal."""
-    return f"{id(clip):x}"

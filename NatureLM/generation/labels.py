@@ -1,18 +1,38 @@
-"""Lists of labels: what is chosen from one, its scores, its tree of tokens, its grammar.
+"""Lists of labels: what is chosen from one, its tree of tokens, its grammar, its scores.
 
-Without torch, so that options and configuration files can check lists at no cost.
+Torch is imported where scores are computed only, so that options and configuration files can check
+lists at no cost.
+
+The scores of a list after a prompt are computed together: the prompt is run once, as for decoding,
+then every node of the tree of the labels' tokens. Node i sees the prompt, the nodes on its own
+path, and itself (a tree mask), at the position that it would have in a string. No keys or values of
+the prompt are copied for a label. Large trees go in chunks of the preorder; between two of them the
+cache keeps the path to the next node only.
+
+Shapes: R rows, C labels, N nodes of a chunk, K nodes that they may see, L positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import takewhile
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from NatureLM.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from NatureLM.generation.prefill import Prefilled, SharedPrefix
+
+_MAX_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
+_ACCELERATOR_MAX_LOGITS = 1 << 29
+_MAX_NODES = 2048  # of a chunk: what a node may see grows with their square
+_MASKED_ATTENTION = ("sdpa", "eager")  # take a mask of our own
 
 NOTHING = "None"
 """The answer that no label of the list fits."""
@@ -54,7 +74,16 @@ class LabelChoice:
     normalize: Normalize = "sum"
 
     def __post_init__(self) -> None:
-        _check_labels(self.labels)
+        _refuse_string(self.labels)
+        if not self.labels:
+            raise UsageError("the list of labels is empty: give at least one")
+        seen: set[str] = set()
+        for label in self.labels:
+            if not label.strip() or label != label.strip():
+                raise UsageError(f"the label {label!r} is empty or begins or ends with a space")
+            if label in seen:
+                raise UsageError(f"the label {label!r} is in the list twice")
+            seen.add(label)
         check_normalize(self.normalize)
 
 
@@ -62,8 +91,7 @@ def label_choices(
     labels: Sequence[str] | Sequence[Sequence[str]], prompts: int, normalize: Normalize
 ) -> list[LabelChoice]:
     """What each prompt is scored on: one list for all of them, or one list for each."""
-    if isinstance(labels, str):
-        raise UsageError(f"labels must be a list of texts, got the text {labels!r}")
+    _refuse_string(labels)
     if all(isinstance(label, str) for label in labels):
         return [LabelChoice(tuple(map(str, labels)), normalize=normalize)] * prompts
     if len(labels) != prompts:
@@ -71,19 +99,9 @@ def label_choices(
     return [LabelChoice(tuple(one), normalize=normalize) for one in labels]
 
 
-def _check_labels(labels: Sequence[str]) -> None:
-    """Raise UsageError for a list without labels, an empty label, or one that is given twice."""
+def _refuse_string(labels: object) -> None:
     if isinstance(labels, str):
         raise UsageError(f"labels must be a list of texts, got the text {labels!r}")
-    if not labels:
-        raise UsageError("the list of labels is empty: give at least one")
-    seen: set[str] = set()
-    for label in labels:
-        if not label.strip() or label != label.strip():
-            raise UsageError(f"the label {label!r} is empty or begins or ends with a space")
-        if label in seen:
-            raise UsageError(f"the label {label!r} is in the list twice")
-        seen.add(label)
 
 
 @dataclass(frozen=True)
@@ -172,7 +190,8 @@ class TokenTrie:
         before: Tokens = ()
         for place in sorted(range(len(sequences)), key=lambda place: sequences[place]):
             sequence = sequences[place]
-            shared = _common(before, sequence)
+            pairs = zip(before, sequence, strict=False)
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             del path[shared:]
             for depth in range(shared, len(sequence)):
                 parents.append(path[-1] if path else -1)
@@ -224,11 +243,6 @@ class TokenTrie:
         return path[::-1]
 
 
-def _common(a: Tokens, b: Tokens) -> int:
-    pairs = zip(a, b, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 def label_tokens(labels: Sequence[str], tokenizer: Any, eos_ids: Sequence[int]) -> list[Tokens]:
     """Token ids of each label as an answer begins with it.
 
@@ -251,16 +265,16 @@ def label_tokens(labels: Sequence[str], tokenizer: Any, eos_ids: Sequence[int]) 
     return found
 
 
-def continued_tokens(label: str, separator: str, tokenizer: Any) -> Tokens:
+def continued_tokens(label: str, tokenizer: Any) -> Tokens:
     """Token ids of a separator and a label that follow another label.
 
     They are looked up behind a letter, because some tokenizers mark the beginning of a string.
     """
     anchor = tuple(tokenizer("a", add_special_tokens=False).input_ids)
-    whole = tuple(tokenizer(f"a{separator}{label}", add_special_tokens=False).input_ids)
+    whole = tuple(tokenizer(f"a{SEPARATOR}{label}", add_special_tokens=False).input_ids)
     if whole[: len(anchor)] == anchor:
         return whole[len(anchor) :]
-    return tuple(tokenizer(f"{separator}{label}", add_special_tokens=False).input_ids)
+    return tuple(tokenizer(f"{SEPARATOR}{label}", add_special_tokens=False).input_ids)
 
 
 class LabelGrammar:
@@ -269,7 +283,7 @@ class LabelGrammar:
     max_new_tokens: how long an answer may be; it is raised where one label needs more
 
     Raises UsageError for a label that is no plain text for the tokenizer; with `several` also for
-    one with a comma in it.
+    one with a comma in it. `labels` are those of the choice, and `None` behind them.
     """
 
     def __init__(
@@ -279,96 +293,237 @@ class LabelGrammar:
         eos_ids: Sequence[int],
         max_new_tokens: int = 64,
     ) -> None:
-        labels = choice.labels
-        self.labels = labels if NOTHING in labels else (*labels, NOTHING)
-        self._eos_ids = tuple(eos_ids)
         if not eos_ids:
             raise UsageError("the model has no token that ends an answer, so none can be closed")
-        self._first = TokenTrie.of(label_tokens(self.labels, tokenizer, eos_ids))
+        self._eos_ids = tuple(eos_ids)
+        given = choice.labels if NOTHING in choice.labels else (*choice.labels, NOTHING)
+        tokens = dict(zip(given, label_tokens(given, tokenizer, eos_ids), strict=True))
+        self.labels = (*(label for label in given if label != NOTHING), NOTHING)
+        self._first = TokenTrie.of([tokens[label] for label in self.labels])
         self._next: TokenTrie | None = None
-        longest = max(self._first.lengths)
-        self._named = [label for label in self.labels if label != NOTHING]
-        if choice.several and self._named:
-            _refuse_commas(labels)
-            further = [continued_tokens(label, SEPARATOR, tokenizer) for label in self._named]
-            _refuse_ambiguous({one[0] for one in further}, self._first.tokens, further)
-            self._next = TokenTrie.of(further)
+        if choice.several and len(self.labels) > 1:
+            self._next = self._further_labels(tokenizer)
             self._longest_further = max(self._next.lengths)
-            self._number = {label: number for number, label in enumerate(self._named)}
-        self.max_new_tokens = max(max_new_tokens, longest + 1)
+        self.max_new_tokens = max(max_new_tokens, max(self._first.lengths) + 1)
+
+    def _further_labels(self, tokenizer: Any) -> TokenTrie:
+        """The tree of what may follow a label: a separator and another label."""
+        for label in self.labels:
+            if "," in label:
+                raise UsageError(
+                    f"the label {label!r} has a comma in it, and several labels are separated by "
+                    "commas: rename it, or allow one label at a time"
+                )
+        further = [continued_tokens(label, tokenizer) for label in self.labels[:-1]]
+        within = {*self._first.tokens, *(token for one in further for token in one[1:])}
+        # A token that begins a further label must not stand within one, too.
+        if within.intersection(one[0] for one in further) or len(set(further)) < len(further):
+            raise UsageError(
+                f"this model's tokenizer does not keep the separator {SEPARATOR!r} apart from the "
+                "labels: allow one label at a time"
+            )
+        return TokenTrie.of(further)
 
     def allowed(self, ids: Sequence[int]) -> Tokens:
         """Tokens that may follow the beginning `ids` of an answer; always one at least."""
-        trie, node, used, _ = self._walk(ids)
+        trie, node, before = self._walk(ids)
+        used = sum(1 << label for label in before)
         allowed = [
             token
             for token, child in trie.children[node].items()
             if trie is self._first or trie.below[child] & ~used
         ]
-        label = trie.label_at.get(node) if node >= 0 else None
-        if label is not None and not (trie is self._next and used >> label & 1):
-            allowed += self._eos_ids
-            allowed += self._further(used | self._bit(trie, label), ids)
+        label = trie.label_at.get(node)
+        if label is None or label in before:
+            return tuple(allowed)
+        allowed += self._eos_ids
+        room = self.max_new_tokens - len(ids) - 1
+        further = self._next
+        if further and self.labels[label] != NOTHING and room >= self._longest_further:
+            used |= 1 << label
+            begins = further.children[-1].items()
+            allowed += [token for token, child in begins if further.below[child] & ~used]
         return tuple(allowed)
 
     def text(self, ids: Sequence[int]) -> str:
         """The answer that a whole sequence spells, its end included or not."""
         end = next((place for place, one in enumerate(ids) if one in self._eos_ids), len(ids))
-        trie, node, _, names = self._walk(ids[:end])
-        return SEPARATOR.join([*names, self._name(trie, trie.label_at[node])])
+        trie, node, before = self._walk(ids[:end])
+        return SEPARATOR.join(self.labels[label] for label in [*before, trie.label_at[node]])
 
-    def _walk(self, ids: Sequence[int]) -> tuple[TokenTrie, int, int, list[str]]:
-        """The tree and node where `ids` lead, and the labels before (bits and names)."""
-        trie, node, used = self._first, -1, 0
-        names: list[str] = []
+    def _walk(self, ids: Sequence[int]) -> tuple[TokenTrie, int, list[int]]:
+        """The tree and node where `ids` lead, and the places of the labels before."""
+        trie, node = self._first, -1
+        before: list[int] = []
         for token in ids:
             child = trie.children[node].get(token)
             if child is None:  # a separator: the label is complete, and another one begins
-                label = trie.label_at[node]
-                used |= self._bit(trie, label)
-                names.append(self._name(trie, label))
+                before.append(trie.label_at[node])
                 assert self._next is not None, "only a list of several labels goes on"
                 trie = self._next
                 child = trie.children[-1][token]
             node = child
-        return trie, node, used, names
-
-    def _further(self, used: int, ids: Sequence[int]) -> list[int]:
-        """Tokens that begin one more label, if there is one left and room for it."""
-        if self._next is None or not used:
-            return []
-        room = self.max_new_tokens - len(ids) - 1
-        if room < self._longest_further:
-            return []
-        trie = self._next
-        return [token for token, node in trie.children[-1].items() if trie.below[node] & ~used]
-
-    def _bit(self, trie: TokenTrie, label: int) -> int:
-        """The label as a bit among those that may follow; 0 for `None`, which none follows."""
-        if self._next is None or self._name(trie, label) == NOTHING:
-            return 0
-        return 1 << self._number[self._name(trie, label)]
-
-    def _name(self, trie: TokenTrie, label: int) -> str:
-        return self.labels[label] if trie is self._first else self._named[label]
+        return trie, node, before
 
 
-def _refuse_commas(labels: Sequence[str]) -> None:
-    for label in labels:
-        if "," in label:
-            raise UsageError(
-                f"the label {label!r} has a comma in it, and several labels are separated by "
-                "commas: rename it, or allow one label at a time"
-            )
+# -- scores -----------------------------------------------------------------------------------
 
 
-def _refuse_ambiguous(
-    separators: set[int], first: Sequence[int], further: Sequence[Tokens]
-) -> None:
-    """Raise UsageError where a token that begins a further label may also stand within one."""
-    within = {*first, *(token for one in further for token in one[1:])}
-    if separators & within or len(set(further)) < len(further):
-        raise UsageError(
-            f"this model's tokenizer does not keep the separator {SEPARATOR!r} apart from the "
-            "labels: allow one label at a time"
+def score_trie(
+    language_model: nn.Module,
+    prompts_LD: Sequence[Tensor],
+    alphas: Sequence[float],
+    trie: TokenTrie,
+    eos_ids: Sequence[int],
+    *,
+    shared: Sequence[SharedPrefix] = (),
+) -> Tensor:
+    """Log-likelihood of every label of the tree, followed by an end, after every prompt.
+
+    prompts_LD: embeddings (length, width) of each prompt, run under its own α
+    eos_ids: tokens that end an answer; whichever comes, the label was the answer. Without any the
+        tokens of the label alone count
+    shared: prompts that begin alike (see `prefill`)
+
+    Returns float64 of shape (prompts, labels).
+    """
+    import torch
+
+    from NatureLM.generation.prefill import prefill
+
+    by_depth: dict[int, list[int]] = {}
+    for node, depth in enumerate(trie.depths):
+        by_depth.setdefault(depth, []).append(node)
+    with torch.inference_mode():
+        done = prefill(language_model, prompts_LD, alphas, shared=shared, room=len(trie))
+        node_RN, end_RN = _run_trie(language_model, done, alphas, trie, eos_ids)
+        for depth in range(1, len(by_depth)):
+            nodes = by_depth[depth]
+            node_RN[:, nodes] += node_RN[:, [trie.parents[node] for node in nodes]]
+        ends = list(trie.ends)
+        return node_RN[:, ends] + end_RN[:, ends]
+
+
+def _run_trie(
+    model: nn.Module,
+    done: Prefilled,
+    alphas: Sequence[float],
+    trie: TokenTrie,
+    eos_ids: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Log-probability (R, nodes) of each node after its parent, and of an end after each node."""
+    rows, vocabulary = done.logits_RV.shape
+    node_RN = done.logits_RV.new_zeros(rows, len(trie)).double()
+    end_RN = node_RN.clone()
+    begins, total_R1 = trie.children[-1], done.logits_RV.logsumexp(dim=-1, keepdim=True)
+    node_RN[:, list(begins.values())] = done.logits_RV[:, list(begins)].double() - total_R1.double()
+    most = _MAX_LOGITS.get(node_RN.device.type, _ACCELERATOR_MAX_LOGITS) // (rows * vocabulary)
+    for chunk in _chunks(trie, max(1, min(most, _MAX_NODES))):
+        for layer in done.cache.kv_layers:
+            layer.keep_positions(done.mask_RL.shape[1], chunk.kept)
+        logits_RNV = _run_chunk(model, done, alphas, trie, chunk)
+        total_RN = logits_RNV.logsumexp(dim=-1).double()
+        node_RN[:, chunk.children] = (
+            logits_RNV[:, chunk.parents, chunk.tokens].double() - total_RN[:, chunk.parents]
         )
+        if eos_ids:
+            ends = logits_RNV[:, :, list(eos_ids)].logsumexp(dim=-1)
+            end_RN[:, chunk.first : chunk.last] = ends.double() - total_RN
+    return node_RN, end_RN
+
+
+def _run_chunk(
+    model: nn.Module, done: Prefilled, alphas: Sequence[float], trie: TokenTrie, chunk: _Chunk
+) -> Tensor:
+    """One pass over the nodes of a chunk; logits (R, N, V)."""
+    import torch
+
+    from NatureLM.generation.prefill import forward
+
+    nodes = slice(chunk.first, chunk.last)
+    ids_N, depths_N = done.mask_RL.new_tensor([trie.tokens[nodes], trie.depths[nodes]])
+    before_RNL = done.mask_RL.bool()[:, None].expand(-1, len(ids_N), -1)
+    sees_RNK = chunk.sees_NK.to(ids_N.device).expand(len(alphas), -1, -1)
+    with _own_mask(model, torch.cat([before_RNL, sees_RNK], dim=2)[:, None]) as mask:
+        return forward(
+            model,
+            done.cache,
+            alphas,
+            logits="all",
+            input_ids=ids_N.expand(len(alphas), -1),
+            attention_mask=mask,
+            position_ids=done.mask_RL.sum(dim=1)[:, None] + depths_N,
+        )
+
+
+@contextmanager
+def _own_mask(model: nn.Module, mask: Tensor) -> Iterator[Tensor]:
+    """The mask (R, 1, N, L; True where seen) as the model's attention takes it.
+
+    Attention that takes no mask of ours (flash) gives way to torch's own within the block.
+    """
+    import torch
+
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "_attn_implementation", "sdpa")
+    if before == "eager":
+        dtype = next(model.parameters()).dtype
+        yield torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    elif before in _MASKED_ATTENTION:
+        yield mask
+    else:
+        config._attn_implementation = "sdpa"
+        try:
+            yield mask
+        finally:
+            config._attn_implementation = before
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Nodes first to last - 1 of a tree, which are run together.
+
+    kept: where the nodes on the path to `first` are in the cache, behind the prompt
+    sees_NK: what each node sees of that path and of the chunk (N, K)
+    parents, tokens, children: for every node that follows one of the chunk: where the latter
+        stands in it, the token of the former, and the former itself
+    """
+
+    first: int
+    last: int
+    kept: list[int]
+    sees_NK: Tensor
+    parents: list[int]
+    tokens: list[int]
+    children: list[int]
+
+
+@lru_cache(maxsize=16)
+def _chunks(trie: TokenTrie, size: int) -> list[_Chunk]:
+    """The tree in chunks of at most `size` nodes."""
+    import torch
+
+    made: list[_Chunk] = []
+    held: list[int] = []  # nodes in the cache, in the order of their columns
+    for first in range(0, len(trie), size):
+        last = min(first + size, len(trie))
+        path = trie.ancestors(first)
+        kept = [held.index(node) for node in path]
+        held = [*path, *range(first, last)]
+        places = {node: place for place, node in enumerate(held)}
+        sees = torch.zeros(last - first, len(places), dtype=torch.bool)
+        parents: list[int] = []
+        tokens: list[int] = []
+        children: list[int] = []
+        for node in range(first, last):
+            row, parent = sees[node - first], trie.parents[node]
+            if parent >= first:
+                row |= sees[parent - first]
+            elif parent >= 0:  # the path to it is a beginning of the path to `first`
+                row[: places[parent] + 1] = True
+            row[places[node]] = True
+            parents += [node - first] * len(trie.children[node])
+            tokens += trie.children[node].keys()
+            children += trie.children[node].values()
+        made.append(_Chunk(first, last, kept, sees, parents, tokens, children))
+    return made

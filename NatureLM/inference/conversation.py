@@ -20,11 +20,16 @@ import torch
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EncodedClip
-from NatureLM.generation.cache import PreallocatedCache
 from NatureLM.generation.decoding import Decoder, Prompt
-from NatureLM.generation.prefill import check_placeholders, merge_prompt_parts, prompt_parts
-from NatureLM.generation.request import GenerationOptions
-from NatureLM.generation.scheduler import common_positions, pieces_of
+from NatureLM.generation.engine import GenerationOptions
+from NatureLM.generation.prefill import (
+    PreallocatedCache,
+    check_placeholders,
+    common_positions,
+    merge_prompt_parts,
+    pieces_of,
+    prompt_parts,
+)
 from NatureLM.prompts import ChatTemplate, with_clips
 
 

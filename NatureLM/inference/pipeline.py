@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from NatureLM.generation.audio_cache import EmbeddingCache
-    from NatureLM.generation.engine import Run
-    from NatureLM.generation.request import Answer, Request
+    from NatureLM.generation.engine import Answer, Request, Run
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM, NatureLMProcessor
     from NatureLM.results.store import WindowStore
@@ -310,7 +309,7 @@ class Pipeline:
         (`do_sample=True`), whatever number of beams the configuration has: beams may change what
         they said before.
         """
-        from NatureLM.generation.request import GenerationOptions
+        from NatureLM.generation.engine import GenerationOptions
         from NatureLM.inference.conversation import Conversation
 
         def load(clip: Any) -> NDArray[Any]:
@@ -340,8 +339,7 @@ class Pipeline:
         **generation: Any,
     ) -> list[str]:
         """The answers to one question at several α, in their order; the clips are encoded once."""
-        from NatureLM.generation.engine import yield_in_input_order
-        from NatureLM.generation.request import Answer, Request
+        from NatureLM.generation.engine import Answer, Request, yield_in_input_order
 
         if not query.strip():
             raise UsageError("the question is empty")
@@ -429,7 +427,7 @@ class Pipeline:
 
         The key of a request is its number and its result, which has no answer yet.
         """
-        from NatureLM.generation.request import Request
+        from NatureLM.generation.engine import Request
 
         processor, numbers = processor_of(self.model), count()
         choice = options.choice("sum" if calibration is None else calibration.normalize)
@@ -465,8 +463,7 @@ class Pipeline:
     def _run(self, generation: dict[str, Any], batch_size: int | None = None) -> Run:
         """What answers requests; sound that was encoded before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
-        from NatureLM.generation.engine import Engine
-        from NatureLM.generation.request import GenerationOptions
+        from NatureLM.generation.engine import Engine, GenerationOptions
 
         if self._embeddings is None:
             self._embeddings = make_embedding_cache(

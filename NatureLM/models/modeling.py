@@ -22,9 +22,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import QFormerConfig
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.generation.engine import GenerationOptions, answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
-from NatureLM.generation.prefill import check_placeholders, merge_audio_embeddings, to_device
-from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.prefill import (
+    check_placeholders,
+    merge_prompt_parts,
+    prompt_parts,
+    to_device,
+)
 from NatureLM.merging.lora import (
     Alpha,
     active_alpha,
@@ -237,7 +242,7 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         self._check_pairs(prompts, audios)
         encoded = self.encode_clips(audios)
         return [
-            merge_audio_embeddings(prompt, clips, self.tokenizer, self.llama_embed_tokens)
+            merge_prompt_parts(prompt_parts(prompt, self.tokenizer), clips, self.llama_embed_tokens)
             for prompt, clips in zip(prompts, encoded, strict=True)
         ]
 
@@ -268,8 +273,6 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         eos_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Generated token ids of each prompt; see `generate`."""
-        from NatureLM.generation.engine import answer_prompts
-
         alphas = self.alphas_for(alpha, len(prompts))
         self._check_pairs(prompts, audios)
         answers = answer_prompts(self, prompts, audios, alphas, options=options, eos_ids=eos_ids)
@@ -311,8 +314,6 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         under the prompt without its audio. Each prompt is run once, and all labels in one tree.
         Raises UsageError for lists that are empty, have a label twice, or one that is no string.
         """
-        from NatureLM.generation.engine import answer_prompts
-
         self._check_pairs(prompts, audios)
         alphas = self.alphas_for(alpha, len(prompts))
         choices = label_choices(labels, len(prompts), normalize)

@@ -21,11 +21,9 @@ from NatureLM.generation.cuda_graphs import (
     GraphRunner,
     make_graph_runner,
 )
-from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
+from NatureLM.generation.engine import Engine, GenerationOptions
 from NatureLM.generation.prefill import to_device
-from NatureLM.generation.request import GenerationOptions
-from NatureLM.generation.sampling import GenerationOutput
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM
 
@@ -175,17 +173,17 @@ def decoded_by(
     model: NatureLM,
     lumps: list[tuple[list[Prompt], int]],
     options: GenerationOptions,
-) -> dict[int, GenerationOutput]:
+) -> dict[int, RowState]:
     """What each prompt is answered; each lump joins so many steps after the one before."""
     decoder = Decoder(model.language_model, options, ENDS, static)
-    found: list[tuple[Prompt, GenerationOutput]] = []
+    found: list[RowState] = []
     for prompts, steps in lumps:
         decoder.add(prompts)
         for _ in range(steps):
             found += decoder.advance()
     while len(decoder):
         found += decoder.advance()
-    return {prompt.stream: decoded for prompt, decoded in found}
+    return {state.prompt.stream: state for state in found}
 
 
 @settings(max_examples=15)
@@ -566,13 +564,13 @@ def test_who_takes_static_steps(
     double: NatureLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = double.language_model
-    assert make_graph_runner(model) is None
-    assert make_graph_runner(model, False) is None
-    made = make_graph_runner(model, True)
+    assert Engine(double)._graphs is None
+    assert Engine(double, capture=False)._graphs is None
+    made = Engine(double, capture=True)._graphs
     assert made is not None
     assert made._capture is None, "there is nothing to record on a processor"
     monkeypatch.setattr(model.config, "_attn_implementation", "eager")
-    assert make_graph_runner(model, True) is None
+    assert make_graph_runner(model) is None
     assert len(caplog.messages) == 1
     caplog.clear()
 

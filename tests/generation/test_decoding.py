@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import UsageError
+from NatureLM.generation.decoding import (
+    Prompt,
+    RowState,
+    process_scores,
+    random_stream,
+    sample,
+)
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.generation.prefill import left_pad
-from NatureLM.generation.request import GenerationOptions
-from NatureLM.generation.sampling import process_scores, random_stream, sample
 from NatureLM.models import NatureLM
 
 
@@ -70,12 +76,15 @@ def test_an_end_stops_its_own_row_only(nano: NatureLM, nano_waveforms: dict[str,
 
 
 def test_repetition_penalty_and_minimum_length() -> None:
+    def states(*answers: list[int]) -> list[RowState]:
+        return [RowState(Prompt(torch.zeros(5, 1)), 5, 9, beams=[ids]) for ids in answers]
+
     scores = torch.tensor([[2.0, -1.0, 0.5], [1.0, 1.0, 1.0]])
     penalised = GenerationOptions(num_beams=1, repetition_penalty=2.0, min_length=0)
-    out = process_scores(scores, [[0, 1, 0], []], [5, 5], [2], penalised)
+    out = process_scores(scores, states([0, 1, 0], []), [2], penalised)
     assert out.tolist() == [[1.0, -2.0, 0.5], [1.0, 1.0, 1.0]]
     long = GenerationOptions(num_beams=1, min_length=7)
-    out = process_scores(scores, [[0], [0, 1]], [5, 5], [2], long)
+    out = process_scores(scores, states([0], [0, 1]), [2], long)
     assert out[0, 2] == -torch.inf
     assert out[1, 2] == 1.0
     assert scores[0, 2] == 0.5, "the scores that came in stay as they were"

@@ -16,10 +16,16 @@ from torch import Tensor
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache
-from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
+from NatureLM.generation.decoding import NonFiniteLogitsError
+from NatureLM.generation.engine import (
+    Answer,
+    Engine,
+    GenerationOptions,
+    Request,
+    fold_if_single_alpha,
+    yield_in_input_order,
+)
 from NatureLM.generation.labels import LabelChoice
-from NatureLM.generation.request import Answer, GenerationOptions, Request
-from NatureLM.generation.sampling import NonFiniteLogitsError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.generation.audio_cache import EmbeddingCache
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.request import GenerationOptions, Request
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation import scoring
-from NatureLM.generation.engine import Engine
+from NatureLM.generation import labels as module
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.generation.labels import (
     NOTHING,
     LabelChoice,
@@ -27,9 +27,8 @@ from NatureLM.generation.labels import (
     TokenTrie,
     continued_tokens,
     label_tokens,
+    score_trie,
 )
-from NatureLM.generation.request import GenerationOptions, Request
-from NatureLM.generation.scoring import score_trie
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 
@@ -85,7 +84,7 @@ def test_a_tree_of_labels_scores_as_each_label_alone(
     ]
     alphas = [0.5 * number for number in range(len(prompts))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "_MAX_NODES", most)  # cut the tree anywhere
+        patch.setattr(module, "_MAX_NODES", most)  # cut the tree anywhere
         found = score_trie(
             random_model.language_model, prompts, alphas, TokenTrie.of(sequences), EOS
         )
@@ -389,7 +388,7 @@ def spelt(model: NatureLM, label: str, *, follows: bool) -> list[int]:
     tokenizer: Any = model.tokenizer
     if not follows:
         return list(tokenizer(label, add_special_tokens=False).input_ids)
-    return list(continued_tokens(label, ", ", tokenizer))
+    return list(continued_tokens(label, tokenizer))
 
 
 def test_free_rows_beside_bound_ones_answer_as_alone(noise_model: NatureLM) -> None:

@@ -10,11 +10,10 @@ import torch
 from decoding import requests_about_clips
 from torch import Tensor
 
-from NatureLM.generation import scoring as scorer
+from NatureLM.generation import engine as module
 from NatureLM.generation.decoding import DecodingSession
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Engine, GenerationOptions
 from NatureLM.generation.labels import LabelChoice
-from NatureLM.generation.request import GenerationOptions
 from NatureLM.models import NatureLM
 from NatureLM.util import is_out_of_memory, oom_backoff
 
@@ -184,13 +183,13 @@ def test_lists_left_are_scored_in_smaller_batches_too(
     choice = LabelChoice(("Owl", "Wolf"))
     requests = [replace(one, choice=choice) for one in requests_about_clips(double)]
     limited = Limited(3)
-    score = scorer.score_trie
+    score = module.score_trie
 
     def scoring(model: Any, prompts: Any, *args: Any, **how: Any) -> Any:
         limited.check(len(prompts))
         return score(model, prompts, *args, **how)
 
-    monkeypatch.setattr(scorer, "score_trie", scoring)
+    monkeypatch.setattr(module, "score_trie", scoring)
     engine = Engine(double, OPTIONS, batch_rows=6)
     answers = list(engine.run(requests, clips.__getitem__))
     assert len(answers) == len(requests)

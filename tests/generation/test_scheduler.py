@@ -13,12 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.prefill import split_by_length
-from NatureLM.generation.request import GenerationOptions, Request
-from NatureLM.generation.sampling import GenerationOutput
-from NatureLM.generation.scheduler import Budget, Row, plan_batches
+from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
+from NatureLM.generation.prefill import Budget, Row, plan_batches, split_by_length
 from NatureLM.models import NatureLM
 
 AUDIO = 29  # positions of one audio
@@ -140,7 +137,7 @@ def test_prompts_may_join_at_any_step(
         temperature=1.5,
     )
     decoder = Decoder(double.language_model, options, ENDS)
-    found: list[tuple[Prompt, GenerationOutput]] = []
+    found: list[RowState] = []
     for places, steps in lumps:
         decoder.add([prompts[place] for place in places])
         for _ in range(steps):
@@ -148,7 +145,8 @@ def test_prompts_may_join_at_any_step(
     while len(decoder):
         found += decoder.advance()
     assert len(found) == sum(len(places) for places, _ in lumps)
-    for prompt, decoded in found:
+    for decoded in found:
+        prompt = decoded.prompt
         (alone,) = decode(
             double.language_model,
             [prompt.embeds_LD],

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
-from NatureLM.generation.prefill import PromptError, part_token_ids
-from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
+from NatureLM.generation.prefill import prompt_parts
 from NatureLM.inference.conversation import (
     ContextFull,
     Conversation,
@@ -136,7 +136,7 @@ def test_a_question_runs_only_what_is_new(
     "".join(conversation.ask("Sure?", [clips[1]]))
     assert exact.processor is not None
     wrapped = "<|eot_id|>" + exact.processor.render("Sure?")
-    words = sum(map(len, part_token_ids(wrapped, exact.tokenizer)))
+    words = sum(map(len, prompt_parts(wrapped, exact.tokenizer))) - 1  # the beginning of text
     own = words + clips[1].shape[0]
     # Besides, the last answer's end: its last token, and what is written otherwise than it was.
     end = len(exact.tokenizer(said, add_special_tokens=False).input_ids)
@@ -173,7 +173,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(
         patch.setattr(exact.language_model.model.layers[1], "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             "".join(conversation.ask("Sure?"))
-    with pytest.raises(PromptError, match="2 <AudioHere> and 1 audio clips"):
+    with pytest.raises(UsageError, match="2 <AudioHere> and 1 audio clips"):
         next(conversation.ask(f"{PLACEHOLDER} or {PLACEHOLDER}?", [clips[1]]))
     with pytest.raises(UsageError, match="empty"):
         conversation.ask("  ")

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from NatureLM.audio.fbank import normalised_fbank
-from NatureLM.generation.prefill import part_token_ids
-from NatureLM.generation.request import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
+from NatureLM.generation.prefill import prompt_parts
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.checkpoint.tensors import tensor_refs
@@ -103,7 +103,9 @@ def test_prompt_tokens_and_input_embeddings(
     sample: tuple[str, dict[str, Any], Tensor], nano: NatureLM, goldens: dict[str, Tensor]
 ) -> None:
     name, facts, embeds = sample
-    assert part_token_ids(facts["prompt"], nano.tokenizer) == facts["part_token_ids"]
+    parts = prompt_parts(facts["prompt"], nano.tokenizer)
+    assert parts[0].pop(0) == nano.tokenizer.bos_token_id
+    assert parts == facts["part_token_ids"]
     assert embeds.shape[0] == facts["length"]
     check(f"{name}: input embeddings", embeds, goldens[f"{name}.inputs_embeds"][0], 1e-4)
 
