@@ -1,28 +1,40 @@
-"""Decoding: beams against exhaustive search, penalties, stopping; batch mates change nothing."""
+"""Decoding: beams against exhaustive search, penalties, stopping, batches, and little memory.
+
+Every row stands in one batch, within the budget, sharing only what is the same; rows that wait take
+the places of finished ones. Where memory runs out the work goes on with less. Nothing changes but
+the work.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from decoding import ENDS, decode
+from decoding import ENDS, QUERIES, decode, requests_about_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import UsageError
+from NatureLM.generation import engine as module
 from NatureLM.generation.decoding import (
+    Decoder,
+    DecodingSession,
     Prompt,
     RowState,
     process_scores,
     random_stream,
     sample,
 )
-from NatureLM.generation.engine import GenerationOptions
-from NatureLM.generation.prefill import left_pad
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
+from NatureLM.generation.labels import LabelChoice
+from NatureLM.generation.prefill import Budget, Row, left_pad, plan_batches, split_by_length
 from NatureLM.models import NatureLM
+from NatureLM.util import is_out_of_memory, oom_backoff
 
 
 def embeddings(model: NatureLM, wav: Tensor, query: str) -> Tensor:
@@ -186,90 +198,6 @@ def test_the_configuration_and_the_engine_agree_on_options_and_defaults() -> Non
     assert configured == asdict(GenerationOptions())
 
 
-QUESTIONS = (
-    "What is it?",
-    "Caption the audio.",
-    "Which of these, if any, are present in the audio recording? Lazuli Bunting, American Robin, "
-    "Gray Wolf, Green Treefrog.",
-    "<Audio><AudioHere></Audio> and <Audio><AudioHere></Audio>: the same?",
-)
-ALPHAS = (0.0, 0.4, 1.0)
-NEW_TOKENS = 8
-
-
-@pytest.fixture(scope="module")
-def rows(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Every query on every clip at every alpha, with the answers that it gets alone."""
-    made = []
-    with torch.no_grad():
-        encoded = {name: nano.encode_audio(wav[None])[0] for name, wav in nano_waveforms.items()}
-    for number, clip in enumerate(encoded.values()):
-        for query in QUESTIONS:
-            prompt = nano.processor.render(query)
-            audio = [clip] * prompt.count("<AudioHere>")
-            alpha = ALPHAS[(number + len(made)) % len(ALPHAS)]
-            made.append({"prompt": prompt, "audio": audio, "alpha": alpha, "alone": {}})
-    for row in made:
-        for beams in (1, 2, 3):
-            row["alone"][beams] = ids_of(nano, [row], beams)[0]
-    return made
-
-
-def ids_of(model: NatureLM, rows: list[dict[str, Any]], beams: int) -> list[list[int]]:
-    return model.generate_ids(
-        [row["prompt"] for row in rows],
-        [row["audio"] for row in rows],
-        alpha=[row["alpha"] for row in rows],
-        options=GenerationOptions(max_new_tokens=NEW_TOKENS, num_beams=beams),
-        # Common tokens end the text here, so that rows finish at different steps.
-        eos_ids=ENDS,
-    )
-
-
-@settings(max_examples=20)
-@given(
-    chosen=st.lists(st.integers(0, 11), min_size=1, max_size=6),
-    beams=st.sampled_from([1, 2, 3]),
-)
-def test_answers_do_not_depend_on_the_batch(
-    chosen: list[int], beams: int, nano: NatureLM, rows: list[dict[str, Any]]
-) -> None:
-    batch = [rows[index] for index in chosen]
-    assert ids_of(nano, batch, beams) == [row["alone"][beams] for row in batch]
-
-
-def test_rows_finish_at_different_steps(rows: list[dict[str, Any]]) -> None:
-    lengths = {len(row["alone"][1]) for row in rows}
-    assert len(lengths) > 2, "the property above would not see early stopping"
-
-
-@settings(max_examples=10)
-@given(order=st.permutations(range(4)), seed=st.integers(0, 3))
-def test_a_sampled_answer_depends_on_seed_and_row_number_only(
-    order: list[int], seed: int, nano: NatureLM, rows: list[dict[str, Any]]
-) -> None:
-    options = GenerationOptions(
-        max_new_tokens=6, num_beams=1, do_sample=True, temperature=1.5, top_k=50, seed=seed
-    )
-
-    def sample(numbers: list[int]) -> list[list[int]]:
-        embeds = nano.input_embeddings(
-            [rows[n]["prompt"] for n in numbers], [rows[n]["audio"] for n in numbers]
-        )
-        found = decode(
-            nano.language_model,
-            embeds,
-            alphas=[rows[n]["alpha"] for n in numbers],
-            eos_ids=[604],
-            options=options,
-            row_numbers=numbers,
-        )
-        return [one.ids for one in found]
-
-    alone = {number: sample([number])[0] for number in order}
-    assert sample(list(order)) == [alone[number] for number in order]
-
-
 def test_left_padding_gives_every_row_its_own_positions() -> None:
     embeds_RLD, mask_RL, positions_RL = left_pad([torch.ones(3, 2), torch.ones(1, 2)])
     assert mask_RL.tolist() == [[1, 1, 1], [0, 0, 1]]
@@ -279,3 +207,369 @@ def test_left_padding_gives_every_row_its_own_positions() -> None:
 
 def test_an_empty_call_gives_no_answers(nano: NatureLM) -> None:
     assert nano.generate([], []) == []
+
+
+AUDIO = 29  # positions of one audio
+
+ROWS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from([-1, -2, 1, 2]), min_size=1, max_size=6),
+        st.sampled_from([0.0, 0.5]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def rows_of(cases: Sequence[tuple[list[int], float]]) -> list[Row]:
+    """Prompts in pieces; negative ones are audio."""
+    made = []
+    for number, (pieces, alpha) in enumerate(cases):
+        ends = itertools.accumulate(AUDIO if piece < 0 else 1 for piece in pieces)
+        request = Request(number, "", (), alpha)
+        made.append(Row(request, (), (), tuple(pieces), tuple(ends)))
+    return made
+
+
+@given(cases=ROWS, tokens=st.integers(1, 2000), beams=st.integers(1, 3))
+def test_every_row_once_within_the_budget(
+    cases: list[tuple[list[int], float]], tokens: int, beams: int
+) -> None:
+    budget = Budget(tokens, beams, new_tokens=5)
+    batches = plan_batches(rows_of(cases), budget)
+    keys = [row.request.key for batch in batches for row in batch.rows]
+    assert sorted(map(int, map(str, keys))) == list(range(len(cases)))
+    for batch in batches:
+        longest = max(row.length for row in batch.rows)
+        size = len(batch.rows) * beams * (longest + 5)
+        assert size <= tokens or len(batch.rows) == 1
+
+
+@given(cases=ROWS)
+def test_what_is_shared_is_the_same(cases: list[tuple[list[int], float]]) -> None:
+    (batch,) = plan_batches(rows_of(cases), Budget(10**6, 1, 5))
+    seen: set[int] = set()
+    for shared in batch.shared:
+        rows = [batch.rows[place] for place in shared.rows]
+        assert len({row.request.alpha for row in rows}) == 1
+        assert not seen & set(shared.rows), "a row stands in one shared beginning"
+        seen |= set(shared.rows)
+        for row in rows:
+            count = row.ends.index(shared.length) + 1
+            assert row.pieces[:count] == rows[0].pieces[:count]
+            assert count < len(row.pieces), "each row keeps a piece of its own"
+
+
+def test_queries_about_one_sound_share_it_and_other_alphas_do_not() -> None:
+    cases = [([9, -1 - clip, 7, query], alpha) for clip in (0, 1) for query in (1, 2, 3)
+             for alpha in (0.0, 0.5)]  # fmt: skip
+    (batch,) = plan_batches(rows_of(cases), Budget(10**6, 1, 5))
+    assert len(batch.shared) == 4
+    assert {(len(one.rows), one.length) for one in batch.shared} == {(3, AUDIO + 2)}
+
+
+def test_an_example_block_is_shared_by_many_clips() -> None:
+    block = [5, -1, 6, -2, 7]
+    cases = [([*block, -10 - clip, 8], 1.0) for clip in range(6)]
+    (batch,) = plan_batches(rows_of(cases), Budget(10**6, 1, 5))
+    (shared,) = batch.shared
+    assert (len(shared.rows), shared.length) == (6, 2 * AUDIO + 3)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=7),
+    most=st.integers(1, 200),
+    overhead=st.integers(0, 40),
+)
+def test_rows_run_in_the_cheapest_pieces(lengths: list[int], most: int, overhead: int) -> None:
+    pieces = split_by_length(lengths, most, overhead)
+    assert sorted(itertools.chain(*pieces)) == list(range(len(lengths)))
+
+    def cost(parts: Sequence[Sequence[int]]) -> int:
+        return sum(len(part) * max(part) + overhead for part in parts)
+
+    def is_allowed(parts: Sequence[Sequence[int]]) -> bool:
+        return all(len(part) == 1 or len(part) * max(part) <= most for part in parts)
+
+    ordered = sorted(lengths)
+    ways = [
+        [ordered[a:b] for a, b in itertools.pairwise([0, *cuts, len(ordered)])]
+        for count in range(len(ordered))
+        for cuts in itertools.combinations(range(1, len(ordered)), count)
+    ]
+    found = [[lengths[row] for row in piece] for piece in pieces]
+    assert is_allowed(found)
+    assert cost(found) == min(cost(way) for way in ways if is_allowed(way))
+
+
+@settings(max_examples=12)
+@given(
+    lumps=st.lists(
+        st.tuples(st.lists(st.integers(0, 17), min_size=1, max_size=4, unique=True),
+                  st.integers(0, 5)),
+        min_size=1,
+        max_size=4,
+    ),
+    beams=st.sampled_from([1, 2, 3]),
+    samples=st.booleans(),
+)  # fmt: skip
+def test_prompts_may_join_at_any_step(
+    lumps: list[tuple[list[int], int]],
+    beams: int,
+    samples: bool,
+    double: NatureLM,
+    prompts: list[Prompt],
+) -> None:
+    """Each lump joins so many steps after the one before."""
+    options = GenerationOptions(
+        max_new_tokens=6,
+        num_beams=1 if samples else beams,
+        do_sample=samples,
+        temperature=1.5,
+    )
+    decoder = Decoder(double.language_model, options, ENDS)
+    found: list[RowState] = []
+    for places, steps in lumps:
+        decoder.add([prompts[place] for place in places])
+        for _ in range(steps):
+            found += decoder.advance()
+    while len(decoder):
+        found += decoder.advance()
+    assert len(found) == sum(len(places) for places, _ in lumps)
+    for decoded in found:
+        prompt = decoded.prompt
+        (alone,) = decode(
+            double.language_model,
+            [prompt.embeds_LD],
+            alphas=[prompt.alpha],
+            eos_ids=ENDS,
+            options=options,
+            row_numbers=[prompt.stream],
+        )
+        assert decoded.ids == alone.ids
+        assert decoded.log_probability == pytest.approx(alone.log_probability, abs=1e-9)
+
+
+def test_a_few_long_answers_do_not_hold_up_the_others(
+    double: NatureLM, nano_waveforms: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    step = DecodingSession.step
+
+    def counting(session: DecodingSession, tokens_R: Tensor) -> Tensor:
+        rows.append(len(tokens_R))
+        return step(session, tokens_R)
+
+    monkeypatch.setattr(DecodingSession, "step", counting)
+    options = GenerationOptions(
+        max_new_tokens=24, num_beams=1, do_sample=True, temperature=1.5, seed=1
+    )
+
+    def requests() -> Iterator[Request]:
+        for number in range(48):
+            prompt = double.processor.render(QUERIES[number % 2])
+            yield Request(number, prompt, ("howl",), stream=number)
+
+    def run(**how: Any) -> dict[Any, str | None]:
+        rows.clear()
+        engine = Engine(double, options, batch_rows=8, eos_ids=list(range(0, 606, 9)), **how)
+        return {one.key: one.text for one in engine.run(requests(), nano_waveforms.__getitem__)}
+
+    refilled = run()
+    with_refill = len(rows)
+    monkeypatch.setattr(Engine, "_more_rows_pay", lambda engine, decoder: not decoder)
+    assert run() == refilled
+    assert with_refill < 0.75 * len(rows), "free places were not filled"
+
+
+def test_columns_that_nobody_uses_are_given_up(double: NatureLM, prompts: list[Prompt]) -> None:
+    """Rows that join again and again do not make the cache ever wider."""
+    options = GenerationOptions(max_new_tokens=4, num_beams=1)
+    decoder = Decoder(double.language_model, options, [])
+    longest = max(prompt.embeds_LD.shape[0] for prompt in prompts)
+    for number in range(30):
+        decoder.add([prompts[number % len(prompts)]])
+        decoder.advance()
+        assert decoder._session is not None
+        assert decoder._session._mask_RL.shape[1] <= longest + 2 * options.max_new_tokens
+
+
+OPTIONS = GenerationOptions(max_new_tokens=4, num_beams=1)
+
+
+def run(model: NatureLM, waves: dict[str, Tensor], engine: Engine) -> dict[Any, str | None]:
+    return {one.key: one.text for one in engine.run(requests_about_clips(model), waves.__getitem__)}
+
+
+class Limited:
+    """Stands in for a device that has room for `rows` rows."""
+
+    def __init__(self, rows: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+        self.rows, self.error = rows, error
+
+    def check(self, rows: int) -> None:
+        if rows > self.rows:
+            raise self.error("CUDA out of memory. Tried to allocate much.")
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [(1, torch.OutOfMemoryError), (7, torch.OutOfMemoryError), (7, RuntimeError)],
+)
+def test_batches_are_halved_until_they_fit(
+    rows: int,
+    error: type[RuntimeError],
+    double: NatureLM,
+    clips: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wanted = run(double, clips, Engine(double, OPTIONS))
+    limited = Limited(rows, error)
+    init = DecodingSession.__init__
+
+    def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
+        limited.check(len(prompts))
+        init(session, model, prompts, *args, **how)
+
+    monkeypatch.setattr(DecodingSession, "__init__", begin)
+    assert run(double, clips, Engine(double, OPTIONS)) == wanted
+    assert (
+        caplog.messages[0] == "memory ran out when 18 answers were decoded at once; going on with 9"
+    )
+
+
+def test_answers_that_were_begun_begin_again(
+    double: NatureLM,
+    clips: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Memory runs out in the middle of a step, when some layers have taken it and others not."""
+    options = GenerationOptions(
+        max_new_tokens=5, num_beams=1, do_sample=True, temperature=1.5, seed=3
+    )
+    wanted = run(double, clips, Engine(double, options))
+    limited = Limited(5)
+    step = DecodingSession.step
+    last = double.language_model.model.layers[-1].self_attn.forward
+
+    def attend(*args: Any, **how: Any) -> Any:
+        if how["hidden_states"].shape[1] == 1:
+            limited.check(how["hidden_states"].shape[0])
+        return last(*args, **how)
+
+    monkeypatch.setattr(double.language_model.model.layers[-1].self_attn, "forward", attend)
+    assert run(double, clips, Engine(double, options)) == wanted
+    assert [note.rsplit(" ", 1)[1] for note in caplog.messages] == ["9", "4"]
+    assert DecodingSession.step is step
+
+
+def test_fewer_clips_are_encoded_at_once(
+    double: NatureLM,
+    nano_waveforms: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wanted = run(double, nano_waveforms, Engine(double, OPTIONS))
+    limited = Limited(1)
+    encode = double.encode_audio
+
+    def encoding(wav_BS: Tensor) -> Tensor:
+        limited.check(len(wav_BS))
+        return encode(wav_BS)
+
+    monkeypatch.setattr(double, "encode_audio", encoding)
+    engine = Engine(double, OPTIONS)
+    assert run(double, nano_waveforms, engine) == wanted
+    assert caplog.messages == ["memory ran out when 3 clips were encoded at once; going on with 1"]
+    assert engine.encoded == 3
+
+
+def test_one_row_that_does_not_fit_is_an_error(
+    double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DecodingSession, "__init__", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(double, clips, Engine(double, OPTIONS))
+
+
+def test_other_errors_are_raised() -> None:
+    with pytest.raises(RuntimeError, match="shape"), oom_backoff(8, "rows were run"):
+        raise RuntimeError("shape mismatch")
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_memory_bounds_batches_and_embeddings(
+    double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    init = DecodingSession.__init__
+
+    def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
+        rows.append(len(prompts))
+        init(session, model, prompts, *args, **how)
+
+    monkeypatch.setattr(DecodingSession, "__init__", begin)
+    run(double, clips, Engine(double, OPTIONS))
+    assert rows == [18]
+    rows.clear()
+    config = double.language_model.config
+    width = config.hidden_size // config.num_attention_heads
+    position = 2 * config.num_hidden_layers * config.num_key_value_heads * width * 8
+    run(double, clips, Engine(double, OPTIONS, max_memory=4 * 400 * position))
+    assert max(rows) * (60 + 4) <= 400 + 64
+    assert len(rows) > 3
+
+
+def test_rows_that_others_could_not_join_go_on(
+    double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out after keys and values were put together, before the logits were."""
+    options = GenerationOptions(max_new_tokens=9, num_beams=1)
+    wanted = run(double, clips, Engine(double, options))
+    cat = torch.cat
+    vocabulary = double.language_model.config.vocab_size
+    failures: list[int] = []
+
+    def joining(tensors: Any, *args: Any, **how: Any) -> Tensor:
+        rows = [one.shape for one in tensors]
+        if not failures and all(len(one) == 2 and one[1] == vocabulary for one in rows):
+            failures.append(len(rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cat(tensors, *args, **how)
+
+    monkeypatch.setattr(torch, "cat", joining)
+    engine = Engine(double, options, eos_ids=[604, 402, 69, 11], batch_rows=6)
+    alone = Engine(double, options, eos_ids=[604, 402, 69, 11], batch_rows=6)
+    found = run(double, clips, engine)
+    assert failures
+    assert found == run(double, clips, alone)
+    assert found.keys() == wanted.keys()
+
+
+def test_lists_left_are_scored_in_smaller_batches_too(
+    double: NatureLM,
+    clips: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    choice = LabelChoice(("Owl", "Wolf"))
+    requests = [replace(one, choice=choice) for one in requests_about_clips(double)]
+    limited = Limited(3)
+    score = module.score_trie
+
+    def scoring(model: Any, prompts: Any, *args: Any, **how: Any) -> Any:
+        limited.check(len(prompts))
+        return score(model, prompts, *args, **how)
+
+    monkeypatch.setattr(module, "score_trie", scoring)
+    engine = Engine(double, OPTIONS, batch_rows=6)
+    answers = list(engine.run(requests, clips.__getitem__))
+    assert len(answers) == len(requests)
+    assert caplog.messages == [
+        "memory ran out when 6 lists of labels were scored at once; going on with 3"
+    ]
