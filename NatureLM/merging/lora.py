@@ -168,7 +168,7 @@ class Fold:
             )
 
     def undo(self) -> None:
-        """Put the original weights back and the adapters to work again; once, however called."""
+        """Put the original weights back and the adapters to work again; once, however often."""
         self.undoing.close()
 
     def __enter__(self) -> Fold:

@@ -53,10 +53,7 @@ _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attentio
 
 
 class NatureLM(AdapterMixin, PreTrainedModel):
-    """The audio-language model: `from_pretrained` loads one, a bare config gives random weights.
-
-    `model.processor` holds the tokenizer and the prompt template.
-    """
+    """The audio-language model: `from_pretrained` loads one, a bare config gives random weights."""
 
     config_class = NatureLMConfig
     base_model_prefix = ""
@@ -109,9 +106,8 @@ class NatureLM(AdapterMixin, PreTrainedModel):
     def language_model(self) -> PreTrainedModel:
         """The causal language model itself, with the LoRA layers inside."""
         model = self.llama_model
-        return cast(
-            PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model
-        )
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        return cast(PreTrainedModel, inner)
 
     @property
     def tokenizer(self) -> Any:
@@ -156,9 +152,8 @@ class NatureLM(AdapterMixin, PreTrainedModel):
     def encode_audio(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
         """Waveforms in [-1, 1] at the model's sample rate → audio embeddings (B, Q, D).
 
-        A padding mask (True where padded) hides patches from each other's attention; the published
-        model was trained without one. With `window_delays` this is the mean over them, in training
-        the first.
+        A padding mask (True where padded) hides patches from each other's attention. With
+        `window_delays` this is the mean over them, in training the first.
         """
         delays = self.config.delayed_samples[: 1 if self.training else None]
         encoded = []
@@ -379,8 +374,7 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         default float32, and on accelerators bfloat16 for the language model, as published.
         `adapter` names a folder (or Hub id) in PEFT's format, or another NatureLM checkpoint,
         whose LoRA adapter takes the place of the model's own; every α then scales that one.
-        With `audio_only` the language model's tensors are not read and have no storage: the model
-        can then encode audio, and nothing else.
+        With `audio_only` the language model is not read: the model can encode audio only.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)

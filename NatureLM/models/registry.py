@@ -42,11 +42,19 @@ class ModelEntry:
 
     @property
     def folder(self) -> Path | None:
-        """Where the model lies on this machine; None if it has to be fetched."""
+        """Where the model lies on this machine; None if it has to be fetched.
+
+        Of a hub repository it is the newest snapshot in the local cache that has weights.
+        """
         if self.embedded:
             path = _DATA / self.source
             return path if (path / "config.json").is_file() else None
-        return _cached_snapshot(self.source)
+        home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+        cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+        snapshots = cache / f"models--{self.source.replace('/', '--')}" / "snapshots"
+        found = [path.parent for path in snapshots.glob("*/config.json")]
+        found = [path for path in found if any(path.glob("*.safetensors"))]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
     @property
     def size_bytes(self) -> int | None:
@@ -81,16 +89,6 @@ MODELS: tuple[ModelEntry, ...] = (
 def find(name: str) -> ModelEntry | None:
     """The entry of a name or of its hub id."""
     return next((entry for entry in MODELS if name in (entry.name, entry.source)), None)
-
-
-def _cached_snapshot(repository: str) -> Path | None:
-    """The newest snapshot of a hub repository in the local cache, if it has weights."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
-    found = [path.parent for path in snapshots.glob("*/config.json")]
-    found = [path for path in found if any(path.glob("*.safetensors"))]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 # -- where a checkpoint lies ----------------------------------------------------------------

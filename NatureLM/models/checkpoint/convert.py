@@ -43,7 +43,7 @@ def convert_checkpoint(
         )
     if not allow_pickle:
         raise CheckpointError(pickle_refusal(source))
-    tensors = _distinct(_tensors(_read_pickle(source), source))
+    tensors = _tensors(_read_pickle(source), source)
     settings = _settings(config, source)
     output.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, output)
@@ -65,6 +65,7 @@ def _read_pickle(source: Path) -> Any:
 
 
 def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, each shared one once, under the first of its names."""
     model = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(model, Mapping):
         raise CheckpointError(f"{source} holds no mapping of tensors, nor one under 'model'")
@@ -75,11 +76,6 @@ def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
     }
     if not tensors:
         raise CheckpointError(f"{source} holds no tensors under 'model'")
-    return tensors
-
-
-def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each shared tensor once, under the first of its names."""
     kept: dict[tuple[int, torch.Size], str] = {}
     for name in sorted(tensors):
         kept.setdefault((tensors[name].data_ptr(), tensors[name].shape), name)

@@ -148,11 +148,10 @@ def _plan(
     model = build_on_meta(NatureLM, without_lora(reader.config), reader.tokenizer)
     linears = linear_shapes(model.language_model)
 
-    def opened(path: str | Path) -> StoredAdapter:
-        if path == BASE_ADAPTER and adapter is not None:
-            path = adapter
-        if path != BASE_ADAPTER:
-            return open_adapter(path, linears)
+    def opened(path: str) -> StoredAdapter:
+        named = adapter if path == BASE_ADAPTER else path
+        if named is not None:
+            return open_adapter(named, linears)
         own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
         if not own:
             raise UsageError(
