@@ -23,7 +23,6 @@ from NatureLM.evaluation.answers import (
     METRICS_SUFFIX,
     Answers,
     Group,
-    InvalidRow,
     Key,
     NothingToScoreError,
     OnError,
@@ -328,8 +327,11 @@ class Evaluator:
         )
 
     def _candidates(self, group: Group) -> tuple[str, ...]:
-        if self._options.labels is not None:
-            labels = self._renamed(self._options.labels, group)
+        given, scientific = self._options.labels, self._options.scientific
+        if given is not None:
+            named = [one for one in given if group.names == "common" or one in scientific]
+            self.nameless |= {*given} - {*named}
+            labels = {rename(one, group.names, scientific) for one in named}
         elif group.task == "detection":
             labels = {part for label in group.labels for part in split_labels(label)}
         else:
@@ -337,16 +339,6 @@ class Evaluator:
         if group.task == "detection":
             labels.add(NO_LABEL)
         return tuple(sorted(labels))
-
-    def _renamed(self, labels: Sequence[str], group: Group) -> set[str]:
-        """The labels under the group's names; those that have none cannot be answered."""
-        found = set()
-        for label in labels:
-            try:
-                found.add(rename(label, group.names, self._options.scientific))
-            except InvalidRow:
-                self.nameless.add(label)
-        return found
 
 
 def cluster_codes(group: Group) -> Codes:

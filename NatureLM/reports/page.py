@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from html import escape
 from importlib import resources
@@ -265,35 +265,42 @@ def _csv_parts(table: Table) -> tuple[list[str], list[list[Any]]]:
     return columns, rows
 
 
+_MARKDOWN = str.maketrans({**{one: f"\\{one}" for one in "\\|*_"}, "<": "&lt;"})
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "<": "\\textless{}",
+        ">": "\\textgreater{}",
+        "|": "\\textbar{}",
+        '"': "\\textquotedbl{}",
+        "α": "$\\alpha$",
+        "−": "$-$",
+        "…": "\\dots{}",
+    }
+)
+
+
+def _texts(table: Table, escapes: dict[int, str]) -> list[list[str]]:
+    """Names of columns, then rows, with what a format would read as its own escaped."""
+    rows = [table.columns, *(map(cell_text, row) for row in table.rows)]
+    return [[" ".join(cell.split()).translate(escapes) for cell in row] for row in rows]
+
+
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown."""
-    lines = [
-        _markdown_row(table.columns),
-        "|" + "|".join("--:" if number else "---" for number in table.is_number) + "|",
-        *(_markdown_row([cell_text(cell) for cell in row]) for row in table.rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (
-        " ".join(cell.split())
-        .replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("<", "&lt;")
-        .replace("*", "\\*")
-        .replace("_", "\\_")
-        for cell in cells
-    )
-    return f"| {' | '.join(escaped)} |"
+    head, *body = (f"| {' | '.join(row)} |" for row in _texts(table, _MARKDOWN))
+    rule = "|".join("--:" if number else "---" for number in table.is_number)
+    return "\n".join([head, f"|{rule}|", *body]) + "\n"
 
 
 def latex(table: Table) -> str:
     """The table in LaTeX with booktabs; a long one as a longtable."""
     form = "".join("r" if number else "l" for number in table.is_number)
-    cells = [table.columns, *(list(map(cell_text, row)) for row in table.rows)]
-    head, *body = (" & ".join(map(_latex_text, row)) + " \\\\" for row in cells)
-    caption = f"\\caption{{{_latex_text(table.title)}}}"
+    head, *body = (" & ".join(row) + " \\\\" for row in _texts(table, _LATEX))
+    caption = f"\\caption{{{' '.join(table.title.split()).translate(_LATEX)}}}"
     if len(body) > LONG:
         lines = [
             "% needs \\usepackage{booktabs,longtable}",
@@ -312,23 +319,3 @@ def latex(table: Table) -> str:
             *("\\end{tabular}", "\\end{table}"),
         ]
     return "\n".join(lines) + "\n"
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "<": "\\textless{}",
-    ">": "\\textgreater{}",
-    "|": "\\textbar{}",
-    '"': "\\textquotedbl{}",
-    "α": "$\\alpha$",
-    "−": "$-$",
-    "…": "\\dots{}",
-}
-
-
-def _latex_text(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

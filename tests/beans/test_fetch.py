@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner, Result
 
 from NatureLM.beans.fetch import RemoteDataset
@@ -21,40 +22,9 @@ REPOSITORY = "EarthSpeciesProject/BEANS-Zero"
 NAMES = ["esc50"] * 4 + ["cbi"] * 3 + ["watkins"] * 5  # in groups of 4: the second one is mixed
 
 
-class Hub:
-    """Files on this disk as the Hub shows them; counts what is read of them."""
-
-    def __init__(self, root: Path, read: list[int]) -> None:
-        import fsspec
-
-        self._root, self._read = root, read
-        self._local = fsspec.filesystem("local")
-
-    def __call__(self) -> Any:
-        hub = self
-
-        class FileSystem(type(self._local)):  # type: ignore[misc]
-            def glob(self, pattern: str, **more: Any) -> list[str]:
-                return list(hub._local.glob(f"{hub._root}/{pattern}", **more))
-
-            def open(self, path: str, *args: Any, **more: Any) -> Any:
-                file = hub._local.open(path, *args, **more)
-                read, counted = file.read, hub._read
-
-                def count(*size: int) -> bytes:
-                    data: bytes = read(*size)
-                    counted.append(len(data))
-                    return data
-
-                file.read = count
-                return file
-
-        return FileSystem(skip_instance_cache=True)
-
-
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The stand-in, with two files; sizes of what is read of them."""
+    """A stand-in for the Hub: two files on this disk; sizes of what is read of them."""
     folder = tmp_path / "hub" / "datasets" / REPOSITORY / "data"
     folder.mkdir(parents=True)
     for part, names in enumerate((NAMES, ["cbi"] * 2)):
@@ -62,7 +32,26 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         table = pyarrow.Table.from_pylist(rows)
         parquet.write_table(table, folder / f"test-{part}.parquet", row_group_size=4)
     sizes: list[int] = []
-    monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub(tmp_path / "hub", sizes))
+
+    class Hub(LocalFileSystem):  # type: ignore[misc]
+        cachable = False
+
+        def glob(self, pattern: str, **more: Any) -> list[str]:
+            return list(super().glob(f"{tmp_path}/hub/{pattern}", **more))
+
+        def open(self, path: str, *args: Any, **more: Any) -> Any:
+            file = super().open(path, *args, **more)
+            whole = file.read
+
+            def count(*size: int) -> bytes:
+                data: bytes = whole(*size)
+                sizes.append(len(data))
+                return data
+
+            file.read = count
+            return file
+
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub)
     monkeypatch.chdir(tmp_path)
     return sizes
 
