@@ -118,7 +118,7 @@ class Page(HTMLParser):
 
 
 def weighted_by_hand(true: list[Any], predicted: list[Any]) -> dict[str, float]:
-    """Weighted averages of precision, recall and F1, label by label; and accuracy."""
+    """Weighted averages of precision, recall and F1, label by label; accuracy, which is top1."""
     sums = dict.fromkeys(("precision", "recall", "f1"), 0.0)
     for label in set(true):
         hits = sum(t == p == label for t, p in zip(true, predicted, strict=True))
@@ -127,5 +127,7 @@ def weighted_by_hand(true: list[Any], predicted: list[Any]) -> dict[str, float]:
         sums["precision"] += support * precision
         sums["recall"] += support * recall
         sums["f1"] += support * (2 * precision * recall / (precision + recall or 1))
-    sums["accuracy"] = float(sum(t == p for t, p in zip(true, predicted, strict=True)))
+    sums["accuracy"] = sums["top1"] = float(
+        sum(t == p for t, p in zip(true, predicted, strict=True))
+    )
     return {name: value / len(true) for name, value in sums.items()}

@@ -102,7 +102,7 @@ def class_counts(counts: Counts, true: Codes, predicted: Codes, labels: int) -> 
 
 
 def weighted_scores(per_class: ClassCounts) -> dict[str, Floats]:
-    """accuracy, precision, recall and f1, each (...); NaN where no sample counts.
+    """accuracy, precision, recall, f1 and top1, each (...); NaN where no sample counts.
 
     As scikit-learn's weighted averages with zero_division=0: each label's value, 0 where it is not
     defined, weighted by how often the label is true.
@@ -116,6 +116,7 @@ def weighted_scores(per_class: ClassCounts) -> dict[str, Floats]:
         "precision": (weights * per_class.precision).sum(axis=0),
         "recall": (weights * per_class.recall).sum(axis=0),
         "f1": (weights * per_class.f1).sum(axis=0),
+        "top1": accuracy,
     }
 
 

@@ -170,18 +170,13 @@ class SingleLabels(_Cells):
         most[support.argmax()] = support.sum()
         always = ClassCounts(support, most, np.where(most > 0, support, 0.0))
         random = _random_labels(tuple(sorted(support.astype(int).tolist())), seed)
-        return {"majority": _floats(_single_scores(always)), "random": dict(random)}
+        return {"majority": _floats(weighted_scores(always)), "random": dict(random)}
 
     def _per_class(self, counts: Counts) -> ClassCounts:
         return class_counts(counts, self._true, self._predicted, len(self._labels))
 
     def _scores(self, counts: Counts) -> dict[str, Floats]:
-        return _single_scores(self._per_class(counts))
-
-
-def _single_scores(counts: ClassCounts) -> dict[str, Floats]:
-    scores = weighted_scores(counts)
-    return scores | {"top1": scores["accuracy"]}
+        return weighted_scores(self._per_class(counts))
 
 
 @lru_cache(maxsize=64)
@@ -195,7 +190,7 @@ def _random_labels(counts: tuple[int, ...], seed: int) -> Values:
         answered = rng.multinomial(counts, chances)  # (true label, answered label)
         predicted[:, draw], hits[:, draw] = answered.sum(axis=0), answered.diagonal()
     true = np.broadcast_to(np.array(counts, dtype=np.float64)[:, None], hits.shape)
-    scores = _single_scores(ClassCounts(true, predicted, hits))
+    scores = weighted_scores(ClassCounts(true, predicted, hits))
     return _floats({name: values.mean() for name, values in scores.items()})
 
 
