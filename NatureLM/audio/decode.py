@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError, mp3
+from NatureLM.audio import AudioError, ffmpeg, mp3
 from NatureLM.audio.container import (
     Contents,
     Stream,
@@ -162,7 +162,7 @@ class Recording:
     def _decoded_before(self, frames: int) -> int:
         """How many of the frames to skip are to be decoded, so that those after them are right."""
         container, codec = self.format
-        if codec == "VORBIS":
+        if codec == "VORBIS" or container == ffmpeg.FORMAT:
             # libsndfile 1.2 misses the sample on the last pages of some files.
             return frames
         if container == "MP3":
@@ -184,7 +184,7 @@ class Recording:
         try:
             decoded: Block = self._handle.read(out=block)
             return decoded
-        except _soundfile().LibsndfileError as error:
+        except (_soundfile().LibsndfileError, ffmpeg.DecodeError) as error:
             self._error = _text(error)
             # Behind the last frame of FLAC it may be zeros instead.
             known = frames if self.frames is None else max(0, self.frames - self._decoded)
@@ -236,6 +236,10 @@ class Recording:
         if self.frames is not None:
             missing = self.frames - self._decoded
             promised = f", the header promises {self.frames / self.sample_rate:.2f} s"
+        elif self.format[0] == ffmpeg.FORMAT and self._handle.promised is not None:
+            missing = round((self._handle.promised - ffmpeg.TOLERANCE) * self.sample_rate)
+            missing -= self._decoded
+            promised = f", the header promises {self._handle.promised:.2f} s"
         is_flac = self.format[0] == "FLAC"
         if self._is_open_ended():
             if self._goes_on():
@@ -254,7 +258,10 @@ class Recording:
         return None
 
     def _open(self, stream: Stream | None) -> tuple[Any, StreamFile | None]:
-        """libsndfile's reader of a stream, or of the file as it is, and the file that it reads."""
+        """The reader of a stream, or of the file as it is, and the file that it reads."""
+        container = ffmpeg.demuxer(self.path) if stream is None else None
+        if container is not None:
+            return self._open_ffmpeg(container), None
         sequential = _sequential_file()
         # Bytes, so that names that are not valid UTF-8 open too.
         name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
@@ -276,6 +283,18 @@ class Recording:
         except _soundfile().LibsndfileError:  # known by its suffix only: as libsndfile sees it
             endless.close()
             return handle, file
+
+    def _open_ffmpeg(self, container: str) -> ffmpeg.FfmpegFile:
+        try:
+            return ffmpeg.FfmpegFile(self.path, container)
+        except ffmpeg.DecodeError as error:
+            raise _unreadable(self.path, f"cannot be opened ({error})") from error
+        except ModuleNotFoundError as error:
+            if error.name != "av":
+                raise
+            reason = "sound of this kind (m4a, mp4, webm, …) needs PyAV, which is not installed"
+            advice = "Install it with pip install 'naturelm-audio[av]', or convert to wav or flac"
+            raise AudioError(self.path, reason, advice, "NotAudio") from None
 
     def _not_opened(self, error: Any) -> AudioError:
         if error.code == 7 and mp3.first_frame(self.path):
@@ -408,8 +427,9 @@ def _claims_more(file: StreamFile | None) -> bool:
 
 
 def _text(error: Any) -> str:
-    """What libsndfile says."""
-    return str(error.error_string).removeprefix("Error : ").rstrip(". ")
+    """What libsndfile or FFmpeg says."""
+    text = getattr(error, "error_string", str(error))
+    return str(text).removeprefix("Error : ").rstrip(". ")
 
 
 def _soundfile() -> Any:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from NatureLM.audio import ffmpeg
 from NatureLM.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,13 @@ AUDIO_SUFFIXES = frozenset(
 )
 """File suffixes, in lower case, that a folder is searched for."""
 
+_OTHER_SUFFIXES = frozenset(
+    {".m4p", ".m4r", ".f4a", ".avi", ".mpg", ".mpeg", ".mp2", ".ra", ".rm", ".ac3", ".dts", ".tta"}
+    | {".wv", ".ape", ".dsf", ".dff", ".spx", ".gsm", ".voc", ".sph", ".nist", ".pcm", ".wac"}
+)
+"""Suffixes of sound and video that is left out of a folder, with a note."""
+_NAMED = 3
+
 
 def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """List the recordings that `paths` name.
@@ -24,7 +32,9 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     A file is taken as named, whatever its suffix: the decoder decides. A folder is searched to the
     bottom for `AUDIO_SUFFIXES` in any case, links to folders included; names that start with a dot
     are left out (`._x.WAV` is how macOS stores attributes, not a recording). Paths come in the
-    order named, a folder's content sorted, and no file twice.
+    order named, a folder's content sorted, and no file twice. Where PyAV is installed, sound of
+    phones and videos is looked for too (`ffmpeg.SUFFIXES`). Files left out that look like sound, by
+    their suffix or their first bytes, are counted in a warning in the log.
 
     Args:
         paths: files and folders. Folders below them that may not be listed are skipped with a
@@ -44,7 +54,7 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
             if not files:
                 raise UsageError(
                     f"{named}: there is no audio in this folder or below it. Looked for "
-                    f"{', '.join(sorted(AUDIO_SUFFIXES))} (upper or lower case); a file with "
+                    f"{', '.join(sorted(searched_suffixes()))} (upper or lower case); a file with "
                     "another suffix can be named itself."
                 )
         elif named.exists():
@@ -69,7 +79,44 @@ def _search(folder: Path) -> list[Path]:
             )
         logger.warning("%s: this folder may not be read and is left out.", error.filename)
 
-    return sorted(_walk(folder, unlisted), key=lambda path: path.parts)
+    files = sorted(_walk(folder, unlisted), key=lambda path: path.parts)
+    searched = searched_suffixes()
+    found = [path for path in files if path.suffix.lower() in searched]
+    _note_left_out(folder, [path for path in files if path.suffix.lower() not in searched])
+    return found
+
+
+def searched_suffixes() -> frozenset[str]:
+    """Suffixes that a folder is searched for on this machine, in lower case."""
+    return AUDIO_SUFFIXES | (ffmpeg.SUFFIXES if ffmpeg.is_installed() else frozenset())
+
+
+def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
+    """Say which files of a folder look like sound and are not taken."""
+    left_out = [path for path in others if _looks_like_sound(path)]
+    if not left_out:
+        return
+    names = ", ".join(str(path.relative_to(folder)) for path in left_out[:_NAMED])
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    advice = "name a file itself to try it, or convert it to wav or flac"
+    if not ffmpeg.is_installed() and any(p.suffix.lower() in ffmpeg.SUFFIXES for p in left_out):
+        advice = (
+            "pip install 'naturelm-audio[av]' reads m4a, mp4, webm and the like; or convert them"
+        )
+    count = f"{len(left_out)} file{'s' if len(left_out) > 1 else ''} left out that may be sound"
+    logger.warning("%s: %s: %s%s; %s.", folder, count, names, more, advice)
+
+
+def _looks_like_sound(path: Path) -> bool:
+    if path.suffix.lower() in _OTHER_SUFFIXES | ffmpeg.SUFFIXES:
+        return True
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    is_form = head[:4] in (b"RIFF", b"RF64", b"FORM") and head[8:12] in (b"WAVE", b"AIFF", b"AIFC")
+    return is_form or head[:4] in (b"fLaC", b"OggS", b"caff", b"BW64")
 
 
 def _walk(folder: Path, unlisted: Callable[[OSError], None]) -> Iterator[Path]:
@@ -84,5 +131,5 @@ def _walk(folder: Path, unlisted: Callable[[OSError], None]) -> Iterator[Path]:
                 below.append(name)
         folders[:] = below
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES:
+            if not name.startswith("."):
                 yield Path(parent, name)
