@@ -305,15 +305,19 @@ class _RowParser:
                 "with --options extended.data.columns.label=COLUMN. Columns: "
                 + ", ".join(map(str, row))
             )
-        dataset = self.dataset_of(row)
-        start, end = self.columns.stretch(row, where)
-        identity = self._identity(row, path, start, end, where)
+        stretch = start, end = self.columns.stretch(row, where)
+        identity = get(row, "id")
+        if identity is None and path is None:
+            raise DataError(f"{where}: neither an id nor a path names this sample")
+        if identity is None:
+            is_part = start > 0 or end is not None
+            identity = f"{path}@{start:g}-{'' if end is None else f'{end:g}'}" if is_part else path
         facts = _facts(get(row, "metadata"))
         return Sample(
-            id=identity,
-            dataset_name=dataset,
+            id=str(identity),
+            dataset_name=self.dataset_of(row),
             label=str(label),
-            clip=self._clip(row, number, facts, dataset, identity, start, end),
+            clip=self._clip(row, number, facts, str(identity), stretch),
             cluster=_cluster(row, self.columns.names["cluster"])
             or _cluster(facts, SAMPLE_ALIASES["cluster"])
             or str(path or identity),
@@ -321,27 +325,13 @@ class _RowParser:
             task=str(get(row, "task") or ""),
         )
 
-    def _identity(self, row: Row, path: Any, start: float, end: float | None, where: str) -> str:
-        named = self.columns.get(row, "id")
-        if named is not None:
-            return str(named)
-        if path is None:
-            raise DataError(f"{where}: neither an id nor a path names this sample")
-        is_part = start > 0 or end is not None
-        return f"{path}@{start:g}-{'' if end is None else f'{end:g}'}" if is_part else str(path)
-
     def _clip(
-        self,
-        row: Row,
-        number: int,
-        facts: Row,
-        dataset: str,
-        identity: str,
-        start: float,
-        end: float | None,
+        self, row: Row, number: int, facts: Row, identity: str, stretch: tuple[float, float | None]
     ) -> Clip:
         """The clip of a row, called such as `cbi/XC1234`, with `@start+duration` for a part."""
-        component, path = components().get(dataset), self.columns.get(row, "path")
+        start, end = stretch
+        dataset, path = self.dataset_of(row), self.columns.get(row, "path")
+        component = components().get(dataset)
         source: AudioSource
         if self._rows is not None:
             rate = row.get("sample_rate") or facts.get("sample_rate")

@@ -12,10 +12,8 @@ from NatureLM.errors import NatureLMError
 from NatureLM.training.batches import Data, load_data, make_builders, make_order
 from NatureLM.training.samples import Sample
 
-_SHOWN = 10
 
-
-def report(config: Config, samples: int = _SHOWN) -> Iterator[str]:
+def report(config: Config, samples: int = 10) -> Iterator[str]:
     """Lines about data and settings, then samples as the model will see them.
 
     Raises what the run would raise: `ConfigError`, `DataError`, and a `NatureLMError` when no

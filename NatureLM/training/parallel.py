@@ -99,11 +99,9 @@ class DDP:
         """The module's output, differentiable."""
         return self._wrapped(batch)
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around a micro-batch: processes exchange gradients after the last one only."""
-        with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
-            yield
+        return nullcontext() if last else self._accelerator.no_sync(self._wrapped)
 
     def summon_full_params(self) -> AbstractContextManager[None]:
         """Every process has all weights, always."""
@@ -134,11 +132,10 @@ class FSDP:
         with self._accelerator.autocast():
             return self._root(batch)
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around a micro-batch: processes exchange gradients after the last one only."""
         self._units[-1].set_requires_gradient_sync(last)
-        yield
+        return nullcontext()
 
     @contextmanager
     def summon_full_params(self) -> Iterator[None]:
