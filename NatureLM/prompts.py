@@ -110,12 +110,8 @@ class ChatTemplate:
         """
         parts: list[str] = []
         for number, (question, answer) in enumerate(turns):
+            while PLACEHOLDER in answer:
+                answer = answer.replace(PLACEHOLDER, "")
             parts += [self.end, self.question] if number else [self.start]
-            parts += [question, self.answer, _without_placeholders(answer)]
+            parts += [question, self.answer, answer]
         return "".join(parts)
-
-
-def _without_placeholders(answer: str) -> str:
-    while PLACEHOLDER in answer:
-        answer = answer.replace(PLACEHOLDER, "")
-    return answer

@@ -19,6 +19,8 @@ from NatureLM.data.components import components
 from NatureLM.errors import UsageError
 from NatureLM.models.registry import EMBEDDED, find
 
+Kind = Literal["common", "scientific"]
+
 _LIKENESS = 0.8  # of 1: what two spellings of a name have at least in common
 _TRIED = 20  # known names that are compared letter by letter
 
@@ -106,15 +108,14 @@ def default_question(names: Sequence[str], kind: Kind, *, lists_names: bool = Fa
     return NAME_QUESTION.format(kind=kind)
 
 
-Kind = Literal["common", "scientific"]
-
 _MOST_BYTES = 16_000_000
 _PRESET_LIKENESS = 0.8  # of 1: from here on a string is the name of a preset with a slip in it
-_COLUMNS: dict[str, tuple[str, ...]] = {
+_COLUMNS: dict[Kind | None, tuple[str, ...]] = {
     "common": ("commonname", "common", "vernacularname", "englishname"),
     "scientific": ("scientificname", "scientific", "latinname", "binomial"),
-    "either": ("species", "label", "annotation", "name", "specieslabel", "taxon"),
+    None: ("species", "label", "annotation", "name", "specieslabel", "taxon"),  # of either kind
 }
+_ALL_COLUMNS = {name for names in _COLUMNS.values() for name in names}
 _BIRDNET = re.compile(r"([A-Z][a-z-]+(?: [a-z×.-]+)+)_(\S.*)")
 _BINOMIAL = re.compile(r"[A-Z][a-z-]{2,}( [a-z-]{3,}){1,2}")
 _LATIN_END = re.compile(r"(us|um|a|is|i|ae|ns|ix|ax|ops|es|or|ys)$")
@@ -187,10 +188,7 @@ def _read_file(path: Path, prefer: Kind) -> SpeciesList:
     if not lines:
         raise UsageError(f"{path}: holds no name; write one a line")
     delimiter = _delimiter(lines)
-    header = [_plain(cell) for cell in lines[0].split(delimiter)] if delimiter else []
-    if delimiter is None and _plain(lines[0]) in {n for names in _COLUMNS.values() for n in names}:
-        delimiter, header = ",", [_plain(lines[0])]
-    if delimiter is not None and header:
+    if delimiter is not None:
         return _from_table(path, lines, delimiter, prefer)
     if len(lines) == 1 and "," in lines[0]:
         return _made(_without_blanks(lines[0].split(",")), None, str(path), [])
@@ -223,32 +221,29 @@ def _delimiter(lines: Sequence[str]) -> str | None:
     """What separates the columns, if it is a table: every line has as many of it."""
     for mark in "\t;,":
         counts = {line.count(mark) for line in lines}
-        known = {n for names in _COLUMNS.values() for n in names}
-        if mark in lines[0] and known & {_plain(cell) for cell in lines[0].split(mark)}:
+        if mark in lines[0] and _ALL_COLUMNS & {_plain(cell) for cell in lines[0].split(mark)}:
             return mark
         if len(lines) > 1 and len(counts) == 1 and counts != {0}:
             return mark
-    return None
+    return "," if _plain(lines[0]) in _ALL_COLUMNS else None
 
 
 def _from_table(path: Path, lines: Sequence[str], delimiter: str, prefer: Kind) -> SpeciesList:
     rows = list(csv.reader(lines, delimiter=delimiter))
     header = [_plain(cell) for cell in rows[0]]
-    kinds = [prefer, "scientific" if prefer == "common" else "common", "either"]
-    for kind in kinds:
-        places = [header.index(name) for name in _COLUMNS[kind] if name in header]
-        if not places:
+    other: Kind = "scientific" if prefer == "common" else "common"
+    for kind in (prefer, other, None):
+        place = next((header.index(name) for name in _COLUMNS[kind] if name in header), None)
+        if place is None:
             continue
-        cells = [row[places[0]] for row in rows[1:] if len(row) > places[0]]
-        names = _without_blanks(cells)
+        names = _without_blanks([row[place] for row in rows[1:] if len(row) > place])
         notes = []
-        if kind == kinds[1]:
+        if kind == other:
             notes.append(f"{path}: has no {prefer} names, so the {kind} ones are taken")
         if not names:
-            raise UsageError(f"{path}: the column {rows[0][places[0]]!r} is empty")
-        known: Kind | None = None if kind == "either" else kind  # type: ignore[assignment]
+            raise UsageError(f"{path}: the column {rows[0][place]!r} is empty")
         # A table of detections names a species for each of them; that is no mistake.
-        return _made(list(dict.fromkeys(names)), known, str(path), notes)
+        return _made(list(dict.fromkeys(names)), kind, str(path), notes)
     raise UsageError(
         f"{path}: is a table with the columns {', '.join(cell.strip() for cell in rows[0])}, and "
         "none of them is known to hold species: name one common_name, scientific_name or species"
@@ -259,18 +254,14 @@ def _made(names: Sequence[str], kind: Kind | None, source: str, notes: list[str]
     clean = [" ".join(name.split()) for name in names]
     twice = [name for name, count in Counter(clean).items() if count > 1]
     if twice:
-        notes.append(f"{source}: {_named(twice)} more than once in the list, and taken once")
+        named = ", ".join(repr(name) for name in twice[:3])
+        named += f" and {len(twice) - 3} others" if len(twice) > 3 else ""
+        are = "is" if len(twice) == 1 else "are"
+        notes.append(f"{source}: {named} {are} more than once in the list, and taken once")
     if not clean:
         raise UsageError(f"{source}: holds no name of a species")
     unique = tuple(dict.fromkeys(clean))
     return SpeciesList(unique, kind or kind_of(unique), source, tuple(notes))
-
-
-def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    if len(names) > 3:
-        shown += f" and {len(names) - 3} others"
-    return f"{shown} {'is' if len(names) == 1 else 'are'}"
 
 
 def kind_of(names: Sequence[str]) -> Kind:

@@ -129,7 +129,7 @@ def did_you_mean(word: str, known: Iterable[str], shown: str = "{!r}") -> str:
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def parse_bytes(text: str | int, option: str = "the number of bytes") -> int:
@@ -146,7 +146,7 @@ def parse_bytes(text: str | int, option: str = "the number of bytes") -> int:
         if match is None:
             raise UsageError(f"{option} is {text!r}; give a size such as 4GB, 512MB or 2GiB")
         number, unit = match.groups()
-        size = int(float(number) * {**_UNITS, **_BINARY_UNITS}[unit or ""])
+        size = int(float(number) * _UNITS[unit or ""])
     if size < 1:
         raise UsageError(f"{option} is {text!r}, and it must be above 0")
     return size
@@ -156,15 +156,13 @@ def format_bytes(size: float) -> str:
     """A size for people: `1.5 GB`, `20 MB`, `5 bytes`."""
     if size < 1000:
         return f"{size:g} bytes"
-    for unit in ("kB", "MB"):
+    shown = ""
+    for unit in ("kB", "MB", "GB"):
         size /= 1000
+        shown = f"{size:.1f}".removesuffix(".0") + f" {unit}"
         if size < 999.95:
-            return f"{_one_place(size)} {unit}"
-    return f"{_one_place(size / 1000)} GB"
-
-
-def _one_place(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+            break
+    return shown
 
 
 def format_duration(seconds: float, *, short: bool = False) -> str:

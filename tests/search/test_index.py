@@ -1,18 +1,31 @@
-"""Both kinds of index give back what was written, and say what is wrong with other files."""
+"""Both kinds of index give back what was written; the rows like a clip, exactly, in flat memory."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vector_indexes import MakeIndex
+from vector_indexes import SETTINGS, MakeIndex
 
+from NatureLM.audio import AudioError
+from NatureLM.audio.windows import iter_windows
 from NatureLM.errors import UsageError
-from NatureLM.search.index import IndexSettings, open_index, writer_of
+from NatureLM.search.index import (
+    IndexSettings,
+    nearest,
+    open_index,
+    query_windows,
+    same_recording,
+    writer_of,
+)
 
 KINDS = [".npz", ".parquet"]
 
@@ -118,3 +131,146 @@ def test_large_arrays_get_large_headers(make_index: MakeIndex) -> None:
     """Members are written as files that may pass 4 GiB."""
     with ZipFile(make_index(np.ones((3, 5))).path) as archive:
         assert {member.extract_version for member in archive.infolist()} == {45}
+
+
+WIDTH = 3
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_order_is_that_of_the_plain_way(
+    suffix: str, data: st.DataObject, make_index: MakeIndex
+) -> None:
+    numbers = st.integers(-2, 2)  # few values, so that there are ties and vectors of no length
+    vector = st.lists(numbers, min_size=WIDTH, max_size=WIDTH)
+    rows = np.array(data.draw(st.lists(vector, min_size=1, max_size=30)), dtype=np.float64)
+    queries = np.array(data.draw(st.lists(vector, min_size=1, max_size=3)), dtype=np.float64)
+    top_k = data.draw(st.integers(1, 12))
+    excluded = data.draw(st.sampled_from([None, "f0.wav", "f1.wav"]))
+    block = data.draw(st.integers(1, 9))
+    index = make_index(rows, suffix, data.draw(st.integers(1, 9)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("NatureLM.search.index.rows_of_a_shard", lambda width: block)
+        found = nearest(
+            index,
+            queries.astype(np.float32),
+            top_k,
+            is_wanted=lambda file: file != excluded,
+        )
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        lengths = np.linalg.norm(a) * np.linalg.norm(b)
+        return 0.0 if lengths == 0 else round(float(a @ b / lengths), 6)
+
+    naive = [
+        (-max(cosine(row, query) for query in queries), number)
+        for number, row in enumerate(rows)
+        if f"f{number // 4}.wav" != excluded
+    ]
+    wanted = sorted(naive)[:top_k]
+    assert [round(match.similarity, 4) for match in found] == [
+        pytest.approx(-similarity, abs=1e-4) for similarity, _ in wanted
+    ]
+    similar = {number: -similarity for similarity, number in naive}
+    for match in found:
+        number = int(match.file[1:-4]) * 4 + round(match.start / 5)
+        assert similar[number] == pytest.approx(match.similarity, abs=1e-5)
+    assert len({(match.file, match.start) for match in found}) == len(found)
+
+
+def test_of_equal_rows_the_first_ones_are_taken(make_index: MakeIndex) -> None:
+    index = make_index(np.ones((20, 4)))
+    found = nearest(index, np.ones((1, 4), np.float32), 6)
+    assert [(m.file, m.start) for m in found] == [
+        *(("f0.wav", 5.0 * n) for n in range(4)),
+        *(("f1.wav", 5.0 * n) for n in range(2)),
+    ]
+
+
+def test_numbers_that_are_none_are_like_nothing(make_index: MakeIndex) -> None:
+    rows = np.array([[np.nan, 1], [np.inf, 1], [0, 0], [-1, -1], [1, 1]])
+    found = nearest(make_index(rows), np.ones((1, 2), np.float32), 5)
+    assert [round(match.similarity, 6) for match in found] == [1.0, 0.0, 0.0, 0.0, -1.0]
+
+
+def test_what_cannot_be_looked_for(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index(np.ones((4, 5)))
+    with pytest.raises(UsageError, match="--top-k is 0"):
+        nearest(index, np.ones((1, 5), np.float32), 0)
+    with pytest.raises(UsageError, match="have 5 numbers, those of the query 7"):
+        nearest(index, np.ones((1, 7), np.float32))
+    is_own = same_recording(tmp_path / "a" / ".." / "b.wav")
+    assert is_own(str(tmp_path / "b.wav"))
+    assert not is_own(str(tmp_path / "a.wav"))
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from NatureLM.search.index import nearest, open_index
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e3
+query = np.ones((1, 256), np.float32)
+for path in sys.argv[1:]:
+    found = nearest(open_index(Path(path)), query, 20, is_wanted=lambda file: file != "f0.wav")
+    print(peak(), found[0].file)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_memory_is_flat(suffix: str, make_index: MakeIndex, tmp_path: Path) -> None:
+    """100 thousand rows of 256 numbers, 102 MB, take as much as 10 thousand."""
+    noise = np.random.default_rng(0)
+    paths = []
+    for rows in (10_000, 100_000):
+        vectors = np.lib.stride_tricks.as_strided(  # the same numbers again and again
+            noise.normal(size=(1, 256)).astype(np.float32), (rows, 256), (0, 4)
+        )
+        path = make_index(vectors, suffix, rows=4096).path
+        paths.append(path.rename(tmp_path / f"{rows}{suffix}"))
+    assert paths[1].stat().st_size > 100e6
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, paths)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    small, large = (float(line.split()[0]) for line in done.stdout.splitlines())
+    print(f"{suffix}: {small:.0f} MB, then {large:.0f} MB")
+    assert large < small + 20
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).normal(size=(25 * 16000, 2)), 16000)
+    return path
+
+
+@pytest.mark.parametrize("channel", ["mean", "2"])
+def test_a_part_is_the_window_at_its_place(clip: Path, channel: str) -> None:
+    settings = replace(SETTINGS, channel=channel)
+    (part,) = query_windows(clip, settings, start=5.0, end=15.0)
+    window = list(iter_windows(clip, hop_seconds=5.0, channel=channel))[1]
+    assert np.abs(part.samples - window.samples).max() < 1e-6
+    whole = query_windows(clip, settings)
+    assert [one.end - one.start for one in whole] == [10.0, 10.0, 5.0]
+
+
+def test_slowed_sound_is_slowed(clip: Path) -> None:
+    settings = replace(SETTINGS, time_expansion=2.0)
+    (part,) = query_windows(clip, settings, start=0.0, end=5.0)
+    window = next(iter_windows(clip, time_expansion=2.0))
+    assert part.end == 10.0
+    middle = slice(1000, -1000)  # at its ends, a resampler hears what is beside a part, or nothing
+    assert np.abs(part.samples[middle] - window.samples[middle]).max() < 0.01
+
+
+def test_what_makes_no_query(clip: Path) -> None:
+    with pytest.raises(UsageError, match="--end is 3 and must be after --start, 4"):
+        query_windows(clip, SETTINGS, start=4.0, end=3.0)
+    with pytest.raises(UsageError, match=r"name a\s+part of it with --start and --end"):
+        query_windows(clip, replace(SETTINGS, window_seconds=0.5))
+    with pytest.raises(AudioError, match="starts at 40 s"):
+        query_windows(clip, SETTINGS, start=40.0, end=41.0)
