@@ -25,6 +25,14 @@ _CHUNK_NAMES = {b"LIST", b"INFO", b"bext", b"iXML", b"axml", b"chna", b"cue ", b
 }  # fmt: skip
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _FLAC_START = b"fLaC\0\0\0\x22"  # the marker and a STREAMINFO block of 34 bytes
+_FFMPEG_DEMUXERS = (
+    (4, b"ftyp", "mov"),
+    (0, b"\x1a\x45\xdf\xa3", "matroska"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (0, b"#!AMR", "amr"),
+    (0, b"\xff\xf1", "aac"),
+    (0, b"\xff\xf9", "aac"),
+)
 _FLAC_BLOCK_SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << n for n in range(8)))
 
 
@@ -44,12 +52,14 @@ class Contents:
     present, promised: bytes of sound (FLAC: samples) that are there and that the header gives;
         equal where nothing is missing
     fault: what else is wrong at the end, as the rest of a sentence about the file
+    demuxer: of a container that FFmpeg reads, its name for it
     """
 
     streams: tuple[Stream, ...] = ()
     present: int = 1
     promised: int = 1
     fault: str = ""
+    demuxer: str = ""
 
 
 AS_READ = Contents()
@@ -69,6 +79,10 @@ def examine(path: str | os.PathLike[str]) -> Contents:
         )
         if reader is not None:
             return reader(file, size)
+        head += file.read(4)
+        for at, start, name in _FFMPEG_DEMUXERS:
+            if head[at:].startswith(start):
+                return Contents(demuxer=name)
         return _mpeg(file, size)
 
 

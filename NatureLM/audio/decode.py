@@ -104,7 +104,10 @@ class Recording:
         contents = examine(self.path)
         self._fault = contents.fault
         self._following = list(contents.streams[1:])
-        self._handle, self._file = self._open(next(iter(contents.streams), None))
+        if contents.demuxer:
+            self._handle, self._file = self._open_ffmpeg(contents.demuxer), None
+        else:
+            self._handle, self._file = self._open(next(iter(contents.streams), None))
         self.sample_rate: int = self._handle.samplerate
         self.channels: int = self._handle.channels
         self.format = (self._handle.format, self._handle.subtype)
@@ -259,9 +262,6 @@ class Recording:
 
     def _open(self, stream: Stream | None) -> tuple[Any, StreamFile | None]:
         """The reader of a stream, or of the file as it is, and the file that it reads."""
-        container = ffmpeg.demuxer(self.path) if stream is None else None
-        if container is not None:
-            return self._open_ffmpeg(container), None
         sequential = _sequential_file()
         # Bytes, so that names that are not valid UTF-8 open too.
         name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
@@ -284,7 +284,7 @@ class Recording:
             endless.close()
             return handle, file
 
-    def _open_ffmpeg(self, container: str) -> ffmpeg.FfmpegFile:
+    def _open_ffmpeg(self, container: str) -> Any:
         try:
             return ffmpeg.FfmpegFile(self.path, container)
         except ffmpeg.DecodeError as error:

@@ -1,47 +1,21 @@
 """Sound of phones and videos (m4a, aac, mp4, webm, wma, amr), decoded by FFmpeg through PyAV.
 
-PyAV is optional (`naturelm-audio[av]`). The demuxer is chosen by the first bytes of the file, never
-by FFmpeg's guess, so only these containers are opened.
+PyAV is optional (`naturelm-audio[av]`). The demuxer is chosen by the first bytes of the file (see
+`container`), never by FFmpeg's guess, so only these containers are opened.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIXES = frozenset(
-    {".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr"}
-)
-"""Suffixes of such files, in lower case."""
-
 FORMAT = "FFMPEG"
 TOLERANCE = 0.25
 """Seconds that may be missing at the end: encoders pad the first and the last packet."""
-_DEMUXERS = (
-    (4, b"ftyp", "mov"),
-    (0, b"\x1a\x45\xdf\xa3", "matroska"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (0, b"#!AMR", "amr"),
-    (0, b"\xff\xf1", "aac"),
-    (0, b"\xff\xf9", "aac"),
-)
-
-
-def is_installed() -> bool:
-    """Whether PyAV can be imported; does not import it."""
-    return find_spec("av") is not None
-
-
-def demuxer(path: str | os.PathLike[str]) -> str | None:
-    """FFmpeg's name for the container of a file; None for one that is not read here."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-    return next((name for at, start, name in _DEMUXERS if head[at:].startswith(start)), None)
 
 
 class DecodeError(Exception):

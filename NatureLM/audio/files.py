@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from NatureLM.audio import ffmpeg
 from NatureLM.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -17,6 +17,11 @@ AUDIO_SUFFIXES = frozenset(
     | {".aiff", ".aif", ".aifc", ".caf", ".au", ".snd"}
 )
 """File suffixes, in lower case, that a folder is searched for."""
+
+FFMPEG_SUFFIXES = frozenset(
+    {".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr"}
+)
+"""Suffixes that a folder is searched for too where PyAV is installed."""
 
 _OTHER_SUFFIXES = frozenset(
     {".m4p", ".m4r", ".f4a", ".avi", ".mpg", ".mpeg", ".mp2", ".ra", ".rm", ".ac3", ".dts", ".tta"}
@@ -33,7 +38,7 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     bottom for `AUDIO_SUFFIXES` in any case, links to folders included; names that start with a dot
     are left out (`._x.WAV` is how macOS stores attributes, not a recording). Paths come in the
     order named, a folder's content sorted, and no file twice. Where PyAV is installed, sound of
-    phones and videos is looked for too (`ffmpeg.SUFFIXES`). Files left out that look like sound, by
+    phones and videos is looked for too (`FFMPEG_SUFFIXES`). Files left out that look like sound, by
     their suffix or their first bytes, are counted in a warning in the log.
 
     Args:
@@ -88,7 +93,7 @@ def _search(folder: Path) -> list[Path]:
 
 def searched_suffixes() -> frozenset[str]:
     """Suffixes that a folder is searched for on this machine, in lower case."""
-    return AUDIO_SUFFIXES | (ffmpeg.SUFFIXES if ffmpeg.is_installed() else frozenset())
+    return AUDIO_SUFFIXES | (FFMPEG_SUFFIXES if find_spec("av") is not None else frozenset())
 
 
 def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
@@ -99,7 +104,7 @@ def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
     names = ", ".join(str(path.relative_to(folder)) for path in left_out[:_NAMED])
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     advice = "name a file itself to try it, or convert it to wav or flac"
-    if not ffmpeg.is_installed() and any(p.suffix.lower() in ffmpeg.SUFFIXES for p in left_out):
+    if any(path.suffix.lower() in FFMPEG_SUFFIXES for path in left_out):
         advice = (
             "pip install 'naturelm-audio[av]' reads m4a, mp4, webm and the like; or convert them"
         )
@@ -108,7 +113,7 @@ def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
 
 
 def _looks_like_sound(path: Path) -> bool:
-    if path.suffix.lower() in _OTHER_SUFFIXES | ffmpeg.SUFFIXES:
+    if path.suffix.lower() in _OTHER_SUFFIXES | FFMPEG_SUFFIXES:
         return True
     try:
         with open(path, "rb") as file:

@@ -281,16 +281,23 @@ def _embed_missing(
     for file, items in groupby(stream, key=_file_of):
         error = None
         for item in items:
+            if len(waiting) >= embedder.batch:
+                flush()
             if isinstance(item, RecordingError):
                 error = item
                 errors.append(item)
+                # A short window before it ends where the recording breaks off, not where it ends.
+                if waiting and _file_of(waiting[-1]) == file and _is_short(waiting[-1], settings):
+                    waiting.pop()
             elif item.window.index >= journal.windows(file):
                 waiting.append(item)
-                if len(waiting) >= embedder.batch:
-                    flush()
         ended.append((file, error))
     flush()
     return errors
+
+
+def _is_short(item: RecordingWindow, settings: IndexSettings) -> bool:
+    return item.window.end - item.window.start < settings.window_seconds - 1e-6
 
 
 def _file_of(item: RecordingWindow | RecordingError) -> str:

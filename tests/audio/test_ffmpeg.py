@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError, ffmpeg, find_recordings
+from NatureLM.audio import AudioError, files, find_recordings
 from NatureLM.audio.decode import Recording, probe
 from NatureLM.audio.windows import read_clip
 
@@ -95,7 +95,7 @@ def test_without_pyav_files_are_named(
     assert find_recordings([tmp_path]) == [tmp_path / "bird.wav", phone]
     assert not caplog.messages
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr(ffmpeg, "is_installed", lambda: False)
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
     assert find_recordings([tmp_path]) == [tmp_path / "bird.wav"]
     [said] = caplog.messages
     assert "1 file left out that may be sound: phone.m4a; pip install 'naturelm-audio[av]'" in said
