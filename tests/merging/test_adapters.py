@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from merging.helpers import answer_ids, last_logits, peft_folder, same_state, state_copy
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -18,6 +19,7 @@ from NatureLM.errors import UsageError
 from NatureLM.merging.lora import lora_layers
 from NatureLM.merging.recipe import Recipe, RecipeAdapter
 from NatureLM.models import NatureLM
+from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.registry import CheckpointError
 
 # PEFT asks transformers by a name that is on its way out.
@@ -169,6 +171,23 @@ def _replace_first(folder: Path, tensor: Tensor | None) -> None:
         (lambda f: _settings(f, peft_type="IA3"), "peft_type is 'IA3'"),
         (lambda f: _settings(f, use_dora=True), "DoRA"),
         (lambda f: _settings(f, bias="all"), "bias 'all'"),
+        (lambda f: _settings(f, lora_alpha=float("nan")), "lora_alpha is nan"),
+        (lambda f: _settings(f, r=4.5), "r is 4.5, and it must be a whole number"),
+        (lambda f: _settings(f, alpha_pattern={"q_proj": "8"}), "alpha_pattern.q_proj is '8'"),
+        (lambda f: _settings(f, rank_pattern=[4]), "rank_pattern is .*must be an object"),
+        (lambda f: _settings(f, use_rslora="no"), "use_rslora is 'no'"),
+        (lambda f: _settings(f, init_lora_weights=1), "init_lora_weights = 1"),
+        (lambda f: _settings(f, init_lora_weights="loftq"), "init_lora_weights = .loftq"),
+        (lambda f: _settings(f, init_lora_weights="pissa_niter_4"), "pissa_niter_4.* PEFT writes"),
+        (lambda f: _settings(f, lora_dropout="no"), "lora_dropout is 'no'"),
+        (lambda f: _settings(f, gate_scale=0.5), "gate_scale = 0.5 .*not known here"),
+        (lambda f: _settings(f, target_modules=["q_proj"]), r"PEFT leaves .*v_proj out"),
+        (
+            lambda f: _settings(f, target_modules=r".*\.q_proj"),
+            r"PEFT leaves .*v_proj out",
+        ),
+        (lambda f: _settings(f, exclude_modules=["v_proj"]), r"PEFT leaves .*v_proj out"),
+        (lambda f: _settings(f, layers_to_transform=[0]), r"PEFT leaves .*layers.1\S* out"),
         (lambda f: _settings(f, modules_to_save=["lm_head"]), "whole modules"),
         (lambda f: _settings(f, r=0), "r is 0"),
         (lambda f: _settings(f, r=5), r"lora_A is \(4, 64\) \(needed \(5, 64\)\)"),
@@ -192,6 +211,84 @@ def test_adapters_that_cannot_be_used(
     damage(folder)
     with pytest.raises(CheckpointError, match=says):
         NatureLM.from_pretrained(nano_folder / "checkpoint", adapter=folder)
+
+
+CHANGED = {
+    "r": -1,
+    "use_rslora": "no",
+    "lora_alpha": "8",
+    "rank_pattern": {"q_proj": 0},
+    "alpha_pattern": {"q_proj": -1},
+    "target_modules": ["k_proj"],
+    "exclude_modules": ["q_proj"],
+    "layers_to_transform": [7],
+    "peft_type": "LOHA",
+    "lora_dropout": 0.5,
+}
+HARMLESS = """task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+    lora_dropout layers_pattern megatron_core eva_config runtime_config qalora_group_size"""
+
+
+@pytest.mark.parametrize("setting", [one.name for one in fields(LoraConfig)])
+def test_every_setting_of_peft_is_harmless_or_refused(
+    setting: str, nano_folder: Path, tmp_path: Path
+) -> None:
+    """Also those that a coming version of PEFT adds."""
+    folder = peft_folder(nano_folder / "llama", tmp_path)
+    _settings(folder, **{setting: CHANGED.get(setting, {"some": 1})})
+    linears = {
+        f"model.layers.{layer}.self_attn.{name}": (64 if name == "q_proj" else 32, 64)
+        for layer in (0, 1)
+        for name in ("q_proj", "v_proj")
+    }
+    if setting in HARMLESS.split():
+        assert open_adapter(folder, linears).layers.keys() == linears.keys()
+    else:
+        with pytest.raises(CheckpointError, match=setting):
+            open_adapter(folder, linears)
+
+
+def _nudged(base: Any, begun: Any, folder: Path, **how: Any) -> Path:
+    """An adapter of PEFT that was begun in some way and trained a little; `how` it is saved."""
+    torch.manual_seed(0)
+    values = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
+    model = get_peft_model(base, LoraConfig(init_lora_weights=begun, **values))
+    model.peft_config["default"].init_lora_weights = True  # to save what has begun, as PEFT asks
+    model.save_pretrained(folder / "before", save_embedding_layers=False)
+    model.peft_config["default"].init_lora_weights = begun
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "trained", save_embedding_layers=False, **how)
+    return folder / "trained"
+
+
+@pytest.mark.parametrize("begun", [False, "gaussian", "orthogonal", "mica"])
+def test_beginnings_that_leave_the_base_alone(
+    begun: Any, nano_folder: Path, tmp_path: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(nano_folder / "llama")
+    folder = _nudged(base, begun, tmp_path)
+    theirs = base_logits(nano_folder / "llama", folder)
+    model = NatureLM.from_pretrained(nano_folder / "checkpoint", adapter=folder)
+    assert torch.allclose(our_logits(model, theirs.shape[-1]), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("begun", ["pissa", "olora"])
+def test_beginnings_that_change_the_base_are_refused_and_can_be_converted(
+    begun: str, nano_folder: Path, tmp_path: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(nano_folder / "llama")
+    folder = _nudged(base, begun, tmp_path)
+    theirs = base_logits(nano_folder / "llama", folder)
+    with pytest.raises(CheckpointError, match=f"{begun}.*path_initial_model_for_weight_conversion"):
+        NatureLM.from_pretrained(nano_folder / "checkpoint", adapter=folder)
+    base = AutoModelForCausalLM.from_pretrained(nano_folder / "llama")
+    how = {"path_initial_model_for_weight_conversion": str(tmp_path / "plain" / "before")}
+    folder = _nudged(base, begun, tmp_path / "plain", **how)
+    model = NatureLM.from_pretrained(nano_folder / "checkpoint", adapter=folder)
+    assert torch.allclose(our_logits(model, theirs.shape[-1]), theirs, atol=1e-4)
 
 
 def test_no_such_adapter(nano_folder: Path) -> None:

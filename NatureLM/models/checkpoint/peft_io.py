@@ -8,14 +8,17 @@ these are read.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from NatureLM.merging.lora import PEFT_PREFIX, AdapterDeltas, LoraDelta, lora_config
@@ -41,10 +44,37 @@ _SETTINGS = {
     "rank_pattern": "lora_rank_pattern",
     "alpha_pattern": "lora_alpha_pattern",
 }
-# Settings of PEFT that change the arithmetic: refused unless off.
-_UNSUPPORTED = {
+# What stands in PEFT's configuration and changes no answer. All else is refused unless it is off:
+# a setting that is not known here never loads other weights than PEFT's.
+_HARMLESS = frozenset(
+    {
+        *_SETTINGS,  # read: rank, alpha and what they are by layer; dropout is for training
+        "peft_type",  # must be LORA
+        "task_type",  # the class that PEFT wraps the model in
+        "auto_mapping",  # the class of the base model, by name
+        "peft_version",  # of the program that wrote it
+        "base_model_name_or_path",  # where the base model lay; shapes are checked
+        "revision",  # of that
+        "inference_mode",  # whether PEFT lets its weights be trained
+        "target_modules",  # layers that are adapted; compared with those in the file
+        "exclude_modules",  # of these, layers that are not
+        "layers_to_transform",  # of these, numbers of layers that are
+        "layers_pattern",  # how the list of layers is called
+        "eva_config",  # EVA chooses where lora_A begins; ranks that it chose stand in rank_pattern
+        "runtime_config",  # where PEFT computes
+        "megatron_core",  # a name that only megatron_config uses
+        "qalora_group_size",  # a number that only use_qalora uses
+    }
+)
+# Ways to begin an adapter that leave the base model's weights alone: what is trained then is all
+# in lora_A and lora_B.
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
+"""Ways that take a part out of the base weights, which PEFT can write as plain LoRA."""
+_REFUSED = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal matrices (BD-LoRA)",
     "lora_bias": "biases of the adapter",
     "modules_to_save": "whole modules beside the adapter",
     "trainable_token_indices": "trained tokens",
@@ -53,6 +83,14 @@ _UNSUPPORTED = {
     "fan_in_fan_out": "transposed weights",
     "alora_invocation_tokens": "an activated adapter (aLoRA)",
     "arrow_config": "routing between adapters",
+    "kasa_config": "truncated base weights and a third matrix (KaSA)",
+    "monteclora_config": "sampled weights (MonteCLoRA)",
+    "velora_config": "compressed activations (VeLoRA)",
+    "megatron_config": "layers of Megatron",
+    "loftq_config": "quantised base weights (LoftQ)",
+    "corda_config": "changed base weights (CorDA)",
+    "lora_ga_config": "changed base weights (LoRA-GA)",
+    "ensure_weight_tying": "tied layers",
 }
 
 
@@ -125,6 +163,12 @@ def stored_adapter(
         target = _target(path, linears)
         if target is None or target in layers:
             problems.append(f"the language model has no linear layer {path}")
+            continue
+        if not _is_adapted(settings, path, target):
+            problems.append(
+                f"PEFT leaves {path} out, by target_modules, exclude_modules or "
+                f"layers_to_transform of {CONFIG_FILE}"
+            )
             continue
         if set(parts) != {"A", "B"}:
             problems.append(f"{path} has only one of lora_A and lora_B")
@@ -215,19 +259,68 @@ def _read_settings(path: Path) -> dict[str, Any]:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: peft_type is {kind!r}, and only LORA adapters are merged")
-    for key in ("r", "lora_alpha"):
-        value = settings.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise CheckpointError(f"{path}: {key} is {value!r}, and it must be a number above 0")
-    refused = [f"{key} ({what})" for key, what in _UNSUPPORTED.items() if settings.get(key)]
+    _check_numbers(path, settings)
+    begun = settings.get("init_lora_weights", True)
+    refused = [
+        f"{key} = {json.dumps(value)} ({_REFUSED.get(key, 'a setting that is not known here')})"
+        for key, value in settings.items()
+        if key not in {*_HARMLESS, "bias", "init_lora_weights"} and not _is_off(value)
+    ]
     if settings.get("bias", "none") != "none":
         refused.append(f"bias {settings['bias']!r}")
+    remedy = ""
+    if begun not in _PLAIN_BEGINNINGS or (isinstance(begun, int) and not isinstance(begun, bool)):
+        refused.append(f"init_lora_weights = {json.dumps(begun)} (it changes the base weights)")
+        if str(begun).startswith(_CONVERTIBLE):
+            remedy = _conversion(settings)
     if refused:
         raise CheckpointError(
             f"{path} asks for {', '.join(refused)}, which is not supported: only plain LoRA and "
-            "rsLoRA are"
+            f"rsLoRA are.{remedy}"
         )
     return settings
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _conversion(settings: Mapping[str, Any]) -> str:
+    if settings.get("use_rslora") and any(map(settings.get, ("rank_pattern", "alpha_pattern"))):
+        return " PEFT cannot write it as plain LoRA, because it is rsLoRA with patterns."
+    return (
+        " PEFT writes it as plain LoRA where the adapter as it was before training is kept: "
+        "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=FOLDER_BEFORE)."
+    )
+
+
+def _check_numbers(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a rank, an alpha or their patterns are none."""
+    named: dict[str, Any] = {key: settings.get(key) for key in ("r", "lora_alpha")}
+    for patterns in ("rank_pattern", "alpha_pattern"):
+        values = settings.get(patterns) or {}
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: {patterns} is {values!r}, and it must be an object")
+        named |= {f"{patterns}.{layer}": value for layer, value in values.items()}
+    for key, value in named.items():
+        is_rank = key.startswith("r")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf or (is_rank and value != int(value)):
+            kind = "whole number" if is_rank else "number"
+            raise CheckpointError(f"{path}: {key} is {value!r}, and it must be a {kind} above 0")
+    if not isinstance(settings.get("lora_dropout") or 0.0, (int, float)):
+        raise CheckpointError(f"{path}: lora_dropout is {settings['lora_dropout']!r}, no number")
+    scaled = settings.get("use_rslora")
+    if scaled not in (None, True, False):
+        raise CheckpointError(f"{path}: use_rslora is {scaled!r}, and it must be true or false")
+
+
+def _is_adapted(settings: Mapping[str, Any], path: str, target: str) -> bool:
+    """Whether PEFT takes the update of a layer, or leaves it out for its settings say so."""
+    if settings.get("target_modules") in (None, "all-linear"):
+        return True
+    config = SimpleNamespace(**{"target_parameters": None, **settings})
+    return any(check_target_module_exists(config, name) for name in (_unwrapped(path), target))
 
 
 def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
