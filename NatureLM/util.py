@@ -17,6 +17,8 @@ import math
 import os
 import re
 import secrets
+import shutil
+import tempfile
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -36,13 +38,24 @@ logger = logging.getLogger(__name__)
 def atomic_write(target: Path, *, alone: bool = False) -> Iterator[Path]:
     """A path beside `target` to write to, which takes its place when the block ends well.
 
-    Otherwise what was written goes, and `target` is as before.
+    Otherwise what was written goes, and `target` is as before. A link stays one: the file that it
+    leads to is written. A device or a pipe, such as /dev/stdout, is written into.
 
     alone: nobody else writes the file meanwhile, so that the rest which a killed program left is
         written over; otherwise each block has a name of its own, and the last to end wins
     """
+    if is_special(target):
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = Path(folder, "made")
+            yield unfinished
+            with open(unfinished, "rb") as made, open(target, "wb", buffering=0) as device:
+                shutil.copyfileobj(made, device)
+        return
+    target = Path(os.path.realpath(target))
     own = "" if alone else f".{os.getpid()}-{secrets.token_hex(4)}"
-    unfinished = target.with_name(f".{target.name}{own}.partial")
+    # The longest name that a file may have leaves no room for more.
+    name = target.name if len(os.fsencode(target.name)) < 200 else digest(target.name).hex()[:40]
+    unfinished = target.with_name(f".{name}{own}.partial")
     try:
         yield unfinished
         unfinished.replace(target)
@@ -69,9 +82,44 @@ def write_data(path: Path, data: bytes) -> Path:
     return path
 
 
-def check_folder(folder: Path) -> None:
-    """Make a folder and try to write into it: before long work, not after it."""
-    write_data(folder / ".try", b"").unlink(missing_ok=True)
+def is_special(path: Path) -> bool:
+    """Whether a path leads to a device or a pipe, which is written into and never replaced."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+def check_place(place: Path, option: str, *, folder: bool = False) -> None:
+    """Try whether a file, or files in a folder, can be written: before long work, not after it.
+
+    option: what says so, for the message; a name of an option, or a key of the configuration
+
+    Nothing is left behind, and what is there stays as it is. Raises UsageError.
+    """
+    said, made = f"{option} {place}", list[Path]()
+    try:
+        real = Path(os.path.realpath(place))
+        home = real if folder else real.parent
+        if not folder and real.is_dir():
+            raise UsageError(f"{said}: is a folder; give the name of a file")
+        if not folder and is_special(place):
+            return
+        for one in (*reversed(home.parents), home):
+            if not os.path.lexists(one):
+                one.mkdir()
+                made.append(one)
+            elif not one.is_dir():
+                what = "is" if one == home == real else f"{one} is"
+                raise UsageError(f"{said}: {what} a file, and a folder is needed there")
+        with tempfile.TemporaryFile(dir=home, buffering=0) as file:
+            file.write(bytes(4096))
+        if not folder and real.exists() and not os.access(real, os.W_OK):
+            raise UsageError(f"{said}: is there and may not be written over; give another name")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{said}: cannot be written ({reason}); give another place") from None
+    finally:
+        for one in reversed(made):
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -405,6 +405,9 @@ def _check_file(path: str | Path) -> None:
                 start = file.read(4)
     except FileNotFoundError as error:
         raise _unreadable(path, "there is no such file", "Check the spelling") from error
+    except ValueError as error:  # a character that no name can hold
+        reason = f"no file can have this name ({error})"
+        raise _unreadable(path, reason, "Check the spelling") from error
     except OSError as error:
         reason = f"the file may not be read ({error.strerror})"
         raise _unreadable(path, reason, "Check its permissions and the disk") from error

@@ -1,19 +1,25 @@
 """The one place where errors and notes become messages for people, and errors exit codes.
 
 Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 3 some recordings could not be used,
-130 stopped with Ctrl-C, 143 stopped by the system.
+130 stopped with Ctrl-C, 143 stopped by the system, 129 its terminal was closed, 141 all was done
+but nobody read the output to its end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -21,11 +27,12 @@ from NatureLM.errors import NatureLMError
 from NatureLM.progress import say
 
 SOME_FAILED = 3
+_NOBODY_READ = 141  # what shells say of programs that a closed pipe ended
 RESUMES = "the same command goes on from there."
 
 
 class Terminated(KeyboardInterrupt):
-    """The system asked the process to end (SIGTERM)."""
+    """The system asked the process to end (SIGTERM), or its terminal was closed (SIGHUP)."""
 
 
 @contextmanager
@@ -52,13 +59,19 @@ def friendly_errors() -> Iterator[None]:
             raise
         typer.echo(error_text(str(error)), err=True)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # of the system, about a file that nobody expected it of
+        if error.errno is None or os.environ.get("NATURELM_DEBUG", "") not in ("", "0"):
+            raise
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        typer.echo(error_text(f"{place}{error.strerror}"), err=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt as error:
         typer.echo("Stopped.", err=True)
         raise SystemExit(_stop_code(error)) from None
 
 
 def _stop_code(interrupt: KeyboardInterrupt) -> int:
-    return 143 if isinstance(interrupt, Terminated) else 130
+    return 128 + (interrupt.args[0] if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 def error_text(message: str) -> str:
@@ -68,26 +81,111 @@ def error_text(message: str) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, so that files are closed as with Ctrl-C."""
+    """SIGTERM and SIGHUP raise `Terminated`, so that files are closed as with Ctrl-C."""
 
     def on_terminate(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, on_terminate)
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)  # `nohup` has it ignored
+    before = {number: signal.signal(number, on_terminate) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def make_output_robust() -> None:
-    """Characters that the terminal cannot show are shown escaped, not as a crash."""
+class _Kept(io.RawIOBase):
+    """The raw side of a standard stream; what nobody takes any more is dropped.
+
+    lost: why it was not taken
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.lost: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return bool(self._raw.isatty())
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
+
+    def write(self, data: Any) -> int:
+        while self.lost is None:
+            try:
+                written = self._raw.write(data)
+            except OSError as error:
+                self.lost = error
+                break
+            if written is not None:
+                return int(written)
+            select.select((), (self._raw,), ())  # a full pipe that does not wait itself
+        return len(data)
+
+
+def run_program(main: Callable[[], Any]) -> None:
+    """Run a program to its end and leave Python, whatever happens to stdout and stderr meanwhile.
+
+    What is written there when nobody takes it any more is dropped, and the work goes on: its files
+    are what it is for. At the end this is said, and the exit code says so. Characters that a
+    terminal cannot show are shown escaped. A stream that was closed from the start is not missed.
+    """
+    _fill_closed_streams()
+    kept = {name: _keep(name) for name in ("stdout", "stderr")}
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        stream.flush()
+    problem = next((one.lost for one in kept.values() if one and one.lost), None)
+    if problem is not None:
+        is_pipe = problem.errno == errno.EPIPE
+        why = "was closed" if is_pipe else f"took no more ({problem.strerror})"
+        name = "stdout" if kept["stdout"] and kept["stdout"].lost else "stderr"
+        message = f"{name} {why} before all was shown; files that were written are whole."
+        typer.echo(f"Note: {message}" if is_pipe else error_text(message), err=True)
+        code = code or (_NOBODY_READ if is_pipe else 1)
+    sys.exit(code)
+
+
+def _fill_closed_streams() -> None:
+    """Let closed standard streams lead nowhere: else the next file that is opened is one of them,
+    and what a library says on stderr goes into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _keep(name: str) -> _Kept | None:
+    """Put a stream that cannot fail into the place of a standard stream."""
+    stream = getattr(sys, name)
+    if stream is not getattr(sys, f"__{name}__"):
+        return None  # somebody caught it
+    with contextlib.suppress(OSError):
+        stream.flush()
+    kept = _Kept(getattr(stream.buffer, "raw", stream.buffer))
+    lines = stream.line_buffering or name == "stderr"
+    wrapped = io.TextIOWrapper(
+        io.BufferedWriter(kept), stream.encoding, "backslashreplace", None, lines
+    )
+    setattr(sys, name, wrapped)
+    return kept
 
 
 class _NoteHandler(logging.Handler):

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import NatureLM
-from NatureLM.cli.errors import friendly_errors, make_output_robust, notes_shown
+from NatureLM.cli.errors import friendly_errors, notes_shown, run_program
 from NatureLM.cli.options import expanded
 
 _SETTINGS = {
@@ -153,9 +153,12 @@ def single_command(name: str, command: Command) -> Any:
 
 def run_command(name: str, command: Command) -> None:
     """Run one command as a program of its own."""
-    make_output_robust()
-    with friendly_errors():
-        single_command(name, command).main()
+
+    def main() -> None:
+        with friendly_errors():
+            single_command(name, command).main()
+
+    run_program(main)
 
 
 naturelm_app = group(
@@ -173,14 +176,12 @@ beans_app = group(
 
 def naturelm() -> None:
     """The program `naturelm`."""
-    make_output_robust()
-    naturelm_app()
+    run_program(naturelm_app)
 
 
 def beans() -> None:
     """The program `beans`."""
-    make_output_robust()
-    beans_app()
+    run_program(beans_app)
 
 
 def infer_main() -> None:

@@ -250,6 +250,7 @@ def export(
     """
     from NatureLM.results.rows import read_rows
     from NatureLM.results.tables import FORMATS, write_table
+    from NatureLM.util import is_special
 
     of.check_choice("--format", format_name, FORMATS)
     if not answers.is_file():
@@ -262,4 +263,5 @@ def export(
     if not rows:
         raise UsageError(f"{answers}: there is no answer of `naturelm infer` in it")
     count = write_table(target, table.encoding, lambda file: table.write(rows, file, answers))
-    typer.echo(f"{count} {table.unit} in {target}")
+    # A pipe, such as /dev/stdout, holds the table alone.
+    typer.echo(f"{count} {table.unit} in {target}", err=is_special(target))

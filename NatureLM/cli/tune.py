@@ -113,7 +113,7 @@ def tune_alpha(request: TuneRequest) -> None:
     """
     from NatureLM.evaluation.protocols import protocol
     from NatureLM.experiments import tune
-    from NatureLM.util import check_folder
+    from NatureLM.util import check_place
 
     config = request.load_config()
     scoring = of.ScoringOptions(
@@ -128,7 +128,7 @@ def tune_alpha(request: TuneRequest) -> None:
     of.memory_size(request.max_memory)
     has_figures = _has_figures()
     tuner = tune.Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
-    check_folder(request.output_path)
+    check_place(request.output_path, "--output-path", folder=True)
     name = of.model_name(request.model, config)
     say(f"Loading {name}")
     rows: list[dict[str, Any]] = []
@@ -311,15 +311,17 @@ def calibrate(
     from NatureLM.generation.labels import check_normalize
     from NatureLM.inference.calibration import write_calibration
     from NatureLM.reports.figures import draw_reliability, need_matplotlib, svg
-    from NatureLM.util import write_text
+    from NatureLM.util import check_place, write_text
 
     check_normalize(normalize)
     if query is not None and not query.strip():
         raise UsageError("--query is empty: give a question, or leave the option out")
     target = _target(output_path, model)
+    check_place(target, "--output-path")
     if figure is not None:
         if figure.suffix.lower() != ".svg":
             raise UsageError(f"--figure is {figure}, and its name must end in .svg")
+        check_place(figure, "--figure")
         need_matplotlib()
     samples = _samples(table, column, where)
     others = _samples(table, column, test_where) if test_where else None

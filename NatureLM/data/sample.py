@@ -73,7 +73,10 @@ class FileSource:
 
     @cached_property
     def _real(self) -> str:
-        return os.path.realpath(self.path)
+        try:
+            return os.path.realpath(self.path)
+        except ValueError:  # a name that no file can have; it is said where it is read
+            return self.name
 
     @cached_property
     def digest(self) -> str | None:
@@ -86,7 +89,7 @@ class FileSource:
             size = os.stat(self.path).st_size
             with open(self.path, "rb") as file:
                 return digest(_sampled_contents(file, size), "blake2b", size=8).hex()
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def __eq__(self, other: object) -> bool:

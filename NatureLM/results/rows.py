@@ -114,7 +114,7 @@ def identity(path: str | Path) -> Identity:
     """Size and time of change of a recording; (None, None) where it is not there."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return None, None
     since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
     changed = datetime(1970, 1, 1, tzinfo=timezone.utc) + since_1970

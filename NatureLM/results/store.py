@@ -82,10 +82,12 @@ class JsonlAppender:
         self.size = 0
         self.longest = 512
         self._pads = pads
-        self._is_new = not self.real.exists()
-        if self.real.is_dir():
-            raise OutputError(f"{path}: is a folder; give the name of a file, such as x.jsonl")
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(record_path(self.real))  # a name that is too long shows here
+            self._is_new = not self.real.exists()
+            if self.real.is_dir():
+                raise OutputError(f"{path}: is a folder; give the name of a file, such as x.jsonl")
             self.real.parent.mkdir(parents=True, exist_ok=True)
             if self.real.exists() and not self.real.is_file():
                 raise OutputError(f"{path}: is no ordinary file, and results need one")

@@ -149,7 +149,7 @@ def test_a_recording_that_is_not_there_is_named_and_left_out(
         ([*OURS, "--max-memory", "much"], "--max-memory is"),
         ([*OURS, "--from", "2"], "give low < high"),
         ([*OURS, "--protocol", "x"], "no protocol 'x'"),
-        ([*OURS, "--output-path", "TABLE"], "clips.csv: cannot be made a folder"),
+        ([*OURS, "--output-path", "TABLE"], "clips.csv: is a file, and a folder is needed there"),
     ],
 )
 def test_wrong_requests_are_refused_before_a_model_is_loaded(

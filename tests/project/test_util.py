@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -16,12 +18,14 @@ from hypothesis import strategies as st
 from NatureLM.errors import UsageError
 from NatureLM.util import (
     atomic_write,
+    check_place,
     did_you_mean,
     digest,
     format_bytes,
     format_duration,
     parse_bytes,
     prefetch,
+    write_data,
 )
 
 
@@ -89,6 +93,85 @@ def test_what_a_killed_program_left_is_written_over(tmp_path: Path) -> None:
         unfinished.write_text("again")
     assert target.read_text() == "again"
     assert [one.name for one in tmp_path.iterdir()] == ["index.npz"]
+
+
+def test_a_link_stays_one_and_the_longest_name_has_room(tmp_path: Path) -> None:
+    real, link = tmp_path / ("n" * 250 + ".json"), tmp_path / "link"
+    link.symlink_to(real)
+    for text in ("old", "new"):
+        with atomic_write(link) as unfinished:
+            unfinished.write_text(text)
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_data(pipe, b"all of it")
+    reader.join(10)
+    assert read == ["all of it"]
+    assert pipe.is_fifo()
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All below a folder: contents of files, None for folders."""
+    return {str(one): one.read_bytes() if one.is_file() else None for one in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "said"),
+    [
+        ("there", False, "is a folder; give the name of a file"),
+        ("there/file", True, "--out there/file: is a file, and a folder is needed there"),
+        ("there/file/below/x.csv", False, "there/file is a file, and a folder is needed there"),
+        ("x" * 300, False, "cannot be written (File name too long); give another place"),
+        (f"new/{'x' * 300}/x.csv", False, "cannot be written (File name too long)"),
+        ("/proc/nowhere/x.csv", False, "cannot be written (No such file or directory)"),
+        ("a\0b", False, "cannot be written (embedded null byte)"),
+        ("there/shut.csv", False, "is there and may not be written over; give another name"),
+        ("new/x.csv", False, ""),
+        ("new/deep/er", True, ""),
+        ("there/file", False, ""),
+        ("there", True, ""),
+        ("dangling", False, ""),
+        ("/dev/null", False, ""),
+    ],
+)
+def test_a_place_is_tried_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, folder: bool, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("kept")
+    (tmp_path / "there" / "shut.csv").write_text("kept")
+    (tmp_path / "dangling").symlink_to("new/behind.csv")
+    before, access = tree(tmp_path), os.access
+    monkeypatch.setattr(  # whoever is root may do everything
+        os, "access", lambda path, mode: "shut" not in str(path) and access(path, mode)
+    )
+    try:
+        check_place(Path(place), "--out", folder=folder)
+        message = ""
+    except UsageError as error:
+        message = str(error)
+    assert said in message
+    assert message.startswith(f"--out {place}: ") if said else not message
+    assert tree(tmp_path) == before
+
+
+def test_a_full_disk_shows_when_a_place_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full: Any = lambda **_: open("/dev/full", "wb", buffering=0)  # noqa: SIM115, E731
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        check_place(tmp_path / "new" / "x.csv", "--out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_may_write_one_file_at_once(tmp_path: Path) -> None:
