@@ -25,7 +25,7 @@ from NatureLM.app.jobs import JOBS_FOLDER
 from NatureLM.app.ui import HIDDEN, answers_table, html, notice, on_page_load
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.data.components import METRICS_OF, metric_name
-from NatureLM.data.dataset import read_rows
+from NatureLM.data.table import read_table
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.reports.charts import Cell, Curve, CurveChart, Point, Table, cell_text
@@ -451,7 +451,7 @@ def find_audio(sample: str, run: Path, root: Path) -> Path | None:
         places += sorted(path for path in run.parent.iterdir() if path.is_dir() and path != run)
     for place in places:
         try:
-            for number, row in read_rows(place / "metadata.jsonl"):
+            for number, row in read_table(place / "metadata.jsonl").rows:
                 if number > _MOST_CLIPS:
                     break
                 if str(row.get("id")) == sample:

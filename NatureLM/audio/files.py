@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +54,7 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     if not paths:
         raise UsageError("No audio was named: give at least one file or folder.")
     found: dict[str, Path] = {}
-    for named in map(Path, paths):
+    for named in (as_on_disk(Path(path)) for path in paths):
         if named.is_dir():
             files = _search(named)
             if not files:
@@ -72,6 +73,34 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         for file in files:
             found.setdefault(os.path.realpath(file), file)
     return list(found.values())
+
+
+def as_on_disk(path: Path, *, other_slashes: bool = False) -> Path:
+    """The path in the letters of the disk: composed and decomposed ones are the same to people.
+
+    other_slashes: a path of Windows is one with slashes, too
+
+    A path that is there stays as it is, and so does one that is not there in any form.
+    """
+    text = str(path)
+    is_windows = other_slashes and "\\" in text and os.sep == "/"
+    if (not is_windows and text.isascii()) or os.path.lexists(text):
+        return path
+    found = _spelled(Path(text.replace("\\", "/"))) if is_windows else _spelled(path)
+    return found if found.exists() else path
+
+
+def _spelled(path: Path) -> Path:
+    if path == path.parent or os.path.lexists(path):
+        return path
+    parent = _spelled(path.parent)
+    wanted = unicodedata.normalize("NFC", path.name)
+    try:
+        names = sorted(os.listdir(parent))
+    except OSError:
+        return path
+    same = (name for name in names if unicodedata.normalize("NFC", name) == wanted)
+    return parent / next(same, path.name)
 
 
 def _search(folder: Path) -> list[Path]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from NatureLM.data.dataset import DataError, hub_files, parquet_file, short
+from NatureLM.data.dataset import hub_files, parquet_file, short
+from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import atomic_write, did_you_mean
 

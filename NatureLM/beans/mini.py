@@ -6,6 +6,7 @@ Which clips it is made of is drawn by a seed, whatever their sound is.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from NatureLM.config.schema import TableSource
-from NatureLM.data.dataset import DataError
 from NatureLM.data.sample import Sample, open_samples, read_window
+from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.protocols import NO_LABEL
 from NatureLM.util import write_text
@@ -26,6 +27,8 @@ from NatureLM.util import write_text
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
+logger = logging.getLogger(__name__)
 
 TABLE, AUDIO = "metadata.jsonl", "audio"
 SAMPLE_RATE = 16000
@@ -92,7 +95,10 @@ def make_mini(
         raise UsageError(
             f"{folder}: holds a benchmark already; give another --output-path, or say --overwrite"
         )
-    samples = open_samples(source).samples
+    found = open_samples(source)
+    for note in found.notes:
+        logger.warning(note)
+    samples = found.samples
     labels = _frequent_labels(samples, sizes.classes, source.path)
     taken = [sample for sample in samples if sample.label in labels]
     right = {one.clip.key: one.label for one in taken}

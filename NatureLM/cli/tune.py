@@ -324,7 +324,7 @@ def calibrate(
         check_place(figure, "--figure")
         need_matplotlib()
     samples = _samples(table, column, where)
-    others = _samples(table, column, test_where) if test_where else None
+    others = _samples(table, column, test_where, is_read=True) if test_where else None
     names, asked = _question(samples, species_list, query)
     of.check_device(device, dtype)
     say(f"Loading {model}")
@@ -371,14 +371,18 @@ def _target(output_path: Path | None, model: str) -> Path:
 
 
 def _samples(
-    table: str, columns: Sequence[str] | None, where: Sequence[str] | None
+    table: str, columns: Sequence[str] | None, where: Sequence[str] | None, *, is_read: bool = False
 ) -> tuple[Sample, ...]:
+    """Rows of a table; `is_read`: its notes were shown."""
     from NatureLM.config.schema import TableSource
     from NatureLM.data.sample import open_samples
 
     names = of.pairs("--column", columns, _COLUMN_FORM)
     values: Any = of.pairs("--where", where, _WHERE_FORM)
-    return open_samples(TableSource(path=table, columns=names, where=values)).samples
+    found = open_samples(TableSource(path=table, columns=names, where=values))
+    for note in () if is_read else found.notes:
+        logger.warning("Note: %s", note)
+    return found.samples
 
 
 def _question(

@@ -1,22 +1,20 @@
 """Labelled sound as rows: tables, folders of class names, and datasets with the sound inside.
 
-Tables are JSONL, JSON, CSV or Parquet; datasets are `save_to_disk` folders, Arrow and Parquet files
-and the Hub. Labels are read without the sound, and the sound row by row as it is stored: decoding
-is the work of `NatureLM.audio`. Columns are found by their names or by aliases, which whoever reads
-a table chooses; `columns` of its configuration maps others.
+Tables of text are read by `NatureLM.data.table`; datasets are `save_to_disk` folders, Arrow and
+Parquet files and the Hub. Labels are read without the sound, and the sound row by row as it is
+stored: decoding is the work of `NatureLM.audio`. Columns are found by their names or by aliases,
+which whoever reads a table chooses; `columns` of its configuration maps others.
 """
 
 from __future__ import annotations
 
 import bisect
-import csv
 import json
-import math
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,107 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
+from NatureLM.audio.files import as_on_disk
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
+from NatureLM.data.table import Columns, DataError, Row, clean, read_table
 from NatureLM.errors import UsageError
 
-Row = dict[str, Any]
-
 AUDIO = "audio"
-CLIP_ALIASES: dict[str, tuple[str, ...]] = {
-    "path": ("path", "file", "file_name", "audio_path"),
-    "start": ("start", "begin", "offset"),
-    "end": ("end",),
-    "task": ("task",),
-    "id": ("id",),
-}
-"""Columns that every table of clips may have, and the names that each may bear."""
-RATES = ("sampling_rate", "sample_rate")
-"""Columns that may say the sample rate of sound that is stored as bare samples."""
 
 _BATCH = 1000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SAVED = ("state.json", "dataset_dict.json")
 _UNFINISHED = "is damaged or was not downloaded to its end: fetch it again"
 _NEEDED = "needs libraries that are not installed: pip install 'naturelm-audio[beans]'"
-
-
-class DataError(UsageError):
-    """Data cannot be read, are not there, or a row of them cannot be used."""
-
-
-class Columns:
-    """Finds the columns of one table.
-
-    aliases: how each column that is known may be called; those of the configuration come first
-    """
-
-    def __init__(self, config: TableSource, aliases: Mapping[str, tuple[str, ...]]) -> None:
-        unknown = sorted(set(config.columns) - set(aliases))
-        if unknown:
-            raise DataError(
-                f"{config.path}: columns maps {', '.join(unknown)}; known are {', '.join(aliases)}"
-            )
-        mapped = {column: (name,) for column, name in config.columns.items()}
-        self.names = {**aliases, **mapped}
-
-    def get(self, row: Row, column: str) -> Any:
-        """The first of the column's names that has a value; None if there is none."""
-        values = (row.get(name) for name in self.names[column])
-        return next((value for value in values if value is not None and value != ""), None)
-
-    def number(self, row: Row, column: str, where: str, default: float) -> float:
-        """A cell as a number of 0 or more. Raises DataError."""
-        value = self.get(row, column)
-        if value is None:
-            return default
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number) or number < 0:
-            raise DataError(f"{where}: {column} must be a number of 0 or more, got {value!r}")
-        return number
-
-    def strings(self, row: Row, column: str) -> tuple[str, ...]:
-        """A list cell: a list, a JSON list as a string, or one string."""
-        value = self.get(row, column)
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                return (value,)
-        if isinstance(value, list):
-            return tuple(map(str, value))
-        return () if value is None else (str(value),)
-
-    def stretch(self, row: Row, where: str) -> tuple[float, float | None]:
-        """Start and end of a clip in its recording, in seconds; end None is the end of the file."""
-        start = self.number(row, "start", where, 0.0)
-        end = self.number(row, "end", where, math.inf)
-        if end <= start:
-            raise DataError(f"{where}: end {end:g} is not after start {start:g}")
-        return start, None if end == math.inf else end
-
-
-def read_rows(source: Path) -> Iterator[tuple[int, Row]]:
-    """(line or row number, columns) of a table or a folder of class names."""
-    if source.is_dir():
-        yield from enumerate(_class_folders(source), start=1)
-        return
-    readers = {
-        ".jsonl": _jsonl,
-        ".json": _json,
-        ".csv": _csv,
-        ".tsv": _csv,
-        ".parquet": _parquet,
-    }
-    reader = readers.get(source.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"{source}: tables end in {', '.join(readers)}, or are folders of class names"
-        )
-    yield from reader(source)
 
 
 def _class_folders(folder: Path) -> Iterator[Row]:
@@ -141,55 +51,6 @@ def _class_folders(folder: Path) -> Iterator[Row]:
         answer = directory.name.replace("_", " ")
         for path in find_recordings([directory]):
             yield {"path": os.path.relpath(path, folder), "answer": answer}
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
-            yield number, _object(row, path, number)
-
-
-def _json(path: Path) -> Iterator[tuple[int, Row]]:
-    """A list of rows, or the reference's `{"annotation": [rows]}`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        yield from _jsonl(path)  # the reference names JSON lines .json at times
-        return
-    rows = content.get("annotation") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise DataError(f'{path}: expected a list of rows, or {{"annotation": [rows]}}')
-    for number, row in enumerate(rows, start=1):
-        yield number, _object(row, path, number)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Row]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines, delimiter=delimiter), start=2):
-            if None in row:
-                raise DataError(f"{path}, row {number}: more fields than the header has columns")
-            yield number, dict(row)
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    parquet = _library(
-        "pyarrow.parquet", f"{path}: reading Parquet needs pyarrow: pip install pyarrow"
-    )
-    batches = parquet.ParquetFile(path).iter_batches()
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-
-
-def _object(value: Any, path: Path, number: int) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}, row {number}: expected an object with columns, got {value!r}")
-    return value
 
 
 def audio_folder(config: TableSource) -> Path:
@@ -206,7 +67,7 @@ class ArrowRows:
     name: what messages call it
     folder: where relative paths in it start from
     audio: the column with sound
-    class_names: whether numbers of class labels are given as the names behind them
+    notes: what to say about how it was read
     """
 
     def __init__(
@@ -216,24 +77,23 @@ class ArrowRows:
         folder: Path | None,
         *,
         audio: str = AUDIO,
-        class_names: bool = False,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.notes = name, folder, notes
         self.has_audio = audio in dataset.column_names
         self._audio = audio
         self._dataset = dataset
         # In this format cells come as they are stored: nothing is decoded.
         self._arrow = dataset.with_format("arrow")
         self._sound: Any = self._arrow.select_columns([audio]) if self.has_audio else None
-        self._class_names = class_names
 
     def light(self, columns: Container[str] | None = None) -> Iterator[Row]:
-        """Every row without its sound, which is not read; of `columns` only, if they are given."""
+        """Every row without its sound, which is not read; of `columns` only, if they are given.
+
+        Class labels are the names behind the numbers that are stored.
+        """
         names = _wanted(self._dataset.column_names, self._audio, columns)
-        classes = {
-            name: _classes(self._dataset.features[name]) if self._class_names else None
-            for name in names
-        }
+        classes = {name: _classes(self._dataset.features[name]) for name in names}
         for table in self._arrow.select_columns(names).iter(batch_size=_BATCH) if names else ():
             for row in table.to_pylist():
                 yield {name: _class_name(value, classes[name]) for name, value in row.items()}
@@ -250,9 +110,14 @@ class ParquetRows:
     """
 
     def __init__(
-        self, files: Sequence[str], name: str, folder: Path | None, filesystem: Any = None
+        self,
+        files: Sequence[str],
+        name: str,
+        folder: Path | None,
+        filesystem: Any = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.notes = name, folder, notes
         self._files = [parquet_file(file, filesystem) for file in files]
         self._groups = [
             (file, group) for file in self._files for group in range(file.metadata.num_row_groups)
@@ -264,11 +129,21 @@ class ParquetRows:
         self._held: tuple[int, Any] | None = None
 
     def light(self, columns: Container[str] | None = None) -> Iterator[Row]:
-        """Every row without its sound, which is not fetched; of `columns` only, if given."""
+        """Every row without its sound, which is not fetched; of `columns` only, if given.
+
+        Class labels are the names behind the numbers that are stored.
+        """
         for file in self._files:
-            names = _wanted(file.schema_arrow.names, AUDIO, columns)
+            schema = file.schema_arrow
+            for name in schema.names:
+                if schema.names.count(name) > 1:
+                    raise DataError(f"{self.name}: the column {name!r} is there twice")
+            names = _wanted(schema.names, AUDIO, columns)
+            features = _stored_features(schema.metadata or {})
+            classes = {name: _classes(features.get(name)) for name in names}
             for batch in file.iter_batches(batch_size=_BATCH, columns=names):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    yield {name: _class_name(value, classes[name]) for name, value in row.items()}
 
     def audio(self, index: int) -> Any:
         """The sound of a row as it is stored."""
@@ -288,9 +163,26 @@ def _wanted(there: Sequence[str], audio: str, columns: Container[str] | None) ->
 
 
 def _classes(feature: Any) -> list[str] | None:
-    """The names behind the numbers of a class label, or of a list of them."""
+    """The names behind the numbers of a class label, or of a list of them.
+
+    feature: of the library `datasets`, or as it stands in the metadata of Parquet files
+    """
+    if isinstance(feature, list):  # older versions write a list of one feature
+        return _classes(feature[0]) if len(feature) == 1 else None
+    if isinstance(feature, Mapping):
+        inner = feature.get("feature")
+        return _classes(inner) if inner is not None else list(feature.get("names") or ()) or None
     names = getattr(getattr(feature, "feature", feature), "names", None)
     return list(names) if names else None
+
+
+def _stored_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The features that the library `datasets` writes into the schema of Parquet files."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
 
 
 def _class_name(value: Any, names: list[str] | None) -> Any:
@@ -348,7 +240,8 @@ class RowSource:
             raise AudioError(self.name, "there is no sound in the data", kind="EmptyAudio")
         if isinstance(content, (str, os.PathLike)):
             folder = self.rows.folder
-            return read_clip(Path(content) if folder is None else folder / content, **part)
+            path = Path(content) if folder is None else folder / content
+            return read_clip(as_on_disk(path), **part)
         try:
             if isinstance(content, (bytes, bytearray, memoryview)):
                 with _as_file(bytes(content), suffix) as path:
@@ -374,27 +267,37 @@ def _as_file(data: bytes, suffix: str) -> Iterator[Path]:
 
 
 def labelled_rows(
-    config: TableSource, dataset: DatasetRows | None, columns: Container[str] | None = None
+    config: TableSource, dataset: DatasetRows | None, columns: Columns
 ) -> Iterator[tuple[int, Row]]:
     """(number, row) of every row of a table or dataset that passes `where`, without its sound.
 
     dataset: what `config` names, opened; None for a table or a folder of class names
-    columns: those of a dataset that are read; None for all
+    columns: of a dataset, those that are read; gets the notes of how it was read
     """
+    source = as_on_disk(Path(config.path))
+    if dataset is None and not source.exists():
+        raise DataError(f"{source}: there is no such table or folder")
+    if dataset is None and source.suffix.lower() == ".parquet" and source.is_file():
+        dataset = ParquetRows([str(source)], str(source), source.parent)
+    rows: Iterable[tuple[int, Row]]
     if dataset is not None:
         rows = enumerate(dataset.light(columns), start=1)
-        yield from ((number, row) for number, row in rows if _passes(row, config, number))
-        return
-    source = Path(config.path)
-    if not source.exists():
-        raise DataError(f"{source}: there is no such table or folder")
+        columns.notes += dataset.notes
+    elif source.is_dir():
+        rows = enumerate(_class_folders(source), start=1)
+    else:
+        table = read_table(source)
+        rows = table.rows
+        columns.notes += table.notes
+        columns.decimal_comma = table.decimal_comma
     is_empty = True
-    for number, row in read_rows(source):
+    for number, row in rows:
         if _passes(row, config, number):
             is_empty = False
             yield number, row
     if is_empty:
-        raise DataError(f"{source}: no row is left" + (" by `where`" if config.where else ""))
+        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
+    columns.finish()
 
 
 def _passes(row: Row, config: TableSource, number: int) -> bool:
@@ -405,7 +308,8 @@ def _passes(row: Row, config: TableSource, number: int) -> bool:
                 f"{config.path}, row {number}: `where` asks for column {column!r}; there are "
                 f"{', '.join(map(str, row))}"
             )
-        if str(row[column]) not in ([allowed] if isinstance(allowed, str) else allowed):
+        wanted = [allowed] if isinstance(allowed, str) else allowed
+        if clean(str(row[column])) not in map(clean, wanted):
             return False
     return True
 
@@ -415,27 +319,69 @@ def open_rows(path: str) -> DatasetRows | None:
 
     Of several splits it is the one called `test`. Raises DataError.
     """
-    place = Path(path)
+    place = as_on_disk(Path(path))
     if place.is_dir():
         if _is_saved(place):
             return _saved_dataset(place)
-        if files := sorted(place.rglob("*.parquet")):
-            return ParquetRows([str(file) for file in files], path, place)
-        if files := sorted(place.rglob("*.arrow")):
-            return _arrow_files(files, path, place)
+        if found := [str(file) for file in sorted(place.rglob("*.parquet"))]:
+            files, notes = _test_files(found, path, str(place))
+            return ParquetRows(files, path, place, notes=notes)
+        if found := [str(file) for file in sorted(place.rglob("*.arrow"))]:
+            files, notes = _test_files(found, path, str(place))
+            return _arrow_files([Path(file) for file in files], path, place, notes)
         return None
     suffix = place.suffix.lower()
     if place.is_file() and suffix == ".arrow":
         return _arrow_files([place], path, place.parent)
     if place.is_file() and suffix == ".parquet":
-        return ParquetRows([path], path, place.parent)
+        return ParquetRows([str(place)], path, place.parent)
     if not place.exists() and _HUB_ID.fullmatch(path) and not suffix:
         try:
             files_there, filesystem = hub_files(path)
         except DataError as error:
             raise DataError(f"{path}: is no file or folder here, and {error}") from error
-        return ParquetRows(files_there, path, None, filesystem)
+        files, notes = _test_files(files_there, path, f"datasets/{path}")
+        return ParquetRows(files, path, None, filesystem, notes)
     return None
+
+
+_SPLITS = {"test": "test", "train": "train", "valid": "validation", "val": "validation"} | {
+    "training": "train", "validation": "validation", "dev": "validation", "testing": "test"
+}  # fmt: skip
+
+
+def _test_files(files: list[str], name: str, root: str) -> tuple[list[str], tuple[str, ...]]:
+    """Of files with splits in their names those of `test`, and what to say of that.
+
+    root: what comes before it in their paths names no split
+
+    Raises DataError where there are several splits and none of them is `test`.
+    """
+    splits = [_split_of(file.partition(root)[2] or file) for file in files]
+    there = list(dict.fromkeys(split for split in splits if split))
+    if not there or len({*splits}) == 1:
+        return files, ()
+    if "test" not in there:
+        if len(there) == 1:
+            return files, ()
+        raise DataError(
+            f"{name}: has files of the splits {', '.join(there)} and none of test: name one of "
+            "the files, or a folder with those of one split"
+        )
+    tests = [file for file, split in zip(files, splits, strict=True) if split == "test"]
+    return tests, (
+        f"{name}: of its {len(files)} files the {len(tests)} of the split test "
+        f"{'is' if len(tests) == 1 else 'are'} read",
+    )
+
+
+def _split_of(path: str) -> str:
+    """The split that a file's name says, or a folder's that it is in."""
+    for part in reversed(path.lower().replace("\\", "/").split("/")):
+        for word in re.findall(r"[a-z]+", part):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return ""
 
 
 def _is_saved(place: Path) -> bool:
@@ -447,23 +393,28 @@ def _saved_dataset(folder: Path) -> ArrowRows:
     library = _library("datasets", f"{folder}: reading it {_NEEDED}")
     with _as_data_error(f"{folder}: {_UNFINISHED}"):
         found = library.load_from_disk(str(folder))
+    notes: tuple[str, ...] = ()
     if isinstance(found, dict):
         if len(found) > 1 and "test" not in found:
             raise DataError(
                 f"{folder}: has the splits {', '.join(found)} and none called test: name the "
                 "folder of one of them"
             )
+        if len(found) > 1:
+            notes = (f"{folder}: of its splits {', '.join(found)} only test is read",)
         found = found["test"] if "test" in found else next(iter(found.values()))
-    return ArrowRows(found, str(folder), folder)
+    return ArrowRows(found, str(folder), folder, notes=notes)
 
 
-def _arrow_files(files: Sequence[Path], name: str, folder: Path) -> ArrowRows:
+def _arrow_files(
+    files: Sequence[Path], name: str, folder: Path, notes: tuple[str, ...] = ()
+) -> ArrowRows:
     library = _library("datasets", f"{name}: reading it {_NEEDED}")
     parts = []
     for file in files:
         with _as_data_error(f"{file}: {_UNFINISHED}"):
             parts.append(library.Dataset.from_file(str(file)))
-    return ArrowRows(library.concatenate_datasets(parts), name, folder)
+    return ArrowRows(library.concatenate_datasets(parts), name, folder, notes=notes)
 
 
 def hub_files(name: str) -> tuple[list[str], Any]:
@@ -518,7 +469,6 @@ def open_split(config: TableConfig, columns: Columns) -> ArrowRows | None:
         config.path + (f" [{config.split}]" if config.split else ""),
         audio_folder(config) if place.is_dir() else None,
         audio=audio,
-        class_names=True,
     )
 
 

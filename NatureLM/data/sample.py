@@ -7,6 +7,7 @@ training (`load_examples`).
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,25 +19,24 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.audio.files import as_on_disk
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.components import components
 from NatureLM.data.dataset import (
     AUDIO,
-    CLIP_ALIASES,
-    RATES,
     ArrowRows,
-    Columns,
-    DataError,
     DatasetRows,
-    Row,
     RowSource,
     audio_folder,
     labelled_rows,
     open_rows,
     open_split,
 )
+from NatureLM.data.table import CLIP_ALIASES, RATES, Columns, DataError, Row, clean
 from NatureLM.util import did_you_mean, digest
+
+logger = logging.getLogger(__name__)
 
 _BEYOND = 0.1  # seconds after the window that are read, too
 _TOLERANCE = 0.025  # seconds more than the window that no recorder is blamed for
@@ -176,7 +176,7 @@ def read_window(clip: Clip, sample_rate: int, seconds: float) -> ClipAudio:
 
 SAMPLE_ALIASES: dict[str, tuple[str, ...]] = {
     **CLIP_ALIASES,
-    "label": ("label", "output", "answer", "common_name", "species", "text"),
+    "label": ("label", "output", "answer", "common_name", "species", "annotation", "text"),
     "instruction": ("instruction_text", "instruction", "prompt", "query", "question"),
     "dataset": ("dataset_name", "dataset"),
     "cluster": ("cluster", "group_id", "family", "recording_id", "recording"),
@@ -241,7 +241,7 @@ def open_samples(
     seen: dict[str, None] = {}
     is_named = False
     table = {} if rows is not None else {"path": _table(Path(config.path))}
-    for number, row in labelled_rows(config.model_copy(update=table), rows):
+    for number, row in labelled_rows(config.model_copy(update=table), rows, parser.columns):
         named = parser.columns.get(row, "dataset")
         is_named = is_named or named is not None
         seen.setdefault(parser.dataset_of(row))
@@ -254,7 +254,7 @@ def open_samples(
                 f"{sample.dataset_name}; ids must be different"
             )
         samples[sample.dataset_name, sample.id] = sample
-    notes = _check_datasets(config.path, datasets, seen, is_named)
+    notes = (*parser.columns.notes, *_check_datasets(config.path, datasets, seen, is_named))
     return SampleSet(config.path, tuple(samples.values()), notes)
 
 
@@ -301,7 +301,7 @@ class _RowParser:
         """The sample of a row; `number` counts the rows of the source from 1 on."""
         where = f"{self._name}, row {number}"
         get = self.columns.get
-        label, path = get(row, "label"), get(row, "path")
+        label, path = self.columns.label(row, "label", where), get(row, "path")
         if label is None:
             raise DataError(
                 f"{where}: no label ({self._one_of('label')}); another column is named "
@@ -319,12 +319,12 @@ class _RowParser:
         return Sample(
             id=str(identity),
             dataset_name=self.dataset_of(row),
-            label=str(label),
+            label=label,
             clip=self._clip(row, number, facts, str(identity), stretch),
             cluster=_cluster(row, self.columns.names["cluster"])
             or _cluster(facts, SAMPLE_ALIASES["cluster"])
             or str(path or identity),
-            instruction=str(get(row, "instruction") or ""),
+            instruction=str(self.columns.raw(row, "instruction") or ""),
             task=str(get(row, "task") or ""),
         )
 
@@ -342,8 +342,8 @@ class _RowParser:
                 rate = component.sample_rate
             name = f"sample {identity} of {self._rows.name}"
             source = RowSource(self._rows, number - 1, name, None if rate is None else float(rate))
-        elif path is not None:
-            source = FileSource(self._folder / str(path))
+        elif file := self.columns.recording(row, self._folder, f"{self._name}, row {number}"):
+            source = FileSource(file)
         else:
             raise DataError(
                 f"{self._name}, row {number}: names no recording ({self._one_of('path')})"
@@ -378,8 +378,8 @@ def _cluster(facts: Row, names: tuple[str, ...]) -> str | None:
     for name in names:
         value = facts.get(name)
         is_taxon = name == "family" and len(names) > 1 and str(value).lower().endswith("idae")
-        if value not in (None, "") and not is_taxon:
-            return str(value)
+        if value not in (None, "") and value == value and not is_taxon:  # NaN is not itself
+            return clean(str(value)) or None
     return None
 
 
@@ -390,7 +390,7 @@ def _table(place: Path) -> str:
     for name in _TABLES:
         if (place / name).is_file():
             return str(place / name)
-    tables = sorted([*place.glob("*.jsonl"), *place.glob("*.csv")])
+    tables = sorted(file for kind in ("jsonl", "csv", "tsv") for file in place.glob(f"*.{kind}"))
     return str(tables[0] if len(tables) == 1 else place)
 
 
@@ -452,13 +452,12 @@ def load_examples(config: TableConfig) -> list[Example]:
     """
     columns = Columns(config, EXAMPLE_ALIASES)
     dataset = open_split(config, columns)
-    wanted = {name for names in columns.names.values() for name in names}
     examples = [
         _example(row, number, config, columns, dataset)
-        for number, row in labelled_rows(config, dataset, {*wanted, *config.where, *RATES})
+        for number, row in labelled_rows(config, dataset, columns)
     ]
-    if not examples:
-        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
+    for note in columns.notes:
+        logger.warning(note)
     if config.balance == "rows":
         return examples
     counts = Counter(example.answer for example in examples)
@@ -476,9 +475,9 @@ def _example(
     where = f"{config.path}, row {number}"
     get = columns.get
     labels = columns.strings(row, "labels")
-    answer = get(row, "answer")
+    answer = columns.label(row, "answer", where)
     if answer is None and labels:
-        answer = ", ".join(labels)
+        answer = columns.label(row, "labels", where)
     if answer is None:
         raise DataError(
             f"{where}: no answer (a column {' or '.join(EXAMPLE_ALIASES['answer'])}, or `columns: "
@@ -488,7 +487,7 @@ def _example(
         id=f"{name}/{get(row, 'id') or number}",
         clips=_clips(row, number, config, columns, dataset),
         prompts=columns.strings(row, "prompt") or tuple(config.prompts) or ("",),
-        answer=str(answer),
+        answer=answer,
         labels=labels,
         task=str(get(row, "task") or config.task or ""),
         dataset=str(get(row, "dataset") or name),
@@ -506,8 +505,8 @@ def _clips(
         name = f"{dataset.name}, row {number}"
         return (Clip.of(RowSource(dataset, number - 1, name, rate), start, end),)
     folder = audio_folder(config)
-    path = columns.get(row, "path") or columns.get(row, AUDIO)
+    path = columns.recording(row, folder, f"{config.path}, row {number}")
     if path is not None:
-        return (Clip.of(FileSource(folder / str(path)), start, end),)
+        return (Clip.of(FileSource(path), start, end),)
     files = columns.strings(row, "files")
-    return tuple(Clip.of(FileSource(folder / file)) for file in files)
+    return tuple(Clip.of(FileSource(as_on_disk(folder / file))) for file in files)

@@ -28,8 +28,8 @@ from NatureLM.config.schema import (
     ExperimentConfig,
     SpeciesConfig,
 )
-from NatureLM.data.dataset import DataError
 from NatureLM.data.sample import Clip, Sample, SampleSet, open_samples
+from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, example_blocks, render
 from NatureLM.util import did_you_mean, digest
@@ -178,8 +178,10 @@ def _few_shot_pool(config: ExperimentConfig, data: SampleSet) -> FewShotPool | N
     table = config.support_table
     if table is None:
         return FewShotPool(data.samples, config.n_examples, config.seed, data.name)
-    samples = open_samples(table, key_prefix="support:").samples
-    return FewShotPool(samples, config.n_examples, config.seed, table.path)
+    support = open_samples(table, key_prefix="support:")
+    for note in support.notes:
+        logger.warning(note)
+    return FewShotPool(support.samples, config.n_examples, config.seed, table.path)
 
 
 _USUAL_ANSWER = 20  # tokens, as a rule; answers from a list of species have fewer

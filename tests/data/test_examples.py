@@ -18,8 +18,8 @@ from labelled_sound import file_clip
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig
-from NatureLM.data.dataset import DataError
 from NatureLM.data.sample import FileSource, load_examples
+from NatureLM.data.table import DataError
 from NatureLM.training.batches import with_mixable_labels
 from NatureLM.training.samples import AudioCache, merge_labels
 

@@ -126,7 +126,7 @@ def test_parquet_elsewhere_reads_no_sound_for_labels(
     monkeypatch.setattr(
         arrow_module,
         "ParquetRows",
-        lambda files, name, folder, filesystem: ParquetRows(files, name, folder, local),
+        lambda files, name, folder, *_: ParquetRows(files, name, folder, local),
     )
     found = opened("owner/name", ["unseen-family-cmn"])
     check_beans(found)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from NatureLM.config import ExperimentConfig, SpeciesConfig
 from NatureLM.config.schema import TableSource
-from NatureLM.data.dataset import DataError
 from NatureLM.data.sample import Clip, Sample, open_samples
+from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
 from NatureLM.experiments.plan import (
     FewShotPool,
