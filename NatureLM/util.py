@@ -29,7 +29,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,16 @@ def atomic_write(target: Path, *, alone: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(place: Path, advice: str = "") -> Iterator[None]:
+    """What the system says against writing within the block becomes one sentence."""
+    try:
+        yield
+    except OSError as error:  # numpy's has no number
+        reason = error.strerror or str(error)
+        raise NatureLMError(f"{place}: cannot be written ({reason}){advice}") from None
 
 
 def write_data(path: Path, data: bytes) -> Path:

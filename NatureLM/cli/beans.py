@@ -139,7 +139,9 @@ def fetch(
     """
     from NatureLM.beans.fetch import RemoteDataset
     from NatureLM.data.components import component
+    from NatureLM.util import check_place
 
+    check_place(output_path, "--output-path", folder=True)
     wanted = None if components is None else of.listed("--components", components)
     if repository == BEANS_ZERO:
         for name in wanted or ():
@@ -218,7 +220,9 @@ def make_mini(
     """
     from NatureLM.beans import mini
     from NatureLM.config.schema import TableSource
+    from NatureLM.util import check_place
 
+    check_place(output_path, "--output-path", folder=True)
     form = "write two names with = between"
     names = of.pairs("--columns", columns, form)
     caption_column = names.pop("caption", None)

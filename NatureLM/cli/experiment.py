@@ -73,6 +73,7 @@ def run(
     """
     from NatureLM.experiments.plan import make_plan
     from NatureLM.merging.recipe import extrapolation_note
+    from NatureLM.util import check_place
 
     extended = _extended(request, config, datasets)
     experiment = Experiment(request, config, extended, command)
@@ -81,6 +82,10 @@ def run(
     _check_data(experiment)
     for note in filter(None, map(extrapolation_note, extended.lora_scales)):
         logger.warning(note)
+    if not request.dry_run:
+        named = "extended.output_path" if request.output_path is None else "--output-path"
+        is_file = experiment.output.suffix == ".jsonl"
+        check_place(experiment.output, named, folder=not is_file)
     plan = make_plan(extended, config.model.prompt_template)
     if request.dry_run:
         for line in describe(experiment, plan):

@@ -505,8 +505,10 @@ def inference_app(
     """
     from NatureLM.app.settings import AppSettings, folder_of_samples, need_gradio
     from NatureLM.config import load_config
+    from NatureLM.util import check_place
 
     of.check_choice("--dtype", dtype, of.DTYPES)
+    check_place(runs_dir, "--runs-dir", folder=True)
     need_gradio()
     from NatureLM.app.page import serve
 

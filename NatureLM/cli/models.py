@@ -81,16 +81,13 @@ def schema(
     import json
 
     from NatureLM.config import json_schema
+    from NatureLM.util import write_text
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
     if output_path is None:
         typer.echo(text)
         return
-    try:
-        output_path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{output_path}: cannot be written: {error.strerror}") from None
-    typer.echo(f"Wrote {output_path}")
+    typer.echo(f"Wrote {write_text(output_path, text + chr(10))}")
 
 
 def convert(
@@ -110,6 +107,9 @@ def convert(
             "trust where it comes from, add --allow-pickle: it is then read with all but plain "
             "weights refused, and written as safetensors, which hold nothing else."
         )
+    from NatureLM.util import check_place
+
+    check_place(output, "OUT", folder=True)
     from NatureLM.models.checkpoint.convert import convert_checkpoint
 
     convert_checkpoint(source, output, allow_pickle=allow_pickle, config=config)
@@ -157,6 +157,7 @@ def merge(
     naturelm merge --alpha 0.4 --output-path merged
     """
     from NatureLM.merging.recipe import Recipe, extrapolation_note, load_recipe
+    from NatureLM.util import check_place
 
     if (alpha is None) == (recipe is None):
         raise UsageError("say how much to merge: give either --alpha or --recipe")
@@ -169,6 +170,8 @@ def merge(
         raise UsageError(
             f"--max-shard-size is {max_shard_size!r}, and it must be a size such as 500MB or 5GB"
         )
+    for place in (output_path, output_path.resolve().parent):  # it is built beside its place
+        check_place(place, "--output-path", folder=True)
     chosen = load_recipe(recipe) if recipe is not None else Recipe(alpha=alpha or 0.0)
 
     import torch

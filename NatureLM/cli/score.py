@@ -37,7 +37,9 @@ def score(
     from NatureLM.evaluation.protocols import protocol as find
     from NatureLM.evaluation.score import score as score_files
     from NatureLM.evaluation.score import write_scores
+    from NatureLM.util import check_place
 
+    check_place(output_path, "--output-path", folder=True)
     protocols = list(
         {(one := find(name)).name: one for name in protocol or ["beans-zero"]}.values()
     )
@@ -115,8 +117,10 @@ def compare(
     from NatureLM.evaluation.protocols import protocol as find
     from NatureLM.evaluation.score import Side
     from NatureLM.evaluation.score import compare as compare_runs
-    from NatureLM.util import write_json
+    from NatureLM.util import check_place, write_json
 
+    if output_path is not None:
+        check_place(output_path, "--output-path", folder=True)
     sides = (Side((a,), _where("--a-where", a_where)), Side((b,), _where("--b-where", b_where)))
     compared = compare_runs(*sides, find(protocol), **scoring.arguments())
     _show(compared)
@@ -183,7 +187,9 @@ def report(
     from NatureLM.evaluation.protocols import protocol as find
     from NatureLM.evaluation.score import score
     from NatureLM.reports.figures import need_matplotlib
+    from NatureLM.util import check_place
 
+    check_place(output_path, "--output-path", folder=True)
     need_matplotlib()
     pair = None if between is None else _pair(between)
     scores = score(runs, [find(protocol)], **scoring.arguments())
@@ -250,7 +256,7 @@ def export(
     """
     from NatureLM.results.rows import read_rows
     from NatureLM.results.tables import FORMATS, write_table
-    from NatureLM.util import is_special
+    from NatureLM.util import check_place, is_special
 
     of.check_choice("--format", format_name, FORMATS)
     if not answers.is_file():
@@ -259,6 +265,7 @@ def export(
     target = output_path or answers.with_name(answers.stem + table.suffix)
     if target.resolve() == answers.resolve():
         raise UsageError(f"{target}: the answers themselves would be replaced")
+    check_place(target, "--output-path")
     rows = list(read_rows(answers))
     if not rows:
         raise UsageError(f"{answers}: there is no answer of `naturelm infer` in it")

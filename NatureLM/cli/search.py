@@ -84,10 +84,12 @@ def embed(request: EmbedRequest) -> None:
     from NatureLM.audio.windows import WindowPlan, parse_channel
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
+    from NatureLM.util import check_place
 
     # What cannot work is refused before the model is loaded.
     output = request.output_path
     writer_of(output)
+    check_place(output, "--output-path")
     cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
     WindowPlan.of(16000, *cut)
     parse_channel(request.channel)

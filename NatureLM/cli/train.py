@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
@@ -27,6 +28,7 @@ def train(
     The result is run.output_dir/final; `naturelm infer --model` takes it as it is.
     """
     from NatureLM.config import load_config
+    from NatureLM.util import check_place
 
     config = load_config(cfg_path, options or [])
     if check:
@@ -35,6 +37,8 @@ def train(
         for line in report(config):
             typer.echo(line)
         return
+    if config.run is not None and os.environ.get("RANK", "0") == "0":  # one of all processes
+        check_place(Path(config.run.output_dir), "run.output_dir", folder=True)
     of.import_model()
     from transformers.utils.logging import disable_progress_bar
 

@@ -121,6 +121,7 @@ def tune_alpha(request: TuneRequest) -> None:
     )
     grid = tune.Grid(request.low, request.high, request.coarse, request.fine)
     side: Any = of.one_of("--towards", request.towards, ("base", "adapted"))
+    check_place(request.output_path, "--output-path", folder=True)
     plan = _plan(config)
     reading = replace(scoring, task=_task(plan, request.task)).reading()
     tune.check_metric(request.metric, reading.task or "classification")
@@ -128,7 +129,6 @@ def tune_alpha(request: TuneRequest) -> None:
     of.memory_size(request.max_memory)
     has_figures = _has_figures()
     tuner = tune.Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
-    check_place(request.output_path, "--output-path", folder=True)
     name = of.model_name(request.model, config)
     say(f"Loading {name}")
     rows: list[dict[str, Any]] = []

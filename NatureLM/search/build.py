@@ -39,7 +39,7 @@ from NatureLM.search.index import (
     rows_of_a_shard,
     writer_of,
 )
-from NatureLM.util import atomic_write, digest, oom_backoff
+from NatureLM.util import atomic_write, digest, oom_backoff, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +205,8 @@ def make_index(
         begun(before, sum(not journal.is_done(file) for file in files))
         errors = _embed_missing(files, journal, embedder, report)
         journal.settings = replace(settings, unfinished=tuple(journal.unfinished()))
-        with atomic_write(output, alone=True) as unfinished:
+        advice = f". What was heard is kept in {parts}; the same command goes on from there"
+        with writing(output, advice), atomic_write(output, alone=True) as unfinished:
             write(unfinished, journal)
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,9 +33,11 @@ from NatureLM.training.evaluation import score_lines
 from NatureLM.training.objectives import AudioText, Objective
 from NatureLM.training.optim import PARTS, MuonWithAdamW, NamedParameters, part_of
 from NatureLM.training.parallel import copy_full, distribute_like
+from NatureLM.util import writing
 
 _NAME = re.compile(r"^step_(\d{8,})$")
 PARTIAL = ".partial-"
+GOES_ON = ". The last checkpoint is whole; the same command with --resume goes on from there"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 AVERAGE, STATE = "average.safetensors", "state.json"
 
@@ -86,11 +89,15 @@ def write_checkpoint(
 def _whole(final: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `final` when the block ends well."""
     partial = final.with_name(f"{PARTIAL}{final.name}")
-    remove(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    remove(final)
-    os.replace(partial, final)
+    try:
+        with writing(final, GOES_ON):
+            remove(partial)
+            partial.mkdir(parents=True)
+            yield partial
+            remove(final)
+            os.replace(partial, final)
+    except SafetensorError as error:
+        raise NatureLMError(f"{final}: cannot be written ({error}){GOES_ON}") from None
 
 
 def clean(folder: Path, keep: int, also: Sequence[int] = ()) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
 from NatureLM.training.evaluation import score_lines
-from NatureLM.util import atomic_write
+from NatureLM.util import atomic_write, writing
 
 
 class Tracker(NamedTuple):
@@ -102,7 +102,10 @@ class RunLog:
     def _write(self, kind: str, done: int, numbers: Mapping[str, float]) -> None:
         if not self._main:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with (
+            writing(self._path, ". The last checkpoint is whole; --resume goes on from there"),
+            self._path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"kind": kind, "step": done, **numbers}) + "\n")
         for tracker in self._trackers:
             tracker.log({f"{kind}/{name}": value for name, value in numbers.items()}, done)

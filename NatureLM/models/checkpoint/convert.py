@@ -20,6 +20,7 @@ from NatureLM.models.registry import (
     pickle_refusal,
     read_json,
 )
+from NatureLM.util import writing
 
 
 def convert_checkpoint(
@@ -45,9 +46,10 @@ def convert_checkpoint(
         raise CheckpointError(pickle_refusal(source))
     tensors = _tensors(_read_pickle(source), source)
     settings = _settings(config, source)
-    output.mkdir(parents=True, exist_ok=True)
-    write_tensors(tensors, output)
-    (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_tensors(tensors, output)
+        (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return sorted(tensors)
 
 
