@@ -176,7 +176,9 @@ def _keep(name: str) -> _Kept | None:
     """Put a stream that cannot fail into the place of a standard stream."""
     stream = getattr(sys, name)
     if stream is not getattr(sys, f"__{name}__"):
-        return None  # somebody caught it
+        if hasattr(stream, "reconfigure"):  # somebody caught it
+            stream.reconfigure(errors="backslashreplace")
+        return None
     with contextlib.suppress(OSError):
         stream.flush()
     kept = _Kept(getattr(stream.buffer, "raw", stream.buffer))

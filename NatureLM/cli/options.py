@@ -290,7 +290,9 @@ class ExperimentOptions(ModelOptions):
 
 def as_yaml(value: Any) -> str:
     """A value as an override holds it."""
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    # The bytes of a file name that is no UTF-8 are escaped: YAML holds no halves of characters.
+    return text if text.isprintable() else json.dumps(value)
 
 
 # Values with a form of their own

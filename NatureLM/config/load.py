@@ -7,12 +7,15 @@ because one of the two values would be lost. And friendlier: `9e-5` is a number.
 
 from __future__ import annotations
 
+import ast
+import codecs
 import copy
 import difflib
 import itertools
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -127,8 +130,11 @@ _Loader.add_implicit_resolver(
 
 def parse_value(text: str) -> Any:
     """Value of a piece of YAML such as `4`, `true`, `[0.1, 0.2]`; raises yaml.YAMLError."""
-    # The loader is a subclass of SafeLoader: it makes nothing but plain data.
-    return yaml.load(text, Loader=_Loader)
+    try:
+        # The loader is a subclass of SafeLoader: it makes nothing but plain data.
+        return yaml.load(text, Loader=_Loader)
+    except _NO_VALUE as error:
+        raise yaml.YAMLError(_why(error)) from None
 
 
 def read_yaml(path: Path) -> Source:
@@ -139,21 +145,72 @@ def read_yaml(path: Path) -> Source:
     """
     name = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{name}: there is no such configuration file") from None
     except IsADirectoryError:
         raise ConfigError(f"{name}: is a folder, not a configuration file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name}: is not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be read: {reason}") from None
+    marked = next((one for mark, one in _MARKS.items() if data.startswith(mark)), None)
+    try:
+        text = data.decode(marked or "utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = _place(data[: error.start].decode(marked or "utf-8-sig", "ignore"))
+        byte = f"the byte 0x{data[error.start]:02X}"
+        raise ConfigError(
+            f"{name}, {place}: is not a text file in {(marked or 'utf-8').upper()} ({byte}): save "
+            "it as UTF-8"
+        ) from None
     return _parse(name, text)
+
+
+_MARKS = {  # the longer first: one begins with another
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_CONTROLS = (  # which Unicode gives no name of their own
+    "NULL,START OF HEADING,START OF TEXT,END OF TEXT,END OF TRANSMISSION,ENQUIRY,ACKNOWLEDGE,ALERT,"
+    "BACKSPACE,TAB,LINE FEED,LINE TABULATION,FORM FEED,CARRIAGE RETURN,SHIFT OUT,SHIFT IN,"
+    "DATA LINK ESCAPE,DEVICE CONTROL ONE,DEVICE CONTROL TWO,DEVICE CONTROL THREE,"
+    "DEVICE CONTROL FOUR,NEGATIVE ACKNOWLEDGE,SYNCHRONOUS IDLE,END OF TRANSMISSION BLOCK,CANCEL,"
+    "END OF MEDIUM,SUBSTITUTE,ESCAPE,INFORMATION SEPARATOR FOUR,INFORMATION SEPARATOR THREE,"
+    "INFORMATION SEPARATOR TWO,INFORMATION SEPARATOR ONE"
+)
+_NO_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+"""What PyYAML lets through where a value is of no use, such as the date 2024-13-45."""
+
+
+def character(char: str) -> str:
+    """What to call a character that cannot be seen: `U+000C FORM FEED`."""
+    code = ord(char)
+    kinds = {"Cc": "CONTROL CHARACTER", "Cs": "HALF OF A CHARACTER"}
+    name = _CONTROLS.split(",")[code] if code < 32 else unicodedata.name(char, "")
+    return f"U+{code:04X} {name or kinds.get(unicodedata.category(char), 'NO CHARACTER')}"
+
+
+def _place(before: str) -> str:
+    """Line and column of what comes behind some text."""
+    lines = f"{before}x".splitlines()
+    return f"line {len(lines)}, column {len(lines[-1])}"
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else "the value does not fit its tag"
 
 
 def _parse(name: str, text: str) -> Source:
     source = Source(name, {})
-    loader = _Loader(text)
+    found = _Loader.NON_PRINTABLE.search(text) or re.search("\ufeff", text)
+    if found is not None:
+        raise ConfigError(
+            f"{name}, {_place(text[: found.start()])}: not valid YAML: the character "
+            f"{character(found[0])} may not stand there; take it out"
+        )
+    loader, node = _Loader(text), None
     try:
         node = loader.get_single_node()
         if node is not None:
@@ -162,8 +219,10 @@ def _parse(name: str, text: str) -> Source:
             source.data = {} if data is None else data
     except yaml.YAMLError as error:
         raise ConfigError(_syntax_message(name, error)) from None
-    except ValueError as error:  # such as the date 2024-13-45
-        raise ConfigError(f"{name}: {error}") from None
+    except _NO_VALUE as error:
+        bad = None if node is None else _no_value(loader, node, set())
+        line, column = (loader.line, loader.column) if bad is None else _mark(bad)
+        raise ConfigError(f"{name}, line {line + 1}, column {column + 1}: {_why(error)}") from None
     except RecursionError:
         raise ConfigError(f"{name}: is nested too deeply") from None
     finally:
@@ -174,6 +233,40 @@ def _parse(name: str, text: str) -> Source:
             f"and this file holds a {'list' if isinstance(source.data, list) else 'single value'}"
         )
     return source
+
+
+def _no_value(loader: _Loader, node: yaml.Node, seen: set[int]) -> yaml.Node | None:
+    """The first scalar at or below `node` that no value can be made of."""
+    if id(node) in seen:
+        return None
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        loader.recursive_objects.clear()  # of the attempt that failed
+        try:
+            loader.construct_object(node)
+        except _NO_VALUE:
+            return node
+        return None
+    below = (one for item in node.value for one in (item if isinstance(item, tuple) else (item,)))
+    return next((bad for one in below if (bad := _no_value(loader, one, seen))), None)
+
+
+def _mark(node: yaml.Node) -> tuple[int, int]:
+    return int(node.start_mark.line), int(node.start_mark.column)
+
+
+def _check_text(node: yaml.Node, source: Source) -> None:
+    """Join halves of characters, as JSON escapes them; no value may hold a single one, or NULL."""
+    if not isinstance(node, yaml.ScalarNode):
+        return
+    node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    bad = re.search("[\0\ud800-\udfff]", node.value)
+    if bad is not None:
+        line, column = _mark(node)
+        raise ConfigError(
+            f"{source.name}, line {line + 1}, column {column + 1}: the value holds "
+            f"{character(bad[0])}, which no text here may hold; take it out"
+        )
 
 
 def _walk(node: yaml.Node, path: KeyPath, source: Source, above: list[yaml.Node]) -> None:
@@ -196,6 +289,8 @@ def _walk(node: yaml.Node, path: KeyPath, source: Source, above: list[yaml.Node]
                 f"{source.name}, line {_line(key)}: the key {'.'.join(map(str, place))} stands "
                 f"twice (first in line {seen[part]}); keep one of them"
             )
+        _check_text(key, source)
+        _check_text(value, source)
         seen[part] = source.lines[place] = _line(key)
         _walk(value, place, source, [*above, node])
 
@@ -209,7 +304,15 @@ def _syntax_message(name: str, error: yaml.YAMLError) -> str:
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     context = getattr(error, "context", None)
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-    return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}"
+    hint = next((hint for word, hint in _HINTS.items() if word in str(problem)), "")
+    problem = re.sub(r"'\\[^']+'", lambda one: character(ast.literal_eval(one[0])), str(problem))
+    return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}{hint}"
+
+
+_HINTS = {
+    r"character '\t'": "; indent with spaces",
+    "escape": "; in double quotes a backslash begins an escape: write it in single quotes",
+}
 
 
 # What may stand where: the JSON Schema
@@ -388,6 +491,10 @@ def unknown_key(path: KeyPath) -> str:
     known = ", ".join(keys_of(path[:-1]))
     inside = f"keys of {section}" if section else "sections"
     hint = f"; did you mean {near}?" if near else ""
+    # Such as spaces of another kind, from a page or a table.
+    unseen = [one for one in str(path[-1]) if unicodedata.category(one) in ("Cc", "Cf", "Zs")]
+    if set(unseen) - {" "}:
+        hint = f"; it holds {character(min(set(unseen) - {' '}))}{hint}"
     return f"unknown key{hint}" + (f" ({inside}: {known})" if known else "")
 
 

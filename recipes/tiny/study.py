@@ -390,13 +390,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(path: Path) -> StudyConfig:
-    import yaml
     from pydantic import ValidationError
 
-    if not path.is_file():
-        raise NatureLMError(f"{path} does not exist")
+    from NatureLM.config.load import read_yaml
+
     try:
-        return StudyConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return StudyConfig.model_validate(read_yaml(path).data)
     except ValidationError as error:
         raise NatureLMError(f"{path}: {error}") from None
 

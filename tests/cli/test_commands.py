@@ -535,7 +535,7 @@ def test_recording_that_is_gone_is_noted(answers: Path) -> None:
         (("answers.jsonl", "--format", "xls"), "csv, raven"),
         (("nothing.jsonl",), "nothing.jsonl"),
         (("answers.jsonl", "--output-path", "answers.jsonl"), "would be replaced"),
-        (("answers.jsonl", "--output-path", "a.wav/x.csv"), "cannot be written"),
+        (("answers.jsonl", "--output-path", "a.wav/x.csv"), "is a file, and a folder is needed"),
         (("a.wav",), "a.wav: there is no answer"),
     ],
 )

@@ -171,7 +171,7 @@ def test_what_is_wrong_with_the_output_shows_before_the_model_is_loaded(
     (folder / "notes" / "answers.jsonl").write_text("dear diary\n")
     for output, words in (
         ("notes", "this is no row of an experiment, so the file is left as it is"),
-        ("clips.csv", "clips.csv/answers.jsonl: results cannot be written there"),
+        ("clips.csv", "--output-path clips.csv: is a file, and a folder is needed there"),
     ):
         result = infer("--data-path", "clips.csv", "--output-path", output)
         assert result.exit_code == 2, result.output
@@ -268,9 +268,9 @@ def test_the_schema(folder: Path) -> None:
     written = naturelm("schema", "--output-path", "s.json")
     assert written.exit_code == 0
     assert json.loads((folder / "s.json").read_text(encoding="utf-8")) == json_schema()
-    result = naturelm("schema", "--output-path", "no/s.json")
+    result = naturelm("schema", "--output-path", "s.json/s.json")
     assert result.exit_code == 2
-    assert "no/s.json: cannot be written" in result.stderr
+    assert "s.json: cannot be made a folder" in result.stderr
 
 
 # The benchmark: answers in one file, metrics in one beside it

@@ -3,6 +3,8 @@ the section `extended`, what excludes and what needs each other."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from NatureLM.cli.options import as_yaml
 from NatureLM.config import ExperimentConfig, dump_config, json_schema, load_config
 from NatureLM.config.schema import TableSource
 from NatureLM.errors import ConfigError
@@ -342,3 +345,95 @@ def test_the_example_of_each_key_is_allowed(key: str) -> None:
         needed = {"top_k_species": 1}
     config = ExperimentConfig.model_validate({**needed, key: example})
     assert getattr(config, key) != ExperimentConfig.model_fields[key].default
+
+
+BEFORE = "generate:\n  num_beams: 4\nmodel:\n  "
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ckpt: a\fb", "line 4, column 10: not valid YAML: the character U+000C FORM FEED may not"),
+        ("ckpt: a\0b", "line 4, column 10: not valid YAML: the character U+0000 NULL may not"),
+        ("# \x1a", "line 4, column 5: not valid YAML: the character U+001A SUBSTITUTE may not"),
+        ("# \x7f", "line 4, column 5: not valid YAML: the character U+007F CONTROL CHARACTER may"),
+        ("# \x92", "line 4, column 5: not valid YAML: the character U+0092 CONTROL CHARACTER may"),
+        ("# \ufffe", "line 4, column 5: not valid YAML: the character U+FFFE NO CHARACTER may not"),
+        ("ckpt: \ufeffa", "line 4, column 9: not valid YAML: the character U+FEFF ZERO WIDTH NO-"),
+        ("\tckpt: a", "line 4, column 3: not valid YAML: found character U+0009 TAB that cannot "),
+        ("\tckpt: a", "; indent with spaces"),
+        ('ckpt: "C:\\qx"', "line 4, column 13: not valid YAML: found unknown escape character 'q'"),
+        ('ckpt: "C:\\Users"', "a backslash begins an escape: write it in single quotes"),
+        ('ckpt: "\\U00110000"', "line 4, column 12: chr() arg not in range"),
+        ('ckpt: "\\UFFFFFFFF"', "line 4, column 12: "),
+        ('ckpt: "a\\0b"', "line 4, column 9: the value holds U+0000 NULL"),
+        ('ckpt: "a\\ud800b"', "line 4, column 9: the value holds U+D800 HALF OF A CHARACTER"),
+        ("ckpt: 2024-13-45", "line 4, column 9: month must be in 1..12"),
+        ("ckpt: !!bool perhaps", "line 4, column 9: the value does not fit its tag"),
+        ("ckpt: !!timestamp soon", "line 4, column 9: the value does not fit its tag"),
+        ("ckpt: !!int ''", "line 4, column 9: the value does not fit its tag"),
+        ("ckpt: !!float ten", "line 4, column 9: could not convert string to float: 'ten'"),
+        ("\xa0ckpt: a", "unknown key; it holds U+00A0 NO-BREAK SPACE; did you mean"),
+        ("\u200bckpt: a", "unknown key; it holds U+200B ZERO WIDTH SPACE; did you mean"),
+    ],
+)
+def test_what_cannot_be_seen_is_named_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    problem = problem_of(tmp_path, BEFORE + text)
+    assert problem.startswith(str(tmp_path / "my.yml"))
+    assert said in problem
+    assert len(problem.splitlines()) <= 2
+
+
+@given(place=st.integers(0, len(BEFORE)), bad=st.sampled_from("\x00\x07\x0b\x0c\x1b\x1c\x7f\x80"))
+def test_a_control_character_anywhere_has_its_line_and_column(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bad: str
+) -> None:
+    before = BEFORE[:place].split("\n")
+    problem = problem_of(tmp_path_factory.mktemp("c"), BEFORE[:place] + bad + BEFORE[place:])
+    assert f"line {len(before)}, column {len(before[-1]) + 1}: " in problem
+    assert f"U+{ord(bad):04X}" in problem
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "utf-16-be", "utf-16-le"])
+def test_encodings_with_a_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "my.yml"
+    mark = "\ufeff" if encoding[-2:] in ("be", "le") else ""
+    path.write_bytes(f"{mark}generate: {{num_beams: 3}}\nmodel: {{ckpt: Kröte}}".encode(encoding))
+    config = load_config(path)
+    assert (config.generate.num_beams, config.model.ckpt) == (3, "Kröte")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("# Übung\nmodel:\n  ckpt: Kröte".encode("cp1252"), "line 1, column 3: is not a text file"),
+        (b"a: 1\nb: \xff", "line 2, column 4: is not a text file in UTF-8 (the byte 0xFF): save"),
+        ("\ufeffa: b".encode("utf-16-le")[:-1], "is not a text file in UTF-16 (the byte 0x62)"),
+        ("a: b".encode("utf-16-le"), "line 1, column 2: not valid YAML: the character U+0000 NULL"),
+    ],
+)
+def test_other_encodings_are_refused_with_the_place(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "my.yml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert said in str(caught.value)
+
+
+def test_characters_that_json_escapes_in_halves_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "my.yml"
+    path.write_text(json.dumps({"model": {"ckpt": "a 🦉 b"}}), encoding="utf-8")
+    assert load_config(path).model.ckpt == "a 🦉 b"
+
+
+@pytest.mark.parametrize("value", ["!!bool perhaps", "!!timestamp soon", "2024-13-45", "a\fb"])
+def test_overrides_that_are_no_value_are_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"generate\.num_beams: .* is not valid YAML"):
+        load_config(None, [f"generate.num_beams={value}"])
+
+
+def test_a_file_name_that_is_no_utf_8_can_be_given(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.csv")
+    assert load_config(None, [f"model.ckpt={as_yaml(name)}"]).model.ckpt == name

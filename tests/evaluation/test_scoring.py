@@ -292,7 +292,7 @@ def test_wrong_usage_is_said_before_anything_is_written(tmp_path: Path) -> None:
     assert (code, "'Killer Whale' has no scientific name" in said) == (1, True)
     assert not (tmp_path / "out").exists()
     code, _, said = run("beans", "score", path, "--output-path", path)
-    assert (code, "cannot be made a folder" in said) == (2, True)
+    assert (code, "is a file, and a folder is needed there" in said) == (2, True)
 
 
 def test_marks_and_empty_lines_are_skipped() -> None:

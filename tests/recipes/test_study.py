@@ -185,8 +185,8 @@ def test_a_wrong_configuration_is_explained(
     arguments = ["--cfg-path", str(config), "--data-path", ".", "--output-path", str(tmp_path)]
     assert study.main(arguments) == 1
     assert "lora_scale" in capsys.readouterr().err
-    assert study.main(["--cfg-path", str(tmp_path / "no.yml"), *arguments[2:]]) == 1
-    assert "does not exist" in capsys.readouterr().err
+    assert study.main(["--cfg-path", str(tmp_path / "no.yml"), *arguments[2:]]) == 2
+    assert "there is no such configuration file" in capsys.readouterr().err
 
 
 ROOT = Path(__file__).resolve().parents[2]
