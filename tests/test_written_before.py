@@ -77,7 +77,8 @@ def lines(path: str | Path) -> list[bytes]:
 
 
 def rows(path: str | Path, *left_out: str) -> list[dict[str, Any]]:
-    """The rows of a file, sorted by what they are about, without some keys."""
+    """The rows of a file, sorted by what they are about, without some keys and what came later."""
+    left_out += ("audio_digest",)
     found = []
     for row in map(json.loads, lines(path)):
         if "alternatives" in row:
@@ -112,8 +113,9 @@ def test_answers_with_an_error_and_a_torn_line_are_gone_on_with(naturelm: Run) -
     ]
     assert len(now) == len(rows("answers.jsonl")) - 1 > len(before)
     assert now == close(rows("expected/answers.jsonl"))
-    record = "answers.jsonl.run.json"
-    assert Path(record).read_bytes() == Path("expected", record).read_bytes()
+    record = json.loads(Path("answers.jsonl.run.json").read_text())
+    assert record.pop("folder") == os.getcwd()
+    assert record == json.loads(Path("expected/answers.jsonl.run.json").read_text())
 
 
 def test_scores_of_a_species_list_are_gone_on_with(naturelm: Run) -> None:

@@ -172,7 +172,7 @@ def search(
     windows = query_windows(query_clip, opened.settings, start=start, end=end)
     embedder = load_embedder(model or opened.settings.model, opened.settings.layer, device, dtype)
     refuse_other_model(opened, embedder.fingerprint)
-    own = same_recording(query_clip)
+    own = same_recording(query_clip, opened)
     matches = nearest(
         opened,
         embedder.vectors(windows),

@@ -8,10 +8,8 @@ or goes away raises `SCHEMA_VERSION`; a key that is added does not.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,10 +24,7 @@ class OutputError(UsageError):
 SCHEMA_VERSION = 1
 
 WindowKey: TypeAlias = tuple[str, int, str]
-"""What a row answers: absolute path, start of the window in microseconds, query."""
-
-Identity: TypeAlias = tuple[int | None, str | None]
-"""Size of a recording in bytes, and when it was last changed (UTC, ISO 8601)."""
+"""What a row answers: key of the recording, start of the window in microseconds, query."""
 
 
 class StoredRow:
@@ -65,7 +60,8 @@ class WindowRow(Prediction, StoredRow):
 
     model: name, id or folder
     run: the same in all rows of a file
-    audio_bytes, audio_modified: the recording when it was read
+    audio_bytes, audio_modified, audio_digest: the recording when it was read
+    audio_folder: where `audio_path` counts from, if not from the folder of the settings
     """
 
     model: str
@@ -73,14 +69,11 @@ class WindowRow(Prediction, StoredRow):
     audio_bytes: int | None = None
     audio_modified: str | None = None
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def key(self) -> WindowKey:
-        """The window and the query that the row answers."""
-        return window_key(self.audio_path, self.start, self.query)
+    audio_digest: str | None = None
+    audio_folder: str | None = None
 
 
-_OPTIONAL = ("confidence", "alternatives")
+_OPTIONAL = ("confidence", "alternatives", "audio_digest", "audio_folder")
 """Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
 
 
@@ -100,25 +93,11 @@ class ErrorRow(StoredRow):
     audio_bytes: int | None = None
     audio_modified: str | None = None
     schema_version: int = SCHEMA_VERSION
+    audio_digest: str | None = None
+    audio_folder: str | None = None
 
 
 Row: TypeAlias = WindowRow | ErrorRow
-
-
-def window_key(audio_path: str | Path, start: float, query: str) -> WindowKey:
-    """The key of a window; every way to name a recording from this folder gives the same."""
-    return os.path.abspath(audio_path), round(start * 1_000_000), query
-
-
-def identity(path: str | Path) -> Identity:
-    """Size and time of change of a recording; (None, None) where it is not there."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None, None
-    since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
-    changed = datetime(1970, 1, 1, tzinfo=timezone.utc) + since_1970
-    return found.st_size, changed.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def to_line(row: Row) -> bytes:
@@ -178,6 +157,7 @@ def from_line(line: bytes, name: str, number: int) -> Row:
             f"{place}: rows of schema version {version!r} cannot be read here, "
             f"only those of version {SCHEMA_VERSION}"
         )
+    data = {"audio_digest": None, "audio_folder": None, **data}
     if "error" in data:
         return ErrorRow(**_checked(ErrorRow, data, place))
     values = _checked(WindowRow, {"confidence": None, "alternatives": [], **data}, place)
@@ -227,10 +207,12 @@ class RunSettings:
 
     asked: what a run asks for; it is stored with the settings and is none of them, because a run
         that asks for more may be resumed
+    folder: where relative paths of the rows count from; None where they are none, or not known
     """
 
     values: Mapping[str, Any]
     asked: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         # What is compared later went through JSON: tuples are lists, keys are strings.
@@ -291,6 +273,8 @@ def write_record(output: Path, settings: RunSettings) -> None:
     record = {"schema_version": 1, "run": settings.run, "settings": settings.values}
     if settings.asked:
         record["asked"] = settings.asked
+    if settings.folder is not None:
+        record["folder"] = settings.folder
     text = json.dumps(record, indent=2, ensure_ascii=False)
     target = record_path(output)
     try:
@@ -304,7 +288,7 @@ def read_record(output: Path) -> RunSettings | None:
     """The settings beside the result file; None where they are lost or damaged."""
     try:
         data = json.loads(record_path(output).read_text(encoding="utf-8"))
-        settings = RunSettings(data["settings"], data.get("asked", {}))
+        settings = RunSettings(data["settings"], data.get("asked", {}), data.get("folder"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if settings.run == data.get("run") else None

@@ -15,29 +15,28 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from NatureLM.errors import NatureLMError
+from NatureLM.results.recordings import UNTOLD, Identity, KnownRecordings, identity
 from NatureLM.results.rows import (
     ErrorRow,
-    Identity,
     OutputError,
     Prediction,
     Row,
     RunSettings,
     StoredRow,
+    WindowKey,
     WindowRow,
     bullets,
     differences,
     from_line,
-    identity,
     left_out,
     read_record,
     record_path,
     to_line,
-    window_key,
     write_record,
 )
 from NatureLM.util import atomic_write
@@ -322,9 +321,10 @@ class Resumed:
 class WindowStore(ResultStore[Row]):
     """The answers about windows of recordings.
 
-    A recording that changed since it was read (size or time of change) is refused, because old and
-    new answers would be mixed; but one that had failed was repaired: all of it is asked anew. Where
-    the file of settings is lost, the rows still decide.
+    A recording is the same however it is named, from whatever folder (`results.recordings`). One
+    whose content changed since it was read is refused, because old and new answers would be mixed;
+    but one that had failed was repaired: all of it is asked anew. Where the file of settings is
+    lost, the rows still decide.
 
     with WindowStore(path) as store:       # opened and locked: problems show before any work
         store.check(known_settings)        # refuse early what will be refused anyway
@@ -340,7 +340,8 @@ class WindowStore(ResultStore[Row]):
         self._alphas: set[float] = set()
         self._queries: set[str] = set()
         self._failed: set[str] = set()
-        self._answered: dict[str, Identity] = {}
+        self._answered: set[str] = set()
+        self._recordings = KnownRecordings(self.path)
         self._identities: dict[str, Identity] = {}
 
     def check(self, values: Mapping[str, Any]) -> None:
@@ -367,34 +368,35 @@ class WindowStore(ResultStore[Row]):
             self._forget()
         if self._run not in (None, settings.run):
             raise self._settings_refusal(self._differences(settings.values, all_of=True))
-        asked = {os.path.abspath(path): str(path) for path in recordings}
+        recordings = list(recordings)
+        known = self._recordings
+        known.match(recordings)
+        asked = {known.key(path): str(path) for path in recordings}
         retried = self._failed & asked.keys()
-        now = {path: self._identity(path) for path in asked}
-        changed = {path for path in asked if self._answered.get(path, now[path]) != now[path]}
+        found = known.changed(recordings)
+        changed = found.keys() - (self._failed - self._answered)
         if changed - retried:
-            raise self._refusal(
-                "holds answers about recordings that have changed since",
-                sorted(asked[path] for path in changed - retried),
-            )
+            raise self._changed_refusal(asked, found, changed - retried)
 
         def is_kept(line: bytes, number: int) -> bool:
             row = self._parse(line, number)
-            path = os.path.abspath(row.audio_path)
-            return path not in changed and not (isinstance(row, ErrorRow) and path in retried)
+            key = self._key_of(row)
+            return key not in changed and not (isinstance(row, ErrorRow) and key in retried)
 
+        settings = replace(settings, folder=known.folder_of_names)
         self._start(settings, is_kept if retried else None)
         if changed:
             self._done = {key for key in self._done if key[0] not in changed}
-        repaired = tuple(sorted(asked[path] for path in changed))
+        repaired = tuple(sorted(asked[key] for key in changed))
         return Resumed(len(self._done), len(retried), repaired, self._is_torn)
 
     def is_done(self, audio_path: str | Path, start: float, query: str) -> bool:
         """Whether the file has an answer to the query about the window that starts there."""
-        return window_key(audio_path, start, query) in self._done
+        return self._window(audio_path, start, query) in self._done
 
     def add_answer(self, answer: Prediction) -> bool:
         """Write the row of a window; False, and no row, where there is one already."""
-        key = window_key(answer.audio_path, answer.start, answer.query)
+        key = self._window(answer.audio_path, answer.start, answer.query)
         if key in self._done:
             return False
         confidence = answer.confidence
@@ -426,13 +428,27 @@ class WindowStore(ResultStore[Row]):
 
     def _origin(self, audio_path: str | Path) -> dict[str, Any]:
         """The keys of a row that say which run made it, of which state of the recording."""
-        size, modified = self._identity(audio_path)
+        key, folder = self._recordings.key(audio_path), os.getcwd()
+        if key not in self._identities:
+            self._identities[key] = identity(audio_path, has_digest=True)
+        size, modified, content = self._identities[key]
+        is_told = os.path.isabs(audio_path) or folder == self._settings.folder
         return {
             "model": self._settings.values["model"],
             "run": self._settings.run,
             "audio_bytes": size,
             "audio_modified": modified,
+            "audio_digest": content,
+            "audio_folder": None if is_told else folder,
         }
+
+    def _window(self, audio_path: str | Path, start: float, query: str) -> WindowKey:
+        return self._recordings.key(audio_path), round(start * 1_000_000), query
+
+    def _key_of(self, row: Row) -> str:
+        """The recording of a row, which is counted in."""
+        before = Identity(row.audio_bytes, row.audio_modified, row.audio_digest)
+        return self._recordings.add(row.audio_path, before, row.audio_folder)
 
     def _refuse_foreign(self, first_line: bytes) -> None:
         """The name of a file that was never a result file may be a slip; it is left alone."""
@@ -455,15 +471,18 @@ class WindowStore(ResultStore[Row]):
             raise OutputError(f"{error}; {self.OTHERWISE}") from None
 
     def _take(self, row: Row) -> None:
+        if not self._model:
+            record = self._record()
+            self._recordings.folder = None if record is None else record.folder
         self._model = row.model
         self._alphas.add(float(row.merging_alpha))
-        path = os.path.abspath(row.audio_path)
+        key = self._key_of(row)
         if isinstance(row, ErrorRow):
-            self._failed.add(path)
+            self._failed.add(key)
         else:
-            self._done.add(row.key)
+            self._done.add((key, round(row.start * 1_000_000), row.query))
             self._queries.add(row.query)
-            self._answered[path] = (row.audio_bytes, row.audio_modified)
+            self._answered.add(key)
 
     def _differences(self, now: Mapping[str, Any], *, all_of: bool = False) -> list[str]:
         """What differs from the settings of the rows, or as far as the rows themselves show it.
@@ -489,9 +508,20 @@ class WindowStore(ResultStore[Row]):
             "holds answers that were made with other settings, and these are not mixed", found
         )
 
-    def _identity(self, path: str | Path) -> Identity:
-        """Size and time of change of a recording, looked up once."""
-        name = os.path.abspath(path)
-        if name not in self._identities:
-            self._identities[name] = identity(name)
-        return self._identities[name]
+    def _changed_refusal(
+        self, asked: Mapping[str, str], found: Mapping[str, str], changed: set[str]
+    ) -> OutputError:
+        untold = [key for key in changed if found[key] == UNTOLD]
+        advice = ""
+        if untold:
+            then = self._recordings.found[untold[0]].modified
+            advice = (
+                f"{self.OTHERWISE.capitalize()}. Of {len(untold)} only the time of change differs, "
+                "and the version that wrote these answers did not keep what they hold. If they "
+                f"are the same, set their times back: touch -d {then} {asked[untold[0]]}"
+            )
+        return self._refusal(
+            "holds answers about recordings that have changed since",
+            sorted(asked[key] for key in changed),
+            advice,
+        )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,14 @@ from numpy.typing import NDArray
 from NatureLM.audio.windows import Window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
-from NatureLM.results.rows import Identity, bullets, differences, identity, read_lines
+from NatureLM.results.recordings import Identity, KnownRecordings, identity
+from NatureLM.results.rows import bullets, differences, read_lines
 from NatureLM.results.store import JsonlAppender
 from NatureLM.search.index import (
     IndexSettings,
     Shard,
     VectorIndex,
+    known_recordings,
     open_index,
     rows_of_a_shard,
     writer_of,
@@ -183,28 +185,27 @@ def make_index(
     changed since.
     """
     write = writer_of(output)
-    files = [str(path) for path in recordings]
     parts = output.with_name(output.name + ".parts")
     index = open_index(output) if output.exists() and not overwrite else None
     if index is not None:
         refuse_other_settings(output, index.settings, settings)
-        whole = set(index.files()) - set(index.settings.unfinished)
-        if not parts.exists() and not set(files) - whole:
+        known, keys = known_recordings(index)
+        known.match(recordings, is_noted=False)
+        whole = {key for name, key in keys.items() if name not in index.settings.unfinished}
+        if not parts.exists() and not set(map(known.key, recordings)) - whole:
+            _refuse_changed(known, recordings, output)
             return BuildResult(len(index))
     journal = Journal(parts, settings, overwrite=overwrite)
     try:
         if index is not None:
             _adopt(journal, index)
-        changed = journal.changed(files)
-        if changed:
-            raise UsageError(
-                f"{parts}: recordings have changed since their windows were heard: "
-                f"{', '.join(changed[:5])}; give --overwrite to start anew"
-            )
+        files = journal.match(recordings)
         before = len(journal)
         begun(before, sum(not journal.is_done(file) for file in files))
         errors = _embed_missing(files, journal, embedder, report)
-        journal.settings = replace(settings, unfinished=tuple(journal.unfinished()))
+        journal.settings = replace(
+            settings, unfinished=tuple(journal.unfinished()), heard=journal.heard()
+        )
         advice = f". What was heard is kept in {parts}; the same command goes on from there"
         with writing(output, advice), atomic_write(output, alone=True) as unfinished:
             write(unfinished, journal)
@@ -227,6 +228,17 @@ def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings)
         )
 
 
+def _refuse_changed(known: KnownRecordings, recordings: Sequence[Path], path: Path) -> None:
+    is_told = {key for key, before in known.found.items() if before.size is not None}
+    changed = known.changed([one for one in recordings if known.key(one) in is_told])
+    if changed:
+        names = [str(one) for one in recordings if known.key(one) in changed]
+        raise UsageError(
+            f"{path}: recordings have changed since their windows were heard: "
+            f"{', '.join(names[:5])}; give --overwrite to start anew"
+        )
+
+
 def _adopt(journal: Journal, index: VectorIndex) -> None:
     """Take the rows of an index that is there into the journal."""
     known = {file: journal.windows(file) for file in index.files()}
@@ -241,6 +253,9 @@ def _adopt(journal: Journal, index: VectorIndex) -> None:
                 starts, ends = shard.starts[here].tolist(), shard.ends[here].tolist()
                 journal.add(file, starts, ends, shard.vectors[here], is_present=False)
             first = end
+    for file, real, *before in index.settings.heard:
+        is_whole = file not in index.settings.unfinished  # others are read on when they are mended
+        journal.place(file, Heard(real, Identity(*before) if is_whole else Identity()))
     for file in known:
         if file not in index.settings.unfinished:
             journal.finish(file)
@@ -254,7 +269,7 @@ def _embed_missing(
     todo = [file for file in files if not journal.is_done(file)]
     cutting = ("sample_rate", "window_seconds", "hop_seconds", "channel", "time_expansion")
     stream = WindowStream(
-        [Recording(number, file, file, queries=()) for number, file in enumerate(todo)],
+        [Recording(n, file, journal.source(file), queries=()) for n, file in enumerate(todo)],
         {name: getattr(settings, name) for name in cutting},
         input_sample_rate=0,  # files know their own
     )
@@ -309,13 +324,20 @@ _ROWS, _VECTORS, _SETTINGS = "rows.jsonl", "vectors.f32", "settings.json"
 _CHUNK = 64  # rows of a line at most
 
 
+class Heard(NamedTuple):
+    """Where a recording was when it was heard, and what it was."""
+
+    real: str
+    before: Identity
+
+
 @dataclass
 class _Known:
     """What is there of a recording: for each line the row of its first vector, and its windows."""
 
     lines: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
     windows: int = 0
-    identity: Identity | None = None
+    heard: Heard | None = None
     is_done: bool = False
 
 
@@ -332,6 +354,8 @@ class Journal(VectorIndex):
         self.path, self.settings = folder, settings
         self._bytes_of_row = 4 * settings.width
         self._known: defaultdict[str, _Known] = defaultdict(_Known)
+        self._sources: dict[str, str] = {}
+        self._looked_at: dict[str, Heard] = {}
         self._rows = 0
         self._lines = JsonlAppender(folder / _ROWS)
         try:
@@ -387,10 +411,32 @@ class Journal(VectorIndex):
         """How many windows of a recording are there, from the first one on."""
         return self._known[file].windows if file in self._known else 0
 
-    def changed(self, files: Sequence[str]) -> list[str]:
-        """Recordings that are others than when their windows were read."""
-        before = {file: known.identity for file, known in self._known.items() if known.identity}
-        return [file for file in files if file in before and identity(file) != before[file]]
+    def match(self, recordings: Sequence[Path]) -> list[str]:
+        """The names of recordings here, where they are known by others.
+
+        Raises UsageError where one has changed since its windows were read.
+        """
+        known, names = KnownRecordings(self.path), dict[str, str]()
+        for file, one in self._known.items():
+            real, before = one.heard or (file, Identity())
+            names.setdefault(known.add(real, before), file)
+        known.match(recordings)
+        _refuse_changed(known, recordings, self.path)
+        taken = {path: names.get(known.key(path), str(path)) for path in recordings}
+        self._sources = {name: str(path) for path, name in taken.items()}
+        return list(dict.fromkeys(taken.values()))
+
+    def source(self, file: str) -> str:
+        """Where a recording of this name is now."""
+        return self._sources.get(file, file)
+
+    def heard(self) -> tuple[tuple[Any, ...], ...]:
+        """What `IndexSettings.heard` says of the recordings."""
+        return tuple(
+            (file, one.heard.real, *one.heard.before)
+            for file, one in self._known.items()
+            if one.heard is not None
+        )
 
     def add(
         self,
@@ -402,7 +448,7 @@ class Journal(VectorIndex):
         is_present: bool = True,
     ) -> None:
         """Append the next windows of a recording. is_present: it is here to be looked at."""
-        seen = list(identity(file)) if is_present else None
+        seen = self._seen(file) if is_present else None
         for begin in range(0, len(starts), _CHUNK):
             end = begin + _CHUNK
             line = {
@@ -410,7 +456,8 @@ class Journal(VectorIndex):
                 "first": self.windows(file),
                 "starts": list(starts[begin:end]),
                 "ends": list(ends[begin:end]),
-                "heard": seen,
+                "heard": seen and list(seen.before),
+                "real": seen and seen.real,
             }
             self._write_vectors(np.ascontiguousarray(vectors[begin:end], np.float32))
             self._write_line(line)
@@ -419,6 +466,21 @@ class Journal(VectorIndex):
         """All windows of a recording are there."""
         if not self.is_done(file):
             self._write_line({"done": file})
+
+    def place(self, file: str, heard: Heard) -> None:
+        """What an index knows of a recording, where nothing is known yet."""
+        if self._known[file].heard is None:
+            windows = {"first": self.windows(file), "starts": [], "ends": []}
+            seen = {"heard": list(heard.before), "real": heard.real}
+            self._write_line({"file": file, **windows, **seen})
+
+    def _seen(self, file: str) -> Heard:
+        """The recording as it is now, looked at once."""
+        if file not in self._looked_at:
+            source = self.source(file)
+            now = identity(source, has_digest=True)
+            self._looked_at[file] = Heard(os.path.realpath(source), now)
+        return self._looked_at[file]
 
     def close(self) -> None:
         """Close the files; what was written is on the disk."""
@@ -464,11 +526,12 @@ class Journal(VectorIndex):
             self._known[line["done"]].is_done = True
             return
         known = self._known[line["file"]]
+        if line["heard"] is not None:  # lines of older versions lack the real path
+            known.heard = Heard(line.get("real") or line["file"], Identity(*line["heard"]))
         starts, ends = (np.array(line[name], np.float64) for name in ("starts", "ends"))
-        known.lines.append((self._rows, starts, ends))
+        if len(starts):
+            known.lines.append((self._rows, starts, ends))
         known.windows += len(starts)
-        if line["heard"] is not None:
-            known.identity = (line["heard"][0], line["heard"][1])
         self._rows += len(starts)
 
     def _write_line(self, line: dict[str, Any]) -> None:

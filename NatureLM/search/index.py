@@ -28,6 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import Window, iter_windows, read_clip
 from NatureLM.errors import UsageError
+from NatureLM.results.recordings import Identity, KnownRecordings, identity
 
 SCHEMA_VERSION = 1
 
@@ -43,6 +44,7 @@ class IndexSettings:
     sample_rate: Hz, of the sound as the model hears it
     window_seconds, hop_seconds: of the sound as the model hears it
     unfinished: recordings that could not be read to their end; tried again by the next run
+    heard: of each recording its name, real path, size, time of change and digest
     """
 
     model: str
@@ -56,6 +58,7 @@ class IndexSettings:
     time_expansion: float = 1.0
     schema_version: int = SCHEMA_VERSION
     unfinished: tuple[str, ...] = ()
+    heard: tuple[tuple[Any, ...], ...] = ()
 
     @property
     def model_id(self) -> str:
@@ -66,7 +69,7 @@ class IndexSettings:
     def deciding(self) -> dict[str, Any]:
         """What two sets of vectors must share to stand in one index; names do not matter."""
         values = asdict(self)
-        del values["model"], values["unfinished"]
+        del values["model"], values["unfinished"], values["heard"]
         return values
 
     def to_json(self) -> str:
@@ -84,8 +87,9 @@ class IndexSettings:
                     f"{values['schema_version']}, this one reads {SCHEMA_VERSION})"
                 )
             unfinished = tuple(map(str, values.get("unfinished", ())))  # older ones lack it
-            names = [one.name for one in fields(cls) if one.name != "unfinished"]
-            return cls(**{name: values[name] for name in names}, unfinished=unfinished)
+            heard = tuple(map(tuple, values.get("heard", ())))
+            names = {one.name for one in fields(cls)} - {"unfinished", "heard"}
+            return cls(**{name: values[name] for name in names}, unfinished=unfinished, heard=heard)
         except (ValueError, KeyError, TypeError):
             raise UsageError(
                 f"{name}: its settings cannot be read; was it made by `naturelm embed`?"
@@ -488,10 +492,21 @@ def nearest(
     return best
 
 
-def same_recording(path: Path) -> Callable[[str], bool]:
-    """Whether a file of an index is this recording."""
-    real = path.resolve()
-    return lambda file: Path(file).resolve() == real
+def known_recordings(index: VectorIndex) -> tuple[KnownRecordings, dict[str, str]]:
+    """The recordings of an index, and their keys by the index's names of them."""
+    known = KnownRecordings(index.path)
+    heard = {name: (real, Identity(*before)) for name, real, *before in index.settings.heard}
+    keys = {name: known.add(*heard.get(name, (name, Identity()))) for name in index.files()}
+    return known, keys
+
+
+def same_recording(path: Path, index: VectorIndex) -> Callable[[str], bool]:
+    """Whether a file of an index is this recording, whatever the paths, or a copy of it."""
+    known, keys = known_recordings(index)
+    known.match([path], is_noted=False)
+    content = identity(path, has_digest=True).digest
+    same = {key for key, before in known.found.items() if before.digest == content is not None}
+    return lambda file: keys[file] in {known.key(path), *same}
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

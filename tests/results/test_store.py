@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from NatureLM.results.recordings import identity
 from NatureLM.results.rows import (
     ErrorRow,
     OutputError,
@@ -84,6 +86,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
             run=SETTINGS.run,
             audio_bytes=5,
             audio_modified=row.audio_modified,
+            audio_digest=identity(audio, has_digest=True).digest,
         )
         assert row.audio_modified is not None
         assert row.audio_modified.endswith("Z")
@@ -94,7 +97,12 @@ def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
 
 def test_the_settings_stand_beside_the_rows(tmp_path: Path, filled: Path) -> None:
     record = json.loads((tmp_path / "out.jsonl.run.json").read_text())
-    assert record == {"schema_version": 1, "run": SETTINGS.run, "settings": VALUES}
+    assert record == {
+        "schema_version": 1,
+        "run": SETTINGS.run,
+        "settings": VALUES,
+        "folder": os.getcwd(),
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.wav",
         "out.jsonl",
@@ -253,7 +261,7 @@ def test_a_recording_that_changed_is_refused(tmp_path: Path, audio: Path, filled
     other = recording(tmp_path, "b.wav")
     for change in (
         lambda: audio.write_bytes(b"longer sound"),
-        lambda: os.utime(audio, (1, 1)),
+        lambda: audio.write_bytes(b"other"),
     ):
         change()
         before = filled.read_bytes()
@@ -264,6 +272,163 @@ def test_a_recording_that_changed_is_refused(tmp_path: Path, audio: Path, filled
         assert filled.read_bytes() == before
     with WindowStore(filled) as store:  # it is not asked this time
         store.begin(SETTINGS, [other])
+
+
+def _resumed(output: Path, *paths: str | Path) -> list[bool]:
+    """Whether there is an answer about each of the recordings when the run goes on."""
+    with WindowStore(output) as store:
+        store.begin(SETTINGS, paths)
+        return [store.is_done(path, 0.0, "What?") for path in paths]
+
+
+def _site(folder: Path) -> Path:
+    """A folder `clips` with two recordings of one size and time, and one of another name."""
+    clips = folder / "clips"
+    for name in ("one/0600.wav", "two/0600.wav", "one/0700.wav"):
+        (clips / name).parent.mkdir(parents=True, exist_ok=True)
+        recording(clips, name, name[:3].encode() * 70_000)
+        os.utime(clips / name, (1e9, 1e9))
+    return clips
+
+
+@pytest.fixture
+def moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with answers about relative paths in out.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    _site(tmp_path)
+    with WindowStore("out.jsonl") as store:
+        store.begin(SETTINGS)
+        for name in ("clips/one/0600.wav", "clips/two/0600.wav", "clips/one/0700.wav"):
+            answer(store, Path(name))
+    return tmp_path
+
+
+def _without_digests(output: Path) -> None:
+    """As an earlier version wrote it."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    for row in rows:
+        del row["audio_digest"]
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = Path(f"{output}.run.json")
+    values = json.loads(record.read_text())
+    del values["folder"]
+    record.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("way", ["absolute", "sub", "symlink", "hard link", "up and down"])
+def test_a_recording_is_the_same_however_it_is_named(
+    way: str, is_old: bool, moving: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = moving / "out.jsonl"
+    if is_old:
+        _without_digests(output)
+    before, base = output.read_bytes(), moving
+    if way in ("sub", "up and down"):
+        (moving / "sub").mkdir()
+        monkeypatch.chdir(moving / "sub")
+        base = Path("..") if way == "sub" else Path("../sub/..")
+    if way == "symlink":
+        (moving / "link").symlink_to(moving, target_is_directory=True)
+        base = Path("link")
+    if way == "hard link":
+        base = moving / "other"
+        for path in sorted((moving / "clips").rglob("*.wav")):
+            target = base / path.relative_to(moving)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    names = ["clips/one/0600.wav", "clips/two/0600.wav", "clips/one/0700.wav"]
+    assert _resumed(output, *(base / name for name in names)) == [True] * 3
+    recording(moving, "clips/one/0800.wav")
+    with WindowStore(output) as store:
+        store.begin(SETTINGS, [base / name for name in names])
+        assert not answer(store, base / names[0])
+        if way != "hard link":
+            assert answer(store, base / "clips/one/0800.wav")
+    assert output.read_bytes().startswith(before)
+    monkeypatch.chdir(moving)
+    if way != "hard link":
+        assert _resumed(output, "clips/one/0800.wav", *names) == [True] * 4
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_an_archive_that_was_moved_is_known_by_name_and_content(
+    is_old: bool, moving: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if is_old:
+        _without_digests(moving / "out.jsonl")
+    (moving / "clips").rename(moving / "archive")
+    recording(moving, "archive/one/0800.wav")
+    names = ["one/0600.wav", "two/0600.wav", "one/0700.wav", "one/0800.wav"]
+    paths = [moving / "archive" / name for name in names]
+    assert _resumed(moving / "out.jsonl", *paths) == [True, True, True, False]
+    assert "3 recordings of before are found under other paths" in caplog.text
+    with WindowStore(moving / "out.jsonl") as store:
+        store.begin(SETTINGS, paths)
+        assert not any(answer(store, path) for path in paths[:3])
+
+
+def test_the_same_name_in_another_folder_is_another_recording(
+    moving: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of one size and time, as recorders with one schedule make them."""
+    other = _site(moving / "card2")
+    for path in other.rglob("*.wav"):
+        path.write_bytes(path.read_bytes()[::-1])
+        os.utime(path, (1e9, 1e9))
+    monkeypatch.chdir(moving / "card2")
+    output = moving / "out.jsonl"
+    assert _resumed(output, "clips/one/0600.wav", "clips/one/0700.wav") == [False, False]
+    assert "no longer there" not in caplog.text
+    shutil.rmtree(moving / "clips")  # the card is taken out
+    assert _resumed(output, "clips/one/0600.wav", "clips/one/0700.wav") == [False, False]
+    assert "3 recordings of before are no longer there" in caplog.text
+    assert "2 are new" in caplog.text
+    other.rename(moving / "clips")  # the next one comes to its place
+    monkeypatch.chdir(moving)
+    with WindowStore(output) as store, pytest.raises(OutputError, match="changed since"):
+        store.begin(SETTINGS, ["clips/one/0600.wav"])
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize(
+    ("shift", "edit", "goes_on"),
+    [
+        (3600, None, "both"),  # the clocks change
+        (-7200, None, "both"),
+        (1.37, None, "both"),  # FAT
+        (1234, None, "new"),  # cp without -p, touch
+        (0, None, "both"),
+        (1234, 70_000, "none"),
+        (0, 105_000, "new no"),  # in one of the pieces that are looked at
+    ],
+)
+def test_content_decides_where_times_differ(
+    shift: float,
+    edit: int | None,
+    goes_on: str,
+    is_old: bool,
+    moving: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if is_old:
+        _without_digests(moving / "out.jsonl")
+    path = Path("clips/one/0600.wav")
+    data = bytearray(path.read_bytes())
+    if edit is not None:
+        data[edit] ^= 1
+    path.write_bytes(data)
+    os.utime(path, (1e9 + shift, 1e9 + shift))
+    if goes_on == "both" or (goes_on == "new no" and is_old) or (goes_on == "new" and not is_old):
+        assert _resumed(moving / "out.jsonl", path) == [True]
+        assert ("another time of change" in caplog.text) == (shift != 0)
+    else:
+        before = (moving / "out.jsonl").read_bytes()
+        with WindowStore("out.jsonl") as store, pytest.raises(OutputError) as caught:
+            store.begin(SETTINGS, [path])
+        assert str(path) in str(caught.value)
+        assert ("touch -d 2001-09-09T01:46:40" in str(caught.value)) == is_old
+        assert (moving / "out.jsonl").read_bytes() == before
 
 
 def test_errors_are_tried_again_and_stand_once(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
 from NatureLM.results.rows import OutputError
 from NatureLM.search.build import BuildResult, Embedder, Journal, make_index
-from NatureLM.search.index import IndexSettings, Shard, open_index
+from NatureLM.search.index import IndexSettings, Shard, open_index, same_recording, writer_of
 
 RATE = 16000
 
@@ -217,6 +219,64 @@ def test_a_recording_that_changed_is_refused(recordings: list[Path], tmp_path: P
         make(recordings, output)
     make(recordings, output, overwrite=True)
     assert len(content(output)[str(recordings[0])]) == 3
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_recording_is_the_same_however_it_is_named(
+    suffix: str,
+    is_old: bool,
+    recordings: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = [path.relative_to(tmp_path) for path in recordings]
+    good = [named[0], named[1], named[3]]
+    output = tmp_path / f"x{suffix}"
+    make(good[:2], output)
+    if is_old:  # an index of an earlier version
+        index = open_index(output)
+        index.settings = replace(index.settings, heard=())
+        writer_of(output)(tmp_path / f"old{suffix}", index)
+        (tmp_path / f"old{suffix}").replace(output)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    (tmp_path / "link").symlink_to(recordings[0].parent, target_is_directory=True)
+    up, absolute = [Path("..") / one for one in good], [tmp_path / one for one in good]
+    linked = [tmp_path / "link" / one.name for one in good]
+    for names in (up[:2], absolute[:2], linked[:2]):
+        assert make(names, output).new == 0
+    with pytest.raises(KeyboardInterrupt):
+        make(up, output, Pretender(1, stop_after=2))
+    made = make(linked, output)
+    assert made.rows == sum(map(len, expected(absolute).values()))
+    index = open_index(output)
+    assert index.files()[:2] == [str(one) for one in good[:2]]
+    assert len(index.files()) == 3
+    for names in (up, absolute, linked):
+        assert make(names, output).new == 0
+        for number, path in enumerate(names):
+            own = same_recording(path, index)
+            assert [own(file) for file in index.files()] == [n == number for n in range(3)]
+    recordings[0].parent.rename(tmp_path / "moved")
+    if not is_old:
+        assert make([tmp_path / "moved" / one.name for one in good], output).new == 0
+    copy = Path("copy.wav")
+    shutil.copy(tmp_path / "moved" / good[2].name, copy)
+    assert same_recording(copy, index)(index.files()[2])
+
+
+def test_content_decides_where_times_differ(recordings: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "x.npz"
+    make(recordings[:1], output)
+    os.utime(recordings[0], (1, 1))
+    assert make(recordings[:2], output).new == 1
+    data = bytearray(recordings[0].read_bytes())
+    data[-1] ^= 1
+    recordings[0].write_bytes(data)
+    with pytest.raises(UsageError, match=r"have changed .*0\.wav"):
+        make(recordings[:2], output)
 
 
 def test_only_one_at_a_time(recordings: list[Path], tmp_path: Path) -> None:

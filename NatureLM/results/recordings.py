@@ -1,0 +1,248 @@
+"""Which recording a row is about: the same one whatever its path, another one if its content is.
+
+Rows name recordings as they were typed. Two names mean one recording where they lead to the same
+file (by real path, hard link, or on disks that know no case), or where the file that was heard is
+not there any more and one of its name and content is asked about (an archive that was moved).
+
+Size, time of change and three pieces of the content are looked at; where only the time differs
+(clocks, FAT cards, copies), the whole content decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta, timezone
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+from NatureLM.util import digest
+
+logger = logging.getLogger(__name__)
+_PIECE = 1 << 16  # bytes
+_SAMPLED = 16  # hexadecimal digits of a digest that are about three pieces of the content
+
+
+class Identity(NamedTuple):
+    """A recording when it was heard; None is not known.
+
+    size: in bytes
+    modified: when it was last changed (UTC, ISO 8601)
+    digest: of three pieces of the content, then of all of it
+    """
+
+    size: int | None = None
+    modified: str | None = None
+    digest: str | None = None
+
+
+def identity(path: str | Path, *, has_digest: bool = False) -> Identity:
+    """A recording as it is now; nothing is known of one that is not there."""
+    try:
+        found = os.stat(path)
+        content = _sample(path, found.st_size) + _whole(path) if has_digest else None
+    except (OSError, ValueError):
+        return Identity()
+    since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
+    changed = datetime(1970, 1, 1, tzinfo=timezone.utc) + since_1970
+    return Identity(found.st_size, changed.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), content)
+
+
+def _sample(path: str | Path, size: int) -> str:
+    with open(path, "rb") as file:
+        pieces = [f"{size}"]
+        for place in (0, max(0, size - _PIECE) // 2, max(0, size - _PIECE)):
+            file.seek(place)
+            pieces.append(file.read(_PIECE).hex())
+    return digest(pieces, "blake2b", size=_SAMPLED // 2).hex()
+
+
+def _whole(path: str | Path) -> str:
+    def chunks() -> Iterator[bytes]:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(1 << 20):
+                yield piece
+
+    return digest(chunks(), "blake2b", size=16).hex()
+
+
+SAME, TOUCHED, SHIFTED, UNTOLD, CHANGED = "same", "touched", "shifted", "untold", "changed"
+
+
+def compared(path: str | Path, before: Identity) -> str:
+    """What has become of a recording.
+
+    TOUCHED: its time of change is another, its content is the same. Where the content of before is
+    not known, SHIFTED is a time that clocks account for, and UNTOLD any other.
+    """
+    now = identity(path)
+    if now.size is None or now.size != before.size:
+        return CHANGED
+    is_at_once = now.modified == before.modified
+    if before.digest is None:
+        return SAME if is_at_once else SHIFTED if _is_shifted(now, before) else UNTOLD
+    try:
+        if _sample(path, now.size) != before.digest[:_SAMPLED]:
+            return CHANGED
+        if is_at_once:
+            return SAME
+        return TOUCHED if _whole(path) == before.digest[_SAMPLED:] else CHANGED
+    except (OSError, ValueError):
+        return CHANGED
+
+
+def _is_shifted(now: Identity, before: Identity) -> bool:
+    """Whether times differ by quarters of an hour, as of clocks and zones, or by FAT's rounding."""
+    try:
+        times = [datetime.fromisoformat(str(one.modified)[:-1]) for one in (now, before)]
+    except ValueError:
+        return False
+    apart = abs((times[0] - times[1]).total_seconds())
+    return apart <= 26 * 3600 and min(apart % 900, -apart % 900) <= 2
+
+
+class KnownRecordings:
+    """The recordings that a file of rows speaks of, by their real paths.
+
+    path: the file; notes name it
+    folder: where its relative paths count from; None where an older version wrote it, whose paths
+        may count from the current folder or from that of the file
+    """
+
+    def __init__(self, path: Path, folder: str | None = None) -> None:
+        self.path, self.folder = path, folder
+        self.found: dict[str, Identity] = {}
+        self._keys: dict[tuple[str, str | None], str] = {}
+        self._guessed: set[str] = set()
+        self._now: dict[str, str] = {}  # real paths of what is asked about → those of before
+        self._asked: dict[str, str] = {}  # names → keys
+
+    def add(self, name: str, before: Identity, folder: str | None = None) -> str:
+        """Count a row in; the key of its recording. folder: where its name counts from."""
+        named = (name, folder)
+        if named not in self._keys:
+            self._keys[named] = self._real(name, before, folder or self.folder)
+        self.found[self._keys[named]] = before
+        return self._keys[named]
+
+    def key(self, path: str | Path) -> str:
+        """The key of a recording that is asked about."""
+        named = str(path)
+        if named not in self._asked:
+            real = os.path.realpath(path)
+            self._asked[named] = self._now.get(real, real)
+        return self._asked[named]
+
+    def match(self, asked: Iterable[str | Path], *, is_noted: bool = True) -> None:
+        """Find those that are asked about, whatever they are called; it is noted what moved."""
+        self._asked.clear()
+        reals = dict.fromkeys(map(os.path.realpath, asked))
+        left = {key for key in self.found if key not in reals}
+        new = [real for real in reals if real not in self.found] if left else []
+        nodes = {node: key for key in left if (node := _node(key)) is not None}
+        gone: dict[tuple[str, int | None], list[str]] = defaultdict(list)
+        for one in sorted(left - set(nodes.values())):
+            gone[_name(one), self.found[one].size].append(one)
+        moved: dict[str, str] = {}
+        for real in new:
+            key = nodes.get(_node(real) or (0, 0))
+            if key is None:
+                alike = gone[_name(real), identity(real).size]
+                key = self._moved(real, alike)
+                if key is not None:
+                    alike.remove(key)
+                    moved[real] = key
+            if key is not None:
+                self._now[real] = key
+        if is_noted:
+            self._note(moved, [key for keys in gone.values() for key in keys], len(new))
+
+    def changed(self, asked: Iterable[str | Path]) -> dict[str, str]:
+        """Recordings that are others than before: key → CHANGED, or UNTOLD.
+
+        One line says how many have another time of change only.
+        """
+        found: dict[str, str] = {}
+        for path in asked:
+            key = self.key(path)
+            if key in self.found:
+                found[key] = compared(path, self.found[key])
+        for kind, why in (
+            (TOUCHED, "and the same content"),
+            (
+                SHIFTED,
+                "as clocks and cards make it (by hours or seconds), and the same size",
+            ),
+        ):
+            if count := list(found.values()).count(kind):
+                logger.warning(
+                    "%s: %d recordings have another time of change than before, %s: they are "
+                    "taken to be the same",
+                    *(self.path, count, why),
+                )
+        return {key: kind for key, kind in found.items() if kind in (CHANGED, UNTOLD)}
+
+    @property
+    def folder_of_names(self) -> str | None:
+        """Where all relative names of the file count from, as far as one folder is known."""
+        if self.folder is None and len(self._guessed) < 2:
+            return next(iter(self._guessed), os.getcwd())
+        return self.folder
+
+    def _real(self, name: str, before: Identity, folder: str | None) -> str:
+        if os.path.isabs(name) or folder is not None:
+            return os.path.realpath(os.path.join(folder or "", name))
+        bases = dict.fromkeys((os.getcwd(), os.path.dirname(os.path.realpath(self.path))))
+        places = {base: os.path.realpath(os.path.join(base, name)) for base in bases}
+        there = [base for base in bases if os.path.exists(places[base])] or list(bases)
+        fitting = [base for base in there if identity(places[base])[:2] == before[:2]]
+        base = (fitting or there)[0]
+        if os.path.exists(places[base]):
+            self._guessed.add(base)
+        return places[base]
+
+    def _moved(self, real: str, alike: list[str]) -> str | None:
+        """Of recordings of this name and size that are gone, the one that is this; else None."""
+        fitting = [k for k in alike if compared(real, self.found[k]) in (SAME, TOUCHED)]
+        shared = [_alike(key, real) for key in fitting]
+        best = max(shared, default=0)
+        if any(self.found[k].digest is None for k in fitting) and shared.count(best) > 1:
+            return None  # which of them cannot be told
+        return fitting[shared.index(best)] if fitting else None
+
+    def _note(self, moved: dict[str, str], gone: list[str], new: int) -> None:
+        if moved:
+            now, before = next(iter(moved.items()))
+            logger.warning(
+                "%s: %d recordings of before are found under other paths, by name and content: "
+                "%s is %s now",
+                *(self.path, len(moved), before, now),
+            )
+        if gone and new > len(moved):
+            logger.warning(
+                "%s: %d recordings of before are no longer there, such as %s; %d are new",
+                *(self.path, len(gone), gone[0], new - len(moved)),
+            )
+
+
+def _node(path: str) -> tuple[int, int] | None:
+    """What all names of a file share; None for one that is not there."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (found.st_dev, found.st_ino) if found.st_ino else None
+
+
+def _alike(one: str, other: str) -> int:
+    """How many names, from the last one on, two paths share."""
+    pairs = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _name(path: str) -> str:
+    return unicodedata.normalize("NFC", os.path.basename(path))
