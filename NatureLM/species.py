@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
+import io
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from NatureLM.data.components import components
+from NatureLM.data.table import clean, csv_rows, decoded, read_bytes
 from NatureLM.errors import UsageError
 from NatureLM.models.registry import EMBEDDED, find
 
@@ -28,7 +29,8 @@ _TRIED = 20  # known names that are compared letter by letter
 def hints(names: Sequence[str], known: Iterable[str]) -> Iterator[str]:
     """For each name that is not among the known ones, but close to one, a sentence that says so.
 
-    A name that is close to none is passed over: models know names that we do not.
+    A name that is close to none is passed over: models know names that we do not. Where no name is
+    known or close to one, a sentence says that.
     """
     spellings = list(dict.fromkeys(known))
     exact = set(spellings)
@@ -37,12 +39,18 @@ def hints(names: Sequence[str], known: Iterable[str]) -> Iterator[str]:
     for name in folded:
         for part in _parts(name):
             index[part].append(name)
+    is_known = False
     for name in names:
         if name in exact:
+            is_known = True
             continue
         meant = folded.get(name.casefold()) or _nearest(name.casefold(), folded, index)
         if meant is not None:
+            is_known = True
             yield f"{name!r} is not a name that is known here; did you mean {meant!r}?"
+    if names and spellings and not is_known:
+        which = f"{names[0]!r} is not" if len(names) == 1 else f"none of the {len(names)} names is"
+        yield f"{which} known here, nor close to one that is: check language, spelling and model"
 
 
 def _nearest(name: str, folded: dict[str, str], index: dict[str, list[str]]) -> str | None:
@@ -116,7 +124,9 @@ _COLUMNS: dict[Kind | None, tuple[str, ...]] = {
     None: ("species", "label", "annotation", "name", "specieslabel", "taxon"),  # of either kind
 }
 _ALL_COLUMNS = {name for names in _COLUMNS.values() for name in names}
-_BIRDNET = re.compile(r"([A-Z][a-z-]+(?: [a-z×.-]+)+)_(\S.*)")
+_LATIN = re.compile(r"([A-Z][a-zë-]+)( \([A-Z][a-z-]+\))?((?: [a-zë×][a-zë-]*\.?)+)(?=[ ,]|$)")
+_AUTHOR = re.compile(r",? \(?[A-Z].*")
+_AUTHOR_AND_YEAR = re.compile(r",? \(?[A-Z]\D*\d{4}\)?")
 _BINOMIAL = re.compile(r"[A-Z][a-z-]{2,}( [a-z-]{3,}){1,2}")
 _LATIN_END = re.compile(r"(us|um|a|is|i|ae|ns|ix|ax|ops|es|or|ys)$")
 
@@ -147,22 +157,22 @@ def read_species_list(
     source: a file, the name of one of `presets`, or the names themselves, separated by commas
     prefer: the kind of names to take where the list has both
 
-    A file has one name a line (`#` begins a comment), or is a table with a header that names a
-    column common_name, scientific_name, species or label, such as a selection table of Raven, or a
-    list of BirdNET's (`Scientific name_Common name`). Raises UsageError for a file that is not
-    there or cannot be understood, and for a list without names.
+    A file has one name a line (`#` begins a comment), among them BirdNET's
+    (`Scientific name_Common name`), or is a table with a header that names a column common_name,
+    scientific_name, species or label, such as a selection table of Raven. Raises UsageError for a
+    file that is not there or cannot be understood, and for a list without names.
     """
     text = str(source)
     if isinstance(source, Path) or _is_file(text):
         return _read_file(Path(source), prefer)
     if presets is not None and text in presets:
-        return _made(presets[text], None, text, [])
+        return _made(presets[text], None, text)
     if "," not in text:
         _refuse_paths(text)
     meant = difflib.get_close_matches(text.lower(), presets or (), 1, _PRESET_LIKENESS)
     if meant:
         raise UsageError(f"there is no list {text!r}; did you mean {meant[0]!r}?")
-    return _made(_without_blanks(text.split(",")), None, "the names given", [])
+    return _read(text.split(","), prefer, "the names given")
 
 
 def _is_file(text: str) -> bool:
@@ -184,37 +194,34 @@ def _refuse_paths(text: str) -> None:
 
 
 def _read_file(path: Path, prefer: Kind) -> SpeciesList:
-    lines = _lines(path)
+    text, note = _text(path)
+    notes = [note] if note else []
+    # Comments leave their line, so that messages count lines as the file does.
+    text = "\n".join("" if line.startswith("#") else line for line in _lines(text))
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"{path}: holds no name; write one a line")
     delimiter = _delimiter(lines)
     if delimiter is not None:
-        return _from_table(path, lines, delimiter, prefer)
-    if len(lines) == 1 and "," in lines[0]:
-        return _made(_without_blanks(lines[0].split(",")), None, str(path), [])
-    pairs = [_BIRDNET.fullmatch(line) for line in lines]
-    if all(pairs):
-        names = [pair[1 if prefer == "scientific" else 2] for pair in pairs if pair]
-        return _made(names, prefer, str(path), [])
-    return _made(lines, None, str(path), [])
+        return _from_table(path, text, delimiter, prefer, notes)
+    lines = [re.sub(r"\s#.*", "", line) for line in lines]
+    if len(lines) == 1 and "," in lines[0] and "_" not in lines[0]:
+        lines = lines[0].split(",")
+    return _read(lines, prefer, str(path), notes)
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines with something in them, comments left out."""
+def _text(path: Path) -> tuple[str, str]:
+    """The text of a file, and a note where its encoding is a guess."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UsageError(f"{path}: is too large for a list of species")
-        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is no text in UTF-8, which a list of species must be") from None
-    if "\0" in text:
-        raise UsageError(f"{path}: is no text, which a list of species must be")
-    lines = (line.strip("\r\n ") for line in text.splitlines())
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+    return decoded(read_bytes(path), path)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip("\r\n") for line in io.StringIO(text, newline=None)]
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
@@ -223,44 +230,112 @@ def _delimiter(lines: Sequence[str]) -> str | None:
         counts = {line.count(mark) for line in lines}
         if mark in lines[0] and _ALL_COLUMNS & {_plain(cell) for cell in lines[0].split(mark)}:
             return mark
-        if len(lines) > 1 and len(counts) == 1 and counts != {0}:
+        is_list = any(_pair(line) or _without_author(line) for line in lines)
+        if len(lines) > 1 and len(counts) == 1 and counts != {0} and not is_list:
             return mark
-    return "," if _plain(lines[0]) in _ALL_COLUMNS else None
+    return "\t" if _plain(lines[0]) in _ALL_COLUMNS else None  # its names may have commas
 
 
-def _from_table(path: Path, lines: Sequence[str], delimiter: str, prefer: Kind) -> SpeciesList:
-    rows = list(csv.reader(lines, delimiter=delimiter))
-    header = [_plain(cell) for cell in rows[0]]
+def _from_table(
+    path: Path, text: str, delimiter: str, prefer: Kind, notes: list[str]
+) -> SpeciesList:
+    columns, found = csv_rows(text, path, delimiter)
+    header = [_plain(cell) for cell in columns]
     other: Kind = "scientific" if prefer == "common" else "common"
     for kind in (prefer, other, None):
         place = next((header.index(name) for name in _COLUMNS[kind] if name in header), None)
         if place is None:
             continue
-        names = _without_blanks([row[place] for row in rows[1:] if len(row) > place])
-        notes = []
+        names = _without_blanks([row[place] for _, row in found])
         if kind == other:
             notes.append(f"{path}: has no {prefer} names, so the {kind} ones are taken")
         if not names:
-            raise UsageError(f"{path}: the column {rows[0][place]!r} is empty")
+            raise UsageError(f"{path}: the column {columns[place]!r} is empty")
         # A table of detections names a species for each of them; that is no mistake.
-        return _made(list(dict.fromkeys(names)), kind, str(path), notes)
+        made = _read(list(dict.fromkeys(names)), prefer, str(path), notes)
+        return replace(made, kind=kind or made.kind)
     raise UsageError(
-        f"{path}: is a table with the columns {', '.join(cell.strip() for cell in rows[0])}, and "
+        f"{path}: is a table with the columns {', '.join(columns)}, and "
         "none of them is known to hold species: name one common_name, scientific_name or species"
     )
 
 
-def _made(names: Sequence[str], kind: Kind | None, source: str, notes: list[str]) -> SpeciesList:
-    clean = [" ".join(name.split()) for name in names]
-    twice = [name for name, count in Counter(clean).items() if count > 1]
+def _read(
+    lines: Sequence[str], prefer: Kind, source: str, notes: Sequence[str] = ()
+) -> SpeciesList:
+    """The names of lines, each of which is read by itself."""
+    texts = _without_blanks([" ".join(clean(line).split()) for line in lines])
+    pairs = [_pair(text) for text in texts]
+    names, others = [], []
+    for text, pair in zip(texts, pairs, strict=True):
+        name = pair[1 if prefer == "common" else 0] if pair else _alone(text, any(pairs), prefer)
+        names.append(name)
+        as_written = name in text.split("_") if pair else name == text and not any(pairs)
+        if not as_written:
+            others.append(f"{text!r} as {'it stands' if name == text else repr(name)}")
+    if others:
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
+        form = "no name alone" if not any(pairs) else "not `Scientific name_Common name`"
+        count = f"{len(others)} of {len(texts)} lines {'is' if len(others) == 1 else 'are'}"
+        notes = [*notes, f"{source}: {count} {form}, read {shown}"]
+    return _made(names, prefer if any(pairs) else None, source, notes)
+
+
+def _pair(text: str) -> tuple[str, str] | None:
+    """Scientific and common name of a line of BirdNET's, also where there are no blanks in it."""
+    left, mark, right = text.partition("_")
+    if mark and left.strip().casefold() == right.strip().casefold() and left.strip():
+        return left.strip(), right.strip()  # such as Dog_Dog
+    for place in (match.start() for match in re.finditer("_", text)):
+        left, right = _spaced(text[:place]), _spaced(text[place + 1 :])
+        latin = _LATIN.match(left)
+        if latin is None or not right or ("_" in text[:place] and not right[0].isupper()):
+            continue
+        if latin.end() == len(left) or _AUTHOR.fullmatch(left, latin.end()):
+            return latin[1] + latin[3], right
+    return None
+
+
+def _alone(text: str, among_pairs: bool, prefer: Kind) -> str:
+    """The name of a line that is no certain pair; it is never asked about with an underscore,
+    unless a component of BEANS-Zero calls it so."""
+    if "_" in text:
+        if any(text in component.labels for component in components().values()):
+            return text
+        if among_pairs and text.count("_") == 1:
+            left, right = (_spaced(part) for part in text.split("_"))
+            return (right if prefer == "common" else left) or left or right
+        return _spaced(text)
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1].replace('""', '"').strip()
+    return _without_author(text) or text
+
+
+def _without_author(text: str) -> str | None:
+    """Genus and species of a line that has a subgenus, or author and year, besides; else None."""
+    latin = _LATIN.match(text)
+    if latin is None or not (latin[2] or latin.end() < len(text)):
+        return None
+    is_whole = latin.end() == len(text) or _AUTHOR_AND_YEAR.fullmatch(text, latin.end())
+    return latin[1] + latin[3] if is_whole else None
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.replace("_", " ").split())
+
+
+def _made(
+    names: Sequence[str], kind: Kind | None, source: str, notes: Sequence[str] = ()
+) -> SpeciesList:
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         named = ", ".join(repr(name) for name in twice[:3])
         named += f" and {len(twice) - 3} others" if len(twice) > 3 else ""
         are = "is" if len(twice) == 1 else "are"
-        notes.append(f"{source}: {named} {are} more than once in the list, and taken once")
-    if not clean:
+        notes = [*notes, f"{source}: {named} {are} more than once in the list, and taken once"]
+    if not names:
         raise UsageError(f"{source}: holds no name of a species")
-    unique = tuple(dict.fromkeys(clean))
+    unique = tuple(dict.fromkeys(names))
     return SpeciesList(unique, kind or kind_of(unique), source, tuple(notes))
 
 

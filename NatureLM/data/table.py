@@ -46,7 +46,7 @@ TEXTS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
 _TIMES = ("start", "end", "duration", "file_offset")
 _SAME = 0.05  # seconds that times of one table may differ by for being rounded
-_REMEDY = "save it as CSV UTF-8"
+_REMEDY = "save it as UTF-8 (in Excel: CSV UTF-8)"
 _START_WORDS = frozenset({"start", "begin", "beg", "onset", "offset"})
 _END_WORDS = frozenset({"end", "stop", "finish"})
 _TIME_WORDS = _START_WORDS | _END_WORDS | {"duration", "time", "sample", "frame", "ms"}
@@ -106,7 +106,7 @@ def decoded(data: bytes, name: str | Path, *, is_json: bool = False) -> tuple[st
         return _ansi(data, name, line)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{name}, line {line}: is no text; a table can be {_REMEDY[5:]}d")
+        raise DataError(f"{name}, line {line}: is no text; {_REMEDY}")
     return text, ""
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
 from NatureLM.species import default_question, hints, known_names, presets, read_species_list
@@ -37,6 +41,25 @@ BIRDNET = "Corvus corax_Common Raven\nTurdus merula_Eurasian Blackbird\n"
         (RAVEN, ("Wood Thrush", "Blue Jay"), "common"),
         (BIRDNET, ("Common Raven", "Eurasian Blackbird"), "common"),
         ("Beluga, White Whale\nNarwhal\n", ("Beluga, White Whale", "Narwhal"), "common"),
+        ("common_name\nBeluga, White Whale\nDog\n", ("Beluga, White Whale", "Dog"), "common"),
+        (
+            BIRDNET + "Dog_Dog\nHuman vocal_Human vocal\n",
+            ("Common Raven", "Eurasian Blackbird", "Dog", "Human vocal"),
+            "common",
+        ),
+        (
+            "Aedes (Stegomyia) aegypti_Mosquito\nTurdus merula Linnaeus, 1758_Blackbird\n",
+            ("Mosquito", "Blackbird"),
+            "common",
+        ),
+        ("Barn Owl # by night\nDog\t# by day\n", ("Barn Owl", "Dog"), "common"),
+        (
+            'Selection\tNotes\tSpecies\n1\ta "b #2\tDog\n2\tc\tCat\n3\td" e\tCow\n',
+            ("Dog", "Cat", "Cow"),
+            "common",
+        ),
+        ("sea_waves\nDog\n", ("sea_waves", "Dog"), "common"),  # as ESC-50 calls it
+        ("Kro\u0308te\nDog\u00a0\n", ("Kröte", "Dog"), "common"),
     ],
 )
 def test_files_of_every_kind(
@@ -48,6 +71,65 @@ def test_files_of_every_kind(
     assert found.names == names
     assert kind is None or found.kind == kind
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "prefer", "names", "note"),
+    [
+        (BIRDNET + "Wolf\n", "common", ("Common Raven", "Eurasian Blackbird", "Wolf"),
+         "1 of 3 lines is not `Scientific name_Common name`, read 'Wolf' as it stands"),
+        (BIRDNET + "Gryllus_Cricket\n", "scientific", ("Corvus corax", "Turdus merula", "Gryllus"),
+         "1 of 3 lines is not"),
+        ("Aedes (Stegomyia) aegypti_Mosquito\n", "scientific", ("Aedes aegypti",), "1 of 1 lines"),
+        ("Common_Raven\nBarn Owl\n", "common", ("Common Raven", "Barn Owl"),
+         "1 of 2 lines is no name alone, read 'Common_Raven' as 'Common Raven'"),
+        ("Corvus_corax_Common_Raven\n", "common", ("Common Raven",), "as 'Common Raven'"),
+        ("Turdus merula Linnaeus, 1758\nCorvus (Corvus) corax\n", "common",
+         ("Turdus merula", "Corvus corax"), "2 of 2 lines are no name alone"),
+        ('"Gray Wolf"\n', "common", ("Gray Wolf",), "read '\"Gray Wolf\"' as 'Gray Wolf'"),
+    ],
+)  # fmt: skip
+def test_lines_that_are_read_otherwise_are_said(
+    tmp_path: Path, content: str, prefer: Any, names: tuple[str, ...], note: str
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(content, encoding="utf-8")
+    found = read_species_list(path, prefer=prefer)
+    assert found.names == names
+    assert note in found.notes[0]
+
+
+WORDS = st.text("abcdeföß", min_size=3, max_size=5)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    lines=st.lists(st.tuples(st.integers(0, 3), WORDS, WORDS), min_size=1, max_size=6),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+    form=st.sampled_from(["NFC", "NFD"]),
+)
+def test_mixed_lists_are_read_line_by_line(
+    tmp_path: Path, lines: list[tuple[int, str, str]], encoding: str, form: Any
+) -> None:
+    """BirdNET's lines, lines of its noises, plain names and comments, in any order."""
+    texts, wanted = [], []
+    for kind, one, other in lines:
+        name = f"{one.title()} {other.title()}"
+        latin = "Corvus " + "abcdef"[len(one) % 6] * 4
+        texts.append([f"{latin}_{name}", f"{name}_{name}", name, f"{name} # {latin}_x"][kind])
+        wanted.append(name)
+    text = "\n".join(texts)
+    path = tmp_path / "list.txt"
+    is_ansi = encoding == "cp1252"
+    path.write_bytes((text if is_ansi else unicodedata.normalize(form, text)).encode(encoding))
+    assert read_species_list(path).names == tuple(dict.fromkeys(wanted))
+
+
+def test_a_list_of_which_nothing_is_known_is_said() -> None:
+    known = known_names("naturelm-tiny")
+    (note,) = hints(["Wuffwuff", "Miauz"], known)
+    assert "none of the 2 names is known here" in note
+    assert not list(hints(["Wuffwuff", "Dog"], known))
 
 
 def test_the_kind_of_names_can_be_chosen(tmp_path: Path) -> None:
@@ -87,7 +169,9 @@ def test_a_name_twice_is_taken_once_and_said() -> None:
         (b"bird,count\nRobin,3\n", "columns bird, count, and none of them"),
         (b"Selection\tBegin Time (s)\n1\t0.5\n", "columns Selection, Begin Time"),
         (b"common_name,n\n,3\n", "the column 'common_name' is empty"),
-        (b"Gr\xe4\n", "no text in UTF-8"),
+        (b"Gr\x81\n", "line 1: is no text in UTF-8, UTF-16 or Windows-1252"),
+        (b'id,species\n1,"Dog\n2,Cat\n', "line 2: a quote is not closed"),
+        (b"id,species\n1,Dog\n2\n", "line 3: has fewer fields"),
         (b"RIFF\0\0\0\n", "is no text"),
     ],
 )
