@@ -255,7 +255,7 @@ def export(
     naturelm export inference_output.jsonl --format raven
     """
     from NatureLM.results.rows import read_rows
-    from NatureLM.results.tables import FORMATS, write_table
+    from NatureLM.results.tables import FORMATS, write_raven_list, write_table
     from NatureLM.util import check_place, is_special
 
     of.check_choice("--format", format_name, FORMATS)
@@ -272,3 +272,7 @@ def export(
     count = write_table(target, table.encoding, lambda file: table.write(rows, file, answers))
     # A pipe, such as /dev/stdout, holds the table alone.
     typer.echo(f"{count} {table.unit} in {target}", err=is_special(target))
+    if format_name == "raven" and not is_special(target):
+        listed = write_raven_list(rows, answers, target)
+        if listed is not None:
+            typer.echo(f"Open the recordings in Raven as one sound, by the list {listed}")

@@ -17,6 +17,7 @@ from typing import TextIO, TypeVar
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
+from NatureLM.results.recordings import Identity, KnownRecordings
 from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, read_record, to_line
 from NatureLM.util import atomic_write
 
@@ -146,13 +147,28 @@ def _export_csv(rows: Sequence[Row], file: TextIO, answers: Path) -> int:
 
 
 def _export_raven(rows: Sequence[Row], file: TextIO, answers: Path) -> int:
-    windows = [row for row in rows if isinstance(row, WindowRow)]
+    windows, recordings, names = _sequence(rows, answers)
     record = read_record(answers)
     settings = {} if record is None else record.values
     heard_hz = _MODEL_RATE / 2 * float(settings.get("time_expansion", 1.0))
     channel = settings.get("channel", "mean")
-    write_raven(windows, file, _recordings(windows), channel=channel, heard_hz=heard_hz)
+    write_raven(windows, file, recordings, names, channel=channel, heard_hz=heard_hz)
     return len(windows)
+
+
+def write_raven_list(rows: Sequence[Row], answers: Path, table: Path) -> Path | None:
+    """Beside a selection table, the list by which Raven opens its recordings as one sound.
+
+    A full path on each line, in the order of the table. None for a single recording, which needs
+    no list. Notes say which recordings count by their headers, or not at all.
+    """
+    _, recordings, _ = _sequence(rows, answers, says=logger.warning)
+    if len(recordings) < 2:
+        return None
+    stem = table.name.removesuffix(FORMATS["raven"].suffix).removesuffix(".txt")
+    target = table.with_name(f"{stem}.files.txt")
+    write_table(target, "utf-8", lambda file: file.writelines(f"{r.path}\n" for r in recordings))
+    return target
 
 
 FORMATS = {
@@ -161,23 +177,43 @@ FORMATS = {
 }
 
 
-def _recordings(rows: Sequence[WindowRow]) -> list[RavenRecording]:
-    """The recordings in the order of the answers, with their lengths where they still are."""
+def _sequence(
+    rows: Sequence[Row], answers: Path, says: Callable[..., None] = lambda *_: None
+) -> tuple[list[WindowRow], list[RavenRecording], dict[str, str]]:
+    """Answers, recordings and their names, in the order of the recordings' full paths.
+
+    Recordings without an answer take their time, too. Paths in the answers are the full ones.
+    """
+    record = read_record(answers)
+    known = KnownRecordings(answers, None if record is None else record.folder)
+    names: dict[str, str] = {}
     ends: dict[str, float] = {}
+    windows = []
     for row in rows:
-        ends[row.audio_path] = max(row.end, ends.get(row.audio_path, 0.0))
+        before = Identity(row.audio_bytes, row.audio_modified, row.audio_digest)
+        path = known.add(row.audio_path, before, row.audio_folder)
+        names.setdefault(path, row.audio_path)
+        if isinstance(row, WindowRow):
+            ends[path] = max(row.end, ends.get(path, 0.0))
+            windows.append(replace(row, audio_path=path))
     found = []
-    for path, end in ends.items():
-        seconds, rate = end, float(_MODEL_RATE)
+    for path in sorted(names, key=lambda one: Path(one).parts):
         try:
             info = probe(path)
-            seconds, rate = info.duration, info.sample_rate
         except AudioError as error:
-            logger.warning(
-                "%s Its length is taken to be %g s, where the last answer ends.", error, end
-            )
-        found.append(RavenRecording(path, seconds, rate))
-    return found
+            if path not in ends:
+                says("%s It is not counted: neither in the times nor in the list for Raven.", error)
+                continue
+            end, rate = ends[path], float(_MODEL_RATE)
+            says("%s Its length is taken to be %g s, where the last answer ends.", error, end)
+            found.append(RavenRecording(path, end, rate))
+            continue
+        if path not in ends:
+            says("%s: has no answer; its %g s count, as its header says", path, info.duration)
+        found.append(RavenRecording(path, info.duration, info.sample_rate))
+    place = {one.path: number for number, one in enumerate(found)}
+    windows.sort(key=lambda row: (place[row.audio_path], row.start))
+    return windows, found, names
 
 
 Filled = TypeVar("Filled")

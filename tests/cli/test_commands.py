@@ -529,6 +529,42 @@ def test_recording_that_is_gone_is_noted(answers: Path) -> None:
     assert Path("answers.selections.txt").read_text().splitlines()[3].split("\t")[3] == "12.000000"
 
 
+def test_recordings_without_answers_take_their_time_in_raven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begin times are those of the recordings opened as one sound, by the list that is written."""
+    monkeypatch.chdir(tmp_path)
+    clips = Path("clips")
+    clips.mkdir()
+    seconds = {"0500.wav": 3600.25, "0600.wav": 2.000125, "0700.wav": 4.0}
+    for name, length in seconds.items():
+        soundfile.write(clips / name, np.zeros(round(length * 8000)), 8000)
+    (clips / "0650.wav").write_bytes(b"not sound")
+    with WindowStore("o.jsonl") as store:  # in the order of a run that was resumed
+        store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}))
+        store.add_answer(Prediction("clips/0700.wav", 1.0, 3.0, "q", "Owl", 1.0))
+        store.add_error("clips/0600.wav", ValueError("NaN"), 1.0)
+        store.add_error("clips/0650.wav", ValueError("no sound"), 1.0)
+        store.add_answer(Prediction("clips/0500.wav", 3590.0, 3600.25, "q", "Wolf", 1.0))
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir("sub")
+    result = naturelm("export", "../o.jsonl", "--format", "raven")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "0600.wav: has no answer; its 2.0001" in text
+    assert "0650.wav" in text
+    assert "It is not counted" in text
+    with open("../o.selections.txt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [(row["Begin File"], row["Begin Time (s)"], row["File Offset (s)"]) for row in rows] == [
+        ("clips/0500.wav", "3590.000000", "3590.000000"),
+        ("clips/0700.wav", "3603.250125", "1.000000"),
+    ]
+    listed = Path("../o.files.txt").read_text().splitlines()
+    assert listed == [str(tmp_path / clips / name) for name in seconds]
+    assert f"by the list {Path('../o.files.txt')}" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
