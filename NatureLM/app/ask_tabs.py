@@ -247,6 +247,7 @@ def bars(ranked: LabelRanking, title: str, shown: int = 5, *, headline: bool = F
     """The likeliest names of a stretch of sound."""
     rows = "".join(_bar(label, share) for label, share in ranked.labels[:shown])
     rest = len(ranked.labels) - shown
+    rows = rows or f"<li>{escape(ranked.note)}</li>"
     more = f'<p class="about">{rest} other names are less likely.</p>' if rest > 0 else ""
     best = f'<p class="best">{escape(_in_words(ranked.labels[0][0]))}</p>' if headline else ""
     return (

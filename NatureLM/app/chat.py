@@ -179,11 +179,15 @@ def examples_query(question: str, labels: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class LabelRanking:
-    """Labels with their probabilities, best first, of the seconds `start` to `end` of a clip."""
+    """Labels with their probabilities, best first, of the seconds `start` to `end` of a clip.
+
+    note: why there are none
+    """
 
     start: float
     end: float
     labels: tuple[tuple[str, float], ...]
+    note: str = ""
 
 
 def identify(
@@ -200,19 +204,25 @@ def identify(
         top_k=len(names.names) + 1,
         warn=lambda _: None,
     )
-    return [_ranked(result, none) for result in results]
+    ranked = [_ranked(result, none) for result in results]
+    if not any(one.labels for one in ranked):
+        raise UsageError(f"{clip.name}: there is no sound to identify ({ranked[0].note}).")
+    return ranked
 
 
 def average_rankings(windows: Sequence[LabelRanking]) -> LabelRanking:
-    """Of the whole clip: the mean of the windows' probabilities."""
+    """Of the whole clip: the mean of the probabilities of windows with sound."""
     sums: dict[str, float] = {}
-    for window in windows:
+    heard = [window for window in windows if window.labels]
+    for window in heard:
         for label, share in window.labels:
-            sums[label] = sums.get(label, 0.0) + share / len(windows)
+            sums[label] = sums.get(label, 0.0) + share / len(heard)
     return LabelRanking(windows[0].start, windows[-1].end, _best_first(sums))
 
 
 def _ranked(result: Any, none: bool) -> LabelRanking:
+    if not result.asked:
+        return LabelRanking(result.start, result.end, (), result.shown)
     shares = {result.text: result.confidence, **dict(result.alternatives)}
     if not none and len(shares) > 1:
         shares.pop(NOTHING, None)

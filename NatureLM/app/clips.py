@@ -28,7 +28,11 @@ from NatureLM.util import format_bytes, format_duration
 
 SLOW_FACTOR = 10
 _WINDOW_SECONDS = 10.0
-_SILENT_PEAK = 10 ** (-80 / 20)
+_SILENCE = {
+    "silent": "It is silent: whatever the model answers is a guess.",
+    "constant": "Its samples are all the same: whatever the model answers is a guess.",
+    "cancelled": "Its channels cancel each other, so that nothing is left to be heard.",
+}
 _LATE = 4  # clips that were taken out and whose files are kept for the moment
 _LONGEST_NAME = 120
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
@@ -73,6 +77,8 @@ class Clip:
         """The chosen window (samples,), without what only fills it up to its full length."""
         for window in _windows(self.path, self.sample_rate, self.slowed, lambda _: None):
             if window.index == self.chosen:
+                if window.note:
+                    raise UsageError(f"{self.name}: nothing is asked here. {_SILENCE[window.note]}")
                 return _without_padding(window, self.slowed, self.sample_rate)
         raise UsageError(f"{self.name} has changed since it was opened. Open it again.")
 
@@ -190,7 +196,7 @@ def _open(path: Path, name: str, sample_rate: int, slowed: float, info: Recordin
     spans: list[tuple[float, float]] = []
     levels: list[Levels] = []
     per_second = columns_per_second(info.duration * slowed)
-    peak = 0.0
+    silences: set[str] = set()
     try:
         # 16 bits, which every browser plays.
         with soundfile.SoundFile(sound, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
@@ -198,25 +204,32 @@ def _open(path: Path, name: str, sample_rate: int, slowed: float, info: Recordin
                 samples = _without_padding(window, slowed, sample_rate)
                 spans.append((window.start, window.end))
                 levels.append(levels_of(samples, sample_rate, per_second))
-                peak = max(peak, float(np.abs(samples).max(initial=0.0)))
+                silences.add(window.note)
                 file.write(samples)
     except AudioError:
         sound.unlink(missing_ok=True)
         raise
     image.write_bytes(picture(np.concatenate(levels, axis=1), *contrast(levels)))
-    notes = tuple(_notes(info.channels, peak, bool(warnings), sample_rate, slowed))
+    said = [text.removeprefix(f"{path}: ") for text in warnings]
+    notes = tuple(_notes(info.channels, silences, said, sample_rate, slowed))
     end = max(spans[-1][1], 1e-9)
     return Clip(key, name, path, end, slowed, tuple(spans), image, sound, sample_rate, notes)
 
 
 def _notes(
-    channels: int, peak: float, ultrasonic: bool, sample_rate: int, slowed: float
+    channels: int, silences: set[str], warnings: list[str], sample_rate: int, slowed: float
 ) -> Iterator[str]:
+    """silences: notes of all windows; warnings: those of `iter_windows`, without the file's name"""
     if channels > 1:
         yield f"Its {channels} channels are mixed into one."
-    if peak < _SILENT_PEAK:
-        yield "It is silent: whatever the model answers is a guess."
-    if ultrasonic:
+    if "" not in silences:
+        yield _SILENCE[max(silences)]
+    for text in warnings:
+        if "cannot hear" not in text:
+            # What to do about it is said for the command line.
+            sentences = [one for one in text.rstrip(".").split(". ") if "--" not in one]
+            yield "".join(f"{one[:1].upper()}{one[1:]}. " for one in sentences).strip()
+            continue
         remedy = (
             "even slowed down like this" if slowed > 1 else "if these are bats, slow it down below"
         )

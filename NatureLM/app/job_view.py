@@ -80,7 +80,7 @@ class JobView:
     @property
     def has_confidence(self) -> bool:
         """Whether the answers say how sure they are."""
-        return any(row.confidence is not None for row in self.answers[:100])
+        return any(row.confidence is not None for row in self.answers)
 
     @cached_property
     def headers(self) -> list[str]:
@@ -97,7 +97,7 @@ class JobView:
         wanted = words.casefold().split()
 
         def has_all(row: WindowRow) -> bool:
-            text = f"{self.names[row.audio_path]} {row.text} {row.query}".casefold()
+            text = f"{self.names[row.audio_path]} {row.shown} {row.query}".casefold()
             return all(word in text for word in wanted)
 
         return [
@@ -111,7 +111,7 @@ class JobView:
             RECORDING: lambda row: self.names[row.audio_path],
             FROM: lambda row: row.start,
             TO: lambda row: row.end,
-            ANSWER: lambda row: row.text,
+            ANSWER: lambda row: row.shown,
             CONFIDENCE: _confidence_text,
             QUESTION: lambda row: row.query,
         }
@@ -181,6 +181,8 @@ def progress_sentence(view: JobView) -> str:
     if job.state == "failed":
         return job.message
     bad = f", {_count(len(view.errors), 'recording')} with errors" if view.errors else ""
+    silent = sum(bool(row.note and not row.text) for row in view.answers)
+    bad += f", {silent:,} of them without sound and not asked" if silent else ""
     if job.state == "stopped":
         return f"Stopped at {done}{bad}. What is there is kept; Go on asks the rest."
     return f"Done: {_count(len(view.answers), 'answer')}{bad}."
@@ -261,7 +263,7 @@ def timeline(
             {
                 "start": row.start,
                 "end": row.end,
-                "text": row.text[:_LONGEST],
+                "text": row.shown[:_LONGEST],
                 "confidence": row.confidence,
                 "colour": place,
             }
@@ -272,7 +274,7 @@ def timeline(
 
 def _by_answer(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
     """The legend, and the place of each row in it."""
-    counts = Counter(row.text for row in rows)
+    counts = Counter(row.shown for row in rows)
     # By number, then by name: the same answers have the same colours whenever one looks.
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
     legend = [
@@ -283,7 +285,7 @@ def _by_answer(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[in
         rest = sum(counts[text] for text in ordered[NAMED:])
         legend.append(_legend("other answers", "other", rest))
     places = {text: min(n, NAMED) for n, text in enumerate(ordered)}
-    return legend, [places[row.text] for row in rows]
+    return legend, [places[row.shown] for row in rows]
 
 
 def _by_confidence(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:

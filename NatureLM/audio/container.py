@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -255,6 +256,25 @@ def _wave(file: BinaryIO, size: int, kind: bytes) -> Contents:
         header += chunk + b"data\xff\xff\xff\xff"
     stream = Stream(header, start, start + present)
     return Contents((stream,), present, promised)
+
+
+def time_expansion(path: str | os.PathLike[str]) -> float:
+    """How many times slower a WAV is than what was recorded, as its GUANO chunk says; else 1."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if file.read(12)[8:] != b"WAVE":
+            return 1.0
+        for name, start, length in _chunks(file, 12, size, "<"):
+            if name == b"guan":
+                file.seek(start)
+                text = file.read(min(length, _SCAN_BYTES)).decode(errors="replace")
+                found = re.search(r"^\s*TE\s*:\s*([0-9.]+)\s*$", text, re.MULTILINE)
+                try:
+                    return float(found[1]) if found else 1.0
+                except ValueError:
+                    return 1.0
+    return 1.0
 
 
 def _is_streamed(given: int) -> bool:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError, ffmpeg, mp3
+from NatureLM.audio import ARRAY_NAME, AudioError, ffmpeg, mp3
 from NatureLM.audio.container import (
     Contents,
     Stream,
@@ -52,6 +52,11 @@ _INTEGERS = {
     np.dtype(np.uint16): (2.0**15, 2.0**15),
     np.dtype(np.int32): (2.0**31, 0.0),
 }
+
+# Codecs and filters overshoot 1 a little; beyond this, floats have another full scale.
+_TRUSTED_PEAK = 2.0
+_INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
+FULL_SCALE, FULL_SCALE_8_BITS = 1 - 2.0**-15, 1 - 2.0**-7
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Recording:
     Opening raises the error of what is wrong. `blocks` ends where decoding ends; `failure` then
     says why, if that is not where the file should end. So the caller can use what came before, and
     raise `failure` after it. `frames` are the samples per channel that the header promises, None
-    if it does not. `format` are libsndfile's words for the container and what is in it.
+    if it does not. `format` are libsndfile's words for the container and what is in it. Samples
+    above `full_scale` are clipped.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -111,6 +117,8 @@ class Recording:
         self.sample_rate: int = self._handle.samplerate
         self.channels: int = self._handle.channels
         self.format = (self._handle.format, self._handle.subtype)
+        is_coarse = self.format[1] in ("PCM_S8", "PCM_U8")
+        self.full_scale = FULL_SCALE_8_BITS if is_coarse else FULL_SCALE
         self.frames = self._count_frames(contents)
         self._decoded = 0
         self._error = ""
@@ -137,7 +145,19 @@ class Recording:
             self._file.close()
 
     def blocks(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
-        """Yield the rest of the file as float32 arrays (frames, channels), integers in [-1, 1]."""
+        """Yield the rest of the file as float32 arrays (frames, channels) with full scale 1."""
+        for block in self._as_they_are(block_frames):
+            yield block if self.scale == 1 else block / np.float32(self.scale)
+
+    @cached_property
+    def scale(self) -> float:
+        """What samples are divided by; to know it of floats, all of the file is read."""
+        if not self.format[1].startswith(("FLOAT", "DOUBLE", "PCM_F")):
+            return 1.0
+        found = os.stat(self.path)
+        return _scale_of_file(os.path.abspath(self.path), found.st_size, found.st_mtime_ns)
+
+    def _as_they_are(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
         size = max(1, min(block_frames, 8 * BLOCK_FRAMES // self.channels))
         while True:
             block = self._read(size)
@@ -326,6 +346,12 @@ class ArrayRecording:
         if self._samples.size == 0:
             reason = f"holds no samples (its shape is {np.shape(samples)})"
             raise AudioError(None, reason, kind="EmptyAudio")
+        dtype = self._samples.dtype
+        self.full_scale = FULL_SCALE_8_BITS if dtype.itemsize == 1 else FULL_SCALE
+        self.scale = 1.0
+        if dtype.kind == "f":
+            starts = range(0, len(self._samples), BLOCK_FRAMES)
+            self.scale = _scale_of(self._samples[at : at + BLOCK_FRAMES] for at in starts)
 
     def __enter__(self) -> ArrayRecording:
         return self
@@ -341,11 +367,46 @@ class ArrayRecording:
         """Yield float32 arrays (frames, channels)."""
         scale, silence = _INTEGERS.get(self._samples.dtype, (1.0, 0.0))
         for first in range(0, len(self._samples), block_frames):
-            block = self._samples[first : first + block_frames].astype(np.float32)
+            samples = self._samples[first : first + block_frames]
+            if self.scale != 1.0:
+                samples = samples / samples.dtype.type(self.scale)
+            block = samples.astype(np.float32)
             if scale != 1.0:
                 block -= np.float32(silence)
                 block /= np.float32(scale)
             yield block
+
+
+@lru_cache(maxsize=4096)
+def _scale_of_file(path: str, size: int, changed: int) -> float:
+    with Recording(path) as recording:
+        return _scale_of(recording._as_they_are())
+
+
+def _scale_of(blocks: Iterable[NDArray[Any]]) -> float:
+    """The full scale of floats: 1 up to a peak of 2, else that of integers, else the peak."""
+    peak, whole = 0.0, True
+    for block in blocks:
+        finite = block[np.isfinite(block)]
+        if finite.size:
+            peak = max(peak, float(np.abs(finite).max()))
+            whole = whole and bool((finite == np.rint(finite)).all())
+    if peak <= _TRUSTED_PEAK:
+        return 1.0
+    return next((full for full in _INTEGER_SCALES if whole and peak <= full), peak)
+
+
+def scale_note(recording: Recording | ArrayRecording) -> str | None:
+    """What is said of samples whose full scale is not 1."""
+    scale = recording.scale
+    if scale == 1:
+        return None
+    name = ARRAY_NAME if recording.path is None else recording.path
+    what = f"up to {scale:.6g}; they are divided by that, their peak"
+    if scale in _INTEGER_SCALES:
+        bits = _INTEGER_SCALES.index(scale) * 8 + 16
+        what = f"integers; they are divided by {scale:.0f}, the full scale of {bits} bits"
+    return f"{name}: the samples are floats far above 1, {what}."
 
 
 def _as_numpy(samples: Any) -> NDArray[Any]:

@@ -11,15 +11,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError
-from NatureLM.audio.decode import BLOCK_FRAMES, ArrayRecording, Block, Recording, open_source
+from NatureLM.audio import ARRAY_NAME, AudioError
+from NatureLM.audio.container import time_expansion as expansion_of
+from NatureLM.audio.decode import (
+    BLOCK_FRAMES,
+    ArrayRecording,
+    Block,
+    Recording,
+    open_source,
+    scale_note,
+)
+from NatureLM.audio.levels import LevelMeter
 from NatureLM.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -39,12 +50,14 @@ class Window:
     start, end: seconds in the recording; `end` is where the recording ends, if it ends before the
         window does
     samples: float32 in [-1, 1], shape (window_seconds · sample_rate,), zeros after the end
+    note: "silent", "constant" or "cancelled" where there is no sound (see `levels`), else ""
     """
 
     index: int
     start: float
     end: float
     samples: NDArray[np.float32]
+    note: str = ""
 
 
 def iter_windows(
@@ -70,8 +83,9 @@ def iter_windows(
         time_expansion: the recording is taken as if its sample rate were lower by this factor, so
             the sound is slower and lower (10 makes bats audible). Times of windows stay those of
             the recording.
-        warn: told, at most once, if most of the sound is too high for the model; by default that
-            is a warning in the log.
+        warn: told, each at most once, that most of the sound is too high for the model, that it is
+            clipped, that channels cancel, and how it was scaled; by default these are warnings in
+            the log.
         block_frames: samples per channel to decode at once; changes no result.
 
     Raises:
@@ -99,6 +113,11 @@ def _windows(
         mixer = Mixer(recording, channel)
         resampler = Resampler(float(1 / heard_per_frame), plan.sample_rate)
         cutter = WindowCutter(plan)
+        levels = LevelMeter(
+            recording.path, rate, mixer.heard, plan.span, full_scale=recording.full_scale
+        )
+        for note in filter(None, (scale_note(recording), _expansion_note(recording, plan))):
+            warn(note)
         meter = None
         # Who speeds the sound up wants to hear lower than a person can, and knows what is lost.
         if plan.expansion >= 1 and plan.sample_rate * float(plan.expansion) < rate:
@@ -111,26 +130,59 @@ def _windows(
         for block in recording.blocks(block_frames):
             mono, failure = _until_non_finite(recording, mixer.mono(block), frames)
             frames += len(mono)
+            levels.push(block[: len(mono), mixer.columns], mono)
             if meter is not None:
                 meter.push(mono)
             cutter.push(resampler.push(mono))
             if failure is not None:
                 break
-            yield from cutter.whole(frames * heard_per_frame)
+            for window in cutter.whole(frames * heard_per_frame):
+                yield replace(window, note=levels.note(window.index))
         if meter is not None:
             meter.finish()
         cutter.push(resampler.finish())
         heard = frames * heard_per_frame
         failure = failure or recording.failure
+        if failure is None:
+            _check_length(recording, heard, plan.expansion)
+        if heard >= MINIMUM_CLIP_SECONDS:
+            for window in cutter.rest(heard):
+                yield replace(window, note=levels.note(window.index))
+        for note in levels.notes():
+            warn(note)
         if failure is not None:
-            if heard >= MINIMUM_CLIP_SECONDS:
-                yield from cutter.rest(heard)
             raise failure
-        _check_length(recording, heard, plan.expansion)
-        yield from cutter.rest(heard)
 
 
-def read_clip(
+def _expansion_note(recording: Recording | ArrayRecording, plan: WindowPlan) -> str | None:
+    """What is said of a file that is slowed down already, where nobody says how it is heard."""
+    factor = 1.0 if recording.path is None else expansion_of(recording.path)
+    if plan.expansion != 1 or factor in (0, 1):
+        return None
+    return (
+        f"{recording.path}: its GUANO data say TE: {factor:g}, so its sound is {factor:g} times "
+        f"slower already, as with --time-expansion {factor:g}. It is heard and timed as it stands; "
+        f"--time-expansion {1 / factor:g} gives the speed at which it was recorded."
+    )
+
+
+def read_clip(source: Any, **options: Any) -> NDArray[np.float32]:
+    """The samples that `read_noted_clip` gives; that there is no sound in them is logged."""
+    samples, note = read_noted_clip(source, **options)
+    if note:
+        name = options.get("name") or (source if isinstance(source, str | Path) else ARRAY_NAME)
+        start = options.get("start", 0.0)
+        _log_once(f"{name}: there is no sound {f'from {start:g} s on ' if start else ''}({note})")
+    return samples
+
+
+@lru_cache(maxsize=1 << 16)
+def _log_once(note: str) -> None:
+    """Training reads a clip again and again."""
+    logger.warning(note)
+
+
+def read_noted_clip(
     source: Any,
     *,
     input_sample_rate: float | None = None,
@@ -138,7 +190,8 @@ def read_clip(
     duration: float | None = None,
     sample_rate: int = 16_000,
     channel: str | int = "mean",
-) -> NDArray[np.float32]:
+    name: str | None = None,
+) -> tuple[NDArray[np.float32], str]:
     """Read a clip as mono samples; no more is decoded than it needs.
 
     Args:
@@ -147,9 +200,11 @@ def read_clip(
         duration: seconds; None reads to the end. Where the recording ends before, the clip is
             shorter.
         sample_rate: Hz, of the result.
+        name: what the log calls the sound, where that is not its path.
 
     Returns:
-        float32 in [-1, 1], shape (samples,), writable and the caller's own.
+        float32 in [-1, 1], shape (samples,), writable and the caller's own; and the note that a
+        window of it would have.
 
     Raises:
         UsageError: a time is impossible.
@@ -163,7 +218,14 @@ def read_clip(
         rate = recording.sample_rate
         first = round(to_fraction(start) * rate)
         frames = None if duration is None else round(to_fraction(duration) * rate)
-        mono = _read_mono(recording, first, frames, Mixer(recording, parse_channel(channel)))
+        scaled = scale_note(recording)
+        if scaled:
+            _log_once(scaled if name is None else f"{name}: {scaled.rpartition(': ')[2]}")
+        mixer = Mixer(recording, parse_channel(channel))
+        levels = LevelMeter(
+            recording.path, rate, mixer.heard, _all_of_it, full_scale=recording.full_scale
+        )
+        mono = _read_mono(recording, first, frames, mixer, levels)
     if not len(mono) and first:
         reason = f"the clip starts at {start:g} s, at or after the end of the recording"
         raise AudioError(recording.path, reason, kind="TooShortAudio")
@@ -172,13 +234,22 @@ def read_clip(
     samples: NDArray[np.float32] = np.concatenate([resampler.push(mono), resampler.finish()])
     if duration is not None:
         samples = samples[: round(to_fraction(duration) * sample_rate)]
-    return samples.clip(-1.0, 1.0)
+    return samples.clip(-1.0, 1.0), levels.note(0)
+
+
+def _all_of_it(index: int) -> tuple[Fraction, Fraction]:
+    """A window that has no end, as spans of windows are given."""
+    return Fraction(index * 10**12), Fraction((index + 1) * 10**12)
 
 
 def _read_mono(
-    recording: Recording | ArrayRecording, first: int, frames: int | None, mixer: Mixer
+    recording: Recording | ArrayRecording,
+    first: int,
+    frames: int | None,
+    mixer: Mixer,
+    levels: LevelMeter,
 ) -> NDArray[np.float32]:
-    """Decode `frames` samples (None: all) from sample `first` on."""
+    """Decode `frames` samples (None: all) from sample `first` on, and measure them."""
     recording.skip(first)
     wanted = math.inf if frames is None else frames
     parts = [np.zeros(0, dtype=np.float32)]
@@ -188,6 +259,7 @@ def _read_mono(
         mono, failure = _until_non_finite(recording, mono, first + held)
         if failure is not None:
             raise failure
+        levels.push(block[: len(mono), mixer.columns], mono)
         parts.append(mono)
         held += len(mono)
         if held == wanted:
@@ -298,6 +370,11 @@ class WindowPlan:
         """The sample that window `index` starts at: rounded from the exact time, so no drift."""
         return round(self.hop * index * self.sample_rate)
 
+    def span(self, index: int) -> tuple[Fraction, Fraction]:
+        """Start and end of a window, seconds of the recording."""
+        start = self.hop * index
+        return start / self.expansion, (start + self.window) / self.expansion
+
     def count(self, heard: Fraction) -> int:
         """How many windows a recording gives that is heard for so many seconds."""
         if heard < MINIMUM_CLIP_SECONDS:
@@ -390,7 +467,10 @@ class Mixer:
                 "Choose one of them, or mean",
                 "ChannelError",
             )
-        self._channel = 1 if channels == 1 else channel
+        self._channel = channel = 1 if channels == 1 else channel
+        # What is heard of a block, and how many channels that is.
+        self.columns = slice(None) if channel is None else slice(channel - 1, channel)
+        self.heard = channels if channel is None else 1
         self._weights = np.full(channels, 1 / channels, dtype=np.float32)
 
     def mono(self, block: Block) -> NDArray[np.float32]:

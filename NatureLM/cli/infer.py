@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -72,6 +73,7 @@ class InferRequest(of.ExperimentOptions):
     hop_length_seconds: float = of.HOP_LENGTH
     channel: str = of.CHANNEL
     time_expansion: float = of.TIME_EXPANSION
+    ask_silence: bool = of.ASK_SILENCE
     output_path: Path | None = of.option(
         None,
         "File for the answers, one JSON line for each (of an experiment: a folder). One that "
@@ -356,7 +358,8 @@ class InferProgress:
 
     def __init__(self, asked: AskOptions, recordings: int, *, shows_answers: bool) -> None:
         self._asked, self._recordings, self._shows_answers = asked, recordings, shows_answers
-        self._expected = self._windows = self._answers = self.errors = 0
+        self._expected = self._windows = self._answers = self._rows = self.errors = 0
+        self._silent: Counter[str] = Counter()  # windows by their note
         self._seconds = 0.0  # of sound that was answered about
         self._started = time.monotonic()
         self._last: WindowResult | None = None
@@ -394,8 +397,10 @@ class InferProgress:
             self._windows += 1
             begin = result.start if last is None else max(last.end, result.start)
             self._seconds += max(0.0, result.end - begin)
-        self._answers += 1
-        self._in_recording += 1
+            self._silent.update([] if result.asked else [result.note])
+        self._rows += 1
+        self._answers += result.asked
+        self._in_recording += result.asked
         self._last = result
         if self._shows_answers:
             which = f"[{queries.index(result.query) + 1}] " if len(queries) > 1 else ""
@@ -403,9 +408,9 @@ class InferProgress:
             # The confidence in one of a list; that of free answers is in the file.
             is_free = result.confidence is None or self._asked.mode == "generate"
             sure = "" if is_free else f"  {result.confidence:.2f}"
-            self._print(f"  {times:<19}  {which}{_one_line(result.text)}{sure}")
-        total = max(self._expected, self._answers)
-        self._bar.update(self._answers, total=total, rate=self._rate())
+            self._print(f"  {times:<19}  {which}{_one_line(result.shown)}{sure}")
+        total = max(self._expected, self._rows)
+        self._bar.update(self._rows, total=total, rate=self._rate())
 
     def failed(self, error: BaseException) -> None:
         """A recording could not be read (to its end)."""
@@ -416,11 +421,12 @@ class InferProgress:
         """The end of the run; `answers` is how many there are now."""
         from NatureLM.util import format_duration
 
-        before = answers - self._answers
+        before = answers - self._rows
         parts = [
             _amount(self._recordings, "recording"),
             _amount(self._windows, "window"),
             _amount(self._answers, "answer") + (f" ({before} more from before)" if before else ""),
+            *(f"{_amount(n, f'{note} window')} not asked" for note, n in self._silent.items()),
             _amount(self.errors, "error"),
         ]
         rate = f" in {format_duration(time.monotonic() - self._started)}, {self._rate()}"

@@ -146,6 +146,11 @@ CHANNEL = option(
 TIME_EXPANSION = option(
     1.0, "Slow the sound down so many times; 10 makes bats audible. Times stay true.", AUDIO
 )
+ASK_SILENCE = option(
+    False,
+    "Ask about windows that are silent or constant, or whose channels cancel, too.",
+    AUDIO,
+)
 
 
 def check_device(device: str, dtype: str) -> None:

@@ -242,6 +242,7 @@ class RowSource:
             folder = self.rows.folder
             path = Path(content) if folder is None else folder / content
             return read_clip(as_on_disk(path), **part)
+        part["name"] = self.name
         try:
             if isinstance(content, (bytes, bytearray, memoryview)):
                 with _as_file(bytes(content), suffix) as path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from NatureLM.audio import AudioError
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
@@ -163,6 +164,8 @@ class Pipeline:
     ) -> list[str]:
         """One string per audio, with a line per window: `#0.00s - 10.00s#: Green Treefrog\\n`.
 
+        Windows without sound are not asked: their lines hold the times only, which is logged.
+
         `audios` are paths or arrays (at `input_sample_rate` Hz); `queries` one question for all or
         one per audio. `options` are those of `windows`. A bad recording raises its `AudioError`.
         """
@@ -178,7 +181,17 @@ class Pipeline:
         )
         answers = [""] * len(items)
         found = (one for one in results if isinstance(one, WindowResult))
-        for number, ours in groupby(found, key=lambda one: one.audio_index):
+        for number, group in groupby(found, key=lambda one: one.audio_index):
+            ours = list(group)
+            silent = [one.note for one in ours if not one.asked]
+            if silent:
+                logger.warning(
+                    "%s: %d of %d windows hold no sound (%s) and were not asked",
+                    _name(items[number], number),
+                    len(silent),
+                    len(ours),
+                    ", ".join(sorted(set(silent))),
+                )
             answers[number] = "".join(f"#{r.start:.2f}s - {r.end:.2f}s#: {r.text}\n" for r in ours)
             if verbose:
                 print(f"{_name(items[number], number)}:\n{answers[number]}")
@@ -205,6 +218,7 @@ class Pipeline:
         several: bool = False,
         top_k: int = 3,
         min_confidence: float = 0.0,
+        ask_silence: bool = False,
         **generation: Any,
     ) -> Iterator[WindowResult | RecordingError]:
         """Typed results as they come: by audio, then window, then question.
@@ -220,6 +234,8 @@ class Pipeline:
         `mode`: "score" answers with the likeliest of `labels` and `None`, says how likely it is,
         and names the next ones up to `top_k`; "constrained" decodes one of them or `None` (or
         `several`, separated by ", "). Below `min_confidence` the answer is `None`.
+
+        Windows without sound have a `note` and no answer; `ask_silence` asks them, too.
         """
         if isinstance(labels, str):
             raise UsageError(f"labels must be a list of strings, got the string {labels!r}")
@@ -237,6 +253,7 @@ class Pipeline:
             several=several,
             top_k=top_k,
             min_confidence=min_confidence,
+            ask_silence=ask_silence,
         )
         yield from self._ask(
             [Recording(n, _name(one, n), one, asked[n]) for n, one in enumerate(items)],
@@ -298,12 +315,14 @@ class Pipeline:
         *,
         alpha: float | None = None,
         input_sample_rate: float = 16000,
+        ask_silence: bool = False,
         **generation: Any,
     ) -> Conversation:
         """A conversation whose first question is about these clips.
 
         `audios` is a clip or several, each a path or samples at `input_sample_rate` Hz. Of one that
-        is longer than the model's window the beginning is used, which is logged.
+        is longer than the model's window the beginning is used, which is logged. One without sound
+        raises `AudioError`, unless `ask_silence`.
 
         `Conversation.ask` gives an answer's text as it comes. It is decoded greedily, or sampled
         (`do_sample=True`), whatever number of beams the configuration has: beams may change what
@@ -313,7 +332,7 @@ class Pipeline:
         from NatureLM.inference.conversation import Conversation
 
         def load(clip: Any) -> NDArray[Any]:
-            return self._clip(clip, input_sample_rate)
+            return self._clip(clip, input_sample_rate, ask_silence)
 
         options = GenerationOptions(**{**self._generation(), "num_beams": 1, **generation})
         return Conversation(
@@ -336,15 +355,19 @@ class Pipeline:
         alphas: Sequence[float],
         *,
         input_sample_rate: float = 16000,
+        ask_silence: bool = False,
         **generation: Any,
     ) -> list[str]:
-        """The answers to one question at several α, in their order; the clips are encoded once."""
+        """The answers to one question at several α, in their order; the clips are encoded once.
+
+        `ask_silence` is that of `conversation`.
+        """
         from NatureLM.generation.engine import Answer, Request, yield_in_input_order
 
         if not query.strip():
             raise UsageError("the question is empty")
         clips = {
-            str(number): self._clip(clip, input_sample_rate)
+            str(number): self._clip(clip, input_sample_rate, ask_silence)
             for number, clip in enumerate(as_list(audios))
         }
         template = ChatTemplate.of(processor_of(self.model).prompt_template)
@@ -410,7 +433,10 @@ class Pipeline:
                         raise made.error
                     yield made
                     continue
-                result = _result(made, options, calibration)
+                if isinstance(made, WindowResult):
+                    yield made
+                    continue
+                result = _result(cast("Answer", made), options, calibration)
                 if result.window != window:
                     stream.let_go(window)
                     window = result.window
@@ -422,8 +448,8 @@ class Pipeline:
         options: AskOptions,
         calibration: Calibration | None,
         skip: Callable[[WindowKey], bool] | None,
-    ) -> Iterator[Request | RecordingError]:
-        """A request for every question about every window, in order.
+    ) -> Iterator[Request | WindowResult | RecordingError]:
+        """A request for every question about every window with sound, in order.
 
         The key of a request is its number and its result, which has no answer yet.
         """
@@ -439,7 +465,6 @@ class Pipeline:
             for query in recording.queries:
                 if skip is not None and skip(WindowKey(recording.name, window.start, query)):
                     continue
-                stream.hold(heard, once=len(recording.queries) == 1)
                 result = WindowResult(
                     audio_path=recording.name,
                     start=window.start,
@@ -450,7 +475,13 @@ class Pipeline:
                     text="",
                     window_index=window.index,
                     audio_index=recording.number,
+                    note=window.note,
+                    asked=options.ask_silence or not window.note,
                 )
+                if not result.asked:
+                    yield result
+                    continue
+                stream.hold(heard, once=len(recording.queries) == 1)
                 yield Request(
                     key=(next(numbers), result),
                     prompt=result.prompt,
@@ -496,10 +527,10 @@ class Pipeline:
     def _generation(self) -> dict[str, Any]:
         return self.cfg.generate.model_dump(exclude={"merging_alpha"})
 
-    def _clip(self, clip: Any, rate: float) -> NDArray[Any]:
+    def _clip(self, clip: Any, rate: float, ask_silence: bool) -> NDArray[Any]:
         """The beginning of a clip, as much as the model takes at once."""
         from NatureLM.audio.decode import probe
-        from NatureLM.audio.windows import read_clip
+        from NatureLM.audio.windows import read_noted_clip
 
         config = self.model.config
         longest = config.window_seconds
@@ -509,9 +540,14 @@ class Pipeline:
                 logger.warning(
                     "%s: lasts %.1f s, and the first %g s of it are heard", clip, seconds, longest
                 )
-        return read_clip(
+        samples, note = read_noted_clip(
             clip, input_sample_rate=rate, duration=longest, sample_rate=config.sample_rate
         )
+        if note and not ask_silence:
+            path = clip if isinstance(clip, (str, Path)) else None
+            advice = "An answer would be invented; ask_silence=True asks for it all the same"
+            raise AudioError(path, f"there is no sound to ask about ({note})", advice)
+        return samples
 
 
 def as_list(audios: Any) -> list[Any]:

@@ -46,6 +46,7 @@ class AskOptions:
     several: whether a constrained answer may be several labels
     top_k: how many labels are named, the answer included
     min_confidence: below it the answer is `None`
+    ask_silence: windows without sound are asked, too
     named: what messages call a field
 
     Raises UsageError that says what is wrong and what is allowed.
@@ -62,6 +63,7 @@ class AskOptions:
     several: bool = False
     top_k: int = 3
     min_confidence: float = 0.0
+    ask_silence: bool = False
     named: InitVar[Callable[[str], str]] = str
 
     def __post_init__(self, named: Callable[[str], str]) -> None:
@@ -111,6 +113,8 @@ class AskOptions:
         if self.mode != "generate":
             names = ("mode", "labels", "several", "top_k", "min_confidence")
             values["choosing"] = {name: getattr(self, name) for name in names}
+        if self.ask_silence:  # files of before have no such key, and are resumed
+            values["ask_silence"] = True
         return values
 
 
@@ -142,11 +146,13 @@ class WindowResult(Prediction):
     prompt: the question as the model gets it
     window_index: number of the window, from 0 on
     audio_index: place of the recording among those that were given
+    asked: whether the model was asked; of a window without sound, which `note` names, it is not
     """
 
     prompt: str
     window_index: int
     audio_index: int = 0
+    asked: bool = True
 
     @property
     def window(self) -> str:

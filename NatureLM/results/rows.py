@@ -42,6 +42,8 @@ class Prediction:
     merging_alpha: share of the adapter: 0 is the base language model, 1 the adapted one
     confidence: probability that the answer is right, 0 to 1; None where it is not known
     alternatives: other labels with their probabilities, best first
+    note: "silent", "constant" or "cancelled" for a window without sound; it has no answer unless
+        one was asked for all the same
     """
 
     audio_path: str
@@ -52,6 +54,12 @@ class Prediction:
     merging_alpha: float
     confidence: float | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
+    note: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The answer, or why there is none."""
+        return f"{self.note}, not asked" if self.note and not self.text else self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +81,7 @@ class WindowRow(Prediction, StoredRow):
     audio_folder: str | None = None
 
 
-_OPTIONAL = ("confidence", "alternatives", "audio_digest", "audio_folder")
+_OPTIONAL = ("confidence", "alternatives", "note", "audio_digest", "audio_folder")
 """Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
 
 
@@ -105,7 +113,7 @@ def to_line(row: Row) -> bytes:
     values = asdict(row)
     for key in _OPTIONAL:  # they stand at the end
         value = values.pop(key, None)
-        if value not in (None, ()):
+        if value not in (None, (), ""):
             values[key] = value
     return json_line(values)
 
@@ -160,7 +168,9 @@ def from_line(line: bytes, name: str, number: int) -> Row:
     data = {"audio_digest": None, "audio_folder": None, **data}
     if "error" in data:
         return ErrorRow(**_checked(ErrorRow, data, place))
-    values = _checked(WindowRow, {"confidence": None, "alternatives": [], **data}, place)
+    values = _checked(
+        WindowRow, {"confidence": None, "alternatives": [], "note": "", **data}, place
+    )
     values["alternatives"] = _pairs(values["alternatives"], place)
     return WindowRow(**values)
 

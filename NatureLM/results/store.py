@@ -409,6 +409,7 @@ class WindowStore(ResultStore[Row]):
             answer.merging_alpha,
             None if confidence is None else round(confidence, 6),
             tuple((label, round(share, 6)) for label, share in answer.alternatives),
+            answer.note,
             **self._origin(answer.audio_path),
         )
         self._file.append(to_line(row))

@@ -59,10 +59,13 @@ def write_csv(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None
     file: open with `newline=""`; give it `CSV_ENCODING`
     names: what to call recordings, by `audio_path`
 
-    Texts that a spreadsheet would run as a formula begin with an apostrophe.
+    There is a column `note` where a row has one. Texts that a spreadsheet would run as a formula
+    begin with an apostrophe.
     """
     writer = csv.writer(file)
-    writer.writerow(CSV_COLUMNS)
+    rows = list(rows)
+    has_notes = any(isinstance(row, WindowRow) and row.note for row in rows)
+    writer.writerow([*CSV_COLUMNS, *(["note"] if has_notes else [])])
     for row in rows:
         answer, error = [""] * 6, ""
         if isinstance(row, ErrorRow):
@@ -71,7 +74,8 @@ def write_csv(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None
             texts = (row.query, row.text, _confidence(row), alternatives_text(row))
             answer = [_number(row.start), _number(row.end), *map(without_formula, texts)]
         name, model, error = map(without_formula, (_name(row, names), row.model, error))
-        writer.writerow([name, *answer, _number(row.merging_alpha), model, error])
+        note = [getattr(row, "note", "")] if has_notes else []
+        writer.writerow([name, *answer, _number(row.merging_alpha), model, error, *note])
 
 
 def write_jsonl(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None = None) -> None:
@@ -89,7 +93,9 @@ def write_raven(
     channel: str | int = "mean",
     heard_hz: float = 8000.0,
 ) -> None:
-    """A selection table, tab-separated: a selection for each answer.
+    """A selection table, tab-separated: a selection for each window and question.
+
+    A window without sound has a note in place of an answer; the column `Note` is there if one has.
 
     recordings: in the order in which Raven opens them as one sound: `Begin Time (s)` counts from
         the start of the first, `File Offset (s)` from the start of `Begin File`
@@ -103,8 +109,9 @@ def write_raven(
     writer = csv.writer(
         file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
     )
-    writer.writerow(RAVEN_COLUMNS)
-    windows = (row for row in rows if isinstance(row, WindowRow))
+    windows = [row for row in rows if isinstance(row, WindowRow)]
+    has_notes = any(row.note for row in windows)
+    writer.writerow([*RAVEN_COLUMNS, *(["Note"] if has_notes else [])])
     for number, row in enumerate(windows, start=1):
         before, recording = places[row.audio_path]
         writer.writerow(
@@ -122,6 +129,7 @@ def write_raven(
                 _confidence(row),
                 without_formula(_cell(alternatives_text(row))),
                 without_formula(_cell(row.query)),
+                *([row.note] if has_notes else []),
             ]
         )
 

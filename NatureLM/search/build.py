@@ -13,6 +13,7 @@ the journal and the search work without it.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from NatureLM.models import NatureLM
 
-
+logger = logging.getLogger(__name__)
 LAYERS = ("encoder", "projected")
 
 
@@ -60,7 +61,7 @@ class Embedder:
     batch: windows at once; half as many after each time that memory ran out
 
     A window shorter than the model's is padded with silence, as everywhere; positions that lie
-    wholly in the padding do not count.
+    wholly in the padding do not count. The vector of a window without sound is zeros.
     """
 
     def __init__(self, model: NatureLM, layer: str = "encoder", *, batch: int = 16) -> None:
@@ -91,7 +92,9 @@ class Embedder:
                 start += len(batch)
             if backoff.retry_size is not None:
                 self.batch = backoff.retry_size
-        return np.concatenate(made) if made else np.empty((0, self.width), np.float32)
+        vectors = np.concatenate(made) if made else np.empty((0, self.width), np.float32)
+        vectors[[bool(window.note) for window in windows]] = 0
+        return vectors
 
     def _encode(self, windows: Sequence[Window], time_expansion: float) -> NDArray[np.float32]:
         import torch
@@ -295,7 +298,7 @@ def _embed_missing(
 
     errors: list[RecordingError] = []
     for file, items in groupby(stream, key=_file_of):
-        error = None
+        error, silent = None, 0
         for item in items:
             if len(waiting) >= embedder.batch:
                 flush()
@@ -307,7 +310,10 @@ def _embed_missing(
                     waiting.pop()
             elif item.window.index >= journal.windows(file):
                 waiting.append(item)
+                silent += bool(item.window.note)
         ended.append((file, error))
+        if silent:
+            logger.warning("%s: %d windows hold no sound; no search finds them", file, silent)
     flush()
     return errors
 

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
+from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
-from NatureLM.audio.windows import Window, iter_windows, read_clip
+from NatureLM.audio.windows import Window, iter_windows, read_noted_clip
 from NatureLM.errors import UsageError
 from NatureLM.results.recordings import Identity, KnownRecordings, identity
 
@@ -400,9 +401,9 @@ def query_windows(
 ) -> list[Window]:
     """A clip, or the part of it from `start` to `end` seconds, in windows like those of an index.
 
-    Times of the windows are those of the sound as the model hears it, slowed down. Raises
-    UsageError for times that make no clip and for clips of more than 32 windows, AudioError for one
-    that cannot be read.
+    Times of the windows are those of the sound as the model hears it, slowed down; windows without
+    sound are left out. Raises UsageError for times that make no clip and for clips of more than 32
+    windows, AudioError for one that cannot be read or has no sound.
     """
     if end is not None and not end > start:
         raise UsageError(f"--end is {end:g} and must be after --start, {start:g}")
@@ -416,23 +417,26 @@ def query_windows(
         )
     rate = settings.sample_rate
     # Slowed down by a factor, the sound has so many times the samples.
-    samples = read_clip(
+    samples, note = read_noted_clip(
         clip,
         start=start,
         duration=None if end is None else end - start,
         sample_rate=round(rate * settings.time_expansion),
         channel=settings.channel,
     )
-    return list(
-        iter_windows(
-            samples,
-            input_sample_rate=rate,
-            sample_rate=rate,
-            window_seconds=settings.window_seconds,
-            hop_seconds=settings.window_seconds,
-            warn=lambda text: None,
-        )
+    windows = iter_windows(
+        samples,
+        input_sample_rate=rate,
+        sample_rate=rate,
+        window_seconds=settings.window_seconds,
+        hop_seconds=settings.window_seconds,
+        warn=lambda text: None,
     )
+    heard = [] if note else [window for window in windows if not window.note]
+    if not heard:
+        why = f" ({note})" if note else ""
+        raise AudioError(clip, f"there is no sound to look for{why}", "Choose another clip")
+    return heard
 
 
 def refuse_other_model(index: VectorIndex, fingerprint: str) -> None:
@@ -482,7 +486,9 @@ def nearest(
     remembered = cache(is_wanted)
     best: list[Match] = []
     for shard in index.shards():
-        wanted = np.flatnonzero([remembered(file) for file in shard.files])
+        # Windows without sound have zeros, and are like nothing.
+        has_sound: NDArray[np.bool_] = (shard.vectors != 0).any(axis=1)
+        wanted = np.flatnonzero(has_sound & [remembered(file) for file in shard.files])
         similar_N = (_unit(shard.vectors[wanted]) @ unit_QE.T).max(axis=1)
         for place in np.argsort(-similar_N, kind="stable")[:top_k]:
             row, similarity = wanted[place], float(similar_N[place])

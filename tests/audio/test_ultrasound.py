@@ -42,7 +42,8 @@ def warnings_of(samples: NDArray[Any], rate: int, **options: Any) -> list[str]:
     ids=["bat", "insect", "bat in wind", "bat and bird", "at 96 kHz", "noise floor"],
 )
 def test_warns_once(samples: NDArray[Any], rate: int) -> None:
-    (message,) = warnings_of(samples, rate, window_seconds=0.5, hop_seconds=0.5)
+    told = warnings_of(samples, rate, window_seconds=0.5, hop_seconds=0.5)
+    (message,) = [one for one in told if "clipped" not in one]
     assert message.startswith("the audio array: ")
     assert "above 8 kHz" in message
     assert "--time-expansion 10" in message

@@ -1,0 +1,199 @@
+"""How loud a recording is: windows without sound, channels that cancel, clipping.
+
+All is measured on decoded samples, before resampling, whose ringing would hide a constant.
+
+- Windows. One is `silent` where the samples that are heard span no more than a step of 16 bits,
+  around zero, and `constant` where they do so elsewhere (a dead microphone, a stuck converter). It
+  is `cancelled` where that is so, or they lie 60 dB below the channels, only because the channels
+  are mixed: a model answers all of these with a name, and none of it is heard.
+- Channels of unrelated sound are 10 · log10(n) dB louder than their mean, as is one channel among
+  silent ones. 10 dB more than that come about only where channels are each other's opposite.
+- Clipping is judged in stretches as long as a window. At full scale one sample in a run of three is
+  nothing that sound does: a wave that just reaches it touches it with one or two. From a thousandth
+  of a stretch on (10 ms of 10 s) the flat tops of calls add overtones that names depend on; a bump
+  or a single click stays below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from heapq import merge
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.audio import ARRAY_NAME
+
+STEP = 2.0**-15 * 1.001  # of 16 bits; means of several channels are rounded
+CANCELLED_SHARE = 1e-3  # 60 dB
+CANCELLING_DB = 10.0
+CLIPPED_SHARE = 1e-3
+_STRETCH_SECONDS = 10
+
+Samples = NDArray[np.float32]
+
+
+def note_of(mix_low: float, mix_high: float, span: float, channels: int) -> str:
+    """`silent`, `constant`, `cancelled`, or nothing where there is sound.
+
+    mix_low, mix_high: of the samples that are heard
+    span: of the channel that spans most
+    """
+    mix = mix_high - mix_low
+    # Of one channel among silent ones the mean has an n-th.
+    if span > channels * STEP and mix <= max(STEP, CANCELLED_SHARE * span):
+        return "cancelled"
+    if mix > STEP:
+        return ""
+    return "silent" if max(-mix_low, mix_high) <= STEP else "constant"
+
+
+class _Piece(NamedTuple):
+    """Samples from `first` to the next edge of a window: lowest and highest of mix and channels."""
+
+    first: int
+    low: list[float]
+    high: list[float]
+
+
+class LevelMeter:
+    """Listens to a recording as it streams by.
+
+    path: the file, None for an array
+    rate: Hz, of the recording
+    channels: how many are heard
+    spans: start and end of windows, in order, seconds of the recording
+    full_scale: where samples are clipped
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        rate: float,
+        channels: int,
+        spans: Callable[[int], tuple[Fraction, Fraction]],
+        *,
+        full_scale: float,
+    ) -> None:
+        self._name = ARRAY_NAME if path is None else str(path)
+        self._channels, self._spans, self._full_scale = channels, spans, full_scale
+        self._rate = Fraction(repr(float(rate)))
+        self._stretch = max(1, round(_STRETCH_SECONDS * rate))
+        self._frames = 0
+        self._pieces: deque[_Piece] = deque()
+        self._edges = self._all_edges()
+        self._edge = next(self._edges)
+        self._cancelled_from: float | None = None
+        self._sums = np.zeros((2, channels + 1))  # of samples and squares, of mix and channels
+        self._clipped: dict[int, int] = {}  # samples, by stretch
+        self._tail = np.zeros((4, channels), dtype=np.int8)
+        self._counted = -2
+
+    def push(self, block: Samples, mix: Samples) -> None:
+        """Take the next samples: what is heard of the channels (frames, channels), and the mix."""
+        start, stop = self._frames, self._frames + len(mix)
+        cuts, peak = [start], 0.0
+        while self._edge < stop:
+            if self._edge > cuts[-1]:
+                cuts.append(self._edge)
+            self._edge = next(self._edges)
+        for first, last in zip(cuts, [*cuts[1:], stop], strict=True):
+            part, mixed = block[first - start : last - start], mix[first - start : last - start]
+            if len(mixed):
+                low, high = [mixed.min(), *part.min(axis=0)], [mixed.max(), *part.max(axis=0)]
+                self._pieces.append(_Piece(first, low, high))
+                peak = max(peak, *high[1:], *(-value for value in low[1:]))
+        if self._channels > 1 and len(mix):
+            for column, samples in enumerate((mix, *block.T)):
+                self._sums[0, column] += samples.sum(dtype=np.float64)
+                self._sums[1, column] += np.square(samples, dtype=np.float64).sum()
+        self._frames = stop
+        level = np.zeros(block.shape, dtype=np.int8)
+        if peak >= self._full_scale:
+            loud = np.abs(block)
+            level += (loud >= self._full_scale).astype(np.int8) + (loud > 1)
+        self._count_clipped(level)
+
+    def note(self, index: int) -> str:
+        """The note of a window, all of which was pushed; what lies before it is forgotten."""
+        start, end = self._spans(index)
+        first, last = self._frame(start), self._frame(end)
+        while self._pieces and self._pieces[0].first < first:
+            self._pieces.popleft()
+        heard = [piece for piece in self._pieces if piece.first < last]
+        if not heard:
+            return ""
+        low, high = (np.array([piece[side] for piece in heard]) for side in (1, 2))
+        mix_low, *lows = low.min(axis=0)
+        mix_high, *highs = high.max(axis=0)
+        span = max(top - bottom for bottom, top in zip(lows, highs, strict=True))
+        note = note_of(float(mix_low), float(mix_high), float(span), len(lows))
+        if note == "cancelled" and self._cancelled_from is None:
+            self._cancelled_from = float(start)
+        return note
+
+    def notes(self) -> Iterator[str]:
+        """What should be known about the recording, once it has ended."""
+        cancelling = self._cancelling()
+        if cancelling:
+            yield f"{self._name}: {cancelling}. Choose one of them with --channel 1."
+        self._count_clipped(np.zeros((2, self._channels), dtype=np.int8))  # two come late
+        shares = {n: clipped / self._size(n) for n, clipped in self._clipped.items()}
+        many = sum(share > CLIPPED_SHARE for share in shares.values())
+        if many:
+            worst = max(shares, key=shares.__getitem__)
+            place = f" from {worst * _STRETCH_SECONDS} s on" if self._frames > self._stretch else ""
+            others = f", and more than {CLIPPED_SHARE:.1%} in {many - 1} other stretches of 10 s"
+            yield (
+                f"{self._name}: clipped: {shares[worst]:.1%} of the samples{place} are at full "
+                f"scale{others if many > 1 else ''}. Answers may be wrong; record with less gain."
+            )
+
+    def _cancelling(self) -> str:
+        """How much the channels cancel, if they do."""
+        if self._channels == 1 or not self._frames:
+            return ""
+        sums, squares = self._sums / self._frames
+        mix, *channels = np.maximum(squares - sums**2, 0.0)
+        below = 10 * math.log10(max(float(np.mean(channels)), 1e-30) / max(float(mix), 1e-30))
+        if max(channels) > STEP**2 and below > 10 * math.log10(self._channels) + CANCELLING_DB:
+            number = f"{below:.0f}" if below < 100 else "more than 100"
+            return f"the channels cancel each other: their mean is {number} dB below them"
+        if self._cancelled_from is None:
+            return ""
+        return f"the channels cancel each other from {self._cancelled_from:g} s on"
+
+    def _count_clipped(self, level: NDArray[np.int8]) -> None:
+        """Count samples above 1 (level 2) and in runs at full scale (1 or 2), two samples late."""
+        rows = np.concatenate([self._tail, level])
+        self._tail = rows[-4:]
+        counted = self._counted
+        self._counted += len(level)
+        if not rows.any():
+            return
+        full = rows > 0
+        runs = full[:-2] & full[1:-1] & full[2:]
+        clipped = runs[:-2] | runs[1:-1] | runs[2:] | (rows[2:-2] == 2)
+        places = (np.flatnonzero(clipped.any(axis=1)) + counted) // self._stretch
+        for stretch, amount in zip(*np.unique(places, return_counts=True), strict=True):
+            self._clipped[int(stretch)] = self._clipped.get(int(stretch), 0) + int(amount)
+
+    def _size(self, stretch: int) -> int:
+        """Samples of a stretch; of a short rest a run or two say nothing."""
+        there = min(self._stretch, self._frames - stretch * self._stretch)
+        return max(there, self._stretch // _STRETCH_SECONDS)
+
+    def _frame(self, seconds: Fraction) -> int:
+        """The first sample that is not before."""
+        return math.ceil(seconds * self._rate)
+
+    def _all_edges(self) -> Iterator[int]:
+        starts = (self._spans(index)[0] for index in count())
+        ends = (self._spans(index)[1] for index in count())
+        return map(self._frame, merge(starts, ends))
