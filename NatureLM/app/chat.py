@@ -221,7 +221,7 @@ def average_rankings(windows: Sequence[LabelRanking]) -> LabelRanking:
 
 
 def _ranked(result: Any, none: bool) -> LabelRanking:
-    if not result.asked:
+    if result.confidence is None:
         return LabelRanking(result.start, result.end, (), result.shown)
     shares = {result.text: result.confidence, **dict(result.alternatives)}
     if not none and len(shares) > 1:

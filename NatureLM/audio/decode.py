@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,14 @@ _INTEGERS = {
 
 # Codecs and filters overshoot 1 a little; beyond this, floats have another full scale.
 _TRUSTED_PEAK = 2.0
-_INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
 FULL_SCALE, FULL_SCALE_8_BITS = 1 - 2.0**-15, 1 - 2.0**-7
+
+
+class Scale(NamedTuple):
+    """What samples are divided by, and of how many bits that is where they are integers."""
+
+    full: float = 1.0
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,13 +153,13 @@ class Recording:
     def blocks(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
         """Yield the rest of the file as float32 arrays (frames, channels) with full scale 1."""
         for block in self._as_they_are(block_frames):
-            yield block if self.scale == 1 else block / np.float32(self.scale)
+            yield block if self.scale.full == 1 else block / np.float32(self.scale.full)
 
     @cached_property
-    def scale(self) -> float:
-        """What samples are divided by; to know it of floats, all of the file is read."""
+    def scale(self) -> Scale:
+        """The full scale of the samples; to know it of floats, all of the file is read."""
         if not self.format[1].startswith(("FLOAT", "DOUBLE", "PCM_F")):
-            return 1.0
+            return Scale()
         found = os.stat(self.path)
         return _scale_of_file(os.path.abspath(self.path), found.st_size, found.st_mtime_ns)
 
@@ -348,7 +354,7 @@ class ArrayRecording:
             raise AudioError(None, reason, kind="EmptyAudio")
         dtype = self._samples.dtype
         self.full_scale = FULL_SCALE_8_BITS if dtype.itemsize == 1 else FULL_SCALE
-        self.scale = 1.0
+        self.scale = Scale()
         if dtype.kind == "f":
             starts = range(0, len(self._samples), BLOCK_FRAMES)
             self.scale = _scale_of(self._samples[at : at + BLOCK_FRAMES] for at in starts)
@@ -368,8 +374,8 @@ class ArrayRecording:
         scale, silence = _INTEGERS.get(self._samples.dtype, (1.0, 0.0))
         for first in range(0, len(self._samples), block_frames):
             samples = self._samples[first : first + block_frames]
-            if self.scale != 1.0:
-                samples = samples / samples.dtype.type(self.scale)
+            if self.scale.full != 1:
+                samples = samples / samples.dtype.type(self.scale.full)
             block = samples.astype(np.float32)
             if scale != 1.0:
                 block -= np.float32(silence)
@@ -378,12 +384,12 @@ class ArrayRecording:
 
 
 @lru_cache(maxsize=4096)
-def _scale_of_file(path: str, size: int, changed: int) -> float:
+def _scale_of_file(path: str, size: int, changed: int) -> Scale:
     with Recording(path) as recording:
         return _scale_of(recording._as_they_are())
 
 
-def _scale_of(blocks: Iterable[NDArray[Any]]) -> float:
+def _scale_of(blocks: Iterable[NDArray[Any]]) -> Scale:
     """The full scale of floats: 1 up to a peak of 2, else that of integers, else the peak."""
     peak, whole = 0.0, True
     for block in blocks:
@@ -392,21 +398,24 @@ def _scale_of(blocks: Iterable[NDArray[Any]]) -> float:
             peak = max(peak, float(np.abs(finite).max()))
             whole = whole and bool((finite == np.rint(finite)).all())
     if peak <= _TRUSTED_PEAK:
-        return 1.0
-    return next((full for full in _INTEGER_SCALES if whole and peak <= full), peak)
+        return Scale()
+    fits = (bits for bits in (16, 24, 32) if whole and peak <= 2.0 ** (bits - 1))
+    return next((Scale(2.0 ** (bits - 1), bits) for bits in fits), Scale(peak))
 
 
 def scale_note(recording: Recording | ArrayRecording) -> str | None:
     """What is said of samples whose full scale is not 1."""
-    scale = recording.scale
-    if scale == 1:
+    full, bits = recording.scale
+    if full == 1:
         return None
     name = ARRAY_NAME if recording.path is None else recording.path
-    what = f"up to {scale:.6g}; they are divided by that, their peak"
-    if scale in _INTEGER_SCALES:
-        bits = _INTEGER_SCALES.index(scale) * 8 + 16
-        what = f"integers; they are divided by {scale:.0f}, the full scale of {bits} bits"
-    return f"{name}: the samples are floats far above 1, {what}."
+    if bits:
+        what = (
+            f"integers saved as floats; they are divided by {full:.0f}, full scale of {bits} bits"
+        )
+    else:
+        what = f"floats up to {full:.6g}; they are divided by that, their peak"
+    return f"{name}: the samples are {what}."
 
 
 def _as_numpy(samples: Any) -> NDArray[Any]:

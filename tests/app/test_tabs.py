@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from web_app import FakePipeline, echo
 
 from NatureLM.app.ask_tabs import answered, bars, labels_of, rankings, with_labels
@@ -293,3 +295,23 @@ def test_a_folder_of_samples_must_be_there(tmp_path: Path) -> None:
     assert folder_of_samples(tmp_path) == tmp_path
     with pytest.raises(UsageError, match="no such folder"):
         folder_of_samples(tmp_path / "none")
+
+
+def test_a_clip_without_sound_is_not_identified(
+    sounds: dict[str, Path], nano: Any, tmp_path: Path, limits: Limits
+) -> None:
+    shelf = ClipList(tmp_path, limits, most=10)
+    mixed = tmp_path / "mixed.wav"
+    tone, rate = soundfile.read(sounds["tone"])
+    soundfile.write(mixed, np.concatenate([np.zeros(10 * rate), tone]), rate)
+    shelf.put([(sounds["silent"], None), (mixed, None)], add=False)
+    names, pipeline = list_of("Rook, Dog", None, None, tmp_path, limits), Pipeline(nano)
+    with pytest.raises(UsageError, match=r"silent\.wav: there is no sound to identify"):
+        identify(pipeline, shelf.clips[0], names, 1.0, none=True)
+    with pytest.raises(UsageError, match=r"silent\.wav: nothing is asked here\. It is silent"):
+        shelf.clips[0].samples()
+    windows = identify(pipeline, shelf.clips[1], names, 1.0, none=True)
+    assert [bool(one.labels) for one in windows] == [False, True]
+    whole = average_rankings(windows)
+    assert whole.labels == windows[1].labels
+    assert "silent, not asked" in rankings(whole, windows)

@@ -609,3 +609,53 @@ def test_wrong_use_is_refused_before_any_work(tmp_path: Path, args: list[str], s
     assert done.exit_code == 2
     assert says in " ".join(done.stderr.split())
     assert not output.exists()
+
+
+def test_windows_without_sound(nano_calls: Path, nano_folder: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    wave, rate = soundfile.read("calls/trill_16k.wav")
+    wave = wave[: 2 * rate]
+    quiet, opposite = np.zeros((rate, 2)), np.stack([wave[:rate], -wave[:rate]], axis=1)
+    soundfile.write("a.wav", np.concatenate([np.stack([wave] * 2, 1), quiet, opposite]), rate)
+    soundfile.write("b.wav", quiet, rate)
+    ask = ("a.wav", "b.wav", "-q", "What is it?", "--model", nano_folder / "checkpoint")
+    cut = ("--window-length-seconds", 1, "--hop-length-seconds", 1)
+    result = infer(*ask, *cut)
+    assert result.exit_code == 0
+    shown = result.stdout.splitlines()
+    assert shown[3:] == [
+        "  2.00s - 3.00s        silent, not asked",
+        "  3.00s - 4.00s        cancelled, not asked",
+        "b.wav",
+        "  0.00s - 1.00s        silent, not asked",
+    ]
+    assert "2 silent windows not asked, 1 cancelled window not asked, 0 errors" in result.stderr
+    assert "5 windows, 2 answers," in result.stderr
+    assert "a.wav: the channels cancel each other from 3 s on" in result.stderr
+    before = Path(OUTPUT).read_bytes()
+    written = rows(OUTPUT)
+    assert [row.get("note") for row in written] == [None, None, "silent", "cancelled", "silent"]
+    assert [bool(row["text"]) for row in written[2:]] == [False] * 3
+    assert "confidence" not in written[2]
+    # It is resumed; whoever asks them all asks for something else.
+    assert infer(*ask, *cut).exit_code == 0
+    assert Path(OUTPUT).read_bytes() == before
+    assert "ask_silence: not set there, true now" in infer(*ask, *cut, "--ask-silence").stderr
+    assert infer(*ask, *cut, "--ask-silence", "--overwrite").exit_code == 0
+    every = rows(OUTPUT)
+    assert [row.get("note") for row in every] == [row.get("note") for row in written]
+    assert all("confidence" in row for row in every)
+    assert json.loads(Path(f"{OUTPUT}.run.json").read_text())["settings"]["ask_silence"] is True
+
+
+def test_a_run_of_silence_alone(nano_calls: Path, nano_folder: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    soundfile.write("b.wav", np.zeros(16_000), 16_000)
+    result = infer("b.wav", "-q", "What?", "--model", nano_folder / "checkpoint", "--quiet")
+    assert result.exit_code == 0
+    assert "1 window, 0 answers, 1 silent window not asked, 0 errors" in result.stderr
+    assert [row["note"] for row in rows(OUTPUT)] == ["silent"]

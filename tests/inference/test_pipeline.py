@@ -341,3 +341,64 @@ def test_the_app_loads_what_the_command_line_loads(tmp_path: Path) -> None:
     context.close()
     assert pipeline.model.processor.prompt_template == TEMPLATE
     assert pipeline.cfg is config
+
+
+@pytest.fixture
+def partly_silent() -> np.ndarray:
+    """Sound, silence, a constant, opposite channels, sound: a second each."""
+    one, zeros = sound(1.0), np.zeros(RATE, np.float32)
+    left = np.concatenate([one, zeros, zeros + 0.5, one, one])
+    return np.stack([left, np.concatenate([one, zeros, zeros + 0.5, -one, one])])
+
+
+def test_windows_without_sound_are_marked_and_not_asked(
+    pipeline: Pipeline, partly_silent: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = [["What is it?", "Caption the audio."]]
+    got = list(pipeline.windows([partly_silent], queries, **OF_A_SECOND))
+    every = list(pipeline.windows([partly_silent], queries, ask_silence=True, **OF_A_SECOND))
+    notes = ["", "silent", "constant", "cancelled", ""]
+    places = [(n, query) for n in range(5) for query in queries[0]]
+    assert [(r.window_index, r.query) for r in got] == places
+    for found in (got, every):
+        assert [r.note for r in found] == [notes[n] for n, _ in places]
+    assert [r.asked for r in got] == [notes[n] == "" for n, _ in places]
+    for one, other in zip(got, every, strict=True):
+        assert other.asked
+        assert other.confidence is not None
+        if one.asked:
+            assert one == other
+        else:
+            assert (one.text, one.confidence, one.alternatives) == ("", None, ())
+    caplog.clear()
+    (lines,) = pipeline([partly_silent], "What is it?", **OF_A_SECOND)
+    assert "#1.00s - 2.00s#: \n#2.00s - 3.00s#: \n#3.00s - 4.00s#: \n#4.00s" in lines
+    assert "audio 0: 3 of 5 windows hold no sound (cancelled, constant, silent)" in caplog.text
+    # Nothing at all is asked, and nothing is the matter.
+    zeros = np.zeros(3 * RATE)
+    labels = {"mode": "score", "labels": ["Dog"]}
+    silent = list(pipeline.windows([zeros, zeros], "q", **labels, **OF_A_SECOND))
+    assert [(r.audio_index, r.note, r.text) for r in silent] == [
+        (place, "silent", "") for place in (0, 0, 0, 1, 1, 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["silent", "cancelled"])
+def test_clips_without_sound_are_refused(pipeline: Pipeline, kind: str, tmp_path: Path) -> None:
+    wave = sound(1.0) * (kind == "cancelled")
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([wave, -wave], axis=1), RATE)
+    for ask in (
+        lambda **options: pipeline.conversation([path], **options, **FAST),
+        lambda **options: "".join(pipeline.stream(path, "What is it?", **options, **FAST)),
+        lambda **options: pipeline.compare_alphas([path], "What?", [0.0], **options, **FAST),
+    ):
+        with pytest.raises(AudioError, match=rf"a\.wav: there is no sound to ask about \({kind}\)"):
+            ask()
+        ask(ask_silence=True)
+
+
+def test_floats_of_any_scale_get_the_same_answer(pipeline: Pipeline) -> None:
+    wave = np.round(sound(2.0) * 32768) / 32768
+    answers = [pipeline([scale * wave], "What?", **FAST) for scale in (1, 32768)]
+    assert answers[0] == answers[1]

@@ -267,3 +267,25 @@ def test_raven_names_the_channel_and_leaves_errors_out() -> None:
         error("b.wav"), window(), recordings=files, channel=2, names={"a.wav": "Field 7.wav"}
     )
     assert (row["Channel"], row["Begin File"], row["Selection"]) == ("2", "Field 7.wav", "1")
+
+
+def test_notes_are_kept_by_every_export(tmp_path: Path) -> None:
+    silent = window(start=10, end=20, text="", note="silent")
+    sound = replace(window(), note="")
+    assert "note" not in json.loads(to_line(sound))
+    assert json.loads(to_line(silent))["note"] == "silent"
+    assert from_line(to_line(silent), "x", 1) == silent
+    assert (silent.shown, sound.shown) == ("silent, not asked", "Wolf")
+    assert replace(silent, text="Dog").shown == "Dog"
+    assert "note" not in csv_of(sound)[0]
+    assert [(one["text"], one["note"]) for one in csv_of(sound, silent, error("b.wav"))] == [
+        ("Wolf", ""),
+        ("", "silent"),
+        ("", ""),
+    ]
+    file = io.StringIO(newline="")
+    write_raven([sound, silent], file, [RavenRecording("a.wav", 20, 8000)])
+    first, second = csv.DictReader(io.StringIO(file.getvalue()), delimiter="\t")
+    assert (first["Answer"], first["Note"]) == ("Wolf", "")
+    assert (second["Answer"], second["Note"]) == ("", "silent")
+    assert second["Begin Time (s)"] == "10.000000"

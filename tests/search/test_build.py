@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from vector_indexes import SETTINGS
 
+from NatureLM.audio import AudioError
 from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.cli.search import load_embedder
 from NatureLM.errors import UsageError
@@ -30,7 +31,15 @@ from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
 from NatureLM.results.rows import OutputError
 from NatureLM.search.build import BuildResult, Embedder, Journal, make_index
-from NatureLM.search.index import IndexSettings, Shard, open_index, same_recording, writer_of
+from NatureLM.search.index import (
+    IndexSettings,
+    Shard,
+    nearest,
+    open_index,
+    query_windows,
+    same_recording,
+    writer_of,
+)
 
 RATE = 16000
 
@@ -440,3 +449,26 @@ def test_wrong_use(nano: NatureLM) -> None:
         Embedder(nano, "middle")
     with pytest.raises(UsageError, match="batch size is 0"):
         Embedder(nano, batch=0)
+
+
+def test_windows_without_sound_are_found_by_no_search(
+    nano: NatureLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wave = 0.2 * np.random.default_rng(0).normal(size=RATE)
+    parts = np.concatenate([wave, np.zeros(RATE), np.full(RATE, 0.3), wave])
+    soundfile.write(tmp_path / "a.wav", parts, RATE)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    embedder = Embedder(nano)
+    own = {"fingerprint": embedder.fingerprint, "width": embedder.width}
+    of_a_second = {"window_seconds": 1.0, "hop_seconds": 1.0, "sample_rate": 16_000}
+    like = replace(SETTINGS, **own, **of_a_second)  # type: ignore[arg-type]
+    made = make_index([tmp_path / "a.wav"], tmp_path / "x.npz", like, embedder)
+    assert made.rows == 4
+    assert "a.wav: 2 windows hold no sound; no search finds them" in caplog.text
+    index = open_index(tmp_path / "x.npz")
+    looked_for = query_windows(tmp_path / "a.wav", like)
+    assert [one.index for one in looked_for] == [0, 3]
+    found = nearest(index, embedder.vectors(looked_for))
+    assert sorted(one.start for one in found) == [0.0, 3.0]
+    with pytest.raises(AudioError, match=r"silent\.wav: there is no sound to look for \(silent\)"):
+        query_windows(tmp_path / "silent.wav", like)

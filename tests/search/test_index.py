@@ -165,7 +165,7 @@ def test_the_order_is_that_of_the_plain_way(
     naive = [
         (-max(cosine(row, query) for query in queries), number)
         for number, row in enumerate(rows)
-        if f"f{number // 4}.wav" != excluded
+        if f"f{number // 4}.wav" != excluded and row.any()
     ]
     wanted = sorted(naive)[:top_k]
     assert [round(match.similarity, 4) for match in found] == [
@@ -190,7 +190,7 @@ def test_of_equal_rows_the_first_ones_are_taken(make_index: MakeIndex) -> None:
 def test_numbers_that_are_none_are_like_nothing(make_index: MakeIndex) -> None:
     rows = np.array([[np.nan, 1], [np.inf, 1], [0, 0], [-1, -1], [1, 1]])
     found = nearest(make_index(rows), np.ones((1, 2), np.float32), 5)
-    assert [round(match.similarity, 6) for match in found] == [1.0, 0.0, 0.0, 0.0, -1.0]
+    assert [round(match.similarity, 6) for match in found] == [1.0, 0.0, 0.0, -1.0]
 
 
 def test_what_cannot_be_looked_for(make_index: MakeIndex, tmp_path: Path) -> None:
