@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import Recording
 from NatureLM.audio.files import as_on_disk
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
@@ -39,6 +43,7 @@ from NatureLM.util import did_you_mean, digest
 logger = logging.getLogger(__name__)
 
 _BEYOND = 0.1  # seconds after the window that are read, too
+_PROBED = 2000  # recordings of a table whose lengths are looked at
 _TOLERANCE = 0.025  # seconds more than the window that no recorder is blamed for
 _BLOCK = 2**16  # bytes of a file that a digest reads at a time
 _BLOCKS = 17  # most blocks that a digest reads
@@ -254,8 +259,29 @@ def open_samples(
                 f"{sample.dataset_name}; ids must be different"
             )
         samples[sample.dataset_name, sample.id] = sample
-    notes = (*parser.columns.notes, *_check_datasets(config.path, datasets, seen, is_named))
+    notes = (
+        *parser.columns.notes,
+        *_behind_the_end(config.path, [sample.clip for sample in samples.values()]),
+        *_check_datasets(config.path, datasets, seen, is_named),
+    )
     return SampleSet(config.path, tuple(samples.values()), notes)
+
+
+def _behind_the_end(name: str, clips: Sequence[Clip]) -> tuple[str, ...]:
+    """A note on rows that end after their recording, as headers tell."""
+    ends: dict[FileSource, list[float]] = {}
+    for clip in clips:
+        if clip.end is not None and isinstance(clip.source, FileSource):
+            ends.setdefault(clip.source, []).append(clip.end)
+    behind = 0
+    for source in list(ends)[:_PROBED]:
+        with suppress(AudioError), Recording(source.path) as recording:
+            seconds = (recording.frames or math.inf) / recording.sample_rate
+            behind += sum(end > seconds + 1 for end in ends[source])
+    if not behind:
+        return ()
+    rows = f"{behind} row ends" if behind == 1 else f"{behind} rows end"
+    return (f"{name}: {rows} more than a second after the recording; what is there is heard",)
 
 
 def _check_datasets(
@@ -456,7 +482,8 @@ def load_examples(config: TableConfig) -> list[Example]:
         _example(row, number, config, columns, dataset)
         for number, row in labelled_rows(config, dataset, columns)
     ]
-    for note in columns.notes:
+    clips = [clip for example in examples for clip in example.clips]
+    for note in (*columns.notes, *_behind_the_end(config.path, clips)):
         logger.warning(note)
     if config.balance == "rows":
         return examples

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
+import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,9 +21,12 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, cast, get_args
 
 from NatureLM.data.components import Task, components
+from NatureLM.data.table import clean, decoded, parse_json, read_bytes
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.protocols import NO_LABEL
 from NatureLM.util import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Value: TypeAlias = str | int | float | None
 Key: TypeAlias = tuple[Value, ...]
@@ -319,7 +324,7 @@ class _Loader:
         parts = split_labels(label) if is_set else [label]
         if (allowed := self._options.labels) is not None and group.task != "captioning":
             for part in parts:
-                if part not in allowed and not (is_set and part == NO_LABEL):
+                if clean(part) not in allowed and not (is_set and part == NO_LABEL):
                     message = f"the label {part!r} is not among those of --labels"
                     raise InvalidRow("label not allowed", message + did_you_mean(part, allowed))
         return ", ".join(
@@ -473,6 +478,12 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 _GZIP = b"\x1f\x8b"
 _MARK = b"\xef\xbb\xbf"  # some editors begin UTF-8 with it
+_WIDE = {
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"{\0": "utf-16-le",
+    b"\0{": "utf-16-be",
+}
 _KINDS: dict[type, str] = {
     list: "list",
     str: "string",
@@ -490,8 +501,8 @@ def _objects(path: Path, report: Callable[[Problem], None]) -> Iterator[tuple[in
     """
     number = 0
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
+        with _open(path) as stream:
+            for number, line in enumerate(_in_utf8(stream), start=1):
                 if not line.strip():
                     continue
                 row = _parse(line.removeprefix(_MARK) if number == 1 else line)
@@ -502,9 +513,21 @@ def _objects(path: Path, report: Callable[[Problem], None]) -> Iterator[tuple[in
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"the gzip data is damaged or cut short here ({error}); lines after it are lost"
         report(Problem(str(path), number + 1, "damaged file", message))
+    except UnicodeError as error:
+        message = f"is no UTF-16 from here on ({error})"
+        report(Problem(str(path), number + 1, "damaged file", message))
     except OSError as error:
         message = f"cannot be read ({error.strerror or error})"
         report(Problem(str(path), None, "damaged file", message))
+
+
+def _in_utf8(stream: Any) -> Iterable[bytes]:
+    """The lines of a file, which may be UTF-16, such as PowerShell writes behind `>`."""
+    encoding = _WIDE.get(stream.peek(2)[:2])
+    if encoding is None:
+        return cast(Iterable[bytes], stream)
+    text = io.TextIOWrapper(stream, encoding, newline="")
+    return (line.encode("utf-8", "backslashreplace") for line in text)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -520,7 +543,7 @@ def _open(path: Path) -> IO[bytes]:
 def _parse(line: bytes) -> dict[str, Any] | str:
     """The object of a line, or what is wrong with it."""
     try:
-        row = json.loads(line.decode())
+        row = parse_json(line.decode())
     except UnicodeDecodeError:
         return "is no UTF-8 text; one JSON object a line is needed"
     except json.JSONDecodeError as error:
@@ -557,9 +580,7 @@ def parse_rules(texts: Iterable[str]) -> tuple[NameRule, ...]:
 def read_map(path: str | Path) -> dict[str, str]:
     """A JSON object from label to scientific name; raises UsageError for anything else."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        content = parse_json(decoded(read_bytes(Path(path)), path, is_json=True)[0])
     except ValueError as error:
         raise UsageError(f"{path}: is no JSON ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
@@ -569,11 +590,10 @@ def read_map(path: str | Path) -> dict[str, str]:
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Labels, one a line; empty lines are skipped. Raises UsageError where there are none."""
-    try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from None
-    labels = [line.strip() for line in lines if line.strip()]
+    text, note = decoded(read_bytes(Path(path)), path)
+    if note:
+        logger.warning(note)
+    labels = [label for line in io.StringIO(text, newline=None) if (label := clean(line))]
     if not labels:
         raise UsageError(f"{path}: holds no label; write one a line")
     return tuple(dict.fromkeys(labels))

@@ -9,7 +9,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -238,6 +240,16 @@ def test_times_in_every_spelling(tmp_path: Path, milliseconds: int, form: int, t
     mark = "\t" if tab else ";"
     found = read(tmp_path, f"file{mark}label{mark}start\na.wav{mark}Dog{mark}{text}\n")
     assert found.samples[0].clip.start == pytest.approx(milliseconds / 1000, abs=1e-6)
+
+
+def test_ends_behind_the_recording_are_counted(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(16000, 0.1), 8000)
+    text = (
+        "file,label,start,end\na.wav,Dog,0,2.5\na.wav,Cat,1,3.5\na.wav,Cow,1,5000\nb.wav,Ox,0,9\n"
+    )
+    (note,) = read(tmp_path, text).notes
+    assert note.endswith("t.csv: 2 rows end more than a second after the recording; "
+                         "what is there is heard")  # fmt: skip
 
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tBegin File\t"

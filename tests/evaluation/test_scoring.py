@@ -201,10 +201,31 @@ BAD_LINES = {
     "endless number": ('{"id": ' + "9" * 5000 + "}", "cannot be read as JSON", "not JSON"),
     "large number": ({"lora_scale": 10**400}, "lora_scale is 1000", "wrong value"),
     "not a number": ({"lora_scale": float("nan")}, "lora_scale is nan", "wrong value"),
+    "a key twice": (
+        '{"id": "a", "label": "x", "label": "y"}',
+        "'label' is there twice",
+        "not JSON",
+    ),
     "truth value": ({"query": True}, "query is True", "wrong value"),
     "unknown data set": ({"dataset_name": "watkin"}, "did you mean 'watkins'?", "unknown dataset"),
     "duplicate id": ({"id": "s000"}, "'s000' is there twice, the first time at", "duplicate id"),
 }
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_answers_in_utf_16_are_scored(encoding: str, is_zipped: bool, tmp_path: Path) -> None:
+    rows = [row(0, "Kröte", "Kröte"), row(1, "Walrus", "Kröte")]
+    text = "\r\n".join(json.dumps(one, ensure_ascii=False) for one in rows)
+    data = text.encode(encoding)
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(gzip.compress(data) if is_zipped else data)
+    labels = tmp_path / "labels.txt"
+    labels.write_bytes("Kröte\r\nWalrus\r\n".encode(encoding))
+    words = ("--output-path", tmp_path, "--protocol", "strict", "--labels", labels)
+    code, _, said = run("beans", "score", path, *words)
+    assert (code, "Note" in said) == (0, False), said
+    assert records(tmp_path)[0]["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
@@ -282,7 +303,7 @@ def test_wrong_usage_is_said_before_anything_is_written(tmp_path: Path) -> None:
         ((path, "--names", "query=7:both", *science), "no row has it; query is one of 0"),
         ((path, "--names", "window=1:both", "--by", "query", *science), "not among the columns"),
         ((path, "--labels", empty), "holds no label"),
-        ((path, "--labels", tmp_path / "gone.txt"), "cannot be read as a list of labels"),
+        ((path, "--labels", tmp_path / "gone.txt"), "cannot be read (No such file"),
         ((path, "--names", "query=0:both", "--scientific-names", path), "is no JSON"),
     ):
         code, _, said = run("beans", "score", *words, "--output-path", tmp_path / "out")
