@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,15 @@ DETECTION_LIMIT = 5
 
 ANY = "*"
 """Stands for every data set in the tables of a protocol."""
+
+# Signs that are typed in several ways; those that nobody sees go. Escapes, for they look alike.
+_SIGNS = {
+    "'": "\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u2032\u0060\u00b4\uff07",
+    '"': "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\uff02",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d",
+    "": "\u00ad\u200b\u200c\u200d\u2060\ufeff",
+}
+_TYPED = {ord(sign): plain for plain, signs in _SIGNS.items() for sign in signs}
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 _BLOCK = 4_000_000  # distances held at a time: 16 MB
@@ -106,10 +116,25 @@ def protocol(name: str) -> Protocol:
     return found
 
 
+def plain(text: str) -> str:
+    """A text as "mention" and "strict" compare it, but for capital letters.
+
+    Composed letters (NFC), plain apostrophes, quotes and dashes, one space for all blanks, none
+    outside.
+    """
+    return " ".join(unicodedata.normalize("NFC", text.translate(_TYPED)).split())
+
+
+def caseless(text: str) -> str:
+    """The same without capital letters."""
+    return unicodedata.normalize("NFC", plain(text).casefold())
+
+
 class Matcher:
     """Finds the labels of answers to one data set; each distinct text is compared once.
 
     labels: distinct, in sorted order; a label's code is its place among them
+    place: the codes of the labels; those that a protocol takes for the same share the first's
     """
 
     def __init__(
@@ -119,10 +144,15 @@ class Matcher:
         self._protocol = protocol
         self._dataset = dataset
         self._limit = DETECTION_LIMIT if is_detection else protocol.limit
-        self._code = {label: code for code, label in enumerate(self.labels)}
-        backwards = reversed(self._code.items())  # of equal labels the first stays
-        self._folded = {label.strip().casefold(): code for label, code in backwards}
-        self._casefolded = [label.casefold() for label in self.labels]
+        # The nearest label is that of the published arithmetic, to which every sign counts.
+        forms = [one if protocol.match == "nearest" else plain(one) for one in self.labels]
+        backwards = [*zip(forms, range(len(forms)), strict=True)][::-1]  # of equals the first stays
+        self._code = dict(backwards)
+        self.place = {
+            label: self._code[form] for label, form in zip(self.labels, forms, strict=True)
+        }
+        self._folded = {caseless(form): code for form, code in backwards}
+        self._caseless = {code: caseless(form) for form, code in self._code.items() if form}
         self._known: dict[str, int] = {}
         self._unmatched = self._code.get(protocol.unmatched, UNMATCHED)
 
@@ -155,16 +185,16 @@ class Matcher:
             named = map(self._mentioned, new)
             found = [one[0] if len(one) == 1 else UNMATCHED for one in named]
         else:
-            cleaned = [text.strip() for text in new]
-            folded = [self._folded.get(text.casefold(), UNMATCHED) for text in cleaned]
+            cleaned = [plain(text) for text in new]
+            folded = [self._folded.get(caseless(text), UNMATCHED) for text in cleaned]
             found = list(map(self._code.get, cleaned, folded))
         for text, code in zip(new, found, strict=True):
             self._known[text] = self._unmatched if code == UNMATCHED else code
         return [self._known[text] for text in texts]
 
     def _mentioned(self, text: str) -> list[int]:
-        folded = text.casefold()
-        return [code for code, label in enumerate(self._casefolded) if label in folded]
+        folded = caseless(text)
+        return sorted(code for code, label in self._caseless.items() if label in folded)
 
 
 def nearest(texts: Sequence[str], labels: Sequence[str], limit: int | None = None) -> Codes:

@@ -283,7 +283,7 @@ class Evaluator:
         if key not in self._matchers:
             self._matchers[key] = Matcher(protocol, *key[1:], is_detection=is_detection)
         matcher = self._matchers[key]
-        place = {label: code for code, label in enumerate(matcher.labels)}
+        place = matcher.place
         if is_detection:
             true = [
                 tuple(sorted({place[part] for part in split_labels(one)} - {place[NO_LABEL]}))

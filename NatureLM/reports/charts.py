@@ -23,7 +23,7 @@ from NatureLM.evaluation.bootstrap import (
     percentile_interval,
     resampled_mean,
 )
-from NatureLM.evaluation.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS, Matcher
+from NatureLM.evaluation.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS, Matcher, caseless
 from NatureLM.evaluation.score import GroupScore, Scores
 from NatureLM.evaluation.tasks import ClassRow
 
@@ -299,9 +299,9 @@ def _form(group: GroupScore, bootstrap: BootstrapOptions) -> Form:
     texts = [answer.partition(END_OF_TEXT)[0] for answer in group.answers]
     found: dict[str, Sequence[float]] = {"words": [len(text.split()) for text in texts]}
     if group.task != "captioning":
-        folded = {label.strip().casefold() for label in group.candidates}
+        folded = set(map(caseless, group.candidates))
         parts = [text.split(",") if group.task == "detection" else [text] for text in texts]
-        found["is_label"] = [all(p.strip().casefold() in folded for p in one) for one in parts]
+        found["is_label"] = [all(caseless(part) in folded for part in one) for one in parts]
     if group.task == "classification":
         labels = [label for label in group.candidates if label != NO_LABEL]
         named = Matcher(PROTOCOLS["mention"], group.dataset, labels).codes(texts)

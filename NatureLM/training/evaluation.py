@@ -17,6 +17,7 @@ from torch import nn
 from NatureLM.config.schema import RunConfig
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.evaluation.protocols import caseless
 from NatureLM.training.batches import BadFiles, plain_batches
 from NatureLM.training.objectives import Objective
 from NatureLM.training.samples import Sample, SampleBuilder
@@ -73,8 +74,8 @@ def score_lines(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 
 
 def same_text(answer: str, sample: Sample) -> bool:
-    """Whether an answer is the expected one, but for case, outer space and a full stop."""
-    one, other = (text.strip().rstrip(".").casefold() for text in (answer, sample.answer))
+    """Whether an answer is the expected one, but for case, blanks, ways to type and a full stop."""
+    one, other = (caseless(text.strip().rstrip(".")) for text in (answer, sample.answer))
     return one == other
 
 

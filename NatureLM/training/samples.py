@@ -11,6 +11,7 @@ leave that range (windows are clipped at the end). dB values are of power.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -497,10 +498,11 @@ def _of_other_recordings(query: Example, rows: Sequence[Example]) -> list[Exampl
 
 
 def _same_recording(one: Example, other: Example) -> bool:
+    """Of one group, or of one source: files are the same by their real paths."""
     if one.group and one.group == other.group:
         return True
-    names = {clip.source.name for clip in one.clips}
-    return any(clip.source.name in names for clip in other.clips)
+    pairs = itertools.product((c.source for c in one.clips), (c.source for c in other.clips))
+    return any(a == b or a.name == b.name for a, b in pairs)
 
 
 class ClipPool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def test_nearest_is_the_textbook_distance_and_the_first_of_equals(
 LONG = "Common Loon, which is a diving bird of northern lakes"
 SAID = "The common name for the focal species in the audio is"
 LATIN = "The scientific name for the focal species in the audio is Gray Wolf"
+TYPED = ("R\u00fcppell's Vulture", "Bee-eater ", "\u02bbAkepa")
 WOLVES, BIRDS_HEARD, DOGS = ("None", "Gray Wolf"), ("One", "More"), ("Dog", "dog")
 
 
@@ -103,10 +105,40 @@ WOLVES, BIRDS_HEARD, DOGS = ("None", "Gray Wolf"), ("One", "More"), ("Dog", "dog
         ("strict", "Gray Wolf.", "no label", ()),
         ("strict", "dog", "dog", (DOGS,)),
         ("strict", "DOG", "Dog", (DOGS,)),
+        # However letters, apostrophes, dashes and blanks are typed.
+        ("strict", "Ru\u0308ppell\u2019s\u00a0Vulture ", TYPED[0], (TYPED,)),
+        ("strict", "R\u00dcPPELL\u00b4S  vulture", TYPED[0], (TYPED,)),
+        ("strict", "Bee\u2011eater", TYPED[1], (TYPED,)),
+        ("strict", "'Akepa", TYPED[2], (TYPED,)),
+        ("mention", "A ru\u0308ppell\u2032s\u202fvulture\u2014or so", TYPED[0], (TYPED,)),
+        ("mention", "\u201cBee\u2013Eater\u201d", TYPED[1], (TYPED,)),
+        ("mention", "the \u2018A\u00adkepa", TYPED[2], (TYPED,)),
+        ("beans-zero", "Bee\u2011eater", TYPED[1], (TYPED,)),  # the nearest, one edit away
+        ("paper", "Ru\u0308ppell\u2019s Vu", "no label", (TYPED,)),  # eight edits
     ],
 )
 def test_what_an_answer_is_taken_for(name: str, answer: str, label: str, more: Any) -> None:
     assert label_of(answer, name, *more) == label
+
+
+@given(
+    words=st.lists(
+        st.text("aÉéöñřộ'\u2019-\u2013", min_size=1, max_size=6), min_size=1, max_size=3
+    ),
+    forms=st.lists(st.sampled_from(["NFC", "NFD"]), min_size=2, max_size=2),
+    blank=st.sampled_from([" ", "\u00a0", "  ", "\t"]),
+    name=st.sampled_from(["strict", "mention"]),
+)
+def test_a_label_is_itself_in_any_form(
+    words: list[str], forms: list[str], blank: str, name: str
+) -> None:
+    """Also where the labels hold it in several forms: they are one."""
+    label = unicodedata.normalize(forms[0], " ".join(words))
+    answer = unicodedata.normalize(forms[1], f" {blank.join(words)} ").replace("'", "\u2019")
+    labels = sorted({label, answer, "Xylophone"})
+    matcher = Matcher(protocol(name), "mine", labels)
+    assert matcher.codes([answer]).tolist() == [matcher.place[label]]
+    assert matcher.place[label] == matcher.place[answer] != matcher.place["Xylophone"]
 
 
 @pytest.mark.parametrize("answer", ["nan", "inf", "1e9", "1_0", "2 birds", "٢"])

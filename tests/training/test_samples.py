@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,9 @@ def test_the_recording_that_is_asked_about_is_no_example():
         few_shot(ROWS[0], [ROWS[0]])
     with pytest.raises(ValueError, match="is of the recording"):
         few_shot(ROWS[0], [ROWS[1]])  # another clip of the same group
+    spelt = replace(ROWS[5], clips=(file_clip("sub/../0.wav"),))
+    with pytest.raises(ValueError, match="is of the recording"):
+        few_shot(ROWS[0], [spelt])
 
 
 @given(st.integers(0, 17), st.integers(0, 500), st.integers(1, 10), st.integers(1, 4))
