@@ -34,6 +34,7 @@ STEP = 2.0**-15 * 1.001  # of 16 bits; means of several channels are rounded
 CANCELLED_SHARE = 1e-3  # 60 dB
 CANCELLING_DB = 10.0
 CLIPPED_SHARE = 1e-3
+QUIET = 1e-3  # below it the model hears little
 _STRETCH_SECONDS = 10
 
 Samples = NDArray[np.float32]
@@ -94,6 +95,8 @@ class LevelMeter:
         self._clipped: dict[int, int] = {}  # samples, by stretch
         self._tail = np.zeros((4, channels), dtype=np.int8)
         self._counted = -2
+        self._low = np.full(channels + 1, np.inf)  # of mix and channels
+        self._high = -self._low
 
     def push(self, block: Samples, mix: Samples) -> None:
         """Take the next samples: what is heard of the channels (frames, channels), and the mix."""
@@ -109,6 +112,7 @@ class LevelMeter:
                 low, high = [mixed.min(), *part.min(axis=0)], [mixed.max(), *part.max(axis=0)]
                 self._pieces.append(_Piece(first, low, high))
                 peak = max(peak, *high[1:], *(-value for value in low[1:]))
+                self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
         if self._channels > 1 and len(mix):
             for column, samples in enumerate((mix, *block.T)):
                 self._sums[0, column] += samples.sum(dtype=np.float64)
@@ -143,6 +147,12 @@ class LevelMeter:
         cancelling = self._cancelling()
         if cancelling:
             yield f"{self._name}: {cancelling}. Choose one of them with --channel 1."
+        loudest = float(np.max(self._high - self._low)) / 2
+        if 0 < loudest < QUIET:
+            yield (
+                f"{self._name}: quiet: its loudest sound is {-20 * math.log10(loudest):.0f} dB "
+                "below full scale. If its values have another scale, multiply them."
+            )
         self._count_clipped(np.zeros((2, self._channels), dtype=np.int8))  # two come late
         shares = {n: clipped / self._size(n) for n, clipped in self._clipped.items()}
         many = sum(share > CLIPPED_SHARE for share in shares.values())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import Window, iter_windows, read_clip, read_noted_clip, to_fraction
+from NatureLM.data.sample import FileSource
 
 RATE = 16_000
 STEP = 2.0**-15
@@ -204,7 +205,7 @@ def test_floats_of_any_scale_are_heard_alike(
     if channels == 1 and gain == 2.0 ** round(math.log2(gain)):
         np.testing.assert_array_equal(window.samples, plain.samples)
     np.testing.assert_allclose(window.samples, plain.samples, atol=1e-6)
-    assert f"up to {gain:.6g}" in note
+    assert f"up to {float(np.float32(gain)):.6g}" in note
 
 
 @pytest.mark.parametrize(("bits", "subtype"), [(16, "FLOAT"), (24, "DOUBLE"), (32, "DOUBLE")])
@@ -282,3 +283,33 @@ def test_a_clip_without_sound_is_noted_once(caplog: pytest.LogCaptureFixture) ->
     for _ in range(3):
         read_clip(tone() * 0, input_sample_rate=RATE, name="row 3 of birds", start=0.5)
     assert caplog.messages == ["row 3 of birds: there is no sound from 0.5 s on (silent)"]
+
+
+@pytest.mark.parametrize(
+    ("wave", "decibels"),
+    [
+        (tone(level=1.1e-3), None),
+        (tone(level=5e-4), 66),
+        (tone(level=1e-5) + 0.4, 100),
+        ((tone(level=1) * 32767).astype(np.int32), 96),  # 16 bits in a type of 32
+        (tone() * 0, None),
+        (tone() * 0 + 0.5, None),
+    ],
+)
+def test_what_is_quiet_may_have_another_scale(wave: Wave, decibels: int | None) -> None:
+    said = heard(wave)[1]
+    assert len(said) == (decibels is not None)
+    assert all(f"its loudest sound is {decibels} dB below full scale" in one for one in said)
+
+
+def test_a_sample_of_a_data_set_is_scaled_and_noted_by_its_name(
+    save: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    loud, silent = save("l.wav", 100.5 * tone(), RATE, subtype="FLOAT"), save("s.wav", DITHER, RATE)
+    for _ in range(2):
+        wave = FileSource(loud).read(start=0.5, duration=1.0, sample_rate=RATE)
+        np.testing.assert_allclose(wave, 2 * tone()[RATE // 2 : 3 * RATE // 2], atol=1e-3)
+        FileSource(silent).read(start=0.0, duration=None, sample_rate=RATE)
+    first, second = caplog.messages
+    assert first.startswith(f"{loud}: the samples are floats up to ")
+    assert second == f"{silent}: there is no sound (silent)"
