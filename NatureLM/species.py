@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from NatureLM.audio.files import as_on_disk
 from NatureLM.data.components import components
 from NatureLM.data.table import clean, csv_rows, decoded, read_bytes
 from NatureLM.errors import UsageError
@@ -164,7 +165,7 @@ def read_species_list(
     """
     text = str(source)
     if isinstance(source, Path) or _is_file(text):
-        return _read_file(Path(source), prefer)
+        return _read_file(as_on_disk(Path(source)), prefer)
     if presets is not None and text in presets:
         return _made(presets[text], None, text)
     if "," not in text:
@@ -177,7 +178,7 @@ def read_species_list(
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).is_file()
+        return as_on_disk(Path(text)).is_file()
     except (OSError, ValueError):  # longer than the name of a file can be
         return False
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
-from NatureLM.audio.files import as_on_disk
+from NatureLM.audio.files import as_on_disk, find_recordings
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.table import Columns, DataError, Row, clean, read_table
@@ -40,10 +40,16 @@ _UNFINISHED = "is damaged or was not downloaded to its end: fetch it again"
 _NEEDED = "needs libraries that are not installed: pip install 'naturelm-audio[beans]'"
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """The tables of text in a folder."""
+    return sorted(file for kind in ("jsonl", "csv", "tsv") for file in folder.glob(f"*.{kind}"))
+
+
 def _class_folders(folder: Path) -> Iterator[Row]:
     """`folder/<class name>/<recordings>`; underscores in class names are spaces."""
-    from NatureLM.audio.files import find_recordings
-
+    if tables := tables_in(folder):
+        names = ", ".join(table.name for table in tables)
+        raise DataError(f"{folder}: holds {names}; name the table, or a folder of classes alone")
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     if not classes:
         raise DataError(f"{folder}: expected a folder for each class, with recordings in it")
@@ -55,7 +61,7 @@ def _class_folders(folder: Path) -> Iterator[Row]:
 
 def audio_folder(config: TableSource) -> Path:
     """The folder that relative paths of a table start from."""
-    source = Path(config.path)
+    source = as_on_disk(Path(config.path))
     if config.audio_root:
         return Path(config.audio_root)
     return source if source.is_dir() else source.parent
@@ -358,7 +364,7 @@ def _test_files(files: list[str], name: str, root: str) -> tuple[list[str], tupl
 
     Raises DataError where there are several splits and none of them is `test`.
     """
-    splits = [_split_of(file.partition(root)[2] or file) for file in files]
+    splits = [split_of(file.partition(root)[2] or file) for file in files]
     there = list(dict.fromkeys(split for split in splits if split))
     if not there or len({*splits}) == 1:
         return files, ()
@@ -376,7 +382,7 @@ def _test_files(files: list[str], name: str, root: str) -> tuple[list[str], tupl
     )
 
 
-def _split_of(path: str) -> str:
+def split_of(path: str) -> str:
     """The split that a file's name says, or a folder's that it is in."""
     for part in reversed(path.lower().replace("\\", "/").split("/")):
         for word in re.findall(r"[a-z]+", part):

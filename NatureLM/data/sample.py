@@ -36,8 +36,10 @@ from NatureLM.data.dataset import (
     labelled_rows,
     open_rows,
     open_split,
+    split_of,
+    tables_in,
 )
-from NatureLM.data.table import CLIP_ALIASES, RATES, Columns, DataError, Row, clean
+from NatureLM.data.table import CLIP_ALIASES, RATES, Columns, DataError, Row, clean, fold
 from NatureLM.util import did_you_mean, digest
 
 logger = logging.getLogger(__name__)
@@ -245,7 +247,8 @@ def open_samples(
     samples: dict[tuple[str, str], Sample] = {}
     seen: dict[str, None] = {}
     is_named = False
-    table = {} if rows is not None else {"path": _table(Path(config.path))}
+    place = as_on_disk(Path(config.path))
+    table = {} if rows is not None else {"path": str(_table(place))}
     for number, row in labelled_rows(config.model_copy(update=table), rows, parser.columns):
         named = parser.columns.get(row, "dataset")
         is_named = is_named or named is not None
@@ -259,7 +262,9 @@ def open_samples(
                 f"{sample.dataset_name}; ids must be different"
             )
         samples[sample.dataset_name, sample.id] = sample
+    is_split = rows is None and place.is_dir() and split_of(Path(table["path"]).name) == "test"
     notes = (
+        *((f"{place}: of its tables {Path(table['path']).name} is read",) if is_split else ()),
         *parser.columns.notes,
         *_behind_the_end(config.path, [sample.clip for sample in samples.values()]),
         *_check_datasets(config.path, datasets, seen, is_named),
@@ -347,12 +352,18 @@ class _RowParser:
             dataset_name=self.dataset_of(row),
             label=label,
             clip=self._clip(row, number, facts, str(identity), stretch),
-            cluster=_cluster(row, self.columns.names["cluster"])
+            cluster=self._cluster(row)
             or _cluster(facts, SAMPLE_ALIASES["cluster"])
             or str(path or identity),
             instruction=str(self.columns.raw(row, "instruction") or ""),
             task=str(get(row, "task") or ""),
         )
+
+    def _cluster(self, row: Row) -> str | None:
+        names = self.columns.names["cluster"]
+        if len(names) == 1:  # as the configuration says
+            return _cluster(row, names)
+        return _cluster({fold(name): row[name] for name in row}, tuple(map(fold, names)))
 
     def _clip(
         self, row: Row, number: int, facts: Row, identity: str, stretch: tuple[float, float | None]
@@ -409,15 +420,22 @@ def _cluster(facts: Row, names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _table(place: Path) -> str:
+def _table(place: Path) -> Path:
     """The table that a path names: a file, or the one inside a folder."""
     if not place.is_dir():
-        return str(place)
+        return place
     for name in _TABLES:
         if (place / name).is_file():
-            return str(place / name)
-    tables = sorted(file for kind in ("jsonl", "csv", "tsv") for file in place.glob(f"*.{kind}"))
-    return str(tables[0] if len(tables) == 1 else place)
+            return place / name
+    tables = tables_in(place)
+    tests = [table for table in tables if split_of(table.name) == "test"]
+    if len(tables) > 1 and len(tests) == 1:
+        return tests[0]  # as of datasets, the split that is tested
+    if len(tables) > 1:
+        raise DataError(
+            f"{place}: holds the tables {', '.join(table.name for table in tables)}: name one"
+        )
+    return tables[0] if tables else place
 
 
 def _dataset_name(place: Path) -> str:

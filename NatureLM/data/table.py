@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def _ansi(data: bytes, name: str | Path, line: int) -> tuple[str, str]:
 def read_bytes(path: Path) -> bytes:
     """A file's bytes. Raises DataError."""
     try:
-        return path.read_bytes()
+        return as_on_disk(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -339,6 +340,7 @@ def _selections(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
 # Columns and cells
 
 
+@cache
 def fold(name: str) -> str:
     """The name of a column without what spellings differ in: `Begin Time (s)` is `begintime`.
 

@@ -19,6 +19,7 @@ from NatureLM.audio import find_recordings
 from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.sample import Sample, SampleSet, load_examples, open_samples
 from NatureLM.data.table import DataError, csv_rows, decoded, delimiter_of, label_text
+from NatureLM.species import read_species_list
 
 SMALL = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -405,6 +406,40 @@ def test_files_are_found_in_both_normal_forms(
 
 def _file(sample: Sample) -> Path:
     return Path(sample.clip.source.name)
+
+
+def test_tables_and_lists_are_found_in_both_normal_forms(tmp_path: Path) -> None:
+    folder = tmp_path / unicodedata.normalize("NFD", "Gerät")
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", np.full(8000, 0.1), 8000)
+    for name, text in (("metadata.csv", "file,label\na.wav,Dog\n"), ("é.txt", "Dog\n")):
+        (folder / unicodedata.normalize("NFD", name)).write_text(text)
+    typed = tmp_path / unicodedata.normalize("NFC", "Gerät")
+    for table in (typed, typed / "metadata.csv"):
+        (sample,) = opened(table).samples
+        assert _file(sample).samefile(folder / "a.wav")
+    assert read_species_list(str(typed / "é.txt")).names == ("Dog",)
+
+
+def test_of_several_tables_in_a_folder_that_of_test_is_read(tmp_path: Path) -> None:
+    """Not its folders, as if they were classes."""
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "a.wav", np.full(8000, 0.1), 8000)
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"file,label\naudio/a.wav,{name}\n")
+    found = opened(tmp_path)
+    assert labels(found) == ["test"]
+    assert "of its tables test.csv is read" in found.notes[0]
+    with pytest.raises(DataError, match=r"holds test\.csv, train\.csv; name the table"):
+        load_examples(TableConfig(path=str(tmp_path)))
+    (tmp_path / "test.csv").rename(tmp_path / "more.csv")
+    with pytest.raises(DataError, match=r"holds the tables more\.csv, train\.csv: name one"):
+        opened(tmp_path)
+
+
+def test_columns_of_clusters_are_known_in_any_spelling(tmp_path: Path) -> None:
+    found = read(tmp_path, "file,label,Recording ID,Family\na,Dog,7,Canidae\nb,Cat,7,Felidae\n")
+    assert [one.cluster for one in found.samples] == ["7", "7"]
 
 
 def test_labels_and_where_are_compared_in_one_normal_form(tmp_path: Path) -> None:
