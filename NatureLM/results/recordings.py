@@ -145,8 +145,9 @@ class KnownRecordings:
         new = [real for real in reals if real not in self.found] if left else []
         nodes = {node: key for key in left if (node := _node(key)) is not None}
         gone: dict[tuple[str, int | None], list[str]] = defaultdict(list)
-        for one in sorted(left - set(nodes.values())):
-            gone[_name(one), self.found[one].size].append(one)
+        for one in sorted(left):  # not there, or another is in its place
+            if identity(one)[:2] != self.found[one][:2]:
+                gone[_name(one), self.found[one].size].append(one)
         moved: dict[str, str] = {}
         for real in new:
             key = nodes.get(_node(real) or (0, 0))
@@ -159,7 +160,9 @@ class KnownRecordings:
             if key is not None:
                 self._now[real] = key
         if is_noted:
-            self._note(moved, [key for keys in gone.values() for key in keys], len(new))
+            self._note(
+                moved, [key for keys in gone.values() for key in keys], len(new) - len(self._now)
+            )
 
     def changed(self, asked: Iterable[str | Path]) -> dict[str, str]:
         """Recordings that are others than before: key → CHANGED, or UNTOLD.
@@ -180,9 +183,9 @@ class KnownRecordings:
         ):
             if count := list(found.values()).count(kind):
                 logger.warning(
-                    "%s: %d recordings have another time of change than before, %s: they are "
+                    "%s: recordings with another time of change than before, %s: %d; they are "
                     "taken to be the same",
-                    *(self.path, count, why),
+                    *(self.path, why, count),
                 )
         return {key: kind for key, kind in found.items() if kind in (CHANGED, UNTOLD)}
 
@@ -194,11 +197,16 @@ class KnownRecordings:
         return self.folder
 
     def _real(self, name: str, before: Identity, folder: str | None) -> str:
-        if os.path.isabs(name) or folder is not None:
-            return os.path.realpath(os.path.join(folder or "", name))
-        bases = dict.fromkeys((os.getcwd(), os.path.dirname(os.path.realpath(self.path))))
+        if os.path.isabs(name):
+            return os.path.realpath(name)
+        bases = [*([folder] if folder else []), os.getcwd()]
+        bases.append(os.path.dirname(os.path.realpath(self.path)))
         places = {base: os.path.realpath(os.path.join(base, name)) for base in bases}
-        there = [base for base in bases if os.path.exists(places[base])] or list(bases)
+        there = [base for base in places if os.path.exists(places[base])] or list(places)
+        if folder is not None:  # elsewhere only if all was moved, and the content is the same
+            if folder not in there:
+                there = [b for b in there if compared(places[b], before) in (SAME, TOUCHED)]
+            return places[(there or [folder])[0]]
         fitting = [base for base in there if identity(places[base])[:2] == before[:2]]
         base = (fitting or there)[0]
         if os.path.exists(places[base]):
@@ -207,7 +215,12 @@ class KnownRecordings:
 
     def _moved(self, real: str, alike: list[str]) -> str | None:
         """Of recordings of this name and size that are gone, the one that is this; else None."""
-        fitting = [k for k in alike if compared(real, self.found[k]) in (SAME, TOUCHED)]
+        fitting = [
+            key
+            for key in alike
+            if compared(key, self.found[key]) == CHANGED  # what is there no longer is that
+            and compared(real, self.found[key]) in (SAME, TOUCHED)
+        ]
         shared = [_alike(key, real) for key in fitting]
         best = max(shared, default=0)
         if any(self.found[k].digest is None for k in fitting) and shared.count(best) > 1:
@@ -218,14 +231,15 @@ class KnownRecordings:
         if moved:
             now, before = next(iter(moved.items()))
             logger.warning(
-                "%s: %d recordings of before are found under other paths, by name and content: "
-                "%s is %s now",
+                "%s: recordings under other paths than before, found by name and content: %d, "
+                "such as %s, which is %s now",
                 *(self.path, len(moved), before, now),
             )
-        if gone and new > len(moved):
+        gone = [key for key in gone if not os.path.exists(key)]
+        if gone and new > 0:
             logger.warning(
-                "%s: %d recordings of before are no longer there, such as %s; %d are new",
-                *(self.path, len(gone), gone[0], new - len(moved)),
+                "%s: recordings of before that are no longer there: %d, such as %s; new ones: %d",
+                *(self.path, len(gone), gone[0], new),
             )
 
 

@@ -362,10 +362,26 @@ def test_an_archive_that_was_moved_is_known_by_name_and_content(
     names = ["one/0600.wav", "two/0600.wav", "one/0700.wav", "one/0800.wav"]
     paths = [moving / "archive" / name for name in names]
     assert _resumed(moving / "out.jsonl", *paths) == [True, True, True, False]
-    assert "3 recordings of before are found under other paths" in caplog.text
+    assert "found by name and content: 3" in caplog.text
     with WindowStore(moving / "out.jsonl") as store:
         store.begin(SETTINGS, paths)
         assert not any(answer(store, path) for path in paths[:3])
+
+
+def test_answers_that_moved_with_their_recordings_find_them(
+    moving: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where others have come to the old place."""
+    (moving / "y").mkdir()
+    for name in ("clips", "out.jsonl", "out.jsonl.run.json"):
+        (moving / name).rename(moving / "y" / name)
+    monkeypatch.chdir(moving / "y")
+    names = ["clips/one/0600.wav", "clips/two/0600.wav"]
+    assert _resumed(Path("out.jsonl"), *names, moving / "y/clips/one/0700.wav") == [True] * 3
+    for path in _site(moving).rglob("*.wav"):
+        path.write_bytes(b"another" * 30_000)
+    assert _resumed(Path("out.jsonl"), *names, moving / "y/clips/one/0700.wav") == [True] * 3
+    assert _resumed(Path("out.jsonl"), *names) == [True] * 2
 
 
 def test_the_same_name_in_another_folder_is_another_recording(
@@ -382,8 +398,8 @@ def test_the_same_name_in_another_folder_is_another_recording(
     assert "no longer there" not in caplog.text
     shutil.rmtree(moving / "clips")  # the card is taken out
     assert _resumed(output, "clips/one/0600.wav", "clips/one/0700.wav") == [False, False]
-    assert "3 recordings of before are no longer there" in caplog.text
-    assert "2 are new" in caplog.text
+    assert "no longer there: 3, such as" in caplog.text
+    assert "new ones: 2" in caplog.text
     other.rename(moving / "clips")  # the next one comes to its place
     monkeypatch.chdir(moving)
     with WindowStore(output) as store, pytest.raises(OutputError, match="changed since"):
