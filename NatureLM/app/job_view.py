@@ -100,11 +100,7 @@ class JobView:
             text = f"{self.names[row.audio_path]} {row.shown} {row.query}".casefold()
             return all(word in text for word in wanted)
 
-        return [
-            row
-            for row in self.answers
-            if (row.confidence is None or row.confidence >= least) and has_all(row)
-        ]
+        return [row for row in self.answers if _sure_enough(row, least) and has_all(row)]
 
     def table(self, rows: Sequence[WindowRow]) -> dict[str, Any]:
         cells: dict[str, Callable[[WindowRow], Any]] = {
@@ -145,6 +141,12 @@ def _file(row: Row) -> str:
     return Path(row.audio_path).name
 
 
+def _sure_enough(row: WindowRow, least: float) -> bool:
+    if row.confidence is None:
+        return not (row.note and least)
+    return row.confidence >= least
+
+
 def _confidence_text(row: WindowRow) -> str:
     """`83 % (Barn Owl 0.10)`; nothing where it is not known."""
     if row.confidence is None:
@@ -180,9 +182,9 @@ def progress_sentence(view: JobView) -> str:
         return f"Works: {done}." if view.answers else "Begins with the first windows …"
     if job.state == "failed":
         return job.message
-    bad = f", {_count(len(view.errors), 'recording')} with errors" if view.errors else ""
     silent = sum(bool(row.note and not row.text) for row in view.answers)
-    bad += f", {silent:,} of them without sound and not asked" if silent else ""
+    bad = f", {silent:,} of them without sound and not asked" if silent else ""
+    bad += f", {_count(len(view.errors), 'recording')} with errors" if view.errors else ""
     if job.state == "stopped":
         return f"Stopped at {done}{bad}. What is there is kept; Go on asks the rest."
     return f"Done: {_count(len(view.answers), 'answer')}{bad}."

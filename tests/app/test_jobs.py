@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +467,20 @@ def test_table_has_the_columns_that_differ(view: JobView) -> None:
     first = dict(zip(headers, table["data"][0], strict=True))
     assert first["Recording"] == OWL.name
     assert first["Answer"] == view.answers[0].text
+
+
+def test_windows_without_sound_are_shown_as_such(view: JobView) -> None:
+    job, first = view.job, view.answers[0]
+    silent = replace(first, text="", confidence=None, alternatives=(), note="silent")
+    shown = JobView(job, (*[silent] * 101, first), 0, False)
+    assert shown.has_confidence
+    assert "silent, not asked" in shown.table([silent])["data"][0]
+    assert shown.filtered("silent", 0.0) == [silent] * 101
+    assert shown.filtered("", 1e-9) == [first]
+    recording = next(one for one in job.recordings if first.audio_path.endswith(one.file))
+    data = timeline(shown, recording, first.query)
+    assert data["legend"][0]["label"] == "silent, not asked"
+    assert "102 answers, 101 of them without sound and not asked" in progress_sentence(shown)
 
 
 def test_filter_finds_all_words_anywhere(view: JobView) -> None:
