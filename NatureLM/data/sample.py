@@ -520,6 +520,8 @@ def _example(
     where = f"{config.path}, row {number}"
     get = columns.get
     labels = columns.strings(row, "labels")
+    if any(not isinstance(label, str) for label in columns.raw(row, "labels") or ()):
+        columns.label(row, "labels", where)  # refuses what is no name
     answer = columns.label(row, "answer", where)
     if answer is None and labels:
         answer = columns.label(row, "labels", where)
@@ -554,4 +556,9 @@ def _clips(
     if path is not None:
         return (Clip.of(FileSource(path), start, end),)
     files = columns.strings(row, "files")
+    if files and (start or end is not None):
+        raise DataError(
+            f"{config.path}, row {number}: start and end are of one recording, and there are "
+            "several files"
+        )
     return tuple(Clip.of(FileSource(as_on_disk(folder / file))) for file in files)

@@ -51,6 +51,7 @@ _REMEDY = "save it as UTF-8 (in Excel: CSV UTF-8)"
 _START_WORDS = frozenset({"start", "begin", "beg", "onset", "offset"})
 _END_WORDS = frozenset({"end", "stop", "finish"})
 _TIME_WORDS = _START_WORDS | _END_WORDS | {"duration", "time", "sample", "frame", "ms"}
+_BARE = frozenset({"from", "to", "tmin", "tmax", "t0", "t1"})
 _LABEL_WORDS = frozenset({"label", "labels", "species", "class", "classes", "annotation"})
 _UNITS = frozenset(
     {"sample", "samples", "samp", "frame", "frames", "ms", "msec", "millis", "milliseconds", "us"}
@@ -315,12 +316,15 @@ def _rows(
 
 def _csv(text: str, path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
     header, rows = csv_rows(text, path, delimiter)
-    made = ((line, _cells(header, cells, f"{path}, line {line}")) for line, cells in rows)
+    is_raw = header[:1] == ["Selection"]  # Raven has no quoting
+    made = ((line, _cells(header, cells, f"{path}, line {line}", is_raw)) for line, cells in rows)
     yield from _selections(made) if {"Selection", "View"} <= {*header} else made
 
 
-def _cells(header: Sequence[str], cells: Sequence[str], where: str) -> Row:
+def _cells(header: Sequence[str], cells: Sequence[str], where: str, is_raw: bool) -> Row:
     for name, cell in zip(header, cells, strict=True):
+        if cell.endswith('"') and cell.count('"') % 2 and fold(name) in _ONE_LINE and not is_raw:
+            raise DataError(f"{where}: {name} ends in a quote that none begins: {cell}")
         if re.search(r"[\r\n]", cell.strip()) and fold(name) in _ONE_LINE:
             raise DataError(
                 f"{where}: {name} goes on in the next line; if that is not meant, a quote is not "
@@ -394,7 +398,7 @@ class Columns:
             text in self._mapped.values()
             or text in self._config.where
             or text in RATES
-            or fold(text) in self._known
+            or fold(text) in self._known | _BARE
             or bool(_TIME_WORDS.intersection(_words(text)))
             or bool(_LABEL_WORDS.intersection(_words(text)))
         )
@@ -446,7 +450,7 @@ class Columns:
                     self._refuse_unit(key, wanted)
             is_raven = " ".join(_words(key)) in _OF_RAVEN and found.get("start")
             is_time = words & _TIME_WORDS and not words & {"rate", "id"} and not is_raven
-            if is_time or words & _LABEL_WORDS:
+            if is_time or words & _LABEL_WORDS or fold(key) in _BARE:
                 self._unread.setdefault(key)
 
     def _refuse_unit(self, key: str, column: str) -> None:
@@ -527,7 +531,7 @@ class Columns:
             except (TypeError, ValueError, OverflowError):
                 number = math.nan
         if not math.isfinite(number) or number < 0:
-            also = " of seconds, or h:mm:ss" if column in _TIMES else ""
+            also = " (seconds, or h:mm:ss)" if column in _TIMES else ""
             said = column if name == column else f"{column} ({name})"
             raise DataError(f"{where}: {said} must be a number of 0 or more{also}, got {value!r}")
         return number
@@ -562,11 +566,14 @@ class Columns:
             if not isinstance(value, str):
                 raise DataError(f"{where}: {name} is {value!r}; the name of a file is needed")
             named.append(value)
-        found = (as_on_disk(folder / name, other_slashes=True) for name in named)
-        first = next(found, None)
-        if first is None or len(named) == 1 or first.exists():
-            return first
-        return next((one for one in found if one.exists()), first)
+        found = [as_on_disk(folder / name, other_slashes=True) for name in named]
+        there = found if len(found) < 2 else [one for one in found if one.exists()]
+        if any(not one.samefile(there[0]) for one in there[1:]):
+            raise DataError(
+                f"{where}: several columns name a recording, and not the same one "
+                f"({', '.join(named)}); columns.path says which column does"
+            )
+        return next(iter(there or found), None)
 
     def stretch(self, row: Row, where: str) -> tuple[float, float | None]:
         """Start and end of a clip in its recording, in seconds; end None is the end of the file."""

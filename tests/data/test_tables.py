@@ -121,6 +121,7 @@ def test_windows_letters_are_read_with_a_note(tmp_path: Path) -> None:
         ("t.csv", b'file,label\na.wav,"Dog"x\n', "line 2: there is text behind a closing quote"),
         ("t.csv", b'file,label\na.wav,"Dog\nb.wav,"Cat"\n', "line 2: there is text behind"),
         ("t.csv", b'file,label\na.wav,x\nb,"Dog\nc,Cat"\n', "line 3: label goes on in the next"),
+        ("t.csv", b'file,label\na.wav,Dog"\n', "line 2: label ends in a quote that none begins"),
         ("t.csv", b"file,label\na.wav\n", "line 2: has fewer fields"),
         ("t.csv", b"file,label\na.wav,Dog,Cat\n", "line 2: has more fields"),
     ],
@@ -218,6 +219,7 @@ def test_a_mapped_column_decides(tmp_path: Path) -> None:
         ("duration", "'duration'"),
         ("clip_start,species", "'clip_start', 'species'"),
         ("Time", "'Time'"),
+        ("from,to", "'from', 'to'"),
     ],
 )
 def test_times_and_labels_that_are_not_read_are_named(
@@ -309,6 +311,32 @@ def test_what_is_no_label_is_refused_with_row_and_column(tmp_path: Path, value: 
     rows = [{"file": "a.wav", "label": "x"}, {"file": "b.wav", "label": value}]
     with pytest.raises(DataError, match="row 2: label is "):
         read(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"path": "a", "answer": True}, "row 1: answer is True"),
+        ({"path": "a", "answer": "x", "labels": ["A", 1.5]}, "row 1: labels is 1.5"),
+        ({"files": ["a", "b"], "answer": "x", "start": 1}, "there are several files"),
+    ],
+)
+def test_rows_to_train_on_are_read_as_strictly(
+    tmp_path: Path, row: dict[str, Any], says: str
+) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=says):
+        load_examples(TableConfig(path=str(tmp_path / "t.jsonl")))
+
+
+def test_two_columns_that_name_different_recordings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    table = "path,file,label\nb.wav,a.wav,Dog\n"
+    assert _file(read(tmp_path, table).samples[0]) == tmp_path / "a.wav"  # the one that is there
+    (tmp_path / "b.wav").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"not the same one \(b\.wav, a\.wav\)"):
+        read(tmp_path, table)
+    assert read(tmp_path, table, columns={"path": "file"}).samples[0].id == "a.wav"
 
 
 def test_a_blank_label_is_not_taken_from_another_column(tmp_path: Path) -> None:
