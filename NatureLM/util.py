@@ -25,6 +25,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -159,6 +160,30 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     writer.writerow(columns)
     writer.writerows(rows)
     return write_text(path, stream.getvalue())
+
+
+def library(module: str, absent: str, kind: type[NatureLMError] = UsageError) -> Any:
+    """A module of a library that not everybody has installed.
+
+    absent: what to say where it is not installed: what needs it, and how to get it
+
+    Raises `kind`, with what is wrong if the library is there and cannot be loaded.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise kind(why_not_loaded(error, module.partition(".")[0], absent)) from error
+
+
+def why_not_loaded(error: ImportError, name: str, absent: str) -> str:
+    """What to say of an optional library that was not loaded: see `library`."""
+    missing = (error.name or "").partition(".")[0] if type(error) is ModuleNotFoundError else ""
+    if missing == name:
+        return absent
+    if missing:
+        return f"{name} needs {missing}, which is not installed: pip install {missing}"
+    reason = (str(error).strip() or "ImportError").splitlines()[0]
+    return f"{name} is installed, and cannot be loaded: {reason}"
 
 
 def digest(

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -22,13 +23,13 @@ from NatureLM.app import experiments
 from NatureLM.app.ask_tabs import build_ask, build_identify, build_teach
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_tabs import JobTab
-from NatureLM.app.settings import AppSettings, need_gradio
+from NatureLM.app.settings import AppSettings, keep_loopback_direct, need_gradio, past_proxies
 from NatureLM.app.ui import QUIET, html, static
 from NatureLM.errors import UsageError
 from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
 from NatureLM.species import names_on_card
-from NatureLM.util import format_bytes, format_duration
+from NatureLM.util import format_bytes, format_duration, library
 
 TITLE = "NatureLM"
 TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
@@ -205,30 +206,49 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
     readable = [context.folder / "visitors", context.runs_dir, context.assets_dir]
     limits = settings.limits
     page.queue(max_size=limits.waiting_questions, default_concurrency_limit=limits.answers_at_once)
-    _, address, shared = page.launch(
-        server_name=settings.host,
-        server_port=settings.port,
-        share=settings.share,
-        prevent_thread_lock=True,
-        quiet=True,
-        show_error=False,
-        inbrowser=False,
-        allowed_paths=[str(path) for path in readable if path is not None],
-        max_file_size=limits.upload_bytes,
-        enable_monitoring=False,
-        ssr_mode=False,
-        footer_links=[],
-        app_kwargs={"middleware": [(OwnFilesOnly, (), {})]},
-        # Gradio would ask itself for the page and give up after three seconds, which a busy
-        # computer needs.
-        _frontend=False,
-        favicon_path=str(files("NatureLM.app") / "static" / "icon.svg"),
-        theme=theme(),
-        css=css(),
-        head=f"<script>{static('app.js')}</script>",
-    )
+    keep_loopback_direct(settings.host)
+    with _ways_out(settings):
+        _, address, shared = page.launch(
+            server_name=settings.host,
+            server_port=settings.port,
+            share=settings.share,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            inbrowser=False,
+            allowed_paths=[str(path) for path in readable if path is not None],
+            max_file_size=limits.upload_bytes,
+            enable_monitoring=False,
+            ssr_mode=False,
+            footer_links=[],
+            app_kwargs={"middleware": [(OwnFilesOnly, (), {})]},
+            # Gradio would ask itself for the page and give up after three seconds, which a busy
+            # computer needs.
+            _frontend=False,
+            favicon_path=str(files("NatureLM.app") / "static" / "icon.svg"),
+            theme=theme(),
+            css=css(),
+            head=f"<script>{static('app.js')}</script>",
+        )
     context.start_loading()
     return str(shared or address)
+
+
+def _ways_out(settings: AppSettings) -> AbstractContextManager[None]:
+    """How requests of Gradio go: to this computer directly, and with --share as the proxy says.
+
+    Raises UsageError for --share where the proxy cannot be used.
+    """
+    if not settings.share:
+        return past_proxies()
+    httpx = library("httpx", "gradio needs httpx, which is not installed: pip install httpx")
+    try:
+        httpx.Client().close()
+    except Exception as error:  # each part of a wrong address has its own
+        raise UsageError(
+            f"--share goes through the proxy of the environment, which cannot be used: {error}"
+        ) from None
+    return nullcontext()
 
 
 def _check_port(settings: AppSettings) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from NatureLM.errors import UsageError
+from NatureLM.util import library
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -75,9 +77,36 @@ def need_gradio() -> None:
     # Else the browser keeps what was asked and answered after the page is closed.
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with past_proxies():
+        library(
+            "gradio",
+            "the web app needs gradio, which is not installed: pip install 'naturelm-audio[app]'",
+        )
+
+
+@contextmanager
+def past_proxies() -> Iterator[None]:
+    """Within the block no request goes through a proxy, nor fails for what one needs.
+
+    Gradio opens clients when it is imported, and asks its own page when it is launched.
+    """
+    before = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    for name in before:
+        del os.environ[name]
+    os.environ["NO_PROXY"] = "*"  # else the settings of the system count
     try:
-        import_module("gradio")
-    except ImportError:
-        raise UsageError(
-            "the web app needs gradio, which is not installed: pip install 'naturelm-audio[app]'"
-        ) from None
+        yield
+    finally:
+        del os.environ["NO_PROXY"]
+        os.environ.update(before)
+
+
+def keep_loopback_direct(host: str) -> None:
+    """Let no later request of this process to itself go through a proxy that is set."""
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if "*" not in names:
+        names += ["localhost", "127.0.0.1", "::1", host]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(names))

@@ -29,6 +29,7 @@ from NatureLM.audio.container import (
     holds_another_flac,
 )
 from NatureLM.errors import UsageError
+from NatureLM.util import why_not_loaded
 
 Block = NDArray[np.float32]
 
@@ -315,10 +316,9 @@ class Recording:
             return ffmpeg.FfmpegFile(self.path, container)
         except ffmpeg.DecodeError as error:
             raise _unreadable(self.path, f"cannot be opened ({error})") from error
-        except ModuleNotFoundError as error:
-            if error.name != "av":
-                raise
-            reason = "sound of this kind (m4a, mp4, webm, …) needs PyAV, which is not installed"
+        except ImportError as error:
+            absent = "sound of this kind (m4a, mp4, webm, …) needs PyAV, which is not installed"
+            reason = why_not_loaded(error, "av", absent)
             advice = "Install it with pip install 'naturelm-audio[av]', or convert to wav or flac"
             raise AudioError(self.path, reason, advice, "NotAudio") from None
 

@@ -30,6 +30,7 @@ from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.table import Columns, DataError, Row, clean, read_table
 from NatureLM.errors import UsageError
+from NatureLM.util import library
 
 AUDIO = "audio"
 
@@ -397,9 +398,9 @@ def _is_saved(place: Path) -> bool:
 
 
 def _saved_dataset(folder: Path) -> ArrowRows:
-    library = _library("datasets", f"{folder}: reading it {_NEEDED}")
+    datasets = library("datasets", f"{folder}: reading it {_NEEDED}", DataError)
     with _as_data_error(f"{folder}: {_UNFINISHED}"):
-        found = library.load_from_disk(str(folder))
+        found = datasets.load_from_disk(str(folder))
     notes: tuple[str, ...] = ()
     if isinstance(found, dict):
         if len(found) > 1 and "test" not in found:
@@ -416,12 +417,12 @@ def _saved_dataset(folder: Path) -> ArrowRows:
 def _arrow_files(
     files: Sequence[Path], name: str, folder: Path, notes: tuple[str, ...] = ()
 ) -> ArrowRows:
-    library = _library("datasets", f"{name}: reading it {_NEEDED}")
+    datasets = library("datasets", f"{name}: reading it {_NEEDED}", DataError)
     parts = []
     for file in files:
         with _as_data_error(f"{file}: {_UNFINISHED}"):
-            parts.append(library.Dataset.from_file(str(file)))
-    return ArrowRows(library.concatenate_datasets(parts), name, folder, notes=notes)
+            parts.append(datasets.Dataset.from_file(str(file)))
+    return ArrowRows(datasets.concatenate_datasets(parts), name, folder, notes=notes)
 
 
 def hub_files(name: str) -> tuple[list[str], Any]:
@@ -431,8 +432,8 @@ def hub_files(name: str) -> tuple[list[str], Any]:
     """
     from huggingface_hub import HfFileSystem
 
-    filesystem = HfFileSystem()
     with _as_data_error("as a dataset of the Hugging Face Hub it cannot be reached"):
+        filesystem = HfFileSystem()
         files = sorted(filesystem.glob(f"datasets/{name}/**/*.parquet"))
     if not files:
         raise DataError(
@@ -443,7 +444,7 @@ def hub_files(name: str) -> tuple[list[str], Any]:
 
 def parquet_file(file: str, filesystem: Any) -> Any:
     """An open Parquet file, of which the end was read. Raises DataError."""
-    parquet = _library("pyarrow.parquet", f"{file}: reading it {_NEEDED}")
+    parquet = library("pyarrow.parquet", f"{file}: reading it {_NEEDED}", DataError)
     with _as_data_error(f"{file}: {_UNFINISHED}"):
         return parquet.ParquetFile(file, filesystem=filesystem)
 
@@ -489,10 +490,11 @@ def _load_any(config: TableConfig, place: Path) -> Any:
     hub = not place.exists() and not place.suffix and _HUB_ID.fullmatch(config.path)
     if not (saved or arrow or parquet or hub or _holds_sound(place)):
         return None
-    library = _library(
+    datasets = library(
         "datasets",
         f"{config.path}: reading Hugging Face datasets needs the package datasets: "
         "pip install 'naturelm-audio[beans]'",
+        DataError,
     )
     if place.exists():
         failed = f"{place}: cannot be read as a Hugging Face dataset"
@@ -503,12 +505,14 @@ def _load_any(config: TableConfig, place: Path) -> Any:
         )
     with _as_data_error(failed):
         if saved:
-            return library.load_from_disk(str(place))
+            return datasets.load_from_disk(str(place))
         if arrow:
-            return library.concatenate_datasets([library.Dataset.from_file(str(f)) for f in arrow])
+            return datasets.concatenate_datasets(
+                [datasets.Dataset.from_file(str(f)) for f in arrow]
+            )
         if place.is_file():
-            return library.load_dataset("parquet", data_files=str(place))
-        return library.load_dataset(config.path, name=config.subset, split=config.split)
+            return datasets.load_dataset("parquet", data_files=str(place))
+        return datasets.load_dataset(config.path, name=config.subset, split=config.split)
 
 
 def _split(found: Any, config: TableConfig) -> Any:
@@ -551,14 +555,6 @@ def _holds_sound(place: Path) -> bool:
         return False
     types = (str(column.type) for column in schema)
     return any(kind.startswith("struct<") and "bytes: binary" in kind for kind in types)
-
-
-def _library(name: str, message: str) -> Any:
-    """A library; raises DataError with this message where it is not installed."""
-    try:
-        return import_module(name)
-    except ImportError:
-        raise DataError(message) from None
 
 
 @contextmanager

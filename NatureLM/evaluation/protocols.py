@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from NatureLM.errors import UsageError
+from NatureLM.util import library
 
 Codes: TypeAlias = npt.NDArray[np.int32]
 
@@ -215,16 +216,13 @@ def nearest(texts: Sequence[str], labels: Sequence[str], limit: int | None = Non
 
 def _distances(labels: Sequence[str], texts: Sequence[str], limit: int | None) -> Codes:
     """Distances, (labels, texts); those above the limit are some number above it."""
-    try:
-        from rapidfuzz.distance import Levenshtein
-        from rapidfuzz.process import cdist
-    except ImportError:
-        message = "scoring needs rapidfuzz: pip install 'naturelm-audio[beans]'"
-        raise UsageError(message) from None
+    absent = "scoring needs rapidfuzz: pip install 'naturelm-audio[beans]'"
+    levenshtein = library("rapidfuzz.distance", absent).Levenshtein
+    cdist = library("rapidfuzz.process", absent).cdist
     # The short side first is four times faster, but with a limit the other way round is.
     sides = (labels, texts) if limit is None else (texts, labels)
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     how: dict[str, Any] = {"dtype": np.int32, "score_cutoff": limit, "workers": cores}
-    found: Codes = cdist(*sides, scorer=Levenshtein.distance, **how)
+    found: Codes = cdist(*sides, scorer=levenshtein.distance, **how)
     return found if limit is None else found.T

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,8 +46,9 @@ from NatureLM.evaluation.tasks import (
     SingleLabels,
     Values,
 )
-from NatureLM.util import without_nan, write_csv, write_data, write_json, write_text
+from NatureLM.util import library, without_nan, write_csv, write_data, write_json, write_text
 
+logger = logging.getLogger(__name__)
 Interval: TypeAlias = tuple[float, float]
 
 BENCHMARK = "beans-zero"
@@ -215,10 +217,12 @@ def write_scores(scores: Scores, folder: str | Path, settings: Mapping[str, Any]
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Path]:
     """`path`.csv, and `path`.parquet where pyarrow is installed."""
     written = [write_csv(path.with_name(path.name + ".csv"), columns, rows)]
+    if find_spec("pyarrow") is None:
+        return written
     try:
-        arrow: Any = import_module("pyarrow")
-        parquet: Any = import_module("pyarrow.parquet")
-    except ImportError:
+        parquet, arrow = library("pyarrow.parquet", ""), library("pyarrow", "")
+    except UsageError as error:
+        logger.warning("there are no tables as Parquet: %s", error)
         return written
     values = {name: _of_one_type([row[i] for row in rows]) for i, name in enumerate(columns)}
     stream = io.BytesIO()

@@ -167,13 +167,14 @@ def is_hub_id(name: str) -> bool:
     )
 
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
 def download(repository: str, revision: str | None, patterns: list[str]) -> Path:
     """Files of a hub repository in its local cache; errors say what a person has to do."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -189,9 +190,12 @@ def download(repository: str, revision: str | None, patterns: list[str]) -> Path
             f"Hugging Face has no model {repository!r}, or it is private and you are not logged "
             "in (hf auth login)"
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # no network, or a proxy that cannot be used: each has its own
+        proxies = [one for one in os.environ if one.lower() in _PROXIES and os.environ[one]]
+        through = f" (through the proxy of {', '.join(proxies)})" if proxies else ""
         raise CheckpointError(
-            f"{repository} is not on this machine and could not be fetched: {first_line(error)}\n"
+            f"{repository} is not on this machine and could not be fetched{through}: "
+            f"{first_line(error)}\n"
             f"{access_help(repository)}\n"
             "Without it, the embedded model answers offline: naturelm-tiny"
         ) from None

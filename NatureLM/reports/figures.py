@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from NatureLM.errors import UsageError
 from NatureLM.evaluation.metrics import ReliabilityBin
 from NatureLM.reports.charts import Change, ChangeChart, Chart, Curve, CurveChart, GridChart
+from NatureLM.util import library
 
 WIDTH = 4.7
 """Inches: a figure fills a telephone's screen and is still read there."""
@@ -88,12 +88,10 @@ _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 def need_matplotlib() -> None:
     """Raise UsageError, with what to do, where matplotlib is not installed."""
-    try:
-        import_module("matplotlib")
-    except ImportError:
-        raise UsageError(
-            "figures need matplotlib, which is not installed: pip install 'naturelm-audio[plots]'"
-        ) from None
+    library(
+        "matplotlib",
+        "figures need matplotlib, which is not installed: pip install 'naturelm-audio[plots]'",
+    )
 
 
 def draw(chart: Chart) -> Any:

@@ -30,6 +30,7 @@ from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import Window, iter_windows, read_noted_clip
 from NatureLM.errors import UsageError
 from NatureLM.results.recordings import Identity, KnownRecordings, identity
+from NatureLM.util import library
 
 SCHEMA_VERSION = 1
 
@@ -296,15 +297,12 @@ _PARQUET_COLUMNS = {"file", "start", "end", "vector", "model"}
 
 def _import_pyarrow() -> Any:
     """pyarrow with its module parquet; raises UsageError where it is not installed."""
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet  # type: ignore[import-untyped]
-    except ImportError:
-        raise UsageError(
-            "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'; an index whose name ends "
-            "in .npz needs nothing"
-        ) from None
-    return pyarrow
+    absent = (
+        "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'; an index whose name ends in "
+        ".npz needs nothing"
+    )
+    library("pyarrow.parquet", absent)
+    return library("pyarrow", absent)
 
 
 def _write_parquet(path: Path, index: VectorIndex) -> None:

@@ -6,14 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say
 from NatureLM.training.evaluation import score_lines
-from NatureLM.util import atomic_write, writing
+from NatureLM.util import atomic_write, library, writing
 
 
 class Tracker(NamedTuple):
@@ -134,15 +132,12 @@ def duration(seconds: float) -> str:
 
 def make_tracker(name: str, folder: Path) -> Tracker:
     """A tracker by name. Raises `UsageError` if its package is not installed."""
-    try:
-        if name == "trackio":
-            trackio: Any = import_module("trackio")
-            trackio.init(project="naturelm", name=folder.name, resume="allow")
-            return Tracker(lambda numbers, step: trackio.log(numbers, step=step), trackio.finish)
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError(f"run.trackers names {name}: pip install {name}") from None
-    writer: Any = SummaryWriter(str(folder / "tensorboard"))
+    package = library(name, f"run.trackers names {name}: pip install {name}")
+    if name == "trackio":
+        package.init(project="naturelm", name=folder.name, resume="allow")
+        return Tracker(lambda numbers, step: package.log(numbers, step=step), package.finish)
+    tensorboard = library("torch.utils.tensorboard", "")
+    writer: Any = tensorboard.SummaryWriter(str(folder / "tensorboard"))
 
     def write(numbers: Mapping[str, float], step: int) -> None:
         for key, value in numbers.items():

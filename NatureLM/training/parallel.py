@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from NatureLM.config.schema import DatasetsConfig, RunConfig
 from NatureLM.errors import ConfigError, UsageError
+from NatureLM.util import library
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]
@@ -28,13 +29,12 @@ def make_accelerator(run: RunConfig) -> Accelerator:
 
     Raises `UsageError` if accelerate is not installed or the device is not there.
     """
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import (  # type: ignore[import-untyped, unused-ignore]
-            AcceleratorState,
-        )
-    except ImportError:
-        raise UsageError("training needs accelerate: pip install 'naturelm-audio[train]'") from None
+    library("accelerate", "training needs accelerate: pip install 'naturelm-audio[train]'")
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import (  # type: ignore[import-untyped, unused-ignore]
+        AcceleratorState,
+    )
+
     if not torch.distributed.is_initialized():
         # A run before this one, in the same process, may have had another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
