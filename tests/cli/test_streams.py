@@ -215,12 +215,12 @@ def test_a_recording_whose_name_cannot_be_is_one_that_cannot_be_read(
     from NatureLM.audio import AudioError
     from NatureLM.config.schema import TableSource
     from NatureLM.data.sample import open_samples
-    from NatureLM.results.rows import identity
+    from NatureLM.results.recordings import Identity, identity
 
     table = tmp_path / "t.jsonl"
     table.write_text(json.dumps({"path": name, "label": "Dog"}) + "\n", encoding="utf-8")
     clip = open_samples(TableSource(path=str(table))).samples[0].clip
     assert hash(clip.source) == hash(clip.source)
-    assert identity(tmp_path / name) == (None, None)
+    assert identity(tmp_path / name, has_digest=True) == Identity()
     with pytest.raises(AudioError, match=r"name|too long"):
         clip.source.read(start=0, duration=None, sample_rate=16000)
