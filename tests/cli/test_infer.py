@@ -326,7 +326,7 @@ def test_signals_leave_whole_lines_and_the_run_goes_on(
 ) -> None:
     write_wav(folder / "calls" / "long.wav", 300)
     output = folder / OUTPUT
-    process = start(folder, 0.05, *ASK)
+    process = start(folder, 0.5, *ASK)
     wait_for_rows(output, 3, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
