@@ -235,3 +235,14 @@ def test_help_lists_all_verbs(app: object) -> None:
     verbs = main.NATURELM_COMMANDS if app is main.naturelm_app else main.BEANS_COMMANDS
     for verb in verbs:
         assert verb in printed
+
+
+def test_each_line_on_what_can_go_wrong_names_a_test_that_there_is() -> None:
+    text = (ROOT / "docs" / "explanation" / "what-can-go-wrong.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(lines) > 10
+    for line in lines:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", line)
+        assert named, line
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), line
