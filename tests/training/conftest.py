@@ -41,12 +41,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def table(clips_folder: Path) -> Path:
+def table(clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL table over `clips_folder`, two questions for each clip."""
-    path = clips_folder / "table.jsonl"
+    path = tmp_path_factory.mktemp("table") / "table.jsonl"
     rows = [
         {
-            "path": str(wav.relative_to(clips_folder)),
+            "path": os.path.relpath(wav, path.parent),
             "prompt": ["What is it?", "Name the sound."],
             "answer": wav.parent.name,
             "task": "name",
