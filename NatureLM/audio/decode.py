@@ -126,6 +126,7 @@ class Recording:
         self.format = (self._handle.format, self._handle.subtype)
         is_coarse = self.format[1] in ("PCM_S8", "PCM_U8")
         self.full_scale = FULL_SCALE_8_BITS if is_coarse else FULL_SCALE
+        self.is_wide = self.format[1] in ("FLOAT", "DOUBLE", "PCM_24", "PCM_32")
         self.frames = self._count_frames(contents)
         self._decoded = 0
         self._error = ""
@@ -354,6 +355,7 @@ class ArrayRecording:
             raise AudioError(None, reason, kind="EmptyAudio")
         dtype = self._samples.dtype
         self.full_scale = FULL_SCALE_8_BITS if dtype.itemsize == 1 else FULL_SCALE
+        self.is_wide = dtype.kind == "f" or dtype.itemsize > 2
         self.scale = Scale()
         if dtype.kind == "f":
             starts = range(0, len(self._samples), BLOCK_FRAMES)

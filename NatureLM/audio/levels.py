@@ -71,6 +71,7 @@ class LevelMeter:
     channels: how many are heard
     spans: start and end of windows, in order, seconds of the recording
     full_scale: where samples are clipped
+    is_wide: whether samples may be kept on another scale than their type's: floats, 24 and 32 bits
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class LevelMeter:
         spans: Callable[[int], tuple[Fraction, Fraction]],
         *,
         full_scale: float,
+        is_wide: bool,
     ) -> None:
+        self._is_wide = is_wide
         self._name = ARRAY_NAME if path is None else str(path)
         self._channels, self._spans, self._full_scale = channels, spans, full_scale
         self._rate = Fraction(repr(float(rate)))
@@ -148,7 +151,7 @@ class LevelMeter:
         if cancelling:
             yield f"{self._name}: {cancelling}. Choose one of them with --channel 1."
         loudest = float(np.max(self._high - self._low)) / 2
-        if 0 < loudest < QUIET:
+        if self._is_wide and 0 < loudest < QUIET:
             yield (
                 f"{self._name}: quiet: its loudest sound is {-20 * math.log10(loudest):.0f} dB "
                 "below full scale. If its values have another scale, multiply them."

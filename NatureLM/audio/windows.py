@@ -114,7 +114,12 @@ def _windows(
         resampler = Resampler(float(1 / heard_per_frame), plan.sample_rate)
         cutter = WindowCutter(plan)
         levels = LevelMeter(
-            recording.path, rate, mixer.heard, plan.span, full_scale=recording.full_scale
+            recording.path,
+            rate,
+            mixer.heard,
+            plan.span,
+            full_scale=recording.full_scale,
+            is_wide=recording.is_wide,
         )
         for note in filter(None, (scale_note(recording), _expansion_note(recording, plan))):
             warn(note)
@@ -223,7 +228,12 @@ def read_noted_clip(
             _log_once(scaled if name is None else f"{name}: {scaled.rpartition(': ')[2]}")
         mixer = Mixer(recording, parse_channel(channel))
         levels = LevelMeter(
-            recording.path, rate, mixer.heard, _all_of_it, full_scale=recording.full_scale
+            recording.path,
+            rate,
+            mixer.heard,
+            _all_of_it,
+            full_scale=recording.full_scale,
+            is_wide=recording.is_wide,
         )
         mono = _read_mono(recording, first, frames, mixer, levels)
     if not len(mono) and first:
