@@ -338,6 +338,7 @@ def test_experiment_is_opened_filtered_and_heard(
     page.get_by_label("Only wrong ones").check()
     answers.get_by_text("Mallard<b>", exact=True).first.wait_for()
     assert answers.locator("b").count() == 0
+    answers.get_by_text("s0", exact=True).first.wait_for(state="detached")  # the filter is on
     answers.get_by_text("s10", exact=True).locator("visible=true").first.click()
     page.wait_for_selector("#experiments-heard >> text=There is no recording of s10")
     go_to(page, "Ask")
