@@ -274,15 +274,15 @@ def open_samples(
 
 def _behind_the_end(name: str, clips: Sequence[Clip]) -> tuple[str, ...]:
     """A note on rows that end after their recording, as headers tell."""
-    ends: dict[FileSource, list[float]] = {}
+    ends: dict[Path, list[float]] = {}
     for clip in clips:
         if clip.end is not None and isinstance(clip.source, FileSource):
-            ends.setdefault(clip.source, []).append(clip.end)
+            ends.setdefault(clip.source.path, []).append(clip.end)
     behind = 0
-    for source in list(ends)[:_PROBED]:
-        with suppress(AudioError), Recording(source.path) as recording:
+    for path in list(ends)[:_PROBED]:
+        with suppress(AudioError), Recording(path) as recording:
             seconds = (recording.frames or math.inf) / recording.sample_rate
-            behind += sum(end > seconds + 1 for end in ends[source])
+            behind += sum(end > seconds + 1 for end in ends[path])
     if not behind:
         return ()
     rows = f"{behind} row ends" if behind == 1 else f"{behind} rows end"

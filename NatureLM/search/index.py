@@ -509,7 +509,7 @@ def same_recording(path: Path, index: VectorIndex) -> Callable[[str], bool]:
     known, keys = known_recordings(index)
     known.match([path], is_noted=False)
     content = identity(path, has_digest=True).digest
-    same = {key for key, before in known.found.items() if before.digest == content is not None}
+    same = {key for key, before in known.found.items() if content and before.digest == content}
     return lambda file: keys[file] in {known.key(path), *same}
 
 
