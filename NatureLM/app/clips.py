@@ -6,6 +6,7 @@ browser plays, the times.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -25,6 +26,8 @@ from NatureLM.audio.decode import RecordingInfo, probe
 from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import format_bytes, format_duration
+
+logger = logging.getLogger(__name__)
 
 SLOW_FACTOR = 10
 _WINDOW_SECONDS = 10.0
@@ -276,8 +279,8 @@ def shown_name(path: str | Path) -> str:
 def take(upload: str | Path, folder: Path, limits: Limits) -> Path:
     """Keep an uploaded file in a folder under an unguessable name; the path there.
 
-    The visitor's name of it gives no more than a plain suffix. Raises AppError for a file that is
-    too large.
+    The visitor's name of it gives no more than a plain suffix. Raises UsageError for a file that is
+    too large, and where the disk is full.
     """
     source = Path(upload)
     size = source.stat().st_size
@@ -288,6 +291,7 @@ def take(upload: str | Path, folder: Path, limits: Limits) -> Path:
         )
     suffix = source.suffix if _SUFFIX.fullmatch(source.suffix) else ""
     kept = folder / f"{secrets.token_urlsafe(12)}{suffix.lower()}"
+    check_free(folder, limits)
     folder.mkdir(parents=True, exist_ok=True)
     link_or_copy(source, kept)
     return kept
@@ -299,6 +303,25 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, target)
+
+
+def check_free(folder: Path, limits: Limits, needed: int = 0) -> None:
+    """Raise UsageError where `needed` bytes more would leave less free than is to stay free.
+
+    folder: on the disk in question; need not be there yet
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free - needed >= limits.free_bytes:
+        return
+    has, kept = format_bytes(free), format_bytes(limits.free_bytes)
+    wanted = f"{format_bytes(needed)} more are needed" if needed else "nothing more is taken"
+    logger.warning("%s: the disk has %s free, %s stay free, %s", folder, has, kept, wanted)
+    raise UsageError(
+        f"The disk of this computer is full: {has} are free, {kept} are to stay free, and "
+        f"{wanted}. Remove jobs that are done, or ask whoever runs this page to make room."
+    )
 
 
 def samples_of(folder: Path | None) -> dict[str, Path]:

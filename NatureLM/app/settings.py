@@ -32,6 +32,7 @@ class Limits:
     folder_files: int = 2000  # recordings in one job
     waiting_jobs: int = 8  # behind the one that runs
     waiting_questions: int = 32  # of all visitors
+    free_bytes: int = 10**9  # of a disk that stay free: nothing is written that leaves less
     answers_at_once: int = 4  # questions that are worked on at the same time
 
 

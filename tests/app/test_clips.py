@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from NatureLM.app.clips import ClipList, shown_name, take
+from NatureLM.app.clips import ClipList, check_free, shown_name, take
 from NatureLM.app.settings import Limits
 from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
 from NatureLM.app.ui import player
@@ -54,6 +56,41 @@ def test_files_that_are_too_large_are_refused(tmp_path: Path, limits: Limits) ->
     (tmp_path / "big.wav").write_bytes(bytes(3000))
     with pytest.raises(UsageError, match=r"big\.wav has 3 kB, and a file may have 2 kB"):
         take(tmp_path / "big.wav", tmp_path, replace(limits, upload_bytes=2048))
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "said"),
+    [
+        (3000, 0, None),
+        (3000, 2000, None),
+        (2999, 2000, "3 kB are free, 1 kB are to stay free, and 2 kB more are needed."),
+        (999, 0, "999 bytes are free, 1 kB are to stay free, and nothing more is taken."),
+    ],
+)
+def test_a_full_disk_takes_nothing_and_is_named_in_the_log_alone(
+    free: int,
+    needed: int,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    limits, folder = Limits(free_bytes=1000), tmp_path / "not" / "yet"
+    if said is None:
+        return check_free(folder, limits, needed)
+    with pytest.raises(UsageError) as refused:
+        check_free(folder, limits, needed)
+    assert str(refused.value) == (
+        f"The disk of this computer is full: {said} Remove jobs that are done, or ask whoever "
+        "runs this page to make room."
+    )
+    assert str(tmp_path) in caplog.text
+    if not needed:
+        (tmp_path / "sound.wav").write_bytes(b"sound")
+        with pytest.raises(UsageError, match="is full: 999 bytes are free"):
+            take(tmp_path / "sound.wav", folder, limits)
+        assert not folder.exists()
 
 
 def test_sizes_and_durations_in_words() -> None:
