@@ -78,7 +78,8 @@ def test_a_full_disk_takes_nothing_and_is_named_in_the_log_alone(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     limits, folder = Limits(free_bytes=1000), tmp_path / "not" / "yet"
     if said is None:
-        return check_free(folder, limits, needed)
+        check_free(folder, limits, needed)
+        return
     with pytest.raises(UsageError) as refused:
         check_free(folder, limits, needed)
     assert str(refused.value) == (
