@@ -41,7 +41,7 @@ from NatureLM.merging.lora import (
 )
 from NatureLM.models.adapters import AdapterMixin
 from NatureLM.models.beats import ACTIVATIONS, BEATs
-from NatureLM.models.checkpoint.load import load_model, open_checkpoint
+from NatureLM.models.checkpoint.load import load_model, open_checkpoint, reading
 from NatureLM.models.checkpoint.peft_io import adapter_settings
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
@@ -70,7 +70,10 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         self.processor = processor
         self.fingerprint = None  # of the files it was loaded from
         self.folded, self.attached = None, {}
-        language_model = AutoModelForCausalLM.from_config(config.text_config)
+        with reading("the model configuration", "language model (text_config)"):
+            language_model = AutoModelForCausalLM.from_config(
+                config.text_config, trust_remote_code=False
+            )
         width = language_model.get_input_embeddings().weight.shape[1]
 
         self.beats = ENCODERS[config.encoder](config)

@@ -156,7 +156,47 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} describes a model of type {kind!r}, not a NatureLM checkpoint"
         )
+    refuse_foreign_parts(values, path)
     return dict(values)
+
+
+# Keys of a configuration for which transformers fetches and runs kernels from the Hub, or other
+# libraries: the values that need none.
+_OWN_PARTS: dict[str, tuple[str, ...]] = {
+    "attn_implementation": ("eager", "sdpa"),
+    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+    "quantization_config": (),
+}
+
+
+def refuse_foreign_parts(values: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError where a configuration asks for code that this package does not have."""
+    left: list[tuple[str, Any]] = list(values.items())
+    while left:
+        name, value = left.pop()
+        kind = name.rpartition(".")[2].lstrip("_").removesuffix("_internal")
+        given = list(value.values()) if isinstance(value, dict) else [value]
+        allowed = _OWN_PARTS.get(kind)
+        if allowed is None:
+            left += [(f"{name}.{key}", one) for key, one in _items(value)]
+        elif not all(one is None or one in allowed for one in given):
+            taken = " or ".join((*allowed, "absent"))
+            raise CheckpointError(
+                f"{path}: {name} is {shown(value)}, and it must be {taken}: kernels and "
+                "libraries that a file names are neither fetched nor run"
+            )
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list) else []
+
+
+def shown(value: Any) -> str:
+    """A value of a stranger's file, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def is_hub_id(name: str) -> bool:

@@ -23,9 +23,13 @@ from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
     fill_tensor,
+    read_base_config,
+    read_tokenizer,
+    reading,
     reference_config,
     restore_computed_buffers,
 )
+from NatureLM.models.checkpoint.peft_io import CONFIG_FILE
 from NatureLM.models.checkpoint.tensors import (
     TensorRef,
     first_of,
@@ -224,19 +228,31 @@ def _prepare(language_model: Any, run: RunConfig, device: torch.device) -> None:
 
 def _language_model(config: Config, run: RunConfig, device: torch.device) -> Objective:
     """From the weights in `llama_path`, or from its config.json alone and the seed."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     base = find_base(config.model.llama_path, Path("."), weights=True)
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    settings, tokenizer = read_base_config(base), read_tokenizer(base)
     model: Any
-    if any(base.glob("*.safetensors")):
-        model = AutoModelForCausalLM.from_pretrained(
-            base, local_files_only=True, dtype=torch.float32
-        )
-    else:
-        torch.manual_seed(derive_seed(run.seed, "init", "language model"))
-        build: Any = AutoModelForCausalLM.from_config
-        model = build(AutoConfig.from_pretrained(base, local_files_only=True), dtype=torch.float32)
+    with reading(base, "language model"):
+        if any(base.glob("*.safetensors")):
+            index_folder(base)  # refuses shards that are not there, or not in the folder
+            if (base / CONFIG_FILE).exists():
+                raise ConfigError(
+                    f"{base} holds an adapter ({CONFIG_FILE}), and model.llama_path must name a "
+                    "whole language model: merge the adapter into it first"
+                )
+            model = AutoModelForCausalLM.from_pretrained(
+                base,
+                config=settings,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        else:
+            torch.manual_seed(derive_seed(run.seed, "init", "language model"))
+            build: Any = AutoModelForCausalLM.from_config
+            model = build(settings, trust_remote_code=False, dtype=torch.float32)
     _prepare(model, run, device)
     return LanguageModel(
         model.to(device),

@@ -9,16 +9,23 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.merging.lora import linear_shapes
 from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
 from NatureLM.models.checkpoint.tensors import (
@@ -40,7 +47,15 @@ from NatureLM.models.configuration import (
     NatureLMConfig,
     NatureLMProcessor,
 )
-from NatureLM.models.registry import CheckpointError, find_base, find_checkpoint, read_config
+from NatureLM.models.registry import (
+    CheckpointError,
+    find_base,
+    find_checkpoint,
+    first_line,
+    read_config,
+    read_json,
+    refuse_foreign_parts,
+)
 
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
@@ -66,7 +81,10 @@ class CheckpointReader:
     def generation_config(self) -> GenerationConfig | None:
         """The settings that lie with the language model's configuration, if there are any."""
         there = (self.base / "generation_config.json").is_file()
-        return GenerationConfig.from_pretrained(self.base) if there else None
+        if not there:
+            return None
+        with reading(self.base, "generation_config.json"):
+            return GenerationConfig.from_pretrained(self.base, trust_remote_code=False)
 
 
 def open_checkpoint(
@@ -80,7 +98,7 @@ def open_checkpoint(
     if own_layout:
         base = checkpoint
         config = NatureLMConfig.from_dict(values)
-        tokenizer = _tokenizer(base)
+        tokenizer = read_tokenizer(base)
     else:
         base = find_base(llama_path, checkpoint, weights=False)
         config, tokenizer = reference_config(values, base)
@@ -151,8 +169,8 @@ def reference_config(
             "config.json has keys that this version does not know and leaves out: %s",
             ", ".join(unknown),
         )
-    text_config = AutoConfig.from_pretrained(base, local_files_only=True)
-    tokenizer = _tokenizer(base)
+    text_config = read_base_config(base)
+    tokenizer = read_tokenizer(base)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     text_config.vocab_size = len(tokenizer)
     kept = {name: value for name, value in values.items() if name in known}
@@ -160,14 +178,42 @@ def reference_config(
     return NatureLMConfig(**{**kept, "text_config": text_config.to_dict()}), tokenizer
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+@contextmanager
+def reading(folder: str | Path, what: str) -> Iterator[None]:
+    """Around calls of transformers: what it refuses is a CheckpointError of one sentence."""
     try:
+        yield
+    except NatureLMError:
+        raise
+    except Exception as error:  # of a file of others: each kind has its own
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{folder} holds no usable {what}: its auto_map names Python code of its own, "
+                "which is never run; take one of a kind that transformers itself has"
+            ) from None
+        raise CheckpointError(f"{folder} holds no usable {what}: {first_line(error)}") from None
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; no code of others is run. Raises CheckpointError."""
+    with reading(folder, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
+            folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from None
     return tokenizer
+
+
+def read_base_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a base language model; no code of others is run.
+
+    Raises CheckpointError, for one that asks for code or an adapter from elsewhere, too.
+    """
+    refuse_foreign_parts(read_json(folder / "config.json"), folder / "config.json")
+    with reading(folder, "language model"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    return config
 
 
 def build_on_meta(
