@@ -235,6 +235,13 @@ def parse_bytes(text: str | int, option: str = "the number of bytes") -> int:
     return size
 
 
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise UsageError for a number outside of its bounds, or NaN; `name` is what gives it."""
+    if not low <= value <= high:
+        most = "" if math.isinf(high) else f" and at most {high:,}"
+        raise UsageError(f"{name} is {value:,}, and it must be at least {low:,}{most}")
+
+
 def format_bytes(size: float) -> str:
     """A size for people: `1.5 GB`, `20 MB`, `5 bytes`."""
     if size < 1000:

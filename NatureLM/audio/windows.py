@@ -32,11 +32,15 @@ from NatureLM.audio.decode import (
 )
 from NatureLM.audio.levels import LevelMeter
 from NatureLM.errors import UsageError
+from NatureLM.util import check_range
 
 logger = logging.getLogger(__name__)
 
 MINIMUM_TAIL_SECONDS = Fraction(1, 2)
 MINIMUM_CLIP_SECONDS = Fraction(1, 40)  # one analysis frame of the audio encoder
+
+# A window in memory, and no more windows of a recording than anybody could wait for.
+MAXIMUM_WINDOW_SECONDS, MINIMUM_HOP_SECONDS = 3600, 0.01
 
 # What a file's rate may be after time expansion.
 MIN_HEARD_RATE, MAX_HEARD_RATE = 1_000, 5_000_000
@@ -336,6 +340,15 @@ def count_windows(
     return plan.count(to_fraction(duration) * plan.expansion)
 
 
+def check_windows(
+    window_seconds: float, hop_seconds: float, named: Callable[[str], str] = str
+) -> None:
+    """Raise UsageError for windows that are too long, or too many of them."""
+    window, hop = named("window_length_seconds"), named("hop_length_seconds")
+    check_range(window, window_seconds, 0, MAXIMUM_WINDOW_SECONDS)
+    check_range(hop, hop_seconds, MINIMUM_HOP_SECONDS)
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """Where windows lie. Seconds are heard time: of the sound as the model gets it.
@@ -363,6 +376,7 @@ class WindowPlan:
         ):
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"the {name} is {value:g}; it must be above 0")
+        check_windows(window_seconds, hop_seconds)
         window, hop, expansion = map(to_fraction, (window_seconds, hop_seconds, time_expansion))
         if window < MINIMUM_CLIP_SECONDS:
             raise UsageError(

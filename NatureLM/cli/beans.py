@@ -211,7 +211,7 @@ def make_mini(
         "The sound of {label}.", "Caption of a clip, where no column caption is named."
     ),
     window_seconds: float = of.option(10.0, "Longest clip, and mixed windows."),
-    seed: int = of.option(0, "Of everything that is drawn.", min=0),
+    seed: int = of.option(0, "Of everything that is drawn.", min=0, max=of.MAX_SEED),
     overwrite: bool = of.option(False, "Replace what is there."),
 ) -> None:
     """Make a benchmark in BEANS-Zero's schema: classification, detection and captioning.

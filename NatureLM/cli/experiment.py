@@ -113,9 +113,9 @@ def _extended(
     """
     from NatureLM.config import ExperimentConfig
     from NatureLM.config.schema import TableSource
+    from NatureLM.util import check_range
 
-    if request.workers < 1:
-        raise UsageError(f"--workers is {request.workers}, and it must be at least 1")
+    check_range("--workers", request.workers, 1, 1000)
     extended = config.extended or ExperimentConfig()
     changes: dict[str, Any] = {}
     if "lora_scales" in extended.model_fields_set:

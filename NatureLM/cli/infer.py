@@ -257,6 +257,7 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
     """
     from NatureLM.inference.windows import AskOptions
     from NatureLM.merging.recipe import extrapolation_note
+    from NatureLM.util import check_range
 
     if not request.audio_paths:
         raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
@@ -265,8 +266,8 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
         raise UsageError('nothing to ask: give a question, such as --query "Caption the audio"')
     if not all(query.strip() for query in queries):
         raise UsageError("--query is empty: give a question")
-    if request.batch_size is not None and request.batch_size < 1:
-        raise UsageError(f"--batch-size is {request.batch_size}, and it must be at least 1")
+    if request.batch_size is not None:
+        check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
     alpha, channel = request.merging_alpha, request.channel
     if channel != "mean" and not (channel.isdecimal() and int(channel) >= 1):
         raise UsageError(f"--channel is {channel!r}, and it must be mean or a number from 1")

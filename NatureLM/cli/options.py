@@ -95,6 +95,8 @@ def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Para
 
 # Options of the model and of windows
 
+MAX_BATCH, MAX_ROWS, MAX_SEED = 100_000, 1_000_000_000, 2**32 - 1
+
 MODEL = "Model"
 AUDIO = "Windows and audio"
 
@@ -351,8 +353,8 @@ TASK = option(
     metavar="classification|detection|captioning",
     show_default="the rows' key task",
 )
-RESAMPLES = option(1000, "Resamples of the bootstrap.", min=1)
-SEED = option(0, "Seed of the bootstrap and of random answers.", min=0)
+RESAMPLES = option(1000, "Resamples of the bootstrap.", min=1, max=1_000_000)
+SEED = option(0, "Seed of the bootstrap and of random answers.", min=0, max=MAX_SEED)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def report(
         metavar="ALPHA,ALPHA",
         show_default="1.0 and the best of each question",
     ),
-    answers: int = of.option(3000, "Most single answers in the page.", min=0),
+    answers: int = of.option(3000, "Most single answers in the page.", min=0, max=1_000_000),
     scoring: of.ScoringOptions,
 ) -> None:
     """Draw what answers show: one page that works offline, with its figures and tables as files.

@@ -12,7 +12,6 @@ import typer
 
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
-from NatureLM.errors import UsageError
 from NatureLM.progress import say
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def embed(request: EmbedRequest) -> None:
     from NatureLM.audio.windows import WindowPlan, parse_channel
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
-    from NatureLM.util import check_place
+    from NatureLM.util import check_place, check_range
 
     # What cannot work is refused before the model is loaded.
     output = request.output_path
@@ -93,6 +92,7 @@ def embed(request: EmbedRequest) -> None:
     cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
     WindowPlan.of(16000, *cut)
     parse_channel(request.channel)
+    check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
     of.check_device(request.device, request.dtype)
     files = find_recordings(request.recordings)
     say(f"Model: {request.model}")
@@ -164,9 +164,9 @@ def search(
         refuse_other_model,
         same_recording,
     )
+    from NatureLM.util import check_range
 
-    if top_k < 1:
-        raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
+    check_range("--top-k", top_k, 1, 1_000_000)
     of.check_device(device, dtype)
     opened = open_index(index)
     windows = query_windows(query_clip, opened.settings, start=start, end=end)

@@ -54,7 +54,7 @@ class TuneRequest(of.ModelOptions):
     column: list[str] | None = of.COLUMN
     where: list[str] | None = of.WHERE
     limit: int | None = of.option(
-        None, "So many samples at most.", _DATA, min=1, show_default="all"
+        None, "So many samples at most.", _DATA, min=1, max=of.MAX_ROWS, show_default="all"
     )
     metric: str = of.option(
         "accuracy",
@@ -81,7 +81,7 @@ class TuneRequest(of.ModelOptions):
     adapter: str | None = of.ADAPTER
     device: str = of.DEVICE
     dtype: str = of.DTYPE
-    batch_size: int = of.option(32, "Answers at a time.", of.MODEL, min=1)
+    batch_size: int = of.option(32, "Answers at a time.", of.MODEL, min=1, max=of.MAX_BATCH)
 
     def load_config(self) -> Config:
         """The configuration; what was given stands in its section `extended`, which checks it."""

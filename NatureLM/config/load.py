@@ -14,6 +14,7 @@ import difflib
 import itertools
 import json
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -28,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError
+from NatureLM.util import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +119,57 @@ class Source:
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
 
+MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_NUMBER = 4_000_000, 50_000, 50, 64
+"""Of a file of YAML: bytes, values (an alias counts as all that it stands for), values within each
+other, characters of a number. What people write is far below."""
+MAX_PROBLEMS = 100  # that are told
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _TooMuch(yaml.MarkedYAMLError):
+    """More than the bounds allow."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, in which a number with an exponent needs neither a point nor a sign."""
+    """Safe YAML, in which a number with an exponent needs neither a point nor a sign, and of which
+    no more is read than the bounds allow."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values in a node, and their depth
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node, measured once: what an alias stands for is not gone into again."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        node: Any = super().compose_node(parent, index)
+        mark, is_alias = event.start_mark, isinstance(event, yaml.AliasEvent)
+        if not is_alias:
+            inside = [self._sizes[one] for one in _below(node)]
+            depth = 1 + max((depth for _, depth in inside), default=0)
+            self._sizes[node] = 1 + sum(size for size, _ in inside), depth
+        elif node not in self._sizes:
+            raise yaml.MarkedYAMLError(problem="this alias contains itself", problem_mark=mark)
+        size, depth = self._sizes[node]
+        for what, found, most in (
+            (
+                "values, counted with what aliases stand for",
+                max(size, len(self._sizes)),
+                MAX_VALUES,
+            ),
+            ("levels of values within each other", depth, MAX_DEPTH),
+            ("characters in a number", len(node.value) * (node.tag in _NUMBERS), MAX_NUMBER),
+        ):
+            if found > most:
+                problem = f"there are more than {most} {what}; no more are allowed"
+                raise _TooMuch(problem=problem, problem_mark=mark)
+        return node
+
+
+def _below(node: yaml.Node) -> Iterator[yaml.Node]:
+    """The items, or keys and values, of a node."""
+    if not isinstance(node, yaml.ScalarNode):
+        for item in node.value:
+            yield from item if isinstance(item, tuple) else (item,)
 
 
 _Loader.add_implicit_resolver(
@@ -133,7 +184,7 @@ def parse_value(text: str) -> Any:
     try:
         # The loader is a subclass of SafeLoader: it makes nothing but plain data.
         return yaml.load(text, Loader=_Loader)
-    except _NO_VALUE as error:
+    except (*_NO_VALUE, RecursionError) as error:
         raise yaml.YAMLError(_why(error)) from None
 
 
@@ -141,11 +192,12 @@ def read_yaml(path: Path) -> Source:
     """Read a configuration file.
 
     Raises ConfigError, which names the file and where possible the line: no such file, not
-    readable, not UTF-8, not YAML, a key twice, not a mapping at the top.
+    readable, not UTF-8, not YAML, too much of it, a key twice, not a mapping at the top.
     """
     name = str(path)
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{name}: there is no such configuration file") from None
     except IsADirectoryError:
@@ -153,6 +205,9 @@ def read_yaml(path: Path) -> Source:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{name}: cannot be read: {reason}") from None
+    if len(data) > MAX_BYTES:
+        most = format_bytes(MAX_BYTES)
+        raise ConfigError(f"{name}: is no configuration: it holds more than {most}")
     marked = next((one for mark, one in _MARKS.items() if data.startswith(mark)), None)
     try:
         text = data.decode(marked or "utf-8-sig")
@@ -214,7 +269,7 @@ def _parse(name: str, text: str) -> Source:
     try:
         node = loader.get_single_node()
         if node is not None:
-            _walk(node, (), source, [])
+            _walk(node, (), source)
             data = loader.construct_document(node)
             source.data = {} if data is None else data
     except yaml.YAMLError as error:
@@ -247,8 +302,7 @@ def _no_value(loader: _Loader, node: yaml.Node, seen: set[int]) -> yaml.Node | N
         except _NO_VALUE:
             return node
         return None
-    below = (one for item in node.value for one in (item if isinstance(item, tuple) else (item,)))
-    return next((bad for one in below if (bad := _no_value(loader, one, seen))), None)
+    return next((bad for one in _below(node) if (bad := _no_value(loader, one, seen))), None)
 
 
 def _mark(node: yaml.Node) -> tuple[int, int]:
@@ -269,10 +323,8 @@ def _check_text(node: yaml.Node, source: Source) -> None:
         )
 
 
-def _walk(node: yaml.Node, path: KeyPath, source: Source, above: list[yaml.Node]) -> None:
+def _walk(node: yaml.Node, path: KeyPath, source: Source) -> None:
     """Note the line of every key below `node`, and refuse keys that stand twice."""
-    if node in above:
-        raise ConfigError(f"{source.name}, line {_line(node)}: this alias contains itself")
     items: list[tuple[str | int, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.SequenceNode):
         items = [(i, item, item) for i, item in enumerate(node.value)]
@@ -292,7 +344,7 @@ def _walk(node: yaml.Node, path: KeyPath, source: Source, above: list[yaml.Node]
         _check_text(key, source)
         _check_text(value, source)
         seen[part] = source.lines[place] = _line(key)
-        _walk(value, place, source, [*above, node])
+        _walk(value, place, source)
 
 
 def _line(node: yaml.Node) -> int:
@@ -306,6 +358,8 @@ def _syntax_message(name: str, error: yaml.YAMLError) -> str:
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     hint = next((hint for word, hint in _HINTS.items() if word in str(problem)), "")
     problem = re.sub(r"'\\[^']+'", lambda one: character(ast.literal_eval(one[0])), str(problem))
+    if isinstance(error, _TooMuch):
+        return f"{name}{where}: {problem}"
     return f"{name}{where}: not valid YAML: {problem}{f' ({context})' if context else ''}{hint}"
 
 
@@ -335,6 +389,17 @@ def node_at(path: KeyPath) -> Node | None:
     for part in path:
         node = None if node is None else _child(node, part)
     return None if node is None else _resolve(node)
+
+
+def out_of_bounds(path: KeyPath, value: float) -> str | None:
+    """What may stand at `path`, in words, where a number is outside of its bounds or is none."""
+    node = node_at(path) or {}
+    good = {
+        "minimum": value >= node.get("minimum", value),
+        "exclusiveMinimum": value > node.get("exclusiveMinimum", -math.inf),
+        "maximum": value <= node.get("maximum", value),
+    }
+    return None if all(good.values()) and math.isfinite(value) else _describe(node)
 
 
 def keys_of(path: KeyPath) -> list[str]:
@@ -437,6 +502,10 @@ _BOUNDS = {
 }
 
 
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def _describe_one(node: Node) -> str:
     if "enum" in node:
         choices = (one if isinstance(one, str) else json.dumps(one) for one in node["enum"])
@@ -451,7 +520,9 @@ def _describe_one(node: Node) -> str:
         return f"{size}, each {_describe(node.get('items', {}))}"
     if kind == "string" and node.get("minLength"):
         return "a string that is not empty"
-    bounds = " and ".join(f"{word} {node[key]:g}" for key, word in _BOUNDS.items() if key in node)
+    bounds = " and ".join(
+        f"{word} {_number(node[key])}" for key, word in _BOUNDS.items() if key in node
+    )
     return _KINDS.get(str(kind), "any value") + (f", {bounds}" if bounds else "")
 
 
@@ -475,12 +546,16 @@ def explain(error: ValidationError, source: Source, overridden: Collection[KeyPa
             where += f" (line {line})"
         is_default = line is None and path not in overridden
         problems[f"{where}: {_what(path, detail, is_default)}"] = None
+        if len(problems) == MAX_PROBLEMS:
+            break
     return as_error(source.name, list(problems))
 
 
 def as_error(name: str, problems: list[str]) -> ConfigError:
     """ConfigError with one problem on a line each."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    if len(problems) >= MAX_PROBLEMS:
+        count = f"{MAX_PROBLEMS} problems or more"
     return ConfigError(f"{name}: {count}\n" + "\n".join(f"  - {one}" for one in problems))
 
 
@@ -551,8 +626,9 @@ def apply_overrides(source: Source, options: Sequence[str]) -> tuple[Source, lis
             except LookupError as error:
                 problems.append(f"{dotted(path)}: {error}")
             except (yaml.YAMLError, ValueError):
+                cut = text if len(text) <= 60 else text[:57] + "..."
                 problems.append(
-                    f"{dotted(path)}: {text!r} is not valid YAML; it must be {allowed_values(path)}"
+                    f"{dotted(path)}: {cut!r} is not valid YAML; it must be {allowed_values(path)}"
                 )
     if problems:
         raise as_error("--options", problems)

@@ -14,7 +14,9 @@ Activation = Literal["relu", "gelu", "gelu_accurate", "gelu_fast", "tanh", "line
 
 
 class _Architecture(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class FbankConfig(_Architecture):

@@ -37,6 +37,9 @@ class Section(BaseModel):
 Text = Annotated[str, Field(min_length=1)]
 """A string with at least one character."""
 
+MAX_POSITIONS, MAX_STEPS, MAX_BATCH, MAX_SEED = 131_072, 100_000_000, 100_000, 2**32 - 1
+"""Bounds of numbers, above all that a run could finish: positions are those of Llama 3.1."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 """A probability or a part of a whole."""
 
@@ -85,17 +88,17 @@ class ModelConfig(Section):
     """Whether a Q-Former stands between encoder and language model."""
     max_pooling: bool = False
     """Pool encoded audio by `downsample_factor` instead of using a Q-Former."""
-    downsample_factor: int = Field(default=8, ge=1)
+    downsample_factor: int = Field(default=8, ge=1, le=1000)
     """Encoded frames that are pooled into one; acts only with `max_pooling`."""
     freeze_audio_QFormer: bool = False
     """Whether training leaves the Q-Former and its queries as they are."""
     window_level_Qformer: bool = True
     """Whether the queries are asked of each group of frames, not of the whole window."""
-    num_audio_query_token: int = Field(default=1, ge=1)
+    num_audio_query_token: int = Field(default=1, ge=1, le=1000)
     """Learned queries for each group of audio frames."""
-    second_per_window: float = Field(default=0.333333, gt=0)
+    second_per_window: float = Field(default=0.333333, gt=0, le=3600)
     """Length of a group of frames, in seconds."""
-    second_stride: float = Field(default=0.333333, gt=0)
+    second_stride: float = Field(default=0.333333, gt=0, le=3600)
     """From the start of one group to the next, in seconds."""
     window_delays: list[float] | None = None
     """Seconds: a window is heard once for each, moved back by so much, and the hearings averaged.
@@ -109,9 +112,9 @@ class ModelConfig(Section):
 
     lora: bool = True
     """Whether the language model has an adapter."""
-    lora_rank: int = Field(default=32, ge=1)
+    lora_rank: int = Field(default=32, ge=1, le=65_536)
     """Rank of the adapter's matrices."""
-    lora_alpha: int = Field(default=32, ge=1)
+    lora_alpha: int = Field(default=32, ge=1, le=1_000_000)
     """Strength of the adapter: its output is multiplied by alpha / rank."""
     lora_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Part of the adapter's inputs that training leaves out."""
@@ -124,12 +127,12 @@ class ModelConfig(Section):
         default=LLAMA_3_TEMPLATE, json_schema_extra={"allowed": "a string with {} exactly once"}
     )
     """Text around a query; {} is where the query goes."""
-    max_txt_len: int = Field(default=160, ge=1)
+    max_txt_len: int = Field(default=160, ge=1, le=MAX_POSITIONS)
     """Longest answer in training, in tokens."""
     end_sym: Text = "<|end_of_text|>"
     """Text that ends an answer in training."""
 
-    sample_rate: int = Field(default=16000, ge=1000)
+    sample_rate: int = Field(default=16000, ge=1000, le=500_000)
     """Of the audio that a model that is built anew hears, in Hz."""
     beats_cfg: BeatsConfig = BeatsConfig()
     qformer_cfg: QFormerConfig = QFormerConfig()
@@ -158,24 +161,24 @@ class ModelConfig(Section):
 class GenerateConfig(Section):
     """How answers are decoded, and how much of the adapter is in the weights."""
 
-    max_new_tokens: int = Field(default=300, ge=1)
+    max_new_tokens: int = Field(default=300, ge=1, le=MAX_POSITIONS)
     """Longest answer, in tokens."""
-    num_beams: int = Field(default=2, ge=1)
+    num_beams: int = Field(default=2, ge=1, le=100)
     """Beams of beam search; 1 is greedy."""
     do_sample: bool = False
     """Draw tokens at random instead of taking the likeliest; works with one beam."""
-    min_length: int = Field(default=1, ge=0)
+    min_length: int = Field(default=1, ge=0, le=MAX_POSITIONS)
     """Shortest length in tokens, the prompt included."""
-    temperature: float = Field(default=0.1, gt=0)
+    temperature: float = Field(default=0.1, ge=1e-6, le=1e6)
     """Acts only when sampling."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    length_penalty: float = 1.0
+    repetition_penalty: float = Field(default=1.0, ge=1e-6, le=1e6)
+    length_penalty: float = Field(default=1.0, ge=-10, le=10)
     """Above 0 prefers longer answers, below 0 shorter ones; acts only with several beams."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Smallest set of tokens with this probability is drawn from; acts only when sampling."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, le=1_000_000)
     """Number of tokens that are drawn from, 0 for all; acts only when sampling."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the random draws."""
     merging_alpha: float = 1.0
     """0 is the base language model, 1 the adapted one, between them the two are merged."""
@@ -223,7 +226,7 @@ class FewShotConfig(Section):
     """Tasks whose samples may become few-shot samples; all if empty."""
     min_examples: int = Field(default=1, ge=1, le=10)
     max_examples: int = Field(default=5, ge=1, le=10)
-    max_labels: int = Field(default=3, ge=1)
+    max_labels: int = Field(default=3, ge=1, le=1000)
     """Most different labels among the examples."""
 
 
@@ -233,23 +236,23 @@ class DatasetsConfig(Section):
     train_ann_path: Text | None = None
     valid_ann_path: Text | None = None
     test_ann_path: Text | None = None
-    audio_max_length_seconds: float = Field(default=10.0, gt=0)
+    audio_max_length_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Clips are cut or padded to this length."""
 
     train: list[TableConfig] = Field(default=[])
     """Further tables, mixed by weight."""
     valid: list[TableConfig] = Field(default=[])
     test: list[TableConfig] = Field(default=[])
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.05, le=1000)
     """Share of a dataset ~ size ** (1 / temperature); above 1 favours small datasets."""
     max_bad_share: Share = 0.01
     """Part of the audio files that may be unreadable before the run stops."""
-    audio_cache_mb: int = Field(default=1024, ge=0)
+    audio_cache_mb: int = Field(default=1024, ge=0, le=10_000_000)
     """Decoded audio that is kept in memory, in MB."""
     few_shot: FewShotConfig = FewShotConfig()
     conversation_prob: Share = 0.0
     """Part of the samples that follow an answered question about the same clip."""
-    questions_per_clip: int = Field(default=1, ge=1)
+    questions_per_clip: int = Field(default=1, ge=1, le=1000)
     """Rows about the same clip that are asked in one sample: the clip is changed and encoded once
     for all of them. A batch then holds batch_size_train clips and up to so many times the rows."""
 
@@ -257,8 +260,8 @@ class DatasetsConfig(Section):
 class OptimsConfig(Section):
     """AdamW with linear warm-up and a cosine down to `min_lr`."""
 
-    max_epoch: int = Field(default=50, ge=1)
-    warmup_steps: int = Field(default=5000, ge=0)
+    max_epoch: int = Field(default=50, ge=1, le=1_000_000)
+    warmup_steps: int = Field(default=5000, ge=0, le=MAX_STEPS)
     init_lr: float = Field(default=9e-5, gt=0)
     """Learning rate after the warm-up."""
     warmup_start_lr: float = Field(default=0.0, ge=0, validate_default=True)
@@ -300,11 +303,11 @@ class AugmentationsConfig(Section):
     """Lowest signal-to-noise ratio of added noise, in dB."""
     high_snr: float = Field(default=25.0, validate_default=True)
     time_scale_prob: Share = 0.0
-    time_scale: float = Field(default=1.1, ge=1)
+    time_scale: float = Field(default=1.1, ge=1, le=100)
     """Clips are played up to this many times faster or slower."""
     mask_audio_prob: Share = 0.0
     mixup_prob: Share = 0.0
-    mixup_count: int = Field(default=2, ge=1)
+    mixup_count: int = Field(default=2, ge=1, le=100)
     """Most clips that are mixed into one."""
     mix_tasks: list[Text] = Field(default=[])
     """Tasks whose answers are lists of labels, so that clips may be mixed; rows with a `labels`
@@ -322,11 +325,11 @@ class AugmentationsConfig(Section):
     """Long clips are cut at random; otherwise their beginning is taken."""
     placement_prob: Share = 0.0
     """Short clips start at a random place in the window; otherwise at its start."""
-    frequency_masks: int = Field(default=0, ge=0)
+    frequency_masks: int = Field(default=0, ge=0, le=1000)
     """Bands of the spectrogram that are masked."""
     frequency_mask_share: Share = 0.1
     """Widest such band, as a part of all mel bins."""
-    time_masks: int = Field(default=0, ge=0)
+    time_masks: int = Field(default=0, ge=0, le=1000)
     """Stretches of the spectrogram that are masked."""
     time_mask_share: Share = 0.1
     """Longest such stretch, as a part of the window."""
@@ -359,20 +362,20 @@ class RunConfig(Section):
 
     task: Literal["audio-text", "text", "encoder"] = "audio-text"
     """The whole model; the language model alone on text; or the audio encoder alone."""
-    seed: int = Field(default=13, ge=0)
+    seed: int = Field(default=13, ge=0, le=MAX_SEED)
     output_dir: Text = "out"
     evaluate: bool = False
     """Only evaluate on the test table."""
 
-    log_freq: int = Field(default=5, ge=1)
+    log_freq: int = Field(default=5, ge=1, le=MAX_STEPS)
     """Steps between log lines."""
     epoch_based: bool = False
     """An epoch is one pass over the data; otherwise it is `iters_per_epoch` steps."""
-    iters_per_epoch: int = Field(default=10000, ge=1)
-    accum_grad_iters: int = Field(default=1, ge=1)
-    batch_size_train: int = Field(default=8, ge=1)
-    batch_size_eval: int = Field(default=32, ge=1)
-    num_workers: int = Field(default=12, ge=0)
+    iters_per_epoch: int = Field(default=10000, ge=1, le=MAX_STEPS)
+    accum_grad_iters: int = Field(default=1, ge=1, le=MAX_BATCH)
+    batch_size_train: int = Field(default=8, ge=1, le=MAX_BATCH)
+    batch_size_eval: int = Field(default=32, ge=1, le=MAX_BATCH)
+    num_workers: int = Field(default=12, ge=0, le=1000)
 
     device: str = Field(
         default="auto",
@@ -384,13 +387,13 @@ class RunConfig(Section):
     decode_ratio: Share = 0.1
     """Part of the evaluation samples whose answers are generated and scored."""
 
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Length of the run in steps; max_epoch epochs if null."""
-    save_every: int | None = Field(default=None, ge=1)
+    save_every: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Steps between checkpoints; an epoch if null."""
-    eval_every: int | None = Field(default=None, ge=1)
+    eval_every: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Steps between evaluations on the validation table; an epoch if null."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=MAX_STEPS)
     """Latest checkpoints that are kept, beside the best one."""
     best_by: Literal["loss", "token_accuracy", "accuracy", "macro_accuracy"] = "loss"
     """What the best checkpoint is chosen by; the accuracies are those of generated answers."""
@@ -468,9 +471,11 @@ class ExperimentConfig(Section):
         default=None, examples=[[{"name": "Wolf", "description": "[howls]"}]]
     )
     """Species to choose from; only samples of these are tested."""
-    top_k_species: Annotated[int, Field(ge=1)] | None = Field(default=None, examples=[3])
+    top_k_species: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        default=None, examples=[3]
+    )
     """Only samples of the k most frequent species of the one dataset are tested."""
-    n_examples: int = Field(default=1, ge=1, examples=[5])
+    n_examples: int = Field(default=1, ge=1, le=1000, examples=[5])
     """Clips of each species for {audio_examples}."""
 
     support: Text | TableSource | None = Field(default=None, examples=["examples.csv"])
@@ -485,13 +490,17 @@ class ExperimentConfig(Section):
         default=None, examples=[["XC1234", "XC1240"]]
     )
     """Ids of the samples that are tested; all if null."""
-    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, examples=[100])
+    limit: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        default=None, examples=[100]
+    )
     """So many samples at most, drawn by `seed`."""
-    seed: int = Field(default=0, ge=0, examples=[7])
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, examples=[7])
     """Of {randomize}, of `limit` and of the choice of example clips."""
     output_path: Text | None = Field(default=None, examples=["runs/mine"])
     """Folder of the results; `runs/` and the name of the configuration if null."""
-    batch_tokens: Annotated[int, Field(ge=1)] | None = Field(default=None, examples=[8192])
+    batch_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(
+        default=None, examples=[8192]
+    )
     """Tokens in a batch: changes the speed, never the answers; chosen for the device if null."""
 
     @field_validator("lora_scales", "queries", "datasets", "samples")

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from NatureLM.config.load import out_of_bounds
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import (
     AudioEncoder,
@@ -83,17 +84,13 @@ class GenerationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, good, allowed in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
-            ("min_length", self.min_length >= 0, "0 or more"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-        ):
-            if not good:
-                raise UsageError(f"{name} must be {allowed}, got {getattr(self, name)}")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            allowed = (
+                None if one.name == "do_sample" else out_of_bounds(("generate", one.name), value)
+            )
+            if allowed is not None:
+                raise UsageError(f"{one.name} must be {allowed}, got {value}")
         if self.do_sample and self.num_beams > 1:
             raise UsageError(
                 f"num_beams is {self.num_beams} and do_sample is true: sampling works with one "

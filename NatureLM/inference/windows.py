@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
-from NatureLM.audio.windows import Window, iter_windows, parse_channel
+from NatureLM.audio.windows import Window, check_windows, iter_windows, parse_channel
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
 from NatureLM.results.rows import Prediction
-from NatureLM.util import prefetch
+from NatureLM.util import check_range, prefetch
 
 if TYPE_CHECKING:
     from NatureLM.config.schema import GenerateConfig
@@ -71,6 +71,7 @@ class AskOptions:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{named(name)} is {value:g}, and it must be above 0")
+        check_windows(self.window_length_seconds, self.hop_length_seconds, named)
         if not math.isfinite(self.merging_alpha):
             alpha = f"{named('merging_alpha')} is {self.merging_alpha:g}"
             raise UsageError(f"{alpha}, and it must be a finite number")
@@ -127,8 +128,7 @@ def check_answers(
         raise UsageError(f"{by_mode} is {mode!r}, and it must be one of {', '.join(MODES)}")
     if several and mode != "constrained":
         raise UsageError(f"{named('several')} is for {by_mode} constrained")
-    if top_k < 1:
-        raise UsageError(f"{named('top_k')} is {top_k}, and it must be at least 1")
+    check_range(named("top_k"), top_k, 1, 1_000_000)
     if not 0 <= min_confidence <= 1:
         raise UsageError(f"{confidence} is {min_confidence:g}, and it must be between 0 and 1")
     if min_confidence > 0 and mode == "generate":

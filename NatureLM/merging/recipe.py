@@ -30,7 +30,7 @@ from pydantic import (
     field_validator,
 )
 
-from NatureLM.config.load import KeyPath, Source, as_error, dotted, read_yaml, show
+from NatureLM.config.load import MAX_PROBLEMS, KeyPath, Source, as_error, dotted, read_yaml, show
 from NatureLM.config.schema import Section, Text
 from NatureLM.util import did_you_mean
 
@@ -161,7 +161,8 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
-        problems = [_problem(detail, source) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)[:MAX_PROBLEMS]
+        problems = [_problem(detail, source) for detail in details]
         raise as_error(source.name, list(dict.fromkeys(problems))) from None
     adapters = []
     for adapter in recipe.adapters:

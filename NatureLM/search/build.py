@@ -42,7 +42,7 @@ from NatureLM.search.index import (
     rows_of_a_shard,
     writer_of,
 )
-from NatureLM.util import atomic_write, digest, oom_backoff, writing
+from NatureLM.util import atomic_write, check_range, digest, oom_backoff, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +67,7 @@ class Embedder:
     def __init__(self, model: NatureLM, layer: str = "encoder", *, batch: int = 16) -> None:
         if layer not in LAYERS:
             raise UsageError(f"the layer is {layer!r}, and it must be one of {', '.join(LAYERS)}")
-        if batch < 1:
-            raise UsageError(f"the batch size is {batch}, and it must be at least 1")
+        check_range("the batch size", batch, 1, 100_000)
         self.model, self.layer, self.batch = model, layer, batch
         self.fingerprint = _fingerprint(model, layer)
 

@@ -30,7 +30,7 @@ from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import Window, iter_windows, read_noted_clip
 from NatureLM.errors import UsageError
 from NatureLM.results.recordings import Identity, KnownRecordings, identity
-from NatureLM.util import library
+from NatureLM.util import check_range, library
 
 SCHEMA_VERSION = 1
 
@@ -472,8 +472,7 @@ def nearest(
 
     Raises UsageError for an impossible `top_k` or queries of another width.
     """
-    if top_k < 1:
-        raise UsageError(f"--top-k is {top_k}, and it must be at least 1")
+    check_range("--top-k", top_k, 1, 1_000_000)
     width = index.settings.width
     if queries_QE.ndim != 2 or queries_QE.shape[1] != width:
         raise UsageError(

@@ -3,8 +3,11 @@ the section `extended`, what excludes and what needs each other."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ from NatureLM.cli.options import as_yaml
 from NatureLM.config import ExperimentConfig, dump_config, json_schema, load_config
 from NatureLM.config.schema import TableSource
 from NatureLM.errors import ConfigError
+from NatureLM.merging.recipe import load_recipe
 
 WHOLE = "an integer, at least 1"
 POSITIVE = "a number, above 0"
+TEMPERATURE = "a number, at least 1e-06 and at most 1e+06"
 
 CASES = [
     # (YAML, key path, value as shown, what is allowed)
@@ -28,17 +33,17 @@ CASES = [
     ("generate: {num_beams: '2'}", "generate.num_beams", '"2"', WHOLE),
     ("generate: {num_beams: true}", "generate.num_beams", "true", WHOLE),
     ("generate: {num_beams: }", "generate.num_beams", "null", WHOLE),
-    ("generate: {temperature: 0}", "generate.temperature", "0", POSITIVE),
-    ("generate: {temperature: -0.1}", "generate.temperature", "-0.1", POSITIVE),
-    ("generate: {temperature: .nan}", "generate.temperature", "NaN", POSITIVE),
-    ("generate: {temperature: .inf}", "generate.temperature", "Infinity", POSITIVE),
-    ("generate: {temperature: hot}", "generate.temperature", '"hot"', POSITIVE),
+    ("generate: {temperature: 0}", "generate.temperature", "0", TEMPERATURE),
+    ("generate: {temperature: -0.1}", "generate.temperature", "-0.1", TEMPERATURE),
+    ("generate: {temperature: .nan}", "generate.temperature", "NaN", TEMPERATURE),
+    ("generate: {temperature: .inf}", "generate.temperature", "Infinity", TEMPERATURE),
+    ("generate: {temperature: hot}", "generate.temperature", '"hot"', TEMPERATURE),
     ("generate: {max_new_tokens: -5}", "generate.max_new_tokens", "-5", WHOLE),
     ("generate: {min_length: -1}", "generate.min_length", "-1", "at least 0"),
     ("generate: {do_sample: maybe}", "generate.do_sample", '"maybe"', "true or false"),
     ("generate: {do_sample: true}", "generate.do_sample", "true", "one beam"),
     ("generate: {merging_alpha: one}", "generate.merging_alpha", '"one"', "a number"),
-    ("generate: {repetition_penalty: 0}", "generate.repetition_penalty", "0", POSITIVE),
+    ("generate: {repetition_penalty: 0}", "generate.repetition_penalty", "0", TEMPERATURE),
     ("generate: {top_p: 1.5}", "generate.top_p", "1.5", "above 0 and at most 1"),
     ("generate: 3", "generate", "3", "a section with keys such as max_new_tokens"),
     ("generate: [a]", "generate", '["a"]', "a section with keys such as max_new_tokens"),
@@ -169,6 +174,125 @@ def test_a_file_without_sections(tmp_path: Path, text: str) -> None:
 
 def test_nesting_without_end(tmp_path: Path) -> None:
     assert "nested too deeply" in problem_of(tmp_path, "model: " + "[" * 2000)
+
+
+def laughs(first: str, item: str) -> str:
+    """Eight levels, of which each holds the one before nine times: 43 million values."""
+    names = "abcdefgh"
+    lines = (
+        f"{one}: &{one} {item.format(','.join([f'*{before}'] * 9))}\n"
+        for before, one in itertools.pairwise(names)
+    )
+    return f"a: &a {first}\n{''.join(lines)}"
+
+
+VALUES = "there are more than 50000 values, counted with what aliases stand for; no more are"
+NUMBER = "line 1, column 23: there are more than 64 characters in a number; no more are allowed"
+TOO_MUCH = {
+    # content: what is said of it
+    laughs("[x,x,x,x,x,x,x,x,x]", "[{}]"): f"line 5, column 4: {VALUES}",
+    laughs("{x: 1}", "{{<<: [{}]}}"): f"line 6, column 12: {VALUES}",
+    "generate: {num_beams: 0x" + "f" * 10**6: NUMBER,
+    "generate: {num_beams: " + "9" * 10**6: NUMBER,
+    "generate: {num_beams: 1" + ":1" * 10**5: NUMBER,
+    "generate: {num_beams: !!int '" + "9" * 10**5 + "'": NUMBER,
+    "generate: {temperature: 1e400}": "generate.temperature (line 1): Infinity is not allowed",
+    "model: {fbank_cfg: {mean: 1e400}}": "model.fbank_cfg.mean (line 1): Infinity is not allowed",
+    "model: " + "[" * 60 + "]" * 60: "there are more than 50 levels of values within each other",
+    "- " * 10**5: "is nested too deeply",
+    "a: &a {<<: *a}": "line 1, column 12: not valid YAML: this alias contains itself",
+    "extended: {samples: [" + "a," * 60_000: VALUES,
+    "".join(f"k{i}: 1\n" for i in range(1000)): ": 100 problems or more\n",
+    "# \n" * 1_400_000: "is no configuration: it holds more than 4 MB",
+}
+
+
+def test_no_more_is_read_than_a_person_would_write(tmp_path: Path) -> None:
+    """Seconds and bytes are those of a process that reads one after the other."""
+    for number, text in enumerate(TOO_MUCH):
+        (tmp_path / f"{number}.yml").write_text(text)
+    ran = subprocess.run(
+        [sys.executable, "-c", _READ, str(tmp_path), str(len(TOO_MUCH))],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    read = json.loads(ran.stdout)
+    for number, words in enumerate(TOO_MUCH.values()):
+        assert f"{tmp_path / f'{number}.yml'}" in read["said"][number]
+        assert words in read["said"][number]
+        assert read["seconds"][number] < 5, words
+    assert read["peak"] < 200e6
+
+
+_READ = """
+import json, resource, sys, time
+from NatureLM.config import load_config
+said, seconds = [], []
+for number in range(int(sys.argv[2])):
+    begun = time.process_time()
+    try:
+        load_config(f"{sys.argv[1]}/{number}.yml")
+    except Exception as error:
+        said.append(str(error))
+    seconds.append(time.process_time() - begun)
+try:  # Linux; there ru_maxrss starts at the parent's peak
+    (peak,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if "VmHWM" in line)
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"said": said, "seconds": seconds, "peak": peak}))
+"""
+
+
+@pytest.mark.parametrize("text", [laughs("[x]", "[{}]"), "[" * 10**5, "9" * 5000, "0x" + "f" * 999])
+def test_the_same_bounds_hold_in_overrides_and_recipes(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"generate\.num_beams: '.{,70}' is not valid YAML; it must"
+    ):
+        load_config(options=[f"generate.num_beams={text}"])
+    (tmp_path / "r.yml").write_text(f"alpha: {text}" if ":" not in text else text)
+    with pytest.raises(ConfigError, match=r"nested too deeply|no more are allowed"):
+        load_recipe(tmp_path / "r.yml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("generate.num_beams", 100_000, "an integer, at least 1 and at most 100"),
+        ("generate.max_new_tokens", 10**9, "an integer, at least 1 and at most 131,072"),
+        ("generate.min_length", 10**9, "an integer, at least 0 and at most 131,072"),
+        ("generate.top_k", 10**9, "an integer, at least 0 and at most 1,000,000"),
+        ("generate.temperature", 1e-300, TEMPERATURE),
+        ("generate.length_penalty", 1e3, "a number, at least -10 and at most 10"),
+        ("generate.seed", 2**32, "an integer, at least 0 and at most 4,294,967,295"),
+        ("run.batch_size_train", 10**6, "an integer, at least 1 and at most 100,000"),
+        ("run.max_steps", 10**12, "an integer, at least 1 and at most 100,000,000, or null"),
+        ("run.num_workers", 10**6, "an integer, at least 0 and at most 1,000"),
+        ("datasets.temperature", 1e-3, "a number, at least 0.05 and at most 1,000"),
+        ("extended.n_examples", 10**9, "an integer, at least 1 and at most 1,000"),
+        (
+            "extended.batch_tokens",
+            10**12,
+            "an integer, at least 1 and at most 100,000,000, or null",
+        ),
+    ],
+)
+def test_what_no_run_could_finish_is_refused(key: str, value: float, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(options=[f"{key}={value}"])
+    shown = json.dumps(value)
+    assert f"{key} (from --options): {shown} is not allowed; it must be {allowed}" in str(
+        caught.value
+    )
+
+
+def test_every_whole_number_has_an_upper_bound() -> None:
+    """In the JSON Schema, so that editors know it; the sizes of networks have their own."""
+    sections = json_schema()["$defs"]
+    for name in sections.keys() - {"BeatsConfig", "QFormerConfig", "FbankConfig"}:
+        for key, node in sections[name]["properties"].items():
+            for choice in node.get("anyOf", [node]):
+                assert choice.get("type") != "integer" or "maximum" in choice, f"{name}.{key}"
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -130,10 +130,20 @@ def test_min_length_counts_the_prompt_as_the_reference_does(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
+        ({"num_beams": 0}, "num_beams must be an integer, at least 1 and at most 100, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer, at least 1"),
+        ({"temperature": 0.0}, "temperature must be a number, at least 1e-06"),
+        ({"num_beams": 100_000}, "num_beams must be an integer, at least 1 and at most 100, got"),
+        (
+            {"max_new_tokens": 10**9},
+            "max_new_tokens must be an integer, at least 1 and at most 131",
+        ),
+        ({"top_k": 10**9}, "top_k must be an integer, at least 0 and at most 1,000,000, got"),
+        (
+            {"length_penalty": float("nan")},
+            "length_penalty must be a number, at least -10 and at most",
+        ),
+        ({"top_p": 1.5}, "top_p must be a number, above 0 and at most 1"),
         ({"do_sample": True, "num_beams": 2}, "sampling works with one beam"),
     ],
 )
