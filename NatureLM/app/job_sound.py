@@ -35,7 +35,7 @@ _COLUMNS = 1200
 _CLOSE_UP_COLUMNS = 1000
 _BLOCK_SECONDS = 20.0
 _FINEST = 0.01  # seconds of a column
-_LONGEST_SOUND = 60.0
+_LONGEST_SOUND = 60.0  # heard seconds
 
 ServerFunction: TypeAlias = Callable[[Any], dict[str, Any]]
 
@@ -137,7 +137,7 @@ class JobSound:
         import soundfile  # type: ignore[import-untyped, unused-ignore]
 
         start, end = _inside(start, end, _length(recording))
-        end = min(end, start + _LONGEST_SOUND)
+        end = min(end, start + _LONGEST_SOUND / job.settings.time_expansion)
         file = io.BytesIO()
         samples_S = self._samples(job, recording, start, end)
         soundfile.write(file, samples_S, self._sample_rate(), format="WAV", subtype="PCM_16")
@@ -159,8 +159,13 @@ class JobSound:
         return Overview(levels_FT, column / expansion, *contrast([levels_FT]))
 
     def _draw(self, job: Job, recording: JobRecording, column: float) -> Levels:
-        """Levels of a recording block by block, each of whole columns (`column` heard seconds)."""
+        """Levels of a recording block by block, each of whole columns (`column` heard seconds).
+
+        Columns that are longer than a block are the loudest of their parts.
+        """
         many = max(1, round(_BLOCK_SECONDS / column))
+        parts = max(1, math.ceil(column / _BLOCK_SECONDS))
+        block = column * many / parts
         columns = math.ceil(_length(recording) * job.settings.time_expansion / column - 1e-9)
         levels_FT = np.zeros((BINS, max(1, columns)), dtype=np.uint8)
         rate = self._sample_rate()
@@ -168,16 +173,17 @@ class JobSound:
             for window in iter_windows(
                 _path(job, recording),
                 sample_rate=rate,
-                window_seconds=column * many,
-                hop_seconds=column * many,
+                window_seconds=block,
+                hop_seconds=block,
                 channel=job.settings.channel,
                 time_expansion=job.settings.time_expansion,
                 warn=lambda text: None,
             ):
-                part_FT = levels_of(window.samples, rate, 1 / column)
-                first = window.index * many
-                width = min(many, part_FT.shape[1], levels_FT.shape[1] - first)
-                levels_FT[:, first : first + width] = part_FT[:, :width]
+                part_FT = levels_of(window.samples, rate, 1 / min(column, block))
+                first = window.index * many if parts == 1 else window.index // parts
+                drawn_FT = levels_FT[:, first : first + many]
+                width = min(part_FT.shape[1], drawn_FT.shape[1])
+                np.maximum(drawn_FT[:, :width], part_FT[:, :width], out=drawn_FT[:, :width])
         except AudioError as error:
             if not levels_FT.any():
                 raise UsageError(f"{recording.name}: {error.reason}") from None

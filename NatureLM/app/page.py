@@ -6,13 +6,13 @@ The theme has the colours of the reports; nothing of it comes from another compu
 from __future__ import annotations
 
 import os
-import re
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from html import escape
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio import processing_utils
@@ -23,13 +23,21 @@ from NatureLM.app import experiments
 from NatureLM.app.ask_tabs import build_ask, build_identify, build_teach
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_tabs import JobTab
-from NatureLM.app.settings import AppSettings, keep_loopback_direct, need_gradio, past_proxies
+from NatureLM.app.settings import (
+    AppSettings,
+    guard_rules,
+    is_loopback,
+    keep_loopback_direct,
+    need_gradio,
+    past_proxies,
+)
 from NatureLM.app.ui import QUIET, html, static
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
 from NatureLM.species import names_on_card
 from NatureLM.util import format_bytes, format_duration, library
+from NatureLM.web.guard import Guard, bound_connections
 
 TITLE = "NatureLM"
 TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
@@ -44,7 +52,6 @@ TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
 """Name in ids and links → label, and what puts the components into the tab."""
 _POLL_SECONDS = 1.0
 _DELETE_UPLOADS = (3600, 24 * 3600)  # seconds: look so often for files that are older than that
-_REMOTE = re.compile(r"/(file|proxy)=?/?\s*[a-z][a-z0-9+.-]*:/")
 
 _SANS = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -66,9 +73,11 @@ def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
     context = AppContext(settings)
     page = build(context)
     try:
-        say(f"The page is at {launch(page, context)} (stop it with Ctrl-C).")
-        if settings.host not in ("127.0.0.1", "localhost", "::1"):
-            say(f"It can be opened by everybody who reaches {settings.host} on the network.")
+        address = launch(page, context)
+        key = "" if settings.token is None else f"?token={settings.token}"
+        say(f"The page is at {address}{key} (stop it with Ctrl-C).")
+        for line in who_can_open_it(settings, key):
+            say(line)
         say(f"The model {context.model_name} is loading; the page says when it is ready.")
         context.pipeline()
         say("The model is ready.")
@@ -76,6 +85,28 @@ def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
     finally:
         page.close(verbose=False)
         context.close()
+
+
+def who_can_open_it(settings: AppSettings, key: str) -> list[str]:
+    """Sentences for whoever starts the app; none where only this computer reaches the page."""
+    lines = []
+    if settings.share:
+        lines.append(
+            "This address is open to the internet, through a server of Gradio's makers, which sees "
+            "every sound, question and answer. Whoever has it with its token can see, start and "
+            f"remove jobs in {settings.runs_dir}."
+        )
+    if settings.token is not None and not is_loopback(settings.host):
+        port = settings.port
+        lines.append(f"Others in the network open http://{socket.gethostname()}:{port}/{key}.")
+    elif settings.people:
+        lines.append(f"It can be opened by: {', '.join(settings.people)}.")
+    elif settings.token is None and not is_loopback(settings.host):
+        lines.append(
+            f"It can be opened by everybody who reaches {settings.host} on the network, as "
+            "--no-token wants it."
+        )
+    return lines
 
 
 def build(context: AppContext) -> gr.Blocks:
@@ -200,15 +231,23 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
     """Start the server in the background; the page's address. The model starts to load."""
     settings = context.settings
     _check_port(settings)
-    # Gradio would download a file that a request names by an address: the one door to all of that.
-    processing_utils.async_ssrf_protected_get = _refuse
+    _close_the_way_out()
     context.runs_dir.mkdir(parents=True, exist_ok=True)
     readable = [context.folder / "visitors", context.runs_dir, context.assets_dir]
     limits = settings.limits
+    guards: list[Guard] = []
+
+    @asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        """Stand in front of all that Gradio puts together, before the port is open."""
+        app.middleware_stack = Guard(app.middleware_stack, guard_rules(settings))
+        guards.append(app.middleware_stack)
+        yield
+
     page.queue(max_size=limits.waiting_questions, default_concurrency_limit=limits.answers_at_once)
     keep_loopback_direct(settings.host)
     with _ways_out(settings):
-        _, address, shared = page.launch(
+        app, address, shared = page.launch(
             server_name=settings.host,
             server_port=settings.port,
             share=settings.share,
@@ -221,7 +260,11 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
             enable_monitoring=False,
             ssr_mode=False,
             footer_links=[],
-            app_kwargs={"middleware": [(OwnFilesOnly, (), {})]},
+            app_kwargs={"lifespan": guarded},
+            mcp_server=False,
+            num_workers=0,
+            root_path="",
+            state_session_capacity=limits.sessions,
             # Gradio would ask itself for the page and give up after three seconds, which a busy
             # computer needs.
             _frontend=False,
@@ -230,8 +273,31 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
             css=css(),
             head=f"<script>{static('app.js')}</script>",
         )
+    if app.middleware_stack not in guards:
+        raise NatureLMError(
+            f"gradio {gr.__version__} does not let itself be guarded: install gradio>=6.16,<7"
+        )
+    bound_connections(page.server.config)
+    if settings.share and not shared:
+        raise NatureLMError("--share found no way to Gradio's server; leave it out, or try again")
+    if shared:
+        guards[0].also_called(urlsplit(shared).hostname or "")
     context.start_loading()
     return str(shared or address)
+
+
+def _close_the_way_out() -> None:
+    """Let no file be fetched that a request names by an address of the internet.
+
+    Raises NatureLMError where Gradio no longer has the one function that all of that goes through.
+    """
+    name = "async_ssrf_protected_get"
+    if not hasattr(processing_utils, name):
+        raise NatureLMError(
+            f"gradio {gr.__version__} has no processing_utils.{name}, by which it fetches files "
+            "from the internet, so that cannot be closed: install gradio>=6.16,<7"
+        )
+    setattr(processing_utils, name, _refuse)
 
 
 def _ways_out(settings: AppSettings) -> AbstractContextManager[None]:
@@ -267,24 +333,6 @@ def _check_port(settings: AppSettings) -> None:
 
 async def _refuse(url: str) -> Any:
     raise UsageError(f"files are uploaded, not fetched: {url[:200]}")
-
-
-class OwnFilesOnly:
-    """ASGI middleware: refuses to fetch an address of the internet for whoever asks.
-
-    Gradio would do so for `/gradio_api/file=https://…`, and nothing may leave this computer.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        path = str(scope.get("path", "")).lower()
-        if scope["type"] == "http" and _REMOTE.search(path):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"Only files of the app are given."})
-            return
-        await self._app(scope, receive, send)
 
 
 def theme() -> gr.themes.Base:

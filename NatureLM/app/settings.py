@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from collections.abc import Iterator
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +14,14 @@ from typing import TYPE_CHECKING
 
 from NatureLM.errors import UsageError
 from NatureLM.util import library
+from NatureLM.web.guard import LOOPBACK, Route, Rules
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
 
 _ASSETS = Path("assets")
+TOKEN_VARIABLE = "NATURELM_TOKEN"
+_LEAST_TOKEN = 16  # characters: nobody counts the guesses at a token
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class Limits:
 
     upload_bytes: int = 4 * 10**9  # a recording, whichever tab it is dropped into
     ask_seconds: float = 300.0  # a clip that is asked about; longer ones belong into Long recording
+    drop_bytes: int = 40 * 10**9  # all recordings that are dropped at once
+    question_bytes: int = 2 * 10**6  # a request that is no upload
     clips: int = 10  # in one prompt
     question_characters: int = 2000  # with all that is in the question
     list_bytes: int = 10**6  # a file with a list of species
@@ -34,6 +42,9 @@ class Limits:
     waiting_questions: int = 32  # of all visitors
     free_bytes: int = 10**9  # of a disk that stay free: nothing is written that leaves less
     answers_at_once: int = 4  # questions that are worked on at the same time
+    pictures_at_once: int = 2  # stretches of recordings that are drawn or heard at the same time
+    waiting_pictures: int = 16  # behind those, of all visitors
+    sessions: int = 128  # whose page remembers its job and recording; the page takes 0.5 MB of each
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,9 @@ class AppSettings:
     alpha: where the sliders stand at first; None for that of the configuration
     assets_dir: folder of sample recordings
     runs_dir: folder of jobs and experiments
+    hosts: names under which a reverse proxy is reached
+    token: opens the page; None where it is open to whoever reaches it, or to `people`
+    people: name → password
     """
 
     model: str | None = None
@@ -57,7 +71,124 @@ class AppSettings:
     share: bool = False
     assets_dir: Path | None = None
     runs_dir: Path = Path("runs")
+    hosts: tuple[str, ...] = ()
+    token: str | None = None
+    people: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches an address to listen at."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def token_for(
+    host: str, hosts: tuple[str, ...], *, share: bool, given: str | None, none: bool, people: bool
+) -> str | None:
+    """The token that opens the page: the given one, one of the environment, or a new one.
+
+    None where only this computer reaches the page, where people have passwords, or where `none`
+    is wanted. Raises UsageError for a token that is short, and for wishes that exclude each other.
+    """
+    if none:
+        if share:
+            raise UsageError(
+                "--share opens the page to the internet, so it has a token: leave --no-token out"
+            )
+        if given is not None:
+            raise UsageError("--token and --no-token exclude each other: give one of them")
+        return None
+    source = "--token" if given is not None else TOKEN_VARIABLE
+    token = given if given is not None else os.environ.get(TOKEN_VARIABLE) or None
+    if token is None:
+        is_needed = share or not (people or (is_loopback(host) and not hosts))
+        return secrets.token_urlsafe(24) if is_needed else None
+    is_plain = token.isascii() and token.replace("-", "").replace("_", "").isalnum()
+    if len(token) < _LEAST_TOKEN or not is_plain:
+        raise UsageError(
+            f"{source} has {len(token)} characters; a token has {_LEAST_TOKEN} or more of "
+            "a-z, A-Z, 0-9, - and _"
+        )
+    return token
+
+
+def read_people(path: Path | None) -> dict[str, str]:
+    """Name → password of a file with `name:password` on each line. Raises UsageError."""
+    if path is None:
+        return {}
+    try:
+        mode = path.stat().st_mode
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: --auth cannot read it: {error}") from None
+    if os.name == "posix" and mode & 0o077:
+        raise UsageError(
+            f"{path}: others on this computer can open it (mode {mode & 0o777:o}), and it has "
+            f"passwords: chmod 600 {path}"
+        )
+    people: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        name, colon, password = line.strip().partition(":")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not colon or not name or len(password) < 8 or name in people:
+            raise UsageError(
+                f"{path}, line {number}: each line is name:password, each name once, a password "
+                "of 8 characters or more"
+            )
+        people[name] = password
+    if not people:
+        raise UsageError(f"{path}: there is nobody in it; each line is name:password")
+    return people
+
+
+def guard_rules(settings: AppSettings) -> Rules:
+    """What of Gradio can be reached: what the page asks for, and what its Python client does."""
+    limits, api = settings.limits, "/gradio_api"
+    routes = (
+        Route("/|/theme.css|/config"),
+        Route(r"/(assets|static)/[\w./-]+|/favicon\.ico", public=True),
+        Route(f"{api}/info"),
+        # Files of the app. An address of the internet, which Gradio would fetch, is no path; one of
+        # another computer, which Windows would ask for its files, begins with two slashes.
+        Route(rf"{api}/file=(/(?![/\\])|[A-Za-z]:[/\\](?![/\\])).+"),
+        Route(f"{api}/startup-events", public=True),  # Gradio asks itself for it
+        Route(rf"{api}/heartbeat/\w{{1,64}}|{api}/queue/data|{api}/upload_progress"),
+        Route(rf"{api}/call/\w+/\w{{1,64}}"),
+        Route(
+            rf"{api}/queue/join|{api}/run/predict|{api}/call/\w+",
+            methods=("POST",),
+            body=limits.question_bytes,
+        ),
+        Route(f"{api}/cancel|{api}/reset", methods=("POST",), body=4096),
+        Route(
+            f"{api}/component_server/?",  # `stretch` and `listen` of the timelines
+            methods=("POST",),
+            body=4096,
+            at_once=limits.pictures_at_once,
+            waiting=limits.waiting_pictures,
+        ),
+        Route(
+            f"{api}/upload",
+            methods=("POST",),
+            body=limits.drop_bytes,
+            seconds=12 * 3600.0,
+            only_files=True,
+        ),
+    )
+    names = [socket.gethostname(), socket.getfqdn()] if not is_loopback(settings.host) else []
+    return Rules(
+        routes,
+        hosts=(*LOOPBACK, settings.host, *names, *(f"{name}.local" for name in names)),
+        addresses=not is_loopback(settings.host),
+        proxied=settings.hosts,
+        keys={} if settings.token is None else {"token": settings.token},
+        people=settings.people,
+        cookie=f"naturelm-{settings.port}",
+    )
 
 
 def folder_of_samples(named: Path | None) -> Path | None:

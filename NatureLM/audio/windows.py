@@ -239,16 +239,19 @@ def read_noted_clip(
             full_scale=recording.full_scale,
             is_wide=recording.is_wide,
         )
-        mono = _read_mono(recording, first, frames, mixer, levels)
-    if not len(mono) and first:
+        resampler = Resampler(rate, sample_rate)
+        parts, heard = [], 0
+        for mono in _read_mono(recording, first, frames, mixer, levels):
+            parts.append(resampler.push(mono))
+            heard += len(mono)
+    if not heard and first:
         reason = f"the clip starts at {start:g} s, at or after the end of the recording"
         raise AudioError(recording.path, reason, kind="TooShortAudio")
-    _check_length(recording, len(mono) / to_fraction(rate))
-    resampler = Resampler(rate, sample_rate)
-    samples: NDArray[np.float32] = np.concatenate([resampler.push(mono), resampler.finish()])
+    _check_length(recording, heard / to_fraction(rate))
+    samples: NDArray[np.float32] = np.concatenate([*parts, resampler.finish()])
     if duration is not None:
         samples = samples[: round(to_fraction(duration) * sample_rate)]
-    return samples.clip(-1.0, 1.0), levels.note(0)
+    return samples.clip(-1.0, 1.0, out=samples), levels.note(0)
 
 
 def _all_of_it(index: int) -> tuple[Fraction, Fraction]:
@@ -262,11 +265,10 @@ def _read_mono(
     frames: int | None,
     mixer: Mixer,
     levels: LevelMeter,
-) -> NDArray[np.float32]:
-    """Decode `frames` samples (None: all) from sample `first` on, and measure them."""
+) -> Iterator[NDArray[np.float32]]:
+    """Decode `frames` samples (None: all) from sample `first` on, and measure them, in blocks."""
     recording.skip(first)
     wanted = math.inf if frames is None else frames
-    parts = [np.zeros(0, dtype=np.float32)]
     held = 0
     for block in recording.blocks(int(min(BLOCK_FRAMES, wanted))):
         mono = mixer.mono(block)[: int(min(len(block), wanted - held))]
@@ -274,13 +276,12 @@ def _read_mono(
         if failure is not None:
             raise failure
         levels.push(block[: len(mono), mixer.columns], mono)
-        parts.append(mono)
+        yield mono
         held += len(mono)
         if held == wanted:
             break
     if held < wanted and recording.failure is not None:
         raise recording.failure
-    return np.concatenate(parts)
 
 
 def _until_non_finite(

@@ -502,20 +502,52 @@ def inference_app(
     ),
     share: bool = of.option(
         False,
-        "Let anybody in the internet open the page, through a server of Gradio's makers.",
+        "Let whoever in the internet has the printed address open the page, through a server of "
+        "Gradio's makers, which sees what is sent.",
         _PAGE,
+    ),
+    allow_host: list[str] | None = of.option(
+        None,
+        "Name of a reverse proxy that visitors reach the page by, such as birds.example.org. May "
+        "be repeated.",
+        _PAGE,
+        metavar="NAME",
+    ),
+    token: str | None = of.option(
+        None,
+        "Secret that opens the page, as a part of its address. Better in NATURELM_TOKEN, as others "
+        "on the computer see what a command is given.",
+        _PAGE,
+        show_default="a new one wherever others reach the page",
+    ),
+    no_token: bool = of.option(
+        False, "Let everybody who reaches the page open it, without a token.", _PAGE
+    ),
+    auth: Path | None = of.option(
+        None,
+        "File with name:password on each line, of those who may open the page.",
+        _PAGE,
+        metavar="FILE",
     ),
 ) -> None:
     """Open a page on which recordings can be asked about, in the browser, offline.
 
     naturelm inference-app --cfg-path configs/inference.yml
     """
-    from NatureLM.app.settings import AppSettings, folder_of_samples, need_gradio
+    from NatureLM.app.settings import (
+        AppSettings,
+        folder_of_samples,
+        need_gradio,
+        read_people,
+        token_for,
+    )
     from NatureLM.config import load_config
     from NatureLM.util import check_place
 
     of.check_choice("--dtype", dtype, of.DTYPES)
     check_place(runs_dir, "--runs-dir", folder=True)
+    people, hosts = read_people(auth), tuple(allow_host or ())
+    token = token_for(host, hosts, share=share, given=token, none=no_token, people=bool(people))
     need_gradio()
     from NatureLM.app.page import serve
 
@@ -530,5 +562,8 @@ def inference_app(
         share=share,
         assets_dir=folder_of_samples(assets_dir),
         runs_dir=runs_dir,
+        hosts=hosts,
+        token=token,
+        people=people,
     )
     serve(settings, say)

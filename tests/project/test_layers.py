@@ -20,6 +20,7 @@ LAYERS = [
     ["results", "evaluation", "species"],
     ["inference", "reports", "beans"],
     ["search", "experiments", "training"],
+    ["web"],
     ["app"],
     ["cli"],
     ["infer"],

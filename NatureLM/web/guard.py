@@ -1,0 +1,699 @@
+"""One ASGI layer in front of a web application: who may ask it for what, and how much they send.
+
+What is not listed in its `Rules` does not reach the application. Bodies are counted while they
+come and never collected, so a refusal costs no memory, however much is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import re
+import time
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from html import escape
+from secrets import token_bytes
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, quote, urlencode
+
+from NatureLM.errors import NatureLMError
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'self'; base-uri 'self'; connect-src 'self'; "
+    "font-src 'self' data:; form-action 'self'; frame-ancestors 'none'; frame-src 'none'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; "
+    # Gradio writes its settings into the page and makes functions of what components bring.
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "worker-src 'self' blob:",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(self)",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_FORM_HEADERS = {
+    "content-type": "text/html; charset=utf-8",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "same-origin",  # else the browser sends the form with `Origin: null`
+}
+LOGIN = "/login"
+_LOGIN_BYTES = 4096
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::(\d{1,5}))?")
+_UNSAFE_PATH = re.compile(r"(^|[/\\])\.\.?($|[/\\])|[\x00-\x1f\x7f]")
+_START = re.compile(r"/(\?[\w=&%.+-]*)?")  # where a login may lead
+_GUESSES, _GUESS_SECONDS = 10, 60.0  # wrong passwords for one name from one address
+_DRAIN_BYTES, _DRAIN_SECONDS = 64 * 10**6, 2.0  # of a refused body, so that the answer is read
+_PART_HEADER_BYTES = 8192
+_IDLE_SECONDS = 30.0  # without a piece of the body
+
+
+@dataclass(frozen=True)
+class Route:
+    """Requests that are let through.
+
+    path: a regular expression for the whole path, decoded
+    methods: HEAD comes with GET; WEBSOCKET is one of its own
+    body: bytes that a request may send
+    seconds: that the body may take
+    only_files: it is multipart, and each part of it a file with a name
+    at_once: requests that are worked on at the same time; 0 for any number
+    waiting: requests that wait for those; one more is answered with 429
+    public: needs no key
+    """
+
+    path: str
+    methods: tuple[str, ...] = ("GET",)
+    body: int = 0
+    seconds: float = 60.0
+    only_files: bool = False
+    at_once: int = 0
+    waiting: int = 0
+    public: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = {*self.methods, *(("HEAD",) if "GET" in self.methods else ())}
+        object.__setattr__(self, "methods", tuple(sorted(allowed)))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that a guard goes by.
+
+    hosts: names in the address of a request, with any port
+    addresses: any IP address is such a name, too, as no stranger's name leads there
+    proxied: of `hosts`, those of a reverse proxy that may hand on another name than pages have
+    keys: name → secret that opens everything (in the address, as a cookie, as `Bearer`)
+    people: name → password (in the form, as `Basic`); with neither keys nor people all is open
+    cookie: its name, as all ports of a computer share them
+    """
+
+    routes: tuple[Route, ...]
+    hosts: tuple[str, ...] = LOOPBACK
+    addresses: bool = False
+    proxied: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    people: Mapping[str, str] = field(default_factory=dict)
+    cookie: str = "naturelm"
+    headers: Mapping[str, str] = field(default_factory=lambda: dict(SECURITY_HEADERS))
+
+
+class RefusedError(NatureLMError):
+    """A request that is not let through; its text is what the client reads."""
+
+    def __init__(self, status: int, reason: str, **headers: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Guard:
+    """The layer. `scope["visitor"]` tells the application whose key or password it was."""
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        self._app = app
+        self._rules = rules
+        self._paths = [(re.compile(route.path), route) for route in rules.routes]
+        self._hosts = {_plain_name(name) for name in rules.hosts}
+        self._proxied = {_plain_name(name) for name in rules.proxied}
+        self._hosts |= self._proxied
+        self._secret = token_bytes(32)
+        self._gates = {r: asyncio.Semaphore(r.at_once) for r in rules.routes if r.at_once}
+        self._waiting: dict[Route, int] = defaultdict(int)
+        self._guesses: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+
+    def also_called(self, host: str) -> None:
+        """One more name, that was not known when the server started."""
+        self._hosts.add(_plain_name(host))
+        self._proxied.add(_plain_name(host))
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = _Headers(scope)
+        body = _Body(receive)
+        try:
+            route = await self._admitted(scope, headers, body, send)
+            if route is not None:
+                await self._served(route, scope, headers, body, send)
+        except RefusedError as refused:
+            await self._refuse(refused, scope, headers, body, send)
+
+    async def _admitted(
+        self, scope: Any, headers: _Headers, body: _Body, send: Send
+    ) -> Route | None:
+        """The route of a request; None where the guard has answered it. Raises RefusedError."""
+        self._check_host(headers)
+        path = str(scope["path"])
+        root = str(scope.get("root_path", ""))
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        method = "WEBSOCKET" if scope["type"] == "websocket" else str(scope["method"])
+        self._check_origin(method, headers)
+        is_locked = bool(self._rules.keys or self._rules.people)
+        if is_locked and path == LOGIN and method == "POST":
+            await self._log_in(headers, body, scope, send)
+            return None
+        route = self._route(method, path)
+        query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        token = dict(query).get("token")
+        if token is not None and is_locked and method == "GET":
+            await self._enter(token, path, query, headers, scope, send)
+            return None
+        if not is_locked or route.public:
+            return route
+        scope["visitor"] = self._visitor(headers, scope)
+        if scope["visitor"] is None:
+            if method == "GET" and "text/html" in headers.one("accept"):
+                await self._ask_who(headers, scope, send)
+                return None
+            raise RefusedError(401, "A key is needed: open the address that the app printed.",
+                          www_authenticate="Bearer")  # fmt: skip
+        return route
+
+    # what is asked, and from where
+
+    def _route(self, method: str, path: str) -> Route:
+        found = [r for pattern, r in self._paths if pattern.fullmatch(path)]
+        if not found or _UNSAFE_PATH.search(path):
+            raise RefusedError(404, "There is nothing at this address.")
+        for route in found:
+            if method in route.methods:
+                return route
+        allowed = ", ".join(sorted({m for route in found for m in route.methods}))
+        raise RefusedError(405, f"{method[:20]} is not for this address.", allow=allowed)
+
+    def _check_host(self, headers: _Headers) -> None:
+        given = headers.all("host")
+        if len(given) != 1:
+            raise RefusedError(400, "A request names one host.")
+        for host in [*given, *headers.listed("x-forwarded-host")]:
+            name = (_netloc(host) or ("", None))[0]
+            if name not in self._hosts and not (self._rules.addresses and _is_address(name)):
+                shown = re.sub(r"[^\w.:\[\]-]", "?", host[:80])
+                raise RefusedError(
+                    403,
+                    f"This server is not called {shown}. Whoever runs it can let it have that name "
+                    "with --allow-host.",
+                )
+
+    def _check_origin(self, method: str, headers: _Headers) -> None:
+        """Pages of other sites send nothing here, and load nothing but the page itself."""
+        site, mode = headers.one("sec-fetch-site"), headers.one("sec-fetch-mode")
+        is_reading = method in ("GET", "HEAD")
+        if site in ("cross-site", "same-site") and not (is_reading and mode == "navigate"):
+            raise RefusedError(403, "Pages of other sites may not ask this server.")
+        for origin in headers.all("origin"):
+            if origin == "null":
+                is_own = site == "same-origin"
+            else:
+                own = [*headers.all("host"), *headers.listed("x-forwarded-host")]
+                scheme, _, rest = origin.partition("://")
+                place = _netloc(rest) if scheme in ("http", "https") else None
+                is_own = place is not None and (
+                    place in map(_netloc, own) or place[0] in self._proxied
+                )
+            if not is_own and not is_reading:
+                raise RefusedError(403, "Pages of other sites may not ask this server.")
+
+    # who asks
+
+    def _visitor(self, headers: _Headers, scope: Any) -> str | None:
+        """Whose key, password or cookie a request has. Raises RefusedError after many guesses."""
+        scheme, _, given = headers.one("authorization").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._owner(given.strip())
+        if scheme.lower() == "basic":
+            try:
+                name, _, password = b64decode(given.strip(), validate=True).decode().partition(":")
+            except ValueError:
+                return None
+            return self._person(name, password, scope)
+        for pair in headers.listed("cookie", ";"):
+            name, _, value = pair.partition("=")
+            if name == self._rules.cookie:
+                return self._from_cookie(value)
+        return None
+
+    def _owner(self, secret: str) -> str | None:
+        found = None
+        for name, key in self._rules.keys.items():
+            if _is_same(secret, key):
+                found = name
+        return found
+
+    def _person(self, name: str, password: str, scope: Any) -> str | None:
+        place = (str((scope.get("client") or ("",))[0]), name[:100])
+        now = time.monotonic()
+        wrong = [when for when in self._guesses.get(place, []) if now - when < _GUESS_SECONDS]
+        if len(wrong) >= _GUESSES:
+            raise RefusedError(429, f"{_GUESSES} wrong passwords: try again in a minute.",
+                          retry_after=f"{_GUESS_SECONDS:.0f}")  # fmt: skip
+        is_right = _is_same(password, self._rules.people.get(name, "")) and bool(password)
+        if is_right and name in self._rules.people:
+            self._guesses.pop(place, None)
+            return name
+        self._guesses[place] = [*wrong, now]
+        self._guesses.move_to_end(place)
+        if len(self._guesses) > 10_000:
+            self._guesses.popitem(last=False)
+        return None
+
+    def _cookie(self, name: str, headers: _Headers, scope: Any) -> str:
+        who = urlsafe_b64encode(name.encode()).decode().rstrip("=")
+        seal = hmac.new(self._secret, name.encode(), sha256).hexdigest()
+        secure = "https" in (scope.get("scheme"), headers.one("x-forwarded-proto"))
+        more = "; Secure" if secure else ""
+        return f"{self._rules.cookie}={who}.{seal}; Path=/; HttpOnly; SameSite=Strict{more}"
+
+    def _from_cookie(self, value: str) -> str | None:
+        who, _, seal = value.partition(".")
+        try:
+            name = urlsafe_b64decode(who + "=" * (-len(who) % 4)).decode()
+        except ValueError:
+            return None
+        right = hmac.new(self._secret, name.encode(), sha256).hexdigest()
+        return name if _is_same(seal, right) else None
+
+    async def _enter(
+        self, token: str, path: str, query: list[tuple[str, str]], headers: _Headers,
+        scope: Any, send: Send,
+    ) -> None:  # fmt: skip
+        """Keep a token of the address as a cookie, and lead to the address without it."""
+        name = self._owner(token)
+        if name is None:
+            await self._ask_who(headers, scope, send, "This token is not, or no longer, right.")
+            return
+        rest = urlencode([(key, value) for key, value in query if key != "token"])
+        # An address that begins with two slashes would lead to another host.
+        target = "/" + quote(path.lstrip("/"), safe="/=:@,") + (f"?{rest}" if rest else "")
+        await self._let_in(name, target, headers, scope, send)
+
+    async def _let_in(
+        self, name: str, target: str, headers: _Headers, scope: Any, send: Send
+    ) -> None:
+        more = {"set-cookie": self._cookie(name, headers, scope), "cache-control": "no-store"}
+        if headers.one("sec-fetch-site") == "cross-site":
+            await self._onward(target, send, more)
+        else:
+            await self._answer(send, 303, b"", {**more, "location": target})
+
+    async def _onward(self, target: str, send: Send, more: Mapping[str, str]) -> None:
+        """Go to an address as from here: the browser keeps the cookie from links of other sites."""
+        page = f'<!doctype html><meta http-equiv="refresh" content="0;url={escape(target)}">'
+        await self._answer(send, 200, page.encode(), {**_FORM_HEADERS, **more})
+
+    async def _log_in(self, headers: _Headers, body: _Body, scope: Any, send: Send) -> None:
+        body.bound(LOGIN, _LOGIN_BYTES, 10.0)
+        body.check_declared(headers)
+        sent = (await body.whole()).decode("utf-8", "replace")
+        form = dict(parse_qsl(sent, keep_blank_values=True))
+        name = self._owner(form.get("token", ""))
+        if name is None and self._rules.people:
+            name = self._person(form.get("name", ""), form.get("password", ""), scope)
+        if name is None:
+            wrong = "This is not right; try again."
+            await self._ask_who(headers, scope, send, wrong, form.get("next", "/"))
+            return
+        target = form.get("next", "/")
+        await self._let_in(
+            name, target if _START.fullmatch(target) else "/", headers, scope, send
+        )  # fmt: skip
+
+    async def _ask_who(
+        self, headers: _Headers, scope: Any, send: Send, wrong: str = "", target: str = ""
+    ) -> None:
+        query = scope.get("query_string", b"").decode("latin-1")
+        if not target:
+            kept = [(k, v) for k, v in parse_qsl(query) if k != "token"]
+            target = "/" + (f"?{urlencode(kept)}" if kept else "")
+        if not wrong and headers.one("sec-fetch-site") == "cross-site":
+            await self._onward(target, send, {})
+            return
+        fields = [("token", "Token", "password")] if self._rules.keys else []
+        if self._rules.people:
+            fields += [("name", "Name", "text"), ("password", "Password", "password")]
+        inputs = "".join(
+            f'<p><label>{label}<br><input name="{name}" type="{kind}"></label></p>'
+            for name, label, kind in fields
+        )
+        page = (
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>NatureLM</title>'
+            '<meta name="viewport" content="width=device-width">'
+            "<style>body{font:16px system-ui,sans-serif;max-width:22em;margin:12vh auto;"
+            "padding:0 1em}input{font:inherit;width:100%;box-sizing:border-box;padding:.4em}"
+            "button{font:inherit;padding:.4em 1.2em}</style><h1>NatureLM</h1>"
+            f'<p role="status">{escape(wrong)}</p><p>Open the address that the app printed, or '
+            f'say who you are.</p><form method="post" action="{LOGIN}">{inputs}'
+            f'<input type="hidden" name="next" value="{escape(target)}">'
+            "<button>Open</button></form></html>"
+        )
+        await self._answer(send, 401, page.encode(), _FORM_HEADERS)
+
+    # what goes in and out
+
+    async def _served(
+        self, route: Route, scope: Any, headers: _Headers, body: _Body, send: Send
+    ) -> None:
+        if scope["type"] == "websocket":
+            await self._app(scope, body.receive, send)
+            return
+        body.bound(scope["path"], route.body, route.seconds)
+        body.check_declared(headers)
+        if route.only_files:
+            body.only_files(headers)
+        if not route.at_once:
+            await self._passed(scope, body, send)
+            return
+        body.put_back(await body.whole())  # so that nobody slow holds the place of others
+        async with self._turn(route):
+            await self._passed(scope, body, send)
+
+    @asynccontextmanager
+    async def _turn(self, route: Route) -> AsyncIterator[None]:
+        """Wait until few enough are worked on. Raises RefusedError where too many wait."""
+        gate = self._gates[route]
+        if gate.locked() and self._waiting[route] >= route.waiting:
+            raise RefusedError(
+                429, "Too much is asked at once: try again in a moment.", retry_after="5"
+            )
+        self._waiting[route] += 1
+        try:
+            await gate.acquire()
+        finally:
+            self._waiting[route] -= 1
+        try:
+            yield
+        finally:
+            gate.release()
+
+    async def _passed(self, scope: Any, body: _Body, send: Send) -> None:
+        """Let the application answer; what it says after a refusal is not sent."""
+        has_begun = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal has_begun
+            if body.refused is not None and not has_begun:
+                return
+            if message["type"] == "http.response.start":
+                has_begun = True
+                message = {**message, "headers": self._with_headers(message.get("headers", []))}
+            await send(message)
+
+        try:
+            await self._app(scope, body, guarded)
+        except Exception:
+            if body.refused is None or has_begun:
+                raise
+        if body.refused is not None and not has_begun:
+            raise body.refused
+
+    def _with_headers(self, given: Any) -> list[tuple[bytes, bytes]]:
+        own = {name.encode(): value.encode() for name, value in self._rules.headers.items()}
+        kept = [
+            (name, value)
+            for name, value in given
+            if name.lower() not in own and not name.lower().startswith(b"access-control-")
+        ]
+        return kept + list(own.items())
+
+    async def _refuse(
+        self, refused: RefusedError, scope: Any, headers: _Headers, body: _Body, send: Send
+    ) -> None:
+        """Say why, wait a little while the client stops sending, and close the connection."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": str(refused)[:120]})
+            return
+        text = json.dumps({"detail": str(refused)}).encode()
+        more = {"content-type": "application/json", "connection": "close", **refused.headers}
+        if headers.one("content-type").startswith("multipart/"):  # the page shows it as it is
+            text = str(refused).encode()
+            more["content-type"] = "text/plain; charset=utf-8"
+        await self._answer(send, refused.status, text, more, is_last=False)
+        await body.drain()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _answer(
+        self, send: Send, status: int, text: bytes, headers: Mapping[str, str], is_last: bool = True
+    ) -> None:
+        every = {**self._rules.headers, **headers, "content-length": str(len(text))}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in every.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": text, "more_body": not is_last})
+
+
+class _Headers:
+    """The headers of a request, by lower-case name."""
+
+    def __init__(self, scope: Any) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in scope.get("headers", []):
+            self._values.setdefault(name.decode("latin-1").lower(), []).append(
+                value.decode("latin-1").strip()
+            )
+
+    def all(self, name: str) -> list[str]:
+        return self._values.get(name, [])
+
+    def one(self, name: str) -> str:
+        return (self.all(name) or [""])[0]
+
+    def listed(self, name: str, mark: str = ",") -> list[str]:
+        return [part.strip() for value in self.all(name) for part in value.split(mark)]
+
+
+class _Body:
+    """What a client sends: counted, timed, and given on piece by piece.
+
+    As `receive` of the application it says that the client has left once `refused` is set.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive = receive
+        self.refused: RefusedError | None = None
+        self._is_whole = False
+        self._has_left = False
+        self._seen = 0
+        self._put_back: bytes | None = None
+        self._parts: _FileParts | None = None
+        self.bound("", 0, 0.0)
+
+    def bound(self, path: str, limit: int, seconds: float) -> None:
+        self._path, self._limit, self._seconds = path, limit, seconds
+        self._end = time.monotonic() + seconds
+
+    def check_declared(self, headers: _Headers) -> None:
+        """Refuse by the headers alone where they say enough."""
+        if headers.one("content-encoding") not in ("", "identity"):
+            raise RefusedError(415, "Bodies are sent as they are, without a Content-Encoding.")
+        length = headers.one("content-length")
+        if length and not (length.isascii() and length.isdigit()):
+            raise RefusedError(400, "Content-Length is no number.")
+        if int(length[:20] or 0) > self._limit or (
+            self._limit == 0 and headers.all("transfer-encoding")
+        ):
+            raise self._too_much()
+
+    def only_files(self, headers: _Headers) -> None:
+        self._parts = _FileParts(headers.one("content-type"))
+
+    def put_back(self, sent: bytes) -> None:
+        """Give this as the body at the next call."""
+        self._put_back = sent
+
+    async def __call__(self) -> Message:
+        if self._put_back is not None:
+            sent, self._put_back = self._put_back, None
+            return {"type": "http.request", "body": sent, "more_body": False}
+        if self.refused is not None:
+            return {"type": "http.disconnect"}
+        if self._is_whole or self._has_left:
+            return await self.receive()
+        try:
+            return await self._next()
+        except RefusedError as refused:
+            self.refused = refused
+            return {"type": "http.disconnect"}
+
+    async def whole(self) -> bytes:
+        """All of a small body. Raises RefusedError."""
+        parts: list[bytes] = []
+        while not self._is_whole and not self._has_left:
+            parts.append((await self._next()).get("body", b""))
+        if self._has_left:
+            raise RefusedError(400, "The body is not whole.")
+        return b"".join(parts)
+
+    async def drain(self) -> None:
+        """Read what still comes, for a moment, and forget it."""
+        end, most = time.monotonic() + _DRAIN_SECONDS, self._seen + _DRAIN_BYTES
+        while not self._is_whole and not self._has_left and self._seen < most:
+            try:
+                await self._one(end - time.monotonic())
+            except asyncio.TimeoutError:
+                return
+
+    async def _next(self) -> Message:
+        try:
+            message = await self._one(min(_IDLE_SECONDS, self._end - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise RefusedError(
+                408,
+                f"The body took too long: {self._seconds:g} seconds for all of it, and "
+                f"{_IDLE_SECONDS:g} without a piece, are what {self._path[:80]} allows.",
+            ) from None
+        if self._seen > self._limit:
+            raise self._too_much()
+        if self._parts is not None and message["type"] == "http.request":
+            self._parts.push(message.get("body", b""))
+        return message
+
+    async def _one(self, seconds: float) -> Message:
+        message = await asyncio.wait_for(self.receive(), max(0.001, seconds))
+        self._has_left = message["type"] == "http.disconnect"
+        self._is_whole = not self._has_left and not message.get("more_body", False)
+        self._seen += len(message.get("body", b""))
+        return message
+
+    def _too_much(self) -> RefusedError:
+        return RefusedError(413, f"At most {self._limit} bytes may be sent to {self._path[:80]}.")
+
+
+class _FileParts:
+    """Looks through a multipart body: a part that is no file would be collected in memory."""
+
+    def __init__(self, content_type: str) -> None:
+        from python_multipart.multipart import MultipartParser, parse_options_header
+
+        self._parse_options = parse_options_header
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or not options.get(b"boundary"):
+            raise RefusedError(400, "Files are sent as multipart/form-data with a boundary.")
+        self._name, self._value, self._disposition = b"", b"", b""
+        self._parser: Any = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._add_name,
+                "on_header_value": self._add_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._check,
+            },
+        )
+
+    def push(self, data: bytes) -> None:
+        from python_multipart.exceptions import FormParserError
+
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise RefusedError(400, f"The body is no multipart/form-data: {error}"[:200]) from None
+
+    def _begin(self) -> None:
+        self._name, self._value, self._disposition = b"", b"", b""
+
+    def _add_name(self, data: bytes, start: int, end: int) -> None:
+        self._name = self._short(self._name + data[start:end])
+
+    def _add_value(self, data: bytes, start: int, end: int) -> None:
+        self._value = self._short(self._value + data[start:end])
+
+    def _short(self, text: bytes) -> bytes:
+        if len(text) > _PART_HEADER_BYTES:
+            raise RefusedError(400, f"A header of a part has at most {_PART_HEADER_BYTES} bytes.")
+        return text
+
+    def _end_header(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._name, self._value = b"", b""
+
+    def _check(self) -> None:
+        if b"filename" not in self._parse_options(self._disposition)[1]:
+            raise RefusedError(400, "Each part of an upload is a file with a name.")
+
+
+def bound_connections(config: Any, connections: int = 500, header_seconds: float = 20.0) -> None:
+    """Bound a running `uvicorn.Config`: connections in all, and seconds until a request is there.
+
+    uvicorn itself waits for headers for ever.
+    """
+    config.limit_concurrency = connections
+    config.h11_max_incomplete_event_size = 32 * 1024
+    base: Any = config.http_protocol_class
+
+    class Bounded(base):  # type: ignore[misc]
+        _until_request: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._until_request is not None:
+                self._until_request.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            is_idle = self.cycle is None or self.cycle.response_complete
+            if not is_idle and self._until_request is not None:
+                self._until_request.cancel()
+                self._until_request = None
+            elif is_idle and self._until_request is None:
+                self._until_request = self.loop.call_later(header_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            self._until_request = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    config.http_protocol_class = Bounded
+
+
+def _netloc(text: str) -> tuple[str, str | None] | None:
+    """Name and port, if there is one, of `name:port`; None if it is no such thing."""
+    match = _HOST.fullmatch(text.lower())
+    return None if match is None else (_plain_name(match[1]), match[2])
+
+
+def _plain_name(name: str) -> str:
+    """A name of a host, or an address, as all spellings of it are compared."""
+    name = name.strip().lower().removeprefix("[").removesuffix("]").rstrip(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return not ipaddress.ip_address(name).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_same(given: str, right: str) -> bool:
+    """In a time that does not tell how much of it is right, nor how long it is."""
+    return hmac.compare_digest(
+        sha256(given.encode("utf-8", "surrogatepass")).digest(), sha256(right.encode()).digest()
+    )
