@@ -113,14 +113,22 @@ class RunningApp:
 
 @contextmanager
 def running(
-    folder: Path, pipeline: Any = None, limits: Limits | None = None, load: Any = None
+    folder: Path,
+    pipeline: Any = None,
+    limits: Limits | None = None,
+    load: Any = None,
+    **some: Any,
 ) -> Iterator[RunningApp]:
-    """The app on a port of its own; `load` replaces the loading of the model."""
+    """The app on a port of its own; `load` replaces the loading of the model, `some` settings."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed")
     from NatureLM.app.page import build, launch
 
     settings = AppSettings(
-        assets_dir=ASSETS, runs_dir=folder / "runs", port=free_port(), limits=limits or Limits()
+        assets_dir=ASSETS,
+        runs_dir=folder / "runs",
+        port=free_port(),
+        limits=limits or Limits(),
+        **some,
     )
     context = AppContext(settings, pipeline)
     if load is not None:

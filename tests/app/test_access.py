@@ -1,0 +1,266 @@
+"""Who may open the page, under which names, and what of Gradio they reach."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from web_app import FakePipeline, RunningApp, running
+
+from NatureLM.app.settings import (
+    AppSettings,
+    guard_rules,
+    is_loopback,
+    need_gradio,
+    read_people,
+    token_for,
+)
+from NatureLM.cli.main import naturelm_app
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.web.guard import SECURITY_HEADERS, Guard, RefusedError
+
+TOKEN = "a-token-of-the-tests"
+OPEN_ROUTES = """
+GET /
+GET /assets/x
+GET /config
+GET /favicon.ico
+GET /gradio_api/call/x/x
+GET /gradio_api/heartbeat/x
+GET /gradio_api/info
+GET /gradio_api/queue/data
+GET /gradio_api/startup-events
+GET /gradio_api/upload_progress
+GET /static/x
+GET /theme.css
+POST /gradio_api/call/x
+POST /gradio_api/cancel
+POST /gradio_api/component_server
+POST /gradio_api/component_server/
+POST /gradio_api/queue/join
+POST /gradio_api/reset
+POST /gradio_api/upload
+"""
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    with running(tmp_path_factory.mktemp("access"), FakePipeline()) as app:
+        yield app
+
+
+def wanted(host: str = "127.0.0.1", *hosts: str, **some: Any) -> str | None:
+    return token_for(
+        host, hosts, **{"share": False, "given": None, "none": False, "people": False, **some}
+    )
+
+
+def test_a_token_is_needed_wherever_others_reach_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NATURELM_TOKEN", raising=False)
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1", "[::1]"):
+        assert is_loopback(host)
+        assert wanted(host) is None
+    for host in ("0.0.0.0", "::", "192.168.0.2", "station", "localhost.example"):
+        assert not is_loopback(host)
+        assert re.fullmatch(r"[\w-]{32}", wanted(host) or "")
+        assert wanted(host) != wanted(host)
+        assert wanted(host, none=True) is None
+        assert wanted(host, people=True) is None
+    assert wanted("127.0.0.1", "birds.example.org")  # a reverse proxy hands others on
+    assert wanted("127.0.0.1", share=True)
+    assert wanted("127.0.0.1", share=True, people=True)
+    assert wanted(given=TOKEN) == TOKEN
+    monkeypatch.setenv("NATURELM_TOKEN", TOKEN)
+    assert wanted() == TOKEN
+    assert wanted(none=True) is None
+    assert wanted(given=TOKEN[::-1]) == TOKEN[::-1]
+
+
+@pytest.mark.parametrize(
+    ("some", "said"),
+    [
+        (
+            {"share": True, "none": True},
+            "--share opens the page to the internet, so it has a token: leave --no-token out",
+        ),
+        (
+            {"given": TOKEN, "none": True},
+            "--token and --no-token exclude each other: give one of them",
+        ),
+        (
+            {"given": "short"},
+            "--token has 5 characters; a token has 16 or more of a-z, A-Z, 0-9, - and _",
+        ),
+        (
+            {"given": "with/some?other&marks"},
+            "--token has 21 characters; a token has 16 or more of a-z, A-Z, 0-9, - and _",
+        ),
+    ],
+)
+def test_a_token_that_will_not_do_is_refused(some: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        wanted(**some)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ("ann:correct horse\n\n# nobody:at all\nbo:a:b:c:d:e\n", 0o600, ""),
+        ("ann:correct horse\n", 0o640, "others on this computer can open it (mode 640)"),
+        ("ann:correct horse\n", 0o604, "chmod 600"),
+        ("ann:correct horse\nann:battery staple\n", 0o600, "line 2: each line is name:password"),
+        ("ann\n", 0o600, "line 1"),
+        (":correct horse\n", 0o600, "line 1"),
+        ("ann:short\n", 0o600, "a password of 8 characters or more"),
+        ("\n", 0o600, "there is nobody in it"),
+        (None, 0, "--auth cannot read it"),
+    ],
+)
+def test_people_come_from_a_file_of_their_own(
+    tmp_path: Path, text: str | None, mode: int, said: str
+) -> None:
+    path = tmp_path / "people"
+    if text is not None:
+        path.write_text(text)
+        path.chmod(mode)
+    if not said:
+        assert read_people(path) == {"ann": "correct horse", "bo": "a:b:c:d:e"}
+        return
+    with pytest.raises(UsageError) as caught:
+        read_people(path)
+    assert str(caught.value).startswith(str(path))
+    assert said in str(caught.value)
+    result = CliRunner().invoke(naturelm_app, ["inference-app", "--auth", str(path)])
+    assert result.exit_code == 2
+    assert said[:30] in " ".join(result.output.split())
+
+
+def test_the_names_of_the_page() -> None:
+    own = guard_rules(AppSettings())
+    assert set(own.hosts) == {"localhost", "127.0.0.1", "::1"}
+    assert not own.addresses
+    assert (own.keys, own.people, own.cookie) == ({}, {}, "naturelm-5001")
+    net = guard_rules(AppSettings(host="0.0.0.0", hosts=("birds.example.org",), token=TOKEN))
+    assert {socket.gethostname(), f"{socket.gethostname()}.local"} <= set(net.hosts)
+    assert (net.addresses, net.proxied, net.keys) == (
+        True,
+        ("birds.example.org",),
+        {"token": TOKEN},
+    )
+
+
+def test_what_of_gradio_is_open(app: RunningApp) -> None:
+    """All routes of the installed Gradio, and those that the guard lets through."""
+    from gradio import routes
+
+    source = inspect.getsource(routes)
+    found = set()
+    for of, kind, path in re.findall(r'@(app|router)\.(get|post)\(\s*f?"([^"]+)"', source):
+        plain = re.sub(r"\{[^}]+\}", "x", path)
+        found.add((kind.upper(), ("/gradio_api" if of == "router" else "") + plain))
+    assert len(found) > 60
+    guard = Guard(FakePipeline, guard_rules(AppSettings()))  # type: ignore[arg-type]
+    let_through = []
+    for method, path in sorted(found):
+        try:
+            guard._route(method, path)
+        except RefusedError:
+            continue
+        let_through.append(f"{method} {path}")
+    assert let_through == OPEN_ROUTES.split("\n")[1:-1]
+
+
+def test_the_page_offers_two_functions_beside_its_events(app: RunningApp) -> None:
+    from NatureLM.app.page import build
+
+    page = build(app.context)
+    offered = {
+        name
+        for block in page.blocks.values()
+        for name in dir(block)
+        if not name.startswith("__") and getattr(getattr(block, name, None), "_is_server_fn", False)
+    }
+    assert offered == {"stretch", "listen"}
+
+
+def status(address: str, **headers: str) -> tuple[int, Any]:
+    request = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers
+
+
+def test_all_answers_of_the_page_are_guarded(app: RunningApp) -> None:
+    for path in ("", "config", "theme.css", "favicon.ico", "gradio_api/info", "nowhere"):
+        answered, headers = status(app.address + path, Origin="https://evil.example")
+        assert answered == (404 if path == "nowhere" else 200)
+        assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+        assert headers["access-control-allow-origin"] is None
+        assert headers["access-control-allow-credentials"] is None
+    assert status(app.address, Host="evil.example")[0] == 403
+    assert status(app.address + "gradio_api/file=//evil.example/share/x")[0] == 404
+
+
+def test_a_page_with_a_token_is_closed_without_it(app: RunningApp, tmp_path: Path) -> None:
+    with running(tmp_path, FakePipeline(), token=TOKEN) as locked:
+        for path in ("", "config", "gradio_api/info", f"gradio_api/file={tmp_path}/x"):
+            assert status(locked.address + path)[0] == 401
+        assert status(locked.address + "config", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert status(f"{locked.address}?token={TOKEN}x")[0] == 401
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(f"{locked.address}?token={TOKEN}") as page:
+            assert page.url == locked.address
+            assert b"gradio" in page.read()
+
+
+def test_gradio_that_cannot_be_guarded_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_gradio()
+    from gradio import processing_utils
+
+    monkeypatch.delattr(processing_utils, "async_ssrf_protected_get")
+    with (
+        pytest.raises(
+            NatureLMError,
+            match=r"^gradio [\d.]+ has no processing_utils\.async_ssrf_protected_get, by which it "
+            r"fetches files from the internet, so that cannot be closed: install gradio>=6.16,<7$",
+        ),
+        running(tmp_path, FakePipeline()),
+    ):
+        pass
+
+
+def test_who_can_open_the_page_is_said() -> None:
+    need_gradio()
+    from NatureLM.app.page import who_can_open_it
+
+    settings = AppSettings(runs_dir=Path("runs"))
+    assert who_can_open_it(settings, "") == []
+    net = replace(settings, host="0.0.0.0")
+    assert who_can_open_it(net, "") == [
+        "It can be opened by everybody who reaches 0.0.0.0 on the network, as --no-token wants it."
+    ]
+    assert who_can_open_it(replace(net, token=TOKEN), f"?token={TOKEN}") == [
+        f"Others in the network open http://{socket.gethostname()}:5001/?token={TOKEN}."
+    ]
+    assert who_can_open_it(replace(net, people={"ann": "x", "bo": "y"}), "") == [
+        "It can be opened by: ann, bo."
+    ]
+    assert who_can_open_it(replace(settings, share=True, token=TOKEN), "")[0] == (
+        "This address is open to the internet, through a server of Gradio's makers, which sees "
+        "every sound, question and answer. Whoever has it with its token can see, start and remove "
+        "jobs in runs."
+    )
