@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +21,21 @@ from NatureLM.app.job_sound import JobSound
 from NatureLM.app.job_view import (
     ANSWER,
     FROM,
+    PAGE_ROWS,
     QUESTION,
     RECORDING,
     TO,
+    Answer,
     JobView,
     count_html,
+    counted,
     recordings_html,
     status_html,
     timeline,
     view_job,
     write_downloads,
 )
-from NatureLM.app.jobs import JobRecording, Jobs, Kind
+from NatureLM.app.jobs import JobRecording, Jobs, Kind, refuse_too_many, windows_of
 from NatureLM.app.settings import Limits
 from NatureLM.app.ui import (
     HIDDEN,
@@ -93,6 +97,7 @@ class JobTab:
             *(self._stop, self._go_on, self._remove),
             *(self._files, self._recording, self._question, self._colouring, self._timeline),
             *(self._least, self._count, self._table, *self._downloads, self._timer, self._drawn),
+            *(self._page, self._earlier_rows, self._later_rows),
         ]
         self._wire_panel()
         self._wire_removal()
@@ -127,6 +132,8 @@ class JobTab:
         if is_long:
             self._given = html(elem_id="long-given", elem_classes=["quiet"])
         self._fields = job_fields(self._context, name)
+        self._lengths = gr.State([])  # seconds of the recordings; None of one that is none
+        self._makes = html(elem_id=f"{name}-makes", elem_classes=["quiet"])
         self._start = gr.Button("Start", variant="primary", elem_id=f"{name}-start")
 
     def _build_panel(self) -> None:
@@ -212,6 +219,15 @@ class JobTab:
             )
         self._count = html(elem_id=f"{name}-count")
         self._table = answers_table(f"{name}-table", [FROM, TO, ANSWER], 420)
+        self._page = gr.State(0)
+        with gr.Row(elem_classes=["job-buttons"]):
+            self._earlier_rows, self._later_rows = (
+                gr.Button(label, visible=False, elem_id=f"{name}-{key}", min_width=150)
+                for label, key in (
+                    (f"Earlier {PAGE_ROWS:,}", "earlier-rows"),
+                    (f"Next {PAGE_ROWS:,}", "later-rows"),
+                )
+            )
 
     # what happens on the page
 
@@ -243,6 +259,27 @@ class JobTab:
         ).then(None, None, None, js=_KEEP_LINK % self._kind, api_visibility="private")
         if is_long:
             handed_over.change(show_given, [handed_over], [self._given], **HIDDEN)
+        self._wire_makes(inputs)
+
+    def _wire_makes(self, inputs: Sequence[Any]) -> None:
+        """How many answers there will be is said before the start."""
+        makes = [self._lengths, *self._fields]
+
+        def said(lengths: Sequence[float | None], *values: Any) -> str:
+            return makes_html(lengths, values, self._context.limits)
+
+        def measured(dropped: Any, *rest: Any) -> list[Any]:
+            handed, values = (rest[0], rest[1:]) if len(inputs) > 1 else (None, rest)
+            files = dropped if isinstance(dropped, list) else [dropped] if dropped else []
+            lengths = lengths_of(files or ([handed[0]] if handed else []), self._context.limits)
+            return [lengths, said(lengths, *values)]
+
+        for component in inputs:
+            component.change(
+                measured, [*inputs, *self._fields], [self._lengths, self._makes], **HIDDEN
+            )
+        for component in self._fields:
+            component.change(said, makes, [self._makes], trigger_mode="always_last", **QUIET)
 
     def _begin(self, files: Sequence[tuple[Path, str]], values: Sequence[Any]) -> dict[Any, Any]:
         """Begin a job about files, each (path, name), with the values of `job_fields`."""
@@ -264,27 +301,31 @@ class JobTab:
 
     def _wire_panel(self) -> None:
         seen = [self._job, self._recording, self._question, self._colouring]
-        seen += [self._words, self._least, self._drawn]
+        seen += [self._words, self._least, self._drawn, self._page]
         jobs, outputs = self._context.jobs, self._outputs
 
-        def stop(job_id: str, *rest: Any) -> dict[Any, Any]:
-            jobs.cancel(job_id)
-            return self._look(job_id, *rest)
+        def told(act: Callable[[str], None]) -> Callable[..., dict[Any, Any]]:
+            def acted(job_id: str, *rest: Any) -> dict[Any, Any]:
+                try:
+                    act(job_id)
+                except UsageError as error:
+                    return self._look(job_id, *rest) | {self._problem: notice(str(error))}
+                return self._look(job_id, *rest)
 
-        def go_on(job_id: str, *rest: Any) -> dict[Any, Any]:
-            try:
-                jobs.submit(job_id)
-            except UsageError as error:
-                return {self._problem: notice(str(error))}
-            return self._look(job_id, *rest)
+            return acted
+
+        def turn(by: int) -> Callable[..., dict[Any, Any]]:
+            return lambda *values: self._look(*[*values[:-1], values[-1] + by])
 
         self._timer.tick(self._look, seen, outputs, **QUIET)
         for component in (self._recording, self._question, self._colouring):
             component.input(self._look, seen, outputs, **QUIET)
         self._words.change(self._look, seen, outputs, trigger_mode="always_last", **QUIET)
         self._least.release(self._look, seen, outputs, **QUIET)
-        self._stop.click(stop, seen, outputs, **QUIET)
-        self._go_on.click(go_on, seen, outputs, **QUIET)
+        self._stop.click(told(jobs.cancel), seen, outputs, **QUIET)
+        self._go_on.click(told(jobs.submit), seen, outputs, **QUIET)
+        self._earlier_rows.click(turn(-1), seen, outputs, **QUIET)
+        self._later_rows.click(turn(1), seen, outputs, **QUIET)
 
     def _wire_removal(self) -> None:
         """Removing takes a second click, because nothing brings a job back."""
@@ -376,36 +417,51 @@ class JobTab:
         words: str | None = "",
         least: float | None = 0.0,
         drawn: Any = None,
+        page: int = 0,
     ) -> dict[Any, Any]:
         """The job as it is now; what has not changed is left alone.
 
-        file, question, colouring, words, least: what the visitor chose
+        file, question, colouring, words, least, page: what the visitor chose
         drawn: what the page shows, as this gave it the last time
         """
         if not job_id:
             return {self._timer: gr.Timer(active=False)}
         try:
             view = view_job(self._context.jobs, job_id)
-            now = [view.job.id, len(view.rows), view.job.state]
-            files = {} if drawn and drawn[:3] == now else self._download_files(view)
         except NatureLMError as error:
             return self._closed(str(error))
         job = view.job
         recording = _found(job.recordings, "file", file)
         query = _one_of(question, job.settings.queries)
-        now += [recording.file, query, colouring, words, least]
-        if drawn != now:
+        there = len(view.answers)
+        if job.state == "working":  # a long list is drawn anew for each hundredth
+            there -= there % max(1, there // 100)
+        now: list[Any] = [job.id, job.state, there, len(view.errors)]
+        files: dict[Any, Any] = {}
+        if drawn and drawn[:4] == now:
+            problem = drawn[4]
+        else:
+            files, problem = self._download_files(view)
+        now += [view.problem or problem, recording.file, query, colouring]
+        if not drawn or drawn[:8] != now:
             files |= self._timeline_of(view, recording, query, colouring)
-            rows = view.filtered(words or "", float(least or 0.0))
-            files[self._count] = count_html(len(rows), len(view.answers))
-            files[self._table] = view.table(rows)
+        now += [words, least]
+        if not (drawn and drawn[0] == job.id and drawn[8:10] == [words, least]):
+            page = 0
+        found = view.filtered(words or "", float(least or 0.0))
+        last_page = max(0, len(found) - 1) // PAGE_ROWS
+        now += [min(max(page, 0), last_page)]
+        if drawn != now:
+            files |= self._table_of(view, found, now[-1], last_page)
         can_go_on = view.is_settled and (job.state != "done" or bool(view.errors))
         return {
-            self._problem: "",
+            self._problem: notice(now[4]),
             self._empty: gr.HTML(visible=False),
             self._panel: gr.Column(visible=True),
             self._status: status_html(view),
-            self._stop: gr.Button(visible=not view.is_settled, interactive=not view.is_stopping),
+            self._stop: gr.Button(
+                visible=not (view.is_settled or view.is_elsewhere), interactive=not view.is_stopping
+            ),
             self._go_on: gr.Button(
                 "Try again" if job.state == "done" else "Go on", visible=can_go_on
             ),
@@ -435,14 +491,35 @@ class JobTab:
             self._least: gr.Slider(visible=view.has_confidence),
         }
 
-    def _download_files(self, view: JobView) -> dict[Any, Any]:
-        """The three buttons; files are written when the job has come to rest."""
-        is_ready = view.is_settled and bool(view.rows)
-        made = write_downloads(view, self._context.sample_rate) if is_ready else [None] * 3
+    def _table_of(
+        self, view: JobView, found: Sequence[Answer], page: int, last_page: int
+    ) -> dict[Any, Any]:
+        """A page of the answers that the filter leaves."""
         return {
-            button: gr.DownloadButton(value=path and str(path), interactive=is_ready)
+            self._count: count_html(len(found), len(view.answers), page),
+            self._table: view.table(found, page),
+            self._page: page,
+            self._earlier_rows: gr.Button(visible=last_page > 0, interactive=page > 0),
+            self._later_rows: gr.Button(visible=last_page > 0, interactive=page < last_page),
+        }
+
+    def _download_files(self, view: JobView) -> tuple[dict[Any, Any], str]:
+        """The three buttons, and what is wrong with their files.
+
+        They are written when the job has come to rest.
+        """
+        made: Sequence[Path | None] = [None] * 3
+        problem = ""
+        if view.is_settled and not view.problem and (view.answers or view.errors):
+            try:
+                made = write_downloads(view, self._context.sample_rate)
+            except (NatureLMError, OSError) as error:
+                problem = f"There are no tables to take away: {view.job.told(str(error))}."
+        buttons = {
+            button: gr.DownloadButton(value=path and str(path), interactive=path is not None)
             for button, path in zip(self._downloads, made, strict=True)
         }
+        return buttons, problem
 
 
 def remember(remembered: Any, job_id: str) -> list[str]:
@@ -557,6 +634,35 @@ def settings_of(values: Sequence[Any], folder: Path, limits: Limits) -> AskOptio
         labels=labels,
         min_confidence=_number("The least confidence", sure, 0.0, 1.0) if labels else 0.0,
     )
+
+
+def lengths_of(files: Iterable[str | Path], limits: Limits) -> list[float | None]:
+    """Seconds of recordings as their headers say, of as many as a job takes; None of others."""
+    lengths: list[float | None] = []
+    for file in islice(files, limits.folder_files):
+        try:
+            lengths.append(probe(file).duration)
+        except (AudioError, OSError):
+            lengths.append(None)
+    return lengths
+
+
+def makes_html(lengths: Sequence[float | None], values: Sequence[Any], limits: Limits) -> str:
+    """How many answers a job would have with these values of `job_fields`; nothing of no job."""
+    windows = 0
+    try:
+        # The list of names plays no part; it is read at the start.
+        settings = settings_of([*values[:6], "", _ANY, 0.0], Path(), limits)
+        windows = sum(windows_of(one, settings) for one in lengths if one is not None)
+        refuse_too_many(windows, settings, limits)
+    except NatureLMError as error:
+        return notice(str(error)) if lengths else ""
+    if not windows:
+        return ""
+    questions = len(settings.queries)
+    asked = f", {questions} questions about each" if questions > 1 else ""
+    answers = counted(windows * questions, "answer")
+    return notice(f"About {answers}: {counted(windows, 'window')}{asked}.", "hint")
 
 
 def _questions(text: str, limits: Limits) -> tuple[str, ...]:

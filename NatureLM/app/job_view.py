@@ -1,21 +1,24 @@
 """What the page shows of a job, the same before and after a restart of the app: it is on disk.
 
 Progress and recordings as HTML, in which every text of a user or model is escaped; tables and
-timeline as plain data; the answers as files to take away.
+timeline as plain data; the answers as files to take away. Answers are read on from where they ended
+the last time, and the page gets a part of a long list at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from NatureLM.app.jobs import Job, JobRecording, Jobs
-from NatureLM.results.rows import ErrorRow, Row, WindowRow, read_rows
+from NatureLM.results.rows import ErrorRow, OutputError, Row, from_line, read_rows
 from NatureLM.results.tables import (
     CSV_ENCODING,
     RavenRecording,
@@ -27,29 +30,63 @@ from NatureLM.results.tables import (
 )
 from NatureLM.util import format_duration
 
-MOST_ROWS = 5000
-"""Rows of the table on the page; downloads hold all."""
+PAGE_ROWS = 1000
+"""Rows of the table that the page gets at once."""
+MOST_MARKS = 9000
+"""Marks of a timeline: beyond a day of windows of ten seconds, neighbours share one."""
 RECORDING, FROM, TO = "Recording", "From (s)", "To (s)"
 ANSWER, CONFIDENCE, QUESTION = "Answer", "Confidence", "Question"
 NAMED = 6
 """Answers that have a colour of their own: more could not be told apart."""
 _STEPS = 5
 _LONGEST = 300
+_MOST_READ = 400_000  # answers that are kept of all jobs but the one that was looked at last
+
+
+class Answer(NamedTuple):
+    """What the page shows of an answer: much less than a row of the file.
+
+    file: as `JobRecording.file`
+    start, end: seconds of the recording
+    text: the answer, or why there is none
+    others: the next likely ones
+    note: as in the row
+    """
+
+    file: str
+    start: float
+    end: float
+    query: str
+    text: str
+    confidence: float | None = None
+    others: str = ""
+    note: str = ""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the window was not asked about, because there is no sound in it."""
+        return bool(self.note) and self.text == f"{self.note}, not asked"
 
 
 @dataclass(frozen=True)
 class JobView:
     """A job as the page shows it.
 
-    rows: answers and errors in the order in which they came
+    answers: in the order in which they came
+    errors: what is wrong with recordings, by `JobRecording.file`
     ahead: how many jobs come before it
     is_stopping: it was told to stop and is at its last answer
+    is_elsewhere: another app has it
+    problem: what keeps its answers from being read
     """
 
     job: Job
-    rows: tuple[Row, ...]
-    ahead: int
-    is_stopping: bool
+    answers: Sequence[Answer]
+    errors: dict[str, str]
+    ahead: int = 0
+    is_stopping: bool = False
+    is_elsewhere: bool = False
+    problem: str = ""
 
     @property
     def is_settled(self) -> bool:
@@ -57,19 +94,9 @@ class JobView:
         return self.job.state in ("done", "stopped", "failed")
 
     @cached_property
-    def answers(self) -> tuple[WindowRow, ...]:
-        return tuple(row for row in self.rows if isinstance(row, WindowRow))
-
-    @cached_property
-    def errors(self) -> tuple[ErrorRow, ...]:
-        """Recordings that could not be heard (to their end)."""
-        return tuple(row for row in self.rows if isinstance(row, ErrorRow))
-
-    @cached_property
     def names(self) -> dict[str, str]:
-        """What the user calls the recordings, by the path in the rows."""
-        by_file = {one.file: one.name for one in self.job.recordings}
-        return {row.audio_path: by_file.get(_file(row), _file(row)) for row in self.rows}
+        """What the user calls the recordings, by `JobRecording.file`."""
+        return {one.file: one.name for one in self.job.recordings}
 
     @property
     def share(self) -> float:
@@ -92,67 +119,160 @@ class JobView:
             *([QUESTION] if len(self.job.settings.queries) > 1 else []),
         ]
 
-    def filtered(self, words: str, least: float) -> list[WindowRow]:
+    def filtered(self, words: str, least: float) -> Sequence[Answer]:
         """Answers with all of the words somewhere in them, and enough confidence if it is known."""
         wanted = words.casefold().split()
+        if not wanted and least <= 0:
+            return self.answers
+        found: dict[tuple[str, str, str], bool] = {}  # answers are much alike
 
-        def has_all(row: WindowRow) -> bool:
-            text = f"{self.names[row.audio_path]} {row.shown} {row.query}".casefold()
-            return all(word in text for word in wanted)
+        def has_all(one: Answer) -> bool:
+            said = one.file, one.text, one.query
+            if said not in found:
+                text = f"{self.name_of(one)} {one.text} {one.query}".casefold()
+                found[said] = all(word in text for word in wanted)
+            return found[said]
 
-        return [row for row in self.answers if _sure_enough(row, least) and has_all(row)]
+        return [one for one in self.answers if _sure_enough(one, least) and has_all(one)]
 
-    def table(self, rows: Sequence[WindowRow]) -> dict[str, Any]:
-        cells: dict[str, Callable[[WindowRow], Any]] = {
-            RECORDING: lambda row: self.names[row.audio_path],
-            FROM: lambda row: row.start,
-            TO: lambda row: row.end,
-            ANSWER: lambda row: row.shown,
+    def name_of(self, answer: Answer) -> str:
+        return self.names.get(answer.file, answer.file)
+
+    def table(self, answers: Sequence[Answer], page: int = 0) -> dict[str, Any]:
+        """A page, from 0 on, of a list of answers."""
+        cells: dict[str, Callable[[Answer], Any]] = {
+            RECORDING: self.name_of,
+            FROM: lambda one: one.start,
+            TO: lambda one: one.end,
+            ANSWER: lambda one: one.text,
             CONFIDENCE: _confidence_text,
-            QUESTION: lambda row: row.query,
+            QUESTION: lambda one: one.query,
         }
-        shown = [[cells[header](row) for header in self.headers] for row in rows[:MOST_ROWS]]
-        return {"headers": self.headers, "data": shown}
+        shown = answers[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
+        data = [[cells[header](one) for header in self.headers] for one in shown]
+        return {"headers": self.headers, "data": data}
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the file, without folders of this computer."""
+        folder, models = self.job.folder / "recordings", dict[str, str]()
+        for row in read_rows(self.job.answers_path):
+            file = _file(row)
+            if row.model not in models:
+                models[row.model] = self.job.told(row.model)
+            if isinstance(row, ErrorRow):
+                row = replace(row, error=self.errors.get(file) or self.job.told(row.error))
+            path = f"{folder}{os.sep}{file}"
+            if (path, models[row.model]) != (row.audio_path, row.model):  # `replace` takes long
+                row = replace(row, audio_path=path, model=models[row.model])
+            yield row
 
 
 def view_job(jobs: Jobs, job_id: str) -> JobView:
-    """The job of this name. Raises UsageError where there is none, OutputError for bad answers."""
+    """The job of this name. Raises UsageError where there is none."""
     job = jobs.open(job_id)
-    path = job.answers_path
+    answers, errors, problem = _read(job)
+    return JobView(
+        job,
+        answers,
+        errors,
+        jobs.ahead(job_id),
+        jobs.is_stopping(job_id),
+        job.state in ("waiting", "working") and not jobs.has(job_id),
+        problem,
+    )
+
+
+class _Growing:
+    """A file of answers that is read on from where it ended the last time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._file: tuple[int, int] | None = None  # device and number: another file has others
+        self._forget()
+
+    def _forget(self) -> None:
+        self._read, self._lines = 0, 0
+        self._found: list[Answer] = []
+        self.answers: tuple[Answer, ...] = ()
+        self.errors: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+
+    def read(self, job: Job) -> None:
+        """Read what is new. Raises FileNotFoundError, and OutputError for what is no row."""
+        with self._lock, open(job.answers_path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read:
+                self._forget()
+                self._file = status.st_dev, status.st_ino
+            names = {one.file: one.name for one in job.recordings}
+            file.seek(self._read)
+            try:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._take(from_line(line, job.answers_path.name, self._lines + 1), job, names)
+                    self._read, self._lines = self._read + len(line), self._lines + 1
+            finally:
+                if len(self._found) > len(self.answers):
+                    self.answers = tuple(self._found)
+
+    def _take(self, row: Row, job: Job, names: Mapping[str, str]) -> None:
+        file = self._same(_file(row))
+        if isinstance(row, ErrorRow):
+            named = row.error.replace(row.audio_path, names.get(file, file))
+            self.errors = {**self.errors, file: job.told(named)}
+            return
+        query, text = self._same(row.query), self._same(row.shown)
+        others, note = self._same(alternatives_text(row)), self._same(row.note)
+        self._found.append(
+            Answer(file, row.start, row.end, query, text, row.confidence, others, note)
+        )
+
+    def _same(self, text: str) -> str:
+        """Equal texts once in memory."""
+        return self._texts.setdefault(text, text)
+
+
+_READ: OrderedDict[Path, _Growing] = OrderedDict()
+"""Of the jobs that were looked at, the last one at the end."""
+_READING = threading.Lock()
+
+
+def _read(job: Job) -> tuple[Sequence[Answer], dict[str, str], str]:
+    """Answers, errors by recording, and what is wrong with the file."""
+    with _READING:
+        growing = _READ.setdefault(job.answers_path, _Growing())
+        _READ.move_to_end(job.answers_path)
+        while len(_READ) > 1 and sum(len(one.answers) for one in _READ.values()) > _MOST_READ:
+            _READ.popitem(last=False)
+    problem = ""
     try:
-        status = path.stat()
-        rows = _read(path, status.st_size, status.st_mtime_ns)
+        growing.read(job)
     except FileNotFoundError:
-        rows = ()
-    folder = job.folder / "recordings"
-    if rows and Path(rows[0].audio_path).parent != folder:  # the folder of jobs was moved
-        rows = tuple(replace(row, audio_path=str(folder / _file(row))) for row in rows)
-    return JobView(job, rows, jobs.ahead(job_id), jobs.is_stopping(job_id))
-
-
-@lru_cache(maxsize=16)
-def _read(path: Path, size: int, changed: int) -> tuple[Row, ...]:
-    """The rows of a file, which are read again only when it has grown."""
-    return tuple(read_rows(path))
+        with _READING:
+            _READ.pop(job.answers_path, None)
+        return (), {}, ""
+    except (OSError, OutputError) as error:
+        problem = f"The answers cannot be read: {job.told(str(error))}."
+    return growing.answers, growing.errors, problem
 
 
 def _file(row: Row) -> str:
     """The recording of a row, as `JobRecording.file` names it."""
-    return Path(row.audio_path).name
+    return row.audio_path.replace("\\", "/").rpartition("/")[2]
 
 
-def _sure_enough(row: WindowRow, least: float) -> bool:
-    if row.confidence is None:
-        return not (row.note and least)
-    return row.confidence >= least
+def _sure_enough(answer: Answer, least: float) -> bool:
+    if answer.confidence is None:
+        return not (answer.is_silent and least)
+    return answer.confidence >= least
 
 
-def _confidence_text(row: WindowRow) -> str:
+def _confidence_text(answer: Answer) -> str:
     """`83 % (Barn Owl 0.10)`; nothing where it is not known."""
-    if row.confidence is None:
+    if answer.confidence is None:
         return ""
-    others = alternatives_text(row)
-    return f"{100 * row.confidence:.0f} %" + (f" ({others})" if others else "")
+    return f"{100 * answer.confidence:.0f} %" + (f" ({answer.others})" if answer.others else "")
 
 
 def status_html(view: JobView) -> str:
@@ -174,30 +294,30 @@ def progress_sentence(view: JobView) -> str:
     """How far the job is, in one sentence or two."""
     job = view.job
     done = f"{len(view.answers):,} of {job.expected:,} answers"
+    if view.is_elsewhere:
+        return f"Another app that uses the same folder of runs has it: {done} so far."
     if job.state == "waiting":
-        return f"Waits: {_count(view.ahead, 'job')} before it." if view.ahead else "Begins …"
+        before = f"{counted(view.ahead, 'job')} before it" if view.ahead else "next"
+        if view.answers:
+            return f"Has had a turn and lets others have theirs, {before}: {done} so far."
+        return f"Waits: {before}." if view.ahead else "Begins …"
     if job.state == "working":
         if view.is_stopping:
             return f"Stops after the answer that is being made: {done} so far."
         return f"Works: {done}." if view.answers else "Begins with the first windows …"
     if job.state == "failed":
         return job.message
-    silent = sum(bool(row.note and not row.text) for row in view.answers)
+    silent = sum(one.is_silent for one in view.answers)
     bad = f", {silent:,} of them without sound and not asked" if silent else ""
-    bad += f", {_count(len(view.errors), 'recording')} with errors" if view.errors else ""
+    bad += f", {counted(len(view.errors), 'recording')} with errors" if view.errors else ""
     if job.state == "stopped":
         return f"Stopped at {done}{bad}. What is there is kept; Go on asks the rest."
-    return f"Done: {_count(len(view.answers), 'answer')}{bad}."
+    return f"Done: {counted(len(view.answers), 'answer')}{bad}."
 
 
 def recordings_html(view: JobView) -> str:
     """A table of the recordings: how far each is, and what was wrong."""
-    counts = Counter(map(_file, view.answers))
-    errors = {
-        # Under the name that the user knows.
-        _file(row): row.error.replace(row.audio_path, view.names[row.audio_path])
-        for row in view.errors
-    }
+    counts, errors = Counter(one.file for one in view.answers), view.errors
     questions = len(view.job.settings.queries)
     lines = "".join(
         _recording_line(one, counts[one.file], one.windows * questions, errors.get(one.file, ""))
@@ -231,14 +351,16 @@ def _recording_line(recording: JobRecording, answers: int, expected: int, error:
     )
 
 
-def count_html(shown: int, of: int) -> str:
+def count_html(shown: int, of: int, page: int = 0) -> str:
+    """How many answers the filter leaves, and which of them the table shows."""
     if not of:
         return ""
-    more = f" The first {MOST_ROWS:,} are shown." if shown > MOST_ROWS else ""
-    return f'<p class="about" role="status">{shown:,} of {of:,} answers.{more}</p>'
+    last = min(shown, (page + 1) * PAGE_ROWS)
+    part = f" The table shows {page * PAGE_ROWS + 1:,} to {last:,}." if shown > PAGE_ROWS else ""
+    return f'<p class="about" role="status">{shown:,} of {of:,} answers.{part}</p>'
 
 
-def _count(number: int, word: str) -> str:
+def counted(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
@@ -249,34 +371,45 @@ def timeline(
 
     `windows` are start and end (seconds of the recording), answer, confidence (0 to 1, or None) and
     place in `legend`; what has no answer yet is not among them. `colouring` is `answer` or
-    `confidence`, which is of no use where no answer has any.
+    `confidence`, which is of no use where no answer has any. Of more than `MOST_MARKS` windows
+    neighbours share a mark, which has the colour that most of them have.
     """
-    found = [row for row in view.answers if _file(row) == recording.file and row.query == query]
-    rows = sorted(found, key=lambda row: row.start)
-    by_answer = colouring != "confidence" or all(row.confidence is None for row in rows)
-    legend, places = _by_answer(rows) if by_answer else _by_confidence(rows)
+    found = [one for one in view.answers if one.file == recording.file and one.query == query]
+    answers = sorted(found, key=lambda one: one.start)
+    by_answer = colouring != "confidence" or all(one.confidence is None for one in answers)
+    legend, places = _by_answer(answers) if by_answer else _by_confidence(answers)
+    many = -(-len(answers) // MOST_MARKS) or 1
+    marks = (
+        _mark(answers[n : n + many], places[n : n + many]) for n in range(0, len(answers), many)
+    )
     return {
         "job": view.job.id,
         "recording": recording.file,
         "name": recording.name,
         "seconds": recording.seconds or 0.0,
         "legend": legend,
-        "windows": [
-            {
-                "start": row.start,
-                "end": row.end,
-                "text": row.shown[:_LONGEST],
-                "confidence": row.confidence,
-                "colour": place,
-            }
-            for row, place in zip(rows, places, strict=True)
-        ],
+        "windows": list(marks),
     }
 
 
-def _by_answer(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
-    """The legend, and the place of each row in it."""
-    counts = Counter(row.shown for row in rows)
+def _mark(answers: Sequence[Answer], places: Sequence[int]) -> dict[str, Any]:
+    """A window of the timeline, or neighbours as one."""
+    ((place, _),) = Counter(places).most_common(1)
+    first = answers[places.index(place)]
+    alike = sum(one.text == first.text for one in answers)
+    more = f" ({alike} of {len(answers)} windows)" if len(answers) > 1 else ""
+    return {
+        "start": answers[0].start,
+        "end": max(one.end for one in answers),
+        "text": first.text[:_LONGEST] + more,
+        "confidence": first.confidence,
+        "colour": place,
+    }
+
+
+def _by_answer(answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The legend, and the place of each answer in it."""
+    counts = Counter(one.text for one in answers)
     # By number, then by name: the same answers have the same colours whenever one looks.
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
     legend = [
@@ -287,13 +420,13 @@ def _by_answer(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[in
         rest = sum(counts[text] for text in ordered[NAMED:])
         legend.append(_legend("other answers", "other", rest))
     places = {text: min(n, NAMED) for n, text in enumerate(ordered)}
-    return legend, [places[row.shown] for row in rows]
+    return legend, [places[one.text] for one in answers]
 
 
-def _by_confidence(rows: Sequence[WindowRow]) -> tuple[list[dict[str, Any]], list[int]]:
+def _by_confidence(answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], list[int]]:
     places = [
         _STEPS if share is None else max(0, min(_STEPS - 1, int(share * _STEPS)))
-        for share in (row.confidence for row in rows)
+        for share in (one.confidence for one in answers)
     ]
     counts = Counter(places)
     legend = [
@@ -310,31 +443,44 @@ def _legend(label: str, style: str, count: int) -> dict[str, Any]:
 
 
 def write_downloads(view: JobView, sample_rate: int = 16_000) -> list[Path]:
-    """Write the files of a job anew: CSV for spreadsheets, a selection table of Raven, JSON lines.
+    """The files of a job: CSV for spreadsheets, a selection table of Raven, JSON lines.
 
     sample_rate: in Hz, of the model: selections end at what it can hear
 
-    Raises OutputError where they cannot be written.
+    Those that are there and newer than the answers stay. Raises OutputError where one cannot be
+    written.
     """
-    job, names = view.job, view.names
+    job = view.job
     # Those that could be read, in the order in which Raven is to open them.
     recordings = [
         RavenRecording(str(path), one.seconds, one.rate)
         for path, one in zip(job.recording_paths, job.recordings, strict=True)
         if one.seconds is not None and one.rate is not None
     ]
+    has_notes = any(one.note for one in view.answers)
     selections = partial(
         write_raven,
         recordings=recordings,
         channel=job.settings.channel,
         heard_hz=sample_rate / 2 * job.settings.time_expansion,
+        has_notes=has_notes,
     )
+    names = {str(path): view.names[path.name] for path in job.recording_paths}
+    changed = job.answers_path.stat().st_mtime_ns
     made = []
     for name, encoding, write in (
-        ("answers.csv", CSV_ENCODING, write_csv),
+        ("answers.csv", CSV_ENCODING, partial(write_csv, has_notes=has_notes)),
         ("answers.selections.txt", "utf-8", selections),
         ("answers.jsonl", "utf-8", write_jsonl),
     ):
         made.append(job.folder / "downloads" / name)
-        write_table(made[-1], encoding, partial(write, view.rows, names=names))
+        if not _is_newer(made[-1], changed):
+            write_table(made[-1], encoding, partial(write, view.rows(), names=names))
     return made
+
+
+def _is_newer(path: Path, changed: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns > changed
+    except OSError:
+        return False

@@ -5,6 +5,9 @@ Each job has a folder of its own, under a name that nobody can guess:
 jobs/<id>/job.json              what it is to do, and its state
 jobs/<id>/recordings/           the recordings, under safe names
 jobs/<id>/answers.jsonl         the answers, as `naturelm infer` writes them
+jobs/<id>/job.lock              locked by the app that has the job: there may be several
+
+Jobs of one app take turns: after each recording, or after some hundred windows of a long one.
 """
 
 from __future__ import annotations
@@ -16,36 +19,44 @@ import re
 import secrets
 import shutil
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from NatureLM.app.clips import link_or_copy, shown_name
+from NatureLM.app.clips import check_free, link_or_copy, shown_name
 from NatureLM.app.settings import Limits
 from NatureLM.audio import AUDIO_SUFFIXES, AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.inference.windows import AskOptions, RecordingError
+from NatureLM.inference.windows import AskOptions, RecordingError, WindowKey
 from NatureLM.results.rows import OutputError, RunSettings
 from NatureLM.results.store import WindowStore
 from NatureLM.util import atomic_write, format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from NatureLM.inference.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
 JOBS_FOLDER = "jobs"
-_JOB_FILE = "job.json"
+_JOB_FILE, _LOCK_FILE = "job.json", "job.lock"
 _SCHEMA_VERSION = 1
 _CHOOSING = ("mode", "labels", "several", "top_k", "min_confidence")
 _CALIBRATED = {"normalize": "sum", "temperature": 1.0}
 """Keys of a job's file that stand for nothing: the model's calibration decides."""
+_TURN = (32, 360)
+"""Answers of a turn: with so many it ends after a recording, or else within one."""
+_LINE_BYTES = 512  # that an answer takes on disk, about
+_GLANCE_SECONDS = 0.3  # longer than somebody who only looks holds the lock of a job
+_PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\"]+[/\\])*(?=[\w.])")
 _ID_BYTES = 24
 _ID = re.compile(r"[A-Za-z0-9_-]{32}")
 
@@ -149,7 +160,24 @@ class Job:
 
     @property
     def expected(self) -> int:
+        """How many answers there will be, as far as the headers of the recordings tell."""
         return sum(one.windows for one in self.recordings) * len(self.settings.queries)
+
+    def told(self, text: str) -> str:
+        """The text for whoever sees the page: without folders of this computer, with their names.
+
+        What to do on a command line becomes what to do on the page.
+        """
+        if str(self.folder) in text:
+            for path, one in zip(self.recording_paths, self.recordings, strict=True):
+                text = text.replace(str(path), one.name)
+        for ours, shown in (
+            (f"{self.folder}{os.sep}", ""),
+            ("; give another --output-path", ""),
+            ("the same command goes on from there", "Go on asks the rest"),
+        ):
+            text = text.replace(ours, shown)
+        return _PATH.sub("", text)
 
     @property
     def when(self) -> str:
@@ -162,6 +190,9 @@ class Jobs:
 
     pipeline: gives the pipeline once it is loaded; may wait for it
     model: how the model is called, as for `naturelm infer --model`
+
+    Other apps may have the same folder. A job that one of them has waits or is worked on there: it
+    can be opened here, and is neither stopped nor resumed nor removed.
     """
 
     def __init__(
@@ -178,6 +209,9 @@ class Jobs:
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[str] = deque()
         self._working: str | None = None
+        self._begun: dict[str, Generator[None, None, bool]] = {}  # those that had a turn
+        self._locks: dict[str, BaseFileLock] = {}  # of those that this app has
+        self._unwritten: dict[str, tuple[State, str]] = {}  # states that the disk did not take
         self._stop = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -187,16 +221,28 @@ class Jobs:
 
         files: where each lies now, and what the user calls it
 
-        Raises UsageError for too many or too large files, and where nothing can be written.
+        Raises UsageError for too many or too large files, for more answers than one job may have,
+        and where nothing can be written.
         """
-        self._check(files)
+        sizes = self._check(files)
+        recordings = tuple(
+            self._heard(path, shown_name(name), sizes[number - 1], number, settings)
+            for number, (path, name) in enumerate(files, start=1)
+        )
+        windows = sum(one.windows for one in recordings)
+        refuse_too_many(windows, settings, self._limits)
+        disk = next(one for one in self.folder.parents if one.exists()).stat().st_dev
+        copied = sum(
+            size for (path, _), size in zip(files, sizes, strict=True) if path.stat().st_dev != disk
+        )
+        self._refuse_full_disk(windows * len(settings.queries), copied)
         folder = self.folder / secrets.token_urlsafe(_ID_BYTES)
         try:
-            (folder / "recordings").mkdir(parents=True)
-            recordings = tuple(
-                self._take(path, shown_name(name), folder / "recordings", number, settings)
-                for number, (path, name) in enumerate(files, start=1)
-            )
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            for made in (self.folder, folder, folder / "recordings"):
+                made.mkdir(mode=0o700, exist_ok=True)
+            for (path, _), one in zip(files, recordings, strict=True):
+                link_or_copy(path.resolve(strict=True), folder / "recordings" / one.file)
             created = datetime.now(timezone.utc).isoformat(timespec="seconds")
             job = Job(folder, kind, "waiting", created, settings, recordings)
             job.write()
@@ -210,14 +256,23 @@ class Jobs:
     def submit(self, job_id: str) -> None:
         """Put a job at the end of the queue, or resume one that was stopped.
 
-        Raises UsageError, with the limit, where the queue is full; nothing has changed then.
+        Raises UsageError, with the limit, where the queue is full, the disk is, or another app has
+        the job; nothing has changed then.
         """
-        job = self._stored(job_id)
+        folder = self._folder_of(job_id)
         with self._changed:
-            if self._has(job_id):
+            if self.has(job_id):
                 return
             self.refuse_if_full()
-            job.with_state("waiting").write()
+            self._hold(folder, "it goes on there, and this page shows how far it is")
+            try:
+                job = self._stored(job_id)
+                self._refuse_full_disk(job.expected)
+                job.with_state("waiting").write()
+            except BaseException:
+                self._let_go(job_id)
+                raise
+            self._unwritten.pop(job_id, None)
             self._waiting.append(job_id)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
@@ -236,32 +291,46 @@ class Jobs:
                 )
 
     def cancel(self, job_id: str) -> None:
-        """Take a job off the queue, or stop it after the answer that it is at."""
+        """Take a job off the queue, or stop it after the answer that it is at.
+
+        Raises UsageError where another app has it.
+        """
         with self._changed:
             if job_id == self._working:
                 self._stop.set()
             elif job_id in self._waiting:
-                self._waiting.remove(job_id)
-                self._stored(job_id).with_state("stopped").write()
+                self._rest(job_id, "stopped")
+            elif _is_locked(self._folder_of(job_id)):
+                raise UsageError(_elsewhere("stop it there"))
 
     def remove(self, job_id: str) -> None:
-        """Remove a job with all that belongs to it. Raises UsageError while it is worked on."""
+        """Remove a job with all that belongs to it.
+
+        Raises UsageError while it is worked on, or where another app has it.
+        """
+        folder = self._folder_of(job_id)
         with self._changed:
             if job_id == self._working:
                 raise UsageError("the job is being worked on: stop it before it is removed")
             if job_id in self._waiting:
-                self._waiting.remove(job_id)
-            folder = self._folder_of(job_id)
+                self._rest(job_id, "stopped")
+            self._hold(folder, "stop it there before it is removed")
             try:
                 # What tells the folder from any other goes last: a rest can be removed, too.
-                for child in sorted(folder.iterdir(), key=lambda path: path.name == _JOB_FILE):
+                last = (_LOCK_FILE, _JOB_FILE)
+                for child in sorted(folder.iterdir(), key=lambda path: path.name in last):
                     if child.is_dir() and not child.is_symlink():
                         shutil.rmtree(child)
-                    else:
+                    elif child.name != _LOCK_FILE:
                         child.unlink()
+                self._let_go(job_id)
+                self._unwritten.pop(job_id, None)
+                (folder / _LOCK_FILE).unlink(missing_ok=True)
                 folder.rmdir()
             except OSError as error:
                 raise UsageError(f"the job cannot be removed: {error.strerror}") from None
+            finally:
+                self._let_go(job_id)
 
     def open(self, job_id: str) -> Job:
         """The job in its true state: one that says it works, but that nobody has, is stopped.
@@ -274,7 +343,14 @@ class Jobs:
                 return job.with_state("working")
             if job_id in self._waiting:
                 return job.with_state("waiting")
-            return job.with_state("stopped") if job.state in ("waiting", "working") else job
+        if job.state in ("waiting", "working") and not _is_locked(job.folder):
+            return job.with_state(*self._unwritten.get(job_id, ("stopped", "")))
+        return job
+
+    def has(self, job_id: str) -> bool:
+        """Whether the job waits or is worked on in this app."""
+        with self._changed:
+            return job_id == self._working or job_id in self._waiting
 
     def ahead(self, job_id: str) -> int:
         """How many jobs come before this one."""
@@ -293,9 +369,8 @@ class Jobs:
         with self._changed:
             self._closed = True
             self._stop.set()
-            for job_id in self._waiting:
-                self._finish(job_id, "stopped")
-            self._waiting.clear()
+            for job_id in list(self._waiting):
+                self._rest(job_id, "stopped")
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
@@ -304,10 +379,7 @@ class Jobs:
     def wait(self, job_id: str, timeout: float) -> bool:
         """Wait until a job is neither waiting nor worked on; whether that came to be."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._has(job_id), timeout)
-
-    def _has(self, job_id: str) -> bool:
-        return job_id == self._working or job_id in self._waiting
+            return self._changed.wait_for(lambda: not self.has(job_id), timeout)
 
     def _work(self) -> None:
         while True:
@@ -317,31 +389,79 @@ class Jobs:
                     return
                 job_id = self._working = self._waiting.popleft()
                 self._stop.clear()
-            state, message = self._do(job_id)
+            ended = self._turn(job_id)
             with self._changed:
                 self._working = None
-                self._finish(job_id, state, message)
+                if ended is None and not self._stop.is_set():
+                    self._set(job_id, "waiting")
+                    self._waiting.append(job_id)
+                else:
+                    self._rest(job_id, *(ended or ("stopped", "")))
                 self._changed.notify_all()
 
-    def _do(self, job_id: str) -> tuple[State, str]:
-        """Do a job; how it ended."""
+    def _turn(self, job_id: str) -> tuple[State, str] | None:
+        """Give a job a turn; how it ended, or None where it has to go on."""
         try:
-            job = self._stored(job_id).with_state("working")
-            job.write()
-            finished = do_job(job, self._pipeline(), self._model, self._stop)
-        except NatureLMError as error:
+            job = self._stored(job_id)
+        except UsageError as error:
             return "failed", str(error)
+        try:
+            self._set(job_id, "working")
+            if job_id not in self._begun:
+                work = do_job(
+                    job, self._pipeline(), self._model, self._stop, lambda: bool(self._waiting)
+                )
+                self._begun[job_id] = work
+            next(self._begun[job_id])
+        except StopIteration as end:
+            return ("done" if end.value else "stopped"), ""
+        except NatureLMError as error:
+            return "failed", job.told(str(error).replace(self._model, Path(self._model).name))
         except Exception as error:
             logger.exception("job %s failed", job_id)
             kind = type(error).__name__
             return "failed", f"The work ended with an unforeseen error ({kind}); see the app's log."
-        return ("done" if finished else "stopped"), ""
+        return None
 
-    def _finish(self, job_id: str, state: State, message: str = "") -> None:
+    def _rest(self, job_id: str, state: State, message: str = "") -> None:
+        """A job comes to rest: its files are closed, its state is written, and nobody has it."""
+        with suppress(ValueError):
+            self._waiting.remove(job_id)
+        if job_id in self._begun:
+            self._begun.pop(job_id).close()
+        self._set(job_id, state, message)
+        self._let_go(job_id)
+
+    def _set(self, job_id: str, state: State, message: str = "") -> None:
+        """Write a state, or keep it in mind where the disk takes nothing."""
         try:
             self._stored(job_id).with_state(state, message).write()
-        except UsageError:
-            logger.warning("job %s: its state cannot be written", job_id)
+            self._unwritten.pop(job_id, None)
+        except UsageError as error:
+            self._unwritten[job_id] = state, message
+            logger.warning("job %s: its state cannot be written: %s", job_id, error)
+
+    def _hold(self, folder: Path, otherwise: str) -> None:
+        """Lock a job for this app. Raises UsageError, with what to do, where another has it."""
+        from filelock import Timeout
+
+        with suppress(OSError):
+            folder.chmod(0o700)  # those of older versions could be read by all of this computer
+        lock = _lock(folder)
+        try:
+            lock.acquire(timeout=_GLANCE_SECONDS, poll_interval=_GLANCE_SECONDS / 10)
+        except Timeout:
+            raise UsageError(_elsewhere(otherwise)) from None
+        except (OSError, NotImplementedError):
+            pass  # no locks on this file system, or no room for the file
+        self._locks[folder.name] = lock
+
+    def _let_go(self, job_id: str) -> None:
+        if job_id in self._locks:
+            self._locks.pop(job_id).release()
+
+    def _refuse_full_disk(self, answers: int, copied: int = 0) -> None:
+        check_free(self.folder, self._limits, answers * _LINE_BYTES + copied)
 
     def _stored(self, job_id: str) -> Job:
         """The job of this name, as it was last written. Raises UsageError where there is none."""
@@ -356,7 +476,8 @@ class Jobs:
             raise UsageError("there is no job of this name; it may have been removed")
         return folder
 
-    def _check(self, files: Sequence[tuple[Path, str]]) -> None:
+    def _check(self, files: Sequence[tuple[Path, str]]) -> list[int]:
+        """The sizes of files in bytes. Raises UsageError."""
         limits = self._limits
         if not files:
             raise UsageError("there is no recording yet: drop one or choose a file")
@@ -365,40 +486,86 @@ class Jobs:
                 f"{len(files):,} recordings are more than the {limits.folder_files:,} that one "
                 "job takes: make several jobs of them, or use naturelm infer"
             )
+        sizes = []
         for path, name in files:
             try:
-                size = path.stat().st_size
+                sizes.append(path.stat().st_size)
             except OSError as error:
                 raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
-            if size > limits.upload_bytes:
+            if sizes[-1] > limits.upload_bytes:
                 raise UsageError(
-                    f"{name} has {format_bytes(size)}, and a recording may have at most "
+                    f"{name} has {format_bytes(sizes[-1])}, and a recording may have at most "
                     f"{format_bytes(limits.upload_bytes)}: cut it, or use naturelm infer"
                 )
+        return sizes
 
-    def _take(
-        self, path: Path, name: str, folder: Path, number: int, settings: AskOptions
+    def _heard(
+        self, path: Path, name: str, size: int, number: int, settings: AskOptions
     ) -> JobRecording:
-        target = folder / safe_name(name, number)
-        link_or_copy(path.resolve(strict=True), target)
-        size = target.stat().st_size
+        """What the header of a file says; nothing of one that is no recording."""
+        file = safe_name(name, number)
         try:
-            info = probe(target)
+            info = probe(path)
         except AudioError:
-            return JobRecording(name, target.name, size, None, None, 0)
+            return JobRecording(name, file, size, None, None, 0)
         most = self._limits.long_seconds
         if info.duration > most:
             raise UsageError(
                 f"{name} lasts {format_duration(info.duration, short=True)}, and at most "
                 f"{format_duration(most, short=True)} are taken: cut it, or use naturelm infer"
             )
-        windows = count_windows(
-            info.duration,
-            settings.window_length_seconds,
-            settings.hop_length_seconds,
-            settings.time_expansion,
+        windows = windows_of(info.duration, settings)
+        return JobRecording(name, file, size, info.duration, info.sample_rate, windows)
+
+
+def windows_of(seconds: float, settings: AskOptions) -> int:
+    """How many windows a recording gives."""
+    return count_windows(
+        seconds,
+        settings.window_length_seconds,
+        settings.hop_length_seconds,
+        settings.time_expansion,
+    )
+
+
+def refuse_too_many(windows: int, settings: AskOptions, limits: Limits) -> None:
+    """Raise UsageError where so many windows give more answers than one job may have."""
+    questions, most = len(settings.queries), limits.job_answers
+    if windows * questions > most:
+        asked = f" × {questions} questions" if questions > 1 else ""
+        raise UsageError(
+            f"This makes {windows * questions:,} answers ({windows:,} windows{asked}), and a job "
+            f"may have {most:,}: take a longer step from window to window "
+            f"({settings.hop_length_seconds:g} s now), fewer questions or fewer recordings, or use "
+            "naturelm infer"
         )
-        return JobRecording(name, target.name, size, info.duration, info.sample_rate, windows)
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    from filelock import FileLock
+
+    return FileLock(folder / _LOCK_FILE, mode=0o600, thread_local=False)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether an app has the job; of one that was killed the system has freed the lock."""
+    from filelock import Timeout
+
+    if not (folder / _LOCK_FILE).exists():
+        return False
+    lock = _lock(folder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    lock.release()
+    return False
+
+
+def _elsewhere(otherwise: str) -> str:
+    return f"another app that uses the same folder of runs has this job: {otherwise}"
 
 
 def safe_name(name: str, number: int) -> str:
@@ -409,13 +576,47 @@ def safe_name(name: str, number: int) -> str:
     return f"{number:05d}-{plain}{known}" if plain else f"{number:05d}{known}"
 
 
-def do_job(job: Job, pipeline: Pipeline, model: str, stop: threading.Event) -> bool:
-    """Ask all that has no answer yet; whether it came to its end before `stop` was set.
+class _Turn:
+    """Ends before a window where a job has had its turn and others wait.
+
+    followed_by: path of the recording that it ended at; None while it has not ended
+    """
+
+    def __init__(self, others_wait: Callable[[], bool]) -> None:
+        self.followed_by: str | None = None
+        self._others_wait = others_wait
+        self._answers, self._recording = 0, ""
+        self._began = self._found = time.monotonic()
+
+    def ends_before(self, key: WindowKey) -> bool:
+        """Whether it ends here; else the window is asked about."""
+        now = time.monotonic()
+        if not self._answers:
+            self._found = now
+        enough = _TURN[key.audio_path == self._recording]
+        # To go on within a long recording it is read from its beginning: that shall not be most.
+        is_worth_it = now - self._found >= self._found - self._began
+        if self._answers >= enough and is_worth_it and self._others_wait():
+            self.followed_by = key.audio_path
+            return True
+        self._answers, self._recording = self._answers + 1, key.audio_path
+        return False
+
+
+def do_job(
+    job: Job,
+    pipeline: Pipeline,
+    model: str,
+    stop: threading.Event,
+    others_wait: Callable[[], bool],
+) -> Generator[None, None, bool]:
+    """Ask all that has no answer yet, turn by turn, with a `yield` after each but the last.
 
     model: how the model is called, as for `naturelm infer --model`
 
-    Raises UsageError where the answers that are there were made otherwise, and OutputError where
-    they cannot be written.
+    Returns whether it came to its end before `stop` was set. Answers are those of a job that
+    nobody waits for, in the same order. Raises UsageError where the answers that are there were
+    made otherwise, and NatureLMError where they cannot be written.
     """
     recordings, asked = job.recording_paths, job.settings
     with WindowStore(job.answers_path) as store:
@@ -424,16 +625,23 @@ def do_job(job: Job, pipeline: Pipeline, model: str, stop: threading.Event) -> b
             store.begin(settings, recordings)
         except OutputError as error:
             raise UsageError(_other_answers(error)) from None
-        results = pipeline.unanswered(recordings, asked, store, warn=lambda text: None)
-        with closing(results):
-            for result in results:
-                if isinstance(result, RecordingError):
-                    store.add_error(result.audio_path, result.error, asked.merging_alpha)
-                else:
-                    store.add_answer(result)
-                if stop.is_set():
-                    return False
-    return not stop.is_set()
+        while True:
+            turn = _Turn(others_wait)
+            results = pipeline.unanswered(
+                recordings, asked, store, warn=lambda text: None, until=turn.ends_before
+            )
+            with closing(results):
+                for result in results:
+                    if isinstance(result, RecordingError):
+                        store.add_error(result.audio_path, result.error, asked.merging_alpha)
+                    else:
+                        store.add_answer(result)
+                    if stop.is_set():
+                        return False
+            if turn.followed_by is None:
+                return not stop.is_set()
+            yield
+            recordings = recordings[recordings.index(Path(turn.followed_by)) :]
 
 
 def run_values(job: Job, pipeline: Pipeline, model: str) -> dict[str, Any]:

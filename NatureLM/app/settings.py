@@ -38,6 +38,7 @@ class Limits:
     labels: int = 1000  # names in a list of species
     long_seconds: float = 24 * 3600.0  # a recording in Long recording
     folder_files: int = 2000  # recordings in one job
+    job_answers: int = 200_000  # of one job: windows of all its recordings, times its questions
     waiting_jobs: int = 8  # behind the one that runs
     waiting_questions: int = 32  # of all visitors
     free_bytes: int = 10**9  # of a disk that stay free: nothing is written that leaves less

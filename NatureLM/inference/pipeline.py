@@ -276,10 +276,12 @@ class Pipeline:
         batch_size: int | None = None,
         fold: bool = False,
         warn: Callable[[str], None] | None = None,
+        until: Callable[[WindowKey], bool] | None = None,
     ) -> Generator[WindowResult | RecordingError, None, None]:
         """Answers and bad recordings as they come; windows that the store answers are left out.
 
-        `batch_size`, `fold` and `warn` are those of `windows`.
+        `batch_size`, `fold` and `warn` are those of `windows`. `until` ends it before the first
+        window and question for which it is true; what is before them is answered.
         """
         yield from self._ask(
             [Recording(n, str(one), one, options.queries) for n, one in enumerate(recordings)],
@@ -287,6 +289,7 @@ class Pipeline:
             batch_size=batch_size,
             errors="yield",
             skip=lambda key: store.is_done(key.audio_path, key.start, key.query),
+            until=until,
             warn=warn,
             fold=fold,
         )
@@ -395,6 +398,7 @@ class Pipeline:
         skip: Callable[[WindowKey], bool] | None,
         warn: Callable[[str], None] | None,
         fold: bool,
+        until: Callable[[WindowKey], bool] | None = None,
         generation: dict[str, Any] | None = None,
     ) -> Iterator[WindowResult | RecordingError]:
         """What `windows` gives; each recording is asked its own questions."""
@@ -424,7 +428,7 @@ class Pipeline:
             warn=warn,
         )
         run = self._run(generation or {}, batch_size)
-        requests = self._requests(stream, options, calibration, skip)
+        requests = self._requests(stream, options, calibration, skip, until)
         window = ""
         with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
             for made in yield_in_input_order(run, requests, stream.load):
@@ -448,6 +452,7 @@ class Pipeline:
         options: AskOptions,
         calibration: Calibration | None,
         skip: Callable[[WindowKey], bool] | None,
+        until: Callable[[WindowKey], bool] | None = None,
     ) -> Iterator[Request | WindowResult | RecordingError]:
         """A request for every question about every window with sound, in order.
 
@@ -463,8 +468,11 @@ class Pipeline:
                 continue
             recording, window = heard.recording, heard.window
             for query in recording.queries:
-                if skip is not None and skip(WindowKey(recording.name, window.start, query)):
+                key = WindowKey(recording.name, window.start, query)
+                if skip is not None and skip(key):
                     continue
+                if until is not None and until(key):
+                    return
                 result = WindowResult(
                     audio_path=recording.name,
                     start=window.start,

@@ -53,18 +53,26 @@ class RavenRecording:
     sample_rate: float
 
 
-def write_csv(rows: Iterable[Row], file: TextIO, names: Mapping[str, str] | None = None) -> None:
+def write_csv(
+    rows: Iterable[Row],
+    file: TextIO,
+    names: Mapping[str, str] | None = None,
+    *,
+    has_notes: bool | None = None,
+) -> None:
     """One row for each answer and each recording that could not be read.
 
     file: open with `newline=""`; give it `CSV_ENCODING`
     names: what to call recordings, by `audio_path`
+    has_notes: whether a row has one, where that is known: the rows are then written as they come
 
     There is a column `note` where a row has one. Texts that a spreadsheet would run as a formula
     begin with an apostrophe.
     """
     writer = csv.writer(file)
-    rows = list(rows)
-    has_notes = any(isinstance(row, WindowRow) and row.note for row in rows)
+    if has_notes is None:
+        rows = list(rows)
+        has_notes = any(isinstance(row, WindowRow) and row.note for row in rows)
     writer.writerow([*CSV_COLUMNS, *(["note"] if has_notes else [])])
     for row in rows:
         answer, error = [""] * 6, ""
@@ -92,6 +100,7 @@ def write_raven(
     *,
     channel: str | int = "mean",
     heard_hz: float = 8000.0,
+    has_notes: bool | None = None,
 ) -> None:
     """A selection table, tab-separated: a selection for each window and question.
 
@@ -101,6 +110,7 @@ def write_raven(
         the start of the first, `File Offset (s)` from the start of `Begin File`
     channel: the one that was read; a mix of all is given as channel 1
     heard_hz: highest frequency that the model hears; selections end there or where the sound does
+    has_notes: as for `write_csv`
 
     Raises KeyError for an answer about a recording that is not among `recordings`.
     """
@@ -109,8 +119,10 @@ def write_raven(
     writer = csv.writer(
         file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
     )
-    windows = [row for row in rows if isinstance(row, WindowRow)]
-    has_notes = any(row.note for row in windows)
+    windows: Iterable[WindowRow] = (row for row in rows if isinstance(row, WindowRow))
+    if has_notes is None:
+        windows = list(windows)
+        has_notes = any(row.note for row in windows)
     writer.writerow([*RAVEN_COLUMNS, *(["Note"] if has_notes else [])])
     for number, row in enumerate(windows, start=1):
         before, recording = places[row.audio_path]

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from NatureLM.app.job_sound import OVERVIEW_COLUMNS, JobSound
 from NatureLM.app.job_tabs import MOST_QUESTIONS, MOST_REMEMBERED, choices, remember, settings_of
 from NatureLM.app.job_view import (
     NAMED,
+    Answer,
     JobView,
     progress_sentence,
     recordings_html,
@@ -43,7 +43,7 @@ from NatureLM.config import Config
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions
-from NatureLM.results.rows import ErrorRow, WindowRow, read_rows
+from NatureLM.results.rows import read_rows
 
 CUCKOO = ASSETS / "synthetic_common_cuckoo.flac"
 HEATH = ASSETS / "synthetic_heath_at_dusk.ogg"
@@ -408,7 +408,7 @@ def test_timeline_holds_the_windows_in_order(view: JobView) -> None:
     by_start = {
         row.start: row.text
         for row in view.answers
-        if row.query == QUERIES[1] and row.audio_path.endswith(heath.file)
+        if row.query == QUERIES[1] and row.file == heath.file
     }
     for one in data["windows"]:
         assert one["text"] == by_start[one["start"]]
@@ -418,14 +418,11 @@ def test_timeline_holds_the_windows_in_order(view: JobView) -> None:
 
 @given(st.lists(st.text(max_size=3), max_size=40))
 def test_every_answer_has_the_colour_of_its_name(texts: list[str]) -> None:
-    rows = [
-        WindowRow("f", 10.0 * n, 10.0 * n + 10, "q", text, 1.0, model="m", run="r")
-        for n, text in enumerate(texts)
-    ]
+    rows = [Answer("f", 10.0 * n, 10.0 * n + 10, "q", text) for n, text in enumerate(texts)]
     library_job = Job(
         Path("x"), "long", "done", "", AskOptions(("q",)), (_recording("f", 10.0 * len(texts)),)
     )
-    data = timeline(JobView(library_job, tuple(rows), 0, False), library_job.recordings[0], "q")
+    data = timeline(JobView(library_job, tuple(rows), {}), library_job.recordings[0], "q")
     assert [one["text"] for one in data["windows"]] == texts
     assert len(data["legend"]) <= NAMED + 1
     assert sum(one["count"] for one in data["legend"]) == len(texts)
@@ -445,14 +442,12 @@ MARKUP = "<img src=x onerror=alert(1)>{{evil}}${1+1}"
 
 def test_markup_is_shown_as_text(view: JobView) -> None:
     job = view.job
-    error = ErrorRow("/x/00001-a.wav", MARKUP, "NotAudio", 1.0, "m", "r")
     shown = JobView(
         Job(
             Path("x"), "folder", "failed", MARKUP, job.settings, (_recording(MARKUP, 10.0),), MARKUP
         ),
-        (error,),
-        0,
-        False,
+        (),
+        {MARKUP: MARKUP},
     )
     for html in (status_html(shown), recordings_html(shown)):
         assert "<img" not in html
@@ -471,13 +466,13 @@ def test_table_has_the_columns_that_differ(view: JobView) -> None:
 
 def test_windows_without_sound_are_shown_as_such(view: JobView) -> None:
     job, first = view.job, view.answers[0]
-    silent = replace(first, text="", confidence=None, alternatives=(), note="silent")
-    shown = JobView(job, (*[silent] * 101, first), 0, False)
+    silent = first._replace(text="silent, not asked", confidence=None, others="", note="silent")
+    shown = JobView(job, (*[silent] * 101, first), {})
     assert shown.has_confidence
     assert "silent, not asked" in shown.table([silent])["data"][0]
     assert shown.filtered("silent", 0.0) == [silent] * 101
     assert shown.filtered("", 1e-9) == [first]
-    recording = next(one for one in job.recordings if first.audio_path.endswith(one.file))
+    recording = next(one for one in job.recordings if first.file == one.file)
     data = timeline(shown, recording, first.query)
     assert data["legend"][0]["label"] == "silent, not asked"
     assert "102 answers, 101 of them without sound and not asked" in progress_sentence(shown)
@@ -485,11 +480,9 @@ def test_windows_without_sound_are_shown_as_such(view: JobView) -> None:
 
 def test_filter_finds_all_words_anywhere(view: JobView) -> None:
     assert view.filtered("HEATH caption", 0.0) == [
-        row
-        for row in view.answers
-        if row.query == QUERIES[1] and "heath" in view.names[row.audio_path]
+        row for row in view.answers if row.query == QUERIES[1] and "heath" in view.name_of(row)
     ]
-    assert view.filtered("", 0.0) == list(view.answers)
+    assert view.filtered("", 0.0) == view.answers
     sure = view.filtered("", 0.02)
     assert sure == [row for row in view.answers if (row.confidence or 0.0) >= 0.02]
     assert view.filtered("heath zebra", 0.0) == []

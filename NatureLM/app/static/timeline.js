@@ -320,7 +320,9 @@ const update = () => {
 const focus = () => {
   const start = Number(props.focus);
   if (!state.data || !(start >= 0)) return;
-  const found = state.data.windows.findIndex((one) => one.start === start);
+  const { windows } = state.data;
+  let found = windows.findIndex((one) => one.start === start);
+  if (found < 0) found = windows.findIndex((one) => one.start <= start && start < one.end);
   if (found >= 0) select(found);
 };
 
