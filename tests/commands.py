@@ -69,6 +69,7 @@ class FakePipeline:
     stop_after: int | None = None
     asked: list[tuple[str, float, str]] = field(default_factory=list)
     loaded: int = 0
+    revisions: dict[str, str] = field(default_factory=dict)
     given: list[tuple[InferRequest, Any, AskOptions]] = field(default_factory=list)
 
     def load(self, request: InferRequest, config: Any, options: AskOptions) -> FakePipeline:

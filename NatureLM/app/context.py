@@ -104,7 +104,12 @@ class AppContext:
         config = settings.config or Config()
         try:
             model = load_model(
-                self.model_name, config, device=settings.device, dtype=settings.dtype
+                self.model_name,
+                config,
+                device=settings.device,
+                dtype=settings.dtype,
+                revision=settings.revision,
+                weights_hash=settings.weights_hash,
             )
             self._pipeline = Pipeline(model, config=config)
             self.state = "ready"

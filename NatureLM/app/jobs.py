@@ -620,7 +620,7 @@ def do_job(
     """
     recordings, asked = job.recording_paths, job.settings
     with WindowStore(job.answers_path) as store:
-        settings = RunSettings(run_values(job, pipeline, model))
+        settings = RunSettings(run_values(job, pipeline, model), revisions=pipeline.revisions)
         try:
             store.begin(settings, recordings)
         except OutputError as error:

@@ -53,6 +53,7 @@ class AppSettings:
     """What `naturelm inference-app` was told.
 
     model: name, id or folder; None for the embedded one
+    revision: of the model on the Hub; weights_hash: what its weights must be
     config: None for the built-in settings
     alpha: where the sliders stand at first; None for that of the configuration
     assets_dir: folder of sample recordings
@@ -63,6 +64,8 @@ class AppSettings:
     """
 
     model: str | None = None
+    revision: str | None = None
+    weights_hash: str | None = None
     config: Config | None = None
     alpha: float | None = None
     device: str = "auto"

@@ -52,6 +52,8 @@ class RunRequest(of.ExperimentOptions):
     model: str | None = of.option(
         None, of.MODEL_TEXT, show_default="model.ckpt of the configuration, naturelm-tiny"
     )
+    revision: str | None = of.REVISION
+    weights_hash: str | None = of.WEIGHTS_HASH
     adapter: str | None = of.ADAPTER
     device: str = of.DEVICE
     dtype: str = of.DTYPE

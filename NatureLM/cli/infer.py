@@ -50,6 +50,8 @@ class InferRequest(of.ExperimentOptions):
         None, "What to ask of every window. May be given several times.", _INPUT, "--query", "-q"
     )
     model: str | None = of.OPTIONAL_MODEL_NAME
+    revision: str | None = of.REVISION
+    weights_hash: str | None = of.WEIGHTS_HASH
     adapter: str | None = of.ADAPTER
     merging_alpha: float | None = of.option(
         None,
@@ -180,7 +182,7 @@ def run(request: InferRequest, config: Config) -> int:
             say(f"Model: {model}{hint if model == EMBEDDED else ''}")
             pipeline = load_pipeline(request, config, asked)
             settings.update(pipeline.settings(asked))
-            resumed = store.begin(RunSettings(settings), recordings)
+            resumed = store.begin(RunSettings(settings, revisions=pipeline.revisions), recordings)
             _note_what_was_there(resumed, request.output)
             with shown.working(_expected_answers(recordings, asked) - resumed.answers):
                 for result in pipeline.unanswered(
@@ -474,6 +476,8 @@ def inference_app(
     *,
     cfg_path: Path | None = of.CFG_PATH,
     model: str | None = of.OPTIONAL_MODEL_NAME,
+    revision: str | None = of.REVISION,
+    weights_hash: str | None = of.WEIGHTS_HASH,
     merging_alpha: float | None = of.option(
         None,
         "Where the page's slider stands at first: 0 is the base language model, 1 the adapted one.",
@@ -553,6 +557,8 @@ def inference_app(
 
     settings = AppSettings(
         model=model,
+        revision=revision,
+        weights_hash=weights_hash,
         config=load_config(cfg_path, options or []),
         alpha=merging_alpha,
         device=device,

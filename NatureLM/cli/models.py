@@ -123,6 +123,8 @@ _OUTPUT = "Output"
 def merge(
     output_path: Path = of.option(..., "Folder for the merged model.", _OUTPUT),
     model: str = of.option("naturelm-tiny", of.MODEL_TEXT, _WHAT),
+    revision: str | None = of.REVISION,
+    weights_hash: str | None = of.WEIGHTS_HASH,
     alpha: float | None = of.option(
         None,
         "Share of the adapter: 0 is the base language model, 1 the adapted one.",
@@ -181,16 +183,17 @@ def merge(
     note = extrapolation_note(chosen.values())
     if note is not None:
         typer.echo(f"Note: {note}.", err=True)
+    source = {"adapter": adapter, "llama_path": llama_path, "revision": revision}
+    source["weights_hash"] = weights_hash
     if as_adapter:
-        export_adapter(model, output_path, chosen, adapter=adapter, llama_path=llama_path)
+        export_adapter(model, output_path, chosen, **source)
         typer.echo(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
         return
     changed = export_merged(
         model,
         output_path,
         chosen,
-        adapter=adapter,
-        llama_path=llama_path,
+        **source,
         dtype=None if dtype == "auto" else getattr(torch, dtype),
         max_shard_size=max_shard_size.replace(" ", "").upper(),
         overwrite=overwrite,

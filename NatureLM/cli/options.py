@@ -102,6 +102,19 @@ AUDIO = "Windows and audio"
 
 MODEL_TEXT = "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder."
 MODEL_NAME = option("naturelm-tiny", MODEL_TEXT, MODEL, show_default="naturelm-tiny")
+REVISION = option(
+    None,
+    "Revision of the model on the Hub; its results record the commit.",
+    MODEL,
+    metavar="COMMIT|TAG|BRANCH",
+    show_default="the newest, or as in --model OWNER/NAME@REVISION",
+)
+WEIGHTS_HASH = option(
+    None,
+    "Refuse other weights than those that results record with this hash (`weights`).",
+    MODEL,
+    metavar="HASH",
+)
 # A configuration may name the model, too.
 OPTIONAL_MODEL_NAME = option(None, MODEL_TEXT, MODEL, show_default="naturelm-tiny")
 ADAPTER = option(
@@ -257,6 +270,8 @@ class ModelOptions:
     """
 
     model: str | None = OPTIONAL_MODEL_NAME
+    revision: str | None = REVISION
+    weights_hash: str | None = WEIGHTS_HASH
     adapter: str | None = ADAPTER
     device: str = DEVICE
     dtype: str = DTYPE
@@ -267,8 +282,9 @@ class ModelOptions:
 
     def load_model(self, config: Config) -> NatureLM:
         """The model that was asked for."""
-        name = model_name(self.model, config)
-        return load_model(name, config, adapter=self.adapter, device=self.device, dtype=self.dtype)
+        names = ("adapter", "device", "dtype", "revision", "weights_hash")
+        given = {name: getattr(self, name) for name in names}
+        return load_model(model_name(self.model, config), config, **given)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -37,6 +37,8 @@ class EmbedRequest:
         metavar="X.npz|X.parquet",
     )
     model: str = of.MODEL_NAME
+    revision: str | None = of.REVISION
+    weights_hash: str | None = of.WEIGHTS_HASH
     layer: str = of.option(
         "encoder",
         "What is averaged over a window: what the audio encoder hears, or what the language model "
@@ -68,6 +70,7 @@ class EmbedRequest:
             hop_seconds=self.hop_length_seconds,
             channel=self.channel,
             time_expansion=self.time_expansion,
+            revision=embedder.model.revisions.get("revision"),
         )
 
 
@@ -97,7 +100,13 @@ def embed(request: EmbedRequest) -> None:
     files = find_recordings(request.recordings)
     say(f"Model: {request.model}")
     embedder = load_embedder(
-        request.model, request.layer, request.device, request.dtype, batch=request.batch_size
+        request.model,
+        request.layer,
+        request.device,
+        request.dtype,
+        batch=request.batch_size,
+        revision=request.revision,
+        weights_hash=request.weights_hash,
     )
     finished = to_do = 0
 
@@ -146,6 +155,15 @@ def search(
     model: str | None = of.option(
         None, "The model, if it is called otherwise here.", show_default="the index's"
     ),
+    revision: str | None = of.option(
+        None,
+        "Revision of the model on the Hub.",
+        metavar="COMMIT|TAG|BRANCH",
+        show_default="the index's",
+    ),
+    weights_hash: str | None = of.option(
+        None, "Refuse other weights than those of this hash.", metavar="HASH"
+    ),
     device: str = of.DEVICE,
     dtype: str = of.option(
         "auto", "Precision of the weights, that of the index.", metavar="|".join(of.DTYPES)
@@ -170,7 +188,16 @@ def search(
     of.check_device(device, dtype)
     opened = open_index(index)
     windows = query_windows(query_clip, opened.settings, start=start, end=end)
-    embedder = load_embedder(model or opened.settings.model, opened.settings.layer, device, dtype)
+    if model is None:
+        model, revision = opened.settings.model, revision or opened.settings.revision
+    embedder = load_embedder(
+        model,
+        opened.settings.layer,
+        device,
+        dtype,
+        revision=revision,
+        weights_hash=weights_hash,
+    )
     refuse_other_model(opened, embedder.fingerprint)
     own = same_recording(query_clip, opened)
     matches = nearest(
@@ -204,9 +231,11 @@ def search(
     of.print_table(columns, rows, right={*columns} - {"file"})
 
 
-def load_embedder(model: str, layer: str, device: str, dtype: str, *, batch: int = 16) -> Embedder:
+def load_embedder(
+    model: str, layer: str, device: str, dtype: str, *, batch: int = 16, **pinned: Any
+) -> Embedder:
     """The model of this name, as what makes vectors of a layer; its language model is not read."""
-    loaded = of.load_model(model, device=device, dtype=dtype, audio_only=True)
+    loaded = of.load_model(model, device=device, dtype=dtype, audio_only=True, **pinned)
     from NatureLM.search.build import Embedder
 
     return Embedder(loaded, layer, batch=batch)

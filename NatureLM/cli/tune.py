@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from NatureLM.experiments.calibrate import Reliability, Scored
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.tune import Tuning
+    from NatureLM.models import NatureLM
 
 logger = logging.getLogger(__name__)
 _DATA = of.KNOWN_ANSWERS
@@ -78,6 +79,8 @@ class TuneRequest(of.ModelOptions):
         metavar="base|adapted",
     )
     model: str | None = of.OPTIONAL_MODEL_NAME
+    revision: str | None = of.REVISION
+    weights_hash: str | None = of.WEIGHTS_HASH
     adapter: str | None = of.ADAPTER
     device: str = of.DEVICE
     dtype: str = of.DTYPE
@@ -132,9 +135,14 @@ def tune_alpha(request: TuneRequest) -> None:
     name = of.model_name(request.model, config)
     say(f"Loading {name}")
     rows: list[dict[str, Any]] = []
-    tuning = tuner.tune(_asker(request, config, plan, rows), grid, side)
+    model = request.load_model(config)
+    from NatureLM.experiments.run import weights_of
+
+    tuning = tuner.tune(_asker(request, model, config, plan, rows), grid, side)
     settings = {
         "model": name,
+        **model.revisions,
+        "weights": weights_of(model),
         "adapter": request.adapter,
         "query": None if plan.queries is None else plan.queries[0],
         "protocol": request.protocol,
@@ -184,10 +192,9 @@ def _task(plan: Plan, named: str | None) -> str:
 
 
 def _asker(
-    request: TuneRequest, config: Config, plan: Plan, kept: list[dict[str, Any]]
+    request: TuneRequest, model: NatureLM, config: Config, plan: Plan, kept: list[dict[str, Any]]
 ) -> Callable[[Sequence[float]], list[dict[str, Any]]]:
     """The function that answers at some α; every row goes into `kept`, too."""
-    model = request.load_model(config)
     from NatureLM.experiments.run import Answerer
     from NatureLM.inference.pipeline import processor_of
 
@@ -288,6 +295,8 @@ def calibrate(
         metavar="sum|mean|prior",
     ),
     model: str = of.MODEL_NAME,
+    revision: str | None = of.REVISION,
+    weights_hash: str | None = of.WEIGHTS_HASH,
     adapter: str | None = of.ADAPTER,
     merging_alpha: float = of.option(1.0, "Share of the adapter.", of.MODEL),
     device: str = of.DEVICE,
@@ -316,7 +325,7 @@ def calibrate(
     check_normalize(normalize)
     if query is not None and not query.strip():
         raise UsageError("--query is empty: give a question, or leave the option out")
-    target = _target(output_path, model)
+    target = _target(output_path, "@".join(filter(None, (model, revision))))
     check_place(target, "--output-path")
     if figure is not None:
         if figure.suffix.lower() != ".svg":
@@ -328,7 +337,14 @@ def calibrate(
     names, asked = _question(samples, species_list, query)
     of.check_device(device, dtype)
     say(f"Loading {model}")
-    loaded = of.load_model(model, adapter=adapter, device=device, dtype=dtype)
+    loaded = of.load_model(
+        model,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        weights_hash=weights_hash,
+    )
     how: Any = {"alpha": merging_alpha, "normalize": normalize}
 
     def score(of_samples: Sequence[Sample]) -> list[Scored]:

@@ -69,6 +69,9 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
+_LEFT_OUT = ("revision", "weights_hash")  # where they say nothing
+
+
 def _without_unset(section: BaseModel) -> dict[str, Any]:
     """Plain data of a section; sections and keys without effect that are not set are left out."""
     data: dict[str, Any] = {}
@@ -76,7 +79,9 @@ def _without_unset(section: BaseModel) -> dict[str, Any]:
         value = getattr(section, key)
         if isinstance(value, BaseModel):
             data[key] = _without_unset(value)
-        elif value is not None or (key not in Config.model_fields and not _reason(info)):
+        elif value is not None or not (
+            key in Config.model_fields or key in _LEFT_OUT or _reason(info)
+        ):
             data[key] = section.model_dump(mode="json", include={key})[key]
     return data
 

@@ -79,6 +79,10 @@ class ModelConfig(Section):
     """Weights that the audio encoder starts training from."""
     ckpt: str | None = None
     """Checkpoint to start from: an id on the Hub or a folder."""
+    revision: Text | None = None
+    """Commit, tag or branch of `ckpt` on the Hub; that of `llama_path` stands in it, after an @."""
+    weights_hash: Text | None = None
+    """Hash that the weights of `ckpt` must have, as results record it (`weights`)."""
 
     freeze_beats: bool = True
     """Whether training leaves the audio encoder as it is."""
@@ -137,6 +141,15 @@ class ModelConfig(Section):
     beats_cfg: BeatsConfig = BeatsConfig()
     qformer_cfg: QFormerConfig = QFormerConfig()
     fbank_cfg: FbankConfig = FbankConfig()
+
+    @model_validator(mode="after")
+    def _pins_name_a_model(self) -> ModelConfig:
+        for name in ("revision", "weights_hash"):
+            if getattr(self, name) is not None and self.ckpt is None:
+                raise ValueError(
+                    f"{name} is of the checkpoint that model.ckpt names, and it names none"
+                )
+        return self
 
     flash_attn: Any = ignored("the fastest attention that the machine has is used")
     multi_prompt: Any = ignored("the prompts are in the data table")

@@ -35,7 +35,7 @@ from NatureLM.util import library
 AUDIO = "audio"
 
 _BATCH = 1000
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # with a revision or without
 _SAVED = ("state.json", "dataset_dict.json")
 _UNFINISHED = "is damaged or was not downloaded to its end: fetch it again"
 _NEEDED = "needs libraries that are not installed: pip install 'naturelm-audio[beans]'"
@@ -343,7 +343,7 @@ def open_rows(path: str) -> DatasetRows | None:
         return _arrow_files([place], path, place.parent)
     if place.is_file() and suffix == ".parquet":
         return ParquetRows([str(place)], path, place.parent)
-    if not place.exists() and _HUB_ID.fullmatch(path) and not suffix:
+    if _is_hub_id(path):
         try:
             files_there, filesystem = hub_files(path)
         except DataError as error:
@@ -425,6 +425,11 @@ def _arrow_files(
     return ArrowRows(datasets.concatenate_datasets(parts), name, folder, notes=notes)
 
 
+def _is_hub_id(path: str) -> bool:
+    name = path.partition("@")[0]
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists() and not Path(name).suffix
+
+
 def hub_files(name: str) -> tuple[list[str], Any]:
     """The Parquet files of a dataset on the Hub, in order, and the file system they are in.
 
@@ -487,7 +492,7 @@ def _load_any(config: TableConfig, place: Path) -> Any:
     if place.suffix == ".arrow" and place.is_file():
         arrow = [place]
     parquet = place.is_dir() and any((*place.glob("*.parquet"), *place.glob("*/*.parquet")))
-    hub = not place.exists() and not place.suffix and _HUB_ID.fullmatch(config.path)
+    hub = _is_hub_id(config.path)
     if not (saved or arrow or parquet or hub or _holds_sound(place)):
         return None
     datasets = library(
@@ -512,7 +517,9 @@ def _load_any(config: TableConfig, place: Path) -> Any:
             )
         if place.is_file():
             return datasets.load_dataset("parquet", data_files=str(place))
-        return datasets.load_dataset(config.path, name=config.subset, split=config.split)
+        name, _, revision = config.path.partition("@") if hub else (config.path, "", "")
+        part = {"name": config.subset, "split": config.split, "revision": revision or None}
+        return datasets.load_dataset(name, **part)
 
 
 def _split(found: Any, config: TableConfig) -> Any:

@@ -159,6 +159,7 @@ def fit_calibration(
         labels=len(usable[0].scores.labels),
         samples=len(usable),
         clusters=len({one.sample.cluster for one in usable}),
+        revision=model.revisions.get("revision"),
     )
 
 

@@ -210,6 +210,7 @@ def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSe
             "datasets": Counter(sample.dataset_name for sample in plan.samples),
             "plan": plan.fingerprint(),
         },
+        revisions=model.revisions,
     )
 
 

@@ -87,6 +87,7 @@ class TrialStore(ResultStore[TrialRow]):
         """
         if self._run not in (None, settings.run):
             raise self._settings_refusal(settings)
+        self._refuse_other_revisions(settings)
         unasked = set(self._rows)
         for trial in trials if unasked else ():
             if trial.id in self._rows:

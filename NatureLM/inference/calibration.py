@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.labels import Normalize, check_normalize
-from NatureLM.models.registry import find
+from NatureLM.models.registry import apart, find
 from NatureLM.util import atomic_write
 
 FILE_NAME = "calibration.json"
@@ -34,6 +34,7 @@ class Calibration:
     weights: fingerprint of the model's files
     query: what was asked
     labels: how many labels there were to choose from
+    revision: commit of the model, if it came from the Hub
     samples, clusters: how many recordings, and groups of them that belong together
     """
 
@@ -45,6 +46,7 @@ class Calibration:
     labels: int
     samples: int
     clusters: int
+    revision: str | None = None
 
     @property
     def is_at_the_edge(self) -> bool:
@@ -66,8 +68,9 @@ class Calibration:
 
 def beside_model(model: str | Path) -> Path | None:
     """Where the calibration of a model lies: in its folder; None if that is not on this machine."""
-    entry = find(str(model))
-    folder = entry.folder if entry is not None else Path(model)
+    name, revision = apart(str(model))
+    entry = find(name)
+    folder = entry.folder_at(revision) if entry is not None else Path(model)
     return None if not str(model) or folder is None or not folder.is_dir() else folder / FILE_NAME
 
 
@@ -102,11 +105,11 @@ def read_calibration(path: str | Path) -> Calibration:
             f"{path}: is no calibration of schema version {SCHEMA_VERSION}; make it with "
             "`naturelm calibrate`"
         )
-    names = [field.name for field in fields(Calibration)]
+    names = [field.name for field in fields(Calibration) if field.name != "revision"]
     missing = [name for name in names if name not in data]
     if missing:
         raise NatureLMError(f"{path}: lacks {', '.join(missing)}")
-    made = Calibration(**{name: data[name] for name in names})
+    made = Calibration(**{name: data[name] for name in names}, revision=data.get("revision"))
     temperature = made.temperature
     is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
     if not (is_number and math.isfinite(temperature) and temperature > 0):
@@ -123,7 +126,10 @@ def read_calibration(path: str | Path) -> Calibration:
 def write_calibration(calibration: Calibration, path: str | Path) -> None:
     """Write the file, whole or not at all."""
     target = Path(path)
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(calibration)}, indent=2)
+    values = {"schema_version": SCHEMA_VERSION, **asdict(calibration)}
+    if calibration.revision is None:
+        del values["revision"]
+    text = json.dumps(values, indent=2)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as unfinished:

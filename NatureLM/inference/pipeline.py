@@ -55,6 +55,8 @@ def load_model(
     device: str = "auto",
     dtype: Any = None,
     audio_only: bool = False,
+    revision: str | None = None,
+    weights_hash: str | None = None,
 ) -> NatureLM:
     """A model by name, folder or id; the embedded one where none is named, which is logged.
 
@@ -64,6 +66,8 @@ def load_model(
     device: "auto" for the best that there is, or its name
     dtype: precision of all weights; None or "auto" for that which `NatureLM.from_pretrained` takes
     audio_only: the language model is not read; all that the model can do is to encode audio
+    revision: commit, tag or branch on the Hub, and weights_hash: what the weights must be; by
+        default those of the configuration, where it names this model, too
 
     Raises CheckpointError, and UsageError for a device that is not there.
     """
@@ -77,6 +81,9 @@ def load_model(
             NATURELM_AUDIO,
         )
     changed = {} if config is None else config.model.model_dump(exclude_defaults=True)
+    if str(model) == changed.get("ckpt"):
+        revision = revision or changed.get("revision")
+        weights_hash = weights_hash or changed.get("weights_hash")
     loaded = NatureLM.from_pretrained(
         model or EMBEDDED,
         llama_path=changed.get("llama_path"),
@@ -84,6 +91,8 @@ def load_model(
         device=pick_device(device),
         adapter=adapter,
         audio_only=audio_only,
+        revision=revision,
+        weights_hash=weights_hash,
     )
     if "prompt_template" in changed:
         processor_of(loaded).prompt_template = changed["prompt_template"]
@@ -120,7 +129,8 @@ class Pipeline:
     """Asks a model about recordings in sliding windows, and about clips as they are.
 
     `model` is a loaded `NatureLM`, or the name, folder or Hugging Face id of one; without it the
-    embedded model is loaded. `cfg_path` is a YAML file whose `generate` section is used. `device`
+    embedded model is loaded. `revision` and `weights_hash` are those of `NatureLM.from_pretrained`.
+    `cfg_path` is a YAML file whose `generate` section is used. `device`
     is `auto`, `cpu`, `cuda` or `mps`. `calibration` is a file that `naturelm calibrate` made; by
     default ("auto") that beside the model, if there is one, and with None there is none.
     `cache_dir` is a folder where audio embeddings are kept beyond the process (by default that of
@@ -141,11 +151,15 @@ class Pipeline:
         cache_dir: str | Path | None = None,
         max_memory: int | None = None,
         kept_bytes: int | None = None,
+        revision: str | None = None,
+        weights_hash: str | None = None,
     ) -> None:
         self._calibration = calibration
         self.cfg = config if config is not None else load_config(cfg_path)
         if model is None or isinstance(model, (str, Path)):
-            model = load_model(model, device=device, dtype=dtype)
+            model = load_model(
+                model, device=device, dtype=dtype, revision=revision, weights_hash=weights_hash
+            )
         self.model = model
         self._cache_dir, self._max_memory, self._kept_bytes = cache_dir, max_memory, kept_bytes
         self._embeddings: EmbeddingCache | None = None
@@ -293,6 +307,11 @@ class Pipeline:
             warn=warn,
             fold=fold,
         )
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Commits of what the model came from, as far as that was the Hub."""
+        return self.model.revisions
 
     def settings(self, options: AskOptions) -> dict[str, Any]:
         """Weights, precision, template, calibration: what changes answers and only a model knows.

@@ -46,6 +46,7 @@ from NatureLM.models.checkpoint.peft_io import adapter_settings
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
+from NatureLM.models.registry import apart
 
 ENCODERS = {"beats": lambda config: BEATs(config.beats)}
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
@@ -69,6 +70,7 @@ class NatureLM(AdapterMixin, PreTrainedModel):
             raise UsageError("the model configuration names no language model (text_config)")
         self.processor = processor
         self.fingerprint = None  # of the files it was loaded from
+        self.revisions: dict[str, str] = {}  # commits of those that came from the Hub
         self.folded, self.attached = None, {}
         with reading("the model configuration", "language model (text_config)"):
             language_model = AutoModelForCausalLM.from_config(
@@ -368,6 +370,7 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         device: torch.device | str | None = None,
         adapter: str | Path | None = None,
         audio_only: bool = False,
+        weights_hash: str | None = None,
     ) -> NatureLM:
         """Load a model by name (`naturelm-tiny`), folder or Hugging Face id.
 
@@ -378,13 +381,22 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         `adapter` names a folder (or Hub id) in PEFT's format, or another NatureLM checkpoint,
         whose LoRA adapter takes the place of the model's own; every α then scales that one.
         With `audio_only` the language model is not read: the model can encode audio only.
+        `revision` is a commit, tag or branch on the Hub; model, base and adapter may be named with
+        theirs, too (`owner/name@revision`), and `revisions` says which commits they came to.
+        `weights_hash` refuses other weights than those of this `fingerprint`.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
         model = load_model(
-            cls, reader, dtype=dtype, device=device, adapter=adapter, audio_only=audio_only
+            cls,
+            reader,
+            dtype=dtype,
+            device=device,
+            adapter=adapter,
+            audio_only=audio_only,
+            weights_hash=weights_hash,
         )
-        model.name_or_path = str(path_or_id)
+        model.name_or_path = "@".join(filter(None, apart(str(path_or_id), revision)))
         return model
 
     def save_pretrained(  # type: ignore[override]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,19 +43,30 @@ class ModelEntry:
 
     @property
     def folder(self) -> Path | None:
+        """`folder_at` without a revision."""
+        return self.folder_at(None)
+
+    def folder_at(self, revision: str | None) -> Path | None:
         """Where the model lies on this machine; None if it has to be fetched.
 
-        Of a hub repository it is the newest snapshot in the local cache that has weights.
+        Of a hub repository it is a snapshot in the local cache that has weights: that of the
+        revision; without one that of `main`, else the newest.
         """
         if self.embedded:
             path = _DATA / self.source
             return path if (path / "config.json").is_file() else None
         home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
         cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-        snapshots = cache / f"models--{self.source.replace('/', '--')}" / "snapshots"
-        found = [path.parent for path in snapshots.glob("*/config.json")]
+        repository = cache / f"models--{self.source.replace('/', '--')}"
+        found = [path.parent for path in repository.glob("snapshots/*/config.json")]
         found = [path for path in found if any(path.glob("*.safetensors"))]
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        commit = revision or "main"
+        if (reference := repository / "refs" / commit).is_file():
+            commit = reference.read_text(encoding="utf-8").strip()
+        if named := next((path for path in found if path.name == commit), None):
+            return named
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        return newest if revision is None else None
 
     @property
     def size_bytes(self) -> int | None:
@@ -87,7 +99,8 @@ MODELS: tuple[ModelEntry, ...] = (
 
 
 def find(name: str) -> ModelEntry | None:
-    """The entry of a name or of its hub id."""
+    """The entry of a name or of its hub id, with or without a revision."""
+    name = name.partition("@")[0]
     return next((entry for entry in MODELS if name in (entry.name, entry.source)), None)
 
 
@@ -95,16 +108,26 @@ def find(name: str) -> ModelEntry | None:
 
 
 def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> Path:
-    """Folder of a checkpoint named by alias, folder, hub id; downloads only what is needed."""
-    entry = find(str(path_or_id))
-    if entry is not None and entry.folder is not None:
-        return entry.folder
+    """Folder of a checkpoint named by alias, folder, hub id; downloads only what is needed.
+
+    revision: commit, tag or branch of a hub repository; `owner/name@revision` names it, too
+    """
+    name, revision = apart(str(path_or_id), revision)
+    entry = find(name)
+    path = Path(name)
+    if revision is not None and (path.is_dir() if entry is None else entry.embedded):
+        raise CheckpointError(
+            f"{name} is a folder on this machine, which has no revision {revision!r}: leave the "
+            "revision out, or name a model of the Hugging Face Hub"
+        )
+    if entry is not None and (folder := entry.folder_at(revision)) is not None:
+        return folder
     if entry is not None and entry.embedded:
         raise CheckpointError(
             f"the weights of {entry.name} are not in this installation; install NatureLM again"
         )
-    name = entry.source if entry is not None else str(path_or_id)
-    path = Path(name)
+    if entry is not None:
+        return download(entry.source, revision, [*_CONFIG_FILES, *_WEIGHT_FILES])
     if path.is_dir():
         return path
     if path.is_file():
@@ -119,8 +142,35 @@ def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> P
     return download(name, revision, [*_CONFIG_FILES, *_WEIGHT_FILES])
 
 
+_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
+
+
+def apart(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """`owner/name@revision` in its parts; `revision` is one that was given beside the name.
+
+    Raises CheckpointError for two that differ, or one that cannot be.
+    """
+    if "@" in name and not Path(name).exists():
+        name, _, own = name.partition("@")
+        if revision not in (None, own):
+            raise CheckpointError(f"{name} is to be of two revisions, {own!r} and {revision!r}")
+        revision = own
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise CheckpointError(
+            f"the revision of {name} is {revision!r}, and it must be a commit, a tag or a branch"
+        )
+    return name, revision
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a folder in the local cache of the Hub; None for any other folder."""
+    is_snapshot = folder.parent.name == "snapshots"
+    return folder.name if is_snapshot and folder.parents[1].name.startswith("models--") else None
+
+
 def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> Path:
-    """Folder of the base language model: absolute, beside the checkpoint, from here, or a hub id.
+    """Folder of the base language model: absolute, beside the checkpoint, from here, or a hub id,
+    which may name a revision (`owner/name@revision`).
 
     Without `weights` only its configuration and tokenizer are fetched.
     """
@@ -131,13 +181,14 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
     for candidate in (checkpoint / named, Path(named)):
         if candidate.is_dir():
             return candidate
-    if not is_hub_id(str(named)):
+    name, revision = apart(str(named))
+    if not is_hub_id(name):
         raise CheckpointError(
             f"the base language model {str(named)!r} is neither a folder (looked in {checkpoint} "
             "and the working folder) nor a Hugging Face id; give llama_path"
         )
     patterns = [*_CONFIG_FILES, *(_WEIGHT_FILES if weights else [])]
-    return download(str(named), None, patterns)
+    return download(name, revision, patterns)
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -200,8 +251,8 @@ def shown(value: Any) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name looks like owner/name."""
-    parts = name.split("/")
+    """Whether a name looks like owner/name, or owner/name@revision."""
+    parts = name.partition("@")[0].split("/")
     return len(parts) == 2 and all(
         part and part.strip(".") and not part.startswith("~") for part in parts
     )
@@ -232,9 +283,10 @@ def download(repository: str, revision: str | None, patterns: list[str]) -> Path
         ) from None
     except Exception as error:  # no network, or a proxy that cannot be used: each has its own
         proxies = [one for one in os.environ if one.lower() in _PROXIES and os.environ[one]]
+        at = f" at revision {revision}" if revision else ""
         through = f" (through the proxy of {', '.join(proxies)})" if proxies else ""
         raise CheckpointError(
-            f"{repository} is not on this machine and could not be fetched{through}: "
+            f"{repository}{at} is not on this machine and could not be fetched{through}: "
             f"{first_line(error)}\n"
             f"{access_help(repository)}\n"
             "Without it, the embedded model answers offline: naturelm-tiny"

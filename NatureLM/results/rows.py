@@ -218,11 +218,13 @@ class RunSettings:
     asked: what a run asks for; it is stored with the settings and is none of them, because a run
         that asks for more may be resumed
     folder: where relative paths of the rows count from; None where they are none, or not known
+    revisions: commits of what the model came from, as far as that was the Hub
     """
 
     values: Mapping[str, Any]
     asked: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # What is compared later went through JSON: tuples are lists, keys are strings.
@@ -283,6 +285,8 @@ def write_record(output: Path, settings: RunSettings) -> None:
     record = {"schema_version": 1, "run": settings.run, "settings": settings.values}
     if settings.asked:
         record["asked"] = settings.asked
+    if settings.revisions:
+        record["revisions"] = dict(settings.revisions)
     if settings.folder is not None:
         record["folder"] = settings.folder
     text = json.dumps(record, indent=2, ensure_ascii=False)
@@ -298,7 +302,8 @@ def read_record(output: Path) -> RunSettings | None:
     """The settings beside the result file; None where they are lost or damaged."""
     try:
         data = json.loads(record_path(output).read_text(encoding="utf-8"))
-        settings = RunSettings(data["settings"], data.get("asked", {}), data.get("folder"))
+        more = {key: data[key] for key in ("asked", "folder", "revisions") if key in data}
+        settings = RunSettings(data["settings"], **more)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if settings.run == data.get("run") else None

@@ -290,6 +290,22 @@ class ResultStore(ABC, Generic[RowT]):
         advice = advice or f"{self.OTHERWISE.capitalize()}."
         return OutputError(f"{self.path}: {problem}:\n{bullets(details)}\n{advice}")
 
+    def _refuse_other_revisions(self, settings: RunSettings) -> None:
+        """Raise OutputError where both know the commits that the model is of, and they differ.
+
+        Weights that are the same may stand beside another tokenizer.
+        """
+        record = self._record()
+        then: Mapping[str, str] = {} if record is None else record.revisions
+        found = differences(then, {k: v for k, v in settings.revisions.items() if k in then})
+        if found:
+            advice = f"Name the revision that is there, or {self.OTHERWISE}."
+            raise self._refusal(
+                "holds answers of another revision of the model, and these are not mixed",
+                found,
+                advice,
+            )
+
     def _start(
         self, settings: RunSettings, is_kept: Callable[[bytes, int], bool] | None = None
     ) -> None:
@@ -368,6 +384,7 @@ class WindowStore(ResultStore[Row]):
             self._forget()
         if self._run not in (None, settings.run):
             raise self._settings_refusal(self._differences(settings.values, all_of=True))
+        self._refuse_other_revisions(settings)
         recordings = list(recordings)
         known = self._recordings
         known.match(recordings)

@@ -33,6 +33,7 @@ from NatureLM.results.recordings import Identity, KnownRecordings, identity
 from NatureLM.util import check_range, library
 
 SCHEMA_VERSION = 1
+_NOT_DECIDING = ("model", "unfinished", "heard", "revision")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class IndexSettings:
     window_seconds, hop_seconds: of the sound as the model hears it
     unfinished: recordings that could not be read to their end; tried again by the next run
     heard: of each recording its name, real path, size, time of change and digest
+    revision: commit of the model, if it came from the Hub
     """
 
     model: str
@@ -61,6 +63,7 @@ class IndexSettings:
     schema_version: int = SCHEMA_VERSION
     unfinished: tuple[str, ...] = ()
     heard: tuple[tuple[Any, ...], ...] = ()
+    revision: str | None = None
 
     @property
     def model_id(self) -> str:
@@ -71,12 +74,16 @@ class IndexSettings:
     def deciding(self) -> dict[str, Any]:
         """What two sets of vectors must share to stand in one index; names do not matter."""
         values = asdict(self)
-        del values["model"], values["unfinished"], values["heard"]
+        for name in _NOT_DECIDING:
+            del values[name]
         return values
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.revision is None:
+            del values["revision"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str | Path) -> IndexSettings:
@@ -90,8 +97,13 @@ class IndexSettings:
                 )
             unfinished = tuple(map(str, values.get("unfinished", ())))  # older ones lack it
             heard = tuple(map(tuple, values.get("heard", ())))
-            names = {one.name for one in fields(cls)} - {"unfinished", "heard"}
-            return cls(**{name: values[name] for name in names}, unfinished=unfinished, heard=heard)
+            names = {one.name for one in fields(cls)} - {"unfinished", "heard", "revision"}
+            return cls(
+                **{name: values[name] for name in names},
+                unfinished=unfinished,
+                heard=heard,
+                revision=values.get("revision"),
+            )
         except (ValueError, KeyError, TypeError):
             raise UsageError(
                 f"{name}: its settings cannot be read; was it made by `naturelm embed`?"

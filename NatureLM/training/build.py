@@ -22,6 +22,7 @@ from NatureLM.errors import ConfigError
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
+    commits,
     fill_tensor,
     read_base_config,
     read_tokenizer,
@@ -157,7 +158,14 @@ def start_model(
     dtype = None if run.amp else torch.float32
     if config.ckpt is not None:
         named = config.llama_path if "llama_path" in config.model_fields_set else None
-        return NatureLM.from_pretrained(config.ckpt, llama_path=named, dtype=dtype, device=device)
+        return NatureLM.from_pretrained(
+            config.ckpt,
+            llama_path=named,
+            revision=config.revision,
+            weights_hash=config.weights_hash,
+            dtype=dtype,
+            device=device,
+        )
     base = find_base(config.llama_path, Path("."), weights=True)
     # The keys that describe the model itself, as the model's own configuration takes them.
     known = NatureLMConfig().to_dict()
@@ -186,6 +194,7 @@ def start_model(
             )
         ref.fill(value.to(device, target if value.is_floating_point() else value.dtype))
     restore_computed_buffers(model, device)
+    model.revisions = commits({"base_revision": base})
     return model
 
 
@@ -254,7 +263,7 @@ def _language_model(config: Config, run: RunConfig, device: torch.device) -> Obj
             build: Any = AutoModelForCausalLM.from_config
             model = build(settings, trust_remote_code=False, dtype=torch.float32)
     _prepare(model, run, device)
-    return LanguageModel(
+    objective = LanguageModel(
         model.to(device),
         tokenizer,
         template=config.model.prompt_template,
@@ -263,6 +272,8 @@ def _language_model(config: Config, run: RunConfig, device: torch.device) -> Obj
         all_tokens=run.loss_on == "all",
         max_new_tokens=config.generate.max_new_tokens,
     )
+    objective.revisions = commits({"base_revision": base})
+    return objective
 
 
 def _encoder(

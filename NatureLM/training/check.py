@@ -55,7 +55,7 @@ def _front_end(config: Config, datasets: DatasetsConfig, run: RunConfig) -> tupl
         return template, rate, seconds
     from NatureLM.models.registry import find_checkpoint, read_config
 
-    values = read_config(find_checkpoint(config.model.ckpt))
+    values = read_config(find_checkpoint(config.model.ckpt, revision=config.model.revision))
     return (
         values.get("prompt_template", template),
         int(values.get("sample_rate", rate)),

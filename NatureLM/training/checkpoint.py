@@ -291,7 +291,7 @@ def write_result(
     final = folder / FINAL
     with _whole(final) as partial:
         objective.save(partial)
-        card = _card(config, data, scores, steps)
+        card = _card(config, data, scores, steps, objective.revisions)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return final
 
@@ -312,7 +312,13 @@ def write_adapter(
     return folder / ADAPTER, left_out
 
 
-def _card(config: Config, data: Data, scores: dict[str, float], steps: int) -> str:
+def _card(
+    config: Config,
+    data: Data,
+    scores: dict[str, float],
+    steps: int,
+    revisions: Mapping[str, str],
+) -> str:
     """What it is, what it was trained on and how, scores, and all settings."""
     run, datasets = config.run or RunConfig(), config.datasets or DatasetsConfig()
     rows = Counter(example.dataset for example in data.train)
@@ -322,6 +328,8 @@ def _card(config: Config, data: Data, scores: dict[str, float], steps: int) -> s
         listed = f"{len(answers)} different answers."
     else:
         listed = "Answers it was trained to give: " + "; ".join(answers) + "."
+    names = {"revision": "model.ckpt", "base_revision": "the base"}
+    started = "".join(f", commit {one} of {names[key]}" for key, one in revisions.items())
     named = [t for t in (datasets.train_ann_path, *(t.path for t in datasets.train)) if t]
     parts = [
         "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n---",
@@ -339,7 +347,7 @@ def _card(config: Config, data: Data, scores: dict[str, float], steps: int) -> s
         "get confident wrong answers. The scores are of one validation table; test it on "
         "recordings of your own before you rely on it.",
         "## Training",
-        f"{steps} steps, seed {run.seed}, all settings:",
+        f"{steps} steps, seed {run.seed}{started}, all settings:",
         f"```yaml\n{dump_config(config).strip()}\n```",
     ]
     return "\n\n".join(parts) + "\n"

@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -55,11 +56,13 @@ class Objective(nn.Module, ABC):
     template: that questions are put into
     sample_rate: of the clips, in Hz
     window_samples: samples that a clip is cut or padded to
+    revisions: commits of what it started from, as far as that was the Hub
     """
 
     template: str = "{}"
     sample_rate: int = 16000
     window_samples: int = 0
+    revisions: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, batch: Any) -> StepOutput:
@@ -136,6 +139,7 @@ class AudioText(Objective):
         if model.processor is None:
             raise ValueError("training needs a model with its tokenizer")
         self.model = model
+        self.revisions = model.revisions
         self.template = model.processor.prompt_template
         self.sample_rate = model.config.sample_rate
         self.window_samples = model.config.window_samples

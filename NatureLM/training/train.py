@@ -311,7 +311,9 @@ class Trainer:
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
         if not self.settings.evaluate:
-            check_same(state["run"], self._run_settings(), checkpoint.folder)
+            now, then = self._run_settings(), state["run"]
+            known = now.keys() - (self.objective.revisions.keys() - then.keys())
+            check_same(then, {name: now[name] for name in known}, checkpoint.folder)
         load_weights(self.parameters, checkpoint.tensors(WEIGHTS), checkpoint.folder)
         load_optimizer(self.optimizer, self.parameters, checkpoint.tensors(OPTIMIZER))
         if self.average is not None:
@@ -347,9 +349,9 @@ class Trainer:
         clean(folder, self.settings.keep_checkpoints, also=[self.best[1]] if self.best else [])
 
     def _run_settings(self) -> dict[str, Any]:
-        return run_settings(
-            self.config, data=self.data.fingerprint(), processes=self.accelerator.num_processes
-        )
+        processes = self.accelerator.num_processes
+        settings = run_settings(self.config, data=self.data.fingerprint(), processes=processes)
+        return {**settings, **self.objective.revisions}
 
     def _finish(self) -> None:
         """Write `final`: averaged weights if there are any, those of the best step if asked for."""

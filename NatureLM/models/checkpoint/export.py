@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from NatureLM.merging.recipe import BASE_ADAPTER, Recipe, dump_recipe
 from NatureLM.models.checkpoint.load import (
     CheckpointReader,
     build_on_meta,
+    check_weights,
     choose_tensors,
     fit_rows,
     open_checkpoint,
@@ -41,11 +42,12 @@ from NatureLM.models.checkpoint.tensors import (
     LazyTensor,
     StoredTensor,
     TensorRef,
+    fingerprint,
     tensor_refs,
     write_tensors,
 )
 from NatureLM.models.modeling import NatureLM
-from NatureLM.models.registry import CheckpointError, find, is_hub_id, read_config
+from NatureLM.models.registry import CheckpointError, apart, find, is_hub_id, read_config
 from NatureLM.util import digest, format_bytes
 
 _CPU = torch.device("cpu")
@@ -59,6 +61,7 @@ def export_merged(
     adapter: str | Path | None = None,
     llama_path: str | Path | None = None,
     revision: str | None = None,
+    weights_hash: str | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
@@ -68,6 +71,7 @@ def export_merged(
 
     path_or_id: a checkpoint of any layout; its base is found as by `NatureLM.from_pretrained`
     adapter: a folder whose adapter stands for the model's own
+    revision, weights_hash: see `NatureLM.from_pretrained`; of the model without `adapter`
     dtype: of all weights; by default each tensor keeps the one it is stored in
     overwrite: replace a model that stands in `output`; other folders are never touched
     report: takes a line for each file
@@ -80,8 +84,7 @@ def export_merged(
     target = _check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
     model, adapters, plan = _plan(reader, recipe, adapter)
     refs = tensor_refs(model)
-    plain = {name: one for name, one in reader.stored.items() if ".lora_" not in name}
-    chosen = choose_tensors(reader, refs, plain)
+    chosen = _chosen(reader, refs, weights_hash)
     tensors = {
         ref.stored_name: _lazy(ref, chosen[ref.stored_name], plan, dtype)
         for ref in refs
@@ -91,7 +94,8 @@ def export_merged(
     files = _source_files(reader, chosen, adapters)
     source_size = sum(path.stat().st_size for _, path in files)
     report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
-    card = _card(target.name, public_name(path_or_id), recipe, plan, files, adapter)
+    source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
+    card = _card(target.name, source, recipe, plan, files, adapter, reader.revisions)
     with _built_aside(target) as folder:
         write_tensors(
             tensors,
@@ -116,6 +120,7 @@ def export_adapter(
     adapter: str | Path | None = None,
     llama_path: str | Path | None = None,
     revision: str | None = None,
+    weights_hash: str | None = None,
 ) -> None:
     """Write what a linear recipe adds to the base as one adapter in PEFT's format.
 
@@ -132,10 +137,26 @@ def export_adapter(
         raise UsageError(f"{output} is there and not empty; name another folder")
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
     model, _, plan = _plan(reader, recipe, adapter)
+    if weights_hash is not None:
+        _chosen(reader, tensor_refs(model), weights_hash)
     config = copy.deepcopy(reader.config)
     config.use_rslora, config.lora_dropout = False, 0.0
     deltas = {name: plan.combined(name) for name in plan.alphas}
     write_adapter(target, deltas, linear_shapes(model.language_model), config=config)
+
+
+def _chosen(
+    reader: CheckpointReader, refs: Sequence[TensorRef], weights_hash: str | None
+) -> dict[str, StoredTensor]:
+    """The tensors of the model without LoRA; `weights_hash` is what all it has must be."""
+    lora = {name: one for name, one in reader.stored.items() if ".lora_" in name}
+    plain = {name: one for name, one in reader.stored.items() if name not in lora}
+    chosen = choose_tensors(reader, refs, plain)
+    if weights_hash is not None:
+        used = {one.path for one in (*chosen.values(), *lora.values())}
+        found = fingerprint([reader.checkpoint / "config.json", *used])
+        check_weights(found, weights_hash, reader.checkpoint)
+    return chosen
 
 
 def _plan(
@@ -198,6 +219,7 @@ def _card(
     plan: MergePlan,
     files: Iterable[tuple[str, Path]],
     adapter: str | Path | None,
+    revisions: Mapping[str, str],
 ) -> str:
     """The text of the card; `adapter` is the folder of the one that stood for the model's own.
 
@@ -207,6 +229,8 @@ def _card(
     anonymous = recipe.model_copy(update={"adapters": used})
     entry = find(source)
     license_line = entry.license if entry is not None else f"that of `{source}`"
+    names = {"revision": "the model", "base_revision": "its base"}
+    commits = "".join(f"Commit of {names[key]}: `{one}`.\n" for key, one in revisions.items())
     instead = f" with the adapter `{public_name(adapter)}` in place of its own" if adapter else ""
     parts = [
         "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- merge\n---",
@@ -220,6 +244,7 @@ def _card(
         f"```yaml\n{dump_recipe(anonymous).strip()}\n```",
         _alphas(plan),
         "## Made from",
+        *([commits.strip()] if commits else []),
         "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
         + "\n".join(
             f"| {part} | `{path.name}` | {path.stat().st_size} | `{_sha256(path)}` |"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ from NatureLM.models.configuration import (
 )
 from NatureLM.models.registry import (
     CheckpointError,
+    commit_of,
     find_base,
     find_checkpoint,
     first_line,
@@ -76,6 +77,12 @@ class CheckpointReader:
     tokenizer: PreTrainedTokenizerBase
     stored: dict[str, StoredTensor]
     own_layout: bool
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Commits of what came from the Hub: `revision` of the model, `base_revision`."""
+        folders = {"revision": self.checkpoint, "base_revision": self.base}
+        return commits(folders if self.base != self.checkpoint else {"revision": self.checkpoint})
 
     @property
     def generation_config(self) -> GenerationConfig | None:
@@ -106,6 +113,21 @@ def open_checkpoint(
     return CheckpointReader(checkpoint, base, llama_path, config, tokenizer, stored, own_layout)
 
 
+def commits(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The commits of those folders that came from the Hub, by the same names."""
+    found = {name: commit_of(folder) for name, folder in folders.items()}
+    return {name: commit for name, commit in found.items() if commit is not None}
+
+
+def check_weights(found: str, wanted: str | None, source: str | Path) -> None:
+    """Raise CheckpointError where weights have another fingerprint than they must."""
+    if wanted is not None and found != wanted.strip().lower():
+        raise CheckpointError(
+            f"the weights of {source} have the hash {found}, and the hash asked for is {wanted}: "
+            "they are not those that it was recorded of, and nothing was loaded"
+        )
+
+
 def load_model(
     model_class: type[NatureLM],
     reader: CheckpointReader,
@@ -114,6 +136,7 @@ def load_model(
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
     audio_only: bool = False,
+    weights_hash: str | None = None,
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
     on_device, as_dtype = torch.device(device or "cpu"), _dtype(dtype)
@@ -128,14 +151,19 @@ def load_model(
         refs = [ref for ref in refs if not of_language_model(ref.stored_name)]
         stored = {name: one for name, one in stored.items() if not of_language_model(name)}
     chosen = choose_tensors(reader, refs, stored)
+    # With the audio side alone, too, the files are those of the whole model.
+    used = {tensor.path for tensor in (reader.stored if audio_only else chosen).values()}
+    found = fingerprint([reader.checkpoint / "config.json", *used, *adapter_files])
+    check_weights(found, weights_hash, reader.checkpoint)
     for ref in refs:
         target = part_dtype(ref.stored_name, as_dtype, on_device)
         fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
     restore_computed_buffers(model, on_device, audio_only=audio_only)
     if generation := reader.generation_config:
         model.language_model.generation_config = generation
-    used = {tensor.path for tensor in chosen.values()}
-    model.fingerprint = fingerprint([reader.checkpoint / "config.json", *used, *adapter_files])
+    model.fingerprint = found
+    folders = [("adapter_revision", file.parent) for file in adapter_files[:1]]
+    model.revisions = reader.revisions | commits(dict(folders))
     model.eval()  # type: ignore[no-untyped-call]
     return model
 

@@ -26,6 +26,7 @@ from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder, read_
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.registry import (
     CheckpointError,
+    apart,
     download,
     find_checkpoint,
     is_hub_id,
@@ -232,7 +233,7 @@ def _find(path_or_id: str | Path) -> Path:
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that holds {CONFIG_FILE}")
     if is_hub_id(str(path_or_id)):
-        return download(str(path_or_id), None, [CONFIG_FILE, WEIGHTS_FILE])
+        return download(*apart(str(path_or_id)), [CONFIG_FILE, WEIGHTS_FILE])
     try:
         return find_checkpoint(path_or_id)  # a name of ours
     except CheckpointError:
