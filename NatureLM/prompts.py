@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from NatureLM.errors import UsageError
 
@@ -19,6 +20,66 @@ AUDIO_TAG = f"<Audio>{PLACEHOLDER}</Audio>"
 
 _NUMBER = re.compile(r"\[(\d{1,4})\]")
 _SPECIAL_TOKEN = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+
+
+ALWAYS_READ = 1 << 18
+"""Characters of a text whose tokens are counted in any case, which takes a tenth of a second."""
+
+_UNSURE = 64  # tokens
+
+
+class PromptTooLong(UsageError):  # noqa: N818 (nothing is broken)
+    """A prompt and the shortest answer to it are more positions than the language model takes.
+
+    text, sound, answer: positions of each; of sound none before it is read
+    limit: how many there may be
+    is_whole: whether all of the text was counted
+    what: was asked
+    """
+
+    def __init__(
+        self,
+        text: int,
+        sound: int,
+        answer: int,
+        limit: int,
+        *,
+        is_whole: bool = True,
+        what: str = "",
+    ) -> None:
+        least, total = "" if is_whole else "at least ", text + sound + answer
+        heard = f", {sound} of sound" if sound else ""
+        asked = f"{what}: " if what else ""
+        super().__init__(
+            f"{asked}the prompt takes {least}{total} positions ({text} of text{heard}, "
+            f"{answer} of the answer), and the language model takes {limit}: shorten the question, "
+            "or give fewer examples, names or clips"
+        )
+        self.positions, self.limit = total, limit
+        self._counts, self._is_whole = (text, sound, answer, limit), is_whole
+
+    def about(self, what: str) -> PromptTooLong:
+        """The same, with what was asked in front."""
+        return PromptTooLong(*self._counts, is_whole=self._is_whole, what=what)
+
+
+def token_ids(text: str, tokenizer: Any, most: int | None = None) -> list[int]:
+    """Ids of a text without special tokens in front, or of a beginning that has more than `most`.
+
+    So the time depends on what may be used, and not on what was sent.
+    """
+    size = len(text) if most is None else max(ALWAYS_READ, 8 * most)
+    while True:
+        ids = list(tokenizer(text[:size], add_special_tokens=False, verbose=False).input_ids)
+        # The last tokens of a beginning may be others where it goes on, so a few are not counted.
+        if size >= len(text) or (most is not None and len(ids) > most + _UNSURE):
+            return ids
+        size *= 2
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """A text in quotes; of a long one the beginning."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}..."
 
 
 def render(template: str, query: str) -> str:

@@ -175,7 +175,7 @@ class GenerateConfig(Section):
     """How answers are decoded, and how much of the adapter is in the weights."""
 
     max_new_tokens: int = Field(default=300, ge=1, le=MAX_POSITIONS)
-    """Longest answer, in tokens."""
+    """Longest answer, in tokens; it is shorter where the context is full."""
     num_beams: int = Field(default=2, ge=1, le=100)
     """Beams of beam search; 1 is greedy."""
     do_sample: bool = False

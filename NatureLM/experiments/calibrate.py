@@ -95,7 +95,8 @@ def score_samples(
 
     Recordings that cannot be read are logged and left out.
 
-    Raises NatureLMError where none can be read.
+    Raises NatureLMError where none can be read, UsageError for a question or a label that is too
+    long for the language model.
     """
     from NatureLM.generation.engine import (
         Answer,
@@ -118,6 +119,9 @@ def score_samples(
     )
     found: list[Scored] = []
     engine = Engine(model, embeddings=embeddings)
+    asked = Request(query, prompt, ("",) * clips, alpha, choice=choice)
+    if problem := engine.problem_of(asked, clips * model.config.audio_positions()):
+        raise problem
     with fold_if_single_alpha(model, [alpha]):
         for answer in yield_in_input_order(engine.run, requests, load):
             assert isinstance(answer, Answer)

@@ -18,6 +18,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.experiments.plan import Plan, Trial
 from NatureLM.experiments.store import EXPORTED, TrialStore, export, trial_values
 from NatureLM.inference.pipeline import dtype_names, processor_of
+from NatureLM.prompts import PromptTooLong, quoted
 from NatureLM.results.rows import RunSettings
 from NatureLM.util import digest
 
@@ -135,13 +136,15 @@ def run_experiment(
     progress: called after every answer and error, and once before the first
     exports: whether the reference's files are written at the end
 
-    Raises OutputError for answers of other settings, or a folder that another run writes to.
+    Raises OutputError for answers of other settings, or a folder that another run writes to, and
+    UsageError for a query that is too long for the language model with every sample.
     """
     from NatureLM.generation.engine import fold_if_single_alpha
 
     batching: dict[str, Any] = {"batch_tokens": batch_tokens, "workers": workers}
     engine = _engine(model, _decoding(generate), max_memory, cache_dir, **batching)
     path, load, is_right = answers_path(output), ClipLoader(model), Correctness(plan)
+    _check_queries(engine, plan)
     with TrialStore(path) as store:
         store.begin(run_settings(model, plan, generate), plan.trials())
         counts = TrialProgress(total=len(plan), before=store.answers)
@@ -158,7 +161,7 @@ def run_experiment(
                 for answer in engine.run(requests(), load):
                     trial = cast(Trial, answer.key)
                     if answer.text is None:
-                        store.add_error(trial, cast(Exception, answer.error))
+                        store.add_error(trial, _named(cast(Exception, answer.error), plan, trial))
                         counts.errors += 1
                     else:
                         store.add(trial, answer.text)
@@ -189,6 +192,41 @@ def _request(key: Any, trial: Trial) -> Request:
 
     audios = tuple(clip.key for clip in trial.audios)
     return Request(key, trial.prompt, audios, trial.alpha, stream=int(trial.id[:7], 16))
+
+
+def _too_long(engine: Engine, trial: Trial) -> UsageError | None:
+    """What keeps a trial from an answer before its sound is read."""
+    positions = cast("NatureLM", engine.model).config.audio_positions
+    sound = sum(positions(clip.window) for clip in trial.audios)
+    return engine.problem_of(_request(trial, trial), sound)
+
+
+def _check_queries(engine: Engine, plan: Plan) -> None:
+    """Raise UsageError for a query that cannot be asked of any sample."""
+    problems: dict[int, Exception] = {}
+    fitting: set[int] = set()
+    for sample in plan.samples:
+        for trial in plan.trials_of(sample):
+            if trial.query not in fitting:
+                problem = _too_long(engine, trial)
+                if problem is None:
+                    fitting.add(trial.query)
+                else:
+                    problems.setdefault(trial.query, _named(problem, plan, trial))
+        if len(fitting) == plan.n_queries:
+            return
+    for query, error in sorted(problems.items()):
+        if query not in fitting:
+            raise error
+
+
+def _named(error: Exception, plan: Plan, trial: Trial) -> Exception:
+    """The error of a trial; one of a prompt that is too long names the query."""
+    if not isinstance(error, PromptTooLong):
+        return error
+    if plan.queries is None:
+        return error.about(f"the question of sample {trial.sample_id!r}")
+    return error.about(f"extended.queries, {quoted(plan.queries[trial.query])}")
 
 
 def run_settings(model: NatureLM, plan: Plan, generate: GenerateConfig) -> RunSettings:
@@ -310,7 +348,8 @@ class Answerer:
     max_memory: bytes that batches and kept embeddings may take beside the model's weights
     cache_dir: folder of audio embeddings; None takes that of the environment, if there is one
     report: told how many answers of how many are there
-    left_out: what is wrong with the clips that cannot be read; their trials are not answered
+    left_out: what is wrong with the clips that cannot be read and the samples whose prompts are
+        too long; their trials are not answered
 
     Raises NatureLMError where no trial is left.
     """
@@ -328,17 +367,23 @@ class Answerer:
     ) -> None:
         self._report = report
         self._engine = _engine(model, generation, max_memory, cache_dir, batch_rows=rows)
-        clips = {clip.key: clip for trial in trials for clip in trial.audios}
+        self.left_out: dict[str, str] = {}
+        fitting: list[Trial] = []
+        for trial in trials:
+            if problem := _too_long(self._engine, trial):
+                self.left_out[trial.id] = f"sample {trial.sample_id!r}: {problem}"
+            else:
+                fitting.append(trial)
+        clips = {clip.key: clip for trial in fitting for clip in trial.audios}
         encoded = self._engine.encode(clips, ClipLoader(model, clips.values()))
         self._clips: dict[str, EncodedClip] = {}
-        self.left_out: dict[str, str] = {}
         for key, one in encoded.items():
             if isinstance(one, Exception):
                 self.left_out[key] = str(one)
             else:
                 self._clips[key] = one
         heard = self._clips.keys()
-        self.trials = [one for one in trials if heard >= {clip.key for clip in one.audios}]
+        self.trials = [one for one in fitting if heard >= {clip.key for clip in one.audios}]
         if not self.trials:
             why = "; ".join(list(self.left_out.values())[:3]) or "there are no samples"
             raise NatureLMError(f"there is nothing to answer: {why}")

@@ -24,6 +24,7 @@ from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import (
     PreallocatedCache,
     SharedPrefix,
+    context_length,
     extend,
     forward,
     join_rows,
@@ -221,6 +222,8 @@ class RowState:
 class Decoder:
     """Decodes prompts a token at a time. What a prompt gives does not depend on the others.
 
+    An answer ends where the language model takes no more positions.
+
     eos_ids: tokens that end an answer
     graphs: takes the steps that it can take
     """
@@ -272,6 +275,7 @@ class Decoder:
         if not prompts:
             return
         options, before = self._options, 0 if cache is None else cache.get_seq_length()
+        limit = context_length(self._model)
         session = DecodingSession(
             self._model,
             [prompt.embeds_LD for prompt in prompts],
@@ -286,11 +290,13 @@ class Decoder:
         else:
             self._session.join(session)
         for one in prompts:
+            positions = before + one.embeds_LD.shape[0]
+            most = one.grammar.max_new_tokens if one.grammar else options.max_new_tokens
             self._active.append(
                 RowState(
                     one,
-                    before + one.embeds_LD.shape[0],
-                    one.grammar.max_new_tokens if one.grammar else options.max_new_tokens,
+                    positions,
+                    most if limit is None else max(1, min(most, limit - positions)),
                     random_stream(options, one.stream) if options.do_sample else None,
                 )
             )
@@ -404,7 +410,10 @@ def process_scores(
         masked_RV = scores_RV.clone()
         for row, (state, ids) in enumerate(rows):
             if state.prompt.grammar is not None:
-                allowed = torch.tensor(state.prompt.grammar.allowed(ids), device=scores_RV.device)
+                room = state.max_new_tokens - len(ids)
+                allowed = torch.tensor(
+                    state.prompt.grammar.allowed(ids, room), device=scores_RV.device
+                )
                 masked_RV[row] = -torch.inf
                 masked_RV[row, allowed] = scores_RV[row, allowed].clamp_min(_LEAST)
         return masked_RV

@@ -43,11 +43,13 @@ from NatureLM.generation.prefill import (
     Budget,
     Row,
     check_placeholders,
+    context_length,
     merge_prompt_parts,
     pieces_of,
     plan_batches,
     prompt_parts,
 )
+from NatureLM.prompts import ALWAYS_READ, PromptTooLong
 from NatureLM.util import oom_backoff
 
 _BATCH_TOKENS = {"cpu": 32_768}
@@ -69,7 +71,8 @@ class GenerationOptions:
 
     `min_length` counts the prompt's positions too, as in the reference, where the published value 1
     therefore never forces a token. `temperature`, `top_p` and `top_k` act only when sampling;
-    `seed` and a row's number give each row its own random stream.
+    `seed` and a row's number give each row its own random stream. However many `max_new_tokens`
+    are, an answer ends where the language model takes no more positions.
     """
 
     max_new_tokens: int = 300
@@ -221,9 +224,11 @@ class Engine:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
+        limit = context_length(model.language_model)
         self._grammar = lru_cache(maxsize=64)(
-            lambda choice: LabelGrammar(choice, model.tokenizer, self._eos_ids, new_tokens)
+            lambda choice: LabelGrammar(choice, model.tokenizer, self._eos_ids, new_tokens, limit)
         )
+        self._reader = PromptReader(model, self._answer_tokens)
         self._scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
         self._graphs = None
         kind = model.device.type
@@ -242,7 +247,7 @@ class Engine:
             OSError, the requests with that clip get the error, and the others are answered
         """
         with self._encoder(load) as audio:
-            waiting = RequestQueue(requests, audio, self.model, self._lookahead)
+            waiting = RequestQueue(requests, audio, self.model, self._lookahead, self._reader)
             decoder: Decoder | None = None
             while True:
                 scored: list[Row] = []
@@ -259,6 +264,17 @@ class Engine:
                     yield from self._advance(decoder, waiting)
                 elif not scored:
                     return
+
+    def problem_of(self, request: Request, sound: int) -> UsageError | None:
+        """What keeps a request from an answer, whatever its clips sound like; None if nothing does.
+
+        sound: positions of its clips together
+        """
+        try:
+            self._reader.check(request, sound)
+        except UsageError as error:
+            return error
+        return None
 
     def encode(self, names: Iterable[str], load: Load) -> dict[str, Encoded]:
         """Clips (or what kept them from being read) by name, encoded and kept."""
@@ -312,6 +328,14 @@ class Engine:
             waiting.put_back(batch.rows)
             self._shrink(backoff.retry_size)
 
+    def _answer_tokens(self, choice: LabelChoice | None) -> int:
+        """How many tokens there must be room for, an end included."""
+        if choice is None:
+            return 1
+        if choice.how == "score":
+            return self._scorer.longest(choice.labels)
+        return self._grammar(choice).needed
+
     def _prompt(self, row: Row) -> Prompt:
         request = row.request
         grammar = None if request.choice is None else self._grammar(request.choice)
@@ -349,6 +373,42 @@ class Engine:
             self._graphs.release()
 
 
+class PromptReader:
+    """Tokenises prompts, each once, and refuses those that cannot be answered.
+
+    answer_tokens: how many tokens an answer from a list needs; raises UsageError for a list that
+        cannot be used
+    """
+
+    def __init__(
+        self, model: EngineModel, answer_tokens: Callable[[LabelChoice | None], int]
+    ) -> None:
+        self._answer_tokens = answer_tokens
+        self._limit = limit = context_length(model.language_model)
+        self._read = lru_cache(maxsize=4096)(
+            lambda prompt: _parts_and_length(prompt, model.tokenizer, limit)
+        )
+
+    def check(self, request: Request, sound: int = 0) -> tuple[tuple[int, ...], ...]:
+        """The parts of a prompt whose clips take so many positions; raises UsageError."""
+        check_placeholders(request.prompt, len(request.audios))
+        parts, text = self._read(request.prompt)
+        needed, limit = self._answer_tokens(request.choice), self._limit
+        if limit is not None and text + sound + needed > limit:
+            is_whole = bool(parts) or len(request.prompt) <= ALWAYS_READ
+            raise PromptTooLong(text, sound, needed, limit, is_whole=is_whole)
+        return parts
+
+
+def _parts_and_length(
+    prompt: str, tokenizer: Any, limit: int | None
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """The parts of a prompt, and their tokens; none of one that is too long is kept."""
+    parts = tuple(map(tuple, prompt_parts(prompt, tokenizer, limit)))
+    text = sum(map(len, parts))
+    return () if limit is not None and text > limit else parts, text
+
+
 class RequestQueue:
     """Rows of requests that are ready to run, and the requests behind them.
 
@@ -357,13 +417,16 @@ class RequestQueue:
     """
 
     def __init__(
-        self, requests: Iterable[Request], audio: AudioEncoder, model: EngineModel, lookahead: int
+        self,
+        requests: Iterable[Request],
+        audio: AudioEncoder,
+        model: EngineModel,
+        lookahead: int,
+        reader: PromptReader,
     ) -> None:
         self._source = iter(requests)
         self._audio, self._model, self._lookahead = audio, model, lookahead
-        self._parts = lru_cache(maxsize=4096)(
-            lambda prompt: tuple(map(tuple, prompt_parts(prompt, model.tokenizer)))
-        )
+        self._reader = reader
         self._rows: list[Row] = []
         self._coming = self._next(lookahead)
 
@@ -383,6 +446,8 @@ class RequestQueue:
             fresh, self._coming = self._coming[:room], self._coming[room:]
             self._coming += self._next(self._lookahead - len(self._coming))
             self._model.alphas_for([one.alpha for one in fresh], len(fresh))
+            fresh, problems = self._checked(fresh)
+            refused += problems
             clips = self._audio.get(key for one in fresh for key in one.audios)
             for request in fresh:
                 made = self._row(request, [clips[key] for key in request.audios])
@@ -391,6 +456,18 @@ class RequestQueue:
                 else:
                     refused.append(made)
         return refused
+
+    def _checked(self, requests: Sequence[Request]) -> tuple[list[Request], list[Answer]]:
+        """Those that may be answered, before their sound is encoded, and the others."""
+        good: list[Request] = []
+        refused: list[Answer] = []
+        for one in requests:
+            try:
+                self._reader.check(one)
+                good.append(one)
+            except UsageError as error:
+                refused.append(Answer(one, None, error))
+        return good, refused
 
     def take(self, budget: Budget) -> Batch:
         """The batch of the row that has waited longest, with those that go well with it."""
@@ -418,17 +495,16 @@ class RequestQueue:
         return requests
 
     def _row(self, request: Request, clips: Sequence[Encoded]) -> Row | Answer:
-        try:
-            check_placeholders(request.prompt, len(clips))
-        except UsageError as error:
-            return Answer(request, None, error)
         encoded: list[EncodedClip] = []
         for clip in clips:
             if isinstance(clip, Exception):
                 return Answer(request, None, clip)
             encoded.append(clip)
-        parts = self._parts(request.prompt)
         audios_QD = tuple(clip.audio_QD for clip in encoded)
+        try:
+            parts = self._reader.check(request, sum(one.shape[0] for one in audios_QD))
+        except UsageError as error:
+            return Answer(request, None, error)
         return Row(request, parts, audios_QD, *pieces_of(parts, encoded))
 
 
@@ -441,10 +517,15 @@ class LabelScorer:
 
     def __init__(self, model: EngineModel, eos_ids: Sequence[int], budget: Budget) -> None:
         self._model, self._eos_ids, self._budget = model, eos_ids, budget
+        most = context_length(model.language_model)
         self._trie = lru_cache(maxsize=64)(
-            lambda labels: TokenTrie.of(label_tokens(labels, model.tokenizer, eos_ids))
+            lambda labels: TokenTrie.of(label_tokens(labels, model.tokenizer, eos_ids, most))
         )
         self._prior = lru_cache(maxsize=_MAX_PRIORS)(self._make_prior)
+
+    def longest(self, labels: tuple[str, ...]) -> int:
+        """Tokens of the longest label and of the end after it."""
+        return max(self._trie(labels).lengths) + 1
 
     def __call__(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """An answer for each row, list by list."""
@@ -486,10 +567,11 @@ class LabelScorer:
             scores_C = likely_C / likely_C.new_tensor(tokens)
         elif choice.normalize == "prior":
             if not row.audios_QD:
-                raise UsageError(
+                error = UsageError(
                     'normalize="prior" compares a prompt with the same prompt without audio, and '
                     f"this one has none: {row.request.prompt[:200]!r}"
                 )
+                return Answer(row.request, None, error)
             scores_C = likely_C - self._prior(row.parts, row.request.alpha, choice.labels)
         found = LabelScores(choice.labels, tuple(likely_C.tolist()), tuple(scores_C.tolist()))
         best = choice.labels.index(found.best)

@@ -23,6 +23,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from NatureLM.errors import UsageError
+from NatureLM.prompts import quoted, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _MAX_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
 _ACCELERATOR_MAX_LOGITS = 1 << 29
 _MAX_NODES = 2048  # of a chunk: what a node may see grows with their square
+_MAX_TOKENS = 1024  # of a label; the work grows with their square
 _MASKED_ATTENTION = ("sdpa", "eager")  # take a mask of our own
 
 NOTHING = "None"
@@ -243,15 +245,28 @@ class TokenTrie:
         return path[::-1]
 
 
-def label_tokens(labels: Sequence[str], tokenizer: Any, eos_ids: Sequence[int]) -> list[Tokens]:
+def label_tokens(
+    labels: Sequence[str], tokenizer: Any, eos_ids: Sequence[int], most: int | None = None
+) -> list[Tokens]:
     """Token ids of each label as an answer begins with it.
 
-    Raises UsageError for labels that cannot be told apart or are no text for this tokenizer.
+    most: tokens that the language model takes
+
+    Raises UsageError for labels that are too long, cannot be told apart, or are no text for this
+    tokenizer.
     """
-    found = [tuple(tokenizer(label, add_special_tokens=False).input_ids) for label in labels]
+    found: list[Tokens] = []
+    most = _MAX_TOKENS if most is None else min(most, _MAX_TOKENS)
     forbidden = {*eos_ids, *tokenizer.all_special_ids}
     owner: dict[Tokens, str] = {}
-    for label, tokens in zip(labels, found, strict=True):
+    for label in labels:
+        tokens = tuple(token_ids(label, tokenizer, most))
+        found.append(tokens)
+        if len(tokens) > most:
+            raise UsageError(
+                f"the label {quoted(label)} has {len(label)} characters, which are more than the "
+                f"{most} tokens that a label may have: shorten it"
+            )
         if not tokens or forbidden.intersection(tokens):
             raise UsageError(
                 f"the label {label!r} is no plain text for this model's tokenizer: it holds a "
@@ -281,9 +296,11 @@ class LabelGrammar:
     """All answers that a choice allows: one label, `None`, or with `several` more of them.
 
     max_new_tokens: how long an answer may be; it is raised where one label needs more
+    most: tokens that the language model takes
 
-    Raises UsageError for a label that is no plain text for the tokenizer; with `several` also for
-    one with a comma in it. `labels` are those of the choice, and `None` behind them.
+    Raises UsageError for a label that is too long or no plain text for the tokenizer; with
+    `several` also for one with a comma in it. `labels` are those of the choice, and `None` behind
+    them; `needed` is how many tokens the longest of them has, its end included.
     """
 
     def __init__(
@@ -292,19 +309,21 @@ class LabelGrammar:
         tokenizer: Any,
         eos_ids: Sequence[int],
         max_new_tokens: int = 64,
+        most: int | None = None,
     ) -> None:
         if not eos_ids:
             raise UsageError("the model has no token that ends an answer, so none can be closed")
         self._eos_ids = tuple(eos_ids)
         given = choice.labels if NOTHING in choice.labels else (*choice.labels, NOTHING)
-        tokens = dict(zip(given, label_tokens(given, tokenizer, eos_ids), strict=True))
+        tokens = dict(zip(given, label_tokens(given, tokenizer, eos_ids, most), strict=True))
         self.labels = (*(label for label in given if label != NOTHING), NOTHING)
         self._first = TokenTrie.of([tokens[label] for label in self.labels])
         self._next: TokenTrie | None = None
         if choice.several and len(self.labels) > 1:
             self._next = self._further_labels(tokenizer)
             self._longest_further = max(self._next.lengths)
-        self.max_new_tokens = max(max_new_tokens, max(self._first.lengths) + 1)
+        self.needed = max(self._first.lengths) + 1
+        self.max_new_tokens = max(max_new_tokens, self.needed)
 
     def _further_labels(self, tokenizer: Any) -> TokenTrie:
         """The tree of what may follow a label: a separator and another label."""
@@ -324,8 +343,11 @@ class LabelGrammar:
             )
         return TokenTrie.of(further)
 
-    def allowed(self, ids: Sequence[int]) -> Tokens:
-        """Tokens that may follow the beginning `ids` of an answer; always one at least."""
+    def allowed(self, ids: Sequence[int], room: int | None = None) -> Tokens:
+        """Tokens that may follow the beginning `ids` of an answer; always one at least.
+
+        room: how many may still come, `max_new_tokens` less those that did if it is None
+        """
         trie, node, before = self._walk(ids)
         used = sum(1 << label for label in before)
         allowed = [
@@ -337,9 +359,9 @@ class LabelGrammar:
         if label is None or label in before:
             return tuple(allowed)
         allowed += self._eos_ids
-        room = self.max_new_tokens - len(ids) - 1
+        room = self.max_new_tokens - len(ids) if room is None else room
         further = self._next
-        if further and self.labels[label] != NOTHING and room >= self._longest_further:
+        if further and self.labels[label] != NOTHING and room > self._longest_further:
             used |= 1 << label
             begins = further.children[-1].items()
             allowed += [token for token, child in begins if further.below[child] & ~used]

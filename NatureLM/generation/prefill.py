@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.merging.lora import active_alpha, as_row_scale
-from NatureLM.prompts import PLACEHOLDER
+from NatureLM.prompts import ALWAYS_READ, PLACEHOLDER, token_ids
 
 Fact = TypeVar("Fact")
 Logits = Literal["last", "all", "none"]
@@ -65,15 +65,43 @@ def check_placeholders(prompt: str, audios: int) -> None:
         )
 
 
-def prompt_parts(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of the parts between placeholders, the beginning-of-text token in front."""
-    parts = [
-        list(tokenizer(part, add_special_tokens=False).input_ids)
-        for part in prompt.split(PLACEHOLDER)
-    ]
+def prompt_parts(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, most: int | None = None
+) -> list[list[int]]:
+    """Token ids of the parts between placeholders, the beginning-of-text token in front.
+
+    most: of a very long prompt, what follows once there are more tokens than that is left out
+    """
+    parts: list[list[int]] = []
+    total = 0
+    for part in prompt.split(PLACEHOLDER):
+        parts.append(token_ids(part, tokenizer, None if most is None else max(0, most - total)))
+        total += len(parts[-1])
+        if most is not None and total > most and len(prompt) > ALWAYS_READ:
+            break
     if tokenizer.bos_token_id is not None:
         parts[0] = [int(tokenizer.bos_token_id), *parts[0]]
     return parts
+
+
+def context_length(language_model: Any) -> int | None:
+    """Positions that a language model takes, prompt and answer; None where it does not say.
+
+    Scaled rotary positions are counted as transformers does: `linear` and `dynamic` stretch
+    `max_position_embeddings` by their factor; of the other kinds it is what there is after
+    stretching, unless `yarn` comes with the length from before.
+    """
+    config = language_model.config
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), rope.get("factor") or 1.0
+    if kind in ("linear", "dynamic"):
+        length *= factor
+    elif kind == "yarn":
+        length = max(length, factor * (rope.get("original_max_position_embeddings") or 0))
+    return int(length)
 
 
 def merge_prompt_parts(

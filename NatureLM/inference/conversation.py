@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,7 @@ from NatureLM.generation.prefill import (
     PreallocatedCache,
     check_placeholders,
     common_positions,
+    context_length,
     merge_prompt_parts,
     pieces_of,
     prompt_parts,
@@ -256,25 +257,17 @@ class Conversation:
         turn = Turn(question, clips=clips)
         turns = [*self._turns, turn]
         text = self._template.text([(one.question, one.answer) for one in turns])
-        parts = prompt_parts(text, self._model.tokenizer)
+        limit = context_length(self._model.language_model)
+        parts = prompt_parts(text, self._model.tokenizer, limit)
         every_clip = [clip for one in turns for clip in one.clips]
         length = sum(map(len, parts)) + sum(clip.audio_QD.shape[0] for clip in every_clip)
-        # What the language model was made for, if it says so.
-        limit = getattr(self._model.language_model.config, "max_position_embeddings", None)
         if limit is not None and length >= limit:
             raise ContextFull(length, limit)
         self._turns, self._first = turns, ()
-        options = self.options
-        if limit is not None:
-            room = min(options.max_new_tokens, limit - length)
-            options = replace(options, max_new_tokens=room)
-        return turn, self._tokens(parts, every_clip, options)
+        return turn, self._tokens(parts, every_clip)
 
     def _tokens(
-        self,
-        parts: Sequence[Sequence[int]],
-        clips: Sequence[EncodedClip],
-        options: GenerationOptions,
+        self, parts: Sequence[Sequence[int]], clips: Sequence[EncodedClip]
     ) -> Iterator[int]:
         """The tokens that answer a string, of which what the cache holds is not run again."""
         model = self._model
@@ -288,7 +281,7 @@ class Conversation:
         with torch.inference_mode():
             audios_QD = [clip.audio_QD for clip in clips]
             embeds_LD = merge_prompt_parts(parts, audios_QD, model.llama_embed_tokens)
-        decoder = Decoder(model.language_model, options, model.eos_ids)
+        decoder = Decoder(model.language_model, self.options, model.eos_ids)
         for token in decoder.stream(Prompt(embeds_LD[kept:], self.alpha), self._cache):
             self._pieces.append(token)
             yield token

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, groupby
@@ -32,13 +32,13 @@ from NatureLM.inference.windows import (
     WindowResult,
     WindowStream,
 )
-from NatureLM.prompts import PLACEHOLDER, ChatTemplate, with_clips
+from NatureLM.prompts import PLACEHOLDER, ChatTemplate, PromptTooLong, quoted, with_clips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from NatureLM.generation.audio_cache import EmbeddingCache
-    from NatureLM.generation.engine import Answer, Request, Run
+    from NatureLM.generation.engine import Answer, Engine, Request
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM, NatureLMProcessor
     from NatureLM.results.store import WindowStore
@@ -316,8 +316,9 @@ class Pipeline:
     def settings(self, options: AskOptions) -> dict[str, Any]:
         """Weights, precision, template, calibration: what changes answers and only a model knows.
 
-        Raises UsageError where the model has no tokenizer.
+        Raises UsageError where the model has no tokenizer, or a question or label does not fit it.
         """
+        self._check_room(self._engine({}), options.queries, options)
         values: dict[str, Any] = {
             "weights": self.model.fingerprint,
             "dtype": dtype_names(self.model),
@@ -399,7 +400,9 @@ class Pipeline:
             for place, alpha in enumerate(alphas)
         ]
         texts: list[str] = []
-        for answer in yield_in_input_order(self._run(generation), requests, clips.__getitem__):
+        for answer in yield_in_input_order(
+            self._engine(generation).run, requests, clips.__getitem__
+        ):
             assert isinstance(answer, Answer)
             if answer.error is not None:
                 raise answer.error
@@ -446,11 +449,13 @@ class Pipeline:
             input_sample_rate=input_sample_rate,
             warn=warn,
         )
-        run = self._run(generation or {}, batch_size)
+        engine = self._engine(generation or {}, batch_size)
+        queries = dict.fromkeys(query for one in recordings for query in one.queries)
+        self._check_room(engine, queries, options)
         requests = self._requests(stream, options, calibration, skip, until)
         window = ""
         with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
-            for made in yield_in_input_order(run, requests, stream.load):
+            for made in yield_in_input_order(engine.run, requests, stream.load):
                 if isinstance(made, RecordingError):
                     if errors == "raise":
                         raise made.error
@@ -518,7 +523,24 @@ class Pipeline:
                     choice=choice,
                 )
 
-    def _run(self, generation: dict[str, Any], batch_size: int | None = None) -> Run:
+    def _check_room(self, engine: Engine, queries: Iterable[str], options: AskOptions) -> None:
+        """Raise UsageError for a question that leaves no room for an answer, or a label: of all
+        windows alike, so it is said before the first.
+        """
+        from NatureLM.generation.engine import Request
+
+        processor, of_clip = processor_of(self.model), self.model.config.audio_positions()
+        for query in queries:
+            prompt = processor.render(query)
+            clips = prompt.count(PLACEHOLDER)
+            request = Request(query, prompt, ("",) * clips, choice=options.choice())
+            problem = engine.problem_of(request, clips * of_clip)
+            if isinstance(problem, PromptTooLong):
+                raise problem.about(f"the question {quoted(query)}")
+            if problem is not None:
+                raise problem
+
+    def _engine(self, generation: dict[str, Any], batch_size: int | None = None) -> Engine:
         """What answers requests; sound that was encoded before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
         from NatureLM.generation.engine import Engine, GenerationOptions
@@ -529,7 +551,7 @@ class Pipeline:
             )
         is_cpu = self.model.device.type == "cpu"
         rows = batch_size or (_CPU_ROWS if is_cpu else _ACCELERATOR_ROWS)
-        engine = Engine(
+        return Engine(
             self.model,
             GenerationOptions(**{**self._generation(), **generation}),
             batch_rows=rows,
@@ -537,7 +559,6 @@ class Pipeline:
             max_memory=self._max_memory,
             embeddings=self._embeddings,
         )
-        return engine.run
 
     def _calibration_at(self, alpha: float) -> tuple[Calibration | None, str | None]:
         """The calibration that holds at this α, or why the one that there is does not."""

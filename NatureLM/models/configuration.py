@@ -150,6 +150,22 @@ class NatureLMConfig(PreTrainedConfig):
         """Patches from the start of one group to the next."""
         return round(self.patches_per_second * self.second_stride)
 
+    def audio_positions(self, seconds: float | None = None) -> int:
+        """How many positions of a prompt a window of so many seconds takes; by default one of the
+        model's, which is the longest.
+        """
+        longest = self.window_seconds
+        window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
+        size, fbank = self.beats.input_patch_size, self.fbank
+        frames = fbank.frames(window, self.sample_rate)
+        patches = (frames // size) * (fbank.num_mel_bins // size)
+        if self.max_pooling:
+            return patches // self.downsample_factor
+        groups = 1
+        if self.window_level_Qformer:
+            groups = max(0, 1 + (patches - self.group_patches) // self.group_stride)
+        return groups * self.num_audio_query_token
+
     def _check(self) -> None:
         rules = (
             ("sample_rate", self.sample_rate >= 1000, "1000 Hz or more"),
