@@ -126,9 +126,8 @@ def running(
     settings = AppSettings(
         assets_dir=ASSETS,
         runs_dir=folder / "runs",
-        port=free_port(),
         limits=limits or Limits(),
-        **some,
+        **{"port": free_port(), **some},
     )
     context = AppContext(settings, pipeline)
     if load is not None:

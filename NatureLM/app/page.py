@@ -232,6 +232,7 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
     settings = context.settings
     _check_port(settings)
     _close_the_way_out()
+    _allow_open_files()
     context.runs_dir.mkdir(parents=True, exist_ok=True)
     readable = [context.folder / "visitors", context.runs_dir, context.assets_dir]
     limits = settings.limits
@@ -248,7 +249,7 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
     keep_loopback_direct(settings.host)
     with _ways_out(settings):
         app, address, shared = page.launch(
-            server_name=settings.host,
+            server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
             server_port=settings.port,
             share=settings.share,
             prevent_thread_lock=True,
@@ -298,6 +299,19 @@ def _close_the_way_out() -> None:
             "from the internet, so that cannot be closed: install gradio>=6.16,<7"
         )
     setattr(processing_utils, name, _refuse)
+
+
+def _allow_open_files(most: int = 8192) -> None:
+    """Raise the soft limit of open files: Gradio holds all of an upload open, up to 1000."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _ways_out(settings: AppSettings) -> AbstractContextManager[None]:

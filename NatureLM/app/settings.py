@@ -158,7 +158,11 @@ def guard_rules(settings: AppSettings) -> Rules:
         Route(f"{api}/info"),
         # Files of the app. An address of the internet, which Gradio would fetch, is no path; one of
         # another computer, which Windows would ask for its files, begins with two slashes.
-        Route(rf"{api}/file=(/(?![/\\])|[A-Za-z]:[/\\](?![/\\])).+"),
+        # One that a visitor sent may be a page: it runs nothing.
+        Route(
+            rf"{api}/file=(/(?![/\\])|[A-Za-z]:[/\\](?![/\\])).+",
+            policy="default-src 'none'; frame-ancestors 'none'; sandbox allow-downloads",
+        ),
         Route(f"{api}/startup-events", public=True),  # Gradio asks itself for it
         Route(rf"{api}/heartbeat/\w{{1,64}}|{api}/queue/data|{api}/upload_progress"),
         Route(rf"{api}/call/\w+/\w{{1,64}}"),

@@ -58,6 +58,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::(\d{1
 _UNSAFE_PATH = re.compile(r"(^|[/\\])\.\.?($|[/\\])|[\x00-\x1f\x7f]")
 _START = re.compile(r"/(\?[\w=&%.+-]*)?")  # where a login may lead
 _GUESSES, _GUESS_SECONDS = 10, 60.0  # wrong passwords for one name from one address
+_MOST_GUESSED = 10_000  # names and addresses that are remembered
 _DRAIN_BYTES, _DRAIN_SECONDS = 64 * 10**6, 2.0  # of a refused body, so that the answer is read
 _PART_HEADER_BYTES = 8192
 _IDLE_SECONDS = 30.0  # without a piece of the body
@@ -75,6 +76,7 @@ class Route:
     at_once: requests that are worked on at the same time; 0 for any number
     waiting: requests that wait for those; one more is answered with 429
     public: needs no key
+    policy: the Content-Security-Policy of its answers, where it is not that of all
     """
 
     path: str
@@ -85,6 +87,7 @@ class Route:
     at_once: int = 0
     waiting: int = 0
     public: bool = False
+    policy: str = ""
 
     def __post_init__(self) -> None:
         allowed = {*self.methods, *(("HEAD",) if "GET" in self.methods else ())}
@@ -169,6 +172,9 @@ class Guard:
         is_locked = bool(self._rules.keys or self._rules.people)
         if is_locked and path == LOGIN and method == "POST":
             await self._log_in(headers, body, scope, send)
+            return None
+        if is_locked and path == LOGIN and method == "GET":  # loaded anew after a wrong password
+            await self._answer(send, 303, b"", {"location": "/"})
             return None
         route = self._route(method, path)
         query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
@@ -259,19 +265,28 @@ class Guard:
         return found
 
     def _person(self, name: str, password: str, scope: Any) -> str | None:
-        place = (str((scope.get("client") or ("",))[0]), name[:100])
+        address = str((scope.get("client") or ("",))[0])
         now = time.monotonic()
-        wrong = [when for when in self._guesses.get(place, []) if now - when < _GUESS_SECONDS]
-        if len(wrong) >= _GUESSES:
-            raise RefusedError(429, f"{_GUESSES} wrong passwords: try again in a minute.",
-                          retry_after=f"{_GUESS_SECONDS:.0f}")  # fmt: skip
+        # A proxy can say any address, so guesses from all of them together have a limit, too.
+        places = {(address, name[:100]): _GUESSES, ("", name[:100]): 10 * _GUESSES}
+        wrong = {
+            place: [when for when in self._guesses.get(place, []) if now - when < _GUESS_SECONDS]
+            for place in places
+        }
+        if any(len(wrong[place]) >= most for place, most in places.items()):
+            raise RefusedError(
+                429,
+                "Too many wrong passwords: try again in a minute.",
+                retry_after=f"{_GUESS_SECONDS:.0f}",
+            )
         is_right = _is_same(password, self._rules.people.get(name, "")) and bool(password)
         if is_right and name in self._rules.people:
-            self._guesses.pop(place, None)
+            self._guesses.pop((address, name[:100]), None)
             return name
-        self._guesses[place] = [*wrong, now]
-        self._guesses.move_to_end(place)
-        if len(self._guesses) > 10_000:
+        for place in places:
+            self._guesses[place] = [*wrong[place], now]
+            self._guesses.move_to_end(place)
+        while len(self._guesses) > _MOST_GUESSED:
             self._guesses.popitem(last=False)
         return None
 
@@ -379,11 +394,11 @@ class Guard:
         if route.only_files:
             body.only_files(headers)
         if not route.at_once:
-            await self._passed(scope, body, send)
+            await self._passed(route, scope, body, send)
             return
         body.put_back(await body.whole())  # so that nobody slow holds the place of others
         async with self._turn(route):
-            await self._passed(scope, body, send)
+            await self._passed(route, scope, body, send)
 
     @asynccontextmanager
     async def _turn(self, route: Route) -> AsyncIterator[None]:
@@ -403,7 +418,7 @@ class Guard:
         finally:
             gate.release()
 
-    async def _passed(self, scope: Any, body: _Body, send: Send) -> None:
+    async def _passed(self, route: Route, scope: Any, body: _Body, send: Send) -> None:
         """Let the application answer; what it says after a refusal is not sent."""
         has_begun = False
 
@@ -413,7 +428,8 @@ class Guard:
                 return
             if message["type"] == "http.response.start":
                 has_begun = True
-                message = {**message, "headers": self._with_headers(message.get("headers", []))}
+                given = message.get("headers", [])
+                message = {**message, "headers": self._with_headers(route, given)}
             await send(message)
 
         try:
@@ -424,8 +440,10 @@ class Guard:
         if body.refused is not None and not has_begun:
             raise body.refused
 
-    def _with_headers(self, given: Any) -> list[tuple[bytes, bytes]]:
+    def _with_headers(self, route: Route, given: Any) -> list[tuple[bytes, bytes]]:
         own = {name.encode(): value.encode() for name, value in self._rules.headers.items()}
+        if route.policy:
+            own[b"content-security-policy"] = route.policy.encode()
         kept = [
             (name, value)
             for name, value in given

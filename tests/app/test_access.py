@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-from web_app import FakePipeline, RunningApp, running
+from web_app import FakePipeline, RunningApp, free_port, running
 
 from NatureLM.app.settings import (
     AppSettings,
@@ -264,3 +264,40 @@ def test_who_can_open_the_page_is_said() -> None:
         "every sound, question and answer. Whoever has it with its token can see, start and remove "
         "jobs in runs."
     )
+
+
+def test_a_shared_page_has_one_more_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_gradio()
+    from gradio import networking
+
+    monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://abc.gradio.example")
+    port = free_port()
+    with running(tmp_path, FakePipeline(), token=TOKEN, share=True, port=port) as shared:
+        assert shared.address == "https://abc.gradio.example"
+        local = f"http://127.0.0.1:{port}/config"
+        named = {"Host": "abc.gradio.example"}
+        assert status(local, **named)[0] == 401
+        assert status(local, **named, Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert status(local, Host="evil.example", Authorization=f"Bearer {TOKEN}")[0] == 403
+
+
+@pytest.mark.parametrize("host", ["::1", "0.0.0.0", "localhost"])
+def test_the_page_starts_at_any_address_of_this_computer(tmp_path: Path, host: str) -> None:
+    try:
+        with socket.create_server(
+            (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ):
+            pass
+    except OSError:
+        pytest.skip(f"this computer has no {host}")
+    with running(tmp_path, FakePipeline(), host=host) as app:
+        assert status(app.address)[0] == 200
+
+
+def test_a_page_that_a_visitor_sent_runs_nothing(app: RunningApp) -> None:
+    sent = app.context.visitors.of("somebody").folder / "sent.html"
+    sent.write_text("<script>alert(1)</script>")
+    answered, headers = status(f"{app.address}gradio_api/file={sent}")
+    assert answered == 200
+    policy = "default-src 'none'; frame-ancestors 'none'; sandbox allow-downloads"
+    assert headers["content-security-policy"] == policy

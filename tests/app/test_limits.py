@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ def serve(folder: Path) -> None:
     """In a process of its own: the page, with jobs about two recordings, until stdin is closed."""
     from NatureLM.inference.windows import AskOptions
 
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     recording = folder / "bat.wav"
     noise = np.random.default_rng(0).normal(0, 0.1, 60 * RATE).astype(np.float32)
     soundfile.write(recording, noise, RATE)
@@ -212,6 +214,27 @@ def test_strangers_who_name_ever_more_sessions_cost_no_memory(served: Served) ->
     for number in range(20, 80):
         visit(number)
     assert served.memory["VmHWM"] - at_rest < 10 * MEGABYTE
+
+
+def test_a_folder_of_many_files_is_taken(served: Served) -> None:
+    """All of an upload are open at the same time; many systems begin with 256 or 1024 files."""
+    file = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="%d.wav"\r\n\r\nsound\r\n'
+    )
+    body = b"".join(file % number for number in range(600)) + b"--x--\r\n"
+    answered, text = served.send("/upload", body, FORM, len(body))
+    assert answered == 200
+    assert len(json.loads(text)) == 600
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_a_question_that_is_nested_deeply_is_refused(served: Served, opening: str) -> None:
+    body = ('{"session_hash": "s", "fn_index": 0, "data": ' + opening * 200_000).encode()
+    at_rest = served.forget()
+    for path in ("/queue/join", "/run/predict", "/call/ask", "/cancel"):
+        assert served.send(path, body, length=len(body))[0] in (400, 413, 422, 500)
+    assert served.memory["VmHWM"] - at_rest < MOST
+    assert "picture" in served.ask("stretch")[1]
 
 
 def test_too_many_who_want_to_hear_are_told_to_wait(served: Served) -> None:

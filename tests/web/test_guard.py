@@ -6,8 +6,11 @@ import asyncio
 import base64
 import json
 import re
+import socket
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -91,6 +94,7 @@ async def ask(
     query: str = "",
     pause: float = 0.0,
     kind: str = "http",
+    client: str = "192.0.2.1",
     **headers: Any,
 ) -> Answer:
     """One request as a server hands it on; a header may be given several times, as a list."""
@@ -102,7 +106,7 @@ async def ask(
         if one is not None
     ]
     scope = {"type": kind, "path": path, "query_string": query.encode(), "headers": raw}
-    scope |= {"client": ("192.0.2.1", 5), "scheme": "http"} | (
+    scope |= {"client": (client, 5), "scheme": "http"} | (
         {"method": method} if kind == "http" else {}
     )
     pieces = iter([body] if isinstance(body, bytes) else body)
@@ -540,6 +544,7 @@ def test_the_form_lets_people_in(form: str, leads: str | None) -> None:
     assert application.visitors == []
     assert asked(LOCKED, path="/login", method="POST", body=bytes(5000))[0].status == 413
     assert asked(OPEN, path="/login", method="POST", body=form.encode())[0].status == 404
+    assert asked(LOCKED, path="/login")[0].headers["location"] == "/"
 
 
 def test_passwords_are_not_guessed() -> None:
@@ -549,8 +554,11 @@ def test_passwords_are_not_guessed() -> None:
             assert (await ask(layer, **basic("ann", str(number)))).status == 401
         late = await ask(layer, **basic("ann", "correct horse"))
         assert (late.status, late.headers["retry-after"]) == (429, "60")
-        assert late.detail == "10 wrong passwords: try again in a minute."
+        assert late.detail == "Too many wrong passwords: try again in a minute."
         assert (await ask(layer, **basic("bo", "battery staple"))).status == 200
+        for number in range(100):  # from ever other addresses
+            await ask(layer, client=f"198.51.100.{number}", **basic("bo", "wrong"))
+        assert (await ask(layer, client="x", **basic("bo", "battery staple"))).status == 429
 
     asyncio.run(guess())
 
@@ -602,3 +610,73 @@ def test_a_connection_without_a_request_is_closed(sent: list[bytes], is_closed: 
         return bool(closed)
 
     assert asyncio.run(connect()) == is_closed
+
+
+@contextmanager
+def serving(layer: Any, **bounds: float) -> Iterator[tuple[str, int]]:
+    """A layer on a port of its own."""
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    config = uvicorn.Config(layer, port=0, log_level="critical", lifespan="off")
+    config.load()
+    bound_connections(config, **bounds)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[:2]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def spoken(address: tuple[str, int], *pieces: bytes, pause: float = 0.0) -> bytes:
+    """All that a server answers until it closes the connection."""
+    with socket.create_connection(address, timeout=10) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                answer += piece
+        return answer
+
+
+POST = b"POST /ask HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_a_server_answers_hostile_clients_and_closes() -> None:
+    with serving(Guard(Application(), OPEN), header_seconds=0.5) as address:
+        begun = time.monotonic()
+        assert spoken(address) == b""
+        assert spoken(address, *[b"GET / HTTP/1.1\r\n", *[b"X: y\r\n"] * 9], pause=0.1) == b""
+        assert spoken(address, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10**5).startswith(
+            b"HTTP/1.1 400"
+        )
+        assert b"HTTP/1.1 408" in spoken(address, POST + b"Content-Length: 9\r\n\r\n")
+        chunk = b"8000\r\n" + bytes(0x8000) + b"\r\n"
+        for head, rest in (
+            (b"Content-Length: 2000000\r\n\r\n", [bytes(10**6)] * 2),
+            (b"Transfer-Encoding: chunked\r\n\r\n", [*[chunk] * 60, b"0\r\n\r\n"]),
+        ):
+            answer = spoken(address, POST + head, *rest)
+            assert answer.startswith(b"HTTP/1.1 413"), answer
+            assert b"connection: close" in answer
+            assert answer.endswith(b'At most 1000 bytes may be sent to /ask."}')
+        fine = spoken(address, POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}")
+        assert b"\nfine\r\n" in fine
+        assert time.monotonic() - begun < 20
+
+
+def test_a_server_has_so_many_connections() -> None:
+    with serving(Guard(Application(), OPEN), connections=5, header_seconds=0.5) as address:
+        idle = [socket.create_connection(address) for _ in range(5)]
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert spoken(address, request).startswith(b"HTTP/1.1 503")
+        time.sleep(0.8)  # until those that ask for nothing are closed
+        assert b"\nfine\r\n" in spoken(address, request)
+        for connection in idle:
+            connection.close()
