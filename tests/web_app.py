@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +141,34 @@ def running(
     finally:
         page.close(verbose=False)
         context.close()
+
+
+def call(address: str, data: bytes | None = None, kind: str = "") -> tuple[int, bytes]:
+    """Status and body of a request; a POST where there is data."""
+    request = urllib.request.Request(address, data, {"Content-Type": kind} if kind else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def file(app: RunningApp, path: str) -> tuple[int, bytes]:
+    """Status and body of a file by its address."""
+    return call(f"{app.address}gradio_api/file={path}")
+
+
+def upload(app: RunningApp, name: str, data: bytes) -> tuple[int, bytes]:
+    """Status of an upload, and what is answered."""
+    body = (
+        f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode() + data
+    return call(
+        f"{app.address}gradio_api/upload",
+        body + b"\r\n--x--\r\n",
+        "multipart/form-data; boundary=x",
+    )
 
 
 def go_to(page: Any, tab: str) -> None:

@@ -38,6 +38,10 @@ _SILENCE = {
 }
 _LATE = 4  # clips that were taken out and whose files are kept for the moment
 _LONGEST_NAME = 120
+# From the root, the home folder or a drive: 1/2 and org/model are no paths.
+_PATH = re.compile(
+    r"(?<![\w./\\:~-])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\"<>|]+)*[/\\](?=[^/\\\s])([^/\\\s'\"<>|]*)"
+)
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 
@@ -274,6 +278,11 @@ def shown_name(path: str | Path) -> str:
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 12]}…{name[-11:]}"
     return name
+
+
+def without_paths(text: str) -> str:
+    """A text in which files of this computer have their names alone; for the page."""
+    return _PATH.sub(r"\1", text)
 
 
 def take(upload: str | Path, folder: Path, limits: Limits) -> Path:

@@ -47,7 +47,7 @@ _NOTHING = (
 
 def build(context: AppContext) -> None:
     """Put the tab's components into the page."""
-    runs = str(context.settings.runs_dir)
+    runs = context.runs_dir.name
     with gr.Row(equal_height=False):
         run = gr.Dropdown(
             [],

@@ -17,6 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from NatureLM.app.clips import without_paths
 from NatureLM.app.jobs import Job, JobRecording, Jobs
 from NatureLM.results.rows import ErrorRow, OutputError, Row, from_line, read_rows
 from NatureLM.results.tables import (
@@ -306,7 +307,7 @@ def progress_sentence(view: JobView) -> str:
             return f"Stops after the answer that is being made: {done} so far."
         return f"Works: {done}." if view.answers else "Begins with the first windows …"
     if job.state == "failed":
-        return job.message
+        return without_paths(job.message)
     silent = sum(one.is_silent for one in view.answers)
     bad = f", {silent:,} of them without sound and not asked" if silent else ""
     bad += f", {counted(len(view.errors), 'recording')} with errors" if view.errors else ""

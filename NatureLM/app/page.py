@@ -6,9 +6,16 @@ The theme has the colours of the reports; nothing of it comes from another compu
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -21,6 +28,7 @@ from gradio.themes.utils.colors import Color
 import NatureLM
 from NatureLM.app import experiments
 from NatureLM.app.ask_tabs import build_ask, build_identify, build_teach
+from NatureLM.app.clips import without_paths
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_tabs import JobTab
 from NatureLM.app.settings import (
@@ -32,6 +40,7 @@ from NatureLM.app.settings import (
     past_proxies,
 )
 from NatureLM.app.ui import QUIET, html, static
+from NatureLM.app.uploads import FilesByAddress, Page, begin_files
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
@@ -51,7 +60,6 @@ TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
 }
 """Name in ids and links → label, and what puts the components into the tab."""
 _POLL_SECONDS = 1.0
-_DELETE_UPLOADS = (3600, 24 * 3600)  # seconds: look so often for files that are older than that
 
 _SANS = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -70,9 +78,11 @@ _HUE = Color(
 
 def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
     """Build the page, show it, and wait for Ctrl-C; all temporary files go at the end."""
+    os.umask(0o077)  # what visitors give is for nobody else on this computer
     context = AppContext(settings)
-    page = build(context)
+    page: Page | None = None
     try:
+        page = build(context)
         address = launch(page, context)
         key = "" if settings.token is None else f"?token={settings.token}"
         say(f"The page is at {address}{key} (stop it with Ctrl-C).")
@@ -83,8 +93,25 @@ def serve(settings: AppSettings, say: Callable[[str], None] = print) -> None:
         say("The model is ready.")
         page.block_thread()
     finally:
-        page.close(verbose=False)
-        context.close()
+        with _undisturbed():
+            if page is not None:
+                page.close(verbose=False)
+            context.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second signal to stop does not keep the first from clearing up."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def who_can_open_it(settings: AppSettings, key: str) -> list[str]:
@@ -109,13 +136,11 @@ def who_can_open_it(settings: AppSettings, key: str) -> list[str]:
     return lines
 
 
-def build(context: AppContext) -> gr.Blocks:
+def build(context: AppContext) -> Page:
     need_gradio()
     # Components remember this folder when they are made.
-    os.environ["GRADIO_TEMP_DIR"] = str(context.uploads)
-    page = gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_DELETE_UPLOADS
-    )
+    os.environ["GRADIO_TEMP_DIR"] = str(context.visitors.uploads)
+    page = Page(title=TITLE, analytics_enabled=False, fill_width=True)
     with page:
         _header(context)
         context.handed_over = gr.State(None)
@@ -128,6 +153,7 @@ def build(context: AppContext) -> gr.Blocks:
             context.visitors.closed(request.session_hash)
 
         page.unload(left)
+    begin_files(page, context)
     return page
 
 
@@ -149,10 +175,10 @@ def _header(context: AppContext) -> None:
 
 def status_line(context: AppContext) -> str:
     """HTML that says whether questions can be answered yet."""
-    name = escape(context.model_name)
+    name = escape(context.shown_model)
     text = {
         "ready": "is ready.",
-        "failed": f"could not be loaded: {escape(context.error or '')}",
+        "failed": f"could not be loaded: {escape(without_paths(context.error or ''))}",
     }.get(context.state, "is loading …")
     return f'<p role="status" class="model {context.state}">The model {name} {text}</p>'
 
@@ -167,8 +193,10 @@ def about(context: AppContext) -> str:
             ("The published model", _PUBLISHED),
             (
                 "Where the data go",
-                "<p>Sounds and questions stay on the computer that runs this page. Clips and "
-                "conversations are removed when the page is closed. Jobs of <em>Long recording"
+                "<p>Sounds and questions stay on the computer that runs this page. What you give "
+                "and what is answered are removed a minute after the page is closed, when nothing "
+                f"is done on it for {format_duration(context.limits.idle_seconds, short=True)}, or "
+                "earlier where others need the room. Jobs of <em>Long recording"
                 f"</em> and <em>Folder</em> stay in <code>{escape(context.runs_dir.name)}</code> "
                 "until you remove them.</p>",
             ),
@@ -187,7 +215,7 @@ _PUBLISHED = (
 
 
 def _model(context: AppContext) -> str:
-    facts = {"Name": context.model_name}
+    facts = {"Name": context.shown_model}
     if entry := find(context.model_name):
         facts["What it is"] = entry.description
         facts["Parameters"] = entry.parameters
@@ -234,7 +262,8 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
     _close_the_way_out()
     _allow_open_files()
     context.runs_dir.mkdir(parents=True, exist_ok=True)
-    readable = [context.folder / "visitors", context.runs_dir, context.assets_dir]
+    # Asked for by address alone: see `uploads`.
+    readable = [context.folder / "visitors", context.runs_dir]
     limits = settings.limits
     guards: list[Guard] = []
 
@@ -256,12 +285,15 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
             quiet=True,
             show_error=False,
             inbrowser=False,
-            allowed_paths=[str(path) for path in readable if path is not None],
+            allowed_paths=[str(path) for path in readable],
             max_file_size=limits.upload_bytes,
             enable_monitoring=False,
             ssr_mode=False,
             footer_links=[],
-            app_kwargs={"lifespan": guarded},
+            app_kwargs={
+                "lifespan": guarded,
+                "middleware": [(FilesByAddress, (context.visitors,), {})],
+            },
             mcp_server=False,
             num_workers=0,
             root_path="",

@@ -41,11 +41,18 @@ class Limits:
     job_answers: int = 200_000  # of one job: windows of all its recordings, times its questions
     waiting_jobs: int = 8  # behind the one that runs
     waiting_questions: int = 32  # of all visitors
+    disk_bytes: int = 80 * 10**9  # files of all visitors together, without those of jobs
+    idle_seconds: float = 3600.0  # without an event, after which a visitor goes
     free_bytes: int = 10**9  # of a disk that stay free: nothing is written that leaves less
     answers_at_once: int = 4  # questions that are worked on at the same time
     pictures_at_once: int = 2  # stretches of recordings that are drawn or heard at the same time
     waiting_pictures: int = 16  # behind those, of all visitors
     sessions: int = 128  # whose page remembers its job and recording; the page takes 0.5 MB of each
+
+    @property
+    def visitor_bytes(self) -> int:
+        """Of the files of one visitor."""
+        return self.disk_bytes // 2
 
 
 @dataclass(frozen=True)
@@ -156,11 +163,10 @@ def guard_rules(settings: AppSettings) -> Rules:
         Route("/|/theme.css|/config"),
         Route(r"/(assets|static)/[\w./-]+|/favicon\.ico", public=True),
         Route(f"{api}/info"),
-        # Files of the app. An address of the internet, which Gradio would fetch, is no path; one of
-        # another computer, which Windows would ask for its files, begins with two slashes.
-        # One that a visitor sent may be a page: it runs nothing.
+        # Files of visitors by their addresses: no path, and nothing that Gradio would fetch. What
+        # was sent may be a page: it runs nothing.
         Route(
-            rf"{api}/file=(/(?![/\\])|[A-Za-z]:[/\\](?![/\\])).+",
+            f"{api}/file=(uploads|visitors)/.+",
             policy="default-src 'none'; frame-ancestors 'none'; sandbox allow-downloads",
         ),
         Route(f"{api}/startup-events", public=True),  # Gradio asks itself for it

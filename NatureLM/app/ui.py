@@ -17,9 +17,17 @@ from urllib.parse import quote
 import gradio as gr
 from gradio.context import Context
 
-from NatureLM.app.clips import SLOW_FACTOR, Clip, ClipList, samples_of, span, time_text
+from NatureLM.app.clips import (
+    SLOW_FACTOR,
+    Clip,
+    ClipList,
+    samples_of,
+    span,
+    time_text,
+    without_paths,
+)
 from NatureLM.app.context import AppContext, Visitor
-from NatureLM.errors import NatureLMError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import format_duration
 
 QUESTIONS = (
@@ -68,6 +76,7 @@ def notice(text: str, kind: str = "problem") -> str:
     """A sentence where it matters; `kind` is `problem` or `hint`. Nothing for no text."""
     if not text:
         return ""
+    text = without_paths(text)
     role = "alert" if kind == "problem" else "status"
     lines = "".join(f"<p>{escape(line)}</p>" for line in text.splitlines() if line)
     return f'<div class="notice {kind}" role="{role}">{lines}</div>'
@@ -255,7 +264,13 @@ class ClipInput:
         slow: str,
     ) -> list[Any]:
         """Open files; what is shown then: the clips, a sentence, the way to Long recording."""
+        visitors = self._context.visitors
         visitor = self._context.visitor(request)
+        try:
+            visitors.make_room()
+        except UsageError as error:
+            return [None, gr.skip(), notice(str(error)), gr.skip()]
+        visitors.use_up(visitor, [file for file, _ in files])
         with visitor.lock:
             clips = self.clips(visitor)
             problems = clips.put(
@@ -377,5 +392,5 @@ def _ticks(seconds: float) -> list[float]:
 
 
 def _address(path: Path) -> str:
-    """Where the browser finds a file, relative to the page; for an attribute of HTML."""
-    return escape(f"gradio_api/file={quote(str(path))}")
+    """Where the browser finds a visitor's file, relative to the page; for an attribute of HTML."""
+    return escape(f"gradio_api/file={quote('/'.join(path.parts[-3:]))}")

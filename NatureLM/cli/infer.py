@@ -533,6 +533,13 @@ def inference_app(
         _PAGE,
         metavar="FILE",
     ),
+    disk_quota: float = of.option(
+        80.0,
+        "GB that files of all visitors may have on the disk together, half of it those of one; "
+        "jobs are not counted. Whoever is idle for longest goes where it is full.",
+        _PAGE,
+        min=0.01,
+    ),
 ) -> None:
     """Open a page on which recordings can be asked about, in the browser, offline.
 
@@ -540,6 +547,7 @@ def inference_app(
     """
     from NatureLM.app.settings import (
         AppSettings,
+        Limits,
         folder_of_samples,
         need_gradio,
         read_people,
@@ -571,5 +579,6 @@ def inference_app(
         hosts=hosts,
         token=token,
         people=people,
+        limits=Limits(disk_bytes=round(disk_quota * 1e9)),
     )
     serve(settings, say)

@@ -127,7 +127,7 @@ def open_page(chromium: Browser) -> Iterator[Opener]:
 
     def opened(app: RunningApp, tab: str | None = "Ask", link: str = "", **options: Any) -> Page:
         # Gradio looks up the folder of uploads each time, and each app of this process sets it.
-        os.environ["GRADIO_TEMP_DIR"] = str(app.context.uploads)
+        os.environ["GRADIO_TEMP_DIR"] = str(app.context.visitors.uploads)
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         context.set_default_timeout(60_000)

@@ -215,7 +215,7 @@ def test_all_answers_of_the_page_are_guarded(app: RunningApp) -> None:
 
 def test_a_page_with_a_token_is_closed_without_it(app: RunningApp, tmp_path: Path) -> None:
     with running(tmp_path, FakePipeline(), token=TOKEN) as locked:
-        for path in ("", "config", "gradio_api/info", f"gradio_api/file={tmp_path}/x"):
+        for path in ("", "config", "gradio_api/info", "gradio_api/file=uploads/x"):
             assert status(locked.address + path)[0] == 401
         assert status(locked.address + "config", Authorization=f"Bearer {TOKEN}")[0] == 200
         assert status(f"{locked.address}?token={TOKEN}x")[0] == 401
@@ -295,9 +295,10 @@ def test_the_page_starts_at_any_address_of_this_computer(tmp_path: Path, host: s
 
 
 def test_a_page_that_a_visitor_sent_runs_nothing(app: RunningApp) -> None:
-    sent = app.context.visitors.of("somebody").folder / "sent.html"
-    sent.write_text("<script>alert(1)</script>")
-    answered, headers = status(f"{app.address}gradio_api/file={sent}")
+    with app.context.visitors.upload() as folder:
+        (folder / "sent.html").write_text("<script>alert(1)</script>")
+    address = app.context.visitors.address(folder / "sent.html")
+    answered, headers = status(f"{app.address}gradio_api/file={address}")
     assert answered == 200
     policy = "default-src 'none'; frame-ancestors 'none'; sandbox allow-downloads"
     assert headers["content-security-policy"] == policy

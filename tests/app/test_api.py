@@ -6,14 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from web_app import ASSETS, FakePipeline, RunningApp, free_port, running
+from web_app import (
+    ASSETS,
+    FakePipeline,
+    RunningApp,
+    call,
+    file,
+    free_port,
+    running,
+    upload,
+)
 
 from NatureLM.app.context import AppContext
 from NatureLM.errors import UsageError
@@ -25,32 +32,6 @@ _RECORDED = "as recorded"
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("api"), FakePipeline()) as app:
         yield app
-
-
-def call(address: str, data: bytes | None = None, kind: str = "") -> tuple[int, bytes]:
-    """Status and body."""
-    request = urllib.request.Request(address, data, {"Content-Type": kind} if kind else {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def file(app: RunningApp, path: str) -> tuple[int, bytes]:
-    return call(f"{app.address}gradio_api/file={path}")
-
-
-def upload(app: RunningApp, name: str, data: bytes) -> tuple[int, bytes]:
-    body = (
-        f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode() + data
-    return call(
-        f"{app.address}gradio_api/upload",
-        body + b"\r\n--x--\r\n",
-        "multipart/form-data; boundary=x",
-    )
 
 
 def test_a_file_that_is_named_by_an_address_is_not_fetched(app: RunningApp, tmp_path: Path) -> None:
@@ -65,14 +46,20 @@ def test_only_files_of_the_app_are_given(app: RunningApp, tmp_path: Path) -> Non
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     inside = app.context.visitors.of("somebody").folder
-    own = inside / "own.txt"
+    own = inside / "own.png"
     own.write_text("own")
-    assert file(app, str(own)) == (200, b"own")
-    assert file(app, str(ASSETS / "samples.csv"))[0] == 200
+    (inside / "own.txt").write_text("text")
+    address = app.context.visitors.address(own)
+    assert file(app, address) == (200, b"own")
     steps = "/".join([".."] * 12)
     for path in (
         "/etc/passwd",
         str(secret),
+        str(own),
+        f"{address}/../own.txt",
+        address.replace(".png", ".txt"),
+        str(ASSETS / "samples.csv"),
+        f"uploads/{steps}{own}",
         f"{inside}/{steps}/etc/passwd",
         f"{inside}/%2e%2e/{'%2e%2e/' * 12}etc/passwd",
         f"{ASSETS}/../pyproject.toml",
@@ -94,9 +81,11 @@ def test_only_files_of_the_app_are_given(app: RunningApp, tmp_path: Path) -> Non
 def test_uploads_stay_in_their_folder(app: RunningApp, name: str) -> None:
     status, body = upload(app, name, b"sound")
     if status == 200:
-        (path,) = json.loads(body)
-        assert Path(path).resolve().is_relative_to(app.context.uploads)
-        assert Path(path).read_bytes() == b"sound"
+        (address,) = json.loads(body)
+        path = app.context.visitors.locate(address)
+        assert path is not None
+        assert path.resolve().is_relative_to(app.context.visitors.uploads)
+        assert path.read_bytes() == b"sound"
     else:
         assert status == 400
     assert not (app.context.folder / "escaped.wav").exists()

@@ -170,7 +170,7 @@ def test_the_playhead_follows_the_sound(page: Any, sounds: Sounds) -> None:
 def test_clips_leave_with_the_page(page: Any, fake_app: RunningApp, sounds: Sounds) -> None:
     put(page, "ask", sounds["tone"])
     (image,) = page.locator(".clip img").all()
-    kept = Path(image.get_attribute("src").split("file=", 1)[1]).parent
+    kept = (fake_app.context.folder / image.get_attribute("src").split("file=", 1)[1]).parent
     assert kept.is_dir()
     fake_app.context.visitors._grace = 0.1
     try:

@@ -266,7 +266,8 @@ def test_visitors_have_folders_that_go_with_them(tmp_path: Path) -> None:
     assert other.folder.is_dir()
     visitors.close()
     assert not other.folder.exists()
-    assert visitors.of("other") is not other
+    with pytest.raises(UsageError, match="is being closed"):
+        visitors.of("other")
 
 
 def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
