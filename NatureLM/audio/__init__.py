@@ -22,8 +22,9 @@ AudioErrorKind: TypeAlias = Literal[
     "NotAudio",  # the content is in no audio format that can be decoded
     "EmptyAudio",  # the file has 0 bytes, or a header and no samples
     "TooShortAudio",  # there is less sound than one analysis frame of the model (25 ms)
+    "TooLongAudio",  # there is more of it than a service takes: bytes, seconds, decoded samples
     "NonFiniteAudio",  # some samples are NaN or infinite
-    "ChannelError",  # the recording does not have the channel that was asked for
+    "ChannelError",  # there is no such channel as was asked for, or there are too many
     "SampleRateError",  # the sample rate is outside of what is supported
     "AudioError",  # anything else
 ]

@@ -26,6 +26,9 @@ _CHUNK_NAMES = {b"LIST", b"INFO", b"bext", b"iXML", b"axml", b"chna", b"cue ", b
 }  # fmt: skip
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _FLAC_START = b"fLaC\0\0\0\x22"  # the marker and a STREAMINFO block of 34 bytes
+_MOST_CHUNKS, _MOST_STREAMS = 10_000, 1000  # no real file comes near
+FORMATS = "wav, flac, ogg (Vorbis, Opus), mp3, aiff, caf, au and w64"
+"""What is read, whatever a file's name; PyAV adds what `_FFMPEG_DEMUXERS` lists."""
 _FFMPEG_DEMUXERS = (
     (4, b"ftyp", "mov"),
     (0, b"\x1a\x45\xdf\xa3", "matroska"),
@@ -54,6 +57,7 @@ class Contents:
         equal where nothing is missing
     fault: what else is wrong at the end, as the rest of a sentence about the file
     demuxer: of a container that FFmpeg reads, its name for it
+    is_known: whether it begins as a container that is read: only these come to a decoder
     """
 
     streams: tuple[Stream, ...] = ()
@@ -61,13 +65,14 @@ class Contents:
     promised: int = 1
     fault: str = ""
     demuxer: str = ""
+    is_known: bool = True
 
 
 AS_READ = Contents()
 
 
 def examine(path: str | os.PathLike[str]) -> Contents:
-    """Compare the header of a file with its bytes; formats that are not known pass."""
+    """Know the container by its first bytes, and compare its header with what is there."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12)
@@ -75,6 +80,8 @@ def examine(path: str | os.PathLike[str]) -> Contents:
             return _wave(file, size, head[:4])
         if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
             return _aiff(file, size, head[8:12])
+        if head.startswith(b"dns.") or (head[:4] == b"RIFX" and head[8:12] == b"WAVE"):
+            return AS_READ  # with the bytes the other way around
         reader = {b"riff": _w64, b".snd": _au, b"caff": _caf, b"fLaC": _flac, b"OggS": _ogg}.get(
             head[:4]
         )
@@ -208,7 +215,9 @@ def _is_padding(file: BinaryIO, at: int) -> bool:
 
 def _chunks(file: BinaryIO, at: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
     """(name, start of the content, given length) of the chunks from here on."""
-    while at + 8 <= size:
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > size:
+            break
         file.seek(at)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
         yield name, at + 8, length
@@ -286,7 +295,9 @@ def _is_streamed(given: int) -> bool:
 def _finds_data(file: BinaryIO, size: int) -> bool:
     """Whether a reader that trusts every length and pad byte comes to the chunk of data."""
     at = 12
-    while at + 8 <= size:
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > size:
+            break
         file.seek(at)
         name, length = struct.unpack("<4sI", file.read(8))
         if name == b"data":
@@ -340,7 +351,9 @@ def _au(file: BinaryIO, size: int) -> Contents:
 
 def _caf(file: BinaryIO, size: int) -> Contents:
     at, description = 8, b""
-    while at + 12 <= size:
+    for _ in range(_MOST_CHUNKS):
+        if at + 12 > size:
+            return AS_READ
         file.seek(at)
         name, given = struct.unpack(">4sq", file.read(12))
         if name == b"desc" and 0 <= given <= _SCAN_BYTES:
@@ -442,10 +455,11 @@ def _last_flac_frame(file: BinaryIO, stop: int, block_size: int) -> tuple[int, i
     start = max(0, stop - _SCAN_BYTES)
     file.seek(start)
     data = file.read(stop - start)
-    at = len(data)
-    while (at := data.rfind(b"\xff", 0, at)) >= 0:
+    at, tried = len(data), 0
+    while (at := data.rfind(b"\xff", 0, at)) >= 0 and tried < _SCAN_BYTES:
         frame = _flac_frame(data[at : at + 16], block_size)
         if frame is not None:
+            tried += 3 * (len(data) - at)  # a forged file has headers of frames without end
             # The last bytes of a frame may be zeros, which were taken for padding.
             for zeros in range(3):
                 if _crc(data[at:] + bytes(zeros), 0x8005, 16) == 0:
@@ -514,6 +528,8 @@ def _ogg(file: BinaryIO, size: int) -> Contents:
             break
         begins = bool(head[5] & 2)
         if begins and not in_heads:
+            if len(starts) == _MOST_STREAMS:
+                break
             starts.append(at)
         in_heads, has_end = begins, bool(head[5] & 4)
         at = end
@@ -523,7 +539,9 @@ def _ogg(file: BinaryIO, size: int) -> Contents:
         return AS_READ
     fault = "" if has_end else "the file ends in the middle of its stream"
     if rest and not (_is_tag(file, at) or _is_padding(file, at)):
-        fault = fault or "what follows is no page of a stream"
+        many = f"more than {_MOST_STREAMS} streams follow each other"
+        is_page = len(starts) == _MOST_STREAMS
+        fault = fault or (many if is_page else "what follows is no page of a stream")
     if len(starts) == 1 and not rest:
         return Contents(fault=fault)
     streams = tuple(Stream(b"", start, stop) for start, stop in zip(starts, ends, strict=True))
@@ -534,6 +552,13 @@ def _ogg(file: BinaryIO, size: int) -> Contents:
 
 
 def _mpeg(file: BinaryIO, size: int) -> Contents:
-    starts = mp3.stream_starts(file, size)
+    first, tags = mp3.first_chain(file), mp3.behind_tags(file)
+    file.seek(tags)
+    start = file.read(64)
+    if tags and start.startswith(_FLAC_START):
+        return AS_READ
+    if not mp3.is_frame(start):  # what is no MPEG frame would be for libsndfile to guess at
+        return Contents((Stream(b"", first, size),)) if first else Contents(is_known=False)
+    starts = mp3.stream_starts(file, size)[:_MOST_STREAMS]
     stops = [*starts[1:], size] if starts else []
     return Contents(tuple(Stream(b"", *span) for span in zip(starts, stops, strict=True)))

@@ -9,6 +9,7 @@ read too (see `container`). Arrays are read like files.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from NatureLM.audio import ARRAY_NAME, AudioError, ffmpeg, mp3
 from NatureLM.audio.container import (
+    FORMATS,
     Contents,
     Stream,
     StreamFile,
@@ -29,11 +31,12 @@ from NatureLM.audio.container import (
     holds_another_flac,
 )
 from NatureLM.errors import UsageError
-from NatureLM.util import why_not_loaded
+from NatureLM.util import format_bytes, format_duration, why_not_loaded
 
 Block = NDArray[np.float32]
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 500_000
+MAX_CHANNELS = 32
 BLOCK_FRAMES = 1 << 16
 
 _MP3_SEEK_SECONDS = 300
@@ -42,7 +45,11 @@ _MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much dela
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile gives 2**63 - 1 where a stream does not say
 _UNRECOGNISED = (1, 7)  # libsndfile: "Format not recognised", and what its MP3 reader says instead
 _STARTS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"RF64", b"BW64")
-_CONVERT = "Convert it to wav or flac first (for example with ffmpeg) if it is a recording"
+_READ_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC", "OGG", "MP3"}
+_CONVERT = (
+    "Convert it to wav or flac first (for example with ffmpeg) if it is a recording; read are "
+    f"{FORMATS}, and where PyAV is installed m4a, mp4, webm, aac, wma and amr"
+)
 _REPAIR = "The file is damaged or cut off: copy it from the recorder again, or repair it"
 
 # Full scale of the integer types that audio is kept in, and their value of silence.
@@ -57,6 +64,24 @@ _INTEGERS = {
 # Codecs and filters overshoot 1 a little; beyond this, floats have another full scale.
 _TRUSTED_PEAK = 2.0
 FULL_SCALE, FULL_SCALE_8_BITS = 1 - 2.0**-15, 1 - 2.0**-7
+
+
+@dataclass(frozen=True)
+class SoundLimits:
+    """What is taken of one recording at most. Services have some; a command line takes any length.
+
+    file_bytes: of the file; seconds: of sound; decoded_bytes: of all its samples as float32
+    channels; sample_rate: Hz
+    """
+
+    file_bytes: float = math.inf
+    seconds: float = math.inf
+    decoded_bytes: float = math.inf
+    channels: int = MAX_CHANNELS
+    sample_rate: int = MAX_SAMPLE_RATE
+
+
+NO_LIMITS = SoundLimits()
 
 
 class Scale(NamedTuple):
@@ -77,26 +102,29 @@ class RecordingInfo:
     duration: float
 
 
-def probe(path: str | os.PathLike[str]) -> RecordingInfo:
+def probe(path: str | os.PathLike[str], limits: SoundLimits = NO_LIMITS) -> RecordingInfo:
     """Read what a file is from its header.
 
     Where the header does not give the length, it is counted: from the frame headers of an MP3,
-    else by decoding. Raises an `AudioError` like decoding would.
+    else by decoding, up to the limits. Raises an `AudioError` like decoding would.
     """
-    with Recording(path) as recording:
+    with Recording(path, limits) as recording:
         frames = recording.frames
         if frames is None and recording.format == ("MP3", "MPEG_LAYER_III"):
-            frames = mp3.count_frames(path) or None
+            frames = mp3.count_frames(path, recording.most_frames) or None
+            recording.check_length(frames or 0)
         if frames is None:
             frames = sum(len(block) for block in recording.blocks())
         rate = recording.sample_rate
         return RecordingInfo(Path(path), rate, recording.channels, frames, frames / rate)
 
 
-def open_source(source: Any, input_sample_rate: float | None) -> Recording | ArrayRecording:
-    """The file of a path, or samples in memory."""
+def open_source(
+    source: Any, input_sample_rate: float | None, limits: SoundLimits = NO_LIMITS
+) -> Recording | ArrayRecording:
+    """The file of a path, or samples in memory, which no limit is for."""
     if isinstance(source, str | os.PathLike):
-        return Recording(source)
+        return Recording(source, limits)
     return ArrayRecording(source, input_sample_rate)
 
 
@@ -107,14 +135,18 @@ class Recording:
     says why, if that is not where the file should end. So the caller can use what came before, and
     raise `failure` after it. `frames` are the samples per channel that the header promises, None
     if it does not. `format` are libsndfile's words for the container and what is in it. Samples
-    above `full_scale` are clipped.
+    above `full_scale` are clipped. More than `limits` allow, by the header or as it is decoded, is
+    a TooLongAudio error: `most_frames` are the samples per channel that are let through.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], limits: SoundLimits = NO_LIMITS) -> None:
         self.path: str | Path = path if isinstance(path, str) else Path(path)
         self.failure: AudioError | None = None
-        _check_file(self.path)
+        self.limits = limits
+        _check_file(self.path, limits)
         contents = examine(self.path)
+        if not contents.is_known:
+            raise self._not_audio()
         self._fault = contents.fault
         self._following = list(contents.streams[1:])
         if contents.demuxer:
@@ -127,11 +159,17 @@ class Recording:
         is_coarse = self.format[1] in ("PCM_S8", "PCM_U8")
         self.full_scale = FULL_SCALE_8_BITS if is_coarse else FULL_SCALE
         self.is_wide = self.format[1] in ("FLOAT", "DOUBLE", "PCM_24", "PCM_32")
-        self.frames = self._count_frames(contents)
         self._decoded = 0
         self._error = ""
         try:
-            _check_sample_rate(self.path, self.sample_rate)
+            if self.format[0] not in _READ_FORMATS | {ffmpeg.FORMAT}:
+                raise self._not_audio()
+            _check_sample_rate(self.path, self.sample_rate, limits.sample_rate)
+            _check_channels(self.path, self.channels, limits.channels)
+            by_bytes = limits.decoded_bytes // (4 * self.channels)
+            self.most_frames: float = min(limits.seconds * self.sample_rate, by_bytes)
+            self.frames = self._count_frames(contents)
+            self.check_length(self._promised() or 0)
             if self.frames == 0:
                 raise AudioError(
                     self.path, "the file has a header but no samples", kind="EmptyAudio"
@@ -157,19 +195,40 @@ class Recording:
         for block in self._as_they_are(block_frames):
             yield block if self.scale.full == 1 else block / np.float32(self.scale.full)
 
+    def check_length(self, frames: float, *, more: bool = False) -> None:
+        """Raise AudioError for more samples per channel than are taken.
+
+        more: there are so many already, and the end has not come
+        """
+        if frames <= self.most_frames:
+            return
+        self.close()
+        most, rate = self.limits, self.sample_rate
+        by_time = frames > most.seconds * rate
+        found = (
+            format_duration(frames / rate) if by_time else format_bytes(4 * self.channels * frames)
+        )
+        taken = format_duration(most.seconds) if by_time else format_bytes(most.decoded_bytes)
+        what = "lasts" if by_time else "has decoded"
+        reason = f"the sound {what} {'more than ' * more}{taken if more else found}"
+        advice = f"At most {taken} are taken: cut it"
+        raise AudioError(self.path, reason, advice, "TooLongAudio")
+
     @cached_property
     def scale(self) -> Scale:
         """The full scale of the samples; to know it of floats, all of the file is read."""
         if not self.format[1].startswith(("FLOAT", "DOUBLE", "PCM_F")):
             return Scale()
         found = os.stat(self.path)
-        return _scale_of_file(os.path.abspath(self.path), found.st_size, found.st_mtime_ns)
+        place = os.path.abspath(self.path)
+        return _scale_of_file(place, found.st_size, found.st_mtime_ns, self.limits)
 
     def _as_they_are(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
         size = max(1, min(block_frames, 8 * BLOCK_FRAMES // self.channels))
         while True:
             block = self._read(size)
             self._decoded += len(block)
+            self.check_length(self._decoded, more=True)
             if len(block):
                 yield block
             if (self._error or len(block) == 0) and not self._next_stream():
@@ -188,6 +247,7 @@ class Recording:
             if not len(block) and not self._next_stream():
                 break
             self._decoded += len(block)
+            self.check_length(self._decoded, more=True)
             unsought -= len(block)
 
     def _decoded_before(self, frames: int) -> int:
@@ -263,14 +323,12 @@ class Recording:
     def _judge_end(self) -> AudioError | None:
         """Why decoding ended, unless the file ends here."""
         at = f"{self._decoded / self.sample_rate:.2f} s"
-        missing, promised = 0, ""
-        if self.frames is not None:
-            missing = self.frames - self._decoded
-            promised = f", the header promises {self.frames / self.sample_rate:.2f} s"
-        elif self.format[0] == ffmpeg.FORMAT and self._handle.promised is not None:
-            missing = round((self._handle.promised - ffmpeg.TOLERANCE) * self.sample_rate)
-            missing -= self._decoded
-            promised = f", the header promises {self._handle.promised:.2f} s"
+        missing, promised, frames = 0, "", self._promised()
+        if frames is not None:
+            missing = round(frames) - self._decoded
+            if self.frames is None:
+                missing -= round(ffmpeg.TOLERANCE * self.sample_rate)
+            promised = f", the header promises {frames / self.sample_rate:.2f} s"
         is_flac = self.format[0] == "FLAC"
         if self._is_open_ended():
             if self._goes_on():
@@ -287,6 +345,12 @@ class Recording:
             reason = "no sample could be decoded from the file"
             return AudioError(self.path, reason, kind="EmptyAudio")
         return None
+
+    def _promised(self) -> float | None:
+        """Samples per channel that there should be; of FFmpeg's containers not exactly."""
+        if self.frames is None and self.format[0] == ffmpeg.FORMAT and self._handle.promised:
+            return float(self._handle.promised * self.sample_rate)
+        return self.frames
 
     def _open(self, stream: Stream | None) -> tuple[Any, StreamFile | None]:
         """The reader of a stream, or of the file as it is, and the file that it reads."""
@@ -327,9 +391,12 @@ class Recording:
         if error.code == 7 and mp3.first_frame(self.path):
             return _unreadable(self.path, "holds no whole MPEG frame")
         if error.code in _UNRECOGNISED:
-            reason = "this is not an audio file, or of a format that is not known"
-            return AudioError(self.path, reason, _CONVERT, "NotAudio")
+            return self._not_audio()
         return _unreadable(self.path, f"cannot be opened ({_text(error)})")
+
+    def _not_audio(self) -> AudioError:
+        reason = "this is not an audio file, or of a format that is not known"
+        return AudioError(self.path, reason, _CONVERT, "NotAudio")
 
 
 class ArrayRecording:
@@ -386,8 +453,8 @@ class ArrayRecording:
 
 
 @lru_cache(maxsize=4096)
-def _scale_of_file(path: str, size: int, changed: int) -> Scale:
-    with Recording(path) as recording:
+def _scale_of_file(path: str, size: int, changed: int, limits: SoundLimits) -> Scale:
+    with Recording(path, limits) as recording:
         return _scale_of(recording._as_they_are())
 
 
@@ -456,19 +523,26 @@ def _unreadable(path: str | Path, reason: str, advice: str = _REPAIR) -> AudioEr
     return AudioError(path, reason, advice, "UnreadableAudio")
 
 
-def _check_sample_rate(path: str | Path | None, rate: float) -> None:
-    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
+def _check_sample_rate(
+    path: str | Path | None, rate: float, highest: int = MAX_SAMPLE_RATE
+) -> None:
+    if not MIN_SAMPLE_RATE <= rate <= highest:
         raise AudioError(
             path,
-            f"the sample rate is {rate:g} Hz, supported are {MIN_SAMPLE_RATE} to "
-            f"{MAX_SAMPLE_RATE} Hz",
+            f"the sample rate is {rate:g} Hz, supported are {MIN_SAMPLE_RATE} to {highest} Hz",
             "Resample the recording, or correct its header",
             "SampleRateError",
         )
 
 
-def _check_file(path: str | Path) -> None:
-    """Raise AudioError for what libsndfile has no good words for."""
+def _check_channels(path: str | Path | None, channels: int, most: int = MAX_CHANNELS) -> None:
+    if not 1 <= channels <= most:
+        reason = f"there are {channels} channels, and 1 to {most} are read"
+        raise AudioError(path, reason, "Save those that are needed", "ChannelError")
+
+
+def _check_file(path: str | Path, limits: SoundLimits) -> None:
+    """Raise AudioError for what libsndfile has no good words for, and for too large a file."""
     try:
         status = os.stat(path)
         start = b""
@@ -490,6 +564,10 @@ def _check_file(path: str | Path) -> None:
     if not start:
         advice = "Nothing was recorded or copied"
         raise AudioError(path, "the file is empty (0 bytes)", advice, "EmptyAudio")
+    if status.st_size > limits.file_bytes:
+        reason = f"the file has {format_bytes(status.st_size)}"
+        advice = f"At most {format_bytes(limits.file_bytes)} are taken: cut it"
+        raise AudioError(path, reason, advice, "TooLongAudio")
     is_mp3 = Path(path).suffix.lower() == ".mp3"
     if is_mp3 and start not in _STARTS and not mp3.first_frame(path):
         # Told here, because the MPEG decoder would print its own complaints on stderr.

@@ -18,6 +18,12 @@ TOLERANCE = 0.25
 """Seconds that may be missing at the end: encoders pad the first and the last packet."""
 
 
+_CODECS = (
+    *("aac", "mp3", "alac", "opus", "vorbis", "flac", "ac3", "eac3", "amr", "wma", "pcm_", "mp2"),
+    *("libopus", "libvorbis", "libopencore_amr", "libfdk_aac"),
+)
+
+
 class DecodeError(Exception):
     """FFmpeg cannot go on; the text is its own."""
 
@@ -43,6 +49,9 @@ class FfmpegFile:
             self._file.close()
             raise DecodeError("it holds no sound")
         stream = self._file.streams.audio[0]
+        if not stream.codec_context.name.startswith(_CODECS):
+            self._file.close()
+            raise DecodeError(f"its codec {stream.codec_context.name} is none that is read here")
         self.subtype = stream.codec_context.name.upper()
         self.samplerate: int = stream.codec_context.sample_rate
         self.channels: int = stream.codec_context.channels

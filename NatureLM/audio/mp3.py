@@ -9,7 +9,9 @@ recording would be lost without a word. Files that were joined have a length in 
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -28,6 +30,15 @@ _LENGTH_SLACK = 1024  # bytes; how encoders count differs by a frame
 # Layer III, by the two version bits of the header: 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5.
 _KBITS_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBITS_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_SYNC = re.compile(
+    b"\xff[%s][%s](?=.)"
+    % (
+        re.escape(bytes(b for b in range(0xE0, 0x100) if b >> 3 & 3 != 1 and b >> 1 & 3)),
+        re.escape(bytes(b for b in range(0xF0) if b >> 2 & 3 != 3)),
+    ),
+    re.DOTALL,
+)
+_MOST_TRIED, _MOST_HOLES, _MOST_TAGS = 20_000, 32, 100  # no real file comes near
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
@@ -39,11 +50,16 @@ def first_frame(path: str | os.PathLike[str], start: int = 0) -> bytes:
 
 def _first_frame(file: BinaryIO, start: int = 0) -> tuple[int, bytes]:
     """Where it begins, and how."""
-    at = _behind_tags(file, start)
+    at = behind_tags(file, start)
     file.seek(at)
     head = file.read(_HEAD_BYTES)
     first = _find_sync(head)
     return (at, b"") if first is None else (at + first, head[first : first + _LENGTH_TAG_REACH])
+
+
+def is_frame(data: bytes) -> bool:
+    """Whether bytes begin as an MPEG frame of any layer does."""
+    return _find_sync(data) == 0
 
 
 def length_tag(frame: bytes) -> tuple[int | None, int | None] | None:
@@ -56,11 +72,23 @@ def length_tag(frame: bytes) -> tuple[int | None, int | None] | None:
     return frames, (second if flags & 1 else first) if flags & 2 else None
 
 
-def count_frames(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> int:
-    """Samples per channel of a Layer III stream by its frame headers."""
+def count_frames(path: str | os.PathLike[str], most: float = math.inf) -> int:
+    """Samples per channel of a Layer III stream by its frame headers, or more than `most`."""
+    count = 0
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size if stop is None else stop
-        return sum(samples for _, _, samples in _frames(file, start, size))
+        for _, _, samples in _frames(file, 0, os.fstat(file.fileno()).st_size):
+            count += samples
+            if count > most:
+                break
+    return count
+
+
+def first_chain(file: BinaryIO) -> int | None:
+    """Where Layer III frames begin that follow each other, near the start of a file."""
+    at = behind_tags(file)
+    file.seek(at)
+    found = find_chain(file.read(_HEAD_BYTES))
+    return None if found is None else at + found
 
 
 def stream_starts(file: BinaryIO, size: int) -> list[int]:
@@ -85,11 +113,12 @@ def stream_starts(file: BinaryIO, size: int) -> list[int]:
 
 def _frames(file: BinaryIO, start: int, size: int) -> Iterator[tuple[int, int, int]]:
     """(place, bytes, samples per channel) of every whole Layer III frame."""
-    at = _behind_tags(file, start)
-    while True:
+    at, holes = behind_tags(file, start), 0
+    while holes <= _MOST_HOLES:
         file.seek(at)
         frame = _frame_size(file.read(4))
         if frame is None:
+            holes += 1
             file.seek(at)
             skipped = find_chain(file.read(SEARCH_BYTES))
             if skipped is None:
@@ -102,9 +131,9 @@ def _frames(file: BinaryIO, start: int, size: int) -> Iterator[tuple[int, int, i
             at += frame[0]
 
 
-def _behind_tags(file: BinaryIO, end: int = 0) -> int:
+def behind_tags(file: BinaryIO, end: int = 0) -> int:
     """Where the ID3v2 tags end that stand at this place."""
-    while True:
+    for _ in range(_MOST_TAGS):
         file.seek(end)
         tag = file.read(_ID3V2_HEADER)
         if len(tag) < _ID3V2_HEADER or not tag.startswith(b"ID3"):
@@ -114,25 +143,21 @@ def _behind_tags(file: BinaryIO, end: int = 0) -> int:
             size = size << 7 | byte & 0x7F
         has_footer = bool(tag[5] & 0x10)
         end += _ID3V2_HEADER * (1 + has_footer) + size
+    return end
 
 
 def _find_sync(data: bytes, start: int = 0) -> int | None:
     """Offset of the next frame header of any layer (eleven set bits, no reserved value)."""
-    at = data.find(b"\xff", start)
-    while 0 <= at < len(data) - 3:
-        second, third = data[at + 1], data[at + 2]
-        version, layer = second >> 3 & 3, second >> 1 & 3
-        known = version != 1 and layer != 0 and third >> 4 != 15 and third >> 2 & 3 != 3
-        if second & 0xE0 == 0xE0 and known:
-            return at
-        at = data.find(b"\xff", at + 1)
-    return None
+    found = _SYNC.search(data, start)
+    return None if found is None else found.start()
 
 
 def find_chain(data: bytes) -> int | None:
     """Offset of the first of several Layer III frames that follow each other."""
     at = _find_sync(data)
-    while at is not None:
+    for _ in range(_MOST_TRIED):
+        if at is None:
+            break
         end = at
         for _ in range(_CHAIN):
             frame = _frame_size(data[end : end + 4])

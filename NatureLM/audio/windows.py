@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,17 @@ from NatureLM.audio import ARRAY_NAME, AudioError
 from NatureLM.audio.container import time_expansion as expansion_of
 from NatureLM.audio.decode import (
     BLOCK_FRAMES,
+    NO_LIMITS,
     ArrayRecording,
     Block,
     Recording,
+    SoundLimits,
     open_source,
     scale_note,
 )
 from NatureLM.audio.levels import LevelMeter
 from NatureLM.errors import UsageError
-from NatureLM.util import check_range
+from NatureLM.util import check_range, format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ def iter_windows(
     time_expansion: float = 1.0,
     warn: Callable[[str], None] | None = None,
     block_frames: int = BLOCK_FRAMES,
+    limits: SoundLimits = NO_LIMITS,
 ) -> Iterator[Window]:
     """Decode, mix to mono, resample and cut into windows, one window in memory at a time.
 
@@ -91,6 +96,7 @@ def iter_windows(
             clipped, that channels cancel, and how it was scaled; by default these are warnings in
             the log.
         block_frames: samples per channel to decode at once; changes no result.
+        limits: of the file, for services; what is beyond is a TooLongAudio error.
 
     Raises:
         UsageError: a value makes no windows; raised by the call itself.
@@ -99,18 +105,18 @@ def iter_windows(
     """
     plan = WindowPlan.of(sample_rate, window_seconds, hop_seconds, time_expansion)
     number = parse_channel(channel)
-    return _windows(source, input_sample_rate, plan, number, warn or logger.warning, block_frames)
+    opened = partial(open_source, source, input_sample_rate, limits)
+    return _windows(opened, plan, number, warn or logger.warning, block_frames)
 
 
 def _windows(
-    source: Any,
-    input_sample_rate: float | None,
+    opened: Callable[[], Recording | ArrayRecording],
     plan: WindowPlan,
     channel: int | None,
     warn: Callable[[str], None],
     block_frames: int,
 ) -> Iterator[Window]:
-    with open_source(source, input_sample_rate) as recording:
+    with opened() as recording:
         rate = recording.sample_rate
         heard_per_frame = plan.expansion / to_fraction(rate)
         _check_heard_rate(recording, float(1 / heard_per_frame), plan)
@@ -200,11 +206,12 @@ def read_noted_clip(
     sample_rate: int = 16_000,
     channel: str | int = "mean",
     name: str | None = None,
+    limits: SoundLimits = NO_LIMITS,
 ) -> tuple[NDArray[np.float32], str]:
     """Read a clip as mono samples; no more is decoded than it needs.
 
     Args:
-        source, input_sample_rate, channel: as for `iter_windows`.
+        source, input_sample_rate, channel, limits: as for `iter_windows`.
         start: seconds from the start of the recording.
         duration: seconds; None reads to the end. Where the recording ends before, the clip is
             shorter.
@@ -223,7 +230,7 @@ def read_noted_clip(
         raise UsageError(f"a clip cannot start at {start:g} s; give 0 or more")
     if duration is not None and not (math.isfinite(duration) and duration > 0):
         raise UsageError(f"a clip cannot last {duration:g} s; give more than 0, or nothing for all")
-    with open_source(source, input_sample_rate) as recording:
+    with open_source(source, input_sample_rate, limits) as recording:
         rate = recording.sample_rate
         first = round(to_fraction(start) * rate)
         frames = None if duration is None else round(to_fraction(duration) * rate)
@@ -252,6 +259,39 @@ def read_noted_clip(
     if duration is not None:
         samples = samples[: round(to_fraction(duration) * sample_rate)]
     return samples.clip(-1.0, 1.0, out=samples), levels.note(0)
+
+
+def read_upload(
+    upload: bytes | str | os.PathLike[str],
+    limits: SoundLimits,
+    *,
+    name: str = "the upload",
+    **options: Any,
+) -> tuple[NDArray[np.float32], str]:
+    """What `read_noted_clip` gives of sound from a stranger: bytes, or a file of a service.
+
+    limits: the file's are looked at before anything is read, those of the sound before and while
+        it is decoded, so that no more than `limits.decoded_bytes` is ever held
+    name: what errors call it, in place of a path of the service
+    options: of `read_noted_clip`
+
+    Raises UsageError and AudioError as that does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path: str | os.PathLike[str] = Path(folder, "upload")
+        if not isinstance(upload, bytes):
+            path = upload
+        elif len(upload) <= limits.file_bytes:
+            Path(path).write_bytes(upload)
+        else:
+            reason = f"the file has {format_bytes(len(upload))}"
+            advice = f"At most {format_bytes(limits.file_bytes)} are taken: cut it"
+            raise AudioError(name, reason, advice, "TooLongAudio")
+        try:
+            return read_noted_clip(path, name=name, limits=limits, **options)
+        except AudioError as error:
+            reason = error.reason.replace(str(path), name)
+            raise AudioError(name, reason, error.advice, error.kind) from None
 
 
 def _all_of_it(index: int) -> tuple[Fraction, Fraction]:

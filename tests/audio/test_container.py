@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError
-from NatureLM.audio.decode import Recording, probe
+from NatureLM.audio import AudioError, decode
+from NatureLM.audio.container import _crc
+from NatureLM.audio.decode import Recording, SoundLimits, probe
+from NatureLM.audio.windows import read_upload
 
 RATE = 16_000
 SECONDS = 2
@@ -215,3 +220,170 @@ def test_any_size_and_any_end_give_samples_of_the_file_or_an_error(
         assert len(samples) >= len(whole) - 50
     if frames > len(samples) and kind != "FLAC":
         assert failure is not None
+
+
+# What strangers send: containers that are none of ours, work without end, sound without end
+
+
+ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
+READ = EXACT | {"OGG", "MP3", "WAVEX"}
+
+
+def any_kind(kind: str) -> bytes:
+    file = io.BytesIO()
+    for subtype in soundfile.available_subtypes(kind):
+        try:
+            soundfile.write(file, tone(1), RATE, subtype, format=kind)
+            break
+        except (soundfile.LibsndfileError, ValueError):
+            continue
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", sorted(soundfile.available_formats().keys() - {"RAW", "SD2"}))
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a"])
+def test_only_the_containers_of_the_documentation_come_to_a_decoder(
+    tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded("MP3") if kind == "MP3" else any_kind(kind)
+    if kind in READ:
+        assert heard(tmp_path / name, content)[1] is None
+        return
+    monkeypatch.setattr(decode, "_sequential_file", lambda: pytest.fail("libsndfile got the file"))
+    for tags in (b"", ID3):
+        (tmp_path / name).write_bytes(tags + content)
+        with pytest.raises(
+            AudioError, match=r"not an audio file.* read are wav, flac, ogg "
+        ) as caught:
+            probe(tmp_path / name)
+        assert caught.value.kind == "NotAudio"
+
+
+@pytest.mark.parametrize("junk", [ID3, bytes(500), ID3 + bytes(500)])
+def test_mp3_may_have_tags_and_padding_in_front(tmp_path: Path, junk: bytes) -> None:
+    samples, failure = heard(tmp_path / "a", junk + encoded("MP3"))
+    assert failure is None
+    assert abs(len(samples) - SECONDS * RATE) < 3_000
+
+
+def without_total(seconds: float) -> bytes:
+    """Silence as FLAC that does not say how long it is; its last frame is cut off."""
+    content = encoded("FLAC", np.zeros(int(seconds * RATE), np.float32))
+    facts = int.from_bytes(content[18:26], "big")
+    return put(content, 18, (facts >> 36 << 36).to_bytes(8, "big"))[:-7]
+
+
+def frame_headers() -> bytes:
+    head = bytes([0xFF, 0xF8, 0xC9, 0x08, 0x00])
+    return encoded("FLAC")[:9000] + (head + bytes([_crc(head, 0x07, 8)])) * 170_000
+
+
+ENDLESS_WORK = {
+    "FLAC whose end is headers of frames": frame_headers,
+    "FLAC without a last frame": lambda: without_total(600),
+    "chunks before the sound": lambda: put(encoded("WAV"), 12, b"abcd\0\0\0\0" * 10**6),
+    "chunks behind it": lambda: encoded("WAV") + b"abcd\0\0\0\0" * 10**6 + b"\1",
+    "CAF of chunks": lambda: encoded("CAF")[:8] + b"abcd" * 3 * 10**6,
+    "frames that are none": lambda: (encoded("MP3") + b"\xff\xfb\x90\0" * 200_000) * 4,
+    "tags before MP3": lambda: b"ID3\4\0\0\0\0\0\0" * 10**5 + encoded("MP3"),
+    "streams": lambda: encoded("OGG", tone(0.1)) * 2000,
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS_WORK)
+def test_looking_at_a_file_takes_seconds(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(ENDLESS_WORK[what]())
+    begun = time.process_time()
+    with contextlib.suppress(AudioError):
+        probe(path)
+    assert time.process_time() - begun < 5
+
+
+def with_rate(rate: int) -> bytes:
+    return put(encoded("WAV"), 24, struct.pack("<I", rate))
+
+
+def many_channels(count: int, seconds: float = 1) -> bytes:
+    return encoded("WAV", np.zeros((int(seconds * RATE), count), np.float32))
+
+
+LIMITS = SoundLimits(file_bytes=2e7, seconds=60, decoded_bytes=1e7, channels=8, sample_rate=192_000)
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    # what: (content, kind, what is said)
+    "a file": (lambda: encoded("WAV") + bytes(2 * 10**7), "TooLong", "the file has 20.1 MB. At mo"),
+    "Opus": (
+        lambda: encoded("OGG", np.zeros(300 * RATE, "f4"), "OPUS"),
+        "TooLong",
+        "lasts 5 min 0 s. ",
+    ),
+    "FLAC without a total": (
+        lambda: without_total(600),
+        "TooLong",
+        "lasts more than 1 min 0 s. At",
+    ),
+    "MP3 without a length": (
+        lambda: encoded("MP3", tone(20))[144:] * 4,
+        "TooLong",
+        "the sound lasts",
+    ),
+    "a header that lies": (
+        lambda: with_size("RF64", encoded("RF64"), 1 << 42),
+        "TooLong",
+        "At most 1 min 0 s are taken: cut it",
+    ),
+    "six channels": (lambda: many_channels(6, 50), "TooLong", "has decoded 19.2 MB. At most 10 MB"),
+    "nine channels": (lambda: many_channels(9), "Channel", "9 channels, and 1 to 8 are read"),
+    "4 GHz": (lambda: with_rate(4_000_000_000), "Unreadable", "cannot be opened"),
+    "1 Hz": (lambda: with_rate(1), "SampleRate", "the sample rate is 1 Hz, supported are 8000"),
+    "384 kHz": (
+        lambda: with_rate(384_000),
+        "SampleRate",
+        "is 384000 Hz, supported are 8000 to 192",
+    ),
+    "one sample": (lambda: encoded("WAV", tone(1 / RATE)), "TooShort", "the shortest that can be"),
+    "NaN": (
+        lambda: encoded("WAV", np.full(RATE, np.nan, "f4"), "FLOAT"),
+        "NonFinite",
+        "the sample at 0.000 s is NaN or infinite",
+    ),
+    "no sound": (lambda: b"", "Empty", "the file is empty (0 bytes)"),
+    "a page": (lambda: b"<html>" * 100, "Not", "not an audio file"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_service_takes_no_more_than_its_limits(tmp_path: Path, what: str, as_file: bool) -> None:
+    make, kind, words = REFUSED[what]
+    upload = content = make()
+    if as_file:
+        upload = tmp_path / "secret.mp3"
+        upload.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AudioError) as caught:
+            read_upload(upload, LIMITS, name="meadow.wav")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.kind == (f"{kind}Audio" if kind[0] in "TNEU" else f"{kind}Error")
+    assert str(caught.value).startswith("meadow.wav: ")
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert peak < 3 * LIMITS.decoded_bytes
+
+
+def test_a_service_reads_what_is_within_its_limits() -> None:
+    samples, note = read_upload(encoded("FLAC"), LIMITS)
+    np.testing.assert_array_equal(samples, soundfile.read(io.BytesIO(encoded("FLAC")))[0])
+    assert note == ""
+
+
+def test_a_command_line_has_no_limits_but_of_channels(tmp_path: Path) -> None:
+    assert heard(tmp_path / "a.flac", without_total(600))[0].shape[0] > 599 * RATE
+    (tmp_path / "b.wav").write_bytes(many_channels(32))
+    assert probe(tmp_path / "b.wav").channels == 32
+    (tmp_path / "c.wav").write_bytes(many_channels(33))
+    with pytest.raises(AudioError, match="there are 33 channels, and 1 to 32 are read"):
+        probe(tmp_path / "c.wav")
