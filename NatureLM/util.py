@@ -388,6 +388,28 @@ def oom_backoff(size: int, what: str) -> Iterator[Backoff]:
         )
 
 
+def why_not_finite(model: Any, lacking: str) -> str:
+    """Why a model's results are NaN or infinite: weights that are, else its precision.
+
+    lacking: what there is none of then
+    """
+    import torch
+
+    for name, tensor in getattr(model, "state_dict", dict)().items():
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # It takes no memory, and passes NaN on.
+        if not all(math.isfinite(value) for value in torch.aminmax(tensor.detach())):
+            return (
+                f"the model's weights are broken, so there is no {lacking}: {name} holds NaN or "
+                "infinity; get the checkpoint again, or train without what made it so"
+            )
+    return (
+        f"the model's numbers became too large for its precision, so there is no {lacking}: "
+        "choose another one with --dtype (bfloat16 or float32)"
+    )
+
+
 def free_unused_memory() -> None:
     """Give memory back that no tensor uses."""
     import torch

@@ -31,6 +31,7 @@ from NatureLM.generation.prefill import (
     prefill,
     to_device,
 )
+from NatureLM.util import why_not_finite
 
 if TYPE_CHECKING:
     from NatureLM.generation.cuda_graphs import GraphRunner
@@ -40,13 +41,10 @@ _LEAST = -1e9  # what an allowed token counts at least, so that one always can b
 
 
 class NonFiniteLogitsError(NatureLMError):
-    """The model's logits are NaN."""
+    """The model's logits are NaN; `model` is looked through for the reason."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the model's numbers became too large for its precision, so there is no answer: "
-            "choose another one with --dtype (bfloat16 or float32)"
-        )
+    def __init__(self, model: Any = None) -> None:
+        super().__init__(why_not_finite(model, "answer"))
 
 
 class DecodingSession:
@@ -320,7 +318,7 @@ class Decoder:
         while not state.done:
             self._choose()
             if math.isnan(state.log_probability):
-                raise NonFiniteLogitsError
+                raise NonFiniteLogitsError(self._model)
             yield state.ids[-1]
             self._step()
 

@@ -359,7 +359,7 @@ class Engine:
         ids, log_probability = tuple(state.ids), state.log_probability
         request = state.prompt.source.request
         if math.isnan(log_probability):
-            return Answer(request, None, NonFiniteLogitsError(), ids=ids)
+            return Answer(request, None, NonFiniteLogitsError(self.model), ids=ids)
         if state.prompt.grammar is None:
             text = self.model.tokenizer.decode(state.ids, skip_special_tokens=True)
         else:
@@ -560,7 +560,7 @@ class LabelScorer:
 
     def _answer(self, row: Row, choice: LabelChoice, likely_C: Tensor) -> Answer:
         if not likely_C.max().isfinite():
-            return Answer(row.request, None, NonFiniteLogitsError())
+            return Answer(row.request, None, NonFiniteLogitsError(self._model))
         tokens = [length + 1 for length in self._trie(choice.labels).lengths]  # the end is one
         scores_C = likely_C
         if choice.normalize == "mean":

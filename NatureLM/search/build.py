@@ -42,7 +42,7 @@ from NatureLM.search.index import (
     rows_of_a_shard,
     writer_of,
 )
-from NatureLM.util import atomic_write, check_range, digest, oom_backoff, writing
+from NatureLM.util import atomic_write, check_range, digest, oom_backoff, why_not_finite, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,10 @@ class Embedder:
     def vectors(
         self, windows: Sequence[Window], time_expansion: float = 1.0
     ) -> NDArray[np.float32]:
-        """One vector for each window, float32 of shape (windows, width)."""
+        """One vector for each window, float32 of shape (windows, width).
+
+        Raises NatureLMError where one would hold NaN or infinity.
+        """
         made: list[NDArray[np.float32]] = []
         start = 0
         while start < len(windows):
@@ -93,6 +96,8 @@ class Embedder:
                 self.batch = backoff.retry_size
         vectors = np.concatenate(made) if made else np.empty((0, self.width), np.float32)
         vectors[[bool(window.note) for window in windows]] = 0
+        if not np.isfinite(vectors).all():
+            raise NatureLMError(why_not_finite(self.model, "vector"))
         return vectors
 
     def _encode(self, windows: Sequence[Window], time_expansion: float) -> NDArray[np.float32]:

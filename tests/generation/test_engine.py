@@ -328,9 +328,27 @@ def test_answers_are_given_as_soon_as_their_turn_comes() -> None:
 @pytest.fixture
 def overflowing(build_model: BuildModel) -> NatureLM:
     model = build_model()
-    with torch.no_grad():
-        model.language_model.lm_head.weight.fill_(torch.nan)
+    head = model.language_model.lm_head
+    head.register_forward_hook(lambda _, inputs, logits: torch.full_like(logits, torch.nan))
     return model
+
+
+def test_weights_that_are_broken_are_named(
+    build_model: BuildModel, nano_waveforms: dict[str, Tensor]
+) -> None:
+    model = build_model()
+    with torch.no_grad():
+        model.language_model.lm_head.weight[3, 1] = torch.inf
+        model.language_model.lm_head.weight[3, 2] = -torch.inf
+    assert model.processor is not None
+    request = Request("a", model.processor.render("What is it?"), ("howl",))
+    engine = Engine(model, GenerationOptions(max_new_tokens=3, num_beams=1))
+    (answer,) = engine.run([request], nano_waveforms.__getitem__)
+    assert str(answer.error) == (
+        "the model's weights are broken, so there is no answer: "
+        "llama_model.base_model.model.lm_head.weight holds NaN or infinity; get the checkpoint "
+        "again, or train without what made it so"
+    )
 
 
 @pytest.mark.parametrize(

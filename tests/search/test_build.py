@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from builders import BuildModel
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from vector_indexes import SETTINGS
@@ -25,7 +26,7 @@ from vector_indexes import SETTINGS
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.cli.search import load_embedder
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import RecordingError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
@@ -69,6 +70,22 @@ def make(recordings: list[Path], output: Path, embedder: Any = None, **options: 
         embedder or Pretender(),
         **options,
     )
+
+
+@pytest.mark.parametrize("layer", ["encoder", "projected"])
+def test_vectors_that_are_no_numbers_are_refused(
+    build_model: BuildModel, layer: str, recordings: list[Path]
+) -> None:
+    model = build_model()
+    windows = list(iter_windows(recordings[1]))
+    part = model.beats if layer == "encoder" else model.audio_llama_proj
+    with torch.no_grad():
+        (name, weight), *_ = part.named_parameters()
+        weight.fill_(torch.nan)
+    with pytest.raises(NatureLMError) as caught:
+        Embedder(model, layer).vectors(windows)
+    assert f"{name} holds NaN or infinity; get the checkpoint again" in str(caught.value)
+    assert "there is no vector: " in str(caught.value)
 
 
 def content(output: Path) -> dict[str, list[tuple[float, float, tuple[float, ...]]]]:
