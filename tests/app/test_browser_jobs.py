@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import soundfile
+from filelock import FileLock
 from typer.testing import CliRunner
 from web_app import RunningApp, go_to
 
 from NatureLM.cli.main import naturelm_app
 from NatureLM.inference.windows import AskOptions, WindowResult
+from NatureLM.results.rows import WindowRow, to_line
 
 pytestmark = pytest.mark.browser
 Opener = Callable[..., Any]
@@ -342,3 +344,72 @@ def test_experiment_is_opened_filtered_and_heard(
     answers.get_by_text("s10", exact=True).locator("visible=true").first.click()
     page.wait_for_selector("#experiments-heard >> text=There is no recording of s10")
     go_to(page, "Ask")
+
+
+def test_answers_are_announced_before_the_start(
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
+) -> None:
+    page = open_page(fake_app, "Long recording")
+    page.set_input_files("#long-drop input[type=file]", [sounds["long"]])
+    page.wait_for_selector("#long-makes >> text=About 3 answers: 3 windows.")
+    page.fill("#long-question textarea", "one\ntwo")
+    page.wait_for_selector("text=About 6 answers: 3 windows, 2 questions about each.")
+    page.get_by_text("Windows, channel, bats").click()
+    page.fill("#long-expansion input", "100")
+    page.fill("#long-hop input", "0.1")
+    page.keyboard.press("Tab")
+    # 2,500 s are heard: 24,901 windows fit whole.
+    page.wait_for_selector("text=About 49,802 answers: 24,901 windows, 2 questions about each.")
+    page.fill("#long-question textarea", "\n".join("abcdefghij"))
+    page.wait_for_selector("#long-makes >> text=This makes 249,010 answers (24,901 windows × 10")
+    page.click("#long-start")
+    page.wait_for_selector("#long-problem >> text=and a job may have 200,000")
+
+
+def test_a_long_list_is_turned_page_by_page(
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
+) -> None:
+    jobs = fake_app.context.jobs
+    job = jobs.create("long", [(sounds["long"], "long.wav")], AskOptions((QUERY,)))
+    path, birds = str(job.recording_paths[0]), ("owl", "crow", "wren", "jay", "kite")
+    with job.answers_path.open("wb") as file:
+        for n in range(2005):
+            answer = (path, n / 100, n / 100 + 1, QUERY, f"{birds[n % 5]} {n}", 1.0)
+            file.write(to_line(WindowRow(*answer, model="m", run="r")))
+    page = open_page(fake_app, None, link=f"?job={job.id}")
+    page.wait_for_selector(
+        "#long-count >> text=2,005 of 2,005 answers. The table shows 1 to 1,000."
+    )
+    assert page.is_disabled("#long-earlier-rows")
+    page.click("#long-later-rows")
+    page.wait_for_selector("text=The table shows 1,001 to 2,000.")
+    page.click("#long-later-rows")
+    page.wait_for_selector("text=The table shows 2,001 to 2,005.")
+    page.locator("#long-table >> text=kite 2004").first.wait_for()
+    assert page.is_disabled("#long-later-rows")
+    page.fill("#long-filter input, #long-filter textarea", "jay")  # over all, from the first on
+    page.wait_for_selector("#long-count >> text=401 of 2,005 answers.")
+    page.locator("#long-table >> text=jay 3").first.wait_for()
+    assert not page.is_visible("#long-later-rows")
+    assert len(windows_of(page, "long")) == 2005
+
+
+def test_a_job_of_another_app_is_shown_and_offers_nothing(
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
+) -> None:
+    jobs = fake_app.context.jobs
+    job = jobs.create("long", [(sounds["long"], "long.wav")], AskOptions((QUERY,)))
+    job.with_state("working").write()
+    lock = FileLock(job.folder / "job.lock")
+    with lock:
+        page = open_page(fake_app, None, link=f"?job={job.id}")
+        wait_until(page, "long", "working")
+        page.wait_for_selector("text=Another app that uses the same folder of runs has it: 0 of 3")
+        for button in ("stop", "go-on", "remove"):
+            assert not page.is_visible(f"#long-{button}")
+    wait_until(page, "long", "stopped")
+    page.wait_for_selector("#long-go-on")
+    with lock:
+        page.click("#long-go-on")
+        page.wait_for_selector("#long-problem >> text=it goes on there, and this page shows how")
+    jobs.remove(job.id)
