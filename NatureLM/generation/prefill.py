@@ -91,7 +91,7 @@ def context_length(language_model: Any) -> int | None:
     `max_position_embeddings` by their factor; of the other kinds it is what there is after
     stretching, unless `yarn` comes with the length from before.
     """
-    config = language_model.config
+    config = getattr(language_model, "config", None)
     length = getattr(config, "max_position_embeddings", None)
     if length is None:
         return None
