@@ -14,7 +14,7 @@ import re
 import time
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -23,10 +23,8 @@ from secrets import token_bytes
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode
 
-from NatureLM.errors import NatureLMError
+from NatureLM.web.body import Body, Headers, Message, Receive, RefusedError
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 
@@ -59,9 +57,6 @@ _UNSAFE_PATH = re.compile(r"(^|[/\\])\.\.?($|[/\\])|[\x00-\x1f\x7f]")
 _START = re.compile(r"/(\?[\w=&%.+-]*)?")  # where a login may lead
 _GUESSES, _GUESS_SECONDS = 10, 60.0  # wrong passwords for one name from one address
 _MOST_GUESSED = 10_000  # names and addresses that are remembered
-_DRAIN_BYTES, _DRAIN_SECONDS = 64 * 10**6, 2.0  # of a refused body, so that the answer is read
-_PART_HEADER_BYTES = 8192
-_IDLE_SECONDS = 30.0  # without a piece of the body
 
 
 @dataclass(frozen=True)
@@ -116,15 +111,6 @@ class Rules:
     headers: Mapping[str, str] = field(default_factory=lambda: dict(SECURITY_HEADERS))
 
 
-class RefusedError(NatureLMError):
-    """A request that is not let through; its text is what the client reads."""
-
-    def __init__(self, status: int, reason: str, **headers: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
 class Guard:
     """The layer. `scope["visitor"]` tells the application whose key or password it was."""
 
@@ -149,8 +135,8 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = _Headers(scope)
-        body = _Body(receive)
+        headers = Headers(scope)
+        body = Body(receive)
         try:
             route = await self._admitted(scope, headers, body, send)
             if route is not None:
@@ -158,9 +144,7 @@ class Guard:
         except RefusedError as refused:
             await self._refuse(refused, scope, headers, body, send)
 
-    async def _admitted(
-        self, scope: Any, headers: _Headers, body: _Body, send: Send
-    ) -> Route | None:
+    async def _admitted(self, scope: Any, headers: Headers, body: Body, send: Send) -> Route | None:
         """The route of a request; None where the guard has answered it. Raises RefusedError."""
         self._check_host(headers)
         path = str(scope["path"])
@@ -205,7 +189,7 @@ class Guard:
         allowed = ", ".join(sorted({m for route in found for m in route.methods}))
         raise RefusedError(405, f"{method[:20]} is not for this address.", allow=allowed)
 
-    def _check_host(self, headers: _Headers) -> None:
+    def _check_host(self, headers: Headers) -> None:
         given = headers.all("host")
         if len(given) != 1:
             raise RefusedError(400, "A request names one host.")
@@ -219,7 +203,7 @@ class Guard:
                     "with --allow-host.",
                 )
 
-    def _check_origin(self, method: str, headers: _Headers) -> None:
+    def _check_origin(self, method: str, headers: Headers) -> None:
         """Pages of other sites send nothing here, and load nothing but the page itself."""
         site, mode = headers.one("sec-fetch-site"), headers.one("sec-fetch-mode")
         is_reading = method in ("GET", "HEAD")
@@ -240,7 +224,7 @@ class Guard:
 
     # who asks
 
-    def _visitor(self, headers: _Headers, scope: Any) -> str | None:
+    def _visitor(self, headers: Headers, scope: Any) -> str | None:
         """Whose key, password or cookie a request has. Raises RefusedError after many guesses."""
         scheme, _, given = headers.one("authorization").partition(" ")
         if scheme.lower() == "bearer":
@@ -290,7 +274,7 @@ class Guard:
             self._guesses.popitem(last=False)
         return None
 
-    def _cookie(self, name: str, headers: _Headers, scope: Any) -> str:
+    def _cookie(self, name: str, headers: Headers, scope: Any) -> str:
         who = urlsafe_b64encode(name.encode()).decode().rstrip("=")
         seal = hmac.new(self._secret, name.encode(), sha256).hexdigest()
         secure = "https" in (scope.get("scheme"), headers.one("x-forwarded-proto"))
@@ -307,7 +291,7 @@ class Guard:
         return name if _is_same(seal, right) else None
 
     async def _enter(
-        self, token: str, path: str, query: list[tuple[str, str]], headers: _Headers,
+        self, token: str, path: str, query: list[tuple[str, str]], headers: Headers,
         scope: Any, send: Send,
     ) -> None:  # fmt: skip
         """Keep a token of the address as a cookie, and lead to the address without it."""
@@ -321,7 +305,7 @@ class Guard:
         await self._let_in(name, target, headers, scope, send)
 
     async def _let_in(
-        self, name: str, target: str, headers: _Headers, scope: Any, send: Send
+        self, name: str, target: str, headers: Headers, scope: Any, send: Send
     ) -> None:
         more = {"set-cookie": self._cookie(name, headers, scope), "cache-control": "no-store"}
         if headers.one("sec-fetch-site") == "cross-site":
@@ -334,7 +318,7 @@ class Guard:
         page = f'<!doctype html><meta http-equiv="refresh" content="0;url={escape(target)}">'
         await self._answer(send, 200, page.encode(), {**_FORM_HEADERS, **more})
 
-    async def _log_in(self, headers: _Headers, body: _Body, scope: Any, send: Send) -> None:
+    async def _log_in(self, headers: Headers, body: Body, scope: Any, send: Send) -> None:
         body.bound(LOGIN, _LOGIN_BYTES, 10.0)
         body.check_declared(headers)
         sent = (await body.whole()).decode("utf-8", "replace")
@@ -352,7 +336,7 @@ class Guard:
         )  # fmt: skip
 
     async def _ask_who(
-        self, headers: _Headers, scope: Any, send: Send, wrong: str = "", target: str = ""
+        self, headers: Headers, scope: Any, send: Send, wrong: str = "", target: str = ""
     ) -> None:
         query = scope.get("query_string", b"").decode("latin-1")
         if not target:
@@ -384,7 +368,7 @@ class Guard:
     # what goes in and out
 
     async def _served(
-        self, route: Route, scope: Any, headers: _Headers, body: _Body, send: Send
+        self, route: Route, scope: Any, headers: Headers, body: Body, send: Send
     ) -> None:
         if scope["type"] == "websocket":
             await self._app(scope, body.receive, send)
@@ -418,7 +402,7 @@ class Guard:
         finally:
             gate.release()
 
-    async def _passed(self, route: Route, scope: Any, body: _Body, send: Send) -> None:
+    async def _passed(self, route: Route, scope: Any, body: Body, send: Send) -> None:
         """Let the application answer; what it says after a refusal is not sent."""
         has_begun = False
 
@@ -452,7 +436,7 @@ class Guard:
         return kept + list(own.items())
 
     async def _refuse(
-        self, refused: RefusedError, scope: Any, headers: _Headers, body: _Body, send: Send
+        self, refused: RefusedError, scope: Any, headers: Headers, body: Body, send: Send
     ) -> None:
         """Say why, wait a little while the client stops sending, and close the connection."""
         if scope["type"] == "websocket":
@@ -474,177 +458,6 @@ class Guard:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in every.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": text, "more_body": not is_last})
-
-
-class _Headers:
-    """The headers of a request, by lower-case name."""
-
-    def __init__(self, scope: Any) -> None:
-        self._values: dict[str, list[str]] = {}
-        for name, value in scope.get("headers", []):
-            self._values.setdefault(name.decode("latin-1").lower(), []).append(
-                value.decode("latin-1").strip()
-            )
-
-    def all(self, name: str) -> list[str]:
-        return self._values.get(name, [])
-
-    def one(self, name: str) -> str:
-        return (self.all(name) or [""])[0]
-
-    def listed(self, name: str, mark: str = ",") -> list[str]:
-        return [part.strip() for value in self.all(name) for part in value.split(mark)]
-
-
-class _Body:
-    """What a client sends: counted, timed, and given on piece by piece.
-
-    As `receive` of the application it says that the client has left once `refused` is set.
-    """
-
-    def __init__(self, receive: Receive) -> None:
-        self.receive = receive
-        self.refused: RefusedError | None = None
-        self._is_whole = False
-        self._has_left = False
-        self._seen = 0
-        self._put_back: bytes | None = None
-        self._parts: _FileParts | None = None
-        self.bound("", 0, 0.0)
-
-    def bound(self, path: str, limit: int, seconds: float) -> None:
-        self._path, self._limit, self._seconds = path, limit, seconds
-        self._end = time.monotonic() + seconds
-
-    def check_declared(self, headers: _Headers) -> None:
-        """Refuse by the headers alone where they say enough."""
-        if headers.one("content-encoding") not in ("", "identity"):
-            raise RefusedError(415, "Bodies are sent as they are, without a Content-Encoding.")
-        length = headers.one("content-length")
-        if length and not (length.isascii() and length.isdigit()):
-            raise RefusedError(400, "Content-Length is no number.")
-        if int(length[:20] or 0) > self._limit or (
-            self._limit == 0 and headers.all("transfer-encoding")
-        ):
-            raise self._too_much()
-
-    def only_files(self, headers: _Headers) -> None:
-        self._parts = _FileParts(headers.one("content-type"))
-
-    def put_back(self, sent: bytes) -> None:
-        """Give this as the body at the next call."""
-        self._put_back = sent
-
-    async def __call__(self) -> Message:
-        if self._put_back is not None:
-            sent, self._put_back = self._put_back, None
-            return {"type": "http.request", "body": sent, "more_body": False}
-        if self.refused is not None:
-            return {"type": "http.disconnect"}
-        if self._is_whole or self._has_left:
-            return await self.receive()
-        try:
-            return await self._next()
-        except RefusedError as refused:
-            self.refused = refused
-            return {"type": "http.disconnect"}
-
-    async def whole(self) -> bytes:
-        """All of a small body. Raises RefusedError."""
-        parts: list[bytes] = []
-        while not self._is_whole and not self._has_left:
-            parts.append((await self._next()).get("body", b""))
-        if self._has_left:
-            raise RefusedError(400, "The body is not whole.")
-        return b"".join(parts)
-
-    async def drain(self) -> None:
-        """Read what still comes, for a moment, and forget it."""
-        end, most = time.monotonic() + _DRAIN_SECONDS, self._seen + _DRAIN_BYTES
-        while not self._is_whole and not self._has_left and self._seen < most:
-            try:
-                await self._one(end - time.monotonic())
-            except asyncio.TimeoutError:
-                return
-
-    async def _next(self) -> Message:
-        try:
-            message = await self._one(min(_IDLE_SECONDS, self._end - time.monotonic()))
-        except asyncio.TimeoutError:
-            raise RefusedError(
-                408,
-                f"The body took too long: {self._seconds:g} seconds for all of it, and "
-                f"{_IDLE_SECONDS:g} without a piece, are what {self._path[:80]} allows.",
-            ) from None
-        if self._seen > self._limit:
-            raise self._too_much()
-        if self._parts is not None and message["type"] == "http.request":
-            self._parts.push(message.get("body", b""))
-        return message
-
-    async def _one(self, seconds: float) -> Message:
-        message = await asyncio.wait_for(self.receive(), max(0.001, seconds))
-        self._has_left = message["type"] == "http.disconnect"
-        self._is_whole = not self._has_left and not message.get("more_body", False)
-        self._seen += len(message.get("body", b""))
-        return message
-
-    def _too_much(self) -> RefusedError:
-        return RefusedError(413, f"At most {self._limit} bytes may be sent to {self._path[:80]}.")
-
-
-class _FileParts:
-    """Looks through a multipart body: a part that is no file would be collected in memory."""
-
-    def __init__(self, content_type: str) -> None:
-        from python_multipart.multipart import MultipartParser, parse_options_header
-
-        self._parse_options = parse_options_header
-        kind, options = parse_options_header(content_type)
-        if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise RefusedError(400, "Files are sent as multipart/form-data with a boundary.")
-        self._name, self._value, self._disposition = b"", b"", b""
-        self._parser: Any = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._add_name,
-                "on_header_value": self._add_value,
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._check,
-            },
-        )
-
-    def push(self, data: bytes) -> None:
-        from python_multipart.exceptions import FormParserError
-
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise RefusedError(400, f"The body is no multipart/form-data: {error}"[:200]) from None
-
-    def _begin(self) -> None:
-        self._name, self._value, self._disposition = b"", b"", b""
-
-    def _add_name(self, data: bytes, start: int, end: int) -> None:
-        self._name = self._short(self._name + data[start:end])
-
-    def _add_value(self, data: bytes, start: int, end: int) -> None:
-        self._value = self._short(self._value + data[start:end])
-
-    def _short(self, text: bytes) -> bytes:
-        if len(text) > _PART_HEADER_BYTES:
-            raise RefusedError(400, f"A header of a part has at most {_PART_HEADER_BYTES} bytes.")
-        return text
-
-    def _end_header(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._name, self._value = b"", b""
-
-    def _check(self) -> None:
-        if b"filename" not in self._parse_options(self._disposition)[1]:
-            raise RefusedError(400, "Each part of an upload is a file with a name.")
 
 
 def bound_connections(config: Any, connections: int = 500, header_seconds: float = 20.0) -> None:

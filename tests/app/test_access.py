@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-from web_app import FakePipeline, RunningApp, free_port, running
+from web_app import ASSETS, FakePipeline, RunningApp, ask, free_port, put, running
 
 from NatureLM.app.settings import (
     AppSettings,
@@ -26,7 +26,8 @@ from NatureLM.app.settings import (
 )
 from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.web.guard import SECURITY_HEADERS, Guard, RefusedError
+from NatureLM.web.body import RefusedError
+from NatureLM.web.guard import SECURITY_HEADERS, Guard
 
 TOKEN = "a-token-of-the-tests"
 OPEN_ROUTES = """
@@ -302,3 +303,59 @@ def test_a_page_that_a_visitor_sent_runs_nothing(app: RunningApp) -> None:
     assert answered == 200
     policy = "default-src 'none'; frame-ancestors 'none'; sandbox allow-downloads"
     assert headers["content-security-policy"] == policy
+
+
+@pytest.mark.browser
+def test_a_browser_enters_by_the_address_with_its_token(open_page: Any, tmp_path: Path) -> None:
+    """Without an error in its console; the token leaves the address, the next visit needs none."""
+    with running(tmp_path, FakePipeline(), token=TOKEN) as locked:
+        page = open_page(locked, link=f"?token={TOKEN}")
+        assert page.url == locked.address
+        put(page, "ask", ASSETS / "synthetic_dog.WAV")
+        assert ask(page, "Who is it?").startswith("You asked: ")
+        again = page.context.new_page()
+        again.goto(f"{locked.address}?job=none")
+        again.wait_for_selector("#tabs")
+        (cookie,) = page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert TOKEN not in cookie["value"]
+
+
+@pytest.mark.browser
+def test_a_browser_enters_by_the_form_and_by_a_link_of_another_site(
+    chromium: Any, tmp_path: Path
+) -> None:
+    people = {"ann": "correct horse"}
+    with running(tmp_path, FakePipeline(), people=people, token=TOKEN) as locked:
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(f"{locked.address}?job=none")
+        page.fill("input[name=name]", "ann")
+        page.fill("input[name=password]", "wrong")
+        page.click("button")
+        assert page.inner_text("[role=status]") == "This is not right; try again."
+        page.fill("input[name=name]", "ann")
+        page.fill("input[name=password]", people["ann"])
+        page.click("button")
+        page.wait_for_selector("#tabs")
+        assert page.url == f"{locked.address}?job=none"
+
+        other = "http://birds.example/"
+        page.route(f"{other}**", lambda route: route.fulfill(body="", content_type="text/html"))
+        for link in ("", f"?token={TOKEN}"):
+            page.goto(other)
+            page.set_content(f'<a href="{locked.address}{link}">there</a>')
+            page.click("a")
+            page.wait_for_selector("#tabs")
+            assert page.url == locked.address
+        page.goto(other)
+        sent = page.evaluate(
+            """(address) => fetch(address, {method: 'POST', mode: 'no-cors', body: '{}'})
+                .then(() => 'sent', () => 'refused')""",
+            f"{locked.address}gradio_api/run/predict",
+        )
+        assert sent == "refused"
+        page.set_content(f'<iframe src="{locked.address}"></iframe>')
+        page.wait_for_timeout(500)
+        assert locked.address not in [frame.url for frame in page.frames]
+        context.close()

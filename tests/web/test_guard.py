@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from NatureLM.web import body as body_of_requests
 from NatureLM.web import guard
 from NatureLM.web.guard import SECURITY_HEADERS, Guard, Route, Rules, bound_connections
 
@@ -372,7 +373,7 @@ def test_a_slow_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert application.has_left
     assert time.monotonic() - begun < 5
-    monkeypatch.setattr(guard, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(body_of_requests, "_IDLE_SECONDS", 0.05)
     assert asked(path="/ask", method="POST", body=b"x", pause=0.1)[0].status == 408
 
 
