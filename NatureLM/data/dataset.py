@@ -397,9 +397,49 @@ def _is_saved(place: Path) -> bool:
     return any((place / file).is_file() for file in _SAVED)
 
 
+def _refuse_places_elsewhere(folder: Path) -> None:
+    """Raise DataError where files of a dataset say that its data lie outside of its folder.
+
+    The library would read any file of this machine, and fetch any address.
+    """
+    said: list[tuple[Path, Any]] = []
+    for file in (*folder.glob("state.json"), *folder.glob("*/state.json")):
+        said += [(file, one) for one in json.loads(file.read_text("utf-8"))["_data_files"]]
+    if (file := folder / "dataset_dict.json").is_file():
+        said.append((file, json.loads(file.read_text("utf-8"))["splits"]))
+    if (file := folder / "README.md").is_file():
+        card = import_module("huggingface_hub").DatasetCard.load(file)
+        said.append((file, card.data.to_dict().get("configs")))
+    if (file := folder / ".huggingface.yaml").is_file():
+        loaded = import_module("yaml").safe_load(file.read_text("utf-8")) or {}
+        said.append((file, loaded.get("configs")))
+    for file, value in said:
+        for place in _places(value, named=file.suffix == ".json"):
+            parts = re.split(r"[/\\]", place)
+            if "://" in place or "::" in place or place.startswith("~") or {"", ".."} & {*parts}:
+                raise DataError(
+                    f"{file}: names data at {place!r}, and all data of a dataset on disk must lie "
+                    "in its folder"
+                )
+
+
+def _places(value: Any, *, named: bool = False) -> Iterator[str]:
+    """The texts in a value that name files, which `named` says of all of it; aliases come once."""
+    left, seen = [(value, named)], set()
+    while left:
+        one, named = left.pop()
+        if isinstance(one, str):
+            yield from [one.removesuffix("/")] if named else []
+        elif isinstance(one, (Mapping, list)) and (id(one), named) not in seen:
+            seen.add((id(one), named))
+            pairs = one.items() if isinstance(one, Mapping) else enumerate(one)
+            left += [(two, named or key in ("data_files", "data_dir")) for key, two in pairs]
+
+
 def _saved_dataset(folder: Path) -> ArrowRows:
     datasets = library("datasets", f"{folder}: reading it {_NEEDED}", DataError)
     with _as_data_error(f"{folder}: {_UNFINISHED}"):
+        _refuse_places_elsewhere(folder)
         found = datasets.load_from_disk(str(folder))
     notes: tuple[str, ...] = ()
     if isinstance(found, dict):
@@ -510,6 +550,7 @@ def _load_any(config: TableConfig, place: Path) -> Any:
         )
     with _as_data_error(failed):
         if saved:
+            _refuse_places_elsewhere(place)
             return datasets.load_from_disk(str(place))
         if arrow:
             return datasets.concatenate_datasets(
@@ -517,6 +558,8 @@ def _load_any(config: TableConfig, place: Path) -> Any:
             )
         if place.is_file():
             return datasets.load_dataset("parquet", data_files=str(place))
+        if not hub:
+            _refuse_places_elsewhere(place)
         name, _, revision = config.path.partition("@") if hub else (config.path, "", "")
         part = {"name": config.subset, "split": config.split, "revision": revision or None}
         return datasets.load_dataset(name, **part)
@@ -569,6 +612,8 @@ def _as_data_error(message: str) -> Iterator[None]:
     """What another library raises becomes a DataError with this message and the library's."""
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{message} ({short(error)})") from error
 

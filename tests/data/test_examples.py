@@ -340,3 +340,42 @@ def test_the_sound_is_not_held_in_memory(tmp_path: Path):
     for example in examples:
         READ(example.clips[0])
     assert own_memory() - before < 64 << 20
+
+
+ELSEWHERE = [
+    "http://127.0.0.1:9/x.parquet",
+    "/etc/*.parquet",
+    "../other/*",
+    "~/x",
+    "zip://x::a.zip",
+]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+@pytest.mark.parametrize("form", ["list", "text", "data_dir"])
+def test_a_dataset_whose_card_names_data_elsewhere_is_refused(
+    place: str, form: str, made: Any, tmp_path: Path
+):
+    """The library would read that file of this machine, or fetch that address."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    made.to_parquet(folder / "test.parquet")
+    values = {"list": [{"split": "test", "path": [place]}], "text": place, "data_dir": place}
+    key = "data_dir" if form == "data_dir" else "data_files"
+    card = {"configs": [{"config_name": "default", key: values[form]}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    with pytest.raises(DataError, match=r"README\.md: names data at .* must lie in its folder"):
+        load(folder)
+    card = {"configs": [{"config_name": "default", "data_files": "*.parquet"}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    assert len(load(folder)) == 12
+
+
+def test_a_saved_dataset_whose_files_are_elsewhere_is_refused(made: Any, tmp_path: Path):
+    made.save_to_disk(tmp_path / "saved")
+    state = tmp_path / "saved" / "state.json"
+    values = json.loads(state.read_text())
+    values["_data_files"] = [{"filename": "../other/data.arrow"}]
+    state.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"state\.json: names data at '\.\./other/data\.arrow'"):
+        load(tmp_path / "saved")
