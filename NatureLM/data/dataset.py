@@ -408,11 +408,11 @@ def _refuse_places_elsewhere(folder: Path) -> None:
     if (file := folder / "dataset_dict.json").is_file():
         said.append((file, json.loads(file.read_text("utf-8"))["splits"]))
     if (file := folder / "README.md").is_file():
-        card = import_module("huggingface_hub").DatasetCard.load(file)
-        said.append((file, card.data.to_dict().get("configs")))
+        block = import_module("huggingface_hub.repocard").REGEX_YAML_BLOCK
+        head = block.search(file.read_text("utf-8"))
+        said.append((file, _configs(file, head[2] if head else "")))
     if (file := folder / ".huggingface.yaml").is_file():
-        loaded = import_module("yaml").safe_load(file.read_text("utf-8")) or {}
-        said.append((file, loaded.get("configs")))
+        said.append((file, _configs(file, file.read_text("utf-8"))))
     for file, value in said:
         for place in _places(value, named=file.suffix == ".json"):
             parts = re.split(r"[/\\]", place)
@@ -423,17 +423,23 @@ def _refuse_places_elsewhere(folder: Path) -> None:
                 )
 
 
+def _configs(file: Path, text: str) -> Any:
+    """What the card of a dataset says of its data; aliases, which the library expands, are refused."""
+    yaml = import_module("yaml")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise DataError(f"{file}: its YAML has aliases (*), which the card of a dataset must not")
+    loaded = yaml.safe_load(text)
+    return loaded.get("configs") if isinstance(loaded, dict) else None
+
+
 def _places(value: Any, *, named: bool = False) -> Iterator[str]:
-    """The texts in a value that name files, which `named` says of all of it; aliases come once."""
-    left, seen = [(value, named)], set()
-    while left:
-        one, named = left.pop()
-        if isinstance(one, str):
-            yield from [one.removesuffix("/")] if named else []
-        elif isinstance(one, (Mapping, list)) and (id(one), named) not in seen:
-            seen.add((id(one), named))
-            pairs = one.items() if isinstance(one, Mapping) else enumerate(one)
-            left += [(two, named or key in ("data_files", "data_dir")) for key, two in pairs]
+    """The texts in a value that name files, which `named` says of all of it."""
+    if isinstance(value, str):
+        yield from [value.removesuffix("/")] if named else []
+    elif isinstance(value, (dict, list)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, one in pairs:
+            yield from _places(one, named=named or key in ("data_files", "data_dir"))
 
 
 def _saved_dataset(folder: Path) -> ArrowRows:

@@ -379,3 +379,12 @@ def test_a_saved_dataset_whose_files_are_elsewhere_is_refused(made: Any, tmp_pat
     state.write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"state\.json: names data at '\.\./other/data\.arrow'"):
         load(tmp_path / "saved")
+
+
+def test_aliases_in_a_card_are_refused(made: Any, tmp_path: Path):
+    """The library would expand these to 2^40 texts."""
+    made.to_parquet(tmp_path / "test.parquet")
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)]
+    (tmp_path / "README.md").write_text("\n".join(["---", *lines, "configs: *a39", "---", ""]))
+    with pytest.raises(DataError, match=r"README\.md: its YAML has aliases"):
+        load(tmp_path)

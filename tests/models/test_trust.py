@@ -290,4 +290,5 @@ def test_every_call_that_could_load_code_forbids_it() -> None:
     assert found >= 5
     names = "pipeline|AutoProcessor|AutoFeatureExtractor|trust_remote_code=True|PeftModel.from"
     for path in ROOT.glob("NatureLM/**/*.py"):
+        assert "apply_chat_template" not in path.read_text(), "templates of others are not run"
         assert not re.search(rf"transformers import .*({names})", path.read_text()), path
