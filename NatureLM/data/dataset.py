@@ -424,7 +424,7 @@ def _refuse_places_elsewhere(folder: Path) -> None:
 
 
 def _configs(file: Path, text: str) -> Any:
-    """What the card of a dataset says of its data; aliases, which the library expands, are refused."""
+    """What the card of a dataset says of its data; no aliases, which the library would expand."""
     yaml = import_module("yaml")
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
         raise DataError(f"{file}: its YAML has aliases (*), which the card of a dataset must not")
