@@ -453,21 +453,22 @@ class JobTab:
         now += [min(max(page, 0), last_page)]
         if drawn != now:
             files |= self._table_of(view, found, now[-1], last_page)
-        can_go_on = view.is_settled and (job.state != "done" or bool(view.errors))
+        can_go_on = view.job.is_settled and (job.state != "done" or bool(view.errors))
         return {
             self._problem: notice(now[4]),
             self._empty: gr.HTML(visible=False),
             self._panel: gr.Column(visible=True),
             self._status: status_html(view),
             self._stop: gr.Button(
-                visible=not (view.is_settled or view.is_elsewhere), interactive=not view.is_stopping
+                visible=not (view.job.is_settled or view.is_elsewhere),
+                interactive=not view.is_stopping,
             ),
             self._go_on: gr.Button(
                 "Try again" if job.state == "done" else "Go on", visible=can_go_on
             ),
-            self._remove: gr.Button(visible=view.is_settled),
+            self._remove: gr.Button(visible=view.job.is_settled),
             **files,
-            self._timer: gr.Timer(active=not view.is_settled),
+            self._timer: gr.Timer(active=not view.job.is_settled),
             self._drawn: now,
         }
 
@@ -510,7 +511,7 @@ class JobTab:
         """
         made: Sequence[Path | None] = [None] * 3
         problem = ""
-        if view.is_settled and not view.problem and (view.answers or view.errors):
+        if view.job.is_settled and not view.problem and (view.answers or view.errors):
             try:
                 made = write_downloads(view, self._context.sample_rate)
             except (NatureLMError, OSError) as error:

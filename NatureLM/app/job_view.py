@@ -89,11 +89,6 @@ class JobView:
     is_elsewhere: bool = False
     problem: str = ""
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing changes by itself."""
-        return self.job.state in ("done", "stopped", "failed")
-
     @cached_property
     def names(self) -> dict[str, str]:
         """What the user calls the recordings, by `JobRecording.file`."""
@@ -178,7 +173,7 @@ def view_job(jobs: Jobs, job_id: str) -> JobView:
         errors,
         jobs.ahead(job_id),
         jobs.is_stopping(job_id),
-        job.state in ("waiting", "working") and not jobs.has(job_id),
+        not (job.is_settled or jobs.has(job_id)),
         problem,
     )
 

@@ -54,7 +54,7 @@ _CALIBRATED = {"normalize": "sum", "temperature": 1.0}
 """Keys of a job's file that stand for nothing: the model's calibration decides."""
 _TURN = (32, 360)
 """Answers of a turn: with so many it ends after a recording, or else within one."""
-_LINE_BYTES = 512  # that an answer takes on disk, about
+_LINE_BYTES = 1500  # that an answer takes on disk, about, with its lines in the tables
 _GLANCE_SECONDS = 0.3  # longer than somebody who only looks holds the lock of a job
 _PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\"]+[/\\])*(?=[\w.])")
 _ID_BYTES = 24
@@ -148,6 +148,11 @@ class Job:
     def id(self) -> str:
         """Unguessable; whoever knows it may open the job."""
         return self.folder.name
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing changes by itself."""
+        return self.state not in ("waiting", "working")
 
     @property
     def answers_path(self) -> Path:
@@ -343,8 +348,10 @@ class Jobs:
                 return job.with_state("working")
             if job_id in self._waiting:
                 return job.with_state("waiting")
-        if job.state in ("waiting", "working") and not _is_locked(job.folder):
-            return job.with_state(*self._unwritten.get(job_id, ("stopped", "")))
+        if not job.is_settled and not _is_locked(job.folder):
+            job = self._stored(job_id)  # which may have come to its end meanwhile, elsewhere
+            if not job.is_settled:
+                return job.with_state(*self._unwritten.get(job_id, ("stopped", "")))
         return job
 
     def has(self, job_id: str) -> bool:

@@ -727,6 +727,20 @@ def test_the_job_of_a_killed_app_is_free_again(fake_jobs: Jobs) -> None:
     assert len(after) == len({one.start for one in after}) == job.expected
 
 
+def test_a_job_that_ends_elsewhere_while_one_looks_is_done(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job(jobs, CUCKOO)
+    job.with_state("working").write()
+
+    def ends(folder: Path) -> bool:
+        job.with_state("done").write()
+        return False
+
+    monkeypatch.setattr(work, "_is_locked", ends)
+    assert jobs.open(job.id).state == "done"
+
+
 def test_the_job_of_another_process_comes_to_its_end_there(fake_jobs: Jobs) -> None:
     job = new_job(fake_jobs, CUCKOO, settings=FINE)
     process = other_app(fake_jobs, job)
