@@ -301,7 +301,7 @@ def take(upload: str | Path, folder: Path, limits: Limits) -> Path:
     suffix = source.suffix if _SUFFIX.fullmatch(source.suffix) else ""
     kept = folder / f"{secrets.token_urlsafe(12)}{suffix.lower()}"
     check_free(folder, limits)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     link_or_copy(source, kept)
     return kept
 

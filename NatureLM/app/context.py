@@ -202,7 +202,8 @@ class Visitors:
         self._lock = threading.RLock()
         self._open: dict[str | None, Visitor] = {}
         self._busy: Counter[str | None] = Counter()
-        self._receiving: set[Path] = set()
+        self._receiving: dict[Path, int] = {}  # bytes for which there is room
+        self._making_room = threading.Lock()
         self._sent_away: dict[str | None, str] = {}
         self._ended = threading.Event()
         self._tidying = threading.Thread(target=self._tidy_again, name="tidy", daemon=True)
@@ -250,7 +251,7 @@ class Visitors:
         """A new folder for an upload, which goes where it fails, or where nobody claims it soon."""
         with self._lock:
             folder = self._new_folder(self.uploads)
-            self._receiving.add(folder)
+            self._receiving[folder] = 0
         try:
             yield folder
         except BaseException:
@@ -258,7 +259,7 @@ class Visitors:
             raise
         finally:
             with self._lock:
-                self._receiving.discard(folder)
+                del self._receiving[folder]
 
     def claim(self, session: str | None, files: Iterable[Path], *, is_sent: bool = True) -> None:
         """Let files in `uploads/` go with the page that they were sent from, or are shown on.
@@ -293,19 +294,23 @@ class Visitors:
                 (now, path) for path in map(Path, files) if path.is_relative_to(self.uploads)
             ]
 
-    def make_room(self, more: int = 0) -> None:
-        """Let go of what is idle for longest until `more` bytes fit.
+    def make_room(self, more: int = 0, upload: Path | None = None) -> None:
+        """Let go of what is idle for longest until `more` bytes fit, which `upload` then may take.
 
         Raises UsageError where they do not, or where the disk is full.
         """
         most = self._limits.disk_bytes
-        while _size(self.uploads, self._folders) + more > most:
-            if not self._let_one_go():
-                raise UsageError(
-                    f"The {format_bytes(most)} that files of all visitors may have are taken. Try "
-                    "again in a minute."
-                )
-        check_free(self.folder, self._limits, more)
+        with self._making_room:
+            while self._used() + more > most:
+                if not self._let_one_go():
+                    raise UsageError(
+                        f"The {format_bytes(most)} that files of all visitors may have are taken. "
+                        "Try again in a minute."
+                    )
+            check_free(self.folder, self._limits, more)
+            with self._lock:
+                if upload in self._receiving:
+                    self._receiving[upload] += more
 
     def locate(self, address: str) -> Path | None:
         """The file that the page calls `uploads/…` or `visitors/…`; None where there is none."""
@@ -406,7 +411,7 @@ class Visitors:
         """What nobody has claimed for so long, oldest first."""
         with self._lock:
             folders = {visitor.folder for visitor in self._open.values()}
-            known = self._receiving | self._owned() | folders
+            known = self._receiving.keys() | self._owned() | folders
         found = []
         for path in (*self.uploads.iterdir(), *self._folders.iterdir()):
             if path not in known:
@@ -416,6 +421,13 @@ class Visitors:
                     if time.time() - changed >= seconds:
                         found.append((changed, path))
         return [path for _, path in sorted(found)]
+
+    def _used(self) -> int:
+        """Bytes of all visitors, with those that are still to come of uploads."""
+        with self._lock:
+            receiving = dict(self._receiving)
+        coming = (max(0, room - _size(folder)) for folder, room in receiving.items())
+        return _size(self.uploads, self._folders) + sum(coming)
 
     def _let_one_go(self) -> bool:
         """Make some room; whether there was anybody to let go."""

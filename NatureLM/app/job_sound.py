@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.app.clips import without_paths
 from NatureLM.app.jobs import Job, JobRecording, Jobs
 from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.audio import AudioError
@@ -63,7 +64,7 @@ def _for_the_page(answer: ServerFunction) -> ServerFunction:
         try:
             return answer(wanted)
         except NatureLMError as error:
-            return {"error": str(error)}
+            return {"error": without_paths(str(error))}
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             return {"error": "The page asked for something that is not there: load it again."}
 

@@ -158,8 +158,9 @@ class JobView:
             if isinstance(row, ErrorRow):
                 row = replace(row, error=self.errors.get(file) or self.job.told(row.error))
             path = f"{folder}{os.sep}{file}"
-            if (path, models[row.model]) != (row.audio_path, row.model):  # `replace` takes long
-                row = replace(row, audio_path=path, model=models[row.model])
+            shown = path, models[row.model], None
+            if shown != (row.audio_path, row.model, row.audio_folder):  # `replace` takes long
+                row = replace(row, audio_path=path, model=models[row.model], audio_folder=None)
             yield row
 
 

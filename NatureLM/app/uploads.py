@@ -32,6 +32,8 @@ _FILE = re.compile(rf"{_API}/file[=/](.*)", re.DOTALL)
 _MOST_FILES = 1000  # the page sends more in several requests
 _LOOK_BYTES = 16 * 10**6
 """How often it is looked whether there is room for more of an upload."""
+_MOST_FOLLOWED = 1000
+"""Uploads whose progress Gradio remembers."""
 _GONE = "This file is not here any more: give it again."
 
 
@@ -95,6 +97,10 @@ class Page(gr.Blocks):
                 if (now - last).total_seconds() >= self.context.limits.idle_seconds:
                     holder.session_data.pop(session, None)
                     holder.time_last_used.pop(session, None)
+            progress = routes.file_upload_statuses
+            for known in (progress._statuses, progress._signals):
+                if len(known) > _MOST_FOLLOWED:  # by pages that did not wait for the end
+                    known.clear()
             self.upload_file_set.clear()
             for block in self.blocks.values():
                 block.temp_files.clear()
@@ -158,7 +164,7 @@ async def _receive(
         with visitors.upload() as folder:
             parser = route_utils.GradioMultiPartParser(
                 request.headers,
-                _with_room(request, visitors),
+                _with_room(request, visitors, folder),
                 max_files=_MOST_FILES,
                 max_fields=0,
                 upload_dir=folder,
@@ -180,6 +186,9 @@ async def _receive(
         raise MultiPartException(str(error)) from None
     except ClientDisconnect:
         raise MultiPartException("The upload was broken off.") from None
+    finally:
+        if upload_id and upload_progress:
+            upload_progress.set_done(upload_id)
 
 
 def _named(folder: Path, number: int, name: str, file: Path) -> Path:
@@ -191,7 +200,7 @@ def _named(folder: Path, number: int, name: str, file: Path) -> Path:
     return file.rename(folder / str(number) / plain)
 
 
-async def _with_room(request: Any, visitors: Visitors) -> AsyncGenerator[bytes]:
+async def _with_room(request: Any, visitors: Visitors, folder: Path) -> AsyncGenerator[bytes]:
     """What is sent, as long as there is room for it. Raises UsageError."""
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdecimal() else 0
@@ -199,7 +208,7 @@ async def _with_room(request: Any, visitors: Visitors) -> AsyncGenerator[bytes]:
     async for chunk in request.stream():
         if chunk and left <= 0:
             left = min(_LOOK_BYTES, max(expected, len(chunk))) if declared else _LOOK_BYTES
-            await run_sync(visitors.make_room, left)
+            await run_sync(visitors.make_room, left, folder)
         left -= len(chunk)
         expected -= len(chunk)
         yield chunk

@@ -141,6 +141,33 @@ def test_an_upload_that_breaks_off_goes_at_once(app: RunningApp) -> None:
     until(lambda: not list(uploads.iterdir()), 0.4)
 
 
+def test_uploads_at_the_same_time_share_the_room(app: RunningApp) -> None:
+    """What the first has announced is not given to the second; it is again when it breaks off."""
+    uploads = app.context.visitors.uploads
+    until(lambda: not kept(app))
+    begun = b"".join(
+        [
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1200000\r\n",
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n",
+            b'Content-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n',
+            bytes(100_000),
+        ]
+    )
+    with connected(app) as first, connected(app) as second:
+        first.sendall(begun)
+        until(lambda: [path for path in uploads.rglob("*") if path.is_file()])
+        second.sendall(begun)
+        second.settimeout(20)
+        answer = b""
+        while b"minute" not in answer and (more := second.recv(1000)):
+            answer += more
+        assert b" 400 " in answer.splitlines()[0]
+        assert b"The 2 MB that files of all visitors may have are taken. Try again in a" in answer
+    until(lambda: not list(uploads.iterdir()))
+    assert upload(app, "a.wav", bytes(1_200_000))[0] == 200
+    until(lambda: not list(uploads.iterdir()))
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -248,6 +275,15 @@ def test_no_path_of_the_computer_is_on_the_page(
 )
 def test_messages_name_files_without_folders(said: str, shown: str) -> None:
     assert without_paths(said) == shown
+
+
+def test_a_timeline_is_told_no_path() -> None:
+    from NatureLM.app.job_sound import _for_the_page
+
+    def fails(_: Any) -> dict[str, Any]:
+        raise UsageError("dawn.wav: /srv/runs/jobs/x/recordings/00001.wav cannot be read")
+
+    assert _for_the_page(fails)({}) == {"error": "dawn.wav: 00001.wav cannot be read"}
 
 
 def test_folders_are_for_nobody_else(tmp_path: Path) -> None:
