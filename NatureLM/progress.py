@@ -11,8 +11,31 @@ if TYPE_CHECKING:
 _shown: ProgressBar | None = None
 
 
-def say(text: str) -> None:
-    """A line on stderr, above the bar where one is shown."""
+def printable(text: object, *, lines: bool = False) -> str:
+    """Text to show: a space for whatever moves a cursor, turns letters around or is half a letter.
+
+    That is what files may be called, models answer and tables hold.
+
+    lines: ends of lines stay, as in messages of several lines; in names they are none
+    """
+    if lines:
+        return "\n".join(map(printable, str(text).split("\n")))
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Lines on stdout, or stderr, cleaned of what plays with a terminal."""
+    import typer
+
+    typer.echo(printable(text, lines=True), err=err)
+
+
+def say(text: str, *, styled: bool = False) -> None:
+    """A line on stderr, above the bar where one is shown.
+
+    styled: it has colours, and was cleaned before it got them
+    """
+    text = text if styled else printable(text, lines=True)
     if _shown is None:
         import typer
 

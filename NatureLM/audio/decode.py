@@ -31,6 +31,7 @@ from NatureLM.audio.container import (
     holds_another_flac,
 )
 from NatureLM.errors import UsageError
+from NatureLM.progress import printable
 from NatureLM.util import format_bytes, format_duration, why_not_loaded
 
 Block = NDArray[np.float32]
@@ -477,7 +478,7 @@ def scale_note(recording: Recording | ArrayRecording) -> str | None:
     full, bits = recording.scale
     if full == 1:
         return None
-    name = ARRAY_NAME if recording.path is None else recording.path
+    name = ARRAY_NAME if recording.path is None else printable(recording.path)
     if bits:
         what = (
             f"integers saved as floats; they are divided by {full:.0f}, full scale of {bits} bits"

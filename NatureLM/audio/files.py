@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from NatureLM.errors import UsageError
+from NatureLM.progress import printable
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
     left_out = [path for path in others if _looks_like_sound(path)]
     if not left_out:
         return
-    names = ", ".join(str(path.relative_to(folder)) for path in left_out[:_NAMED])
+    names = ", ".join(printable(path.relative_to(folder)) for path in left_out[:_NAMED])
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     advice = "name a file itself to try it, or convert it to wav or flac"
     if any(path.suffix.lower() in FFMPEG_SUFFIXES for path in left_out):

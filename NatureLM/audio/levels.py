@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import ARRAY_NAME
+from NatureLM.progress import printable
 
 STEP = 2.0**-15 * 1.001  # of 16 bits; means of several channels are rounded
 CANCELLED_SHARE = 1e-3  # 60 dB
@@ -85,7 +86,7 @@ class LevelMeter:
         is_wide: bool,
     ) -> None:
         self._is_wide = is_wide
-        self._name = ARRAY_NAME if path is None else str(path)
+        self._name = ARRAY_NAME if path is None else printable(path)
         self._channels, self._spans, self._full_scale = channels, spans, full_scale
         self._rate = Fraction(repr(float(rate)))
         self._stretch = max(1, round(_STRETCH_SECONDS * rate))

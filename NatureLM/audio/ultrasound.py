@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import ARRAY_NAME
+from NatureLM.progress import printable
 
 LOW_CUT_HZ = 1_000.0
 ULTRASONIC_RECORDER_HZ = 96_000
@@ -106,7 +107,7 @@ class UltrasoundMeter:
         self._start_stretch()
 
     def _message(self) -> str:
-        name = ARRAY_NAME if self._path is None else str(self._path)
+        name = ARRAY_NAME if self._path is None else printable(self._path)
         share = self._lost_energy / (self._lost_energy + self._heard_energy)
         if self._expansion < SUGGESTED_EXPANSION:
             remedy = f"--time-expansion {SUGGESTED_EXPANSION}"

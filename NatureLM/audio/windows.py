@@ -36,6 +36,7 @@ from NatureLM.audio.decode import (
 )
 from NatureLM.audio.levels import LevelMeter
 from NatureLM.errors import UsageError
+from NatureLM.progress import printable
 from NatureLM.util import check_range, format_bytes
 
 logger = logging.getLogger(__name__)
@@ -174,9 +175,10 @@ def _expansion_note(recording: Recording | ArrayRecording, plan: WindowPlan) -> 
     factor = 1.0 if recording.path is None else expansion_of(recording.path)
     if plan.expansion != 1 or factor in (0, 1):
         return None
+    name = printable(recording.path)
     return (
-        f"{recording.path}: its GUANO data say TE: {factor:g}, so its sound is {factor:g} times "
-        f"slower already, as with --time-expansion {factor:g}. It is heard and timed as it stands; "
+        f"{name}: its GUANO data say TE: {factor:g}, so its sound is {factor:g} times slower "
+        f"already, as with --time-expansion {factor:g}. It is heard and timed as it stands; "
         f"--time-expansion {1 / factor:g} gives the speed at which it was recorded."
     )
 

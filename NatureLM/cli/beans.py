@@ -14,7 +14,7 @@ from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, stop_message
 from NatureLM.cli.experiment import BEANS_ZERO
 from NatureLM.errors import UsageError
-from NatureLM.progress import ProgressBar
+from NatureLM.progress import ProgressBar, printable, show
 
 if TYPE_CHECKING:
     from NatureLM.beans.fetch import RowGroup
@@ -99,7 +99,7 @@ def _show_all(components: list[Component]) -> None:
         for one in components
     ]
     of.print_table(columns, rows, right={"labels", "longest clip"})
-    typer.echo(f"\n{len(components)} components. `beans info NAME` shows the labels of one.")
+    show(f"\n{len(components)} components. `beans info NAME` shows the labels of one.")
 
 
 def _show_one(one: Component) -> None:
@@ -115,9 +115,9 @@ def _show_one(one: Component) -> None:
         ("license", one.license),
         ("labels", f"{len(one.labels)}{unknown}" if one.labels else "none: free text"),
     ):
-        typer.echo(f"{name:<14}{value}")
+        show(f"{name:<14}{value}")
     for label in one.labels:
-        typer.echo(f"  {label}")
+        show(f"  {label}")
 
 
 def _clip(one: Component) -> str:
@@ -160,7 +160,7 @@ def fetch(
             for group in missing:
                 dataset.fetch(group, output_path)
                 bar.advance(group.bytes)
-    typer.echo(f"All is there: beans --data-path {output_path} --output-path answers.jsonl")
+    show(f"All is there: beans --data-path {output_path} --output-path answers.jsonl")
 
 
 def _wants_more(
@@ -172,7 +172,7 @@ def _wants_more(
     names = sorted({name for group in groups for name in group.components})
     size, left = (sum(group.bytes for group in some) for some in (groups, missing))
     there = "" if left == size else f", {size_text(left)} of them still to fetch"
-    typer.echo(f"{', '.join(names)}: {size_text(size)}{there}, into {folder}")
+    show(f"{', '.join(names)}: {size_text(size)}{there}, into {folder}")
     if not missing:
         return False
     check_room(folder, left)
@@ -229,7 +229,7 @@ def make_mini(
     names = of.pairs("--columns", columns, form)
     caption_column = names.pop("caption", None)
     made = mini.make_mini(
-        TableSource(path=source, columns=names, where={**of.pairs("--where", where, form)}),
+        TableSource.named(source, columns=names, where={**of.pairs("--where", where, form)}),
         output_path,
         mini.Sizes(classification, detection, captioning, classes),
         seed=seed,
@@ -246,12 +246,12 @@ _MOST_SHOWN = 3
 
 def _show(made: MiniSummary, folder: Path) -> None:
     for why in list(made.unread.values())[:_MOST_SHOWN]:
-        typer.echo(why, err=True)
+        show(printable(why), err=True)
     if made.unread:
-        typer.echo(f"{len(made.unread)} clips could not be used.", err=True)
+        show(f"{len(made.unread)} clips could not be used.", err=True)
     for name, count in made.samples.items():
-        typer.echo(f"{name:<22}{count:>5} samples")
-    typer.echo(
+        show(f"{name:<22}{count:>5} samples")
+    show(
         f"{len(made.labels)} labels: {', '.join(made.labels)}\n"
         f"Ask a model: beans --data-path {folder} --output-path answers.jsonl"
     )

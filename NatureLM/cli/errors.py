@@ -18,13 +18,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import typer
 
 from NatureLM.errors import NatureLMError
-from NatureLM.progress import say
+from NatureLM.progress import printable, say, show
 
 SOME_FAILED = 3
 _NOBODY_READ = 141  # what shells say of programs that a closed pipe ended
@@ -41,7 +42,7 @@ def stop_message(message: str | Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        typer.echo(message if isinstance(message, str) else message(), err=True)
+        show(message if isinstance(message, str) else message(), err=True)
         raise typer.Exit(_stop_code(interrupt)) from None
 
 
@@ -57,12 +58,12 @@ def friendly_errors() -> Iterator[None]:
     except NatureLMError as error:
         if os.environ.get("NATURELM_DEBUG", "") not in ("", "0"):
             raise
-        typer.echo(error_text(str(error)), err=True)
+        typer.echo(error_text(error), err=True)
         raise SystemExit(error.exit_code) from None
     except OSError as error:  # of the system, about a file that nobody expected it of
         if error.errno is None or os.environ.get("NATURELM_DEBUG", "") not in ("", "0"):
             raise
-        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        place = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
         typer.echo(error_text(f"{place}{error.strerror}"), err=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt as error:
@@ -74,9 +75,20 @@ def _stop_code(interrupt: KeyboardInterrupt) -> int:
     return 128 + (interrupt.args[0] if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
-def error_text(message: str) -> str:
-    """The message after a red label; where the output is no terminal, the colour is left out."""
-    return typer.style("Error: ", fg=typer.colors.RED, bold=True) + message
+def error_text(error: BaseException | str) -> str:
+    """The message after a red label; where the output is no terminal, the colour is left out.
+
+    It is cleaned as `printable` does; names of files are one line each.
+    """
+    message = str(error)
+    for name in (
+        str(getattr(error, "path", "")),
+        *(part for one in sys.argv for part in (one, one.partition("=")[2])),
+    ):
+        if name and not name.isprintable():
+            message = message.replace(name, printable(name))
+    shown = printable(message, lines=True)
+    return typer.style("Error: ", fg=typer.colors.RED, bold=True) + shown
 
 
 @contextmanager
@@ -198,6 +210,11 @@ class _NoteHandler(logging.Handler):
         self._form = form
 
     def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.args, tuple):  # names of files, above all
+            record.args = tuple(
+                printable(one) if isinstance(one, str | Path | Exception) else one
+                for one in record.args
+            )
         say(self._form.format(record.getMessage()))
 
 

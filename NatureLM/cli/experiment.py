@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
-from NatureLM.progress import ProgressBar, say
+from NatureLM.progress import ProgressBar, say, show
 
 if TYPE_CHECKING:
     from NatureLM.config import Config, ExperimentConfig
@@ -89,7 +87,7 @@ def run(
     plan = make_plan(extended, config.model.prompt_template)
     if request.dry_run:
         for line in describe(experiment, plan):
-            typer.echo(line)
+            show(line)
         return 0
     return _run(experiment, plan, max_memory)
 
@@ -131,7 +129,7 @@ def _extended(
         changes["datasets"] = list(datasets)
     if request.data_path is not None:
         rest = extended.data.model_dump(exclude={"path"}) if extended.data is not None else {}
-        changes["data"] = TableSource(path=request.data_path, **rest)
+        changes["data"] = TableSource.named(request.data_path, **rest)
     return extended.model_copy(update=changes)
 
 
@@ -163,12 +161,12 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
             workers=request.workers,
             progress=progress,
         )
-    typer.echo(str(summary))
+    show(str(summary))
     if experiment.command == "beans":
         if experiment.extended.queries is None:
             _score(summary.path)
         else:
-            typer.echo(f"Score them: beans score {summary.path} --output-path scores")
+            show(f"Score them: beans score {summary.path} --output-path scores")
     return SOME_FAILED if summary.progress.errors else 0
 
 
@@ -181,16 +179,16 @@ def _score(answers: Path) -> None:
     try:
         scores, path = score_file(answers)
     except NothingToScoreError as error:
-        typer.echo(str(error), err=True)
+        show(str(error), err=True)
         return
-    typer.echo("")
+    show("")
     show_scores(scores)
     for remark in scores.remarks:
-        typer.echo(remark, err=True)
+        show(remark, err=True)
     if scores.problems:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in scores.problem_kinds().items())
-        typer.echo(f"Not scored, and counted in the metrics: {kinds}", err=True)
-    typer.echo(f"Metrics: {path}")
+        show(f"Not scored, and counted in the metrics: {kinds}", err=True)
+    show(f"Metrics: {path}")
 
 
 def _missing(experiment: Experiment, problems: Sequence[str]) -> UsageError:

@@ -18,7 +18,7 @@ import typer
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
 from NatureLM.errors import UsageError
-from NatureLM.progress import ProgressBar, say
+from NatureLM.progress import ProgressBar, printable, say
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -384,7 +384,7 @@ class InferProgress:
         with self._bar:
             if self._shows_answers and len(self._asked.queries) > 1:
                 for number, query in enumerate(self._asked.queries, start=1):
-                    self._print(f"[{number}] {_one_line(query)}")
+                    self._print(f"[{number}] {printable(query)}")
             yield
             self._recording_done()
 
@@ -395,7 +395,7 @@ class InferProgress:
             self._recording_done()
             last = None
             if self._shows_answers:
-                self._print(_one_line(result.audio_path), bold=True)
+                self._print(printable(result.audio_path), bold=True)
         if last is None or result.start != last.start:  # what two windows share is counted once
             self._windows += 1
             begin = result.start if last is None else max(last.end, result.start)
@@ -411,14 +411,14 @@ class InferProgress:
             # The confidence in one of a list; that of free answers is in the file.
             is_free = result.confidence is None or self._asked.mode == "generate"
             sure = "" if is_free else f"  {result.confidence:.2f}"
-            self._print(f"  {times:<19}  {which}{_one_line(result.shown)}{sure}")
+            self._print(f"  {times:<19}  {which}{printable(result.shown)}{sure}")
         total = max(self._expected, self._rows)
         self._bar.update(self._rows, total=total, rate=self._rate())
 
     def failed(self, error: BaseException) -> None:
         """A recording could not be read (to its end)."""
         self.errors += 1
-        say(error_text(_one_line(str(error))))
+        say(error_text(error), styled=True)
 
     def summary(self, answers: int, output: Path) -> None:
         """The end of the run; `answers` is how many there are now."""
@@ -444,7 +444,7 @@ class InferProgress:
         if self._last is not None:
             self._done_recordings += 1
             if not self._bar.is_shown:
-                name = _one_line(self._last.audio_path)
+                name = printable(self._last.audio_path)
                 answers = _amount(self._in_recording, "answer")
                 place = f"[{self._done_recordings}/{self._recordings}]"
                 say(f"{place} {name}: {answers}, {self._rate()}")
@@ -453,14 +453,9 @@ class InferProgress:
     def _print(self, text: str, bold: bool = False) -> None:
         """A line on stdout; where that is the terminal, too, the bar has to make room for it."""
         if self._bar.is_shown and sys.stdout.isatty():
-            say(typer.style(text, bold=bold))
+            say(typer.style(text, bold=bold), styled=True)
         else:
             typer.secho(text, bold=bold)
-
-
-def _one_line(text: str) -> str:
-    """Text from a model or a file name without anything that would move the cursor."""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _amount(number: int, word: str) -> str:

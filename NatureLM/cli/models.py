@@ -7,10 +7,9 @@ import math
 import re
 from pathlib import Path
 
-import typer
-
 from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
+from NatureLM.progress import show
 
 
 def models() -> None:
@@ -30,7 +29,7 @@ def models() -> None:
     ]
     columns = ["name", "on this machine", "parameters", "size", "license", "description"]
     of.print_table(columns, rows, right={"size"})
-    typer.echo(
+    show(
         "\n--model takes one of these names, an id on the Hugging Face Hub (owner/name), "
         "or a folder."
     )
@@ -65,10 +64,10 @@ def cache(
         raise UsageError(f"naturelm cache {action}: it must be info or clear")
     folder = cache_folder(cache_dir)
     if folder is None:
-        typer.echo("Nothing is kept on disk: NATURELM_CACHE is not set to a folder.")
+        show("Nothing is kept on disk: NATURELM_CACHE is not set to a folder.")
         return
     files = EmbeddingFiles(folder)
-    typer.echo(f"Cleared {files.clear()}" if action == "clear" else str(files.info()))
+    show(f"Cleared {files.clear()}" if action == "clear" else str(files.info()))
 
 
 def schema(
@@ -85,9 +84,9 @@ def schema(
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
     if output_path is None:
-        typer.echo(text)
+        show(text)
         return
-    typer.echo(f"Wrote {write_text(output_path, text + chr(10))}")
+    show(f"Wrote {write_text(output_path, text + chr(10))}")
 
 
 def convert(
@@ -113,7 +112,7 @@ def convert(
     from NatureLM.models.checkpoint.convert import convert_checkpoint
 
     convert_checkpoint(source, output, allow_pickle=allow_pickle, config=config)
-    typer.echo(f"{output}: converted. Use it with: naturelm infer --model {output}")
+    show(f"{output}: converted. Use it with: naturelm infer --model {output}")
 
 
 _WHAT = "What to merge"
@@ -182,12 +181,12 @@ def merge(
 
     note = extrapolation_note(chosen.values())
     if note is not None:
-        typer.echo(f"Note: {note}.", err=True)
+        show(f"Note: {note}.", err=True)
     source = {"adapter": adapter, "llama_path": llama_path, "revision": revision}
     source["weights_hash"] = weights_hash
     if as_adapter:
         export_adapter(model, output_path, chosen, **source)
-        typer.echo(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
+        show(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
         return
     changed = export_merged(
         model,
@@ -197,9 +196,9 @@ def merge(
         dtype=None if dtype == "auto" else getattr(torch, dtype),
         max_shard_size=max_shard_size.replace(" ", "").upper(),
         overwrite=overwrite,
-        report=lambda line: typer.echo(line, err=True),
+        report=lambda line: show(line, err=True),
     )
-    typer.echo(
+    show(
         f"{output_path}: merged, {changed} matrices changed. "
         f"Use it with: naturelm infer --model {output_path}"
     )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from NatureLM.errors import UsageError
+from NatureLM.progress import printable
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -473,7 +474,7 @@ def print_table(
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if column in right else "left", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=1000)

@@ -6,10 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
+from NatureLM.progress import printable, show
 
 if TYPE_CHECKING:
     from NatureLM.evaluation.score import Comparison, Scores
@@ -58,13 +57,11 @@ def score(
     written = write_scores(scores, output_path, settings)
     if not quiet:
         show_scores(scores)
-        typer.echo("")
+        show("")
     _report_errors(scores, output_path)
     for remark in scores.remarks:
-        typer.echo(remark, err=True)
-    typer.echo(
-        f"{scores.answers} answers; wrote {', '.join(p.name for p in written)} to {output_path}"
-    )
+        show(remark, err=True)
+    show(f"{scores.answers} answers; wrote {', '.join(p.name for p in written)} to {output_path}")
 
 
 def show_scores(scores: Scores) -> None:
@@ -88,12 +85,12 @@ def _report_errors(scores: Scores, output_path: Path) -> None:
     if not count:
         return
     for problem in scores.problems[:_MOST_ERRORS_SHOWN]:
-        typer.echo(str(problem), err=True)
+        show(printable(problem), err=True)
     lines = "1 line with an error was" if count == 1 else f"{count} lines with errors were"
     more = count - _MOST_ERRORS_SHOWN
     rest = f", {more} more of them" if more > 0 else ""
     kinds = ", ".join(f"{number} × {kind}" for kind, number in scores.problem_kinds().items())
-    typer.echo(f"{lines} left out ({kinds}); all{rest} are in {where}", err=True)
+    show(f"{lines} left out ({kinds}); all{rest} are in {where}", err=True)
 
 
 def _text(value: Any) -> str:
@@ -126,7 +123,7 @@ def compare(
     _show(compared)
     _say_what_is_left_out(compared)
     if output_path is not None:
-        typer.echo(f"\nWrote {write_json(output_path / 'compare.json', compared.records())}")
+        show(f"\nWrote {write_json(output_path / 'compare.json', compared.records())}")
 
 
 def _show(compared: Comparison) -> None:
@@ -145,13 +142,13 @@ def _show(compared: Comparison) -> None:
 def _say_what_is_left_out(compared: Comparison) -> None:
     alone = sum(group.only_in_a + group.only_in_b for group in compared.groups)
     if alone:
-        typer.echo(f"{alone} samples that only one side answered are left out.", err=True)
+        show(f"{alone} samples that only one side answered are left out.", err=True)
     if compared.unpaired:
         names = "; ".join(", ".join(map(str, key)) for key in compared.unpaired[:5])
         count = len(compared.unpaired)
-        typer.echo(f"{count} groups that only one side has are left out: {names}", err=True)
+        show(f"{count} groups that only one side has are left out: {names}", err=True)
     if compared.errors:
-        typer.echo(f"{compared.errors} lines with errors are left out.", err=True)
+        show(f"{compared.errors} lines with errors are left out.", err=True)
 
 
 def _where(option: str, texts: list[str] | None) -> dict[str, str]:
@@ -210,10 +207,10 @@ def report(
     written = write_report(made, output_path)
     if scores.problems:
         lines = "line" if len(scores.problems) == 1 else "lines"
-        typer.echo(f"{len(scores.problems)} {lines} with errors left out.", err=True)
+        show(f"{len(scores.problems)} {lines} with errors left out.", err=True)
     figures = sum(path.suffix == ".svg" for path in written)
     tables = sum(path.suffix == ".csv" for path in written)
-    typer.echo(
+    show(
         f"{scores.answers} answers, {figures} figures, {tables} tables. "
         f"Open {written[0]} in a browser."
     )
@@ -271,8 +268,8 @@ def export(
         raise UsageError(f"{answers}: there is no answer of `naturelm infer` in it")
     count = write_table(target, table.encoding, lambda file: table.write(rows, file, answers))
     # A pipe, such as /dev/stdout, holds the table alone.
-    typer.echo(f"{count} {table.unit} in {target}", err=is_special(target))
+    show(f"{count} {table.unit} in {target}", err=is_special(target))
     if format_name == "raven" and not is_special(target):
         listed = write_raven_list(rows, answers, target)
         if listed is not None:
-            typer.echo(f"Open the recordings in Raven as one sound, by the list {listed}")
+            show(f"Open the recordings in Raven as one sound, by the list {listed}")

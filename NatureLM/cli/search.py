@@ -12,7 +12,7 @@ import typer
 
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
-from NatureLM.progress import say
+from NatureLM.progress import printable, say
 
 if TYPE_CHECKING:
     from NatureLM.inference.windows import RecordingError
@@ -121,9 +121,9 @@ def embed(request: EmbedRequest) -> None:
         finished += 1
         if isinstance(result, int):
             windows = f"{result} window{'' if result == 1 else 's'}"
-            say(f"[{finished}/{to_do}] {file}: {windows}")
+            say(f"[{finished}/{to_do}] {printable(file)}: {windows}")
         else:
-            say(error_text(str(result.error)))
+            say(error_text(result.error), styled=True)
 
     with stop_message(f"Stopped. What was made is kept; {RESUMES}"):
         made = make_index(
@@ -215,7 +215,8 @@ def search(
                 "start": match.start,
                 "end": match.end,
             }
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            text = json.dumps(found, ensure_ascii=False)
+            typer.echo(text if text.isprintable() else json.dumps(found))
         return
     columns = ["rank", "similarity", "file", "start", "end"]
     rows = [

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import typer
-
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import stop_message
+from NatureLM.progress import show
 
 
 def train(
@@ -35,7 +34,7 @@ def train(
         from NatureLM.training.check import report
 
         for line in report(config):
-            typer.echo(line)
+            show(line)
         return
     if config.run is not None and os.environ.get("RANK", "0") == "0":  # one of all processes
         check_place(Path(config.run.output_dir), "run.output_dir", folder=True)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
-from NatureLM.progress import ProgressBar, say
+from NatureLM.progress import ProgressBar, printable, say, show
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -155,7 +153,7 @@ def tune_alpha(request: TuneRequest) -> None:
         written += tune.draw_tuning(tuning, request.output_path)
     _show_tuning(tuning)
     names = ", ".join(path.name for path in written)
-    typer.echo(f"\n{tune.verdict(tuning)}\nWrote {names} to {request.output_path}")
+    show(f"\n{tune.verdict(tuning)}\nWrote {names} to {request.output_path}")
 
 
 def _plan(config: Config) -> Plan:
@@ -211,7 +209,7 @@ def _asker(
         **config.generate.model_dump(exclude={"merging_alpha"}),
     )
     for problem in answerer.left_out.values():
-        say(f"left out: {problem}")
+        say(f"left out: {printable(problem)}")
 
     def ask(alphas: Sequence[float]) -> list[dict[str, Any]]:
         listed = ", ".join(f"{alpha:g}" for alpha in alphas)
@@ -243,7 +241,7 @@ def _show_tuning(tuning: Tuning) -> None:
     columns = ["α", tuning.metric, "standard error", "behind the highest", ""]
     of.print_table(columns, rows, right={"α", "standard error"})
     best = tuning.best
-    typer.echo(f"{best.n} samples, resampled by {best.cluster_by} ({best.clusters})")
+    show(f"{best.n} samples, resampled by {best.cluster_by} ({best.clusters})")
 
 
 def _has_figures() -> bool:
@@ -366,7 +364,7 @@ def calibrate(
         lines = {"as scored": before.bins, f"temperature {after.temperature:.2f}": after.bins}
         write_text(figure, svg(draw_reliability(lines, f"{after.error.samples} recordings")))
     _show_reliability(before, after, fitted=len(fitted), on_others=others is not None)
-    typer.echo(f"Calibration: {target}")
+    show(f"Calibration: {target}")
 
 
 def _target(output_path: Path | None, model: str) -> Path:
@@ -395,7 +393,7 @@ def _samples(
 
     names = of.pairs("--column", columns, _COLUMN_FORM)
     values: Any = of.pairs("--where", where, _WHERE_FORM)
-    found = open_samples(TableSource(path=table, columns=names, where=values))
+    found = open_samples(TableSource.named(table, columns=names, where=values))
     for note in () if is_read else found.notes:
         logger.warning("Note: %s", note)
     return found.samples
@@ -428,7 +426,7 @@ def _show_reliability(
     columns = ["confidence", "temperature", "calibration error", "surprise (nats)", "accuracy"]
     of.print_table(columns, rows, right={"temperature"})
     which = "others than it was fitted to" if on_others else "those that it was fitted to"
-    typer.echo(
+    show(
         f"Fitted to {fitted} recordings; measured on {after.error.samples}, {which}, resampled by "
         f"{after.error.clusters} groups."
     )

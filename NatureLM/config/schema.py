@@ -10,9 +10,18 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from NatureLM.config.model import BeatsConfig, FbankConfig, QFormerConfig
+from NatureLM.errors import UsageError
 from NatureLM.util import did_you_mean
 
 
@@ -59,6 +68,16 @@ class TableSource(Section):
     """Our column name to the table's, such as `answer: common_name`."""
     where: dict[str, str | list[str]] = Field(default={})
     """Only rows whose column has this value or one of these."""
+
+    @classmethod
+    def named(cls, path: str, **rest: Any) -> TableSource:
+        """The table that options name; UsageError for names that are no UTF-8."""
+        try:
+            return cls(path=path, **rest)
+        except ValidationError:
+            raise UsageError(
+                f"{path}: this name, or one of a column, holds bytes that are no UTF-8; rename it"
+            ) from None
 
 
 # Model and decoding

@@ -8,17 +8,18 @@ other script run and nothing be loaded.
 from __future__ import annotations
 
 import base64
+import html
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from NatureLM.data.components import metric_name
 from NatureLM.evaluation.bootstrap import Estimate
+from NatureLM.progress import printable
 from NatureLM.reports.charts import (
     ChangeChart,
     Chart,
@@ -39,6 +40,11 @@ LONG = 60
 
 _MANY = 3
 """Data sets from which on each is folded up."""
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """Text for HTML, without what turns letters around or cannot be seen."""
+    return html.escape(printable(text, lines=True), quote)
 
 
 def write_report(report: Report, folder: str | Path) -> list[Path]:

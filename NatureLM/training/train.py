@@ -19,6 +19,7 @@ from torch import Tensor
 
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.progress import printable
 from NatureLM.training.batches import (
     BatchLayout,
     BatchSource,
@@ -217,7 +218,7 @@ class Trainer:
         }
         self.log.train(done, numbers)
         for path, reason in list(self.bad.reasons.items())[self._reported :]:
-            self.log.say(f"left out: {path}: {reason}")
+            self.log.say(f"left out: {printable(path)}: {reason}")
             self._reported += 1
 
     def _update(self, step: int, batches: list[list[Any]]) -> Tensor:

@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-from commands import beans, naturelm
+from commands import beans, naturelm, rows
 from typer.testing import CliRunner, Result
 
 from NatureLM import __version__
@@ -357,6 +358,58 @@ def test_a_failed_import_leaves_the_collector_on(
 
 def call(command: str, *args: str | Path) -> Result:
     return naturelm(command, *args, "--device", "cpu")
+
+
+EVIL = os.fsdecode(b"owl\x1b[31m\nError: fine \xe2\x80\xaegpj\xff.wav")
+NAMED = [  # commands that take recordings or folders, in this order in one folder
+    ("infer", "calls", "-q", "?", "--output-path", "o.jsonl"),
+    ("infer", f"calls/{EVIL}", "-q", "?", "--output-path", "one.jsonl"),
+    ("infer", f"absent{EVIL}", "-q", "?"),
+    ("infer", "calls", "-q", "?", "--cfg-path", f"{EVIL}.yml"),
+    ("embed", "calls", "-o", "i.npz"),
+    ("embed", f"absent{EVIL}", "-o", "j.npz"),
+    ("search", f"calls/{EVIL}", "--index", "i.npz"),
+    ("search", f"calls/{EVIL}", "--index", "i.npz", "--json"),
+    ("search", f"calls/bad{EVIL}", "--index", "i.npz"),
+    ("export", "o.jsonl", "--format", "csv", "--output-path", "o.csv"),
+    ("export", "o.jsonl", "--format", "raven", "--output-path", "o.txt"),
+    ("report", "o.jsonl", "--output-path", "page"),
+    ("tune-alpha", "--data", "classes", "--output-path", "alpha"),
+    ("tune-alpha", "--data", "t.jsonl", "--query", "?", "--output-path", "alpha"),
+    ("calibrate", "t.jsonl", "--output-path", "c.json"),
+    ("beans", "make-mini", "t.jsonl", "--output-path", "mini"),
+    ("beans", "run", "--data-path", f"absent{EVIL}"),
+    ("beans", "score", "o.jsonl", "--output-path", "scores"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes")
+def test_no_name_plays_with_the_terminal(
+    nano_calls: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = nano_calls / "calls" / "trill_16k.wav"
+    for name in ("calls", "classes/a", "classes/b"):
+        (nano_calls / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(recording, nano_calls / name / EVIL)
+        (nano_calls / name / f"bad{EVIL}").write_text("no sound")
+        (nano_calls / name / f"bad{EVIL}.m4p").write_text("no sound")
+    lines = [
+        {"path": f"calls/{one}{EVIL}", "label": label} for one, label in (("", "a"), ("bad", "b"))
+    ]
+    (nano_calls / "t.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    model = ("--model", nano_folder / "checkpoint", "--device", "cpu")
+    for words in NAMED:
+        run = beans if words[0] == "beans" else naturelm
+        given = words[1:] if words[0] == "beans" else words
+        with_model = words[0] in ("infer", "embed", "search")
+        monkeypatch.setattr(sys, "argv", ["naturelm", *words])
+        result = run(*given, *(model if with_model else ()))
+        assert result.exit_code in (0, 1, 2, 3), (words, result.exception)
+        assert result.exception is None or isinstance(result.exception, SystemExit), words
+        for line in result.output.splitlines():
+            assert line.isprintable(), (words, line)
+            assert not line.startswith("Error: fine"), words
+    assert {row["audio_path"] for row in rows("one.jsonl")} == {f"calls/{EVIL}"}, "the true path"
 
 
 def test_an_index_is_made_and_searched(nano_calls: Path, nano_folder: Path, nano: NatureLM) -> None:
