@@ -144,6 +144,14 @@ def write_json(path: Path, content: Any) -> Path:
     return write_text(path, text + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, which refuses by ValueError alone: values that are nested too deep as well."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+
+
 def without_nan(content: Any) -> Any:
     """The same, with null for NaN and infinities, which JSON does not have."""
     if isinstance(content, Mapping):

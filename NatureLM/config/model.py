@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Activation = Literal["relu", "gelu", "gelu_accurate", "gelu_fast", "tanh", "linear", "glu"]
 
+MOST_LAYERS, MOST_WIDTH = 1000, 2**18
+"""More than any network of today has: what says more describes none."""
+
 
 class _Architecture(BaseModel):
     model_config = ConfigDict(
@@ -22,16 +25,16 @@ class _Architecture(BaseModel):
 class FbankConfig(_Architecture):
     """Log-mel filter bank as in Kaldi, with the normalisation that BEATs was trained with."""
 
-    num_mel_bins: int = Field(default=128, ge=1)
-    frame_length_ms: float = Field(default=25.0, gt=0)
-    frame_shift_ms: float = Field(default=10.0, gt=0)
+    num_mel_bins: int = Field(default=128, ge=1, le=4096)
+    frame_length_ms: float = Field(default=25.0, gt=0, le=1000)
+    frame_shift_ms: float = Field(default=10.0, gt=0, le=1000)
     low_frequency: float = Field(default=20.0, ge=0)
     high_frequency: float | None = Field(
         default=None, gt=0, description="Hz; the Nyquist frequency if null"
     )
     preemphasis: float = Field(default=0.97, ge=0, le=1)
-    mean: float = 15.41663
-    std: float = Field(default=6.55582, gt=0)
+    mean: float = Field(default=15.41663, allow_inf_nan=False)
+    std: float = Field(default=6.55582, gt=0, allow_inf_nan=False)
 
     def frames(self, samples: int, sample_rate: int) -> int:
         """Number of whole frames in `samples` samples (edges are snipped)."""
@@ -49,14 +52,14 @@ class FbankConfig(_Architecture):
 class BeatsConfig(_Architecture):
     """The BEATs encoder; the keys are those of the published checkpoints."""
 
-    input_patch_size: int = Field(default=16, ge=1)
-    embed_dim: int = Field(default=512, ge=1)
+    input_patch_size: int = Field(default=16, ge=1, le=4096)
+    embed_dim: int = Field(default=512, ge=1, le=MOST_WIDTH)
     conv_bias: bool = False
 
-    encoder_layers: int = Field(default=12, ge=1)
-    encoder_embed_dim: int = Field(default=768, ge=1)
-    encoder_ffn_embed_dim: int = Field(default=3072, ge=1)
-    encoder_attention_heads: int = Field(default=12, ge=1)
+    encoder_layers: int = Field(default=12, ge=1, le=MOST_LAYERS)
+    encoder_embed_dim: int = Field(default=768, ge=1, le=MOST_WIDTH)
+    encoder_ffn_embed_dim: int = Field(default=3072, ge=1, le=MOST_WIDTH)
+    encoder_attention_heads: int = Field(default=12, ge=1, le=MOST_WIDTH)
     activation_fn: Activation = "gelu"
 
     layer_wise_gradient_decay_ratio: float = Field(default=0.6, gt=0, le=1)
@@ -69,17 +72,17 @@ class BeatsConfig(_Architecture):
     encoder_layerdrop: float = Field(default=0.05, ge=0, lt=1)
     dropout_input: float = Field(default=0.0, ge=0, lt=1)
 
-    conv_pos: int = Field(default=128, ge=1)
-    conv_pos_groups: int = Field(default=16, ge=1)
+    conv_pos: int = Field(default=128, ge=1, le=MOST_WIDTH)
+    conv_pos_groups: int = Field(default=16, ge=1, le=MOST_WIDTH)
 
     relative_position_embedding: bool = True
-    num_buckets: int = Field(default=320, ge=4)
-    max_distance: int = Field(default=800, ge=2)
+    num_buckets: int = Field(default=320, ge=4, le=MOST_WIDTH)
+    max_distance: int = Field(default=800, ge=2, le=10**6)
     gru_rel_pos: bool = True
 
     finetuned_model: bool = True
     predictor_dropout: float = Field(default=0.0, ge=0, lt=1)
-    predictor_class: int = Field(default=527, ge=1)
+    predictor_class: int = Field(default=527, ge=1, le=10**4)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> BeatsConfig:
@@ -126,16 +129,16 @@ class QFormerConfig(_Architecture):
     (there are no word embeddings, and every layer has cross-attention).
     """
 
-    hidden_size: int = Field(default=768, ge=1)
-    num_hidden_layers: int = Field(default=2, ge=1)
-    num_attention_heads: int = Field(default=12, ge=1)
-    intermediate_size: int = Field(default=3072, ge=1)
+    hidden_size: int = Field(default=768, ge=1, le=MOST_WIDTH)
+    num_hidden_layers: int = Field(default=2, ge=1, le=MOST_LAYERS)
+    num_attention_heads: int = Field(default=12, ge=1, le=MOST_WIDTH)
+    intermediate_size: int = Field(default=3072, ge=1, le=MOST_WIDTH)
     hidden_act: Literal["gelu", "relu", "silu"] = "gelu"
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     layer_norm_eps: float = Field(default=1e-12, gt=0)
     initializer_range: float = Field(default=0.02, gt=0)
-    max_position_embeddings: int = Field(default=512, ge=1)
+    max_position_embeddings: int = Field(default=512, ge=1, le=MOST_WIDTH)
 
     @model_validator(mode="before")
     @classmethod

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import QFormerConfig
-from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.generation.engine import GenerationOptions, answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import (
@@ -78,6 +78,11 @@ class NatureLM(AdapterMixin, PreTrainedModel):
             )
         width = language_model.get_input_embeddings().weight.shape[1]
 
+        if config.encoder not in ENCODERS:
+            raise ConfigError(
+                f"model configuration: encoder must be one of {', '.join(ENCODERS)}, got "
+                f"{config.encoder!r}"
+            )
         self.beats = ENCODERS[config.encoder](config)
         self.ln_audio = nn.LayerNorm(self.beats.width)
         if config.max_pooling:

@@ -6,14 +6,15 @@ Adding a named model is one entry of `MODELS`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from NatureLM.errors import NatureLMError
+from NatureLM.util import parse_json
 
 MODEL_TYPE = "naturelm"  # of config.json
 EMBEDDED = "naturelm-tiny"
@@ -194,21 +195,19 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's config.json; our own layout or the reference's constructor arguments."""
     path = checkpoint / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{checkpoint} holds no config.json: it is not a NatureLM checkpoint"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not path.exists():
+        raise CheckpointError(f"{checkpoint} holds no config.json: it is not a NatureLM checkpoint")
+    values = read_json(path)
     kind = values.get("model_type", MODEL_TYPE)
     if kind != MODEL_TYPE or not ("llama_path" in values or "text_config" in values):
         raise CheckpointError(
-            f"{path} describes a model of type {kind!r}, not a NatureLM checkpoint"
+            f"{path} describes a model of type {shown(kind)}, not a NatureLM checkpoint"
         )
+    base = values.get("llama_path")
+    if not isinstance(base, str | None) or "\0" in (base or ""):
+        raise CheckpointError(f"{path}: llama_path is {shown(base)}, and it must be a path or null")
     refuse_foreign_parts(values, path)
-    return dict(values)
+    return values
 
 
 # Keys of a configuration for which transformers fetches and runs kernels from the Hub, or other
@@ -242,12 +241,6 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, dict):
         return list(value.items())
     return list(enumerate(value)) if isinstance(value, list) else []
-
-
-def shown(value: Any) -> str:
-    """A value of a stranger's file, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def is_hub_id(name: str) -> bool:
@@ -313,17 +306,42 @@ def access_help(repository: str) -> str:
 # -- files that are read with care ----------------------------------------------------------
 
 
+_JSON_BYTES = 8 << 20  # the index of 90,000 tensors; as values they take 24 times as much
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises CheckpointError for a file without one."""
+    """The object in a JSON file; raises CheckpointError for a file without one, or over 8 MiB."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        with path.open("rb") as file:
+            data = file.read(_JSON_BYTES + 1)
+        if len(data) > _JSON_BYTES:
+            raise ValueError("it has more than the 8 MiB that are read")
+        values = parse_json(data.decode())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {shown(values)}, and an object is needed")
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    return values
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's file as messages show it: what it begins and ends with."""
+    return _SHORT.repr(value)
 
 
 def first_line(error: Exception) -> str:
     """What an error says, in its first line; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: Exception) -> str:
+    """What a library's error says of a stranger's values, after its kind and without line ends."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
 
 
 def pickle_refusal(path: Path) -> str:

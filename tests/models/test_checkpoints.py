@@ -183,7 +183,7 @@ def _change_config(folder: Path, **changes: Any) -> None:
         (lambda f: (f / WEIGHTS).rename(f / "model.pt"), "naturelm convert"),
         (lambda f: (f / WEIGHTS).unlink(), "holds no model.safetensors"),
         (lambda f: (f / "config.json").unlink(), "holds no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read as JSON"),
         (lambda f: _change_config(f, model_type="llama"), "type 'llama'"),
         (
             lambda f: _change_config(f, beats_cfg={"encoder_layers": 0}),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -46,17 +46,20 @@ from NatureLM.models.configuration import (
     REFERENCE_ONLY,
     NatureLMConfig,
     NatureLMProcessor,
+    language_model_config,
 )
 from NatureLM.models.registry import (
     CheckpointError,
     commit_of,
     find_base,
     find_checkpoint,
-    first_line,
+    one_line,
     read_config,
     read_json,
     refuse_foreign_parts,
+    shown,
 )
+from NatureLM.util import format_bytes
 
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
@@ -64,6 +67,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
 _SHOWN = 12
+_TOKENIZER_FILES = (".json", ".jinja", ".model", ".txt")
+_TOKENIZER_BYTES = 40_000_000  # the largest of today have 35 MB
+_BUFFER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,28 @@ class CheckpointReader:
         return commits(folders if self.base != self.checkpoint else {"revision": self.checkpoint})
 
     @property
+    def most_modules(self) -> int:
+        """Modules that the tensors of the files could fill; PEFT makes up to twelve of a layer."""
+        tensors = len(self.stored)
+        if self.base != self.checkpoint:
+            there = any(self.base.glob("*.safetensors"))
+            tensors += len(index_folder(self.base)) if there else 2500
+        return 1000 + 20 * tensors
+
+    @property
     def generation_config(self) -> GenerationConfig | None:
         """The settings that lie with the language model's configuration, if there are any."""
-        there = (self.base / "generation_config.json").is_file()
-        if not there:
+        path = self.base / "generation_config.json"
+        if not path.is_file():
             return None
-        with reading(self.base, "generation_config.json"):
-            return GenerationConfig.from_pretrained(self.base, trust_remote_code=False)
+        values = read_json(path)
+        ends = values.get("eos_token_id")
+        if not all(type(one) is int for one in (ends if isinstance(ends, list) else [ends or 0])):
+            raise CheckpointError(
+                f"{path}: eos_token_id is {shown(ends)}, and it must be a token's number or a list"
+            )
+        with reading(self.base, path.name):
+            return GenerationConfig.from_dict(values)
 
 
 def open_checkpoint(
@@ -104,7 +125,8 @@ def open_checkpoint(
     llama_path = llama_path or values.get("llama_path")
     if own_layout:
         base = checkpoint
-        config = NatureLMConfig.from_dict(values)
+        with reading(checkpoint, "config.json"):
+            config = NatureLMConfig.from_dict(values)
         tokenizer = read_tokenizer(base)
     else:
         base = find_base(llama_path, checkpoint, weights=False)
@@ -143,7 +165,7 @@ def load_model(
     stored = reader.stored
     adapter_files: tuple[Path, ...] = ()
     if adapter is None:
-        model = build_on_meta(model_class, reader.config, reader.tokenizer)
+        model = build_on_meta(model_class, reader.config, reader.tokenizer, reader.most_modules)
     else:
         model, stored, adapter_files = _with_adapter(model_class, reader, adapter)
     refs = tensor_refs(model)
@@ -203,7 +225,8 @@ def reference_config(
     text_config.vocab_size = len(tokenizer)
     kept = {name: value for name, value in values.items() if name in known}
     kept["llama_path"] = str(values["llama_path"])
-    return NatureLMConfig(**{**kept, "text_config": text_config.to_dict()}), tokenizer
+    with reading(base, "config.json"):
+        return NatureLMConfig(**{**kept, "text_config": text_config.to_dict()}), tokenizer
 
 
 @contextmanager
@@ -219,11 +242,17 @@ def reading(folder: str | Path, what: str) -> Iterator[None]:
                 f"{folder} holds no usable {what}: its auto_map names Python code of its own, "
                 "which is never run; take one of a kind that transformers itself has"
             ) from None
-        raise CheckpointError(f"{folder} holds no usable {what}: {first_line(error)}") from None
+        raise CheckpointError(f"{folder} holds no usable {what}: {one_line(error)}") from error
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; no code of others is run. Raises CheckpointError."""
+    for path in folder.iterdir():
+        if path.suffix in _TOKENIZER_FILES and path.stat().st_size > _TOKENIZER_BYTES:
+            raise CheckpointError(
+                f"{path} has {format_bytes(path.stat().st_size)}, and at most "
+                f"{format_bytes(_TOKENIZER_BYTES)} are read"
+            )
     with reading(folder, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -236,21 +265,49 @@ def read_base_config(folder: Path) -> PreTrainedConfig:
 
     Raises CheckpointError, for one that asks for code or an adapter from elsewhere, too.
     """
-    refuse_foreign_parts(read_json(folder / "config.json"), folder / "config.json")
-    with reading(folder, "language model"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    return config
+    values = read_json(folder / "config.json")
+    refuse_foreign_parts(values, folder / "config.json")
+    return language_model_config(values, folder / "config.json")
 
 
 def build_on_meta(
-    model_class: type[NatureLM], config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase | None
+    model_class: type[NatureLM],
+    config: NatureLMConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    most: int = 50_000,
 ) -> NatureLM:
-    """The model's modules without storage."""
+    """The model's modules without storage; raises CheckpointError where they were more than `most`,
+    and where their sizes do not go together."""
     processor = NatureLMProcessor.from_config(config, tokenizer) if tokenizer is not None else None
-    with _building, torch.device("meta"):
+    with (
+        _building,
+        _at_most(most),
+        reading("the model configuration", "sizes"),
+        torch.device("meta"),
+    ):
         return model_class(config, processor)
+
+
+@contextmanager
+def _at_most(most: int) -> Iterator[None]:
+    """Raise CheckpointError within the block where this thread makes more modules than so many."""
+    made, thread = 0, threading.get_ident()
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += threading.get_ident() == thread
+        if made > most:
+            raise CheckpointError(
+                f"config.json describes more than {most:,} modules, which is more than the tensors "
+                "beside it could fill: its numbers of layers (num_hidden_layers, encoder_layers) "
+                "must be those of the files"
+            )
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def without_lora(config: NatureLMConfig) -> NatureLMConfig:
@@ -265,11 +322,12 @@ def _with_adapter(
 ) -> tuple[NatureLM, dict[str, StoredTensor], tuple[Path, ...]]:
     """A model on the meta device with the adapter of another folder in place of its own, the
     tensors by the names that it knows them by, and the adapter's files."""
-    plain = build_on_meta(model_class, without_lora(reader.config), None)
+    most = reader.most_modules
+    plain = build_on_meta(model_class, without_lora(reader.config), None, most)
     linears = linear_shapes(plain.language_model)
     found = open_adapter(adapter, linears)
     config = configure_adapter(reader.config, found, linears)
-    model = build_on_meta(model_class, config, reader.tokenizer)
+    model = build_on_meta(model_class, config, reader.tokenizer, most)
     stored = {name: one for name, one in reader.stored.items() if ".lora_" not in name}
     for target, layer in found.layers.items():
         for part, tensor in (("A", layer.a), ("B", layer.b)):
@@ -366,6 +424,17 @@ def restore_computed_buffers(
     model: NatureLM, device: torch.device, *, audio_only: bool = False
 ) -> None:
     """Buffers that no file holds (rotary frequencies) are computed by the language model's code."""
+    buffers = [
+        module._buffers[name]
+        for module in model.modules()
+        for name in module._non_persistent_buffers_set
+    ]
+    size = sum(buffer.nbytes for buffer in buffers if buffer is not None)
+    if size > _BUFFER_BYTES:
+        raise CheckpointError(
+            f"config.json describes tables of {format_bytes(size)} that no file holds; the number "
+            "of positions of the language model must be smaller"
+        )
     for module in model.modules():
         absent = {
             name: torch.empty_like(buffer, device=device)

@@ -11,15 +11,12 @@ import copy
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
 
 from NatureLM.merging.lora import PEFT_PREFIX, AdapterDeltas, LoraDelta, lora_config
 from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder, read_header, write_file
@@ -32,10 +29,16 @@ from NatureLM.models.registry import (
     is_hub_id,
     read_config,
     read_json,
+    shown,
 )
 
+try:
+    from re import _parser  # type: ignore[attr-defined]
+except ImportError:  # Python 3.10
+    import sre_parse as _parser
+
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_LORA_TENSOR = re.compile(r"^(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight$")
+_LORA_TENSOR = re.compile(r"(?P<path>.+)\.lora_(?P<part>[AB])(?:\.(?P<name>[^.]+))?\.weight")
 # PEFT's names of the settings of an adapter, and those of our configuration
 _SETTINGS = {
     "r": "lora_rank",
@@ -139,6 +142,7 @@ def open_adapter(path_or_id: str | Path, linears: Mapping[str, tuple[int, int]])
         files: tuple[Path, ...] = (folder / CONFIG_FILE, folder / WEIGHTS_FILE)
     elif (folder / "config.json").is_file():
         settings = adapter_settings(read_config(folder))
+        _check_numbers(folder / "config.json", settings)
         tensors = [one for name, one in index_folder(folder).items() if ".lora_" in name]
         if not tensors:
             raise CheckpointError(f"{folder} is a model without an adapter (it was merged)")
@@ -157,7 +161,12 @@ def stored_adapter(
 ) -> StoredAdapter:
     """An adapter from its tensors and PEFT's settings (r, lora_alpha, use_rslora, patterns)."""
     pairs = _pairs(label, tensors)
-    use_rslora = bool(settings.get("use_rslora"))
+    if len(pairs) > len(linears):
+        raise CheckpointError(
+            f"adapter {label} does not fit this model: it is for {len(pairs)} layers, and the "
+            f"language model has {len(linears)} linear ones"
+        )
+    use_rslora, names = bool(settings.get("use_rslora")), _Names(label)
     layers: dict[str, StoredLayer] = {}
     problems: list[str] = []
     for path, parts in sorted(pairs.items()):
@@ -165,7 +174,7 @@ def stored_adapter(
         if target is None or target in layers:
             problems.append(f"the language model has no linear layer {path}")
             continue
-        if not _is_adapted(settings, path, target):
+        if not _is_adapted(settings, path, target, names):
             problems.append(
                 f"PEFT leaves {path} out, by target_modules, exclude_modules or "
                 f"layers_to_transform of {CONFIG_FILE}"
@@ -174,8 +183,8 @@ def stored_adapter(
         if set(parts) != {"A", "B"}:
             problems.append(f"{path} has only one of lora_A and lora_B")
             continue
-        rank = int(_setting(settings, "rank_pattern", path, settings["r"]))
-        alpha = float(_setting(settings, "alpha_pattern", path, settings["lora_alpha"]))
+        rank = int(_setting(settings, "rank_pattern", path, settings["r"], names))
+        alpha = float(_setting(settings, "alpha_pattern", path, settings["lora_alpha"], names))
         scale = alpha / (math.sqrt(rank) if use_rslora else rank)
         outputs, inputs = linears[target]
         for part, needed in (("A", (rank, inputs)), ("B", (outputs, rank))):
@@ -193,10 +202,13 @@ def stored_adapter(
     return StoredAdapter(label, layers, use_rslora, float(settings.get("lora_dropout") or 0), files)
 
 
-def _setting(settings: Mapping[str, Any], patterns: str, path: str, otherwise: Any) -> Any:
-    """The rank or alpha of a layer: that of the first pattern that fits, as in PEFT."""
-    values = settings.get(patterns) or {}
-    return values.get(get_pattern_key(list(values), _unwrapped(path)), otherwise)
+def _setting(
+    settings: Mapping[str, Any], patterns: str, path: str, otherwise: Any, names: _Names
+) -> Any:
+    """The rank or alpha of a layer: that of the first pattern that fits its end, as in PEFT."""
+    own = _unwrapped(path)
+    values = (settings.get(patterns) or {}).items()
+    return next((value for key, value in values if names.ends(key, own)), otherwise)
 
 
 def adapter_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,6 +273,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if kind != "LORA":
         raise CheckpointError(f"{path}: peft_type is {kind!r}, and only LORA adapters are merged")
     _check_numbers(path, settings)
+    _check_names(path, settings)
     begun = settings.get("init_lora_weights", True)
     refused = [
         f"{key} = {json.dumps(value)} ({_REFUSED.get(key, 'a setting that is not known here')})"
@@ -300,28 +313,219 @@ def _check_numbers(path: Path, settings: Mapping[str, Any]) -> None:
     named: dict[str, Any] = {key: settings.get(key) for key in ("r", "lora_alpha")}
     for patterns in ("rank_pattern", "alpha_pattern"):
         values = settings.get(patterns) or {}
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: {patterns} is {values!r}, and it must be an object")
+        if not isinstance(values, dict) or len(values) > _MOST_NAMES:
+            raise CheckpointError(
+                f"{path}: {patterns} is {shown(values)}, and it must be an object of at most "
+                f"{_MOST_NAMES:,} names"
+            )
         named |= {f"{patterns}.{layer}": value for layer, value in values.items()}
     for key, value in named.items():
         is_rank = key.startswith("r")
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf or (is_rank and value != int(value)):
+        if not is_number or not 0 < value <= 1e9 or (is_rank and value != int(value)):
             kind = "whole number" if is_rank else "number"
-            raise CheckpointError(f"{path}: {key} is {value!r}, and it must be a {kind} above 0")
-    if not isinstance(settings.get("lora_dropout") or 0.0, (int, float)):
-        raise CheckpointError(f"{path}: lora_dropout is {settings['lora_dropout']!r}, no number")
+            raise CheckpointError(
+                f"{path}: {shown(key)[1:-1]} is {shown(value)}, and it must be a {kind} above 0 "
+                "and no more than 1e9"
+            )
+    dropout = settings.get("lora_dropout") or 0.0
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise CheckpointError(
+            f"{path}: lora_dropout is {shown(dropout)}, and it must be a number from 0 to 1"
+        )
     scaled = settings.get("use_rslora")
     if scaled not in (None, True, False):
-        raise CheckpointError(f"{path}: use_rslora is {scaled!r}, and it must be true or false")
+        raise CheckpointError(
+            f"{path}: use_rslora is {shown(scaled)}, and it must be true or false"
+        )
 
 
-def _is_adapted(settings: Mapping[str, Any], path: str, target: str) -> bool:
+def _check_names(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where names of layers, or numbers of them, are none."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform"):
+        value = settings.get(key)
+        if key == "layers_pattern" and settings.get("layers_to_transform") is None:
+            continue  # then it is for nothing
+        kind: type = int if key == "layers_to_transform" else str
+        entries = value if isinstance(value, list) else [] if value in (None, {}) else [value]
+        if not all(type(one) is kind for one in entries) or len(entries) > _MOST_NAMES:
+            raise CheckpointError(
+                f"{path}: {key} is {shown(value)}, and it must be a "
+                f"{'number' if kind is int else 'name'} or a list of at most {_MOST_NAMES:,}"
+            )
+        if key == "layers_pattern" and not all(map(_PLAIN.fullmatch, entries)):
+            raise CheckpointError(
+                f"{path}: layers_pattern is {shown(value)}, and it must be plain names of layers"
+            )
+
+
+# -- names of layers ------------------------------------------------------------------------
+
+_MOST_NAMES = 10_000
+_PLAIN = re.compile(r"[\w.-]*")
+_CATEGORIES: dict[str, Callable[[str], bool]] = {
+    "CATEGORY_DIGIT": str.isdecimal,
+    "CATEGORY_SPACE": str.isspace,
+    "CATEGORY_WORD": lambda one: one.isalnum() or one == "_",
+}
+
+
+def _is_adapted(settings: Mapping[str, Any], path: str, target: str, names: _Names) -> bool:
     """Whether PEFT takes the update of a layer, or leaves it out for its settings say so."""
-    if settings.get("target_modules") in (None, "all-linear"):
+    wanted = settings.get("target_modules")
+    if wanted in (None, "all-linear"):
         return True
-    config = SimpleNamespace(**{"target_parameters": None, **settings})
-    return any(check_target_module_exists(config, name) for name in (_unwrapped(path), target))
+    excluded = settings.get("exclude_modules")
+    return any(
+        names.fit(wanted, name)
+        and not (excluded and names.fit(excluded, name))
+        and (isinstance(wanted, str) or _has_number(settings, name))
+        for name in (_unwrapped(path), target)
+    )
+
+
+def _has_number(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether a layer's number, the first in its name, is among `layers_to_transform`."""
+    wanted = settings.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    patterns = settings.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        before = r".*?\." if pattern == r"[^.]*" else r"(?:^|.*?\.)"
+        if found := re.match(rf"{before}{pattern}\.(\d{{1,9}})\.", name):
+            return int(found[1]) in (wanted if isinstance(wanted, list) else [wanted])
+    return False
+
+
+class _Names:
+    """Which names of layers the patterns of an adapter mean, as PEFT understands them.
+
+    They are a stranger's, and `re` can be made to take years. So all ways through a pattern are
+    followed at once, from character to character; what takes too many steps in all is refused.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label, self._left = label, 2_000_000
+        self._read: dict[str, Any] = {}
+
+    def fit(self, wanted: str | list[str], name: str) -> bool:
+        """Whether the pattern is the whole name, or an entry of the list is the name or its end."""
+        if isinstance(wanted, str):
+            return len(name) in self._ends(self._parsed(wanted), name, frozenset({0}))
+        self._spend(len(wanted), wanted)
+        return any(name == one or name.endswith(f".{one}") for one in wanted)
+
+    def ends(self, pattern: str, name: str) -> bool:
+        """Whether the pattern is the name, or what stands behind one of its dots."""
+        if _PLAIN.fullmatch(pattern):  # most of them; a dot is any character
+            self._spend(1, pattern)
+            end = name[-len(pattern) :] if len(pattern) <= len(name) else ""
+            behind = name[: len(name) - len(pattern)]
+            alike = all(a in (b, ".") for a, b in zip(pattern, end, strict=False))
+            return bool(end) and behind[-1:] in ("", ".") and alike
+        starts = frozenset({0, *(place + 1 for place, one in enumerate(name) if one == ".")})
+        return len(name) in self._ends(self._parsed(pattern), name, starts)
+
+    def _spend(self, steps: int, what: Any) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise CheckpointError(
+                f"adapter {self._label}: its patterns, such as {shown(what)}, take too long to "
+                f"compare with names of layers; name the layers in {CONFIG_FILE}"
+            )
+
+    def _parsed(self, pattern: str) -> Any:
+        if pattern not in self._read:
+            try:
+                if len(pattern) > 2000:
+                    raise ValueError("it has more than 2,000 characters")
+                self._read[pattern] = _parser.parse(pattern)
+                if self._read[pattern].state.flags & ~re.UNICODE:
+                    raise ValueError("it has flags, such as (?i)")
+            except (re.error, ValueError, OverflowError, RecursionError) as error:
+                raise CheckpointError(
+                    f"adapter {self._label}: {shown(pattern)} in {CONFIG_FILE} is no pattern of "
+                    f"names that can be read ({error})"
+                ) from None
+        return self._read[pattern]
+
+    def _ends(self, tree: Any, name: str, starts: frozenset[int]) -> frozenset[int]:
+        """Where matches that begin at `starts` end."""
+        for operation, value in tree:
+            self._spend(1 + len(starts), name)
+            kind = str(operation)
+            if kind in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
+                starts = frozenset(
+                    at + 1 for at in starts if at < len(name) and _is_one(kind, value, name[at])
+                )
+            elif kind == "BRANCH":
+                starts = frozenset().union(*(self._ends(one, name, starts) for one in value[1]))
+            elif kind == "SUBPATTERN" and not value[1] and not value[2]:
+                starts = self._ends(value[3], name, starts)
+            elif kind in ("MAX_REPEAT", "MIN_REPEAT"):
+                starts = self._repeated(*value, name, starts)
+            elif kind == "AT":
+                starts = frozenset(at for at in starts if _is_place(str(value), name, at))
+            elif kind in ("ASSERT", "ASSERT_NOT") and value[0] == 1:
+                wanted = kind == "ASSERT"
+                starts = frozenset(
+                    at
+                    for at in starts
+                    if bool(self._ends(value[1], name, frozenset({at}))) is wanted
+                )
+            else:
+                raise CheckpointError(
+                    f"adapter {self._label}: a pattern of names in {CONFIG_FILE} has what is not "
+                    f"understood here ({kind.lower()}); name the layers instead"
+                )
+        return starts
+
+    def _repeated(
+        self, least: int, most: int, tree: Any, name: str, now: frozenset[int]
+    ) -> frozenset[int]:
+        reached = now if least == 0 else frozenset[int]()
+        for count in range(1, int(most) + 1):
+            after = self._ends(tree, name, now)
+            settled = after == now  # so it stays, however often
+            if count >= least or settled:
+                if most == _parser.MAXREPEAT:
+                    after -= reached
+                reached |= after
+            if settled or not after:
+                break
+            now = after
+        return reached
+
+
+def _is_one(kind: str, value: Any, character: str) -> bool:
+    """Whether a character is of those that a pattern's part means."""
+    if kind == "ANY":
+        return character != "\n"
+    if kind in ("LITERAL", "NOT_LITERAL"):
+        return (ord(character) == value) is (kind == "LITERAL")
+    negated, found = False, False
+    for part, inner in value:
+        if str(part) == "NEGATE":
+            negated = True
+        elif str(part) == "RANGE":
+            found |= inner[0] <= ord(character) <= inner[1]
+        elif str(part) == "LITERAL":
+            found |= ord(character) == inner
+        else:
+            plain = str(inner).replace("_NOT_", "_")
+            found |= _CATEGORIES[plain](character) is (plain == str(inner))
+    return found is not negated
+
+
+def _is_place(kind: str, name: str, at: int) -> bool:
+    """Whether a place in a name is its begin or end, or the border of a word."""
+    if kind.startswith("AT_BEGINNING"):
+        return at == 0
+    if kind.startswith("AT_END"):
+        return at == len(name)
+    is_word = _CATEGORIES["CATEGORY_WORD"]
+    before, behind = (bool(one) and is_word(one) for one in (name[at - 1 : at], name[at : at + 1]))
+    return (before is not behind) is (kind == "AT_BOUNDARY")
 
 
 def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
@@ -330,14 +534,15 @@ def _pairs(label: str, tensors: Iterable[StoredTensor]) -> dict[str, dict[str, S
     names: set[str | None] = set()
     strange: list[str] = []
     for tensor in tensors:
-        if found := _LORA_TENSOR.match(tensor.name):
+        if len(tensor.name) < 500 and (found := _LORA_TENSOR.fullmatch(tensor.name)):
             names.add(found["name"])
             pairs.setdefault(found["path"], {})[found["part"]] = tensor
         else:
             strange.append(tensor.name)
     if strange:
         raise CheckpointError(
-            f"adapter {label} holds tensors that are no plain LoRA: {', '.join(strange[:5])}"
+            f"adapter {label} holds tensors that are no plain LoRA: "
+            + ", ".join(shown(name)[1:-1] for name in strange[:5])
         )
     if len(names) > 1:
         raise CheckpointError(

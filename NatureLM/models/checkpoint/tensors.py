@@ -19,13 +19,23 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from NatureLM.models.registry import PICKLE_SUFFIXES, CheckpointError, pickle_refusal
+from NatureLM.models.registry import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    pickle_refusal,
+    read_json,
+    shown,
+)
 from NatureLM.util import atomic_write, digest
 
 T = TypeVar("T")
 
 LANGUAGE_MODEL_PREFIXES = ("llama_model.base_model.model.", "llama_model.")
 INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD = re.compile(r"\w[\w.+= -]*\.safetensors")
+# Models of today have up to 1,000 tensors for each 10 layers, in a header of 100 bytes for each.
+_HEADER_BYTES = 4 << 20
+_MOST_TENSORS = 100_000
 DTYPE_CODES = {  # in safetensors' own order: files hold the last of these first
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -167,19 +177,33 @@ def index_folder(folder: Path) -> dict[str, StoredTensor]:
 
     Raises `CheckpointError` when there are none, when a shard is absent or a file is cut short.
     """
-    return {tensor.name: tensor for file in _weight_files(folder) for tensor in read_header(file)}
+    found: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder):
+        _check_link(folder, file)
+        found |= {tensor.name: tensor for tensor in read_header(file)}
+        if len(found) > _MOST_TENSORS:
+            raise CheckpointError(f"{folder} holds more than {_MOST_TENSORS:,} tensors: too many")
+    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
     for index_file in sorted(folder.glob(f"*{INDEX_SUFFIX}")):
-        names = sorted(set(json.loads(index_file.read_text())["weight_map"].values()))
-        absent = [name for name in names if not (folder / name).is_file()]
+        shards = read_json(index_file).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else []
+        for name in names or [shards]:
+            if not (isinstance(name, str) and _SHARD.fullmatch(name) and len(name.encode()) < 256):
+                raise CheckpointError(
+                    f"{index_file}: weight_map must give each tensor the name of a .safetensors "
+                    f"file in the same folder, got {shown(name)}"
+                )
+        absent = [name for name in sorted(set(names)) if not (folder / name).is_file()]
         if absent:
+            more = f" and {len(absent) - 8} more" if absent[8:] else ""
             raise CheckpointError(
-                f"{index_file} names shards that are not there: {', '.join(absent)}; "
+                f"{index_file} names shards that are not there: {', '.join(absent[:8])}{more}; "
                 "copy or download them into the same folder"
             )
-        return [folder / name for name in names]
+        return [folder / name for name in sorted(set(names))]
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
@@ -189,9 +213,23 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no model.safetensors (nor shards with an index)")
 
 
+def _check_link(folder: Path, path: Path) -> None:
+    """Refuse a link out of the folder that is none of Hugging Face's cache, which links to
+    `blobs/…` for every file."""
+    real = path.resolve()
+    if not real.is_relative_to(folder.resolve()) and "blobs" not in real.parts[-3:-1]:
+        raise CheckpointError(
+            f"{path} is a link out of its folder, to {real}; copy the file into the folder, or "
+            "link the folder as a whole"
+        )
+
+
 def read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one safetensors file, checked against its length."""
     try:
+        with path.open("rb") as start:
+            if (length := int.from_bytes(start.read(8), "little")) > _HEADER_BYTES:
+                raise ValueError(f"its header would have {length:,} bytes, and 4 MiB are read")
         with safe_open(path, framework="pt") as file:
             slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
             found = [(name, one.get_dtype(), tuple(one.get_shape())) for name, one in slices]
