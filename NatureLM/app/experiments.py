@@ -29,6 +29,7 @@ from NatureLM.data.table import read_table
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.reports.charts import Cell, Curve, CurveChart, Point, Table, cell_text
+from NatureLM.util import parse_json
 
 ANSWER_HEADERS = ("Sample", "α", "Right", "Answer", "Label", "Taken for", "Question")
 _SCORES = "metrics.json"
@@ -263,7 +264,7 @@ def _holds_answers(path: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            row = json.loads(file.readline(1 << 20))
+            row = parse_json(file.readline(1 << 20))
     except (OSError, ValueError):
         return False
     return isinstance(row, dict) and {"prediction", "label", "id"} <= row.keys()
@@ -325,7 +326,7 @@ def _answers(data: dict[str, list[list[Any]]]) -> Iterator[tuple[str, ...]]:
 def _scored(name: str, path: Path) -> Experiment:
     """The scores of the folder of a `metrics.json`. Raises UsageError where it is none."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = parse_json(path.read_text(encoding="utf-8"))
         lines: dict[tuple[str, str], list[_Score]] = {}
         for record in records:
             key = str(record["dataset"]), _line(record)

@@ -9,7 +9,6 @@ which whoever reads a table chooses; `columns` of its configuration maps others.
 from __future__ import annotations
 
 import bisect
-import json
 import os
 import re
 import tempfile
@@ -30,7 +29,7 @@ from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
 from NatureLM.data.table import Columns, DataError, Row, clean, read_table
 from NatureLM.errors import UsageError
-from NatureLM.util import library
+from NatureLM.util import library, parse_json
 
 AUDIO = "audio"
 
@@ -186,7 +185,7 @@ def _classes(feature: Any) -> list[str] | None:
 def _stored_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     """The features that the library `datasets` writes into the schema of Parquet files."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(metadata[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}

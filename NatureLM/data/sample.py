@@ -6,7 +6,6 @@ training (`load_examples`).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -40,7 +39,7 @@ from NatureLM.data.dataset import (
     tables_in,
 )
 from NatureLM.data.table import CLIP_ALIASES, RATES, Columns, DataError, Row, clean, fold
-from NatureLM.util import did_you_mean, digest
+from NatureLM.util import did_you_mean, digest, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -400,7 +399,7 @@ def _facts(metadata: Any) -> Row:
     """The metadata of a row, which BEANS-Zero keeps as a string of JSON."""
     if isinstance(metadata, str):
         try:
-            metadata = json.loads(metadata)
+            metadata = parse_json(metadata)
         except ValueError:
             return {}
     return metadata if isinstance(metadata, dict) else {}

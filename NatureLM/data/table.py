@@ -541,7 +541,7 @@ class Columns:
         value = self.raw(row, column)
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
-                value = json.loads(value)
+                value = parse_json(value)
             except ValueError:
                 return (value,)
         if isinstance(value, list):

@@ -31,7 +31,7 @@ from NatureLM.results.rows import (
     record_path,
 )
 from NatureLM.results.store import ResultStore
-from NatureLM.util import atomic_write
+from NatureLM.util import atomic_write, parse_json
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _is_answer(line: bytes, number: int) -> bool:
 
 def _parsed(line: bytes, name: str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         row = None
     if not isinstance(row, dict) or not {"cell", "run", "id"} <= row.keys():

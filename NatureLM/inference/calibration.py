@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.labels import Normalize, check_normalize
-from NatureLM.models.registry import apart, find
-from NatureLM.util import atomic_write
+from NatureLM.models.registry import apart, find, shown
+from NatureLM.util import atomic_write, parse_json
 
 FILE_NAME = "calibration.json"
 SCHEMA_VERSION = 1
@@ -94,7 +95,8 @@ def find_calibration(
 def read_calibration(path: str | Path) -> Calibration:
     """The calibration of a file; raises NatureLMError where it holds none."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = parse_json(file.read(1 << 20))  # a few hundred bytes, and a question
     except OSError as error:
         raise NatureLMError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -110,17 +112,31 @@ def read_calibration(path: str | Path) -> Calibration:
     if missing:
         raise NatureLMError(f"{path}: lacks {', '.join(missing)}")
     made = Calibration(**{name: data[name] for name in names}, revision=data.get("revision"))
-    temperature = made.temperature
-    is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-    if not (is_number and math.isfinite(temperature) and temperature > 0):
-        raise NatureLMError(f"{path}: temperature is {temperature!r}, and it must be above 0")
-    if not isinstance(made.merging_alpha, (int, float)):
-        raise NatureLMError(f"{path}: merging_alpha is {made.merging_alpha!r}, not a number")
+    checks: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+        ("temperature", "a number above 0", lambda v: _is_number(v) and v > 0),
+        ("merging_alpha", "a number", _is_number),
+        ("normalize", "a name", lambda v: isinstance(v, str)),
+        ("weights", "a fingerprint or null", lambda v: isinstance(v, str | None)),
+        ("revision", "a commit or null", lambda v: isinstance(v, str | None)),
+        ("query", "a question", lambda v: isinstance(v, str)),
+        *((name, "a whole number", _is_whole) for name in ("labels", "samples", "clusters")),
+    )
+    for name, allowed, is_good in checks:
+        if not is_good(value := getattr(made, name)):
+            raise NatureLMError(f"{path}: {name} is {shown(value)}, and it must be {allowed}")
     try:
         check_normalize(made.normalize)
     except NatureLMError as error:
         raise NatureLMError(f"{path}: {error}") from None
     return made
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e12
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1e12
 
 
 def write_calibration(calibration: Calibration, path: str | Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from NatureLM.errors import UsageError
-from NatureLM.util import atomic_write, digest
+from NatureLM.util import atomic_write, digest, parse_json
 
 
 class OutputError(UsageError):
@@ -154,7 +154,7 @@ def from_line(line: bytes, name: str, number: int) -> Row:
     """
     place = f"{name}, line {number}"
     try:
-        data = json.loads(line)
+        data = parse_json(line)
     except ValueError:
         raise OutputError(f"{place}: this is not JSON") from None
     if not isinstance(data, dict) or "audio_path" not in data or "schema_version" not in data:

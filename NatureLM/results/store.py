@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -39,7 +38,7 @@ from NatureLM.results.rows import (
     to_line,
     write_record,
 )
-from NatureLM.util import atomic_write
+from NatureLM.util import atomic_write, parse_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -473,7 +472,7 @@ class WindowStore(ResultStore[Row]):
         if first_line.startswith(b'{"audio_path"'):
             return
         try:
-            data = json.loads(first_line)
+            data = parse_json(first_line)
         except ValueError:
             data = None
         if not (isinstance(data, dict) and "audio_path" in data):

@@ -42,7 +42,15 @@ from NatureLM.search.index import (
     rows_of_a_shard,
     writer_of,
 )
-from NatureLM.util import atomic_write, check_range, digest, oom_backoff, why_not_finite, writing
+from NatureLM.util import (
+    atomic_write,
+    check_range,
+    digest,
+    oom_backoff,
+    parse_json,
+    why_not_finite,
+    writing,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -520,7 +528,7 @@ class Journal(VectorIndex):
         end = 0
         for text in read_lines(self.path / _ROWS):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
             except ValueError:
                 break
             if not isinstance(line, dict) or self._rows + len(line.get("starts", ())) > room:

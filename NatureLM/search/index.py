@@ -30,7 +30,7 @@ from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import Window, iter_windows, read_noted_clip
 from NatureLM.errors import UsageError
 from NatureLM.results.recordings import Identity, KnownRecordings, identity
-from NatureLM.util import check_range, library
+from NatureLM.util import check_range, library, parse_json
 
 SCHEMA_VERSION = 1
 _NOT_DECIDING = ("model", "unfinished", "heard", "revision")
@@ -78,6 +78,24 @@ class IndexSettings:
             del values[name]
         return values
 
+    def _check(self) -> None:
+        """Raise ValueError where a value is none that `naturelm embed` writes."""
+        numbers = (self.window_seconds, self.hop_seconds, self.time_expansion)
+        good = (
+            type(self.width) is int and 0 < self.width <= 10**6,
+            type(self.sample_rate) is int and 0 < self.sample_rate <= 10**6,
+            all(type(one) in (int, float) and 0 < one <= 10**6 for one in numbers),
+            all(type(one) is str for one in (self.model, self.fingerprint, self.layer)),
+            type(self.channel) in (int, str),
+            type(self.revision) in (str, type(None)),
+            all(
+                2 <= len(one) <= 5 and all(isinstance(part, str | int | None) for part in one)
+                for one in self.heard
+            ),
+        )
+        if not all(good):
+            raise ValueError
+
     def to_json(self) -> str:
         """One line of JSON."""
         values = asdict(self)
@@ -89,7 +107,7 @@ class IndexSettings:
     def from_json(cls, text: str | bytes, name: str | Path) -> IndexSettings:
         """Read `to_json`; `name` is what messages call the file it stood in."""
         try:
-            values: Mapping[str, Any] = json.loads(text)
+            values: Mapping[str, Any] = parse_json(text)
             if values["schema_version"] > SCHEMA_VERSION:
                 raise UsageError(
                     f"{name}: was made by a newer version of this program (schema version "
@@ -98,13 +116,15 @@ class IndexSettings:
             unfinished = tuple(map(str, values.get("unfinished", ())))  # older ones lack it
             heard = tuple(map(tuple, values.get("heard", ())))
             names = {one.name for one in fields(cls)} - {"unfinished", "heard", "revision"}
-            return cls(
+            made = cls(
                 **{name: values[name] for name in names},
                 unfinished=unfinished,
                 heard=heard,
                 revision=values.get("revision"),
             )
-        except (ValueError, KeyError, TypeError):
+            made._check()
+            return made
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UsageError(
                 f"{name}: its settings cannot be read; was it made by `naturelm embed`?"
             ) from None
@@ -177,7 +197,14 @@ def _is_parquet(path: Path) -> bool:
 
 
 _LOCAL_HEADER = 30  # bytes of a member's header in a zip file, before its name
-_NPZ_COLUMNS = ("vectors", "file", "files", "start", "end", "settings")
+_NPZ_COLUMNS = {  # name: kind of values, dimensions
+    "vectors": ("f4", 2),
+    "file": ("i4", 1),
+    "files": ("U", 1),
+    "start": ("f8", 1),
+    "end": ("f8", 1),
+    "settings": ("U", 0),
+}
 
 
 def _write_npz(path: Path, index: VectorIndex) -> None:
@@ -240,9 +267,17 @@ class NpzIndex(VectorIndex):
                 raise UsageError(
                     f"{path}: is no index of `naturelm embed`: it has no {', '.join(missing)}"
                 )
+            for name, (kind, dimensions) in _NPZ_COLUMNS.items():
+                place = self._places[name]
+                if place.dtype.str[1:] != kind and place.dtype.kind != kind:
+                    raise UsageError(f"{path}: its array {name} is of type {place.dtype}")
+                if len(place.shape) != dimensions:
+                    raise UsageError(f"{path}: its array {name} is of shape {place.shape}")
             self._files = self._read("files")
             self.settings = IndexSettings.from_json(str(self._read("settings")), path)
-        except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # what is no archive of arrays fails in any way
             raise UsageError(f"{path}: cannot be read as .npz: {error}") from None
         rows, width = self._places["vectors"].shape
         lengths = {self._places[name].shape for name in ("file", "start", "end")}
@@ -259,11 +294,17 @@ class NpzIndex(VectorIndex):
         rows = rows_of_a_shard(self.settings.width)
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
-            yield Shard(
-                self._files[self._read("file", start, stop)].tolist(),
-                self._read("start", start, stop),
-                self._read("end", start, stop),
-                self._read("vectors", start, stop),
+            numbers = self._read("file", start, stop)
+            if numbers.min() < 0 or numbers.max() >= len(self._files):
+                raise UsageError(f"{self.path}: its rows are of recordings that it does not name")
+            yield _checked(
+                self.path,
+                Shard(
+                    self._files[numbers].tolist(),
+                    self._read("start", start, stop),
+                    self._read("end", start, stop),
+                    self._read("vectors", start, stop),
+                ),
             )
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -277,11 +318,21 @@ class NpzIndex(VectorIndex):
         return flat.reshape(shape)
 
 
+def _checked(path: Path, shard: Shard) -> Shard:
+    """Rows of a file; raises UsageError where their times are none."""
+    if not np.all((shard.starts >= 0) & (shard.starts <= shard.ends) & (shard.ends < np.inf)):
+        raise UsageError(f"{path}: it has rows that do not start before they end")
+    return shard
+
+
 def _places(path: Path) -> dict[str, _Place]:
     """Where the arrays of an .npz stand in it."""
     places: dict[str, _Place] = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for member in archive.infolist():
+        members = archive.infolist()
+        if len(members) > 2 * len(_NPZ_COLUMNS):
+            raise UsageError(f"{path}: has {len(members)} arrays, more than an index has")
+        for member in members:
             if member.compress_type != zipfile.ZIP_STORED:
                 raise UsageError(
                     f"{path}: is compressed, so it cannot be mapped; make it anew with "
@@ -294,7 +345,7 @@ def _places(path: Path) -> dict[str, _Place]:
             if version != (1, 0):
                 raise UsageError(f"{path}: {member.filename} is of a version not known here")
             shape, fortran, dtype = npy.read_array_header_1_0(file)
-            if fortran or dtype.hasobject:
+            if fortran or dtype.hasobject or min(shape, default=0) < 0:
                 raise UsageError(f"{path}: {member.filename} cannot be mapped")
             size = math.prod(shape) * dtype.itemsize
             if file.tell() + size > path.stat().st_size:
@@ -354,7 +405,7 @@ class ParquetIndex(VectorIndex):
         pa = _import_pyarrow()
         try:
             self._file = pa.parquet.ParquetFile(path)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise UsageError(f"{path}: cannot be read as Parquet: {error}") from None
         schema = self._file.schema_arrow
         metadata = schema.metadata or {}
@@ -363,6 +414,13 @@ class ParquetIndex(VectorIndex):
         self.settings = IndexSettings.from_json(metadata[_KEY], path)
         if schema.field("vector").type != pa.list_(pa.float32(), self.settings.width):
             raise UsageError(f"{path}: its vectors do not have the width that it says")
+        times = [schema.field(name).type for name in ("start", "end")]
+        if not all(map(pa.types.is_floating, times)) or schema.field("file").type not in (
+            *(pa.string(), pa.large_string()),
+        ):
+            raise UsageError(f"{path}: its columns are of other types than an index has")
+        if 4 * self.settings.width * len(self) > 64 * path.stat().st_size:
+            raise UsageError(f"{path}: is too short for the {len(self):,} rows that it names")
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -377,11 +435,16 @@ class ParquetIndex(VectorIndex):
         for table in self._tables(["file", "start", "end", "vector"]):
             pieces = [chunk.flatten().to_numpy() for chunk in table.column("vector").chunks]
             flat = np.concatenate([np.empty(0, np.float32), *pieces])
-            yield Shard(
-                table.column("file").to_pylist(),
-                table.column("start").to_numpy(),
-                table.column("end").to_numpy(),
-                flat.reshape(-1, self.settings.width),
+            if flat.size != len(table) * self.settings.width:
+                raise UsageError(f"{self.path}: it has rows without a vector")
+            yield _checked(
+                self.path,
+                Shard(
+                    table.column("file").to_pylist(),
+                    table.column("start").to_numpy(),
+                    table.column("end").to_numpy(),
+                    flat.reshape(-1, self.settings.width),
+                ),
             )
 
     def _tables(self, columns: list[str]) -> Iterator[Any]:
@@ -389,10 +452,14 @@ class ParquetIndex(VectorIndex):
 
         `iter_batches` reads ahead, and holds much more.
         """
-        pool = _import_pyarrow().default_memory_pool()
+        pa = _import_pyarrow()
+        pool = pa.default_memory_pool()
         rows = rows_of_a_shard(self.settings.width)
         for group in range(self._file.metadata.num_row_groups):
-            table = self._file.read_row_group(group, columns=columns, use_threads=False)
+            try:
+                table = self._file.read_row_group(group, columns=columns, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise UsageError(f"{self.path}: cannot be read as Parquet: {error}") from None
             for start in range(0, len(table), rows):
                 yield table.slice(start, rows)
             del table

@@ -28,17 +28,20 @@ import NatureLM
 from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
+from NatureLM.models.checkpoint.tensors import read_header
+from NatureLM.models.registry import CheckpointError, one_line, shown
 from NatureLM.training.batches import Data
 from NatureLM.training.evaluation import score_lines
 from NatureLM.training.objectives import AudioText, Objective
 from NatureLM.training.optim import PARTS, MuonWithAdamW, NamedParameters, part_of
 from NatureLM.training.parallel import copy_full, distribute_like
-from NatureLM.util import writing
+from NatureLM.util import parse_json, writing
 
 _NAME = re.compile(r"^step_(\d{8,})$")
 PARTIAL = ".partial-"
 GOES_ON = ". The last checkpoint is whole; the same command with --resume goes on from there"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+_REMOVE = "; remove this checkpoint, and --resume goes on from the one before it"
 AVERAGE, STATE = "average.safetensors", "state.json"
 
 
@@ -50,14 +53,31 @@ class Checkpoint:
     folder: Path
 
     def state(self) -> dict[str, Any]:
-        """The JSON state."""
-        state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
-        return state
+        """The JSON state. Raises NatureLMError where it is none."""
+        path = self.folder / STATE
+        try:
+            state = parse_json(path.read_text(encoding="utf-8"))
+            kinds = {"run": dict, "scores": dict, "bad_files": dict, "best": list | None}
+            for key, kind in kinds.items():
+                if not isinstance(state[key], kind):
+                    raise ValueError(f"{key} is {shown(state[key])}")
+            if not (state["best"] is None or len(state["best"]) == 2):
+                raise ValueError(f"best is {shown(state['best'])}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = one_line(error)
+            raise NatureLMError(f"{path}: is no state of a run ({said}){_REMOVE}") from None
+        return dict(state)
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """The tensors of one of its files; empty if it has no such file."""
         path = self.folder / file
-        return load_file(path) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            read_header(path)
+        except CheckpointError as error:
+            raise NatureLMError(f"{error}{_REMOVE}") from None
+        return load_file(path)
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
@@ -144,6 +164,12 @@ def load_optimizer(
         by_name.setdefault(name, {})[kind] = value
     for name, parameter in parameters:
         if name in by_name:
+            for kind, value in by_name[name].items():
+                if kind != "step" and value.shape != parameter.shape:
+                    raise NatureLMError(
+                        f"{OPTIMIZER}: {shown(f'{name}/{kind}')} is of shape {tuple(value.shape)}, "
+                        f"and the weights are of {tuple(parameter.shape)}{_REMOVE}"
+                    )
             optimizer.state[parameter] = {
                 kind: value if kind == "step" else distribute_like(value, parameter)
                 for kind, value in by_name[name].items()

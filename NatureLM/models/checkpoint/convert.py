@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from NatureLM.models.registry import (
     PICKLE_SUFFIXES,
     CheckpointError,
     first_line,
+    one_line,
     pickle_refusal,
     read_json,
+    shown,
 )
-from NatureLM.util import writing
+from NatureLM.util import format_bytes, writing
 
 
 def convert_checkpoint(
@@ -53,17 +55,39 @@ def convert_checkpoint(
     return sorted(tensors)
 
 
+_PICKLE_BYTES = 16 << 20  # of what is no tensor; that of the published checkpoint has 200 kB
+
+
 def _read_pickle(source: Path) -> Any:
+    if zipfile.is_zipfile(source):
+        _check_archive(source)
     try:
         try:
             return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the old, unzipped format cannot be mapped
             return torch.load(source, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what is no checkpoint ends in any way
         raise CheckpointError(
             f"{source} cannot be read as tensors and plain containers ({first_line(error)}); files "
             "that hold other objects are not opened"
         ) from None
+
+
+def _check_archive(source: Path) -> None:
+    """Refuse compressed parts, which may be a thousand times as long, and a long pickle."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = archive.infolist()
+    except Exception as error:
+        raise CheckpointError(f"{source} cannot be read: {one_line(error)}") from None
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{source}: {member.filename} is compressed, as PyTorch has none")
+        if member.filename.endswith(".pkl") and member.file_size > _PICKLE_BYTES:
+            raise CheckpointError(
+                f"{source}: {member.filename} has {format_bytes(member.file_size)} beside the "
+                f"tensors, and at most {format_bytes(_PICKLE_BYTES)} are read"
+            )
 
 
 def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
@@ -72,15 +96,29 @@ def _tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
     if not isinstance(model, Mapping):
         raise CheckpointError(f"{source} holds no mapping of tensors, nor one under 'model'")
     tensors = {
-        name.removeprefix("module."): value
+        str(name).removeprefix("module."): value
         for name, value in model.items()
         if isinstance(value, Tensor)
     }
+    for name, value in tensors.items():
+        if not (value.layout == torch.strided and value.device.type == "cpu"):
+            raise CheckpointError(f"{source}: tensor {shown(name)} has no plain numbers")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{source}: tensor {shown(name)} is of shape {tuple(value.shape)}, which is more "
+                "than the file holds"
+            )
     if not tensors:
         raise CheckpointError(f"{source} holds no tensors under 'model'")
     kept: dict[tuple[int, torch.Size], str] = {}
     for name in sorted(tensors):
         kept.setdefault((tensors[name].data_ptr(), tensors[name].shape), name)
+    size, room = sum(tensors[name].nbytes for name in kept.values()), source.stat().st_size
+    if size > 2 * room:  # parts of one another may be tied
+        raise CheckpointError(
+            f"{source}: its tensors would take {format_bytes(size)}, and the file has "
+            f"{format_bytes(room)}"
+        )
     return {name: tensors[name] for name in kept.values()}
 
 

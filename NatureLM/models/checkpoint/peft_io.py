@@ -463,7 +463,8 @@ class _Names:
             elif kind == "SUBPATTERN" and not value[1] and not value[2]:
                 starts = self._ends(value[3], name, starts)
             elif kind in ("MAX_REPEAT", "MIN_REPEAT"):
-                starts = self._repeated(*value, name, starts)
+                least, most, inner = value
+                starts = self._repeated(least, int(most), inner, name, starts)
             elif kind == "AT":
                 starts = frozenset(at for at in starts if _is_place(str(value), name, at))
             elif kind in ("ASSERT", "ASSERT_NOT") and value[0] == 1:
@@ -484,11 +485,11 @@ class _Names:
         self, least: int, most: int, tree: Any, name: str, now: frozenset[int]
     ) -> frozenset[int]:
         reached = now if least == 0 else frozenset[int]()
-        for count in range(1, int(most) + 1):
+        for count in range(1, most + 1):
             after = self._ends(tree, name, now)
             settled = after == now  # so it stays, however often
             if count >= least or settled:
-                if most == _parser.MAXREPEAT:
+                if most == int(_parser.MAXREPEAT):
                     after -= reached
                 reached |= after
             if settled or not after:
