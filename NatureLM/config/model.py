@@ -33,8 +33,8 @@ class FbankConfig(_Architecture):
         default=None, gt=0, description="Hz; the Nyquist frequency if null"
     )
     preemphasis: float = Field(default=0.97, ge=0, le=1)
-    mean: float = Field(default=15.41663, allow_inf_nan=False)
-    std: float = Field(default=6.55582, gt=0, allow_inf_nan=False)
+    mean: float = 15.41663
+    std: float = Field(default=6.55582, gt=0)
 
     def frames(self, samples: int, sample_rate: int) -> int:
         """Number of whole frames in `samples` samples (edges are snipped)."""

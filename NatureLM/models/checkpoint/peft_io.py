@@ -166,7 +166,7 @@ def stored_adapter(
             f"adapter {label} does not fit this model: it is for {len(pairs)} layers, and the "
             f"language model has {len(linears)} linear ones"
         )
-    use_rslora, names = bool(settings.get("use_rslora")), _Names(label)
+    use_rslora, names = bool(settings.get("use_rslora")), _Names(label, len(linears))
     layers: dict[str, StoredLayer] = {}
     problems: list[str] = []
     for path, parts in sorted(pairs.items()):
@@ -404,8 +404,8 @@ class _Names:
     followed at once, from character to character; what takes too many steps in all is refused.
     """
 
-    def __init__(self, label: str) -> None:
-        self._label, self._left = label, 2_000_000
+    def __init__(self, label: str, layers: int) -> None:
+        self._label, self._left = label, 200_000 + 2_000 * layers
         self._read: dict[str, Any] = {}
 
     def fit(self, wanted: str | list[str], name: str) -> bool:
@@ -436,6 +436,7 @@ class _Names:
 
     def _parsed(self, pattern: str) -> Any:
         if pattern not in self._read:
+            self._spend(20 * len(pattern), pattern)
             try:
                 if len(pattern) > 2000:
                     raise ValueError("it has more than 2,000 characters")
