@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import reprlib
 import secrets
 import shutil
 import tempfile
@@ -150,6 +151,15 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("its values are nested too deep") from None
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's file as messages show it: what it begins and ends with."""
+    return _SHORT.repr(value)
 
 
 def without_nan(content: Any) -> Any:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.labels import Normalize, check_normalize
-from NatureLM.models.registry import apart, find, shown
-from NatureLM.util import atomic_write, parse_json
+from NatureLM.models.registry import apart, find
+from NatureLM.util import atomic_write, parse_json, shown
 
 FILE_NAME = "calibration.json"
 SCHEMA_VERSION = 1

@@ -22,8 +22,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from NatureLM.config.model import MOST_LAYERS, BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
 from NatureLM.errors import ConfigError
-from NatureLM.models.registry import MODEL_TYPE, one_line, shown
+from NatureLM.models.registry import MODEL_TYPE, one_line
 from NatureLM.prompts import render
+from NatureLM.util import shown
 
 PAD_TOKEN = "[PAD]"
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from NatureLM.errors import NatureLMError
-from NatureLM.util import parse_json
+from NatureLM.util import parse_json, shown
 
 MODEL_TYPE = "naturelm"  # of config.json
 EMBEDDED = "naturelm-tiny"
@@ -322,15 +321,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     return values
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-
-
-def shown(value: object) -> str:
-    """A value of a stranger's file as messages show it: what it begins and ends with."""
-    return _SHORT.repr(value)
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from NatureLM.errors import UsageError
-from NatureLM.util import atomic_write, digest, parse_json
+from NatureLM.util import atomic_write, digest, parse_json, shown
 
 
 class OutputError(UsageError):
@@ -162,7 +162,7 @@ def from_line(line: bytes, name: str, number: int) -> Row:
     version = data["schema_version"]
     if version != SCHEMA_VERSION:
         raise OutputError(
-            f"{place}: rows of schema version {version!r} cannot be read here, "
+            f"{place}: rows of schema version {shown(version)} cannot be read here, "
             f"only those of version {SCHEMA_VERSION}"
         )
     data = {"audio_digest": None, "audio_folder": None, **data}
@@ -195,7 +195,9 @@ def _checked(kind: type[Row], data: dict[str, Any], place: str) -> dict[str, Any
     values = {key: data[key] for key in fields}
     for key, value in values.items():
         if not isinstance(value, _TYPES[fields[key].type]) or isinstance(value, bool):
-            raise OutputError(f"{place}: {key} is {value!r}, and it must be {fields[key].type}")
+            raise OutputError(
+                f"{place}: {key} is {shown(value)}, and it must be {fields[key].type}"
+            )
     return values
 
 
@@ -204,7 +206,8 @@ def _pairs(value: list[Any], place: str) -> tuple[tuple[str, float], ...]:
         is_pair = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
         if not (is_pair and isinstance(pair[1], (int, float)) and not isinstance(pair[1], bool)):
             raise OutputError(
-                f"{place}: alternatives has {pair!r}, and it must be a label and its probability"
+                f"{place}: alternatives has {shown(pair)}, and it must be a label and its "
+                "probability"
             )
     return tuple((label, probability) for label, probability in value)
 

@@ -29,13 +29,13 @@ from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.models.checkpoint.tensors import read_header
-from NatureLM.models.registry import CheckpointError, one_line, shown
+from NatureLM.models.registry import CheckpointError, one_line
 from NatureLM.training.batches import Data
 from NatureLM.training.evaluation import score_lines
 from NatureLM.training.objectives import AudioText, Objective
 from NatureLM.training.optim import PARTS, MuonWithAdamW, NamedParameters, part_of
 from NatureLM.training.parallel import copy_full, distribute_like
-from NatureLM.util import parse_json, writing
+from NatureLM.util import parse_json, shown, writing
 
 _NAME = re.compile(r"^step_(\d{8,})$")
 PARTIAL = ".partial-"

@@ -757,7 +757,7 @@ def _attack(attack: Attack, door: str, seed: int) -> None:
             getattr(attack, door)(random.Random(seed))
         except NatureLMError as error:
             said = str(error)
-    assert 10 < len(said) < 4000
+    assert 10 < len(said) < 4000, said[:200]
 
 
 @pytest.fixture(scope="module")

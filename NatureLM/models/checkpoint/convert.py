@@ -20,9 +20,8 @@ from NatureLM.models.registry import (
     one_line,
     pickle_refusal,
     read_json,
-    shown,
 )
-from NatureLM.util import format_bytes, writing
+from NatureLM.util import format_bytes, shown, writing
 
 
 def convert_checkpoint(

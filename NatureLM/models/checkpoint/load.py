@@ -57,9 +57,8 @@ from NatureLM.models.registry import (
     read_config,
     read_json,
     refuse_foreign_parts,
-    shown,
 )
-from NatureLM.util import format_bytes
+from NatureLM.util import format_bytes, shown
 
 if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM

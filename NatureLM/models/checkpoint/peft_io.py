@@ -29,8 +29,8 @@ from NatureLM.models.registry import (
     is_hub_id,
     read_config,
     read_json,
-    shown,
 )
+from NatureLM.util import shown
 
 try:
     from re import _parser  # type: ignore[attr-defined]

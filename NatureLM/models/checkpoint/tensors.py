@@ -24,9 +24,8 @@ from NatureLM.models.registry import (
     CheckpointError,
     pickle_refusal,
     read_json,
-    shown,
 )
-from NatureLM.util import atomic_write, digest
+from NatureLM.util import atomic_write, digest, shown
 
 T = TypeVar("T")
 
