@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -630,13 +631,13 @@ def spoilt(values: Any, chance: random.Random) -> Any:
                 break
             place = inner
         if key is None or not isinstance(place, (dict, list)) or not place:
-            return chance.choice(HOSTILE)
+            return copy.deepcopy(chance.choice(HOSTILE))
         if chance.random() < 0.1:
             del place[key]
         elif isinstance(place, dict) and chance.random() < 0.1:
             place[str(chance.choice(HOSTILE))[:50]] = place.pop(key)
         else:
-            place[key] = chance.choice(HOSTILE)
+            place[key] = copy.deepcopy(chance.choice(HOSTILE))
     return values
 
 
