@@ -403,9 +403,9 @@ def _refuse_places_elsewhere(folder: Path) -> None:
     """
     said: list[tuple[Path, Any]] = []
     for file in (*folder.glob("state.json"), *folder.glob("*/state.json")):
-        said += [(file, one) for one in json.loads(file.read_text("utf-8"))["_data_files"]]
+        said += [(file, one) for one in parse_json(file.read_text("utf-8"))["_data_files"]]
     if (file := folder / "dataset_dict.json").is_file():
-        said.append((file, json.loads(file.read_text("utf-8"))["splits"]))
+        said.append((file, parse_json(file.read_text("utf-8"))["splits"]))
     if (file := folder / "README.md").is_file():
         block = import_module("huggingface_hub.repocard").REGEX_YAML_BLOCK
         head = block.search(file.read_text("utf-8"))
