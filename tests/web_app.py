@@ -68,6 +68,7 @@ class FakePipeline:
         self.gate = threading.Event()
         self.gate.set()
         self.model = SimpleNamespace(config=SimpleNamespace(sample_rate=16_000, window_seconds=10))
+        self.revisions: dict[str, str] = {}
         self.conversations: list[FakeConversation] = []
         self.asked_windows: list[dict[str, Any]] = []
 

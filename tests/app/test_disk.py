@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -275,6 +276,29 @@ def test_no_path_of_the_computer_is_on_the_page(
 )
 def test_messages_name_files_without_folders(said: str, shown: str) -> None:
     assert without_paths(said) == shown
+
+
+def test_a_file_of_runs_has_an_address_and_goes_with_the_page(
+    app: RunningApp, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio copies what a handler gives: a clip of an experiment, the tables of a job."""
+    from gradio import Audio
+
+    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    clip = app.context.runs_dir / "clip.wav"
+    clip.write_bytes(sound)
+    listen = next(one for one in page.fns.values() if one.name == "listen")
+    monkeypatch.setattr(listen, "inputs", [])
+    monkeypatch.setattr(listen, "fn", lambda: [Audio(value=str(clip)), ""])
+    who = SimpleNamespace(session_hash="hears")
+    shown = asyncio.run(page.process_api(listen, [], request=who, root_path="http://here"))["data"]
+    address = shown[0]["value"]["path"]
+    assert shown[0]["value"]["url"] == f"http://here/gradio_api/file={address}"
+    assert file(app, address) == (200, sound)
+    assert str(app.context.runs_dir) not in json.dumps(shown)
+    app.context.visitors.closed("hears")
+    until(lambda: app.context.visitors.locate(address) is None)
+    assert clip.exists()
 
 
 def test_a_timeline_is_told_no_path() -> None:
