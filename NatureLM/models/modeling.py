@@ -388,7 +388,8 @@ class NatureLM(AdapterMixin, PreTrainedModel):
         With `audio_only` the language model is not read: the model can encode audio only.
         `revision` is a commit, tag or branch on the Hub; model, base and adapter may be named with
         theirs, too (`owner/name@revision`), and `revisions` says which commits they came to.
-        `weights_hash` refuses other weights than those of this `fingerprint`.
+        `weights_hash` refuses other weights than those of this `fingerprint`; of 64 digits, it is
+        that of every byte.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)

@@ -226,6 +226,22 @@ def test_every_command_takes_and_records_revision_and_hash(door: str, hub: Path)
         assert recorded.get("weights", wanted) == wanted
 
 
+def test_a_hash_of_64_digits_is_of_every_byte(hub: Path) -> None:
+    Path("large").write_bytes(bytes(2**25))
+    short, whole = fingerprint([Path("large")]), fingerprint([Path("large")], whole=True)
+    with Path("large").open("r+b") as file:
+        file.seek(2**16 + 9)  # between two of the 256 places
+        file.write(b"forged")
+    assert fingerprint([Path("large")]) == short
+    assert fingerprint([Path("large")], whole=True) != whole
+    folder = snapshot(hub, MODEL, OLD)
+    wanted = fingerprint([folder / "config.json", folder / "model.safetensors"], whole=True)
+    assert len(wanted) == 64
+    assert called("infer", "--revision", "v1", "--weights-hash", wanted).exit_code == 0
+    zeros = called("embed", "--revision", "v1", "--weights-hash", "0" * 64)
+    assert f"have the hash {wanted}, and the hash asked for is {'0' * 64}" in zeros.stderr
+
+
 def test_answers_of_two_revisions_are_not_mixed(hub: Path) -> None:
     """Where only one of both is known, as in files of before, the weights decide alone."""
     for commit in ("d" * 40, "e" * 40):  # the same weights beside other files

@@ -42,7 +42,6 @@ from NatureLM.models.checkpoint.tensors import (
     LazyTensor,
     StoredTensor,
     TensorRef,
-    fingerprint,
     tensor_refs,
     write_tensors,
 )
@@ -154,8 +153,7 @@ def _chosen(
     chosen = choose_tensors(reader, refs, plain)
     if weights_hash is not None:
         used = {one.path for one in (*chosen.values(), *lora.values())}
-        found = fingerprint([reader.checkpoint / "config.json", *used])
-        check_weights(found, weights_hash, reader.checkpoint)
+        check_weights([reader.checkpoint / "config.json", *used], weights_hash, reader.checkpoint)
     return chosen
 
 

@@ -247,19 +247,23 @@ _SAMPLE_BYTES = 64 * 2**10
 _SAMPLES = 256  # files up to 16 MiB are read whole, larger ones at evenly spaced places
 
 
-def fingerprint(files: Iterable[Path]) -> str:
+def fingerprint(files: Iterable[Path], *, whole: bool = False) -> str:
     """Hexadecimal digest of files' names, sizes and contents (of large files, 256 places and the
-    header); it changes with any other model, not with the folder that the files lie in."""
+    header); it changes with any other model, not with the folder that the files lie in.
+
+    whole: of every byte, as SHA-256 in 64 digits, in place of 16
+    """
     # Sorted by what they hold: a checkpoint and its base may each have a model.safetensors.
-    digests = sorted(digest(_sampled(path)).hex() for path in set(files))
-    return digest("".join(digests), size=8).hex()
+    digests = sorted(digest(_sampled(path, whole)).hex() for path in set(files))
+    return digest("".join(digests), size=32 if whole else 8).hex()
 
 
-def _sampled(path: Path) -> Iterator[str | bytes]:
+def _sampled(path: Path, whole: bool) -> Iterator[str | bytes]:
     size = path.stat().st_size
     yield f"{path.name}:{size};"
     with path.open("rb") as file:
-        for offset in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+        step = _SAMPLE_BYTES if whole else max(_SAMPLE_BYTES, size // _SAMPLES)
+        for offset in range(0, size, step):
             file.seek(offset)
             yield file.read(_SAMPLE_BYTES)
 
