@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from NatureLM.app.settings import Limits
 from NatureLM.app.spectrogram import Levels, columns_per_second, contrast, levels_of, picture
 from NatureLM.audio import AudioError, find_recordings
-from NatureLM.audio.decode import RecordingInfo, probe
+from NatureLM.audio.decode import RecordingInfo, SoundLimits, probe
 from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.util import format_bytes, format_duration
@@ -157,7 +157,7 @@ class ClipList:
         shown = name or shown_name(upload)
         kept = take(upload, self.folder, self.limits)
         try:
-            info = probe(kept)
+            info = probe(kept, SoundLimits(seconds=self.limits.long_seconds))
             if info.duration <= self.limits.ask_seconds:
                 return _open(kept, shown, sample_rate, slowed, info)
         except AudioError as error:

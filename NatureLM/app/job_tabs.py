@@ -51,7 +51,7 @@ from NatureLM.app.ui import (
     static,
 )
 from NatureLM.audio import AudioError
-from NatureLM.audio.decode import probe
+from NatureLM.audio.decode import SoundLimits, probe
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import AskOptions
 from NatureLM.species import presets
@@ -290,7 +290,7 @@ class JobTab:
             settings = settings_of(values, context.folder, context.limits)
             context.jobs.refuse_if_full()
             if self._kind == "long":
-                probe(files[0][0])
+                probe(files[0][0], SoundLimits(seconds=context.limits.long_seconds))
             job = context.jobs.create(self._kind, files, settings)
             context.jobs.submit(job.id)
         except AudioError as error:

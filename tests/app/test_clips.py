@@ -222,3 +222,20 @@ def test_a_shelf_keeps_what_it_has_when_nothing_comes(sounds: Sounds, shelf: Cli
     for _ in range(6):
         shelf.put([(sounds["short"], None)], add=False)
     assert len(list(shelf.folder.iterdir())) <= 3 * 5
+
+
+def test_a_recording_without_a_length_is_decoded_no_further_than_the_longest(
+    tmp_path: Path,
+) -> None:
+    whole = io.BytesIO()
+    soundfile.write(whole, np.zeros(16000 * 60, np.float32), 16000, format="FLAC")
+    content = whole.getvalue()
+    total = (int.from_bytes(content[18:26], "big") >> 36 << 36).to_bytes(8, "big")
+    given = tmp_path / "meadow.flac"
+    given.write_bytes(content[:18] + total + content[26:-7])  # nor has it a last frame
+    clips = ClipList(tmp_path / "kept", Limits(long_seconds=30), most=2)
+    with pytest.raises(
+        UsageError, match=r"^meadow\.flac: the sound lasts more than 30\.0 s\. At mo"
+    ):
+        clips.open(given)
+    assert not list((tmp_path / "kept").iterdir())
