@@ -71,6 +71,7 @@ class FakePipeline:
         self.revisions: dict[str, str] = {}
         self.conversations: list[FakeConversation] = []
         self.asked_windows: list[dict[str, Any]] = []
+        self.revisions: dict[str, str] = {}
 
     def conversation(self, *, alpha: float, input_sample_rate: float) -> FakeConversation:
         self.conversations.append(FakeConversation(self, alpha))
