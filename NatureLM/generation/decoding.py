@@ -11,16 +11,15 @@ begins further right.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import (
     PreallocatedCache,
     SharedPrefix,
@@ -45,6 +44,28 @@ class NonFiniteLogitsError(NatureLMError):
 
     def __init__(self, model: Any = None) -> None:
         super().__init__(why_not_finite(model, "answer"))
+
+
+class Constraint(Protocol):
+    """Which answers are allowed; a `LabelGrammar` is one.
+
+    What it raises is the error of its own prompt.
+    """
+
+    def allowed(self, ids: Sequence[int], room: int) -> Sequence[int] | Tensor:
+        """What may follow the beginning `ids` of an answer: token ids, or a mask (V,) of them.
+
+        room: how many tokens may still come. Where nothing is allowed, the answer ends.
+        """
+
+
+@dataclass(frozen=True)
+class TokenLogProbability:
+    """How likely the model found a token, natural logarithm, and the likeliest ones, best first."""
+
+    token: int
+    value: float
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class DecodingSession:
@@ -128,6 +149,12 @@ class DecodingSession:
         self._alphas = [self._alphas[row] for row in rows]
         self._ends = [self._ends[row] for row in rows]
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, between two steps; those that are named stand in their order."""
+        if len(rows) < self.rows:
+            self.select(rows)
+            self.logits_RV = self.logits_RV[list(rows)]
+
     def join(self, other: DecodingSession) -> None:
         """Take the rows of another session, too, behind those of this one."""
         both = (self, other)
@@ -169,15 +196,19 @@ class Prompt:
     embeds_LD: embeddings (length, width)
     alpha: share of the adapter
     stream: number of the random stream when sampling
-    grammar: which answers are allowed (None: any)
+    constraint: which answers are allowed (None: any)
     source: whatever the caller made it from
+    options: how it is decoded; the decoder's options where it is None
+    ends: whether an answer's ids are complete, such as with a stop string
     """
 
     embeds_LD: Tensor
     alpha: float = 1.0
     stream: int = 0
-    grammar: LabelGrammar | None = None
+    constraint: Constraint | None = None
     source: Any = None
+    options: GenerationOptions | None = None
+    ends: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclass(eq=False)
@@ -189,6 +220,9 @@ class RowState:
         it is what they are ranked by, so a repetition penalty counts; of greedy and sampled tokens
         it is the model's own. NaN where the logits overflowed; the ids mean nothing then
     hypotheses: score, tokens and sum of the beams that came to an end
+    options: how it is decoded; None takes those of all
+    log_probabilities: of each token, if the options ask for them
+    error: what the constraint raised
 
     Once it is done, the answer is its only beam, the end of the text included if one came.
     """
@@ -201,6 +235,9 @@ class RowState:
     sums: list[float] = field(default_factory=lambda: [0.0])
     hypotheses: list[tuple[float, list[int], float]] = field(default_factory=list)
     done: bool = False
+    options: GenerationOptions | None = None
+    log_probabilities: list[TokenLogProbability] = field(default_factory=list)
+    error: Exception | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -211,6 +248,21 @@ class RowState:
     def log_probability(self) -> float:
         """Of the first beam."""
         return self.sums[0]
+
+    def ends_with(self, ids: Sequence[int], eos_ids: Sequence[int]) -> bool:
+        """Whether an answer is complete with its last token."""
+        return ids[-1] in eos_ids or (self.prompt.ends is not None and self.prompt.ends(ids))
+
+    def allowed(self, ids: Sequence[int], eos_ids: Sequence[int]) -> Sequence[int] | Tensor:
+        """What its constraint lets follow; an end where that is nothing, or it fails."""
+        assert self.prompt.constraint is not None
+        try:
+            found = self.prompt.constraint.allowed(ids, self.max_new_tokens - len(ids))
+        except Exception as error:  # of one prompt, which must not stop the others
+            self.error = error
+            return eos_ids
+        is_some = bool(found.any()) if isinstance(found, Tensor) else len(found) > 0
+        return found if is_some else eos_ids
 
     def finish(self, ids: list[int], log_probability: float) -> None:
         """This is the answer."""
@@ -235,7 +287,6 @@ class Decoder:
     ) -> None:
         self._model, self._graphs = language_model, graphs
         self._options, self._eos_ids = options, list(eos_ids)
-        self._choose_tokens = choose_beams if options.num_beams > 1 else choose_tokens
         self._session: DecodingSession | None = None
         self._active: list[RowState] = []
         self._next: tuple[list[int], list[int]] = ([], [])  # rows that go on, each with a token
@@ -243,6 +294,16 @@ class Decoder:
     def __len__(self) -> int:
         """Prompts that are not finished."""
         return len(self._active)
+
+    @property
+    def states(self) -> tuple[RowState, ...]:
+        """Those that are not finished, as far as they have come."""
+        return tuple(self._active)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the next steps: a prompt has as many as beams."""
+        return sum(self._of(state).num_beams for state in self._active)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -259,6 +320,25 @@ class Decoder:
         self._session, self._active = None, []
 
     @torch.inference_mode()
+    def remove(self, prompts: Sequence[Prompt]) -> None:
+        """Decode these no further; the others go on as if they had never been there."""
+        gone = set(map(id, prompts))
+        rows: list[int] = []
+        first_row = 0
+        for state in self._active:
+            if id(state.prompt) not in gone:
+                rows.extend(range(first_row, first_row + len(state.beams)))
+            first_row += len(state.beams)
+        self._active = [state for state in self._active if id(state.prompt) not in gone]
+        if not self._active:
+            self._session = None
+        elif self._session is not None:
+            self._session.keep(rows)
+
+    def _of(self, state: RowState) -> GenerationOptions:
+        return state.options or self._options
+
+    @torch.inference_mode()
     def add(
         self,
         prompts: Sequence[Prompt],
@@ -272,14 +352,14 @@ class Decoder:
         """
         if not prompts:
             return
-        options, before = self._options, 0 if cache is None else cache.get_seq_length()
-        limit = context_length(self._model)
+        before, limit = 0 if cache is None else cache.get_seq_length(), context_length(self._model)
+        own = [prompt.options or self._options for prompt in prompts]
         session = DecodingSession(
             self._model,
             [prompt.embeds_LD for prompt in prompts],
             [prompt.alpha for prompt in prompts],
             shared=shared,
-            new_tokens=options.max_new_tokens,
+            new_tokens=max(one.max_new_tokens for one in own),
             graphs=self._graphs,
             cache=cache,
         )
@@ -287,15 +367,16 @@ class Decoder:
             self._session = session
         else:
             self._session.join(session)
-        for one in prompts:
+        for one, options in zip(prompts, own, strict=True):
             positions = before + one.embeds_LD.shape[0]
-            most = one.grammar.max_new_tokens if one.grammar else options.max_new_tokens
+            most = max(options.max_new_tokens, getattr(one.constraint, "needed", 1))
             self._active.append(
                 RowState(
                     one,
                     positions,
                     most if limit is None else max(1, min(most, limit - positions)),
                     random_stream(options, one.stream) if options.do_sample else None,
+                    options=one.options,
                 )
             )
 
@@ -327,9 +408,7 @@ class Decoder:
         """Choose the next tokens; prompts that are finished with them leave."""
         if self._session is None:
             return []
-        self._next = self._choose_tokens(
-            self._session.logits_RV, self._active, self._eos_ids, self._options
-        )
+        self._next = choose(self._session.logits_RV, self._active, self._eos_ids, self._options)
         finished = [state for state in self._active if state.done]
         self._active = [state for state in self._active if not state.done]
         if not self._active:
@@ -348,6 +427,34 @@ class Decoder:
 # -- greedy and sampled -----------------------------------------------------------------------
 
 
+def choose(
+    logits_RV: Tensor,
+    states: Sequence[RowState],
+    eos_ids: Sequence[int],
+    options: GenerationOptions,
+) -> tuple[list[int], list[int]]:
+    """Take every prompt a token further, with beams or without.
+
+    options: of prompts that have none of their own
+
+    Returns the rows that go on, each with its token.
+    """
+    has_beams = [(state.options or options).num_beams > 1 for state in states]
+    if len(set(has_beams)) == 1:
+        way = choose_beams if has_beams[0] else choose_tokens
+        return way(logits_RV, states, eos_ids, options)
+    owners = [place for place, state in enumerate(states) for _ in state.beams]
+    chosen: list[tuple[int, int, int]] = []  # place of the prompt, row, token
+    for kind, way in ((False, choose_tokens), (True, choose_beams)):
+        rows = [row for row, place in enumerate(owners) if has_beams[place] == kind]
+        some = [state for state, one in zip(states, has_beams, strict=True) if one == kind]
+        where = torch.tensor(rows, device=logits_RV.device)
+        for row, token in zip(*way(logits_RV[where], some, eos_ids, options), strict=True):
+            chosen.append((owners[rows[row]], rows[row], token))
+    chosen.sort(key=lambda one: one[0])  # a prompt's beams stay in their order
+    return [row for _, row, _ in chosen], [token for _, _, token in chosen]
+
+
 def choose_tokens(
     logits_RV: Tensor,
     states: Sequence[RowState],
@@ -359,18 +466,30 @@ def choose_tokens(
     Returns the rows that go on, each with its token.
     """
     scores_RV = process_scores(logits_RV, states, eos_ids, options)
-    generators = [state.generator for state in states if state.generator is not None]
-    tokens_R = sample(scores_RV, options, generators) if generators else scores_RV.argmax(dim=-1)
-    chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - logits_RV.logsumexp(dim=-1)
-    rows: list[int] = []
+    tokens_R = scores_RV.argmax(dim=-1)
+    for rows, own in _drawn_alike(states, options):
+        where = torch.tensor(rows, device=scores_RV.device)
+        streams = [states[row].generator for row in rows]
+        tokens_R[where] = sample(scores_RV[where], own, [one for one in streams if one is not None])
+    total_R = logits_RV.logsumexp(dim=-1)
+    chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - total_R
+    rows = []
     tokens: list[int] = []
     for row, (state, token, log_probability) in enumerate(
         zip(states, tokens_R.tolist(), chosen_R.tolist(), strict=True)
     ):
         state.ids.append(token)
         state.sums[0] += log_probability
+        most = (state.options or options).logprobs
+        if most is not None:
+            best = (logits_RV[row] - total_R[row]).topk(min(most, logits_RV.shape[1]))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            state.log_probabilities.append(
+                TokenLogProbability(token, log_probability, tuple(pairs))
+            )
         state.done = (
-            token in eos_ids
+            state.ends_with(state.ids, eos_ids)
+            or state.error is not None
             or len(state.ids) >= state.max_new_tokens
             or math.isnan(log_probability)  # what was chosen means nothing
         )
@@ -380,38 +499,47 @@ def choose_tokens(
     return rows, tokens
 
 
+def _drawn_alike(
+    states: Sequence[RowState], options: GenerationOptions
+) -> Iterator[tuple[list[int], GenerationOptions]]:
+    """The prompts that are sampled with one temperature, top_k and top_p, and such options."""
+    groups: dict[tuple[float, int, float], tuple[list[int], GenerationOptions]] = {}
+    for place, state in enumerate(states):
+        if state.generator is not None:
+            own = state.options or options
+            groups.setdefault((own.temperature, own.top_k, own.top_p), ([], own))[0].append(place)
+    yield from groups.values()
+
+
 def process_scores(
     scores_RV: Tensor,
     states: Sequence[RowState],
     eos_ids: Sequence[int],
     options: GenerationOptions,
 ) -> Tensor:
-    """Scores after the penalties, and the grammars of their prompts (a copy if changed)."""
-    rows = [(state, ids) for state in states for ids in state.beams]
-    if options.repetition_penalty != 1.0:
+    """Scores after the penalties, and the constraints of their prompts (a copy if changed)."""
+    rows = [(state, ids, state.options or options) for state in states for ids in state.beams]
+    if any(own.repetition_penalty != 1.0 for _, _, own in rows):
         scores_RV = scores_RV.clone()
-        for row, (_, ids) in enumerate(rows):
-            if ids:
+        for row, (_, ids, own) in enumerate(rows):
+            if ids and own.repetition_penalty != 1.0:
                 seen = torch.tensor(sorted(set(ids)), device=scores_RV.device)
-                old, penalty = scores_RV[row, seen], options.repetition_penalty
+                old, penalty = scores_RV[row, seen], own.repetition_penalty
                 scores_RV[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
     too_short = [
         row
-        for row, (state, ids) in enumerate(rows)
-        if state.positions + len(ids) < options.min_length
+        for row, (state, ids, own) in enumerate(rows)
+        if state.positions + len(ids) < own.min_length
     ]
     if too_short:
         scores_RV = scores_RV.clone()
         for row in too_short:
             scores_RV[row, list(eos_ids)] = -torch.inf
-    if any(state.prompt.grammar is not None for state in states):
+    if any(state.prompt.constraint is not None for state in states):
         masked_RV = scores_RV.clone()
-        for row, (state, ids) in enumerate(rows):
-            if state.prompt.grammar is not None:
-                room = state.max_new_tokens - len(ids)
-                allowed = torch.tensor(
-                    state.prompt.grammar.allowed(ids, room), device=scores_RV.device
-                )
+        for row, (state, ids, _) in enumerate(rows):
+            if state.prompt.constraint is not None:
+                allowed = torch.as_tensor(state.allowed(ids, eos_ids), device=scores_RV.device)
                 masked_RV[row] = -torch.inf
                 masked_RV[row, allowed] = scores_RV[row, allowed].clamp_min(_LEAST)
         return masked_RV
@@ -471,12 +599,14 @@ def choose_beams(
     sums = [total for state in states for total in state.sums]
     scores_RV = scores_RV + scores_RV.new_tensor(sums)[:, None]
     widths = [len(state.beams) for state in states]
-    candidates = _candidates(scores_RV, widths, max(2, 1 + len(eos_ids)) * options.num_beams)
+    beams = [(state.options or options).num_beams for state in states]
+    most = [max(2, 1 + len(eos_ids)) * one for one in beams]
+    candidates = _candidates(scores_RV, widths, most)
     rows: list[int] = []
     tokens: list[int] = []
     first_row = 0
     for state, width, best in zip(states, widths, candidates, strict=True):
-        parents = _advance(state, best, eos_ids, options)
+        parents = _advance(state, best, eos_ids, state.options or options)
         if not state.done:
             rows.extend(first_row + parent for parent in parents)
             tokens.extend(ids[-1] for ids in state.beams)
@@ -485,23 +615,24 @@ def choose_beams(
 
 
 def _candidates(
-    scores_RV: Tensor, widths: Sequence[int], most: int
+    scores_RV: Tensor, widths: Sequence[int], most: Sequence[int]
 ) -> list[list[tuple[float, int, int]]]:
     """The best (sum, beam, token) over the beams of each prompt, best first.
 
     widths: how many rows each prompt has; those with as many are one `topk`
-    most: enough that beams stay even if every beam's end-of-text tokens come first
+    most: of each prompt: enough that beams stay even if every beam's end-of-text tokens come first
     """
     vocabulary = scores_RV.shape[-1]
     first_rows = [0, *accumulate(widths)]
     found: list[list[tuple[float, int, int]]] = [[] for _ in widths]
-    for beams in set(widths):
-        prompts = [prompt for prompt, one in enumerate(widths) if one == beams]
+    for beams, wanted in set(zip(widths, most, strict=True)):
+        kinds = zip(widths, most, strict=True)
+        prompts = [place for place, one in enumerate(kinds) if one == (beams, wanted)]
         block_RV = scores_RV
         if len(prompts) < len(widths):
             rows = [first_rows[prompt] + beam for prompt in prompts for beam in range(beams)]
             block_RV = scores_RV[torch.tensor(rows, device=scores_RV.device)]
-        best = block_RV.view(len(prompts), -1).topk(min(most, beams * vocabulary))
+        best = block_RV.view(len(prompts), -1).topk(min(wanted, beams * vocabulary))
         for prompt, totals, places in zip(
             prompts, best.values.tolist(), best.indices.tolist(), strict=True
         ):
@@ -533,7 +664,8 @@ def _advance(
     beams: list[list[int]] = []
     sums: list[float] = []
     parents: list[int] = []
-    if math.isnan(candidates[0][0]):  # sorted before all numbers; nothing can be compared
+    # NaN is sorted before all numbers, and nothing can be compared with it.
+    if state.error is not None or math.isnan(candidates[0][0]):
         state.finish(state.ids, math.nan)
         return parents
     for rank, (total, parent, token) in enumerate(candidates):
@@ -543,7 +675,12 @@ def _advance(
             if rank < width:  # whichever end came, the reference writes its first id
                 complete(total, [*state.beams[parent], eos_ids[0]])
             continue
-        beams.append([*state.beams[parent], token])
+        ids = [*state.beams[parent], token]
+        if state.ends_with(ids, eos_ids):
+            if rank < width:
+                complete(total, ids)
+            continue
+        beams.append(ids)
         sums.append(total)
         parents.append(parent)
         if len(beams) == width:

@@ -29,7 +29,14 @@ from NatureLM.generation.audio_cache import (
     Load,
     bytes_in_memory,
 )
-from NatureLM.generation.decoding import Decoder, NonFiniteLogitsError, Prompt, RowState
+from NatureLM.generation.decoding import (
+    Constraint,
+    Decoder,
+    NonFiniteLogitsError,
+    Prompt,
+    RowState,
+    TokenLogProbability,
+)
 from NatureLM.generation.labels import (
     LabelChoice,
     LabelGrammar,
@@ -62,6 +69,7 @@ _ACCELERATOR_CACHE_BYTES = 8 << 30
 _BUSY_ROWS = {"cpu": 16}  # rows that a step takes hardly longer for than for one
 _ACCELERATOR_BUSY_ROWS = 128
 _CACHE_SHARE = 4  # of the memory that may be used, one part
+_MAX_LOGPROBS = 100
 _MAX_PRIORS = 4096  # of labels without audio that are kept
 
 
@@ -73,6 +81,8 @@ class GenerationOptions:
     therefore never forces a token. `temperature`, `top_p` and `top_k` act only when sampling;
     `seed` and a row's number give each row its own random stream. However many `max_new_tokens`
     are, an answer ends where the language model takes no more positions.
+    A free answer ends before the first of the `stop` strings. With `logprobs`, each token comes
+    with its log-probability and with so many of the likeliest ones; not with beams.
     """
 
     max_new_tokens: int = 300
@@ -85,19 +95,32 @@ class GenerationOptions:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
             allowed = (
-                None if one.name == "do_sample" else out_of_bounds(("generate", one.name), value)
+                None
+                if one.name in ("do_sample", "stop", "logprobs")
+                else out_of_bounds(("generate", one.name), value)
             )
             if allowed is not None:
                 raise UsageError(f"{one.name} must be {allowed}, got {value}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UsageError(f"stop must be texts that are not empty, got {self.stop!r}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= _MAX_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}, and it must be 0 to {_MAX_LOGPROBS}")
         if self.do_sample and self.num_beams > 1:
             raise UsageError(
                 f"num_beams is {self.num_beams} and do_sample is true: sampling works with one "
                 "beam; set num_beams to 1 or do_sample to false"
+            )
+        if self.logprobs is not None and self.num_beams > 1:
+            raise UsageError(
+                f"num_beams is {self.num_beams} and logprobs is {self.logprobs}: tokens have log-"
+                "probabilities of their own with one beam only; set num_beams to 1"
             )
 
 
@@ -129,6 +152,9 @@ class Request:
     alpha: share of the adapter
     stream: number of the random stream when sampling; requests with one number draw alike
     choice: the list that the answer is chosen from; None for a free answer
+    options: how it is decoded; None takes the engine's
+    constraint: which free answers are allowed
+    tenant: whom it belongs to; what requests begin with is shared within one tenant only
     """
 
     key: Hashable
@@ -137,6 +163,9 @@ class Request:
     alpha: float = 1.0
     stream: int = 0
     choice: LabelChoice | None = None
+    options: GenerationOptions | None = None
+    constraint: Constraint | None = None
+    tenant: str = ""
 
     @property
     def is_scored(self) -> bool:
@@ -152,6 +181,8 @@ class Answer:
         its tokens; tokens: how many they are
     scores: of all labels, where they were scored; the text is the likeliest then
     ids: the tokens of a decoded answer, its end included; of NaN logits there are some, too
+    is_whole: whether it came to an end, not to the most tokens that it may have
+    log_probabilities: of its tokens, if the options ask for them
     """
 
     request: Request
@@ -161,6 +192,8 @@ class Answer:
     tokens: int = 0
     scores: LabelScores | None = None
     ids: tuple[int, ...] = ()
+    is_whole: bool = True
+    log_probabilities: tuple[TokenLogProbability, ...] = ()
 
     @property
     def mean_log_probability(self) -> float | None:
@@ -222,14 +255,14 @@ class Engine:
         self._workers, self._lookahead = workers, lookahead
         if embeddings is None:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
-        self._embeddings = embeddings
+        self.embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
         limit = context_length(model.language_model)
         self._grammar = lru_cache(maxsize=64)(
             lambda choice: LabelGrammar(choice, model.tokenizer, self._eos_ids, new_tokens, limit)
         )
-        self._reader = PromptReader(model, self._answer_tokens)
-        self._scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
+        self.reader = PromptReader(model, self._answer_tokens)
+        self.scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
         self._graphs = None
         kind = model.device.type
         if capture or (capture is None and kind == "cuda"):
@@ -247,21 +280,19 @@ class Engine:
             OSError, the requests with that clip get the error, and the others are answered
         """
         with self._encoder(load) as audio:
-            waiting = RequestQueue(requests, audio, self.model, self._lookahead, self._reader)
+            waiting = RequestQueue(requests, audio, self.model, self._lookahead, self.reader)
             decoder: Decoder | None = None
             while True:
                 scored: list[Row] = []
                 if not decoder or self._more_rows_pay(decoder):
                     yield from waiting.fill()
                     scored = waiting.take_scored()
-                    yield from self._scorer(scored)
+                    yield from self.scorer(scored)
                     if len(waiting):
-                        decoder = decoder or Decoder(
-                            self.model.language_model, self.options, self._eos_ids, self._graphs
-                        )
-                        self._refill(decoder, waiting)
+                        decoder = decoder or self.new_decoder()
+                        self.refill(decoder, waiting)
                 if decoder:
-                    yield from self._advance(decoder, waiting)
+                    yield from self.advance(decoder, waiting)
                 elif not scored:
                     return
 
@@ -271,10 +302,19 @@ class Engine:
         sound: positions of its clips together
         """
         try:
-            self._reader.check(request, sound)
+            self.reader.check(request, sound)
         except UsageError as error:
             return error
         return None
+
+    def new_decoder(self) -> Decoder:
+        """Decodes nothing yet."""
+        return Decoder(self.model.language_model, self.options, self._eos_ids, self._graphs)
+
+    def check(self, request: Request) -> None:
+        """Raise UsageError for what is wrong with a request before its sound is known."""
+        self.model.alphas_for([request.alpha], 1)
+        self.reader.check(request)
 
     def encode(self, names: Iterable[str], load: Load) -> dict[str, Encoded]:
         """Clips (or what kept them from being read) by name, encoded and kept."""
@@ -287,15 +327,17 @@ class Engine:
         return AudioEncoder(
             load,
             self.model.processor.prepare_audio,
-            self._encode,
-            kept=self._embeddings,
-            state=self._embeddings.state_of(self.model),
+            self.encode_batch,
+            kept=self.embeddings,
+            state=self.embeddings.state_of(self.model),
             workers=self._workers,
             batch=batch,
             ahead=_BATCHES_AHEAD * batch,
         )
 
-    def _encode(self, wav_BS: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def encode_batch(self, wav_BS: Tensor) -> Tensor:
+        """Prepared waveforms (B, S) as audio embeddings (B, Q, D)."""
         audio_BQD = self.model.encode_audio(wav_BS)
         self.encoded += len(wav_BS)
         return audio_BQD
@@ -307,13 +349,13 @@ class Engine:
         that takes the time, and more rows bring nothing. Half a batch must be free, because all
         keys and values that are there are copied when rows join.
         """
-        is_busy = len(decoder) * self.options.num_beams >= self._busy
+        is_busy = decoder.rows >= self._busy
         return not is_busy and 2 * len(decoder) <= self._budget.rows(decoder.longest)
 
-    def _refill(self, decoder: Decoder, waiting: RequestQueue) -> None:
+    def refill(self, decoder: Decoder, waiting: RowQueue) -> None:
         """Add rows that wait to those that are decoded, as far as there is room."""
         while len(waiting):
-            budget = self._budget
+            budget = self._budget_for(decoder, waiting)
             if decoder:
                 room = budget.rows(max(decoder.longest, waiting.longest)) - len(decoder)
                 if room < 1:
@@ -328,21 +370,35 @@ class Engine:
             waiting.put_back(batch.rows)
             self._shrink(backoff.retry_size)
 
+    def _budget_for(self, decoder: Decoder, waiting: RowQueue) -> Budget:
+        """The budget by the largest options of those that are decoded or wait."""
+        states = [one.options for one in decoder.states]
+        own = [one for one in (*states, *waiting.options) if one is not None]
+        budget = self._budget
+        for one in own:
+            beams = max(budget.num_beams, one.num_beams)
+            budget = replace(
+                budget, num_beams=beams, new_tokens=max(budget.new_tokens, one.max_new_tokens)
+            )
+        return budget
+
     def _answer_tokens(self, choice: LabelChoice | None) -> int:
         """How many tokens there must be room for, an end included."""
         if choice is None:
             return 1
         if choice.how == "score":
-            return self._scorer.longest(choice.labels)
+            return self.scorer.longest(choice.labels)
         return self._grammar(choice).needed
 
     def _prompt(self, row: Row) -> Prompt:
-        request = row.request
-        grammar = None if request.choice is None else self._grammar(request.choice)
+        request, options = row.request, row.request.options
+        rule = request.constraint if request.choice is None else self._grammar(request.choice)
+        stop = (options or self.options).stop if request.choice is None else ()
+        ends = StopStrings(stop, self.model.tokenizer).end if stop else None
         embeds_LD = row.embeddings(self.model.llama_embed_tokens)
-        return Prompt(embeds_LD, request.alpha, request.stream, grammar, row)
+        return Prompt(embeds_LD, request.alpha, request.stream, rule, row, options, ends)
 
-    def _advance(self, decoder: Decoder, waiting: RequestQueue) -> Iterator[Answer]:
+    def advance(self, decoder: Decoder, waiting: RowQueue) -> Iterator[Answer]:
         finished: list[RowState] = []
         prompts = decoder.prompts
         with oom_backoff(len(decoder), "answers were decoded") as backoff:
@@ -357,14 +413,25 @@ class Engine:
 
     def _answer(self, state: RowState) -> Answer:
         ids, log_probability = tuple(state.ids), state.log_probability
-        request = state.prompt.source.request
+        request: Request = state.prompt.source.request
+        if state.error is not None:
+            return Answer(request, None, state.error, ids=ids)
         if math.isnan(log_probability):
             return Answer(request, None, NonFiniteLogitsError(self.model), ids=ids)
-        if state.prompt.grammar is None:
-            text = self.model.tokenizer.decode(state.ids, skip_special_tokens=True)
+        if request.choice is not None:
+            text = self._grammar(request.choice).text(ids)
         else:
-            text = state.prompt.grammar.text(ids)
-        return Answer(request, text, log_probability=log_probability, tokens=len(ids), ids=ids)
+            text = self.model.tokenizer.decode(state.ids, skip_special_tokens=True)
+            text = before_stop(text, (request.options or self.options).stop)
+        return Answer(
+            request,
+            text,
+            log_probability=log_probability,
+            tokens=len(ids),
+            ids=ids,
+            is_whole=state.ends_with(ids, self._eos_ids),
+            log_probabilities=tuple(state.log_probabilities),
+        )
 
     def _shrink(self, rows: int) -> None:
         """Continue with fewer rows, and give back what captured steps hold."""
@@ -399,6 +466,15 @@ class PromptReader:
             raise PromptTooLong(text, sound, needed, limit, is_whole=is_whole)
         return parts
 
+    def row(self, request: Request, clips: Sequence[EncodedClip]) -> Row | Answer:
+        """A request that is ready to run, or its refusal."""
+        audios_QD = tuple(clip.audio_QD for clip in clips)
+        try:
+            parts = self.check(request, sum(one.shape[0] for one in audios_QD))
+        except UsageError as error:
+            return Answer(request, None, error)
+        return Row(request, parts, audios_QD, *pieces_of(parts, clips))
+
 
 def _parts_and_length(
     prompt: str, tokenizer: Any, limit: int | None
@@ -409,7 +485,80 @@ def _parts_and_length(
     return () if limit is not None and text > limit else parts, text
 
 
-class RequestQueue:
+class StopStrings:
+    """Strings that end an answer before them."""
+
+    def __init__(self, stop: Sequence[str], tokenizer: Any) -> None:
+        self._stop, self._tokenizer = tuple(stop), tokenizer
+        # A token is a byte or more of text, and one may begin or end beside the string.
+        self._tail = max(len(one.encode()) for one in stop) + 2
+
+    def end(self, ids: Sequence[int]) -> bool:
+        """Whether one stands in the text of these tokens, of which the last one is new."""
+        return self._has(ids[-self._tail :]) and self._has(ids)
+
+    def _has(self, ids: Sequence[int]) -> bool:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return before_stop(text, self._stop) != text
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """What stands in front of the first stop string."""
+    return text[: min((place for one in stop if (place := text.find(one)) >= 0), default=None)]
+
+
+class RowQueue:
+    """Rows that are ready to run."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest prompt that waits."""
+        return max((row.length for row in self._rows), default=0)
+
+    @property
+    def options(self) -> list[GenerationOptions | None]:
+        """Of the rows that wait."""
+        return [row.request.options for row in self._rows]
+
+    def take(self, budget: Budget) -> Batch:
+        """The batch of the row that has waited longest, with those that go well with it."""
+        first = self._rows[0]
+        batch = next(
+            one for one in plan_batches(self._rows, budget) if any(row is first for row in one.rows)
+        )
+        self.remove(batch.rows)
+        return batch
+
+    def take_scored(self, most: int | None = None) -> list[Row]:
+        """The first rows whose labels are scored, which wait no longer."""
+        taken = [row for row in self._rows if row.request.is_scored][:most]
+        self.remove(taken)
+        return taken
+
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Rows that could not be run now wait again, in front of all others."""
+        self._rows = [*rows, *self._rows]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows wait behind all others."""
+        self._rows += rows
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """These wait no longer."""
+        gone = set(map(id, rows))
+        self._rows = [row for row in self._rows if id(row) not in gone]
+
+
+class RequestQueue(RowQueue):
     """Rows of requests that are ready to run, and the requests behind them.
 
     requests: read `lookahead` at a time, while those before them are worked on
@@ -426,17 +575,9 @@ class RequestQueue:
     ) -> None:
         self._source = iter(requests)
         self._audio, self._model, self._lookahead = audio, model, lookahead
+        super().__init__()
         self._reader = reader
-        self._rows: list[Row] = []
         self._coming = self._next(lookahead)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def longest(self) -> int:
-        """Positions of the longest prompt that waits."""
-        return max((row.length for row in self._rows), default=0)
 
     def fill(self) -> list[Answer]:
         """Get rows ready until `lookahead` wait; the answers of requests that cannot run."""
@@ -469,26 +610,6 @@ class RequestQueue:
                 refused.append(Answer(one, None, error))
         return good, refused
 
-    def take(self, budget: Budget) -> Batch:
-        """The batch of the row that has waited longest, with those that go well with it."""
-        first = self._rows[0]
-        batch = next(
-            one for one in plan_batches(self._rows, budget) if any(row is first for row in one.rows)
-        )
-        taken = {id(row) for row in batch.rows}
-        self._rows = [row for row in self._rows if id(row) not in taken]
-        return batch
-
-    def take_scored(self) -> list[Row]:
-        """The rows whose labels are scored, which wait no longer."""
-        taken = [row for row in self._rows if row.request.is_scored]
-        self._rows = [row for row in self._rows if not row.request.is_scored]
-        return taken
-
-    def put_back(self, rows: Sequence[Row]) -> None:
-        """Rows that could not be run now wait again, in front of all others."""
-        self._rows = [*rows, *self._rows]
-
     def _next(self, count: int) -> list[Request]:
         requests = list(islice(self._source, count))
         self._audio.announce(key for one in requests for key in one.audios)
@@ -500,12 +621,7 @@ class RequestQueue:
             if isinstance(clip, Exception):
                 return Answer(request, None, clip)
             encoded.append(clip)
-        audios_QD = tuple(clip.audio_QD for clip in encoded)
-        try:
-            parts = self._reader.check(request, sum(one.shape[0] for one in audios_QD))
-        except UsageError as error:
-            return Answer(request, None, error)
-        return Row(request, parts, audios_QD, *pieces_of(parts, encoded))
+        return self._reader.row(request, encoded)
 
 
 class LabelScorer:

@@ -206,9 +206,9 @@ class Budget:
 def plan_batches(rows: Sequence[Row], budget: Budget) -> list[Batch]:
     """Put rows into batches, the shortest prompts first. The order of the rows does not matter."""
     parts: list[tuple[int, int, Sequence[Row]]] = []  # longest prompt, shared positions, rows
-    ordered = sorted(rows, key=lambda row: (row.request.alpha, row.pieces))
-    for _, same_alpha in groupby(ordered, key=lambda row: row.request.alpha):
-        for group, start in _prefix_groups(list(same_alpha)):
+    ordered = sorted(rows, key=lambda row: (*_may_share(row), row.pieces))
+    for _, sharing in groupby(ordered, key=_may_share):
+        for group, start in _prefix_groups(list(sharing)):
             size = budget.rows(max(row.length for row in group))
             for part in (group[first : first + size] for first in range(0, len(group), size)):
                 longest = max(row.length for row in part)
@@ -223,6 +223,11 @@ def plan_batches(rows: Sequence[Row], budget: Budget) -> list[Batch]:
             batch.shared.append(SharedPrefix(tuple(places), start))
         batch.rows.extend(part)
     return batches
+
+
+def _may_share(row: Row) -> tuple[float, str]:
+    """Keys and values are shared at one α, and within one tenant."""
+    return row.request.alpha, row.request.tenant
 
 
 def _prefix_groups(rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], int]]:

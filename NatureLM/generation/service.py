@@ -1,0 +1,449 @@
+"""The engine for many clients at once: requests come when they like and meet in one batch.
+
+A thread owns the engine. In turn it encodes sound that came, lets new rows join, takes all rows a
+token further, and scores some lists of labels; between two steps it lets go of what was cancelled
+or is out of time. An answer is the one that the request would get alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from NatureLM.errors import NatureLMError
+from NatureLM.generation.audio_cache import EmbeddingCache, EncodedClip, waveform_digest
+from NatureLM.generation.engine import Answer, Engine, Request, RowQueue
+from NatureLM.generation.prefill import Row
+from NatureLM.util import digest, oom_backoff
+
+OnTokens = Callable[[Sequence[int]], None]
+
+_ENCODED_AT_ONCE = 8  # clips between two steps of those that are answered
+_SCORED_AT_ONCE = 8  # rows, likewise
+_RETRY_SECONDS = (1.0, 60.0)
+_MEMORY = 0.9  # how much of an answer's mean time stays with each answer
+
+
+class QueueFull(NatureLMError):  # noqa: N818 (nothing is broken)
+    """As many requests wait as may; `retry_seconds` is when to come again."""
+
+    def __init__(self, waiting: int, retry_seconds: float) -> None:
+        super().__init__(
+            f"{waiting} requests wait for an answer, and no more are taken: try again in "
+            f"{retry_seconds:.0f} s"
+        )
+        self.retry_seconds = retry_seconds
+
+
+class ServiceStopped(NatureLMError):  # noqa: N818 (it may have been asked to)
+    """The service takes no requests, because it was closed or has failed."""
+
+
+class Cancelled(NatureLMError):  # noqa: N818 (nothing is broken)
+    """The request was given up by whoever asked."""
+
+
+class DeadlinePassed(NatureLMError):  # noqa: N818 (nothing is broken)
+    """There was no answer in time."""
+
+
+@dataclass
+class ServiceCounts:
+    """What a service did since it was made; times are seconds of its thread.
+
+    requests: that were taken, of which `answers` had one, `errors` had none, `cancelled` were given
+        up or out of time
+    waiting, running: requests now, not yet decoded and decoded
+    tokens: of answers; windows: that were encoded; cache_hits: that were not, as they were known
+    """
+
+    requests: int = 0
+    refused: int = 0
+    answers: int = 0
+    errors: int = 0
+    cancelled: int = 0
+    waiting: int = 0
+    running: int = 0
+    tokens: int = 0
+    windows: int = 0
+    cache_hits: int = 0
+    encode_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    score_seconds: float = 0.0
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `<name>_seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            key = f"{name}_seconds"
+            setattr(self, key, getattr(self, key) + time.perf_counter() - start)
+
+
+Clip = tuple[str, Tensor] | EncodedClip
+"""A prepared waveform (samples,) with the hash of its content, or encoded audio."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request on its way; made by `EngineService.submit`."""
+
+    request: Request
+    clips: Mapping[str, Clip]
+    deadline: float | None
+    on_tokens: OnTokens | None
+    wake: Callable[[], None]
+    future: Future[Answer] = field(default_factory=Future)
+    failure: Exception | None = None
+    told: int = 0
+
+    def result(self, timeout: float | None = None) -> Answer:
+        """The answer, once it is there.
+
+        Raises what kept the request from one: UsageError, Cancelled, DeadlinePassed,
+        ServiceStopped; TimeoutError if there is none within `timeout` seconds.
+        """
+        return self.future.result(timeout)
+
+    def cancel(self) -> None:
+        """Give the request up; its rows are free at the next step."""
+        self.failure = Cancelled("the request was cancelled")
+        self.wake()
+
+    def problem(self) -> Exception | None:
+        """Why nobody waits for it any more."""
+        is_late = self.deadline is not None and time.monotonic() >= self.deadline
+        if self.failure is None and is_late:
+            return DeadlinePassed("there was no answer in time")
+        return self.failure
+
+    def contents(self) -> dict[str, Tensor | EncodedClip]:
+        """Its sound by what it holds; the same sound of another tenant has another name."""
+        return {
+            self._content(clip): clip if isinstance(clip, EncodedClip) else clip[1]
+            for clip in self.clips.values()
+        }
+
+    def contents_in_order(self) -> list[str]:
+        """What stands at each placeholder, by the same names."""
+        return [self._content(self.clips[name]) for name in self.request.audios]
+
+    def _content(self, clip: Clip) -> str:
+        content = clip.digest if isinstance(clip, EncodedClip) else clip[0]
+        return digest([self.request.tenant, "\0", content], size=16).hex()
+
+
+class EngineService:
+    """Answers requests from many threads with one engine.
+
+    engine: nobody else may use it; its model must not be folded for requests of several α
+    max_waiting: requests that may wait to be decoded; further ones are refused
+    embeddings: where encoded sound is kept; what a tenant sent is found by this tenant only
+    on_failure: told why the thread came to an end, if it did so by itself
+
+    As a context manager it is drained at the end.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int = 128,
+        embeddings: EmbeddingCache | None = None,
+        on_failure: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self._engine, self._max_waiting, self._on_failure = engine, max_waiting, on_failure
+        self._embeddings = engine.embeddings if embeddings is None else embeddings
+        self._changed = threading.Condition()
+        self._checking = threading.Lock()
+        self._new: list[Ticket] = []
+        self._silent: list[Ticket] = []  # whose sound is not encoded yet
+        self._tickets: dict[Ticket, Ticket] = {}  # in the order in which they came
+        self._rows = RowQueue()
+        self._scored: list[Row] = []
+        self._decoder = engine.new_decoder()
+        self._counts = ServiceCounts()
+        self._seconds = 1.0  # between two answers
+        self._last = time.monotonic()
+        self._stopped: str | None = None
+        self._is_abandoned = False
+        self._thread = threading.Thread(target=self._work, name="naturelm-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        request: Request,
+        clips: Mapping[str, Any] | None = None,
+        *,
+        deadline: float | None = None,
+        on_tokens: OnTokens | None = None,
+    ) -> Ticket:
+        """Take a request; it is answered as soon as there is room.
+
+        clips: by the names in `request.audios`: waveforms (samples,) at the model's rate
+        deadline: seconds from now on
+        on_tokens: told the new ids of an answer with one beam after every step, in the thread of
+            the service; what it raises is the request's error
+
+        Raises UsageError for what cannot be answered, QueueFull and ServiceStopped.
+        """
+        self._refuse_if_full()
+        engine, given = self._engine, clips or {}
+        ready: dict[str, Clip] = {}
+        for name in dict.fromkeys(request.audios):
+            made = given[name]
+            if not isinstance(made, EncodedClip):
+                wav_S = engine.model.processor.prepare_audio(made)
+                made = (waveform_digest(wav_S), wav_S)
+            ready[name] = made
+        with self._checking:  # tokenisers are not made for threads
+            engine.check(request)
+        end = None if deadline is None else time.monotonic() + deadline
+        ticket = Ticket(request, ready, end, on_tokens, self._wake)
+        ticket.request = replace(request, key=ticket)
+        with self._changed:
+            self._refuse_if_full()
+            self._counts.requests += 1
+            if not self._tickets:
+                self._last = time.monotonic()
+            self._new.append(ticket)
+            self._tickets[ticket] = ticket
+            self._changed.notify_all()
+        return ticket
+
+    def counts(self) -> ServiceCounts:
+        """What was done so far."""
+        with self._changed:
+            running = len(self._decoder)
+            return replace(self._counts, waiting=len(self._tickets) - running, running=running)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Take no more requests, answer those that were taken, and end the thread.
+
+        timeout: seconds after which those without an answer are given up
+        """
+        with self._changed:
+            self._stopped = self._stopped or "the service is closing"
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._is_abandoned = True
+            self._wake()
+            self._thread.join()
+
+    def __enter__(self) -> EngineService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drain()
+
+    def _refuse_if_full(self) -> None:
+        with self._changed:
+            if self._stopped is not None:
+                raise ServiceStopped(self._stopped)
+            waiting = len(self._tickets) - len(self._decoder)
+            if waiting >= self._max_waiting:
+                self._counts.refused += 1
+                low, high = _RETRY_SECONDS
+                raise QueueFull(waiting, min(high, max(low, waiting * self._seconds)))
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while self._wait():
+                self._give_up()
+                self._encode_some()
+                self._refill()
+                self._score_some()
+                self._advance()
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            reason = f"the service has failed: {type(error).__name__}: {error}"
+            self._end(reason)
+            with suppress(Exception):
+                self._on_failure(error)
+        else:
+            self._end("the service was closed")
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False where there will be nothing any more."""
+        with self._changed:
+            while not self._tickets and self._stopped is None:
+                self._changed.wait()
+            self._silent += self._new
+            self._new = []
+            return bool(self._tickets) and not self._is_abandoned
+
+    def _end(self, reason: str) -> None:
+        with self._changed:
+            self._stopped = reason
+            left = list(self._tickets.values())
+            self._tickets.clear()
+            self._new, self._silent = [], []
+        self._decoder.clear()
+        for ticket in left:
+            ticket.future.set_exception(ServiceStopped(reason))
+
+    def _settle(self, ticket: Ticket, answer: Answer | None, why: Exception | None = None) -> None:
+        """The request has come to its end, with an answer or an error."""
+        error = why if answer is None else answer.error
+        with self._changed:
+            self._tickets.pop(ticket, None)
+            now, counts = time.monotonic(), self._counts
+            self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * (now - self._last)
+            self._last = now
+            if error is None:
+                counts.answers += 1
+            elif isinstance(error, (Cancelled, DeadlinePassed)):
+                counts.cancelled += 1
+            else:
+                counts.errors += 1
+            counts.tokens += 0 if answer is None else len(answer.ids)
+        if error is not None:
+            ticket.future.set_exception(error)
+        elif answer is not None:
+            ticket.future.set_result(answer)
+
+    def _give_up(self) -> None:
+        """Let go of those that nobody waits for."""
+        gone = {one: why for one in list(self._tickets.values()) if (why := one.problem())}
+        if gone:
+            self._let_go(gone)
+            for ticket, why in gone.items():
+                self._settle(ticket, None, why)
+
+    def _let_go(self, gone: Iterable[Ticket]) -> None:
+        left = set(map(id, gone))
+
+        def stays(row: Row) -> bool:
+            return id(row.request.key) not in left
+
+        with self._changed:
+            self._new = [one for one in self._new if id(one) not in left]
+        self._silent = [one for one in self._silent if id(one) not in left]
+        self._scored = [row for row in self._scored if stays(row)]
+        self._rows.remove([row for row in self._rows if not stays(row)])
+        self._decoder.remove([one for one in self._decoder.prompts if not stays(one.source)])
+
+    def _encode_some(self) -> None:
+        """Encode the sound of those that came first, and put those in line that have all of it."""
+        if not self._silent:
+            return
+        state = self._embeddings.state_of(self._engine.model)
+        known: dict[str, Tensor] = {}
+        new: dict[str, Tensor] = {}
+        ready: list[Ticket] = []
+        for ticket in self._silent:
+            missing: dict[str, Tensor] = {}
+            for content, clip in ticket.contents().items():
+                if isinstance(clip, EncodedClip):
+                    known[content] = clip.audio_QD
+                elif content not in known and content not in new:
+                    kept = self._embeddings.get(state + content)
+                    if kept is None:
+                        missing[content] = clip
+                    else:
+                        known[content] = kept
+                        self._counts.cache_hits += 1
+            if new and len(new) + len(missing) > _ENCODED_AT_ONCE:
+                break
+            new |= missing
+            ready.append(ticket)
+        self._silent = self._silent[len(ready) :]
+        with self._counts.timed("encode"):
+            known |= self._encoded(new, state)
+        for ticket in ready:
+            self._line_up(ticket, known)
+
+    def _encoded(self, wanted: Mapping[str, Tensor], state: str) -> dict[str, Tensor]:
+        by_length: dict[int, list[str]] = {}
+        for content, wav_S in wanted.items():
+            by_length.setdefault(wav_S.shape[0], []).append(content)
+        found: dict[str, Tensor] = {}
+        size = _ENCODED_AT_ONCE
+        for contents in by_length.values():
+            while contents:
+                some = contents[:size]
+                batch_BS = torch.stack([wanted[content] for content in some])
+                with oom_backoff(len(some), "clips were encoded") as backoff:
+                    audio_BQD = self._engine.encode_batch(batch_BS)
+                if backoff.retry_size is not None:
+                    size = backoff.retry_size
+                    continue
+                for content, audio_QD in zip(some, audio_BQD, strict=True):
+                    found[content] = audio_QD.clone()
+                    self._embeddings.put(state + content, found[content])
+                self._counts.windows += len(some)
+                contents = contents[size:]
+        return found
+
+    def _line_up(self, ticket: Ticket, known: Mapping[str, Tensor]) -> None:
+        clips = [EncodedClip(one, known[one]) for one in ticket.contents_in_order()]
+        made = self._engine.reader.row(ticket.request, clips)
+        if isinstance(made, Answer):
+            self._settle(ticket, made)
+        elif ticket.request.is_scored:
+            self._scored.append(made)
+        else:
+            self._rows.add([made])
+
+    def _refill(self) -> None:
+        if len(self._rows):
+            with self._counts.timed("prefill"):
+                self._engine.refill(self._decoder, self._rows)
+
+    def _score_some(self) -> None:
+        if not self._scored:
+            return
+        choice = self._scored[0].request.choice
+        some = [row for row in self._scored if row.request.choice == choice][:_SCORED_AT_ONCE]
+        taken = set(map(id, some))
+        self._scored = [row for row in self._scored if id(row) not in taken]
+        with self._counts.timed("score"):
+            answers = list(self._engine.scorer(some))
+        for answer in answers:
+            self._settle(_ticket(answer.request), answer)
+
+    def _advance(self) -> None:
+        if not self._decoder:
+            return
+        with self._counts.timed("decode"):
+            finished = list(self._engine.advance(self._decoder, self._rows))
+        for state in self._decoder.states:
+            if len(state.beams) == 1:
+                self._tell(_ticket(state.prompt.source.request), state.ids)
+        for answer in finished:
+            ticket = _ticket(answer.request)
+            if answer.error is None:
+                self._tell(ticket, answer.ids)
+            self._settle(ticket, answer)
+
+    def _tell(self, ticket: Ticket, ids: Sequence[int]) -> None:
+        """Give out the tokens that were not given out yet. After memory ran out they come again."""
+        options = ticket.request.options or self._engine.options
+        if ticket.on_tokens is None or options.num_beams > 1 or len(ids) <= ticket.told:
+            return
+        new, ticket.told = list(ids[ticket.told :]), len(ids)
+        try:
+            ticket.on_tokens(new)
+        except Exception as error:  # whoever listened is gone; the others are not
+            ticket.on_tokens, ticket.failure = None, error
+
+
+def _ticket(request: Request) -> Ticket:
+    return cast(Ticket, request.key)
