@@ -305,6 +305,7 @@ class AudioEncoder:
     workers: threads that load
     batch: clips that are encoded at once; half as many after each time that memory ran out
     ahead: clips that are loaded ahead of the model, which bounds the memory for waveforms
+    tenant: whose a clip is, by its name; what one tenant sent is not found by another
     """
 
     def __init__(
@@ -318,10 +319,11 @@ class AudioEncoder:
         workers: int = 2,
         batch: int = 16,
         ahead: int = 64,
+        tenant: Callable[[str], str] = lambda name: "",
     ) -> None:
         self._load, self._prepare, self._encode = load, prepare, encode
         self._kept, self._state = kept, state
-        self._batch, self._ahead = batch, ahead
+        self._batch, self._ahead, self._tenant = batch, ahead, tenant
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="naturelm-audio")
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._loading: dict[str, Future[_Waveform | EncodedClip]] = {}
@@ -390,7 +392,9 @@ class AudioEncoder:
             wav_S = self._prepare(loaded.samples, loaded.seconds)
         else:
             wav_S = self._prepare(loaded)
-        content = waveform_digest(wav_S)
+        content, tenant = waveform_digest(wav_S), self._tenant(name)
+        if tenant:
+            content = _hash((f"{tenant} ", content))
         return self._look_up(content) or (content, wav_S)
 
     def _loaded(self, name: str) -> _Waveform | Encoded:

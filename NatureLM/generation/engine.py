@@ -255,7 +255,7 @@ class Engine:
         self._workers, self._lookahead = workers, lookahead
         if embeddings is None:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
-        self.embeddings = embeddings
+        self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
         limit = context_length(model.language_model)
         self._grammar = lru_cache(maxsize=64)(
@@ -316,28 +316,32 @@ class Engine:
         self.model.alphas_for([request.alpha], 1)
         self.reader.check(request)
 
-    def encode(self, names: Iterable[str], load: Load) -> dict[str, Encoded]:
-        """Clips (or what kept them from being read) by name, encoded and kept."""
-        with self._encoder(load) as audio:
+    def encode(
+        self, names: Iterable[str], load: Load, tenant: Callable[[str], str] = lambda name: ""
+    ) -> dict[str, Encoded]:
+        """Clips (or what kept them from being read) by name, encoded and kept.
+
+        tenant: whose each is
+        """
+        with self._encoder(load, tenant) as audio:
             return audio.get(names)
 
-    def _encoder(self, load: Load) -> AudioEncoder:
+    def _encoder(self, load: Load, tenant: Callable[[str], str] = lambda name: "") -> AudioEncoder:
         batch = _ENCODE_BATCH.get(self.model.device.type, _ACCELERATOR_ENCODE_BATCH)
         batch = min(batch, self._budget.most_rows or batch)
         return AudioEncoder(
             load,
             self.model.processor.prepare_audio,
-            self.encode_batch,
-            kept=self.embeddings,
-            state=self.embeddings.state_of(self.model),
+            self._encode,
+            kept=self._embeddings,
+            state=self._embeddings.state_of(self.model),
             workers=self._workers,
             batch=batch,
             ahead=_BATCHES_AHEAD * batch,
+            tenant=tenant,
         )
 
-    @torch.inference_mode()
-    def encode_batch(self, wav_BS: Tensor) -> Tensor:
-        """Prepared waveforms (B, S) as audio embeddings (B, Q, D)."""
+    def _encode(self, wav_BS: Tensor) -> Tensor:
         audio_BQD = self.model.encode_audio(wav_BS)
         self.encoded += len(wav_BS)
         return audio_BQD
@@ -466,14 +470,19 @@ class PromptReader:
             raise PromptTooLong(text, sound, needed, limit, is_whole=is_whole)
         return parts
 
-    def row(self, request: Request, clips: Sequence[EncodedClip]) -> Row | Answer:
+    def row(self, request: Request, clips: Sequence[Encoded]) -> Row | Answer:
         """A request that is ready to run, or its refusal."""
-        audios_QD = tuple(clip.audio_QD for clip in clips)
+        encoded: list[EncodedClip] = []
+        for clip in clips:
+            if isinstance(clip, Exception):
+                return Answer(request, None, clip)
+            encoded.append(clip)
+        audios_QD = tuple(clip.audio_QD for clip in encoded)
         try:
             parts = self.check(request, sum(one.shape[0] for one in audios_QD))
         except UsageError as error:
             return Answer(request, None, error)
-        return Row(request, parts, audios_QD, *pieces_of(parts, clips))
+        return Row(request, parts, audios_QD, *pieces_of(parts, encoded))
 
 
 def _parts_and_length(
@@ -591,7 +600,7 @@ class RequestQueue(RowQueue):
             refused += problems
             clips = self._audio.get(key for one in fresh for key in one.audios)
             for request in fresh:
-                made = self._row(request, [clips[key] for key in request.audios])
+                made = self._reader.row(request, [clips[key] for key in request.audios])
                 if isinstance(made, Row):
                     self._rows.append(made)
                 else:
@@ -614,14 +623,6 @@ class RequestQueue(RowQueue):
         requests = list(islice(self._source, count))
         self._audio.announce(key for one in requests for key in one.audios)
         return requests
-
-    def _row(self, request: Request, clips: Sequence[Encoded]) -> Row | Answer:
-        encoded: list[EncodedClip] = []
-        for clip in clips:
-            if isinstance(clip, Exception):
-                return Answer(request, None, clip)
-            encoded.append(clip)
-        return self._reader.row(request, encoded)
 
 
 class LabelScorer:

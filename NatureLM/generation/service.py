@@ -15,14 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor
-
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.audio_cache import EmbeddingCache, EncodedClip, waveform_digest
+from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.generation.engine import Answer, Engine, Request, RowQueue
 from NatureLM.generation.prefill import Row
-from NatureLM.util import digest, oom_backoff
 
 OnTokens = Callable[[Sequence[int]], None]
 
@@ -91,16 +87,13 @@ class ServiceCounts:
             setattr(self, key, getattr(self, key) + time.perf_counter() - start)
 
 
-Clip = tuple[str, Tensor] | EncodedClip
-"""A prepared waveform (samples,) with the hash of its content, or encoded audio."""
-
-
 @dataclass(eq=False)
 class Ticket:
-    """A request on its way; made by `EngineService.submit`."""
+    """A request on its way, made by `EngineService.submit`; `asked` is it as it was given."""
 
     request: Request
-    clips: Mapping[str, Clip]
+    asked: Request
+    clips: Mapping[str, Any]
     deadline: float | None
     on_tokens: OnTokens | None
     wake: Callable[[], None]
@@ -128,28 +121,12 @@ class Ticket:
             return DeadlinePassed("there was no answer in time")
         return self.failure
 
-    def contents(self) -> dict[str, Tensor | EncodedClip]:
-        """Its sound by what it holds; the same sound of another tenant has another name."""
-        return {
-            self._content(clip): clip if isinstance(clip, EncodedClip) else clip[1]
-            for clip in self.clips.values()
-        }
-
-    def contents_in_order(self) -> list[str]:
-        """What stands at each placeholder, by the same names."""
-        return [self._content(self.clips[name]) for name in self.request.audios]
-
-    def _content(self, clip: Clip) -> str:
-        content = clip.digest if isinstance(clip, EncodedClip) else clip[0]
-        return digest([self.request.tenant, "\0", content], size=16).hex()
-
 
 class EngineService:
     """Answers requests from many threads with one engine.
 
-    engine: nobody else may use it; its model must not be folded for requests of several α
+    engine: nobody else may use it. Sound that it keeps is found by the tenant who sent it
     max_waiting: requests that may wait to be decoded; further ones are refused
-    embeddings: where encoded sound is kept; what a tenant sent is found by this tenant only
     on_failure: told why the thread came to an end, if it did so by itself
 
     As a context manager it is drained at the end.
@@ -160,16 +137,14 @@ class EngineService:
         engine: Engine,
         *,
         max_waiting: int = 128,
-        embeddings: EmbeddingCache | None = None,
         on_failure: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._engine, self._max_waiting, self._on_failure = engine, max_waiting, on_failure
-        self._embeddings = engine.embeddings if embeddings is None else embeddings
         self._changed = threading.Condition()
         self._checking = threading.Lock()
         self._new: list[Ticket] = []
         self._silent: list[Ticket] = []  # whose sound is not encoded yet
-        self._tickets: dict[Ticket, Ticket] = {}  # in the order in which they came
+        self._tickets: set[Ticket] = set()  # all that have no answer
         self._rows = RowQueue()
         self._scored: list[Row] = []
         self._decoder = engine.new_decoder()
@@ -199,18 +174,15 @@ class EngineService:
         Raises UsageError for what cannot be answered, QueueFull and ServiceStopped.
         """
         self._refuse_if_full()
-        engine, given = self._engine, clips or {}
-        ready: dict[str, Clip] = {}
+        engine, ready = self._engine, dict[str, Any]()
         for name in dict.fromkeys(request.audios):
-            made = given[name]
-            if not isinstance(made, EncodedClip):
-                wav_S = engine.model.processor.prepare_audio(made)
-                made = (waveform_digest(wav_S), wav_S)
-            ready[name] = made
+            clip = (clips or {})[name]
+            is_encoded = isinstance(clip, EncodedClip)
+            ready[name] = clip if is_encoded else engine.model.processor.prepare_audio(clip)
         with self._checking:  # tokenisers are not made for threads
             engine.check(request)
         end = None if deadline is None else time.monotonic() + deadline
-        ticket = Ticket(request, ready, end, on_tokens, self._wake)
+        ticket = Ticket(request, request, ready, end, on_tokens, self._wake)
         ticket.request = replace(request, key=ticket)
         with self._changed:
             self._refuse_if_full()
@@ -218,7 +190,7 @@ class EngineService:
             if not self._tickets:
                 self._last = time.monotonic()
             self._new.append(ticket)
-            self._tickets[ticket] = ticket
+            self._tickets.add(ticket)
             self._changed.notify_all()
         return ticket
 
@@ -292,7 +264,7 @@ class EngineService:
     def _end(self, reason: str) -> None:
         with self._changed:
             self._stopped = reason
-            left = list(self._tickets.values())
+            left = list(self._tickets)
             self._tickets.clear()
             self._new, self._silent = [], []
         self._decoder.clear()
@@ -303,7 +275,7 @@ class EngineService:
         """The request has come to its end, with an answer or an error."""
         error = why if answer is None else answer.error
         with self._changed:
-            self._tickets.pop(ticket, None)
+            self._tickets.discard(ticket)
             now, counts = time.monotonic(), self._counts
             self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * (now - self._last)
             self._last = now
@@ -317,11 +289,12 @@ class EngineService:
         if error is not None:
             ticket.future.set_exception(error)
         elif answer is not None:
-            ticket.future.set_result(answer)
+            ticket.future.set_result(replace(answer, request=ticket.asked))
 
     def _give_up(self) -> None:
         """Let go of those that nobody waits for."""
-        gone = {one: why for one in list(self._tickets.values()) if (why := one.problem())}
+        with self._changed:
+            gone = {one: why for one in self._tickets if (why := one.problem())}
         if gone:
             self._let_go(gone)
             for ticket, why in gone.items():
@@ -341,66 +314,36 @@ class EngineService:
         self._decoder.remove([one for one in self._decoder.prompts if not stays(one.source)])
 
     def _encode_some(self) -> None:
-        """Encode the sound of those that came first, and put those in line that have all of it."""
+        """Encode the sound of those that came first, and put them in line."""
         if not self._silent:
             return
-        state = self._embeddings.state_of(self._engine.model)
-        known: dict[str, Tensor] = {}
-        new: dict[str, Tensor] = {}
-        ready: list[Ticket] = []
+        sound: dict[str, Any] = {}
+        tenants: dict[str, str] = {}
+        some: list[Ticket] = []
         for ticket in self._silent:
-            missing: dict[str, Tensor] = {}
-            for content, clip in ticket.contents().items():
-                if isinstance(clip, EncodedClip):
-                    known[content] = clip.audio_QD
-                elif content not in known and content not in new:
-                    kept = self._embeddings.get(state + content)
-                    if kept is None:
-                        missing[content] = clip
-                    else:
-                        known[content] = kept
-                        self._counts.cache_hits += 1
-            if new and len(new) + len(missing) > _ENCODED_AT_ONCE:
+            if some and len(sound) + len(ticket.clips) > _ENCODED_AT_ONCE:
                 break
-            new |= missing
-            ready.append(ticket)
-        self._silent = self._silent[len(ready) :]
+            some.append(ticket)
+            for name, clip in ticket.clips.items():
+                key = f"{id(ticket):x}/{name}"
+                sound[key], tenants[key] = clip, ticket.request.tenant
+        self._silent = self._silent[len(some) :]
+        before = self._engine.encoded
         with self._counts.timed("encode"):
-            known |= self._encoded(new, state)
-        for ticket in ready:
-            self._line_up(ticket, known)
-
-    def _encoded(self, wanted: Mapping[str, Tensor], state: str) -> dict[str, Tensor]:
-        by_length: dict[int, list[str]] = {}
-        for content, wav_S in wanted.items():
-            by_length.setdefault(wav_S.shape[0], []).append(content)
-        found: dict[str, Tensor] = {}
-        size = _ENCODED_AT_ONCE
-        for contents in by_length.values():
-            while contents:
-                some = contents[:size]
-                batch_BS = torch.stack([wanted[content] for content in some])
-                with oom_backoff(len(some), "clips were encoded") as backoff:
-                    audio_BQD = self._engine.encode_batch(batch_BS)
-                if backoff.retry_size is not None:
-                    size = backoff.retry_size
-                    continue
-                for content, audio_QD in zip(some, audio_BQD, strict=True):
-                    found[content] = audio_QD.clone()
-                    self._embeddings.put(state + content, found[content])
-                self._counts.windows += len(some)
-                contents = contents[size:]
-        return found
-
-    def _line_up(self, ticket: Ticket, known: Mapping[str, Tensor]) -> None:
-        clips = [EncodedClip(one, known[one]) for one in ticket.contents_in_order()]
-        made = self._engine.reader.row(ticket.request, clips)
-        if isinstance(made, Answer):
-            self._settle(ticket, made)
-        elif ticket.request.is_scored:
-            self._scored.append(made)
-        else:
-            self._rows.add([made])
+            known = self._engine.encode(sound, sound.__getitem__, tenants.__getitem__)
+        windows = self._engine.encoded - before
+        self._counts.windows += windows
+        self._counts.cache_hits += len(sound) - windows
+        for ticket in some:
+            clips = [known[f"{id(ticket):x}/{name}"] for name in ticket.request.audios]
+            ticket.clips = {}
+            made = self._engine.reader.row(ticket.request, clips)
+            if isinstance(made, Answer):
+                self._settle(ticket, made)
+            elif ticket.request.is_scored:
+                self._scored.append(made)
+            else:
+                self._rows.add([made])
 
     def _refill(self) -> None:
         if len(self._rows):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from NatureLM.errors import UsageError
 from NatureLM.generation import engine as engine_module
-from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.decoding import Decoder, Prompt, RowState
 from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Request
 from NatureLM.generation.labels import LabelChoice
@@ -204,6 +203,35 @@ def test_constraints_hold_for_their_own_requests(
     assert found[2].ids == one_answer(double, requests[2], wave).ids
 
 
+def test_many_chats_take_few_passes(
+    service: Callable[..., EngineService],
+    double: NatureLM,
+    nano_waveforms: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes: list[int] = []
+    forward = type(double.language_model).forward
+
+    def counted(self: Any, *args: Any, **inputs: Any) -> Any:
+        passes.append(1)
+        return forward(self, *args, **inputs)
+
+    monkeypatch.setattr(type(double.language_model), "forward", counted)
+    names = list(nano_waveforms)
+    options = replace(GREEDY, max_new_tokens=20)
+    asked_for = [
+        (asked(double, alpha=(0.0, 0.4, 1.0)[n % 3], options=options), names[n % len(names)])
+        for n in range(64)
+    ]
+    alone = [one_answer(double, request, nano_waveforms[name]) for request, name in asked_for]
+    by_themselves, passes[:] = len(passes), []
+    one = service()
+    with one._changed:
+        tickets = [one.submit(request, {"x": nano_waveforms[name]}) for request, name in asked_for]
+    assert [ticket.result(60).ids for ticket in tickets] == [answer.ids for answer in alone]
+    assert by_themselves >= 6 * len(passes)
+
+
 # -- the service ------------------------------------------------------------------------------
 
 
@@ -285,7 +313,7 @@ def test_nothing_is_shared_between_tenants(
         return batches
 
     monkeypatch.setattr(engine_module, "plan_batches", watched)
-    one = service(embeddings=EmbeddingCache(1 << 20))
+    one = service()
     wave = {"x": nano_waveforms["howl"]}
     with one._changed:  # all are there before the first is worked on
         tickets = [
