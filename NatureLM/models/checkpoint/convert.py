@@ -58,8 +58,7 @@ _PICKLE_BYTES = 16 << 20  # of what is no tensor; that of the published checkpoi
 
 
 def _read_pickle(source: Path) -> Any:
-    if zipfile.is_zipfile(source):
-        _check_archive(source)
+    _check_archive(source)
     try:
         try:
             return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
@@ -74,9 +73,11 @@ def _read_pickle(source: Path) -> Any:
 
 def _check_archive(source: Path) -> None:
     """Refuse compressed parts, which may be a thousand times as long, and a long pickle."""
+    members = []
     try:
-        with zipfile.ZipFile(source) as archive:
-            members = archive.infolist()
+        if zipfile.is_zipfile(source):  # before PyTorch 1.6 there was none
+            with zipfile.ZipFile(source) as archive:
+                members = archive.infolist()
     except Exception as error:
         raise CheckpointError(f"{source} cannot be read: {one_line(error)}") from None
     for member in members:

@@ -271,25 +271,29 @@ def _read_settings(path: Path) -> dict[str, Any]:
     settings = read_json(path)
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {kind!r}, and only LORA adapters are merged")
+        raise CheckpointError(
+            f"{path}: peft_type is {shown(kind)}, and only LORA adapters are merged"
+        )
     _check_numbers(path, settings)
     _check_names(path, settings)
     begun = settings.get("init_lora_weights", True)
     refused = [
-        f"{key} = {json.dumps(value)} ({_REFUSED.get(key, 'a setting that is not known here')})"
+        f"{shown(key)[1:-1]} = {json.dumps(value)[:100]} ({_REFUSED.get(key, 'a setting that is not known here')})"
         for key, value in settings.items()
         if key not in {*_HARMLESS, "bias", "init_lora_weights"} and not _is_off(value)
     ]
     if settings.get("bias", "none") != "none":
-        refused.append(f"bias {settings['bias']!r}")
+        refused.append(f"bias {shown(settings['bias'])}")
     remedy = ""
     if begun not in _PLAIN_BEGINNINGS or (isinstance(begun, int) and not isinstance(begun, bool)):
-        refused.append(f"init_lora_weights = {json.dumps(begun)} (it changes the base weights)")
+        refused.append(
+            f"init_lora_weights = {json.dumps(begun)[:100]} (it changes the base weights)"
+        )
         if str(begun).startswith(_CONVERTIBLE):
             remedy = _conversion(settings)
     if refused:
         raise CheckpointError(
-            f"{path} asks for {', '.join(refused)}, which is not supported: only plain LoRA and "
+            f"{path} asks for {', '.join(refused[:8])}, which is not supported: only plain LoRA and "
             f"rsLoRA are.{remedy}"
         )
     return settings
