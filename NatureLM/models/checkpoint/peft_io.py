@@ -278,7 +278,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     _check_names(path, settings)
     begun = settings.get("init_lora_weights", True)
     refused = [
-        f"{shown(key)[1:-1]} = {json.dumps(value)[:100]} ({_REFUSED.get(key, 'a setting that is not known here')})"
+        f"{shown(key)[1:-1]} = {json.dumps(value)[:100]} "
+        f"({_REFUSED.get(key, 'a setting that is not known here')})"
         for key, value in settings.items()
         if key not in {*_HARMLESS, "bias", "init_lora_weights"} and not _is_off(value)
     ]
@@ -293,8 +294,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
             remedy = _conversion(settings)
     if refused:
         raise CheckpointError(
-            f"{path} asks for {', '.join(refused[:8])}, which is not supported: only plain LoRA and "
-            f"rsLoRA are.{remedy}"
+            f"{path} asks for {', '.join(refused[:8])}, which is not supported: only plain LoRA "
+            f"and rsLoRA are.{remedy}"
         )
     return settings
 
