@@ -31,6 +31,7 @@ from NatureLM.inference.conversation import ContextFull
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
 from NatureLM.prompts import ALWAYS_READ, PromptTooLong, token_ids
+from tests.commands import calls_in, naturelm
 from tests.experiment_runs import plan_of, rows_of, run
 
 LIMIT, CLIP = 160, 2  # positions in all, and of a clip
@@ -378,3 +379,15 @@ def test_an_answer_says_what_it_was_refused_for(small: NatureLM) -> None:
     assert isinstance(problem, PromptTooLong)
     assert problem.limit == LIMIT
     assert isinstance(Answer(request, None, problem).error, engine_module.UsageError)
+
+
+def test_the_command_refuses_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(calls_in(tmp_path))
+    query = "robin wren " * 2500
+    found = naturelm("infer", "--audio-path", "calls", "--query", query, "--output-path", "o.jsonl")
+    assert found.exit_code == 2
+    said = " ".join(found.output.split())
+    assert "of the answer), and the language model takes 2048: shorten the question" in said
+    assert not (tmp_path / "o.jsonl").exists()
