@@ -24,6 +24,7 @@ KEY := $(VERSION)-$(firstword $(shell { cat pyproject.toml constraints.txt; pwd;
 CORE := $(VENV)/.made/core-$(KEY)
 TOOLS := $(VENV)/.made/tools-$(KEY)
 APP := $(VENV)/.made/app-$(KEY)
+SERVE := $(VENV)/.made/serve-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
@@ -32,7 +33,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app test-app experiment mini test lint format tiny test-slow test-gpu parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,9 @@ demo: $(CORE)  ## Ask the embedded model about the sample recordings in assets/
 
 app: $(APP)  ## Ask questions on a page in the browser: http://127.0.0.1:5001
 	@$(BIN)/naturelm inference-app --cfg-path configs/inference.yml $(ARGS)
+
+serve: $(SERVE)  ## Answer requests over HTTP: http://127.0.0.1:8000
+	@$(BIN)/naturelm serve --cfg-path configs/inference.yml $(ARGS)
 
 experiment: $(CORE)  ## Sweep α with the embedded model: make experiment DATA=table.csv
 	@test -n "$(DATA)" || { echo "make: name your table of recordings: make experiment DATA=table.csv" >&2; exit 2; }
@@ -110,6 +114,11 @@ endif
 $(APP): $(CORE)
 	@echo "Installing what the web app needs into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable ".[app]"
+	@touch $@
+
+$(SERVE): $(CORE)
+	@echo "Installing what the service needs into $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable ".[serve]"
 	@touch $@
 
 $(TOOLS): $(CORE)

@@ -164,12 +164,21 @@ class ChatTemplate:
         blank = answer[: len(answer) - len(answer.lstrip())]
         return cls(start, start, answer, blank if "\n" in blank else "\n")
 
-    def text(self, turns: Sequence[tuple[str, str]]) -> str:
+    def text(self, turns: Sequence[tuple[str, str]], *, system: str = "") -> str:
         """The text of (question, answer), of which the last is not ended.
+
+        system: what is said before the first question: in a turn of its own where roles have names
+            and the template has no such turn yet, else as the beginning of the question
 
         Placeholders that an answer spells out are taken out of it: no clip belongs to them.
         """
         parts: list[str] = []
+        if system and turns:
+            if self.start == self.question and "user" in self.question:
+                parts = [self.question.replace("user", "system", 1), system, self.end]
+            else:
+                (first, answer), *rest = turns
+                turns = [(f"{system}\n\n{first}", answer), *rest]
         for number, (question, answer) in enumerate(turns):
             while PLACEHOLDER in answer:
                 answer = answer.replace(PLACEHOLDER, "")

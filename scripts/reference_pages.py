@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from NatureLM.cli import main as cli
 from NatureLM.cli.main import single_command
 from NatureLM.config import json_schema
 from NatureLM.config.load import allowed_values, dotted, node_at
+from NatureLM.serve.settings import Limits
+from NatureLM.util import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"naturelm": cli.NATURELM_COMMANDS, "beans": cli.BEANS_COMMANDS}
@@ -128,10 +131,22 @@ def experiment_table() -> Iterator[str]:
         yield f"| `{key}` | {kind} | {preset} | {cell(shown)} | {cell(node['description'])} |"
 
 
+# The service
+
+
+def limits_table() -> Iterator[str]:
+    """Every limit of `naturelm serve`."""
+    yield from ("", "| limit | default | of |", "|---|---|---|")
+    for one in fields(Limits):
+        shown = format_bytes(one.default) if one.name.endswith("_bytes") else f"{one.default:,}"
+        yield f"| `{one.name}` | {shown.removesuffix('.0')} | {cell(one.metadata['of'])} |"
+
+
 # Pages
 
 PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "README.md": (command_table, experiment_table),
+    "docs/how-to/serve.md": (limits_table,),
     "docs/reference/cli.md": (command_lines,),
     "docs/reference/configuration.md": (configuration_lines,),
 }

@@ -50,6 +50,7 @@ class AppContext:
     """One app.
 
     folder: temporary, goes with the app
+    load: gives the pipeline where another part of the process has it; may wait for it
     tabs: the page's `gr.Tabs`; the page sets it before it builds the tabs, as the next one
     handed_over: a `gr.State` with a recording that another tab hands to Long recording: (path,
         name that the visitor knows), or None
@@ -58,7 +59,12 @@ class AppContext:
     tabs: Any
     handed_over: Any
 
-    def __init__(self, settings: AppSettings, pipeline: Pipeline | None = None) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        pipeline: Pipeline | None = None,
+        load: Callable[[], Pipeline] | None = None,
+    ) -> None:
         self.settings = settings
         self.limits = settings.limits
         self.model_name = settings.model or EMBEDDED
@@ -69,7 +75,7 @@ class AppContext:
         self.jobs = Jobs(self.runs_dir, self.pipeline, model=self.model_name, limits=self.limits)
         self.state: ModelState = "waiting" if pipeline is None else "ready"
         self.error: str | None = None  # why the model did not load
-        self._pipeline = pipeline
+        self._pipeline, self._load_it = pipeline, load or self._load_model
         self._settled = threading.Event()
         self._start = threading.Lock()
         if pipeline is not None:
@@ -122,21 +128,8 @@ class AppContext:
             self._lock.release()
 
     def _load(self) -> None:
-        from NatureLM.config import Config
-        from NatureLM.inference.pipeline import Pipeline, load_model
-
-        settings = self.settings
-        config = settings.config or Config()
         try:
-            model = load_model(
-                self.model_name,
-                config,
-                device=settings.device,
-                dtype=settings.dtype,
-                revision=settings.revision,
-                weights_hash=settings.weights_hash,
-            )
-            self._pipeline = Pipeline(model, config=config)
+            self._pipeline = self._load_it()
             self.state = "ready"
         except Exception as error:  # the page lives on and says so, whatever a library raised
             is_ours = isinstance(error, NatureLMError)
@@ -144,6 +137,22 @@ class AppContext:
             self.state = "failed"
         finally:
             self._settled.set()
+
+    def _load_model(self) -> Pipeline:
+        from NatureLM.config import Config
+        from NatureLM.inference.pipeline import Pipeline, load_model
+
+        settings = self.settings
+        config = settings.config or Config()
+        model = load_model(
+            self.model_name,
+            config,
+            device=settings.device,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            weights_hash=settings.weights_hash,
+        )
+        return Pipeline(model, config=config)
 
 
 @dataclass

@@ -34,7 +34,6 @@ from NatureLM.app.job_tabs import JobTab
 from NatureLM.app.settings import (
     AppSettings,
     guard_rules,
-    is_loopback,
     keep_loopback_direct,
     need_gradio,
     past_proxies,
@@ -46,7 +45,7 @@ from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
 from NatureLM.species import names_on_card
 from NatureLM.util import format_bytes, format_duration, library
-from NatureLM.web.guard import Guard, bound_connections
+from NatureLM.web.guard import Guard, bound_connections, check_port, is_loopback
 
 TITLE = "NatureLM"
 TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
@@ -258,7 +257,7 @@ def _limits(context: AppContext) -> str:
 def launch(page: gr.Blocks, context: AppContext) -> str:
     """Start the server in the background; the page's address. The model starts to load."""
     settings = context.settings
-    _check_port(settings)
+    check_port(settings.host, settings.port)
     _close_the_way_out()
     _allow_open_files()
     context.runs_dir.mkdir(parents=True, exist_ok=True)
@@ -361,20 +360,6 @@ def _ways_out(settings: AppSettings) -> AbstractContextManager[None]:
             f"--share goes through the proxy of the environment, which cannot be used: {error}"
         ) from None
     return nullcontext()
-
-
-def _check_port(settings: AppSettings) -> None:
-    """Raise UsageError where somebody else has the port."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise UsageError(
-                f"port {settings.port} of {settings.host} cannot be used "
-                f"({error.strerror or error}); choose another with --port"
-            ) from None
 
 
 async def _refuse(url: str) -> Any:

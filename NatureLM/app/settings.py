@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 import socket
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from NatureLM.errors import UsageError
 from NatureLM.util import library
-from NatureLM.web.guard import LOOPBACK, Route, Rules
+from NatureLM.web.guard import LOOPBACK, Route, Rules, is_loopback
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -86,14 +85,6 @@ class AppSettings:
     token: str | None = None
     people: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this computer reaches an address to listen at."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def token_for(

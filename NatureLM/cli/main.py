@@ -53,6 +53,7 @@ NATURELM_COMMANDS = {
     "inference-app": Command(
         "infer:inference_app", "Ask questions on a page in the browser.", "{}"
     ),
+    "serve": Command("serve:serve", "Answer requests over HTTP as OpenAI does.", "{}"),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
     "export": Command("score:export", "Turn answers into a table for spreadsheets or Raven."),

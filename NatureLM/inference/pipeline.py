@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from NatureLM.generation.audio_cache import EmbeddingCache
-    from NatureLM.generation.engine import Answer, Engine, Request
+    from NatureLM.generation.engine import Answer, Engine, Request, Run
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM, NatureLMProcessor
     from NatureLM.results.store import WindowStore
@@ -308,6 +308,29 @@ class Pipeline:
             fold=fold,
         )
 
+    def asked(
+        self,
+        recordings: Sequence[Path],
+        options: AskOptions,
+        *,
+        run: Run | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> Generator[WindowResult | RecordingError, None, None]:
+        """Answers about recordings and bad recordings as they come.
+
+        run: what answers the requests, such as a service that others ask, too
+        """
+        yield from self._ask(
+            [Recording(n, str(one), one, options.queries) for n, one in enumerate(recordings)],
+            options,
+            batch_size=None,
+            errors="yield",
+            skip=None,
+            warn=warn,
+            fold=False,
+            run=run,
+        )
+
     @property
     def revisions(self) -> dict[str, str]:
         """Commits of what the model came from, as far as that was the Hub."""
@@ -325,7 +348,7 @@ class Pipeline:
             "prompt_template": processor_of(self.model).prompt_template,
         }
         if options.mode == "score":
-            found, _ = self._calibration_at(options.merging_alpha)
+            found, _ = self.calibration_at(options.merging_alpha)
             values["calibration"] = found and {
                 "normalize": found.normalize,
                 "temperature": found.temperature,
@@ -422,6 +445,7 @@ class Pipeline:
         fold: bool,
         until: Callable[[WindowKey], bool] | None = None,
         generation: dict[str, Any] | None = None,
+        run: Run | None = None,
     ) -> Iterator[WindowResult | RecordingError]:
         """What `windows` gives; each recording is asked its own questions."""
         from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
@@ -434,7 +458,7 @@ class Pipeline:
             )
         alpha, calibration = options.merging_alpha, None
         if options.mode == "score":
-            calibration, mismatch = self._calibration_at(alpha)
+            calibration, mismatch = self.calibration_at(alpha)
             if mismatch is not None:
                 (warn or logger.warning)(mismatch)
         stream = WindowStream(
@@ -455,7 +479,7 @@ class Pipeline:
         requests = self._requests(stream, options, calibration, skip, until)
         window = ""
         with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
-            for made in yield_in_input_order(engine.run, requests, stream.load):
+            for made in yield_in_input_order(run or engine.run, requests, stream.load):
                 if isinstance(made, RecordingError):
                     if errors == "raise":
                         raise made.error
@@ -560,7 +584,7 @@ class Pipeline:
             embeddings=self._embeddings,
         )
 
-    def _calibration_at(self, alpha: float) -> tuple[Calibration | None, str | None]:
+    def calibration_at(self, alpha: float) -> tuple[Calibration | None, str | None]:
         """The calibration that holds at this α, or why the one that there is does not."""
         found = find_calibration(self.model.name_or_path or "", self._calibration)
         mismatch = None if found is None else found.mismatch(self.model.fingerprint, alpha)

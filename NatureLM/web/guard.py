@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import json
 import re
+import socket
 import time
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict, defaultdict
@@ -23,6 +24,7 @@ from secrets import token_bytes
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode
 
+from NatureLM.errors import UsageError
 from NatureLM.web.body import Body, Headers, Message, Receive, RefusedError
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -109,6 +111,7 @@ class Rules:
     people: Mapping[str, str] = field(default_factory=dict)
     cookie: str = "naturelm"
     headers: Mapping[str, str] = field(default_factory=lambda: dict(SECURITY_HEADERS))
+    error_body: Callable[[int, str], Any] = lambda status, reason: {"detail": reason}
 
 
 class Guard:
@@ -442,7 +445,7 @@ class Guard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": str(refused)[:120]})
             return
-        text = json.dumps({"detail": str(refused)}).encode()
+        text = json.dumps(self._rules.error_body(refused.status, str(refused))).encode()
         more = {"content-type": "application/json", "connection": "close", **refused.headers}
         if headers.one("content-type").startswith("multipart/"):  # the page shows it as it is
             text = str(refused).encode()
@@ -458,6 +461,28 @@ class Guard:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in every.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": text, "more_body": not is_last})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches an address to listen at."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise UsageError where somebody else has the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} of {host} cannot be used ({error.strerror or error}); choose another "
+                "with --port"
+            ) from None
 
 
 def bound_connections(config: Any, connections: int = 500, header_seconds: float = 20.0) -> None:

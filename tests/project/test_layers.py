@@ -22,6 +22,7 @@ LAYERS = [
     ["search", "experiments", "training"],
     ["web"],
     ["app"],
+    ["serve"],
     ["cli"],
     ["infer"],
 ]

@@ -1,0 +1,1 @@
+"""The model as a service over HTTP: `naturelm serve`."""

@@ -1,0 +1,326 @@
+"""`/v1/chat/completions` and `/v1/models`, as the OpenAI API and vLLM speak them, with sound.
+
+Extra fields of ours: `merging_alpha`, `num_beams`, `repetition_penalty`, `top_k`, and for answers
+that are chosen from a list `species_list`, `mode`, `several`, `min_confidence`.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field
+
+from NatureLM.errors import UsageError
+from NatureLM.generation.engine import Answer, GenerationOptions
+from NatureLM.generation.labels import NOTHING, LabelChoice
+from NatureLM.inference.windows import AskOptions, Mode
+from NatureLM.serve.bodies import (
+    Body,
+    Message,
+    checked_text,
+    event,
+    read_dialogue,
+    streamed,
+)
+from NatureLM.serve.model import Ask, ServedModel, model_of
+from NatureLM.serve.settings import RequestError
+
+router = APIRouter()
+_STOPS = 4
+
+
+class StreamOptions(Body):
+    """What a stream holds besides the text."""
+
+    no_effect = ("include_obfuscation",)
+    include_usage: bool = False
+
+
+class JsonSchema(Body):
+    """A schema that the answer follows."""
+
+    no_effect = ("description",)
+    name: str = "answer"
+    json_schema: dict[str, Any] = Field(default={}, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatBody(Body):
+    """A conversation whose next message is asked for."""
+
+    no_effect = (
+        "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+        "service_tier", "store", "tool_choice", "user", "verbosity", "web_search_options",
+    )  # fmt: skip
+
+    model: str
+    """Name of the model, as `/v1/models` gives it."""
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the answer, the end included; `max_tokens` is the same."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """0 takes the likeliest token; without it the service's configuration decides."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    n: int | None = Field(default=None, ge=1)
+    stop: str | list[str] | None = None
+    """Texts at which the answer ends; they are not part of it."""
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    presence_penalty: float | None = Field(default=None, ge=0, le=0)
+    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=0)
+    tools: list[Any] | None = Field(default=None, max_length=0)
+    audio: None = None
+
+    merging_alpha: float | None = Field(default=None, ge=-10, le=10)
+    """Share of the adapter: 0 is the base language model, 1 the fine-tuned one."""
+    num_beams: int | None = Field(default=None, ge=1, le=16)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    length_penalty: float | None = Field(default=None, ge=-10, le=10)
+    species_list: list[str] | None = Field(default=None, min_length=1)
+    """Names that the answer is chosen from."""
+    mode: Mode | None = None
+    """How it is chosen: `score` compares all names, `constrained` writes one of them."""
+    several: bool = False
+    """Whether a constrained answer may be several names."""
+    alternatives: int = Field(default=3, ge=1, le=100)
+    """How many names are given with their confidence, of scored ones."""
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    """Below it the answer is `None`."""
+    ask_silence: bool = False
+    """Ask about clips without sound, too."""
+
+
+@router.get("/v1/models", tags=["OpenAI"])
+def list_models(request: Request) -> JSONResponse:
+    """The model that is served."""
+    served = model_of(request)
+    return JSONResponse({"object": "list", "data": [served.card()]})
+
+
+@router.get("/v1/models/{name:path}", tags=["OpenAI"])
+def get_model(name: str, request: Request) -> JSONResponse:
+    """One model by its name."""
+    served = model_of(request)
+    served.check_name(name)
+    return JSONResponse(served.card())
+
+
+@router.post("/v1/chat/completions", tags=["OpenAI"], response_model=None)
+async def chat(body: ChatBody, request: Request) -> JSONResponse | StreamingResponse:
+    """The next message of a conversation about sound."""
+    served = model_of(request)
+    served.check_name(body.model)
+    asks = await _asks(served, body, request)
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+    if body.stream:
+        return await streamed(_events(served, body, asks, head))
+    answers = await served.answers(asks, request)
+    choices = [
+        {
+            "index": index,
+            "message": {
+                "role": "assistant",
+                "content": _text(served, ask, answer, body),
+                "refusal": None,
+            },
+            "finish_reason": served.finish_reason(answer),
+            "logprobs": served.logprobs(answer) if body.logprobs else None,
+            **_confidences(served, ask, answer, body),
+        }
+        for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
+    ]
+    usage = served.usage(asks, answers)
+    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage})
+
+
+async def _asks(served: ServedModel, body: ChatBody, request: Request) -> list[Ask]:
+    """One prompt for each answer that is asked for."""
+    limits = served.settings.limits
+    count = body.n or 1
+    if count > limits.answers:
+        raise RequestError(
+            f"n is {count}, and {limits.answers} answers are allowed; the limit 'answers' of the "
+            "service says so",
+            param="n",
+        )
+    dialogue = read_dialogue(body.messages, limits)
+    choice, options = _choice(body, limits.labels), _options(served, body)
+    constraint = None
+    if body.response_format is not None and body.response_format.type != "text":
+        if choice is not None:
+            raise RequestError(
+                "response_format and species_list are two ways to choose an answer; give one",
+                param="response_format",
+            )
+        constraint = served.json_grammar(_schema(body.response_format), options)
+    clips = await served.clips(dialogue.sources, request)
+    if not body.ask_silence:
+        for source, clip in zip(dialogue.sources, clips, strict=True):
+            clip.refuse_silence(source.param)
+    ask = Ask(
+        prompt=served.prompt(dialogue),
+        clips=tuple(clips),
+        alpha=served.alpha(body.merging_alpha),
+        options=options,
+        choice=choice,
+        constraint=constraint,
+        tenant=served.tenant(request),
+    )
+    return [replace(ask, stream=number) for number in range(count)]
+
+
+def _options(served: ServedModel, body: ChatBody) -> GenerationOptions:
+    """How the answer is decoded: the service's configuration, with what the request says."""
+    limits = served.settings.limits
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > _STOPS or not all(stops):
+        raise RequestError(f"stop takes up to {_STOPS} texts that are not empty", param="stop")
+    for stop in stops:
+        checked_text(stop, "stop")
+    tokens = body.max_completion_tokens or body.max_tokens
+    if tokens is not None and tokens > limits.tokens:
+        name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        raise RequestError(
+            f"{name} is {tokens}, and {limits.tokens} are allowed; the limit 'tokens' of the "
+            "service says so",
+            param=name,
+        )
+    changed: dict[str, Any] = {
+        "stop": tuple(stops) or None,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+        "num_beams": body.num_beams or 1,
+        "max_new_tokens": tokens,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "seed": None if body.seed is None else body.seed % 2**32,
+        "repetition_penalty": body.repetition_penalty,
+        "length_penalty": body.length_penalty,
+    }
+    if body.temperature is not None:
+        changed["do_sample"] = body.temperature > 0
+        changed["temperature"] = body.temperature or None
+    if body.stream and changed["num_beams"] > 1:
+        raise RequestError(
+            f"num_beams is {body.num_beams}: beams change their mind, so their text cannot be "
+            "streamed; leave out num_beams or stream",
+            param="num_beams",
+        )
+    return served.generation({name: v for name, v in changed.items() if v is not None})
+
+
+def _choice(body: ChatBody, most: int) -> LabelChoice | None:
+    """The list that the answer is chosen from."""
+    names = body.species_list
+    if names is not None and len(names) > most:
+        raise RequestError(
+            f"species_list has {len(names)} names, and {most} are allowed; the limit 'labels' of "
+            "the service says so",
+            param="species_list",
+        )
+    for number, name in enumerate(names or ()):
+        checked_text(name, f"species_list[{number}]")
+    mode: Mode = body.mode or ("generate" if names is None else "score")
+    try:
+        options = AskOptions(
+            queries=(),
+            mode=mode,
+            labels=tuple(names or ()),
+            several=body.several,
+            min_confidence=body.min_confidence,
+            named=lambda name: {"labels": "species_list"}.get(name, name),
+        )
+        return options.choice()
+    except UsageError as error:
+        raise RequestError(str(error), param="species_list") from None
+
+
+def _schema(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.json_schema is None:
+        raise RequestError(
+            "response_format.json_schema is missing", param="response_format.json_schema"
+        )
+    return wanted.json_schema.json_schema
+
+
+def _message(content: str | None) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, "refusal": None}
+
+
+def _confidences(served: ServedModel, ask: Ask, answer: Answer, body: ChatBody) -> dict[str, Any]:
+    """What is said of how sure an answer is, where it was chosen from a list."""
+    if ask.choice is None:
+        return {}
+    ranked = served.ranked(ask, answer)
+    found: dict[str, Any] = {"confidence": ranked[0][1]}
+    if ask.choice.how == "score":
+        shown = ranked[: body.alternatives]
+        found["alternatives"] = [{"label": name, "confidence": one} for name, one in shown]
+    return found
+
+
+def _text(served: ServedModel, ask: Ask, answer: Answer, body: ChatBody) -> str | None:
+    """The answer; `None` where it is less sure than was asked for."""
+    if ask.choice is not None and served.ranked(ask, answer)[0][1] < body.min_confidence:
+        return NOTHING
+    return answer.text
+
+
+async def _events(
+    served: ServedModel, body: ChatBody, asks: list[Ask], head: dict[str, Any]
+) -> AsyncGenerator[str, None]:
+    """Server-sent events: the text as it comes, how it ended, and usage where it is wanted."""
+    head = {**head, "object": "chat.completion.chunk"}
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def chunk(index: int, delta: dict[str, Any], **more: Any) -> str:
+        choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
+        return event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+
+    answers: dict[int, Answer] = {}
+    has_begun: set[int] = set()
+    try:
+        async for index, piece in served.stream(asks):
+            ask = asks[index]
+            if index not in has_begun:
+                has_begun.add(index)
+                yield chunk(index, _message(""))
+            if isinstance(piece, str):
+                yield chunk(index, {"content": piece})
+                continue
+            answers[index] = piece
+            more = _confidences(served, ask, piece, body)
+            if body.logprobs:  # all of them with the last piece
+                more["logprobs"] = served.logprobs(piece)
+            yield chunk(index, {}, finish_reason=served.finish_reason(piece), **more)
+        if with_usage:
+            usage = served.usage(asks, [answers[number] for number in sorted(answers)])
+            yield event({**head, "choices": [], "usage": usage})
+    except RequestError as error:
+        if not has_begun:
+            raise
+        yield event(error.body())
+    yield "data: [DONE]\n\n"

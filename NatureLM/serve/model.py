@@ -1,0 +1,596 @@
+"""The model behind the routes: loaded in the background, asked by all requests at once.
+
+Prompts of all routes and clients meet in one continuous batch of the engine. What a client gets is
+what it would get alone; a client that goes away frees its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import math
+import tempfile
+import threading
+import time
+from asyncio import FIRST_COMPLETED
+from collections import deque
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.generation.audio_cache import EmbeddingCache, Load
+from NatureLM.generation.decoding import TokenLogProbability
+from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Run, before_stop
+from NatureLM.generation.engine import Request as Prompt
+from NatureLM.generation.labels import LabelChoice
+from NatureLM.generation.prefill import prompt_parts
+from NatureLM.generation.service import (
+    DeadlinePassed,
+    EngineService,
+    QueueFull,
+    ServiceStopped,
+    Ticket,
+)
+from NatureLM.inference.conversation import TextStream
+from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
+from NatureLM.models.registry import EMBEDDED, find
+from NatureLM.prompts import ChatTemplate
+from NatureLM.serve.bodies import Dialogue, first_problem
+from NatureLM.serve.settings import RequestError, ServeSettings
+from NatureLM.serve.sound import Clip, SoundReader, Source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from NatureLM.inference.pipeline import Pipeline
+    from NatureLM.results.rows import RunSettings
+
+logger = logging.getLogger(__name__)
+State = Literal["loading", "ready", "failed", "stopped"]
+T = TypeVar("T")
+B = TypeVar("B", bound=BaseModel)
+_DECODERS = 2  # clips that are decoded at once
+_RETRY_SECONDS = 2.0
+_AHEAD = 16  # results of a recording that wait for a slow client
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """One prompt of one client.
+
+    prompt: complete text with a place for each clip
+    alpha: share of the adapter
+    stream: number of the random stream, so that several answers to one prompt differ
+    choice, constraint: what may be answered
+    tenant: whose prompt it is: nothing is shared with others
+    """
+
+    prompt: str
+    clips: tuple[Clip, ...]
+    alpha: float
+    options: GenerationOptions
+    stream: int = 0
+    choice: LabelChoice | None = None
+    constraint: Any = None
+    tenant: str = ""
+
+
+class ServedModel:
+    """The model of a service, and what routes ask of it.
+
+    on_failure: told why nothing can be answered any more: the model cannot be loaded, or the
+        engine has died
+    """
+
+    def __init__(
+        self, settings: ServeSettings, on_failure: Callable[[str], None] = logger.error
+    ) -> None:
+        self.settings, self._on_failure = settings, on_failure
+        self.state: State = "loading"
+        self.error = ""
+        self.name = _public_name(settings.model)
+        self._folder = tempfile.TemporaryDirectory(prefix="naturelm-serve-")
+        self.folder = Path(self._folder.name)
+        self._began = time.monotonic()
+        self._pipeline: Pipeline | None = None
+        self._settled = threading.Event()
+        self._service: EngineService | None = None
+        self._readers = ThreadPoolExecutor(_DECODERS, "decode")
+        self._embedding = threading.Lock()
+
+    # -- life --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the model in the background."""
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    def _load(self) -> None:
+        from NatureLM.inference.pipeline import Pipeline, processor_of
+
+        settings = self.settings
+        try:
+            pipeline = Pipeline(
+                settings.model or EMBEDDED,
+                config=settings.config,
+                device=settings.device,
+                dtype=None if settings.dtype == "auto" else settings.dtype,
+                max_memory=settings.max_memory,
+                revision=settings.revision,
+                weights_hash=settings.weights_hash,
+            )
+            config = pipeline.model.config
+            self.sound = SoundReader(
+                settings, config.sample_rate, config.window_seconds, self.folder
+            )
+            self._template = ChatTemplate.of(processor_of(pipeline.model).prompt_template)
+            limits = settings.limits
+            engine = Engine(
+                pipeline.model,
+                GenerationOptions(**pipeline.cfg.generate.model_dump(exclude={"merging_alpha"})),
+                max_memory=settings.max_memory,
+                embeddings=EmbeddingCache(limits.cache_bytes),
+            )
+            self._service = EngineService(
+                engine, max_waiting=limits.queue, on_failure=self._engine_died
+            )
+            self._pipeline, self.state = pipeline, "ready"
+        except Exception as error:
+            reason = str(error) if isinstance(error, NatureLMError) else type(error).__name__
+            self._fail(f"the model {self.name} cannot be loaded: {reason}")
+            if not isinstance(error, NatureLMError):
+                raise
+        finally:
+            self._settled.set()
+
+    def wait(self) -> Pipeline:
+        """The model once it is loaded. Raises NatureLMError that says why it never will be."""
+        self._settled.wait()
+        if self._pipeline is None:
+            raise NatureLMError(self.error)
+        return self._pipeline
+
+    def _fail(self, reason: str) -> None:
+        self.state, self.error = "failed", reason
+        self._on_failure(reason)
+
+    def _engine_died(self, error: BaseException) -> None:
+        self._fail(f"the engine has failed ({type(error).__name__}: {error}), so the service ends")
+
+    def close(self) -> None:
+        """End the engine and remove what was kept."""
+        self.state = "stopped"
+        if self._service is not None:
+            self._service.drain(0.0)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._folder.cleanup()
+
+    # -- what it is --------------------------------------------------------------------------
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The loaded model. Raises RequestError (503) while there is none."""
+        if self._pipeline is None or self.state != "ready":
+            raise RequestError(
+                {"loading": f"the model {self.name} is loading: try again in a moment"}.get(
+                    self.state, "the service cannot answer; its log says why"
+                ),
+                status=503,
+                code="model_not_ready",
+                retry_after=_RETRY_SECONDS,
+            )
+        return self._pipeline
+
+    @property
+    def revision(self) -> str:
+        """The hash of the weights; before they are loaded, that they are not."""
+        loaded = self._pipeline
+        return "loading" if loaded is None else str(loaded.model.fingerprint)
+
+    def load_status(self) -> dict[str, Any]:
+        """How far the loading is, as BEANS-Next's launchers tell it."""
+        loaded = self._pipeline
+        return {
+            "load_status": self.state,
+            "loading_elapsed_sec": round(time.monotonic() - self._began, 1),
+            "last_error": self.error or None,
+            "audio_sample_rate_hz": None if loaded is None else loaded.model.config.sample_rate,
+        }
+
+    def card(self) -> dict[str, Any]:
+        """The model as `/v1/models` lists it."""
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "naturelm"}
+
+    def check_name(self, name: str | None) -> None:
+        """Raise RequestError (404) for a model that is not served here."""
+        if name not in (None, self.name):
+            shown = str(name)[:100]
+            raise RequestError(
+                f"the model {shown!r} is not served here; {self.name!r} is",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    # -- from requests to prompts ------------------------------------------------------------
+
+    def tenant(self, request: Request) -> str:
+        """Whose request it is: the name of the key."""
+        return str(request.scope.get("visitor") or "")
+
+    def alpha(self, given: float | None) -> float:
+        """The share of the adapter: the request's, the service's, the configuration's."""
+        if given is not None:
+            return given
+        if self.settings.alpha is not None:
+            return self.settings.alpha
+        return float(self.pipeline.cfg.generate.merging_alpha)
+
+    def generation(self, changed: dict[str, Any]) -> GenerationOptions:
+        """The configuration's way of decoding with some values in place of its own."""
+        values = self.pipeline.cfg.generate.model_dump(exclude={"merging_alpha"}) | changed
+        if values["do_sample"] and "num_beams" not in changed:
+            values["num_beams"] = 1
+        values["max_new_tokens"] = min(values["max_new_tokens"], self.settings.limits.tokens)
+        try:
+            return GenerationOptions(**values)
+        except UsageError as error:
+            raise RequestError(str(error)) from None
+
+    def parsed(self, kind: type[B], values: dict[str, Any], param: str, strict: bool = True) -> B:
+        """Values as a record. Raises RequestError that names the first wrong one."""
+        try:
+            return kind.model_validate(values, strict=strict)
+        except ValidationError as error:
+            raise first_problem(error, param) from None
+
+    def prompt(self, dialogue: Dialogue) -> str:
+        """The complete text, as `Pipeline` and `Conversation` write it."""
+        self.pipeline  # noqa: B018
+        return self._template.text(dialogue.turns, system=dialogue.system)
+
+    async def clips(self, sources: Sequence[Source], request: Request) -> list[Clip]:
+        """The sound of a request, decoded. Raises RequestError."""
+        self.pipeline  # noqa: B018
+        loop = asyncio.get_running_loop()
+        work = [loop.run_in_executor(self._readers, self.sound.clip, one) for one in sources]
+        return list(await self.until_gone(asyncio.gather(*work), request))
+
+    # -- answers -----------------------------------------------------------------------------
+
+    async def answers(self, asks: Sequence[Ask], request: Request) -> list[Answer]:
+        """The answers to prompts, in order. Raises RequestError for the first without one.
+
+        Who goes away before they are there leaves nothing behind.
+        """
+        tickets: list[Ticket] = []
+        try:
+            for ask in asks:
+                tickets.append(self._submit(ask))
+            futures = [asyncio.wrap_future(one.future) for one in tickets]
+            for one in futures:  # nobody may be there any more to hear why there is no answer
+                one.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await self.until_gone(asyncio.wait(futures), request)
+            return [_result(one) for one in futures]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+
+    async def stream(self, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, str | Answer]]:
+        """Pieces of text as they come, each with the number of its prompt; at last its answer."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+
+        def put(number: int, found: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(queue.put_nowait, (number, found))
+
+        tickets: list[Ticket] = []
+        texts = [TextStream(self.pipeline.model.tokenizer) for _ in asks]
+        told = [0] * len(asks)
+        try:
+            for number, ask in enumerate(asks):
+                is_text = ask.choice is None and ask.options.num_beams == 1
+                ticket = self._submit(ask, functools.partial(put, number) if is_text else None)
+                tickets.append(ticket)
+                ticket.future.add_done_callback(functools.partial(put, number))
+            left = len(asks)
+            while left:
+                number, found = await queue.get()
+                if isinstance(found, list):
+                    for token in found:
+                        texts[number].push(token)
+                    # The beginning of a stop string may be the end of what has come.
+                    held = max((len(one) - 1 for one in asks[number].options.stop), default=0)
+                    text = before_stop(texts[number].text, asks[number].options.stop)
+                    if piece := text[told[number] : max(0, len(text) - held)]:
+                        told[number] += len(piece)
+                        yield number, piece
+                    continue
+                answer = _result(found)
+                if rest := (answer.text or "")[told[number] :]:
+                    yield number, rest
+                left -= 1
+                yield number, answer
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+
+    async def windows(
+        self, path: Path, options: AskOptions, request: Request
+    ) -> AsyncIterator[WindowResult | RecordingError]:
+        """Answers about a recording, window by window, as they come."""
+        tenant, loop = self.tenant(request), asyncio.get_running_loop()
+        queue = asyncio.Queue[Any](_AHEAD)
+        has_left = threading.Event()
+
+        def put(item: Any) -> None:
+            asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
+
+        def work() -> None:
+            try:
+                with contextlib.closing(self._windows(path, options, tenant)) as results:
+                    for result in results:
+                        if has_left.is_set():
+                            return
+                        put(result)
+                put(None)
+            except Exception as error:
+                put(error)
+
+        thread = threading.Thread(target=work, name="windows", daemon=True)
+        thread.start()
+        try:
+            while (found := await self.until_gone(queue.get(), request)) is not None:
+                if isinstance(found, NatureLMError):
+                    raise refused(found)
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        finally:
+            has_left.set()
+            while thread.is_alive():  # it may be waiting for room
+                with contextlib.suppress(asyncio.QueueEmpty):
+                    queue.get_nowait()
+                await asyncio.sleep(0.01)
+
+    def _windows(
+        self, path: Path, options: AskOptions, tenant: str
+    ) -> Generator[WindowResult | RecordingError, None, None]:
+        return self.pipeline.asked([path], options, run=self._run(tenant), warn=logger.debug)
+
+    def vectors(self, clips: Sequence[Clip], layer: str) -> NDArray[Any]:
+        """Vectors (clips, width) of clips, as `naturelm embed` makes them."""
+        from NatureLM.audio.windows import Window
+        from NatureLM.search.build import Embedder
+
+        windows = [Window(0, 0.0, clip.seconds, clip.samples, clip.note) for clip in clips]
+        with self._embedding:
+            return Embedder(self.pipeline.model, layer).vectors(windows)
+
+    def _submit(self, ask: Ask, on_tokens: Callable[[Sequence[int]], None] | None = None) -> Ticket:
+        """Give a prompt to the engine. Raises RequestError for one that is not taken."""
+        prompt = Prompt(
+            key=None,
+            prompt=ask.prompt,
+            audios=tuple(clip.name for clip in ask.clips),
+            alpha=ask.alpha,
+            stream=ask.stream,
+            choice=ask.choice,
+            options=ask.options,
+            constraint=ask.constraint,
+            tenant=ask.tenant,
+        )
+        clips = {clip.name: clip.samples for clip in ask.clips}
+        if self.settings.log_prompts:
+            logger.info("asked by %s: %r", ask.tenant or "somebody", ask.prompt)
+        try:
+            return self._engine.submit(
+                prompt, clips, deadline=self.settings.limits.request_seconds, on_tokens=on_tokens
+            )
+        except NatureLMError as error:
+            raise refused(error) from None
+
+    @property
+    def _engine(self) -> EngineService:
+        self.pipeline  # noqa: B018
+        assert self._service is not None
+        return self._service
+
+    def _run(self, tenant: str) -> Run:
+        """What answers the requests of a recording, a few of them at a time, in order."""
+        options = self.generation({})
+
+        def run(requests: Iterable[Prompt], load: Load) -> Iterator[Answer]:
+            waiting: deque[tuple[Prompt, Ticket]] = deque()
+            coming = iter(requests)
+            try:
+                while True:
+                    for request in islice(coming, _AHEAD - len(waiting)):
+                        asked = replace(request, options=options, tenant=tenant)
+                        clips = {name: load(name) for name in request.audios}
+                        waiting.append((request, self._patiently(asked, clips)))
+                    if not waiting:
+                        return
+                    request, ticket = waiting.popleft()
+                    try:
+                        yield replace(ticket.result(), request=request)
+                    except NatureLMError as error:
+                        yield Answer(request, None, error)
+            finally:
+                for _, ticket in waiting:
+                    ticket.cancel()
+
+        return run
+
+    def _patiently(self, request: Prompt, clips: dict[str, Any]) -> Ticket:
+        """Give a request of a recording to the engine as soon as there is room."""
+        while True:
+            try:
+                return self._engine.submit(request, clips)
+            except QueueFull as full:
+                time.sleep(min(full.retry_seconds, 1.0))
+
+    async def until_gone(self, awaited: Awaitable[T], request: Request) -> T:
+        """What is awaited; it is cancelled where the client goes away or the time is over."""
+        task = asyncio.ensure_future(awaited)
+        gone = asyncio.ensure_future(_disconnected(request))
+        seconds = self.settings.limits.request_seconds
+        try:
+            await asyncio.wait({task, gone}, timeout=seconds, return_when=FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise RequestError("the client has gone", status=499)
+            raise RequestError(
+                f"the answer took longer than {seconds:g} s; the limit 'request_seconds' of the "
+                "service says so",
+                status=504,
+                code="timeout",
+            )
+        finally:
+            for one in (task, gone):
+                one.cancel()
+
+    # -- from answers to responses -----------------------------------------------------------
+
+    def ranked(self, ask: Ask, answer: Answer) -> list[tuple[str, float]]:
+        """Labels with their calibrated probabilities, best first; of a written one only itself."""
+        if answer.scores is None:
+            return [(answer.text or "", math.exp(answer.log_probability or 0.0))]
+        found, _ = self.pipeline.calibration_at(ask.alpha)
+        temperature = 1.0 if found is None else found.temperature
+        return answer.scores.at_temperature(temperature).ranked()
+
+    def normalize(self, alpha: float) -> Any:
+        """How scores of labels of different lengths are made alike, at this α."""
+        found, _ = self.pipeline.calibration_at(alpha)
+        return "sum" if found is None else found.normalize
+
+    def finish_reason(self, answer: Answer) -> str:
+        """`length` where the limit of tokens ended an answer, else `stop`."""
+        return "stop" if answer.is_whole else "length"
+
+    def logprobs(self, answer: Answer) -> dict[str, Any]:
+        """The tokens of an answer with how likely they were, as the OpenAI API writes them."""
+        return {"content": [self._token(one) for one in answer.log_probabilities]}
+
+    def _token(self, one: TokenLogProbability) -> dict[str, Any]:
+        likeliest = [self._piece(token, value) for token, value in one.likeliest]
+        return {**self._piece(one.token, one.value), "top_logprobs": likeliest}
+
+    def _piece(self, token: int, value: float) -> dict[str, Any]:
+        text = str(self.pipeline.model.tokenizer.decode([token]))
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    def usage(self, asks: Sequence[Ask], answers: Sequence[Answer]) -> dict[str, int]:
+        """Positions of prompts, clips included (once for answers to the same), and tokens."""
+        prompts = {ask.prompt: self._positions(ask) for ask in asks}
+        prompt, answered = sum(prompts.values()), sum(len(one.ids) for one in answers)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answered,
+            "total_tokens": prompt + answered,
+        }
+
+    def _positions(self, ask: Ask) -> int:
+        """Of a prompt, its clips included."""
+        model = self.pipeline.model
+        text = sum(map(len, prompt_parts(ask.prompt, model.tokenizer)))
+        return text + len(ask.clips) * model.config.audio_positions()
+
+    def run_settings(self, options: AskOptions) -> RunSettings:
+        """The settings that rows of `/v1/windows` name, as those of `naturelm infer` do."""
+        from NatureLM.results.rows import RunSettings
+
+        generate = self.pipeline.cfg.generate
+        values = options.settings(model=self.name, adapter=None, generate=generate)
+        return RunSettings(values | self.pipeline.settings(options))
+
+    def json_grammar(self, schema: Any, options: GenerationOptions) -> Any:
+        """What holds an answer to a JSON Schema. Raises RequestError."""
+        from NatureLM.generation.json_schema import JsonSchemaGrammar
+
+        model = self.pipeline.model
+        try:
+            return JsonSchemaGrammar(schema, model.tokenizer, model.eos_ids, options.max_new_tokens)
+        except UsageError as error:
+            raise RequestError(f"response_format: {error}", param="response_format") from None
+
+    def counts(self) -> Iterator[tuple[str, str, float]]:
+        """Name, meaning and value of the engine's figures."""
+        yield "ready", "Whether questions are answered.", float(self.state == "ready")
+        if self._service is None:
+            return
+        counts = self._service.counts()
+        for name, value, what in (
+            ("prompts_total", counts.requests, "Prompts that were taken."),
+            ("prompts_refused_total", counts.refused, "Prompts that found the queue full."),
+            ("prompts_cancelled_total", counts.cancelled, "Prompts given up, or out of time."),
+            ("tokens_total", counts.tokens, "Tokens of answers."),
+            ("windows_total", counts.windows, "Windows of sound that were encoded."),
+            ("cache_hits_total", counts.cache_hits, "Windows that were encoded before."),
+            ("queue", counts.waiting, "Prompts that wait."),
+            ("running", counts.running, "Prompts whose answers are decoded."),
+            ("encode_seconds_total", counts.encode_seconds, "Spent encoding sound."),
+            ("prefill_seconds_total", counts.prefill_seconds, "Spent reading prompts."),
+            ("decode_seconds_total", counts.decode_seconds, "Spent decoding answers."),
+            ("score_seconds_total", counts.score_seconds, "Spent scoring lists of labels."),
+        ):
+            yield name, what, float(value)
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client goes away; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def refused(error: Exception) -> RequestError:
+    """What kept a prompt from an answer, as HTTP says it."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, QueueFull):
+        message = f"{error}; the limit 'queue' of the service says so"
+        return RequestError(message, status=429, code="queue_full", retry_after=error.retry_seconds)
+    if isinstance(error, DeadlinePassed):
+        message = f"{error}; the limit 'request_seconds' of the service says so"
+        return RequestError(message, status=504, code="timeout")
+    status = 503 if isinstance(error, ServiceStopped) else 500
+    return RequestError(str(error), status=400 if isinstance(error, UsageError) else status)
+
+
+def _result(future: Any) -> Answer:
+    """The answer of a future that is done. Raises RequestError."""
+    try:
+        answer: Answer = future.result()
+    except NatureLMError as error:
+        raise refused(error) from None
+    return answer
+
+
+def model_of(request: Request) -> ServedModel:
+    """The model behind a request."""
+    model: ServedModel = request.app.state.served
+    return model
+
+
+def _public_name(model: str | None) -> str:
+    """The name that clients give: of a folder the last part, so that no path is told."""
+    name = model or EMBEDDED
+    return name if find(name) is not None or not Path(name).exists() else Path(name).resolve().name

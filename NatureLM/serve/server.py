@@ -1,0 +1,285 @@
+"""The service: routes, what stands in front of them, and its life from start to the last answer.
+
+`create_app` makes the application, which any ASGI server can run; `serve` runs it with uvicorn.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import NatureLM
+from NatureLM.errors import NatureLMError
+from NatureLM.serve import chat, decisions, predictions, recordings
+from NatureLM.serve.bodies import first_problem
+from NatureLM.serve.metrics import Metrics
+from NatureLM.serve.model import ServedModel
+from NatureLM.serve.settings import RequestError, ServeSettings
+from NatureLM.util import format_bytes
+from NatureLM.web.guard import Guard, Route, Rules, bound_connections, check_port
+
+logger = logging.getLogger(__name__)
+_API_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; script-src 'self'; "
+    "style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_BODY_SECONDS = 300.0
+_SMALL = 64 * 1024
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def create_app(settings: ServeSettings, served: ServedModel | None = None) -> Any:
+    """The application behind its guard. The model loads when the application is started."""
+    model = served or ServedModel(settings)
+    metrics = Metrics(model)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        model.start()
+        try:
+            yield
+        finally:
+            model.close()
+
+    app = FastAPI(
+        title="NatureLM",
+        summary="Ask questions of animal sound: audio and a text prompt in, text out.",
+        version=NatureLM.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+    )
+    app.state.served = model
+    for part in (chat, decisions, recordings, predictions):
+        app.include_router(part.router)
+    _add_errors(app)
+
+    @app.get("/health", tags=["Service"])
+    def health() -> JSONResponse:
+        """200 where questions are answered, 503 while the model loads and when it has failed."""
+        is_ready = model.state == "ready"
+        content = {"status": "ok" if is_ready else model.state}
+        return JSONResponse(content, 200 if is_ready else 503)
+
+    @app.get("/metrics", tags=["Service"], response_class=Response)
+    def measured() -> Response:
+        """Figures in the text format of Prometheus."""
+        text, kind = metrics.text()
+        return Response(text, media_type=kind)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        """The routes, for people; drawn from `/openapi.json` without any other computer."""
+        return HTMLResponse(_static("docs.html"))
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    def docs_part(name: str) -> Response:
+        kinds = {"docs.js": "text/javascript", "docs.css": "text/css"}
+        if name not in kinds:
+            raise HTTPException(404)
+        return Response(_static(name), media_type=kinds[name])
+
+    return Guard(_Logged(app, metrics), rules(settings))
+
+
+def rules(settings: ServeSettings) -> Rules:
+    """What the guard lets through: each route with what its requests may bring."""
+    limits = settings.limits
+    routes = (
+        Route("/health", public=True),
+        Route("/(info|metrics|openapi[.]json|docs|docs/docs[.](js|css)|v1/models(/.{1,300})?)"),
+        Route(
+            "/(predict|v1/(chat/completions|decisions|embeddings))",
+            ("POST",),
+            limits.body_bytes,
+            _BODY_SECONDS,
+        ),
+        Route(
+            "/v1/(audio/transcriptions|windows)",
+            ("POST",),
+            limits.upload_bytes + _SMALL,
+            _BODY_SECONDS,
+        ),
+    )
+    return Rules(
+        routes=routes,
+        hosts=("localhost", "127.0.0.1", "::1", settings.host, *settings.server_names),
+        addresses=not settings.is_loopback,
+        keys=settings.api_keys,
+        headers=_API_HEADERS,
+        error_body=error_body,
+    )
+
+
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """A refusal of the guard as the OpenAI API writes errors."""
+    return RequestError(message, status=status).body()
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error has one shape, and none says where on the server something lies."""
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> JSONResponse:
+        headers = {}
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        return JSONResponse(error.body(), error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = first_problem(error.errors())
+        return JSONResponse(found.body(), found.status)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
+
+    @app.exception_handler(NatureLMError)
+    async def known(_: Request, error: NatureLMError) -> JSONResponse:
+        return JSONResponse(error_body(400, str(error)), 400)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s failed", request.url.path, exc_info=error)
+        text = f"the service failed at this ({type(error).__name__}); its log says more"
+        return JSONResponse(error_body(500, text), 500)
+
+
+def _static(name: str) -> str:
+    return (files("NatureLM.serve") / "static" / name).read_text(encoding="utf-8")
+
+
+class _Logged:
+    """ASGI middleware: a line in the log and a count for each request, of sizes and times only."""
+
+    def __init__(self, app: Any, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status, sizes = time.monotonic(), 499, [0, 0]  # 499: the client went away
+
+        async def counted_receive() -> MutableMapping[str, Any]:
+            message: MutableMapping[str, Any] = await receive()
+            sizes[0] += len(message.get("body", b""))
+            return message
+
+        async def counted_send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            sizes[1] += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, counted_receive, counted_send)
+        finally:
+            seconds = time.monotonic() - began
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.count(route, status, seconds)
+            logger.info(
+                "%s %s %d, %.3f s, %s in, %s out%s",
+                scope["method"],
+                route,
+                status,
+                seconds,
+                *map(format_bytes, sizes),
+                f", {scope['visitor']}" if scope.get("visitor") else "",
+            )
+
+
+def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or Ctrl-C; answers that are under way are finished, unless it is twice.
+
+    Raises NatureLMError with the reason where the model cannot be loaded or the engine dies.
+    """
+    check_port(settings.host, settings.port)
+    reasons: list[str] = []
+
+    def end(reason: str) -> None:
+        reasons.append(reason)
+        server.should_exit = True
+
+    model = ServedModel(settings, end)
+    server = make_server(settings, model)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    say(f"The service is at http://{host}:{settings.port} (stop it with Ctrl-C).")
+    say(f"The model {model.name} is loading; /health says when it is ready.")
+    with _page(settings, model, say):
+        server.run()
+    if reasons:
+        raise NatureLMError(reasons[0])
+
+
+@contextmanager
+def _page(
+    settings: ServeSettings, model: ServedModel, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Within the block the web page is open, if it is wanted; it asks the model of the service."""
+    if settings.app_port is None:
+        yield
+        return
+    from NatureLM.app.settings import AppSettings, folder_of_samples, need_gradio
+
+    need_gradio()
+    from NatureLM.app.context import AppContext
+    from NatureLM.app.page import build, launch, who_can_open_it
+
+    token = next(iter(settings.api_keys.values()), None)
+    of_page = AppSettings(
+        model=settings.model,
+        config=settings.config,
+        alpha=settings.alpha,
+        host=settings.host,
+        port=settings.app_port,
+        hosts=settings.server_names,
+        token=token,
+        assets_dir=folder_of_samples(None),
+    )
+    context = AppContext(of_page, load=model.wait)
+    page = build(context)
+    try:
+        address = launch(page, context)
+        say(f"The page is at {address}{'?token=<an API key>' if token else ''}.")
+        for line in who_can_open_it(of_page, "?token=<an API key>" if token else ""):
+            say(line)
+        yield
+    finally:
+        page.close(verbose=False)
+        context.close()
+
+
+def make_server(settings: ServeSettings, model: ServedModel) -> Any:
+    """A `uvicorn.Server`, whose `run` serves until its `should_exit` is set or a signal comes."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        create_app(settings, model),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(settings.limits.request_seconds),
+        lifespan="on",
+    )
+    config.load()
+    bound_connections(config)
+    return uvicorn.Server(config)

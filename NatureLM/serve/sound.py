@@ -1,0 +1,236 @@
+"""Sound that requests bring: base64, files below allowed folders, addresses of allowed hosts.
+
+Every clip of every route is opened here, so nothing goes around the limits. Bytes are written to a
+private file, because decoders read files; it is removed as soon as it is decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import RecordingInfo, SoundLimits, probe
+from NatureLM.audio.windows import read_noted_clip
+from NatureLM.errors import UsageError
+from NatureLM.serve.fetch import fetch
+from NatureLM.serve.settings import RequestError, ServeSettings
+from NatureLM.util import digest, format_bytes
+
+SoundKind = Literal["base64", "path", "url"]
+_DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.+/=-]*)*),", re.ASCII)
+_ADVICE = "; the limit {!r} of the service says so"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Sound as a request names it.
+
+    kind: what `value` is: base64, a path on the server, or an address
+    param: where the request names it
+    seconds: of its beginning that are heard; None for all that the model hears at once
+    """
+
+    kind: SoundKind
+    value: str
+    param: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A decoded clip.
+
+    name: digest of the samples: equal sound is encoded once
+    samples: float32 (samples,) at the model's rate
+    seconds: of sound that is heard
+    note: "silent", "constant" or "cancelled" where there is no sound, else ""
+    """
+
+    name: str
+    samples: NDArray[np.float32]
+    seconds: float
+    note: str = ""
+
+    def refuse_silence(self, param: str) -> None:
+        """Raise RequestError where there is nothing to hear: an answer would be invented."""
+        if self.note:
+            raise RequestError(
+                f"{param}: there is no sound to ask about ({self.note}); ask_silence asks for it "
+                "all the same",
+                param=param,
+                code="silent_audio",
+            )
+
+
+class SoundReader:
+    """Opens the sound of requests, within the limits of the service.
+
+    settings: which folders and hosts are allowed, and the limits
+    sample_rate: Hz, of the model
+    window_seconds: what the model hears at once
+    """
+
+    def __init__(
+        self, settings: ServeSettings, sample_rate: int, window_seconds: float, folder: Path
+    ) -> None:
+        self._settings, self._limits = settings, settings.limits
+        self._rate, self._longest = sample_rate, window_seconds
+        self._folder = folder
+
+    def clip(self, source: Source) -> Clip:
+        """The clip, decoded. Raises RequestError that says what is wrong and where.
+
+        Blocks: call it from a thread.
+        """
+        limits, param = self._limits, source.param
+        most = SoundLimits(
+            seconds=limits.clip_seconds,
+            decoded_bytes=limits.decoded_bytes,
+            channels=limits.channels,
+        )
+        longest = min(source.seconds or self._longest, self._longest)
+        with self.file(source) as path:
+            try:
+                info = probe(path, most)
+                samples, note = read_noted_clip(
+                    path, duration=longest, sample_rate=self._rate, name=param, limits=most
+                )
+            except AudioError as error:
+                raise sound_error(error, param) from None
+        return Clip(digest(samples, size=16).hex(), samples, min(info.duration, longest), note)
+
+    def check(self, path: Path, param: str, name: str) -> RecordingInfo:
+        """What a recording says it holds; raises RequestError for more than is allowed.
+
+        name: what its sender calls it
+        """
+        limits = self._limits
+        most = SoundLimits(seconds=limits.recording_seconds, channels=limits.channels)
+        try:
+            return probe(path, most)
+        except AudioError as error:
+            raise sound_error(error, param, name, "recording_seconds") from None
+
+    @contextlib.contextmanager
+    def file(self, source: Source) -> Iterator[Path]:
+        """The sound as a file; one that was made for it goes at the end."""
+        if source.kind == "path":
+            yield self._allowed_path(source)
+            return
+        data = self._bytes(source)
+        with private_file(self._folder) as file:
+            file.write(data)
+            file.flush()
+            del data
+            yield Path(file.name)
+
+    def _bytes(self, source: Source) -> bytes:
+        value = source.value
+        if source.kind == "base64":
+            return _from_base64(value, source.param)
+        match = _DATA_URL.match(value)
+        if match is None:
+            try:
+                return fetch(
+                    value,
+                    self._settings.allow_url_hosts,
+                    most_bytes=self._limits.body_bytes,
+                    seconds=self._limits.fetch_seconds,
+                )
+            except UsageError as error:
+                raise RequestError(f"{source.param}: {error}", param=source.param) from None
+        payload = value[match.end() :]
+        if ";base64" in match.group(2).lower():
+            return _from_base64(payload, source.param)
+        return unquote_to_bytes(payload)
+
+    def _allowed_path(self, source: Source) -> Path:
+        """The file that a path names, if it lies below an allowed folder, links followed."""
+        refusal = RequestError(
+            f"{source.param}: this path is not open to requests; the service opens files below "
+            "the folders that --allow-root names",
+            param=source.param,
+            code="path_not_allowed",
+        )
+        try:
+            path = Path(source.value).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            raise refusal from None
+        roots = [root.resolve() for root in self._settings.allow_roots]
+        if not any(path.is_relative_to(root) for root in roots) or not path.is_file():
+            raise refusal
+        return path
+
+
+def private_file(folder: Path) -> Any:
+    """A file that nobody else reads; it goes when it is closed."""
+    return tempfile.NamedTemporaryFile(dir=folder, prefix="sound-")
+
+
+def audio_part(part: dict[str, Any], param: str) -> Source:
+    """The sound of a part of a message, as OpenAI (`input_audio`) and vLLM (`audio_url`) write it.
+
+    Raises RequestError for a part that says otherwise.
+    """
+    kind = part.get("type")
+    inner = part.get(kind) if isinstance(kind, str) else None
+    if not isinstance(inner, dict):
+        raise RequestError(f"{param}.{kind} must be an object", param=param)
+    key = "data" if kind == "input_audio" else "url"
+    value = inner.get(key)
+    if not isinstance(value, str) or not value:
+        raise RequestError(f"{param}.{kind}.{key} must be a string with the sound", param=param)
+    return Source("base64" if key == "data" else "url", value, f"{param}.{kind}.{key}")
+
+
+def _from_base64(text: str, param: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(
+            f"{param}: this is not base64; send the bytes of a sound file in base64, without a "
+            "prefix",
+            param=param,
+            code="invalid_base64",
+        ) from None
+
+
+def sound_error(
+    error: AudioError, param: str, name: str = "the sound", seconds: str = "clip_seconds"
+) -> RequestError:
+    """What is wrong with sound, without the name of the file that it was kept in.
+
+    seconds: the limit of its length
+    """
+    reason = error.reason.replace(str(error.path), name) if error.path else error.reason
+    advice = f" {error.advice}." if error.advice and "--" not in error.advice else ""
+    limit = ""
+    if error.kind == "TooLongAudio":
+        limit = "decoded_bytes" if "decoded" in error.reason else seconds
+    elif error.kind == "ChannelError" and "channel " not in error.reason:
+        limit = "channels"
+    more = _ADVICE.format(limit).removeprefix("; ").capitalize() + "." if limit else ""
+    message = f"{param}: {reason}.{advice} {more}".strip()
+    return RequestError(message, param=param, code=error.kind)
+
+
+def too_large(what: str, size: int, limit: str, most: int) -> RequestError:
+    """The refusal (413) of a body or a batch."""
+    shown = (format_bytes(size), format_bytes(most)) if limit.endswith("bytes") else (size, most)
+    return RequestError(
+        f"{what} has {shown[0]}, and {shown[1]} are allowed" + _ADVICE.format(limit),
+        status=413,
+        code="request_too_large",
+    )

@@ -1,0 +1,184 @@
+"""Answers by a JSON Schema are valid whatever the model would say, and end in time."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from NatureLM.errors import UsageError
+from NatureLM.models.registry import find_checkpoint
+
+pytest.importorskip("llguidance", reason="llguidance is not installed")
+from NatureLM.generation.json_schema import JsonSchemaGrammar
+
+END = 1
+SPECIES = {
+    "type": "object",
+    "properties": {
+        "species": {"type": "string"},
+        "count": {"type": "integer"},
+        "call": {"enum": ["song", "alarm call", "begging call"]},
+    },
+    "required": ["species", "count", "call"],
+    "additionalProperties": False,
+}
+LISTS = {
+    "type": "object",
+    "properties": {
+        "heard": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "sure": {"type": "boolean"}},
+                "required": ["name", "sure"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["heard"],
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    folder = find_checkpoint("naturelm-tiny")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def babble(grammar: JsonSchemaGrammar, most: int, chance: random.Random) -> list[int]:
+    """The tokens of a model that says anything that it may."""
+    ids: list[int] = []
+    while not ids or ids[-1] != END:
+        ids.append(chance.choice(tokens(grammar, ids, most)))
+        assert len(ids) <= most
+    return ids
+
+
+def tokens(grammar: JsonSchemaGrammar, ids: list[int], most: int) -> list[int]:
+    """What may come next."""
+    allowed = grammar.allowed(ids, most - len(ids))
+    return list(allowed) if isinstance(allowed, (list, tuple)) else allowed.nonzero()[:, 0].tolist()
+
+
+def fits(value: Any, schema: Any) -> bool:
+    """Whether a value follows the few words of JSON Schema that are used here."""
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return value in schema["enum"]
+    kinds = {
+        "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None),
+        "integer": int, "number": (int, float),
+    }  # fmt: skip
+    kind = schema["type"]
+    if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return False
+    if kind == "array":
+        most = schema.get("maxItems", len(value))
+        is_right_size = schema.get("minItems", 0) <= len(value) <= most
+        return is_right_size and all(fits(one, schema.get("items", {})) for one in value)
+    if kind == "object":
+        known = schema.get("properties", {})
+        missing = set(schema.get("required", ())) - value.keys()
+        unknown = value.keys() - known.keys()
+        if missing or (unknown and schema.get("additionalProperties") is False):
+            return False
+        return all(fits(one, known[key]) for key, one in value.items() if key in known)
+    return True
+
+
+def schemas() -> st.SearchStrategy[dict[str, Any]]:
+    leaves = st.sampled_from(
+        [
+            {"type": "string"},
+            {"type": "integer"},
+            {"type": "number"},
+            {"type": "boolean"},
+            {"type": "null"},
+            {"enum": ["Barn Owl", "Tawny Owl", "None"]},
+        ]
+    )
+    names = st.sampled_from(["a", "species", "how many", "é"])
+
+    def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+        objects = st.dictionaries(names, inner, min_size=1, max_size=3).flatmap(
+            lambda known: st.lists(st.sampled_from(sorted(known)), unique=True).map(
+                lambda needed: {
+                    "type": "object",
+                    "properties": known,
+                    "required": needed,
+                    "additionalProperties": False,
+                }
+            )
+        )
+        lists = st.builds(
+            lambda items, least: {"type": "array", "items": items, "minItems": least},
+            inner,
+            st.integers(0, 2),
+        )
+        return objects | lists | st.builds(lambda one, two: {"anyOf": [one, two]}, inner, inner)
+
+    return st.recursive(leaves, nested, max_leaves=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schemas(), st.integers(40, 120), st.integers(0, 2**32))
+def test_whatever_is_said_is_valid_and_ends_in_time(
+    tokenizer: Any, schema: dict[str, Any], most: int, seed: int
+) -> None:
+    try:
+        grammar = JsonSchemaGrammar(schema, tokenizer, [END], most)
+    except UsageError as error:
+        assert "the shortest answer that the schema allows has" in str(error)  # noqa: PT017
+        return
+    text = tokenizer.decode(babble(grammar, most, random.Random(seed)), skip_special_tokens=True)
+    assert fits(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("schema", [SPECIES, LISTS], ids=["flat", "lists"])
+@pytest.mark.parametrize("most", [40, 64, 150])
+def test_an_answer_that_nears_its_limit_is_closed(
+    tokenizer: Any, schema: dict[str, Any], most: int
+) -> None:
+    for seed in range(5):
+        grammar = JsonSchemaGrammar(schema, tokenizer, [END], most)
+        ids = babble(grammar, most, random.Random(seed))
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert fits(json.loads(text), schema), text
+
+
+def test_the_grammar_follows_another_beginning(tokenizer: Any) -> None:
+    """Rows begin again where memory ran out."""
+    grammar = JsonSchemaGrammar(SPECIES, tokenizer, [END], 60)
+    first = tokens(grammar, [], 60)
+    ids = babble(grammar, 60, random.Random(3))
+    assert tokens(grammar, [], 60) == first
+    again = JsonSchemaGrammar(SPECIES, tokenizer, [END], 60)
+    assert tokens(grammar, ids[:7], 60) == tokens(again, ids[:7], 60)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "frog"}, "Invalid type: frog"),
+        ({"$ref": "#/nowhere"}, "'/nowhere' does not exist"),
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, r"minimum \(5\) is greater"),
+        ({"enum": ["x" * 30_000]}, "30,0.. characters, and 20,000 are allowed"),
+        ({"type": "string", "minLength": 4000}, "up to 512 tokens"),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 60}, "are allowed: raise max_"),
+        (False, "is an object"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused(
+    tokenizer: Any, schema: Any, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        JsonSchemaGrammar(schema, tokenizer, [END], 100)

@@ -1,0 +1,306 @@
+"""The routes of OpenAI: chat, streams, lists, schemas, models, errors, with its own client."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
+
+from NatureLM.inference.pipeline import Pipeline
+
+openai = pytest.importorskip("openai", reason="openai is not installed")
+MODEL = "naturelm-tiny"
+
+
+def asked(*parts: Any) -> list[Any]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+@pytest.fixture(scope="module")
+def pipeline(service: Running) -> Pipeline:
+    return service.model.pipeline
+
+
+@pytest.mark.parametrize("data", [DOG, OWL], ids=["wav", "flac"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_an_answer_is_that_of_the_pipeline(
+    service: Running, pipeline: Pipeline, data: bytes, alpha: float, tmp_path: Any
+) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(data)
+    (expected,) = pipeline.windows(str(path), QUESTION, alpha=alpha, num_beams=1)
+    answer = service.client().chat.completions.create(
+        model=MODEL,
+        messages=asked(audio(data), text(QUESTION)),
+        extra_body={"merging_alpha": alpha},
+    )
+    (choice,) = answer.choices
+    assert choice.message.content == expected.text
+    assert choice.finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens > pipeline.model.config.audio_positions()
+
+
+def test_a_stream_holds_the_same_text_and_ends_with_usage(service: Running) -> None:
+    client, messages = service.client(), asked(audio(OWL), text(QUESTION))
+    whole = client.chat.completions.create(model=MODEL, messages=messages)
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL, messages=messages, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    pieces = [one.choices[0].delta.content or "" for one in chunks if one.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert len([piece for piece in pieces if piece]) > 1, "it comes piece by piece"
+    assert [one.choices[0].finish_reason for one in chunks if one.choices][-1] == "stop"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_turns_are_those_of_a_conversation(service: Running, pipeline: Pipeline) -> None:
+    later = "Is it a bird, a frog or a mammal?"
+    with pipeline.conversation(_samples(OWL)) as conversation:
+        first = "".join(conversation.ask(QUESTION))
+        second = "".join(conversation.ask(later))
+    messages = [
+        *asked(audio(OWL), text(QUESTION)),
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": later},
+    ]
+    answer = service.client().chat.completions.create(model=MODEL, messages=messages)
+    assert answer.choices[0].message.content == second
+
+
+def _samples(data: bytes) -> Any:
+    import io
+
+    import soundfile
+
+    from NatureLM.audio.windows import read_clip
+
+    samples, rate = soundfile.read(io.BytesIO(data))
+    return read_clip(samples, input_sample_rate=rate, sample_rate=16_000, duration=10.0)
+
+
+def test_swapped_clips_change_the_answer(service: Running) -> None:
+    """Three clips, two of them examples: which one is asked about depends on their order."""
+
+    def ask(*clips: bytes) -> str:
+        blocks = [
+            part
+            for clip, label in zip(clips, ("Label: A", "Label: B", "Label:"), strict=True)
+            for part in (text("Audio:"), audio(clip), text(label))
+        ]
+        answer = service.client().chat.completions.create(
+            model=MODEL, messages=asked(*blocks), logprobs=True, top_logprobs=5
+        )
+        found = answer.choices[0].logprobs.content[0]
+        return json.dumps([(one.token, round(one.logprob, 4)) for one in found.top_logprobs])
+
+    toad = noise(3)
+    one, other = ask(DOG, OWL, wav(toad)), ask(OWL, DOG, wav(toad))
+    assert one != other
+    assert one == ask(DOG, OWL, wav(toad))
+
+
+def test_names_are_chosen_from_with_their_confidence(
+    service: Running, pipeline: Pipeline, tmp_path: Any
+) -> None:
+    names = ["Barn Owl", "Dog", "Common Cuckoo"]
+    path = tmp_path / "clip.wav"
+    path.write_bytes(DOG)
+    (expected,) = pipeline.windows(str(path), QUESTION, mode="score", labels=names, top_k=4)
+    answer = service.client().chat.completions.create(
+        model=MODEL,
+        messages=asked(audio(DOG), text(QUESTION)),
+        extra_body={"species_list": names, "alternatives": 4},
+    )
+    found = answer.choices[0].model_extra
+    assert answer.choices[0].message.content == expected.text
+    assert found["confidence"] == pytest.approx(expected.confidence, rel=1e-4)
+    assert [one["label"] for one in found["alternatives"]][1:] == [
+        name for name, _ in expected.alternatives
+    ]
+    sure = {"species_list": names, "min_confidence": 1.0}
+    unsure = service.chat(audio(wav(noise(4))), text(QUESTION), **sure).json()
+    assert unsure["choices"][0]["message"]["content"] == "None"
+
+
+def test_an_answer_follows_a_schema(service: Running) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"species": {"type": "string"}, "count": {"type": "integer"}},
+        "required": ["species", "count"],
+        "additionalProperties": False,
+    }
+    for alpha in (0.0, 1.0):
+        for tokens in (24, 60):
+            answer = service.client().chat.completions.create(
+                model=MODEL,
+                messages=asked(audio(OWL), text(QUESTION)),
+                max_completion_tokens=tokens,
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {"name": "call", "schema": schema, "strict": True},
+                },
+                extra_body={"merging_alpha": alpha},
+            )
+            found = json.loads(answer.choices[0].message.content)
+            assert set(found) == {"species", "count"}
+            assert isinstance(found["count"], int)
+            assert answer.usage.completion_tokens <= tokens
+
+
+def test_several_answers_are_drawn_and_a_seed_repeats_them(service: Running) -> None:
+    def draw(seed: int) -> list[str]:
+        answer = service.client().chat.completions.create(
+            model=MODEL,
+            messages=asked(audio(wav(noise(5))), text("Caption the audio")),
+            n=4,
+            temperature=1.5,
+            seed=seed,
+            max_completion_tokens=12,
+        )
+        return [one.message.content for one in answer.choices]
+
+    assert draw(1) == draw(1)
+    assert len(set(draw(1)) | set(draw(2))) > 1
+
+
+def test_an_answer_ends_at_a_stop_and_at_its_limit(service: Running) -> None:
+    parts = audio(OWL), text("Caption the audio")
+    whole = service.chat(*parts).json()["choices"][0]
+    words = whole["message"]["content"].split()
+    assert len(words) > 2
+    stopped = service.chat(*parts, stop=[words[2]]).json()["choices"][0]
+    assert stopped["message"]["content"] == whole["message"]["content"].partition(words[2])[0]
+    assert stopped["finish_reason"] == "stop"
+    streamed = service.chat(*parts, stop=[words[2]], stream=True).text
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    pieces = [one["choices"][0]["delta"].get("content") or "" for one in events]
+    assert "".join(pieces) == stopped["message"]["content"]
+    short = service.chat(*parts, max_tokens=2).json()["choices"][0]
+    assert short["finish_reason"] == "length"
+    assert whole["message"]["content"].startswith(short["message"]["content"])
+
+
+def test_log_probabilities_are_those_of_the_answer(service: Running) -> None:
+    found = service.chat(audio(OWL), text(QUESTION), logprobs=True, top_logprobs=3).json()
+    content = found["choices"][0]["logprobs"]["content"]
+    written = "".join(one["token"] for one in content)
+    assert found["choices"][0]["message"]["content"] in written
+    for one in content:
+        assert one["logprob"] <= 0
+        assert len(one["top_logprobs"]) == 3
+        assert one["top_logprobs"][0]["logprob"] == pytest.approx(one["logprob"], abs=1e-5)
+        assert bytes(one["bytes"]).decode(errors="replace") == one["token"]
+
+
+def test_a_system_message_is_heard(service: Running) -> None:
+    def positions(*system: Any) -> int:
+        messages = [*system, *asked(audio(OWL), text(QUESTION))]
+        body = {"model": MODEL, "messages": messages}
+        found = service.post("/v1/chat/completions", body).json()
+        return int(found["usage"]["prompt_tokens"])
+
+    plain = positions()
+    assert positions({"role": "system", "content": "Answer in one word."}) > plain
+    assert positions({"role": "developer", "content": [text("Answer in one word.")]}) > plain
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "at most 0"),
+        ({"frobnicate": 1}, "frobnicate", "not understood"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "less than or equal to 0"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"max_tokens": 10**6}, "max_tokens", "limit 'tokens'"),
+        ({"n": 99}, "n", "limit 'answers'"),
+        ({"num_beams": 2, "stream": True}, "num_beams", "cannot be streamed"),
+        ({"species_list": ["x"] * 1001}, "species_list", "limit 'labels'"),
+        ({"species_list": ["Wren", "Wren"]}, "species_list", "Wren"),
+        ({"mode": "score"}, "species_list", "labels"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "up to 4"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            "response_format",
+            "Invalid type",
+        ),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(
+    service: Running, body: dict[str, Any], param: str, words: str
+) -> None:
+    answer = service.chat(audio(DOG), text("What is it?"), **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert words in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], "at least 1"),
+        ([{"role": "user", "content": ""}], "question is empty"),
+        ([{"role": "user", "content": "<AudioHere>?"}], "stands for sound"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "is 'image_url'"),
+        ([{"role": "assistant", "content": "x"}], "after a question"),
+        ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "comes first"),
+        ([{"role": "system", "content": [audio(DOG)]}], "only user messages"),
+        ([{"role": "user", "content": "half \ud800"}], "surrogate"),
+        ([{"role": "user", "content": [audio(DOG)] * 17}], "limit 'audios'"),
+        ([{"role": "user", "content": "x" * 60_000}], "limit 'characters'"),
+        ([{"role": "user", "content": "x y " * 10_000}], "positions"),
+        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+    ],
+)
+def test_messages_without_meaning_are_refused(service: Running, messages: Any, words: str) -> None:
+    body = json.dumps({"model": MODEL, "messages": messages}).encode()
+    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+_JSON = {"content-type": "application/json"}
+
+
+def test_errors_are_those_of_the_client(service: Running) -> None:
+    client = service.client()
+    assert [one.id for one in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        client.models.retrieve("gpt-6")
+    with pytest.raises(openai.NotFoundError, match="'gpt-6' is not served here"):
+        client.chat.completions.create(model="gpt-6", messages=asked(text("x")))
+    with pytest.raises(openai.BadRequestError, match="not base64"):
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": [
+                {"type": "input_audio", "input_audio": {"data": "?!", "format": "wav"}}
+            ]}],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'{"model": 1e999}', b"\xff\xfe"])
+def test_a_body_that_is_no_json_is_refused(service: Running, body: bytes) -> None:
+    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    assert answer.status_code == 400, answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_silence_is_refused_unless_it_is_asked_for(service: Running) -> None:
+    silent = audio(wav([0.0] * 16_000))
+    refused = service.chat(silent, text(QUESTION))
+    assert refused.json()["error"]["code"] == "silent_audio"
+    assert service.chat(silent, text(QUESTION), ask_silence=True).status_code == 200
+
+
+def test_a_wrong_key_is_an_error_of_the_client() -> None:
+    with serving(api_keys={"lab": "k" * 32}) as service:
+        with pytest.raises(openai.AuthenticationError):
+            service.client("wrong").models.list()
+        assert service.client("k" * 32).models.list().data[0].id == MODEL

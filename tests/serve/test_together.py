@@ -1,0 +1,152 @@
+"""Many clients at once: each gets what it would get alone, and nothing of the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
+
+CLIPS = {"dog": DOG, "owl": OWL, "noise": wav(noise(6))}
+NAMES = ["Barn Owl", "Dog", "Common Cuckoo"]
+SCHEMA = {
+    "type": "object",
+    "properties": {"species": {"type": "string"}},
+    "required": ["species"],
+    "additionalProperties": False,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 2},
+    "more beams": {"num_beams": 4, "max_tokens": 12},
+    "sampled": {"temperature": 1.2, "seed": 5, "max_tokens": 12},
+    "list": {"species_list": NAMES},
+    "written list": {"species_list": NAMES, "mode": "constrained"},
+    "schema": {
+        "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+        "max_tokens": 30,
+    },
+    "penalty": {"repetition_penalty": 1.5, "max_tokens": 20},
+}
+ASKED = st.tuples(
+    st.sampled_from(sorted(CLIPS)),
+    st.sampled_from([QUESTION, "Caption the audio", "Is it a bird, a frog or a mammal?"]),
+    st.sampled_from([0.0, 0.4, 1.0]),
+    st.sampled_from(sorted(KINDS)),
+)
+
+
+def ask(service: Running, asked: tuple[str, str, float, str], **more: Any) -> Any:
+    clip, question, alpha, kind = asked
+    answer = service.chat(
+        audio(CLIPS[clip]), text(question), merging_alpha=alpha, **KINDS[kind], **more
+    )
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(ASKED, min_size=8, max_size=24))
+def test_answers_together_are_those_of_one_after_the_other(
+    service: Running, asked: list[Any]
+) -> None:
+    alone = {one: ask(service, one) for one in set(asked)}
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda one: ask(service, one), asked))
+    assert together == [alone[one] for one in asked]
+
+
+def test_64_chats_at_three_alphas(service: Running) -> None:
+    asked = [(clip, QUESTION, alpha, "greedy") for clip in CLIPS for alpha in (0.0, 0.4, 1.0)] * 8
+    alone = {one: ask(service, one) for one in set(asked)}
+    with ThreadPoolExecutor(64) as pool:
+        together = list(pool.map(lambda one: ask(service, one), asked[:64]))
+    assert together == [alone[one] for one in asked[:64]]
+
+
+def test_who_goes_away_frees_its_rows(service: Running) -> None:
+    """Streams that are cut off, and requests whose client hangs up, leave nothing running."""
+    body = {
+        "model": "naturelm-tiny",
+        "messages": [{"role": "user", "content": [audio(OWL), text("Caption the audio")]}],
+        "max_tokens": 1000, "temperature": 2.0,
+    }  # fmt: skip
+    address = f"{service.address}/v1/chat/completions"
+
+    def cut_off(stream: bool) -> None:
+        try:
+            with httpx.stream("POST", address, json={**body, "stream": stream}, timeout=0.4) as one:
+                next(one.iter_lines())
+        except httpx.TransportError:
+            pass
+
+    threads = [threading.Thread(target=cut_off, args=(n % 2 == 0,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        told = service.get("/metrics").text
+        busy = [
+            line
+            for line in told.splitlines()
+            if line.startswith(("naturelm_running ", "naturelm_queue "))
+        ]
+        if not any(float(line.split()[-1]) for line in busy):
+            return
+        time.sleep(0.1)
+    raise AssertionError(busy)
+
+
+def test_keys_share_nothing() -> None:
+    """What one key has asked is found in no answer, figure or cache of another."""
+    keys = {"one": "1" * 32, "two": "2" * 32}
+    with serving(api_keys=keys) as service:
+
+        def windows(key: str) -> float:
+            headers = {"authorization": f"Bearer {key}"}
+            messages = [{"role": "user", "content": [audio(DOG), text(QUESTION)]}]
+            body = {"model": "naturelm-tiny", "messages": messages}
+            answer = service.post("/v1/chat/completions", body, headers=headers)
+            assert answer.json()["choices"][0]["message"]["content"] == "Dog"
+            told = service.get("/metrics", headers=headers).text
+            line = next(
+                one for one in told.splitlines() if one.startswith("naturelm_windows_total")
+            )
+            return float(line.split()[-1])
+
+        assert [windows(keys["one"]), windows(keys["one"])] == [1, 1], "its own is encoded once"
+        assert windows(keys["two"]) == 2, "another's is encoded anew"
+        assert windows(keys["one"]) == 2
+
+
+def test_figures_count_what_was_done(service: Running) -> None:
+    def figures() -> dict[str, float]:
+        lines = service.get("/metrics").text.splitlines()
+        plain = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, value in plain}
+
+    before = figures()
+    clip = audio(wav(noise(3, seed=77)))
+    answer = service.chat(clip, text(QUESTION)).json()
+    service.chat(clip, text(QUESTION))
+    after = figures()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert grown('naturelm_requests_total{route="/v1/chat/completions",status="200"}') == 2
+    assert grown("naturelm_windows_total") == 1
+    assert grown("naturelm_cache_hits_total") >= 1
+    assert grown("naturelm_tokens_total") == 2 * answer["usage"]["completion_tokens"]
+    for name in ("encode", "prefill", "decode"):
+        assert grown(f"naturelm_{name}_seconds_total") > 0
+    assert after["naturelm_ready"] == 1
+    assert after["naturelm_queue"] == 0
