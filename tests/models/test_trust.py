@@ -287,7 +287,7 @@ def test_every_call_that_could_load_code_forbids_it() -> None:
             found += 1
             given = {one.arg: ast.unparse(one.value) for one in call.keywords}
             assert given.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
-    assert found >= 4
+    assert found >= 3
     names = "pipeline|AutoProcessor|AutoFeatureExtractor|trust_remote_code=True|PeftModel.from"
     for path in ROOT.glob("NatureLM/**/*.py"):
         assert "apply_chat_template" not in path.read_text(), "templates of others are not run"
