@@ -12,6 +12,7 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,3 +205,48 @@ def test_the_embedded_model_answers_from_the_wheel(environment: Path, tmp_path: 
     run(environment / "naturelm", "infer", recording, "--query", question, cwd=tmp_path)
     (row,) = (tmp_path / "inference_output.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(row)["text"]
+
+
+FAULTS = {
+    # Library: the last version with a known fault that matters here, and what the fault is called.
+    "torch": ("2.9.1", "CVE-2026-24747"),
+    "transformers": ("5.9.0", "CVE-2026-9856"),
+    "gradio": ("6.15.0", "CVE-2026-28414"),
+    "datasets": ("5.0.0", "PYSEC-2026-3716"),
+    "pyarrow": ("23.0.0", "CVE-2026-25087"),
+    "pillow": ("12.1.1", "CVE-2026-40192"),
+    "av": ("17.0.0", ""),
+    "python-multipart": ("0.0.26", "CVE-2026-42561"),
+}
+INTERNALS = ("torch", "transformers", "peft", "gradio", "huggingface_hub")
+"""Libraries of which more is used than they promise to keep."""
+
+
+def _requirements() -> dict[str, Any]:
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lines = re.findall(r'"([A-Za-z0-9_-]+(?:\[[\w,-]+\])?[<>=][^"]+)"', text)
+    return {one.name.lower(): one.specifier for one in map(Requirement, lines)}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_libraries_with_known_faults_are_kept_away(name: str) -> None:
+    version, fault = FAULTS[name]
+    assert version not in _requirements()[name], fault
+    page = (ROOT / "docs" / "how-to" / "security.md").read_text(encoding="utf-8")
+    assert f"| {name} |" in page
+    assert fault in page
+
+
+@pytest.mark.parametrize("name", INTERNALS)
+def test_libraries_whose_internals_are_used_have_an_upper_bound(name: str) -> None:
+    assert "999" not in _requirements()[name]
+
+
+def test_the_exact_versions_are_within_the_bounds() -> None:
+    bounds = _requirements()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition(";")[0].strip().partition("==")
+        if name.replace("-", "_") in bounds or name in bounds:
+            assert version in bounds.get(name, bounds.get(name.replace("-", "_"))), line
