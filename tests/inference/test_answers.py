@@ -202,11 +202,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"temperature": 0}, "temperature is 0, and it must be above 0"),
+        ({"temperature": 0}, "temperature is 0, and it must be a number above 0"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"temperature": "1"}, "temperature is '1'"),
         ({"normalize": "max"}, "normalize is 'max'"),
-        ({"merging_alpha": None}, "merging_alpha is None, not a number"),
+        ({"merging_alpha": None}, "merging_alpha is None, and it must be a number"),
         ({"schema_version": 7}, "no calibration of schema version 1"),
         ({"labels": ...}, "lacks labels"),
     ],
