@@ -400,11 +400,14 @@ class ServedModel:
         if self.settings.log_prompts:
             logger.info("asked by %s: %r", ask.tenant or "somebody", ask.prompt)
         try:
-            return self._engine.submit(
+            ticket = self._engine.submit(
                 prompt, clips, deadline=self.settings.limits.request_seconds, on_tokens=on_tokens
             )
         except NatureLMError as error:
             raise refused(error) from None
+        if self.settings.log_prompts:
+            ticket.future.add_done_callback(_log_answer)
+        return ticket
 
     @property
     def _engine(self) -> EngineService:
@@ -573,6 +576,11 @@ def refused(error: Exception) -> RequestError:
         return RequestError(message, status=504, code="timeout")
     status = 503 if isinstance(error, ServiceStopped) else 500
     return RequestError(str(error), status=400 if isinstance(error, UsageError) else status)
+
+
+def _log_answer(future: Any) -> None:
+    error = future.exception()
+    logger.info("answered: %s", repr(future.result().text) if error is None else error)
 
 
 def _result(future: Any) -> Answer:

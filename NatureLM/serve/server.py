@@ -220,10 +220,26 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(f"The service is at http://{host}:{settings.port} (stop it with Ctrl-C).")
     say(f"The model {model.name} is loading; /health says when it is ready.")
-    with _page(settings, model, say):
+    with _page(settings, model, say), _log_shown():
         server.run()
     if reasons:
         raise NatureLMError(reasons[0])
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Within the block each request is a line on stderr, with its time."""
+    log, handler = logging.getLogger("NatureLM.serve"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # errors of the service stand in the same log
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
 
 
 @contextmanager

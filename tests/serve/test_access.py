@@ -389,6 +389,38 @@ def test_the_log_holds_sizes_and_times_only(caplog: pytest.LogCaptureFixture) ->
         assert hidden not in said
 
 
+def test_prompts_are_logged_where_that_is_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), serving(log_prompts=True) as service:
+        assert service.chat(audio(DOG), text(QUESTION)).status_code == 200
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert QUESTION in said
+    assert "answered: 'Dog'" in said
+
+
+def test_an_engine_that_dies_ends_the_service_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving() as service:
+        told: list[str] = []
+        engine = service.model._engine
+        monkeypatch.setattr(service.model, "_on_failure", told.append)
+
+        def fail(*_: Any) -> Any:
+            raise MemoryError("no room for keys")
+
+        monkeypatch.setattr(engine._engine, "advance", fail)
+        answer = service.chat(audio(DOG), text(QUESTION))
+        assert answer.status_code == 503
+        end = time.monotonic() + 5
+        while not told and time.monotonic() < end:
+            time.sleep(0.01)
+        assert told == [
+            "the engine has failed (MemoryError: no room for keys), so the service ends"
+        ]
+        assert service.get("/health").status_code == 503
+        assert service.chat(audio(DOG), text(QUESTION)).status_code == 503
+
+
 def _start(port: int, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "NatureLM.cli.main", "serve", "--port", str(port), *options]
     code = "from NatureLM.cli.main import naturelm; naturelm()"
@@ -430,6 +462,7 @@ def test_sigterm_lets_answers_come_to_their_end() -> None:
         assert rest[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in rest
         said, _ = process.communicate(timeout=30)
         assert process.returncode in (0, 143, -signal.SIGTERM), said
+        assert "POST /v1/chat/completions 200, " in said
         assert "Traceback" not in said
     finally:
         process.kill()
