@@ -25,6 +25,7 @@ from starlette.datastructures import UploadFile
 
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
+from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.windows import AskOptions, Mode, RecordingError, WindowResult
 from NatureLM.progress import printable
 from NatureLM.results.rows import ErrorRow, Prediction, WindowRow, to_line
@@ -402,16 +403,21 @@ async def _cues(found: AsyncIterator[WindowResult], form: str) -> AsyncGenerator
     """Subtitles as they come."""
     head, number = subtitle_head(form), 0
     async for one in found:
-        number += bool(one.text)
-        yield head + (subtitle(number, one, form) if one.text else "")
+        number += is_shown(one)
+        yield head + (subtitle(number, one, form) if is_shown(one) else "")
         head = ""
 
 
 def subtitles(segments: Iterable[WindowResult], form: str) -> Iterator[str]:
-    """A whole file of subtitles, SubRip or WebVTT; windows without an answer have none."""
+    """A whole file of subtitles, SubRip or WebVTT."""
     yield subtitle_head(form)
-    for number, one in enumerate((one for one in segments if one.text), start=1):
+    for number, one in enumerate(filter(is_shown, segments), start=1):
         yield subtitle(number, one, form)
+
+
+def is_shown(one: WindowResult) -> bool:
+    """Whether a window has a subtitle: not where there is no answer, or it is that nothing is."""
+    return one.text not in ("", None, NOTHING)
 
 
 def subtitle_head(form: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 import NatureLM
@@ -80,6 +80,11 @@ def create_app(settings: ServeSettings, served: ServedModel | None = None) -> An
         text, kind = metrics.text()
         return Response(text, media_type=kind)
 
+    @app.get("/", include_in_schema=False)
+    def start() -> RedirectResponse:
+        """Where a browser arrives that opens the printed address."""
+        return RedirectResponse("/docs")
+
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         """The routes, for people; drawn from `/openapi.json` without any other computer."""
@@ -100,7 +105,7 @@ def rules(settings: ServeSettings) -> Rules:
     limits = settings.limits
     routes = (
         Route("/health", public=True),
-        Route("/(info|metrics|openapi[.]json|docs|docs/docs[.](js|css)|v1/models(/.{1,300})?)"),
+        Route("/(|info|metrics|openapi[.]json|docs|docs/docs[.](js|css)|v1/models(/.{1,300})?)"),
         Route(
             "/(predict|v1/(chat/completions|decisions|embeddings))",
             ("POST",),
@@ -119,6 +124,7 @@ def rules(settings: ServeSettings) -> Rules:
         hosts=("localhost", "127.0.0.1", "::1", settings.host, *settings.server_names),
         addresses=not settings.is_loopback,
         keys=settings.api_keys,
+        way_in="send an API key as `Authorization: Bearer …`",
         headers=_API_HEADERS,
         error_body=error_body,
     )
@@ -126,7 +132,8 @@ def rules(settings: ServeSettings) -> Rules:
 
 def error_body(status: int, message: str) -> dict[str, Any]:
     """A refusal of the guard as the OpenAI API writes errors."""
-    return RequestError(message, status=status).body()
+    code = "invalid_api_key" if status == 401 else None
+    return RequestError(message, status=status, code=code).body()
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -101,6 +101,7 @@ class Rules:
     keys: name → secret that opens everything (in the address, as a cookie, as `Bearer`)
     people: name → password (in the form, as `Basic`); with neither keys nor people all is open
     cookie: its name, as all ports of a computer share them
+    way_in: what who has no key is told to do
     """
 
     routes: tuple[Route, ...]
@@ -110,6 +111,7 @@ class Rules:
     keys: Mapping[str, str] = field(default_factory=dict)
     people: Mapping[str, str] = field(default_factory=dict)
     cookie: str = "naturelm"
+    way_in: str = "open the address that the app printed"
     headers: Mapping[str, str] = field(default_factory=lambda: dict(SECURITY_HEADERS))
     error_body: Callable[[int, str], Any] = lambda status, reason: {"detail": reason}
 
@@ -176,8 +178,9 @@ class Guard:
             if method == "GET" and "text/html" in headers.one("accept"):
                 await self._ask_who(headers, scope, send)
                 return None
-            raise RefusedError(401, "A key is needed: open the address that the app printed.",
-                          www_authenticate="Bearer")  # fmt: skip
+            raise RefusedError(
+                401, f"A key is needed: {self._rules.way_in}.", www_authenticate="Bearer"
+            )
         return route
 
     # what is asked, and from where
@@ -351,6 +354,7 @@ class Guard:
         fields = [("token", "Token", "password")] if self._rules.keys else []
         if self._rules.people:
             fields += [("name", "Name", "text"), ("password", "Password", "password")]
+        way_in = self._rules.way_in[:1].upper() + self._rules.way_in[1:]
         inputs = "".join(
             f'<p><label>{label}<br><input name="{name}" type="{kind}"></label></p>'
             for name, label, kind in fields
@@ -361,8 +365,8 @@ class Guard:
             "<style>body{font:16px system-ui,sans-serif;max-width:22em;margin:12vh auto;"
             "padding:0 1em}input{font:inherit;width:100%;box-sizing:border-box;padding:.4em}"
             "button{font:inherit;padding:.4em 1.2em}</style><h1>NatureLM</h1>"
-            f'<p role="status">{escape(wrong)}</p><p>Open the address that the app printed, or '
-            f'say who you are.</p><form method="post" action="{LOGIN}">{inputs}'
+            f'<p role="status">{escape(wrong)}</p><p>{escape(way_in)}, or say who you are.</p>'
+            f'<form method="post" action="{LOGIN}">{inputs}'
             f'<input type="hidden" name="next" value="{escape(target)}">'
             "<button>Open</button></form></html>"
         )

@@ -250,3 +250,21 @@ def test_the_exact_versions_are_within_the_bounds() -> None:
         name, _, version = line.partition(";")[0].strip().partition("==")
         if name.replace("-", "_") in bounds or name in bounds:
             assert version in bounds.get(name, bounds.get(name.replace("-", "_"))), line
+
+
+def test_the_image_is_built_of_what_the_wheel_needs_and_nothing_else() -> None:
+    """The folder that an image is built in may hold environments, runs and keys."""
+    text = (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
+    copied = {
+        name
+        for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+        for name in sources.split()
+    }
+    assert copied == {"pyproject.toml", "README.md", "LICENSE", "NatureLM", "constraints.txt"}
+    assert "USER naturelm" in text
+
+
+def test_the_unit_of_systemd_takes_a_stop_for_a_success() -> None:
+    """The service ends with 143 after SIGTERM, which else would be a failed unit."""
+    unit = (ROOT / "deploy" / "naturelm.service").read_text(encoding="utf-8")
+    assert {"SuccessExitStatus=143", "DynamicUser=yes"} <= set(unit.splitlines())

@@ -29,7 +29,7 @@ from NatureLM.serve.settings import Limits, ServeSettings, check_exposure, read_
 
 KEY = "a-key-of-the-lab-0123456789"
 ROUTES = (
-    ("GET", "/info"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
+    ("GET", "/"), ("GET", "/info"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
     ("GET", "/docs/docs.js"), ("GET", "/v1/models"), ("GET", "/v1/models/naturelm-tiny"),
     ("POST", "/predict"), ("POST", "/v1/chat/completions"), ("POST", "/v1/decisions"),
     ("POST", "/v1/embeddings"), ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/windows"),
@@ -50,10 +50,23 @@ def test_every_route_but_health_needs_a_key(locked: Running, method: str, path: 
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {KEY}x"}):
         answer = httpx.request(method, f"{locked.address}{path}", headers=headers)
         assert answer.status_code == 401, path
-        assert answer.json()["error"]["type"] == "authentication_error"
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        assert "`Authorization: Bearer …`" in error["message"]
     right = {"authorization": f"Bearer {KEY}"}
     assert httpx.request(method, f"{locked.address}{path}", headers=right).status_code != 401
     assert locked.get("/health").status_code == 200
+
+
+def test_a_browser_comes_to_the_list_of_routes(service: Running, locked: Running) -> None:
+    """At the address that is printed; with keys after the form."""
+    with httpx.Client(follow_redirects=True, headers={"accept": "text/html"}) as browser:
+        assert browser.get(service.address).url.path == "/docs"
+        form = browser.get(locked.address)
+        assert (form.status_code, "Send an API key as" in form.text) == (401, True)
+        page = browser.post(f"{locked.address}/login", data={"token": KEY})
+        assert (page.status_code, page.url.path) == (200, "/docs")
+        assert browser.get(f"{locked.address}/openapi.json").status_code == 200
 
 
 def test_every_route_is_known_to_the_guard(service: Running) -> None:
@@ -63,7 +76,8 @@ def test_every_route_is_known_to_the_guard(service: Running) -> None:
         for path, methods in service.get("/openapi.json").json()["paths"].items()
         for method in methods
     }
-    assert described | {("GET", "/docs"), ("GET", "/docs/docs.js"), ("GET", "/openapi.json")} == {
+    pages = {("GET", path) for path in ("/", "/docs", "/docs/docs.js", "/openapi.json")}
+    assert described | pages == {
         *ROUTES,
         ("GET", "/health"),
     }

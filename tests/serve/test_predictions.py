@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -221,6 +222,42 @@ def test_beans_next_itself_is_content(service: Running) -> None:
     done = subprocess.run(script, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "conformance checks passed" in done.stdout
+
+
+_CLIENT = """
+import json, sys
+from beans_next.api.http_schemas import PredictionsV1Request
+from beans_next.models.http import HttpClient
+with HttpClient(sys.argv[1]) as client:
+    client.health()
+    found = client.generate(PredictionsV1Request.model_validate_json(sys.stdin.read()))
+print(json.dumps([one.model_dump() for one in found.responses]))
+"""
+
+
+@pytest.mark.skipif(CHECKOUT is None, reason="BEANS_NEXT names no checkout of beans-next")
+def test_its_client_asks_about_three_clips(service: Running) -> None:
+    """As tier 4 has them: what the last one is depends on which example is which."""
+    assert CHECKOUT is not None
+    question = f"Label the last sound. {_PLACE}: A. {_PLACE}: B. {_PLACE}:"
+    clips = DOG, OWL, wav(noise(3))
+    asked = {
+        "schema_version": "predictions_v1",
+        "requests": [
+            item("given", *clips, question=question, max_length_seconds=10),
+            item("swapped", clips[1], clips[0], clips[2], question=question),
+        ],
+    }
+    script = [sys.executable, "-c", _CLIENT, f"{service.address}/predict"]
+    done = subprocess.run(
+        script, cwd=CHECKOUT, input=json.dumps(asked), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    given, swapped = json.loads(done.stdout)
+    assert [given["sample_id"], swapped["sample_id"]] == ["given", "swapped"]
+    assert given["predictions"]
+    assert not given["error"]
+    assert given["usage"]["mean_logprob"] != swapped["usage"]["mean_logprob"]
 
 
 def test_the_connection_is_kept(service: Running) -> None:

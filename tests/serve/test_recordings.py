@@ -132,11 +132,15 @@ def test_the_client_of_openai_reads_transcriptions(service: Running, recording: 
     assert "".join(deltas) == whole.text
 
 
-def test_subtitles_come_as_they_are_made(service: Running, recording: bytes) -> None:
-    fields = {"model": MODEL, "response_format": "srt", "stream": "true"}
-    streamed = send(service, "/v1/audio/transcriptions", recording, **fields)
-    whole = send(service, "/v1/audio/transcriptions", recording, model=MODEL, response_format="srt")
+@pytest.mark.parametrize("least", ["0", "1"])
+def test_subtitles_come_as_they_are_made(service: Running, recording: bytes, least: str) -> None:
+    """Where the answer is `None`, as it is below `min_confidence`, nothing is shown."""
+    fields = {"model": MODEL, "response_format": "srt", "min_confidence": least}
+    whole = send(service, "/v1/audio/transcriptions", recording, **fields)
+    streamed = send(service, "/v1/audio/transcriptions", recording, stream="true", **fields)
     assert streamed.text == whole.text
+    assert "None" not in whole.text
+    assert ("-->" in whole.text) == (least == "0")
 
 
 def test_answers_cannot_break_subtitles() -> None:
