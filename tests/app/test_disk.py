@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,7 +292,9 @@ def test_a_file_of_runs_has_an_address_and_goes_with_the_page(
     monkeypatch.setattr(listen, "inputs", [])
     monkeypatch.setattr(listen, "fn", lambda: [Audio(value=str(clip)), ""])
     who = SimpleNamespace(session_hash="hears")
-    shown = asyncio.run(page.process_api(listen, [], request=who, root_path="http://here"))["data"]
+    heard = page.process_api(listen, [], request=who, root_path="http://here")
+    with ThreadPoolExecutor(1) as pool:  # browser tests leave a loop in this thread
+        shown = pool.submit(asyncio.run, heard).result()["data"]
     address = shown[0]["value"]["path"]
     assert shown[0]["value"]["url"] == f"http://here/gradio_api/file={address}"
     assert file(app, address) == (200, sound)

@@ -215,4 +215,5 @@ def test_no_other_place_takes_a_failed_import_for_a_missing_library() -> None:
         for path in (ROOT / "NatureLM").rglob("*.py")
         if re.search(r"except .*(ImportError|ModuleNotFoundError)", path.read_text("utf-8"))
     }
-    assert found == {"util.py", "audio/decode.py"}
+    of_python_itself = {"app/page.py", "models/checkpoint/peft_io.py"}
+    assert found == {"util.py", "audio/decode.py"} | of_python_itself

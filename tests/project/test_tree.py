@@ -155,11 +155,23 @@ def test_the_core_needs_no_more_than_it_uses() -> None:
 
 
 def test_optional_libraries_are_imported_only_where_they_are_used() -> None:
-    """Modules of the web app need gradio; they are imported by the function that starts it."""
-    found = {name: files for name, files in imported(lazy=False).items() if name not in declared()}
-    of_gradio = [file for file in found.pop("gradio", []) if not file.startswith("NatureLM/app/")]
+    """Modules of the web app need gradio, those of the service fastapi, and what comes with them;
+    they are imported by the function that starts it."""
+    of_app, of_service = ("NatureLM/app/",), ("NatureLM/serve/",)
+    homes = {
+        "gradio": of_app,
+        "gradio-client": of_app,
+        "anyio": of_app,
+        "starlette": (*of_app, *of_service),
+        "fastapi": of_service,
+    }
+    found = {
+        name: [file for file in files if not file.startswith(homes.get(name, ()))]
+        for name, files in imported(lazy=False).items()
+        if name not in declared()
+    }
+    found = {name: files for name, files in found.items() if files}
     assert not found, "import these inside the functions that need them"
-    assert not of_gradio, "import gradio inside the functions that need it"
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -226,7 +226,7 @@ def test_a_measure_counts_right_answers_and_how_sure_they_were() -> None:
 
 
 def test_a_calibration_needs_labels_of_the_list() -> None:
-    model: Any = type("Model", (), {"fingerprint": "abc"})()
+    model: Any = type("Model", (), {"fingerprint": "abc", "revisions": {}})()
     samples = [scored("Dog", (0.0, -1.0, -9.0), "a"), scored("Owl", (0.0, -1.0, -9.0), "b")]
     found = fit_calibration(model, [*samples, scored("Wolf", (0.0, -1.0, -9.0))], "What?")
     assert (found.samples, found.clusters, found.labels) == (2, 2, 3)

@@ -9,12 +9,13 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from NatureLM.web import body as body_of_requests
 from NatureLM.web import guard
 from NatureLM.web.guard import SECURITY_HEADERS, Guard, Route, Rules, bound_connections
 
+T = TypeVar("T")
 ROUTES = (
     Route("/|/config"),
     Route(r"/static/[\w./-]+", public=True),
@@ -137,12 +139,18 @@ async def ask(
     return answer
 
 
+def in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives, in a thread without a loop: browser tests leave one in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
 def asked(rules: Rules = OPEN, **request: Any) -> tuple[Answer, Application]:
     async def once() -> tuple[Answer, Application]:
         application = Application()
         return await ask(Guard(application, rules), **request), application
 
-    return asyncio.run(once())
+    return in_a_loop(once())
 
 
 # routes
@@ -209,7 +217,7 @@ def test_a_path_below_a_root_is_matched_without_it() -> None:
 
         return await ask(below, "/birds/config")
 
-    assert asyncio.run(once()).status == 200
+    assert in_a_loop(once()).status == 200
 
 
 # hosts and origins
@@ -439,7 +447,7 @@ def test_what_takes_long_is_done_two_at_a_time() -> None:
         application.gate.set()
         return [*await asyncio.gather(*requests), await slow], application
 
-    answers, application = asyncio.run(many())
+    answers, application = in_a_loop(many())
     assert sorted(answer.status for answer in answers) == [200, 200, 200, 408, 429, 429]
     assert application.most_at_work == 2
     assert application.asked == [("/draw", 2)] * 3
@@ -521,7 +529,7 @@ def test_the_token_of_the_address_becomes_a_cookie() -> None:
         assert b'name="next" value="/?job=7"' in wrong.body
         assert "set-cookie" not in wrong.headers
 
-    asyncio.run(visit())
+    in_a_loop(visit())
 
 
 @pytest.mark.parametrize(
@@ -561,7 +569,7 @@ def test_passwords_are_not_guessed() -> None:
             await ask(layer, client=f"198.51.100.{number}", **basic("bo", "wrong"))
         assert (await ask(layer, client="x", **basic("bo", "battery staple"))).status == 429
 
-    asyncio.run(guess())
+    in_a_loop(guess())
 
 
 def test_the_form_cannot_be_written_into() -> None:
@@ -610,7 +618,7 @@ def test_a_connection_without_a_request_is_closed(sent: list[bytes], is_closed: 
         protocol.connection_lost(None)
         return bool(closed)
 
-    assert asyncio.run(connect()) == is_closed
+    assert in_a_loop(connect()) == is_closed
 
 
 @contextmanager
