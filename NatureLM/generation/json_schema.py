@@ -7,7 +7,9 @@ is closed by the shortest way found, so whatever is returned is valid.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +28,9 @@ _LONGEST_WAY = 512  # tokens that closing an answer may take
 _MARGIN = 6  # tokens that a character may need to be whole
 _SPARE = 32  # tokens besides those of two shortest answers, from which on the end is looked at
 _MOST_OPENINGS = 64  # that are looked at in a step
+_MOST_TRIED = 1000  # tokens that are tried in a step to see where openings lead
+_STEP_SECONDS, _ANSWER_SECONDS = 0.5, 5.0  # of a processor, in a step and in all of them
+_LARGEST = 2**63  # llguidance takes a larger bound for this one
 
 
 class JsonSchemaGrammar:
@@ -49,19 +54,29 @@ class JsonSchemaGrammar:
         )
         if not isinstance(schema, dict):
             raise UsageError(f"a JSON Schema is an object here, and this is {schema!r:.80}")
-        text = json.dumps(schema)
+        if "x-guidance" in schema:
+            raise UsageError("'x-guidance' is not understood in a schema; leave it out")
+        try:
+            text = json.dumps(schema, allow_nan=False)
+        except (ValueError, RecursionError):
+            raise UsageError(
+                "the schema holds a number that JSON has not, or is too deep"
+            ) from None
         if len(text) > _MOST_CHARACTERS:
             raise UsageError(
                 f"the schema has {len(text):,} characters, and {_MOST_CHARACTERS:,} are allowed"
             )
+        _check_numbers(schema)
         self._eos_ids, self._most = tuple(eos_ids), max_new_tokens
         self._tokens = _guided_tokenizer(tokenizer, self._eos_ids)
-        grammar = guidance.LLMatcher.grammar_from_json_schema(text, overrides=_WRITTEN)
-        self._matcher = guidance.LLMatcher(self._tokens, grammar)
         self._taken: list[int] = []
         self._way: list[int] = []  # to the end, once the answer has to be closed
-        self._check()
-        needed = self._way_out(self._matcher)
+        self._left, self._end = _ANSWER_SECONDS, 0.0
+        with self._timed():
+            grammar = guidance.LLMatcher.grammar_from_json_schema(text, overrides=_WRITTEN)
+            self._matcher = guidance.LLMatcher(self._tokens, grammar)
+            self._check(self._matcher)
+            needed = self._way_out(self._matcher)
         self._near_the_end = 2 * len(needed) + _SPARE
         if len(needed) + 1 > max_new_tokens:
             raise UsageError(
@@ -74,6 +89,27 @@ class JsonSchemaGrammar:
 
         room: how many tokens may still come, the end included
         """
+        with self._timed():
+            return self._allowed(ids, room)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Bound what the block takes of a processor; a fault of llguidance is one of the schema."""
+        began = time.thread_time()
+        self._end = began + min(_STEP_SECONDS, self._left)
+        try:
+            yield
+        except UsageError:
+            raise
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise  # a panic of Rust is no Exception
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise UsageError(f"the schema cannot be followed: {reason}") from None
+        finally:
+            self._left -= time.thread_time() - began
+
+    def _allowed(self, ids: Sequence[int], room: int) -> Sequence[int] | Tensor:
         self._take(ids)
         if self._matcher.is_stopped():
             return self._eos_ids
@@ -98,31 +134,40 @@ class JsonSchemaGrammar:
             if self._way and self._way[0] == token:
                 self._way.pop(0)
             self._taken.append(token)
-        self._check()
+        self._check(self._matcher)
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            reason = str(self._matcher.get_error()).splitlines()[0]
+    def _check(self, matcher: Any) -> None:
+        """Raise UsageError where the schema is wrong, or takes too long."""
+        if matcher.is_error():
+            reason = str(matcher.get_error()).splitlines()[0][:200]
             raise UsageError(f"the schema cannot be followed: {reason}")
+        if time.thread_time() > self._end:
+            raise UsageError("the schema takes too long to follow: make it simpler")
 
     def _mask(self, matcher: Any) -> NDArray[np.bool_]:
         """Which tokens may come next (vocabulary,)."""
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        self._check(matcher)
         size = self._tokens.vocab_size
         return np.unpackbits(bits, bitorder="little")[:size].astype(bool)
 
     def _drop_long_openings(self, mask: NDArray[np.bool_], left: int) -> None:
         """Take out tokens after which the answer could no longer be closed in time."""
-        texts, opening = _texts(self._tokens), 0
+        texts, opening, tried = _texts(self._tokens), 0, 0
         is_text = bool(mask[_letters(self._tokens)].all())  # within a string, commas open nothing
         marks = '"' if is_text else '"{[,'
         for token in np.flatnonzero(mask).tolist():
             if token in self._eos_ids or not any(mark in texts[token] for mark in marks):
                 continue
             opening += 1
+            if opening > _MOST_OPENINGS or tried > _MOST_TRIED:
+                mask[token] = False
+                continue
             after = self._matcher.deep_copy()
             after.consume_token(token)
-            if opening > _MOST_OPENINGS or len(self._way_out(after)) + _MARGIN >= left:
+            way = self._way_out(after)
+            tried += len(way)
+            if len(way) + _MARGIN >= left:
                 mask[token] = False
 
     def _way_out(self, matcher: Any) -> list[int]:
@@ -146,11 +191,24 @@ class JsonSchemaGrammar:
                 forced = [best if closing is None else closing]
             matcher.consume_tokens(forced)
             way += forced
-            if len(way) > _LONGEST_WAY or matcher.is_error():
+            self._check(matcher)
+            if len(way) > _LONGEST_WAY:
                 raise UsageError(
                     f"no answer of up to {_LONGEST_WAY} tokens was found that the schema allows"
                 )
+        self._check(matcher)
         return way
+
+
+def _check_numbers(schema: Any) -> None:
+    """Raise UsageError for numbers that llguidance would take for others."""
+    left = [schema]
+    while left:
+        one = left.pop()
+        if isinstance(one, (dict, list)):
+            left += one.values() if isinstance(one, dict) else one
+        elif isinstance(one, (int, float)) and abs(one) >= _LARGEST:
+            raise UsageError(f"the schema holds a number beyond {_LARGEST}")
 
 
 @lru_cache(maxsize=4)

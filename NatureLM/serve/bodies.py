@@ -7,18 +7,22 @@ wrong. Keys of other services that change no answer are accepted and have no eff
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import ClientDisconnect
 
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER
 from NatureLM.serve.settings import Limits, RequestError
 from NatureLM.serve.sound import Source, audio_part
 
 Role = Literal["system", "developer", "user", "assistant"]
+_SHOWN = 100  # characters of what is wrong
 
 
 class Body(BaseModel):
@@ -42,6 +46,42 @@ class Body(BaseModel):
         if not isinstance(values, dict):
             return values
         return {key: value for key, value in values.items() if key not in cls.no_effect}
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is looked at before it is read: many values take much time and memory."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answered = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            if self.body_field is not None:
+                try:
+                    check_values(await request.body(), request.app.state.served.settings.limits)
+                except ClientDisconnect:
+                    raise RequestError("the client has gone", status=499) from None
+            return await answered(request)
+
+        return handler
+
+
+def check_values(body: bytes, limits: Limits) -> None:
+    """Raise RequestError for JSON of too many values. Texts of any kind do not count."""
+
+    def marks(part: bytes) -> int:
+        return sum(map(part.count, (b",", b":", b"[", b"{")))
+
+    most = 2 * limits.values  # a key and its value are two
+    if marks(body) <= most:
+        return
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * most or sum(map(marks, plain.split(b'"')[::2])) > most:
+        raise RequestError(
+            f"the body holds more than {limits.values:,} values; the limit 'values' of the service "
+            "says so",
+            status=413,
+            code="request_too_large",
+        )
 
 
 class Message(Body):
@@ -149,7 +189,9 @@ def _content(message: Message, place: str, has_places: bool) -> tuple[str, list[
             pieces.append(AUDIO_TAG)
         else:
             raise RequestError(
-                f"{at}.type is {kind!r}; text, input_audio and audio_url are understood", param=at
+                f"{at}.type is {str(kind)[:_SHOWN]!r}; text, input_audio and audio_url are "
+                "understood",
+                param=at,
             )
     return _with_places(pieces, len(sources), place), sources
 
@@ -177,6 +219,24 @@ def checked_text(text: Any, param: str) -> str:
     except UnicodeEncodeError:
         raise RequestError(f"{param} holds half a character (a surrogate)", param=param) from None
     return text
+
+
+def check_labels(labels: Sequence[str], param: str, limits: Limits) -> None:
+    """Raise RequestError for a list of labels that is longer than allowed."""
+    if len(labels) > limits.labels:
+        raise RequestError(
+            f"{param} has {len(labels)} names, and {limits.labels} are allowed; the limit 'labels' "
+            "of the service says so",
+            param=param,
+        )
+    for number, one in enumerate(labels):
+        checked_text(one, f"{param}[{number}]")
+    if sum(map(len, labels)) > limits.characters:
+        raise RequestError(
+            f"{param} has more than {limits.characters:,} characters; the limit 'characters' of "
+            "the service says so",
+            param=param,
+        )
 
 
 async def streamed(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
@@ -22,16 +23,18 @@ from NatureLM.generation.labels import NOTHING, LabelChoice
 from NatureLM.inference.windows import AskOptions, Mode
 from NatureLM.serve.bodies import (
     Body,
+    JsonRoute,
     Message,
+    check_labels,
     checked_text,
     event,
     read_dialogue,
     streamed,
 )
 from NatureLM.serve.model import Ask, ServedModel, model_of
-from NatureLM.serve.settings import RequestError
+from NatureLM.serve.settings import Limits, RequestError
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 _STOPS = 4
 
 
@@ -166,7 +169,7 @@ async def _asks(served: ServedModel, body: ChatBody, request: Request) -> list[A
             param="n",
         )
     dialogue = read_dialogue(body.messages, limits)
-    choice, options = _choice(body, limits.labels), _options(served, body)
+    choice, options = _choice(body, limits), _options(served, body)
     constraint = None
     if body.response_format is not None and body.response_format.type != "text":
         if choice is not None:
@@ -174,7 +177,8 @@ async def _asks(served: ServedModel, body: ChatBody, request: Request) -> list[A
                 "response_format and species_list are two ways to choose an answer; give one",
                 param="response_format",
             )
-        constraint = served.json_grammar(_schema(body.response_format), options)
+        schema = _schema(body.response_format)
+        constraint = await run_in_threadpool(served.json_grammar, schema, options)
     clips = await served.clips(dialogue.sources, request)
     if not body.ask_silence:
         for source, clip in zip(dialogue.sources, clips, strict=True):
@@ -230,17 +234,10 @@ def _options(served: ServedModel, body: ChatBody) -> GenerationOptions:
     return served.generation({name: v for name, v in changed.items() if v is not None})
 
 
-def _choice(body: ChatBody, most: int) -> LabelChoice | None:
+def _choice(body: ChatBody, limits: Limits) -> LabelChoice | None:
     """The list that the answer is chosen from."""
     names = body.species_list
-    if names is not None and len(names) > most:
-        raise RequestError(
-            f"species_list has {len(names)} names, and {most} are allowed; the limit 'labels' of "
-            "the service says so",
-            param="species_list",
-        )
-    for number, name in enumerate(names or ()):
-        checked_text(name, f"species_list[{number}]")
+    check_labels(names or (), "species_list", limits)
     mode: Mode = body.mode or ("generate" if names is None else "score")
     try:
         options = AskOptions(

@@ -17,11 +17,18 @@ from pydantic import Field
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import LabelChoice
-from NatureLM.serve.bodies import Body, Dialogue, Message, checked_text, read_dialogue
+from NatureLM.serve.bodies import (
+    Body,
+    Dialogue,
+    JsonRoute,
+    Message,
+    check_labels,
+    read_dialogue,
+)
 from NatureLM.serve.model import Ask, model_of
-from NatureLM.serve.settings import RequestError
+from NatureLM.serve.settings import Limits, RequestError
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 _YES, _NO = "Yes", "No"
 
 
@@ -33,6 +40,7 @@ class TextPart(Body):
     text: str
 
 
+Name = Annotated[str | None, Field(max_length=1000)]
 Instructions = Annotated[str, Field(min_length=1)] | list[TextPart]
 
 
@@ -41,7 +49,7 @@ class Predicate(Body):
 
     type: Literal["predicate"]
     instructions: Instructions
-    name: str | None = None
+    name: Name = None
 
 
 class Option(Body):
@@ -56,7 +64,7 @@ class Choice(Body):
 
     type: Literal["choice"]
     instructions: Instructions
-    name: str | None = None
+    name: Name = None
     choices: list[Option] = Field(min_length=2)
 
 
@@ -72,7 +80,7 @@ class Score(Body):
 
     type: Literal["score"]
     instructions: Instructions
-    name: str | None = None
+    name: Name = None
     levels: list[Level] = Field(min_length=2)
 
 
@@ -118,8 +126,7 @@ async def decide(body: DecisionBody, request: Request) -> JSONResponse:
     )
     dialogue = read_dialogue(messages, limits, "input")
     lists = [
-        _labels(one, f"questions[{number}]", limits.labels)
-        for number, one in enumerate(body.questions)
+        _labels(one, f"questions[{number}]", limits) for number, one in enumerate(body.questions)
     ]
     clips = await served.clips(dialogue.sources, request)
     if not body.ask_silence:
@@ -158,8 +165,9 @@ async def decide(body: DecisionBody, request: Request) -> JSONResponse:
     return JSONResponse(content)
 
 
-def _labels(question: Predicate | Choice | Score, param: str, most: int) -> Labels:
+def _labels(question: Predicate | Choice | Score, param: str, limits: Limits) -> Labels:
     """What a question is answered from. Raises RequestError."""
+    check_labels([_instructions(question)], f"{param}.instructions", limits)
     described: list[tuple[str, str | None]]
     values: tuple[str | bool | int, ...]
     if isinstance(question, Predicate):
@@ -170,16 +178,11 @@ def _labels(question: Predicate | Choice | Score, param: str, most: int) -> Labe
     else:
         values = tuple(range(len(question.levels)))
         described = [(one.label, one.description) for one in question.levels]
-    if len(described) > most:
-        raise RequestError(
-            f"{param} has {len(described)} labels, and {most} are allowed; the limit 'labels' of "
-            "the service says so",
-            param=param,
-        )
+    check_labels([label for label, _ in described], param, limits)
+    check_labels([text or "" for _, text in described], param, limits)
     lines = []
     for label, description in described:
-        checked_text(label, param)
-        lines.append(f"- {label}: {checked_text(description, param)}" if description else label)
+        lines.append(f"- {label}: {description}" if description else label)
     if any(description for _, description in described):
         text = "Answer with one of these:\n" + "\n".join(
             line if line.startswith("- ") else f"- {line}" for line in lines
@@ -194,15 +197,18 @@ def _labels(question: Predicate | Choice | Score, param: str, most: int) -> Labe
     return Labels(labels, values, text)
 
 
+def _instructions(question: Predicate | Choice | Score) -> str:
+    given = question.instructions
+    return given if isinstance(given, str) else "\n".join(part.text for part in given)
+
+
 def _word(value: str | bool) -> str:
     return value if isinstance(value, str) else "true" if value else "false"
 
 
 def _asked(dialogue: Dialogue, question: Any, labels: Labels) -> Dialogue:
     """The conversation with the question at the end of its last turn."""
-    given = question.instructions
-    text = given if isinstance(given, str) else "\n".join(part.text for part in given)
-    checked_text(text, "questions")
+    text = _instructions(question)
     *before, (last, _) = dialogue.turns
     whole = f"{last}\n{text.strip()}\n{labels.text}".strip()
     return dialogue.with_turns([*before, (whole, "")])

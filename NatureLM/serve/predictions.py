@@ -18,12 +18,12 @@ import NatureLM
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.engine import Answer, GenerationOptions
 from NatureLM.prompts import with_clips
-from NatureLM.serve.bodies import Body, Message, checked_text, read_dialogue
+from NatureLM.serve.bodies import Body, JsonRoute, Message, checked_text, read_dialogue
 from NatureLM.serve.model import Ask, ServedModel, model_of
 from NatureLM.serve.settings import RequestError
 from NatureLM.serve.sound import Clip, Source, too_large
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 SCHEMA = "predictions_v1"
 _KINDS: dict[str, Literal["base64", "path", "url"]] = {
     "base64_wav": "base64",
@@ -58,10 +58,10 @@ class GenerationConfig(Body):
     max_length_seconds: float | None = None
     """Of each clip the beginning is heard, so much of it."""
     top_p: float | None = None
-    num_beams: int | None = None
+    num_beams: int | None = Field(default=None, ge=1, le=16)
     repetition_penalty: float | None = None
     seed: int | None = None
-    merging_alpha: float | None = None
+    merging_alpha: float | None = Field(default=None, ge=-10, le=10)
 
 
 class PredictItem(Body):
@@ -119,7 +119,9 @@ async def predict(body: PredictBody, request: Request) -> JSONResponse:
         checked_text(one, f"requests[{number}].sample_id")
     twice = [one for one, times in Counter(ids).items() if times > 1]
     if twice:
-        raise RequestError(f"the sample_id {twice[0]!r} is there twice", param="requests")
+        raise RequestError(
+            f"the sample_id {str(twice[0])[:100]!r} is there twice", param="requests"
+        )
     served.pipeline  # noqa: B018 (503 while the model loads)
     tasks = [
         asyncio.create_task(_answer(served, item, number, request))
@@ -151,7 +153,7 @@ async def _answer(
                 "usage": _usage(served, ask, answer),
             }
     except NatureLMError as error:
-        if isinstance(error, RequestError) and error.status >= 429:
+        if isinstance(error, RequestError) and error.status in (429, 499, 503, 504):
             raise  # the service is full or ends: all of it is asked again later
         found["error"] = str(error)
     found["latency_sec"] = round(time.monotonic() - began, 4)
@@ -226,7 +228,7 @@ def _dialogue(served: ServedModel, item: PredictItem, clips: int, param: str) ->
 
 def _role(role: str, param: str) -> Any:
     if role not in ("system", "developer", "user", "assistant"):
-        raise RequestError(f"{param}: the role {role!r} is none of system, user, assistant")
+        raise RequestError(f"{param}: the role {role[:100]!r} is none of system, user, assistant")
     return role
 
 

@@ -29,12 +29,12 @@ from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.windows import AskOptions, Mode, RecordingError, WindowResult
 from NatureLM.progress import printable
 from NatureLM.results.rows import ErrorRow, Prediction, WindowRow, to_line
-from NatureLM.serve.bodies import Body, checked_text, event, streamed
+from NatureLM.serve.bodies import Body, JsonRoute, check_labels, checked_text, event, streamed
 from NatureLM.serve.model import ServedModel, model_of
 from NatureLM.serve.settings import RequestError
 from NatureLM.serve.sound import Source, audio_part, private_file, sound_error
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 _QUESTION = "What is the common name for the focal species in the audio?"
 _LISTS = ("query", "species_list", "include", "timestamp_granularities")
 _COPIED = 1 << 20
@@ -254,7 +254,7 @@ def _results(
     limits = served.settings.limits
     info = served.sound.check(upload.path, "file", upload.name)
     hop = fields.hop_length_seconds or fields.window_length_seconds
-    options = _ask_options(served, fields, queries, hop, limits.labels)
+    options = _ask_options(served, fields, queries, hop)
     windows = count_windows(
         info.duration * fields.time_expansion, fields.window_length_seconds, hop
     )
@@ -268,15 +268,10 @@ def _results(
 
 
 def _ask_options(
-    served: ServedModel, fields: WindowFields, queries: Sequence[str], hop: float, most: int
+    served: ServedModel, fields: WindowFields, queries: Sequence[str], hop: float
 ) -> AskOptions:
     names = tuple(fields.species_list or ())
-    if len(names) > most:
-        raise RequestError(
-            f"species_list has {len(names)} names, and {most} are allowed; the limit 'labels' of "
-            "the service says so",
-            param="species_list",
-        )
+    check_labels(names, "species_list", served.settings.limits)
     channel = fields.channel
     try:
         return AskOptions(
@@ -319,7 +314,7 @@ async def _rows(
     """Lines of a result file; the last is a row of an error where the recording is damaged."""
     hop = fields.hop_length_seconds or fields.window_length_seconds
     found = _results(served, upload, fields, fields.query, request)
-    options = _ask_options(served, fields, fields.query, hop, served.settings.limits.labels)
+    options = _ask_options(served, fields, fields.query, hop)
     run = served.run_settings(options).run
     alpha = options.merging_alpha
     is_first = True

@@ -59,6 +59,7 @@ class Limits:
 
     body_bytes: int = _limit(64 * 2**20, "a request")
     upload_bytes: int = _limit(2 * 2**30, "a recording that is sent as a file")
+    values: int = _limit(50_000, "values in the JSON of a request")
     audios: int = _limit(16, "clips in one prompt")
     clip_seconds: float = _limit(600.0, "seconds of a clip, of which the model's window is heard")
     recording_seconds: float = _limit(
@@ -66,7 +67,7 @@ class Limits:
     )
     decoded_bytes: int = _limit(256 * 2**20, "a clip once it is decoded")
     channels: int = _limit(8, "channels of sound")
-    characters: int = _limit(50_000, "characters of text in a prompt")
+    characters: int = _limit(50_000, "characters of text in a prompt, and in a list of labels")
     tokens: int = _limit(1024, "tokens of an answer")
     answers: int = _limit(8, "answers to one prompt (`n`)")
     labels: int = _limit(1000, "names of a list that an answer is chosen from")

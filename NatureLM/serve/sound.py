@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from NatureLM.serve.settings import RequestError, ServeSettings
 from NatureLM.util import digest, format_bytes
 
 SoundKind = Literal["base64", "path", "url"]
-_DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.+/=-]*)*),", re.ASCII)
+_DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.+/=-]{0,100}){0,4};base64,", re.A | re.I)
 _ADVICE = "; the limit {!r} of the service says so"
 
 
@@ -141,6 +140,13 @@ class SoundReader:
         if source.kind == "base64":
             return _from_base64(value, source.param)
         match = _DATA_URL.match(value)
+        if match is None and value[:5].lower() == "data:":
+            raise RequestError(
+                f"{source.param}: a data: address holds its sound in base64 "
+                "(data:audio/wav;base64,…)",
+                param=source.param,
+                code="invalid_base64",
+            )
         if match is None:
             try:
                 return fetch(
@@ -151,10 +157,7 @@ class SoundReader:
                 )
             except UsageError as error:
                 raise RequestError(f"{source.param}: {error}", param=source.param) from None
-        payload = value[match.end() :]
-        if ";base64" in match.group(2).lower():
-            return _from_base64(payload, source.param)
-        return unquote_to_bytes(payload)
+        return _from_base64(value[match.end() :], source.param)
 
     def _allowed_path(self, source: Source) -> Path:
         """The file that a path names, if it lies below an allowed folder, links followed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from typing import Any
@@ -14,6 +15,7 @@ from NatureLM.errors import UsageError
 from NatureLM.models.registry import find_checkpoint
 
 pytest.importorskip("llguidance", reason="llguidance is not installed")
+from NatureLM.generation import json_schema
 from NatureLM.generation.json_schema import JsonSchemaGrammar
 
 END = 1
@@ -175,6 +177,20 @@ def test_the_grammar_follows_another_beginning(tokenizer: Any) -> None:
         ({"type": "string", "minLength": 4000}, "up to 512 tokens"),
         ({"type": "array", "items": {"type": "null"}, "minItems": 60}, "are allowed: raise max_"),
         (False, "is an object"),
+        ({"const": "\ud800"}, "cannot be followed"),
+        ({"type": "integer", "minimum": 10**300}, "beyond 9223372036854775808"),
+        ({"const": float("inf")}, "number that JSON has not"),
+        ({"$ref": "#"}, "cannot be followed"),
+        ({"type": "object", "x-guidance": {"lenient": True}}, "'x-guidance' is not understood"),
+        (
+            {"allOf": [{"pattern": "^.*a.{30}$"}, {"type": "string", "pattern": "^.*b.{29}$"}]},
+            "too many expressions",
+        ),
+        (
+            functools.reduce(lambda inner, _: {"type": "array", "items": inner}, range(500), {}),
+            "recursion limit",
+        ),
+        (functools.reduce(lambda inner, _: {"items": inner}, range(1500), {}), "too deep"),
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused(
@@ -182,3 +198,31 @@ def test_a_schema_that_cannot_be_followed_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         JsonSchemaGrammar(schema, tokenizer, [END], 100)
+
+
+def test_a_schema_that_takes_long_is_refused_wherever_it_does(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammar = JsonSchemaGrammar(SPECIES, tokenizer, [END], 100)
+    monkeypatch.setattr(json_schema, "_STEP_SECONDS", 0.0)
+    for work in (
+        lambda: JsonSchemaGrammar(SPECIES, tokenizer, [END], 100),
+        lambda: grammar.allowed([], 100),
+    ):
+        with pytest.raises(UsageError, match="takes too long"):
+            work()
+
+
+def test_a_panic_of_the_library_is_a_fault_of_the_schema(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: Any) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    grammar = JsonSchemaGrammar(SPECIES, tokenizer, [END], 100)
+    monkeypatch.setattr(JsonSchemaGrammar, "_mask", panic)
+    with pytest.raises(UsageError, match="unwrap"):
+        grammar.allowed([], 100)

@@ -9,6 +9,8 @@ import pytest
 from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
 
 from NatureLM.inference.pipeline import Pipeline
+from NatureLM.serve.bodies import check_values
+from NatureLM.serve.settings import Limits
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
 MODEL = "naturelm-tiny"
@@ -221,6 +223,7 @@ def test_a_system_message_is_heard(service: Running) -> None:
         ({"num_beams": 2, "stream": True}, "num_beams", "cannot be streamed"),
         ({"species_list": ["x"] * 1001}, "species_list", "limit 'labels'"),
         ({"species_list": ["Wren", "Wren"]}, "species_list", "Wren"),
+        ({"species_list": ["Wren" * 9999, "Owl" * 9999]}, "species_list", "limit 'characters'"),
         ({"mode": "score"}, "species_list", "labels"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "up to 4"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
@@ -290,6 +293,38 @@ def test_a_body_that_is_no_json_is_refused(service: Running, body: bytes) -> Non
     answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
     assert answer.status_code == 400, answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        '"metadata": {' + ",".join(f'"k{n}":1' for n in range(60_000)) + "}",
+        '"messages": [' + ",".join(["{}"] * 60_000) + "]",
+        '"a": "\\\\\\"\\\\", "b": [' + ",".join(["0"] * 120_000) + "]",
+    ],
+    ids=["keys", "messages", "escapes"],
+)
+def test_a_body_of_many_values_is_refused_unread(service: Running, part: str) -> None:
+    body = f'{{"model": "{MODEL}", {part}}}'.encode()
+    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    assert answer.status_code == 413, answer.text
+    assert "limit 'values'" in answer.json()["error"]["message"]
+
+
+def test_texts_may_hold_what_parts_values(service: Running) -> None:
+    sound = "data:audio/wav;base64," + "A" * 200_000
+    texts = {"content": '[{,:"\\' * 30_000, "url": sound}
+    check_values(json.dumps(texts).encode(), Limits())
+
+
+@pytest.mark.parametrize(
+    "address", ["data:audio/wav,\ud800", "data:audio/wav,%41", "data:a" + ";a=b" * 10**6]
+)
+def test_an_address_without_base64_is_refused(service: Running, address: str) -> None:
+    part = {"type": "audio_url", "audio_url": {"url": address}}
+    body = json.dumps({"model": MODEL, "messages": asked(part)}).encode()
+    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_base64")
 
 
 def test_silence_is_refused_unless_it_is_asked_for(service: Running) -> None:

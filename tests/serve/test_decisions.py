@@ -105,6 +105,12 @@ def test_the_client_of_openai_reads_the_answers(service: Running) -> None:
         ({**WHO, "choices": [{"value": "\ud800"}, {"value": "x"}]}, "surrogate"),
         ({**LOUD, "levels": [{"label": ""}, {"label": "x"}]}, "at least 1 character"),
         ({**BIRD, "weight": 1}, "not understood"),
+        ({**BIRD, "name": "\ud800"}, "questions[0].predicate.name"),
+        ({**BIRD, "instructions": "x" * 50_001}, "limit 'characters'"),
+        (
+            {**WHO, "choices": [{"value": f"{n}" + "x" * 500} for n in range(100)]},
+            "limit 'characters'",
+        ),
     ],
 )
 def test_questions_without_meaning_are_refused(

@@ -136,6 +136,8 @@ def test_a_millisecond_of_silence_is_answered_with_nothing(service: Running) -> 
         ({"generation_config": []}, "generation_config"),
         ({"messages": [{"role": "user", "content": _PLACE * 3}]}, "3 places"),
         ({"extra": 1}, "not understood"),
+        ({"generation_config": {"merging_alpha": 1e300}}, "merging_alpha"),
+        ({"generation_config": {"num_beams": 100}}, "num_beams"),
     ],
 )  # fmt: skip
 def test_a_bad_item_is_its_own_error(service: Running, change: dict[str, Any], words: str) -> None:
