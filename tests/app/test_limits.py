@@ -182,11 +182,12 @@ def test_a_large_body_costs_no_memory(
 @pytest.mark.parametrize("name", ["listen", "stretch"])
 def test_sound_costs_as_much_memory_as_is_heard(served: Served, name: str, job: int) -> None:
     at_rest = served.forget()
+    answers: list[tuple[int, Any]] = [served.ask(name, job, columns=10**9)]
+    assert served.memory["VmHWM"] - at_rest < MOST
     asked = [
         threading.Thread(target=lambda: answers.append(served.ask(name, job, columns=10**9)))
         for _ in range(6)
     ]
-    answers: list[tuple[int, Any]] = []
     for thread in asked:
         thread.start()
     for thread in asked:
@@ -197,7 +198,7 @@ def test_sound_costs_as_much_memory_as_is_heard(served: Served, name: str, job: 
         assert {len(found["sound"]) for _, found in answers} == {
             (60 * 16_000 * 2 + 44) // 3 * 4 + 4
         }
-    assert served.memory["VmHWM"] - at_rest < MOST
+    assert served.memory["VmHWM"] - at_rest < 2 * MOST, "two are worked on at once"
 
 
 def test_strangers_who_name_ever_more_sessions_cost_no_memory(served: Served) -> None:

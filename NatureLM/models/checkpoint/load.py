@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
 _SHOWN = 12
+_LEAST_MODULES = 5  # of a layer: any has two norms, an attention and two linear layers
 _TOKENIZER_FILES = (".json", ".jinja", ".model", ".txt")
 _TOKENIZER_BYTES = 40_000_000  # the largest of today have 35 MB
 _BUFFER_BYTES = 100_000_000
@@ -286,7 +287,7 @@ def build_on_meta(
     processor = NatureLMProcessor.from_config(config, tokenizer) if tokenizer is not None else None
     with (
         _building,
-        _at_most(most),
+        _at_most(most, getattr(config.text_config, "num_hidden_layers", 0)),
         reading("the model configuration", "sizes"),
         torch.device("meta"),
     ):
@@ -294,9 +295,13 @@ def build_on_meta(
 
 
 @contextmanager
-def _at_most(most: int) -> Iterator[None]:
-    """Raise CheckpointError within the block where this thread makes more modules than so many."""
-    made, thread = 0, threading.get_ident()
+def _at_most(most: int, layers: int) -> Iterator[None]:
+    """Raise CheckpointError within the block where this thread makes more modules than so many.
+
+    layers: of the language model; so many of them are refused before any is made
+    """
+    least, thread = layers * _LEAST_MODULES, threading.get_ident()
+    made = least if least > most else 0
 
     def count(*_: object) -> None:
         nonlocal made
