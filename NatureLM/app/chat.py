@@ -56,7 +56,7 @@ class ChatSession:
         Raises `NatureLMError` where the question cannot be asked, with nothing said.
         """
         question = checked(question, clips, self.limits)
-        query, numbers = place_numbered(question, len(clips))
+        query, numbers = _placed(question, clips, self.limits)
         keys = {clip.key for clip in clips}
         if self._hangs or alpha != self._alpha or not keys.issuperset(self._heard):
             self.forget()  # another sound, or another α
@@ -138,6 +138,17 @@ def checked(question: str, clips: Sequence[Clip], limits: Limits) -> str:
     return question
 
 
+def _placed(question: str, clips: Sequence[Clip], limits: Limits) -> tuple[str, tuple[int, ...]]:
+    """As `place_numbered`; each time that a clip is named it is heard, so there is a bound."""
+    query, numbers = place_numbered(question, len(clips))
+    if len(numbers) > limits.clips:
+        raise UsageError(
+            f"The question names clips {len(numbers)} times, and {limits.clips} times at most are "
+            "taken."
+        )
+    return query, numbers
+
+
 def compare_alphas(
     pipeline: Pipeline,
     clips: Sequence[Clip],
@@ -146,8 +157,7 @@ def compare_alphas(
     limits: Limits,
 ) -> list[str]:
     """The answers to one question at several α, decoded as in a conversation, in one pass."""
-    question = checked(question, clips, limits)
-    query, numbers = place_numbered(question, len(clips))
+    query, numbers = _placed(checked(question, clips, limits), clips, limits)
     chosen = [clips[number - 1] for number in numbers] or clips
     return pipeline.compare_alphas(
         [clip.samples() for clip in chosen],

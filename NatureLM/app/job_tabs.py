@@ -640,9 +640,10 @@ def settings_of(values: Sequence[Any], folder: Path, limits: Limits) -> AskOptio
 def lengths_of(files: Iterable[str | Path], limits: Limits) -> list[float | None]:
     """Seconds of recordings as their headers say, of as many as a job takes; None of others."""
     lengths: list[float | None] = []
+    bounds = SoundLimits(seconds=limits.long_seconds)
     for file in islice(files, limits.folder_files):
         try:
-            lengths.append(probe(file).duration)
+            lengths.append(probe(file, bounds).duration)
         except (AudioError, OSError):
             lengths.append(None)
     return lengths

@@ -28,16 +28,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from NatureLM.app.clips import check_free, link_or_copy, shown_name
+from NatureLM.app.clips import check_free, link_or_copy, sentence, shown_name, without_paths
 from NatureLM.app.settings import Limits
 from NatureLM.audio import AUDIO_SUFFIXES, AudioError
-from NatureLM.audio.decode import probe
+from NatureLM.audio.decode import SoundLimits, probe
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import AskOptions, RecordingError, WindowKey
 from NatureLM.results.rows import OutputError, RunSettings
 from NatureLM.results.store import WindowStore
-from NatureLM.util import atomic_write, format_bytes, format_duration
+from NatureLM.util import atomic_write, format_bytes
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -56,7 +56,6 @@ _TURN = (32, 360)
 """Answers of a turn: with so many it ends after a recording, or else within one."""
 _LINE_BYTES = 1500  # that an answer takes on disk, about, with its lines in the tables
 _GLANCE_SECONDS = 0.3  # longer than somebody who only looks holds the lock of a job
-_PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\"]+[/\\])*(?=[\w.])")
 _ID_BYTES = 24
 _ID = re.compile(r"[A-Za-z0-9_-]{32}")
 
@@ -182,7 +181,7 @@ class Job:
             ("the same command goes on from there", "Go on asks the rest"),
         ):
             text = text.replace(ours, shown)
-        return _PATH.sub("", text)
+        return without_paths(text)
 
     @property
     def when(self) -> str:
@@ -512,15 +511,11 @@ class Jobs:
         """What the header of a file says; nothing of one that is no recording."""
         file = safe_name(name, number)
         try:
-            info = probe(path)
-        except AudioError:
-            return JobRecording(name, file, size, None, None, 0)
-        most = self._limits.long_seconds
-        if info.duration > most:
-            raise UsageError(
-                f"{name} lasts {format_duration(info.duration, short=True)}, and at most "
-                f"{format_duration(most, short=True)} are taken: cut it, or use naturelm infer"
-            )
+            info = probe(path, SoundLimits(seconds=self._limits.long_seconds))
+        except AudioError as error:
+            if error.kind != "TooLongAudio":
+                return JobRecording(name, file, size, None, None, 0)
+            raise UsageError(f"{sentence(name, error)[:-1]}, or use naturelm infer") from None
         windows = windows_of(info.duration, settings)
         return JobRecording(name, file, size, info.duration, info.sample_rate, windows)
 

@@ -273,7 +273,11 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
         guards.append(app.middleware_stack)
         yield
 
-    page.queue(max_size=limits.waiting_questions, default_concurrency_limit=limits.answers_at_once)
+    page.queue(
+        max_size=limits.waiting_questions,
+        default_concurrency_limit=limits.answers_at_once,
+        api_open=False,  # else whoever asks directly passes those who wait
+    )
     keep_loopback_direct(settings.host)
     with _ways_out(settings):
         app, address, shared = page.launch(

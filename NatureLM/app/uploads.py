@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import datetime
 from functools import partial
@@ -34,6 +35,8 @@ _LOOK_BYTES = 16 * 10**6
 """How often it is looked whether there is room for more of an upload."""
 _MOST_FOLLOWED = 1000
 """Uploads whose progress Gradio remembers."""
+_UNREAD_SECONDS = 60.0
+_MOST_CHARACTERS = 100_000  # of a field; Gradio keeps the last value of each, for each session
 _GONE = "This file is not here any more: give it again."
 
 
@@ -41,6 +44,7 @@ class Page(gr.Blocks):
     """The page, once `begin_files` was called for it."""
 
     context: AppContext
+    _unread: dict[str, tuple[Any, float]]  # session → the oldest message for it, and since when
 
     async def process_api(  # type: ignore[override]
         self,
@@ -60,9 +64,12 @@ class Page(gr.Blocks):
                 # Said to whoever does something, not to what the page asks by itself.
                 if more.get("event_id") and (why := visitors.why_sent_away(session)):
                     raise gr.Error(why, print_exception=False)
-            answer: dict[str, Any] = await super().process_api(
-                block_fn, inputs, state, request, **more
-            )
+            try:
+                answer: dict[str, Any] = await super().process_api(
+                    block_fn, inputs, state, request, **more
+                )
+            finally:
+                self._forget_copies(state)
             files: list[Path] = []
             answer["data"] = _with_addresses(answer["data"], visitors, files)
             if files:
@@ -79,13 +86,36 @@ class Page(gr.Blocks):
             inputs = _with_paths(inputs, visitors, files)
             if files:
                 await run_sync(visitors.claim, session, files)
+                visitors.why_sent_away(session)  # a page that begins anew needs not to know
         except UsageError as error:
             raise gr.Error(str(error), print_exception=False) from None
-            visitors.why_sent_away(session)  # a page that begins anew needs not to know
         return inputs
 
+    def _forget_copies(self, state: Any) -> None:
+        """Let a session forget components that Gradio has made anew for it.
+
+        They have ids of their own: without this each event leaves some, with their values.
+        """
+        if state is not None:
+            for held in (state.config_values, state.blocks_config.blocks):
+                for number in held.keys() - self.blocks.keys():
+                    del held[number]
+
+    def _forget_unread(self) -> None:
+        """Let Gradio forget what it has to say to those who have not listened for some time."""
+        now, queue, unread = time.monotonic(), self._queue, {}
+        for session, messages in list(queue.pending_messages_per_session.items()):
+            if messages.qsize():
+                first = messages._queue[0]
+                known, since = self._unread.get(session, (first, now))
+                unread[session] = first, since if known is first else now
+                if now - unread[session][1] >= _UNREAD_SECONDS:
+                    del unread[session], queue.pending_messages_per_session[session]
+                    queue.pending_event_ids_session.pop(session, None)
+        self._unread = unread
+
     def forget_idle(self) -> None:
-        """Let Gradio forget sessions without an event for so long, and names of files."""
+        """Let Gradio forget sessions without an event for so long, names of files, and messages."""
         holder = getattr(self, "state_holder", None)
         loop: asyncio.AbstractEventLoop | None = getattr(self, "_forgets_in", None)
         if holder is None or loop is None or loop.is_closed():
@@ -97,6 +127,7 @@ class Page(gr.Blocks):
                 if (now - last).total_seconds() >= self.context.limits.idle_seconds:
                     holder.session_data.pop(session, None)
                     holder.time_last_used.pop(session, None)
+            self._forget_unread()
             progress = routes.file_upload_statuses
             for known in (progress._statuses, progress._signals):
                 if len(known) > _MOST_FOLLOWED:  # by pages that did not wait for the end
@@ -121,7 +152,7 @@ def begin_files(page: Page, context: AppContext) -> None:
     if routes.upload_fn is not _receive:
         _receive.otherwise = routes.upload_fn  # type: ignore[attr-defined]
         routes.upload_fn = _receive
-    page.context = context
+    page.context, page._unread = context, {}
     context.visitors.also_tidy = page.forget_idle
     with page:
         for block in list(page.blocks.values()):
@@ -216,6 +247,11 @@ async def _with_room(request: Any, visitors: Visitors, folder: Path) -> AsyncGen
 
 def _with_paths(value: Any, visitors: Visitors, files: list[Path]) -> Any:
     """A copy in which each file has its path; they are put into `files`, too."""
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        raise UsageError(
+            f"A field has {len(value):,} characters, and {_MOST_CHARACTERS:,} are the most that "
+            "are taken."
+        )
     if isinstance(value, list):
         return [_with_paths(one, visitors, files) for one in value]
     if not isinstance(value, dict):

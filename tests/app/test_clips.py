@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from NatureLM.app.clips import ClipList, check_free, shown_name, take
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
 from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
 from NatureLM.app.ui import player
 from NatureLM.errors import UsageError
+from NatureLM.inference.windows import AskOptions
 from NatureLM.util import format_bytes, format_duration
 
 Sounds = dict[str, Path]
@@ -224,8 +226,9 @@ def test_a_shelf_keeps_what_it_has_when_nothing_comes(sounds: Sounds, shelf: Cli
     assert len(list(shelf.folder.iterdir())) <= 3 * 5
 
 
+@pytest.mark.parametrize("door", ["clip", "job", "lengths"])
 def test_a_recording_without_a_length_is_decoded_no_further_than_the_longest(
-    tmp_path: Path,
+    tmp_path: Path, door: str
 ) -> None:
     whole = io.BytesIO()
     soundfile.write(whole, np.zeros(16000 * 60, np.float32), 16000, format="FLAC")
@@ -233,9 +236,20 @@ def test_a_recording_without_a_length_is_decoded_no_further_than_the_longest(
     total = (int.from_bytes(content[18:26], "big") >> 36 << 36).to_bytes(8, "big")
     given = tmp_path / "meadow.flac"
     given.write_bytes(content[:18] + total + content[26:-7])  # nor has it a last frame
-    clips = ClipList(tmp_path / "kept", Limits(long_seconds=30), most=2)
+    limits = Limits(long_seconds=30)
+    if door == "lengths":
+        job_tabs = pytest.importorskip("NatureLM.app.job_tabs", reason="gradio is not installed")
+        assert job_tabs.lengths_of([given], limits) == [None]
+        return
+    clips = ClipList(tmp_path / "kept", limits, most=2)
+    jobs = Jobs(tmp_path, lambda: None, model="m", limits=limits)  # type: ignore
+    asked = AskOptions(("q",))
+    doors = {
+        "clip": clips.open,
+        "job": lambda path: jobs.create("long", [(path, path.name)], asked),
+    }
     with pytest.raises(
-        UsageError, match=r"^meadow\.flac: the sound lasts more than 30\.0 s\. At mo"
+        UsageError, match=r"^meadow\.flac: the sound lasts more than 30\.0 s\. At m"
     ):
-        clips.open(given)
-    assert not list((tmp_path / "kept").iterdir())
+        doors[door](given)
+    assert not list(tmp_path.glob("*/*"))

@@ -209,6 +209,15 @@ def test_a_page_that_was_left_alone_says_so_once(app: RunningApp, sound: bytes) 
     assert "There is no sound yet" in event(app, "ask", ["What?", 1.0], "idle")
 
 
+def test_a_page_that_begins_anew_is_not_told_that_it_was_left_alone(
+    app: RunningApp, sound: bytes
+) -> None:
+    assert "figure" in dropped(app, sent(app, sound), "again")
+    until(lambda: "again" not in app.context.visitors._open)
+    assert "figure" in dropped(app, sent(app, sound), "again")
+    assert "What this page had was removed" not in event(app, "ask", ["What?", 1.0], "again")
+
+
 def test_a_full_disk_is_said(
     app: RunningApp, sound: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +230,50 @@ def test_a_full_disk_is_said(
     name = next(iter(samples_of(app.context.assets_dir)))
     assert said in event(app, "ask_picked", [name, "", False, "as recorded"], "full")
     assert str(app.context.folder) not in body.decode()
+
+
+def test_a_session_costs_no_more_with_each_event(app: RunningApp, sound: bytes) -> None:
+    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    address = sent(app, sound)
+    for _ in range(3):
+        assert "figure" in dropped(app, address, "often")
+        event(app, "ask", ["What?", 1.0], "often")
+        state = page.state_holder.session_data["often"]
+        assert state.config_values.keys() <= page.blocks.keys()
+        assert state.blocks_config.blocks.keys() == page.blocks.keys()
+
+
+def test_what_nobody_reads_is_forgotten(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    from NatureLM.app import uploads
+
+    queue = app.context.visitors.also_tidy.__self__._queue  # type: ignore[attr-defined]
+    body = json.dumps({"data": ["What?", 1.0], "session_hash": "deaf"}).encode()
+    assert call(f"{app.address}gradio_api/call/ask", body, "application/json")[0] == 200
+    until(lambda: queue.pending_messages_per_session["deaf"].qsize())
+    app.context.visitors.also_tidy()
+    assert "deaf" in queue.pending_messages_per_session
+    monkeypatch.setattr(uploads, "_UNREAD_SECONDS", 0.0)
+    until(lambda: "deaf" not in queue.pending_messages_per_session)
+    assert "deaf" not in queue.pending_event_ids_session
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("x" * 100_001, "A field has 100,001 characters, and 100,000 are the most that are taken."),
+        ("[1]" * 11, "The question names clips 11 times, and 10 times at most are taken."),
+    ],
+)
+def test_a_question_is_bounded(app: RunningApp, sound: bytes, question: str, said: str) -> None:
+    assert "figure" in dropped(app, sent(app, sound), "asks")
+    assert said in event(app, "ask", [question, 1.0], "asks")
+
+
+def test_nobody_passes_those_who_wait(app: RunningApp) -> None:
+    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    (number,) = [one._id for one in page.fns.values() if one.api_name == "ask"]
+    body = json.dumps({"data": ["What?", 1.0], "fn_index": number, "session_hash": "x"}).encode()
+    assert call(f"{app.address}gradio_api/run/predict", body, "application/json")[0] == 404
 
 
 def test_no_path_of_the_computer_is_on_the_page(
@@ -326,6 +379,11 @@ def test_folders_are_for_nobody_else(tmp_path: Path) -> None:
 
 
 # Who goes, without a page
+
+
+def test_it_is_tidied_where_events_leave_no_files(visitors: Visitors) -> None:
+    with visitors.event("looks"):
+        assert visitors._tidying.is_alive()
 
 
 @pytest.fixture

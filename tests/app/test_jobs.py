@@ -216,7 +216,7 @@ def test_limits_are_said_and_nothing_is_left(make_jobs: MakeJobs, tmp_path: Path
     ):
         with pytest.raises(UsageError, match=words):
             new_job(jobs, *paths)
-    with pytest.raises(UsageError, match="at most 1 s"):
+    with pytest.raises(UsageError, match=r"At most 1\.0 s are taken: cut it, or use naturelm"):
         new_job(make_jobs(long_seconds=1), CUCKOO)
     assert not list(tmp_path.rglob("job.json"))
 
