@@ -213,9 +213,9 @@ def digest(
     hash of that length, which is not the beginning of a longer one.
     """
     state = hashlib.sha256() if algorithm == "sha256" else hashlib.blake2b(digest_size=size)
-    if isinstance(chunks, (str, bytes, bytearray, memoryview)):
-        chunks = (chunks,)
-    for chunk in chunks:
+    with contextlib.suppress(TypeError):  # bytes or an array, whose numbers are no chunks
+        chunks = (memoryview(chunks),)
+    for chunk in (chunks,) if isinstance(chunks, str) else chunks:
         state.update(chunk.encode() if isinstance(chunk, str) else chunk)
     return state.digest()[:size]
 

@@ -18,6 +18,7 @@ import ablation
 import engine
 import growth
 import precision
+import serving
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "performance.md"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -25,6 +26,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation": ablation.markdown,
     "growth": growth.markdown,
     "precision": precision.markdown,
+    "serving": serving.markdown,
 }
 OPEN = "*Not measured yet.*"
 

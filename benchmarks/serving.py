@@ -3,13 +3,15 @@
 python benchmarks/serving.py                     # 64 chats with 1, 8 and 64 clients
 python benchmarks/serving.py --requests 16       # a short try
 python benchmarks/serving.py --soak 600          # ten minutes of load with clients of all kinds
+python benchmarks/serving.py --json docs/explanation/performance/serving.json  # for the page
 
 It starts `naturelm serve` with the embedded model on a port of its own, and asks in three ways:
 
 - `new clips`: each chat is about a clip of its own that was never heard, and the answer is short.
   Most of the time goes into encoding, which no batch makes quicker on a processor.
 - `known clips`: the same about clips that were asked about before, so nothing is encoded.
-- `long answers`: about known clips, 200 tokens each, sampled from streams of their own.
+- `long answers`: about eight known clips, 100 tokens each (`min_tokens`), sampled from streams of
+  their own.
 
 Answers of all rounds are compared with those of one after the other. The time to the first token of
 a single stream is compared with that of the plain `Pipeline` in this process, in turn and with a
@@ -143,8 +145,9 @@ def body(number: int, **more: Any) -> dict[str, Any]:
 WAYS: dict[str, dict[str, Any]] = {
     "new clips": {},
     "known clips": {},
-    "long answers": {"max_tokens": 200, "temperature": 2.0, "top_p": 1.0},
+    "long answers": {"max_tokens": 100, "min_tokens": 100, "temperature": 1.0, "top_p": 1.0},
 }
+RECORDINGS = 8  # of the long answers
 
 
 def rounds(address: str, requests: int, clients: Sequence[int]) -> list[dict[str, Any]]:
@@ -168,12 +171,13 @@ def _rounds_of(
     found: list[dict[str, Any]] = []
     for place, count in enumerate(clients):
         shift = 1000 * place if way == "new clips" else 0
+        few = RECORDINGS if way == "long answers" else requests
         bodies = [
-            body(first + shift + number, **more, **({"seed": number} if more else {}))
+            body(first + shift + number % few, **more, **({"seed": number} if more else {}))
             for number in range(requests)
         ]
         if way != "new clips" and not place:
-            _round(address, [{**one, "max_tokens": 1} for one in bodies], 8)
+            _round(address, [{**one, "max_tokens": 1, "min_tokens": 0} for one in bodies], 8)
         seconds, latencies, answers = _round(address, bodies, count)
         alone = answers if count == 1 else _round(address, bodies, 1)[2]
         found.append(
@@ -211,6 +215,27 @@ def _round(
         began = time.perf_counter()
         found = list(pool.map(one, bodies))
         return time.perf_counter() - began, [s for s, _ in found], [text for _, text in found]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table for the page."""
+    lines = [
+        "| chats | clients | a second | times one client | median, ms | 95 %, ms | equal answers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['way']} | {one['clients']} | {one['per_second']:.1f} | {one['times']:.1f} × "
+        f"| {one['p50'] * 1000:.0f} | {one['p95'] * 1000:.0f} "
+        f"| {one['equal']} of {one['requests']} |"
+        for one in report["rounds"]
+    ]
+    first, load = report["first_token"], report["machine"]["load"]
+    lines.append(
+        f"\nFirst token of one stream about a new clip: {first['service'] * 1000:.0f} ms, "
+        f"{first['service'] / first['pipeline']:.2f} × the {first['pipeline'] * 1000:.0f} ms of "
+        f"the plain `Pipeline`. Load of the machine before: {load:.1f}."
+    )
+    return "\n".join(lines)
 
 
 def first_token(address: str, times: int = 9) -> dict[str, float]:

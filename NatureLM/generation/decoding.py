@@ -529,7 +529,7 @@ def process_scores(
     too_short = [
         row
         for row, (state, ids, own) in enumerate(rows)
-        if state.positions + len(ids) < own.min_length
+        if state.positions + len(ids) < own.min_length or len(ids) < own.min_new_tokens
     ]
     if too_short:
         scores_RV = scores_RV.clone()

@@ -78,9 +78,10 @@ class GenerationOptions:
     """Decoding options; the defaults are the published ones (`configs/inference.yml`).
 
     `min_length` counts the prompt's positions too, as in the reference, where the published value 1
-    therefore never forces a token. `temperature`, `top_p` and `top_k` act only when sampling;
-    `seed` and a row's number give each row its own random stream. However many `max_new_tokens`
-    are, an answer ends where the language model takes no more positions.
+    therefore never forces a token. Before `min_new_tokens` an answer ends at a `stop` string only.
+    `temperature`, `top_p` and `top_k` act only when sampling; `seed` and a row's number give each
+    row its own random stream. However many `max_new_tokens` are, an answer ends where the language
+    model takes no more positions.
     A free answer ends before the first of the `stop` strings. With `logprobs`, each token comes
     with its log-probability and with so many of the likeliest ones; not with beams.
     """
@@ -89,6 +90,7 @@ class GenerationOptions:
     num_beams: int = 2
     do_sample: bool = False
     min_length: int = 1
+    min_new_tokens: int = 0
     temperature: float = 0.1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
@@ -103,11 +105,16 @@ class GenerationOptions:
             value = getattr(self, one.name)
             allowed = (
                 None
-                if one.name in ("do_sample", "stop", "logprobs")
+                if one.name in ("do_sample", "min_new_tokens", "stop", "logprobs")
                 else out_of_bounds(("generate", one.name), value)
             )
             if allowed is not None:
                 raise UsageError(f"{one.name} must be {allowed}, got {value}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UsageError(
+                f"min_new_tokens is {self.min_new_tokens}, and it must be 0 to max_new_tokens "
+                f"({self.max_new_tokens})"
+            )
         if isinstance(self.stop, str) or not all(self.stop):
             raise UsageError(f"stop must be texts that are not empty, got {self.stop!r}")
         if self.logprobs is not None and not 0 <= self.logprobs <= _MAX_LOGPROBS:

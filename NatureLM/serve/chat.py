@@ -1,7 +1,8 @@
 """`/v1/chat/completions` and `/v1/models`, as the OpenAI API and vLLM speak them, with sound.
 
-Extra fields of ours: `merging_alpha`, `num_beams`, `repetition_penalty`, `top_k`, and for answers
-that are chosen from a list `species_list`, `mode`, `several`, `min_confidence`.
+Extra fields are vLLM's `min_tokens`, `top_k` and `repetition_penalty`, ours are `merging_alpha` and
+`num_beams`, and for answers that are chosen from a list `species_list`, `mode`, `several`,
+`min_confidence`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
+_AS_TEXT = ResponseFormat(type="text")
+
+
 class ChatBody(Body):
     """A conversation whose next message is asked for."""
 
@@ -76,6 +80,8 @@ class ChatBody(Body):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """Tokens of the answer, the end included; `max_tokens` is the same."""
     max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=0)
+    """So many come before the end, unless a text of `stop` does; for free answers."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """0 takes the likeliest token; without it the service's configuration decides."""
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -211,11 +217,23 @@ def _options(served: ServedModel, body: ChatBody) -> GenerationOptions:
             "service says so",
             param=name,
         )
+    is_free = body.species_list is None and body.response_format in (None, _AS_TEXT)
+    if body.min_tokens and not is_free:
+        raise RequestError(
+            "min_tokens is for free answers, not for those from a list or of a schema",
+            param="min_tokens",
+        )
+    if (body.min_tokens or 0) > (tokens or limits.tokens):
+        raise RequestError(
+            f"min_tokens is {body.min_tokens}, and the answer may have {tokens or limits.tokens}",
+            param="min_tokens",
+        )
     changed: dict[str, Any] = {
         "stop": tuple(stops) or None,
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
         "num_beams": body.num_beams or 1,
         "max_new_tokens": tokens,
+        "min_new_tokens": body.min_tokens,
         "top_p": body.top_p,
         "top_k": body.top_k,
         "seed": None if body.seed is None else body.seed % 2**32,

@@ -205,7 +205,7 @@ def test_the_configuration_and_the_engine_agree_on_options_and_defaults() -> Non
     from NatureLM.config import GenerateConfig
 
     configured = GenerateConfig().model_dump(exclude={"merging_alpha"})
-    own = {"stop": (), "logprobs": None}  # of single requests
+    own = {"min_new_tokens": 0, "stop": (), "logprobs": None}  # of single requests
     assert configured | own == asdict(GenerationOptions())
 
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -208,6 +209,8 @@ def test_digests_are_those_of_hashlib() -> None:
     assert digest("owl", size=8) == hashlib.sha256(b"owl").digest()[:8]
     assert digest("owl", "blake2b", size=16) == hashlib.blake2b(b"owl", digest_size=16).digest()
     assert digest(memoryview(b"owl")) == hashlib.sha256(b"owl").digest()
+    samples = array("d", [0.5, -1])
+    assert digest(samples) == hashlib.sha256(samples.tobytes()).digest(), "in one, not by number"
 
 
 def test_a_near_name_is_hinted_at() -> None:

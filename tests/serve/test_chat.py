@@ -60,6 +60,19 @@ def test_a_stream_holds_the_same_text_and_ends_with_usage(service: Running) -> N
     assert chunks[-1].usage == whole.usage
 
 
+@pytest.mark.parametrize("least", [0, 9, 20])
+def test_an_answer_has_at_least_so_many_tokens(service: Running, least: int) -> None:
+    def answered(**more: Any) -> tuple[int, str]:
+        body = service.chat(audio(DOG), text(QUESTION), max_tokens=20, **more).json()
+        return body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]
+
+    tokens, reason = answered(min_tokens=least)
+    assert (tokens >= least, tokens == least) == (True, least == 20)
+    assert reason == ("length" if tokens == 20 else "stop")
+    assert answered() == answered(min_tokens=0)
+    assert answered()[0] < 9, "else this shows nothing"
+
+
 def test_turns_are_those_of_a_conversation(service: Running, pipeline: Pipeline) -> None:
     later = "Is it a bird, a frog or a mammal?"
     with pipeline.conversation(_samples(OWL)) as conversation:
@@ -219,6 +232,8 @@ def test_a_system_message_is_heard(service: Running) -> None:
         ({"presence_penalty": 0.5}, "presence_penalty", "less than or equal to 0"),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"max_tokens": 10**6}, "max_tokens", "limit 'tokens'"),
+        ({"max_tokens": 9, "min_tokens": 10}, "min_tokens", "may have 9"),
+        ({"species_list": ["Wren"], "min_tokens": 1}, "min_tokens", "free answers"),
         ({"n": 99}, "n", "limit 'answers'"),
         ({"num_beams": 2, "stream": True}, "num_beams", "cannot be streamed"),
         ({"species_list": ["x"] * 1001}, "species_list", "limit 'labels'"),
