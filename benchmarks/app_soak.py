@@ -305,6 +305,11 @@ def hostile(seconds: float) -> int:
                     found = watch(process, folder, seconds)
                 for one in staying:
                     one.result()
+            for one in visitors:  # who comes afterwards need not even wait
+                try:
+                    one.visit()
+                except Exception as error:
+                    one.errors.append(f"afterwards: {type(error).__name__}: {error}")
             for left in (folder / "runs" / "jobs").glob("*/job.json"):
                 with contextlib.suppress(RuntimeError):
                     Page(address).remove(json.loads(left.read_text())["kind"], left.parent.name)

@@ -129,7 +129,7 @@ class Page:
         """What an event of the queue said last."""
         status, text = self.post(f"/call/{name}", {"data": data, "session_hash": self.session})
         if status != 200 or not reads:
-            return f"{status} {text[:80] if status != 200 else ''}"
+            return f"{status} {text[:22] if status != 200 else ''}"
         return self.ask("GET", f"{API}/call/{name}/{json.loads(text)['event_id']}", timeout=120)[1]
 
     def _do(self, event: Any, data: list[Any]) -> dict[str, Any]:
@@ -264,7 +264,8 @@ class Hostile:
         sent = [page.upload(b"a.wav", self.sound(1))]
         page.call("ask_dropped", [sent, "", False, "as recorded"])
         said = page.call("ask", ["é[1] " * 400 + "x" * self.random.choice([0, 10**6]), 1.0])
-        return "refused" if "notice problem" in said else said[-150:]
+        is_refused = "notice problem" in said or "characters" in said
+        return "refused" if is_refused else said[-150:]
 
     def do_ask_and_leave(self) -> str:
         """One session that never reads what it is answered."""

@@ -254,7 +254,7 @@ def _limits(context: AppContext) -> str:
     )
 
 
-def launch(page: gr.Blocks, context: AppContext) -> str:
+def launch(page: Page, context: AppContext) -> str:
     """Start the server in the background; the page's address. The model starts to load."""
     settings = context.settings
     check_port(settings.host, settings.port)
@@ -278,6 +278,7 @@ def launch(page: gr.Blocks, context: AppContext) -> str:
         default_concurrency_limit=limits.answers_at_once,
         api_open=False,  # else whoever asks directly passes those who wait
     )
+    page.keep_answering()
     keep_loopback_direct(settings.host)
     with _ways_out(settings):
         app, address, shared = page.launch(

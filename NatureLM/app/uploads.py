@@ -105,7 +105,8 @@ class Page(gr.Blocks):
         """Let Gradio forget what it has to say to those who have not listened for some time."""
         now, queue, unread = time.monotonic(), self._queue, {}
         for session, messages in list(queue.pending_messages_per_session.items()):
-            if messages.qsize():
+            events = queue.pending_event_ids_session.get(session, set())
+            if messages.qsize() and not events & queue.event_ids_to_events.keys():
                 first = messages._queue[0]
                 known, since = self._unread.get(session, (first, now))
                 unread[session] = first, since if known is first else now
@@ -113,6 +114,19 @@ class Page(gr.Blocks):
                     del unread[session], queue.pending_messages_per_session[session]
                     queue.pending_event_ids_session.pop(session, None)
         self._unread = unread
+
+    def keep_answering(self) -> None:
+        """Let Gradio's queue live on where somebody has left for whom it has a message.
+
+        For all others it would end with a KeyError.
+        """
+        queue, send = self._queue, self._queue.send_message
+
+        def send_to_those_who_are_there(event: Any, event_message: Any) -> None:
+            if event.session_hash in queue.pending_messages_per_session:
+                send(event, event_message)
+
+        queue.send_message = send_to_those_who_are_there  # type: ignore[method-assign]
 
     def forget_idle(self) -> None:
         """Let Gradio forget sessions without an event for so long, names of files, and messages."""

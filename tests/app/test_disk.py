@@ -248,13 +248,27 @@ def test_what_nobody_reads_is_forgotten(app: RunningApp, monkeypatch: pytest.Mon
 
     queue = app.context.visitors.also_tidy.__self__._queue  # type: ignore[attr-defined]
     body = json.dumps({"data": ["What?", 1.0], "session_hash": "deaf"}).encode()
-    assert call(f"{app.address}gradio_api/call/ask", body, "application/json")[0] == 200
-    until(lambda: queue.pending_messages_per_session["deaf"].qsize())
-    app.context.visitors.also_tidy()
+    status, answer = call(f"{app.address}gradio_api/call/ask", body, "application/json")
+    assert status == 200
+    until(lambda: not queue.event_ids_to_events)
+    app.context.visitors.tidy()
     assert "deaf" in queue.pending_messages_per_session
     monkeypatch.setattr(uploads, "_UNREAD_SECONDS", 0.0)
+    queue.event_ids_to_events[json.loads(answer)["event_id"]] = SimpleNamespace()
+    for _ in range(2):
+        app.context.visitors.tidy()
+        time.sleep(0.2)
+    assert "deaf" in queue.pending_messages_per_session, "it is still worked on"
+    queue.event_ids_to_events.clear()
     until(lambda: "deaf" not in queue.pending_messages_per_session)
     assert "deaf" not in queue.pending_event_ids_session
+
+
+def test_the_queue_outlives_those_who_leave_it(app: RunningApp) -> None:
+    queue = app.context.visitors.also_tidy.__self__._queue  # type: ignore[attr-defined]
+    gone = SimpleNamespace(alive=True, session_hash="gone", _id="1")
+    queue.send_message(gone, SimpleNamespace())
+    assert "gone" not in queue.pending_messages_per_session
 
 
 @pytest.mark.parametrize(
