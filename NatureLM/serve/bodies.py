@@ -15,7 +15,6 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.requests import ClientDisconnect
 
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER
 from NatureLM.serve.settings import Limits, RequestError
@@ -56,10 +55,7 @@ class JsonRoute(APIRoute):
 
         async def handler(request: Request) -> Response:
             if self.body_field is not None:
-                try:
-                    check_values(await request.body(), request.app.state.served.settings.limits)
-                except ClientDisconnect:
-                    raise RequestError("the client has gone", status=499) from None
+                check_values(await request.body(), request.app.state.served.settings.limits)
             return await answered(request)
 
         return handler

@@ -144,7 +144,7 @@ async def chat(body: ChatBody, request: Request) -> JSONResponse | StreamingResp
     asks = await _asks(served, body, request)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
     if body.stream:
-        return await streamed(_events(served, body, asks, head))
+        return await streamed(_events(served, body, asks, head, request))
     answers = await served.answers(asks, request)
     choices = [
         {
@@ -305,7 +305,7 @@ def _text(served: ServedModel, ask: Ask, answer: Answer, body: ChatBody) -> str 
 
 
 async def _events(
-    served: ServedModel, body: ChatBody, asks: list[Ask], head: dict[str, Any]
+    served: ServedModel, body: ChatBody, asks: list[Ask], head: dict[str, Any], request: Request
 ) -> AsyncGenerator[str, None]:
     """Server-sent events: the text as it comes, how it ended, and usage where it is wanted."""
     head = {**head, "object": "chat.completion.chunk"}
@@ -318,7 +318,7 @@ async def _events(
     answers: dict[int, Answer] = {}
     has_begun: set[int] = set()
     try:
-        async for index, piece in served.stream(asks):
+        async for index, piece in served.stream(asks, request):
             ask = asks[index]
             if index not in has_begun:
                 has_begun.add(index)

@@ -284,15 +284,17 @@ class ServedModel:
             for ask in asks:
                 tickets.append(self._submit(ask))
             futures = [asyncio.wrap_future(one.future) for one in tickets]
-            for one in futures:  # nobody may be there any more to hear why there is no answer
-                one.add_done_callback(lambda done: done.cancelled() or done.exception())
+            for one in futures:
+                one.add_done_callback(_heard)
             await self.until_gone(asyncio.wait(futures), request)
             return [_result(one) for one in futures]
         finally:
             for ticket in tickets:
                 ticket.cancel()
 
-    async def stream(self, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, str | Answer]]:
+    async def stream(
+        self, asks: Sequence[Ask], request: Request
+    ) -> AsyncIterator[tuple[int, str | Answer]]:
         """Pieces of text as they come, each with the number of its prompt; at last its answer."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
 
@@ -309,9 +311,12 @@ class ServedModel:
                 ticket = self._submit(ask, functools.partial(put, number) if is_text else None)
                 tickets.append(ticket)
                 ticket.future.add_done_callback(functools.partial(put, number))
-            left = len(asks)
+            left, has_begun = len(asks), False
             while left:
-                number, found = await queue.get()
+                # Who goes away later is noticed by the response that is sent.
+                coming = queue.get()
+                number, found = await (coming if has_begun else self.until_gone(coming, request))
+                has_begun = True
                 if isinstance(found, list):
                     for token in found:
                         texts[number].push(token)
@@ -442,12 +447,15 @@ class ServedModel:
         return run
 
     def _patiently(self, request: Prompt, clips: dict[str, Any]) -> Ticket:
-        """Give a request of a recording to the engine as soon as there is room."""
+        """Give a request of a recording to the engine as soon as half of its room is free.
+
+        The other half is for those who cannot wait.
+        """
         while True:
-            try:
-                return self._engine.submit(request, clips)
-            except QueueFull as full:
-                time.sleep(min(full.retry_seconds, 1.0))
+            if self._engine.counts().waiting < max(1, self.settings.limits.queue // 2):
+                with contextlib.suppress(QueueFull):
+                    return self._engine.submit(request, clips)
+            time.sleep(0.1)
 
     async def until_gone(self, awaited: Awaitable[T], request: Request) -> T:
         """What is awaited; it is cancelled where the client goes away or the time is over."""
@@ -468,6 +476,7 @@ class ServedModel:
             )
         finally:
             for one in (task, gone):
+                one.add_done_callback(_heard)
                 one.cancel()
 
     # -- from answers to responses -----------------------------------------------------------
@@ -556,6 +565,12 @@ class ServedModel:
             ("score_seconds_total", counts.score_seconds, "Spent scoring lists of labels."),
         ):
             yield name, what, float(value)
+
+
+def _heard(done: asyncio.Future[Any]) -> None:
+    """Nobody may be there any more to hear why there is no answer."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def _disconnected(request: Request) -> None:

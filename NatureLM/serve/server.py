@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
@@ -16,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import NatureLM
 from NatureLM.errors import NatureLMError
@@ -37,6 +39,7 @@ _API_HEADERS = {
     "x-frame-options": "DENY",
 }
 _BODY_SECONDS = 300.0
+_SEND_SECONDS = 60.0  # that a client may leave an answer unread
 _SMALL = 64 * 1024
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -155,6 +158,10 @@ def _add_errors(app: FastAPI) -> None:
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it; the log does
+
     @app.exception_handler(NatureLMError)
     async def known(_: Request, error: NatureLMError) -> JSONResponse:
         return JSONResponse(error_body(400, str(error)), 400)
@@ -191,10 +198,13 @@ class _Logged:
             nonlocal status
             status = message.get("status", status)
             sizes[1] += len(message.get("body", b""))
-            await send(message)
+            # Who reads nothing would hold a thread, a file and places in the queue for ever.
+            await asyncio.wait_for(send(message), _SEND_SECONDS)
 
         try:
             await self._app(scope, counted_receive, counted_send)
+        except asyncio.TimeoutError:
+            status = 499
         finally:
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "other")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import logging
 import os
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
 from web_app import free_port
 
 from NatureLM.errors import UsageError
-from NatureLM.serve import fetch
+from NatureLM.serve import fetch, server
 from NatureLM.serve.settings import Limits, ServeSettings, check_exposure, read_api_keys
 
 KEY = "a-key-of-the-lab-0123456789"
@@ -500,3 +503,115 @@ def test_a_port_that_is_taken_is_named() -> None:
     assert f"port {port}" in said
     assert "--port" in said
     assert "Traceback" not in said
+
+
+def _sent(service: Running, path: str, body: bytes, kind: str, much: int | None = None) -> Any:
+    """A connection on which a request was sent, or so much of it."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    one = socket.create_connection(("127.0.0.1", service.settings.port))
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.sendall(head.encode() + body[:much])
+    return one
+
+
+def _form(data: bytes, **fields: Any) -> tuple[bytes, str]:
+    request = httpx.Request("POST", "http://x", data=fields, files={"file": ("a.wav", data)})
+    return request.read(), request.headers["content-type"]
+
+
+def _until(is_so: Any, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_recording_that_is_cut_off_is_no_fault(
+    service: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    body, kind = _form(wav(noise(60)), model="naturelm-tiny")
+    with caplog.at_level(logging.INFO):
+        for path in ("/v1/windows", "/v1/audio/transcriptions"):
+            _sent(service, path, body, kind, 100_000).close()
+            _until(lambda path=path: f"POST {path} 499" in caplog.text)
+    assert "failed" not in caplog.text
+    assert not list(service.model.folder.iterdir())
+
+
+def test_who_goes_while_sound_is_decoded_leaves_nothing_in_the_log(
+    service: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gc
+
+    read = service.model.sound.clip
+    monkeypatch.setattr(service.model.sound, "clip", lambda one: (time.sleep(0.3), read(one))[1])
+    messages = [{"role": "user", "content": [audio(DOG), text(QUESTION)]}]
+    body = json.dumps({"model": "naturelm-tiny", "messages": messages}).encode()
+    with caplog.at_level(logging.INFO):
+        one = _sent(service, "/v1/chat/completions", body, "application/json")
+        time.sleep(0.1)
+        one.close()
+        _until(lambda: "completions 499" in caplog.text)
+        time.sleep(0.5)
+        gc.collect()
+        _until(lambda: service.get("/health").status_code == 200)
+    assert "never retrieved" not in caplog.text
+
+
+def test_a_stream_whose_client_goes_before_it_begins_is_given_up(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have waited long; nothing is decoded for nobody."""
+    asked, given_up = threading.Event(), threading.Event()
+
+    class Waiting:
+        future: Future[Any] = Future()
+        cancel = given_up.set
+
+    def submit(*_: Any) -> Any:
+        asked.set()
+        return Waiting
+
+    monkeypatch.setattr(service.model, "_submit", submit)
+    messages = [{"role": "user", "content": "Caption the audio"}]
+    body = {"model": "naturelm-tiny", "messages": messages, "stream": True}
+    one = _sent(service, "/v1/chat/completions", json.dumps(body).encode(), "application/json")
+    assert asked.wait(10)
+    one.close()
+    assert given_up.wait(10)
+
+
+def test_who_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a client would hold a thread, a file and places in the queue."""
+    monkeypatch.setattr(server, "_SEND_SECONDS", 0.05)
+    counted: list[Any] = []
+
+    class Figures:
+        count = staticmethod(lambda *of: counted.append(of))
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def stuck(message: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        logged = server._Logged(answer, Figures)  # type: ignore[arg-type]
+        await asyncio.wait_for(logged({"type": "http", "method": "POST"}, None, stuck), 5)
+
+    asyncio.run(main())
+    assert counted[0][:2] == ("other", 499)
+
+
+def test_recordings_leave_room_for_those_who_cannot_wait() -> None:
+    with serving(limits=Limits(queue=8)) as service:
+        body, kind = _form(wav(noise(120)), hop_length_seconds="0.5")
+        clients = [_sent(service, "/v1/windows", body, kind) for _ in range(3)]
+        _until(lambda: "naturelm_queue 0.0" not in service.get("/metrics").text)
+        answers = [service.chat(audio(DOG), text(QUESTION)).status_code for _ in range(5)]
+        assert answers == [200] * 5
+        for one in clients:
+            one.close()
