@@ -29,7 +29,9 @@ _MARGIN = 6  # tokens that a character may need to be whole
 _SPARE = 32  # tokens besides those of two shortest answers, from which on the end is looked at
 _MOST_OPENINGS = 64  # that are looked at in a step
 _MOST_TRIED = 1000  # tokens that are tried in a step to see where openings lead
-_STEP_SECONDS, _ANSWER_SECONDS = 0.5, 5.0  # of a processor, in a step and in all of them
+_MOST_PARTS = 16  # of a schema, whose shortest answers are measured
+_READ_SECONDS = 1.0  # of a processor, for the schema
+_STEP_SECONDS, _ANSWER_SECONDS = 0.5, 5.0  # in a step, and in all of them
 _LARGEST = 2**63  # llguidance takes a larger bound for this one
 
 
@@ -72,12 +74,12 @@ class JsonSchemaGrammar:
         self._taken: list[int] = []
         self._way: list[int] = []  # to the end, once the answer has to be closed
         self._left, self._end = _ANSWER_SECONDS, 0.0
-        with self._timed():
-            grammar = guidance.LLMatcher.grammar_from_json_schema(text, overrides=_WRITTEN)
-            self._matcher = guidance.LLMatcher(self._tokens, grammar)
+        with self._timed(_READ_SECONDS):
+            self._matcher = self._read(guidance, text)
             self._check(self._matcher)
             needed = self._way_out(self._matcher)
-        self._near_the_end = 2 * len(needed) + _SPARE
+            longest = self._longest_part(guidance, schema)
+        self._near_the_end = 2 * (len(needed) + longest) + _SPARE
         if len(needed) + 1 > max_new_tokens:
             raise UsageError(
                 f"the shortest answer that the schema allows has {len(needed) + 1} tokens, and "
@@ -89,14 +91,14 @@ class JsonSchemaGrammar:
 
         room: how many tokens may still come, the end included
         """
-        with self._timed():
+        with self._timed(_STEP_SECONDS):
             return self._allowed(ids, room)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, seconds: float) -> Iterator[None]:
         """Bound what the block takes of a processor; a fault of llguidance is one of the schema."""
         began = time.thread_time()
-        self._end = began + min(_STEP_SECONDS, self._left)
+        self._end = began + min(seconds, self._left)
         try:
             yield
         except UsageError:
@@ -121,7 +123,38 @@ class JsonSchemaGrammar:
                 self._way = [*way, self._eos_ids[0]]
             else:
                 self._drop_long_openings(mask, left)
+                if way:  # there may be so many openings that not even this one was looked at
+                    mask[way[0]] = True
         return self._way[:1] or torch.from_numpy(mask)
+
+    def _read(self, guidance: Any, text: str) -> Any:
+        grammar = guidance.LLMatcher.grammar_from_json_schema(text, overrides=_WRITTEN)
+        return guidance.LLMatcher(self._tokens, grammar)
+
+    def _longest_part(self, guidance: Any, schema: dict[str, Any]) -> int:
+        """Tokens of the shortest answer to that part of the schema where it is longest.
+
+        So many may be needed more as soon as an answer opens something.
+        """
+        parts, left, longest = list[dict[str, Any]](), list(schema.values()), 0
+        while left:
+            one = left.pop()
+            if isinstance(one, dict):
+                parts.append(one)
+            if isinstance(one, (dict, list)):
+                left += one.values() if isinstance(one, dict) else one
+        shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+        for part in sorted(parts, key=lambda one: -len(json.dumps(one)))[:_MOST_PARTS]:
+            try:
+                matcher = self._read(guidance, json.dumps({**part, **shared}))
+            except ValueError:  # no schema by itself, such as what `properties` holds
+                continue
+            if not matcher.is_error():
+                try:
+                    longest = max(longest, len(self._way_out(matcher)))
+                except UsageError:
+                    longest = _LONGEST_WAY
+        return longest
 
     def _take(self, ids: Sequence[int]) -> None:
         """Follow the answer to where it stands."""

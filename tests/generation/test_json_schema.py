@@ -205,6 +205,7 @@ def test_a_schema_that_takes_long_is_refused_wherever_it_does(
 ) -> None:
     grammar = JsonSchemaGrammar(SPECIES, tokenizer, [END], 100)
     monkeypatch.setattr(json_schema, "_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(json_schema, "_READ_SECONDS", 0.0)
     for work in (
         lambda: JsonSchemaGrammar(SPECIES, tokenizer, [END], 100),
         lambda: grammar.allowed([], 100),
@@ -226,3 +227,26 @@ def test_a_panic_of_the_library_is_a_fault_of_the_schema(
     monkeypatch.setattr(JsonSchemaGrammar, "_mask", panic)
     with pytest.raises(UsageError, match="unwrap"):
         grammar.allowed([], 100)
+
+
+def _long(name: str, length: int) -> dict[str, Any]:
+    """An object that takes many tokens once it is opened."""
+    return {"type": "object", "properties": {name: {"enum": ["y" * length]}}, "required": [name],
+            "additionalProperties": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": _long("k", 300)},
+        {"type": "array", "items": {"$ref": "#/$defs/one"}, "$defs": {"one": _long("k", 300)}},
+        {"type": "array", "items": {"anyOf": [_long(f"k{n}", 40 + n) for n in range(80)]}},
+        {"anyOf": [_long(f"{n}k", 20 + n) for n in range(80)]},
+    ],
+    ids=["one", "definition", "many", "only"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_opened_that_cannot_be_closed(tokenizer: Any, schema: Any, seed: int) -> None:
+    grammar = JsonSchemaGrammar(schema, tokenizer, [END], 100)
+    text = tokenizer.decode(babble(grammar, 100, random.Random(seed)), skip_special_tokens=True)
+    assert isinstance(json.loads(text), (list, dict))
