@@ -36,6 +36,7 @@ _LOOK_BYTES = 16 * 10**6
 _MOST_FOLLOWED = 1000
 """Uploads whose progress Gradio remembers."""
 _UNREAD_SECONDS = 60.0
+_MOST_LISTENERS = 20_000
 _MOST_CHARACTERS = 100_000  # of a field; Gradio keeps the last value of each, for each session
 _GONE = "This file is not here any more: give it again."
 
@@ -121,6 +122,8 @@ class Page(gr.Blocks):
         For all others it would end with a KeyError.
         """
         queue, send = self._queue, self._queue.send_message
+        # Gradio forgets the oldest sessions beyond 2000, even those that wait for an answer.
+        queue.pending_messages_per_session.max_size = _MOST_LISTENERS
 
         def send_to_those_who_are_there(event: Any, event_message: Any) -> None:
             if event.session_hash in queue.pending_messages_per_session:

@@ -266,6 +266,9 @@ def test_what_nobody_reads_is_forgotten(app: RunningApp, monkeypatch: pytest.Mon
 
 def test_the_queue_outlives_those_who_leave_it(app: RunningApp) -> None:
     queue = app.context.visitors.also_tidy.__self__._queue  # type: ignore[attr-defined]
+    for number in range(3000):  # of which Gradio keeps 2000
+        queue.pending_messages_per_session[f"many {number}"] = asyncio.Queue()
+    assert "many 0" in queue.pending_messages_per_session
     gone = SimpleNamespace(alive=True, session_hash="gone", _id="1")
     queue.send_message(gone, SimpleNamespace())
     assert "gone" not in queue.pending_messages_per_session
