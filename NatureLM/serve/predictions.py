@@ -6,6 +6,7 @@ A batch of items comes in, each with messages and clips; what is wrong with one 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from typing import Any, Literal
@@ -73,13 +74,21 @@ class PredictItem(Body):
     generation_config: GenerationConfig
 
 
+def _described(kind: type[Body]) -> dict[str, Any]:
+    """The schema of a body with its parts in place, as references would lead nowhere."""
+    schema = kind.model_json_schema()
+    parts, text = schema.pop("$defs", {}), json.dumps(schema)
+    for name, part in parts.items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(part))
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 class PredictBody(Body):
     """A batch of samples."""
 
     schema_version: Literal["predictions_v1"] = "predictions_v1"
-    requests: list[dict[str, Any]] = Field(
-        json_schema_extra={"items": PredictItem.model_json_schema()}
-    )
+    requests: list[dict[str, Any]] = Field(json_schema_extra={"items": _described(PredictItem)})
 
 
 @router.get("/info", tags=["BEANS-Next"])

@@ -64,6 +64,10 @@ def create_app(settings: ServeSettings, served: ServedModel | None = None) -> An
         docs_url=None,
         redoc_url=None,
         lifespan=life,
+        responses={
+            "4XX": {"description": "What is wrong with the request, as OpenAI writes errors."},
+            "5XX": {"description": "The model loads or has failed (503), or was too slow (504)."},
+        },
     )
     app.state.served = model
     for part in (chat, decisions, recordings, predictions):

@@ -17,10 +17,12 @@ def test_every_route_is_described(service: Running) -> None:
     for path, methods in told["paths"].items():
         for method, one in methods.items():
             assert one["description"], path
+            assert set(one["responses"]) == {"200", "4XX", "5XX"}, path
             if method == "post":
                 (content,) = one["requestBody"]["content"].values()
                 assert content["schema"], path
     assert told["info"]["summary"]
+    assert "#/$defs/" not in str(told), "references lead somewhere"
 
 
 def test_the_page_of_routes_asks_nobody_else(service: Running) -> None:
