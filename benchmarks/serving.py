@@ -229,12 +229,6 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {one['equal']} of {one['requests']} |"
         for one in report["rounds"]
     ]
-    first, load = report["first_token"], report["machine"]["load"]
-    lines.append(
-        f"\nFirst token of one stream about a new clip: {first['service'] * 1000:.0f} ms, "
-        f"{first['service'] / first['pipeline']:.2f} × the {first['pipeline'] * 1000:.0f} ms of "
-        f"the plain `Pipeline`. Load of the machine before: {load:.1f}."
-    )
     return "\n".join(lines)
 
 
