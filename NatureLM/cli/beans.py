@@ -133,6 +133,12 @@ def fetch(
         show_default="all, about 180 GB",
     ),
     repository: str = of.option(BEANS_ZERO, "Dataset on the Hugging Face Hub."),
+    revision: str | None = of.option(
+        None,
+        "Revision of the dataset.",
+        metavar="COMMIT|TAG|BRANCH",
+        show_default="the newest, or as in --repository OWNER/NAME@REVISION",
+    ),
     yes: bool = of.option(False, "Do not ask before fetching."),
 ) -> None:
     """Fetch components of BEANS-Zero: says the size first, and goes on where it was stopped.
@@ -141,14 +147,16 @@ def fetch(
     """
     from NatureLM.beans.fetch import RemoteDataset
     from NatureLM.data.components import component
+    from NatureLM.models.registry import apart
     from NatureLM.util import check_place
 
+    repository, revision = apart(repository, revision)
     check_place(output_path, "--output-path", folder=True)
     wanted = None if components is None else of.listed("--components", components)
     if repository == BEANS_ZERO:
         for name in wanted or ():
             component(name)
-    dataset = RemoteDataset(repository)
+    dataset = RemoteDataset(repository if revision is None else f"{repository}@{revision}")
     looking = ProgressBar(f"looking at {dataset.name}", "bar", total=len(dataset.files), stays=True)
     with looking:
         groups = dataset.row_groups(wanted, looking.advance)

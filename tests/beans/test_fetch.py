@@ -196,3 +196,28 @@ def test_a_folder_that_cannot_be_made(read: list[int], tmp_path: Path) -> None:
     shelf = RemoteDataset(REPOSITORY)
     with pytest.raises(UsageError, match="cannot be written"):
         shelf.fetch(shelf.row_groups(["esc50"])[0], tmp_path / "here")
+
+
+@pytest.mark.parametrize("given", [["--revision", "v2"], ["--repository", f"{REPOSITORY}@v2"]])
+def test_a_revision_of_the_dataset_is_fetched(read: list[int], tmp_path: Path, given: Any) -> None:
+    hub = tmp_path / "hub" / "datasets"
+    (hub / f"{REPOSITORY}@v2" / "data").mkdir(parents=True)
+    (hub / REPOSITORY / "data" / "test-1.parquet").rename(
+        hub / f"{REPOSITORY}@v2" / "data" / "test-1.parquet"
+    )
+    done = fetch("--yes", *given)
+    assert done.exit_code == 0, done.output
+    assert fetched() == {"cbi": ["1-0", "1-1"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--repository", f"{REPOSITORY}@v1", "--revision", "v2"], "of two revisions"),
+        (["--revision", "../../x"], "must be a commit"),
+    ],
+)
+def test_a_revision_that_cannot_be_is_refused(read: list[int], given: Any, words: str) -> None:
+    done = fetch("--yes", *given)
+    assert done.exit_code != 0
+    assert words in " ".join(str(done.exception or done.output).split()) + done.output
