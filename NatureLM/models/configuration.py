@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -395,6 +396,20 @@ class NatureLMProcessor(ProcessorMixin):
 
         Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
         """
+        longest = self.window_seconds
+        window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
+        if (
+            isinstance(samples, Tensor)
+            and samples.device.type == "cpu"
+            and not samples.requires_grad
+        ):
+            samples = samples.numpy() if samples.dtype == torch.float32 else samples
+        if isinstance(samples, np.ndarray) and samples.ndim == 1 and samples.dtype == np.float32:
+            # Not in torch: in a thread beside the engine's it would make a second pool of threads,
+            # and two pools on the same cores slow each other down.
+            padded_S = np.zeros(window, np.float32)
+            np.clip(samples[:window], -1.0, 1.0, out=padded_S[: min(window, len(samples))])
+            return torch.from_numpy(padded_S)
         wav_S = torch.as_tensor(samples)
         if wav_S.ndim != 1:
             raise ValueError(f"a waveform must have shape (samples,), got {tuple(wav_S.shape)}")
@@ -405,8 +420,6 @@ class NatureLMProcessor(ProcessorMixin):
             )
         if wav_S.dtype != torch.float64:
             wav_S = wav_S.float()
-        longest = self.window_seconds
-        window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
         wav_S = wav_S[:window].clamp(-1.0, 1.0)
         missing = window - wav_S.shape[0]
         return torch.nn.functional.pad(wav_S, (0, missing)) if missing else wav_S
