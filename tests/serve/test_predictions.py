@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,21 @@ def test_info_holds_what_the_contract_asks_for(service: Running) -> None:
     assert "predictions_v1" in info["schema_versions"]
 
 
-def test_health_waits_for_the_model() -> None:
+def test_health_waits_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_there = threading.Event()
+
+    def late(*given: Any, **more: Any) -> Pipeline:
+        assert is_there.wait(60)
+        return Pipeline(*given, **more)
+
+    monkeypatch.setattr("NatureLM.inference.pipeline.Pipeline", late)
     with serving(wait=False) as service:
-        first = service.get("/health")
-        if service.model.state == "loading":
-            assert first.status_code == 503
-            late = service.post("/predict", {"requests": []})
-            assert (late.status_code, late.headers["retry-after"]) == (503, "2")
-            assert service.get("/info").json()["load_status"] == "loading"
-        while service.model.state == "loading":
-            pass
+        assert service.get("/health").status_code == 503
+        refused = service.post("/predict", {"requests": []})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        assert service.get("/info").json()["load_status"] == "loading"
+        is_there.set()
+        service.model.wait()
         assert service.get("/health").status_code == 200
 
 
