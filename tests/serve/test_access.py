@@ -239,7 +239,7 @@ def test_more_than_the_queue_holds_is_sent_away_with_a_time(tmp_path: Path) -> N
 
 
 def test_a_deadline_ends_an_answer() -> None:
-    with serving(limits=Limits(request_seconds=0.05)) as service:
+    with serving(limits=Limits(request_seconds=0.002)) as service:
         answer = service.chat(audio(wav(noise(9))), text("Caption the audio"), max_tokens=1000)
         assert answer.status_code == 504
         assert "limit 'request_seconds'" in answer.json()["error"]["message"]
