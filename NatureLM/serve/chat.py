@@ -149,11 +149,7 @@ async def chat(body: ChatBody, request: Request) -> JSONResponse | StreamingResp
     choices = [
         {
             "index": index,
-            "message": {
-                "role": "assistant",
-                "content": _text(served, ask, answer, body),
-                "refusal": None,
-            },
+            "message": _message(_text(served, ask, answer, body)),
             "finish_reason": served.finish_reason(answer),
             "logprobs": served.logprobs(answer) if body.logprobs else None,
             **_confidences(served, ask, answer, body),
@@ -324,8 +320,11 @@ async def _events(
                 has_begun.add(index)
                 yield chunk(index, _message(""))
             if isinstance(piece, str):
-                yield chunk(index, {"content": piece})
+                if ask.choice is None:
+                    yield chunk(index, {"content": piece})
                 continue
+            if ask.choice is not None:  # how sure it is decides what is said
+                yield chunk(index, {"content": _text(served, ask, piece, body)})
             answers[index] = piece
             more = _confidences(served, ask, piece, body)
             if body.logprobs:  # all of them with the last piece

@@ -139,6 +139,10 @@ class ServedModel:
             self.sound = SoundReader(
                 settings, config.sample_rate, config.window_seconds, self.folder
             )
+            # A file is read for it, and a request may have 64 questions.
+            self._calibration = functools.lru_cache(64)(
+                lambda alpha: pipeline.calibration_at(alpha)[0]
+            )
             self._template = ChatTemplate.of(processor_of(pipeline.model).prompt_template)
             limits = settings.limits
             engine = Engine(
@@ -485,13 +489,13 @@ class ServedModel:
         """Labels with their calibrated probabilities, best first; of a written one only itself."""
         if answer.scores is None:
             return [(answer.text or "", math.exp(answer.log_probability or 0.0))]
-        found, _ = self.pipeline.calibration_at(ask.alpha)
+        found = self._calibration(ask.alpha)
         temperature = 1.0 if found is None else found.temperature
         return answer.scores.at_temperature(temperature).ranked()
 
     def normalize(self, alpha: float) -> Any:
         """How scores of labels of different lengths are made alike, at this α."""
-        found, _ = self.pipeline.calibration_at(alpha)
+        found = self._calibration(alpha)
         return "sum" if found is None else found.normalize
 
     def finish_reason(self, answer: Answer) -> str:

@@ -142,6 +142,17 @@ def test_names_are_chosen_from_with_their_confidence(
     assert unsure["choices"][0]["message"]["content"] == "None"
 
 
+@pytest.mark.parametrize(("least", "said"), [(0.0, "Dog"), (1.0, "None")])
+def test_a_stream_says_no_more_than_is_sure(service: Running, least: float, said: str) -> None:
+    more = {"species_list": ["Barn Owl", "Dog"], "min_confidence": least}
+    parts = audio(DOG), text(QUESTION)
+    whole = service.chat(*parts, **more).json()["choices"][0]["message"]["content"]
+    lines = service.chat(*parts, stream=True, **more).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    pieces = [one["choices"][0]["delta"].get("content") or "" for one in events]
+    assert "".join(pieces) == whole == said
+
+
 def test_an_answer_follows_a_schema(service: Running) -> None:
     schema = {
         "type": "object",
