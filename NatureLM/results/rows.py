@@ -1,17 +1,18 @@
 """What a result file says: its rows, and beside it the settings that they were made with.
 
-A row is a JSON object on a line: `WindowRow` or `ErrorRow`, whose fields are its keys. Readers
-ignore keys that they do not know, and spaces at the end of a line. A key that changes its meaning
-or goes away raises `SCHEMA_VERSION`; a key that is added does not.
+A row is a JSON object on a line: a `WindowRow` is one answer, a `SurveyRow` all answers about a
+window, an `ErrorRow` a recording that could not be read; the fields are the keys. Readers ignore
+keys that they do not know, and spaces at the end of a line. A key that changes its meaning or goes
+away raises `SCHEMA_VERSION`; a key that is added does not.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from NatureLM.errors import UsageError
 from NatureLM.util import atomic_write, digest, parse_json, shown
@@ -70,6 +71,11 @@ class WindowRow(Prediction, StoredRow):
     run: the same in all rows of a file
     audio_bytes, audio_modified, audio_digest: the recording when it was read
     audio_folder: where `audio_path` counts from, if not from the folder of the settings
+    context: when and where the window was recorded, as far as that is known (`field.deployments`)
+    claim: what a table of another program says about this stretch: its `label`, `confidence` and
+        `source`, and whether the answer `agrees`
+    windows, mean_confidence: of an event, which joins neighbouring windows; its `confidence` is the
+        highest of theirs
     """
 
     model: str
@@ -79,9 +85,71 @@ class WindowRow(Prediction, StoredRow):
     schema_version: int = SCHEMA_VERSION
     audio_digest: str | None = None
     audio_folder: str | None = None
+    context: Mapping[str, Any] | None = None
+    claim: Mapping[str, Any] | None = None
+    windows: int | None = None
+    mean_confidence: float | None = None
 
 
-_OPTIONAL = ("confidence", "alternatives", "note", "audio_digest", "audio_folder")
+@dataclass(frozen=True, kw_only=True)
+class SurveyRow(StoredRow):
+    """All that was answered about a window, by the columns of a questionnaire.
+
+    answers: values by column; None where nothing fits, or what was said could not be parsed. A
+        column that was not asked is not there
+    confidences: of columns that are scored
+    said: answers that could not be parsed, as they were said
+    The other fields are those of a `WindowRow`.
+    """
+
+    audio_path: str
+    start: float
+    end: float
+    answers: Mapping[str, Any]
+    merging_alpha: float
+    confidences: Mapping[str, Any] | None = None
+    said: Mapping[str, Any] | None = None
+    note: str = ""
+    model: str
+    run: str
+    audio_bytes: int | None = None
+    audio_modified: str | None = None
+    schema_version: int = SCHEMA_VERSION
+    audio_digest: str | None = None
+    audio_folder: str | None = None
+    context: Mapping[str, Any] | None = None
+    claim: Mapping[str, Any] | None = None
+
+    query: ClassVar[str] = ""
+    confidence: ClassVar[float | None] = None
+    alternatives: ClassVar[tuple[tuple[str, float], ...]] = ()
+
+    @property
+    def text(self) -> str:
+        """All answers in one line: `bird: yes; species: Barn Owl`."""
+        return "; ".join(f"{name}: {value_text(one)}" for name, one in self.answers.items())
+
+    @property
+    def shown(self) -> str:
+        """The answers, or why there are none."""
+        return f"{self.note}, not asked" if self.note and not self.answers else self.text
+
+
+def value_text(value: Any) -> str:
+    """The value of a column as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(value_text, value))
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_OPTIONAL = (
+    *("confidence", "alternatives", "note", "audio_digest", "audio_folder"),
+    *("context", "claim", "windows", "mean_confidence", "confidences", "said"),
+)
 """Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
 
 
@@ -105,7 +173,7 @@ class ErrorRow(StoredRow):
     audio_folder: str | None = None
 
 
-Row: TypeAlias = WindowRow | ErrorRow
+Row: TypeAlias = WindowRow | SurveyRow | ErrorRow
 
 
 def to_line(row: Row) -> bytes:
@@ -113,7 +181,7 @@ def to_line(row: Row) -> bytes:
     values = asdict(row)
     for key in _OPTIONAL:  # they stand at the end
         value = values.pop(key, None)
-        if value not in (None, (), ""):
+        if value not in (None, (), "", {}):
             values[key] = value
     return json_line(values)
 
@@ -165,14 +233,17 @@ def from_line(line: bytes, name: str, number: int) -> Row:
             f"{place}: rows of schema version {shown(version)} cannot be read here, "
             f"only those of version {SCHEMA_VERSION}"
         )
-    data = {"audio_digest": None, "audio_folder": None, **data}
+    data = {**_ABSENT, **data}
     if "error" in data:
         return ErrorRow(**_checked(ErrorRow, data, place))
-    values = _checked(
-        WindowRow, {"confidence": None, "alternatives": [], "note": "", **data}, place
-    )
+    if "answers" in data:
+        return SurveyRow(**_checked(SurveyRow, data, place))
+    values = _checked(WindowRow, data, place)
     values["alternatives"] = _pairs(values["alternatives"], place)
     return WindowRow(**values)
+
+
+_ABSENT: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), "alternatives": [], "note": ""}
 
 
 _TYPES: dict[Any, tuple[type, ...]] = {
@@ -183,21 +254,21 @@ _TYPES: dict[Any, tuple[type, ...]] = {
     "float | None": (float, int, type(None)),
     "tuple[tuple[str, float], ...]": (list,),
     "str | None": (str, type(None)),
+    "Mapping[str, Any]": (dict,),
+    "Mapping[str, Any] | None": (dict, type(None)),
 }
 
 
 def _checked(kind: type[Row], data: dict[str, Any], place: str) -> dict[str, Any]:
     """The values of the fields of a kind of row; raises OutputError for one that does not fit."""
-    fields = kind.__dataclass_fields__
-    missing = [key for key in fields if key not in data]
+    types = {one.name: one.type for one in fields(kind)}
+    missing = [key for key in types if key not in data]
     if missing:
         raise OutputError(f"{place}: the row lacks {', '.join(missing)}")
-    values = {key: data[key] for key in fields}
+    values = {key: data[key] for key in types}
     for key, value in values.items():
-        if not isinstance(value, _TYPES[fields[key].type]) or isinstance(value, bool):
-            raise OutputError(
-                f"{place}: {key} is {shown(value)}, and it must be {fields[key].type}"
-            )
+        if not isinstance(value, _TYPES[types[key]]) or isinstance(value, bool):
+            raise OutputError(f"{place}: {key} is {shown(value)}, and it must be {types[key]}")
     return values
 
 

@@ -18,7 +18,15 @@ from typing import TextIO, TypeVar
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.results.recordings import Identity, KnownRecordings
-from NatureLM.results.rows import ErrorRow, OutputError, Row, WindowRow, read_record, to_line
+from NatureLM.results.rows import (
+    ErrorRow,
+    OutputError,
+    Row,
+    SurveyRow,
+    WindowRow,
+    read_record,
+    to_line,
+)
 from NatureLM.util import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -257,7 +265,7 @@ def without_formula(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def alternatives_text(row: WindowRow) -> str:
+def alternatives_text(row: WindowRow | SurveyRow) -> str:
     """Other answers with their confidences: `Barn Owl 0.21, Dog 0.04`."""
     return ", ".join(f"{name} {share:.3f}" for name, share in row.alternatives)
 
@@ -266,7 +274,7 @@ def _name(row: Row, names: Mapping[str, str] | None) -> str:
     return row.audio_path if names is None else names.get(row.audio_path, Path(row.audio_path).name)
 
 
-def _confidence(row: WindowRow) -> str:
+def _confidence(row: WindowRow | SurveyRow) -> str:
     return "" if row.confidence is None else f"{row.confidence:.6f}"
 
 

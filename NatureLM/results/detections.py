@@ -1,0 +1,380 @@
+"""What was said about stretches of recordings, read from a result file as often as needed.
+
+`ResultFile` reads answers of `naturelm infer` and `naturelm survey`, and events, as rows or as
+detections, in constant memory: it keeps where in the file the rows of each recording lie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import probe
+from NatureLM.errors import UsageError
+from NatureLM.generation.labels import NOTHING
+from NatureLM.results.recordings import Identity, KnownRecordings
+from NatureLM.results.rows import (
+    ErrorRow,
+    Row,
+    SurveyRow,
+    WindowRow,
+    from_line,
+    read_record,
+)
+from NatureLM.species import kind_of
+from NatureLM.util import did_you_mean
+
+MODEL_RATE = 16_000  # Hz
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """Something heard in a stretch of a recording, by a model, a person or another program.
+
+    audio_path: the recording, as the source names it
+    start, end: seconds in the recording; end may be infinite where a table does not say
+    label: the name as it was answered or annotated
+    confidence: 0 to 1
+    common_name, scientific_name: as far as they are known
+    question: query, or column of a questionnaire, that it answers
+    low_hz, high_hz: frequencies
+    channel: number from 1 on
+    windows, mean_confidence: of an event, which joins windows; its confidence is their highest
+    context: when and where, see `WindowRow.context`
+    claim: what another program said, see `WindowRow.claim`
+    values: other columns, by name: of a questionnaire, or of the table that it was read from
+    """
+
+    audio_path: str
+    start: float
+    end: float
+    label: str
+    confidence: float | None = None
+    common_name: str = ""
+    scientific_name: str = ""
+    question: str = ""
+    low_hz: float | None = None
+    high_hz: float | None = None
+    channel: int | None = None
+    alternatives: tuple[tuple[str, float], ...] = ()
+    note: str = ""
+    windows: int | None = None
+    mean_confidence: float | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+    claim: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeardRecording:
+    """A recording that a result file speaks of.
+
+    path: full path, by which it is known
+    name: as the rows call it
+    seconds: its length; where the file is gone, the end of its last window
+    error: why it, or the rest of it, could not be read
+    context: of its beginning, as far as rows tell
+    """
+
+    path: str
+    name: str
+    seconds: float
+    sample_rate: float = float(MODEL_RATE)
+    channels: int = 1
+    error: str = ""
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Place:
+    """Where the rows of a recording are: spans of bytes, with the number of their first line."""
+
+    name: str
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
+    end: float = 0.0
+    error: str = ""
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ResultFile:
+    """The rows of a result file by recording.
+
+    path: of the answers
+    columns: the questions (columns of a questionnaire, or queries) whose answers are detections;
+        None: of a questionnaire those of type `choice` and `yes_no`, else all
+    only: keys of the recordings that are read; None for all
+
+    Iterating gives detections: answers that name something, recording by recording. Answers `None`
+    or no, windows without sound and events without a label are none; `left_out` counts them by
+    reason once the detections were read. Raises OutputError where a line is no row, UsageError
+    where there is none.
+    """
+
+    def __init__(self, path: str | Path, *, columns: Sequence[str] | None = None) -> None:
+        self.path = Path(path)
+        self.record = read_record(self.path)
+        self.left_out: Counter[str] = Counter()
+        self._only: frozenset[str] | None = None
+        self._known = KnownRecordings(
+            self.path, None if self.record is None else self.record.folder
+        )
+        self._places: dict[str, _Place] = {}
+        self._questions: dict[str, None] = {}
+        self._names: dict[str, tuple[str, str]] = {}
+        self.model, self.is_survey = "", False
+        if not self.path.is_file():
+            raise UsageError(f"{self.path}: there is no such file of answers")
+        self._index()
+        if not self._places:
+            raise UsageError(f"{self.path}: there is no answer of `naturelm infer` in it")
+        self.columns = self._chosen(columns)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the answers were made with; empty where that is lost."""
+        return {} if self.record is None else self.record.values
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The queries, or the columns of the questionnaire, that rows answer."""
+        declared = self.settings.get("columns")
+        return tuple(declared) if isinstance(declared, dict) else tuple(self._questions)
+
+    @property
+    def types(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each column of a questionnaire is, by its name, as far as that is recorded."""
+        declared = self.settings.get("columns")
+        return declared if isinstance(declared, dict) else {}
+
+    @property
+    def heard_hz(self) -> float:
+        """The highest frequency that the model heard, in the recordings."""
+        return MODEL_RATE / 2 * float(self.settings.get("time_expansion", 1.0))
+
+    @property
+    def channel(self) -> int:
+        """The channel that was heard; 1 for a mix of all."""
+        channel = self.settings.get("channel", "mean")
+        return 1 if channel == "mean" else int(channel)
+
+    @cached_property
+    def recordings(self) -> tuple[HeardRecording, ...]:
+        """All recordings, with and without answers, in the order of their full paths."""
+        order = sorted(self._places, key=lambda path: Path(path).parts)
+        return tuple(
+            self._heard(path) for path in order if self._only is None or path in self._only
+        )
+
+    def of(self, recording: HeardRecording) -> ResultFile:
+        """The same file with the rows of one recording only."""
+        view = object.__new__(ResultFile)
+        view.__dict__ = {**self.__dict__, "left_out": Counter(), "recordings": (recording,)}
+        view._only = frozenset([recording.path])
+        return view
+
+    def key(self, name: str, row: Row) -> str:
+        """The full path of a row's recording."""
+        return self._known.add(name, _identity(row), row.audio_folder)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in the order of the file; of `of(recording)` those of the recording."""
+        if self._only is None:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.endswith(b"\n"):
+                        yield from_line(line, str(self.path), number)
+            return
+        with open(self.path, "rb") as file:
+            for recording in self.recordings:
+                for start, stop, number in self._places[recording.path].spans:
+                    file.seek(start)
+                    while file.tell() < stop:
+                        yield from_line(file.readline(), str(self.path), number)
+                        number += 1
+
+    def __iter__(self) -> Iterator[Detection]:
+        """Detections in the order of `recordings`, with the full paths of their recordings."""
+        self.left_out.clear()
+        for recording in self.recordings:
+            for row in self.of(recording).rows() if self._only is None else self.rows():
+                if not isinstance(row, ErrorRow):
+                    for one in self.detections_of(row):
+                        yield replace(one, audio_path=recording.path)
+
+    def detections_of(self, row: WindowRow | SurveyRow) -> list[Detection]:
+        """What a row says that is a detection; what is none is counted in `left_out`."""
+        if isinstance(row, SurveyRow):
+            answers = list(self._survey_answers(row))
+        else:
+            answers = [(row.query, row.text, row.confidence)] if self._is_wanted(row.query) else []
+        found = []
+        for question, label, confidence in answers:
+            if row.note and not label:
+                self.left_out[row.note] += 1
+            elif not label or label == NOTHING:
+                self.left_out[NOTHING] += 1
+            else:
+                found.append(self._detection(row, question, label, confidence))
+        return found
+
+    def _detection(
+        self, row: WindowRow | SurveyRow, question: str, label: str, confidence: float | None
+    ) -> Detection:
+        common, scientific = self._both_names(label)
+        values: dict[str, Any] = {}
+        more: dict[str, Any] = {}
+        if isinstance(row, SurveyRow):
+            values = {name: value for name, value in row.answers.items() if name != question}
+        else:
+            more = {
+                "alternatives": row.alternatives,
+                "windows": row.windows,
+                "mean_confidence": row.mean_confidence,
+            }
+        return Detection(
+            audio_path=row.audio_path,
+            start=row.start,
+            end=row.end,
+            label=label,
+            confidence=confidence,
+            common_name=common,
+            scientific_name=scientific,
+            question=question,
+            note=row.note,
+            channel=self.channel,
+            context=row.context or {},
+            claim=row.claim or {},
+            values=values,
+            **more,
+        )
+
+    def _survey_answers(self, row: SurveyRow) -> Iterator[tuple[str, str, float | None]]:
+        """Question, label and confidence of the columns that may name something."""
+        for name in self.columns:
+            if name not in row.answers:
+                continue
+            value, confidence = row.answers[name], (row.confidences or {}).get(name)
+            if value is True:
+                yield name, name, confidence  # `bird: true` is a detection of "bird"
+            elif isinstance(value, list):
+                yield from ((name, str(one), confidence) for one in value or [NOTHING])
+            else:
+                yield name, value if isinstance(value, str) else NOTHING, confidence
+
+    def _both_names(self, label: str) -> tuple[str, str]:
+        """Common and scientific name, as far as the list of the run knows them."""
+        if label not in self._names:
+            asked = {} if self.record is None else self.record.asked
+            latin: Mapping[str, str] = asked.get("scientific_names") or {}
+            common = {name: one for one, name in latin.items()}
+            if label in latin or label in common:
+                self._names[label] = (common.get(label, label), latin.get(label, label))
+            else:
+                is_latin = kind_of([label]) == "scientific"
+                self._names[label] = ("", label) if is_latin else (label, "")
+        return self._names[label]
+
+    def _is_wanted(self, question: str) -> bool:
+        return not self.columns or question in self.columns
+
+    def _chosen(self, columns: Sequence[str] | None) -> tuple[str, ...]:
+        """The questions that make detections. Raises UsageError for one that is not there."""
+        known = self.questions
+        for name in columns or ():
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(
+                    f"{self.path}: has no answers to {name!r}{hint}; there are "
+                    f"{', '.join(map(repr, known))}"
+                )
+        if columns is not None:
+            return tuple(columns)
+        if not self.is_survey:
+            return ()
+        kinds = {name: kind.get("type") for name, kind in self.types.items()}
+        return tuple(one for one in known if kinds.get(one, "choice") in ("choice", "yes_no"))
+
+    def _index(self) -> None:
+        """Read the file once: where the rows of each recording are."""
+        position = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                row = from_line(line, str(self.path), number)
+                key = self.key(row.audio_path, row)
+                place = self._places.setdefault(key, _Place(row.audio_path))
+                if place.spans and place.spans[-1][1] == position:
+                    start, _, first = place.spans[-1]
+                    place.spans[-1] = start, position + len(line), first
+                else:
+                    place.spans.append((position, position + len(line), number))
+                self._count_in(row, place)
+                position += len(line)
+
+    def _count_in(self, row: Row, place: _Place) -> None:
+        self.model = row.model
+        if isinstance(row, ErrorRow):
+            place.error = row.error
+            return
+        place.end = max(place.end, row.end)
+        if row.context and not place.context:
+            place.context = _at_beginning(row.context, row.start)
+        if isinstance(row, SurveyRow):
+            self.is_survey = True
+            self._questions.update(dict.fromkeys(row.answers))
+        else:
+            self._questions.setdefault(row.query)
+
+    def _heard(self, path: str) -> HeardRecording:
+        place = self._places[path]
+        try:
+            info = probe(path)
+        except AudioError as error:
+            return HeardRecording(
+                path, place.name, place.end, error=place.error or str(error), context=place.context
+            )
+        return HeardRecording(
+            path,
+            place.name,
+            info.duration,
+            info.sample_rate,
+            info.channels,
+            place.error,
+            place.context,
+        )
+
+
+def _identity(row: Row) -> Identity:
+    return Identity(row.audio_bytes, row.audio_modified, row.audio_digest)
+
+
+def _at_beginning(context: Mapping[str, Any], start: float) -> Mapping[str, Any]:
+    """The context of a recording's beginning, from that of a window."""
+    moved = dict(context)
+    for key in ("local_time", "utc_time"):
+        if isinstance(moved.get(key), str):
+            text = moved[key]
+            began = datetime.fromisoformat(text.replace("Z", "+00:00")) - timedelta(seconds=start)
+            moved[key] = began.isoformat().replace(
+                "+00:00", "Z" if text.endswith("Z") else "+00:00"
+            )
+    return moved
+
+
+def by_recording(detections: Iterable[Detection]) -> Iterator[tuple[str, list[Detection]]]:
+    """Detections in groups of neighbours that are of one recording."""
+    group: list[Detection] = []
+    for one in detections:
+        if group and one.audio_path != group[0].audio_path:
+            yield group[0].audio_path, group
+            group = []
+        group.append(one)
+    if group:
+        yield group[0].audio_path, group
