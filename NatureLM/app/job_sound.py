@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from NatureLM.app.clips import without_paths
 from NatureLM.app.jobs import Job, JobRecording, Jobs
-from NatureLM.app.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import iter_windows, read_clip
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.reports.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.util import atomic_write
 
 OVERVIEW_COLUMNS = 6000

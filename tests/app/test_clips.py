@@ -13,12 +13,10 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from NatureLM.app.clips import ClipList, check_free, shown_name, take
 from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
-from NatureLM.app.spectrogram import BINS, contrast, levels_of, picture
 from NatureLM.app.ui import player
 from NatureLM.errors import UsageError
 from NatureLM.inference.windows import AskOptions
@@ -103,42 +101,6 @@ def test_sizes_and_durations_in_words() -> None:
     seconds = (0.1, 6.4, 60, 200, 3600, 7500)
     said = ["0.1 s", "6.4 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
     assert [format_duration(n, short=True) for n in seconds] == said
-
-
-def test_a_tone_is_drawn_at_its_frequency_and_level() -> None:
-    wave = 0.5 * np.sin(2 * np.pi * 2000 * np.arange(32_000) / 16_000).astype(np.float32)
-    levels = levels_of(wave, 16_000, 50)
-    assert levels.shape == (BINS, 100)
-    row = round(2000 / 8000 * BINS)
-    assert set(levels[:, 50].argmax(keepdims=True)) <= {row - 1, row}
-    assert levels[:, 50].max() == pytest.approx(255 - 2 * 6.02, abs=2)
-
-
-@given(st.integers(1, 9), st.integers(1, 9))
-def test_stretches_side_by_side_are_the_whole(first: int, second: int) -> None:
-    """Away from where they meet: blocks do not see what comes after them."""
-    count = 16_000 * (first + second) // 10
-    noise = np.random.default_rng(7).uniform(-1, 1, count).astype(np.float32)
-    cut = 1600 * first
-    parts = [levels_of(noise[:cut], 16_000, 20), levels_of(noise[cut:], 16_000, 20)]
-    together = np.concatenate(parts, axis=1)
-    whole = levels_of(noise, 16_000, 20)
-    assert together.shape == whole.shape
-    apart = np.abs(together.astype(int) - whole.astype(int)).max(axis=0)
-    assert not apart[np.abs(np.arange(len(apart)) + 0.5 - 2 * first) > 1].any()
-
-
-def test_pictures_have_low_frequencies_below_and_get_lighter_with_level() -> None:
-    levels = np.zeros((BINS, 4), dtype=np.uint8)
-    levels[0] = 200
-    image = Image.open(io.BytesIO(picture(levels, *contrast([levels]))))
-    indices = np.asarray(image)
-    assert indices.shape == (BINS, 4)
-    assert (indices[-1] == 255).all()
-    assert not indices[:-1].any()
-    colors = np.array(image.getpalette()).reshape(256, 3)
-    light = colors @ np.array([0.2126, 0.7152, 0.0722])
-    assert (np.diff(light) > -0.6).all()
 
 
 def test_a_clip_has_the_windows_and_samples_that_the_model_hears(

@@ -58,13 +58,13 @@ from NatureLM.app.job_view import (
 )
 from NatureLM.app.jobs import Job, JobRecording, Jobs, safe_name
 from NatureLM.app.settings import Limits
-from NatureLM.app.spectrogram import BINS, pooled
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions
+from NatureLM.reports.spectrogram import BINS, pooled
 from NatureLM.results import store, tables
 from NatureLM.results.rows import OutputError, WindowRow, from_line, read_rows, to_line
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.util import library
+
 Levels = NDArray[np.uint8]
 
 BINS = 160
@@ -88,10 +90,24 @@ def contrast(parts: Iterable[Levels]) -> tuple[int, int]:
     return max(floor, int(top - _RANGE_DECIBELS * _STEPS_PER_DECIBEL), 0), top
 
 
-def picture(levels_FT: Levels, low: int, high: int) -> bytes:
-    """A PNG, low frequencies at the bottom; `low` and `high` as from `contrast`."""
-    from PIL import Image
+def picture_of(samples_S: NDArray[np.float32], sample_rate: int) -> bytes:
+    """A PNG of one clip, sound in [-1, 1], drawn as finely as its length allows.
 
+    Raises UsageError where Pillow is not installed.
+    """
+    per_second = columns_per_second(len(samples_S) / sample_rate)
+    levels_FT = levels_of(samples_S, sample_rate, per_second)
+    return picture(levels_FT, *contrast([levels_FT]))
+
+
+def picture(levels_FT: Levels, low: int, high: int) -> bytes:
+    """A PNG, low frequencies at the bottom; `low` and `high` as from `contrast`.
+
+    Raises UsageError where Pillow is not installed.
+    """
+    Image = library(
+        "PIL.Image", "pictures of sound need pillow, which is not installed: pip install pillow"
+    )
     scale = 255 / max(1, high - low)
     shown = np.clip((levels_FT.astype(np.float32) - low) * scale, 0, 255).astype(np.uint8)
     image = Image.fromarray(shown[::-1]).convert("P")
