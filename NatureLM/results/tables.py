@@ -44,8 +44,9 @@ _MODEL_RATE = 16_000  # Hz
 CSV_ENCODING = "utf-8-sig"
 """Spreadsheets take a file without this mark for one in the encoding of the machine."""
 
-# Spreadsheets run a cell that begins so as a formula; the last four are full-width forms.
-_FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
+# Spreadsheets run a cell that begins so as a formula; the last four are full-width forms. One with
+# apostrophes in front gets one more, so that taking one away gives what it was.
+_FORMULA = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,11 @@ def write_table(target: Path, encoding: str, fill: Callable[[TextIO], Filled]) -
 def without_formula(text: str) -> str:
     """The text as a cell that no spreadsheet runs."""
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def with_formula(cell: str) -> str:
+    """The text that `without_formula` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def alternatives_text(row: WindowRow | SurveyRow) -> str:

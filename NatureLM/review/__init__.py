@@ -1,0 +1,1 @@
+"""From answers to data that can be published: events, clips for review, verdicts, thresholds."""
