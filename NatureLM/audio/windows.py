@@ -207,13 +207,15 @@ def read_noted_clip(
     duration: float | None = None,
     sample_rate: int = 16_000,
     channel: str | int = "mean",
+    time_expansion: float = 1.0,
     name: str | None = None,
     limits: SoundLimits = NO_LIMITS,
 ) -> tuple[NDArray[np.float32], str]:
     """Read a clip as mono samples; no more is decoded than it needs.
 
     Args:
-        source, input_sample_rate, channel, limits: as for `iter_windows`.
+        source, input_sample_rate, channel, time_expansion, limits: as for `iter_windows`; `start`
+            and `duration` are seconds of the recording.
         start: seconds from the start of the recording.
         duration: seconds; None reads to the end. Where the recording ends before, the clip is
             shorter.
@@ -248,7 +250,8 @@ def read_noted_clip(
             full_scale=recording.full_scale,
             is_wide=recording.is_wide,
         )
-        resampler = Resampler(rate, sample_rate)
+        expansion = to_fraction(time_expansion)
+        resampler = Resampler(float(rate / expansion), sample_rate)
         parts, heard = [], 0
         for mono in _read_mono(recording, first, frames, mixer, levels):
             parts.append(resampler.push(mono))
@@ -256,10 +259,10 @@ def read_noted_clip(
     if not heard and first:
         reason = f"the clip starts at {start:g} s, at or after the end of the recording"
         raise AudioError(recording.path, reason, kind="TooShortAudio")
-    _check_length(recording, heard / to_fraction(rate))
+    _check_length(recording, heard / to_fraction(rate) * expansion, expansion)
     samples: NDArray[np.float32] = np.concatenate([*parts, resampler.finish()])
     if duration is not None:
-        samples = samples[: round(to_fraction(duration) * sample_rate)]
+        samples = samples[: round(to_fraction(duration) * expansion * sample_rate)]
     return samples.clip(-1.0, 1.0, out=samples), levels.note(0)
 
 

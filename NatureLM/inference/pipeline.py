@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, groupby
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -23,11 +23,13 @@ from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.calibration import Calibration, find_calibration
+from NatureLM.inference.claims import claim_of, with_agreement
 from NatureLM.inference.windows import (
     AskOptions,
     Mode,
     Recording,
     RecordingError,
+    RecordingWindow,
     WindowKey,
     WindowResult,
     WindowStream,
@@ -41,9 +43,12 @@ if TYPE_CHECKING:
     from NatureLM.generation.engine import Answer, Engine, Request, Run
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM, NatureLMProcessor
+    from NatureLM.results.detections import Detection
     from NatureLM.results.store import WindowStore
 
 logger = logging.getLogger(__name__)
+Fill: TypeAlias = Callable[[str, RecordingWindow], str]
+"""A question with what is known of a window in it; raises AudioError where that is not enough."""
 _CPU_ROWS, _ACCELERATOR_ROWS = 32, 256  # answers decoded at once, unless the user says
 
 
@@ -291,21 +296,31 @@ class Pipeline:
         fold: bool = False,
         warn: Callable[[str], None] | None = None,
         until: Callable[[WindowKey], bool] | None = None,
+        claims: Mapping[Path, tuple[Detection, ...]] | None = None,
+        fill: Fill | None = None,
     ) -> Generator[WindowResult | RecordingError, None, None]:
         """Answers and bad recordings as they come; windows that the store answers are left out.
 
         `batch_size`, `fold` and `warn` are those of `windows`. `until` ends it before the first
-        window and question for which it is true; what is before them is answered.
+        window and question for which it is true; what is before them is answered. With `claims`
+        these detections are asked about, in place of windows. `fill` puts what is known of a window
+        into a question.
         """
         yield from self._ask(
-            [Recording(n, str(one), one, options.queries) for n, one in enumerate(recordings)],
+            [
+                Recording(
+                    n, str(one), one, options.queries, None if claims is None else claims[one]
+                )
+                for n, one in enumerate(recordings)
+            ],
             options,
             batch_size=batch_size,
             errors="yield",
-            skip=lambda key: store.is_done(key.audio_path, key.start, key.query),
+            skip=lambda key: store.is_done(key.audio_path, key.start, key.query, key.claim),
             until=until,
             warn=warn,
             fold=fold,
+            fill=fill,
         )
 
     def asked(
@@ -341,7 +356,7 @@ class Pipeline:
 
         Raises UsageError where the model has no tokenizer, or a question or label does not fit it.
         """
-        self._check_room(self._engine({}), options.queries, options)
+        self._check_room(self.engine({}), options.queries, options)
         values: dict[str, Any] = {
             "weights": self.model.fingerprint,
             "dtype": dtype_names(self.model),
@@ -424,7 +439,7 @@ class Pipeline:
         ]
         texts: list[str] = []
         for answer in yield_in_input_order(
-            self._engine(generation).run, requests, clips.__getitem__
+            self.engine(generation).run, requests, clips.__getitem__
         ):
             assert isinstance(answer, Answer)
             if answer.error is not None:
@@ -446,37 +461,23 @@ class Pipeline:
         until: Callable[[WindowKey], bool] | None = None,
         generation: dict[str, Any] | None = None,
         run: Run | None = None,
+        fill: Fill | None = None,
     ) -> Iterator[WindowResult | RecordingError]:
         """What `windows` gives; each recording is asked its own questions."""
         from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
 
-        longest, seconds = self.model.config.window_seconds, options.window_length_seconds
-        if seconds > longest:
-            raise UsageError(
-                f"a window of {seconds:g} s is longer than the {longest:g} s that this model "
-                f"hears at once; give window_length_seconds of at most {longest:g}"
-            )
         alpha, calibration = options.merging_alpha, None
         if options.mode == "score":
             calibration, mismatch = self.calibration_at(alpha)
             if mismatch is not None:
                 (warn or logger.warning)(mismatch)
-        stream = WindowStream(
-            recordings,
-            {
-                "sample_rate": self.model.config.sample_rate,
-                "window_seconds": seconds,
-                "hop_seconds": options.hop_length_seconds,
-                "channel": options.channel,
-                "time_expansion": options.time_expansion,
-            },
-            input_sample_rate=input_sample_rate,
-            warn=warn,
+        stream = self.window_stream(
+            recordings, options, input_sample_rate=input_sample_rate, warn=warn
         )
-        engine = self._engine(generation or {}, batch_size)
+        engine = self.engine(generation or {}, batch_size)
         queries = dict.fromkeys(query for one in recordings for query in one.queries)
         self._check_room(engine, queries, options)
-        requests = self._requests(stream, options, calibration, skip, until)
+        requests = self._requests(stream, options, calibration, skip, until, fill)
         window = ""
         with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
             for made in yield_in_input_order(run or engine.run, requests, stream.load):
@@ -501,6 +502,7 @@ class Pipeline:
         calibration: Calibration | None,
         skip: Callable[[WindowKey], bool] | None,
         until: Callable[[WindowKey], bool] | None = None,
+        fill: Fill | None = None,
     ) -> Iterator[Request | WindowResult | RecordingError]:
         """A request for every question about every window with sound, in order.
 
@@ -510,23 +512,31 @@ class Pipeline:
 
         processor, numbers = processor_of(self.model), count()
         choice = options.choice("sum" if calibration is None else calibration.normalize)
+        unknown: set[int] = set()  # recordings of which is not known what a question needs
         for heard in stream:
             if isinstance(heard, RecordingError):
                 yield heard
                 continue
             recording, window = heard.recording, heard.window
-            for query in recording.queries:
-                key = WindowKey(recording.name, window.start, query)
+            for query in recording.queries if recording.number not in unknown else ():
+                key = heard.key_of(query)
                 if skip is not None and skip(key):
                     continue
                 if until is not None and until(key):
                     return
+                try:
+                    question = query if fill is None else fill(query, heard)
+                except AudioError as error:
+                    unknown.add(recording.number)
+                    yield RecordingError(recording.name, error)
+                    break
                 result = WindowResult(
                     audio_path=recording.name,
                     start=window.start,
                     end=window.end,
                     query=query,
-                    prompt=processor.render(query),
+                    claim=claim_of(heard),
+                    prompt=processor.render(question),
                     merging_alpha=options.merging_alpha,
                     text="",
                     window_index=window.index,
@@ -543,7 +553,7 @@ class Pipeline:
                     prompt=result.prompt,
                     audios=(result.window,) * result.prompt.count(PLACEHOLDER),
                     alpha=result.merging_alpha,
-                    stream=zlib.crc32(repr((result.audio_path, result.start, query)).encode()),
+                    stream=zlib.crc32(repr((result.audio_path, result.start, question)).encode()),
                     choice=choice,
                 )
 
@@ -564,7 +574,40 @@ class Pipeline:
             if problem is not None:
                 raise problem
 
-    def _engine(self, generation: dict[str, Any], batch_size: int | None = None) -> Engine:
+    def window_stream(
+        self,
+        recordings: Sequence[Recording],
+        options: Any,
+        *,
+        input_sample_rate: float = 16000,
+        warn: Callable[[str], None] | None = None,
+    ) -> WindowStream:
+        """The windows of recordings, as this model hears them.
+
+        options: `AskOptions`, or what has its fields on windows
+
+        Raises UsageError for windows that are longer than what the model hears at once.
+        """
+        longest, seconds = self.model.config.window_seconds, options.window_length_seconds
+        if seconds > longest:
+            raise UsageError(
+                f"a window of {seconds:g} s is longer than the {longest:g} s that this model "
+                f"hears at once; give window_length_seconds of at most {longest:g}"
+            )
+        return WindowStream(
+            recordings,
+            {
+                "sample_rate": self.model.config.sample_rate,
+                "window_seconds": seconds,
+                "hop_seconds": options.hop_length_seconds,
+                "channel": options.channel,
+                "time_expansion": options.time_expansion,
+            },
+            input_sample_rate=input_sample_rate,
+            warn=warn,
+        )
+
+    def engine(self, generation: dict[str, Any], batch_size: int | None = None) -> Engine:
         """What answers requests; sound that was encoded before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
         from NatureLM.generation.engine import Engine, GenerationOptions
@@ -663,4 +706,7 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
     if confidence is not None and confidence < options.min_confidence:
         others = [(text, confidence), *others] if answer.scores is not None else []
         text = NOTHING
-    return replace(result, text=text, confidence=confidence, alternatives=tuple(others))
+    claim = with_agreement(result.claim, text)
+    return replace(
+        result, text=text, confidence=confidence, alternatives=tuple(others), claim=claim
+    )

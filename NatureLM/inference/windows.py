@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
-from NatureLM.audio.windows import Window, check_windows, iter_windows, parse_channel
+from NatureLM.audio.windows import (
+    Window,
+    check_windows,
+    iter_windows,
+    parse_channel,
+    read_noted_clip,
+    to_fraction,
+)
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
+from NatureLM.results.detections import Detection
 from NatureLM.results.rows import Prediction
 from NatureLM.util import check_range, prefetch
 
@@ -170,11 +178,15 @@ class RecordingError:
 
 @dataclass(frozen=True)
 class WindowKey:
-    """Names a window and a question, so that work already done can be left out."""
+    """Names a window and a question, so that work already done can be left out.
+
+    claim: label of the detection that is asked about, "" for none
+    """
 
     audio_path: str
     start: float
     query: str
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,21 +195,32 @@ class Recording:
 
     number: place in the list of those that are asked about
     source: path of a file, or samples
+    claims: detections that are asked about in place of windows; None for windows
     """
 
     number: int
     name: str
     source: Any
     queries: tuple[str, ...]
+    claims: tuple[Detection, ...] | None = None
 
 
 @dataclass(frozen=True)
 class RecordingWindow:
-    """A window of a recording; `key` names its sound, as `WindowResult.window` does."""
+    """A window of a recording, or the stretch of a detection that is asked about.
+
+    key: names its sound, as `WindowResult.window` does
+    """
 
     recording: Recording
     window: Window
     key: str
+    claim: Detection | None = None
+
+    def key_of(self, query: str) -> WindowKey:
+        """What names it with a question."""
+        label = "" if self.claim is None else self.claim.label
+        return WindowKey(self.recording.name, self.window.start, query, label)
 
 
 class WindowStream:
@@ -252,6 +275,9 @@ class WindowStream:
 
     def _decode(self, recording: Recording) -> Iterator[RecordingWindow | RecordingError | str]:
         """Windows, and in their place notes and what went wrong."""
+        if recording.claims is not None:
+            yield from self._stretches(recording, recording.claims)
+            return
         notes: list[str] = []
         is_file = isinstance(recording.source, (str, Path))
         try:
@@ -269,3 +295,26 @@ class WindowStream:
             yield RecordingError(recording.name, error)
         else:
             yield from notes
+
+    def _stretches(
+        self, recording: Recording, claims: Sequence[Detection]
+    ) -> Iterator[RecordingWindow | RecordingError]:
+        """The sound of detections; of one that is longer than a window, its beginning."""
+        cutting = dict(self._cutting)
+        seconds, expansion = cutting.pop("window_seconds"), cutting["time_expansion"]
+        del cutting["hop_seconds"]
+        samples_S = round(to_fraction(seconds) * cutting["sample_rate"])
+        for index, claim in enumerate(claims):
+            length = min(claim.end - claim.start, seconds / expansion)
+            try:
+                heard, note = read_noted_clip(
+                    recording.source, start=claim.start, duration=length, **cutting
+                )
+            except AudioError as error:
+                yield RecordingError(recording.name, error)
+                continue
+            padded = np.zeros(samples_S, np.float32)
+            padded[: len(heard)] = heard[:samples_S]
+            end = min(claim.end, claim.start + len(heard) / cutting["sample_rate"] / expansion)
+            window = Window(index, claim.start, end, padded, note)
+            yield RecordingWindow(recording, window, f"{recording.number}/{index}", claim)

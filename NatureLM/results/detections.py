@@ -47,7 +47,7 @@ class Detection:
     channel: number from 1 on
     windows, mean_confidence: of an event, which joins windows; its confidence is their highest
     context: when and where, see `WindowRow.context`
-    claim: what another program said, see `WindowRow.claim`
+    claim: what another program said, see `Prediction.claim`
     values: other columns, by name: of a questionnaire, or of the table that it was read from
     """
 

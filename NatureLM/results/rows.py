@@ -45,6 +45,8 @@ class Prediction:
     alternatives: other labels with their probabilities, best first
     note: "silent", "constant" or "cancelled" for a window without sound; it has no answer unless
         one was asked for all the same
+    claim: what a table of another program says about this stretch, which was asked about: its
+        `label`, `confidence` and `source`, and whether the answer `agrees` (None: cannot be told)
     """
 
     audio_path: str
@@ -56,6 +58,12 @@ class Prediction:
     confidence: float | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
     note: str = ""
+    claim: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def claimed(self) -> str:
+        """The label that the window was asked about, "" for none."""
+        return str((self.claim or {}).get("label", ""))
 
     @property
     def shown(self) -> str:
@@ -72,8 +80,6 @@ class WindowRow(Prediction, StoredRow):
     audio_bytes, audio_modified, audio_digest: the recording when it was read
     audio_folder: where `audio_path` counts from, if not from the folder of the settings
     context: when and where the window was recorded, as far as that is known (`field.deployments`)
-    claim: what a table of another program says about this stretch: its `label`, `confidence` and
-        `source`, and whether the answer `agrees`
     windows, mean_confidence: of an event, which joins neighbouring windows; its `confidence` is the
         highest of theirs
     """
@@ -86,7 +92,6 @@ class WindowRow(Prediction, StoredRow):
     audio_digest: str | None = None
     audio_folder: str | None = None
     context: Mapping[str, Any] | None = None
-    claim: Mapping[str, Any] | None = None
     windows: int | None = None
     mean_confidence: float | None = None
 
@@ -123,6 +128,11 @@ class SurveyRow(StoredRow):
     query: ClassVar[str] = ""
     confidence: ClassVar[float | None] = None
     alternatives: ClassVar[tuple[tuple[str, float], ...]] = ()
+
+    @property
+    def claimed(self) -> str:
+        """The label that the window was asked about, "" for none."""
+        return str((self.claim or {}).get("label", ""))
 
     @property
     def text(self) -> str:

@@ -27,6 +27,7 @@ from NatureLM.results.rows import (
     Row,
     RunSettings,
     StoredRow,
+    SurveyRow,
     WindowKey,
     WindowRow,
     bullets,
@@ -349,6 +350,9 @@ class WindowStore(ResultStore[Row]):
 
     OTHERWISE = "give another --output-path, or --overwrite to start anew"
 
+    context_of: Callable[[str, float], Mapping[str, Any] | None] = staticmethod(lambda *_: None)
+    """When and where a window was recorded, by its recording and its start in seconds."""
+
     def _forget(self) -> None:
         super()._forget()
         self._model = ""
@@ -406,13 +410,16 @@ class WindowStore(ResultStore[Row]):
         repaired = tuple(sorted(asked[key] for key in changed))
         return Resumed(len(self._done), len(retried), repaired, self._is_torn)
 
-    def is_done(self, audio_path: str | Path, start: float, query: str) -> bool:
-        """Whether the file has an answer to the query about the window that starts there."""
-        return self._window(audio_path, start, query) in self._done
+    def is_done(self, audio_path: str | Path, start: float, query: str, claim: str = "") -> bool:
+        """Whether the file has an answer to the query about the window that starts there.
+
+        claim: label of the detection that the query is about
+        """
+        return self._window(audio_path, start, query, claim) in self._done
 
     def add_answer(self, answer: Prediction) -> bool:
         """Write the row of a window; False, and no row, where there is one already."""
-        key = self._window(answer.audio_path, answer.start, answer.query)
+        key = self._window(answer.audio_path, answer.start, answer.query, answer.claimed)
         if key in self._done:
             return False
         confidence = answer.confidence
@@ -426,11 +433,28 @@ class WindowStore(ResultStore[Row]):
             None if confidence is None else round(confidence, 6),
             tuple((label, round(share, 6)) for label, share in answer.alternatives),
             answer.note,
+            answer.claim,
+            context=self.context_of(answer.audio_path, answer.start),
             **self._origin(answer.audio_path),
         )
+        self._append(row, key)
+        return True
+
+    def add_survey(self, row: SurveyRow) -> bool:
+        """Write the answers to a questionnaire about a window; False, and no row, if one is there.
+
+        row: without what says which run made it
+        """
+        key = self._window(row.audio_path, row.start, row.query, row.claimed)
+        if key in self._done:
+            return False
+        context = self.context_of(row.audio_path, row.start)
+        self._append(replace(row, context=context, **self._origin(row.audio_path)), key)
+        return True
+
+    def _append(self, row: Row, key: WindowKey) -> None:
         self._file.append(to_line(row))
         self._done.add(key)
-        return True
 
     def add_error(self, audio_path: str | Path, error: BaseException, merging_alpha: float) -> None:
         """Write the row of a recording that could not be read (to its end)."""
@@ -459,8 +483,11 @@ class WindowStore(ResultStore[Row]):
             "audio_folder": None if is_told else folder,
         }
 
-    def _window(self, audio_path: str | Path, start: float, query: str) -> WindowKey:
-        return self._recordings.key(audio_path), round(start * 1_000_000), query
+    def _window(
+        self, audio_path: str | Path, start: float, query: str, claim: str = ""
+    ) -> WindowKey:
+        key = self._recordings.key(audio_path)
+        return key, round(start * 1_000_000), _question(query, claim)
 
     def _key_of(self, row: Row) -> str:
         """The recording of a row, which is counted in."""
@@ -497,7 +524,8 @@ class WindowStore(ResultStore[Row]):
         if isinstance(row, ErrorRow):
             self._failed.add(key)
         else:
-            self._done.add((key, round(row.start * 1_000_000), row.query))
+            question = _question(row.query, row.claimed)
+            self._done.add((key, round(row.start * 1_000_000), question))
             self._queries.add(row.query)
             self._answered.add(key)
 
@@ -542,3 +570,8 @@ class WindowStore(ResultStore[Row]):
             sorted(asked[key] for key in changed),
             advice,
         )
+
+
+def _question(query: str, claim: str) -> str:
+    """What a row of a window answers: a query, about a detection of a table where there is one."""
+    return f"{query}\0{claim}" if claim else query

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -366,8 +367,9 @@ def test_windows_without_sound_are_marked_and_not_asked(
     for one, other in zip(got, every, strict=True):
         assert other.asked
         assert other.confidence is not None
-        if one.asked:
-            assert one == other
+        if one.asked:  # sums may round otherwise in a batch of another size
+            assert one.confidence == pytest.approx(other.confidence, rel=1e-5)
+            assert replace(one, confidence=0.0) == replace(other, confidence=0.0)
         else:
             assert (one.text, one.confidence, one.alternatives) == ("", None, ())
     caplog.clear()

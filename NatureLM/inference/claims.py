@@ -1,0 +1,69 @@
+"""Detections of another program, which are asked about in place of windows: does the model agree?
+
+"BirdNET says wren at 12.3 s: what do you say?" `{label}` in a question is the name that the table
+gives.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from NatureLM.generation.labels import NOTHING
+from NatureLM.inference.windows import RecordingWindow
+
+LABEL_PLACE = "{label}"
+_YES_OR_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+
+
+def claim_of(heard: RecordingWindow) -> Mapping[str, Any] | None:
+    """What a row says of the detection that a window is about; None where it is about none."""
+    if heard.claim is None:
+        return None
+    one = heard.claim
+    named = {"common_name": one.common_name, "scientific_name": one.scientific_name}
+    return {
+        "label": one.label,
+        "confidence": one.confidence,
+        **{key: name for key, name in named.items() if name and name != one.label},
+    }
+
+
+def with_label(query: str, heard: RecordingWindow) -> str:
+    """The question with the name that the table gives."""
+    return query.replace(LABEL_PLACE, heard.claim.label if heard.claim is not None else "")
+
+
+def agrees(claim: Mapping[str, Any], answer: Any) -> bool | None:
+    """Whether an answer says what the table says; None where it says neither.
+
+    answer: a name, several with commas between, a text with a name in it, or yes or no
+
+    A text that names nothing of the claim agrees as little as another name does.
+    """
+    if answer is None or isinstance(answer, bool):
+        return answer
+    said = [answer] if isinstance(answer, str) else list(answer)
+    if len(said) == 1 and (decided := _YES_OR_NO.match(said[0])):
+        return decided[1].lower() == "yes"
+    if not any(said):
+        return None
+    if said == [NOTHING]:
+        return False
+    names = [claim.get(key) for key in ("label", "common_name", "scientific_name")]
+    wanted = {_plain(name) for name in names if name}
+    return any(f" {name} " in f" {_plain(text)} " for text in said for name in wanted)
+
+
+def with_agreement(claim: Mapping[str, Any] | None, answer: Any) -> Mapping[str, Any] | None:
+    """The claim, and whether the answer agrees with it."""
+    return None if claim is None else {**claim, "agrees": agrees(claim, answer)}
+
+
+def _plain(name: str) -> str:
+    """A name without what spellings differ in: case, accents, hyphens, apostrophes."""
+    letters = unicodedata.normalize("NFKD", name).casefold()
+    kept = "".join(one for one in letters if not unicodedata.combining(one) and one not in "'’")  # noqa: RUF001
+    return " ".join(re.findall(r"\w+", kept.replace("_", " ")))
