@@ -1,7 +1,9 @@
-"""What every test may use: the fixtures folder, and the shared recordings where they are."""
+"""What every test may use: the fixtures folder, shared recordings and Chromium where they are."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from torch import Tensor
 
     from NatureLM.models import NatureLM
@@ -17,6 +20,7 @@ pytest_plugins = ["builders", "labelled_sound"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 # Machines are slow and busy at times: how long an example takes is nothing that a test is about.
 settings.register_profile(
@@ -46,6 +50,22 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the test's own that it works in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The browser of this machine; none is downloaded."""
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as tool:
+        browser = tool.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
+        )
+        yield browser
+        browser.close()
 
 
 NANO = ROOT / "tests" / "fixtures" / "goldens" / "nano"

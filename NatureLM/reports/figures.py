@@ -140,12 +140,12 @@ def inline_svg(text: str, key: str, title: str) -> str:
 
 
 def style_sheet() -> str:
-    """The variables of the colours, for light and for dark pages."""
+    """The variables of the colours, for light and for dark pages; paper is light."""
     light, dark = (
         ":root{" + "".join(f"--{role}:{color};" for role, color in colors.items()) + "}"
         for colors in (LIGHT, DARK)
     )
-    return f"{light}\n@media (prefers-color-scheme: dark){{{dark}}}\n"
+    return f"{light}\n@media screen and (prefers-color-scheme: dark){{{dark}}}\n"
 
 
 @contextmanager

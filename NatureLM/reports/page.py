@@ -1,25 +1,16 @@
 """A report as a folder: the page, every figure as SVG and PNG, every table in three formats.
 
-The page is one HTML file with its styles, script, figures and answers in it. Texts from answers are
-escaped wherever they stand. The script shows answers as text, and a content security policy lets no
-other script run and nothing be loaded.
+The page is one HTML file with its styles, script, figures and answers in it; the script shows
+answers as text.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from NatureLM.data.components import metric_name
-from NatureLM.evaluation.bootstrap import Estimate
-from NatureLM.progress import printable
 from NatureLM.reports.charts import (
     ChangeChart,
     Chart,
@@ -30,9 +21,18 @@ from NatureLM.reports.charts import (
     alpha_text,
     cell_text,
 )
-from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
+from NatureLM.reports.elements import (
+    asset,
+    csv_parts,
+    escape,
+    folded,
+    header,
+    html_page,
+    table_html,
+)
+from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, svg
 from NatureLM.reports.report import DatasetReport, Report, SeriesReport
-from NatureLM.util import digest, write_csv, write_data, write_text
+from NatureLM.util import write_csv, write_data, write_text
 
 PAGE = "index.html"
 LONG = 60
@@ -40,11 +40,6 @@ LONG = 60
 
 _MANY = 3
 """Data sets from which on each is folded up."""
-
-
-def escape(text: str, quote: bool = True) -> str:
-    """Text for HTML, without what turns letters around or cannot be seen."""
-    return html.escape(printable(text, lines=True), quote)
 
 
 def write_report(report: Report, folder: str | Path) -> list[Path]:
@@ -65,7 +60,7 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
         written.append(write_data(Path(f"{place}.png"), png(figure)))
     for table in report.tables():
         place = f"{folder / 'tables' / table.key}"
-        written.append(write_csv(Path(f"{place}.csv"), *_csv_parts(table)))
+        written.append(write_csv(Path(f"{place}.csv"), *csv_parts(table)))
         written.append(write_text(Path(f"{place}.md"), markdown(table)))
         written.append(write_text(Path(f"{place}.tex"), latex(table)))
     return [write_text(folder / PAGE, page(report, drawn)), *written]
@@ -73,32 +68,19 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
 
 def page(report: Report, drawn: Mapping[str, str]) -> str:
     """The page of a report; `drawn` has the SVG of each chart by its key."""
-    script = _asset("page.js")
-    checksum = base64.b64encode(digest(script)).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{checksum}'"
-    parts = {
-        "title": escape(report.title),
-        "policy": escape(policy, quote=True),
-        "style": style_sheet() + _asset("page.css"),
-        "body": "\n".join(_body(report, drawn)),
-        "charts": _json([asdict(chart) for chart in report.charts()]),
-        "answers": _json(report.answers.data),
-        "script": script,
-    }
-    text = _asset("page.html")
-    for name, part in parts.items():
-        text = text.replace(f"<!-- {name} -->", part, 1)
-    return text
-
-
-def _json(content: Any) -> str:
-    """JSON that may stand in a script element: nothing in it ends the element."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return html_page(
+        report.title,
+        _body(report, drawn),
+        scripts=("tables.js", "page.js"),
+        data={
+            "chart-data": [asdict(chart) for chart in report.charts()],
+            "answer-data": report.answers.data,
+        },
+    )
 
 
 def _body(report: Report, drawn: Mapping[str, str]) -> Iterator[str]:
-    yield from _head(report)
+    yield _head(report)
     if report.overview:
         yield '<section id="overview"><h2>All data sets</h2><div class="figures">'
         yield from (_figure(chart, drawn) for chart in report.overview)
@@ -106,24 +88,17 @@ def _body(report: Report, drawn: Mapping[str, str]) -> Iterator[str]:
     for number, dataset in enumerate(report.datasets):
         yield from _dataset(dataset, number, drawn, is_open=len(report.datasets) <= _MANY)
     yield '<section id="numbers"><h2>Numbers</h2>'
-    yield _folded(report.metrics.title, _table(report.metrics))
-    yield _folded(report.form.title, _table(report.form))
+    yield folded(report.metrics.title, table_html(report.metrics))
+    yield folded(report.form.title, table_html(report.form))
     yield "</section>"
     yield from _browser(report)
 
 
-def _head(report: Report) -> Iterator[str]:
-    facts = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in report.facts.items()
-    )
-    yield f"<header><h1>{escape(report.title)}</h1><dl>{facts}</dl>"
-    yield from (f'<p class="remark">{escape(remark)}</p>' for remark in report.remarks)
+def _head(report: Report) -> str:
     links = [("overview", "All data sets")] if report.overview else []
     links += [(f"data-{n}", one.name) for n, one in enumerate(report.datasets)]
     links += [("numbers", "Numbers"), ("answers", "Answers")]
-    items = "".join(f'<a href="#{place}">{escape(name)}</a>' for place, name in links)
-    yield f'<nav aria-label="Parts of the report">{items}</nav></header>'
+    return header(report.title, report.facts, report.remarks, links)
 
 
 def _dataset(
@@ -145,14 +120,14 @@ def _dataset(
 def _series(one: SeriesReport, drawn: Mapping[str, str]) -> Iterator[str]:
     yield f"<h3>{escape(one.series.name)}</h3>"
     if prompt := one.series.groups[0].prompt:
-        yield _folded("What was asked (the first sample)", f"<pre>{escape(prompt)}</pre>")
+        yield folded("What was asked (the first sample)", f"<pre>{escape(prompt)}</pre>")
     if one.charts:
         yield '<div class="figures">'
         yield from (_figure(chart, drawn) for chart in one.charts)
         yield "</div>"
     for table in (one.classes, one.confusions):
         if table is not None and table.rows:
-            yield _folded(f"{table.title} ({len(table.rows)})", _table(table))
+            yield folded(f"{table.title} ({len(table.rows)})", table_html(table))
 
 
 def _headline(series: Series) -> str:
@@ -207,31 +182,6 @@ def _caption(chart: Chart) -> str:
     return "The brighter, the higher."
 
 
-def _table(table: Table) -> str:
-    head = "".join(
-        f'<th scope="col" class="{"number" if number else "text"}">{escape(name)}</th>'
-        for name, number in zip(table.columns, table.is_number, strict=True)
-    )
-    rows = []
-    for row in table.rows:
-        cells = []
-        for cell in row:
-            value = cell.value if isinstance(cell, Estimate) else cell
-            sort = f' data-value="{value!r}"' if isinstance(value, int | float) else ""
-            kind = "text" if isinstance(cell, str) else "number"
-            cells.append(f'<td class="{kind}"{sort}>{escape(cell_text(cell))}</td>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f'<div class="table" tabindex="0" role="region" aria-label="{escape(table.title)}">'
-        f'<table class="sortable" id="table-{table.key}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _folded(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
-
-
 def _browser(report: Report) -> Iterator[str]:
     answers = report.answers
     if answers.shown == answers.total:
@@ -245,30 +195,8 @@ def _browser(report: Report) -> Iterator[str]:
     yield '<section id="answers"><h2>Answers</h2>'
     yield f'<p id="said">{escape(scope)}</p>'
     yield '<noscript><p class="remark">The answers are shown by a script.</p></noscript>'
-    yield _asset("browser.html")
+    yield asset("browser.html")
     yield "</section>"
-
-
-def _asset(name: str) -> str:
-    return resources.files("NatureLM.reports").joinpath(f"assets/{name}").read_text("utf-8")
-
-
-def _csv_parts(table: Table) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows of full precision; intervals have columns of their own."""
-    columns: list[str] = []
-    for name in table.columns:
-        columns += [name, f"{name}_low", f"{name}_high"] if name in table.measured else [name]
-    rows = []
-    for cells in table.rows:
-        row: list[Any] = []
-        for name, cell in zip(table.columns, cells, strict=True):
-            if isinstance(cell, Estimate):
-                bounds = [None if math.isnan(one) else one for one in (cell.low, cell.high)]
-                row += [cell.value, *bounds]
-            else:
-                row += [cell, None, None] if name in table.measured else [cell]
-        rows.append(row)
-    return columns, rows
 
 
 _MARKDOWN = str.maketrans({**{one: f"\\{one}" for one in "\\|*_"}, "<": "&lt;"})

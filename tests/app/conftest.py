@@ -1,9 +1,8 @@
-"""Sounds of all kinds, files that are none, Chromium, and pages whose requests are watched."""
+"""Sounds of all kinds, files that are none, and pages whose requests are watched."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from NatureLM.app.settings import Limits
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
 _LOCAL = ("data:", "blob:", "about:")
 
 
@@ -65,22 +63,6 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = (ASSETS / "synthetic_cow.flac").read_bytes()
     made["corrupt"].write_bytes(whole[:200] + bytes(len(whole) - 200))
     return made
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """The browser of this machine; none is downloaded."""
-    path = next(filter(None, map(shutil.which, _NAMES)), None)
-    if path is None:
-        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
