@@ -111,7 +111,7 @@ class InferRequest(of.ExperimentOptions):
         _SPECIES,
     )
     top_k: int = of.option(3, "Species that are named, the answer included.", _SPECIES)
-    min_confidence: float = of.option(0.0, "Below it the answer is None.", _SPECIES)
+    min_confidence: str = of.MIN_CONFIDENCE
 
     @property
     def audio_paths(self) -> list[Path]:
@@ -282,6 +282,7 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
         "channel": channel if channel == "mean" else int(channel),
         "mode": mode,
         "labels": labels,
+        "min_confidence": of.min_confidence(request.min_confidence),
     }
     asked = AskOptions(**given, named=_option)
     of.check_device(request.device, request.dtype)
@@ -317,7 +318,8 @@ def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], l
     if request.species_list is None and mode in ("constrained", "score"):
         raise UsageError(f"--mode {mode} needs species to choose from: give --species-list")
     of.check_choice("--species-names", request.species_names, ("common", "scientific"))
-    check_answers(mode, request.several, request.top_k, request.min_confidence, _option)
+    sure = of.min_confidence(request.min_confidence)
+    check_answers(mode, request.several, request.top_k, sure, _option)
     if request.species_list is None:
         return mode, (), queries
     names, kind = _species(request.species_list, request.species_names, model)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from NatureLM.evaluation.answers import ReadOptions
     from NatureLM.evaluation.bootstrap import BootstrapOptions
     from NatureLM.models import NatureLM
+    from NatureLM.results.thresholds import MinConfidence
 
 # Declaring options
 
@@ -168,6 +169,14 @@ ASK_SILENCE = option(
     AUDIO,
 )
 
+MIN_CONFIDENCE = option(
+    "0.0",
+    "Below it the answer is None: a number, or thresholds of each species (`naturelm calibrate` of "
+    "a folder of reviewed clips makes them), for 0.95 of the answers to be right unless said.",
+    "Species lists and confidence",
+    metavar="NUMBER|FILE|FILE:PROBABILITY",
+)
+
 
 def check_device(device: str, dtype: str) -> None:
     """Raise UsageError for values of --device and --dtype that are not allowed."""
@@ -190,6 +199,14 @@ def check_window(seconds: float, model: NatureLM, name: str | None) -> None:
             f"--window-length-seconds is {seconds:g}, and {name} hears at most {longest:g} s at "
             "once"
         )
+
+
+def min_confidence(text: str) -> float | MinConfidence:
+    """The value of --min-confidence; raises UsageError."""
+    from NatureLM.results.thresholds import read_min_confidence
+
+    found = read_min_confidence(text)
+    return found if found.is_by_species else found.number
 
 
 def memory_size(text: str | None) -> int | None:

@@ -21,7 +21,7 @@ import numpy as np
 from NatureLM.audio import AudioError
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
-from NatureLM.generation.labels import NOTHING
+from NatureLM.generation.labels import NOTHING, SEPARATOR
 from NatureLM.inference.calibration import Calibration, find_calibration
 from NatureLM.inference.claims import claim_of, with_agreement
 from NatureLM.inference.windows import (
@@ -35,6 +35,7 @@ from NatureLM.inference.windows import (
     WindowStream,
 )
 from NatureLM.prompts import PLACEHOLDER, ChatTemplate, PromptTooLong, quoted, with_clips
+from NatureLM.results.thresholds import MinConfidence, least
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -236,7 +237,7 @@ class Pipeline:
         labels: Sequence[str] | None = None,
         several: bool = False,
         top_k: int = 3,
-        min_confidence: float = 0.0,
+        min_confidence: float | MinConfidence = 0.0,
         ask_silence: bool = False,
         **generation: Any,
     ) -> Iterator[WindowResult | RecordingError]:
@@ -252,7 +253,8 @@ class Pipeline:
 
         `mode`: "score" answers with the likeliest of `labels` and `None`, says how likely it is,
         and names the next ones up to `top_k`; "constrained" decodes one of them or `None` (or
-        `several`, separated by ", "). Below `min_confidence` the answer is `None`.
+        `several`, separated by ", "). Below `min_confidence` the answer is `None`; with thresholds
+        for each species (`results.thresholds.read_min_confidence`), below that of the answer.
 
         Windows without sound have a `note` and no answer; `ask_silence` asks them, too.
         """
@@ -354,7 +356,8 @@ class Pipeline:
     def settings(self, options: AskOptions) -> dict[str, Any]:
         """Weights, precision, template, calibration: what changes answers and only a model knows.
 
-        Raises UsageError where the model has no tokenizer, or a question or label does not fit it.
+        Raises UsageError where the model has no tokenizer, a question or label does not fit it, or
+        thresholds are those of other weights or another α.
         """
         self._check_room(self.engine({}), options.queries, options)
         values: dict[str, Any] = {
@@ -368,6 +371,7 @@ class Pipeline:
                 "normalize": found.normalize,
                 "temperature": found.temperature,
             }
+        self._check_thresholds(options, options.queries)
         return values
 
     def conversation(
@@ -471,11 +475,13 @@ class Pipeline:
             calibration, mismatch = self.calibration_at(alpha)
             if mismatch is not None:
                 (warn or logger.warning)(mismatch)
+        queries = dict.fromkeys(query for one in recordings for query in one.queries)
+        for note in self._check_thresholds(options, queries):
+            (warn or logger.warning)(note)
         stream = self.window_stream(
             recordings, options, input_sample_rate=input_sample_rate, warn=warn
         )
         engine = self.engine(generation or {}, batch_size)
-        queries = dict.fromkeys(query for one in recordings for query in one.queries)
         self._check_room(engine, queries, options)
         requests = self._requests(stream, options, calibration, skip, until, fill)
         window = ""
@@ -633,6 +639,19 @@ class Pipeline:
         mismatch = None if found is None else found.mismatch(self.model.fingerprint, alpha)
         return found if mismatch is None else None, mismatch
 
+    def _check_thresholds(self, options: AskOptions, queries: Iterable[str]) -> list[str]:
+        """What to say of thresholds that were made with something else; see their `check`."""
+        if not isinstance(options.min_confidence, MinConfidence):
+            return []
+        found, _ = self.calibration_at(options.merging_alpha)
+        now = {
+            "weights": self.model.fingerprint,
+            "merging_alpha": options.merging_alpha,
+            "choosing": {"mode": options.mode, "labels": options.labels},
+            "calibration": found and {"temperature": found.temperature},
+        }
+        return options.min_confidence.check(now, queries)
+
     def _alpha(self, alpha: float | None) -> float:
         if alpha is not None:
             return alpha
@@ -703,9 +722,13 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
         is_free = options.mode == "generate"
         of_tokens = answer.mean_log_probability or 0.0
         confidence = math.exp(of_tokens if is_free else answer.log_probability)
-    if confidence is not None and confidence < options.min_confidence:
-        others = [(text, confidence), *others] if answer.scores is not None else []
-        text = NOTHING
+    if confidence is not None:
+        asked = result.query
+        names = text.split(SEPARATOR) if options.several else [text]
+        sure = [one for one in names if confidence >= least(options.min_confidence, one, asked)]
+        if not sure:
+            others = [(text, confidence), *others] if answer.scores is not None else []
+        text = SEPARATOR.join(sure) or NOTHING
     claim = with_agreement(result.claim, text)
     return replace(
         result, text=text, confidence=confidence, alternatives=tuple(others), claim=claim

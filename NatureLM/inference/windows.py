@@ -28,6 +28,7 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
 from NatureLM.results.detections import Detection
 from NatureLM.results.rows import Prediction
+from NatureLM.results.thresholds import MinConfidence
 from NatureLM.util import check_range, prefetch
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class AskOptions:
     labels: what may be answered; for "generate" none
     several: whether a constrained answer may be several labels
     top_k: how many labels are named, the answer included
-    min_confidence: below it the answer is `None`
+    min_confidence: below it the answer is `None`; a number, or thresholds for each species
     ask_silence: windows without sound are asked, too
     named: what messages call a field
 
@@ -70,7 +71,7 @@ class AskOptions:
     labels: tuple[str, ...] = ()
     several: bool = False
     top_k: int = 3
-    min_confidence: float = 0.0
+    min_confidence: float | MinConfidence = 0.0
     ask_silence: bool = False
     named: InitVar[Callable[[str], str]] = str
 
@@ -122,13 +123,19 @@ class AskOptions:
         if self.mode != "generate":
             names = ("mode", "labels", "several", "top_k", "min_confidence")
             values["choosing"] = {name: getattr(self, name) for name in names}
+            if isinstance(self.min_confidence, MinConfidence):
+                values["choosing"]["min_confidence"] = self.min_confidence.plain()
         if self.ask_silence:  # files of before have no such key, and are resumed
             values["ask_silence"] = True
         return values
 
 
 def check_answers(
-    mode: str, several: bool, top_k: int, min_confidence: float, named: Callable[[str], str] = str
+    mode: str,
+    several: bool,
+    top_k: int,
+    min_confidence: float | MinConfidence,
+    named: Callable[[str], str] = str,
 ) -> None:
     """Raise UsageError for fields of `AskOptions` about answers that do not go together."""
     by_mode, confidence = named("mode"), named("min_confidence")
@@ -137,9 +144,13 @@ def check_answers(
     if several and mode != "constrained":
         raise UsageError(f"{named('several')} is for {by_mode} constrained")
     check_range(named("top_k"), top_k, 1, 1_000_000)
-    if not 0 <= min_confidence <= 1:
+    if isinstance(min_confidence, MinConfidence):
+        is_any = min_confidence.is_by_species or min_confidence.number > 0
+    elif not 0 <= min_confidence <= 1:
         raise UsageError(f"{confidence} is {min_confidence:g}, and it must be between 0 and 1")
-    if min_confidence > 0 and mode == "generate":
+    else:
+        is_any = min_confidence > 0
+    if is_any and mode == "generate":
         raise UsageError(f"{confidence} is for {by_mode} score and {by_mode} constrained")
 
 

@@ -25,6 +25,7 @@ from NatureLM.inference.calibration import (
 )
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import RecordingError, WindowResult
+from NatureLM.results.thresholds import read_min_confidence
 
 LABELS = ["Wolf", "Wood Frog", "Owl"]
 QUERY = "What is it?"
@@ -66,6 +67,27 @@ def test_below_the_minimum_the_answer_is_none(
     assert unsure.alternatives[0] == (sure.text, pytest.approx(sure.confidence))
     (bound,) = ask(pipeline, clip, mode="constrained", labels=LABELS, min_confidence=1.0)
     assert bound.text == "None"
+
+
+def test_each_species_has_a_least_confidence_of_its_own(
+    pipeline: Pipeline, nano_waveforms: dict[str, Tensor], tmp_path: Path
+) -> None:
+    clip = [nano_waveforms["howl"]]
+    (sure,) = ask(pipeline, clip, mode="score", labels=LABELS)
+    path = tmp_path / "thresholds.csv"
+    for threshold, text in ((0.0, sure.text), (1.0, "None")):
+        path.write_text(f"species,threshold\n{sure.text},{threshold}\n")
+        least = read_min_confidence(path)
+        (one,) = ask(pipeline, clip, mode="score", labels=LABELS, min_confidence=least)
+        assert one.text == text
+    path.write_text("species,threshold,weights\nOwl,0.5,another\n")
+    least = read_min_confidence(path)
+    pipeline.model.fingerprint = "this"
+    try:
+        with pytest.raises(UsageError, match="other weights"):
+            ask(pipeline, clip, mode="score", labels=LABELS, min_confidence=least)
+    finally:
+        pipeline.model.fingerprint = None
 
 
 def test_constrained_and_free_answers_say_how_likely_they_are(
