@@ -19,16 +19,11 @@ from typing import Any, NamedTuple
 
 from NatureLM.app.clips import without_paths
 from NatureLM.app.jobs import Job, JobRecording, Jobs
+from NatureLM.formats import spreadsheet, wide
+from NatureLM.formats.jsonl import write_jsonl
+from NatureLM.formats.raven import RavenRecording, write_raven
 from NatureLM.results.rows import ErrorRow, OutputError, Row, from_line, read_rows
-from NatureLM.results.tables import (
-    CSV_ENCODING,
-    RavenRecording,
-    alternatives_text,
-    write_csv,
-    write_jsonl,
-    write_raven,
-    write_table,
-)
+from NatureLM.results.tables import CSV_ENCODING, alternatives_text, write_table
 from NatureLM.util import format_duration
 
 PAGE_ROWS = 1000
@@ -220,7 +215,7 @@ class _Growing:
             self.errors = {**self.errors, file: job.told(named)}
             return
         query, text = self._same(row.query), self._same(row.shown)
-        others, note = self._same(alternatives_text(row)), self._same(row.note)
+        others, note = self._same(alternatives_text(row.alternatives)), self._same(row.note)
         self._found.append(
             Answer(file, row.start, row.end, query, text, row.confidence, others, note)
         )
@@ -462,11 +457,12 @@ def write_downloads(view: JobView, sample_rate: int = 16_000) -> list[Path]:
         heard_hz=sample_rate / 2 * job.settings.time_expansion,
         has_notes=has_notes,
     )
+    table = partial(spreadsheet.write_csv, columns=wide.Columns(has_notes=has_notes))
     names = {str(path): view.names[path.name] for path in job.recording_paths}
     changed = job.answers_path.stat().st_mtime_ns
     made = []
     for name, encoding, write in (
-        ("answers.csv", CSV_ENCODING, partial(write_csv, has_notes=has_notes)),
+        ("answers.csv", CSV_ENCODING, table),
         ("answers.selections.txt", "utf-8", selections),
         ("answers.jsonl", "utf-8", write_jsonl),
     ):

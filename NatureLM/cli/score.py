@@ -1,5 +1,4 @@
-"""Files of answers: metrics (`beans score`), two runs paired (`compare`), a page (`report`), tables
-for other programs (`export`)."""
+"""Files of answers: metrics (`beans score`), two runs paired (`compare`), a page (`report`)."""
 
 from __future__ import annotations
 
@@ -224,52 +223,3 @@ def _pair(text: str) -> tuple[float, float]:
     if first == second:
         raise UsageError(f"--between {text}: the two values are the same")
     return first, second
-
-
-def _formats() -> str:
-    from NatureLM.results.tables import FORMATS
-
-    return "|".join(FORMATS)
-
-
-def export(
-    answers: Path = of.argument(..., "What `naturelm infer` wrote (.jsonl).", "ANSWERS"),
-    format_name: str = of.option(
-        "csv",
-        "A table for spreadsheets, or a selection table for Raven.",
-        None,
-        "--format",
-        metavar=_formats,
-    ),
-    output_path: Path | None = of.option(
-        None,
-        "File to write; one that exists is replaced.",
-        show_default="the name of ANSWERS with .csv or .selections.txt",
-    ),
-) -> None:
-    """Turn answers into a table: CSV for spreadsheets, or a selection table for Raven.
-
-    naturelm export inference_output.jsonl --format raven
-    """
-    from NatureLM.results.rows import read_rows
-    from NatureLM.results.tables import FORMATS, write_raven_list, write_table
-    from NatureLM.util import check_place, is_special
-
-    of.check_choice("--format", format_name, FORMATS)
-    if not answers.is_file():
-        raise UsageError(f"{answers}: there is no such file of answers")
-    table = FORMATS[format_name]
-    target = output_path or answers.with_name(answers.stem + table.suffix)
-    if target.resolve() == answers.resolve():
-        raise UsageError(f"{target}: the answers themselves would be replaced")
-    check_place(target, "--output-path")
-    rows = list(read_rows(answers))
-    if not rows:
-        raise UsageError(f"{answers}: there is no answer of `naturelm infer` in it")
-    count = write_table(target, table.encoding, lambda file: table.write(rows, file, answers))
-    # A pipe, such as /dev/stdout, holds the table alone.
-    show(f"{count} {table.unit} in {target}", err=is_special(target))
-    if format_name == "raven" and not is_special(target):
-        listed = write_raven_list(rows, answers, target)
-        if listed is not None:
-            show(f"Open the recordings in Raven as one sound, by the list {listed}")

@@ -621,7 +621,7 @@ def test_recordings_without_answers_take_their_time_in_raven(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("answers.jsonl", "--format", "xls"), "csv, raven"),
+        (("answers.jsonl", "--format", "xls"), "csv, jsonl"),
         (("nothing.jsonl",), "nothing.jsonl"),
         (("answers.jsonl", "--output-path", "answers.jsonl"), "would be replaced"),
         (("answers.jsonl", "--output-path", "a.wav/x.csv"), "is a file, and a folder is needed"),

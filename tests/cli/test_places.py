@@ -24,10 +24,10 @@ def refuse(*_: Any, **__: Any) -> None:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with inputs of every command, and no long work in reach."""
+    from NatureLM import formats
     from NatureLM.cli import options
     from NatureLM.data import dataset
     from NatureLM.evaluation import score
-    from NatureLM.results import rows
 
     monkeypatch.chdir(tmp_path)
     write_wav(tmp_path / "clip.wav", 1)
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (dataset, "read_table"),
         (score, "score"),
         (score, "compare"),
-        (rows, "read_rows"),
+        (formats, "write"),
     ):
         monkeypatch.setattr(module, name, refuse)
     return tmp_path

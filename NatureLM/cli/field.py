@@ -1,0 +1,116 @@
+"""Field work: answers as tables of other programs (`export`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from NatureLM.cli import options as of
+from NatureLM.errors import UsageError
+from NatureLM.progress import show
+
+if TYPE_CHECKING:
+    from NatureLM.formats import Written
+
+
+def format_names() -> str:
+    """The formats as a help shows them."""
+    from NatureLM.formats import FORMATS
+
+    return "|".join(FORMATS)
+
+
+def export(
+    answers: Path = of.argument(
+        ..., "What `naturelm infer` or `naturelm survey` wrote (.jsonl).", "ANSWERS"
+    ),
+    format_name: str = of.option(
+        "csv", "The program that the table is for.", None, "--format", metavar=format_names
+    ),
+    output_path: Path | None = of.option(
+        None,
+        "File to write; one that exists is replaced. With --per-recording: a folder.",
+        show_default="the name of ANSWERS with the suffix of the format",
+    ),
+    per_recording: bool = of.option(
+        False, "One file for each recording, in folders as the recordings are."
+    ),
+    column: list[str] | None = of.option(
+        None,
+        "Only the answers to this question, or in this column of a questionnaire, are detections. "
+        "May be given several times.",
+        None,
+        "--column",
+        metavar="QUESTION",
+        show_default="all; of a questionnaire those of type choice and yes_no",
+    ),
+) -> None:
+    """Turn answers into a table that another program opens.
+
+    naturelm export inference_output.jsonl --format raven
+    """
+    write_tables(answers, [format_name], output_path, per_recording=per_recording, columns=column)
+
+
+def write_tables(
+    answers: Path,
+    formats: Sequence[str],
+    output_path: Path | None = None,
+    *,
+    per_recording: bool = False,
+    columns: Sequence[str] | None = None,
+) -> list[Written]:
+    """Write a file of answers in other formats, beside it unless told where, and say so.
+
+    All is checked first. Raises UsageError.
+    """
+    from NatureLM.formats import FORMATS, write
+    from NatureLM.results.detections import ResultFile
+    from NatureLM.util import check_place
+
+    for name in formats:
+        of.check_choice("--format", name, FORMATS)
+    if not answers.is_file():
+        raise UsageError(f"{answers}: there is no such file of answers")
+    targets = {name: output_path or beside(answers, name, per_recording) for name in formats}
+    for target in targets.values():
+        if target.resolve() == answers.resolve():
+            raise UsageError(f"{target}: the answers themselves would be replaced")
+        check_place(target, "--output-path", folder=per_recording)
+    read = ResultFile(answers, columns=columns)
+    made = []
+    for name, target in targets.items():
+        made.append(write(name, read, target, per_recording))
+        say_what_was_written(made[-1])
+    return made
+
+
+def beside(answers: Path, name: str, per_recording: bool = False) -> Path:
+    """Where a table is written if nothing is said: `answers.csv`, or the folder `answers-csv`."""
+    from NatureLM.formats import FORMATS
+
+    suffix = f"-{name}" if per_recording else FORMATS[name].suffix
+    return answers.with_name(answers.stem + suffix)
+
+
+def say_what_was_written(written: Written) -> None:
+    """How much is where, what goes with it, and what is not in it and why."""
+    from NatureLM.generation.labels import NOTHING
+    from NatureLM.util import is_special
+
+    files = "" if written.files == 1 else f" in {written.files} files"
+    # A pipe, such as /dev/stdout, holds the table alone.
+    show(
+        f"{written.lines} {written.format.unit}{files} in {written.path}",
+        err=is_special(written.path),
+    )
+    for text in written.says:
+        show(text)
+    reasons = [
+        f"{count} answers {NOTHING}" if why == NOTHING else f"{count} windows that are {why}"
+        for why, count in written.left_out.most_common()
+    ]
+    reasons += [f"{written.unread} recordings that could not be read"] if written.unread else []
+    if reasons:
+        show(f"Not in a table of detections: {', '.join(reasons)}", err=True)

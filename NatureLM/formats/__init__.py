@@ -1,0 +1,187 @@
+"""Tables of other programs, written and read: one module each, and here their names.
+
+A module has `write(answers, target)`, which writes the table whole or not at all and returns the
+number of its lines, and `read(path)`, which gives its detections. It may have
+`write_beside(answers, target)`, which writes what the table needs besides and returns sentences
+about it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from NatureLM.data.table import DataError, csv_rows, decoded, delimiter_of, read_bytes
+from NatureLM.errors import UsageError
+from NatureLM.results.detections import Detection, HeardRecording, ResultFile
+from NatureLM.util import did_you_mean, is_special
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """A format of tables.
+
+    module: in this package
+    suffix: that a table's name gets
+    encoding: of the text; "" for files of bytes
+    unit: what a line of it is called
+    about: what it is for, in a few words
+    known_by: columns of the header that tell it from the others; of several sets one is enough
+    holds: "rows": all answers and errors; "windows": windows with and without detections;
+        "detections": these alone
+    is_one: it speaks of all recordings together: there is none of a single recording
+    """
+
+    name: str
+    module: str
+    suffix: str
+    encoding: str
+    unit: str
+    about: str
+    known_by: tuple[tuple[str, ...], ...] = ()
+    holds: str = "detections"
+    is_one: bool = False
+
+
+@dataclass
+class Written:
+    """What was written.
+
+    path: the table, or the folder of tables
+    files, lines: how many
+    left_out: answers that are no detections and therefore not in it, by reason
+    unread: recordings that could not be read and therefore are not in it
+    says: sentences about what lies beside it
+    """
+
+    format: TableFormat
+    path: Path
+    files: int = 0
+    lines: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    unread: int = 0
+    says: list[str] = field(default_factory=list)
+
+
+FORMATS = {
+    one.name: one
+    for one in (
+        TableFormat(
+            *("csv", "spreadsheet", ".csv", "utf-8-sig", "rows", "spreadsheets"),
+            known_by=(("recording", "start", "end", "merging_alpha"),),
+            holds="rows",
+        ),
+        TableFormat("jsonl", "jsonl", ".jsonl", "utf-8", "rows", "programs", holds="rows"),
+        TableFormat(
+            *("parquet", "parquet", ".parquet", "", "rows", "pandas, R, DuckDB"), holds="rows"
+        ),
+        TableFormat(
+            *("raven", "raven", ".selections.txt", "utf-8", "selections", "Raven"),
+            known_by=(("Selection", "Begin Time (s)"), ("Selection", "File Offset (s)")),
+            holds="rows",
+        ),
+    )
+}
+"""By name, in the order in which they are offered."""
+
+
+def module_of(name: str) -> Any:
+    """The module of a format. Raises UsageError for one that is not there."""
+    if name not in FORMATS:
+        hint = did_you_mean(name, FORMATS)
+        raise UsageError(f"{name!r} is no format{hint}; there are {', '.join(FORMATS)}")
+    return import_module(f"{__name__}.{FORMATS[name].module}")
+
+
+def write(name: str, answers: ResultFile, target: Path, per_recording: bool = False) -> Written:
+    """Write the answers in a format: into the file `target`, or, a file a recording, below it.
+
+    Raises OutputError, and UsageError for what the format cannot say.
+    """
+    module, kind = module_of(name), FORMATS[name]
+    written = Written(kind, target)
+    if kind.holds != "rows":
+        written.unread = sum(bool(one.error) for one in answers.recordings)
+    if not per_recording:
+        written.lines, written.files = module.write(answers, target), 1
+        written.left_out = answers.left_out if kind.holds == "detections" else Counter()
+        if hasattr(module, "write_beside") and not is_special(target):
+            written.says = module.write_beside(answers, target)
+        return written
+    if kind.is_one:
+        raise UsageError(f"--per-recording: {name} tells of all recordings together")
+    names = file_names(answers.recordings, kind.suffix)
+    for recording, place in zip(answers.recordings, names, strict=True):
+        part = answers.of(recording)
+        written.lines += module.write(part, target / place)
+        written.files += 1
+        written.left_out += part.left_out if kind.holds == "detections" else Counter()
+    return written
+
+
+def file_names(recordings: Sequence[HeardRecording], suffix: str) -> list[Path]:
+    """The table of each recording, below one folder, as the recordings lie below theirs.
+
+    It is called by the recording without its suffix; where two would be called the same, by the
+    whole name.
+    """
+    paths = [Path(one.path) for one in recordings]
+    try:
+        common = os.path.commonpath([one.parent for one in paths])
+        places = [one.relative_to(common) for one in paths]
+    except ValueError:  # several drives
+        places = [Path(*one.parts[1:]) for one in paths]
+    often = Counter(str(one.with_suffix("")).casefold() for one in places)
+    return [
+        one.with_name(
+            (one.stem if often[str(one.with_suffix("")).casefold()] == 1 else one.name) + suffix
+        )
+        for one in places
+    ]
+
+
+def read(path: Path, name: str | None = None) -> Iterator[Detection]:
+    """The detections of a table; which format it has is seen by its header unless it is named.
+
+    Raises DataError, also while they are read, and UsageError.
+    """
+    return iter(module_of(name or recognised(path)).read(path))
+
+
+_LABEL = re.compile(r"\s*\d+(?:[.,]\d+)?\t\d+(?:[.,]\d+)?(?:\t|\s*$)")
+
+
+def recognised(path: Path) -> str:
+    """The format of a table. Raises DataError where it is none of those that are known."""
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return _known("camtrap-dp", path, [])
+    data = read_bytes(path)
+    if data.startswith(b"PAR1"):
+        return "parquet"
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return "jsonl"
+    text = decoded(data, path)[0]
+    if _LABEL.match(text):
+        return _known("audacity", path, [])
+    header, _ = csv_rows(text, path, delimiter_of(text))
+    fitting = [
+        (len(columns), name)
+        for name, kind in FORMATS.items()
+        for columns in kind.known_by
+        if {*columns} <= {*header}
+    ]
+    return _known(max(fitting)[1] if fitting else "", path, header)
+
+
+def _known(name: str, path: Path, header: Sequence[str]) -> str:
+    if name in FORMATS:
+        return name
+    shown = ", ".join(map(repr, header[:8])) + (", …" if len(header) > 8 else "")
+    has = f"; its columns are {shown}" if header else ""
+    raise DataError(f"{path}: is no table of {', '.join(FORMATS)}{has}")

@@ -1,0 +1,281 @@
+"""All rows of a result file as one wide table: a column for each thing that is said.
+
+CSV and Parquet have these columns. Of answers to queries they are those of a `WindowRow`; of a
+survey one for each question, with `NAME_confidence` where it is scored and `NAME_said` where an
+answer could not be parsed. `note`, and the columns of events, of time and place and of claims are
+there where a row has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from NatureLM.generation.labels import NOTHING
+from NatureLM.results.detections import Detection
+from NatureLM.results.rows import ErrorRow, Row, SurveyRow, WindowRow, value_text
+from NatureLM.results.tables import both_names, recording_of
+
+BEFORE = ("recording", "start", "end")
+ANSWER = ("query", "text", "confidence", "alternatives")
+AFTER = ("merging_alpha", "model", "error")
+EVENT = ("windows", "mean_confidence")
+CLAIM = "claim_"
+CONFIDENCE, SAID = "_confidence", "_said"
+_TAKEN = frozenset({*BEFORE, *AFTER, "note"})
+
+
+@dataclass
+class Columns:
+    """The columns that rows need, in the order of the table.
+
+    values: of a questionnaire: its columns, each with the types of its values
+    context: when and where, each with the types of its values
+    """
+
+    is_survey: bool = False
+    values: dict[str, set[type]] = field(default_factory=dict)
+    scored: dict[str, None] = field(default_factory=dict)
+    said: dict[str, None] = field(default_factory=dict)
+    has_notes: bool = False
+    has_events: bool = False
+    context: dict[str, set[type]] = field(default_factory=dict)
+    claims: dict[str, set[type]] = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        """Count a row in."""
+        if isinstance(row, ErrorRow):
+            return
+        self.has_notes |= bool(row.note)
+        _count(row.context, self.context)
+        _count(row.claim, self.claims)
+        if isinstance(row, SurveyRow):
+            self.is_survey = True
+            before = ""
+            for name, value in row.answers.items():
+                if name not in self.values:
+                    self.values = _with(self.values, name, before)
+                self.values[name].add(_kind(value))
+                before = name
+            self.scored.update(dict.fromkeys(row.confidences or ()))
+            self.said.update(dict.fromkeys(row.said or ()))
+        else:
+            self.has_events |= row.windows is not None
+
+    @property
+    def names(self) -> list[str]:
+        """The header."""
+        names = [*BEFORE, *(self._asked() if self.is_survey else ANSWER), *AFTER]
+        names += ["note"] * self.has_notes
+        names += EVENT if self.has_events else ()
+        names += [_free(name, names) for name in self.context]
+        return [*names, *(CLAIM + name for name in self.claims)]
+
+    @property
+    def shares(self) -> set[str]:
+        """The columns that hold confidences."""
+        scored = {name + CONFIDENCE for name in self.scored}
+        return {"confidence", "mean_confidence", "claim_confidence", *scored}
+
+    @property
+    def questions(self) -> list[str]:
+        """The columns of a questionnaire."""
+        return list(dict.fromkeys([*self.values, *self.scored, *self.said]))
+
+    @property
+    def kinds(self) -> dict[int, set[type]]:
+        """The types of values, by the place of their column, where rows alone say them."""
+        names = self._asked()
+        found = {}
+        if self.is_survey:
+            for name in self.questions:
+                shown = f"answer_{name}" if name in _TAKEN else name
+                found[len(BEFORE) + names.index(shown)] = self.values.get(name, set())
+        last = [*self.context.values(), *self.claims.values()]
+        first = len(self.names) - len(last)
+        return {**found, **{first + at: one for at, one in enumerate(last)}}
+
+    def _asked(self) -> list[str]:
+        found: list[str] = []
+        for name in self.questions:
+            found.append(f"answer_{name}" if name in _TAKEN else name)
+            found += [name + CONFIDENCE] if name in self.scored else []
+            found += [name + SAID] if name in self.said else []
+        return found
+
+    def cells(self, row: Row) -> list[Any]:
+        """The values of a row, in the order of `names`; None where there is none."""
+        cells: list[Any]
+        if isinstance(row, ErrorRow):
+            asked = len(self._asked()) if self.is_survey else len(ANSWER)
+            cells = [row.audio_path, None, None, *[None] * asked]
+            cells += [row.merging_alpha, row.model, row.error]
+            return cells + [None] * (len(self.names) - len(cells))
+        cells = [row.audio_path, row.start, row.end, *self._answers(row)]
+        cells += [row.merging_alpha, row.model, None]
+        cells += [row.note] if self.has_notes else []
+        if self.has_events:
+            cells += (
+                [row.windows, row.mean_confidence] if isinstance(row, WindowRow) else [None] * 2
+            )
+        context, claim = flat(row.context), flat(row.claim)
+        return [*cells, *map(context.get, self.context), *map(claim.get, self.claims)]
+
+    def _answers(self, row: WindowRow | SurveyRow) -> list[Any]:
+        if not isinstance(row, SurveyRow):
+            return [row.query, row.text, row.confidence, row.alternatives]
+        cells: list[Any] = []
+        for name in self.questions:
+            cells.append(row.answers.get(name))
+            cells += [(row.confidences or {}).get(name)] if name in self.scored else []
+            cells += [(row.said or {}).get(name)] if name in self.said else []
+        return cells
+
+
+def columns_of(rows: Iterable[Row], questions: Iterable[str] = ()) -> Columns:
+    """The columns that the rows need, and those of a questionnaire that no row has."""
+    columns = Columns()
+    for row in rows:
+        columns.add(row)
+    for name in questions:
+        columns.values.setdefault(name, set())
+    columns.is_survey = bool(columns.values)
+    return columns
+
+
+def _with(values: dict[str, set[type]], name: str, before: str) -> dict[str, set[type]]:
+    """The columns with one more behind the one that it follows: not every row has all."""
+    names = list(values)
+    names.insert(names.index(before) + 1 if before else 0, name)
+    return {one: values.get(one, set()) for one in names}
+
+
+# Reading
+
+
+def detections(
+    rows: Iterable[Mapping[str, Any]],
+    path: Path,
+    choices: Sequence[str],
+    pairs: Callable[[Any], tuple[tuple[str, float], ...]],
+) -> Iterator[Detection]:
+    """What the rows of a table say that is a detection.
+
+    choices: the columns of a questionnaire that name something
+    pairs: other answers, from the cell `alternatives`
+    """
+    for row in rows:
+        if row.get("error") or row.get("start") in (None, ""):
+            continue
+        for question, label, confidence in _answers_of(row, choices):
+            common, scientific = both_names(label)
+            mean = _float(row.get("mean_confidence"))
+            used = {*_KNOWN, question, question + CONFIDENCE}
+            yield Detection(
+                audio_path=recording_of(path, str(row["recording"])),
+                start=float(row["start"]),
+                end=float(row["end"]),
+                label=label,
+                confidence=confidence,
+                common_name=common,
+                scientific_name=scientific,
+                question=question,
+                alternatives=pairs(row["alternatives"]) if row.get("alternatives") else (),
+                note=row.get("note") or "",
+                windows=int(row["windows"]) if row.get("windows") else None,
+                mean_confidence=mean,
+                claim=_claim(row),
+                values={
+                    name: value
+                    for name, value in row.items()
+                    if name not in used and not name.startswith(CLAIM) and value not in (None, "")
+                },
+            )
+
+
+def _answers_of(
+    row: Mapping[str, Any], choices: Sequence[str]
+) -> Iterator[tuple[str, str, float | None]]:
+    if "query" in row:
+        if row["text"] not in (None, "", NOTHING):
+            yield row["query"], row["text"], _float(row.get("confidence"))
+        return
+    for name in choices:
+        value, confidence = row.get(name), _float(row.get(name + CONFIDENCE))
+        said = value if isinstance(value, list) else [value]
+        for one in said:
+            if one is True or one == "yes":
+                yield name, name, confidence
+            elif one not in (None, "", NOTHING, False, "no"):
+                yield name, str(one), confidence
+
+
+def choices_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of a questionnaire that name something, as far as a table shows.
+
+    They are scored, or hold yes and no; where there are none, they are those that hold a text.
+    """
+    names = list(rows[0]) if rows else []
+    if "query" in names or "merging_alpha" not in names:
+        return []
+    asked = names[len(BEFORE) : names.index("merging_alpha")]
+    asked = [name for name in asked if not name.endswith((CONFIDENCE, SAID))]
+    held = {name: {row.get(name) for row in rows} - {None, ""} for name in asked}
+    found = [
+        name
+        for name in asked
+        if name + CONFIDENCE in names or (held[name] and held[name] <= {"yes", "no", True, False})
+    ]
+    return found or [
+        name for name in asked if any(_float(one) is None for one in held[name] - {True, False})
+    ]
+
+
+def _claim(row: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name.removeprefix(CLAIM): one for name, one in row.items() if name.startswith(CLAIM)}
+    claim = {name: one for name, one in told.items() if one not in (None, "")}
+    if "confidence" in claim:
+        claim["confidence"] = _float(claim["confidence"])
+    if "agrees" in claim:
+        claim["agrees"] = claim["agrees"] in (True, "yes")
+    return claim
+
+
+def _float(value: Any) -> float | None:
+    try:
+        return None if value in (None, "") else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+_KNOWN = frozenset({*BEFORE, *ANSWER, *AFTER, *EVENT, "note"})
+
+
+# Values
+
+
+def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Values without levels: `{"sun": {"set": 1}}` is `{"sun_set": 1}`; lists become text."""
+    found: dict[str, Any] = {}
+    for name, value in (values or {}).items():
+        if isinstance(value, Mapping):
+            found.update({f"{name}_{key}": one for key, one in flat(value).items()})
+        else:
+            found[name] = value_text(value) if isinstance(value, list) else value
+    return found
+
+
+def _count(values: Mapping[str, Any] | None, found: dict[str, set[type]]) -> None:
+    for name, value in flat(values).items():
+        found.setdefault(name, set()).add(_kind(value))
+
+
+def _kind(value: Any) -> type:
+    """The type of a value; whole numbers that no table holds are text."""
+    return str if isinstance(value, int) and abs(value) >= 1 << 63 else type(value)
+
+
+def _free(name: str, taken: list[str]) -> str:
+    return f"context_{name}" if name in taken else name

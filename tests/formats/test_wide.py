@@ -1,0 +1,356 @@
+"""Rows as tables: CSV, Parquet, JSON lines and what they share with a selection table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from result_files import error, result_file, survey, window
+
+from NatureLM.data.table import DataError
+from NatureLM.errors import UsageError
+from NatureLM.formats import FORMATS, file_names, read, recognised, spreadsheet, write
+from NatureLM.formats.jsonl import write_jsonl
+from NatureLM.formats.raven import COLUMNS as RAVEN_COLUMNS
+from NatureLM.formats.raven import RavenRecording, write_raven
+from NatureLM.formats.spreadsheet import write_csv
+from NatureLM.results.detections import HeardRecording
+from NatureLM.results.rows import ErrorRow, Row, RunSettings, from_line, to_line, write_record
+from NatureLM.results.tables import without_formula
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+
+
+def csv_of(*rows: Row, **options: Any) -> list[dict[str, str]]:
+    file = io.StringIO(newline="")
+    write_csv(rows, file, **options)
+    return list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
+
+
+def raven_of(*rows: Row, recordings: list[RavenRecording], **options: Any) -> list[dict[str, str]]:
+    file = io.StringIO(newline="")
+    write_raven(rows, file, recordings, **options)
+    lines = file.getvalue().split("\n")
+    assert lines.pop() == ""
+    assert lines[0].split("\t") == list(RAVEN_COLUMNS)
+    cells = [line.split("\t") for line in lines[1:]]
+    assert {len(one) for one in cells} <= {len(RAVEN_COLUMNS)}
+    return [dict(zip(RAVEN_COLUMNS, one, strict=True)) for one in cells]
+
+
+def test_csv_holds_answers_and_errors() -> None:
+    first, second = csv_of(window(start=10, end=16.64, merging_alpha=-0.4), error("b.wav"))
+    assert first == dict.fromkeys(spreadsheet.COLUMNS, "") | {
+        "recording": "a.wav",
+        "start": "10",
+        "end": "16.64",
+        "query": "What?",
+        "text": "Wolf",
+        "merging_alpha": "-0.4",  # a number, which is no formula
+        "model": "m",
+    }
+    assert second["error"] == "the file is empty"
+    assert second["start"] == second["text"] == ""
+
+
+@given(text=TEXT, query=TEXT, name=TEXT)
+def test_no_cell_of_a_csv_is_a_formula(text: str, query: str, name: str) -> None:
+    (row,) = csv_of(window(path=name, text=text, query=query))
+    for column, value in (("text", text), ("query", query), ("recording", name)):
+        assert not row[column].lstrip().startswith(("=", "+", "-", "@"))
+        assert not row[column].startswith(("\t", "\r"))
+        assert row[column] in (value, f"'{value}")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", " =", "\n=", "\uff1d"])
+def test_formulas_are_escaped(start: str) -> None:
+    assert without_formula(f"{start}1+1") == f"'{start}1+1"
+
+
+def test_other_texts_stay_as_they_are() -> None:
+    for text in ("", "Barn Owl", "a=b", "3-4", "'tis"):
+        assert without_formula(text) == text
+
+
+def test_jsonl_is_that_of_infer_under_the_names_of_the_user() -> None:
+    file = io.StringIO()
+    write_jsonl(
+        [window("/secret/0001-a.wav"), error("/secret/2.wav")], file, {"/secret/2.wav": "b"}
+    )
+    first, second = map(json.loads, file.getvalue().splitlines())
+    assert first["audio_path"] == "0001-a.wav"
+    assert second["audio_path"] == "b"
+    assert first["text"] == "Wolf"
+
+
+def test_raven_times_of_several_files_go_on_from_file_to_file() -> None:
+    files = [RavenRecording("a.wav", 25.5, 44_100), RavenRecording("b.wav", 30.0, 8_000)]
+    rows = raven_of(
+        window("a.wav", 0, 10), window("a.wav", 20, 25.5), window("b.wav", 10, 20), recordings=files
+    )
+    assert [row["Selection"] for row in rows] == ["1", "2", "3"]
+    assert [(row["Begin Time (s)"], row["End Time (s)"]) for row in rows] == [
+        ("0.000000", "10.000000"),
+        ("20.000000", "25.500000"),
+        ("35.500000", "45.500000"),
+    ]
+    assert [(row["Begin File"], row["File Offset (s)"]) for row in rows] == [
+        ("a.wav", "0.000000"),
+        ("a.wav", "20.000000"),
+        ("b.wav", "10.000000"),
+    ]
+    assert [row["High Freq (Hz)"] for row in rows] == ["8000.0", "8000.0", "4000.0"]
+    assert {(row["View"], row["Channel"], row["Low Freq (Hz)"]) for row in rows} == {
+        ("Spectrogram 1", "1", "0.0")
+    }
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=30),
+    rate=st.sampled_from([8_000, 22_050, 44_100, 96_000]),
+)
+def test_raven_times_do_not_drift(lengths: list[int], rate: int) -> None:
+    """The last of many files begins at the sum of the lengths, to the microsecond."""
+    files = [RavenRecording(str(n), frames / rate, rate) for n, frames in enumerate(lengths)]
+    (row,) = raven_of(window(files[-1].path, 0.25, 0.5), recordings=files)
+    begin = sum(lengths[:-1]) / rate + 0.25
+    assert float(row["Begin Time (s)"]) == pytest.approx(begin, abs=1e-6)
+    assert float(row["End Time (s)"]) - float(row["Begin Time (s)"]) == pytest.approx(
+        0.25, abs=2e-6
+    )
+
+
+@given(text=TEXT, query=TEXT)
+def test_no_answer_breaks_a_selection_table(text: str, query: str) -> None:
+    files = [RavenRecording("a.wav", 10.0, 16_000)]
+    rows = raven_of(window(text=text, query=query), window(start=1), recordings=files)
+    assert len(rows) == 2
+    assert rows[1]["Answer"] == "Wolf"
+
+
+def test_raven_names_the_channel_and_leaves_errors_out() -> None:
+    files = [RavenRecording("a.wav", 10.0, 16_000)]
+    (row,) = raven_of(
+        error("b.wav"), window(), recordings=files, channel=2, names={"a.wav": "Field 7.wav"}
+    )
+    assert (row["Channel"], row["Begin File"], row["Selection"]) == ("2", "Field 7.wav", "1")
+
+
+def test_notes_are_kept_by_every_export(tmp_path: Path) -> None:
+    silent = window(start=10, end=20, text="", note="silent")
+    sound = replace(window(), note="")
+    assert "note" not in json.loads(to_line(sound))
+    assert json.loads(to_line(silent))["note"] == "silent"
+    assert from_line(to_line(silent), "x", 1) == silent
+    assert (silent.shown, sound.shown) == ("silent, not asked", "Wolf")
+    assert replace(silent, text="Dog").shown == "Dog"
+    assert "note" not in csv_of(sound)[0]
+    assert [(one["text"], one["note"]) for one in csv_of(sound, silent, error("b.wav"))] == [
+        ("Wolf", ""),
+        ("", "silent"),
+        ("", ""),
+    ]
+    file = io.StringIO(newline="")
+    write_raven([sound, silent], file, [RavenRecording("a.wav", 20, 8000)])
+    first, second = csv.DictReader(io.StringIO(file.getvalue()), delimiter="\t")
+    assert (first["Answer"], first["Note"]) == ("Wolf", "")
+    assert (second["Answer"], second["Note"]) == ("", "silent")
+    assert second["Begin Time (s)"] == "10.000000"
+
+
+# Result files as tables
+
+
+SURVEY = (
+    survey(
+        0,
+        {"bird": True, "species": 'Rüppell\'s, "Fox"\t学', "calls": 3, "pitch": 1.5, "said": "=x"},
+        confidences={"bird": 0.75, "species": 0.5},
+        context={"site": "North", "latitude": -12.25, "sun": {"hours_after_sunset": 0.5}},
+        claim={"label": "Wren", "confidence": 0.25, "source": "BirdNET", "agrees": False},
+    ),
+    survey(
+        5,
+        {"bird": False, "species": None, "calls": None},
+        confidences={"bird": 0.5},
+        said={"calls": "a few"},
+    ),
+    survey(10, {}, note="silent"),
+    ErrorRow("/card/b.wav", "no sound", "AudioError", 0.4, "m", "r"),
+)
+TYPES = {
+    "columns": {
+        "bird": {"type": "yes_no"},
+        "species": {"type": "choice"},
+        "calls": {"type": "count"},
+        "pitch": {"type": "number"},
+        "said": {"type": "text"},
+        "never": {"type": "text"},
+    }
+}
+SURVEY_COLUMNS = [
+    *("recording", "start", "end", "bird", "bird_confidence", "species", "species_confidence"),
+    *("calls", "calls_said", "pitch", "said", "never", "merging_alpha", "model", "error", "note"),
+    *("site", "latitude", "sun_hours_after_sunset"),
+    *("claim_label", "claim_confidence", "claim_source", "claim_agrees"),
+]
+
+
+def test_a_survey_is_a_column_a_question(tmp_path: Path) -> None:
+    answers = result_file(tmp_path, *SURVEY, settings=TYPES)
+    written = write("csv", answers, tmp_path / "t.csv")
+    assert (written.lines, written.files, written.unread) == (4, 1, 0)
+    with open(tmp_path / "t.csv", encoding="utf-8-sig", newline="") as file:
+        first, second, third, failed = csv.DictReader(file)
+    assert list(first) == SURVEY_COLUMNS
+    assert (first["bird"], first["bird_confidence"], first["calls"]) == ("yes", "0.750000", "3")
+    assert (first["said"], first["latitude"], first["claim_agrees"]) == ("'=x", "-12.25", "no")
+    assert (second["bird"], second["calls"], second["calls_said"]) == ("no", "", "a few")
+    assert (third["note"], third["bird"]) == ("silent", "")
+    assert (failed["recording"], failed["error"], failed["start"]) == (
+        "/card/b.wav",
+        "no sound",
+        "",
+    )
+
+
+def test_parquet_has_types(tmp_path: Path) -> None:
+    import pandas
+    import pyarrow.parquet as pq
+
+    answers = result_file(tmp_path, *SURVEY, settings=TYPES)
+    assert write("parquet", answers, tmp_path / "t.parquet").lines == 4
+    types = {one.name: str(one.type) for one in pq.read_schema(tmp_path / "t.parquet")}
+    assert list(types) == SURVEY_COLUMNS
+    assert (types["bird"], types["calls"], types["pitch"]) == ("bool", "int64", "double")
+    assert (types["species"], types["never"], types["claim_agrees"]) == ("string", "string", "bool")
+    frame = pandas.read_parquet(tmp_path / "t.parquet")
+    assert list(frame["bird"][:2]) == [True, False]
+    assert frame["species"][0] == SURVEY[0].answers["species"]  # type: ignore[union-attr]
+    assert frame["calls_said"][1] == "a few"
+    assert frame["error"][3] == "no sound"
+
+
+@pytest.mark.parametrize("name", ["csv", "parquet", "jsonl"])
+def test_a_survey_is_read_again(name: str, tmp_path: Path) -> None:
+    answers = result_file(tmp_path, *SURVEY, settings=TYPES)
+    target = tmp_path / f"t{FORMATS[name].suffix}"
+    write(name, answers, target)
+    write_record(target, RunSettings(TYPES))  # of JSON lines: the types of columns are there
+    assert recognised(target) == name
+    bird, fox = read(target)
+    assert (bird.label, bird.question, bird.confidence, bird.start) == ("bird", "bird", 0.75, 0)
+    assert (fox.label, fox.confidence, fox.end) == (SURVEY[0].answers["species"], 0.5, 5.0)  # type: ignore[union-attr]
+    assert fox.audio_path == "/card/a.wav"
+    assert fox.claim == SURVEY[0].claim  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["csv", "parquet", "jsonl"])
+@given(
+    label=TEXT.filter(lambda text: text.strip() and "\0" not in text and text != "None"),
+    start=st.integers(0, 10**9).map(lambda micro: micro / 1e6),
+    confidence=st.none() | st.integers(0, 10**6).map(lambda millionth: millionth / 1e6),
+    path=st.sampled_from(["/a,b.wav", "/ö/学.wav", "/=1+1.wav", '/"q".wav', "/tab\t.wav"]),
+)
+def test_answers_are_read_again(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    label: str,
+    start: float,
+    confidence: float | None,
+    path: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("t")
+    others = (("Wren, winter", 0.125), ("Owl", 0.25))
+    row = window(
+        path, start, start + 10, text=label, confidence=confidence, alternatives=others, windows=2
+    )
+    answers = result_file(folder, row, window("/b.wav", text="None"), error("/c.wav"))
+    target = folder / f"t{FORMATS[name].suffix}"
+    write(name, answers, target)
+    (found,) = read(target)
+    (before,) = answers
+    # The reader of tables takes the blanks away that a cell begins with.
+    assert found.label == (label.lstrip(" ") if name == "csv" else label)
+    assert found.start == pytest.approx(start, abs=1e-6)
+    assert found.confidence == confidence
+    assert (found.audio_path, found.alternatives, found.windows) == (path, others, 2)
+    assert found.question == before.question
+
+
+def test_no_column_hides_another(tmp_path: Path) -> None:
+    row = survey(0, {"start": "now", "note": "x"}, context={"model": "SM4", "site": "N"})
+    write("csv", result_file(tmp_path, row), tmp_path / "t.csv")
+    header = (tmp_path / "t.csv").read_text(encoding="utf-8-sig").splitlines()[0].split(",")
+    assert header[3:5] == ["answer_start", "answer_note"]
+    assert header[-2:] == ["context_model", "site"]
+    assert [one.label for one in read(tmp_path / "t.csv")] == ["now", "x"]
+
+
+def test_values_of_several_types_are_text(tmp_path: Path) -> None:
+    import pandas
+
+    rows = [
+        survey(0, {"a": 1, "b": ["x", "y"], "c": {"k": [1]}, "d": 1 << 70, "e": 1}),
+        survey(5, {"a": "many", "b": [], "c": None, "d": 2, "e": 0.5}),
+    ]
+    write("parquet", result_file(tmp_path, *rows), tmp_path / "t.parquet")
+    frame = pandas.read_parquet(tmp_path / "t.parquet")
+    assert list(frame["a"]) == ["1", "many"]
+    assert [list(one) for one in frame["b"]] == [["x", "y"], []]
+    assert frame["c"][0] == '{"k": [1]}'
+    assert list(frame["d"]) == [str(1 << 70), "2"]
+    assert list(frame["e"]) == [1.0, 0.5]
+
+
+def test_a_file_a_recording(tmp_path: Path) -> None:
+    rows = [
+        window("/card/1/a.wav"),
+        window("/card/2/a.wav", text="Owl"),
+        window("/card/2/b.wav", text="None"),
+        error("/card/2/b.flac"),
+    ]
+    written = write("csv", result_file(tmp_path, *rows), tmp_path / "t", per_recording=True)
+    assert (written.files, written.lines) == (4, 4)
+    found = {str(one.relative_to(tmp_path / "t")) for one in (tmp_path / "t").rglob("*.csv")}
+    assert found == {"1/a.csv", "2/a.csv", "2/b.wav.csv", "2/b.flac.csv"}
+    (owl,) = read(tmp_path / "t" / "2" / "a.csv")
+    assert owl.label == "Owl"
+    assert not list(read(tmp_path / "t" / "2" / "b.wav.csv"))
+
+
+def test_names_of_files_differ() -> None:
+    paths = ["/x/A.wav", "/x/a.WAV", "/x/a.b.wav"]
+    names = file_names([HeardRecording(path, path, 1.0) for path in paths], ".txt")
+    assert [str(one) for one in names] == ["A.wav.txt", "a.WAV.txt", "a.b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", "species,when\nWren,1\n", "its columns are 'species', 'when'"),
+        ("t.csv", "", "is no table of csv"),
+        ("absent.csv", None, "absent.csv: cannot be read"),
+        ("t.parquet", "PAR1 and no more", "cannot be read as Parquet"),
+        ("t.jsonl", '{"a": 1}\n', "line 1: this is no row"),
+    ],
+)
+def test_tables_that_are_none(name: str, content: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((DataError, UsageError)) as caught:
+        list(read(path))
+    assert words in str(caught.value)
+
+
+def test_a_format_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'ravn' is no format; did you mean 'raven'\?"):
+        read(tmp_path / "t.csv", "ravn")
