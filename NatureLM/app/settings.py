@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from NatureLM.errors import UsageError
 from NatureLM.util import library
-from NatureLM.web.guard import LOOPBACK, Route, Rules, is_loopback
+from NatureLM.web.guard import Route, Rules, is_loopback, own_names
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
 
 _ASSETS = Path("assets")
-TOKEN_VARIABLE = "NATURELM_TOKEN"
-_LEAST_TOKEN = 16  # characters: nobody counts the guesses at a token
 
 
 @dataclass(frozen=True)
@@ -85,36 +81,6 @@ class AppSettings:
     token: str | None = None
     people: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-
-
-def token_for(
-    host: str, hosts: tuple[str, ...], *, share: bool, given: str | None, none: bool, people: bool
-) -> str | None:
-    """The token that opens the page: the given one, one of the environment, or a new one.
-
-    None where only this computer reaches the page, where people have passwords, or where `none`
-    is wanted. Raises UsageError for a token that is short, and for wishes that exclude each other.
-    """
-    if none:
-        if share:
-            raise UsageError(
-                "--share opens the page to the internet, so it has a token: leave --no-token out"
-            )
-        if given is not None:
-            raise UsageError("--token and --no-token exclude each other: give one of them")
-        return None
-    source = "--token" if given is not None else TOKEN_VARIABLE
-    token = given if given is not None else os.environ.get(TOKEN_VARIABLE) or None
-    if token is None:
-        is_needed = share or not (people or (is_loopback(host) and not hosts))
-        return secrets.token_urlsafe(24) if is_needed else None
-    is_plain = token.isascii() and token.replace("-", "").replace("_", "").isalnum()
-    if len(token) < _LEAST_TOKEN or not is_plain:
-        raise UsageError(
-            f"{source} has {len(token)} characters; a token has {_LEAST_TOKEN} or more of "
-            "a-z, A-Z, 0-9, - and _"
-        )
-    return token
 
 
 def read_people(path: Path | None) -> dict[str, str]:
@@ -184,10 +150,9 @@ def guard_rules(settings: AppSettings) -> Rules:
             only_files=True,
         ),
     )
-    names = [socket.gethostname(), socket.getfqdn()] if not is_loopback(settings.host) else []
     return Rules(
         routes,
-        hosts=(*LOOPBACK, settings.host, *names, *(f"{name}.local" for name in names)),
+        hosts=own_names(settings.host),
         addresses=not is_loopback(settings.host),
         proxied=settings.hosts,
         keys={} if settings.token is None else {"token": settings.token},

@@ -548,10 +548,10 @@ def inference_app(
         folder_of_samples,
         need_gradio,
         read_people,
-        token_for,
     )
     from NatureLM.config import load_config
     from NatureLM.util import check_place
+    from NatureLM.web.guard import token_for
 
     of.check_choice("--dtype", dtype, of.DTYPES)
     check_place(runs_dir, "--runs-dir", folder=True)

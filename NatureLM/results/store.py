@@ -72,8 +72,19 @@ class JsonlAppender:
     longest: bytes that a line is taken to have at most
     pads: whether lines are kept within pages; rows are then the same but for spaces at their ends
 
+    WHAT, BUSY, OTHERWISE, LATER: the parts of messages that tell what the file is for
+    SYNCED: whether each line is on the disk before `append` ends, so that a loss of power leaves it
+
     Raises OutputError where it cannot be written, is no ordinary file, or is in use.
     """
+
+    WHAT: ClassVar[str] = "results"
+    BUSY: ClassVar[str] = (
+        "another run is writing this file now; wait for its end, or give another --output-path"
+    )
+    OTHERWISE: ClassVar[str] = "give another --output-path"
+    LATER: ClassVar[str] = "the same command goes on from there"
+    SYNCED: ClassVar[bool] = False
 
     def __init__(self, path: Path, *, pads: bool = True) -> None:
         self.path = path
@@ -89,8 +100,8 @@ class JsonlAppender:
                 raise OutputError(f"{path}: is a folder; give the name of a file, such as x.jsonl")
             self.real.parent.mkdir(parents=True, exist_ok=True)
             if self.real.exists() and not self.real.is_file():
-                raise OutputError(f"{path}: is no ordinary file, and results need one")
-            self._lock = _lock(self.real, str(path))
+                raise OutputError(f"{path}: is no ordinary file, and {self.WHAT} need one")
+            self._lock = _lock(self.real, f"{path}: {self.BUSY}")
             try:
                 self._fd = os.open(self.real, _FLAGS, 0o666)
             except OSError:
@@ -98,9 +109,10 @@ class JsonlAppender:
                 raise
         except OSError as error:
             raise OutputError(
-                f"{path}: results cannot be written there: {error.strerror}; give another "
-                "--output-path"
+                f"{path}: {self.WHAT} cannot be written there: {error.strerror}; {self.OTHERWISE}"
             ) from None
+        if self.SYNCED and self._is_new:
+            _sync_folder(self.real.parent)
 
     def count(self, line: bytes) -> None:
         """A whole line that is in the file counts."""
@@ -115,14 +127,16 @@ class JsonlAppender:
         try:
             while written < len(line):
                 written += os.write(self._fd, line[written:])
+            if self.SYNCED:
+                os.fsync(self._fd)
         except BaseException as error:
             # The part of a line that is there goes away again, so that the file stays whole.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.size)
             if isinstance(error, OSError):
                 raise NatureLMError(
-                    f"{self.path}: the results cannot be written further: {error.strerror}. What "
-                    "is there is whole; when this is fixed, the same command goes on from there."
+                    f"{self.path}: the {self.WHAT} cannot be written further: {error.strerror}. "
+                    f"What is there is whole; when this is fixed, {self.LATER}."
                 ) from None
             raise
         self.count(line)
@@ -174,18 +188,28 @@ class JsonlAppender:
         _unlock(self._lock)
 
 
-def _lock(real: Path, name: str) -> BaseFileLock:
-    """Lock a file by one beside it; the system frees the lock when the process ends, in any way."""
+def _sync_folder(folder: Path) -> None:
+    """Let the name of a new file be on the disk, too; Windows and some disks have no way."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _lock(real: Path, busy: str) -> BaseFileLock:
+    """Lock a file by one beside it; the system frees the lock when the process ends, in any way.
+
+    Raises OutputError, with the sentence `busy`, where another process has it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{real}.lock", thread_local=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise OutputError(
-            f"{name}: another run is writing this file now; wait for its end, or give another "
-            "--output-path"
-        ) from None
+        raise OutputError(busy) from None
     except OSError:
         pass  # some network file systems have no locks; what cannot be written shows on opening
     return lock

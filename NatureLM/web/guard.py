@@ -10,7 +10,9 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import os
 import re
+import secrets
 import socket
 import time
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
@@ -20,7 +22,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
-from secrets import token_bytes
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -53,6 +54,8 @@ _FORM_HEADERS = {
     "referrer-policy": "same-origin",  # else the browser sends the form with `Origin: null`
 }
 LOGIN = "/login"
+TOKEN_VARIABLE = "NATURELM_TOKEN"
+_LEAST_TOKEN = 16  # characters: nobody counts the guesses at a token
 _LOGIN_BYTES = 4096
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::(\d{1,5}))?")
 _UNSAFE_PATH = re.compile(r"(^|[/\\])\.\.?($|[/\\])|[\x00-\x1f\x7f]")
@@ -126,7 +129,7 @@ class Guard:
         self._hosts = {_plain_name(name) for name in rules.hosts}
         self._proxied = {_plain_name(name) for name in rules.proxied}
         self._hosts |= self._proxied
-        self._secret = token_bytes(32)
+        self._secret = secrets.token_bytes(32)
         self._gates = {r: asyncio.Semaphore(r.at_once) for r in rules.routes if r.at_once}
         self._waiting: dict[Route, int] = defaultdict(int)
         self._guesses: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
@@ -473,6 +476,42 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """Names by which a computer is reached that listens at an address."""
+    names = [socket.gethostname(), socket.getfqdn()] if not is_loopback(host) else []
+    return (*LOOPBACK, host, *names, *(f"{name}.local" for name in names))
+
+
+def token_for(
+    host: str, hosts: tuple[str, ...], *, share: bool, given: str | None, none: bool, people: bool
+) -> str | None:
+    """The token that opens the page: the given one, one of the environment, or a new one.
+
+    None where only this computer reaches the page, where people have passwords, or where `none`
+    is wanted. Raises UsageError for a token that is short, and for wishes that exclude each other.
+    """
+    if none:
+        if share:
+            raise UsageError(
+                "--share opens the page to the internet, so it has a token: leave --no-token out"
+            )
+        if given is not None:
+            raise UsageError("--token and --no-token exclude each other: give one of them")
+        return None
+    source = "--token" if given is not None else TOKEN_VARIABLE
+    token = given if given is not None else os.environ.get(TOKEN_VARIABLE) or None
+    if token is None:
+        is_needed = share or not (people or (is_loopback(host) and not hosts))
+        return secrets.token_urlsafe(24) if is_needed else None
+    is_plain = token.isascii() and token.replace("-", "").replace("_", "").isalnum()
+    if len(token) < _LEAST_TOKEN or not is_plain:
+        raise UsageError(
+            f"{source} has {len(token)} characters; a token has {_LEAST_TOKEN} or more of "
+            "a-z, A-Z, 0-9, - and _"
+        )
+    return token
 
 
 def check_port(host: str, port: int) -> None:

@@ -22,12 +22,11 @@ from NatureLM.app.settings import (
     is_loopback,
     need_gradio,
     read_people,
-    token_for,
 )
 from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.web.body import RefusedError
-from NatureLM.web.guard import SECURITY_HEADERS, Guard
+from NatureLM.web.guard import SECURITY_HEADERS, Guard, token_for
 
 TOKEN = "a-token-of-the-tests"
 OPEN_ROUTES = """

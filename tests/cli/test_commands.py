@@ -95,7 +95,7 @@ def test_every_verb_is_listed_and_there() -> None:
             "merge",
             "tune-alpha",
         ),
-        *("calibrate", "report", "export", "cache", "inference-app", "serve"),
+        *("calibrate", "report", "export", "cache", "inference-app", "serve", "review"),
     }
     assert set(BEANS_COMMANDS) == {
         *("run", "info", "score", "compare", "report", "fetch", "make-mini")
