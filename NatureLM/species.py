@@ -11,9 +11,9 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from NatureLM.audio.files import as_on_disk
 from NatureLM.data.components import components
@@ -139,12 +139,14 @@ class SpeciesList:
     kind: whether they are common or scientific names
     source: what the list was read from
     notes: what there is to say about how it was read
+    scientific: from common to scientific name, of the names for which the source has both
     """
 
     names: tuple[str, ...]
     kind: Kind
     source: str
     notes: tuple[str, ...] = ()
+    scientific: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def read_species_list(
@@ -240,25 +242,49 @@ def _delimiter(lines: Sequence[str]) -> str | None:
 def _from_table(
     path: Path, text: str, delimiter: str, prefer: Kind, notes: list[str]
 ) -> SpeciesList:
-    columns, found = csv_rows(text, path, delimiter)
+    columns, numbered = csv_rows(text, path, delimiter)
+    rows = [row for _, row in numbered]
     header = [_plain(cell) for cell in columns]
     other: Kind = "scientific" if prefer == "common" else "common"
     for kind in (prefer, other, None):
         place = next((header.index(name) for name in _COLUMNS[kind] if name in header), None)
         if place is None:
             continue
-        names = _without_blanks([row[place] for _, row in found])
+        names = _without_blanks([row[place] for row in rows])
         if kind == other:
             notes.append(f"{path}: has no {prefer} names, so the {kind} ones are taken")
         if not names:
             raise UsageError(f"{path}: the column {columns[place]!r} is empty")
         # A table of detections names a species for each of them; that is no mistake.
         made = _read(list(dict.fromkeys(names)), prefer, str(path), notes)
-        return replace(made, kind=kind or made.kind)
+        pairs = {**made.scientific, **_pairs_of_columns(header, rows)}
+        return replace(made, kind=kind or made.kind, scientific=pairs)
     raise UsageError(
         f"{path}: is a table with the columns {', '.join(columns)}, and "
         "none of them is known to hold species: name one common_name, scientific_name or species"
     )
+
+
+def _pairs_of_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Common and scientific name of each row that has both, from the columns that hold them."""
+    places = [
+        next((header.index(name) for name in _COLUMNS[kind] if name in header), None)
+        for kind in ("common", "scientific")
+    ]
+    if None in places:
+        return {}
+    common, scientific = cast(list[int], places)
+    cells = (
+        tuple(" ".join(clean(row[one]).split()) for one in (common, scientific)) for row in rows
+    )
+    return _agreed((left, right) for left, right in cells if left and right)
+
+
+def _agreed(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """From common to scientific name; a name with two partners has none."""
+    made = dict.fromkeys(pairs)
+    commons, scientific = Counter(one for one, _ in made), Counter(one for _, one in made)
+    return {one: two for one, two in made if commons[one] == scientific[two] == 1}
 
 
 def _read(
@@ -279,7 +305,8 @@ def _read(
         form = "no name alone" if not any(pairs) else "not `Scientific name_Common name`"
         count = f"{len(others)} of {len(texts)} lines {'is' if len(others) == 1 else 'are'}"
         notes = [*notes, f"{source}: {count} {form}, read {shown}"]
-    return _made(names, prefer if any(pairs) else None, source, notes)
+    made = _made(names, prefer if any(pairs) else None, source, notes)
+    return replace(made, scientific=_agreed((two, one) for one, two in filter(None, pairs)))
 
 
 def _pair(text: str) -> tuple[str, str] | None:

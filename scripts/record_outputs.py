@@ -108,6 +108,8 @@ def _steps(group: str, name: str, words: list[str]) -> Iterator[Step]:
     elif words == ["all-configs"]:
         for path in sorted((tree() / "configs").rglob("*.yml")):
             config = path.relative_to(tree()).as_posix()
+            if config.startswith("configs/surveys/"):
+                continue
             plan = ["--data-path", "benchmark.jsonl", "--model", "naturelm-tiny", "--dry-run"]
             yield Step(group, config, ("naturelm", "infer", "--cfg-path", config, *plan))
             if "extended:" not in path.read_text(encoding="utf-8"):

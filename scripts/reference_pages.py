@@ -16,8 +16,10 @@ from typing import Any
 from NatureLM.cli import main as cli
 from NatureLM.cli.main import single_command
 from NatureLM.config import json_schema
-from NatureLM.config.load import allowed_values, dotted, node_at
+from NatureLM.config.load import allowed_values, describe, dotted, node_at
+from NatureLM.config.schema import Section
 from NatureLM.serve.settings import Limits
+from NatureLM.survey.schema import ColumnFile, QuestionnaireFile
 from NatureLM.util import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +133,27 @@ def experiment_table() -> Iterator[str]:
         yield f"| `{key}` | {kind} | {preset} | {cell(shown)} | {cell(node['description'])} |"
 
 
+# Questionnaires
+
+
+def survey_table() -> Iterator[str]:
+    """The keys at the top of a questionnaire."""
+    yield from section_rows(QuestionnaireFile)
+
+
+def column_table() -> Iterator[str]:
+    """The keys of a column of a questionnaire."""
+    yield from section_rows(ColumnFile)
+
+
+def section_rows(section: type[Section]) -> Iterator[str]:
+    """Every key of a section, with its default and what may stand there."""
+    yield from ("", "| key | what may stand there | default | meaning |", "|---|---|---|---|")
+    for key, node in section.model_json_schema()["properties"].items():
+        what = cell(node.get("description", ""))
+        yield f"| `{key}` | {cell(describe(node))} | {default(node)} | {what} |"
+
+
 # The service
 
 
@@ -149,6 +172,7 @@ PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "docs/how-to/serve.md": (limits_table,),
     "docs/reference/cli.md": (command_lines,),
     "docs/reference/configuration.md": (configuration_lines,),
+    "docs/reference/survey.md": (survey_table, column_table),
 }
 
 

@@ -193,8 +193,12 @@ def parse_value(text: str) -> Any:
         raise yaml.YAMLError(_why(error)) from None
 
 
-def read_yaml(path: Path) -> Source:
-    """Read a configuration file.
+def read_yaml(
+    path: Path, what: str = "configuration", keys: str = "sections such as `generate:`"
+) -> Source:
+    """Read a configuration file, or another one of YAML.
+
+    what, keys: how messages call it, and what is at its top
 
     Raises ConfigError, which names the file and where possible the line: no such file, not
     readable, not UTF-8, not YAML, too much of it, a key twice, not a mapping at the top.
@@ -204,15 +208,15 @@ def read_yaml(path: Path) -> Source:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{name}: there is no such configuration file") from None
+        raise ConfigError(f"{name}: there is no such {what} file") from None
     except IsADirectoryError:
-        raise ConfigError(f"{name}: is a folder, not a configuration file") from None
+        raise ConfigError(f"{name}: is a folder, not a {what} file") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{name}: cannot be read: {reason}") from None
     if len(data) > MAX_BYTES:
         most = format_bytes(MAX_BYTES)
-        raise ConfigError(f"{name}: is no configuration: it holds more than {most}")
+        raise ConfigError(f"{name}: is no {what}: it holds more than {most}")
     marked = next((one for mark, one in _MARKS.items() if data.startswith(mark)), None)
     try:
         text = data.decode(marked or "utf-8-sig")
@@ -223,7 +227,7 @@ def read_yaml(path: Path) -> Source:
             f"{name}, {place}: is not a text file in {(marked or 'utf-8').upper()} ({byte}): save "
             "it as UTF-8"
         ) from None
-    return _parse(name, text)
+    return _parse(name, text, what, keys)
 
 
 _MARKS = {  # the longer first: one begins with another
@@ -262,7 +266,7 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else "the value does not fit its tag"
 
 
-def _parse(name: str, text: str) -> Source:
+def _parse(name: str, text: str, what: str, keys: str) -> Source:
     source = Source(name, {})
     found = _Loader.NON_PRINTABLE.search(text) or re.search("\ufeff", text)
     if found is not None:
@@ -289,7 +293,7 @@ def _parse(name: str, text: str) -> Source:
         loader.dispose()
     if not isinstance(source.data, dict):
         raise ConfigError(
-            f"{name}: a configuration is a mapping with sections such as `generate:`, "
+            f"{name}: a {what} is a mapping with {keys}, "
             f"and this file holds a {'list' if isinstance(source.data, list) else 'single value'}"
         )
     return source
@@ -369,6 +373,7 @@ def _syntax_message(name: str, error: yaml.YAMLError) -> str:
 
 
 _HINTS = {
+    "but got '?'": "; within { } a text with a question mark stands in quotes",
     r"character '\t'": "; indent with spaces",
     "escape": "; in double quotes a backslash begins an escape: write it in single quotes",
 }
@@ -404,7 +409,7 @@ def out_of_bounds(path: KeyPath, value: float) -> str | None:
         "exclusiveMinimum": value > node.get("exclusiveMinimum", -math.inf),
         "maximum": value <= node.get("maximum", value),
     }
-    return None if all(good.values()) and math.isfinite(value) else _describe(node)
+    return None if all(good.values()) and math.isfinite(value) else describe(node)
 
 
 def keys_of(path: KeyPath) -> list[str]:
@@ -481,10 +486,11 @@ def _child(node: Node, part: str | int) -> Node | None:
 def allowed_values(path: KeyPath) -> str | None:
     """What may stand at `path`, in words: `an integer, at least 1`."""
     node = node_at(path)
-    return None if node is None else _describe(node)
+    return None if node is None else describe(node)
 
 
-def _describe(node: Node) -> str:
+def describe(node: Node) -> str:
+    """What a node of a JSON Schema allows, in words: `an integer, at least 1`."""
     if "allowed" in node:
         return str(node["allowed"])
     # null stands last: `a number above 0, or null`
@@ -516,13 +522,13 @@ def _describe_one(node: Node) -> str:
         choices = (one if isinstance(one, str) else json.dumps(one) for one in node["enum"])
         return "one of " + ", ".join(choices)
     if isinstance(node.get("additionalProperties"), dict):
-        return f"a mapping of names, each {_describe(node['additionalProperties'])}"
+        return f"a mapping of names, each {describe(node['additionalProperties'])}"
     if "properties" in node:
         return "a section with keys such as " + ", ".join(list(node["properties"])[:3])
     kind = node.get("type")
     if kind == "array":
         size = "a list with at least one item" if node.get("minItems") else "a list"
-        return f"{size}, each {_describe(node.get('items', {}))}"
+        return f"{size}, each {describe(node.get('items', {}))}"
     if kind == "string" and node.get("minLength"):
         return "a string that is not empty"
     bounds = " and ".join(

@@ -19,6 +19,8 @@ from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import Clip, Sample
 from NatureLM.errors import ConfigError
 from NatureLM.experiments.plan import Plan, Renderer, make_plan, select
+from NatureLM.survey.questionnaire import preset_names
+from NatureLM.survey.schema import QuestionnaireFile
 from recipes.tiny.study import StudyConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -67,6 +69,7 @@ READ_BY_OTHERS = {
     "tiny/study.yml": StudyConfig.model_validate,
     "accelerate/ddp.yml": lambda data: data["distributed_type"],
     "accelerate/fsdp.yml": lambda data: data["distributed_type"],
+    **{f"surveys/{name}.yml": QuestionnaireFile.model_validate for name in preset_names()},
 }
 """What is no configuration of ours, and what its reader makes of it."""
 

@@ -207,6 +207,19 @@ def test_the_embedded_model_answers_from_the_wheel(environment: Path, tmp_path: 
     assert json.loads(row)["text"]
 
 
+def test_the_surveys_come_with_the_wheel(environment: Path, tmp_path: Path) -> None:
+    code = (
+        "from NatureLM.survey import questionnaire as q\n"
+        "print(q.preset_folder(), *q.preset_names(), len(q.read_questionnaire('bats').columns))"
+    )
+    folder, *names, columns = run(environment / "python", "-c", code, cwd=tmp_path).stdout.split()
+    assert Path(folder).is_relative_to(environment.parent)
+    assert {f"{name}.yml" for name in names} == {
+        path.name for path in (ROOT / "configs" / "surveys").glob("*.yml")
+    }
+    assert columns == "4"
+
+
 FAULTS = {
     # Library: the last version with a known fault that matters here, and what the fault is called.
     "torch": ("2.9.1", "CVE-2026-24747"),

@@ -145,6 +145,40 @@ def test_the_kind_of_names_can_be_chosen(tmp_path: Path) -> None:
     assert "has no common names, so the scientific ones are taken" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("content", "pairs"),
+    [
+        (BIRDNET, {"Common Raven": "Corvus corax", "Eurasian Blackbird": "Turdus merula"}),
+        (
+            BIRDNET + "Wolf\n",
+            {"Common Raven": "Corvus corax", "Eurasian Blackbird": "Turdus merula"},
+        ),
+        ("scientific_name,common_name\nCanis lupus,Gray Wolf\n", {"Gray Wolf": "Canis lupus"}),
+        (
+            "Common Name\tScientific Name\nCoyote\t Canis  latrans\nDog\t\n",
+            {"Coyote": "Canis latrans"},
+        ),
+        # A name with two partners has none: it cannot be told which is meant.
+        (
+            "common,scientific\nHen,Gallus gallus\nRooster,Gallus gallus\n" + 2 * "Owl,Tyto alba\n",
+            {"Owl": "Tyto alba"},
+        ),
+        ("Barn Owl\n", {}),
+        ("species,n\nBarn Owl,3\n", {}),
+    ],
+)
+@pytest.mark.parametrize("prefer", ["common", "scientific"])
+def test_lists_with_both_names_pair_them(
+    tmp_path: Path, content: str, pairs: dict[str, str], prefer: Any
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(content, encoding="utf-8")
+    found = read_species_list(path, prefer=prefer)
+    assert found.scientific == pairs
+    assert found == read_species_list(path, prefer=prefer)
+    hash(found)
+
+
 def test_names_on_the_command_line_and_presets() -> None:
     assert read_species_list("Gray Wolf, Coyote,,").names == ("Gray Wolf", "Coyote")
     assert read_species_list("Gray Wolf").names == ("Gray Wolf",)

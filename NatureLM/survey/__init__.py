@@ -1,0 +1,1 @@
+"""Questionnaires: many questions about every window, and a typed column for each."""
