@@ -56,6 +56,7 @@ NATURELM_COMMANDS = {
     "serve": Command("serve:serve", "Answer requests over HTTP as OpenAI does.", "{}"),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
+    "events": Command("events:events", "Join neighbouring windows with the same answer."),
     "review": Command("review:review", "Listen to clips and say which answers are right.", "{}"),
     "export": Command("field:export", "Turn answers into tables that other programs open."),
     "schema": Command("models:schema", "Print the JSON Schema of configuration files."),

@@ -17,7 +17,7 @@ from typing import Any
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.errors import UsageError
-from NatureLM.generation.labels import NOTHING
+from NatureLM.generation.labels import NOTHING, SEPARATOR
 from NatureLM.results.recordings import Identity, KnownRecordings
 from NatureLM.results.rows import (
     ErrorRow,
@@ -212,7 +212,8 @@ class ResultFile:
         if isinstance(row, SurveyRow):
             answers = list(self._survey_answers(row))
         else:
-            answers = [(row.query, row.text, row.confidence)] if self._is_wanted(row.query) else []
+            names = self._labels(row.text) if self._is_wanted(row.query) else []
+            answers = [(row.query, name, row.confidence) for name in names]
         found = []
         for question, label, confidence in answers:
             if row.note and not label:
@@ -266,6 +267,11 @@ class ResultFile:
                 yield from ((name, str(one), confidence) for one in value or [NOTHING])
             else:
                 yield name, value if isinstance(value, str) else NOTHING, confidence
+
+    def _labels(self, text: str) -> list[str]:
+        """The label of an answer, or those of one that may be several."""
+        is_list = (self.settings.get("choosing") or {}).get("several", False)
+        return text.split(SEPARATOR) if is_list else [text]
 
     def _both_names(self, label: str) -> tuple[str, str]:
         """Common and scientific name, as far as the list of the run knows them."""

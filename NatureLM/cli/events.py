@@ -1,0 +1,145 @@
+"""After the answers: `naturelm events` joins windows, `naturelm segments` cuts clips for review."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from NatureLM.cli import options as of
+from NatureLM.cli.errors import SOME_FAILED
+from NatureLM.progress import say, show
+
+if TYPE_CHECKING:
+    from NatureLM.results.detections import ResultFile
+    from NatureLM.results.thresholds import MinConfidence
+    from NatureLM.review.events import EventCounts
+
+logger = logging.getLogger(__name__)
+_MOST_NAMED = 10
+_WHICH = "Which answers"
+_ANSWERS = of.argument(..., "Answers of infer or survey, or events (.jsonl).", "ANSWERS")
+_COLUMN = of.option(
+    None,
+    "A question, or a column of a questionnaire. May be given several times.",
+    _WHICH,
+    metavar="NAME",
+    show_default="all; of a questionnaire those of type choice and yes_no",
+)
+_MIN_CONFIDENCE = of.option(
+    "0.0",
+    "Answers that are less sure are left out: a number, or thresholds of each species "
+    "(`naturelm calibrate` makes them), for 0.95 of the answers to be right unless said.",
+    _WHICH,
+    metavar="NUMBER|FILE|FILE:PROBABILITY",
+)
+
+
+def events(
+    *,
+    answers: Path = _ANSWERS,
+    output_path: Path = of.option(
+        Path("events.jsonl"), "File for the events; events that are there are replaced."
+    ),
+    gap: float = of.option(0.0, "Seconds that may lie between two windows of one event."),
+    min_windows: int = of.option(1, "Events of fewer windows are left out.", min=1),
+    min_confidence: str = _MIN_CONFIDENCE,
+    max_per_window: int | None = of.option(
+        None,
+        "Of several answers about a window, so many at most count: the surest.",
+        _WHICH,
+        min=1,
+        show_default="all",
+    ),
+    column: list[str] | None = _COLUMN,
+) -> None:
+    """Join neighbouring windows with the same answer into events.
+
+    naturelm events inference_output.jsonl --gap 5 --output-path events.jsonl
+
+    An event has the highest and the mean confidence of its windows, and their number. What takes
+    answers takes events, too: export, report and segments.
+    """
+    from NatureLM.results.detections import ResultFile
+    from NatureLM.results.thresholds import read_min_confidence
+    from NatureLM.review.events import EventOptions, check_target, write_events
+    from NatureLM.util import check_place
+
+    options = EventOptions(
+        gap=gap,
+        min_windows=min_windows,
+        min_confidence=read_min_confidence(min_confidence),
+        max_per_window=max_per_window,
+    )
+    check_place(output_path, "--output-path")
+    check_target(output_path, answers)
+    source = ResultFile(answers, columns=column)
+    check_thresholds(options.min_confidence, source)
+    _note_what_lies_between(source, gap)
+    counts = write_events(source, output_path, options)
+    _show_events(counts)
+    say_what_has_none(counts.unknown)
+    say(f"Events are in {output_path}")
+    raise typer.Exit(SOME_FAILED if counts.failed else 0)
+
+
+def check_thresholds(least: MinConfidence, source: ResultFile) -> None:
+    """Refuse thresholds of other weights, and say what else may not fit."""
+    if not least.is_by_species:
+        return
+    if not source.settings:
+        logger.warning(
+            "%s: its settings are lost, so it cannot be told whether the thresholds are of these "
+            "weights",
+            source.path,
+        )
+    for note in least.check(source.settings, source.columns or source.questions):
+        logger.warning(note)
+
+
+def say_what_has_none(unknown: Mapping[str, int]) -> None:
+    """Name the species whose answers were left out because they have no threshold."""
+    if not unknown:
+        return
+    named = [f"{name} ({count})" for name, count in Counter(unknown).most_common(_MOST_NAMED)]
+    more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+    logger.warning(
+        "species without a threshold, whose answers are left out: %s%s; a line for the species * "
+        "in the file holds for all of them",
+        ", ".join(named),
+        more,
+    )
+
+
+def _note_what_lies_between(source: ResultFile, gap: float) -> None:
+    """Say where no two windows can meet, because there is time between them that nobody heard."""
+    settings = source.settings
+    window, hop = settings.get("window_length_seconds"), settings.get("hop_length_seconds")
+    if window is None or hop is None or "events" in settings:
+        return
+    between = (hop - window) / float(settings.get("time_expansion", 1.0))
+    if between > gap:
+        logger.warning(
+            "%g s lie between the windows, so none are joined with --gap %g; --gap %g joins "
+            "neighbours",
+            *(between, gap, between),
+        )
+
+
+def _show_events(counts: EventCounts) -> None:
+    names = sorted(counts.events, key=lambda name: (-counts.events[name], name))
+    rows = [[name, str(counts.events[name]), f"{counts.seconds[name]:g}"] for name in names]
+    if rows:
+        of.print_table(["label", "events", "seconds"], rows, right={"events", "seconds"})
+    show(
+        f"Events: {counts.events.total()}, of {counts.answers} answers. Recordings: "
+        f"{counts.recordings}, without events: {counts.without}, not read to the end: "
+        f"{counts.failed}."
+    )
+    left = [f"{reason}: {count}" for reason, count in sorted(counts.left_out.items()) if count]
+    if left:
+        show(f"Left out: {', '.join(left)}.")
