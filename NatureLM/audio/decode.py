@@ -385,7 +385,7 @@ class Recording:
         except ImportError as error:
             absent = "sound of this kind (m4a, mp4, webm, …) needs PyAV, which is not installed"
             reason = why_not_loaded(error, "av", absent)
-            advice = "Install it with pip install 'naturelm-audio[av]', or convert to wav or flac"
+            advice = "Install it (pip install 'naturelm-audio[media]'), or convert to wav or flac"
             raise AudioError(self.path, reason, advice, "NotAudio") from None
 
     def _not_opened(self, error: Any) -> AudioError:

@@ -1,7 +1,7 @@
 """Sound of phones and videos (m4a, aac, mp4, webm, wma, amr), decoded by FFmpeg through PyAV.
 
-PyAV is optional (`naturelm-audio[av]`). The demuxer is chosen by the first bytes of the file (see
-`container`), never by FFmpeg's guess, so only these containers are opened.
+PyAV is optional (`naturelm-audio[media]`). The demuxer is chosen by the first bytes of the file
+(see `container`), never by FFmpeg's guess, so only these containers are opened.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -88,7 +90,7 @@ def as_on_disk(path: Path, *, other_slashes: bool = False) -> Path:
     if (not is_windows and text.isascii()) or os.path.lexists(text):
         return path
     found = _spelled(Path(text.replace("\\", "/"))) if is_windows else _spelled(path)
-    return found if found.exists() else path
+    return found if os.path.exists(found) else path
 
 
 def _spelled(path: Path) -> Path:
@@ -102,6 +104,41 @@ def _spelled(path: Path) -> Path:
         return path
     same = (name for name in names if unicodedata.normalize("NFC", name) == wanted)
     return parent / next(same, path.name)
+
+
+def recording_below(folder: Path, name: str) -> Path | None:
+    """The file below a folder that a path of another machine ends in; None if there is none.
+
+    Of `D:\\card\\site1\\a.wav` it is `site1/a.wav` before `a.wav`; nothing above the folder is
+    looked at.
+    """
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+    if ".." in parts:
+        parts = parts[len(parts) - parts[::-1].index("..") :]
+    for start in range(len(parts)):
+        found = as_on_disk(folder.joinpath(*parts[start:]))
+        if os.path.isfile(found):
+            return found
+    return None
+
+
+def recordings_named_like(table: Path, folder: Path) -> list[Path]:
+    """The recordings in a folder whose names a table's begins with: `a.WAV` of `a.Table.1.txt`.
+
+    The longest such name counts; there are several where only their suffixes differ.
+    """
+    name = unicodedata.normalize("NFC", table.name).casefold()
+    found: dict[int, list[Path]] = {0: []}
+    suffixes = AUDIO_SUFFIXES | FFMPEG_SUFFIXES
+    with contextlib.suppress(OSError):
+        for one in sorted(folder.iterdir()):
+            if one.suffix.lower() in suffixes and not one.name.startswith("."):
+                for part in (one.name, one.stem):
+                    start = unicodedata.normalize("NFC", part).casefold() + "."
+                    if name.startswith(start):
+                        found.setdefault(len(start), []).append(one)
+                        break
+    return found[max(found)]
 
 
 def _search(folder: Path) -> list[Path]:
@@ -136,7 +173,7 @@ def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
     advice = "name a file itself to try it, or convert it to wav or flac"
     if any(path.suffix.lower() in FFMPEG_SUFFIXES for path in left_out):
         advice = (
-            "pip install 'naturelm-audio[av]' reads m4a, mp4, webm and the like; or convert them"
+            "pip install 'naturelm-audio[media]' reads m4a, mp4, webm and the like; or convert them"
         )
     count = f"{len(left_out)} file{'s' if len(left_out) > 1 else ''} left out that may be sound"
     logger.warning("%s: %s: %s%s; %s.", folder, count, names, more, advice)

@@ -98,7 +98,7 @@ def make_mini(
     found = open_samples(source)
     for note in found.notes:
         logger.warning(note)
-    samples = found.samples
+    samples = _of_one_label(found.samples, source.path)
     labels = _frequent_labels(samples, sizes.classes, source.path)
     taken = [sample for sample in samples if sample.label in labels]
     right = {one.clip.key: one.label for one in taken}
@@ -207,6 +207,17 @@ class _Maker:
             soundfile.write(path, loud, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{path}: cannot be written ({error})") from None
+
+
+def _of_one_label(samples: Sequence[Sample], name: str) -> list[Sample]:
+    """The samples whose clip has no other label: a right answer names all that is heard."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        labels[sample.clip.key].add(sample.label)
+    several = sum(len(found) > 1 for found in labels.values())
+    if several:
+        logger.warning(f"{name}: clips with several labels, which are left out: {several}")
+    return [sample for sample in samples if len(labels[sample.clip.key]) == 1]
 
 
 def _frequent_labels(samples: Sequence[Sample], count: int, name: str) -> tuple[str, ...]:

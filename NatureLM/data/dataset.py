@@ -27,7 +27,8 @@ from NatureLM.audio import AudioError
 from NatureLM.audio.files import as_on_disk, find_recordings
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
-from NatureLM.data.table import Columns, DataError, Row, clean, read_table
+from NatureLM.data.annotations import read_annotations
+from NatureLM.data.table import Columns, DataError, Row, Table, clean
 from NatureLM.errors import UsageError
 from NatureLM.util import library, parse_json
 
@@ -287,15 +288,15 @@ def labelled_rows(
     if dataset is None and source.suffix.lower() == ".parquet" and source.is_file():
         dataset = ParquetRows([str(source)], str(source), source.parent)
     rows: Iterable[tuple[int, Row]]
+    table = Table(iter(()))
     if dataset is not None:
         rows = enumerate(dataset.light(columns), start=1)
         columns.notes += dataset.notes
     elif source.is_dir():
         rows = enumerate(_class_folders(source), start=1)
     else:
-        table = read_table(source)
+        table = read_annotations(source, audio_folder(config))
         rows = table.rows
-        columns.notes += table.notes
         columns.decimal_comma = table.decimal_comma
     is_empty = True
     for number, row in rows:
@@ -304,6 +305,7 @@ def labelled_rows(
             yield number, row
     if is_empty:
         raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
+    columns.notes += table.notes
     columns.finish()
 
 

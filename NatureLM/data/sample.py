@@ -182,7 +182,10 @@ def read_window(clip: Clip, sample_rate: int, seconds: float) -> ClipAudio:
 
 SAMPLE_ALIASES: dict[str, tuple[str, ...]] = {
     **CLIP_ALIASES,
-    "label": ("label", "output", "answer", "common_name", "species", "annotation", "text"),
+    "label": (
+        *("label", "output", "answer", "common_name", "species", "annotation", "text"),
+        "scientific_name",
+    ),
     "instruction": ("instruction_text", "instruction", "prompt", "query", "question"),
     "dataset": ("dataset_name", "dataset"),
     "cluster": ("cluster", "group_id", "family", "recording_id", "recording"),
@@ -245,7 +248,7 @@ def open_samples(
     parser = _RowParser(config, rows, key_prefix)
     samples: dict[tuple[str, str], Sample] = {}
     seen: dict[str, None] = {}
-    is_named = False
+    is_named, repeated = False, 0
     place = as_on_disk(Path(config.path))
     table = {} if rows is not None else {"path": str(_table(place))}
     for number, row in labelled_rows(config.model_copy(update=table), rows, parser.columns):
@@ -255,6 +258,13 @@ def open_samples(
         if datasets is not None and named is not None and str(named) not in datasets:
             continue
         sample = parser.parse(row, number)
+        before = samples.get((sample.dataset_name, sample.id))
+        if before is not None and parser.is_named_by_times(row, sample):
+            if sample.label != before.label:
+                sample = replace(sample, id=f"{sample.id} {sample.label}")
+            if (sample.dataset_name, sample.id) in samples:
+                repeated += 1
+                continue
         if (sample.dataset_name, sample.id) in samples:
             raise DataError(
                 f"{config.path}, row {number}: a second sample with the id {sample.id!r} in "
@@ -265,6 +275,7 @@ def open_samples(
     notes = (
         *((f"{place}: of its tables {Path(table['path']).name} is read",) if is_split else ()),
         *parser.columns.notes,
+        *((f"{config.path}: rows that repeat an earlier one: {repeated}",) if repeated else ()),
         *_behind_the_end(config.path, [sample.clip for sample in samples.values()]),
         *_check_datasets(config.path, datasets, seen, is_named),
     )
@@ -326,6 +337,11 @@ class _RowParser:
     def dataset_of(self, row: Row) -> str:
         """The dataset that a row belongs to."""
         return str(self.columns.get(row, "dataset") or self._dataset)
+
+    def is_named_by_times(self, row: Row, sample: Sample) -> bool:
+        """Whether a sample is called by its stretch of a recording, which may have more labels."""
+        is_part = bool(sample.clip.start) or sample.clip.end is not None
+        return is_part and self.columns.get(row, "id") is None
 
     def parse(self, row: Row, number: int) -> Sample:
         """The sample of a row; `number` counts the rows of the source from 1 on."""
@@ -452,6 +468,7 @@ EXAMPLE_ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "prompts", "query", "question", "instruction_text", "instruction"),
     "answer": ("answer", "text", "output", "label"),
     "labels": ("labels",),
+    "name": ("common_name", "species", "annotation", "scientific_name"),
     "dataset": ("dataset", "dataset_name", "source_dataset"),
     "weight": ("weight",),
     "group": ("group_id", "family", "recording_id"),
@@ -524,6 +541,8 @@ def _example(
     answer = columns.label(row, "answer", where)
     if answer is None and labels:
         answer = columns.label(row, "labels", where)
+    if answer is None and not (columns.has(row, "answer") or columns.has(row, "labels")):
+        answer = columns.label(row, "name", where)  # of a table of annotations
     if answer is None:
         raise DataError(
             f"{where}: no answer (a column {' or '.join(EXAMPLE_ALIASES['answer'])}, or `columns: "

@@ -12,8 +12,10 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from NatureLM.audio.files import as_on_disk
+from NatureLM.audio.files import as_on_disk, recording_below
 from NatureLM.config.schema import TableSource
 from NatureLM.errors import UsageError
 
@@ -32,8 +34,8 @@ CLIP_ALIASES: dict[str, tuple[str, ...]] = {
         *("path", "file", "file_name", "audio_path", "file_path", "audio_file", "sound_file"),
         *("begin_path", "begin_file"),
     ),
-    "start": ("start", "begin", "start_time", "begin_time", "onset", "offset"),
-    "end": ("end", "end_time", "stop", "stop_time"),
+    "start": (*("start", "begin", "start_time", "begin_time", "start_offset", "onset", "offset"),),
+    "end": ("end", "end_time", "end_offset", "stop", "stop_time"),
     "duration": ("duration", "delta_time"),
     "file_offset": ("file_offset",),
     "task": ("task",),
@@ -46,6 +48,7 @@ TEXTS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 """Suffixes of tables that are text."""
 
 _TIMES = ("start", "end", "duration", "file_offset")
+_MOST_COLUMNS = 100_000
 _SAME = 0.05  # seconds that times of one table may differ by for being rounded
 _REMEDY = "save it as UTF-8 (in Excel: CSV UTF-8)"
 _START_WORDS = frozenset({"start", "begin", "beg", "onset", "offset"})
@@ -69,9 +72,11 @@ _MARKS = {
 }
 _NUMBER = re.compile(r"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _CLOCK = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:[.,]\d+)?)", re.ASCII)
-_OF_RAVEN = {"begin clock time", "end clock time", "delta time", "begin sample", "end sample"} | {
-    f"{end} file samp" for end in ("beg", "end")
-}
+_OF_OTHERS = (
+    {"begin clock time", "end clock time", "delta time", "begin sample", "end sample"}
+    | {"beg file samp", "end file samp", "local time", "utc time"}  # of Raven, and our own
+    | {"time", "dur"}  # of Kaleidoscope
+)
 
 
 class DataError(UsageError):
@@ -242,9 +247,13 @@ def _columns(row: Any, path: Path, number: int) -> Row:
 
 def _check_header(names: Sequence[str], where: str) -> None:
     """Raise DataError for a column that is there twice."""
-    for name in names:
-        if name and names.count(name) > 1:
-            raise DataError(f"{where}: the column {name!r} is there twice; rename one of them")
+    if len(names) > _MOST_COLUMNS:
+        raise DataError(
+            f"{where}: has {len(names):,} columns, and a table has at most {_MOST_COLUMNS:,}"
+        )
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise DataError(f"{where}: the column {twice!r} is there twice; rename one of them")
 
 
 def delimiter_of(text: str, *, tab_first: bool = False) -> str:
@@ -388,6 +397,7 @@ class Columns:
         self._layouts: dict[tuple[str, ...], dict[str, list[str]]] = {}
         self._unread: dict[str, None] = {}
         self._several: tuple[str, str] | None = None
+        self._found: dict[str, Path] = {}
         self.decimal_comma = False
         self.notes: list[str] = []
 
@@ -448,8 +458,10 @@ class Columns:
                 is_there = wanted and found.get(wanted)
                 if wanted and units and not is_there and wanted in found:
                     self._refuse_unit(key, wanted)
-            is_raven = " ".join(_words(key)) in _OF_RAVEN and found.get("start")
-            is_time = words & _TIME_WORDS and not words & {"rate", "id"} and not is_raven
+            is_known = " ".join(_words(key)) in _OF_OTHERS and found.get("start")
+            is_time = words & _TIME_WORDS and not words & {"rate", "id"} and not is_known
+            if fold(key) == "annotation" and "commonname" in map(fold, keys):
+                continue  # of Raven: what stands in it has a name
             if is_time or words & _LABEL_WORDS or fold(key) in _BARE:
                 self._unread.setdefault(key)
 
@@ -483,6 +495,10 @@ class Columns:
                 f"{', '.join(shown[:8])}{more}; where one matters, say what it is, such as "
                 f"--column {column}={name}, or columns: {{{column}: {name}}} in a configuration"
             )
+
+    def has(self, row: Row, column: str) -> bool:
+        """Whether the row has the column, if without a value."""
+        return bool(self._places(row, column))
 
     def raw(self, row: Row, column: str) -> Any:
         """The first of the columns that has a value, as it is in the table."""
@@ -557,7 +573,10 @@ class Columns:
         return None
 
     def recording(self, row: Row, folder: Path, where: str) -> Path | None:
-        """The file that a row names, as the disk spells it."""
+        """The file that a row names, as the disk spells it.
+
+        Where it is not there, as of another machine, it is looked for below the folder.
+        """
         named: list[str] = []
         for name in self._places(row, "path"):
             value = row[name]
@@ -566,7 +585,7 @@ class Columns:
             if not isinstance(value, str):
                 raise DataError(f"{where}: {name} is {value!r}; the name of a file is needed")
             named.append(value)
-        found = [as_on_disk(folder / name, other_slashes=True) for name in named]
+        found = [self._on_disk(folder, name) for name in named]
         there = found if len(found) < 2 else [one for one in found if one.exists()]
         if any(not one.samefile(there[0]) for one in there[1:]):
             raise DataError(
@@ -574,6 +593,14 @@ class Columns:
                 f"({', '.join(named)}); columns.path says which column does"
             )
         return next(iter(there or found), None)
+
+    def _on_disk(self, folder: Path, name: str) -> Path:
+        if name not in self._found:
+            found = as_on_disk(folder / name, other_slashes=True)
+            if not os.path.exists(found):
+                found = recording_below(folder, name) or found
+            self._found[name] = found
+        return self._found[name]
 
     def stretch(self, row: Row, where: str) -> tuple[float, float | None]:
         """Start and end of a clip in its recording, in seconds; end None is the end of the file."""

@@ -94,13 +94,21 @@ def test_without_pyav_files_are_named(
     (tmp_path / "bird.wav").touch()
     assert find_recordings([tmp_path]) == [tmp_path / "bird.wav", phone]
     assert not caplog.messages
+    videos = [
+        encode(tmp_path.parent / f"a.{kind}", codec, kind)
+        for kind, codec in (("webm", "libopus"), ("mp4", "aac"))
+    ]
+    opus = encode(tmp_path.parent / "a.opus", "libopus", "ogg")
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr(files, "find_spec", lambda name: None)
     assert find_recordings([tmp_path]) == [tmp_path / "bird.wav"]
     [said] = caplog.messages
-    assert "1 file left out that may be sound: phone.m4a; pip install 'naturelm-audio[av]'" in said
-    with pytest.raises(AudioError, match="needs PyAV, which is not installed"):
-        Recording(phone)
+    assert "1 file left out that may be sound: phone.m4a; pip install" in said
+    assert "'naturelm-audio[media]'" in said
+    for path in (phone, *videos):
+        with pytest.raises(AudioError, match=r"needs PyAV, .* not installed.*audio\[media\]"):
+            Recording(path)
+    assert decoded(opus)[1] is None  # libsndfile reads Ogg Opus
 
 
 def test_sound_under_other_names_is_counted(
