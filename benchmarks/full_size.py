@@ -28,7 +28,8 @@ from transformers import LlamaConfig
 import NatureLM.models as models
 from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import DecodingSession
-from NatureLM.generation.engine import Engine, GenerationOptions, Request, fold_if_single_alpha
+from NatureLM.generation.engine import Engine, fold_if_single_alpha
+from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.models import NatureLMConfig, NatureLMProcessor
 
 LLAMA_8B = {

@@ -20,7 +20,7 @@ from measure import machine, timed
 from model import QUERIES, BenchmarkModel, build, prompt, waves
 from torch import Tensor, nn
 
-from NatureLM.generation.engine import GenerationOptions
+from NatureLM.generation.requests import GenerationOptions
 
 
 class Int8Linear(nn.Module):

@@ -34,7 +34,7 @@ from NatureLM.util import why_not_finite
 
 if TYPE_CHECKING:
     from NatureLM.generation.cuda_graphs import GraphRunner
-    from NatureLM.generation.engine import GenerationOptions
+    from NatureLM.generation.requests import GenerationOptions
 
 _LEAST = -1e9  # what an allowed token counts at least, so that one always can be chosen
 

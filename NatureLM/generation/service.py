@@ -17,8 +17,9 @@ from typing import Any, cast
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.audio_cache import EncodedClip
-from NatureLM.generation.engine import Answer, Engine, Request, RowQueue
+from NatureLM.generation.engine import Engine
 from NatureLM.generation.prefill import Row
+from NatureLM.generation.requests import Answer, Request, RowQueue
 
 OnTokens = Callable[[Sequence[int]], None]
 

@@ -21,7 +21,6 @@ import torch
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.generation.decoding import Decoder, Prompt
-from NatureLM.generation.engine import GenerationOptions
 from NatureLM.generation.prefill import (
     PreallocatedCache,
     check_placeholders,
@@ -31,6 +30,7 @@ from NatureLM.generation.prefill import (
     pieces_of,
     prompt_parts,
 )
+from NatureLM.generation.requests import GenerationOptions
 from NatureLM.prompts import ChatTemplate, with_clips
 
 

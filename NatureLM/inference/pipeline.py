@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from NatureLM.generation.audio_cache import EmbeddingCache
-    from NatureLM.generation.engine import Answer, Engine, Request, Run
+    from NatureLM.generation.engine import Engine, Run
+    from NatureLM.generation.requests import Answer, Request
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM, NatureLMProcessor
     from NatureLM.results.detections import Detection
@@ -393,7 +394,7 @@ class Pipeline:
         (`do_sample=True`), whatever number of beams the configuration has: beams may change what
         they said before.
         """
-        from NatureLM.generation.engine import GenerationOptions
+        from NatureLM.generation.requests import GenerationOptions
         from NatureLM.inference.conversation import Conversation
 
         def load(clip: Any) -> NDArray[Any]:
@@ -427,7 +428,8 @@ class Pipeline:
 
         `ask_silence` is that of `conversation`.
         """
-        from NatureLM.generation.engine import Answer, Request, yield_in_input_order
+        from NatureLM.generation.engine import yield_in_input_order
+        from NatureLM.generation.requests import Answer, Request
 
         if not query.strip():
             raise UsageError("the question is empty")
@@ -514,7 +516,7 @@ class Pipeline:
 
         The key of a request is its number and its result, which has no answer yet.
         """
-        from NatureLM.generation.engine import Request
+        from NatureLM.generation.requests import Request
 
         processor, numbers = processor_of(self.model), count()
         choice = options.choice("sum" if calibration is None else calibration.normalize)
@@ -567,7 +569,7 @@ class Pipeline:
         """Raise UsageError for a question that leaves no room for an answer, or a label: of all
         windows alike, so it is said before the first.
         """
-        from NatureLM.generation.engine import Request
+        from NatureLM.generation.requests import Request
 
         processor, of_clip = processor_of(self.model), self.model.config.audio_positions()
         for query in queries:
@@ -616,7 +618,8 @@ class Pipeline:
     def engine(self, generation: dict[str, Any], batch_size: int | None = None) -> Engine:
         """What answers requests; sound that was encoded before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
-        from NatureLM.generation.engine import Engine, GenerationOptions
+        from NatureLM.generation.engine import Engine
+        from NatureLM.generation.requests import GenerationOptions
 
         if self._embeddings is None:
             self._embeddings = make_embedding_cache(

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import QFormerConfig
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
-from NatureLM.generation.engine import GenerationOptions, answer_prompts
+from NatureLM.generation.engine import answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import (
     check_placeholders,
@@ -30,6 +30,7 @@ from NatureLM.generation.prefill import (
     prompt_parts,
     to_device,
 )
+from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.lora import (
     Alpha,
     active_alpha,

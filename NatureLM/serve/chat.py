@@ -19,8 +19,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.engine import Answer, GenerationOptions
 from NatureLM.generation.labels import NOTHING, LabelChoice
+from NatureLM.generation.requests import Answer, GenerationOptions
 from NatureLM.inference.windows import AskOptions, Mode
 from NatureLM.serve.bodies import (
     Body,

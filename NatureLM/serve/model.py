@@ -37,10 +37,11 @@ from pydantic import BaseModel, ValidationError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache, Load
 from NatureLM.generation.decoding import TokenLogProbability
-from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Run, before_stop
-from NatureLM.generation.engine import Request as Prompt
+from NatureLM.generation.engine import Engine, Run, before_stop
 from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.prefill import prompt_parts
+from NatureLM.generation.requests import Answer, GenerationOptions
+from NatureLM.generation.requests import Request as Prompt
 from NatureLM.generation.service import (
     DeadlinePassed,
     EngineService,

@@ -20,7 +20,8 @@ from NatureLM.data.sample import FileSource
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.experiments.run import ClipLoader
-from NatureLM.generation.engine import Engine, GenerationOptions, Request
+from NatureLM.generation.engine import Engine
+from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.inference.pipeline import processor_of
 from NatureLM.results.rows import json_line
 from recipes.tiny.architecture import WINDOW_DELAYS

@@ -24,9 +24,10 @@ from NatureLM.experiments.plan import FewShotPool, Plan, Renderer
 from NatureLM.experiments.run import Answerer
 from NatureLM.generation import engine as engine_module
 from NatureLM.generation import prefill
-from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Request
+from NatureLM.generation.engine import Engine
 from NatureLM.generation.labels import LabelChoice, LabelGrammar
 from NatureLM.generation.prefill import context_length
+from NatureLM.generation.requests import Answer, GenerationOptions, Request
 from NatureLM.inference.conversation import ContextFull
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM

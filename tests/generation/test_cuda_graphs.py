@@ -22,8 +22,9 @@ from NatureLM.generation.cuda_graphs import (
     make_graph_runner,
 )
 from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
-from NatureLM.generation.engine import Engine, GenerationOptions
+from NatureLM.generation.engine import Engine
 from NatureLM.generation.prefill import to_device
+from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
-from NatureLM.generation.engine import GenerationOptions
 from NatureLM.generation.prefill import prompt_parts
+from NatureLM.generation.requests import GenerationOptions
 from NatureLM.inference.conversation import (
     ContextFull,
     Conversation,

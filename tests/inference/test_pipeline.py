@@ -22,7 +22,8 @@ from NatureLM.audio.windows import iter_windows
 from NatureLM.config import load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import Load
-from NatureLM.generation.engine import Answer, Engine, Request
+from NatureLM.generation.engine import Engine
+from NatureLM.generation.requests import Answer, Request
 from NatureLM.inference import windows as sound_stream
 from NatureLM.inference.pipeline import Pipeline, load_model, pick_device
 from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult

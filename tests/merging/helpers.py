@@ -18,7 +18,7 @@ def answer_ids(
     model: NatureLM, wav: Tensor, alpha: Any = None, query: str = "Caption the audio"
 ) -> list[list[int]]:
     """Ids of two questions about a clip."""
-    from NatureLM.generation.engine import GenerationOptions
+    from NatureLM.generation.requests import GenerationOptions
 
     prompts = [model.processor.render(query), model.processor.render("What is it?")]
     options = GenerationOptions(**OPTIONS)  # type: ignore[arg-type]

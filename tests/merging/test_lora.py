@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.engine import GenerationOptions
+from NatureLM.generation.requests import GenerationOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.merging.lora import (
     AlphaScaling,
