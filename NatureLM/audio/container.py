@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -185,7 +184,7 @@ def _are_chunks(file: BinaryIO, at: int, size: int) -> bool:
     """Whether chunks, or a tag, fill the file from here to its end."""
     for start, order in itertools.product((at, at + at % 2), "<>"):
         end = start
-        for name, begin, length in _chunks(file, start, size, order):
+        for name, begin, length in riff_chunks(file, start, size, order):
             if not _is_name(name) or (begin + length > size and name not in _CHUNK_NAMES):
                 break
             end = _behind_chunk(file, begin, length)
@@ -213,8 +212,11 @@ def _is_padding(file: BinaryIO, at: int) -> bool:
     return True
 
 
-def _chunks(file: BinaryIO, at: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start of the content, given length) of the chunks from here on."""
+def riff_chunks(file: BinaryIO, at: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start of the content, given length) of the chunks from here on, 10,000 at most.
+
+    order: "<" for RIFF, ">" for AIFF
+    """
     for _ in range(_MOST_CHUNKS):
         if at + 8 > size:
             break
@@ -234,7 +236,7 @@ def _behind_chunk(file: BinaryIO, start: int, length: int) -> int:
 def _wave(file: BinaryIO, size: int, kind: bytes) -> Contents:
     form = b""
     long_size = None
-    for name, start, length in _chunks(file, 12, size, "<"):
+    for name, start, length in riff_chunks(file, 12, size, "<"):
         if name in (b"ds64", b"fmt ") and length <= _SCAN_BYTES:
             file.seek(start)
             content = file.read(length)
@@ -267,25 +269,6 @@ def _wave(file: BinaryIO, size: int, kind: bytes) -> Contents:
     return Contents((stream,), present, promised)
 
 
-def time_expansion(path: str | os.PathLike[str]) -> float:
-    """How many times slower a WAV is than what was recorded, as its GUANO chunk says; else 1."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        if file.read(12)[8:] != b"WAVE":
-            return 1.0
-        for name, start, length in _chunks(file, 12, size, "<"):
-            if name == b"guan":
-                file.seek(start)
-                text = file.read(min(length, _SCAN_BYTES)).decode(errors="replace")
-                found = re.search(r"^\s*TE\s*:\s*([0-9.]+)\s*$", text, re.MULTILINE)
-                try:
-                    return float(found[1]) if found else 1.0
-                except ValueError:
-                    return 1.0
-    return 1.0
-
-
 def _is_streamed(given: int) -> bool:
     """Whether a size is what programs write that cannot go back to the header."""
     low, high, unknown = _STREAMED
@@ -309,7 +292,7 @@ def _finds_data(file: BinaryIO, size: int) -> bool:
 def _aiff(file: BinaryIO, size: int, kind: bytes) -> Contents:
     common = b""
     sound: tuple[int, int] | None = None
-    for name, start, length in _chunks(file, 12, size, ">"):
+    for name, start, length in riff_chunks(file, 12, size, ">"):
         if name == b"COMM" and length <= _SCAN_BYTES:
             file.seek(start)
             common = file.read(length)

@@ -1,0 +1,257 @@
+"""What rows and prompts are told of a moment in a recording: place, local time, UTC, sun, week.
+
+`FieldClock` brings clock and deployments together; `fill` puts what is known into a question.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+from NatureLM.field.clock import Clock, read_clock
+from NatureLM.field.deployments import Deployment, Deployments
+from NatureLM.field.sun import WITHOUT_ASTRAL, has_astral, hours_after
+from NatureLM.field.times import FileTimes, in_offset
+from NatureLM.field.zones import UTC, offset_text, to_utc, zone_text
+
+KEYS = (
+    *("site", "latitude", "longitude", "habitat", "recorder", "place"),
+    *("local_time", "utc_time", "zone", "date", "week"),
+    *("hours_after_sunrise", "hours_after_sunset", "clock_source", "clock_conflict"),
+)
+"""What the context of a moment may say, in this order."""
+PLACEHOLDERS = ("place", "site", "habitat", "date", "time", "month")
+"""What a question may be told, in braces."""
+
+_PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
+)
+_FAR = 0.05  # degrees that a receiver and a table may differ by: about 5 km
+
+
+@dataclass(frozen=True)
+class RecordingContext:
+    """What is known of where and when a recording was made.
+
+    clock: what name and header say
+    deployment: the row that it is of
+    zone: of local times; None where they have none
+    utc: when it began, where that is known
+    local: when it began by the recorder's clock, where only that is known
+    conflicts: sentences about clocks and zones that disagree
+    notes: why it has no deployment
+    has_sun: whether hours after sunrise and sunset can be had
+    """
+
+    clock: Clock
+    deployment: Deployment | None = None
+    zone: tzinfo | None = None
+    utc: datetime | None = None
+    local: datetime | None = None
+    conflicts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    has_sun: bool = False
+    _fixed: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, seconds: float) -> dict[str, Any]:
+        """What is known of a moment, so many seconds after the beginning; `KEYS` says of what.
+
+        Times are ISO 8601: `local_time` with its offset where the zone is known and without where
+        not, `utc_time` with Z. `week` is BirdNET's, from 1 to 48: four a month, as in `week_of`.
+        Hours after sunrise and sunset are null where there is none within half a day.
+        """
+        later = timedelta(milliseconds=round(seconds * 1000))
+        said = dict(self._fixed)
+        local, day = None, self.clock.date
+        if self.utc is not None:
+            moment = self.utc + later
+            local = moment.astimezone(self.zone)
+            said["utc_time"] = _iso(moment)[:-6] + "Z"
+            if self.has_sun and "latitude" in said:
+                rise, set_ = hours_after(said["latitude"], said["longitude"], moment)
+                said["hours_after_sunrise"], said["hours_after_sunset"] = rise, set_
+        elif self.local is not None:
+            local = self.local + later
+        if local is not None:
+            said["local_time"] = _iso(local)
+            day = local.date()
+        if day is not None:
+            said["date"], said["week"] = day.isoformat(), week_of(day)
+        return {key: said[key] for key in KEYS if key in said}
+
+
+class FieldClock:
+    """Where and when recordings were made.
+
+    deployments: places, zones and times of recorders
+    times: when recordings began, where names and headers do not say it
+    notes: what is to be said once, for all recordings
+    """
+
+    def __init__(
+        self, deployments: Deployments | None = None, times: FileTimes | None = None
+    ) -> None:
+        self._deployments, self._times = deployments, times
+        self._known: dict[str, RecordingContext] = {}
+        self._has_sun = has_astral()
+        self.notes = [
+            *(deployments.notes if deployments is not None else ()),
+            *(times.notes if times is not None else ()),
+        ]
+        if not self._has_sun and any(row.latitude is not None for row in deployments or ()):
+            self.notes.append(WITHOUT_ASTRAL)
+
+    def of(self, recording: str | Path) -> RecordingContext:
+        """What is known of a recording; its header is read once."""
+        key = str(recording)
+        if key not in self._known:
+            self._known[key] = self._read(recording)
+        return self._known[key]
+
+    def _read(self, recording: str | Path) -> RecordingContext:
+        clock = read_clock(recording, self._times)
+        row, note = None, ""
+        if self._deployments is not None:
+            row, note = self._deployments.find(recording, clock)
+        zone, utc, conflicts = _moment(clock, row)
+        conflicts = (*clock.conflicts, *conflicts, *_far_away(clock, row))
+        return RecordingContext(
+            clock,
+            row,
+            zone=zone,
+            utc=utc,
+            local=clock.time,
+            conflicts=conflicts,
+            notes=(note,) if note else (),
+            has_sun=self._has_sun,
+            _fixed=_fixed(clock, row, zone, conflicts),
+        )
+
+
+def _moment(
+    clock: Clock, row: Deployment | None
+) -> tuple[tzinfo | None, datetime | None, tuple[str, ...]]:
+    """Zone of local times, moment in UTC, and what disagrees.
+
+    An offset that the file says wins over the zone of the table. UTC is no offset that disagrees:
+    many recorders count in it wherever they are.
+    """
+    zone = row.zone if row is not None else None
+    time = clock.time
+    if time is None:
+        return zone, None, ()
+    if time.tzinfo is None:
+        set_to = row.clock if row is not None and row.clock is not None else zone
+        if set_to is None:
+            return None, None, ()
+        utc, why = to_utc(time, set_to)
+        if utc is None:
+            return None, None, (f"{why}.",)
+        return zone or set_to, utc, ()
+    if zone is None:
+        return time.tzinfo, time.astimezone(UTC), ()
+    there, here = in_offset(time, zone), time.utcoffset()
+    if there.utcoffset() == here or not here:
+        return zone, time.astimezone(UTC), ()
+    return (
+        time.tzinfo,
+        time.astimezone(UTC),
+        (
+            f"The {clock.zone_source} says {zone_text(time.tzinfo)}, and the table of deployments "
+            f"{zone_text(zone)}, which was {offset_text(there.utcoffset() or timedelta())} then: "
+            "the former is taken.",
+        ),
+    )
+
+
+def _far_away(clock: Clock, row: Deployment | None) -> tuple[str, ...]:
+    if clock.position is None or row is None or row.latitude is None or row.longitude is None:
+        return ()
+    north, east = clock.position[0] - row.latitude, clock.position[1] - row.longitude
+    east = (east + 180) % 360 - 180
+    if math.hypot(north, east * math.cos(math.radians(row.latitude))) <= _FAR:
+        return ()
+    return (
+        f"The recorder gives {_coordinates(*clock.position)}, and the table of deployments "
+        f"{_coordinates(row.latitude, row.longitude)}: the latter is taken.",
+    )
+
+
+def _fixed(
+    clock: Clock, row: Deployment | None, zone: tzinfo | None, conflicts: tuple[str, ...]
+) -> dict[str, Any]:
+    """What is the same all through a recording."""
+    said: dict[str, Any] = {}
+    if row is not None:
+        said |= {"site": row.site, "habitat": row.habitat}
+    place = (row.latitude, row.longitude) if row is not None else (None, None)
+    place = place if place[0] is not None else clock.position or place
+    if place[0] is not None and place[1] is not None:
+        said |= {"latitude": place[0], "longitude": place[1]}
+        said["place"] = _coordinates(place[0], place[1])
+    if said.get("site"):
+        said["place"] = ", ".join(filter(None, (said["site"], said.get("place"))))
+    said["recorder"] = clock.recorder or (row.recorder if row is not None else "")
+    said["zone"] = zone_text(zone)
+    said["clock_source"] = clock.source
+    said["clock_conflict"] = " ".join(conflicts)
+    return {key: value for key, value in said.items() if value != ""}
+
+
+def _coordinates(latitude: float, longitude: float) -> str:
+    """`25.39 N 80.68 W`."""
+    north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
+    return f"{abs(latitude):.2f} {north} {abs(longitude):.2f} {east}"
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
+
+
+def week_of(day: date) -> int:
+    """BirdNET's week, 1 to 48: four a month, of which the last goes to the end of the month."""
+    return (day.month - 1) * 4 + min(4, (day.day + 6) // 7)
+
+
+# Questions
+
+
+def asks_context(question: str) -> bool:
+    """Whether a question has a place for something that only a recording's context says."""
+    return _PLACEHOLDER.search(question) is not None
+
+
+def fill(question: str, context: Mapping[str, Any]) -> tuple[str, str]:
+    """A question with what is known of a moment (`RecordingContext.at`), and what is missing.
+
+    `{place}` becomes `Everglades, 25.39 N 80.68 W`, `{date}` `10 May 2024`, `{month}` `May`,
+    `{time}` `05:30`, `{site}` and `{habitat}` what the table says. A question with a hole is not to
+    be asked: where something is not known, the text is "" and the second part says what.
+    """
+    values = _words(context)
+    wanted = dict.fromkeys(_PLACEHOLDER.findall(question))
+    missing = [f"{{{name}}}" for name in wanted if not values.get(name)]
+    if missing:
+        return "", (
+            f"the question asks for {', '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not known of this recording"
+        )
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], question), ""
+
+
+def _words(context: Mapping[str, Any]) -> dict[str, str]:
+    values = {name: str(context.get(name) or "") for name in ("place", "site", "habitat")}
+    if "date" in context:
+        day = date.fromisoformat(context["date"])
+        month = _MONTHS[day.month - 1]
+        values |= {"date": f"{day.day} {month} {day.year}", "month": month}
+    if "local_time" in context:
+        values["time"] = context["local_time"][11:16]
+    return values

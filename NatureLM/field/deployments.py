@@ -1,0 +1,339 @@
+"""Where recorders stood, when and in which zone: a table, and which row a recording is of.
+
+One table gives place, season and zone; its columns are called as people call them, or as in
+Camtrap DP. A recording that two rows fit has no place: that is said, and nothing guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+from NatureLM.data.table import DataError
+from NatureLM.field.clock import Clock
+from NatureLM.field.tables import TIMES, Line, parse_time, read_lines, zone_of
+from NatureLM.field.zones import UTC, to_utc
+from NatureLM.util import shown
+
+ALIASES = {
+    "site": (
+        *("site", "site_name", "location_name", "location", "station", "plot", "point"),
+        *("location_id", "site_id", "station_id", "deployment_id", "deployment"),
+    ),
+    "latitude": ("latitude", "lat", "decimal_latitude", "y"),
+    "longitude": ("longitude", "lon", "long", "lng", "decimal_longitude", "x"),
+    "from": (
+        *("from", "start", "deployment_start", "start_date", "date_from", "start_time", "begin"),
+        *("deployed", "installed"),
+    ),
+    "to": (
+        *("to", "end", "deployment_end", "end_date", "date_to", "end_time", "stop", "until"),
+        *("retrieved", "collected"),
+    ),
+    "zone": ("zone", "timezone", "time_zone", "tz"),
+    "clock": ("clock", "clock_zone", "recorder_zone"),
+    "recorder": (
+        *("recorder", "recorder_id", "device_id", "device", "serial", "serial_number"),
+        *("unit", "logger", "aru", "audiomoth"),
+    ),
+    "folder": ("folder", "path", "directory", "card"),
+    "habitat": ("habitat", "habitat_type"),
+}
+"""Columns of a table of deployments, and what each may be called."""
+
+_INSTANT = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A row: where a recorder stood, and from when to when.
+
+    latitude, longitude: degrees
+    start, end: local times of the place, or with a zone of their own; both belong to it
+    zone: of the place
+    clock: the zone that the recorder's clock was set to, where that is another one
+    folder: a folder that its recordings are in, at any depth
+    values: what else the row says, by the table's names of the columns
+    line: of the table
+    """
+
+    site: str = ""
+    latitude: float | None = None
+    longitude: float | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    zone: tzinfo | None = None
+    clock: tzinfo | None = None
+    recorder: str = ""
+    folder: str = ""
+    habitat: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+    line: int = 0
+
+    def __str__(self) -> str:
+        named = self.site or self.recorder or self.folder
+        return f"{named} (line {self.line})" if named else f"line {self.line}"
+
+    def wall(self, moment: datetime) -> datetime:
+        """A recorder's time as clocks of the place show it."""
+        if moment.tzinfo is None and self.clock is not None:
+            moment = to_utc(moment, self.clock)[0] or moment
+        if moment.tzinfo is not None and self.zone is not None:
+            moment = moment.astimezone(self.zone)
+        return moment.replace(tzinfo=None)
+
+    def holds(self, clock: Clock) -> bool:
+        """Whether a recording that began then can be of it; a time that is not known can be."""
+        if clock.time is not None:
+            return self._order(self.start, clock.time) <= 0 <= self._order(self.end, clock.time, 1)
+        if clock.date is None:
+            return True
+        days = [None if one is None else self.wall(one).date() for one in (self.start, self.end)]
+        return (days[0] or date.min) <= clock.date <= (days[1] or date.max)
+
+    def _order(self, bound: datetime | None, moment: datetime, otherwise: int = -1) -> int:
+        """Whether the bound is before (-1), at or after the moment."""
+        if bound is None:
+            return otherwise
+        if bound.tzinfo is not None and moment.tzinfo is not None:
+            first, second = bound.astimezone(UTC), moment.astimezone(UTC)
+        else:
+            first, second = self.wall(bound), self.wall(moment)
+        return (first > second) - (first < second)
+
+
+class Deployments(Sequence[Deployment]):
+    """The rows of a table.
+
+    path: of the table
+    notes: about how it was read
+    """
+
+    def __init__(
+        self, rows: Sequence[Deployment], path: str | Path = "", notes: Sequence[str] = ()
+    ) -> None:
+        self._rows = tuple(rows)
+        self.path = Path(path)
+        self.notes = tuple(notes)
+
+    def __getitem__(self, at: int) -> Deployment:  # type: ignore[override]
+        return self._rows[at]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def find(self, recording: str | Path, clock: Clock) -> tuple[Deployment | None, str]:
+        """The deployment that a recording is of; or None, and why."""
+        place = _Place(recording, clock.recorder)
+        fitting = self._of(place)
+        if not fitting:
+            return None, f"{self.path}: no row has its folder, its recorder or its site."
+        held = [row for row in fitting if row.holds(clock)]
+        if not held:
+            return None, f"{self.path}: it began outside of the time of {_listed(fitting)}."
+        for narrower in (_goes_on(clock), place.recorders, place.sites):
+            if len(held) > 1:
+                held = narrower(held) or held
+        if len(held) > 1:
+            return None, (
+                f"{self.path}: {len(held)} rows fit, {_listed(held)}, so its place is not known."
+            )
+        return held[0], ""
+
+    def _of(self, place: _Place) -> list[Deployment]:
+        """Rows of the recording, whatever its time: by folder, else by recorder, else by site."""
+        rows = [row for row in self._rows if not row.folder]
+        return (
+            place.folders(self._rows)
+            or place.recorders(rows)
+            or place.sites(place.possible(rows))
+            or (place.possible(rows) if len(self._rows) == 1 else [])
+        )
+
+
+class _Place:
+    """What path and recorder say of where a recording is from."""
+
+    def __init__(self, recording: str | Path, recorder: str) -> None:
+        self._full = _parts(os.path.abspath(recording))[:-1]
+        *self._folders, name = _parts(str(recording)) or [""]
+        self._name = name
+        self._recorder = _plain(recorder)
+
+    def folders(self, rows: Sequence[Deployment]) -> list[Deployment]:
+        """Rows whose folder the recording is in; where there are several, the innermost ones."""
+        found = []
+        for row in rows:
+            wanted = _parts(row.folder)
+            ends = [
+                start + len(wanted)
+                for start in range(len(self._full) - len(wanted) + 1)
+                if wanted and self._full[start : start + len(wanted)] == wanted
+            ]
+            found += [((max(ends), len(wanted)), row)] if ends else []
+        return _greatest(found)
+
+    def recorders(self, rows: Sequence[Deployment]) -> list[Deployment]:
+        """Rows whose recorder made it, as its header says, or its name or a folder."""
+        named = [row for row in rows if row.recorder]
+        known = [row for row in named if _plain(row.recorder) == self._recorder]
+        if known:
+            return known
+        return [
+            row
+            for row in self.possible(named)
+            if _begins(self._name, _plain(row.recorder))
+            or _plain(row.recorder) in self._folders
+            or (len(row.recorder) > 3 and f" {_plain(row.recorder)} " in f" {self._name} ")
+        ]
+
+    def possible(self, rows: Sequence[Deployment]) -> list[Deployment]:
+        """Rows without those of another recorder: one whose number is written in the same way."""
+        form = _form(self._recorder)
+        return [
+            row
+            for row in rows
+            if not self._recorder
+            or _plain(row.recorder) == self._recorder
+            or _form(_plain(row.recorder)) != form
+        ]
+
+    def sites(self, rows: Sequence[Deployment]) -> list[Deployment]:
+        """Rows whose site is what its name begins with, or a folder of its path.
+
+        The longest beginning of the name counts, and the innermost folder. Where they are two
+        sites, the rows of both come back.
+        """
+        sites = [(_plain(row.site), row) for row in rows if row.site]
+        by_name = _greatest([(len(s), row) for s, row in sites if _begins(self._name, s)])
+        depth = {part: number for number, part in enumerate(self._folders)}
+        by_folder = _greatest([(depth[site], row) for site, row in sites if site in depth])
+        both = [row for row in by_name if row in by_folder]
+        return both or by_name + by_folder
+
+
+def _greatest(found: Sequence[tuple[Any, Deployment]]) -> list[Deployment]:
+    most = max((key for key, _ in found), default=None)
+    return [row for key, row in found if key == most]
+
+
+def _goes_on(clock: Clock) -> Callable[[list[Deployment]], list[Deployment]]:
+    """Where one deployment ends at the moment at which another begins, the latter."""
+
+    def narrower(rows: list[Deployment]) -> list[Deployment]:
+        ended = Clock(time=clock.time + _INSTANT) if clock.time is not None else clock
+        return [row for row in rows if row.holds(ended)]
+
+    return narrower
+
+
+def _begins(name: str, word: str) -> bool:
+    """Whether a name begins with a whole word."""
+    return bool(word) and f"{name} ".startswith(f"{word} ")
+
+
+def _plain(text: str) -> str:
+    """Small letters, and a blank for what words are set off by."""
+    text = unicodedata.normalize("NFC", text).casefold().strip()
+    return re.sub(r"[\W_]+", " ", text.removeprefix("audiomoth ")).strip()
+
+
+def _parts(path: str) -> list[str]:
+    return [plain for part in re.split(r"[\\/]+", path) if (plain := _plain(part))]
+
+
+def _form(text: str) -> str:
+    """How a number is written: a serial number of an AudioMoth, or letters and so many digits."""
+    if re.fullmatch(r"[0-9a-f]{16}", text):
+        return "0" * 16
+    return re.sub(r"\d", "0", text)
+
+
+def _listed(rows: Sequence[Deployment]) -> str:
+    more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+    return ", ".join(map(str, rows[:4])) + more
+
+
+# Reading
+
+
+def read_deployments(path: str | Path) -> Deployments:
+    """A table of deployments.
+
+    Raises DataError, with file, line, column and value, for a cell that cannot be meant, and for
+    two rows that place one recorder, or one site, twice at a time.
+    """
+    path = Path(path)
+    lines, notes = read_lines(path, ALIASES)
+    rows = [_deployment(line) for line in lines]
+    recorders: dict[str, list[Deployment]] = {}
+    sites: dict[str, list[Deployment]] = {}
+    for row in rows:
+        if row.recorder:
+            recorders.setdefault(_plain(row.recorder), []).append(row)
+        else:
+            sites.setdefault(f"{_plain(row.site)}/{_plain(row.folder)}", []).append(row)
+    for some in recorders.values():
+        _refuse_overlaps(
+            path, some, f"the recorder {some[0].recorder}", "; call a column of models `model`"
+        )
+    for some in sites.values():
+        _refuse_overlaps(path, some, str(some[0]).partition(" (")[0], "; give recorder or folder")
+    return Deployments(rows, path, notes)
+
+
+def _deployment(line: Line) -> Deployment:
+    latitude, longitude = line.degrees("latitude", 90), line.degrees("longitude", 180)
+    cells = line.cells
+    if (latitude is None) != (longitude is None):
+        there, absent = ("latitude", "longitude")[:: 1 if longitude is None else -1]
+        raise line.wrong(there, f"is given, and no {absent}; give both or none")
+    if not any(cells.get(column) for column in ("site", "recorder", "folder", "latitude")):
+        raise DataError(
+            f"{line.path}, line {line.number}: names no place; a table of deployments has columns "
+            f"such as {', '.join(ALIASES)}"
+        )
+    start, end = line.read("from", parse_time, TIMES), line.read("to", parse_time, TIMES)
+    last = end[0] + timedelta(days=1) - _INSTANT if end and end[1] else end and end[0]
+    row = Deployment(
+        **{column: cells.get(column, "") for column in ("site", "recorder", "folder", "habitat")},
+        latitude=latitude,
+        longitude=longitude,
+        start=start[0] if start else None,
+        end=last or None,
+        zone=zone_of(line, "zone"),
+        clock=zone_of(line, "clock"),
+        values=line.others,
+        line=line.number,
+    )
+    if row.start and row.end and row.wall(row.start) > row.wall(row.end):
+        raise line.wrong("to", f"is {shown(cells['to'])}, before {shown(cells['from'])}")
+    return row
+
+
+def _refuse_overlaps(path: Path, rows: Sequence[Deployment], what: str, advice: str) -> None:
+    ends: tuple[datetime, Deployment] | None = None
+    for row in sorted(rows, key=lambda row: _moment(row, row.start, datetime.min)):
+        start, end = _moment(row, row.start, datetime.min), _moment(row, row.end, datetime.max)
+        if ends is not None and start < ends[0]:
+            raise DataError(
+                f"{path}: lines {ends[1].line} and {row.line} place {what} twice at a time; their "
+                f"times from .. to may not overlap{advice}"
+            )
+        if ends is None or end > ends[0]:
+            ends = end, row
+
+
+def _moment(row: Deployment, bound: datetime | None, otherwise: datetime) -> datetime:
+    """A bound of the row to compare with others."""
+    if bound is None:
+        return otherwise
+    if bound.tzinfo is None and row.zone is not None:
+        bound = bound.replace(tzinfo=row.zone)
+    return bound.astimezone(UTC).replace(tzinfo=None) if bound.tzinfo is not None else bound

@@ -1,0 +1,360 @@
+"""When recordings began: headers of all firmwares, GUANO, tables, and sources that disagree."""
+
+from __future__ import annotations
+
+import struct
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import metamoth.parsing
+import numpy as np
+import pytest
+import soundfile
+from field_files import chunk, comment_chunk, guano_chunk, save_wav
+from guano import GuanoFile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from NatureLM.audio.tags import read_tags
+from NatureLM.errors import UsageError
+from NatureLM.field.clock import Clock, read_clock
+from NatureLM.field.times import FileTimes
+
+MOMENT = datetime(2024, 5, 10, 19, 17, 30)
+COMMENT = (
+    "Recorded at 19:17:30 10/05/2024 (UTC+1) by AudioMoth 24E144055E080032 at medium gain while "
+    "battery was 4.2V and temperature was 19.3C."
+)
+GUANO = (
+    "GUANO|Version: 1.0\nMake: Titley Scientific\nModel: Chorus\nSerial: CH-7\n"
+    "Timestamp: {}\nLoc Position: 51.50000 -0.12000\nTemperature Int: 12.5\n"
+)
+
+
+def zone(hours: float) -> timezone:
+    return timezone(timedelta(hours=hours))
+
+
+def moth(path: Path, comment: str = COMMENT) -> Clock:
+    return read_clock(save_wav(path, comment_chunk(comment, "AudioMoth 24E144055E080032")))
+
+
+FIRMWARES = {
+    # Comments as each firmware writes them; hours from UTC, battery, temperature.
+    "1.0": ("by AudioMoth {} at gain setting 2 while battery state was 4.35V", None, 4.35, None),
+    "1.0.1": (
+        *("(UTC) by AudioMoth {} at gain setting 2 while battery state was 4.3V", 0, 4.3, None),
+    ),
+    "1.2": (
+        *("(UTC-3) by AudioMoth {} at gain setting 3 while battery state was > 5.0V.", -3, None),
+        None,
+    ),
+    "1.2.2": (
+        "(UTC-3:30) by AudioMoth {} at gain setting 3 while battery state was less than 3.6V.",
+        *(-3.5, None, None),
+    ),
+    "half an hour": (
+        "(UTC-0:30) by AudioMoth {} at gain setting 3 while battery state was 4.1V.",
+        *(-0.5, 4.1, None),
+    ),
+    "1.4": (
+        "(UTC+5:45) by AudioMoth {} at medium-high gain setting while battery state was 4.2V and "
+        "temperature was -3.4C. Amplitude threshold was 512.",
+        *(5.75, 4.2, -3.4),
+    ),
+    "1.6": (
+        "(UTC+10) by AudioMoth {} using external microphone at low gain while battery was greater "
+        "than 4.9V and temperature was 21.0C. Recording stopped due to switch position change.",
+        *(10, None, 21.0),
+    ),
+    "deployment": (
+        "(UTC) during deployment 0123456789ABCDEF at medium gain while battery was 4.2V and "
+        "temperature was 19.3C. Frequency trigger (8.0kHz and window length of 16 samples).",
+        *(0, 4.2, 19.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("firmware", FIRMWARES)
+def test_comments_of_every_firmware(firmware: str, tmp_path: Path) -> None:
+    text, hours, battery, temperature = FIRMWARES[firmware]
+    serial = "24E144055E080032"
+    comment = f"Recorded at 19:17:30 10/05/2024 {text.format(serial)}"
+    clock = moth(tmp_path / "a.WAV", comment)
+    assert clock.time == (MOMENT if hours is None else MOMENT.replace(tzinfo=zone(hours)))
+    assert (clock.source, clock.recorder, clock.model) == ("AudioMoth comment", serial, "AudioMoth")
+    assert (clock.battery, clock.temperature) == (battery, temperature)
+
+
+@pytest.mark.parametrize("firmware", ["1.0.1", "1.4", "1.6"])
+def test_metamoth_reads_the_same(firmware: str, tmp_path: Path) -> None:
+    """It is wrong for negative zones with minutes, and refuses what newer firmwares add."""
+    serial = "24E144055E080032"
+    comment = f"Recorded at 19:17:30 10/05/2024 {FIRMWARES[firmware][0].format(serial)}"
+    theirs = metamoth.parsing.parse_comment(comment)
+    ours = moth(tmp_path / "a.WAV", comment)
+    assert theirs["datetime"].replace(tzinfo=theirs["timezone"]) == ours.time
+    assert theirs.get("temperature_c") == ours.temperature
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2024-05-10T19:17:30", MOMENT),
+        ("2024-05-10 19:17:30", MOMENT),
+        ("2024-05-10T19:17:30Z", MOMENT.replace(tzinfo=timezone.utc)),
+        ("2024-05-10T19:17:30.250-03:30", MOMENT.replace(tzinfo=zone(-3.5))),
+        ("2024-05-10T19:17:30+1000", MOMENT.replace(tzinfo=zone(10))),
+    ],
+)
+def test_guano(text: str, time: datetime, tmp_path: Path) -> None:
+    path = save_wav(tmp_path / "a.wav", behind=guano_chunk(GUANO.format(text)))
+    clock = read_clock(path)
+    assert (clock.time, clock.source) == (time, "GUANO")
+    assert (clock.make, clock.model, clock.recorder) == ("Titley Scientific", "Chorus", "CH-7")
+    assert (clock.position, clock.temperature) == ((51.5, -0.12), 12.5)
+    theirs = GuanoFile(str(path))
+    assert theirs["Timestamp"].replace(microsecond=0) == time
+    assert theirs["Loc Position"] == clock.position
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2024-05-10", "2024-13-10T19:17:30", "1970-01-01T00:00:00", "9" * 99]
+)
+def test_guano_without_a_time(text: str, tmp_path: Path) -> None:
+    clock = read_clock(save_wav(tmp_path / "a.wav", guano_chunk(GUANO.format(text))))
+    assert (clock.time, clock.model) == (None, "Chorus")
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_comments_outlive_a_conversion(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+        file.comment = COMMENT
+        file.write(np.zeros(1600, np.float32))
+    assert read_clock(path).time == MOMENT.replace(tzinfo=zone(1))
+
+
+def test_a_comment_within_other_text_is_found(tmp_path: Path) -> None:
+    comment = f'opso_metadata{{"artist": "AudioMoth", "comment": "{COMMENT}", "subtype": "PCM_16"'
+    assert moth(tmp_path / "a.WAV", comment).time == MOMENT.replace(tzinfo=zone(1))
+
+
+def test_chunks_behind_four_gigabytes_of_sound_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    size = 5 << 30
+    form = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 8000, 16_000, 2, 16))
+    ds64 = chunk(b"ds64", struct.pack("<QQQI", 0, size, 0, 0))
+    with path.open("wb") as file:
+        file.write(b"RF64\xff\xff\xff\xffWAVE" + ds64 + form + b"data\xff\xff\xff\xff")
+        file.seek(size, 1)  # a hole, which takes no space
+        file.write(guano_chunk(GUANO.format("2024-05-10T19:17:30")))
+    assert read_clock(path).time == MOMENT
+
+
+# Several sources
+
+
+def test_the_name_is_trusted_and_the_comment_gives_its_zone(tmp_path: Path) -> None:
+    clock = moth(tmp_path / "20240510_191730.WAV")
+    assert clock.time == MOMENT.replace(tzinfo=zone(1))
+    assert (clock.source, clock.zone_source, clock.zone) == (
+        *("name", "AudioMoth comment"),
+        "UTC+01:00",
+    )
+    assert clock.utc == datetime(2024, 5, 10, 18, 17, 30, tzinfo=timezone.utc)
+    assert clock.conflicts == ()
+
+
+def test_two_seconds_are_no_conflict(tmp_path: Path) -> None:
+    assert moth(tmp_path / "20240510_191732.WAV").conflicts == ()
+    (sentence,) = moth(tmp_path / "20240510_191733.WAV").conflicts
+    assert "3 s apart: the name is taken" in sentence
+
+
+def test_a_name_in_utc_is_told_by_the_comment_and_said(tmp_path: Path) -> None:
+    clock = moth(tmp_path / "20240510_181730.WAV")
+    assert clock.time == MOMENT.replace(tzinfo=zone(1))
+    assert clock.source == "name"
+    assert clock.conflicts == (
+        "The name says 2024-05-10 18:17:30 and the AudioMoth comment says 2024-05-10 19:17:30 "
+        "(UTC+01:00): the same moment where the name counts in UTC, as it is taken.",
+    )
+
+
+def test_a_name_that_differs_by_an_hour_has_no_utc(tmp_path: Path) -> None:
+    clock = moth(tmp_path / "20240510_201730.WAV")
+    assert (clock.time, clock.utc, clock.zone) == (datetime(2024, 5, 10, 20, 17, 30), None, "")
+    assert clock.conflicts == (
+        "The name says 2024-05-10 20:17:30 and the AudioMoth comment says 2024-05-10 19:17:30 "
+        "(UTC+01:00), 1 h apart (as zones or summer time are): the name is taken.",
+    )
+
+
+def test_a_hexadecimal_name_and_its_comment_agree(tmp_path: Path) -> None:
+    begun = MOMENT.replace(tzinfo=zone(1))
+    clock = moth(tmp_path / f"{int(begun.timestamp()):08X}.WAV")
+    assert (clock.time, clock.zone, clock.conflicts) == (begun, "UTC+01:00", ())
+
+
+def test_a_date_in_the_name_is_compared(tmp_path: Path) -> None:
+    assert moth(tmp_path / "PLOT20240510.WAV").conflicts == ()
+    clock = moth(tmp_path / "PLOT20240511.WAV")
+    assert clock.time == MOMENT.replace(tzinfo=zone(1))
+    assert clock.conflicts == (
+        "The name says 2024-05-11, and the AudioMoth comment says 2024-05-10 19:17:30 (UTC+01:00).",
+    )
+
+
+def test_all_sources_are_compared(tmp_path: Path) -> None:
+    table = tmp_path / "times.csv"
+    table.write_text("file,time\n20240510_191730.WAV,2024-05-12 19:17:30\n")
+    guano = guano_chunk(GUANO.format("2024-05-10T19:17:30+01:00"))
+    path = save_wav(tmp_path / "20240510_191730.WAV", comment_chunk(COMMENT), behind=guano)
+    clock = read_clock(path, FileTimes(table))
+    (sentence,) = clock.conflicts
+    assert sentence.endswith("48 h apart: the name is taken.")
+    assert "file table says 2024-05-12" in sentence
+
+
+def test_nothing_is_known_of_other_files(tmp_path: Path) -> None:
+    assert read_clock(tmp_path / "absent.wav") == Clock()
+    assert read_clock(save_wav(tmp_path / "a.wav")) == Clock()
+    (tmp_path / "empty.wav").touch()
+    assert read_clock(tmp_path / "empty.wav") == Clock()
+    assert read_clock(tmp_path) == Clock()
+
+
+# Broken headers
+
+
+def test_chunks_that_promise_more_than_there_is(tmp_path: Path) -> None:
+    cut = chunk(b"LIST", b"INFO" + chunk(b"ICMT", COMMENT.encode(), 0xFFFF_FFFF), 0xFFFF_FFF0)
+    assert read_clock(save_wav(tmp_path / "a.wav", behind=cut)).time is not None
+    nested = chunk(b"LIST", chunk(b"LIST", b"INFO" * 1000) * 50)
+    many = b"".join(chunk(b"LIST", b"INFOICMT\0\0\0\0") for _ in range(20_000))
+    assert read_clock(save_wav(tmp_path / "b.wav", nested, many)).time is None
+    huge = guano_chunk("x" * 10_000_000 + "\nTimestamp: 2024-05-10T19:17:30")
+    assert read_clock(save_wav(tmp_path / "c.wav", huge)).time is None
+
+
+@given(data=st.data())
+def test_no_header_is_an_error(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "a.wav"
+    save_wav(path, comment_chunk(COMMENT, size=200), behind=guano_chunk(GUANO.format("2024")))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(content) - 5))
+        content[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    clock = read_clock(path)
+    assert clock.time is None or clock.time.year >= 1990
+
+
+@given(st.text(max_size=300))
+def test_no_text_is_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "a.wav"
+    lines = "".join(f"{key}: {text}\n" for key in ("Timestamp", "Loc Position", "Serial", "TE"))
+    save_wav(path, comment_chunk(f"Recorded at {text}", text), guano_chunk(lines))
+    read_clock(path)
+
+
+# A table of times
+
+
+def times_of(folder: Path, text: str, *recordings: str) -> FileTimes:
+    table = folder / "times.csv"
+    table.write_text(text, encoding="utf-8")
+    return FileTimes(table, [folder / name for name in recordings])
+
+
+def test_a_table_of_times(tmp_path: Path) -> None:
+    times = times_of(
+        tmp_path,
+        "File Name;Start;Zone\na.wav;2024-05-10 19:17:30;Europe/London\n"
+        "x\\b.wav;2024-05-10T19:17:30Z;\nc.wav;2024-05-10 5:07;+10:00\n"
+        "d.wav;2024-10-27 01:30:00;Europe/London\n",
+    )
+    read = {name: read_clock(tmp_path / name, times) for name in ("a.wav", "x/b.wav", "y/b.wav")}
+    assert read["a.wav"].time == MOMENT.replace(tzinfo=zone(1))
+    assert (read["a.wav"].source, read["a.wav"].zone_source) == ("file table", "file table")
+    assert read["x/b.wav"].time == MOMENT.replace(tzinfo=timezone.utc)
+    assert read["y/b.wav"].time is None
+    early = datetime(2024, 5, 10, 5, 7, tzinfo=zone(10))
+    assert read_clock(tmp_path / "c.wav", times).time == early
+    doubtful = read_clock(tmp_path / "d.wav", times)
+    assert doubtful.time == datetime(2024, 10, 27, 1, 30)
+    assert "comes twice in Europe/London" in doubtful.conflicts[0]
+
+
+def test_date_and_time_may_be_two_columns(tmp_path: Path) -> None:
+    times = times_of(tmp_path, "IN FILE,DATE,TIME\na.wav,2024-05-10,19:17:30\n")
+    assert read_clock(tmp_path / "a.wav", times).time == MOMENT
+
+
+def test_a_name_that_fits_two_recordings_is_used_for_none(tmp_path: Path) -> None:
+    text = "file,time\na.wav,2024-05-10 19:17:30\nx/b.wav,2024-05-10 19:17:30\n"
+    times = times_of(tmp_path, text, "x/a.wav", "y/a.wav", "x/b.wav", "y/b.wav")
+    clock = read_clock(tmp_path / "x/a.wav", times)
+    assert clock.time is None
+    assert "line 2: the file fits 2 recordings" in clock.conflicts[0]
+    assert read_clock(tmp_path / "x/b.wav", times).time == MOMENT
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,time\na.wav,10/05/2024 05:30\n", "line 2: time is '10/05/2024 05:30'; write 2024-"),
+        (
+            "file,time\na.wav,2024-05-10\n",
+            "line 2: time is '2024-05-10'; write 2024-05-10 05:30:00",
+        ),
+        (
+            "file,date,time\na.wav,2024-05-10,noon\n",
+            "line 2: time is 'noon'; write 05:30:00",
+        ),
+        ("file,time\na.wav,\n", "line 2: there is no time; a table of times has the columns file,"),
+        ("name,time\na.wav,2024-05-10 05:30\n", "line 2: there is no file"),
+        ("file,time\na.wav,2024-05-10 05:30\na.wav,2024-05-10 05:30\n", "line 3: file is there in"),
+        ("file,time,zone\na.wav,2024-05-10 05:30,BST\n", "line 2: zone is 'BST'; write a zone as"),
+        ("file,time,zone\na.wav,2024-05-10 05:30,+19\n", "no place is +19 hours from UTC"),
+        ("file,time\n", "this table has no rows"),
+    ],
+)
+def test_cells_that_cannot_be_meant(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        times_of(tmp_path, text)
+    assert message in str(raised.value)
+    assert "times.csv" in str(raised.value)
+
+
+# Real recordings
+
+
+@pytest.mark.shared
+def test_real_recordings(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "field"
+    clocks = {path.name: read_clock(path) for path in sorted(folder.iterdir())}
+    bats = clocks["bats_audiomoth.WAV"]
+    assert bats.time == datetime(2024, 9, 3, 20, 26, 15, tzinfo=zone(1))
+    assert (bats.recorder, bats.battery, bats.temperature) == ("24E144055E080032", 4.2, 19.3)
+    assert read_tags(folder / "bats_audiomoth.WAV").guano["Model"] == "AudioMoth"
+    known = {name: str(clock.time) for name, clock in clocks.items() if clock.time}
+    assert known == {
+        "audiomoth_header.WAV": "2024-05-28 10:00:00+00:00",
+        "bat_MYOMYS_20170701_213954.wav": "2017-07-01 21:39:54",
+        "bats_audiomoth.WAV": "2024-09-03 20:26:15+01:00",
+        "bats_audiomoth_triggered_empty.WAV": "2024-09-03 19:31:30+01:00",
+        "one_minute.wav": "2018-05-04 09:32:00+00:00",
+    }
+    dates = {
+        name: str(clock.date) for name, clock in clocks.items() if clock.date and not clock.time
+    }
+    assert dates == {
+        "Lazuli_Bunting_yell-YELLLAZB20160625SM303143.mp3": "2016-06-25",
+        "yell-YELLAMRO20160506SM3.mp3": "2016-05-06",
+        "yell-YELLWolfvCar20160111T22ms2.mp3": "2016-01-11",
+    }
+    assert not [clock.conflicts for clock in clocks.values() if clock.conflicts]
