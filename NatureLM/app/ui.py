@@ -117,7 +117,8 @@ def alpha_slider(context: AppContext, name: str) -> gr.Slider:
         min(1.0, max(0.0, context.alpha)),
         label="α: follows instructions (0) ↔ knows animals (1)",
         info="How much of what was learned about animal sound is mixed into the language model. "
-        "1 for naming animals; 0.4 to 0.6 for unusual instructions; 0 cannot hear.",
+        "1 for naming animals; 0 cannot hear. For unusual instructions 0.4 to 0.6 with "
+        "NatureLM-audio 1.0, 0.6 to 0.9 with 1.1.",
         elem_id=f"{name}-alpha",
     )
 

@@ -144,7 +144,11 @@ class ClosedList:
             return []
         letters = option_letters(text, self._letters)
         if letters and not self._mentioned(folded(text)):
-            return list(dict.fromkeys(self._letters[one] for one in letters))
+            return (
+                [self._letters[one] for one in letters]
+                if self._letters.keys() >= {*letters}
+                else None
+            )
         counted = _COUNTED.match(text)
         rest = folded(counted[2] if counted else text)
         found = list(dict.fromkeys(self._mentioned(rest)))
@@ -198,7 +202,7 @@ def option_letters(text: str, known: Mapping[str, object]) -> list[str]:
     """The letters of options that an answer names, capital, each once, in its order.
 
     text: as `said` returns it. "B", "(b)", "b) Wren", "Option B", "B and C"; not the article of "A
-    wren is singing"
+        wren is singing". A letter that no option has comes back, too
     """
     if not known:
         return []
@@ -210,8 +214,7 @@ def option_letters(text: str, known: Mapping[str, object]) -> list[str]:
     else:
         found = [first[1]] if first is not None else []
         found += _NAMED.findall(text)
-    letters = [one.upper() for one in found if one.upper() in known]
-    return list(dict.fromkeys(letters))
+    return list(dict.fromkeys(one.upper() for one in found))
 
 
 # -- names, and counts of them ----------------------------------------------------------------

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from NatureLM.generation.engine import Engine, Request
+from NatureLM.generation.json_schema import JsonSchemaGrammar
+from NatureLM.generation.labels import NOTHING, LabelChoice
+from NatureLM.inference.pipeline import load_model
 from NatureLM.survey.questionnaire import (
     OF_WINDOW,
     preset_folder,
@@ -65,3 +69,34 @@ def test_the_guide_has_its_alpha_by_task() -> None:
     assert {name: alphas[name] for name in tasks} == tasks
     assert alphas["in_context"] == 0.6
     assert min(filter(None, alphas.values())) >= 0.5
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Engine:
+    return Engine(load_model("naturelm-tiny"))
+
+
+CONTEXT = {"place": "Brazil, -3.1, -60.0", "habitat": "tropical forest by a river", "month": "May"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_fits_the_embedded_model(name: str, tiny: Engine) -> None:
+    model = tiny.model
+    for column in read_questionnaire(name).columns:
+        question = column.question
+        for key in column.placeholders:
+            question = question.replace(f"{{{key}}}", CONTEXT[key])
+        choice = None
+        if column.is_scored:
+            how = "score" if column.mode == "score" else "constrained"
+            choice = LabelChoice((*column.labels, NOTHING), how, several=column.several)
+        request = Request(column.name, model.processor.render(question), ("",), choice=choice)
+        assert tiny.problem_of(request, model.config.audio_positions()) is None
+        if column.json_schema is not None:
+            grammar = JsonSchemaGrammar(
+                dict(column.json_schema),
+                model.processor.tokenizer,
+                model.eos_ids,
+                column.max_new_tokens or 300,
+            )
+            assert grammar.allowed([], 80) is not None
