@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from NatureLM.config.load import MAX_PROBLEMS, KeyPath, Source, as_error, read_yaml
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
+from NatureLM.results.thresholds import MinConfidence, read_min_confidence
 from NatureLM.species import SpeciesList, presets, read_species_list
 from NatureLM.survey import parse
 from NatureLM.survey.condition import Condition, read_condition, waves
@@ -52,6 +53,7 @@ class Column:
     labels: what may be answered: of a choice without `None`, of yes_no `YES` and `NO`, else none
     scientific_names: from common to scientific name, where the list has both
     synonyms: from other names that are understood in answers to labels
+    min_confidence: a number, or thresholds for each species (see `results.thresholds.least`)
     merging_alpha, max_new_tokens: None where the file says none
     condition: None where it is always asked
     parser: see `value`
@@ -64,7 +66,7 @@ class Column:
     labels: tuple[str, ...] = ()
     several: bool = False
     top_k: int = 3
-    min_confidence: float = 0.0
+    min_confidence: float | MinConfidence = 0.0
     merging_alpha: float | None = None
     max_new_tokens: int | None = None
     unit: str | None = None
@@ -101,6 +103,8 @@ class Column:
         for name in ("several", "min_confidence", "max_new_tokens", "unit"):
             if getattr(self, name):
                 values[name] = getattr(self, name)
+        if isinstance(self.min_confidence, MinConfidence):
+            values["min_confidence"] = self.min_confidence.plain()
         if self.merging_alpha is not None:
             values["merging_alpha"] = self.merging_alpha
         if self.mode == "score":
@@ -236,7 +240,7 @@ class _Builder:
         species = self._species(name, given)
         labels = self._labels(name, given, species)
         mode = self._mode(name, given)
-        self._check_confidence(name, given, mode)
+        self._check_top_k(name, given, mode)
         synonyms = dict(_synonyms(given, species))
         alpha = self._given.merging_alpha if given.merging_alpha is None else given.merging_alpha
         return Column(
@@ -247,7 +251,7 @@ class _Builder:
             labels=labels,
             several=given.several,
             top_k=given.top_k,
-            min_confidence=given.min_confidence,
+            min_confidence=self._min_confidence(name, given, mode),
             merging_alpha=alpha,
             max_new_tokens=given.max_new_tokens,
             unit=given.unit,
@@ -262,11 +266,7 @@ class _Builder:
         if given.type != "choice" or given.species_list is None:
             return None
         beside = self._folder / given.species_list
-        try:
-            is_file = beside.is_file()
-        except (OSError, ValueError):
-            is_file = False
-        source = beside if is_file else given.species_list
+        source = beside if _exists(beside) and beside.is_file() else given.species_list
         try:
             found = read_species_list(source, prefer=given.names, presets=presets())
         except UsageError as error:
@@ -306,9 +306,28 @@ class _Builder:
             return "constrained" if given.several else "score"
         return "constrained" if given.type == "json" else "generate"
 
-    def _check_confidence(self, name: str, given: ColumnFile, mode: ColumnMode) -> None:
-        if given.min_confidence > 0 and mode == "generate":
+    def _min_confidence(
+        self, name: str, given: ColumnFile, mode: ColumnMode
+    ) -> float | MinConfidence:
+        said = given.min_confidence
+        if said and mode == "generate":
             self._wrong(name, "min_confidence", "is for mode score and mode constrained")
+        if not isinstance(said, str):
+            return said
+        if given.type == "yes_no":
+            self._wrong(name, "min_confidence", "is a number for yes_no, which is of no species")
+            return 0.0
+        beside = self._folder / said.strip()
+        file = said.rpartition(":")[0]
+        is_beside = _exists(beside) or (bool(file) and _exists(self._folder / file))
+        try:
+            source = beside if is_beside else said.strip()
+            return read_min_confidence(source, option="min_confidence")
+        except UsageError as error:
+            self._wrong(name, "min_confidence", str(error).removeprefix("min_confidence "))
+            return 0.0
+
+    def _check_top_k(self, name: str, given: ColumnFile, mode: ColumnMode) -> None:
         if "top_k" in given.model_fields_set and given.type == "choice" and mode != "score":
             self._wrong(name, "top_k", f"is for mode score, and the mode is {mode}")
 
@@ -373,6 +392,13 @@ class _Builder:
             self._wrong(name, "schema", str(error))
             return parse.text
         return lambda text: parse.json_value(text, follows)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than the name of a file can be
+        return False
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

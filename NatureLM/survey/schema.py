@@ -54,8 +54,12 @@ class ColumnFile(Section):
     """`score` looks how likely each label is, `constrained` decodes an answer that can be nothing
     else, `generate` takes any text and parses it. Null: `score` for `choice` and `yes_no`,
     `constrained` for `several` and `json`, else `generate`."""
-    min_confidence: Share = 0.0
-    """For `score` and `constrained` of `choice` and `yes_no`: below it there is no answer."""
+    min_confidence: Share | Text = Field(
+        default=0.0,
+        json_schema_extra={"allowed": "a number from 0 to 1, or thresholds as FILE or FILE:0.95"},
+    )
+    """For `score` and `constrained` of `choice` and `yes_no`: below it there is no answer. A file
+    has thresholds for each species (`naturelm calibrate`), so it is for `choice`."""
     top_k: int = Field(default=3, ge=1, le=1_000_000)
     """For `score`: how many labels are named with their probabilities, the answer included."""
     unit: Text | None = None

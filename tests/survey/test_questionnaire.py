@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from NatureLM.errors import ConfigError
+from NatureLM.results.thresholds import least
 from NatureLM.survey.questionnaire import Questionnaire, read_questionnaire
 
 WHOLE = """
@@ -257,6 +258,26 @@ def test_what_stands_in_braces(tmp_path: Path, question: str, kind: str, problem
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, f"columns: {{a: {{question: '{question}', type: {kind}}}}}")
     assert problem in str(caught.value)
+
+
+def test_thresholds_of_species_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "sure.csv").write_text("species,threshold\nWren,0.8\n")
+    text = "columns: {a: {question: a, type: %s, labels: [Wren], min_confidence: %s}}"
+    for name in ("sure.csv", "'sure.csv:0.95'"):
+        questionnaire = read(tmp_path, text % ("choice", name))
+        assert least(questionnaire.columns[0].min_confidence, "Wren", "a") == 0.8
+        assert questionnaire.settings()["columns"]["a"]["min_confidence"] == {
+            "probability": 0.95,
+            "thresholds": [["Wren", "", 0.8]],
+        }
+    for kind, name, problem in (
+        ("choice", "shure.csv", "(line 1): is shure.csv, which is no number and no file"),
+        ("choice", "2", "2 is not allowed; it must be a number from 0 to 1, or thresholds"),
+        ("yes_no", "sure.csv", "is a number for yes_no"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read(tmp_path, text % (kind, name))
+        assert problem in str(caught.value)
 
 
 def test_several_problems_are_told_at_once(tmp_path: Path) -> None:
