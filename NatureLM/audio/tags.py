@@ -40,7 +40,7 @@ def read_tags(path: str | os.PathLike[str]) -> Tags:
             head = file.read(12)
             if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE":
                 return _wave_tags(file)
-    except (OSError, struct.error):
+    except (OSError, ValueError, struct.error):
         return Tags()
     return _other_tags(path) if head.startswith(_WITH_COMMENTS) else Tags()
 

@@ -90,7 +90,7 @@ def read_clock(path: str | Path, times: FileTimes | None = None) -> Clock:
     """All that name, header and table say of when a recording began; never an error."""
     name, tags = read_name(path), read_tags(path)
     readings: list[Reading] = []
-    notes = [f"{name.note[0].upper()}{name.note[1:]}"] if name.note else []
+    notes = [f"{name.note}."] if name.note else []
     if name.time is not None:
         readings.append(Reading(name.time, "name"))
     readings += _of_tags(tags)

@@ -18,6 +18,7 @@ from NatureLM.field.deployments import Deployment, Deployments
 from NatureLM.field.sun import WITHOUT_ASTRAL, has_astral, hours_after
 from NatureLM.field.times import FileTimes, in_offset
 from NatureLM.field.zones import UTC, offset_text, to_utc, zone_text
+from NatureLM.progress import printable
 
 KEYS = (
     *("site", "latitude", "longitude", "habitat", "recorder", "place"),
@@ -29,6 +30,7 @@ PLACEHOLDERS = ("place", "site", "habitat", "date", "time", "month")
 """What a question may be told, in braces."""
 
 _PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+_NO_TEXT = re.compile(r"[<>{}\[\]|]")  # of which marks of prompts are made
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
     *("August", "September", "October", "November", "December"),
@@ -247,7 +249,10 @@ def fill(question: str, context: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _words(context: Mapping[str, Any]) -> dict[str, str]:
-    values = {name: str(context.get(name) or "") for name in ("place", "site", "habitat")}
+    values = {
+        name: _NO_TEXT.sub("", printable(context.get(name) or "")).strip()
+        for name in ("place", "site", "habitat")
+    }
     if "date" in context:
         day = date.fromisoformat(context["date"])
         month = _MONTHS[day.month - 1]

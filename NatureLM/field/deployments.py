@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ ALIASES = {
 }
 """Columns of a table of deployments, and what each may be called."""
 
+_MODELS = frozenset(
+    {"audiomoth", "audio moth", "hydromoth", "song meter", "sm2", "sm3", "sm4", "sm4bat", "sm mini"}
+    | {"song meter mini", "song meter micro", "swift", "swiftone", "bar lt", "barlt", "soundtrap"}
+)
+"""What people write into a column `recorder` that says of what kind it is, and not which one."""
 _INSTANT = timedelta(microseconds=1)
 
 
@@ -162,7 +168,7 @@ class _Place:
 
     def __init__(self, recording: str | Path, recorder: str) -> None:
         self._full = _parts(os.path.abspath(recording))[:-1]
-        *self._folders, name = _parts(str(recording)) or [""]
+        *self._folders, name = _parts(str(recording)) or ("",)
         self._name = name
         self._recorder = _plain(recorder)
 
@@ -238,16 +244,19 @@ def _begins(name: str, word: str) -> bool:
     return bool(word) and f"{name} ".startswith(f"{word} ")
 
 
+@lru_cache(maxsize=1 << 14)  # all rows are looked through for each recording
 def _plain(text: str) -> str:
     """Small letters, and a blank for what words are set off by."""
     text = unicodedata.normalize("NFC", text).casefold().strip()
     return re.sub(r"[\W_]+", " ", text.removeprefix("audiomoth ")).strip()
 
 
-def _parts(path: str) -> list[str]:
-    return [plain for part in re.split(r"[\\/]+", path) if (plain := _plain(part))]
+@lru_cache(maxsize=1 << 14)
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(plain for part in re.split(r"[\\/]+", path) if (plain := _plain(part)))
 
 
+@lru_cache(maxsize=1 << 14)
 def _form(text: str) -> str:
     """How a number is written: a serial number of an AudioMoth, or letters and so many digits."""
     if re.fullmatch(r"[0-9a-f]{16}", text):
@@ -299,17 +308,19 @@ def _deployment(line: Line) -> Deployment:
             f"{line.path}, line {line.number}: names no place; a table of deployments has columns "
             f"such as {', '.join(ALIASES)}"
         )
+    is_model = _plain(cells.get("recorder", "")) in _MODELS
     start, end = line.read("from", parse_time, TIMES), line.read("to", parse_time, TIMES)
     last = end[0] + timedelta(days=1) - _INSTANT if end and end[1] else end and end[0]
     row = Deployment(
-        **{column: cells.get(column, "") for column in ("site", "recorder", "folder", "habitat")},
+        **{column: cells.get(column, "") for column in ("site", "folder", "habitat")},
+        recorder="" if is_model else cells.get("recorder", ""),
         latitude=latitude,
         longitude=longitude,
         start=start[0] if start else None,
         end=last or None,
         zone=zone_of(line, "zone"),
         clock=zone_of(line, "clock"),
-        values=line.others,
+        values={**line.others, "model": cells["recorder"]} if is_model else line.others,
         line=line.number,
     )
     if row.start and row.end and row.wall(row.start) > row.wall(row.end):

@@ -109,10 +109,10 @@ def _time(stem: str) -> tuple[datetime | None, date | None, str]:
         (begun,) = times
         return begun, begun.date(), ""
     if times:
-        return None, None, f"its name has {len(times)} times, and which is its start is not known"
+        return None, None, f"The name has {len(times)} times, and which is its start is not known"
     if stamps:
         unset = next(iter(stamps.values()))
-        return None, None, f"its name says {unset.replace(tzinfo=None)}: the clock was not set"
+        return None, None, f"The name says {unset.replace(tzinfo=None)}: the clock was not set"
     return _date(stem)
 
 

@@ -11,7 +11,7 @@ WITHOUT_ASTRAL = (
     "hours after sunrise and sunset are left out: they need astral "
     "(pip install 'naturelm-audio[field]')"
 )
-_HALF_DAY = 43_200.0  # seconds
+_HALF_DAY = 45_000.0  # seconds: sunrises are up to half an hour more than a day apart
 
 
 def has_astral() -> bool:

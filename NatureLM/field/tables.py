@@ -5,8 +5,9 @@ A cell that cannot be meant is refused with file, line, column, value and what i
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -86,7 +87,16 @@ def read_lines(path: Path, aliases: Mapping[str, tuple[str, ...]]) -> tuple[list
         lines.append(Line(path, number, cells, names, others, table.decimal_comma))
     if not lines:
         raise DataError(f"{path}: this table has no rows")
-    return lines, list(table.notes)
+    return lines, [*table.notes, *_misspelled(lines[0], folded)]
+
+
+def _misspelled(line: Line, folded: Mapping[str, list[str]]) -> Iterator[str]:
+    """Columns that are not read and nearly called as one that is."""
+    names = {name: column for column, some in folded.items() for name in some}
+    for other in line.others:
+        close = difflib.get_close_matches(fold(other), names, n=1, cutoff=0.85)
+        if close and names[close[0]] not in line.cells:
+            yield f"{line.path}: the column {other!r} is not read; did you mean {names[close[0]]}?"
 
 
 def _text(value: Any) -> str:

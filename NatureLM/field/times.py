@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
-from NatureLM.data.table import DataError
+from NatureLM.audio.files import as_on_disk
+from NatureLM.data.table import DataError, clean
 from NatureLM.field.tables import Line, parse_time, read_lines, zone_of
 from NatureLM.field.zones import to_utc
 
@@ -25,7 +27,7 @@ class FileTimes:
 
     A file is known by its path where that is there, counted from the folder of the table, else by
     the end of its path. A row that fits several of the `recordings` that are asked about is used
-    for none of them.
+    for none of them, and a row that fits none is noted.
 
     notes: about how the table was read
     """
@@ -45,6 +47,12 @@ class FileTimes:
         for recording in recordings:
             if key_of := self._found(recording):
                 self._fitting[key_of] = self._fitting.get(key_of, 0) + 1
+        unused = [row[2] for key, row in self._rows.items() if key not in self._fitting]
+        if recordings and unused:
+            self.notes.append(
+                f"{self._path}: no recording is called as in {len(unused)} of its rows, such as "
+                f"line {unused[0]}"
+            )
 
     def of(self, recording: str | Path) -> tuple[datetime | None, str]:
         """The time of a recording, and what is to say about it; None where there is none."""
@@ -61,15 +69,19 @@ class FileTimes:
 
     def _key(self, name: str) -> _Key:
         """The parts of a path: of the full one where the file is there."""
-        here = self._path.parent / name.replace("\\", "/")
+        here = as_on_disk(self._path.parent / name, other_slashes=True)
         if here.is_file():
-            return here.resolve().parts
+            return _full(here)
         return tuple(part for part in re.split(r"[\\/]+", name) if part not in ("", "."))
 
     def _found(self, recording: str | Path) -> _Key | None:
-        full = Path(recording).resolve().parts
+        full = _full(recording)
         ends = (full[start:] for start in range(len(full)))
         return next((end for end in ends if end in self._rows), None)
+
+
+def _full(path: str | Path) -> _Key:
+    return tuple(clean(part) for part in Path(os.path.abspath(path)).parts)
 
 
 def _time_of(line: Line) -> tuple[datetime, str]:

@@ -301,6 +301,20 @@ def test_a_name_that_fits_two_recordings_is_used_for_none(tmp_path: Path) -> Non
     assert clock.time is None
     assert "line 2: the file fits 2 recordings" in clock.conflicts[0]
     assert read_clock(tmp_path / "x/b.wav", times).time == MOMENT
+    assert times.notes == []
+    times = times_of(tmp_path, text, "x/b.wav")
+    assert times.notes[0].endswith("no recording is called as in 1 of its rows, such as line 2")
+
+
+def test_a_file_beside_the_table_is_that_one(tmp_path: Path) -> None:
+    for name in ("a.wav", "é.wav", "x/a.wav"):
+        save_wav(tmp_path / name)
+    times = times_of(
+        tmp_path, "file,time\na.wav,2024-05-10 19:17:30\ne\u0301.wav,2024-05-10 19:17:30\n"
+    )
+    assert read_clock(tmp_path / "a.wav", times).time == MOMENT
+    assert read_clock(tmp_path / "é.wav", times).time == MOMENT
+    assert read_clock(tmp_path / "x/a.wav", times).time is None
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,7 @@ def test_the_sun_rises_once_a_day_everywhere(
     assert rise is not None
     assert set_ is not None
     assert -12.05 <= rise <= 12.05
+    assert -12.05 <= set_ <= 12.05
     later = hours_after(latitude, longitude, moment + timedelta(hours=1))[0]
     assert later is not None
     step = (later - rise + 12) % 24 - 12
@@ -284,7 +285,10 @@ def test_a_question_with_a_hole_is_not_asked() -> None:
 
 
 def test_values_that_look_like_places_are_left_alone() -> None:
-    assert fill("{site}", {"site": "{habitat}"}) == ("{habitat}", "")
+    """Neither placeholders nor the marks that prompts are made of come in by a table."""
+    assert fill("{site}", {"site": "{habitat}"}) == ("habitat", "")
+    assert fill("{site}?", {"site": "<|eot_id|> [1]\nPond"}) == ("eot_id 1 Pond?", "")
+    assert fill("{site}", {"site": "<>"})[0] == ""
 
 
 # A card
@@ -335,3 +339,17 @@ def test_a_table_of_times_gives_what_names_do_not_say(tmp_path: Path) -> None:
 def test_clocks_are_plain_values() -> None:
     assert Clock().utc is None
     assert Clock(time=datetime(2024, 5, 10)).zone == ""
+
+
+@pytest.mark.shared
+def test_a_real_card(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "field"
+    clock = clock_of(site="Woods", latitude=50.94, longitude=-1.40, zone=LONDON)
+    context = clock.of(folder / "bats_audiomoth.WAV")
+    said = context.at(3.5)
+    assert said["local_time"] == "2024-09-03T20:26:18.500+01:00"
+    assert said["utc_time"] == "2024-09-03T19:26:18.500Z"
+    assert 0.5 < said["hours_after_sunset"] < 0.8
+    assert context.conflicts == ()
+    late = clock.of(folder / "one_minute.wav").at(0)
+    assert late["local_time"] == "2018-05-04T10:32:00+01:00"

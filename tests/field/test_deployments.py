@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import Clock
-from NatureLM.field.deployments import Deployments, read_deployments
+from NatureLM.field.deployments import ALIASES, Deployments, read_deployments
 from NatureLM.field.zones import parse_zone, zone_text
 
 MAY, JULY = datetime(2024, 5, 10, 5, 30), datetime(2024, 7, 10, 5, 30)
@@ -222,3 +225,52 @@ def test_the_time_of_a_recording_is_compared_in_the_zone(tmp_path: Path) -> None
     row, _ = rows.find("x.wav", Clock(date=MAY.date()))
     assert row is not None
     assert rows.find("x.wav", Clock(date=JULY.date()))[0] is None
+
+
+def test_a_model_is_no_serial_number(tmp_path: Path) -> None:
+    rows = table(tmp_path, "site,recorder\nPond,AudioMoth\nMarsh,AudioMoth\n")
+    assert site(rows, "marsh/20240510_053000.WAV", MAY, SERIAL) == "Marsh"
+    assert rows[0].values == {"model": "AudioMoth"}
+
+
+def test_a_column_that_is_misspelled_is_named(tmp_path: Path) -> None:
+    rows = table(tmp_path, "site,lattitude,longtitude,observer\nPond,51.5,-0.12,Ann\n")
+    assert [note.partition(": ")[2] for note in rows.notes] == [
+        "the column 'lattitude' is not read; did you mean latitude?",
+        "the column 'longtitude' is not read; did you mean longitude?",
+    ]
+
+
+CELLS = st.one_of(
+    st.text(
+        st.characters(exclude_characters='\r\n"', exclude_categories=["Cs", "Cc"]), max_size=20
+    ),
+    st.text("0123456789-+:/.TZ UTC", max_size=24),
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(ALIASES)), CELLS, min_size=1))
+def test_no_cell_is_another_error(
+    tmp_path_factory: pytest.TempPathFactory, cells: dict[str, str]
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    texts = [f'"{text}"' for text in cells.values()]
+    rows = None
+    with contextlib.suppress(UsageError):
+        rows = table(folder, f"{','.join(cells)}\n{','.join(texts)}\n")
+    for moment in (MAY, MAY.replace(tzinfo=timezone.utc)) if rows is not None else ():
+        found, note = rows.find("a/Pond_20240510_053000.wav", Clock(time=moment))
+        assert (found is None) == bool(note)
+
+
+@given(st.text(max_size=30))
+def test_no_zone_is_another_error(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert zone_text(parse_zone(text))
+
+
+def test_a_machine_without_time_zones_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("NatureLM.field.zones._zone_names", dict)
+    with pytest.raises(ValueError, match=r"pip install 'naturelm-audio\[field\]'"):
+        parse_zone("Europe/Zurich")
+    assert zone_text(parse_zone("UTC+1")) == "UTC+01:00"

@@ -98,10 +98,10 @@ def test_dates_without_a_time(name: str) -> None:
 def test_several_times_and_clocks_that_were_not_set_are_named() -> None:
     several = read_name("20240510_053000_20240511_053000.wav")
     assert several.time is None
-    assert several.note == "its name has 2 times, and which is its start is not known"
+    assert several.note == "The name has 2 times, and which is its start is not known"
     unset = read_name("19700101_000012.WAV")
     assert unset.time is None
-    assert unset.note == "its name says 1970-01-01 00:00:12: the clock was not set"
+    assert unset.note == "The name says 1970-01-01 00:00:12: the clock was not set"
 
 
 @pytest.mark.parametrize(
