@@ -31,3 +31,16 @@ def save_wav(path: Path, *before: bytes, behind: bytes = b"", seconds: float = 0
     content = b"WAVE" + form + b"".join(before) + sound + behind
     path.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
     return path
+
+
+def wamd_chunk(**fields: str) -> bytes:
+    """A chunk as Song Meters write it."""
+    numbers = {"model": 1, "serial": 2, "prefix": 4, "timestamp": 5, "gps": 6, "program": 16}
+    return chunk(
+        b"wamd",
+        struct.pack("<HIH", 0, 2, 1)
+        + b"".join(
+            struct.pack("<HI", numbers[name], len(text.encode())) + text.encode()
+            for name, text in fields.items()
+        ),
+    )

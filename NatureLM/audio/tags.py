@@ -1,4 +1,4 @@
-"""What recorders and programs write beside the sound: GUANO lines and comments.
+"""What recorders and programs write beside the sound: GUANO lines, WAMD fields and comments.
 
 Only a few kilobytes of a file are read, whatever its header promises, and what cannot be read is
 taken as not said: a broken tag is no reason to refuse the sound.
@@ -16,6 +16,7 @@ from typing import BinaryIO
 from NatureLM.audio.container import riff_chunks
 
 _MOST_BYTES = 1 << 16  # of a chunk; those of recorders have a few hundred
+_WAMD = {1: "model", 2: "serial", 5: "timestamp", 6: "gps"}
 _WITH_COMMENTS = (b"fLaC", b"OggS", b"ID3")
 
 
@@ -24,11 +25,13 @@ class Tags:
     """What stands beside the sound of a file.
 
     guano: keys with their namespaces (`OAD|Battery Voltage`) and values, as they are written
+    wamd: what Song Meters write: model, serial, timestamp, gps
     comments: of LIST chunks, Vorbis comments and ID3
     artist: AudioMoths write their name there
     """
 
     guano: Mapping[str, str] = field(default_factory=dict)
+    wamd: Mapping[str, str] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
     artist: str = ""
 
@@ -59,18 +62,21 @@ def time_expansion(path: str | os.PathLike[str]) -> float:
 
 def _wave_tags(file: BinaryIO) -> Tags:
     guano: dict[str, str] = {}
+    wamd: dict[str, str] = {}
     comments: list[str] = []
     artist = ""
     for name, content in _contents(file):
         if name == b"guan" and not guano:
             guano = _guano(content)
+        elif name == b"wamd" and not wamd:
+            wamd = _wamd(content)
         elif name == b"LIST" and content[:4] == b"INFO":
             for key, value in _information(content[4:]):
                 if key == b"ICMT":
                     comments.append(value)
                 elif key == b"IART":
                     artist = artist or value
-    return Tags(guano, tuple(comments), artist)
+    return Tags(guano, wamd, tuple(comments), artist)
 
 
 def _contents(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
@@ -79,7 +85,7 @@ def _contents(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     at, long_size = 12, None
     while at < size:
         for name, start, length in riff_chunks(file, at, size, "<"):
-            if name in (b"guan", b"LIST", b"ds64"):
+            if name in (b"guan", b"wamd", b"LIST", b"ds64"):
                 file.seek(start)
                 content = file.read(min(length, _MOST_BYTES))
                 if name == b"ds64" and len(content) >= 16:
@@ -109,6 +115,18 @@ def _guano(content: bytes) -> dict[str, str]:
         key = "|".join(part.strip() for part in key.split("|"))
         if colon and key and value.strip():
             found.setdefault(key, value.strip())
+    return found
+
+
+def _wamd(content: bytes) -> dict[str, str]:
+    """The fields of Wildlife Acoustics' chunk that are known: number, length, text."""
+    found: dict[str, str] = {}
+    at = 0
+    while at + 6 <= len(content):
+        key, length = struct.unpack("<HI", content[at : at + 6])
+        if key in _WAMD:
+            found.setdefault(_WAMD[key], _text(content[at + 6 : at + 6 + length]))
+        at += 6 + length
     return found
 
 

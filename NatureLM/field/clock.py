@@ -1,9 +1,10 @@
-"""When a recording began, by all that says so: name, AudioMoth's comment, GUANO, a table of times.
+"""When a recording began, by all that says so: name, header, a table of times.
 
-They are trusted in this order. A source of less trust gives the zone that a better one lacks, where
-both show the same time, and is named where it shows another one. Nothing is guessed: without a zone
-there is a local time and no UTC. The times of the file itself are never used: copying, unpacking
-and synchronising set them, and on FAT, as memory cards have it, they are in no zone.
+They are trusted in this order, and of headers AudioMoth's comment, GUANO, and WAMD of Song Meters.
+A source of less trust gives the zone that a better one lacks, where both show the same time, and is
+named where it shows another one. Nothing is guessed: without a zone there is a local time and no
+UTC. The times of the file itself are never used: copying, unpacking and synchronising set them, and
+on FAT, as memory cards have it, they are in no zone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ _COMMENT = re.compile(
 _ARTIST = re.compile(r"AudioMoth ([0-9A-Fa-f]{16})", re.ASCII)
 _BATTERY = re.compile(r"battery (?:state )?was (\d{1,2}\.\d{1,2})V", re.ASCII)
 _TEMPERATURE = re.compile(r"temperature was (-?\d{1,2}\.\d)C", re.ASCII)
-_GUANO_TIME = re.compile(
+_WAMD_MAKE = "Wildlife Acoustics"
+_GPS = re.compile(
+    r"\w*\s*,\s*(-?\d{1,2}\.\d+)\s*,\s*(?:([NS])\s*,\s*)?(-?\d{1,3}\.\d+)(?:\s*,\s*([EW]))?",
+    re.ASCII,
+)
+_ISO_TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.\d+)?\s*(Z|" + OFFSET + ")?",
     re.ASCII | re.IGNORECASE,
 )
@@ -117,9 +123,12 @@ def _of_tags(tags: Tags) -> Iterator[Reading]:
         if (found := _COMMENT.search(comment)) and (time := _comment_time(found)):
             yield Reading(time, "AudioMoth comment")
             break
-    time = _guano_time(tags.guano.get("Timestamp", ""))
-    if time is not None:
-        yield Reading(time, "GUANO")
+    for source, text in (
+        ("GUANO", tags.guano.get("Timestamp", "")),
+        ("WAMD", tags.wamd.get("timestamp", "")),
+    ):
+        if (time := _iso_time(text)) is not None:
+            yield Reading(time, source)
 
 
 def _comment_time(found: re.Match[str]) -> datetime | None:
@@ -134,8 +143,8 @@ def _comment_time(found: re.Match[str]) -> datetime | None:
     return _plausible(time.replace(tzinfo=zone))
 
 
-def _guano_time(text: str) -> datetime | None:
-    found = _GUANO_TIME.fullmatch(text.strip())
+def _iso_time(text: str) -> datetime | None:
+    found = _ISO_TIME.fullmatch(text.strip())
     if found is None:
         return None
     *parts, zone = found.groups()
@@ -159,15 +168,28 @@ def _about(tags: Tags, name: Name) -> Clock:
     said = _COMMENT.search(comment) if comment else None
     artist = _ARTIST.search(tags.artist)
     is_audiomoth = bool(said or artist)
-    serial = (said and said[11]) or (artist and artist[1]) or guano.get("Serial") or name.recorder
+    serial = (said and said[11]) or (artist and artist[1]) or guano.get("Serial")
+    serial = serial or tags.wamd.get("serial") or name.recorder
+    make = "Open Acoustic Devices" if is_audiomoth else _WAMD_MAKE if tags.wamd else ""
     latitude, longitude, *_ = [*guano.get("Loc Position", "").split(), "", ""]
     return Clock(
         recorder=(serial or "")[:64],
-        make=guano.get("Make", "Open Acoustic Devices" if is_audiomoth else "")[:64],
-        model=guano.get("Model", "AudioMoth" if is_audiomoth else "")[:64],
+        make=guano.get("Make", make)[:64],
+        model=guano.get("Model", "AudioMoth" if is_audiomoth else tags.wamd.get("model", ""))[:64],
         battery=_number(_BATTERY.search(comment), guano.get("OAD|Battery Voltage", "")),
         temperature=_number(_TEMPERATURE.search(comment), guano.get("Temperature Int", "")),
-        position=checked_position(latitude, longitude) or name.position,
+        position=checked_position(latitude, longitude) or _gps(tags) or name.position,
+    )
+
+
+def _gps(tags: Tags) -> tuple[float, float] | None:
+    """`WGS84,25.39,N,80.68,W` of WAMD, or with signs in place of letters."""
+    found = _GPS.match(tags.wamd.get("gps", ""))
+    if found is None:
+        return None
+    latitude, south, longitude, west = found.groups()
+    return checked_position(
+        f"-{latitude}" if south == "S" else latitude, f"-{longitude}" if west == "W" else longitude
     )
 
 

@@ -10,7 +10,7 @@ import metamoth.parsing
 import numpy as np
 import pytest
 import soundfile
-from field_files import chunk, comment_chunk, guano_chunk, save_wav
+from field_files import chunk, comment_chunk, guano_chunk, save_wav, wamd_chunk
 from guano import GuanoFile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,6 +124,30 @@ def test_guano(text: str, time: datetime, tmp_path: Path) -> None:
 def test_guano_without_a_time(text: str, tmp_path: Path) -> None:
     clock = read_clock(save_wav(tmp_path / "a.wav", guano_chunk(GUANO.format(text))))
     assert (clock.time, clock.model) == (None, "Chorus")
+
+
+@pytest.mark.parametrize(
+    ("gps", "position"),
+    [
+        ("WGS84,25.39000,N,80.68000,W,3", (25.39, -80.68)),
+        ("WGS84, -25.39, 80.68", (-25.39, 80.68)),
+        ("WGS84,95.0,N,80.68,W", None),
+        ("none", None),
+    ],
+)
+def test_song_meters(gps: str, position: tuple[float, float] | None, tmp_path: Path) -> None:
+    """Their names have no zone, and the chunk wamd has."""
+    fields = {"model": "SM4", "serial": "S4A01234", "timestamp": "2024-05-10 19:17:30-05:00"}
+    path = save_wav(
+        tmp_path / "20240510_191730.wav", wamd_chunk(program="\1" * 99, **fields, gps=gps)
+    )
+    clock = read_clock(path)
+    assert clock.time == MOMENT.replace(tzinfo=zone(-5))
+    assert (clock.source, clock.zone_source, clock.conflicts) == ("name", "WAMD", ())
+    assert (clock.make, clock.model, clock.recorder) == ("Wildlife Acoustics", "SM4", "S4A01234")
+    assert clock.position == position
+    alone = read_clock(save_wav(tmp_path / "x.wav", wamd_chunk(timestamp="2024-05-10 19:17:30")))
+    assert (alone.time, alone.source) == (MOMENT, "WAMD")
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
@@ -243,7 +267,8 @@ def test_no_header_is_an_error(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "a.wav"
-    save_wav(path, comment_chunk(COMMENT, size=200), behind=guano_chunk(GUANO.format("2024")))
+    wamd = wamd_chunk(serial="S4A01234", timestamp="2024-05-10 19:17:30", gps="WGS84,1.5,N,2.5,W")
+    save_wav(path, comment_chunk(COMMENT, size=200), wamd, behind=guano_chunk(GUANO.format("2024")))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(content) - 5))
