@@ -23,7 +23,7 @@ def write(answers: ResultFile, target: Path) -> int:
     """All rows of the answers; the number of lines. Raises OutputError."""
     arrow = library("pyarrow", _NO_PYARROW)
     parquet = library("pyarrow.parquet", _NO_PYARROW)
-    columns = wide.columns_of(answers.rows(), answers.types)
+    columns = wide.columns_for(answers)
     about = {"columns": list(answers.columns), "settings": dict(answers.settings)}
     schema = _schema(arrow, columns, {_ABOUT: json.dumps(about).encode()})
     rows, count = map(columns.cells, answers.rows()), 0

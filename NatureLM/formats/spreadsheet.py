@@ -30,7 +30,7 @@ _ALTERNATIVE = re.compile(r"(.+?) (\d\.\d{3})(?:, |$)", re.DOTALL)
 
 def write(answers: ResultFile, target: Path) -> int:
     """All rows of the answers; the number of lines. Raises OutputError."""
-    columns = wide.columns_of(answers.rows(), answers.types)
+    columns = wide.columns_for(answers)
     return write_table(
         target, CSV_ENCODING, lambda file: write_csv(answers.rows(), file, columns=columns)
     )

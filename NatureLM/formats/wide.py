@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.generation.labels import NOTHING
-from NatureLM.results.detections import Detection
+from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.rows import ErrorRow, Row, SurveyRow, WindowRow, value_text
 from NatureLM.results.tables import both_names, recording_of
 
@@ -132,6 +132,11 @@ class Columns:
             cells += [(row.confidences or {}).get(name)] if name in self.scored else []
             cells += [(row.said or {}).get(name)] if name in self.said else []
         return cells
+
+
+def columns_for(answers: ResultFile) -> Columns:
+    """The columns of a file of answers; events of a questionnaire are answers to its questions."""
+    return columns_of(answers.rows(), () if "events" in answers.settings else answers.types)
 
 
 def columns_of(rows: Iterable[Row], questions: Iterable[str] = ()) -> Columns:

@@ -221,6 +221,17 @@ def test_a_survey_is_a_column_a_question(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["csv", "parquet"])
+def test_events_of_a_survey_are_answers_to_its_questions(name: str, tmp_path: Path) -> None:
+    event = window("/card/a.wav", query="species", text="Owl", windows=2, mean_confidence=0.5)
+    columns = {"bird": {"type": "yes_no"}, "species": {"type": "choice"}}
+    answers = result_file(tmp_path, event, settings={"columns": columns, "events": {"gap": 0}})
+    target = tmp_path / f"events{FORMATS[name].suffix}"
+    write(name, answers, target)
+    (found,) = read(target)
+    assert (found.question, found.label, found.windows) == ("species", "Owl", 2)
+
+
 def test_parquet_has_types(tmp_path: Path) -> None:
     import pandas
     import pyarrow.parquet as pq
