@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED
-from NatureLM.progress import say, show
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
+from NatureLM.progress import ProgressBar, say, show
 
 if TYPE_CHECKING:
+    from NatureLM.audio import AudioError
     from NatureLM.results.detections import ResultFile
     from NatureLM.results.thresholds import MinConfidence
+    from NatureLM.review.cutting import CutFolder
     from NatureLM.review.events import EventCounts
 
 logger = logging.getLogger(__name__)
@@ -143,3 +145,122 @@ def _show_events(counts: EventCounts) -> None:
     left = [f"{reason}: {count}" for reason, count in sorted(counts.left_out.items()) if count]
     if left:
         show(f"Left out: {', '.join(left)}.")
+
+
+_CHOICE, _CLIPS = "Which clips", "Clips"
+
+
+def segments(
+    *,
+    answers: Path = _ANSWERS,
+    output_path: Path = of.option(
+        Path("clips"), "Folder for the clips; one that was stopped goes on.", _CLIPS
+    ),
+    choose: str = of.option(
+        "balanced",
+        "As many from each bin of confidence, at random, or the surest.",
+        _CHOICE,
+        metavar="balanced|random|confidence",
+    ),
+    per_species: int = of.option(50, "So many of each species at most.", _CHOICE, min=1),
+    bins: int = of.option(
+        5, "Bins of confidence, for balanced: of equal width, from the least to 1.", _CHOICE, min=1
+    ),
+    species: str | None = of.option(
+        None,
+        "Species that are wanted: a file, names separated by commas, or a preset.",
+        _CHOICE,
+        metavar="FILE|NAMES|PRESET",
+        show_default="all",
+    ),
+    min_confidence: str = _MIN_CONFIDENCE,
+    column: list[str] | None = _COLUMN,
+    seed: int = of.option(0, "Another one chooses other clips.", _CHOICE, min=0, max=of.MAX_SEED),
+    context_seconds: float = of.option(
+        1.0, "Sound before and after, as far as the recording goes.", _CLIPS
+    ),
+    max_seconds: float = of.option(60.0, "Of longer events the beginning is cut.", _CLIPS),
+) -> None:
+    """Cut clips for review: what was answered, with the sound around it.
+
+    naturelm segments inference_output.jsonl --per-species 50 --output-path clips
+
+    `naturelm review clips` plays them, and `naturelm calibrate clips` makes thresholds of what
+    reviewers say.
+    """
+    from NatureLM.results.detections import ResultFile
+    from NatureLM.results.thresholds import read_min_confidence
+    from NatureLM.review.choice import ChoiceOptions
+    from NatureLM.review.cutting import CutOptions, cut_clips
+    from NatureLM.util import check_place
+
+    of.check_choice("--choose", choose, ("balanced", "random", "confidence"))
+    options = CutOptions(
+        choice=ChoiceOptions(
+            choose=choose,  # type: ignore[arg-type]
+            per_species=per_species,
+            bins=bins,
+            min_confidence=read_min_confidence(min_confidence),
+            species=None if species is None else _species(species),
+            seed=seed,
+        ),
+        context=context_seconds,
+        longest=max_seconds,
+    )
+    check_place(output_path, "--output-path", folder=True)
+    source = ResultFile(answers, columns=column)
+    check_thresholds(options.choice.min_confidence, source)
+    errors = 0
+
+    def failed(error: AudioError) -> None:
+        nonlocal errors
+        errors += 1
+        say(error_text(error), styled=True)
+
+    with (
+        stop_message(f"Stopped. Clips are in {output_path}; {RESUMES}"),
+        ProgressBar("bar", "{task.completed}/{task.total} clips") as bar,
+    ):
+        made = cut_clips(
+            source,
+            output_path,
+            options,
+            failed=failed,
+            done=lambda count, total: bar.update(count, total=total),
+        )
+    _show_clips(made, per_species, output_path)
+    _say_how_it_plays(source)
+    raise typer.Exit(SOME_FAILED if errors else 0)
+
+
+def _species(given: str) -> tuple[str, ...]:
+    from NatureLM.species import presets, read_species_list
+
+    found = read_species_list(given, presets=presets())
+    for text in found.notes:
+        logger.warning(text)
+    return found.names
+
+
+def _show_clips(made: CutFolder, wanted: int, folder: Path) -> None:
+    short = list(made.short(wanted))
+    for one, clips, why in short[:_MOST_NAMED]:
+        show(f"{one.label}: {clips} of {wanted} clips: {why}")
+    if len(short) > _MOST_NAMED:
+        more = len(short) - _MOST_NAMED
+        show(f"and {more} more with fewer than {wanted}, see {folder / 'species.csv'}")
+    if made.shortened:
+        show(f"Of {made.shortened} longer events only the beginning was cut (--max-seconds).")
+    before = f", {made.before} of them from before" if made.before else ""
+    species = sum(len(one.taken) > made.unreadable[one.label] for one in made.chosen)
+    show(f"{made.clips} clips of {species} species are in {folder}{before}.")
+
+
+def _say_how_it_plays(source: ResultFile) -> None:
+    expansion = float(source.settings.get("time_expansion", 1.0))
+    if expansion != 1:
+        logger.warning(
+            "the model heard the sound %g times slower; clips have the speed and the rate of the "
+            "recordings, and the page of `naturelm review` plays them as the model heard them",
+            expansion,
+        )

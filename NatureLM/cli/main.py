@@ -57,6 +57,7 @@ NATURELM_COMMANDS = {
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
     "events": Command("events:events", "Join neighbouring windows with the same answer."),
+    "segments": Command("events:segments", "Cut clips of answers for review."),
     "review": Command("review:review", "Listen to clips and say which answers are right.", "{}"),
     "export": Command("field:export", "Turn answers into tables that other programs open."),
     "schema": Command("models:schema", "Print the JSON Schema of configuration files."),
