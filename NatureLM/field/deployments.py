@@ -143,7 +143,7 @@ class Deployments(Sequence[Deployment]):
         held = [row for row in fitting if row.holds(clock)]
         if not held:
             return None, f"{self.path}: it began outside of the time of {_listed(fitting)}."
-        for narrower in (_goes_on(clock), place.recorders, place.sites):
+        for narrower in (_goes_on(clock), place.made_by, place.named_for, place.sites):
             if len(held) > 1:
                 held = narrower(held) or held
         if len(held) > 1:
@@ -157,7 +157,8 @@ class Deployments(Sequence[Deployment]):
         rows = [row for row in self._rows if not row.folder]
         return (
             place.folders(self._rows)
-            or place.recorders(rows)
+            or place.made_by(self._rows)
+            or place.named_for(place.possible(rows))
             or place.sites(place.possible(rows))
             or (place.possible(rows) if len(self._rows) == 1 else [])
         )
@@ -185,15 +186,15 @@ class _Place:
             found += [((max(ends), len(wanted)), row)] if ends else []
         return _greatest(found)
 
-    def recorders(self, rows: Sequence[Deployment]) -> list[Deployment]:
-        """Rows whose recorder made it, as its header says, or its name or a folder."""
-        named = [row for row in rows if row.recorder]
-        known = [row for row in named if _plain(row.recorder) == self._recorder]
-        if known:
-            return known
+    def made_by(self, rows: Sequence[Deployment]) -> list[Deployment]:
+        """Rows whose recorder made it, as its header or the number in its name says."""
+        return [row for row in rows if row.recorder and _plain(row.recorder) == self._recorder]
+
+    def named_for(self, rows: Sequence[Deployment]) -> list[Deployment]:
+        """Rows of a recorder that its name begins with or has within, or a folder is called by."""
         return [
             row
-            for row in self.possible(named)
+            for row in rows
             if _begins(self._name, _plain(row.recorder))
             or _plain(row.recorder) in self._folders
             or (len(row.recorder) > 3 and f" {_plain(row.recorder)} " in f" {self._name} ")
@@ -335,7 +336,8 @@ def _refuse_overlaps(path: Path, rows: Sequence[Deployment], what: str, advice: 
         if ends is not None and start < ends[0]:
             raise DataError(
                 f"{path}: lines {ends[1].line} and {row.line} place {what} twice at a time; their "
-                f"times from .. to may not overlap{advice}"
+                "times from .. to may not overlap (where one ends on the day on which another "
+                f"begins, give the time of day){advice}"
             )
         if ends is None or end > ends[0]:
             ends = end, row

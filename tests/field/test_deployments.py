@@ -125,7 +125,7 @@ def test_a_bad_cell_is_refused_by_name(
         ("site\n", "this table has no rows"),
         (
             "site,recorder,from,to\nA,7,2024-05-01,2024-05-10\nB,8,,\nC,7,2024-05-10,\n",
-            "lines 2 and 4 place the recorder 7 twice at a time; their times from .. to may not",
+            "lines 2 and 4 place the recorder 7 twice at a time; their times from .. to may not ",
         ),
         (
             "site,from\nPond,2024-05-01\npond,2024-06-01\n",
@@ -163,6 +163,7 @@ THREE = (
     f"Wood,2024-05-01,2024-07-31,{OTHER},\n"
     "North Fen,2024-05-01,2024-07-31,,cards/fen\n"
     "Fen,2024-05-01,2024-07-31,,\n"
+    "Heath,2024-05-01,2024-07-31,S4A01234,cards/heath\n"
     "Field,2024-05-01,2024-07-31,SWIFT07,\n"
 )
 
@@ -175,6 +176,8 @@ THREE = (
         ("b/20240510_053000.WAV", MAY, OTHER, "Wood"),
         ("cards/fen/20240510_053000.WAV", MAY, "", "North Fen"),
         ("cards/fen/20240510_053000.WAV", MAY, OTHER, "North Fen"),  # folders are trusted more
+        ("elsewhere/20240510_053000.WAV", MAY, "S4A01234", "Heath"),
+        ("cards/heath/20240510_053000.WAV", MAY, "", "Heath"),
         ("CARDS\\Fen\\day 1\\20240510_053000.WAV", MAY, "", "North Fen"),
         ("a/20240710_053000.WAV", JULY, SERIAL, "Marsh"),
         ("Fen/20240710_053000.WAV", JULY, SERIAL, "Marsh"),  # and so are recorders
@@ -189,7 +192,7 @@ THREE = (
         ("a/x.wav", None, SERIAL, "2 rows fit, Pond (line 2), Marsh (line 3), so its place is not"),
         ("marsh/x.wav", None, SERIAL, "Marsh"),
         ("a/x.wav", datetime(2025, 1, 1), OTHER, "it began outside of the time of Wood (line 4)."),
-        ("Fen/Field_20240510_053000.wav", MAY, "", "2 rows fit, Field (line 7), Fen (line 6)"),
+        ("Fen/Field_20240510_053000.wav", MAY, "", "2 rows fit, Field (line 8), Fen (line 6)"),
     ],
 )
 def test_which_deployment(
