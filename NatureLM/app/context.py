@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from NatureLM.app.clips import check_free, without_paths
 from NatureLM.app.jobs import Jobs
+from NatureLM.app.reviews import Reviews
 from NatureLM.app.settings import AppSettings, Limits
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.models.registry import EMBEDDED
@@ -52,6 +53,7 @@ class AppContext:
     """One app.
 
     folder: temporary, goes with the app
+    remembered: components with the ids of the jobs that a browser remembers
     load: gives the pipeline where another part of the process has it; may wait for it
     tabs: the page's `gr.Tabs`; the page sets it before it builds the tabs, as the next one
     handed_over: a `gr.State` with a recording that another tab hands to Long recording: (path,
@@ -75,6 +77,8 @@ class AppContext:
         self.folder, self._lock = _locked_folder()
         self.visitors = Visitors(self.folder, self.limits)
         self.jobs = Jobs(self.runs_dir, self.pipeline, model=self.model_name, limits=self.limits)
+        self.reviews = Reviews(self.jobs)
+        self.remembered: list[Any] = []
         self.state: ModelState = "waiting" if pipeline is None else "ready"
         self.error: str | None = None  # why the model did not load
         self._pipeline, self._load_it = pipeline, load or self._load_model
@@ -124,6 +128,7 @@ class AppContext:
     def close(self) -> None:
         """Stop the job that is worked on and remove all that is temporary."""
         self.jobs.close()
+        self.reviews.close()
         self.visitors.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):

@@ -36,6 +36,7 @@ from NatureLM.app.job_view import (
     write_downloads,
 )
 from NatureLM.app.jobs import JobRecording, Jobs, Kind, refuse_too_many, windows_of
+from NatureLM.app.review_tab import build_review_part
 from NatureLM.app.settings import Limits
 from NatureLM.app.ui import (
     HIDDEN,
@@ -143,6 +144,7 @@ class JobTab:
         self._remembered = gr.BrowserState(
             [], storage_key=f"naturelm-{name}-jobs", secret=_NO_SECRET
         )
+        self._context.remembered.append(self._remembered)
         self._earlier = gr.Dropdown(
             [], label="Earlier jobs of this browser", visible=False, elem_id=f"{name}-earlier"
         )
@@ -172,6 +174,7 @@ class JobTab:
                         ("JSON lines", "jsonl"),
                     )
                 ]
+            build_review_part(self._context, self._job, name)
         self._timer = gr.Timer(_POLL_SECONDS, active=False)
 
     def _build_timeline(self) -> None:
@@ -333,6 +336,7 @@ class JobTab:
         def remove(job_id: str) -> dict[Any, Any]:
             hidden = {self._sure: gr.Row(visible=False)}
             try:
+                self._context.reviews.forget(job_id)
                 self._context.jobs.remove(job_id)
             except UsageError as error:
                 return hidden | {self._problem: notice(str(error))}

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 from gradio import processing_utils
 from gradio.themes.utils.colors import Color
+from starlette.routing import Mount
 
 import NatureLM
 from NatureLM.app import experiments
@@ -31,6 +32,8 @@ from NatureLM.app.ask_tabs import build_ask, build_identify, build_teach
 from NatureLM.app.clips import without_paths
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_tabs import JobTab
+from NatureLM.app.review_tab import build_review
+from NatureLM.app.reviews import MOUNTED
 from NatureLM.app.settings import (
     AppSettings,
     guard_rules,
@@ -54,6 +57,7 @@ TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
     "teach": ("Teach by example", build_teach),
     "long": ("Long recording", lambda context: JobTab(context, "long")),
     "folder": ("Folder", lambda context: JobTab(context, "folder")),
+    "review": ("Review", build_review),
     "experiments": ("Experiments", experiments.build),
     "about": ("About", lambda context: html(about(context), elem_id="about")),
 }
@@ -269,6 +273,7 @@ def launch(page: Page, context: AppContext) -> str:
     @asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
         """Stand in front of all that Gradio puts together, before the port is open."""
+        app.router.routes.insert(0, Mount(MOUNTED, context.reviews.app()))
         app.middleware_stack = Guard(app.middleware_stack, guard_rules(settings))
         guards.append(app.middleware_stack)
         yield

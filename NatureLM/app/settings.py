@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from NatureLM.errors import UsageError
+from NatureLM.review.server import routes as review_routes
 from NatureLM.util import library
 from NatureLM.web.guard import Route, Rules, is_loopback, own_names
 
@@ -149,6 +150,7 @@ def guard_rules(settings: AppSettings) -> Rules:
             seconds=12 * 3600.0,
             only_files=True,
         ),
+        *review_routes(r"/review/[A-Za-z0-9_-]{32}"),  # of jobs,
     )
     return Rules(
         routes,

@@ -1,0 +1,104 @@
+"""Clips of jobs that people review: who has the link of a job may review its clips.
+
+The page of `naturelm review` is mounted at /review/<id of the job>/; clips and verdicts lie in
+`clips/` in the job's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from NatureLM.app.clips import without_paths
+from NatureLM.app.jobs import Job, Jobs
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.results.rows import OutputError
+from NatureLM.review.segments import index_path
+from NatureLM.review.server import Clips, review_app
+
+CLIPS_FOLDER = "clips"
+MOUNTED = "/review/{job}"
+_MOST_OPEN = 32  # folders; those that were asked for longest ago are closed
+
+
+class Reviews:
+    """The folders of clips that are open for review."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._open: OrderedDict[str, tuple[int, Clips]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def app(self) -> Any:
+        """The application that is mounted at `MOUNTED`."""
+        return review_app(lambda request: self.clips(request.path_params["job"]))
+
+    def clips(self, job_id: str) -> Clips:
+        """The clips of a job, as they are by now. Raises UsageError where there are none."""
+        try:
+            folder = clips_folder(self._jobs.open(job_id))
+            made = os.stat(index_path(folder)).st_mtime_ns
+        except (UsageError, OSError):
+            self.forget(job_id)
+            raise UsageError(
+                "there are no clips of this job: naturelm segments makes them"
+            ) from None
+        with self._lock:
+            made_then, found = self._open.get(job_id, (0, None))
+            if found is None or made_then != made:
+                self._close(job_id)
+                found = self._opened(folder, job_id)
+                self._open[job_id] = made, found
+            self._open.move_to_end(job_id)
+            while len(self._open) > _MOST_OPEN:
+                self._close(next(iter(self._open)))
+        return found
+
+    def count(self, job_id: str) -> tuple[int, int]:
+        """How many clips of a job there are, and how many of them somebody has reviewed.
+
+        Raises UsageError where there are none.
+        """
+        clips = self.clips(job_id)
+        reviewed = {one.clip for one in clips.store.verdicts()} & clips.numbers.keys()
+        return len(clips.segments), len(reviewed)
+
+    def forget(self, job_id: str) -> None:
+        """Close the clips of a job, which is about to be removed or has been."""
+        with self._lock:
+            self._close(job_id)
+
+    def close(self) -> None:
+        with self._lock:
+            for job_id in list(self._open):
+                self._close(job_id)
+
+    def _opened(self, folder: Path, job_id: str) -> Clips:
+        shown = "/".join(folder.parts[-4:])  # as it is called below the folder that the app runs in
+        try:
+            clips = Clips(folder, shown)
+        except OutputError:
+            raise UsageError("another program has this review open: close it there") from None
+        except NatureLMError as error:
+            raise UsageError(without_paths(str(error))) from None
+        names = {one.file: one.name for one in self._jobs.open(job_id).recordings}
+        clips.segments = [
+            replace(one, recording=names.get(Path(one.recording).name, one.recording))
+            for one in clips.segments
+        ]
+        return clips
+
+    def _close(self, job_id: str) -> None:
+        if job_id in self._open:
+            with suppress(OSError):
+                self._open.pop(job_id)[1].close()
+
+
+def clips_folder(job: Job) -> Path:
+    """Where the clips of a job lie, if there are any."""
+    return job.folder / CLIPS_FOLDER
