@@ -274,7 +274,7 @@ class _Heard:
         self.origin: dict[str, Any] = {}
         self.errors: list[ErrorRow] = []
         self._spans: dict[tuple[int, int], tuple[str, int]] = {}  # → why silent, windows
-        self._beginning: tuple[float, Mapping[str, Any]] | None = None
+        self._contexts: dict[int, Mapping[str, Any]] = {}  # by where windows start
 
     def answers(self) -> Iterable[Detection]:
         """Those that count."""
@@ -304,8 +304,7 @@ class _Heard:
         silent = row.note if row.note and not row.text else ""
         span = _micro(row.start), _micro(row.end)
         self._spans[span] = silent, getattr(row, "windows", None) or 1
-        if self._beginning is None or row.start < self._beginning[0]:
-            self._beginning = row.start, row.context or {}
+        self._contexts[span[0]] = row.context or {}
 
     def _is_sure(self, one: Detection) -> bool:
         least = self._options.min_confidence.of(one.label, one.question)
@@ -326,20 +325,19 @@ class _Heard:
         }
         if not left:
             return None
-        start = min(start for start, _ in left)
+        start = max(min(start for start, _ in left), after or 0)
         notes = {note for note, _ in left.values()}
         note = next(iter(notes)) if len(notes) == 1 else ""
-        begun = self._beginning if after is None else None
         questions = self._source.columns or self._source.questions
         return Detection(
             audio_path="",
-            start=(start if after is None else max(start, after)) / _MILLION,
+            start=start / _MILLION,
             end=max(end for _, end in left) / _MILLION,
             label="" if note else NOTHING,
             question=questions[0] if questions else "",
             note=note,
             windows=sum(windows for _, windows in left.values()),
-            context={} if begun is None else begun[1],
+            context=self._contexts.get(start, {}),
         )
 
 

@@ -150,8 +150,8 @@ def test_recordings_without_events_and_errors_stay(tmp_path: Path) -> None:
     lost = ErrorRow("d.wav", "gone", "UnreadableAudio", 1.0, "m", "r")
     rows = [
         at(0),
-        at(10, "None"),
-        at(20, "None"),
+        at(10, "None", context={"site": "Wood"}),
+        at(20, "None", context={"site": "Wood"}),
         replace(SILENT, audio_path="a.wav"),
         replace(at(0, "None"), audio_path="c.wav", context={"site": "Pond"}),
         lost,
@@ -162,6 +162,8 @@ def test_recordings_without_events_and_errors_stay(tmp_path: Path) -> None:
         ("a.wav", ""), ("b.wav", "Owl"), ("b.wav", "None"), ("b.wav", "error"),
         ("c.wav", "None"), ("d.wav", "error"),
     ]  # fmt: skip
+    places = [row.context for row in found if isinstance(row, WindowRow)]
+    assert places == [None, None, {"site": "Wood"}, {"site": "Pond"}]
     before = ResultFile(tmp_path / "answers.jsonl").recordings
     after = ResultFile(tmp_path / "events.jsonl").recordings
     assert before == after
