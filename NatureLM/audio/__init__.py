@@ -26,6 +26,7 @@ AudioErrorKind: TypeAlias = Literal[
     "NonFiniteAudio",  # some samples are NaN or infinite
     "ChannelError",  # there is no such channel as was asked for, or there are too many
     "SampleRateError",  # the sample rate is outside of what is supported
+    "UnknownContext",  # a question needs to know of its time or place what nothing says
     "AudioError",  # anything else
 ]
 

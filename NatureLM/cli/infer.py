@@ -4,27 +4,30 @@
 from __future__ import annotations
 
 import logging
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
+from NatureLM.cli.progress import RunProgress
+from NatureLM.cli.recordings import (
+    FieldRecordings,
+    checked_formats,
+    count_windows,
+    note_what_was_there,
+    write_tables_at_the_end,
+)
 from NatureLM.errors import UsageError
-from NatureLM.progress import ProgressBar, printable, say
+from NatureLM.progress import say
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.inference.windows import AskOptions, WindowResult
-    from NatureLM.results.store import Resumed, WindowStore
+    from NatureLM.results.store import WindowStore
 
 logger = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
@@ -76,6 +79,11 @@ class InferRequest(of.ExperimentOptions):
     channel: str = of.CHANNEL
     time_expansion: float = of.TIME_EXPANSION
     ask_silence: bool = of.ASK_SILENCE
+    from_table: Path | None = of.FROM_TABLE
+    deployments: Path | None = of.DEPLOYMENTS
+    file_times: Path | None = of.FILE_TIMES
+    format_name: list[str] | None = of.FORMATS
+    per_recording: bool = of.PER_RECORDING
     output_path: Path | None = of.option(
         None,
         "File for the answers, one JSON line for each (of an experiment: a folder). One that "
@@ -129,7 +137,13 @@ class InferRequest(of.ExperimentOptions):
         used = {one.name for one in fields(of.ExperimentOptions)} - {"merging_alpha"}
         used |= {"quiet", "recordings", "audio_path"}
         given = [one for one in fields(self) if getattr(self, one.name) not in (one.default, [])]
-        return [*names, *(_option(one.name) for one in given if one.name not in used)]
+        return [*names, *(_declared_name(one) for one in given if one.name not in used)]
+
+
+def _declared_name(declared: Field[Any]) -> str:
+    """What an option is called on the command line."""
+    names = declared.metadata["option"].param_decls or (_option(declared.name),)
+    return str(names[0])
 
 
 def infer(request: InferRequest) -> None:
@@ -164,7 +178,6 @@ def run(request: InferRequest, config: Config) -> int:
     What cannot work is refused before the model is loaded: recordings that are not there, an output
     that cannot be written or holds other answers.
     """
-    from NatureLM.audio import find_recordings
     from NatureLM.inference.windows import RecordingError
     from NatureLM.models.registry import EMBEDDED
     from NatureLM.results.rows import RunSettings
@@ -172,28 +185,51 @@ def run(request: InferRequest, config: Config) -> int:
 
     model = of.model_name(request.model, config)
     asked = ask_options(request, config, model)
-    recordings = find_recordings(request.audio_paths)
-    settings = asked.settings(model=model, adapter=request.adapter, generate=config.generate)
+    formats = checked_formats(request.format_name or ())
+    field = FieldRecordings.read(request, asked.queries)
+    recordings = field.recordings
+    settings = {
+        **asked.settings(model=model, adapter=request.adapter, generate=config.generate),
+        **field.settings,
+    }
     with WindowStore(request.output, overwrite=request.overwrite) as store:
         store.check(settings)
-        shown = InferProgress(asked, len(recordings), shows_answers=not request.quiet)
+        store.context_of = field.context_of
+        many = [f"[{n}] {query}" for n, query in enumerate(asked.queries, start=1)]
+        shown = RunProgress(
+            len(recordings), shows_answers=not request.quiet, legend=many if many[1:] else ()
+        )
         with stop_message(lambda: _goodbye(store, request.output)):
             hint = " (the embedded model; --model naturelm-audio is the published one)"
             say(f"Model: {model}{hint if model == EMBEDDED else ''}")
             pipeline = load_pipeline(request, config, asked)
             settings.update(pipeline.settings(asked))
             resumed = store.begin(RunSettings(settings, revisions=pipeline.revisions), recordings)
-            _note_what_was_there(resumed, request.output)
-            with shown.working(_expected_answers(recordings, asked) - resumed.answers):
+            note_what_was_there(resumed, request.output)
+            expected = count_windows(field, asked) * len(asked.queries)
+            with shown.working(expected - resumed.answers):
                 for result in pipeline.unanswered(
-                    recordings, asked, store, batch_size=request.batch_size, fold=True
+                    recordings,
+                    asked,
+                    store,
+                    batch_size=request.batch_size,
+                    fold=True,
+                    claims=field.claims,
+                    fill=field.fill,
                 ):
                     if isinstance(result, RecordingError):
                         store.add_error(result.audio_path, result.error, asked.merging_alpha)
                         shown.failed(result.error)
                     elif store.add_answer(result):
-                        shown.answer(result)
+                        shown.row(
+                            *(result.audio_path, result.start, result.end, _shown(result, asked)),
+                            note=result.note,
+                            asked=result.asked,
+                        )
         shown.summary(store.answers, request.output)
+    field.say_what_is_not_known()
+    if store.answers:
+        write_tables_at_the_end(request.output, formats, request.per_recording)
     return SOME_FAILED if shown.errors else 0
 
 
@@ -212,33 +248,12 @@ def load_pipeline(request: InferRequest, config: Config, asked: AskOptions) -> P
     )
 
 
-def _expected_answers(recordings: Sequence[Path], asked: AskOptions) -> int:
-    """How many answers there will be, from the headers of the recordings; bad ones count none."""
-    from NatureLM.audio import AudioError
-    from NatureLM.audio.decode import probe
-    from NatureLM.audio.windows import count_windows
-
-    cut = (asked.window_length_seconds, asked.hop_length_seconds, asked.time_expansion)
-    total = 0
-    for path in recordings:
-        try:
-            total += count_windows(probe(path).duration, *cut)
-        except AudioError:
-            continue
-    return total * len(asked.queries)
-
-
-def _note_what_was_there(resumed: Resumed, output: Path) -> None:
-    if resumed.cut_off:
-        logger.warning("%s: the last line was not whole and has been taken off", output)
-    if resumed.answers:
-        logger.warning(
-            "%s: has %d answers of this run; going on from there", output, resumed.answers
-        )
-    if resumed.retried:
-        logger.warning("%s: %d recordings that had failed are tried again", output, resumed.retried)
-    for path in resumed.repaired:
-        logger.warning("%s: has changed since it failed; all of it is asked anew", path)
+def _shown(result: WindowResult, asked: AskOptions) -> str:
+    """An answer as it is shown: with the number of its question, and of a list how sure it is."""
+    queries = asked.queries
+    which = f"[{queries.index(result.query) + 1}] " if len(queries) > 1 else ""
+    is_free = result.confidence is None or asked.mode == "generate"  # that is in the file
+    return f"{which}{result.shown}{'' if is_free else f'  {result.confidence:.2f}'}"
 
 
 def _goodbye(store: WindowStore, output: Path) -> str:
@@ -261,7 +276,7 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
     from NatureLM.merging.recipe import extrapolation_note
     from NatureLM.util import check_range
 
-    if not request.audio_paths:
+    if not request.audio_paths and request.from_table is None:
         raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
     mode, labels, queries = _answers(request, model)
     if not queries:
@@ -350,118 +365,6 @@ def _species(given: str, prefer: Any, model: str) -> tuple[tuple[str, ...], Any]
     if len(found) > _MOST_HINTS:
         logger.warning("and %d more names that are close to known ones", len(found) - _MOST_HINTS)
     return species.names, species.kind
-
-
-# What is shown
-
-
-class InferProgress:
-    """What a run shows: answers on stdout; progress, errors and the summary on stderr.
-
-    On a terminal a bar shows where the run is; elsewhere there is a line for each recording.
-    """
-
-    def __init__(self, asked: AskOptions, recordings: int, *, shows_answers: bool) -> None:
-        self._asked, self._recordings, self._shows_answers = asked, recordings, shows_answers
-        self._expected = self._windows = self._answers = self._rows = self.errors = 0
-        self._silent: Counter[str] = Counter()  # windows by their note
-        self._seconds = 0.0  # of sound that was answered about
-        self._started = time.monotonic()
-        self._last: WindowResult | None = None
-        self._in_recording = self._done_recordings = 0
-        self._bar = ProgressBar()
-
-    @contextmanager
-    def working(self, expected: int) -> Iterator[None]:
-        """Around the work itself; `expected` is an estimate of how many answers there will be."""
-        self._started, self._expected = time.monotonic(), max(expected, 0)
-        self._bar = ProgressBar(
-            "bar",
-            "{task.completed}/{task.total} answers, {task.fields[rate]},",
-            "eta",
-            "left",
-            total=self._expected,
-            rate="0.0 x real time",
-        )
-        with self._bar:
-            if self._shows_answers and len(self._asked.queries) > 1:
-                for number, query in enumerate(self._asked.queries, start=1):
-                    self._print(f"[{number}] {printable(query)}")
-            yield
-            self._recording_done()
-
-    def answer(self, result: WindowResult) -> None:
-        """An answer was written."""
-        last, queries = self._last, self._asked.queries
-        if last is None or result.audio_path != last.audio_path:
-            self._recording_done()
-            last = None
-            if self._shows_answers:
-                self._print(printable(result.audio_path), bold=True)
-        if last is None or result.start != last.start:  # what two windows share is counted once
-            self._windows += 1
-            begin = result.start if last is None else max(last.end, result.start)
-            self._seconds += max(0.0, result.end - begin)
-            self._silent.update([] if result.asked else [result.note])
-        self._rows += 1
-        self._answers += result.asked
-        self._in_recording += result.asked
-        self._last = result
-        if self._shows_answers:
-            which = f"[{queries.index(result.query) + 1}] " if len(queries) > 1 else ""
-            times = f"{result.start:.2f}s - {result.end:.2f}s"
-            # The confidence in one of a list; that of free answers is in the file.
-            is_free = result.confidence is None or self._asked.mode == "generate"
-            sure = "" if is_free else f"  {result.confidence:.2f}"
-            self._print(f"  {times:<19}  {which}{printable(result.shown)}{sure}")
-        total = max(self._expected, self._rows)
-        self._bar.update(self._rows, total=total, rate=self._rate())
-
-    def failed(self, error: BaseException) -> None:
-        """A recording could not be read (to its end)."""
-        self.errors += 1
-        say(error_text(error), styled=True)
-
-    def summary(self, answers: int, output: Path) -> None:
-        """The end of the run; `answers` is how many there are now."""
-        from NatureLM.util import format_duration
-
-        before = answers - self._rows
-        parts = [
-            _amount(self._recordings, "recording"),
-            _amount(self._windows, "window"),
-            _amount(self._answers, "answer") + (f" ({before} more from before)" if before else ""),
-            *(f"{_amount(n, f'{note} window')} not asked" for note, n in self._silent.items()),
-            _amount(self.errors, "error"),
-        ]
-        rate = f" in {format_duration(time.monotonic() - self._started)}, {self._rate()}"
-        say(f"{', '.join(parts)}{rate if self._answers else ''}")
-        say(f"Answers: {output}")
-
-    def _rate(self) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-6)
-        return f"{self._seconds / elapsed:.1f} x real time, {self._answers / elapsed:.1f} answers/s"
-
-    def _recording_done(self) -> None:
-        if self._last is not None:
-            self._done_recordings += 1
-            if not self._bar.is_shown:
-                name = printable(self._last.audio_path)
-                answers = _amount(self._in_recording, "answer")
-                place = f"[{self._done_recordings}/{self._recordings}]"
-                say(f"{place} {name}: {answers}, {self._rate()}")
-        self._in_recording = 0
-
-    def _print(self, text: str, bold: bool = False) -> None:
-        """A line on stdout; where that is the terminal, too, the bar has to make room for it."""
-        if self._bar.is_shown and sys.stdout.isatty():
-            say(typer.style(text, bold=bold), styled=True)
-        else:
-            typer.secho(text, bold=bold)
-
-
-def _amount(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 # The page

@@ -50,6 +50,7 @@ class Command:
 
 NATURELM_COMMANDS = {
     "infer": Command("infer:infer", "Ask questions about recordings."),
+    "survey": Command("survey:survey", "Ask a questionnaire of recordings: a row a window."),
     "inference-app": Command(
         "infer:inference_app", "Ask questions on a page in the browser.", "{}"
     ),

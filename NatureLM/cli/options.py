@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import typer
 
@@ -44,9 +44,9 @@ def option(default: Any, text: str, panel: str | None = None, *names: str, **mor
     return _declared(typer.Option(default, *names, help=text, rich_help_panel=panel, **more))
 
 
-def argument(default: Any, text: str, metavar: str | None = None) -> Any:
-    """An argument, that is an option without a name."""
-    return _declared(typer.Argument(default, help=text, metavar=metavar))
+def argument(default: Any, text: str, metavar: str | Callable[[], str] | None = None) -> Any:
+    """An argument, that is an option without a name; a metavar is as of an option."""
+    return _declared(typer.Argument(default, help=text, metavar=cast("str | None", metavar)))
 
 
 def _declared(info: Any) -> Any:
@@ -175,6 +175,51 @@ MIN_CONFIDENCE = option(
     "a folder of reviewed clips makes them), for 0.95 of the answers to be right unless said.",
     "Species lists and confidence",
     metavar="NUMBER|FILE|FILE:PROBABILITY",
+)
+
+
+# Options of field work
+
+FIELD = "Times, places and tables"
+DEPLOYMENTS = option(
+    None,
+    "Table of where recorders stood: site, latitude, longitude, from, to, zone, recorder. Rows get "
+    "site, UTC, hours after sunset and sunrise; questions may hold {place}, {date}, {habitat}.",
+    FIELD,
+    metavar="TABLE",
+)
+FILE_TIMES = option(
+    None,
+    "Table of when recordings began (file, time, zone), for those whose name and header do not "
+    "say it.",
+    FIELD,
+    metavar="TABLE",
+)
+FROM_TABLE = option(
+    None,
+    "Ask about the detections of this table (of BirdNET, Raven, Kaleidoscope, Audacity, Ecosounds "
+    "...) in place of windows; {label} in a question is what it says.",
+    FIELD,
+    "--from",
+    metavar="TABLE",
+)
+PER_RECORDING = option(False, "Write a table for each recording, too, in a folder.", FIELD)
+
+
+def format_names() -> str:
+    """The formats of tables, for a help."""
+    from NatureLM.formats import FORMATS
+
+    return "|".join(FORMATS)
+
+
+FORMATS = option(
+    None,
+    "Table to write at the end. May be given several times.",
+    FIELD,
+    "--format",
+    metavar=format_names,
+    show_default="none; of a survey csv",
 )
 
 

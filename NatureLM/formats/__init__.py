@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from NatureLM.data.table import DataError, csv_rows, decoded, delimiter_of, read_bytes
 from NatureLM.errors import UsageError
-from NatureLM.results.detections import Detection, HeardRecording, ResultFile
 from NatureLM.util import did_you_mean, is_special
+
+if TYPE_CHECKING:  # the names of formats stand in helps, which import nothing heavy
+    from NatureLM.results.detections import Detection, HeardRecording, ResultFile
 
 
 @dataclass(frozen=True)

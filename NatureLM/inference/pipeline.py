@@ -21,7 +21,7 @@ import numpy as np
 from NatureLM.audio import AudioError
 from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
-from NatureLM.generation.labels import NOTHING, SEPARATOR
+from NatureLM.generation.labels import NOTHING, SEPARATOR, LabelChoice
 from NatureLM.inference.calibration import Calibration, find_calibration
 from NatureLM.inference.claims import claim_of, with_agreement
 from NatureLM.inference.windows import (
@@ -360,7 +360,9 @@ class Pipeline:
         Raises UsageError where the model has no tokenizer, a question or label does not fit it, or
         thresholds are those of other weights or another α.
         """
-        self._check_room(self.engine({}), options.queries, options)
+        engine = self.engine({})
+        for query in options.queries:
+            self.check_room(engine, query, options.choice())
         values: dict[str, Any] = {
             "weights": self.model.fingerprint,
             "dtype": dtype_names(self.model),
@@ -484,7 +486,8 @@ class Pipeline:
             recordings, options, input_sample_rate=input_sample_rate, warn=warn
         )
         engine = self.engine(generation or {}, batch_size)
-        self._check_room(engine, queries, options)
+        for query in queries:
+            self.check_room(engine, query, options.choice())
         requests = self._requests(stream, options, calibration, skip, until, fill)
         window = ""
         with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
@@ -565,22 +568,20 @@ class Pipeline:
                     choice=choice,
                 )
 
-    def _check_room(self, engine: Engine, queries: Iterable[str], options: AskOptions) -> None:
+    def check_room(self, engine: Engine, query: str, choice: LabelChoice | None) -> None:
         """Raise UsageError for a question that leaves no room for an answer, or a label: of all
         windows alike, so it is said before the first.
         """
         from NatureLM.generation.requests import Request
 
-        processor, of_clip = processor_of(self.model), self.model.config.audio_positions()
-        for query in queries:
-            prompt = processor.render(query)
-            clips = prompt.count(PLACEHOLDER)
-            request = Request(query, prompt, ("",) * clips, choice=options.choice())
-            problem = engine.problem_of(request, clips * of_clip)
-            if isinstance(problem, PromptTooLong):
-                raise problem.about(f"the question {quoted(query)}")
-            if problem is not None:
-                raise problem
+        prompt = processor_of(self.model).render(query)
+        clips = prompt.count(PLACEHOLDER)
+        request = Request(query, prompt, ("",) * clips, choice=choice)
+        problem = engine.problem_of(request, clips * self.model.config.audio_positions())
+        if isinstance(problem, PromptTooLong):
+            raise problem.about(f"the question {quoted(query)}")
+        if problem is not None:
+            raise problem
 
     def window_stream(
         self,

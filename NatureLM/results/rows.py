@@ -46,7 +46,7 @@ class Prediction:
     note: "silent", "constant" or "cancelled" for a window without sound; it has no answer unless
         one was asked for all the same
     claim: what a table of another program says about this stretch, which was asked about: its
-        `label`, `confidence` and `source`, and whether the answer `agrees` (None: cannot be told)
+        `label`, `confidence` and names, and whether the answer `agrees` (None: cannot be told)
     """
 
     audio_path: str

@@ -19,7 +19,7 @@ from NatureLM.errors import ConfigError, UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
 from NatureLM.results.thresholds import MinConfidence, read_min_confidence
 from NatureLM.species import SpeciesList, presets, read_species_list
-from NatureLM.survey import parse
+from NatureLM.survey import parse, preset_folder, preset_names
 from NatureLM.survey.condition import Condition, read_condition, waves
 from NatureLM.survey.lists import LETTERS, ClosedList, counts, names, options_text
 from NatureLM.survey.said import Unparsed
@@ -155,17 +155,6 @@ class Questionnaire:
     def scientific_names(self) -> dict[str, str]:
         """From common to scientific name, of all columns."""
         return {k: v for column in self.columns for k, v in column.scientific_names.items()}
-
-
-def preset_folder() -> Path:
-    """Where the presets are: within an installed package, or `configs/surveys` of a checkout."""
-    shipped = Path(__file__).parent / "presets"
-    return shipped if shipped.is_dir() else Path(__file__).parents[2] / "configs" / "surveys"
-
-
-def preset_names() -> tuple[str, ...]:
-    """Names of the questionnaires that come with the program."""
-    return tuple(sorted(path.stem for path in preset_folder().glob("*.yml")))
 
 
 def read_questionnaire(source: str | Path) -> Questionnaire:

@@ -55,7 +55,19 @@ print(json.dumps([code, [name for name in heavy if name in sys.modules]]), file=
 """
 
 
-HELP = ("infer", "embed", "search", "convert", "schema", "merge", "models", "train", "report")
+HELP = (
+    "infer",
+    "embed",
+    "search",
+    "convert",
+    "schema",
+    "merge",
+    "models",
+    "train",
+    "report",
+    "survey",
+    "events",
+)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +108,7 @@ def test_every_verb_is_listed_and_there() -> None:
             "tune-alpha",
         ),
         *("calibrate", "report", "export", "cache", "inference-app", "serve", "review"),
+        *("survey", "events", "segments"),
     }
     assert set(BEANS_COMMANDS) == {
         *("run", "info", "score", "compare", "report", "fetch", "make-mini")

@@ -19,7 +19,7 @@ from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import Clip, Sample
 from NatureLM.errors import ConfigError
 from NatureLM.experiments.plan import Plan, Renderer, make_plan, select
-from NatureLM.survey.questionnaire import preset_names
+from NatureLM.survey import preset_names
 from NatureLM.survey.schema import QuestionnaireFile
 from recipes.tiny.study import StudyConfig
 

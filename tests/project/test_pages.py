@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from NatureLM.cli import main
 from NatureLM.cli.main import single_command
-from NatureLM.results.rows import SCHEMA_VERSION, ErrorRow, WindowRow
+from NatureLM.results.rows import SCHEMA_VERSION, ErrorRow, SurveyRow, WindowRow
 
 UPDATE = os.environ.get("NATURELM_UPDATE_PAGES") == "1"
 ANSWER = re.compile(r"^( +\d+\.\d\ds - \d+\.\d\ds +).*")  # a window and what was answered
@@ -179,7 +179,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 def test_the_output_page_names_every_key() -> None:
     page = (ROOT / "docs" / "reference" / "output-format.md").read_text(encoding="utf-8")
-    for row in (WindowRow, ErrorRow):
+    for row in (WindowRow, SurveyRow, ErrorRow):
         assert {field.name for field in fields(row)} <= set(re.findall(r"`(\w+)`", page))
     assert f"schema version {SCHEMA_VERSION}" in page
 
