@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class FieldClock:
         self, deployments: Deployments | None = None, times: FileTimes | None = None
     ) -> None:
         self._deployments, self._times = deployments, times
-        self._known: dict[str, RecordingContext] = {}
+        self._known = lru_cache(maxsize=4096)(self._read)
         self._has_sun = has_astral()
         self.notes = [
             *(deployments.notes if deployments is not None else ()),
@@ -111,13 +112,10 @@ class FieldClock:
             self.notes.append(WITHOUT_ASTRAL)
 
     def of(self, recording: str | Path) -> RecordingContext:
-        """What is known of a recording; its header is read once."""
-        key = str(recording)
-        if key not in self._known:
-            self._known[key] = self._read(recording)
-        return self._known[key]
+        """What is known of a recording; its header is read once, and again after 4096 others."""
+        return self._known(str(recording))
 
-    def _read(self, recording: str | Path) -> RecordingContext:
+    def _read(self, recording: str) -> RecordingContext:
         clock = read_clock(recording, self._times)
         row, note = None, ""
         if self._deployments is not None:

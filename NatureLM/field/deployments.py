@@ -90,6 +90,10 @@ class Deployment:
         """A recorder's time as clocks of the place show it."""
         if moment.tzinfo is None and self.clock is not None:
             moment = to_utc(moment, self.clock)[0] or moment
+        return self.local(moment)
+
+    def local(self, moment: datetime) -> datetime:
+        """A moment, or one of the row's own times, as clocks of the place show it."""
         if moment.tzinfo is not None and self.zone is not None:
             moment = moment.astimezone(self.zone)
         return moment.replace(tzinfo=None)
@@ -100,7 +104,7 @@ class Deployment:
             return self._order(self.start, clock.time) <= 0 <= self._order(self.end, clock.time, 1)
         if clock.date is None:
             return True
-        days = [None if one is None else self.wall(one).date() for one in (self.start, self.end)]
+        days = [None if one is None else self.local(one).date() for one in (self.start, self.end)]
         return (days[0] or date.min) <= clock.date <= (days[1] or date.max)
 
     def _order(self, bound: datetime | None, moment: datetime, otherwise: int = -1) -> int:
@@ -110,7 +114,7 @@ class Deployment:
         if bound.tzinfo is not None and moment.tzinfo is not None:
             first, second = bound.astimezone(UTC), moment.astimezone(UTC)
         else:
-            first, second = self.wall(bound), self.wall(moment)
+            first, second = self.local(bound), self.wall(moment)
         return (first > second) - (first < second)
 
 
@@ -324,7 +328,7 @@ def _deployment(line: Line) -> Deployment:
         values={**line.others, "model": cells["recorder"]} if is_model else line.others,
         line=line.number,
     )
-    if row.start and row.end and row.wall(row.start) > row.wall(row.end):
+    if row.start and row.end and row.local(row.start) > row.local(row.end):
         raise line.wrong("to", f"is {shown(cells['to'])}, before {shown(cells['from'])}")
     return row
 

@@ -43,7 +43,7 @@ def _nearest(seconds: float, events: tuple[float, ...]) -> float | None:
     return round(after / 3600, 2)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=1 << 14)
 def _around(
     latitude: float, longitude: float, day: date
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -56,7 +56,7 @@ def _around(
     )
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=1 << 14)
 def _of_day(latitude: float, longitude: float, day: date) -> tuple[float | None, float | None]:
     from astral import Observer
     from astral.sun import sunrise, sunset

@@ -230,6 +230,19 @@ def test_the_time_of_a_recording_is_compared_in_the_zone(tmp_path: Path) -> None
     assert rows.find("x.wav", Clock(date=JULY.date()))[0] is None
 
 
+def test_times_of_a_row_are_local_whatever_the_recorders_clock_shows(tmp_path: Path) -> None:
+    rows = table(
+        tmp_path,
+        "site,from,to,zone,clock\nPond,2024-05-10 20:00,2024-05-10 22:00,America/New_York,UTC\n",
+    )
+    shown = datetime(2024, 5, 11, 0, 0)  # which is 20:00 in New York
+    assert site(rows, "x.wav", shown) == "Pond"
+    assert site(rows, "x.wav", shown + timedelta(hours=2)) == "Pond"
+    assert site(rows, "x.wav", shown - timedelta(seconds=1)).startswith("it began outside")
+    assert site(rows, "x.wav", shown + timedelta(hours=3)).startswith("it began outside")
+    assert rows.find("x.wav", Clock(date=MAY.date()))[0] is not None
+
+
 def test_a_model_is_no_serial_number(tmp_path: Path) -> None:
     rows = table(tmp_path, "site,recorder\nPond,AudioMoth\nMarsh,AudioMoth\n")
     assert site(rows, "marsh/20240510_053000.WAV", MAY, SERIAL) == "Marsh"
