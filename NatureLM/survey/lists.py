@@ -26,7 +26,7 @@ _NOTHING = re.compile(
 )
 _DENIED = re.compile(
     r"\b(?:no|not|none|neither|nor|without|or|either|instead|rather|unlike|except|but|"
-    r"isnt|arent|wasnt|doesnt|dont|cannot|cant|couldnt|unsure|uncertain|unclear|unknown|maybe|perhaps|"
+    r"absent|missing|lacks?|lacking|isnt|arent|wasnt|doesnt|dont|cannot|cant|couldnt|unsure|uncertain|unclear|unknown|maybe|perhaps|"
     r"possibly|could|might|may)\b"
 )
 _FILLING = (
@@ -100,18 +100,15 @@ class ClosedList:
 
         An answer that names anything else besides is not parsed: nothing of it is left out.
         """
-        if is_too_long(text):
-            return Unparsed(text)
-        parts = answers_in(said(text))
-        if len(parts) > 1:
-            return Unparsed(text)
-        labels = self._several(parts[0])
+        parts = [] if is_too_long(text) else answers_in(said(text))
+        labels = self._several(parts[0]) if len(parts) == 1 else None
         return Unparsed(text) if labels is None else labels
 
     def _one(self, text: str) -> str | None:
         """The label, None for nothing, an empty string where it cannot be told."""
         words = folded(text)
-        if _NOTHING.fullmatch(words):
+        whole = self._whole(words)
+        if whole is None and _NOTHING.fullmatch(words):
             return None
         by_letter = {self._letters.get(one, "") for one in option_letters(text, self._letters)}
         if len(by_letter) == 1:
@@ -119,7 +116,6 @@ class ClosedList:
             return label if set(self._mentioned(words)) <= {label} else ""
         if by_letter:
             return ""
-        whole = self._whole(words)
         if whole is not None:
             return whole
         mentioned = set(self._mentioned(words))
@@ -140,7 +136,7 @@ class ClosedList:
         return None
 
     def _several(self, text: str) -> list[str] | None:
-        if _NOTHING.fullmatch(folded(text)):
+        if self._whole(folded(text)) is None and _NOTHING.fullmatch(folded(text)):
             return []
         letters = option_letters(text, self._letters)
         if letters and not self._mentioned(folded(text)):
@@ -209,6 +205,8 @@ def option_letters(text: str, known: Mapping[str, object]) -> list[str]:
     alone, first = _ALONE.fullmatch(text), _FIRST.match(text)
     if alone is not None:
         found = [alone[1]]
+    elif re.fullmatch(r"[A-Za-z] ?- ?[A-Za-z]", text):  # from one to the other, or neither
+        found = ["?"]
     elif _LIST.fullmatch(text):
         found = re.findall(r"\b[A-Za-z]\b", text)
     else:
@@ -223,7 +221,7 @@ _COUNTED = re.compile(r"^(\d{1,4})(?: [a-z]+){0,2} ?: ?(\D.*)$", re.IGNORECASE)
 _OTHER_WORDS = (
     "i we you is are was were there here hear heard can cannot could this that these those in on "
     "recording audio clip sounds sound it its not no none nothing unknown unclear unsure maybe "
-    "perhaps possibly or either many several some"
+    "perhaps possibly probably likely or either many several some singing calling vocalizing calls"
 )
 _NO_NAME = frozenset(_OTHER_WORDS.split())
 _MOST_WORDS = 6  # of a name
@@ -252,8 +250,9 @@ def _split(text: str) -> list[str]:
 
 
 def _bare(name: str) -> str:
-    """A name without the bullet or number in front and marks around."""
-    return unquoted(re.sub(r"^\s*(?:[-•]|\d{1,3}[.)])\s*", "", name))
+    """A name without the bullet, number or article in front and marks around."""
+    name = unquoted(re.sub(r"^\s*(?:[-•]|\d{1,3}[.)])\s*", "", name))
+    return re.sub(r"^(?:an?|the) ", "", name, flags=re.IGNORECASE)
 
 
 def _is_name(text: str) -> bool:

@@ -11,12 +11,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.protocols import END_OF_TEXT
 from NatureLM.survey.said import Unparsed, answers_in, is_too_long, said, with_digits
 from NatureLM.util import library
+
+Value = TypeVar("Value")
 
 # -- yes or no --------------------------------------------------------------------------------
 
@@ -43,11 +45,14 @@ def yes_no(text: str) -> bool | Unparsed:
     "Yes.", "yes, there is one", "Answer: no", "No birds", "There are no birds"; not "yes and no",
     "I cannot tell", "None" or a sentence that says neither.
     """
-    if is_too_long(text):
-        return Unparsed(text)
-    found = {_verdict(part.casefold()) for part in answers_in(said(text))}
-    verdict = found.pop() if len(found) == 1 else None
-    return Unparsed(text) if verdict is None else verdict
+    return _decided(text, lambda part: _verdict(part.casefold()))
+
+
+def _decided(text: str, read: Callable[[str], Value | None]) -> Value | Unparsed:
+    """What every answer in a text is read as, if it is the same; None is no value."""
+    found = set() if is_too_long(text) else {read(part) for part in answers_in(said(text))}
+    value = found.pop() if len(found) == 1 else None
+    return Unparsed(text) if value is None else value
 
 
 def _verdict(text: str) -> bool | None:
@@ -80,7 +85,8 @@ _BEFORE = re.compile(
 )
 _BOUND = re.compile(
     r"\b(?:at (?:least|most)|more|less|fewer|over|under|above|below|up to|than|or|between|several|"
-    r"many|plus|to \d|minus|times as|and (?:a|an|another|some|several|more|possibly|maybe))\b"
+    r"many|plus|to \d|minus|not?|none|nothing|neither|\d+ of|times as|"
+    r"and (?:a|an|another|some|several|more|possibly|maybe))\b"
     r"|\d ?\+|[<>≥≤]",
     re.IGNORECASE,
 )
@@ -97,21 +103,19 @@ def count(text: str) -> int | Unparsed:
     (where the number is that of the names), "None" and "No birds" for 0; not "3 or 4", "at least
     3", "several", "2 robins and a wren".
     """
-    if is_too_long(text):
-        return Unparsed(text)
-    found = {_count(part) for part in answers_in(said(text))}
-    number = found.pop() if len(found) == 1 else None
-    return Unparsed(text) if number is None else number
+    return _decided(text, _count)
 
 
 def _count(text: str) -> int | None:
     if _UNSURE.search(text.casefold()):
         return None
     listed = _LISTED.match(text)
-    if listed is not None:
+    if listed is not None and not _UNITS_BEHIND.match(text[listed.end(1) :]):
+        if re.search(r"\d", listed[2]):
+            return None
         names = [one for one in re.split(r"[,;]| and ", listed[2]) if one.strip()]
         return int(listed[1]) if len(names) == int(listed[1]) else None
-    text = re.sub(r"\b(?:a|one) pair\b", "2", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(?:a|one) pair(?: of)?\b", "2", text, flags=re.IGNORECASE)
     text = _without_restated(with_digits(text))
     if _NOTHING.match(text) and not _NOT_ALL.search(text.casefold()):
         return 0
@@ -154,13 +158,13 @@ _KNOWN = {
 
 _QUANTITY = re.compile(
     r"(?<![\w.,])(?P<sign>[+-] ?)?(?P<digits>\d{1,30}(?:[.,\u00a0 ]\d{3})*(?:[.,]\d{1,30})?"
-    r"|\d{1,30}|[.,]\d{1,30})(?P<exponent>[eE][+-]?\d{1,3})?(?!\d)"
+    r"|\d{1,30}|[.,]\d{1,30})(?P<exponent>[eE][+-]?\d{1,3})?(?![.,]?\d)"
     r"(?P<unit>[ -]?[^\W\d_]+(?:/[a-z]+)?| ?[%°])?"
 )
 _RANGE = re.compile(r"\d ?(?:[a-zµ%]+ ?)?(?:-|\.\.+|to|and|or) ?-?[\d.,]+", re.IGNORECASE)
 _LIMIT = re.compile(
     r"\b(?:at (?:least|most)|more than|less than|over|under|above|below|up to|between|from|"
-    r"or|maximum|minimum|max)\b|[<>≥≤]",
+    r"or|maximum|minimum|max|not?|\w+n't)\b|[<>≥≤]|\d ?\+(?! ?/)",
     re.IGNORECASE,
 )
 
@@ -179,11 +183,7 @@ def number(text: str, unit: str | None = None) -> float | Unparsed:
     to 4 kHz", "above 4 kHz", or a unit that cannot be converted. A comma with three digits behind
     it is one of thousands, as in English.
     """
-    if is_too_long(text):
-        return Unparsed(text)
-    found = {_number(part, unit) for part in answers_in(said(text))}
-    value = found.pop() if len(found) == 1 else None
-    return Unparsed(text) if value is None else value
+    return _decided(text, lambda part: _number(part, unit))
 
 
 def _number(text: str, unit: str | None) -> float | None:

@@ -57,8 +57,10 @@ def unquoted(text: str) -> str:
 def answers_in(text: str) -> list[str]:
     """What follows each `Answer:` or `The answer is` of a text; the text itself without one.
 
-    text: as `said` returns it
+    text: as `said` returns it. One that asks back is no answer
     """
+    if text.endswith("?"):
+        return []
     parts = _LEAD.split(text)
     return [unquoted(part) for part in parts[1:] if part.strip()] or [text]
 

@@ -40,7 +40,13 @@ def test_one_label(answer: str, label: str | None) -> None:
             "Kestrel, Raven",
         ),
         *("not a kestrel", "no kestrel", "maybe a kestrel", "It isn't a kestrel", "Kestre"),
-        *("Answer: Kestrel. Answer: Raven", "Kestrel instead of a raven", "None, but a kestrel"),
+        *(
+            "Answer: Kestrel. Answer: Raven",
+            "a kestrel?",
+            "The kestrel is absent",
+            "Kestrel instead of a raven",
+            "None, but a kestrel",
+        ),
     ],
 )
 def test_no_label(answer: str) -> None:
@@ -77,6 +83,16 @@ def test_labels_with_commas() -> None:
     assert whales.several("narwhals, beluga, white whale") == ["Narwhal", "Beluga, White Whale"]
 
 
+def test_labels_that_sound_like_nothing() -> None:
+    closed = ClosedList(["No bird", "Nothing", "Bird"])
+    assert [closed.one(one) for one in ("no bird", "Nothing", "None")] == [
+        "No bird",
+        "Nothing",
+        None,
+    ]
+    assert closed.several("no birds") == ["No bird"]
+
+
 def test_labels_that_differ_little_are_told_apart() -> None:
     closed = ClosedList(["Frog", "Frogs", "Sea Lion", "Sealion"])
     assert [closed.one(one) for one in ("frog", "frogs", "Sea Lion", "sealion")] == [
@@ -108,7 +124,7 @@ def test_letters(answer: str, label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["A and B", "A, B", "B) Wren", "D", "d)", "AB", "A or C", "A call"]
+    "answer", ["A and B", "A, B", "B) Wren", "A-C", "A - B", "D", "d)", "AB", "A or C", "A call"]
 )
 def test_no_letter(answer: str) -> None:
     assert OPTIONS.one(answer) == Unparsed(answer)
@@ -133,6 +149,7 @@ def test_letters_count_only_where_the_question_has_them() -> None:
         ("1. Robin 2. Wren", ["Robin", "Wren"]),
         ("- Robin\n- Wren", ["Robin", "Wren"]),
         ("Turdus merula and Corvus corax.", ["Turdus merula", "Corvus corax"]),
+        ("a robin and the wren", ["robin", "wren"]),
         ("Robin", ["Robin"]),
         ("None", []),
         ("No species", []),
@@ -143,7 +160,15 @@ def test_names(answer: str, found: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "5", "I hear a robin", "3: Robin, Wren", "There is nothing to hear, unknown"]
+    "answer",
+    [
+        "",
+        "5",
+        "I hear a robin",
+        "Robin, probably",
+        "3: Robin, Wren",
+        "There is nothing to hear, unknown",
+    ],
 )
 def test_no_names(answer: str) -> None:
     assert names(answer) == Unparsed(answer)

@@ -69,7 +69,14 @@ def test_no(answer: str) -> None:
         ),
         *("yes and no", "Yes/No", "Yes or no", "no, yes", "Yes, there are no birds"),
         *("No idea", "No doubt, a bird", "No birds, but a frog", "It depends", "yes, maybe"),
-        *("Answer: yes. Answer: no", "I cannot tell", "There is a dog", "no answer", "No 3"),
+        *(
+            "Answer: yes. Answer: no",
+            "I cannot tell",
+            "yes?",
+            "There is a dog",
+            "no answer",
+            "No 3",
+        ),
     ],
 )
 def test_neither_yes_nor_no(answer: str) -> None:
@@ -109,7 +116,13 @@ def test_counts(answer: str, value: int) -> None:
         *("at least 3", "more than 3", "up to 5", "no more than 3", "3+", ">3", "fewer than 10"),
         *("2 robins and a wren", "2 robins and 1 wren", "two robins and two wrens"),
         *("3.5", "-3", "10 s", "4 kHz", "the loud one is a wren", "Species 7", "the 3rd bird"),
-        *("3: Robin, Wren", "None, but 2 dogs", "not sure, 3", "99999999999"),
+        *(
+            "1: Robin 2: Wren",
+            "2 s: robin, wren",
+            "one of them is a wren",
+            "of 2 birds none is heard",
+        ),
+        *("3?", "not 3", "3: Robin, Wren", "None, but 2 dogs", "not sure, 3", "99999999999"),
     ],
 )
 def test_no_count(answer: str) -> None:
@@ -143,6 +156,7 @@ def test_numbers(answer: str, unit: str | None, value: float) -> None:
         *("", "None", "high", "NaN", "infinity", "20 calls", "39 dB", "5k", "2 s"),
         *("2131-4440 Hz", "2 to 4 kHz", "between 2 and 4 kHz", "2–4 kHz", "3 kHz and 5 kHz"),
         *("above 4 kHz", "at least 3 kHz", "up to 8 kHz", "3 or 4 kHz", "<4 kHz", "maybe 3 kHz"),
+        *("not 3100 Hz", "3100+ Hz", "4.5.2 Hz", "3100 Hz?", "it isn't 3 kHz"),
         *("1e999 Hz", "3100 Hz, 3200 Hz", "Answer: 3 kHz. Answer: 4 kHz"),
     ],
 )
