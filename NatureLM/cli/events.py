@@ -34,8 +34,8 @@ _COLUMN = of.option(
 )
 _MIN_CONFIDENCE = of.option(
     "0.0",
-    "Answers that are less sure are left out: a number, or thresholds of each species "
-    "(`naturelm calibrate` makes them), for 0.95 of the answers to be right unless said.",
+    "Answers that are less sure are left out: a number, or thresholds of each species, at which "
+    "they are right with probability 0.95 or another (`naturelm calibrate` makes them).",
     _WHICH,
     metavar="NUMBER|FILE|FILE:PROBABILITY",
 )

@@ -171,8 +171,8 @@ ASK_SILENCE = option(
 
 MIN_CONFIDENCE = option(
     "0.0",
-    "Below it the answer is None: a number, or thresholds of each species (`naturelm calibrate` of "
-    "a folder of reviewed clips makes them), for 0.95 of the answers to be right unless said.",
+    "Below it the answer is None: a number, or thresholds of each species, at which it is right "
+    "with probability 0.95 or another (`naturelm calibrate` of reviewed clips makes them).",
     "Species lists and confidence",
     metavar="NUMBER|FILE|FILE:PROBABILITY",
 )

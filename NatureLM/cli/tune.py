@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from NatureLM.cli import options as of
+from NatureLM.cli.thresholds import calibrate_clips, is_reviewed
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say, show
 
@@ -25,6 +26,7 @@ _DATA = of.KNOWN_ANSWERS
 _SEARCH = "Search"
 _SCORING = "Scoring"
 _OUTPUT = "Output"
+_REVIEWED = "Reviewed clips"
 _COLUMN_FORM = "write it as label=common_name"
 _WHERE_FORM = "write it as split=valid"
 
@@ -260,7 +262,8 @@ def calibrate(
     *,
     table: str = of.argument(
         ...,
-        "A table with the columns path and label (.csv, .jsonl, .parquet), or a folder with one.",
+        "A table with the columns path and label (.csv, .jsonl, .parquet), or a folder with one, "
+        "or one of reviewed clips.",
     ),
     where: list[str] | None = of.WHERE,
     test_where: list[str] | None = of.option(
@@ -304,16 +307,36 @@ def calibrate(
         "File for the calibration.",
         _OUTPUT,
         *("--output-path", "--output"),
-        show_default="calibration.json in the folder of the model",
+        show_default="calibration.json in the folder of the model; thresholds.csv in that of "
+        "reviewed clips",
     ),
-    figure: Path | None = of.option(None, "File (.svg) for a reliability diagram.", _OUTPUT),
+    figure: Path | None = of.option(
+        None, "File (.svg) for a reliability diagram; of reviewed clips for their curves.", _OUTPUT
+    ),
+    min_clips: int = of.option(
+        20, "Species with fewer judged clips have no threshold.", _REVIEWED, min=4
+    ),
 ) -> None:
     """Fit the temperature that makes the confidence in species mean what it says.
 
     naturelm calibrate clips.csv --where split=valid --test-where split=test
 
     `naturelm infer --species-list ...` then uses it wherever the model is used at this α.
+
+    Of a folder of reviewed clips (`naturelm segments`, `naturelm review`): fit how the chance of
+    being right grows with the confidence, and write thresholds, which --min-confidence reads.
     """
+    if is_reviewed(table):
+        given = {
+            "--where": where,
+            "--test-where": test_where,
+            "--column": column,
+            "--species-list": species_list,
+            "--query": query,
+            "--adapter": adapter,
+        }
+        calibrate_clips(Path(table), output_path, figure, min_clips, given)
+        return
     from NatureLM.experiments.calibrate import fit_calibration, measure, score_samples
     from NatureLM.generation.labels import check_normalize
     from NatureLM.inference.calibration import write_calibration

@@ -421,6 +421,50 @@ def draw_reliability(lines: Mapping[str, Sequence[ReliabilityBin]], title: str) 
         return figure
 
 
+def draw_certainty(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[ReliabilityBin]]],
+    levels: Sequence[float],
+    title: str,
+) -> Any:
+    """Chance of being right over confidence, one curve for each name, as a figure.
+
+    curves: confidences, chances there, and shares of right answers, which are markers
+    levels: chances that thresholds are for, as level lines
+
+    Raises UsageError without matplotlib.
+    """
+    need_matplotlib()
+    with _styled():
+        figure, axes = _new_figure(title, 3.4 + 0.17 * len(curves))
+        for level in levels:
+            axes.axhline(level, color=LIGHT["muted"], linestyle=(0, (4, 3)), linewidth=0.8)
+        for place, (name, (confidences, chances, bins)) in enumerate(curves.items()):
+            axes.plot(
+                confidences,
+                chances,
+                **_dashed(place),
+                linewidth=1.6,
+                label=fitted(name, _CURVE_NAME_LENGTH),
+                gid=f"curve-{place}",
+            )
+            there = [one for one in bins if one.samples > 0]
+            most = max((one.samples for one in there), default=1.0)
+            spread = _LARGEST - _SMALLEST
+            axes.scatter(
+                [one.confidence for one in there],
+                [one.accuracy for one in there],
+                s=[(_SMALLEST + spread * (one.samples / most) ** 0.5) ** 2 for one in there],
+                **_mark(place),
+                linewidths=0,
+                alpha=0.6,
+            )
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set(xlabel="confidence", ylabel="chance of being right")
+        _add_grid(axes)
+        _add_legend(figure, handlelength=3.2)
+        return figure
+
+
 def _draw_bins(axes: Any, place: int, name: str, bins: Sequence[ReliabilityBin]) -> None:
     most = max((one.samples for one in bins), default=1.0)
     confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]

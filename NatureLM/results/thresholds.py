@@ -1,7 +1,7 @@
 """The least confidence of an answer: one number, or a threshold for each species from a file.
 
-`thresholds.csv` says how sure a model has to be of a species so that a chosen share of its answers
-is right; `naturelm calibrate FOLDER` makes it from reviewed clips (`review.thresholds`), and
+`thresholds.csv` says from which confidence on an answer is right with a chosen probability, for
+each species; `naturelm calibrate FOLDER` makes it from reviewed clips (`review.thresholds`), and
 `--min-confidence FILE` reads it. A table of two columns, `species` and `threshold`, will do, too.
 
 A species without a threshold has none: nothing is guessed from other species, and no confidence in
@@ -25,7 +25,7 @@ from NatureLM.util import did_you_mean, digest
 
 FILE_NAME = "thresholds.csv"
 PROBABILITY = 0.95
-"""The share of answers that shall be right, where it is not said."""
+"""That an answer at the threshold is right, where it is not said."""
 ALL_SPECIES = "(all species)"
 """The line of all species together; it is for information and holds for none."""
 OTHERS = "*"
@@ -84,8 +84,8 @@ class Threshold:
     """A line of the file.
 
     species: label as it is answered, `ALL_SPECIES` or `OTHERS`
-    probability: the share of answers that is right from the threshold on; None where the file does
-        not say
+    probability: that an answer at the threshold is right, and surer ones more probably; None where
+        the file does not say
     threshold: confidence, 0 to 1; None where there is none, which `why` explains
     low, high: its 95 % interval
     clips, right: how many were judged, and how many of them were right
@@ -137,7 +137,7 @@ class MinConfidence:
         if label == NOTHING:
             return 0.0
         for species in (label, OTHERS):
-            named = [one for one in self.thresholds if one.species == species]
+            named = [one for one in self._usable() if one.species == species]
             fitting = [one for one in named if one.scale.question in ("", question)]
             if not fitting and len({one.scale.question for one in named}) == 1:
                 fitting = named
@@ -219,7 +219,7 @@ def read_min_confidence(
     """The value of --min-confidence: a number, or FILE or FILE:PROBABILITY of thresholds.
 
     given: a folder stands for the `thresholds.csv` in it
-    probability: the share of answers that shall be right, where `given` does not say
+    probability: that an answer at the threshold is right, where `given` does not say
     option: what messages call it
 
     Raises UsageError for what is none of them.

@@ -1,0 +1,290 @@
+"""Thresholds of a folder of reviewed clips: how sure the model has to be of each species.
+
+A clip counts as most of its reviewers say; ties, and clips that all are unsure about, do not count.
+Where the clips cannot tell a threshold there is none, and it is said why: nothing is guessed beyond
+the confidences that were reviewed, nor from other species.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TypeAlias
+
+from NatureLM.errors import UsageError
+from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.results.thresholds import ALL_SPECIES, FILE_NAME, Scale, Threshold, write_thresholds
+from NatureLM.review.curves import SureCurve, fit_curve, threshold_intervals
+from NatureLM.review.cutting import settings_of
+from NatureLM.review.segments import Segment, read_segments
+from NatureLM.review.verdicts import Verdict, read_verdicts
+
+CHANCES = (0.85, 0.90, 0.95, 0.99)
+LEAST_CLIPS, LEAST_OF_A_KIND = 20, 3
+
+Judged: TypeAlias = tuple[Segment, bool]
+"""A clip that counts, and whether the answer about it is right."""
+
+
+@dataclass(frozen=True)
+class SpeciesCurve:
+    """What the clips of a species say.
+
+    question, species: `ALL_SPECIES` for all of a question together
+    clips: those that count, and have a confidence
+    curve: None where there are too few clips, which `why` says
+    """
+
+    question: str
+    species: str
+    clips: tuple[Judged, ...]
+    curve: SureCurve | None
+    why: str = ""
+
+    @property
+    def right(self) -> int:
+        """Of how many clips the answer is right."""
+        return sum(is_right for _, is_right in self.clips)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far reviewers agree on clips that several of them judged with yes or no.
+
+    clips: how many those are
+    share: of pairs of reviewers of a clip, how many agree
+    kappa: agreement beyond chance: Cohen's of two reviewers, Fleiss's of more; None where all say
+        the same of all clips
+    """
+
+    reviewers: int
+    clips: int
+    share: float | None = None
+    kappa: float | None = None
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a folder of reviewed clips says.
+
+    judged: clips that count, and whether they are right
+    undecided: clips whose reviewers do not agree, or are unsure
+    unknown: verdicts about clips that are not in the index
+    """
+
+    segments: Sequence[Segment]
+    judged: Sequence[Judged]
+    undecided: int
+    unknown: int
+    agreement: Agreement
+
+
+def read_review(folder: str | Path) -> Review:
+    """The clips of a folder with what reviewers say. Raises UsageError where there is nothing."""
+    segments = read_segments(folder)
+    known = {one.clip: one for one in segments}
+    verdicts = read_verdicts(folder)
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in verdicts:
+        if one.clip in known:
+            votes[one.clip][one.verdict] += 1
+    judged = [
+        (known[clip], count["yes"] > count["no"])
+        for clip, count in votes.items()
+        if count["yes"] != count["no"]
+    ]
+    judged.sort(key=lambda pair: pair[0].clip)
+    if not judged:
+        raise UsageError(
+            f"{folder}: no clip was judged with yes or no, so there is nothing to fit to: "
+            f"naturelm review {folder}"
+        )
+    return Review(
+        segments,
+        judged,
+        undecided=len(votes) - len(judged),
+        unknown=sum(one.clip not in known for one in verdicts),
+        agreement=agreement_of(one for one in verdicts if one.clip in known),
+    )
+
+
+def agreement_of(verdicts: Iterable[Verdict]) -> Agreement:
+    """How far reviewers agree, on clips that at least two of them judged with yes or no."""
+    by_clip: dict[str, dict[str, bool]] = defaultdict(dict)
+    for one in verdicts:
+        if one.verdict in ("yes", "no"):
+            by_clip[one.clip][one.reviewer] = one.verdict == "yes"
+    reviewers = sorted({name for votes in by_clip.values() for name in votes})
+    shared = [votes for votes in by_clip.values() if len(votes) > 1]
+    if not shared:
+        return Agreement(len(reviewers), 0)
+    pairs = [pair for votes in shared for pair in combinations(votes.values(), 2)]
+    share = sum(a == b for a, b in pairs) / len(pairs)
+    # By clip, so that one of many reviewers does not outweigh others (Fleiss).
+    observed = sum(_agreeing(list(votes.values())) for votes in shared) / len(shared)
+    if len(reviewers) == 2:
+        first, second = (sum(v[name] for v in shared) / len(shared) for name in reviewers)
+        chance = first * second + (1 - first) * (1 - second)
+    else:
+        yes = sum(map(sum, (v.values() for v in shared))) / sum(map(len, shared))
+        chance = yes * yes + (1 - yes) * (1 - yes)
+    kappa = (observed - chance) / (1 - chance) if chance < 1 else None
+    return Agreement(len(reviewers), len(shared), share, kappa)
+
+
+def _agreeing(votes: Sequence[bool]) -> float:
+    """Of pairs of votes about a clip, how many agree."""
+    yes, n = sum(votes), len(votes)
+    return (yes * (yes - 1) + (n - yes) * (n - yes - 1)) / (n * (n - 1))
+
+
+def fit_species(review: Review, least_clips: int = LEAST_CLIPS) -> list[SpeciesCurve]:
+    """A curve for each species of each question, and one for all of a question together.
+
+    Species with clips that nobody judged stand among them, too.
+    """
+    groups: dict[tuple[str, str], list[Judged]] = {
+        (one.question, one.label): [] for one in review.segments
+    }
+    for one, is_right in review.judged:
+        groups[one.question, one.label].append((one, is_right))
+    found = []
+    for question in sorted({question for question, _ in groups}):
+        labels = sorted(label for asked, label in groups if asked == question)
+        found += [
+            _fitted(question, label, groups[question, label], least_clips) for label in labels
+        ]
+        if len(labels) > 1:
+            every = [pair for label in labels for pair in groups[question, label]]
+            found.append(_fitted(question, ALL_SPECIES, every, least_clips))
+    return found
+
+
+def _fitted(question: str, species: str, clips: Sequence[Judged], least: int) -> SpeciesCurve:
+    usable = tuple(pair for pair in clips if pair[0].confidence is not None)
+    made = SpeciesCurve(question, species, usable, None)
+    right, wrong = made.right, len(usable) - made.right
+    if clips and not usable:
+        return replace(made, why="its answers have no confidence")
+    if len(usable) < least:
+        return replace(
+            made, why=f"too few clips were judged: {len(usable)}, and {least} are needed"
+        )
+    if min(right, wrong) == 0:
+        which, remedy = ("right", "less") if right else ("wrong", "more")
+        return replace(
+            made, why=f"all {len(usable)} clips are {which}: review some that are {remedy} sure"
+        )
+    if min(right, wrong) < LEAST_OF_A_KIND:
+        rare = f"{wrong} wrong" if wrong < right else f"{right} right"
+        return replace(made, why=f"only {rare} of {len(usable)} clips: review more of them")
+    shares, flags = _values(usable)
+    if min(shares) == max(shares):
+        return replace(made, why="all clips have the same confidence")
+    curve = fit_curve(shares, flags)
+    if curve.slope <= 0:
+        why = "surer answers are not more often right, so no confidence parts right from wrong"
+        return replace(made, why=why)
+    return replace(made, curve=curve)
+
+
+def _values(clips: Iterable[Judged]) -> tuple[list[float], list[bool]]:
+    """Confidences, and whether the answers are right."""
+    pairs = [(one.confidence or 0.0, is_right) for one, is_right in clips]
+    return [share for share, _ in pairs], [is_right for _, is_right in pairs]
+
+
+def thresholds_of(curve: SpeciesCurve, scale: Scale, options: BootstrapOptions) -> list[Threshold]:
+    """The lines of a species in the file of thresholds, one for each chance."""
+    shares, flags = _values(curve.clips)
+    recordings = [one.recording for one, _ in curve.clips]
+    blank = Threshold(
+        species=curve.species,
+        probability=None,
+        threshold=None,
+        clips=len(curve.clips),
+        right=curve.right,
+        scale=scale,
+        why=curve.why,
+    )
+    if curve.curve is None:
+        return [replace(blank, probability=chance) for chance in CHANCES]
+    intervals = threshold_intervals(shares, flags, recordings, CHANCES, options)
+    made = []
+    for chance, interval in zip(CHANCES, intervals, strict=True):
+        value = curve.curve.threshold(chance)
+        low, high = interval or (None, None)
+        one = replace(blank, probability=chance, threshold=value, low=low, high=high)
+        made.append(_within(one, min(shares), max(shares), has_interval=interval is not None))
+    return made
+
+
+def _within(one: Threshold, lowest: float, highest: float, *, has_interval: bool) -> Threshold:
+    """The threshold as far as reviewed confidences reach."""
+    assert one.threshold is not None
+    if one.threshold > highest:
+        why = f"no reviewed answer is as sure as {one.threshold:.3f}: the surest has {highest:.3f}"
+        return replace(one, threshold=None, why=why)
+    why = "" if has_interval else "all clips are of one recording, so there is no interval"
+    if one.threshold < lowest:
+        why = f"the lowest confidence that was reviewed; the curve says {one.threshold:.3f}"
+        return replace(one, threshold=lowest, why=why)
+    return replace(one, why=why)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a review came to: the curves, the lines of the file, and where they stand."""
+
+    review: Review
+    curves: Sequence[SpeciesCurve]
+    thresholds: Sequence[Threshold]
+    path: Path
+
+    def line(self, curve: SpeciesCurve, chance: float) -> Threshold:
+        """The threshold of a species for a chance."""
+        return next(
+            one
+            for one in self.thresholds
+            if (one.species, one.scale.question, one.probability)
+            == (curve.species, curve.question, chance)
+        )
+
+
+def calibrate_folder(
+    folder: str | Path,
+    *,
+    output_path: Path | None = None,
+    least_clips: int = LEAST_CLIPS,
+    options: BootstrapOptions | None = None,
+) -> Calibrated:
+    """Fit curves to a folder of reviewed clips and write their thresholds.
+
+    output_path: None for `thresholds.csv` in the folder
+
+    Raises UsageError where nothing was reviewed, OutputError where the file cannot be written.
+    """
+    review = read_review(folder)
+    curves = fit_species(review, least_clips)
+    settings = settings_of(folder)
+    lines: list[Threshold] = []
+    for curve in curves:
+        scale = _scale(settings, curve.question, review.segments)
+        lines += thresholds_of(curve, scale, options or BootstrapOptions())
+    target = output_path or Path(folder) / FILE_NAME
+    write_thresholds(target, lines)
+    return Calibrated(review, curves, lines, target)
+
+
+def _scale(settings: Mapping[str, object], question: str, segments: Sequence[Segment]) -> Scale:
+    """What the thresholds of a question hold for, from settings or else from the index."""
+    scale = Scale.of(settings, question)
+    one = next(one for one in segments if one.question == question)
+    return replace(
+        scale,
+        weights=scale.weights or one.weights,
+        merging_alpha=one.merging_alpha if scale.merging_alpha is None else scale.merging_alpha,
+    )
