@@ -7,6 +7,7 @@ Python API only, so that they hold however the package is arranged.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import shutil
@@ -139,7 +140,19 @@ def test_answers_are_exported(naturelm: Run) -> None:
     for kind, name in (("csv", "answers.csv"), ("raven", "answers.selections.txt")):
         assert naturelm("export", "expected/answers.jsonl", "--format", kind,
                         "--output-path", name) == 0  # fmt: skip
-        assert Path(name).read_bytes() == Path("expected", name).read_bytes()
+    assert Path("answers.csv").read_bytes() == Path("expected", "answers.csv").read_bytes()
+    now, before = (selections(Path(folder, name)) for folder in (".", "expected"))
+    before = [row for row in before if row["Answer"] != "None"]
+    for number, row in enumerate(before, start=1):  # other columns, and detections alone
+        row |= {"Selection": str(number), "Annotation": row.pop("Answer")}
+        row["Begin File"] = Path(row["Begin File"]).name
+    assert [{key: row[key] for key in before[0]} for row in now] == before
+
+
+def selections(path: Path) -> list[dict[str, str]]:
+    """The rows of a selection table."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def test_an_experiment_is_gone_on_with(naturelm: Run) -> None:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from html import escape
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from NatureLM.app.clips import without_paths
 from NatureLM.app.jobs import Job, JobRecording, Jobs
 from NatureLM.formats import spreadsheet, wide
 from NatureLM.formats.jsonl import write_jsonl
-from NatureLM.formats.raven import RavenRecording, write_raven
+from NatureLM.formats.raven import write_selections
+from NatureLM.results.detections import Detection, HeardRecording, ResultFile
 from NatureLM.results.rows import ErrorRow, OutputError, Row, from_line, read_rows
 from NatureLM.results.tables import CSV_ENCODING, alternatives_text, write_table
 from NatureLM.util import format_duration
@@ -443,21 +445,9 @@ def write_downloads(view: JobView, sample_rate: int = 16_000) -> list[Path]:
     written.
     """
     job = view.job
-    # Those that could be read, in the order in which Raven is to open them.
-    recordings = [
-        RavenRecording(str(path), one.seconds, one.rate)
-        for path, one in zip(job.recording_paths, job.recordings, strict=True)
-        if one.seconds is not None and one.rate is not None
-    ]
     has_notes = any(one.note for one in view.answers)
-    selections = partial(
-        write_raven,
-        recordings=recordings,
-        channel=job.settings.channel,
-        heard_hz=sample_rate / 2 * job.settings.time_expansion,
-        has_notes=has_notes,
-    )
     table = partial(spreadsheet.write_csv, columns=wide.Columns(has_notes=has_notes))
+    selections = partial(_write_selections, job, heard_hz=sample_rate / 2)
     names = {str(path): view.names[path.name] for path in job.recording_paths}
     changed = job.answers_path.stat().st_mtime_ns
     made = []
@@ -470,6 +460,24 @@ def write_downloads(view: JobView, sample_rate: int = 16_000) -> list[Path]:
         if not _is_newer(made[-1], changed):
             write_table(made[-1], encoding, partial(write, view.rows(), names=names))
     return made
+
+
+def _write_selections(
+    job: Job, rows: Iterable[Row], file: TextIO, *, names: Mapping[str, str], heard_hz: float
+) -> int:
+    """The selection table of a job: of its recordings that could be read, in their order."""
+    recordings = [
+        HeardRecording(str(path), one.name, one.seconds, one.rate)
+        for path, one in zip(job.recording_paths, job.recordings, strict=True)
+        if one.seconds is not None and one.rate is not None
+    ]
+    heard_hz *= job.settings.time_expansion
+    found: Iterable[Detection] = ()
+    heard = (row for row in rows if not isinstance(row, ErrorRow))
+    if (first := next(heard, None)) is not None:
+        answers = ResultFile(job.answers_path)
+        found = (one for row in chain([first], heard) for one in answers.detections_of(row))
+    return write_selections(found, file, recordings, names, heard_hz=heard_hz)
 
 
 def _is_newer(path: Path, changed: int) -> bool:

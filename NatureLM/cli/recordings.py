@@ -122,7 +122,7 @@ class FieldRecordings:
 def _claims(table: Path, audio_paths: Sequence[Path]) -> dict[Path, tuple[Detection, ...]]:
     """The detections of a table by recording, in the order of their times."""
     from NatureLM.formats import read
-    from NatureLM.formats.resolve import recordings_of  # type: ignore[import-not-found]
+    from NatureLM.formats.resolve import recordings_of
 
     found: dict[Path, list[Detection]] = {}
     for one in recordings_of(read(table), table, audio_paths):

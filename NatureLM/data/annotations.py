@@ -33,7 +33,7 @@ IDENTITIES = ("MANUAL ID", "AUTO ID", "TOP1MATCH", "COMMON_NAME", "SCIENTIFIC_NA
 _TIME = re.compile(r"\s*[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
 _SHARE = re.compile(r"(?:0(?:[.,]\d+)?|1(?:[.,]0+)?)", re.ASCII)
 _LATIN_FIRST = re.compile(r"([A-Z][a-z-]+(?: [a-z-]+){1,2})(?:_|, )(\S.*)")
-_HARMLESS = re.compile(r"'\s*[=+\-@＝＋－＠]")  # noqa: RUF001
+_HARMLESS = re.compile(r"'+\s*[=+\-@＝＋－＠]")  # noqa: RUF001
 _NAMING = frozenset(map(fold, (*CLIP_ALIASES["path"], "files", "paths", "audio")))
 _STARTS = frozenset(map(fold, (*CLIP_ALIASES["start"], *CLIP_ALIASES["file_offset"])))
 

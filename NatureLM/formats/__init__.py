@@ -9,7 +9,6 @@ about it.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from NatureLM.data.annotations import is_label_track
 from NatureLM.data.table import DataError, csv_rows, decoded, delimiter_of, read_bytes
 from NatureLM.errors import UsageError
 from NatureLM.util import did_you_mean, is_special
@@ -38,6 +38,7 @@ class TableFormat:
     holds: "rows": all answers and errors; "windows": windows with and without detections;
         "detections": these alone
     is_one: it speaks of all recordings together: there is none of a single recording
+    is_each: it names no recording: there is a file for each
     """
 
     name: str
@@ -49,6 +50,7 @@ class TableFormat:
     known_by: tuple[tuple[str, ...], ...] = ()
     holds: str = "detections"
     is_one: bool = False
+    is_each: bool = False
 
 
 @dataclass
@@ -86,7 +88,26 @@ FORMATS = {
         TableFormat(
             *("raven", "raven", ".selections.txt", "utf-8", "selections", "Raven"),
             known_by=(("Selection", "Begin Time (s)"), ("Selection", "File Offset (s)")),
-            holds="rows",
+        ),
+        TableFormat(
+            *("audacity", "audacity", ".txt", "utf-8", "labels", "Audacity"),
+            is_each=True,
+        ),
+        TableFormat(
+            *("kaleidoscope", "kaleidoscope", ".id.csv", "utf-8", "detections", "Kaleidoscope Pro"),
+            known_by=(("IN FILE", "OFFSET"),),
+        ),
+        TableFormat(
+            *("birdnet", "birdnet", ".BirdNET.csv", "utf-8", "detections", "programs for BirdNET"),
+            known_by=(
+                *(("Start (s)", "End (s)", "Common name"), ("Start (s)", "End (s)", "Confidence")),
+                ("filepath", "start", "end", "common_name"),
+            ),
+        ),
+        TableFormat(
+            *("ecosounds", "ecosounds", ".ecosounds.csv", "utf-8", "annotations"),
+            "Ecosounds and A2O (Acoustic Workbench)",
+            known_by=(("start_offset_seconds", "end_offset_seconds"),),
         ),
     )
 }
@@ -110,6 +131,10 @@ def write(name: str, answers: ResultFile, target: Path, per_recording: bool = Fa
     written = Written(kind, target)
     if kind.holds != "rows":
         written.unread = sum(bool(one.error) for one in answers.recordings)
+    if kind.is_each and len(answers.recordings) > 1 and not (per_recording or is_special(target)):
+        per_recording = True
+        target = written.path = target.with_name(f"{target.name.removesuffix(kind.suffix)}-{name}")
+        written.says.append(f"A table for {kind.about} names no recording: there is one for each")
     if not per_recording:
         written.lines, written.files = module.write(answers, target), 1
         written.left_out = answers.left_out if kind.holds == "detections" else Counter()
@@ -156,9 +181,6 @@ def read(path: Path, name: str | None = None) -> Iterator[Detection]:
     return iter(module_of(name or recognised(path)).read(path))
 
 
-_LABEL = re.compile(r"\s*\d+(?:[.,]\d+)?\t\d+(?:[.,]\d+)?(?:\t|\s*$)")
-
-
 def recognised(path: Path) -> str:
     """The format of a table. Raises DataError where it is none of those that are known."""
     if path.is_dir() or path.suffix.lower() == ".zip":
@@ -169,7 +191,7 @@ def recognised(path: Path) -> str:
     if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return "jsonl"
     text = decoded(data, path)[0]
-    if _LABEL.match(text):
+    if is_label_track(text):
         return _known("audacity", path, [])
     header, _ = csv_rows(text, path, delimiter_of(text))
     fitting = [

@@ -1,22 +1,26 @@
-"""Selection tables of Raven: tab-separated, times counted over all recordings as one sound."""
+"""Selection tables of Raven: tab-separated, right for both ways in which Raven opens one.
+
+Opened with the recordings as one sound, `Begin Time (s)` counts from the start of the first;
+opened as a sound selection table, `Begin Path` and `File Offset (s)` say where a selection is.
+"""
 
 from __future__ import annotations
 
 import csv
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TextIO
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
-from NatureLM.formats.spreadsheet import called
-from NatureLM.results.detections import MODEL_RATE, ResultFile
-from NatureLM.results.recordings import Identity, KnownRecordings
-from NatureLM.results.rows import Row, WindowRow, read_record
+from NatureLM.data.table import Row
+from NatureLM.formats.annotated import context_cell, detections, with_names
+from NatureLM.progress import printable
+from NatureLM.results.detections import Detection, HeardRecording, ResultFile, by_recording
+from NatureLM.results.rows import value_text
 from NatureLM.results.tables import (
     alternatives_text,
     one_line,
@@ -25,150 +29,167 @@ from NatureLM.results.tables import (
     write_table,
 )
 
-logger = logging.getLogger(__name__)
-
 COLUMNS = (
     *("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"),
-    *("Low Freq (Hz)", "High Freq (Hz)", "Begin File", "File Offset (s)"),
-    *("Answer", "Confidence", "Alternatives", "Question"),
+    *("Low Freq (Hz)", "High Freq (Hz)", "Begin Path", "File Offset (s)", "Begin File"),
+    *("Common Name", "Scientific Name", "Confidence", "Alternatives", "Question", "Note"),
 )
+"""What every table has, before what some have, and `Annotation`, which is the last."""
+LAST = "Annotation"
+EVENT = ("Windows", "Mean Confidence")
+CLAIM = ("Claim", "Agrees")
+CONTEXT = {"site": "Site", "local_time": "Local Time", "utc_time": "UTC Time"}
 SUFFIX = ".selections.txt"
 
-
-@dataclass(frozen=True)
-class RavenRecording:
-    """A recording that selections are in.
-
-    seconds: its length
-    sample_rate: in Hz
-    """
-
-    path: str
-    seconds: float
-    sample_rate: float
+_NAMES = with_names({"view": ["selection", "view"]})
 
 
 def write(answers: ResultFile, target: Path) -> int:
-    """A selection for each answer; how many. Raises OutputError."""
-    windows, recordings, names = _sequence(answers.rows(), answers.path)
-    channel, heard_hz = answers.settings.get("channel", "mean"), answers.heard_hz
-    write_table(
+    """A selection for each detection; how many. Raises OutputError."""
+    counted = [one for one in answers.recordings if one.seconds]
+    heard_hz, channel = answers.heard_hz, answers.channel
+    return write_table(
         target,
         "utf-8",
-        lambda file: write_raven(
-            windows, file, recordings, names, channel=channel, heard_hz=heard_hz
-        ),
+        lambda file: write_selections(answers, file, counted, heard_hz=heard_hz, channel=channel),
     )
-    return len(windows)
 
 
 def write_beside(answers: ResultFile, target: Path) -> list[str]:
     """Write the list by which Raven opens the recordings as one sound; what to say about it.
 
-    A full path on each line, in the order of the table. A single recording needs none.
-    Notes say which recordings count by their headers, or not at all.
+    A full path on each line, in the order of the table; a single recording needs no list. It is
+    said which recordings count although they could not be read, or do not count.
     """
-    _, recordings, _ = _sequence(answers.rows(), answers.path, says=logger.warning)
-    if len(recordings) < 2:
-        return []
+    counted = [one.path for one in answers.recordings if one.seconds]
+    says = [_on_length(one) for one in answers.recordings if one.error]
+    if len(counted) < 2:
+        return says
     stem = target.name.removesuffix(SUFFIX).removesuffix(".txt")
     listed = target.with_name(f"{stem}.files.txt")
-    write_table(listed, "utf-8", lambda file: file.writelines(f"{r.path}\n" for r in recordings))
-    return [f"Open the recordings in Raven as one sound, by the list {listed}"]
+    write_table(listed, "utf-8", lambda file: file.writelines(f"{path}\n" for path in counted))
+    return [*says, f"Open the recordings in Raven as one sound, by the list {listed}"]
 
 
-def write_raven(
-    rows: Iterable[Row],
+def _on_length(recording: HeardRecording) -> str:
+    """How a recording with an error counts in the times."""
+    name = printable(recording.path)
+    try:
+        probe(recording.path)
+    except AudioError as error:
+        if not recording.seconds:
+            return f"{error} It is not counted: neither in the times nor in the list for Raven."
+        return (
+            f"{error} Its length is taken to be {recording.seconds:g} s, where the last answer "
+            "ends."
+        )
+    return f"{name}: not all of it was read; its {recording.seconds:g} s count, as its header says"
+
+
+def write_selections(
+    found: Iterable[Detection],
     file: TextIO,
-    recordings: Sequence[RavenRecording],
+    recordings: Sequence[HeardRecording],
     names: Mapping[str, str] | None = None,
     *,
-    channel: str | int = "mean",
     heard_hz: float = 8000.0,
-    has_notes: bool | None = None,
-) -> None:
-    """A selection table, tab-separated: a selection for each window and question.
+    channel: int = 1,
+) -> int:
+    """A header and a selection for each detection; how many. They come by recording.
 
-    A window without sound has a note in place of an answer; the column `Note` is there if one has.
-
-    recordings: in the order in which Raven opens them as one sound: `Begin Time (s)` counts from
-        the start of the first, `File Offset (s)` from the start of `Begin File`
-    channel: the one that was read; a mix of all is given as channel 1
+    recordings: in the order in which Raven opens them as one sound, with the keys of detections
+    names: what to call recordings in place of their paths
     heard_hz: highest frequency that the model hears; selections end there or where the sound does
-    has_notes: as for `write_csv`
+    channel: of detections that do not say theirs
 
-    Raises KeyError for an answer about a recording that is not among `recordings`.
+    Raises KeyError for a detection in a recording that is not among `recordings`.
     """
     begins = accumulate((Fraction(one.seconds) for one in recordings), initial=Fraction(0))
     places = {one.path: (begin, one) for one, begin in zip(recordings, begins, strict=False)}
+    groups = by_recording(found)
+    first = next(groups, None)
+    header = _header(recordings, first[1][0] if first else None)
     writer = csv.writer(
         file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
     )
-    windows: Iterable[WindowRow] = (row for row in rows if isinstance(row, WindowRow))
-    if has_notes is None:
-        windows = list(windows)
-        has_notes = any(row.note for row in windows)
-    writer.writerow([*COLUMNS, *(["Note"] if has_notes else [])])
-    for number, row in enumerate(windows, start=1):
-        before, recording = places[row.audio_path]
-        writer.writerow(
-            [
-                number,
-                "Spectrogram 1",
-                1 if channel == "mean" else channel,
-                _seconds(before + Fraction(row.start)),
-                _seconds(before + Fraction(row.end)),
-                "0.0",
-                f"{min(heard_hz, recording.sample_rate / 2):.1f}",
-                one_line(called(row, names)),
-                _seconds(Fraction(row.start)),
-                without_formula(one_line(row.text)),
-                share(row.confidence),
-                without_formula(one_line(alternatives_text(row.alternatives))),
-                without_formula(one_line(row.query)),
-                *([row.note] if has_notes else []),
-            ]
-        )
+    writer.writerow(header)
+    number = 0
+    for path, group in chain([first] if first else [], groups):
+        before, recording = places[path]
+        name = path if names is None else names.get(path, Path(path).name)
+        top = min(heard_hz, recording.sample_rate / 2)
+        for one in sorted(group, key=lambda one: one.start):
+            number += 1
+            cells = _cells(one, number, before, name, top, channel)
+            writer.writerow([cells[column] for column in header])
+    return number
 
 
-def _sequence(
-    rows: Iterable[Row], answers: Path, says: Callable[..., None] = lambda *_: None
-) -> tuple[list[WindowRow], list[RavenRecording], dict[str, str]]:
-    """Answers, recordings and their names, in the order of the recordings' full paths.
+def _header(recordings: Sequence[HeardRecording], first: Detection | None) -> list[str]:
+    """The columns: what a first detection, or a recording, does not have, none has."""
+    known = {key for one in recordings for key in one.context}
+    return [
+        *COLUMNS,
+        *(EVENT if first is not None and first.windows is not None else ()),
+        *(CLAIM if first is not None and first.claim else ()),
+        *(title for key, title in CONTEXT.items() if key in known),
+        LAST,
+    ]
 
-    Recordings without an answer take their time, too. Paths in the answers are the full ones.
-    """
-    record = read_record(answers)
-    known = KnownRecordings(answers, None if record is None else record.folder)
-    names: dict[str, str] = {}
-    ends: dict[str, float] = {}
-    windows = []
-    for row in rows:
-        before = Identity(row.audio_bytes, row.audio_modified, row.audio_digest)
-        path = known.add(row.audio_path, before, row.audio_folder)
-        names.setdefault(path, row.audio_path)
-        if isinstance(row, WindowRow):
-            ends[path] = max(row.end, ends.get(path, 0.0))
-            windows.append(replace(row, audio_path=path))
-    found = []
-    for path in sorted(names, key=lambda one: Path(one).parts):
-        try:
-            info = probe(path)
-        except AudioError as error:
-            if path not in ends:
-                says("%s It is not counted: neither in the times nor in the list for Raven.", error)
-                continue
-            end, rate = ends[path], float(MODEL_RATE)
-            says("%s Its length is taken to be %g s, where the last answer ends.", error, end)
-            found.append(RavenRecording(path, end, rate))
-            continue
-        if path not in ends:
-            says("%s: has no answer; its %g s count, as its header says", path, info.duration)
-        found.append(RavenRecording(path, info.duration, info.sample_rate))
-    place = {one.path: number for number, one in enumerate(found)}
-    windows.sort(key=lambda row: (place[row.audio_path], row.start))
-    return windows, found, names
+
+def _cells(
+    one: Detection, number: int, before: Fraction, name: str, top_hz: float, channel: int
+) -> dict[str, object]:
+    start, end = Fraction(one.start), Fraction(one.end)
+    texts = {
+        "Common Name": one.common_name,
+        "Scientific Name": one.scientific_name,
+        "Alternatives": alternatives_text(one.alternatives),
+        "Question": one.question,
+        "Note": one.note,
+        "Claim": str(one.claim.get("label", "")),
+        LAST: one.label,
+    }
+    return {
+        "Selection": number,
+        "View": "Spectrogram 1",
+        "Channel": one.channel or channel,
+        "Begin Time (s)": _seconds(before + start),
+        "End Time (s)": _seconds(before + end),
+        "Low Freq (Hz)": f"{one.low_hz or 0:.1f}",
+        "High Freq (Hz)": f"{top_hz if one.high_hz is None else one.high_hz:.1f}",
+        "Begin Path": without_formula(_path(name)),
+        "File Offset (s)": _seconds(start),
+        "Begin File": without_formula(_path(Path(name).name)),
+        "Confidence": share(one.confidence),
+        "Windows": "" if one.windows is None else one.windows,
+        "Mean Confidence": share(one.mean_confidence),
+        "Agrees": value_text(one.claim.get("agrees")),
+        **{title: context_cell(one, key) for key, title in CONTEXT.items()},
+        **{column: without_formula(one_line(text)) for column, text in texts.items()},
+    }
 
 
 def _seconds(value: Fraction) -> str:
     return f"{float(value):.6f}"
+
+
+def _path(text: str) -> str:
+    """A path without what would end the cell or the line."""
+    return "".join(" " if c in "\t\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029" else c for c in text)
+
+
+def read(path: Path) -> Iterator[Detection]:
+    """The selections of a table, those of both views once. Raises DataError.
+
+    `File Offset (s)` says where a selection is; without it `Begin Time (s)` does, if all are of
+    one recording.
+    """
+    for one in detections(path, _NAMES, _labelled):
+        known = {key: one.values[title] for key, title in CONTEXT.items() if title in one.values}
+        yield replace(one, context=known) if known else one
+
+
+def _labelled(row: Row) -> Row:
+    """A row whose label is `Annotation`, where that is our own column."""
+    return {**row, "label": row[LAST]} if {LAST, "Alternatives"} <= row.keys() else row

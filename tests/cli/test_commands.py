@@ -593,6 +593,7 @@ def test_recording_that_is_gone_is_noted(answers: Path) -> None:
     assert "a.wav" in result.output
     assert "12 s, where the last answer ends" in result.output
     assert Path("answers.selections.txt").read_text().splitlines()[3].split("\t")[3] == "12.000000"
+    assert "Open the recordings in Raven" in result.output
 
 
 def test_recordings_without_answers_take_their_time_in_raven(
@@ -617,14 +618,14 @@ def test_recordings_without_answers_take_their_time_in_raven(
     result = naturelm("export", "../o.jsonl", "--format", "raven")
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert "0600.wav: has no answer; its 2.0001" in text
+    assert "0600.wav: not all of it was read; its 2.0001" in text
     assert "0650.wav" in text
     assert "It is not counted" in text
     with open("../o.selections.txt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert [(row["Begin File"], row["Begin Time (s)"], row["File Offset (s)"]) for row in rows] == [
-        ("clips/0500.wav", "3590.000000", "3590.000000"),
-        ("clips/0700.wav", "3603.250125", "1.000000"),
+        ("0500.wav", "3590.000000", "3590.000000"),
+        ("0700.wav", "3603.250125", "1.000000"),
     ]
     listed = Path("../o.files.txt").read_text().splitlines()
     assert listed == [str(tmp_path / clips / name) for name in seconds]

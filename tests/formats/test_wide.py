@@ -18,8 +18,6 @@ from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
 from NatureLM.formats import FORMATS, file_names, read, recognised, spreadsheet, write
 from NatureLM.formats.jsonl import write_jsonl
-from NatureLM.formats.raven import COLUMNS as RAVEN_COLUMNS
-from NatureLM.formats.raven import RavenRecording, write_raven
 from NatureLM.formats.spreadsheet import write_csv
 from NatureLM.results.detections import HeardRecording
 from NatureLM.results.rows import ErrorRow, Row, RunSettings, from_line, to_line, write_record
@@ -32,17 +30,6 @@ def csv_of(*rows: Row, **options: Any) -> list[dict[str, str]]:
     file = io.StringIO(newline="")
     write_csv(rows, file, **options)
     return list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
-
-
-def raven_of(*rows: Row, recordings: list[RavenRecording], **options: Any) -> list[dict[str, str]]:
-    file = io.StringIO(newline="")
-    write_raven(rows, file, recordings, **options)
-    lines = file.getvalue().split("\n")
-    assert lines.pop() == ""
-    assert lines[0].split("\t") == list(RAVEN_COLUMNS)
-    cells = [line.split("\t") for line in lines[1:]]
-    assert {len(one) for one in cells} <= {len(RAVEN_COLUMNS)}
-    return [dict(zip(RAVEN_COLUMNS, one, strict=True)) for one in cells]
 
 
 def test_csv_holds_answers_and_errors() -> None:
@@ -90,59 +77,6 @@ def test_jsonl_is_that_of_infer_under_the_names_of_the_user() -> None:
     assert first["text"] == "Wolf"
 
 
-def test_raven_times_of_several_files_go_on_from_file_to_file() -> None:
-    files = [RavenRecording("a.wav", 25.5, 44_100), RavenRecording("b.wav", 30.0, 8_000)]
-    rows = raven_of(
-        window("a.wav", 0, 10), window("a.wav", 20, 25.5), window("b.wav", 10, 20), recordings=files
-    )
-    assert [row["Selection"] for row in rows] == ["1", "2", "3"]
-    assert [(row["Begin Time (s)"], row["End Time (s)"]) for row in rows] == [
-        ("0.000000", "10.000000"),
-        ("20.000000", "25.500000"),
-        ("35.500000", "45.500000"),
-    ]
-    assert [(row["Begin File"], row["File Offset (s)"]) for row in rows] == [
-        ("a.wav", "0.000000"),
-        ("a.wav", "20.000000"),
-        ("b.wav", "10.000000"),
-    ]
-    assert [row["High Freq (Hz)"] for row in rows] == ["8000.0", "8000.0", "4000.0"]
-    assert {(row["View"], row["Channel"], row["Low Freq (Hz)"]) for row in rows} == {
-        ("Spectrogram 1", "1", "0.0")
-    }
-
-
-@given(
-    lengths=st.lists(st.integers(1, 4_000_000), min_size=1, max_size=30),
-    rate=st.sampled_from([8_000, 22_050, 44_100, 96_000]),
-)
-def test_raven_times_do_not_drift(lengths: list[int], rate: int) -> None:
-    """The last of many files begins at the sum of the lengths, to the microsecond."""
-    files = [RavenRecording(str(n), frames / rate, rate) for n, frames in enumerate(lengths)]
-    (row,) = raven_of(window(files[-1].path, 0.25, 0.5), recordings=files)
-    begin = sum(lengths[:-1]) / rate + 0.25
-    assert float(row["Begin Time (s)"]) == pytest.approx(begin, abs=1e-6)
-    assert float(row["End Time (s)"]) - float(row["Begin Time (s)"]) == pytest.approx(
-        0.25, abs=2e-6
-    )
-
-
-@given(text=TEXT, query=TEXT)
-def test_no_answer_breaks_a_selection_table(text: str, query: str) -> None:
-    files = [RavenRecording("a.wav", 10.0, 16_000)]
-    rows = raven_of(window(text=text, query=query), window(start=1), recordings=files)
-    assert len(rows) == 2
-    assert rows[1]["Answer"] == "Wolf"
-
-
-def test_raven_names_the_channel_and_leaves_errors_out() -> None:
-    files = [RavenRecording("a.wav", 10.0, 16_000)]
-    (row,) = raven_of(
-        error("b.wav"), window(), recordings=files, channel=2, names={"a.wav": "Field 7.wav"}
-    )
-    assert (row["Channel"], row["Begin File"], row["Selection"]) == ("2", "Field 7.wav", "1")
-
-
 def test_notes_are_kept_by_every_export(tmp_path: Path) -> None:
     silent = window(start=10, end=20, text="", note="silent")
     sound = replace(window(), note="")
@@ -157,12 +91,6 @@ def test_notes_are_kept_by_every_export(tmp_path: Path) -> None:
         ("", "silent"),
         ("", ""),
     ]
-    file = io.StringIO(newline="")
-    write_raven([sound, silent], file, [RavenRecording("a.wav", 20, 8000)])
-    first, second = csv.DictReader(io.StringIO(file.getvalue()), delimiter="\t")
-    assert (first["Answer"], first["Note"]) == ("Wolf", "")
-    assert (second["Answer"], second["Note"]) == ("", "silent")
-    assert second["Begin Time (s)"] == "10.000000"
 
 
 # Result files as tables
