@@ -1,4 +1,5 @@
-"""Draw the web app into docs/images/app-*.png: every tab, light, dark and on a telephone.
+"""Draw the web app into docs/images/app-*.png: every tab, light, dark and on a telephone; and the
+review page into docs/images/review-*.png.
 
     python scripts/app_screenshots.py
 
@@ -54,6 +55,8 @@ def main() -> None:
                 page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
                 page.wait_for_timeout(500)
                 save(page, IMAGES / f"app-{tab}-{look}.png")
+                if tab == "review":
+                    draw_review(page, look)
             page.close()
 
 
@@ -121,6 +124,30 @@ def long(page: Any) -> None:
     page.wait_for_timeout(500)
 
 
+def review(page: Any) -> None:
+    """The clips of the job of the tab Folder."""
+    from web_app import go_to
+
+    go_to(page, "Folder")
+    page.click("#folder-make-clips")
+    page.wait_for_selector("#folder-clips-made a")
+    go_to(page, "Review")
+    page.wait_for_selector("#review-list a")
+
+
+def draw_review(page: Any, look: str) -> None:
+    """The page that the tab Review leads to, at its first clip."""
+    with page.context.expect_page() as opened:
+        page.click("#review-list a")
+    clip = opened.value
+    clip.fill("#reviewer", "Ann")
+    clip.keyboard.press("Enter")
+    clip.wait_for_selector("#figure:not(.waits)")
+    clip.wait_for_timeout(500)
+    save(clip, IMAGES / f"review-{look}.png")
+    clip.close()
+
+
 def experiments(page: Any) -> None:
     """The first run, if there is one."""
     page.click("#experiments-run input")
@@ -153,6 +180,7 @@ TABS: dict[str, tuple[str, Callable[[Any], None]]] = {
         "Folder",
         job("folder", "synthetic_barn_owl.flac", "synthetic_cow.flac", "synthetic_rain.flac"),
     ),
+    "review": ("Review", review),
     "experiments": ("Experiments", experiments),
     "about": ("About", nothing),
 }

@@ -77,7 +77,7 @@ class AppContext:
         self.folder, self._lock = _locked_folder()
         self.visitors = Visitors(self.folder, self.limits)
         self.jobs = Jobs(self.runs_dir, self.pipeline, model=self.model_name, limits=self.limits)
-        self.reviews = Reviews(self.jobs)
+        self.reviews = Reviews(self.jobs, self.limits)
         self.remembered: list[Any] = []
         self.state: ModelState = "waiting" if pipeline is None else "ready"
         self.error: str | None = None  # why the model did not load

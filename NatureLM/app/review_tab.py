@@ -10,8 +10,8 @@ import gradio as gr
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_view import counted
 from NatureLM.app.jobs import Job
-from NatureLM.app.ui import QUIET, html, on_page_load
-from NatureLM.errors import UsageError
+from NatureLM.app.ui import QUIET, html, notice, on_page_load
+from NatureLM.errors import NatureLMError, UsageError
 
 _ABOUT = (
     "<p>A confidence is no chance of being right until somebody has listened. Make clips of the "
@@ -20,8 +20,8 @@ _ABOUT = (
     "often as you need.</p>"
 )
 _EMPTY = (
-    "<p>The jobs of this browser have no clips yet. <code>naturelm segments</code> makes them of "
-    "the answers of a job, into the folder <code>clips</code> of the job.</p>"
+    "<p>There are no clips yet. Open a job in <em>Folder</em> or <em>Long recording</em>, wait "
+    "until it is done, and press <em>Make clips for review</em> below its answers.</p>"
 )
 
 
@@ -52,8 +52,10 @@ def reviews_html(context: AppContext, job_ids: list[str]) -> str:
 
 
 def build_review_part(context: AppContext, job: gr.State, name: str) -> None:
-    """Put the way to the clips of the job that is shown into a page."""
-    said = html(elem_id=f"{name}-clips-made", elem_classes=["quiet"])
+    """Put a button that makes clips of the job that is shown, and the way to them, into a page."""
+    with gr.Row(elem_classes=["job-buttons"]):
+        make = gr.Button("Make clips for review", elem_id=f"{name}-make-clips", min_width=150)
+        said = html(elem_id=f"{name}-clips-made", elem_classes=["quiet"])
 
     def show(job_id: str) -> str:
         try:
@@ -61,7 +63,16 @@ def build_review_part(context: AppContext, job: gr.State, name: str) -> None:
         except UsageError:
             return ""
 
+    def made(job_id: str) -> str:
+        try:
+            shown = context.jobs.open(job_id)
+            told = context.reviews.make(shown)
+        except NatureLMError as error:
+            return notice(str(error))
+        return f'<div role="status">{_link(context, shown)}{escape(told)}</div>'
+
     job.change(show, [job], [said], **QUIET)
+    make.click(made, [job], [said], api_visibility="private", show_progress="minimal")
 
 
 def _link(context: AppContext, job: Job) -> str:

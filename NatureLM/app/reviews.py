@@ -7,6 +7,7 @@ The page of `naturelm review` is mounted at /review/<id of the job>/; clips and 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections import OrderedDict
 from contextlib import suppress
@@ -14,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from NatureLM.app.clips import without_paths
+from NatureLM.app.clips import check_free, without_paths
 from NatureLM.app.jobs import Job, Jobs
+from NatureLM.app.settings import Limits
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.results.detections import ResultFile
 from NatureLM.results.rows import OutputError
 from NatureLM.review.segments import index_path
 from NatureLM.review.server import Clips, review_app
+from NatureLM.review.verdicts import review_path
 
 CLIPS_FOLDER = "clips"
 MOUNTED = "/review/{job}"
@@ -29,10 +33,11 @@ _MOST_OPEN = 32  # folders; those that were asked for longest ago are closed
 class Reviews:
     """The folders of clips that are open for review."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Jobs, limits: Limits) -> None:
+        self._jobs, self._limits = jobs, limits
         self._open: OrderedDict[str, tuple[int, Clips]] = OrderedDict()
         self._lock = threading.Lock()
+        self._cutting = threading.Lock()  # one after the other, as each reads whole recordings
 
     def app(self) -> Any:
         """The application that is mounted at `MOUNTED`."""
@@ -45,9 +50,7 @@ class Reviews:
             made = os.stat(index_path(folder)).st_mtime_ns
         except (UsageError, OSError):
             self.forget(job_id)
-            raise UsageError(
-                "there are no clips of this job: naturelm segments makes them"
-            ) from None
+            raise UsageError("there are no clips of this job: make them in its tab") from None
         with self._lock:
             made_then, found = self._open.get(job_id, (0, None))
             if found is None or made_then != made:
@@ -58,6 +61,33 @@ class Reviews:
             while len(self._open) > _MOST_OPEN:
                 self._close(next(iter(self._open)))
         return found
+
+    def make(self, job: Job) -> str:
+        """Cut clips out of the recordings of a job; what is missing, in a sentence, or "".
+
+        Raises NatureLMError that says why nothing can be cut.
+        """
+        from NatureLM.review.cutting import CutOptions, cut_clips
+
+        if not job.is_settled:
+            raise UsageError("Clips are made of a job that is done: wait for it, or stop it.")
+        check_free(job.folder, self._limits)
+        folder, lost = clips_folder(job), list[str]()
+        with self._cutting:
+            self.forget(job.id)
+            if not review_path(folder).exists():  # answers may be others by now
+                shutil.rmtree(folder, ignore_errors=True)
+            try:
+                cut_clips(
+                    ResultFile(job.answers_path),
+                    folder,
+                    CutOptions(),
+                    failed=lambda error: lost.append(str(error)),
+                )
+            except NatureLMError as error:
+                said = str(error).replace("Give another --output-path: verdicts", "Verdicts")
+                raise UsageError(job.told(said)) from None
+        return job.told(" ".join(lost))
 
     def count(self, job_id: str) -> tuple[int, int]:
         """How many clips of a job there are, and how many of them somebody has reviewed.

@@ -14,6 +14,8 @@ from NatureLM.app.review_tab import reviews_html
 from NatureLM.app.reviews import clips_folder
 from NatureLM.errors import UsageError
 from NatureLM.inference.windows import AskOptions
+from NatureLM.results.rows import Prediction, RunSettings
+from NatureLM.results.store import WindowStore
 from NatureLM.review.verdicts import VerdictStore, read_verdicts
 
 COW = ASSETS / "synthetic_cow.flac"
@@ -103,3 +105,30 @@ def test_a_browser_finds_the_clips_of_its_jobs(open_page: Any, app: RunningApp) 
     review.keyboard.press("n")
     review.wait_for_selector("#done:not([hidden])")
     assert f"naturelm calibrate runs/jobs/{job.id}/clips" in review.inner_text("#done-text")
+
+
+def test_clips_are_made_of_the_answers_of_a_job(app: RunningApp) -> None:
+    job = make_job(app, clips=0)
+    with pytest.raises(UsageError, match="Clips are made of a job that is done"):
+        app.context.reviews.make(job)
+    asked = job.settings
+    with WindowStore(job.answers_path) as store:
+        values = {"model": "fake", "merging_alpha": asked.merging_alpha, "queries": ["Which?"]}
+        store.begin(RunSettings(values), job.recording_paths)
+        store.add_answer(Prediction(str(job.recording_paths[0]), 0, 2, "Which?", "Cow", 1.0, 0.8))
+    job = job.with_state("done")
+    assert app.context.reviews.make(job) == ""
+    assert app.context.reviews.count(job.id) == (1, 0)
+    (clip,) = app.context.reviews.clips(job.id).segments
+    assert (clip.label, clip.recording) == ("Cow", "cow.flac")
+    app.context.reviews.clips(job.id).store.add(clip.clip, "Ann", "yes")
+    assert app.context.reviews.make(job) == ""  # verdicts stay
+    assert app.context.reviews.count(job.id) == (1, 1)
+    with WindowStore(job.answers_path) as store:
+        store.begin(RunSettings(values), job.recording_paths)
+        store.add_answer(Prediction(str(job.recording_paths[0]), 2, 4, "Which?", "Cow", 1.0, 0.7))
+    with pytest.raises(UsageError) as refused:
+        app.context.reviews.make(job)
+    assert "the answers are others" in str(refused.value)
+    assert str(app.context.runs_dir) not in str(refused.value)
+    assert "--output-path" not in str(refused.value)

@@ -16,12 +16,13 @@ let verdicts = new Map(); // number of a clip → what this reviewer said
 let others = null; // reviewer → number → verdict, once this one is through
 let reviewed = []; // { number, before }, to be taken back from the end
 let current = null; // number of the clip that is shown; null when all are reviewed
+const chosen = {}; // speed and height of the picture, once somebody has chosen them
 let saving, tabs;
 
 // settings, which the browser keeps
 
-const SETTINGS = ['slowed', 'tops', 'autoplay', 'open-only', 'blind', 'keys'];
-const DEFAULTS = { slowed: '', tops: '', autoplay: true, 'open-only': true, blind: false, keys: true };
+const SETTINGS = ['autoplay', 'open-only', 'blind', 'keys'];
+const DEFAULTS = { autoplay: true, 'open-only': true, blind: false, keys: true };
 
 function kept(name, otherwise) {
   try {
@@ -116,7 +117,10 @@ function showFacts(clip) {
 // What a clip is drawn and heard with, where nobody has chosen anything: bats slower and whole.
 function view(clip) {
   const isBat = clip.slowed > 1;
-  return [of('slowed') || (isBat ? '10' : '1'), of('tops') || (isBat ? '0' : '12000')];
+  const offered = [...element('slowed').options].map((option) => Number(option.value));
+  const away = (times) => Math.abs(Math.log(times / clip.slowed));
+  const nearest = offered.reduce((best, times) => (away(times) < away(best) ? times : best));
+  return [chosen.slowed ?? String(nearest), chosen.tops ?? (isBat ? '0' : '12000')];
 }
 
 function load(number) {
@@ -429,6 +433,7 @@ function onSetting(event) {
   if (SETTINGS.includes(id)) keep(id, of(id));
   if (id === 'autoplay' || id === 'keys') return;
   const isView = id === 'slowed' || id === 'tops';
+  if (isView) chosen[id] = of(id);
   if (isView && current !== null) showClip(current, { isAsked: false });
   else if (current !== null && bySpecies(current) && !(of('open-only') && verdicts.has(current))) showClip(current, { isAsked: false });
   else {
@@ -487,11 +492,7 @@ function listen() {
 }
 
 async function start() {
-  for (const name of SETTINGS) {
-    const value = kept(name, DEFAULTS[name]);
-    if (element(name).type === 'checkbox') element(name).checked = value === true;
-    else element(name).value = value;
-  }
+  for (const name of SETTINGS) element(name).checked = kept(name, DEFAULTS[name]) === true;
   listen();
   folder = await (await ask('api/clips')).json();
   element('folder').textContent = folder.folder;
