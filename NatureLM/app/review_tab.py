@@ -10,6 +10,7 @@ import gradio as gr
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_view import counted
 from NatureLM.app.jobs import Job
+from NatureLM.app.reviews import titled
 from NatureLM.app.ui import QUIET, html, notice, on_page_load
 from NatureLM.errors import NatureLMError, UsageError
 
@@ -78,9 +79,8 @@ def build_review_part(context: AppContext, job: gr.State, name: str) -> None:
 def _link(context: AppContext, job: Job) -> str:
     """The way to the clips of a job. Raises UsageError where it has none."""
     clips, reviewed = context.reviews.count(job.id)
-    more = f" and {len(job.recordings) - 1} more" if len(job.recordings) > 1 else ""
     return (
         f'<p><a href="review/{job.id}/" target="_blank" rel="noopener">Review '
-        f"{counted(clips, 'clip')} of {escape(job.recordings[0].name)}{more}</a> "
+        f"{counted(clips, 'clip')} of {escape(titled(job))}</a> "
         f"({escape(job.when)}; {reviewed} reviewed so far)</p>"
     )

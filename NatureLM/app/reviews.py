@@ -111,12 +111,13 @@ class Reviews:
     def _opened(self, folder: Path, job_id: str) -> Clips:
         shown = "/".join(folder.parts[-4:])  # as it is called below the folder that the app runs in
         try:
-            clips = Clips(folder, shown)
+            job = self._jobs.open(job_id)
+            clips = Clips(folder, shown, titled(job))
         except OutputError:
             raise UsageError("another program has this review open: close it there") from None
         except NatureLMError as error:
             raise UsageError(without_paths(str(error))) from None
-        names = {one.file: one.name for one in self._jobs.open(job_id).recordings}
+        names = {one.file: one.name for one in job.recordings}
         clips.segments = [
             replace(one, recording=names.get(Path(one.recording).name, one.recording))
             for one in clips.segments
@@ -127,6 +128,12 @@ class Reviews:
         if job_id in self._open:
             with suppress(OSError):
                 self._open.pop(job_id)[1].close()
+
+
+def titled(job: Job) -> str:
+    """How a page calls the clips of a job: by its recordings."""
+    more = f" and {len(job.recordings) - 1} more" if len(job.recordings) > 1 else ""
+    return f"{job.recordings[0].name}{more}"
 
 
 def clips_folder(job: Job) -> Path:

@@ -62,14 +62,15 @@ _BODY_BYTES = 8192
 class Clips:
     """A folder of clips that is open for review; `close` ends that.
 
-    shown: how the page calls the folder, where that is not as it is given
+    shown: the folder in a command, where that is not as it is given
+    title: how the page calls the clips; the name of the folder, if nothing else is given
 
     Raises UsageError where the folder has no index, OutputError where no verdicts can be written.
     """
 
-    def __init__(self, folder: Path, shown: str = "") -> None:
+    def __init__(self, folder: Path, shown: str = "", title: str = "") -> None:
         self.folder = Path(os.path.realpath(folder))
-        self.shown = shown or str(folder)
+        self.shown, self.title = shown or str(folder), title or self.folder.name
         self.segments = read_segments(folder)
         if not self.segments:
             raise UsageError(f"{folder}: there are no clips in its index, so nothing to review")
@@ -93,6 +94,7 @@ class Clips:
         return {
             "id": self.id,
             "folder": printable(self.shown),
+            "title": printable(self.title),
             "clips": [_told(one) for one in self.segments],
         }
 

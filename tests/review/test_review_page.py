@@ -113,6 +113,11 @@ def test_all_clips_by_keyboard_undone_resumed_and_compared(open_page: Opener, cl
     assert page.evaluate("document.getElementById('sound').paused")
     page.keyboard.press("y")
     shows(page, "Clip 2 of 4")
+    page.keyboard.press("ArrowLeft")
+    shows(page, "Clip 1 of 4")  # what was just said can be looked at
+    assert page.get_attribute("[data-verdict=yes]", "aria-pressed") == "true"
+    page.keyboard.press("ArrowRight")
+    shows(page, "Clip 2 of 4")
     page.keyboard.press("3")
     shows(page, "Clip 3 of 4")
     page.keyboard.press("Control+z")

@@ -66,10 +66,16 @@ function order() {
   return numbers.sort((a, b) => drawn.get(a) - drawn.get(b));
 }
 
-// The clips after (before, for -1) the one that is shown, nearest first; once around the list.
-function coming(direction = 1, isOpenOnly = of('open-only')) {
-  let numbers = order();
-  if (direction < 0) numbers = numbers.reverse();
+// The clips before the one that is shown, nearest first, reviewed or not.
+function before() {
+  const numbers = order();
+  const here = numbers.indexOf(current);
+  return (here < 0 ? numbers : numbers.slice(0, here)).reverse();
+}
+
+// The clips after the one that is shown, nearest first; once around the list.
+function coming(isOpenOnly = of('open-only')) {
+  const numbers = order();
   const here = numbers.indexOf(current);
   const around = [...numbers.slice(here + 1), ...numbers.slice(0, Math.max(here, 0))];
   return isOpenOnly ? around.filter((number) => !verdicts.has(number)) : around;
@@ -101,7 +107,7 @@ function showFacts(clip) {
   const facts = [
     ['Confidence', clip.confidence === null ? 'not known' : isBlind ? 'hidden' : clip.confidence.toFixed(2)],
     ['Recording', clip.recording],
-    ['In it', `${clock(clip.start)} to ${clock(clip.end)}`],
+    ['Position', `${clock(clip.start)} to ${clock(clip.end)}`],
     ['Recorded', clip.time.replace(/^(\S{10})T([\d:.]+)/, '$1 $2 ').trim()],
     ['Site', clip.site],
   ];
@@ -296,20 +302,20 @@ function judge(verdict) {
   complain('');
   reviewed.push({ number: current, before: verdicts.get(current) ?? '' });
   save(current, verdict);
-  move(1);
+  moveOn();
 }
 
-function move(direction) {
-  if (direction < 0 && current === null) return;
-  const ahead = coming(direction);
+function moveOn() {
+  const [next] = coming();
   // Whoever goes through all of them again comes to an end, too.
-  const isEnd = direction > 0 && !of('open-only') && order().at(-1) === current;
-  if (!ahead.length || (isEnd && !coming(1, true).length)) {
-    const isOpen = current !== null && !verdicts.has(current);
-    if (direction > 0 && !isOpen) showDone();
-  } else {
-    showClip(ahead[0]);
-  }
+  const isEnd = !of('open-only') && order().at(-1) === current && !coming(true).length;
+  if (next !== undefined && !isEnd) showClip(next);
+  else if (current === null || verdicts.has(current)) showDone();
+}
+
+function moveBack() {
+  const [last] = before();
+  if (last !== undefined) showClip(last);
 }
 
 function undo() {
@@ -340,14 +346,14 @@ function followPlayhead() {
 // Read what this reviewer has said so far; verdicts that are on their way count, too.
 async function refresh() {
   const said = await (await ask(`api/verdicts?reviewer=${encodeURIComponent(reviewer)}`)).json();
-  const before = verdicts;
+  const isFirst = !verdicts.size;
   verdicts = new Map(said.verdicts);
   const numbers = new Map(folder.clips.map(({ clip }, number) => [clip, number]));
   for (const [clip, verdict] of saving.waiting()) {
     if (numbers.has(clip)) settle(numbers.get(clip), verdict);
   }
   others = said.others;
-  if (!before.size) reviewed = said.verdicts.map(([number]) => ({ number, before: '' }));
+  if (isFirst) reviewed = said.verdicts.map(([number]) => ({ number, before: '' }));
 }
 
 async function send(clip, verdict) {
@@ -376,6 +382,7 @@ function showSaving(problem) {
 async function begin(name) {
   reviewer = name.normalize('NFC').trim().replace(/\s+/g, ' ');
   keep('reviewer', reviewer);
+  history.replaceState(null, '', location.pathname); // loaded anew it knows the name that was chosen last
   verdicts = new Map();
   reviewed = [];
   tabs?.close();
@@ -418,8 +425,8 @@ function onKey(event) {
   if (!isUndo && (event.ctrlKey || event.metaKey || !of('keys'))) return;
   const act = isUndo || key === 'z' ? undo
     : KEYS[key] ? () => judge(KEYS[key])
-    : key === 'arrowright' ? () => move(1)
-    : key === 'arrowleft' ? () => move(-1)
+    : key === 'arrowright' ? moveOn
+    : key === 'arrowleft' ? moveBack
     : key === 'r' ? () => play(true)
     : key === ' ' && !field.matches?.('button, input, summary, .table') ? () => play()
     : null;
@@ -438,7 +445,7 @@ function onSetting(event) {
   else if (current !== null && bySpecies(current) && !(of('open-only') && verdicts.has(current))) showClip(current, { isAsked: false });
   else {
     current = null;
-    move(1);
+    moveOn();
   }
   // Else the next letter would choose another entry of the list.
   if (event.target.matches('select') && isPointer) element('label').focus({ preventScroll: true });
@@ -456,12 +463,12 @@ function listen() {
   for (const button of document.querySelectorAll('[data-verdict]')) {
     button.addEventListener('click', () => judge(button.dataset.verdict));
   }
-  const clicks = { play: () => play(), undo, 'done-undo': undo, back: () => move(-1), on: () => move(1), rename: askName };
+  const clicks = { play: () => play(), undo, 'done-undo': undo, back: moveBack, on: moveOn, rename: askName };
   for (const [id, act] of Object.entries(clicks)) element(id).addEventListener('click', act);
   element('retry').addEventListener('click', () => saving.run());
   element('all').addEventListener('click', () => {
     element('species').value = '';
-    move(1);
+    moveOn();
   });
   element('again').addEventListener('click', () => {
     element('open-only').checked = false;
@@ -495,8 +502,8 @@ async function start() {
   for (const name of SETTINGS) element(name).checked = kept(name, DEFAULTS[name]) === true;
   listen();
   folder = await (await ask('api/clips')).json();
-  element('folder').textContent = folder.folder;
-  document.title = `Review of ${folder.folder}`;
+  element('folder').textContent = folder.title;
+  document.title = `Review of ${folder.title}`;
   showSpecies();
   const named = new URLSearchParams(location.search).get('reviewer') ?? kept('reviewer', '');
   if (named) await begin(named);
