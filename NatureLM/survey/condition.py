@@ -316,7 +316,7 @@ def _check_value(column: Asked, value: Any) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return
         raise UsageError(f"{column.name} is a number, and is never {value!r}")
-    if value is None or (column.type == "choice" and value == NOTHING):
+    if _comparable(value) is None:
         return
     if not isinstance(value, str):
         raise UsageError(f"{column.name} is a text, and is never {value!r}")

@@ -55,7 +55,7 @@ def singular(words: str) -> str:
 class ClosedList:
     """The labels that may be answered, and how they are found in an answer.
 
-    labels: as they are returned
+    labels: as they are returned; `none` in any spelling is no label, but the answer that none fits
     synonyms: other names of labels, such as scientific ones: from name to label
     with_letters: whether the question shows the labels as options A, B, ... (`options_text`)
     """
@@ -67,7 +67,7 @@ class ClosedList:
         *,
         with_letters: bool = False,
     ) -> None:
-        self.labels = tuple(label for label in labels if label != NOTHING)
+        self.labels = tuple(label for label in labels if folded(label) != folded(NOTHING))
         self._letters = dict(zip(LETTERS, self.labels, strict=False)) if with_letters else {}
         names = [(label, label) for label in self.labels]
         names += [(name, label) for name, label in (synonyms or {}).items()]

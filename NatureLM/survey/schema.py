@@ -37,7 +37,8 @@ class ColumnFile(Section):
     labels: Annotated[list[Text] | None, Field(min_length=1)] = Field(
         default=None, json_schema_extra=_LABELS
     )
-    """For `choice`: what may be answered. `None` may always be."""
+    """For `choice`: what may be answered. `None` may always be; where a model knows another
+    spelling of it, such as `none`, this stands among the labels, and is the same answer."""
     species_list: Text | None = None
     """For `choice`, instead of `labels`: a file beside the YAML, names with commas between them, or
     a list that comes with the program (`naturelm-tiny`, `cbi`, ...)."""

@@ -280,6 +280,19 @@ def test_thresholds_of_species_beside_the_file(tmp_path: Path) -> None:
         assert problem in str(caught.value)
 
 
+def test_none_in_another_spelling_is_none(tmp_path: Path) -> None:
+    columns = "{a: {question: a, type: choice, labels: [bird, none]}, b: {question: b, type: text, "
+    questionnaire = read(tmp_path, f"columns: {columns}ask_if: a != none}}}}")
+    first, second = questionnaire.columns
+    assert first.labels == ("bird", "none")
+    assert [first.value(said) for said in ("none", "None", "bird")] == [
+        *((None, True), (None, True), ("bird", True))
+    ]
+    assert second.condition is not None
+    assert not second.condition.holds({"a": None}, {})
+    assert read(tmp_path, f'columns: {columns}ask_if: a == "none"}}}}').columns[1].condition
+
+
 def test_several_problems_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 problems"):
         read(tmp_path, ONE + "    ask_if: x\n    unit: Hz\n")
