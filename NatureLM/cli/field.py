@@ -14,19 +14,12 @@ if TYPE_CHECKING:
     from NatureLM.formats import Written
 
 
-def format_names() -> str:
-    """The formats as a help shows them."""
-    from NatureLM.formats import FORMATS
-
-    return "|".join(FORMATS)
-
-
 def export(
     answers: Path = of.argument(
         ..., "What `naturelm infer` or `naturelm survey` wrote (.jsonl).", "ANSWERS"
     ),
     format_name: str = of.option(
-        "csv", "The program that the table is for.", None, "--format", metavar=format_names
+        "csv", "The program that the table is for.", None, "--format", metavar=of.format_names
     ),
     output_path: Path | None = of.option(
         None,
@@ -65,25 +58,43 @@ def write_tables(
 
     All is checked first. Raises UsageError.
     """
-    from NatureLM.formats import FORMATS, write
+    from NatureLM.formats import write
     from NatureLM.results.detections import ResultFile
-    from NatureLM.util import check_place
 
-    for name in formats:
-        of.check_choice("--format", name, FORMATS)
+    targets = check_tables(answers, formats, output_path, per_recording=per_recording)
     if not answers.is_file():
         raise UsageError(f"{answers}: there is no such file of answers")
-    targets = {name: output_path or beside(answers, name, per_recording) for name in formats}
-    for target in targets.values():
-        if target.resolve() == answers.resolve():
-            raise UsageError(f"{target}: the answers themselves would be replaced")
-        check_place(target, "--output-path", folder=per_recording)
     read = ResultFile(answers, columns=columns)
     made = []
     for name, target in targets.items():
         made.append(write(name, read, target, per_recording))
         say_what_was_written(made[-1])
     return made
+
+
+def check_tables(
+    answers: Path,
+    formats: Sequence[str],
+    output_path: Path | None = None,
+    *,
+    per_recording: bool = False,
+) -> dict[str, Path]:
+    """Where the table of each format goes; before the work that makes the answers.
+
+    Raises UsageError for a format that is not there, and a place that cannot be written to.
+    """
+    from NatureLM.formats import FORMATS, is_folder
+    from NatureLM.util import check_place
+
+    targets = {}
+    for name in formats:
+        of.check_choice("--format", name, FORMATS)
+        target = output_path or beside(answers, name, per_recording)
+        if target.resolve() == answers.resolve():
+            raise UsageError(f"--format {name}: {target}: the answers themselves would be replaced")
+        check_place(target, "--output-path", folder=per_recording or is_folder(name, target))
+        targets[name] = target
+    return targets
 
 
 def beside(answers: Path, name: str, per_recording: bool = False) -> Path:
@@ -111,6 +122,7 @@ def say_what_was_written(written: Written) -> None:
         f"{count} answers {NOTHING}" if why == NOTHING else f"{count} windows that are {why}"
         for why, count in written.left_out.most_common()
     ]
-    reasons += [f"{written.unread} recordings that could not be read"] if written.unread else []
+    if written.unread:
+        reasons.append(f"{written.unread} recordings that could not be read, or not to their end")
     if reasons:
         show(f"Not in a table of detections: {', '.join(reasons)}", err=True)

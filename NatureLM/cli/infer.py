@@ -185,7 +185,7 @@ def run(request: InferRequest, config: Config) -> int:
 
     model = of.model_name(request.model, config)
     asked = ask_options(request, config, model)
-    formats = checked_formats(request.format_name or ())
+    formats = checked_formats(request.format_name or (), request.output)
     field = FieldRecordings.read(request, asked.queries)
     recordings = field.recordings
     settings = {

@@ -169,6 +169,7 @@ ASK_SILENCE = option(
     AUDIO,
 )
 
+
 MIN_CONFIDENCE = option(
     "0.0",
     "Below it the answer is None: a number, or thresholds of each species, at which it is right "

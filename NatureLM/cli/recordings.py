@@ -153,14 +153,11 @@ def count_windows(asked_about: FieldRecordings, asked: AskOptions) -> int:
     return total
 
 
-def checked_formats(names: Sequence[str]) -> list[str]:
-    """The formats of tables, each once. Raises UsageError."""
-    from NatureLM.cli.options import check_choice
-    from NatureLM.formats import FORMATS
+def checked_formats(names: Sequence[str], answers: Path) -> list[str]:
+    """The formats of tables beside the answers, each once, before the work. Raises UsageError."""
+    from NatureLM.cli.field import check_tables
 
-    for name in names:
-        check_choice("--format", name, FORMATS)
-    return list(dict.fromkeys(names))
+    return list(check_tables(answers, names))
 
 
 def note_what_was_there(resumed: Resumed, output: Path) -> None:
@@ -178,10 +175,12 @@ def note_what_was_there(resumed: Resumed, output: Path) -> None:
 
 
 def write_tables_at_the_end(answers: Path, formats: Sequence[str], per_recording: bool) -> None:
-    """Write the tables that --format asks for, beside the answers."""
+    """Write the tables that --format asks for, beside the answers; also one a recording."""
     from NatureLM.cli.field import write_tables
+    from NatureLM.formats import FORMATS
 
     if formats:
         write_tables(answers, formats)
-    if formats and per_recording:
-        write_tables(answers, formats, per_recording=True)
+    apart = [name for name in formats if not FORMATS[name].is_one] if per_recording else []
+    if apart:
+        write_tables(answers, apart, per_recording=True)

@@ -162,7 +162,7 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
     """
     from NatureLM.results.store import WindowStore
 
-    formats = checked_formats(request.format_name or ["csv"])
+    formats = checked_formats(request.format_name or ["csv"], request.answers)
     asked = ask_options(request, questionnaire, config)
     field = FieldRecordings.read(request, [one.question for one in questionnaire.columns])
     shown = RunProgress(

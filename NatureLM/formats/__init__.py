@@ -3,7 +3,7 @@
 A module has `write(answers, target)`, which writes the table whole or not at all and returns the
 number of its lines, and `read(path)`, which gives its detections. It may have
 `write_beside(answers, target)`, which writes what the table needs besides and returns sentences
-about it.
+about it. Modules are imported when they are used, so that a help that names formats is quick.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.data.annotations import is_label_track
-from NatureLM.data.table import DataError, csv_rows, decoded, delimiter_of, read_bytes
 from NatureLM.errors import UsageError
 from NatureLM.util import did_you_mean, is_special
 
@@ -109,6 +107,21 @@ FORMATS = {
             "Ecosounds and A2O (Acoustic Workbench)",
             known_by=(("start_offset_seconds", "end_offset_seconds"),),
         ),
+        TableFormat(
+            *("crowsetta", "crowsetta", ".crowsetta.csv", "utf-8", "annotations"),
+            "crowsetta (generic-seq)",
+            known_by=(("label", "onset_s", "offset_s", "notated_path"),),
+        ),
+        TableFormat(
+            *("opensoundscape", "opensoundscape", ".opensoundscape.csv", "utf-8", "windows"),
+            "OpenSoundscape",
+            known_by=(("file", "start_time", "end_time"),),
+            holds="windows",
+        ),
+        TableFormat(
+            *("camtrap-dp", "camtrap", ".camtrap-dp", "", "observations", "GBIF, camtrapdp"),
+            is_one=True,
+        ),
     )
 }
 """By name, in the order in which they are offered."""
@@ -122,6 +135,11 @@ def module_of(name: str) -> Any:
     return import_module(f"{__name__}.{FORMATS[name].module}")
 
 
+def is_folder(name: str, target: Path) -> bool:
+    """Whether what a format writes is a folder: a package that is no .zip."""
+    return FORMATS[name].is_one and target.suffix.lower() != ".zip"
+
+
 def write(name: str, answers: ResultFile, target: Path, per_recording: bool = False) -> Written:
     """Write the answers in a format: into the file `target`, or, a file a recording, below it.
 
@@ -130,7 +148,7 @@ def write(name: str, answers: ResultFile, target: Path, per_recording: bool = Fa
     module, kind = module_of(name), FORMATS[name]
     written = Written(kind, target)
     if kind.holds != "rows":
-        written.unread = sum(bool(one.error) for one in answers.recordings)
+        written.unread = answers.failed
     if kind.is_each and len(answers.recordings) > 1 and not (per_recording or is_special(target)):
         per_recording = True
         target = written.path = target.with_name(f"{target.name.removesuffix(kind.suffix)}-{name}")
@@ -183,6 +201,9 @@ def read(path: Path, name: str | None = None) -> Iterator[Detection]:
 
 def recognised(path: Path) -> str:
     """The format of a table. Raises DataError where it is none of those that are known."""
+    from NatureLM.data.annotations import is_label_track
+    from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
+
     if path.is_dir() or path.suffix.lower() == ".zip":
         return _known("camtrap-dp", path, [])
     data = read_bytes(path)
@@ -204,6 +225,8 @@ def recognised(path: Path) -> str:
 
 
 def _known(name: str, path: Path, header: Sequence[str]) -> str:
+    from NatureLM.data.table import DataError
+
     if name in FORMATS:
         return name
     shown = ", ".join(map(repr, header[:8])) + (", …" if len(header) > 8 else "")

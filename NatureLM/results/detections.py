@@ -80,6 +80,7 @@ class HeardRecording:
     seconds: its length; where the file is gone, the end of its last window
     error: why it, or the rest of it, could not be read
     context: of its beginning, as far as rows tell
+    is_heard: whether there are rows about windows of it
     """
 
     path: str
@@ -89,6 +90,7 @@ class HeardRecording:
     channels: int = 1
     error: str = ""
     context: Mapping[str, Any] = field(default_factory=dict)
+    is_heard: bool = True
 
 
 @dataclass
@@ -98,6 +100,7 @@ class _Place:
     name: str
     spans: list[tuple[int, int, int]] = field(default_factory=list)
     end: float = 0.0
+    is_heard: bool = False
     error: str = ""
     context: Mapping[str, Any] = field(default_factory=dict)
 
@@ -170,6 +173,11 @@ class ResultFile:
         return tuple(
             self._heard(path) for path in order if self._only is None or path in self._only
         )
+
+    @property
+    def failed(self) -> int:
+        """How many recordings could not be read, or not to their end, when they were asked."""
+        return sum(bool(one.error) for one in self._places.values())
 
     def of(self, recording: HeardRecording) -> ResultFile:
         """The same file with the rows of one recording only."""
@@ -329,7 +337,7 @@ class ResultFile:
         if isinstance(row, ErrorRow):
             place.error = row.error
             return
-        place.end = max(place.end, row.end)
+        place.end, place.is_heard = max(place.end, row.end), True
         if row.context and not place.context:
             place.context = _at_beginning(row.context, row.start)
         if isinstance(row, SurveyRow):
@@ -344,7 +352,10 @@ class ResultFile:
             info = probe(path)
         except AudioError as error:
             return HeardRecording(
-                path, place.name, place.end, error=place.error or str(error), context=place.context
+                *(path, place.name, place.end),
+                error=place.error or str(error),
+                context=place.context,
+                is_heard=place.is_heard,
             )
         return HeardRecording(
             path,
@@ -354,6 +365,7 @@ class ResultFile:
             info.channels,
             place.error,
             place.context,
+            place.is_heard,
         )
 
 
