@@ -33,7 +33,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu foreign-readers parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,13 @@ test-gpu: $(TOOLS)  ## The tests that need CUDA
 
 test-app: $(TOOLS)  ## All tests of the web app, in Chromium too (make test runs some of them)
 	$(PYTEST) tests/app -m "not gpu"
+
+# OpenSoundscape has an environment of its own: it needs much that the project does not.
+foreign-readers: $(TOOLS)  ## Open exported tables with OpenSoundscape (builds .venv-readers; network)
+	test -x .venv-readers/bin/python || $(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet "opensoundscape>=0.13" "crowsetta>=5"
+	$(BIN)/python scripts/foreign_readers.py write build/foreign-readers
+	.venv-readers/bin/python scripts/foreign_readers.py read build/foreign-readers
 
 parity: $(TOOLS)  ## Print how far the model is from the reference's numbers
 	$(PYTEST) -m parity -s tests/models
