@@ -1,8 +1,8 @@
 """Tables for OpenSoundscape, opened by OpenSoundscape: `make foreign-readers`.
 
-It needs more than the project has (torchvision, librosa, lightning), so it has an environment of its
-own. `write FOLDER` makes the tables, with the project; `read FOLDER` opens them, with OpenSoundscape.
-The readers of the other formats (crowsetta, frictionless, pandas) are in the tests.
+It needs more than the project has (torchvision, librosa, lightning), so it has an environment of
+its own. `write FOLDER` makes the tables, with the project; `read FOLDER` opens them, with
+OpenSoundscape. The readers of the other formats (crowsetta, frictionless, pandas) are in the tests.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return result_file(tmp_path, *rows).path
 
 
-@pytest.mark.parametrize("name", sorted({*FORMATS} - {"jsonl", "camtrap-dp"}))
+@pytest.mark.parametrize("name", sorted({*FORMATS} - {"jsonl", "camtrap-dp", "audacity"}))
 def test_a_table_is_written_beside_the_answers(answers: Path, name: str) -> None:
     result = naturelm("export", answers, "--format", name)
     assert result.exit_code == 0, result.output
