@@ -125,8 +125,13 @@ def _claims(table: Path, audio_paths: Sequence[Path]) -> dict[Path, tuple[Detect
     from NatureLM.formats.resolve import recordings_of
 
     found: dict[Path, list[Detection]] = {}
+    points = 0
     for one in recordings_of(read(table), table, audio_paths):
-        found.setdefault(Path(one.audio_path), []).append(one)
+        if one.end > one.start:
+            found.setdefault(Path(one.audio_path), []).append(one)
+        points += one.end <= one.start
+    if points:
+        logger.warning("%s: labels that mark a point, which is not asked about: %d", table, points)
     if not found:
         raise UsageError(f"{table}: has no detection in the recordings that were named")
     return {

@@ -100,3 +100,18 @@ def test_nothing_outside_of_the_folders_is_taken(card: Path) -> None:
     for name in (str(secret), "../secret.wav", "p1/../../secret.wav", "..\\secret.wav"):
         with pytest.raises(UsageError, match="none of the recordings"):
             list(recordings_of(named(name), card / "t.csv", [card]))
+
+
+def test_points_of_a_label_track_are_not_asked_about(
+    card: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from NatureLM.cli.recordings import _claims
+
+    track = card / "p1" / "B_0530.txt"
+    track.write_text("1\t1\tclick\n2\t3\tWren\n")
+    with caplog.at_level(logging.WARNING):
+        claims = _claims(track, [card])
+    assert {path.name: [one.label for one in found] for path, found in claims.items()} == {
+        "B_0530.wav": ["Wren"]
+    }
+    assert "labels that mark a point, which is not asked about: 1" in caplog.text
