@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,12 @@ from typing import Any, Literal
 import gradio as gr
 
 from NatureLM.app.chat import list_of
-from NatureLM.app.clips import sentence, shown_name
+from NatureLM.app.clips import sentence, shown_name, without_paths
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_sound import JobSound
 from NatureLM.app.job_view import (
     ANSWER,
+    DOWNLOADS,
     FROM,
     PAGE_ROWS,
     QUESTION,
@@ -33,6 +35,7 @@ from NatureLM.app.job_view import (
     status_html,
     timeline,
     view_job,
+    write_download,
     write_downloads,
 )
 from NatureLM.app.jobs import JobRecording, Jobs, Kind, refuse_too_many, windows_of
@@ -54,13 +57,18 @@ from NatureLM.app.ui import (
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import SoundLimits, probe
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.formats import FORMATS
 from NatureLM.inference.windows import AskOptions
 from NatureLM.species import presets
+from NatureLM.survey import preset_names
+from NatureLM.survey.questionnaire import read_questionnaire
 from NatureLM.util import format_bytes, format_duration
 
 MOST_REMEMBERED = 30
 MOST_QUESTIONS = 10
 _ANY = "any answer"
+_OWN = "questions of your own"
+_LONGEST_QUESTION = 200
 _CHANNELS = [("All channels mixed", "mean"), *((f"Channel {n}", str(n)) for n in range(1, 9))]
 _COLOURS = [("by answer", "answer"), ("by confidence", "confidence")]
 _POLL_SECONDS = 1.0
@@ -174,6 +182,17 @@ class JobTab:
                         ("JSON lines", "jsonl"),
                     )
                 ]
+            with gr.Row(elem_classes=["job-buttons"], elem_id=f"{name}-formats"):
+                self._format = gr.Dropdown(
+                    [(_format_label(one), one) for one in FORMATS if one not in DOWNLOADS],
+                    value=None,
+                    label="Table for another program",
+                    elem_id=f"{name}-format",
+                    min_width=220,
+                )
+                self._other = gr.DownloadButton(
+                    "Take it away", elem_id=f"{name}-other", interactive=False, min_width=150
+                )
             build_review_part(self._context, self._job, name)
         self._timer = gr.Timer(_POLL_SECONDS, active=False)
 
@@ -294,7 +313,8 @@ class JobTab:
             context.jobs.refuse_if_full()
             if self._kind == "long":
                 probe(files[0][0], SoundLimits(seconds=context.limits.long_seconds))
-            job = context.jobs.create(self._kind, files, settings)
+            questionnaire = questionnaire_of(values)
+            job = context.jobs.create(self._kind, files, settings, questionnaire)
             context.jobs.submit(job.id)
         except AudioError as error:
             return {self._problem: notice(sentence(files[0][1], error))}
@@ -327,6 +347,19 @@ class JobTab:
         self._least.release(self._look, seen, outputs, **QUIET)
         self._stop.click(told(jobs.cancel), seen, outputs, **QUIET)
         self._go_on.click(told(jobs.submit), seen, outputs, **QUIET)
+        self._format.input(
+            self._write_format,
+            [self._job, self._format],
+            [self._problem, self._other],
+            show_progress_on=[self._other],
+            api_visibility="private",
+        )
+        self._job.change(
+            lambda: [gr.Dropdown(value=None), gr.DownloadButton(value=None, interactive=False)],
+            None,
+            [self._format, self._other],
+            **QUIET,
+        )
         self._earlier_rows.click(turn(-1), seen, outputs, **QUIET)
         self._later_rows.click(turn(1), seen, outputs, **QUIET)
 
@@ -508,6 +541,25 @@ class JobTab:
             self._later_rows: gr.Button(visible=last_page > 0, interactive=page < last_page),
         }
 
+    def _write_format(self, job_id: str, name: str | None) -> list[Any]:
+        """The table for the program that was chosen, or why there is none."""
+        none = gr.DownloadButton(value=None, interactive=False)
+        if name not in FORMATS:
+            return ["", none]
+        try:
+            view = view_job(self._context.jobs, job_id)
+            if not view.job.is_settled:
+                raise UsageError("the job is not done yet")
+            made = write_download(view, name)
+        except (NatureLMError, OSError) as error:
+            said = str(error).replace("--deployments", "a table of deployments")
+            try:
+                said = self._context.jobs.open(job_id).told(said)
+            except UsageError:
+                said = without_paths(said)
+            return [notice(f"There is no such table: {said}."), none]
+        return ["", gr.DownloadButton(value=str(made), interactive=True)]
+
     def _download_files(self, view: JobView) -> tuple[dict[Any, Any], str]:
         """The three buttons, and what is wrong with their files.
 
@@ -517,7 +569,7 @@ class JobTab:
         problem = ""
         if view.job.is_settled and not view.problem and (view.answers or view.errors):
             try:
-                made = write_downloads(view, self._context.sample_rate)
+                made = write_downloads(view)
             except (NatureLMError, OSError) as error:
                 problem = f"There are no tables to take away: {view.job.told(str(error))}."
         buttons = {
@@ -525,6 +577,10 @@ class JobTab:
             for button, path in zip(self._downloads, made, strict=True)
         }
         return buttons, problem
+
+
+def _format_label(name: str) -> str:
+    return f"{name}: {FORMATS[name].about}"
 
 
 def remember(remembered: Any, job_id: str) -> list[str]:
@@ -570,6 +626,14 @@ def job_fields(context: AppContext, name: str) -> list[Any]:
 
     `settings_of` takes their values.
     """
+    questionnaire = gr.Dropdown(
+        [(_OWN, ""), *((titles_of(one), one) for one in preset_names())],
+        value="",
+        label="Questionnaire",
+        info="Many questions about every window and a column for each, or questions of your own.",
+        elem_id=f"{name}-questionnaire",
+    )
+    about = html(elem_id=f"{name}-columns")
     questions = gr.Textbox(
         QUESTIONS[0],
         label="Question about every window",
@@ -578,7 +642,7 @@ def job_fields(context: AppContext, name: str) -> list[Any]:
         max_lines=10,
         elem_id=f"{name}-question",
     )
-    with gr.Row(elem_classes=["chips"], elem_id=f"{name}-chips"):
+    with gr.Row(elem_classes=["chips"], elem_id=f"{name}-chips") as chips:
         for text in QUESTIONS:
             chip = gr.Button(text, size="sm", min_width=60)
             chip.click(None, None, [questions], js=f"() => {text!r}", **HIDDEN)
@@ -603,7 +667,7 @@ def job_fields(context: AppContext, name: str) -> list[Any]:
                 "10 makes bats audible; times stay true.",
                 "expansion",
             )
-    with gr.Accordion("Choose from a list of names", open=False, elem_id=f"{name}-list"):
+    with gr.Accordion("Choose from a list of names", open=False, elem_id=f"{name}-list") as listed:
         preset = gr.Dropdown(
             [_ANY, *presets()],
             value=_ANY,
@@ -615,7 +679,47 @@ def job_fields(context: AppContext, name: str) -> list[Any]:
         sure = share_slider(
             label="Least confidence", info="Below it the answer is None.", elem_id=f"{name}-sure"
         )
-    return [questions, alpha, window, hop, channel, expansion, names, preset, sure]
+    questionnaire.input(
+        _questionnaire_changes,
+        [questionnaire],
+        [about, questions, chips, listed, alpha, window, hop, channel, expansion],
+        **QUIET,
+    )
+    return [questions, alpha, window, hop, channel, expansion, names, preset, sure, questionnaire]
+
+
+def titles_of(questionnaire: str) -> str:
+    """What a questionnaire is called on the page."""
+    return read_questionnaire(questionnaire).title or questionnaire
+
+
+def _questionnaire_changes(name: str) -> list[Any]:
+    """What the page shows of the questionnaire that is chosen: its columns, and its windows."""
+    if name not in preset_names():
+        shown = [gr.update(visible=True)] * 3
+        return ["", *shown, *[gr.skip()] * 5]
+    chosen = read_questionnaire(name)
+    columns = "".join(
+        f"<li><b>{escape(one.name)}</b>: {escape(one.question[:_LONGEST_QUESTION])}"
+        f"{f' (if {escape(one.condition.text)})' if one.condition else ''}</li>"
+        for one in chosen.columns
+    )
+    said = f" α is for {escape(chosen.weights)}." if chosen.weights else ""
+    alphas = {one.merging_alpha for one in chosen.columns} - {None}
+    windows = [
+        gr.skip() if value is None else value
+        for value in (
+            *(chosen.window_length_seconds, chosen.hop_length_seconds),
+            None if chosen.channel is None else str(chosen.channel),
+        )
+    ]
+    return [
+        f'<ul class="about columns">{columns}</ul><p class="about">{said}</p>',
+        *[gr.update(visible=False)] * 3,
+        alphas.pop() if len(alphas) == 1 else gr.skip(),
+        *windows,
+        chosen.time_expansion or 1.0,
+    ]
 
 
 def settings_of(values: Sequence[Any], folder: Path, limits: Limits) -> AskOptions:
@@ -623,13 +727,19 @@ def settings_of(values: Sequence[Any], folder: Path, limits: Limits) -> AskOptio
 
     Raises NatureLMError that names the field and what is allowed.
     """
-    questions, alpha, window, hop, channel, expansion, names, preset, sure = values
+    questions, alpha, window, hop, channel, expansion, names, preset, sure = values[:9]
+    questionnaire = questionnaire_of(values)
     named = None if preset == _ANY else preset
     labels: tuple[str, ...] = ()
-    if names.strip() or named:
+    if (names.strip() or named) and not questionnaire:
         labels = list_of(names, None, named, folder, limits).names
+    queries = (
+        tuple(one.name for one in read_questionnaire(questionnaire).columns)
+        if questionnaire
+        else _questions(questions, limits)
+    )
     return AskOptions(
-        queries=_questions(questions, limits),
+        queries=queries,
         merging_alpha=_number("α", alpha, -10.0, 10.0),
         window_length_seconds=_number("The length of a window", window, 0.1, 10.0),
         hop_length_seconds=_number("The step from window to window", hop, 0.1, 3600.0),
@@ -639,6 +749,14 @@ def settings_of(values: Sequence[Any], folder: Path, limits: Limits) -> AskOptio
         labels=labels,
         min_confidence=_number("The least confidence", sure, 0.0, 1.0) if labels else 0.0,
     )
+
+
+def questionnaire_of(values: Sequence[Any]) -> str:
+    """The questionnaire of a job, "" for none. Raises UsageError for one that is not there."""
+    name = values[9] if len(values) > 9 else ""
+    if name and name not in preset_names():
+        raise UsageError(f"There is no questionnaire {str(name)[:80]!r}.")
+    return str(name or "")
 
 
 def lengths_of(files: Iterable[str | Path], limits: Limits) -> list[float | None]:
@@ -658,7 +776,7 @@ def makes_html(lengths: Sequence[float | None], values: Sequence[Any], limits: L
     windows = 0
     try:
         # The list of names plays no part; it is read at the start.
-        settings = settings_of([*values[:6], "", _ANY, 0.0], Path(), limits)
+        settings = settings_of([*values[:6], "", _ANY, 0.0, *values[9:]], Path(), limits)
         windows = sum(windows_of(one, settings) for one in lengths if one is not None)
         refuse_too_many(windows, settings, limits)
     except NatureLMError as error:

@@ -8,24 +8,36 @@ the last time, and the page gets a part of a long list at once.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from NatureLM import formats
 from NatureLM.app.clips import without_paths
 from NatureLM.app.jobs import Job, JobRecording, Jobs
-from NatureLM.formats import spreadsheet, wide
-from NatureLM.formats.jsonl import write_jsonl
-from NatureLM.formats.raven import write_selections
-from NatureLM.results.detections import Detection, HeardRecording, ResultFile
-from NatureLM.results.rows import ErrorRow, OutputError, Row, from_line, read_rows
-from NatureLM.results.tables import CSV_ENCODING, alternatives_text, write_table
+from NatureLM.generation.labels import NOTHING
+from NatureLM.results.detections import ResultFile
+from NatureLM.results.rows import (
+    ErrorRow,
+    OutputError,
+    Row,
+    RunSettings,
+    SurveyRow,
+    WindowRow,
+    from_line,
+    read_record,
+    read_rows,
+    to_line,
+    value_text,
+    write_record,
+)
+from NatureLM.results.tables import alternatives_text, write_table
 from NatureLM.util import format_duration
 
 PAGE_ROWS = 1000
@@ -146,19 +158,25 @@ class JobView:
         return {"headers": self.headers, "data": data}
 
     def rows(self) -> Iterator[Row]:
-        """The rows of the file, without folders of this computer."""
-        folder, models = self.job.folder / "recordings", dict[str, str]()
+        """The rows of the file as the user gets them: without folders of this computer."""
+        models = dict[str, str]()
         for row in read_rows(self.job.answers_path):
             file = _file(row)
             if row.model not in models:
                 models[row.model] = self.job.told(row.model)
             if isinstance(row, ErrorRow):
                 row = replace(row, error=self.errors.get(file) or self.job.told(row.error))
-            path = f"{folder}{os.sep}{file}"
-            shown = path, models[row.model], None
-            if shown != (row.audio_path, row.model, row.audio_folder):  # `replace` takes long
-                row = replace(row, audio_path=path, model=models[row.model], audio_folder=None)
-            yield row
+            name = self.table_names.get(file, file)
+            yield replace(row, audio_path=name, model=models[row.model], audio_folder=None)
+
+    @cached_property
+    def table_names(self) -> dict[str, str]:
+        """What tables call the recordings: where two have one name, with their numbers."""
+        often = Counter(self.names.values())
+        return {
+            file: name if often[name] == 1 else f"{number}/{name}"
+            for number, (file, name) in enumerate(self.names.items(), start=1)
+        }
 
 
 def view_job(jobs: Jobs, job_id: str) -> JobView:
@@ -216,11 +234,29 @@ class _Growing:
             named = row.error.replace(row.audio_path, names.get(file, file))
             self.errors = {**self.errors, file: job.told(named)}
             return
-        query, text = self._same(row.query), self._same(row.shown)
-        others, note = self._same(alternatives_text(row.alternatives)), self._same(row.note)
-        self._found.append(
-            Answer(file, row.start, row.end, query, text, row.confidence, others, note)
-        )
+        note = self._same(row.note)
+        for query, text, confidence in self._answers(row, job):
+            others = self._same(alternatives_text(row.alternatives))
+            query, text = self._same(query), self._same(text)
+            self._found.append(
+                Answer(file, row.start, row.end, query, text, confidence, others, note)
+            )
+
+    @staticmethod
+    def _answers(row: WindowRow | SurveyRow, job: Job) -> Iterator[tuple[str, str, float | None]]:
+        """Question, answer and confidence; of a survey those of each column that was asked."""
+        if not isinstance(row, SurveyRow):
+            yield row.query, row.shown, row.confidence
+            return
+        sure, said = row.confidences or {}, row.said or {}
+        for name in job.settings.queries:
+            if name in row.answers:
+                text = value_text(row.answers[name]) or NOTHING
+                if name in said:
+                    text = f"{said[name]} (not understood)"
+                yield name, text, sure.get(name)
+            elif row.note and not row.answers:
+                yield name, row.shown, None
 
     def _same(self, text: str) -> str:
         """Equal texts once in memory."""
@@ -436,48 +472,48 @@ def _legend(label: str, style: str, count: int) -> dict[str, Any]:
     return {"label": label, "style": style, "count": count}
 
 
-def write_downloads(view: JobView, sample_rate: int = 16_000) -> list[Path]:
-    """The files of a job: CSV for spreadsheets, a selection table of Raven, JSON lines.
+DOWNLOADS = ("csv", "raven", "jsonl")
+"""The tables that have a button of their own."""
 
-    sample_rate: in Hz, of the model: selections end at what it can hear
+
+def write_downloads(view: JobView) -> list[Path]:
+    """The files of a job: CSV for spreadsheets, a selection table of Raven, JSON lines.
 
     Those that are there and newer than the answers stay. Raises OutputError where one cannot be
     written.
     """
+    return [write_download(view, name) for name in DOWNLOADS]
+
+
+def write_download(view: JobView, name: str) -> Path:
+    """The answers of a job in a format, as a file to take away; of a folder its archive.
+
+    Raises OutputError, and UsageError for what the format cannot say.
+    """
     job = view.job
-    has_notes = any(one.note for one in view.answers)
-    table = partial(spreadsheet.write_csv, columns=wide.Columns(has_notes=has_notes))
-    selections = partial(_write_selections, job, heard_hz=sample_rate / 2)
-    names = {str(path): view.names[path.name] for path in job.recording_paths}
     changed = job.answers_path.stat().st_mtime_ns
-    made = []
-    for name, encoding, write in (
-        ("answers.csv", CSV_ENCODING, table),
-        ("answers.selections.txt", "utf-8", selections),
-        ("answers.jsonl", "utf-8", write_jsonl),
-    ):
-        made.append(job.folder / "downloads" / name)
-        if not _is_newer(made[-1], changed):
-            write_table(made[-1], encoding, partial(write, view.rows(), names=names))
-    return made
+    folder = job.folder / "downloads"
+    answers = folder / "answers.jsonl"
+    if not _is_newer(answers, changed):
+        write_table(answers, "utf-8", lambda file: _write_rows(view, file))
+        record = read_record(job.answers_path)
+        if record is not None:
+            values = {**record.values, "model": job.told(str(record.values.get("model", "")))}
+            write_record(answers, RunSettings(values, record.asked))
+    target = answers.with_suffix(formats.FORMATS[name].suffix)
+    archive = target.with_name(f"{target.name}.zip")
+    if not (_is_newer(target, changed) or _is_newer(archive, changed)):
+        sounds = {view.table_names[path.name]: path for path in job.recording_paths}
+        formats.write(name, ResultFile(answers, sounds=sounds), target)
+        if target.is_dir():
+            shutil.make_archive(str(target), "zip", target)
+            shutil.rmtree(target)
+    return archive if archive.exists() else target
 
 
-def _write_selections(
-    job: Job, rows: Iterable[Row], file: TextIO, *, names: Mapping[str, str], heard_hz: float
-) -> int:
-    """The selection table of a job: of its recordings that could be read, in their order."""
-    recordings = [
-        HeardRecording(str(path), one.name, one.seconds, one.rate)
-        for path, one in zip(job.recording_paths, job.recordings, strict=True)
-        if one.seconds is not None and one.rate is not None
-    ]
-    heard_hz *= job.settings.time_expansion
-    found: Iterable[Detection] = ()
-    heard = (row for row in rows if not isinstance(row, ErrorRow))
-    if (first := next(heard, None)) is not None:
-        answers = ResultFile(job.answers_path)
-        found = (one for row in chain([first], heard) for one in answers.detections_of(row))
-    return write_selections(found, file, recordings, names, heard_hz=heard_hz)
+def _write_rows(view: JobView, file: TextIO) -> None:
+    for row in view.rows():
+        file.write(to_line(row).decode())
 
 
 def _is_newer(path: Path, changed: int) -> bool:

@@ -34,15 +34,24 @@ from NatureLM.audio import AUDIO_SUFFIXES, AudioError
 from NatureLM.audio.decode import SoundLimits, probe
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.inference.windows import AskOptions, RecordingError, WindowKey
-from NatureLM.results.rows import OutputError, RunSettings
+from NatureLM.field.context import FieldClock
+from NatureLM.inference.windows import (
+    AskOptions,
+    Recording,
+    RecordingError,
+    WindowKey,
+    WindowResult,
+)
+from NatureLM.results.rows import OutputError, RunSettings, SurveyRow
 from NatureLM.results.store import WindowStore
+from NatureLM.survey import preset_names
 from NatureLM.util import atomic_write, format_bytes
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from NatureLM.inference.pipeline import Pipeline
+    from NatureLM.survey.run import Survey
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +99,7 @@ class Job:
     state: what was last written; a job that no queue has is stopped, whatever this says
     created: UTC, ISO 8601
     message: why it failed
+    questionnaire: name of the one that is asked, whose columns are the queries; "" for none
     """
 
     folder: Path
@@ -99,6 +109,7 @@ class Job:
     settings: AskOptions
     recordings: tuple[JobRecording, ...]
     message: str = ""
+    questionnaire: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Job:
@@ -121,6 +132,7 @@ class Job:
                 settings=AskOptions(**settings),
                 recordings=tuple(JobRecording(**one) for one in data["recordings"]),
                 message=str(data["message"]),
+                questionnaire=str(data.get("questionnaire", "")),
             )
         except (OSError, ValueError, KeyError, TypeError, UsageError):
             raise UsageError(
@@ -220,10 +232,17 @@ class Jobs:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def create(self, kind: Kind, files: Sequence[tuple[Path, str]], settings: AskOptions) -> Job:
+    def create(
+        self,
+        kind: Kind,
+        files: Sequence[tuple[Path, str]],
+        settings: AskOptions,
+        questionnaire: str = "",
+    ) -> Job:
         """A new job with recordings of its own; they are linked where that is possible.
 
         files: where each lies now, and what the user calls it
+        questionnaire: name of one that comes along
 
         Raises UsageError for too many or too large files, for more answers than one job may have,
         and where nothing can be written.
@@ -248,7 +267,10 @@ class Jobs:
             for (path, _), one in zip(files, recordings, strict=True):
                 link_or_copy(path.resolve(strict=True), folder / "recordings" / one.file)
             created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            job = Job(folder, kind, "waiting", created, settings, recordings)
+            job = Job(
+                *(folder, kind, "waiting", created, settings, recordings),
+                questionnaire=questionnaire,
+            )
             job.write()
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -620,22 +642,28 @@ def do_job(
     nobody waits for, in the same order. Raises UsageError where the answers that are there were
     made otherwise, and NatureLMError where they cannot be written.
     """
-    recordings, asked = job.recording_paths, job.settings
+    recordings = job.recording_paths
+    survey = job_survey(job, pipeline) if job.questionnaire else None
+    clock = FieldClock()
     with WindowStore(job.answers_path) as store:
-        settings = RunSettings(run_values(job, pipeline, model), revisions=pipeline.revisions)
+        settings = RunSettings(
+            run_values(job, pipeline, model, survey), revisions=pipeline.revisions
+        )
+        store.context_of = lambda path, seconds: clock.of(path).at(seconds) or None
         try:
             store.begin(settings, recordings)
         except OutputError as error:
             raise UsageError(_other_answers(error)) from None
         while True:
             turn = _Turn(others_wait)
-            results = pipeline.unanswered(
-                recordings, asked, store, warn=lambda text: None, until=turn.ends_before
-            )
+            results = _results(job, pipeline, survey, recordings, store, turn)
             with closing(results):
                 for result in results:
                     if isinstance(result, RecordingError):
-                        store.add_error(result.audio_path, result.error, asked.merging_alpha)
+                        alpha = job.settings.merging_alpha
+                        store.add_error(result.audio_path, result.error, alpha)
+                    elif isinstance(result, SurveyRow):
+                        store.add_survey(result)
                     else:
                         store.add_answer(result)
                     if stop.is_set():
@@ -646,10 +674,50 @@ def do_job(
             recordings = recordings[recordings.index(Path(turn.followed_by)) :]
 
 
-def run_values(job: Job, pipeline: Pipeline, model: str) -> dict[str, Any]:
-    """All that changes the answers of a job, by the names that `naturelm infer` gives it."""
-    known = job.settings.settings(model=model, adapter=None, generate=pipeline.cfg.generate)
-    return {**known, **pipeline.settings(job.settings)}
+def _results(
+    job: Job,
+    pipeline: Pipeline,
+    survey: Survey | None,
+    recordings: Sequence[Path],
+    store: WindowStore,
+    turn: _Turn,
+) -> Generator[WindowResult | SurveyRow | RecordingError, None, None]:
+    """What is not answered yet, up to the end of the turn."""
+    if survey is None:
+        yield from pipeline.unanswered(
+            recordings, job.settings, store, warn=lambda text: None, until=turn.ends_before
+        )
+        return
+    named = [Recording(n, str(one), one, ()) for n, one in enumerate(recordings)]
+    yield from survey.rows(named, store, until=turn.ends_before)
+
+
+def job_survey(job: Job, pipeline: Pipeline) -> Survey:
+    """The questionnaire of a job, ready to be asked. Raises UsageError where it is not there."""
+    from NatureLM.survey.questionnaire import read_questionnaire
+    from NatureLM.survey.run import Survey
+
+    if job.questionnaire not in preset_names():
+        raise UsageError(f"there is no questionnaire {job.questionnaire!r} any more")
+    return Survey(
+        pipeline,
+        read_questionnaire(job.questionnaire),
+        replace(job.settings, queries=()),
+        warn=lambda text: None,
+    )
+
+
+def run_values(
+    job: Job, pipeline: Pipeline, model: str, survey: Survey | None = None
+) -> dict[str, Any]:
+    """All that changes the answers of a job, by the names that the commands give it."""
+    given: dict[str, Any] = {"model": model, "adapter": None, "generate": pipeline.cfg.generate}
+    if survey is None:
+        return {**job.settings.settings(**given), **pipeline.settings(job.settings)}
+    from NatureLM.survey.run import known_settings
+
+    options = replace(job.settings, queries=())
+    return {**known_settings(survey.questionnaire, options, **given), **survey.settings()}
 
 
 def _other_answers(error: OutputError) -> str:

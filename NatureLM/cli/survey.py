@@ -196,13 +196,14 @@ def _ask(
     """Ask, and store the rows; gives the number of answers that could not be parsed, by column."""
     from NatureLM.inference.windows import Recording, RecordingError
     from NatureLM.results.rows import RunSettings
+    from NatureLM.survey.run import known_settings
 
     model = of.model_name(request.model, config)
     settings = {
-        **asked.settings(model=model, adapter=request.adapter, generate=config.generate),
+        **known_settings(
+            questionnaire, asked, model=model, adapter=request.adapter, generate=config.generate
+        ),
         **field.settings,
-        **questionnaire.settings(),
-        **{name: getattr(asked, name) for name in _OF_WINDOWS},
     }
     store.check(settings)
     say(f"Model: {model}. Questionnaire: {questionnaire.title or questionnaire.source}")

@@ -109,6 +109,7 @@ class ResultFile:
     """The rows of a result file by recording.
 
     path: of the answers
+    sounds: where recordings lie whose names in the rows are not their paths, by these names
     columns: the questions (columns of a questionnaire, or queries) whose answers are detections;
         None: of a questionnaire those of type `choice` and `yes_no`, else all
     only: keys of the recordings that are read; None for all
@@ -119,11 +120,18 @@ class ResultFile:
     where there is none.
     """
 
-    def __init__(self, path: str | Path, *, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        columns: Sequence[str] | None = None,
+        sounds: Mapping[str, Path] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.record = read_record(self.path)
         self.left_out: Counter[str] = Counter()
         self._only: frozenset[str] | None = None
+        self._sounds = sounds or {}
         self._known = KnownRecordings(
             self.path, None if self.record is None else self.record.folder
         )
@@ -188,6 +196,8 @@ class ResultFile:
 
     def key(self, name: str, row: Row) -> str:
         """The full path of a row's recording."""
+        if name in self._sounds:
+            return name
         return self._known.add(name, _identity(row), row.audio_folder)
 
     def rows(self) -> Iterator[Row]:
@@ -349,7 +359,7 @@ class ResultFile:
     def _heard(self, path: str) -> HeardRecording:
         place = self._places[path]
         try:
-            info = probe(path)
+            info = probe(self._sounds.get(path, path))
         except AudioError as error:
             return HeardRecording(
                 *(path, place.name, place.end),

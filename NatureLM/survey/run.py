@@ -10,7 +10,7 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -20,13 +20,20 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
 from NatureLM.inference.claims import agrees, claim_of
 from NatureLM.inference.pipeline import Fill, Pipeline, processor_of
-from NatureLM.inference.windows import AskOptions, Recording, RecordingError, RecordingWindow
+from NatureLM.inference.windows import (
+    AskOptions,
+    Recording,
+    RecordingError,
+    RecordingWindow,
+    WindowKey,
+)
 from NatureLM.prompts import PLACEHOLDER
 from NatureLM.results.rows import SurveyRow
 from NatureLM.results.thresholds import least
 from NatureLM.survey.questionnaire import Column, Questionnaire
 
 if TYPE_CHECKING:
+    from NatureLM.config.schema import GenerateConfig
     from NatureLM.generation.decoding import Constraint
     from NatureLM.generation.engine import Engine
     from NatureLM.generation.requests import Answer, GenerationOptions, Request
@@ -88,6 +95,26 @@ class _Asked:
         return None
 
 
+WINDOWS = ("window_length_seconds", "hop_length_seconds", "time_expansion", "channel")
+"""What a questionnaire may say of windows."""
+
+
+def known_settings(
+    questionnaire: Questionnaire,
+    options: AskOptions,
+    *,
+    model: str,
+    adapter: str | None,
+    generate: GenerateConfig,
+) -> dict[str, Any]:
+    """What changes the answers, as far as it is known without the model; plain values."""
+    return {
+        **options.settings(model=model, adapter=adapter, generate=generate),
+        **questionnaire.settings(),
+        **{name: getattr(options, name) for name in WINDOWS},
+    }
+
+
 class Survey:
     """A questionnaire and the model that it is asked.
 
@@ -109,7 +136,7 @@ class Survey:
         fill: Fill | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._pipeline, self._questionnaire, self._options = pipeline, questionnaire, options
+        self._pipeline, self.questionnaire, self._options = pipeline, questionnaire, options
         self._fill, self._warn = fill, warn
         self._engine: Engine = pipeline.engine({}, batch_size)
         self._block = batch_size or _BLOCK.get(pipeline.model.device.type, _ACCELERATOR_BLOCK)
@@ -130,8 +157,8 @@ class Survey:
 
     def settings(self) -> dict[str, Any]:
         """What changes the answers, and only a model knows: weights, precision, calibration."""
-        columns: dict[str, Any] = self._questionnaire.settings()["columns"]
-        for column in self._questionnaire.columns:
+        columns: dict[str, Any] = self.questionnaire.settings()["columns"]
+        for column in self.questionnaire.columns:
             if column.mode == "score":
                 one = self._calibration(self.alpha(column))
                 columns[column.name]["calibration"] = one and {
@@ -141,24 +168,37 @@ class Survey:
         return {**self._pipeline.settings(self._options), "columns": columns}
 
     def rows(
-        self, recordings: Sequence[Recording], store: WindowStore
-    ) -> Iterator[SurveyRow | RecordingError]:
+        self,
+        recordings: Sequence[Recording],
+        store: WindowStore,
+        *,
+        until: Callable[[WindowKey], bool] | None = None,
+    ) -> Generator[SurveyRow | RecordingError, None, None]:
         """Rows and recordings that could not be read (further), in their order.
 
         store: windows that it has a row of are left out
+        until: ends it before the first window for which it is true
         """
         from NatureLM.generation.engine import fold_if_single_alpha
 
         stream = self._pipeline.window_stream(recordings, self._options, warn=self._warn)
-        alphas = [self.alpha(one) for one in self._questionnaire.columns]
+        alphas = [self.alpha(one) for one in self.questionnaire.columns]
 
         def is_done(heard: RecordingWindow) -> bool:
             key = heard.key_of("")
             return store.is_done(key.audio_path, key.start, key.query, key.claim)
 
-        wanted = (one for one in stream if isinstance(one, RecordingError) or not is_done(one))
+        def wanted() -> Iterator[RecordingWindow | RecordingError]:
+            for one in stream:
+                if isinstance(one, RecordingWindow):
+                    if is_done(one):
+                        continue
+                    if until is not None and until(one.key_of("")):
+                        return
+                yield one
+
         with fold_if_single_alpha(self._pipeline.model, alphas) if alphas else nullcontext():
-            for block in _blocks(wanted, self._block):
+            for block in _blocks(wanted(), self._block):
                 windows = [_Asked(one) for one in block if isinstance(one, RecordingWindow)]
                 for one in windows:
                     stream.hold(one.heard)
@@ -182,7 +222,7 @@ class Survey:
             one = next(asked)
             name = item.recording.name
             if item.key not in unknown:
-                yield one.row(self._options.merging_alpha, self._questionnaire.columns)
+                yield one.row(self._options.merging_alpha, self.questionnaire.columns)
             elif name not in refused:
                 refused.add(name)
                 yield RecordingError(name, unknown[item.key])
@@ -195,7 +235,7 @@ class Survey:
             one for one in windows if self._options.ask_silence or not one.heard.window.note
         ]
         unknown: dict[str, AudioError] = {}
-        for wave in self._questionnaire.groups():
+        for wave in self.questionnaire.groups():
             requests = list(self._requests(with_sound, wave, unknown))
             for answer in self._engine.run(requests, load):
                 place, column = cast("tuple[int, str]", answer.key)
@@ -292,7 +332,7 @@ class Survey:
             self.unparsed[name] += 1
 
     def _column(self, name: str) -> Column:
-        return next(one for one in self._questionnaire.columns if one.name == name)
+        return next(one for one in self.questionnaire.columns if one.name == name)
 
     def _calibration(self, alpha: float) -> Calibration | None:
         if alpha not in self._calibrations:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from web_app import RunningApp, go_to
 
 from NatureLM.cli.main import naturelm_app
+from NatureLM.formats import FORMATS
 from NatureLM.inference.windows import AskOptions, WindowResult
 from NatureLM.results.rows import WindowRow, to_line
 
@@ -159,6 +160,32 @@ def test_folder_names_what_cannot_be_read_and_goes_on(
     assert wide <= 0
     page.fill("#folder-filter input, #folder-filter textarea", "owl")
     page.wait_for_selector("#folder-count >> text=1 of 2 answers")
+
+
+def test_a_folder_is_asked_a_questionnaire_and_taken_away_in_any_format(
+    real_app: RunningApp, open_page: Opener, assets: Path
+) -> None:
+    page = open_page(real_app, "Folder", viewport={"width": 390, "height": 844})
+    page.locator("#folder-questionnaire input").click()
+    page.get_by_role("option", name="Frog chorus").click()
+    page.wait_for_selector("#folder-columns li")
+    assert not page.locator("#folder-question").is_visible()
+    files = [assets / f"synthetic_{name}.flac" for name in ("american_toad", "cat")]
+    page.set_input_files("#folder-drop input[type=file]", [str(one) for one in files])
+    page.click("#folder-start")
+    wait_until(page, "folder", "done")
+    header = download(page, "#folder-csv").splitlines()[0]
+    assert "_confidence" in header
+    offered = []
+    page.locator("#folder-format input").click()
+    for option in page.get_by_role("option").all():
+        offered.append(option.inner_text().partition(":")[0].strip(" ✓"))
+    assert {*offered, "csv", "raven", "jsonl"} == set(FORMATS)
+    page.get_by_role("option", name="birdnet").click()
+    page.wait_for_selector("#folder-other:not([disabled])")
+    assert "Scientific name" in download(page, "#folder-other").splitlines()[0]
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
 
 
 class Slowly:

@@ -54,6 +54,7 @@ from NatureLM.app.job_view import (
     status_html,
     timeline,
     view_job,
+    write_download,
     write_downloads,
 )
 from NatureLM.app.jobs import Job, JobRecording, Jobs, safe_name
@@ -62,11 +63,13 @@ from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.cli.main import naturelm_app
 from NatureLM.config import Config
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.formats import FORMATS
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions
 from NatureLM.reports.spectrogram import BINS, pooled
 from NatureLM.results import store, tables
 from NatureLM.results.rows import OutputError, WindowRow, from_line, read_rows, to_line
+from NatureLM.survey.questionnaire import read_questionnaire
 
 CUCKOO = ASSETS / "synthetic_common_cuckoo.flac"
 HEATH = ASSETS / "synthetic_heath_at_dusk.ogg"
@@ -1106,7 +1109,7 @@ def test_on_a_full_disk_a_job_says_so_is_opened_and_removed(
     with pytest.raises(OutputError) as refused:
         write_downloads(view)
     assert job.told(str(refused.value)) == (
-        "downloads/answers.csv: cannot be written: No space left on device"
+        "downloads/answers.jsonl: cannot be written: No space left on device"
     )
     with pytest.raises(UsageError, match="cannot be kept on disk: No space left on device"):
         jobs.submit(job.id)
@@ -1185,3 +1188,50 @@ def test_a_job_is_not_begun_where_the_disk_is_nearly_full(
     assert jobs.open(job.id).state == "stopped"
     nearly.remove(job.id)
     assert not list(jobs.folder.iterdir())
+
+
+# questionnaires
+
+
+def test_a_questionnaire_is_a_job_whose_columns_are_questions(jobs: Jobs, tmp_path: Path) -> None:
+    values = [*fields(), "frog-chorus"]
+    settings = settings_of(values, tmp_path, Limits())
+    names = [column.name for column in read_questionnaire("frog-chorus").columns]
+    assert list(settings.queries) == names
+    job = jobs.create("folder", [(OWL, OWL.name), (OWL, OWL.name)], settings, "frog-chorus")
+    assert Job.read(job.folder).questionnaire == "frog-chorus"
+    jobs.submit(job.id)
+    assert rested(jobs, job).state == "done"
+    view = view_job(jobs, job.id)
+    assert {one.query for one in view.answers} <= set(names)
+    assert timeline(view, job.recordings[0], names[0])["windows"]
+    table = write_download(view, "csv").read_text("utf-8-sig")
+    assert {names[0], f"{names[0]}_confidence"} <= set(table.splitlines()[0].split(","))
+    assert f"1/{OWL.name}" in table  # two recordings have one name
+    before = job.answers_path.read_bytes()
+    jobs.submit(job.id)
+    assert rested(jobs, job).state == "done"
+    assert job.answers_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_every_format_is_offered(view: JobView, name: str) -> None:
+    if name == "camtrap-dp":  # it needs times and places
+        with pytest.raises(UsageError, match="--deployments"):
+            write_download(view, name)
+        return
+    made = write_download(view, name)
+    assert made.stat().st_size > 0
+    again = made.stat().st_mtime_ns
+    assert write_download(view, name).stat().st_mtime_ns == again
+
+
+def test_a_questionnaire_that_is_not_there_is_refused(jobs: Jobs, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no questionnaire"):
+        settings_of([*fields(), "../x"], tmp_path, Limits())
+    job = jobs.create("folder", [(OWL, OWL.name)], FINE, "gone")
+    jobs.submit(job.id)
+    failed = rested(jobs, job)
+    assert (failed.state, failed.message) == (
+        "failed", "there is no questionnaire 'gone' any more"
+    )  # fmt: skip
