@@ -349,8 +349,14 @@ def recordings_html(view: JobView) -> str:
     """A table of the recordings: how far each is, and what was wrong."""
     counts, errors = Counter(one.file for one in view.answers), view.errors
     questions = len(view.job.settings.queries)
+    # A questionnaire does not ask everything of every window.
+    has_less = view.job.questionnaire and view.job.state == "done"
+
+    def expected(one: JobRecording) -> int:
+        return counts[one.file] if has_less else one.windows * questions
+
     lines = "".join(
-        _recording_line(one, counts[one.file], one.windows * questions, errors.get(one.file, ""))
+        _recording_line(one, counts[one.file], expected(one), errors.get(one.file, ""))
         for one in view.job.recordings
     )
     return (
@@ -504,10 +510,10 @@ def write_download(view: JobView, name: str) -> Path:
     archive = target.with_name(f"{target.name}.zip")
     if not (_is_newer(target, changed) or _is_newer(archive, changed)):
         sounds = {view.table_names[path.name]: path for path in job.recording_paths}
-        formats.write(name, ResultFile(answers, sounds=sounds), target)
-        if target.is_dir():
-            shutil.make_archive(str(target), "zip", target)
-            shutil.rmtree(target)
+        made = formats.write(name, ResultFile(answers, sounds=sounds), target).path
+        if made.is_dir():
+            shutil.make_archive(str(target), "zip", made)
+            shutil.rmtree(made)
     return archive if archive.exists() else target
 
 

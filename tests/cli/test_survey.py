@@ -67,6 +67,10 @@ def test_a_card_becomes_a_table(card: Path) -> None:
     assert [row["species"] for row in table] == ["Dog", "Cat", ""]
     assert table[0]["site"] == "Pond"
     assert 0 < float(table[0]["species_confidence"]) <= 1
+    raven = naturelm("export", "survey/survey.jsonl", "--format", "raven", "--column", "species")
+    assert raven.exit_code == 0, raven.output
+    selections = Path("survey/survey.selections.txt").read_text().splitlines()
+    assert "Canis familiaris" in selections[1]
 
 
 def test_a_second_run_adds_nothing(card: Path) -> None:
@@ -106,6 +110,7 @@ def test_the_context_goes_into_questions(card: Path) -> None:
         (("questions.yml", "none"), "no such file or folder"),
         (("questions.yml", "card", "--format", "xls"), "--format"),
         (("questions.yml", "card", "--window-length-seconds", "60"), "hears at most"),
+        (("questions.yml", "card", "--from", "none.csv"), "none.csv"),
     ],
 )
 def test_what_cannot_work_is_refused(card: Path, words: tuple[str, ...], said: str) -> None:
@@ -113,6 +118,36 @@ def test_what_cannot_work_is_refused(card: Path, words: tuple[str, ...], said: s
     assert result.exit_code == 2
     assert said in result.stderr
     assert not Path("survey/survey.csv").exists()
+
+
+def test_detections_of_birdnet_are_asked_about(card: Path) -> None:
+    table = (
+        "Start (s),End (s),Scientific name,Common name,Confidence,File\n"
+        "0.0,3.0,Canis familiaris,Dog,0.9,C:\\card\\pond\\20240510_053000.WAV\n"
+        "1.0,4.0,Strix aluco,Tawny Owl,0.4,C:\\card\\pond\\20240510_054000.WAV\n"
+    )
+    (card / "birdnet.csv").write_text(table)
+    text = "  right: {question: 'BirdNET says {label}. Is that right?', type: yes_no}\n"
+    (card / "questions.yml").write_text(QUESTIONS.rstrip() + "\n" + text)
+    result = survey("questions.yml", "card", "--from", "birdnet.csv")
+    assert result.exit_code == 0, result.output
+    first, second = rows("survey/survey.jsonl")
+    assert (first["start"], first["end"]) == (0.0, 3.0)
+    assert first["claim"] == {
+        **{"label": "Dog", "confidence": 0.9, "scientific_name": "Canis familiaris"},
+        "agrees": True,
+    }
+    assert (second["claim"]["label"], second["claim"]["agrees"]) == ("Tawny Owl", False)
+    with open("survey/survey.csv", encoding="utf-8-sig", newline="") as file:
+        assert [row["claim_agrees"] for row in csv.DictReader(file)] == ["yes", "no"]
+    again = naturelm(
+        *("infer", "--from", "birdnet.csv", "--audio-path", "card"),
+        *("--query", "BirdNET says {label}: what do you say?", "--format", "csv"),
+    )
+    assert again.exit_code == 0, again.output
+    told = rows("inference_output.jsonl")
+    assert [row["claim"]["label"] for row in told] == ["Dog", "Tawny Owl"]
+    assert Path("inference_output.csv").is_file()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
