@@ -1,4 +1,4 @@
-"""Files of answers: metrics (`beans score`), two runs paired (`compare`), a page (`report`)."""
+"""Files of answers: metrics (`beans score`), and two runs paired (`compare`)."""
 
 from __future__ import annotations
 
@@ -157,69 +157,3 @@ def _where(option: str, texts: list[str] | None) -> dict[str, str]:
         if where[column.strip()] != value.strip():
             raise UsageError(f"{option}: {column.strip()} has two values")
     return where
-
-
-def report(
-    *,
-    runs: list[Path] = of.argument(..., _ANSWERS, "RUN..."),
-    output_path: Path = of.option(Path("report"), "Folder for the report."),
-    protocol: str = _PROTOCOL,
-    title: str | None = of.option(
-        None, "Title of the page.", show_default="the names of what is reported"
-    ),
-    between: str | None = of.option(
-        None,
-        "The two α whose classes are compared, such as 1.0,0.4.",
-        metavar="ALPHA,ALPHA",
-        show_default="1.0 and the best of each question",
-    ),
-    answers: int = of.option(3000, "Most single answers in the page.", min=0, max=1_000_000),
-    scoring: of.ScoringOptions,
-) -> None:
-    """Draw what answers show: one page that works offline, with its figures and tables as files.
-
-    naturelm report answers.jsonl --output-path report
-    """
-    from NatureLM.evaluation.protocols import protocol as find
-    from NatureLM.evaluation.score import score
-    from NatureLM.reports.figures import need_matplotlib
-    from NatureLM.util import check_place
-
-    check_place(output_path, "--output-path", folder=True)
-    need_matplotlib()
-    pair = None if between is None else _pair(between)
-    scores = score(runs, [find(protocol)], **scoring.arguments())
-
-    from NatureLM.reports.page import write_report
-    from NatureLM.reports.report import make_report
-
-    # The last parts of the paths: a report is read on other machines.
-    sources = [path.name or path.resolve().name for path in runs]
-    made = make_report(
-        scores,
-        title=title or ", ".join(sources),
-        sources=sources,
-        between=pair,
-        most_answers=answers,
-        bootstrap=scoring.evaluation(),
-    )
-    written = write_report(made, output_path)
-    if scores.problems:
-        lines = "line" if len(scores.problems) == 1 else "lines"
-        show(f"{len(scores.problems)} {lines} with errors left out.", err=True)
-    figures = sum(path.suffix == ".svg" for path in written)
-    tables = sum(path.suffix == ".csv" for path in written)
-    show(
-        f"{scores.answers} answers, {figures} figures, {tables} tables. "
-        f"Open {written[0]} in a browser."
-    )
-
-
-def _pair(text: str) -> tuple[float, float]:
-    try:
-        first, second = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--between {text}: write two values of α, such as 1.0,0.4") from None
-    if first == second:
-        raise UsageError(f"--between {text}: the two values are the same")
-    return first, second

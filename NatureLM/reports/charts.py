@@ -7,6 +7,7 @@ which a report shows them. The page holds the same numbers as JSON.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,6 +159,22 @@ class Table:
             all(isinstance(row[place], int | float | Estimate | None) for row in self.rows)
             for place in range(len(self.columns))
         )
+
+
+class Keys:
+    """Gives charts and tables keys that may be names of files, each another."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def key(self, wanted: str) -> str:
+        """The wanted key without odd characters; another where something else has it."""
+        slug = re.sub(r"[^a-z0-9._]+", "-", wanted.lower()).strip("-.")[:80] or "figure"
+        key, number = slug, 2
+        while key in self._used:
+            key, number = f"{slug}-{number}", number + 1
+        self._used.add(key)
+        return key
 
 
 def cell_text(cell: Cell) -> str:

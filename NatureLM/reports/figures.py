@@ -36,6 +36,14 @@ _COLORS = {
     "series-3": ("#008a68", "#2fc79b"),
     "series-4": ("#a67400", "#e8bd3a"),
     "series-5": ("#4d4d8f", "#a9a9ee"),
+    # Recorded and nothing heard, then ever more: even in grey, each is darker (on dark pages
+    # brighter) than the one before.
+    "quiet": ("#e4e1da", "#35363b"),
+    "heard-1": ("#9dc6de", "#2d6791"),
+    "heard-2": ("#5fa3c9", "#3d8cc0"),
+    "heard-3": ("#2b7bb0", "#66b2e2"),
+    "heard-4": ("#135487", "#a3d4f3"),
+    "heard-5": ("#0a2c4f", "#e9f6ff"),
 }
 LIGHT = {role: light for role, (light, _) in _COLORS.items()}
 DARK = {role: dark for role, (_, dark) in _COLORS.items()}
@@ -97,7 +105,7 @@ def need_matplotlib() -> None:
 def draw(chart: Chart) -> Any:
     """The chart as a matplotlib figure. Raises UsageError without matplotlib."""
     need_matplotlib()
-    with _styled():
+    with styled():
         if isinstance(chart, GridChart):
             return _draw_grid(chart)
         return _draw_curves(chart) if isinstance(chart, CurveChart) else _draw_change(chart)
@@ -106,7 +114,7 @@ def draw(chart: Chart) -> Any:
 def svg(figure: Any) -> str:
     """The figure as an SVG file of its own, in light colours."""
     stream = io.StringIO()
-    with _styled():
+    with styled():
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
@@ -114,7 +122,7 @@ def svg(figure: Any) -> str:
 def png(figure: Any) -> bytes:
     """The figure as a PNG file."""
     stream = io.BytesIO()
-    with _styled():
+    with styled():
         figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()
 
@@ -149,7 +157,7 @@ def style_sheet() -> str:
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Our settings in place of those of the reader's machine, until the block ends."""
     matplotlib: Any = import_module("matplotlib")
     with matplotlib.rc_context():
@@ -158,7 +166,7 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _new_figure(title: str, height: float, width: float = WIDTH) -> tuple[Any, Any]:
+def new_figure(title: str, height: float, width: float = WIDTH) -> tuple[Any, Any]:
     """A figure with its title and its axes; no window is opened and nothing is remembered."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -200,7 +208,7 @@ def _dashed(place: int) -> dict[str, Any]:
     return {"color": _color(place), "linestyle": _DASHES[place % len(_DASHES)]}
 
 
-def _add_grid(axes: Any, axis: str = "both") -> None:
+def add_grid(axes: Any, axis: str = "both") -> None:
     axes.grid(axis=axis)
     axes.set_axisbelow(True)
 
@@ -217,7 +225,7 @@ def _draw_curves(chart: CurveChart) -> Any:
     if len(alphas) < 2:
         return _draw_rows(chart)
     entries = len(chart.curves) + len(chart.baselines) + len(chart.marks)
-    figure, axes = _new_figure(chart.title, 2.75 + 0.17 * entries)
+    figure, axes = new_figure(chart.title, 2.75 + 0.17 * entries)
     for place, curve in enumerate(chart.curves):
         _draw_curve(axes, curve, place)
     _draw_baselines(axes.axhline, chart)
@@ -235,7 +243,7 @@ def _draw_curves(chart: CurveChart) -> Any:
     if len(alphas) <= _MOST_TICKS and closest >= _LEAST_GAP * (alphas[-1] - alphas[0]):
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
     axes.set_ylim(0, _top(chart))
-    _add_grid(axes, "y")
+    add_grid(axes, "y")
     _add_legend(figure, handlelength=3.2)
     return figure
 
@@ -262,7 +270,7 @@ def _draw_rows(chart: CurveChart) -> Any:
     """One row for each curve, whose only point has its interval as a bar."""
     rows = list(enumerate(chart.curves))[::-1]
     height = 1.25 + 0.36 * len(rows) + 0.17 * len(chart.baselines)
-    figure, axes = _new_figure(chart.title, height)
+    figure, axes = new_figure(chart.title, height)
     for row, (place, curve) in enumerate(rows):
         for point in curve.points:
             if point.low is not None and point.high is not None:
@@ -279,7 +287,7 @@ def _draw_rows(chart: CurveChart) -> Any:
     axes.set_yticks(range(len(rows)), [fitted(curve.name, 24, 2) for _, curve in rows])
     axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=(-0.02 * _top(chart), _top(chart)))
     axes.set_xlabel(fitted(chart.measure, _CURVE_NAME_LENGTH))
-    _add_grid(axes, "x")
+    add_grid(axes, "x")
     if chart.baselines:
         _add_legend(figure, handlelength=3.2)
     return figure
@@ -313,7 +321,7 @@ def _draw_change(chart: ChangeChart) -> Any:
     classes = chart.classes
     names = [f"{fitted(one.name, _CHANGE_NAME_LENGTH, 2)} ({one.support})" for one in classes]
     has_long = any("\n" in name for name in names)
-    figure, axes = _new_figure(chart.title, 1.75 + (0.34 if has_long else 0.26) * len(classes))
+    figure, axes = new_figure(chart.title, 1.75 + (0.34 if has_long else 0.26) * len(classes))
     for row, one in enumerate(classes):
         _draw_class(axes, row, one)
     # Shown in the legend whatever there is to see, so that figures can be compared.
@@ -325,7 +333,7 @@ def _draw_change(chart: ChangeChart) -> Any:
         axes.plot([], [], **_face(*look), linestyle="none", label=label)
     axes.set_yticks(range(len(classes)), names, fontsize=7.5 if has_long else 8.5)
     axes.set(ylim=(len(classes) - 0.4, -0.6), xlim=(-0.03, 1.03), xlabel=chart.measure)
-    _add_grid(axes, "x")
+    add_grid(axes, "x")
     _add_legend(figure)
     return figure
 
@@ -351,7 +359,7 @@ def _draw_grid(chart: GridChart) -> Any:
     longest = max(map(len, chart.columns))
     # Inches that the names below the columns take.
     depth = 0.085 * min(_GRID_NAME_LENGTH, longest) if longest > 4 else 0.1
-    figure, axes = _new_figure(chart.title, 1.5 + 0.3 * rows + depth, width)
+    figure, axes = new_figure(chart.title, 1.5 + 0.3 * rows + depth, width)
     known = (value for row in chart.values for value in row if value is not None)
     highest = 1.0 if chart.counts else max(known, default=0.0) or 1.0
     for row, values in enumerate(chart.values):
@@ -407,8 +415,8 @@ def draw_reliability(lines: Mapping[str, Sequence[ReliabilityBin]], title: str) 
     says. Raises UsageError without matplotlib.
     """
     need_matplotlib()
-    with _styled():
-        figure, axes = _new_figure(title, 4.6)
+    with styled():
+        figure, axes = new_figure(title, 4.6)
         axes.plot(
             [0, 1], [0, 1], color=LIGHT["muted"], linestyle=(0, (4, 3)), linewidth=1.1, zorder=1
         )
@@ -416,7 +424,7 @@ def draw_reliability(lines: Mapping[str, Sequence[ReliabilityBin]], title: str) 
             _draw_bins(axes, place, name, [one for one in bins if one.samples > 0])
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set(xlabel="confidence (mean of a bin)", ylabel="share of right answers")
-        _add_grid(axes)
+        add_grid(axes)
         _add_legend(figure, handlelength=3.2)
         return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from NatureLM.reports.charts import (
     Chart,
     CurveChart,
     GridChart,
+    Keys,
     Series,
     Table,
     change_chart,
@@ -160,20 +160,12 @@ def make_report(
     )
 
 
-class _Keys:
-    """Gives charts and tables keys that may be names of files, each another."""
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
+class _Keys(Keys):
+    """Gives the charts and tables of data sets their keys."""
 
     def unique(self, one: Keyed) -> Keyed:
         """The same under a key that nothing else has."""
-        slug = re.sub(r"[^a-z0-9._]+", "-", one.key.lower()).strip("-.")[:80] or "figure"
-        key, number = slug, 2
-        while key in self._used:
-            key, number = f"{slug}-{number}", number + 1
-        self._used.add(key)
-        return replace(one, key=key)
+        return replace(one, key=self.key(one.key))
 
     def dataset(
         self, name: str, series: Sequence[Series], between: tuple[float, float] | None

@@ -1,0 +1,323 @@
+"""Charts of when something was heard, as plain numbers: hours × days, and bars over a time.
+
+Everything is a rate: how often something was heard, divided by how much was listened to. `None`
+stands where nothing was recorded, which is not the same as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TypeAlias
+
+from NatureLM.reports.tally import Cell, NameTally, Tally
+
+HOURS = 24
+MOST_COLUMNS = 93
+"""Days of a chart; more become weeks, months, years."""
+FEWEST_DAYS = 3
+"""Days from which on they are drawn beside each other."""
+MOST_PANELS = 6
+LEVELS = 5
+"""Shades of a rate above 0."""
+
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+Rates: TypeAlias = tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """The columns of a chart: days, weeks, months or years from the first to the last.
+
+    first: ordinal of the first day
+    """
+
+    unit: str
+    first: int
+    count: int
+
+    @classmethod
+    def of(cls, days: Iterable[int]) -> Calendar | None:
+        """The finest calendar in which all days have room; None without any day."""
+        known = set(days)
+        if not known:
+            return None
+        for unit in ("day", "week", "month", "year"):
+            made = cls(unit, min(known), 0)
+            count = made.column(max(known)) + 1
+            if count <= MOST_COLUMNS or unit == "year":
+                return cls(unit, min(known), count)
+        raise AssertionError("the last unit always fits")
+
+    def column(self, day: int) -> int:
+        """The column of a day."""
+        first, this = date.fromordinal(self.first), date.fromordinal(day)
+        if self.unit == "day":
+            return day - self.first
+        if self.unit == "week":  # from Monday on
+            return (day - 1) // 7 - (self.first - 1) // 7
+        if self.unit == "month":
+            return (this.year - first.year) * 12 + this.month - first.month
+        return this.year - first.year
+
+    def ticks(self, most: int = 6) -> dict[int, str]:
+        """Names of some columns, evenly apart."""
+        step = next(n for n in (1, 2, 3, 5, 7, 10, 14, 21, 28, 10**6) if self.count <= n * most)
+        return {column: self._name(column) for column in range(0, self.count, step)}
+
+    def _name(self, column: int) -> str:
+        first = date.fromordinal(self.first)
+        if self.unit == "year":
+            return str(first.year + column)
+        if self.unit == "month":
+            years, month = divmod(first.month - 1 + column, 12)
+            return f"{_MONTHS[month]} {first.year + years}"
+        step = 7 if self.unit == "week" else 1
+        start = self.first if step == 1 else self.first - (self.first - 1) % 7
+        return day_text(start + step * column, has_year=False)
+
+
+def day_text(day: int, *, has_year: bool = True) -> str:
+    """A day as people write it: `3 May 2024`."""
+    known = date.fromordinal(day)
+    return f"{known.day} {_MONTHS[known.month - 1]}" + (f" {known.year}" if has_year else "")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Rates by hour (rows) and column of the calendar; `name` is a site, or empty for all."""
+
+    name: str
+    rates: Rates
+
+
+@dataclass(frozen=True)
+class DayHourChart:
+    """Hours of the day × days, one panel below the other.
+
+    is_share: whether rates are shares of windows
+    edges: upper ends of the shades
+    """
+
+    key: str
+    title: str
+    measure: str
+    calendar: Calendar
+    panels: tuple[Panel, ...]
+    edges: tuple[float, ...]
+    is_share: bool
+    kind: str = "hours-by-days"
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Rates in bins of a time, of equal width.
+
+    start, width: of the first bin, in units of the axis
+    mark: what 0 is, such as sunset
+    """
+
+    key: str
+    title: str
+    measure: str
+    x_title: str
+    start: float
+    width: float
+    rates: tuple[float | None, ...]
+    is_share: bool
+    mark: str = ""
+    kind: str = "bars"
+
+
+ActivityChart: TypeAlias = DayHourChart | BarChart
+
+
+def rate_name(made: Tally) -> str:
+    """What rates are."""
+    return "events an hour of recordings" if made.is_events else "share of windows"
+
+
+def effort_chart(made: Tally) -> DayHourChart | None:
+    """How much was listened to; None where fewer than a few days are known."""
+    calendar = calendar_of(made)
+    if calendar is None:
+        return None
+    sites = [""] if len(made.effort.sites) < 2 else _largest(made.effort.sites)
+    panels = [
+        Panel(site, _grid(_cells(made.effort.cells, calendar, site), calendar)) for site in sites
+    ]
+    what = "hours of recordings" if made.is_events else "windows"
+    return DayHourChart(
+        "effort", f"How much was heard: {what}", what, calendar, *_panels(panels), is_share=False
+    )
+
+
+def name_charts(made: Tally, one: NameTally, shown: str) -> list[ActivityChart]:
+    """When one name was heard, as well as it is known; `shown` is the name in titles."""
+    charts: list[ActivityChart] = []
+    calendar = calendar_of(made)
+    if calendar is not None:
+        charts.append(_day_hour_chart(made, one, shown, calendar, [""], "hours-by-days"))
+    if made.effort.sun:
+        charts.append(_sun_chart(made, one, shown))
+    if made.effort.hours and (calendar is None or not made.effort.sun):
+        charts.append(_hours_chart(made, one, shown))
+    if not charts:
+        charts.append(_position_chart(made, one, shown))
+    return charts
+
+
+def site_chart(made: Tally, one: NameTally, shown: str) -> DayHourChart | None:
+    """Hours × days of one name at each of several sites, those with most of it first."""
+    calendar = calendar_of(made)
+    if calendar is None or len(made.effort.sites) < 2:
+        return None
+    heard = {site: one.spread.sites.get(site, 0) for site in made.effort.sites}
+    return _day_hour_chart(made, one, shown, calendar, _largest(heard), "sites")
+
+
+def calendar_of(made: Tally) -> Calendar | None:
+    """The calendar of all that was heard; None where there are too few days to show any."""
+    days = {day for _, day, _ in made.effort.cells}
+    return Calendar.of(days) if len(days) >= FEWEST_DAYS else None
+
+
+def _largest(numbers: Mapping[str, float]) -> list[str]:
+    return sorted(numbers, key=lambda one: (-numbers[one], one))[:MOST_PANELS]
+
+
+def _cells(cells: Mapping[Cell, float], calendar: Calendar, site: str) -> Counter[tuple[int, int]]:
+    """Numbers by hour and column, at one site or (with an empty name) at all."""
+    found: Counter[tuple[int, int]] = Counter()
+    for (where, day, hour), number in cells.items():
+        if not site or where == site:
+            found[hour, calendar.column(day)] += number  # type: ignore[assignment]
+    return found
+
+
+def _grid(values: Mapping[tuple[int, int], float], calendar: Calendar) -> Rates:
+    return tuple(
+        tuple(values.get((hour, column)) for column in range(calendar.count))
+        for hour in range(HOURS)
+    )
+
+
+def _rates(
+    heard: Mapping[tuple[int, int], float], effort: Mapping[tuple[int, int], float]
+) -> dict[tuple[int, int], float]:
+    return {place: heard.get(place, 0) / much for place, much in effort.items() if much > 0}
+
+
+def _day_hour_chart(
+    made: Tally,
+    one: NameTally,
+    shown: str,
+    calendar: Calendar,
+    sites: Sequence[str],
+    key: str,
+) -> DayHourChart:
+    panels = []
+    for site in sites:
+        heard = _cells(one.spread.cells, calendar, site)
+        effort = _cells(made.effort.cells, calendar, site)
+        panels.append(Panel(site, _grid(_rates(heard, effort), calendar)))
+    measure = rate_name(made)
+    title = f"{shown}: {measure}{' by site' if sites != [''] else ''}"
+    return DayHourChart(
+        f"{shown}-{key}",
+        title,
+        measure,
+        calendar,
+        *_panels(panels),
+        is_share=not made.is_events,
+    )
+
+
+def _panels(panels: Sequence[Panel]) -> tuple[tuple[Panel, ...], tuple[float, ...]]:
+    """The panels, and the ends of the shades that all of them share."""
+    highest = max(
+        (rate for panel in panels for row in panel.rates for rate in row if rate is not None),
+        default=0.0,
+    )
+    return tuple(panels), tuple(highest * (n + 1) / LEVELS for n in range(LEVELS))
+
+
+def level(rate: float | None, edges: Sequence[float]) -> int:
+    """The shade of a rate: -1 where nothing was recorded, 0 where nothing was heard, 1 and up."""
+    if rate is None:
+        return -1
+    if rate <= 0 or not edges[-1]:
+        return 0
+    return min(LEVELS, math.ceil(rate / edges[-1] * LEVELS - 1e-9))
+
+
+def _bars(
+    heard: Mapping[int, float], effort: Mapping[int, float]
+) -> tuple[int, list[float | None]]:
+    """The first bin, and the rates of all from there to the last one with effort."""
+    known = [bin_ for bin_, much in effort.items() if much > 0]
+    bins = range(min(known), max(known) + 1)
+    return bins[0], [
+        heard.get(bin_, 0) / effort[bin_] if effort.get(bin_, 0) > 0 else None for bin_ in bins
+    ]
+
+
+def _bar_chart(
+    made: Tally,
+    shown: str,
+    counted: tuple[Mapping[int, float], Mapping[int, float]],
+    *,
+    key: str,
+    x_title: str,
+    width: float,
+    mark: str = "",
+    title: str = "",
+) -> BarChart:
+    first, rates = _bars(*counted)
+    return BarChart(
+        f"{shown}-{key}",
+        f"{shown}: {title or x_title}",
+        rate_name(made),
+        x_title,
+        first * width,
+        width,
+        tuple(rates),
+        is_share=not made.is_events,
+        mark=mark,
+    )
+
+
+def _sun_chart(made: Tally, one: NameTally, shown: str) -> BarChart:
+    counted = one.spread.sun, made.effort.sun
+    return _bar_chart(
+        made, shown, counted, key="night", x_title="hours after sunset", width=0.5, mark="sunset"
+    )
+
+
+def _hours_chart(made: Tally, one: NameTally, shown: str) -> BarChart:
+    counted = one.spread.hours, made.effort.hours
+    return _bar_chart(made, shown, counted, key="hours", x_title="hour of the day", width=1)
+
+
+def _position_chart(made: Tally, one: NameTally, shown: str) -> BarChart:
+    counted = one.spread.positions, made.effort.positions
+    unit, seconds = _time_unit(made.bin_seconds)
+    return _bar_chart(
+        made,
+        shown,
+        counted,
+        key="positions",
+        title="time within recordings",
+        x_title=f"{unit} from the beginning of a recording",
+        width=made.bin_seconds / seconds,
+    )
+
+
+def _time_unit(bin_seconds: int) -> tuple[str, int]:
+    if bin_seconds < 60:
+        return "seconds", 1
+    return ("minutes", 60) if bin_seconds < 1800 else ("hours", 3600)
