@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import field_answers as made
 import pytest
 import soundfile
 from answer_files import Page, run
@@ -25,8 +26,6 @@ from NatureLM.reports.field_page import write_field_report
 from NatureLM.reports.figures import DARK, LIGHT, svg
 from NatureLM.reports.tally import tally
 from NatureLM.results.detections import ResultFile
-
-from . import field_answers as made
 
 pytest.importorskip("matplotlib")
 HOSTILE = '=cmd|"</script><script>alert(1)</script><img src=x onerror=alert(2)>'
