@@ -23,7 +23,15 @@ from NatureLM.reports.charts import Cell, Keys, Table
 from NatureLM.reports.clips import HeardClip, best_clips
 from NatureLM.reports.columns import ColumnReport, column_report, columns_table
 from NatureLM.reports.tally import Least, NameTally, Tally, tally
-from NatureLM.reports.unheard import Gap, NotHeard, clock_problems, gaps, not_heard, summary
+from NatureLM.reports.unheard import (
+    NO_TIME,
+    Gap,
+    NotHeard,
+    clock_problems,
+    gaps,
+    not_heard,
+    summary,
+)
 from NatureLM.results.detections import ResultFile
 from NatureLM.util import format_duration
 
@@ -271,7 +279,7 @@ def _remarks(
 
 def _clock_remarks(made: Tally, clocks: Sequence[NotHeard]) -> list[str]:
     known = [one for one in made.recordings if one.began is not None]
-    unknown = sum(1 for one in clocks if one.why == "no time is known")
+    unknown = sum(1 for one in clocks if one.why.startswith(NO_TIME))
     if not known:
         return [
             "When the recordings were made is not known: instead of hours of the day, times are "
@@ -291,7 +299,10 @@ def _clock_remarks(made: Tally, clocks: Sequence[NotHeard]) -> list[str]:
     if not made.effort.sun:
         remarks.append("Hours after sunset need the places of the recordings.")
     if len(clocks) > unknown:
-        remarks.append(f"Clocks disagree in {len(clocks) - unknown:,} recordings: see below.")
+        remarks.append(
+            f"What is said of time or place disagrees in {len(clocks) - unknown:,} recordings: see "
+            "below."
+        )
     return remarks
 
 

@@ -442,8 +442,8 @@ def draw_certainty(
     Raises UsageError without matplotlib.
     """
     need_matplotlib()
-    with _styled():
-        figure, axes = _new_figure(title, 3.4 + 0.17 * len(curves))
+    with styled():
+        figure, axes = new_figure(title, 3.4 + 0.17 * len(curves))
         for level in levels:
             axes.axhline(level, color=LIGHT["muted"], linestyle=(0, (4, 3)), linewidth=0.8)
         for place, (name, (confidences, chances, bins)) in enumerate(curves.items()):
@@ -468,7 +468,7 @@ def draw_certainty(
             )
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set(xlabel="confidence", ylabel="chance of being right")
-        _add_grid(axes)
+        add_grid(axes)
         _add_legend(figure, handlelength=3.2)
         return figure
 

@@ -271,6 +271,8 @@ class _Counting:
         recording.counted = recording.counted or question
         if recording.counted == question and not is_event:  # each window once
             self._count_window(row, recording, moment, position, said)
+        if is_event and row.note and not said:
+            recording.notes[row.note] += getattr(row, "windows", None) or 1
         if isinstance(row, SurveyRow):
             self._count_columns(row)
         for one in self.answers.detections_of(row):

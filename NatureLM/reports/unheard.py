@@ -16,6 +16,8 @@ from NatureLM.util import format_duration
 FEWEST_DAYS = 3
 """Days from which on a site may have a habit."""
 
+NO_TIME = "no time is known"
+
 _REST = 0.5  # seconds that are worth a word
 _WHY = {
     "silent": "silence: all samples are 0",
@@ -82,7 +84,8 @@ def clock_problems(made: Tally, names: Sequence[str]) -> list[NotHeard]:
         if one.heard.error and not context:
             continue
         if one.began is None:
-            found.append(NotHeard(name, "no time is known"))
+            day = context.get("date")
+            found.append(NotHeard(name, f"{NO_TIME}, but the day: {day}" if day else NO_TIME))
         if isinstance(conflict, str) and conflict:
             found.append(NotHeard(name, conflict))
     return found

@@ -218,14 +218,20 @@ def test_events_are_counted_by_hours_of_recordings(tmp_path: Path) -> None:
         rows.append(
             made.window(path, 0.0, "Wren", context, confidence=0.9, windows=3, mean_confidence=0.8)
         )
+    silent = made.recording(tmp_path, "4.wav", source)
+    context = {"date": "2024-05-04"}
+    rows.append(made.window(silent, 0.0, "", context, note="silent", windows=9))
     report = report_of(made.write(tmp_path, rows))
+    (quiet,) = table(report, "not-heard")
+    assert (quiet["recording"], quiet["windows"]) == ("4.wav", 9)
+    assert table(report, "clocks")[0]["why"] == "no time is known, but the day: 2024-05-04"
     (wren,) = table(report, "heard")
-    assert (wren["events"], wren["events an hour of recordings"]) == (3, pytest.approx(40))
+    assert (wren["events"], wren["events an hour of recordings"]) == (3, pytest.approx(30))
     assert sum(one["hours recorded"] for one in table(report, "effort")) == pytest.approx(
         3 * 90 / 3600
     )
-    assert report.facts["Heard"] == "4 min 30 s of recordings, answers joined to events"
-    assert "3 events (40 an hour)" in report.names[0].headline
+    assert report.facts["Heard"] == "6 min 0 s of recordings, answers joined to events"
+    assert "3 events (30 an hour)" in report.names[0].headline
 
 
 def test_names_of_strangers_are_text(tmp_path: Path) -> None:
