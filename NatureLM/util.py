@@ -363,6 +363,12 @@ class ByteBoundedCache(Generic[Key, Value]):
             while self.bytes > self.max_bytes:
                 self.bytes -= self._entries.popitem(last=False)[1][1]
 
+    def clear(self) -> None:
+        """Drop all values."""
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+
 
 _OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says on devices whose error has no class of its own."""

@@ -198,8 +198,9 @@ def check_context(
             found.same(f"{what}: {name}", context.get(name) or None, None)
             continue
         expected, said = hours_after(site, true.utc, rises=rises), context.get(name)
-        if abs(abs(expected) - 12) < _SUN_HOURS and said in (None, ""):
-            continue  # between two of them either is the nearest
+        if abs(abs(expected) - 12) < _SUN_HOURS:
+            # Between two of them either is the nearest.
+            expected, said = 12.0, 12.0 if said in (None, "") else abs(float(said))
         found.near(f"{what}: {name}", said, expected, _SUN_HOURS)
 
 

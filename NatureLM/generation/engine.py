@@ -138,6 +138,10 @@ class Engine:
         self.encoded = 0
         """Windows that were encoded in all runs."""
 
+    def forget_audio(self) -> None:
+        """Let go of audio embeddings in memory, where no clip of them comes again."""
+        self._embeddings.memory.clear()
+
     def run(self, requests: Iterable[Request], load: Load) -> Iterator[Answer]:
         """Answers as they come, not in the order of the requests.
 

@@ -205,6 +205,7 @@ class Survey:
                 unknown = dict(self._ask(windows, stream.load))
                 for one in windows:
                     stream.let_go(one.heard.key)
+                self._engine.forget_audio()
                 yield from self._in_order(block, windows, unknown)
 
     def _in_order(
