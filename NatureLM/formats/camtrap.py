@@ -31,6 +31,7 @@ from urllib.parse import unquote
 import NatureLM
 from NatureLM.data.table import DataError, read_table
 from NatureLM.errors import UsageError
+from NatureLM.progress import printable
 from NatureLM.results.detections import Detection, HeardRecording, ResultFile
 from NatureLM.results.rows import OutputError
 from NatureLM.results.tables import (
@@ -50,6 +51,7 @@ YOURS = (
     "{}: contributors, project and licenses of datapackage.json are yours to fill in before it is "
     "published"
 )
+LEFT_OUT = "Recordings without a known time and place are not in a Camtrap DP: {}"
 
 _SUFFIXES = {
     **dict.fromkeys((".wav", ".wave"), "audio/wav"),
@@ -102,8 +104,8 @@ def columns_of(table: str) -> tuple[str, ...]:
 def write(answers: ResultFile, target: Path) -> int:
     """A package; the number of its observations.
 
-    Raises OutputError, and UsageError where the time with its zone or the place of a recording is
-    not known.
+    Recordings without a time with its zone, or without a place, are left out. Raises OutputError,
+    and UsageError where all are.
     """
     media = _media(answers)
     deployments = _deployments(media)
@@ -119,8 +121,10 @@ def write(answers: ResultFile, target: Path) -> int:
 
 
 def write_beside(answers: ResultFile, target: Path) -> list[str]:
-    """What is left to do before the package is published."""
-    return [YOURS.format(target)]
+    """Which recordings are not in it, and what is left to do before it is published."""
+    lacking = _lacking(answers)
+    says = [LEFT_OUT.format(_told(answers, lacking))] if lacking else []
+    return [*says, YOURS.format(target)]
 
 
 @contextmanager
@@ -169,15 +173,31 @@ def _cell(value: Any) -> str:
 # Recordings and where they were made
 
 
+def _lacking(answers: ResultFile) -> list[tuple[HeardRecording, str]]:
+    """Recordings with answers that have no time or no place, each with what it lacks."""
+    return [
+        (one, why) for one in answers.recordings if one.is_heard and (why := _lacks(one.context))
+    ]
+
+
+def _told(answers: ResultFile, lacking: Sequence[tuple[HeardRecording, str]]) -> str:
+    """How many recordings lack time or place, of how many, and the first of them."""
+    heard = sum(one.is_heard for one in answers.recordings)
+    first, why = lacking[0]
+    return (
+        f"{len(lacking)} of {heard} lack them, such as {printable(first.name)}, which has no {why}"
+    )
+
+
 def _media(answers: ResultFile) -> list[Media]:
-    """The recordings with answers. Raises UsageError where time or place of one is not known."""
-    heard = [one for one in answers.recordings if one.is_heard]
-    lacking = [(one, why) for one in heard if (why := _lacks(one.context))]
-    if lacking:
-        first, why = lacking[0]
+    """The recordings with answers, time and place. Raises UsageError where none has both."""
+    lacking = _lacking(answers)
+    without = {one.path for one, _ in lacking}
+    heard = [one for one in answers.recordings if one.is_heard and one.path not in without]
+    if lacking and not heard:
         raise UsageError(
-            f"{answers.path}: Camtrap DP needs the time and place of each recording, and "
-            f"{len(lacking)} of {len(heard)} lack them, such as {first.name}, which has no {why}; "
+            f"{answers.path}: Camtrap DP needs the time and place of recordings, and "
+            f"{_told(answers, lacking)}; "
             "ask with --deployments TABLE, which gives sites, coordinates and zones"
         )
     paths = [Path(one.path) for one in heard]

@@ -170,20 +170,26 @@ def test_a_package_made_by_hand() -> None:
         ({"site": "x", "local_time": "2024-05-10T05:30:00"}, "no clock time with a zone"),
         (
             {"site": "x", "utc_time": "2024-05-09T19:30:00Z"},
-            "2 of 3 lack them, such as b.wav, which has no latitude and longitude",
+            "2 of 2 lack them, such as b.wav, which has no latitude and longitude",
         ),
     ],
 )
 def test_times_and_places_are_needed(
     context: dict[str, Any] | None, words: str, tmp_path: Path
 ) -> None:
-    rows = [heard("/a.wav", 0, 10, "Owl")]
-    rows += [window(name, context=context) for name in ("b.wav", "c.wav")]
+    rows = [window(name, context=context) for name in ("b.wav", "c.wav")]
     with pytest.raises(UsageError) as caught:
         write("camtrap-dp", result_file(tmp_path, *rows, error("d.wav")), tmp_path / "p")
     assert words in str(caught.value)
     assert "--deployments TABLE" in str(caught.value)
     assert not (tmp_path / "p").exists()
+
+
+def test_recordings_without_time_or_place_are_left_out_and_told(tmp_path: Path) -> None:
+    rows = [heard("/a.wav", 0, 10, "Owl"), window("b.wav"), window("c.wav")]
+    written = write("camtrap-dp", result_file(tmp_path, *rows), tmp_path / "p")
+    assert [one.label for one in read(tmp_path / "p")] == ["Owl"]
+    assert "2 of 3 lack them, such as b.wav" in written.says[0]
 
 
 def test_it_is_one_for_all_recordings(tmp_path: Path) -> None:
