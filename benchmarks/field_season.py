@@ -349,8 +349,13 @@ def growth(small: Sequence[Run], large: Sequence[Run]) -> dict[str, float]:
 def _peaks(runs: Sequence[Run]) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in runs:
-        found[one.name] = max(one.mb, found.get(one.name, 0.0))
+        found[_command(one.name)] = max(one.mb, found.get(_command(one.name), 0.0))
     return found
+
+
+def _command(name: str) -> str:
+    """What tables call a run: `export csv` for all tables that it made."""
+    return name.removesuffix(", killed").partition(" of ")[0]
 
 
 def measure(folder: Path, files: int, also: Path | None, *, day: bool) -> dict[str, Any]:
@@ -387,14 +392,14 @@ def measure(folder: Path, files: int, also: Path | None, *, day: bool) -> dict[s
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """A table of what each command took."""
+    """A table of what each command took; several runs of one are in the order of the work."""
     lines = [
-        "| command | seconds | peak of memory | more than with 50 files |",
+        "| command | seconds | peak of memory | more than with 50 recordings |",
         "|---|---|---|---|",
     ]
     runs: dict[str, list[Mapping[str, Any]]] = {}
-    for run in report["runs"]["season"]:
-        runs.setdefault(run["name"], []).append(run)
+    for run in report["runs"][NAMES[1]]:
+        runs.setdefault(_command(run["name"]), []).append(run)
     for name, some in runs.items():
         seconds = " + ".join(f"{one['seconds']:.0f}" for one in some)
         more = report["growth"].get(name)

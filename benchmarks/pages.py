@@ -16,6 +16,7 @@ from typing import Any
 
 import ablation
 import engine
+import field_season
 import growth
 import precision
 import serving
@@ -27,6 +28,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "growth": growth.markdown,
     "precision": precision.markdown,
     "serving": serving.markdown,
+    "season": field_season.markdown,
 }
 OPEN = "*Not measured yet.*"
 
