@@ -7,6 +7,7 @@ opened as a sound selection table, `Begin Path` and `File Offset (s)` say where 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -28,6 +29,8 @@ from NatureLM.results.tables import (
     without_formula,
     write_table,
 )
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     *("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"),
@@ -58,17 +61,19 @@ def write(answers: ResultFile, target: Path) -> int:
 def write_beside(answers: ResultFile, target: Path) -> list[str]:
     """Write the list by which Raven opens the recordings as one sound; what to say about it.
 
-    A full path on each line, in the order of the table; a single recording needs no list. It is
-    said which recordings count although they could not be read, or do not count.
+    A full path on each line, in the order of the table; a single recording needs no list. The log
+    names recordings that count although they could not be read, and those that do not count.
     """
     counted = [one.path for one in answers.recordings if one.seconds]
-    says = [_on_length(one) for one in answers.recordings if one.error]
+    for one in answers.recordings:
+        if one.error:
+            logger.warning("%s", _on_length(one))
     if len(counted) < 2:
-        return says
+        return []
     stem = target.name.removesuffix(SUFFIX).removesuffix(".txt")
     listed = target.with_name(f"{stem}.files.txt")
     write_table(listed, "utf-8", lambda file: file.writelines(f"{path}\n" for path in counted))
-    return [*says, f"Open the recordings in Raven as one sound, by the list {listed}"]
+    return [f"Open the recordings in Raven as one sound, by the list {listed}"]
 
 
 def _on_length(recording: HeardRecording) -> str:
