@@ -161,13 +161,15 @@ class MinConfidence:
         Raises UsageError where they are for other weights or another α: they mean nothing here.
         """
         notes: list[str] = []
+        known = {one.scale.question for one in self._usable()}
         for question in questions:
             now = Scale.of(settings, question)
             for one in self._usable():
-                self._check_model(one.scale, now)
-                if one.scale.question in ("", question):
+                fits = one.scale.question in ("", question)
+                if fits or len(known) == 1:
+                    self._check_model(one.scale, now)
+                if fits:
                     notes += self._notes(one.scale, now)
-        known = {one.scale.question for one in self._usable()}
         if self.path and known and "" not in known and known.isdisjoint(questions):
             asked = ", ".join(map(repr, sorted(known)))
             notes.append(f"{self.path}: the thresholds are of answers to another question: {asked}")

@@ -29,7 +29,7 @@ from NatureLM.inference.windows import (
 )
 from NatureLM.prompts import PLACEHOLDER
 from NatureLM.results.rows import SurveyRow
-from NatureLM.results.thresholds import least
+from NatureLM.results.thresholds import MinConfidence, least
 from NatureLM.survey.questionnaire import Column, Questionnaire
 
 if TYPE_CHECKING:
@@ -156,7 +156,10 @@ class Survey:
         return self._options.merging_alpha if own is None else own
 
     def settings(self) -> dict[str, Any]:
-        """What changes the answers, and only a model knows: weights, precision, calibration."""
+        """What changes the answers, and only a model knows: weights, precision, calibration.
+
+        Raises UsageError where thresholds of a column are those of other weights or another α.
+        """
         columns: dict[str, Any] = self.questionnaire.settings()["columns"]
         for column in self.questionnaire.columns:
             if column.mode == "score":
@@ -165,7 +168,13 @@ class Survey:
                     "normalize": one.normalize,
                     "temperature": one.temperature,
                 }
-        return {**self._pipeline.settings(self._options), "columns": columns}
+        found = {**self._pipeline.settings(self._options), "columns": columns}
+        for column in self.questionnaire.columns:
+            if isinstance(column.min_confidence, MinConfidence):
+                now = {**found, "merging_alpha": self.alpha(column)}
+                for note in column.min_confidence.check(now, [column.name]):
+                    (self._warn or logger.warning)(note)
+        return found
 
     def rows(
         self,

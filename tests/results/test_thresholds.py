@@ -106,6 +106,13 @@ def test_thresholds_of_another_model_are_refused(
         found.check({**RUN, **change}, ["What?"])
 
 
+def test_each_column_has_an_alpha_of_its_own(tmp_path: Path) -> None:
+    other = replace(OWL, scale=replace(SCALE, question="Which?", merging_alpha=0.5))
+    found = read_min_confidence(written(tmp_path, OWL, other))
+    columns = {"What?": {"mode": "score"}, "Which?": {"mode": "score", "merging_alpha": 0.5}}
+    assert found.check({"weights": "w", "merging_alpha": 1.0, "columns": columns}, columns) == []
+
+
 @pytest.mark.parametrize(
     ("change", "questions", "said"),
     [

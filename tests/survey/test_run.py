@@ -236,3 +236,15 @@ def test_what_cannot_fit_is_refused_before_the_first_window(
     text = f'columns:\n  long: {{question: "{"long " * 4000}", type: text}}\n'
     with pytest.raises(UsageError, match="column 'long'"):
         Survey(pipeline, read(text), AskOptions(()))
+
+
+def test_thresholds_of_a_column_are_those_of_the_model(
+    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
+) -> None:
+    text = QUESTIONS.replace("Nightjar]\n", "Nightjar]\n    min_confidence: least.csv\n")
+    table = tmp_path / "least.csv"
+    table.write_text("species,threshold,question,merging_alpha\nDog,0.5,species,1\n")
+    Survey(pipeline, read(text), AskOptions(())).settings()
+    table.write_text("species,threshold,question,merging_alpha\nDog,0.5,species,0.7\n")
+    with pytest.raises(UsageError, match=r"made at α = 0\.7"):
+        Survey(pipeline, read(text), AskOptions(())).settings()
