@@ -4,7 +4,9 @@ A comment on its own line before a block says what becomes of the block:
 
 - `<!-- not run: why -->`: it needs what a test may not have (the network, the gated model,
   minutes), so only its spelling is checked;
-- `<!-- output -->`: it is what the run block above it prints, to the letter.
+- `<!-- output -->`: it is what the run block above it prints, to the letter;
+- `<!-- screen -->`: the same with the messages that a terminal shows besides, such as errors of
+  single recordings, but for speeds.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("naturelm", "beans")
+OUTPUTS = ("output", "screen")
 DOORS = {"infer.py": ["naturelm", "infer"], "beans_zero_inference.py": ["beans"]}
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*) *$")
-COMMENT = re.compile(r"^<!-- *(?P<kind>not run|output)(?:: *(?P<reason>.*?))? *-->$")
+COMMENT = re.compile(r"^<!-- *(?P<kind>not run|output|screen)(?:: *(?P<reason>.*?))? *-->$")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,21 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-from markdown_pages import DOORS, ROOT, Block, blocks, commands, page_name, pages, program_call
+from markdown_pages import (
+    DOORS,
+    OUTPUTS,
+    ROOT,
+    Block,
+    blocks,
+    commands,
+    page_name,
+    pages,
+    program_call,
+)
 from typer.testing import CliRunner
 
 from NatureLM.cli import main
@@ -26,6 +37,8 @@ from NatureLM.results.rows import SCHEMA_VERSION, ErrorRow, SurveyRow, WindowRow
 
 UPDATE = os.environ.get("NATURELM_UPDATE_PAGES") == "1"
 ANSWER = re.compile(r"^( +\d+\.\d\ds - \d+\.\d\ds +).*")  # a window and what was answered
+PROGRESS = re.compile(r"^\[\d+/\d+\] .*\n", re.MULTILINE)  # where a terminal has a bar
+SPEED = re.compile(r" in (\d+ h )?(\d+ min )?\d[\d.]* s\b|[\d.]+ (x real time|answers/s)")
 BLOCKS = [block for page in pages() for block in blocks(page)]
 PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks(page))]
 
@@ -33,7 +46,7 @@ PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder: like a fresh clone's root, where blocks may write what they like."""
-    for name in ("assets", "configs"):
+    for name in ("assets", "configs", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -53,14 +66,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def test_blocks_run_as_a_reader_would_run_them(page: Path, workplace: Path) -> None:
     """In order, in one folder; `NATURELM_UPDATE_PAGES=1` writes new outputs into the page."""
     printed = ""
-    for block in list(blocks(page)):
-        if block.kind == "output":
-            if UPDATE and printed != block.text:
+    listed = list(blocks(page))
+    for block, following in zip_longest(listed, listed[1:]):
+        if block.kind in OUTPUTS:
+            if UPDATE and without_speeds(printed) != without_speeds(block.text):
                 rewrite(block, printed)
             else:
                 assert_same_but_for_ties(printed, block.text, str(block))
         elif block.runs:
-            printed = run(block).replace(f"{workplace}{os.sep}", "").rstrip()
+            text = run(block, with_messages=following is not None and following.kind == "screen")
+            printed = PROGRESS.sub("", text.replace(f"{workplace}{os.sep}", "")).rstrip()
 
 
 def assert_same_but_for_ties(printed: str, shown: str, name: str) -> None:
@@ -70,7 +85,7 @@ def assert_same_but_for_ties(printed: str, shown: str, name: str) -> None:
     names that decides. Files, times and all other text have no such excuse.
     """
     advice = f"{name}: prints something else, see `make docs`"
-    got, wanted = printed.splitlines(), shown.splitlines()
+    got, wanted = (without_speeds(text).splitlines() for text in (printed, shown))
     assert [ANSWER.sub(r"\1", line) for line in got] == [
         ANSWER.sub(r"\1", line) for line in wanted
     ], advice
@@ -79,8 +94,13 @@ def assert_same_but_for_ties(printed: str, shown: str, name: str) -> None:
     assert len(other) <= len(answers) / 6, f"{advice}\n{other}"
 
 
-def run(block: Block) -> str:
-    """Standard output of a block, which must succeed.
+def without_speeds(text: str) -> str:
+    """The text without how long something took, which is another each time."""
+    return SPEED.sub("", text)
+
+
+def run(block: Block, with_messages: bool = False) -> str:
+    """Standard output of a block, which must succeed; with messages on stderr, too, if asked.
 
     Python and calls of our own programs run in this process, because every new one takes seconds
     to import torch; a block with any other command is run by a shell.
@@ -91,29 +111,34 @@ def run(block: Block) -> str:
         return printed.getvalue()
     calls = [program_call(words) for words in commands(block)]
     if None in calls:
-        return shell(block)
-    return "".join(call_here(call, block) for call in calls if call)
+        return shell(block, with_messages)
+    return "".join(call_here(call, block, with_messages) for call in calls if call)
 
 
-def shell(block: Block) -> str:
+def shell(block: Block, with_messages: bool) -> str:
     """Run a block by bash, stopping at the first command that fails."""
     command = ["bash", "-euo", "pipefail", "-c", block.text]
-    done = subprocess.run(command, capture_output=True, text=True)
+    messages = subprocess.STDOUT if with_messages else subprocess.PIPE
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True)
     assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def call_here(call: list[str], block: Block) -> str:
+def call_here(call: list[str], block: Block, with_messages: bool) -> str:
     """Call one of our programs in this process."""
     program = {"naturelm": main.naturelm, "beans": main.beans}[call[0]]
     code: str | int | None = None
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(sys, "argv", call)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "argv", call)
+        out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if with_messages:
+            stack.enter_context(contextlib.redirect_stderr(out))
         try:
             program()
         except SystemExit as end:
             code = end.code
-    assert not code, f"{block}: {call} ended with {code}"
+    # A screen shows what went wrong, which a page may be about.
+    assert with_messages or not code, f"{block}: {call} ended with {code}"
     return out.getvalue()
 
 
