@@ -539,6 +539,10 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    plain = Console(width=1000)
+    with plain.capture() as made:
+        plain.print(table)
+    typer.echo("\n".join(line.rstrip() for line in made.get().splitlines()))

@@ -210,7 +210,7 @@ def _ask(
     if questionnaire.weights and any(
         one.merging_alpha is not None for one in questionnaire.columns
     ):
-        say(f"Its α are for {questionnaire.weights}")
+        say(f"Its values of α are meant for {questionnaire.weights}")
     survey = load_survey(request, config, questionnaire, asked, field)
     settings |= survey.settings()
     names = {"scientific_names": questionnaire.scientific_names}
