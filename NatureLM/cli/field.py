@@ -119,10 +119,10 @@ def say_what_was_written(written: Written) -> None:
     for text in written.says:
         show(text)
     reasons = [
-        f"{count} answers {NOTHING}" if why == NOTHING else f"{count} windows that are {why}"
+        f"answered with {NOTHING}: {count}" if why == NOTHING else f"{why}: {count}"
         for why, count in written.left_out.most_common()
     ]
     if written.unread:
-        reasons.append(f"{written.unread} recordings that could not be read, or not to their end")
+        reasons.append(f"recordings that could not be read, or not to their end: {written.unread}")
     if reasons:
         show(f"Not in a table of detections: {', '.join(reasons)}", err=True)

@@ -39,8 +39,8 @@ def test_what_is_left_out_is_said(answers: Path) -> None:
     result = naturelm("export", answers, "--format", "crowsetta")
     assert result.stdout.startswith("2 annotations in ")
     said = " ".join(result.stderr.split())
-    assert "Not in a table of detections: 1 answers None, 1 windows that are silent" in said
-    assert "1 recordings that could not be read, or not to their end" in said
+    assert "Not in a table of detections: answered with None: 1, silent: 1" in said
+    assert "recordings that could not be read, or not to their end: 1" in said
     assert not naturelm("export", answers, "--format", "csv").stderr
 
 
