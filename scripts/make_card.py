@@ -3,9 +3,9 @@
     python scripts/make_card.py card
     python scripts/make_card.py card --nights 30 --seed 7
 
-The sounds are those of ``assets/``, nearer and farther, over hiss. So it is known what can be heard:
-``what-is-in-it.csv`` beside the folder says so, as nobody does of a real card. The last recording
-is broken, as when a battery dies.
+The sounds are those of ``assets/``, nearer and farther, over hiss. So it is known what can be
+heard: ``what-is-in-it.csv`` beside the folder says so, as nobody does of a real card. The last
+recording is broken, as when a battery dies.
 """
 
 from __future__ import annotations
