@@ -199,8 +199,9 @@ def check_context(
             continue
         expected, said = hours_after(site, true.utc, rises=rises), context.get(name)
         if abs(abs(expected) - 12) < _SUN_HOURS:
-            # Between two of them either is the nearest.
-            expected, said = 12.0, 12.0 if said in (None, "") else abs(float(said))
+            # Between two of them either is the nearest, or none is near enough.
+            expected = abs(expected)
+            said = expected if said in (None, "") else abs(float(said))
         found.near(f"{what}: {name}", said, expected, _SUN_HOURS)
 
 

@@ -145,9 +145,16 @@ def _begins(found: Findings, path: Path, expected: Expected) -> dict[str, float]
     order = [expected.season.of(line) for line in listed.read_text("utf-8").splitlines()]
     good = [one.path for one in expected.season.good]
     found.same(listed.name, [one.path for one in order if not one.broken], good)
-    infos = [soundfile.info(expected.season.full(one)) for one in order]
-    begins = accumulate((one.frames / one.samplerate for one in infos), initial=0.0)
+    begins = accumulate((_length(expected.season, one) for one in order), initial=0.0)
     return dict(zip((one.path for one in order), begins, strict=False))
+
+
+def _length(season: Season, truth: Truth) -> float:
+    """Seconds of a recording, of one that is cut off as its header says."""
+    if truth.broken:
+        return truth.seconds
+    info = soundfile.info(season.full(truth))
+    return float(info.frames / info.samplerate)
 
 
 def check_birdnet(found: Findings, paths: Sequence[Path], expected: Expected) -> None:
