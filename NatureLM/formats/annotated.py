@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from NatureLM.config.schema import TableSource
 from NatureLM.data.annotations import names_no_recording, read_annotations
 from NatureLM.data.table import CLIP_ALIASES, Columns, DataError, Row, fold
 from NatureLM.results.detections import Detection
-from NatureLM.results.tables import both_names, with_formula
+from NatureLM.results.tables import alternatives_of, both_names, with_formula
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ TEXTS = (
     *SHARES,
 )
 
-_ALTERNATIVE = re.compile(r"(.+?) (\d\.\d{3})(?:, |$)", re.DOTALL)
 _NOTHING = frozenset({"nocall"})
 """What BirdNET writes into the table of a recording in which it heard nothing."""
 
@@ -129,11 +127,6 @@ def share_of(text: str, decimal_comma: bool = False) -> float | None:
     """The confidence that a text is, 0 to 1; None where it is none, such as a score in dB."""
     value = positive(text, decimal_comma)
     return value if value is not None and value <= 1 else None
-
-
-def alternatives_of(cell: str) -> tuple[tuple[str, float], ...]:
-    """Other answers, of `Barn Owl 0.210, Dog 0.040`."""
-    return tuple((name, float(found)) for name, found in _ALTERNATIVE.findall(cell))
 
 
 def with_names(aliases: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

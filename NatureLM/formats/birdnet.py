@@ -12,7 +12,7 @@ from typing import TextIO
 
 from NatureLM.formats.annotated import ALIASES, context_cell, detections
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.tables import number, share, without_formula, write_table
+from NatureLM.results.tables import number, one_line, share, without_formula, write_table
 
 COLUMNS = ("Start (s)", "End (s)", "Scientific name", "Common name", "Confidence", "File")
 MORE = {"lat": "latitude", "lon": "longitude", "week": "week"}
@@ -38,8 +38,8 @@ def _write_lines(answers: ResultFile, file: TextIO, more: dict[str, str]) -> int
             [
                 number(one.start),
                 number(one.end),
-                without_formula(one.scientific_name),
-                without_formula(one.common_name),
+                without_formula(one_line(one.scientific_name)),
+                without_formula(one_line(one.common_name)),
                 share(one.confidence),
                 without_formula(one.audio_path),
                 *(context_cell(one, key) for key in more.values()),

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from NatureLM.formats.annotated import ALIASES, detections
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.tables import number, share, without_formula, write_table
+from NatureLM.results.tables import number, one_line, share, without_formula, write_table
 
 COLUMNS = (
     *("filename", "start_offset_seconds", "end_offset_seconds"),
@@ -37,8 +37,8 @@ def _write_lines(answers: ResultFile, file: TextIO) -> int:
                 number(one.end),
                 *("" if hz is None else number(hz) for hz in (one.low_hz, one.high_hz)),
                 share(one.confidence),
-                without_formula(one.common_name),
-                without_formula(one.scientific_name),
+                without_formula(one_line(one.common_name)),
+                without_formula(one_line(one.scientific_name)),
             ]
         )
     return count

@@ -16,7 +16,7 @@ from NatureLM.data.annotations import KALEIDOSCOPE
 from NatureLM.data.table import DataError, Row
 from NatureLM.formats.annotated import detections, with_names
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.tables import number, share, without_formula, write_table
+from NatureLM.results.tables import number, one_line, share, without_formula, write_table
 
 COLUMNS = (
     *("INDIR", "FOLDER", "IN FILE", "CHANNEL", "OFFSET", "DURATION", "OUT FILE FS", "OUT FILE ZC"),
@@ -62,7 +62,7 @@ def _write_lines(answers: ResultFile, file: TextIO) -> int:
 
 def _cells(one: Detection) -> dict[str, str]:
     place = Path(one.audio_path)
-    others = [name for name, _ in one.alternatives]
+    others = [one_line(name) for name, _ in one.alternatives]
     return {
         "INDIR": str(place.parent.parent),
         "FOLDER": place.parent.name,
@@ -70,11 +70,11 @@ def _cells(one: Detection) -> dict[str, str]:
         "CHANNEL": str((one.channel or 1) - 1),  # Kaleidoscope counts from 0
         "OFFSET": number(one.start),
         "DURATION": number(one.end - one.start),
-        "AUTO ID*": one.label,
+        "AUTO ID*": one_line(one.label),
         "MATCH RATIO": share(one.confidence),
         **dict(zip(("ALTERNATE 1", "ALTERNATE 2"), others, strict=False)),
-        "scientific_name": one.scientific_name,
-        "common_name": one.common_name,
+        "scientific_name": one_line(one.scientific_name),
+        "common_name": one_line(one.common_name),
         **_clock(str(one.context.get("local_time", ""))),
     }
 

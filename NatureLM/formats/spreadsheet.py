@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +13,7 @@ from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.rows import Row, value_text
 from NatureLM.results.tables import (
     CSV_ENCODING,
+    alternatives_of,
     alternatives_text,
     number,
     share,
@@ -24,8 +24,6 @@ from NatureLM.results.tables import (
 
 COLUMNS = (*wide.BEFORE, *wide.ANSWER, *wide.AFTER)
 """The header of answers to queries; a survey has its own columns in the middle."""
-
-_ALTERNATIVE = re.compile(r"(.+?) (\d\.\d{3})(?:, |$)", re.DOTALL)
 
 
 def write(answers: ResultFile, target: Path) -> int:
@@ -90,9 +88,5 @@ def read(path: Path) -> Iterator[Detection]:
         ({name: with_formula(cell) for name, cell in row.items()} for row in table),
         path,
         wide.choices_in(table),
-        _alternatives,
+        alternatives_of,
     )
-
-
-def _alternatives(cell: str) -> tuple[tuple[str, float], ...]:
-    return tuple((name, float(found)) for name, found in _ALTERNATIVE.findall(cell))

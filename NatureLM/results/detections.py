@@ -349,7 +349,7 @@ class ResultFile:
             return
         place.end, place.is_heard = max(place.end, row.end), True
         if row.context and not place.context:
-            place.context = _at_beginning(row.context, row.start)
+            place.context = moved_context(row.context, -row.start)
         if isinstance(row, SurveyRow):
             self.is_survey = True
             self._questions.update(dict.fromkeys(row.answers))
@@ -383,16 +383,17 @@ def _identity(row: Row) -> Identity:
     return Identity(row.audio_bytes, row.audio_modified, row.audio_digest)
 
 
-def _at_beginning(context: Mapping[str, Any], start: float) -> Mapping[str, Any]:
-    """The context of a recording's beginning, from that of a window."""
+def moved_context(context: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """The context of a moment so many seconds later than the one whose context it is."""
     moved = dict(context)
     for key in ("local_time", "utc_time"):
         if isinstance(moved.get(key), str):
             text = moved[key]
-            began = datetime.fromisoformat(text.replace("Z", "+00:00")) - timedelta(seconds=start)
-            moved[key] = began.isoformat().replace(
-                "+00:00", "Z" if text.endswith("Z") else "+00:00"
-            )
+            time = datetime.fromisoformat(text.replace("Z", "+00:00")) + timedelta(seconds=seconds)
+            moved[key] = time.isoformat().replace("+00:00", "Z" if text.endswith("Z") else "+00:00")
+    for key in ("hours_after_sunrise", "hours_after_sunset"):
+        if moved.get(key) is not None:
+            moved[key] = round(moved[key] + seconds / 3600, 2)
     return moved
 
 

@@ -19,6 +19,8 @@ CSV_ENCODING = "utf-8-sig"
 # apostrophes in front gets one more, so that taking one away gives what it was.
 _FORMULA = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
 
+_ALTERNATIVE = re.compile(r"(.+?) (\d\.\d{3})(?:, |$)", re.DOTALL)
+
 Filled = TypeVar("Filled")
 
 
@@ -63,6 +65,11 @@ def share(value: float | None) -> str:
 def alternatives_text(alternatives: Iterable[tuple[str, float]]) -> str:
     """Other answers with their confidences: `Barn Owl 0.210, Dog 0.040`."""
     return ", ".join(f"{name} {share:.3f}" for name, share in alternatives)
+
+
+def alternatives_of(cell: str) -> tuple[tuple[str, float], ...]:
+    """Other answers, of `Barn Owl 0.210, Dog 0.040`."""
+    return tuple((name, float(found)) for name, found in _ALTERNATIVE.findall(cell))
 
 
 def both_names(label: str) -> tuple[str, str]:

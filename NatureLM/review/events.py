@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.generation.labels import NOTHING
-from NatureLM.results.detections import Detection, HeardRecording, ResultFile
+from NatureLM.results.detections import (
+    Detection,
+    HeardRecording,
+    ResultFile,
+    moved_context,
+)
 from NatureLM.results.rows import (
     ErrorRow,
     OutputError,
@@ -325,7 +330,8 @@ class _Heard:
         }
         if not left:
             return None
-        start = max(min(start for start, _ in left), after or 0)
+        first = min(start for start, _ in left)
+        start = max(first, after or 0)
         notes = {note for note, _ in left.values()}
         note = next(iter(notes)) if len(notes) == 1 else ""
         questions = self._source.columns or self._source.questions
@@ -337,7 +343,7 @@ class _Heard:
             question=questions[0] if questions else "",
             note=note,
             windows=sum(windows for _, windows in left.values()),
-            context=self._contexts.get(start, {}),
+            context=moved_context(self._contexts[first], (start - first) / _MILLION),
         )
 
 

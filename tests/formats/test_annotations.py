@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from NatureLM.data.table import DataError
 from NatureLM.formats import read, recognised, write
-from NatureLM.formats.annotated import alternatives_of
 from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.rows import RunSettings, WindowRow, to_line, write_record
+from NatureLM.results.tables import alternatives_of
 from tests.result_files import error, window
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "formats"
@@ -129,6 +129,14 @@ def test_what_is_written_is_read(tmp_path: Path, name: str, rows: list[WindowRow
     expected = [expected_of(one, name) for one in sorted(found, key=lambda one: one.audio_path)]
     assert sorted(map(told, back)) == sorted(map(told, expected))
     shutil.rmtree(written.path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_answers_of_several_lines_are_read_again(tmp_path: Path, name: str) -> None:
+    row = window("/naturelm-none/A.wav", text="A wren,\nthen a dog\r\n")
+    target = tmp_path / (FILES[name].replace("answers", "table"))
+    write(name, answers(tmp_path, [row]), target)
+    assert [one.label for one in read(target)] == ["A wren, then a dog"]
 
 
 def told(one: Detection) -> tuple[Any, ...]:

@@ -170,6 +170,21 @@ def test_recordings_without_events_and_errors_stay(tmp_path: Path) -> None:
     assert [one.label for one in ResultFile(tmp_path / "events.jsonl")] == ["Owl"]
 
 
+def test_what_is_behind_an_event_of_overlapping_windows_has_its_time(tmp_path: Path) -> None:
+    rows = [
+        at(
+            start,
+            text,
+            context={"site": "Wood", "local_time": f"2024-05-10T05:30:{start:02}+02:00"},
+        )
+        for start, text in ((0, "Owl"), (5, "Owl"), (10, "None"))
+    ]
+    rest = made(tmp_path, rows)[-1]
+    assert isinstance(rest, WindowRow)
+    assert (rest.start, rest.end, rest.text) == (15.0, 20.0, "None")
+    assert rest.context == {"site": "Wood", "local_time": "2024-05-10T05:30:15+02:00"}
+
+
 def test_events_of_events_are_the_same(tmp_path: Path) -> None:
     rows = [at(0, sure=0.8), at(10, sure=0.6), at(30, sure=0.7), at(40, "None")]
     first = made(tmp_path, rows)
