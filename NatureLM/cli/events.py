@@ -12,6 +12,7 @@ import typer
 
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
+from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say, show
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def events(
     source = ResultFile(answers, columns=column)
     check_thresholds(options.min_confidence, source)
     _note_what_lies_between(source, gap)
+    if source.names_nothing:
+        raise UsageError(f"{answers}: there is nothing to join: {source.names_nothing}")
     counts = write_events(source, output_path, options)
     _show_events(counts)
     say_what_has_none(counts.unknown)

@@ -149,6 +149,8 @@ def write(name: str, answers: ResultFile, target: Path, per_recording: bool = Fa
     written = Written(kind, target)
     if kind.holds != "rows":
         written.unread = answers.failed
+        if answers.names_nothing:
+            written.says.append(f"No answer is a detection: {answers.names_nothing}")
     if kind.is_each and len(answers.recordings) > 1 and not (per_recording or is_special(target)):
         per_recording = True
         target = written.path = target.with_name(f"{target.name.removesuffix(kind.suffix)}-{name}")
@@ -157,7 +159,7 @@ def write(name: str, answers: ResultFile, target: Path, per_recording: bool = Fa
         written.lines, written.files = module.write(answers, target), 1
         written.left_out = answers.left_out if kind.holds == "detections" else Counter()
         if hasattr(module, "write_beside") and not is_special(target):
-            written.says = module.write_beside(answers, target)
+            written.says += module.write_beside(answers, target)
         return written
     if kind.is_one:
         raise UsageError(f"--per-recording: {name} tells of all recordings together")

@@ -6,11 +6,13 @@ The server knows recordings by their names alone.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from NatureLM.formats.annotated import ALIASES, detections
+from NatureLM.progress import printable
 from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.tables import number, one_line, share, without_formula, write_table
 
@@ -23,6 +25,18 @@ COLUMNS = (
 def write(answers: ResultFile, target: Path) -> int:
     """A line for each detection; how many. Raises OutputError."""
     return write_table(target, "utf-8", lambda file: _write_lines(answers, file))
+
+
+def write_beside(answers: ResultFile, target: Path) -> list[str]:
+    """Nothing; but names that several recordings have are said, as the server cannot tell them."""
+    names = Counter(Path(one.path).name for one in answers.recordings)
+    alike = [name for name, count in names.items() if count > 1]
+    if not alike:
+        return []
+    return [
+        f"Ecosounds knows recordings by their names, and {len(alike)} names are those of several "
+        f"recordings, such as {printable(alike[0])}: import them apart, with --per-recording"
+    ]
 
 
 def _write_lines(answers: ResultFile, file: TextIO) -> int:

@@ -31,6 +31,7 @@ from NatureLM.species import kind_of
 from NatureLM.util import did_you_mean
 
 MODEL_RATE = 16_000  # Hz
+_NAMING = ("choice", "yes_no")  # types of columns whose answers name something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,12 +318,30 @@ class ResultFile:
                     f"{self.path}: has no answers to {name!r}{hint}; there are "
                     f"{', '.join(map(repr, known))}"
                 )
+            kind = self.types.get(name, {}).get("type")
+            if kind in ("count", "number", "json"):
+                usable = map(repr, self._of_type(*_NAMING, "text"))
+                raise UsageError(
+                    f"{self.path}: the column {name!r} is of type {kind}, which names nothing; "
+                    f"those of type {', '.join(_NAMING)} or text are: {', '.join(usable) or 'none'}"
+                )
         if columns is not None:
             return tuple(columns)
-        if not self.is_survey:
-            return ()
-        kinds = {name: kind.get("type") for name, kind in self.types.items()}
-        return tuple(one for one in known if kinds.get(one, "choice") in ("choice", "yes_no"))
+        return self._of_type(*_NAMING) if self.is_survey else ()
+
+    def _of_type(self, *types: str) -> tuple[str, ...]:
+        """The columns of a questionnaire that are of these types; one that is lost is a choice."""
+        kinds = {name: self.types.get(name, {}).get("type", "choice") for name in self.questions}
+        return tuple(name for name, kind in kinds.items() if kind in types)
+
+    @property
+    def names_nothing(self) -> str:
+        """Why no answer of a survey can be a detection; "" where one can."""
+        if not self.is_survey or self.columns:
+            return ""
+        texts = ", ".join(map(repr, self._of_type("text")))
+        hint = f"; --column takes one of type text: {texts}" if texts else ""
+        return f"the questionnaire has no column of type {' or '.join(_NAMING)}{hint}"
 
     def _index(self) -> None:
         """Read the file once: where the rows of each recording are."""

@@ -307,7 +307,7 @@ def _nothing(answers: ResultFile, made: CutFolder, options: CutOptions) -> str:
     reasons = [f"{o.label}: {o.why(options.choice.per_species)}" for o in made.chosen]
     if not reasons:
         reasons = [f"{reason}: {count}" for reason, count in sorted(answers.left_out.items())]
-        reasons = reasons or ["no answer names anything"]
+        reasons = reasons or [answers.names_nothing or "no answer names anything"]
     return f"{answers.path}: there is no clip to cut:\n{bullets(reasons)}"
 
 

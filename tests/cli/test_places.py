@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("t.yml").write_text("run: {output_dir: PLACE}\n", encoding="utf-8")
     for module, name in (
         (options, "import_model"),
-        (dataset, "read_table"),
+        (dataset, "read_annotations"),
         (score, "score"),
         (score, "compare"),
         (formats, "write"),

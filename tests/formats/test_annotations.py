@@ -139,6 +139,13 @@ def test_answers_of_several_lines_are_read_again(tmp_path: Path, name: str) -> N
     assert [one.label for one in read(target)] == ["A wren, then a dog"]
 
 
+def test_names_that_ecosounds_cannot_tell_apart_are_said(tmp_path: Path) -> None:
+    found = answers(tmp_path, ROWS)
+    (said,) = write("ecosounds", found, tmp_path / "t.csv").says
+    assert "1 names are those of several recordings, such as A.wav" in said
+    assert not write("ecosounds", found, tmp_path / "each", per_recording=True).says
+
+
 def told(one: Detection) -> tuple[Any, ...]:
     names = (one.label, one.common_name, one.scientific_name, one.question)
     share = -1.0 if one.confidence is None else one.confidence

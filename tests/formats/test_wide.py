@@ -19,7 +19,7 @@ from NatureLM.errors import UsageError
 from NatureLM.formats import FORMATS, file_names, read, recognised, spreadsheet, write
 from NatureLM.formats.jsonl import write_jsonl
 from NatureLM.formats.spreadsheet import write_csv
-from NatureLM.results.detections import HeardRecording
+from NatureLM.results.detections import HeardRecording, ResultFile
 from NatureLM.results.rows import ErrorRow, Row, RunSettings, from_line, to_line, write_record
 from NatureLM.results.tables import without_formula
 
@@ -148,6 +148,21 @@ def test_a_survey_is_a_column_a_question(tmp_path: Path) -> None:
         "no sound",
         "",
     )
+
+
+def test_a_survey_that_names_nothing_says_so(tmp_path: Path) -> None:
+    columns = {"calls": {"type": "count"}, "heard": {"type": "text"}}
+    row = survey(0.0, {"calls": 2, "heard": "Wren"})
+    answers = result_file(tmp_path, row, settings={"columns": columns})
+    written = write("birdnet", answers, tmp_path / "t.csv")
+    assert (written.lines, written.says) == (0, [
+        "No answer is a detection: the questionnaire has no column of type choice or yes_no; "
+        "--column takes one of type text: 'heard'"
+    ])  # fmt: skip
+    (heard,) = ResultFile(answers.path, columns=["heard"])
+    assert (heard.label, heard.values) == ("Wren", {"calls": 2})
+    with pytest.raises(UsageError, match=r"'calls' is of type count, which .*: 'heard'"):
+        ResultFile(answers.path, columns=["calls"])
 
 
 @pytest.mark.parametrize("name", ["csv", "parquet"])
