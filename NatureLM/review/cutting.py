@@ -9,6 +9,7 @@ all, and `segments.csv` at the end; so a call that was stopped goes on when it i
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -184,8 +185,10 @@ def _write_clips(
                 continue
             with writing(clip):
                 clip.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(clip) as unfinished, open(unfinished, "wb") as file:
-                    soundfile.write(file, piece, rate, subtype=subtype, format="WAV")
+                made = io.BytesIO()  # of a full disk soundfile would print a trace of its own
+                soundfile.write(made, piece, rate, subtype=subtype, format="WAV")
+                with atomic_write(clip) as unfinished:
+                    unfinished.write_bytes(made.getbuffer())
             yield first / rate, (first + len(piece)) / rate
 
 
