@@ -194,7 +194,7 @@ def run(request: InferRequest, config: Config) -> int:
     }
     with WindowStore(request.output, overwrite=request.overwrite) as store:
         store.check(settings)
-        store.context_of = field.context_of
+        store.context_of, store.renews_context = field.context_of, field.has_tables
         many = [f"[{n}] {query}" for n, query in enumerate(asked.queries, start=1)]
         shown = RunProgress(
             len(recordings), shows_answers=not request.quiet, legend=many if many[1:] else ()

@@ -32,6 +32,7 @@ class FieldRecordings:
     claims: detections of a table that are asked about, by recording; None to ask about windows
     settings: what of all this changes the answers
     needs_context: whether a question has a place for what only the context says
+    has_tables: whether a table says when or where recordings were made
     """
 
     recordings: list[Path]
@@ -39,6 +40,7 @@ class FieldRecordings:
     claims: Mapping[Path, tuple[Detection, ...]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     needs_context: bool = False
+    has_tables: bool = False
 
     @classmethod
     def read(cls, request: Any, questions: Sequence[str]) -> FieldRecordings:
@@ -68,7 +70,7 @@ class FieldRecordings:
         )
         for note in clock.notes:
             logger.warning(note)
-        made = cls(recordings, clock, claims)
+        made = cls(recordings, clock, claims, has_tables=tables != (None, None))
         made.needs_context = any(map(asks_context, questions))
         if made.needs_context:  # the answers depend on what the tables say
             from NatureLM.util import digest
@@ -175,6 +177,11 @@ def note_what_was_there(resumed: Resumed, output: Path) -> None:
         )
     if resumed.retried:
         logger.warning("%s: %d recordings that had failed are tried again", output, resumed.retried)
+    if resumed.moved:
+        logger.warning(
+            "%s: rows of %d recordings have the times and places of the tables given now",
+            *(output, resumed.moved),
+        )
     for path in resumed.repaired:
         logger.warning("%s: has changed since it failed; all of it is asked anew", path)
 

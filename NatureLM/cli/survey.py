@@ -172,7 +172,7 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
         unit="windows",
     )
     with WindowStore(request.answers, overwrite=request.overwrite) as store:
-        store.context_of = field.context_of
+        store.context_of, store.renews_context = field.context_of, field.has_tables
         with stop_message(lambda: _goodbye(store.answers, request.answers)):
             unparsed = _ask(request, config, questionnaire, asked, field, store, shown)
         shown.summary(store.answers, request.answers)

@@ -95,7 +95,7 @@ class TrialStore(ResultStore[TrialRow]):
             unasked.discard(trial.id)
         if unasked:
             raise self._unasked_refusal(settings, len(unasked))
-        self._start(settings, _is_answer if self._has_errors else None)
+        self._start(settings, _answers_only if self._has_errors else None)
 
     def is_done(self, trial: Trial) -> bool:
         """Whether the file has an answer to the trial."""
@@ -196,8 +196,8 @@ def _digests(trial: Trial) -> list[str | None]:
     return found if any(digest is not None for digest in found) else []
 
 
-def _is_answer(line: bytes, number: int) -> bool:
-    return b'"error"' not in line or "error" not in json.loads(line)
+def _answers_only(line: bytes, number: int) -> bytes | None:
+    return line if b'"error"' not in line or "error" not in json.loads(line) else None
 
 
 def _parsed(line: bytes, name: str, number: int) -> dict[str, Any]:

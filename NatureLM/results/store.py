@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -39,7 +40,7 @@ from NatureLM.results.rows import (
     to_line,
     write_record,
 )
-from NatureLM.util import atomic_write, parse_json
+from NatureLM.util import atomic_write, digest, parse_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -149,10 +150,10 @@ class JsonlAppender:
             raise NatureLMError(f"{self.path}: cannot be written: {error.strerror}") from None
         self.size = size
 
-    def keep_lines(self, is_kept: Callable[[bytes, int], bool]) -> None:
-        """Put a file with only some of the lines in the place of this one.
+    def keep_lines(self, kept: Callable[[bytes, int], bytes | None]) -> None:
+        """Put a file with only some of the lines, or with changed ones, in the place of this one.
 
-        is_kept: takes a line and its number, from 1 on
+        kept: takes a line and its number, from 1 on; gives the line that stays, or None for none
         """
         try:
             with (
@@ -160,7 +161,8 @@ class JsonlAppender:
                 open(self.real, "rb") as old,
                 open(unfinished, "wb") as new,
             ):
-                new.writelines(line for n, line in enumerate(old, start=1) if is_kept(line, n))
+                lines = (kept(line, number) for number, line in enumerate(old, start=1))
+                new.writelines(line for line in lines if line is not None)
                 new.flush()
                 os.fsync(new.fileno())
                 shutil.copymode(self.real, unfinished)
@@ -331,13 +333,13 @@ class ResultStore(ABC, Generic[RowT]):
             )
 
     def _start(
-        self, settings: RunSettings, is_kept: Callable[[bytes, int], bool] | None = None
+        self, settings: RunSettings, kept: Callable[[bytes, int], bytes | None] | None = None
     ) -> None:
-        """Cut a torn line off, take out lines that are not kept, and write the settings."""
+        """Cut a torn line off, take out or change lines (`keep_lines`), and write the settings."""
         if self._is_torn:
             self._file.truncate(self._file.size)
-        if is_kept is not None:
-            self._file.keep_lines(is_kept)
+        if kept is not None:
+            self._file.keep_lines(kept)
         write_record(self._file.real, settings)
         self._settings = settings
 
@@ -350,12 +352,14 @@ class Resumed:
     retried: recordings with an error row, which are tried again
     repaired: those of them that have changed since and are asked anew from their beginning
     cut_off: whether a torn last line was taken off
+    moved: how many recordings have another time or place now, as `context_of` says
     """
 
     answers: int = 0
     retried: int = 0
     repaired: tuple[str, ...] = ()
     cut_off: bool = False
+    moved: int = 0
 
 
 class WindowStore(ResultStore[Row]):
@@ -376,6 +380,8 @@ class WindowStore(ResultStore[Row]):
 
     context_of: Callable[[str, float], Mapping[str, Any] | None] = staticmethod(lambda *_: None)
     """When and where a window was recorded, by its recording and its start in seconds."""
+    renews_context = False
+    """Whether rows that are there get the times and places that `context_of` gives now."""
 
     def _forget(self) -> None:
         super()._forget()
@@ -385,6 +391,7 @@ class WindowStore(ResultStore[Row]):
         self._failed: set[str] = set()
         self._answered: set[str] = set()
         self._recordings = KnownRecordings(self.path)
+        self._contexts: dict[str, tuple[float, bytes]] = {}  # of the first row of a recording
         self._identities: dict[str, Identity] = {}
 
     def check(self, values: Mapping[str, Any]) -> None:
@@ -422,17 +429,35 @@ class WindowStore(ResultStore[Row]):
         if changed - retried:
             raise self._changed_refusal(asked, found, changed - retried)
 
-        def is_kept(line: bytes, number: int) -> bool:
+        moved = self._moved(asked) if self.renews_context else set()
+
+        def kept(line: bytes, number: int) -> bytes | None:
             row = self._parse(line, number)
             key = self._key_of(row)
-            return key not in changed and not (isinstance(row, ErrorRow) and key in retried)
+            if key in changed or (isinstance(row, ErrorRow) and key in retried):
+                return None
+            if key not in moved or isinstance(row, ErrorRow):
+                return line
+            return to_line(replace(row, context=self.context_of(asked[key], row.start)))
 
         settings = replace(settings, folder=known.folder_of_names)
-        self._start(settings, is_kept if retried else None)
+        self._start(settings, kept if retried or moved else None)
         if changed:
             self._done = {key for key in self._done if key[0] not in changed}
         repaired = tuple(sorted(asked[key] for key in changed))
-        return Resumed(len(self._done), len(retried), repaired, self._is_torn)
+        return Resumed(len(self._done), len(retried), repaired, self._is_torn, len(moved))
+
+    def _moved(self, asked: Mapping[str, str]) -> set[str]:
+        """The recordings of whose rows `context_of` says something else now.
+
+        asked: paths of recordings by their keys
+        """
+        then = ((key, *one) for key, one in self._contexts.items() if key in asked)
+        return {
+            key
+            for key, start, context in then
+            if context != _fingerprint(self.context_of(asked[key], start))
+        }
 
     def is_done(self, audio_path: str | Path, start: float, query: str, claim: str = "") -> bool:
         """Whether the file has an answer to the query about the window that starts there.
@@ -552,6 +577,8 @@ class WindowStore(ResultStore[Row]):
             self._done.add((key, round(row.start * 1_000_000), question))
             self._queries.add(row.query)
             self._answered.add(key)
+            if key not in self._contexts:
+                self._contexts[key] = (row.start, _fingerprint(row.context))
 
     def _differences(self, now: Mapping[str, Any], *, all_of: bool = False) -> list[str]:
         """What differs from the settings of the rows, or as far as the rows themselves show it.
@@ -594,6 +621,11 @@ class WindowStore(ResultStore[Row]):
             sorted(asked[key] for key in changed),
             advice,
         )
+
+
+def _fingerprint(context: Mapping[str, Any] | None) -> bytes:
+    """Of a time and place, in few bytes."""
+    return digest(json.dumps(context or {}, sort_keys=True).encode(), size=8)
 
 
 def _question(query: str, claim: str) -> str:

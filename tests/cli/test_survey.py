@@ -71,6 +71,16 @@ def test_a_card_becomes_a_table(card: Path) -> None:
     assert raven.exit_code == 0, raven.output
     selections = Path("survey/survey.selections.txt").read_text().splitlines()
     assert "Canis familiaris" in selections[1]
+    # A table that was wrong is corrected: the same command puts the rows right, and asks nothing.
+    Path("places.csv").write_text(PLACES.replace("Pond,25", "Mill pond,25"), encoding="utf-8")
+    again = survey("questions.yml", "card", "--deployments", "places.csv")
+    assert "rows of 2 recordings have the times and places" in " ".join(again.stderr.split())
+    moved = rows("survey/survey.jsonl")[:2]
+    assert [row["context"]["site"] for row in moved] == ["Mill pond"] * 2
+    assert [row["answers"] for row in moved] == [dog["answers"], cat["answers"]]
+    without = survey("questions.yml", "card")
+    assert "have the times and places" not in without.stderr
+    assert rows("survey/survey.jsonl")[0]["context"]["site"] == "Mill pond"
 
 
 def test_a_second_run_adds_nothing(card: Path) -> None:
