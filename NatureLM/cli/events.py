@@ -31,7 +31,7 @@ _COLUMN = of.option(
     "A question, or a column of a questionnaire. May be given several times.",
     _WHICH,
     metavar="NAME",
-    show_default="all; of a questionnaire those of type choice and yes_no",
+    show_default="all; of a questionnaire those that name species, if any do",
 )
 _MIN_CONFIDENCE = of.option(
     "0.0",

@@ -36,7 +36,7 @@ def export(
         None,
         "--column",
         metavar="QUESTION",
-        show_default="all; of a questionnaire those of type choice and yes_no",
+        show_default="all; of a questionnaire those that name species, if any do",
     ),
 ) -> None:
     """Turn answers into a table that another program opens.

@@ -204,7 +204,10 @@ def run(request: InferRequest, config: Config) -> int:
             say(f"Model: {model}{hint if model == EMBEDDED else ''}")
             pipeline = load_pipeline(request, config, asked)
             settings.update(pipeline.settings(asked))
-            resumed = store.begin(RunSettings(settings, revisions=pipeline.revisions), recordings)
+            names = scientific_names(request)
+            resumed = store.begin(
+                RunSettings(settings, names, revisions=pipeline.revisions), recordings
+            )
             note_what_was_there(resumed, request.output)
             expected = count_windows(field, asked) * len(asked.queries)
             with shown.working(expected - resumed.answers):
@@ -352,6 +355,16 @@ def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], l
             f"{_LIST_PLACE} into --query where it goes, or leave --query out"
         )
     return mode, (), asked
+
+
+def scientific_names(request: InferRequest) -> dict[str, Any]:
+    """From common to scientific name, where the species list has both: tables hold them."""
+    from NatureLM.species import presets, read_species_list
+
+    if request.species_list is None:
+        return {}
+    found = read_species_list(request.species_list, presets=presets()).scientific
+    return {"scientific_names": dict(found)} if found else {}
 
 
 def _species(given: str, prefer: Any, model: str) -> tuple[tuple[str, ...], Any]:

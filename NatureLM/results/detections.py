@@ -112,7 +112,8 @@ class ResultFile:
     path: of the answers
     sounds: where recordings lie whose names in the rows are not their paths, by these names
     columns: the questions (columns of a questionnaire, or queries) whose answers are detections;
-        None: of a questionnaire those of type `choice` and `yes_no`, else all
+        None: of a questionnaire those that name species, or, where none does, those of type
+        `choice` and `yes_no`; else all
     only: keys of the recordings that are read; None for all
 
     Iterating gives detections: answers that name something, recording by recording. Answers `None`
@@ -251,6 +252,8 @@ class ResultFile:
         more: dict[str, Any] = {}
         if isinstance(row, SurveyRow):
             values = {name: value for name, value in row.answers.items() if name != question}
+            others = (row.others or {}).get(question) or ()
+            more = {"alternatives": tuple((str(label), float(share)) for label, share in others)}
         else:
             more = {
                 "alternatives": row.alternatives,
@@ -327,7 +330,8 @@ class ResultFile:
                 )
         if columns is not None:
             return tuple(columns)
-        return self._of_type(*_NAMING) if self.is_survey else ()
+        species = tuple(one for one in known if self.types.get(one, {}).get("species"))
+        return species or (self._of_type(*_NAMING) if self.is_survey else ())
 
     def _of_type(self, *types: str) -> tuple[str, ...]:
         """The columns of a questionnaire that are of these types; one that is lost is a choice."""

@@ -104,6 +104,7 @@ class SurveyRow(StoredRow):
         column that was not asked is not there
     confidences: of columns that are scored
     said: answers that could not be parsed, as they were said
+    others: the next likely labels with their probabilities, best first, of columns that are scored
     The other fields are those of a `WindowRow`.
     """
 
@@ -114,6 +115,7 @@ class SurveyRow(StoredRow):
     merging_alpha: float
     confidences: Mapping[str, Any] | None = None
     said: Mapping[str, Any] | None = None
+    others: Mapping[str, Any] | None = None
     note: str = ""
     model: str
     run: str
@@ -158,7 +160,7 @@ def value_text(value: Any) -> str:
 
 _OPTIONAL = (
     *("confidence", "alternatives", "note", "audio_digest", "audio_folder"),
-    *("context", "claim", "windows", "mean_confidence", "confidences", "said"),
+    *("context", "claim", "windows", "mean_confidence", "confidences", "said", "others"),
 )
 """Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
 

@@ -51,6 +51,7 @@ class Column:
     question: with the labels filled in, and `placeholders` still to be filled
     placeholders: what each window fills, see `OF_WINDOW`
     labels: what may be answered: of a choice without `None`, of yes_no `YES` and `NO`, else none
+    is_species: whether answers name species
     scientific_names: from common to scientific name, where the list has both
     synonyms: from other names that are understood in answers to labels
     min_confidence: a number, or thresholds for each species (see `results.thresholds.least`)
@@ -65,6 +66,7 @@ class Column:
     mode: ColumnMode
     labels: tuple[str, ...] = ()
     several: bool = False
+    is_species: bool = False
     top_k: int = 3
     min_confidence: float | MinConfidence = 0.0
     merging_alpha: float | None = None
@@ -100,6 +102,8 @@ class Column:
         values: dict[str, Any] = {"type": self.type, "question": self.question, "mode": self.mode}
         if self.labels:
             values["labels"] = list(self.labels)
+        if self.is_species:
+            values["species"] = True
         for name in ("several", "min_confidence", "max_new_tokens", "unit"):
             if getattr(self, name):
                 values[name] = getattr(self, name)
@@ -239,6 +243,11 @@ class _Builder:
             mode,
             labels=labels,
             several=given.several,
+            is_species=(
+                given.species_list is not None or given.type == "names"
+                if given.species is None
+                else given.species
+            ),
             top_k=given.top_k,
             min_confidence=self._min_confidence(name, given, mode),
             merging_alpha=alpha,

@@ -54,6 +54,7 @@ class _Asked:
     values: dict[str, Any] = field(default_factory=dict)
     confidences: dict[str, float | None] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
+    others: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -74,6 +75,10 @@ class _Asked:
                 if (one := self.confidences.get(name)) is not None
             },
             said=dict(self.said),
+            others={
+                name: [(label, round(share, 6)) for label, share in ranked]
+                for name, ranked in self.others.items()
+            },
             merging_alpha=merging_alpha,
             note=window.note,
             claim=None if claim is None else {**claim, "agrees": self._agreement(claim, columns)},
@@ -326,7 +331,10 @@ class Survey:
         if answer.scores is not None:
             calibration = self._calibration(self.alpha(column))
             temperature = 1.0 if calibration is None else calibration.temperature
-            text, confidence = answer.scores.at_temperature(temperature).ranked(1)[0]
+            scores = answer.scores.at_temperature(temperature)
+            (text, confidence), *others = scores.ranked(column.top_k)
+            if others and column.type != "yes_no":
+                one.others[column.name] = others
         elif answer.log_probability is not None and column.is_scored:
             confidence = math.exp(answer.log_probability)
         name = column.name

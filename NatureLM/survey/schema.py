@@ -61,6 +61,10 @@ class ColumnFile(Section):
     )
     """For `score` and `constrained` of `choice` and `yes_no`: below it there is no answer. A file
     has thresholds for each species (`naturelm calibrate`), so it is for `choice`."""
+    species: bool | None = None
+    """Whether the answers name species, which events, clips, reports and tables of other programs
+    are about. Null: if it has a `species_list` or is of type `names`. Where no column names any,
+    those of type `choice` and `yes_no` count."""
     top_k: int = Field(default=3, ge=1, le=1_000_000)
     """For `score`: how many labels are named with their probabilities, the answer included."""
     unit: Text | None = None
@@ -152,9 +156,11 @@ _OF_ANY = ("question", "type", "merging_alpha", "ask_if", "max_new_tokens")
 _OF_TYPE: dict[str, tuple[str, ...]] = {
     "choice": (
         *("labels", "species_list", "names", "synonyms"),
-        *("several", "mode", "min_confidence", "top_k"),
+        *("several", "mode", "min_confidence", "top_k", "species"),
     ),
     "yes_no": ("mode", "min_confidence"),
+    "text": ("species",),
+    "names": ("species",),
     "number": ("unit",),
     "json": ("schema", "mode"),
 }
