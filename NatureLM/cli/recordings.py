@@ -75,9 +75,10 @@ class FieldRecordings:
         if made.needs_context:  # the answers depend on what the tables say
             from NatureLM.util import digest
 
-            made.settings["context"] = [
-                None if one is None else digest(one.read_bytes(), size=8).hex() for one in tables
-            ]
+            made.settings["context"] = {
+                name: None if one is None else digest(one.read_bytes(), size=8).hex()
+                for name, one in zip(("deployments", "file_times"), tables, strict=True)
+            }
         return made
 
     def claims_of(self, recording: Path) -> tuple[Detection, ...] | None:

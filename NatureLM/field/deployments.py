@@ -6,6 +6,7 @@ Camtrap DP. A recording that two rows fit has no place: that is said, and nothin
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import unicodedata
@@ -307,7 +308,9 @@ def _deployment(line: Line) -> Deployment:
     cells = line.cells
     if (latitude is None) != (longitude is None):
         there, absent = ("latitude", "longitude")[:: 1 if longitude is None else -1]
-        raise line.wrong(there, f"is given, and no {absent}; give both or none")
+        near = difflib.get_close_matches(absent, line.others, n=1)
+        advice = f"rename the column {near[0]!r}" if near else "give both or none"
+        raise line.wrong(there, f"is given, and no {absent}; {advice}")
     if not any(cells.get(column) for column in ("site", "recorder", "folder", "latitude")):
         raise DataError(
             f"{line.path}, line {line.number}: names no place; a table of deployments has columns "

@@ -117,6 +117,7 @@ def test_a_bad_cell_is_refused_by_name(
     ("text", "message"),
     [
         ("site,lat\nPond,51\n", "line 2: lat is given, and no longitude; give both or none"),
+        ("site,latitud,longitude\nPond,51,1\n", "and no latitude; rename the column 'latitud'"),
         ("habitat\nreeds\n", "line 2: names no place"),
         (
             "site,from,to\nPond,2024-05-02,2024-05-01\n",
