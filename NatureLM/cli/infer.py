@@ -18,6 +18,7 @@ from NatureLM.cli.recordings import (
     checked_formats,
     count_windows,
     note_what_was_there,
+    output_of_shard,
     write_tables_at_the_end,
 )
 from NatureLM.errors import UsageError
@@ -79,6 +80,8 @@ class InferRequest(of.ExperimentOptions):
     channel: str = of.CHANNEL
     time_expansion: float = of.TIME_EXPANSION
     ask_silence: bool = of.ASK_SILENCE
+    manifest: Path | None = of.MANIFEST
+    shard: str | None = of.SHARD
     from_table: Path | None = of.FROM_TABLE
     deployments: Path | None = of.DEPLOYMENTS
     file_times: Path | None = of.FILE_TIMES
@@ -129,7 +132,8 @@ class InferRequest(of.ExperimentOptions):
     @property
     def output(self) -> Path:
         """The file for the answers."""
-        return self.output_path or Path("inference_output.jsonl")
+        output = self.output_path or Path("inference_output.jsonl")
+        return output_of_shard(output, self.shard)
 
     def in_vain(self) -> list[str]:
         """The options that were given and mean nothing in an experiment."""
@@ -188,6 +192,8 @@ def run(request: InferRequest, config: Config) -> int:
     formats = checked_formats(request.format_name or (), request.output)
     field = FieldRecordings.read(request, asked.queries)
     recordings = field.recordings
+    if not recordings:
+        return 0
     settings = {
         **asked.settings(model=model, adapter=request.adapter, generate=config.generate),
         **field.settings,
@@ -204,9 +210,9 @@ def run(request: InferRequest, config: Config) -> int:
             say(f"Model: {model}{hint if model == EMBEDDED else ''}")
             pipeline = load_pipeline(request, config, asked)
             settings.update(pipeline.settings(asked))
-            names = scientific_names(request)
+            about = {**scientific_names(request), **field.listed.asked}
             resumed = store.begin(
-                RunSettings(settings, names, revisions=pipeline.revisions), recordings
+                RunSettings(settings, about, revisions=pipeline.revisions), recordings
             )
             note_what_was_there(resumed, request.output)
             expected = count_windows(field, asked) * len(asked.queries)
@@ -279,8 +285,7 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
     from NatureLM.merging.recipe import extrapolation_note
     from NatureLM.util import check_range
 
-    if not request.audio_paths and request.from_table is None:
-        raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
+    of.check_named(request)
     mode, labels, queries = _answers(request, model)
     if not queries:
         raise UsageError('nothing to ask: give a question, such as --query "Caption the audio"')

@@ -57,6 +57,7 @@ NATURELM_COMMANDS = {
     "serve": Command("serve:serve", "Answer requests over HTTP as OpenAI does.", "{}"),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
+    "manifest": Command("archive:manifest", "List recordings with what their headers say."),
     "events": Command("events:events", "Join neighbouring windows with the same answer."),
     "segments": Command("events:segments", "Cut clips of answers for review."),
     "review": Command("review:review", "Listen to clips and say which answers are right.", "{}"),

@@ -179,6 +179,25 @@ MIN_CONFIDENCE = option(
 )
 
 
+# Options of archives
+
+ARCHIVE = "Archives"
+MANIFEST = option(
+    None,
+    "List of recordings, beside those that are named: what `naturelm manifest` made, a table with "
+    "a column path, or a text with a path on each line.",
+    ARCHIVE,
+    metavar="LIST.csv|LIST.parquet|LIST.txt",
+)
+SHARD = option(
+    None,
+    "Only this part of the recordings, such as 1/4, the first of four; by the hashes of their "
+    "paths. The output gets `.shard-1-of-4` into its name; `naturelm merge-runs` joins them.",
+    ARCHIVE,
+    metavar="I/N",
+)
+
+
 # Options of field work
 
 FIELD = "Times, places and tables"
@@ -222,6 +241,15 @@ FORMATS = option(
     metavar=format_names,
     show_default="none; of a survey csv",
 )
+
+
+def check_named(request: Any) -> None:
+    """Raise UsageError where a request names no recordings."""
+    if not request.audio_paths and request.manifest is None and request.from_table is None:
+        raise UsageError(
+            "nothing to listen to: name a recording or a folder with --audio-path, or a list with "
+            "--manifest"
+        )
 
 
 def check_device(device: str, dtype: str) -> None:

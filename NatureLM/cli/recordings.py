@@ -4,6 +4,7 @@ table of another program says about them."""
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,70 @@ if TYPE_CHECKING:
     from NatureLM.field.context import FieldClock
     from NatureLM.inference.windows import AskOptions, RecordingWindow
     from NatureLM.results.detections import Detection
+    from NatureLM.results.shards import Shard
     from NatureLM.results.store import Resumed
 
 logger = logging.getLogger(__name__)
 _NAMED = 3  # recordings that a summary names
+
+
+@dataclass
+class Listed:
+    """The recordings that --audio-path, --manifest and --shard name, each once.
+
+    seconds: lengths of those whose manifest gives them
+    shards: how many recordings each shard has, of all that were named; empty without --shard
+    shard: the one that these are of
+    """
+
+    recordings: list[Path]
+    seconds: Mapping[Path, float] = field(default_factory=dict)
+    shards: Sequence[int] = ()
+    shard: Shard | None = None
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], manifest: Path | None, shard: str | None) -> Listed:
+        """Raises UsageError for recordings that are not there, and a manifest that is none."""
+        from NatureLM.audio import find_recordings
+        from NatureLM.results.manifest import read_listed
+
+        recordings, seconds = ([], {}) if manifest is None else read_listed(manifest)
+        if paths or manifest is None:
+            known = set(map(os.path.realpath, recordings))
+            found = find_recordings(paths)
+            recordings += [one for one in found if os.path.realpath(one) not in known]
+        folders = [*paths, *([] if manifest is None else [manifest.parent])]
+        return cls(recordings, seconds).part(shard, folders)
+
+    def part(self, shard: str | None, folders: Sequence[Path]) -> Listed:
+        """The recordings of a shard; all of them where none is named.
+
+        folders: from which the names count that decide the shards
+        """
+        from NatureLM.audio.files import as_on_disk
+        from NatureLM.results.shards import Shard, name_below, shard_of
+
+        if shard is None:
+            return self
+        asked = Shard.parse(shard)
+        bases = [os.path.abspath(as_on_disk(one)) for one in folders]
+        counts, kept = [0] * asked.of, []
+        for one in self.recordings:
+            number = shard_of(name_below(one, bases), asked.of)
+            counts[number - 1] += 1
+            if number == asked.number:
+                kept.append(one)
+        seconds = {one: self.seconds[one] for one in kept if one in self.seconds}
+        if not kept:
+            say(f"Shard {asked} holds none of the {len(self.recordings)} recordings")
+        return Listed(kept, seconds, counts, asked)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the record of the answers says of it."""
+        if self.shard is None:
+            return {}
+        return {"shard": str(self.shard), "recordings_of_shards": list(self.shards)}
 
 
 @dataclass
@@ -33,6 +94,7 @@ class FieldRecordings:
     settings: what of all this changes the answers
     needs_context: whether a question has a place for what only the context says
     has_tables: whether a table says when or where recordings were made
+    listed: how they were named
     """
 
     recordings: list[Path]
@@ -41,36 +103,38 @@ class FieldRecordings:
     settings: dict[str, Any] = field(default_factory=dict)
     needs_context: bool = False
     has_tables: bool = False
+    listed: Listed = field(default_factory=lambda: Listed([]))
 
     @classmethod
     def read(cls, request: Any, questions: Sequence[str]) -> FieldRecordings:
-        """What the options --audio-path, --from, --deployments and --file-times say.
+        """What --audio-path, --manifest, --shard, --from, --deployments and --file-times say.
 
         Raises UsageError for recordings that are not there, and for tables that cannot be read.
         """
-        from NatureLM.audio import find_recordings
-        from NatureLM.field.context import FieldClock, asks_context
-        from NatureLM.field.deployments import read_deployments
-        from NatureLM.field.times import FileTimes
+        from NatureLM.field.context import asks_context
         from NatureLM.inference.claims import LABEL_PLACE
 
         claims = None
         if request.from_table is not None:
-            claims = _claims(request.from_table, request.audio_paths)
+            named = list(request.audio_paths)
+            if request.manifest is not None:
+                named += Listed.read((), request.manifest, None).recordings
+            claims = _claims(request.from_table, named)
         elif any(LABEL_PLACE in question for question in questions):
             raise UsageError(
                 f"{LABEL_PLACE} in a question is what a table of detections says: give it with "
                 "--from"
             )
-        recordings = find_recordings(request.audio_paths) if claims is None else list(claims)
+        if claims is None:
+            listed = Listed.read(request.audio_paths, request.manifest, request.shard)
+        else:
+            folder = [] if request.manifest is None else [request.manifest.parent]
+            listed = Listed(list(claims)).part(request.shard, [*request.audio_paths, *folder])
+            claims = {one: claims[one] for one in listed.recordings}
         tables = (request.deployments, request.file_times)
-        clock = FieldClock(
-            None if tables[0] is None else read_deployments(tables[0]),
-            None if tables[1] is None else FileTimes(tables[1], recordings),
-        )
-        for note in clock.notes:
-            logger.warning(note)
-        made = cls(recordings, clock, claims, has_tables=tables != (None, None))
+        clock = field_clock(*tables, listed.recordings)
+        has_tables = tables != (None, None)
+        made = cls(listed.recordings, clock, claims, has_tables=has_tables, listed=listed)
         made.needs_context = any(map(asks_context, questions))
         if made.needs_context:  # the answers depend on what the tables say
             from NatureLM.util import digest
@@ -122,6 +186,30 @@ class FieldRecordings:
                 say(f"Note: and {len(counter) - _NAMED} more of such notes; rows hold them")
 
 
+def field_clock(
+    deployments: Path | None, file_times: Path | None, recordings: Sequence[Path]
+) -> FieldClock:
+    """Where and when recordings were made, by the tables of --deployments and --file-times."""
+    from NatureLM.field.context import FieldClock
+    from NatureLM.field.deployments import read_deployments
+    from NatureLM.field.times import FileTimes
+
+    clock = FieldClock(
+        None if deployments is None else read_deployments(deployments),
+        None if file_times is None else FileTimes(file_times, recordings),
+    )
+    for note in clock.notes:
+        logger.warning(note)
+    return clock
+
+
+def output_of_shard(output: Path, shard: str | None) -> Path:
+    """The file that a shard writes: one of its own, beside those of the others."""
+    from NatureLM.results.shards import Shard
+
+    return output if shard is None else Shard.parse(shard).file(output)
+
+
 def _claims(table: Path, audio_paths: Sequence[Path]) -> dict[Path, tuple[Detection, ...]]:
     """The detections of a table by recording, in the order of their times."""
     from NatureLM.formats import read
@@ -144,7 +232,7 @@ def _claims(table: Path, audio_paths: Sequence[Path]) -> dict[Path, tuple[Detect
 
 
 def count_windows(asked_about: FieldRecordings, asked: AskOptions) -> int:
-    """How many windows there will be, by the headers of the recordings; bad ones count none."""
+    """How many windows there will be, by a manifest or headers; bad recordings count none."""
     from NatureLM.audio import AudioError
     from NatureLM.audio import windows as audio_windows
     from NatureLM.audio.decode import probe
@@ -155,7 +243,9 @@ def count_windows(asked_about: FieldRecordings, asked: AskOptions) -> int:
     total = 0
     for path in asked_about.recordings:
         try:
-            total += audio_windows.count_windows(probe(path).duration, *cut)
+            seconds = asked_about.listed.seconds.get(path)
+            seconds = probe(path).duration if seconds is None else seconds
+            total += audio_windows.count_windows(seconds, *cut)
         except AudioError:
             continue
     return total

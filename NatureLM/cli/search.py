@@ -28,7 +28,9 @@ _OUTPUT = "Output"
 class EmbedRequest:
     """The options of `naturelm embed`."""
 
-    recordings: list[Path] = of.argument(..., "Recordings, or folders with recordings.")
+    recordings: list[Path] | None = of.argument(None, "Recordings, or folders with recordings.")
+    manifest: Path | None = of.MANIFEST
+    shard: str | None = of.SHARD
     output_path: Path = of.option(
         Path("embeddings.npz"),
         "The index. One that exists is added to. Parquet needs pyarrow.",
@@ -82,14 +84,14 @@ def embed(request: EmbedRequest) -> None:
     A run that was stopped, however it was, goes on where it stopped when the same command is given
     again.
     """
-    from NatureLM.audio import find_recordings
     from NatureLM.audio.windows import WindowPlan, parse_channel
+    from NatureLM.cli.recordings import Listed, output_of_shard
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
     from NatureLM.util import check_place, check_range
 
     # What cannot work is refused before the model is loaded.
-    output = request.output_path
+    output = output_of_shard(request.output_path, request.shard)
     writer_of(output)
     check_place(output, "--output-path")
     cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
@@ -97,7 +99,9 @@ def embed(request: EmbedRequest) -> None:
     parse_channel(request.channel)
     check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
     of.check_device(request.device, request.dtype)
-    files = find_recordings(request.recordings)
+    files = Listed.read(request.recordings or (), request.manifest, request.shard).recordings
+    if not files:
+        return
     say(f"Model: {request.model}")
     embedder = load_embedder(
         request.model,

@@ -18,9 +18,9 @@ from NatureLM.cli.recordings import (
     checked_formats,
     count_windows,
     note_what_was_there,
+    output_of_shard,
     write_tables_at_the_end,
 )
-from NatureLM.errors import UsageError
 from NatureLM.progress import say
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class SurveyRequest(of.ModelOptions):
         _INPUT,
         *("--audio-path", "--audio", "-a"),
     )
+    manifest: Path | None = of.MANIFEST
+    shard: str | None = of.SHARD
     from_table: Path | None = of.FROM_TABLE
     model: str | None = of.OPTIONAL_MODEL_NAME
     revision: str | None = of.REVISION
@@ -135,7 +137,7 @@ class SurveyRequest(of.ModelOptions):
     @property
     def answers(self) -> Path:
         """The file for the answers."""
-        return self.output_path / ANSWERS
+        return output_of_shard(self.output_path / ANSWERS, self.shard)
 
 
 def survey(request: SurveyRequest) -> None:
@@ -165,6 +167,8 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
     formats = checked_formats(request.format_name or ["csv"], request.answers)
     asked = ask_options(request, questionnaire, config)
     field = FieldRecordings.read(request, [one.question for one in questionnaire.columns])
+    if not field.recordings:
+        return 0
     shown = RunProgress(
         len(field.recordings),
         shows_answers=not request.quiet,
@@ -213,10 +217,9 @@ def _ask(
         say(f"Its values of α are meant for {questionnaire.weights}")
     survey = load_survey(request, config, questionnaire, asked, field)
     settings |= survey.settings()
-    names = {"scientific_names": questionnaire.scientific_names}
-    made_with = RunSettings(
-        settings, names if names["scientific_names"] else {}, revisions=survey.revisions
-    )
+    latin = questionnaire.scientific_names
+    names = {"scientific_names": latin} if latin else {}
+    made_with = RunSettings(settings, {**names, **field.listed.asked}, revisions=survey.revisions)
     resumed = store.begin(made_with, field.recordings)
     note_what_was_there(resumed, request.answers)
     recordings = [
@@ -265,8 +268,7 @@ def ask_options(request: SurveyRequest, questionnaire: Questionnaire, config: Co
     from NatureLM.inference.windows import AskOptions
     from NatureLM.util import check_range
 
-    if not request.audio_paths and request.from_table is None:
-        raise UsageError("nothing to listen to: name a recording or a folder with --audio-path")
+    of.check_named(request)
     if request.batch_size is not None:
         check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
     of.check_device(request.device, request.dtype)

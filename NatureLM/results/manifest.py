@@ -1,0 +1,427 @@
+"""Manifests: lists of recordings with what their headers say, made once for all who ask about them.
+
+A manifest is a table (.csv, .parquet) with the `COLUMNS`, of which only `path` is needed, or a text
+with a path on each line. Relative paths count from the folder of the manifest. `make_manifest`
+keeps what it has found in `<manifest>.parts.jsonl` until the manifest is whole, and measures no
+recording again whose size and time of change are as before.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from NatureLM.audio import AudioError
+from NatureLM.audio.decode import probe
+from NatureLM.audio.files import as_on_disk
+from NatureLM.data.table import CLIP_ALIASES, DataError, decoded, fold, read_bytes, read_table
+from NatureLM.errors import UsageError
+from NatureLM.results.recordings import identity
+from NatureLM.results.rows import OutputError, json_line, read_lines
+from NatureLM.results.store import JsonlAppender
+from NatureLM.results.tables import (
+    CSV_ENCODING,
+    number,
+    one_line,
+    with_formula,
+    without_formula,
+    write_table,
+)
+from NatureLM.util import atomic_write, library, parse_json, shown
+
+if TYPE_CHECKING:
+    from NatureLM.field.context import FieldClock
+
+SUFFIXES = (".csv", ".parquet", ".txt")
+_ALIASES = {"path": CLIP_ALIASES["path"], "seconds": ("seconds", "duration", "length")}
+_AT_A_TIME = 1024
+_NO_PYARROW = "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'"
+
+
+class Entry(NamedTuple):
+    """A recording of a manifest; None and "" are not known.
+
+    path: counts from the folder of the manifest; one that lies elsewhere is a full path
+    size: in bytes
+    modified: when the file was last changed (UTC, ISO 8601)
+    seconds: its length
+    local_time, utc_time, clock_source: when it began, and what says so (`field.context`)
+    error: why it could not be read
+    """
+
+    path: str
+    size: int | None = None
+    modified: str = ""
+    seconds: float | None = None
+    sample_rate: float | None = None
+    channels: int | None = None
+    local_time: str = ""
+    utc_time: str = ""
+    clock_source: str = ""
+    site: str = ""
+    error: str = ""
+
+
+COLUMNS = Entry._fields
+_OF_CLOCK = ("local_time", "utc_time", "clock_source", "site")
+_TYPES = {"size": int, "channels": int, "seconds": float, "sample_rate": float}
+
+
+# Reading
+
+
+def read_manifest(path: Path) -> Iterator[Entry]:
+    """The recordings of a manifest, in its order; of one made by hand, what it says.
+
+    Raises DataError for a file that is none, and UsageError for one that is not there.
+    """
+    check_suffix(path, "--manifest")
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such manifest")
+    kind = path.suffix.lower()
+    rows = {".csv": _csv_entries, ".parquet": _parquet_entries, ".txt": _text_entries}[kind](path)
+    is_empty = True
+    for entry in rows:
+        is_empty = False
+        yield entry
+    if is_empty:
+        raise DataError(f"{path}: names no recording")
+
+
+def read_listed(path: Path) -> tuple[list[Path], dict[Path, float]]:
+    """The recordings of a manifest, each once, where they are, and the lengths that it gives.
+
+    Nothing is opened: those that are not there show when they are to be heard.
+    """
+    found: dict[Path, None] = {}
+    seconds: dict[Path, float] = {}
+    for entry in read_manifest(path):
+        recording = as_on_disk(path.parent / entry.path, other_slashes=True)
+        found[recording] = None
+        if entry.seconds is not None:
+            seconds[recording] = entry.seconds
+    return list(found), seconds
+
+
+def check_suffix(path: Path, option: str) -> None:
+    """Raise UsageError for a name that is not that of a manifest."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{option} is {path}, and its name must end in {', '.join(SUFFIXES)}")
+
+
+def _text_entries(path: Path) -> Iterator[Entry]:
+    text, _ = decoded(read_bytes(path), path)
+    for line in text.split("\n"):
+        if line.strip():
+            yield Entry(line.removesuffix("\r"))
+
+
+def _csv_entries(path: Path) -> Iterator[Entry]:
+    text, _ = decoded(read_bytes(path), path)
+    header, _, rest = text.partition("\n")
+    if header.rstrip("\r") == ",".join(COLUMNS):  # our own: nothing in it is to be guessed
+        lines = csv.reader(io.StringIO(rest, newline=""))
+        for line, some in enumerate(filter(None, lines), start=2):
+            row = dict(zip(COLUMNS, map(with_formula, some), strict=False))
+            yield _entry(row, f"{path}, line {line}")
+        return
+    table = read_table(path)
+    names: dict[str, str] | None = None
+    for line, row in table.rows:
+        names = _named_columns(list(row), path) if names is None else names
+        cells = {ours: with_formula(row.get(theirs) or "") for ours, theirs in names.items()}
+        if table.decimal_comma:
+            cells |= {name: cells[name].replace(",", ".") for name in _TYPES if name in cells}
+        yield _entry(cells, f"{path}, line {line}")
+
+
+def _parquet_entries(path: Path) -> Iterator[Entry]:
+    parquet = library("pyarrow.parquet", _NO_PYARROW)
+    arrow = library("pyarrow", _NO_PYARROW)
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = _named_columns(file.schema_arrow.names, path)
+            row = 0
+            for batch in file.iter_batches(_AT_A_TIME, columns=list(names.values())):
+                columns = [batch.column(theirs).to_pylist() for theirs in names.values()]
+                for cells in zip(*columns, strict=True):
+                    row += 1
+                    yield _entry(dict(zip(names, cells, strict=True)), f"{path}, row {row}")
+    except (OSError, arrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
+
+
+def _named_columns(names: Sequence[str], path: Path) -> dict[str, str]:
+    """Their names of our columns. Raises DataError where there is none of paths."""
+    by_fold = {fold(name): name for name in reversed(names)}
+    found = {}
+    for ours in COLUMNS:
+        for alias in _ALIASES.get(ours, (ours,)):
+            if fold(alias) in by_fold:
+                found[ours] = by_fold[fold(alias)]
+                break
+    if "path" not in found:
+        raise DataError(
+            f"{path}: has no column path; there are {', '.join(map(repr, names[:10]))}. A list of "
+            "paths without a header is a .txt"
+        )
+    return found
+
+
+def _entry(cells: Mapping[str, Any], place: str) -> Entry:
+    values: dict[str, Any] = {}
+    for name, cell in cells.items():
+        if cell is None or cell == "" or cell != cell:
+            continue
+        kind = _TYPES.get(name)
+        if kind is None:
+            values[name] = str(cell)
+            continue
+        try:
+            value = float(cell)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise DataError(f"{place}: {name} is {shown(cell)}, and it must be a number from 0 on")
+        values[name] = kind(value)
+    if not values.get("path", "").strip():
+        raise DataError(f"{place}: has no path")
+    return Entry(**values)
+
+
+# Writing
+
+
+def write_manifest(entries: Iterable[Entry], target: Path) -> int:
+    """Write a manifest, whole or not at all; how many recordings it names. Raises OutputError."""
+    kind = target.suffix.lower()
+    if kind == ".parquet":
+        return _write_parquet(entries, target)
+    fill = _fill_text if kind == ".txt" else _fill_csv
+    encoding = "utf-8" if kind == ".txt" else CSV_ENCODING
+    return write_table(target, encoding, lambda file: fill(entries, file))
+
+
+def _fill_text(entries: Iterable[Entry], file: TextIO) -> int:
+    count = 0
+    for entry in entries:
+        file.write(f"{entry.path}\n")
+        count += 1
+    return count
+
+
+def _fill_csv(entries: Iterable[Entry], file: TextIO) -> int:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    count = 0
+    for entry in entries:
+        writer.writerow(map(_cell, entry))
+        count += 1
+    return count
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return number(value)
+    return without_formula(value) if isinstance(value, str) else value
+
+
+def _write_parquet(entries: Iterable[Entry], target: Path) -> int:
+    arrow = library("pyarrow", _NO_PYARROW)
+    parquet = library("pyarrow.parquet", _NO_PYARROW)
+    types = {int: arrow.int64(), float: arrow.float64(), str: arrow.string()}
+    schema = arrow.schema([(name, types[_TYPES.get(name, str)]) for name in COLUMNS])
+    rows, count = iter(entries), 0
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(target) as unfinished,
+            parquet.ParquetWriter(unfinished, schema, compression="zstd") as file,
+        ):
+            while some := list(islice(rows, _AT_A_TIME)):
+                columns = [list(column) for column in zip(*some, strict=True)]
+                file.write_batch(arrow.record_batch(columns, schema=schema))
+                count += len(some)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    return count
+
+
+# Making
+
+
+@dataclass
+class Made:
+    """What came of making a manifest.
+
+    recordings: how many it names; kept: those of them that were not measured again
+    seconds: of all; size: bytes of all
+    errors: those that could not be read
+    """
+
+    recordings: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+    size: int = 0
+    errors: int = 0
+
+    def count(self, entry: Entry) -> None:
+        """Count a recording in."""
+        self.recordings += 1
+        self.seconds += entry.seconds or 0.0
+        self.size += entry.size or 0
+        self.errors += bool(entry.error)
+
+
+class _Journal(JsonlAppender):
+    """What was found so far, a line for each recording."""
+
+    WHAT = "a manifest"
+    BUSY = "another process is making this manifest now; wait for its end"
+
+
+def make_manifest(
+    recordings: Sequence[Path],
+    target: Path,
+    clock: FieldClock,
+    *,
+    workers: int,
+    tables: str = "",
+    overwrite: bool = False,
+    told: Callable[[Entry], None] = lambda entry: None,
+) -> Made:
+    """Make a manifest of recordings, in their order, or go on with one.
+
+    tables: names what the clock was told by tables; what a stopped run found by others is read anew
+    told: of each recording
+
+    Raises OutputError where the file there is no manifest, or another process makes it.
+    """
+    before = {} if overwrite else _known(target)
+    journal_path = target.with_name(f"{target.name}.parts.jsonl")
+    journal = _Journal(journal_path)
+    try:
+        found = {} if overwrite else _resumed(journal, tables)
+        if overwrite:
+            journal.truncate(0)
+        made, entries = Made(), list[Entry]()
+        folder = os.path.abspath(target.parent)
+
+        def measured(recording: Path) -> tuple[Entry, str]:
+            return _measured(recording, _name_in(folder, recording), found, before, clock)
+
+        with ThreadPoolExecutor(workers) as pool:
+            for some in _pieces(recordings):
+                for entry, kept in pool.map(measured, some):
+                    if kept != _WHOLE:
+                        journal.append(json_line({**entry._asdict(), "tables": tables}))
+                    entries.append(entry)
+                    made.count(entry)
+                    made.kept += bool(kept)
+                    told(entry)
+        write_manifest(entries, target)
+    except BaseException:
+        journal.close()
+        raise
+    journal.truncate(0)
+    journal.close()
+    journal_path.unlink(missing_ok=True)
+    return made
+
+
+_HEADER, _WHOLE = "header", "whole"
+"""What of an entry was measured earlier."""
+
+
+def _pieces(recordings: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(recordings), _AT_A_TIME):
+        yield recordings[start : start + _AT_A_TIME]
+
+
+def _name_in(folder: str, recording: Path) -> str:
+    """What a manifest in a folder calls a recording."""
+    full = os.path.abspath(recording)
+    start = folder.rstrip(os.sep) + os.sep
+    return (full[len(start) :] if full.startswith(start) else full).replace(os.sep, "/")
+
+
+def _measured(
+    recording: Path,
+    name: str,
+    found: Mapping[str, Entry],
+    before: Mapping[str, Entry],
+    clock: FieldClock,
+) -> tuple[Entry, str]:
+    """What is known of a recording, and what of it was measured earlier."""
+    if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
+        why = "its name has an end of a line or is no UTF-8, and no list can hold it: rename it"
+        return Entry(one_line(name).encode("utf-8", "backslashreplace").decode(), error=why), ""
+    now = identity(recording)
+
+    def same(known: Entry | None) -> Entry | None:
+        is_same = known and (known.size, known.modified) == (now.size, now.modified)
+        return known if is_same and known and not known.error else None
+
+    whole = same(found.get(name))
+    if whole is not None:
+        return whole, _WHOLE
+    entry, kept = Entry(name, now.size, now.modified or ""), ""
+    known = same(before.get(name))
+    if known is not None:
+        entry, kept = known, _HEADER
+    else:
+        try:
+            info = probe(recording)
+        except AudioError as error:
+            why = one_line(str(error)).removeprefix(f"{one_line(str(recording))}: ")
+            return entry._replace(error=why), ""
+        entry = entry._replace(
+            seconds=round(info.duration, 6),
+            sample_rate=float(info.sample_rate),
+            channels=info.channels,
+        )
+    context = clock.of(recording).at(0)
+    told = {key: context.get(key, "") for key in _OF_CLOCK}
+    return entry._replace(**told), kept
+
+
+def _known(target: Path) -> dict[str, Entry]:
+    """What an earlier manifest of this name says. Raises OutputError where the file is none."""
+    if not target.exists():
+        return {}
+    try:
+        entries = list(read_manifest(target))
+        is_ours = any(entry.modified or entry.error for entry in entries)
+    except DataError:
+        is_ours = False
+    if not is_ours:
+        raise OutputError(
+            f"{target}: exists and was not made by `naturelm manifest`, so it is left as it is; "
+            "give another --output-path, or --overwrite"
+        )
+    return {entry.path: entry for entry in entries}
+
+
+def _resumed(journal: _Journal, tables: str) -> dict[str, Entry]:
+    """What a stopped run found; a torn last line is cut off."""
+    found: dict[str, Entry] = {}
+    for line in read_lines(journal.path):
+        try:
+            values = parse_json(line)
+            if values.pop("tables") == tables:
+                found[values["path"]] = Entry(**values)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise OutputError(
+                f"{journal.path}: holds no work on a manifest; remove it, or give --overwrite"
+            ) from None
+        journal.count(line)
+    journal.truncate(journal.size)
+    return found

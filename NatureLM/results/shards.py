@@ -1,0 +1,72 @@
+"""Shards: which part of an archive a process asks about, by the names of the recordings alone.
+
+A recording's shard is the hash of its path below the folder or manifest that names it. So every
+recording is in one shard, whoever asks, and those that are added later move none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from NatureLM.errors import UsageError
+from NatureLM.util import digest
+
+MOST_SHARDS = 100_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `of` parts, counted from 1."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard that `3/8` names. Raises UsageError."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
+        shard = None if found is None else cls(int(found[1]), int(found[2]))
+        if shard is None or not 1 <= shard.number <= shard.of <= MOST_SHARDS:
+            raise UsageError(
+                f"--shard is {text!r}, and it must be i/n, such as 1/4: the first of four parts, "
+                f"with i from 1 to n and n at most {MOST_SHARDS:,}"
+            )
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def holds(self, name: str) -> bool:
+        """Whether the recording of this name (`name_below`) is in it."""
+        return shard_of(name, self.of) == self.number
+
+    def file(self, output: Path) -> Path:
+        """The file of its own that goes with an output: `x.shard-1-of-4.jsonl`."""
+        return output.with_name(f"{output.stem}.shard-{self.number}-of-{self.of}{output.suffix}")
+
+
+def shard_of(name: str, of: int) -> int:
+    """The shard of a name, from 1 to `of`: the same on every machine and day."""
+    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
+    return int.from_bytes(digest(text, "blake2b", size=8), "big") % of + 1
+
+
+def name_below(recording: Path, folders: Sequence[str]) -> str:
+    """The name that decides a recording's shard.
+
+    folders: full paths that names count from, as they were named
+
+    It is the path below the first of the folders that the recording is in, with `/` between its
+    parts; of a recording that is in none, its own name.
+    """
+    full = os.path.abspath(recording)
+    for folder in folders:
+        start = folder.rstrip(os.sep) + os.sep
+        if full.startswith(start):
+            return full[len(start) :].replace(os.sep, "/")
+    return recording.name

@@ -1,0 +1,112 @@
+"""Archives: `naturelm manifest`, `--manifest` and `--shard`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import ASK, FakePipeline, naturelm, rows, write_wav
+
+LISTED = ("infer", "--manifest", "list.csv", "--query", "What is it?")
+
+
+@pytest.fixture
+def archive(folder: Path) -> Path:
+    """The current folder, with twelve recordings in `calls`, and a list of them."""
+    for number in range(10):
+        write_wav(folder / "calls" / f"site{number % 3}" / f"{number}.wav", 1 + number)
+    assert naturelm("manifest", "calls", "-o", "list.csv").exit_code == 0
+    return folder
+
+
+def texts(path: Path | str) -> list[tuple[str, str]]:
+    return [(row["audio_path"], row["text"]) for row in rows(path)]
+
+
+def test_a_manifest_is_asked_as_its_folder_is(archive: Path, asker: FakePipeline) -> None:
+    assert naturelm("infer", *ASK).exit_code == 0
+    assert naturelm(*LISTED, "--output-path", "listed.jsonl").exit_code == 0
+    assert rows("listed.jsonl") == rows("inference_output.jsonl")
+
+
+def test_lengths_of_a_manifest_are_not_measured_again(
+    archive: Path, asker: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("NatureLM.audio.decode.probe", lambda path: pytest.fail(f"{path} opened"))
+    result = naturelm(*LISTED)
+    assert result.exit_code == 0, result.stderr
+    assert len(rows("inference_output.jsonl")) == 14
+
+
+def test_shards_hold_each_recording_once(archive: Path, asker: FakePipeline) -> None:
+    for number in (1, 2, 3):
+        assert naturelm(*LISTED, "--shard", f"{number}/3").exit_code == 0
+    files = sorted(archive.glob("*.jsonl"))
+    assert [one.name for one in files] == [
+        f"inference_output.shard-{number}-of-3.jsonl" for number in (1, 2, 3)
+    ]
+    assert naturelm("infer", *ASK).exit_code == 0
+    joined = [row for one in files for row in texts(one)]
+    assert sorted(joined) == sorted(texts("inference_output.jsonl"))
+    records = [json.loads(Path(f"{one}.run.json").read_text()) for one in files]
+    assert {one["run"] for one in records} == {rows("inference_output.jsonl")[0]["run"]}
+    assert [one["asked"]["shard"] for one in records] == ["1/3", "2/3", "3/3"]
+    assert {sum(one["asked"]["recordings_of_shards"]) for one in records} == {12}
+
+
+def test_a_folder_has_the_shards_of_a_list_in_it(archive: Path, asker: FakePipeline) -> None:
+    naturelm("manifest", "calls", "-o", "calls/list.csv")
+    naturelm("infer", *ASK, "--shard", "2/3", "--output-path", "folder.jsonl")
+    listed = ("infer", "--manifest", "calls/list.csv", *ASK[2:], "--shard", "2/3")
+    assert naturelm(*listed, "--output-path", "listed.jsonl").exit_code == 0
+    assert texts("listed.shard-2-of-3.jsonl") == texts("folder.shard-2-of-3.jsonl") != []
+
+
+def test_a_shard_goes_on_where_it_was_stopped(archive: Path, asker: FakePipeline) -> None:
+    asker.stop_after = 2
+    assert naturelm(*LISTED, "--shard", "1/2").exit_code == 130
+    asker.stop_after = None
+    assert naturelm(*LISTED, "--shard", "1/2").exit_code == 0
+    assert len(asker.asked) == len(set(asker.asked)) == len(rows(next(archive.glob("*.jsonl"))))
+
+
+def test_an_empty_shard_asks_nothing(archive: Path, asker: FakePipeline) -> None:
+    (archive / "one.txt").write_text("calls/wolf.WAV\n")
+    held = [
+        naturelm("infer", "--manifest", "one.txt", "-q", "q", "--shard", f"{number}/3")
+        for number in (1, 2, 3)
+    ]
+    assert [one.exit_code for one in held] == [0, 0, 0]
+    assert sum("holds none of the 1 recordings" in one.stderr for one in held) == 2
+    assert asker.loaded == 1
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "a/b"])
+@pytest.mark.parametrize("command", [LISTED, ("survey", "who-calls", "calls"), ("embed", "calls")])
+def test_shards_that_are_none(
+    command: tuple[str, ...], shard: str, archive: Path, asker: FakePipeline
+) -> None:
+    result = naturelm(*command, "--shard", shard)
+    assert result.exit_code == 2
+    assert f"--shard is '{shard}', and it must be i/n" in result.stderr
+    assert not asker.loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("gone.csv", "there is no such manifest"), ("list.docx", "must end in .csv, .parquet, .txt")],
+)
+def test_manifests_that_are_none(name: str, said: str, archive: Path, asker: FakePipeline) -> None:
+    result = naturelm("infer", "--manifest", name, "--query", "q")
+    assert (result.exit_code, asker.loaded) == (2, 0)
+    assert said in result.stderr
+
+
+def test_a_manifest_names_what_cannot_be_read(archive: Path) -> None:
+    (archive / "calls" / "empty.wav").touch()
+    result = naturelm("manifest", "calls", "-o", "list.csv")
+    assert result.exit_code == 3
+    assert "calls/empty.wav: the file is empty" in result.stderr
+    assert "13 recordings, 1 min 23 s of sound" in result.stderr
+    assert "12 measured before, 1 error" in result.stderr
