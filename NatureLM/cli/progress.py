@@ -107,6 +107,10 @@ class RunProgress:
         from NatureLM.util import format_duration
 
         before = answers - self._rows
+        if before and not self._rows and not self.errors:
+            say(f"All was answered before: {_amount(before, self._unit.removesuffix('s'))}")
+            say(f"Answers: {output}")
+            return
         unit = "" if self._unit == "answers" else f" {self._unit}"
         more = f" ({before}{unit} more from before)" if before else ""
         parts = [

@@ -72,7 +72,11 @@ def _reasons(one: RecordingTally, name: str, is_events: bool) -> Iterator[NotHea
         yield NotHeard(name, _WHY.get(note, note), windows=count)
     rest = heard.seconds - one.last
     if not is_events and not heard.error and one.last and rest >= _REST:
-        yield NotHeard(name, "too short a rest, after the last window", seconds=rest)
+        yield NotHeard(
+            name,
+            "behind the last window: too short, or passed over by the hop",
+            seconds=rest,
+        )
 
 
 def clock_problems(made: Tally, names: Sequence[str]) -> list[NotHeard]:

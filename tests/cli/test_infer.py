@@ -216,7 +216,7 @@ def test_the_same_command_asks_nothing_twice(folder: Path, asker: FakePipeline) 
     assert result.exit_code == 0
     assert asker.asked == []
     assert "has 4 answers of this run" in result.stderr
-    assert "0 answers (4 more from before)" in result.stderr
+    assert "All was answered before: 4 answers" in result.stderr
     assert (folder / OUTPUT).read_bytes() == before
     # A new recording is all that is asked.
     write_wav(folder / "calls" / "new.wav", 2)

@@ -111,10 +111,10 @@ def test_gaps_errors_silence_and_rests_are_told(tmp_path: Path) -> None:
     why = {(one["recording"], one["why"]): one for one in table(report, "not-heard")}
     assert ("Pond/broken.wav", "the file is empty") in why
     assert why["Pond/silent.wav", "silence: all samples are 0"]["windows"] == 2
-    rests = [one["seconds"] for key, one in why.items() if "rest" in key[1]]
+    rests = [one["seconds"] for key, one in why.items() if "passed over" in key[1]]
     assert rests == [4.0] * 43
     assert report.unheard[0] == (
-        "2 min 52 s of 43 recordings: too short a rest, after the last window"
+        "2 min 52 s of 43 recordings: behind the last window: too short, or passed over by the hop"
     )
     assert "1 recording: an error" in report.unheard
     (unknown,) = table(report, "clocks")
