@@ -1,17 +1,20 @@
-"""Archives: lists of recordings (`manifest`)."""
+"""Archives: lists of recordings (`manifest`), answers of shards as one file (`merge-runs`)."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
+from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from NatureLM.results.merge import Merged
+
 _NAMED = 10  # recordings that could not be read
 
 
@@ -85,3 +88,91 @@ def manifest(
     say(f"{output_path}: {', '.join(parts)}")
     if made.errors:
         raise typer.Exit(SOME_FAILED)
+
+
+def merge_runs(
+    runs: list[Path] = of.argument(
+        ...,
+        "Answers of `naturelm infer` or `naturelm survey`, or folders with the files of shards.",
+        "RUN...",
+    ),
+    *,
+    output_path: Path = of.option(
+        ...,
+        "The file with all answers. One that was merged earlier is replaced.",
+        None,
+        *("--output-path", "--output", "-o"),
+        metavar="X.jsonl",
+    ),
+    manifest: Path | None = of.option(
+        None,
+        "The list of what was to be asked about: recordings without answers are named, and rows "
+        "come in its order.",
+        of.ARCHIVE,
+        metavar="LIST.csv|LIST.parquet|LIST.txt",
+    ),
+    audio_path: list[Path] | None = of.option(
+        None,
+        "Recordings or folders that were to be asked about. May be given several times.",
+        of.ARCHIVE,
+        *("--audio-path", "--audio", "-a"),
+    ),
+    overwrite: bool = of.option(False, "Replace another file of that name.", None),
+) -> None:
+    """Join the answers of shards into one file, and name what is there twice or not at all.
+
+    naturelm merge-runs answers/ --manifest manifest.csv --output-path answers.jsonl
+    """
+    from NatureLM.cli.recordings import Listed
+    from NatureLM.results.merge import merge_runs as merge
+    from NatureLM.util import check_place
+
+    check_place(output_path, "--output-path")
+    listed = Listed([])
+    if audio_path or manifest is not None:
+        listed = Listed.read(audio_path or (), manifest, None)
+    merged = merge(
+        _files_of(runs),
+        output_path,
+        listed=listed.recordings,
+        seconds=listed.seconds,
+        overwrite=overwrite,
+    )
+    _say_what_was_merged(merged)
+    say(f"{output_path}: {merged.recordings} recordings, {merged.rows} rows")
+    if merged.has_gaps:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _files_of(runs: list[Path]) -> list[Path]:
+    """The result files that are named; of a folder those of shards."""
+    files: list[Path] = []
+    for one in runs:
+        if not one.is_dir():
+            files.append(one)
+            continue
+        found = sorted(one.glob("*.shard-*-of-*.jsonl"))
+        if not found:
+            raise UsageError(
+                f"{one}: has no answers of shards (*.shard-1-of-4.jsonl); name the files themselves"
+            )
+        files += found
+    return files
+
+
+def _say_what_was_merged(merged: Merged) -> None:
+    for what, found in (
+        ("shards that are not there", merged.shards),
+        ("shards that are not at their end", merged.unfinished),
+        ("recordings without a row", merged.missing),
+        ("recordings with too few windows for their length", merged.short),
+        ("recordings that could not be read", merged.unread),
+    ):
+        if found:
+            say(f"Gap: {what}: {found}")
+    if merged.duplicates:
+        say(f"Note: rows that were there again and are written once: {merged.duplicates}")
+    if merged.other:
+        say(f"Note: of them with another answer; the run named first counts: {merged.other}")
+    if merged.unlisted:
+        say(f"Note: recordings that the list does not name, at the end: {merged.unlisted}")

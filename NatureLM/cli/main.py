@@ -58,6 +58,7 @@ NATURELM_COMMANDS = {
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
     "manifest": Command("archive:manifest", "List recordings with what their headers say."),
+    "merge-runs": Command("archive:merge_runs", "Join the answers of shards into one file."),
     "events": Command("events:events", "Join neighbouring windows with the same answer."),
     "segments": Command("events:segments", "Cut clips of answers for review."),
     "review": Command("review:review", "Listen to clips and say which answers are right.", "{}"),

@@ -81,7 +81,8 @@ class Listed:
         """What the record of the answers says of it."""
         if self.shard is None:
             return {}
-        return {"shard": str(self.shard), "recordings_of_shards": list(self.shards)}
+        values = (str(self.shard), list(self.shards))
+        return dict(zip(self.shard.RECORDED, values, strict=True))
 
 
 @dataclass

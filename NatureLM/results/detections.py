@@ -184,6 +184,20 @@ class ResultFile:
             self._heard(path) for path in order if self._only is None or path in self._only
         )
 
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """What rows call each recording, by its key (`key`); nothing is opened."""
+        return {key: place.name for key, place in self._places.items()}
+
+    def rows_of(self, key: str) -> Iterator[Row]:
+        """The rows of the recording with this key, in the order of the file."""
+        with open(self.path, "rb") as file:
+            for start, stop, number in self._places[key].spans:
+                file.seek(start)
+                while file.tell() < stop:
+                    yield from_line(file.readline(), str(self.path), number)
+                    number += 1
+
     @property
     def failed(self) -> int:
         """How many recordings could not be read, or not to their end, when they were asked."""
@@ -210,13 +224,8 @@ class ResultFile:
                     if line.endswith(b"\n"):
                         yield from_line(line, str(self.path), number)
             return
-        with open(self.path, "rb") as file:
-            for recording in self.recordings:
-                for start, stop, number in self._places[recording.path].spans:
-                    file.seek(start)
-                    while file.tell() < stop:
-                        yield from_line(file.readline(), str(self.path), number)
-                        number += 1
+        for recording in self.recordings:
+            yield from self.rows_of(recording.path)
 
     def __iter__(self) -> Iterator[Detection]:
         """Detections in the order of `recordings`, with the full paths of their recordings."""

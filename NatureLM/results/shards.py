@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from NatureLM.errors import UsageError
 from NatureLM.util import digest
@@ -22,6 +23,9 @@ MOST_SHARDS = 100_000
 @dataclass(frozen=True)
 class Shard:
     """One of `of` parts, counted from 1."""
+
+    RECORDED: ClassVar[tuple[str, str]] = ("shard", "recordings_of_shards")
+    """What the record of a shard's answers says of it, and of how many recordings each has."""
 
     number: int
     of: int
