@@ -732,7 +732,7 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
         sure = [one for one in names if confidence >= least(options.min_confidence, one, asked)]
         if not sure:
             others = [(text, confidence), *others] if answer.scores is not None else []
-        text = SEPARATOR.join(sure) or NOTHING
+        text = SEPARATOR.join(sure) if sure else NOTHING
     claim = with_agreement(result.claim, text)
     return replace(
         result, text=text, confidence=confidence, alternatives=tuple(others), claim=claim

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.generation.requests import Answer, Request
 from NatureLM.inference.calibration import (
     Calibration,
     beside_model,
@@ -23,8 +24,8 @@ from NatureLM.inference.calibration import (
     read_calibration,
     write_calibration,
 )
-from NatureLM.inference.pipeline import Pipeline
-from NatureLM.inference.windows import RecordingError, WindowResult
+from NatureLM.inference.pipeline import Pipeline, _result
+from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
 from NatureLM.results.thresholds import read_min_confidence
 
 LABELS = ["Wolf", "Wood Frog", "Owl"]
@@ -269,3 +270,13 @@ def test_samples_that_do_not_tell_are_noticed(scores: list[list[float]], edge: b
     right = [0] * len(scores) if edge else [0, 0, 1]
     found = replace(FITTED, temperature=round(fit_temperature(scores, right), 4))
     assert found.is_at_the_edge is edge
+
+
+def test_an_answer_without_a_word_stays_one() -> None:
+    """It is no `None`, which would say that nothing fits."""
+    result = WindowResult(
+        audio_path="a", start=0.0, end=1.0, query="q", prompt="q", merging_alpha=1.0, text="",
+        window_index=0,
+    )  # fmt: skip
+    answer = Answer(Request((0, result), "q", ()), "", log_probability=-1.0, tokens=1)
+    assert _result(answer, AskOptions(("q",)), None).text == ""
