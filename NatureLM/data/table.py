@@ -50,6 +50,7 @@ TEXTS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 _TIMES = ("start", "end", "duration", "file_offset")
 _MOST_COLUMNS = 100_000
 _SAME = 0.05  # seconds that times of one table may differ by for being rounded
+_DECIMALS = 9  # of seconds that are a sum
 _REMEDY = "save it as UTF-8 (in Excel: CSV UTF-8)"
 _START_WORDS = frozenset({"start", "begin", "beg", "onset", "offset"})
 _END_WORDS = frozenset({"end", "stop", "finish"})
@@ -613,7 +614,7 @@ class Columns:
                     f"{where}: start {start:g} and duration {length:g} do not give the end {end:g};"
                     " columns.end says which column ends the clip, and then no duration is read"
                 )
-            end = min(end, start + length) if end == math.inf else end
+            end = round(start + length, _DECIMALS) if math.inf == end > length else end
         if end <= start:
             raise DataError(f"{where}: end {end:g} is not after start {start:g}")
         if "start" not in self._mapped:
@@ -625,7 +626,7 @@ class Columns:
         offset = self.number(row, "file_offset", where, math.inf)
         starts = self._places(row, "start")
         if offset < math.inf and starts:
-            return offset, end - start + offset
+            return offset, round(end - start + offset, _DECIMALS)
         if offset < math.inf:
             length = self.number(row, "duration", where, math.inf)
             return offset, end if end < math.inf else offset + length

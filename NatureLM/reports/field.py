@@ -32,7 +32,7 @@ from NatureLM.reports.unheard import (
     not_heard,
     summary,
 )
-from NatureLM.results.detections import ResultFile
+from NatureLM.results.detections import HeardRecording, ResultFile
 from NatureLM.util import format_duration
 
 MOST_DRAWN = 12
@@ -107,8 +107,9 @@ def open_answers(path: str | Path, columns: Sequence[str] | None = None) -> Resu
     Raises OutputError where a line is no row, UsageError where there is none or no such question.
     """
     answers = ResultFile(path, columns=columns)
-    if columns is None and answers.is_survey:
-        kinds = {name: answers.types.get(name, {}).get("type") for name in answers.columns}
+    if columns is None and answers.types:
+        asked = answers.columns or (answers.settings.get("events") or {}).get("columns", ())
+        kinds = {name: answers.types.get(name, {}).get("type") for name in asked}
         choices = tuple(name for name, kind in kinds.items() if kind != "yes_no")
         answers.columns = choices or answers.columns
     return answers
@@ -187,8 +188,15 @@ def _in_places(clips: Iterable[HeardClip], places: Mapping[str, str]) -> tuple[H
 # The head
 
 
+def _state_of(recording: HeardRecording) -> str:
+    """What is wrong with a recording, in a few words; nothing where it was read to its end."""
+    if recording.is_gone:
+        return "is not there any more"
+    return "could not be read, or not to its end" if recording.error else ""
+
+
 def _facts(made: Tally, answers: ResultFile, least_text: str) -> dict[str, str]:
-    failed = sum(1 for one in made.recordings if one.heard.error)
+    failed = answers.failed
     recordings = f"{len(made.recordings):,}"
     if failed:
         recordings += f", of which {failed:,} could not be read, or not to their end"
@@ -274,6 +282,12 @@ def _remarks(
             remarks.append(f"{number:,} {what}.")
     if answers.is_survey and not answers.columns:
         remarks.append("No question of the questionnaire names what is heard.")
+    gone = sum(one.heard.is_gone for one in made.recordings)
+    if gone:
+        remarks.append(
+            f"{gone:,} recordings are not where they were when they were asked about: there are no "
+            "clips of them, and each counts as long as it has answers."
+        )
     return remarks + _clock_remarks(made, clocks)
 
 
@@ -294,8 +308,9 @@ def _clock_remarks(made: Tally, clocks: Sequence[NotHeard]) -> list[str]:
     contexts = [one.heard.context for one in known]
     if any("local_time" not in context for context in contexts):
         remarks.append("Where no local time is known, hours are those of UTC.")
-    elif any("utc_time" not in context for context in contexts):
-        remarks.append("Hours are those of the recorders' clocks; their zone is not known.")
+    elif lost := sum("utc_time" not in context for context in contexts):
+        whose = "" if lost == len(contexts) else f" of {lost:,} of {len(contexts):,} recordings"
+        remarks.append(f"Hours{whose} are those of the recorders' clocks; their zone is not known.")
     if not made.effort.sun:
         remarks.append("Hours after sunset need the places of the recordings.")
     if len(clocks) > unknown:
@@ -418,7 +433,7 @@ def _recordings_table(made: Tally, names: Sequence[str]) -> Table:
         (
             *(name, one.site, "" if one.began is None else one.began.isoformat()),
             *(one.heard.seconds, one.windows, one.seconds, one.detections),
-            one.heard.error and "could not be read, or not to its end",
+            _state_of(one.heard),
         )
         for one, name in zip(made.recordings, names, strict=True)
     )

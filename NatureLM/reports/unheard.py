@@ -64,7 +64,7 @@ def not_heard(made: Tally, names: Sequence[str]) -> list[NotHeard]:
 
 def _reasons(one: RecordingTally, name: str, is_events: bool) -> Iterator[NotHeard]:
     heard = one.heard
-    if heard.error:
+    if heard.error and not heard.is_gone:
         # The message begins with a path of the machine that heard it.
         why = heard.error.removeprefix(f"{heard.name}: ").removeprefix(f"{heard.path}: ")
         yield NotHeard(name, why if not one.last else f"heard in part: {why}")

@@ -82,6 +82,7 @@ class HeardRecording:
     error: why it, or the rest of it, could not be read
     context: of its beginning, as far as rows tell
     is_heard: whether there are rows about windows of it
+    is_gone: it was read when it was asked, and cannot be read now; `error` says why
     """
 
     path: str
@@ -92,6 +93,7 @@ class HeardRecording:
     error: str = ""
     context: Mapping[str, Any] = field(default_factory=dict)
     is_heard: bool = True
+    is_gone: bool = False
 
 
 @dataclass
@@ -398,6 +400,7 @@ class ResultFile:
                 error=place.error or str(error),
                 context=place.context,
                 is_heard=place.is_heard,
+                is_gone=not place.error,
             )
         return HeardRecording(
             path,

@@ -14,7 +14,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.formats import raven, write
+from NatureLM.formats import raven, read, write
 from NatureLM.results.detections import Detection, HeardRecording
 from tests.result_files import error, result_file, window
 
@@ -142,3 +142,12 @@ def test_a_single_recording_needs_no_list(tmp_path: Path) -> None:
     answers = result_file(tmp_path, window(str(tmp_path / "a.wav")))
     assert write("raven", answers, tmp_path / "r.txt").says == []
     assert not (tmp_path / "r.files.txt").exists()
+
+
+def test_times_that_count_over_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    rows = (window(paths[0], end=6.6), window(paths[1], end=5.0), window(paths[1], 0.1, 3.3))
+    write("raven", result_file(tmp_path, *rows), tmp_path / "r.selections.txt")
+    assert [(one.start, one.end) for one in read(tmp_path / "r.selections.txt")] == [
+        (0.0, 6.6), (0.0, 5.0), (0.1, 3.3),
+    ]  # fmt: skip

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import tracemalloc
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,31 @@ def test_answers_of_a_questionnaire(tmp_path: Path) -> None:
     )
     assert code == 2
     assert "did you mean 'species'" in said
+
+
+def test_events_of_a_survey_show_the_names_that_the_survey_shows(tmp_path: Path) -> None:
+    row = made.window("a.wav", 0.0, "bird", {}, query="bird")
+    kinds = {"bird": {"type": "yes_no"}, "species": {"type": "choice"}}
+    found = made.write(
+        tmp_path,
+        [row, replace(row, query="species", text="Wren")],
+        columns=kinds,
+        events={"columns": ["bird", "species"]},
+    )
+    assert open_answers(found).columns == ("species",)
+
+
+def test_recordings_that_are_gone_were_heard(tmp_path: Path) -> None:
+    zones = {"local_time": "2024-05-10T05:30:00", "utc_time": "2024-05-10T03:30:00Z"}
+    alone = {"local_time": "2024-05-10T05:30:00"}
+    rows = [made.window(f"/gone/{n}.wav", 0.0, "Owl", one) for n, one in enumerate((zones, alone))]
+    report = report_of(made.write(tmp_path, rows))
+    assert report.facts["Recordings"] == "2"
+    assert report.unheard == ()
+    said = " ".join(report.remarks)
+    assert "2 recordings are not where they were" in said
+    assert "Hours of 1 of 2 recordings are those of the recorders' clocks" in said
+    assert {one["problem"] for one in table(report, "recordings")} == {"is not there any more"}
 
 
 def test_events_are_counted_by_hours_of_recordings(tmp_path: Path) -> None:
