@@ -204,7 +204,7 @@ def read(path: Path, name: str | None = None) -> Iterator[Detection]:
 def recognised(path: Path) -> str:
     """The format of a table. Raises DataError where it is none of those that are known."""
     from NatureLM.data.annotations import is_label_track
-    from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
+    from NatureLM.data.table import DataError, csv_rows, decoded, delimiter_of, read_bytes
 
     if path.is_dir() or path.suffix.lower() == ".zip":
         return _known("camtrap-dp", path, [])
@@ -214,6 +214,8 @@ def recognised(path: Path) -> str:
     if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return "jsonl"
     text = decoded(data, path)[0]
+    if not text.strip():
+        raise DataError(f"{path}: is empty, so there is no detection in it")
     if is_label_track(text):
         return _known("audacity", path, [])
     header, _ = csv_rows(text, path, delimiter_of(text))

@@ -292,7 +292,7 @@ def test_names_of_files_differ() -> None:
     ("name", "content", "words"),
     [
         ("t.csv", "species,when\nWren,1\n", "its columns are 'species', 'when'"),
-        ("t.csv", "", "is no table of csv"),
+        ("t.csv", "\n", "is empty, so there is no detection in it"),
         ("absent.csv", None, "absent.csv: cannot be read"),
         ("t.parquet", "PAR1 and no more", "cannot be read as Parquet"),
         ("t.jsonl", '{"a": 1}\n', "line 1: this is no row"),
