@@ -32,16 +32,9 @@ from web_app import ASSETS, ROOT
 from NatureLM.app import job_view
 from NatureLM.app import jobs as work
 from NatureLM.app.clips import shown_name
+from NatureLM.app.job_form import MOST_QUESTIONS, lengths_of, makes_html, settings_of
 from NatureLM.app.job_sound import OVERVIEW_COLUMNS, JobSound
-from NatureLM.app.job_tabs import (
-    MOST_QUESTIONS,
-    MOST_REMEMBERED,
-    choices,
-    lengths_of,
-    makes_html,
-    remember,
-    settings_of,
-)
+from NatureLM.app.job_tabs import MOST_REMEMBERED, choices, remember
 from NatureLM.app.job_view import (
     MOST_MARKS,
     NAMED,
