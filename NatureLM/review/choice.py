@@ -116,9 +116,13 @@ class _Least:
         return [one for _, one in self._items]
 
 
-def choose(detections: Iterable[Detection], options: ChoiceOptions) -> list[Chosen]:
+def choose(
+    detections: Iterable[Detection], options: ChoiceOptions, scored: Sequence[str] = ()
+) -> list[Chosen]:
     """What is taken of each label, in the order of the labels; those that were named and have no
     answer stand among them.
+
+    scored: other columns of the questionnaire, whose answers have a confidence
 
     Raises UsageError where answers shall be chosen by a confidence that none of them has.
     """
@@ -144,7 +148,7 @@ def choose(detections: Iterable[Detection], options: ChoiceOptions) -> list[Chos
         shares = _shares([len(one) for one in bins], options.per_species)
         chosen.taken = [o for one, n in zip(bins, shares, strict=True) for o in one[:n]]
         chosen.by_bin = tuple(shares) if options.choose == "balanced" else ()
-    _refuse_unscored(found.values(), options)
+    _refuse_unscored(found.values(), scored)
     found |= {name: Chosen(name) for name in missing}
     return [found[label] for label in sorted(found)]
 
@@ -190,14 +194,15 @@ def _shares(there: Sequence[int], wanted: int) -> list[int]:
     return given
 
 
-def _refuse_unscored(found: Iterable[Chosen], options: ChoiceOptions) -> None:
+def _refuse_unscored(found: Iterable[Chosen], scored: Sequence[str]) -> None:
     listed = list(found)
     answers = sum(one.answers for one in listed)
     unscored = sum(one.passed_over[UNSCORED] for one in listed)
     if answers and answers == unscored:
+        other = f"take --column {scored[0]}" if scored else "ask with a species list"
         raise UsageError(
             "no answer has a confidence to choose by; take --choose random and no "
-            "--min-confidence, or ask with a species list, whose answers have one"
+            f"--min-confidence, or {other}, whose answers have one"
         )
 
 

@@ -107,7 +107,8 @@ def cut_clips(
     """
     settings = _settings(answers, options)
     _check_folder(folder, settings)
-    made = CutFolder(chosen=choose(answers, options.choice))
+    scored = [name for name, kind in answers.types.items() if kind.get("mode") == "score"]
+    made = CutFolder(chosen=choose(answers, options.choice, scored))
     detections = list(taken(made.chosen))
     if not detections:
         raise UsageError(_nothing(answers, made, options))

@@ -111,6 +111,8 @@ def test_what_is_missing_is_said() -> None:
     assert wren.why(5) == "no answer names it"
     with pytest.raises(UsageError, match="no answer has a confidence"):
         choose([detection(0, confidence=None)], ChoiceOptions())
+    with pytest.raises(UsageError, match="take --column group, whose answers have one"):
+        choose([detection(0, confidence=None)], ChoiceOptions(), ["group"])
     (one,) = choose([detection(0, confidence=None)], ChoiceOptions(choose="random"))
     assert len(one.taken) == 1
 
