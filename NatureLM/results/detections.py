@@ -96,7 +96,7 @@ class HeardRecording:
     is_gone: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Place:
     """Where the rows of a recording are: spans of bytes, with the number of their first line."""
 
@@ -191,13 +191,14 @@ class ResultFile:
         """What rows call each recording, by its key (`key`); nothing is opened."""
         return {key: place.name for key, place in self._places.items()}
 
-    def rows_of(self, key: str) -> Iterator[Row]:
-        """The rows of the recording with this key, in the order of the file."""
+    def lines_of(self, key: str) -> Iterator[tuple[bytes, Row]]:
+        """The lines of the recording with this key and their rows, in the order of the file."""
         with open(self.path, "rb") as file:
             for start, stop, number in self._places[key].spans:
                 file.seek(start)
                 while file.tell() < stop:
-                    yield from_line(file.readline(), str(self.path), number)
+                    line = file.readline()
+                    yield line, from_line(line, str(self.path), number)
                     number += 1
 
     @property
@@ -227,7 +228,7 @@ class ResultFile:
                         yield from_line(line, str(self.path), number)
             return
         for recording in self.recordings:
-            yield from self.rows_of(recording.path)
+            yield from (row for _, row in self.lines_of(recording.path))
 
     def __iter__(self) -> Iterator[Detection]:
         """Detections in the order of `recordings`, with the full paths of their recordings."""

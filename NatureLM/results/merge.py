@@ -266,52 +266,51 @@ class _Merging:
         return self._files[self._where[key][0]].names[key]
 
     def _lines(self, key: str) -> list[bytes]:
-        """The rows of a recording, each once."""
-        rows, errors, is_sorted = self._rows(key)
+        """The lines of a recording, each answer once."""
+        answers, error, is_sorted = self._answers(key)
         if not is_sorted:
             place = {query: number for number, query in enumerate(self._queries)}
-            rows.sort(key=lambda row: (row.start, place.get(row.query, 0)))
+            answers.sort(key=lambda one: (one[1].start, place.get(one[1].query, 0)))
         self._merged.recordings += 1
-        if errors:
+        lines = [line for line, _ in answers]
+        if error is not None:
             self._merged.unread.add(self._name(key))
+            lines.append(error)
         else:
-            self._check_windows(key, rows)
-        lines = [to_line(row) for row in (*rows, *errors)]
+            self._check_windows(key, [row for _, row in answers])
         self._merged.rows += len(lines)
         return lines
 
-    def _rows(self, key: str) -> tuple[list[Any], list[ErrorRow], bool]:
-        """Answers, the error where no run has heard the recording to its end, and whether the
-        answers stand as a run wrote them."""
-        answers: dict[tuple[int, str, str], Any] = {}
-        errors: list[ErrorRow] = []
-        pieces = 0
-        is_whole = False
-        for number in self._where[key]:
-            failed = False
-            pieces += 1
-            for row in self._files[number].rows_of(key):
-                row = self._counted_from(row, self._files[number])
+    def _answers(self, key: str) -> tuple[list[tuple[bytes, Any]], bytes | None, bool]:
+        """The answers about a recording, as lines and rows; the line of the error where no run has
+        heard it to its end; and whether the answers stand as a run wrote them."""
+        answers: dict[tuple[int, str, str], tuple[bytes, Any]] = {}
+        errors: dict[int, bytes] = {}
+        runs = self._where[key]
+        for number in runs:
+            for line, row in self._files[number].lines_of(key):
+                line = self._counted_from(line, row, self._files[number])
                 if isinstance(row, ErrorRow):
-                    failed = True
-                    errors = errors or [row]
+                    errors.setdefault(number, line)
                     continue
                 said = (round(row.start * 1_000_000), row.query, row.claimed)
-                if said in answers:
-                    self._merged.duplicates += 1
-                    if _answer(answers[said]) != _answer(row):
-                        self._merged.other.add(f"{row.audio_path} at {row.start:g} s")
-                else:
-                    answers[said] = row
-            is_whole = is_whole or not failed
-        return list(answers.values()), [] if is_whole else errors, pieces == 1
+                if said not in answers:
+                    answers[said] = line, row
+                    continue
+                self._merged.duplicates += 1
+                if _answer(answers[said][1]) != _answer(row):
+                    self._merged.other.add(f"{row.audio_path} at {row.start:g} s")
+        error = errors[runs[0]] if len(errors) == len(runs) else None
+        return list(answers.values()), error, len(runs) == 1
 
-    def _counted_from(self, row: Row, file: ResultFile) -> Row:
-        """The row with the folder that its name counts from, where that is not all rows'."""
+    def _counted_from(self, line: bytes, row: Row, file: ResultFile) -> bytes:
+        """The line with the folder that its name counts from, where that is not all rows'."""
         folder = row.audio_folder or (None if file.record is None else file.record.folder)
         if isabs(row.audio_path) or folder == self._folder:
             folder = None
-        return row if folder == row.audio_folder else replace(row, audio_folder=folder)
+        if folder != row.audio_folder:
+            return to_line(replace(row, audio_folder=folder))
+        return line.rstrip() + b"\n"
 
     def _check_windows(self, key: str, rows: Sequence[Any]) -> None:
         """Name a recording whose length has more windows than there are rows."""
