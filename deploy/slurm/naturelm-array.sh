@@ -7,7 +7,7 @@
 # The arguments are those of `naturelm infer`, `survey` or `embed`; --shard is added. A task that is
 # stopped at its time limit, preempted or lost with its node is queued again and goes on where it was.
 #
-# NATURELM         the program, such as /home/me/venv/bin/naturelm; naturelm by default
+# NATURELM         the program, such as /opt/naturelm/bin/naturelm; naturelm by default
 # NATURELM_SHARDS  how many shards there are, where the array holds some of them only:
 #                  NATURELM_SHARDS=64 sbatch --array=3,17 deploy/slurm/naturelm-array.sh ...
 #
