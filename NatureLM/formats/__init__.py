@@ -8,7 +8,6 @@ about it. Modules are imported when they are used, so that a help that names for
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -178,12 +177,9 @@ def file_names(recordings: Sequence[HeardRecording], suffix: str) -> list[Path]:
     It is called by the recording without its suffix; where two would be called the same, by the
     whole name.
     """
-    paths = [Path(one.path) for one in recordings]
-    try:
-        common = os.path.commonpath([one.parent for one in paths])
-        places = [one.relative_to(common) for one in paths]
-    except ValueError:  # several drives
-        places = [Path(*one.parts[1:]) for one in paths]
+    from NatureLM.results.tables import below_shared
+
+    places = below_shared(one.path for one in recordings)
     often = Counter(str(one.with_suffix("")).casefold() for one in places)
     return [
         one.with_name(

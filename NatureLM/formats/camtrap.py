@@ -35,6 +35,7 @@ from NatureLM.progress import printable
 from NatureLM.results.detections import Detection, HeardRecording, ResultFile
 from NatureLM.results.rows import OutputError
 from NatureLM.results.tables import (
+    below_shared,
     both_names,
     number,
     one_line,
@@ -200,12 +201,7 @@ def _media(answers: ResultFile) -> list[Media]:
             f"{_told(answers, lacking)}; "
             "ask with --deployments TABLE, which gives sites, coordinates and zones"
         )
-    paths = [Path(one.path) for one in heard]
-    try:
-        common = Path(os.path.commonpath([one.parent for one in paths]))
-        named = [one.relative_to(common).as_posix() for one in paths]
-    except ValueError:  # several drives, or no recording
-        named = [Path(*one.parts[1:]).as_posix() for one in paths]
+    named = [one.as_posix() for one in below_shared(one.path for one in heard)]
     return [
         Media(digest([name], size=8).hex(), "", _shared(name), _begin(one.context), one)
         for one, name in zip(heard, named, strict=True)

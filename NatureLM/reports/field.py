@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -33,6 +32,7 @@ from NatureLM.reports.unheard import (
     summary,
 )
 from NatureLM.results.detections import HeardRecording, ResultFile
+from NatureLM.results.tables import below_shared
 from NatureLM.util import format_duration
 
 MOST_DRAWN = 12
@@ -175,10 +175,7 @@ def make_field_report(
 
 def recording_names(paths: Sequence[str]) -> list[str]:
     """Names for readers elsewhere: below the folder that all recordings share."""
-    if not paths:
-        return []
-    shared = os.path.commonpath([os.path.dirname(one) for one in paths])
-    return [Path(os.path.relpath(one, shared)).as_posix() for one in paths]
+    return [one.as_posix() for one in below_shared(paths)]
 
 
 def _in_places(clips: Iterable[HeardClip], places: Mapping[str, str]) -> tuple[HeardClip, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -75,6 +76,16 @@ def alternatives_of(cell: str) -> tuple[tuple[str, float], ...]:
 def both_names(label: str) -> tuple[str, str]:
     """Common and scientific name that a label is; one of them is empty."""
     return ("", label) if kind_of([label]) == "scientific" else (label, "")
+
+
+def below_shared(paths: Iterable[str | Path]) -> list[Path]:
+    """Paths from the folder on that all of them lie in; of several drives, without these."""
+    listed = [Path(one) for one in paths]
+    try:
+        shared = os.path.commonpath([one.parent for one in listed])
+        return [one.relative_to(shared) for one in listed]
+    except ValueError:  # several drives, or no path
+        return [Path(*one.parts[1:]) for one in listed]
 
 
 def recording_of(table: Path, name: str) -> str:
