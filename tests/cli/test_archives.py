@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from commands import ASK, FakePipeline, naturelm, rows, write_wav
 
+from NatureLM.results.shards import shard_of
+
 LISTED = ("infer", "--manifest", "list.csv", "--query", "What is it?")
 
 
@@ -69,6 +71,23 @@ def test_a_shard_goes_on_where_it_was_stopped(archive: Path, asker: FakePipeline
     asker.stop_after = None
     assert naturelm(*LISTED, "--shard", "1/2").exit_code == 0
     assert len(asker.asked) == len(set(asker.asked)) == len(rows(next(archive.glob("*.jsonl"))))
+
+
+def test_detections_of_a_table_have_the_shards_of_their_recordings(
+    archive: Path, asker: FakePipeline
+) -> None:
+    names = [f"calls/site{number % 3}/{number}.wav" for number in range(10)]
+    header = "Start (s),End (s),Scientific name,Common name,Confidence,File"
+    lines = [f"0,1,Tyto alba,Barn Owl,0.5,{name}" for name in names]
+    Path("table.csv").write_text("\n".join([header, *lines]) + "\n")
+    asked: dict[str, int] = {}
+    for number in (1, 2):
+        listed = ("infer", "--from", "table.csv", "-a", "calls", "-q", "Is it {label}?")
+        result = naturelm(*listed, "--shard", f"{number}/2")
+        assert result.exit_code == 0, result.stderr
+        for name, _ in texts(f"inference_output.shard-{number}-of-2.jsonl"):
+            asked[str(Path(name).resolve().relative_to(archive))] = number
+    assert asked == {one: shard_of(one.removeprefix("calls/"), 2) for one in names}
 
 
 def test_an_empty_shard_asks_nothing(archive: Path, asker: FakePipeline) -> None:
