@@ -37,8 +37,8 @@ def test_a_task_that_is_stopped_loses_and_doubles_nothing(
 ) -> None:
     (folder / "calls" / "empty.wav").touch()
     names = (f"{number}.wav" for number in count())
-    write_wav(folder / "calls" / next(one for one in names if shard_of(one, 2) == 2), 120)
-    done = run(folder, 2, *ASK, STOP=f"2 1.2 {signal}")
+    write_wav(folder / "calls" / next(one for one in names if shard_of(one, 2) == 2), 60)
+    done = run(folder, 2, *ASK, STOP=f"2 0.8 {signal}")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = ["task 1: exit code 0", "task 2: exit code 0", "task 2: stopped, and started again"]
     assert sorted(done.stdout.splitlines()) == lines
