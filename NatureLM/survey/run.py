@@ -197,6 +197,7 @@ class Survey:
 
         stream = self._pipeline.window_stream(recordings, self._options, warn=self._warn)
         alphas = [self.alpha(one) for one in self.questionnaire.columns]
+        refused: set[str] = set()  # recordings whose error was given
 
         def is_done(heard: RecordingWindow) -> bool:
             key = heard.key_of("")
@@ -220,16 +221,16 @@ class Survey:
                 for one in windows:
                     stream.let_go(one.heard.key)
                 self._engine.forget_audio()
-                yield from self._in_order(block, windows, unknown)
+                yield from self._in_order(block, windows, unknown, refused)
 
     def _in_order(
         self,
         block: Sequence[RecordingWindow | RecordingError],
         windows: Iterable[_Asked],
         unknown: Mapping[str, AudioError],
+        refused: set[str],
     ) -> Iterator[SurveyRow | RecordingError]:
         asked = iter(windows)
-        refused: set[str] = set()
         for item in block:
             if isinstance(item, RecordingError):
                 yield item

@@ -204,7 +204,7 @@ def test_a_question_with_a_hole_is_an_error_of_its_recording(
         return question.replace("{place}", "Bog")
 
     text = 'columns:\n  where: {question: "Is {place} wet?", type: yes_no}\n'
-    survey = Survey(pipeline, read(text), AskOptions(()), fill=fill)
+    survey = Survey(pipeline, read(text), AskOptions(()), fill=fill, batch_size=1)
     list(asked(survey, [DOG, HEATH, TOAD], tmp_path / "x.jsonl"))
     rows = list(read_rows(tmp_path / "x.jsonl"))
     assert [(type(row), row.audio_path) for row in rows] == [
