@@ -249,7 +249,12 @@ async function showDone() {
   element('done-text').replaceChildren(...(isAll ? whatNext() : []));
   showProgress();
   element('done-title').focus({ preventScroll: true });
-  if (!isAll) return;
+  if (isAll) await compare();
+}
+
+// What others said is told once the last verdict is on the server's disk.
+async function compare() {
+  if (saving.waiting().length) return;
   await refresh().catch(() => {});
   if (current === null) element('done-text').replaceChildren(...whatNext(), ...agreements());
 }
@@ -373,7 +378,10 @@ function showSaving(problem) {
   const count = saving.waiting().length;
   element('unsaved').hidden = !problem || !count;
   if (problem instanceof Refused) complain(`A verdict was not taken: ${problem.message}`);
-  if (!problem) return;
+  if (!problem) {
+    if (!count && current === null && verdicts.size === folder.clips.length) compare();
+    return;
+  }
   const them = count === 1 ? '1 verdict is' : `${count} verdicts are`;
   const advice = problem.status === 401 ? 'Open the address that was printed when the review began.' : 'It is tried again by itself.';
   element('unsaved-text').textContent = `${them} not saved yet, but kept in this browser: ${problem.message}. ${advice}`;
