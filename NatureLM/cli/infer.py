@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.inference.windows import AskOptions, WindowResult
     from NatureLM.results.store import WindowStore
+    from NatureLM.species import SpeciesList
 
 logger = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
@@ -188,7 +189,7 @@ def run(request: InferRequest, config: Config) -> int:
     from NatureLM.results.store import WindowStore
 
     model = of.model_name(request.model, config)
-    asked = ask_options(request, config, model)
+    asked, names = ask_options(request, config, model)
     formats = checked_formats(request.format_name or (), request.output)
     field = FieldRecordings.read(request, asked.queries)
     recordings = field.recordings
@@ -210,7 +211,7 @@ def run(request: InferRequest, config: Config) -> int:
             say(f"Model: {model}{hint if model == EMBEDDED else ''}")
             pipeline = load_pipeline(request, config, asked)
             settings.update(pipeline.settings(asked))
-            about = {**scientific_names(request), **field.listed.asked}
+            about = {**names, **field.listed.asked}
             resumed = store.begin(
                 RunSettings(settings, about, revisions=pipeline.revisions), recordings
             )
@@ -274,8 +275,10 @@ def _goodbye(store: WindowStore, output: Path) -> str:
 # What is asked
 
 
-def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions:
-    """What was asked for, checked.
+def ask_options(
+    request: InferRequest, config: Config, model: str
+) -> tuple[AskOptions, dict[str, Any]]:
+    """What was asked for, checked; and what tables say of its names: the scientific ones.
 
     model: its name, whose known species a list is compared with
 
@@ -286,7 +289,8 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
     from NatureLM.util import check_range
 
     of.check_named(request)
-    mode, labels, queries = _answers(request, model)
+    species = _species(request, model)
+    mode, labels, queries = _answers(request, species)
     if not queries:
         raise UsageError('nothing to ask: give a question, such as --query "Caption the audio"')
     if not all(query.strip() for query in queries):
@@ -320,7 +324,8 @@ def ask_options(request: InferRequest, config: Config, model: str) -> AskOptions
             asked.hop_length_seconds,
             asked.window_length_seconds,
         )
-    return asked
+    both = {} if species is None else dict(species.scientific)
+    return asked, {"scientific_names": both} if both else {}
 
 
 def _option(name: str) -> str:
@@ -331,21 +336,22 @@ _LIST_PLACE = "{species_list}"
 _MOST_HINTS = 10
 
 
-def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], list[str]]:
+def _answers(
+    request: InferRequest, species: SpeciesList | None
+) -> tuple[Any, tuple[str, ...], list[str]]:
     """Mode, labels and questions, with a question of ours where none was asked about a list."""
     from NatureLM.inference.windows import check_answers
     from NatureLM.species import default_question
 
     queries = request.query or []
     mode = request.mode or ("generate" if request.species_list is None else "score")
-    if request.species_list is None and mode in ("constrained", "score"):
+    if species is None and mode in ("constrained", "score"):
         raise UsageError(f"--mode {mode} needs species to choose from: give --species-list")
-    of.check_choice("--species-names", request.species_names, ("common", "scientific"))
     sure = of.min_confidence(request.min_confidence)
     check_answers(mode, request.several, request.top_k, sure, _option)
-    if request.species_list is None:
+    if species is None:
         return mode, (), queries
-    names, kind = _species(request.species_list, request.species_names, model)
+    names, kind = species.names, species.kind
     asked = [query.replace(_LIST_PLACE, ", ".join(names)) for query in queries]
     if not asked:
         lists_names = request.several or mode == "generate"
@@ -362,27 +368,21 @@ def _answers(request: InferRequest, model: str) -> tuple[Any, tuple[str, ...], l
     return mode, (), asked
 
 
-def scientific_names(request: InferRequest) -> dict[str, Any]:
-    """From common to scientific name, where the species list has both: tables hold them."""
-    from NatureLM.species import presets, read_species_list
-
-    if request.species_list is None:
-        return {}
-    found = read_species_list(request.species_list, presets=presets()).scientific
-    return {"scientific_names": dict(found)} if found else {}
-
-
-def _species(given: str, prefer: Any, model: str) -> tuple[tuple[str, ...], Any]:
-    """The names of a list and their kind; notes say how it was read, and what is nearly known."""
+def _species(request: InferRequest, model: str) -> SpeciesList | None:
+    """The list of species; notes say how it was read, and what is nearly known."""
     from NatureLM.species import hints, known_names, presets, read_species_list
 
-    species = read_species_list(given, prefer=prefer, presets=presets())
+    prefer: Any = request.species_names
+    of.check_choice("--species-names", prefer, ("common", "scientific"))
+    if request.species_list is None:
+        return None
+    species = read_species_list(request.species_list, prefer=prefer, presets=presets())
     found = list(hints(species.names, known_names(model)))
     for text in (*species.notes, *found[:_MOST_HINTS]):
         logger.warning(text)
     if len(found) > _MOST_HINTS:
         logger.warning("and %d more names that are close to known ones", len(found) - _MOST_HINTS)
-    return species.names, species.kind
+    return species
 
 
 # The page
