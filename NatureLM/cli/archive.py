@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,25 +124,41 @@ def merge_runs(
 
     naturelm merge-runs answers/ --manifest manifest.csv --output-path answers.jsonl
     """
-    from NatureLM.cli.recordings import Listed
     from NatureLM.results.merge import merge_runs as merge
     from NatureLM.util import check_place
 
     check_place(output_path, "--output-path")
-    listed = Listed([])
-    if audio_path or manifest is not None:
-        listed = Listed.read(audio_path or (), manifest, None)
-    merged = merge(
-        _files_of(runs),
-        output_path,
-        listed=listed.recordings,
-        seconds=listed.seconds,
-        overwrite=overwrite,
-    )
+    files = _files_of(runs)
+    listed = _listed(manifest, audio_path or ()) if audio_path or manifest is not None else None
+    columns = ("bar", "size", "eta", "left")
+    with (
+        stop_message(f"Stopped. What was joined is kept; {RESUMES}"),
+        ProgressBar(*columns) as bar,
+    ):
+        merged = merge(
+            files,
+            output_path,
+            listed=listed,
+            overwrite=overwrite,
+            told=lambda done, total: bar.update(done, total=total),
+        )
     _say_what_was_merged(merged)
     say(f"{output_path}: {merged.recordings} recordings, {merged.rows} rows")
     if merged.has_gaps:
         raise typer.Exit(SOME_FAILED)
+
+
+def _listed(
+    manifest: Path | None, audio_paths: Sequence[Path]
+) -> Iterator[tuple[Path, float | None]]:
+    """Recordings that were to be asked about, and their lengths; a manifest is read on the way."""
+    from NatureLM.audio import find_recordings
+    from NatureLM.results.manifest import listed_in
+
+    if manifest is not None:
+        yield from ((path, entry.seconds) for path, entry in listed_in(manifest))
+    if audio_paths:
+        yield from ((path, None) for path in find_recordings(audio_paths))
 
 
 def _files_of(runs: list[Path]) -> list[Path]:

@@ -96,15 +96,20 @@ def read_manifest(path: Path) -> Iterator[Entry]:
         raise DataError(f"{path}: names no recording")
 
 
-def read_listed(path: Path) -> tuple[list[Path], dict[Path, float]]:
-    """The recordings of a manifest, each once, where they are, and the lengths that it gives.
+def listed_in(path: Path) -> Iterator[tuple[Path, Entry]]:
+    """The recordings of a manifest where they are, and what it says of them; read on the way.
 
     Nothing is opened: those that are not there show when they are to be heard.
     """
+    for entry in read_manifest(path):
+        yield as_on_disk(path.parent / entry.path, other_slashes=True), entry
+
+
+def read_listed(path: Path) -> tuple[list[Path], dict[Path, float]]:
+    """The recordings of a manifest, each once, where they are, and the lengths that it gives."""
     found: dict[Path, None] = {}
     seconds: dict[Path, float] = {}
-    for entry in read_manifest(path):
-        recording = as_on_disk(path.parent / entry.path, other_slashes=True)
+    for recording, entry in listed_in(path):
         found[recording] = None
         if entry.seconds is not None:
             seconds[recording] = entry.seconds

@@ -1,25 +1,31 @@
 """Several result files of one set of settings as one: the shards of an archive, above all.
 
 The rows of a recording stay together, and recordings come in the order of a list, else in that of
-their paths, so that what comes out is what one run over all of them would have written. Of each
-file only the places of its recordings' rows are held. What is there twice is written once, and what
-is not there is named and counted.
+their paths, so that what comes out is what one run over all of them would have written. What is
+there twice is written once, and what is not there is named and counted.
+
+However long the files are, no more is in memory than the rows of one recording: where rows lie is
+kept in `<output>.parts` (`results.places`), together with what was written so far. So a process
+that was killed goes on where it was, and the folder goes when the result is whole.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import os
+import shutil
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from os.path import isabs, realpath
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
-from NatureLM.results.detections import ResultFile
+from NatureLM.results.places import Placed, RowPlaces
 from NatureLM.results.rows import (
     ErrorRow,
     OutputError,
@@ -27,6 +33,7 @@ from NatureLM.results.rows import (
     RunSettings,
     bullets,
     differences,
+    from_line,
     left_out,
     read_record,
     to_line,
@@ -34,10 +41,12 @@ from NatureLM.results.rows import (
 )
 from NatureLM.results.shards import Shard
 from NatureLM.results.store import JsonlAppender
-from NatureLM.util import atomic_write, writing
+from NatureLM.util import writing
 
 _CUT = ("window_length_seconds", "hop_length_seconds", "time_expansion")
 _NAMED = 3
+_OPEN_FILES = 64
+_KEPT_EVERY = 5.0  # seconds, until what was written is on the disk
 
 
 @dataclass
@@ -90,58 +99,133 @@ class Merged:
         """Whether something is not there that was to be asked about."""
         return any((self.unread, self.missing, self.short, self.shards, self.unfinished))
 
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Merged:
+        """What `asdict` made plain."""
+        made: dict[str, Any] = {
+            key: Named(**one) if isinstance(one, dict) else one for key, one in values.items()
+        }
+        return cls(**made)
+
 
 def merge_runs(
     runs: Sequence[Path],
     output: Path,
     *,
-    listed: Sequence[Path] = (),
-    seconds: Mapping[Path, float] | None = None,
+    listed: Iterable[tuple[Path, float | None]] | None = None,
     overwrite: bool = False,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Merged:
     """Write the rows of runs into one result file, whole or not at all.
 
-    listed: all recordings that were to be asked about, in the order in which they are written;
-        where none are named, those that have rows, in the order of their paths
-    seconds: lengths that are known; others are measured, where the recording is there
+    listed: all recordings that were to be asked about, with their lengths in seconds as far as
+        these are known (others are measured, where the recording is there), in the order in which
+        they are written; where no list is given, those that have rows, in the order of their paths
+    told: of the bytes of rows that were read, of how many; each row is read twice
 
     Raises OutputError for runs of other settings, with what differs, and where `output` is
     something else than what this made of such runs earlier.
     """
-    files = [ResultFile(one) for one in dict.fromkeys(runs)]
+    files = [RunFile.read(one) for one in dict.fromkeys(runs)]
     if not files:
         raise UsageError("there are no runs to merge: name the files that the shards wrote")
     made_with = _common_settings(files)
     held = _checked_output(output, files, made_with, overwrite)
     try:
-        merged = Merged()
-        _check_shards(files, merged)
-        merging = _Merging(files, made_with, merged, dict(seconds or {}))
-        if made_with.values:
-            write_record(output, made_with)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with writing(output), atomic_write(output) as unfinished, open(unfinished, "wb") as target:
-            for lines in merging.recordings(listed):
-                target.writelines(lines)
+        merged = _merged_in_parts(files, made_with, output, listed, told)
     finally:
         if held is not None:
             held.close()
     return merged
 
 
+def _merged_in_parts(
+    files: Sequence[RunFile],
+    made_with: RunSettings,
+    output: Path,
+    listed: Iterable[tuple[Path, float | None]] | None,
+    told: Callable[[int, int], None],
+) -> Merged:
+    """Merge by way of the folder of parts, which stays where the work is not done."""
+    parts = output.with_name(f"{output.name}.parts")
+    with writing(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    part = _Part(parts / "rows.jsonl", pads=False)
+    try:
+        places = RowPlaces(
+            parts / "places.sqlite", [(one.path, one.folder) for one in files], made_with.run
+        )
+        try:
+            merged = _Merging(files, made_with, places, part, told).merge(listed)
+        finally:
+            places.close()
+        if made_with.values:
+            write_record(output, made_with)
+        part.keep()
+    except UsageError:  # it would be the same again
+        part.close()
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
+    finally:
+        part.close()
+    with writing(output):
+        os.replace(part.real, realpath(output))
+    shutil.rmtree(parts, ignore_errors=True)
+    return merged
+
+
+class _Part(JsonlAppender):
+    """What is written so far of the result."""
+
+    WHAT: ClassVar[str] = "merged rows"
+    BUSY: ClassVar[str] = "another process is merging into this file now; wait for its end"
+
+    def keep(self) -> None:
+        """Let it be on the disk."""
+        os.fsync(self._fd)
+
+
 # Which runs
 
 
-def _run_of(file: ResultFile) -> str:
-    return file.record.run if file.record is not None else next(file.rows()).run
+@dataclass(frozen=True)
+class RunFile:
+    """A result file and the settings beside it, None where these are lost; run: its fingerprint."""
+
+    path: Path
+    record: RunSettings | None
+    run: str
+
+    @classmethod
+    def read(cls, path: Path) -> RunFile:
+        """Raises UsageError where there is no answer in it, OutputError where there is no row."""
+        if not path.is_file():
+            raise UsageError(f"{path}: there is no such file of answers")
+        with open(path, "rb") as file:
+            line = file.readline()
+        if not line.endswith(b"\n"):
+            raise UsageError(f"{path}: there is no answer of `naturelm infer` in it")
+        record = read_record(path)
+        run = from_line(line, str(path), 1).run
+        return cls(path, record, run if record is None else record.run)
+
+    @property
+    def folder(self) -> str | None:
+        """Where relative names of its rows count from, as far as that is known."""
+        return None if self.record is None else self.record.folder
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the answers were made with; empty where that is lost."""
+        return {} if self.record is None else dict(self.record.values)
 
 
-def _common_settings(files: Sequence[ResultFile]) -> RunSettings:
+def _common_settings(files: Sequence[RunFile]) -> RunSettings:
     """The settings of all runs, without what says which shard. Raises OutputError."""
     record = next((one.record for one in files if one.record is not None), RunSettings({}))
     first = files[0]
     for other in files[1:]:
-        if _run_of(other) != _run_of(first):
+        if other.run != first.run:
             found = differences(first.settings, other.settings)
             found += left_out(first.settings, other.settings)
             lost = [one.path.name for one in (first, other) if one.record is None]
@@ -164,7 +248,7 @@ def _common_settings(files: Sequence[ResultFile]) -> RunSettings:
 
 
 def _checked_output(
-    output: Path, files: Sequence[ResultFile], made_with: RunSettings, overwrite: bool
+    output: Path, files: Sequence[RunFile], made_with: RunSettings, overwrite: bool
 ) -> JsonlAppender | None:
     """The file that is to be replaced, locked; None where there is none. Raises OutputError."""
     if any(realpath(one.path) == realpath(output) for one in files):
@@ -183,20 +267,23 @@ def _checked_output(
     return held
 
 
-def _check_shards(files: Sequence[ResultFile], merged: Merged) -> None:
-    """Name shards that are not there or not at their end, by what the records of others say."""
+def _check_shards(files: Sequence[RunFile], recordings: Sequence[int], merged: Merged) -> None:
+    """Name shards that are not there or not at their end, by what the records of others say.
+
+    recordings: of how many of them each file has rows
+    """
     counts: dict[int, list[int]] = {}
     there: set[Shard] = set()
-    for file in files:
+    for file, has_rows_of in zip(files, recordings, strict=True):
         shard, sizes = _shard_of(file)
         if shard is None:
             continue
         there.add(shard)
         known = counts.setdefault(shard.of, [0] * shard.of)
         counts[shard.of] = [max(pair) for pair in zip(known, sizes, strict=True)]
-        if len(file.names) < sizes[shard.number - 1]:
+        if has_rows_of < sizes[shard.number - 1]:
             merged.unfinished.add(
-                f"{shard}: rows of {len(file.names)} of {sizes[shard.number - 1]} recordings"
+                f"{shard}: rows of {has_rows_of} of {sizes[shard.number - 1]} recordings"
             )
     for of, sizes in sorted(counts.items()):
         for number, size in enumerate(sizes, start=1):
@@ -204,7 +291,7 @@ def _check_shards(files: Sequence[ResultFile], merged: Merged) -> None:
                 merged.shards.add(f"{number}/{of}, of {size} recordings")
 
 
-def _shard_of(file: ResultFile) -> tuple[Shard | None, Sequence[int]]:
+def _shard_of(file: RunFile) -> tuple[Shard | None, Sequence[int]]:
     """The shard that a file is of, and how many recordings each shard has."""
     asked = {} if file.record is None else file.record.asked
     try:
@@ -219,114 +306,152 @@ def _shard_of(file: ResultFile) -> tuple[Shard | None, Sequence[int]]:
 
 
 class _Merging:
-    """Finds the rows of recording after recording, and counts what is there twice or not at all."""
+    """Writes the rows of recording after recording, and counts what is there twice or not at all.
+
+    places: where the rows lie; it keeps how far this came
+    part: takes the rows
+    """
 
     def __init__(
         self,
-        files: Sequence[ResultFile],
+        files: Sequence[RunFile],
         made_with: RunSettings,
-        merged: Merged,
-        seconds: Mapping[Path, float],
+        places: RowPlaces,
+        part: _Part,
+        told: Callable[[int, int], None],
     ) -> None:
-        self._files, self._merged = files, merged
+        self._files, self._places, self._part = files, places, part
+        self._merged = Merged()
         self._folder = made_with.folder
         self._queries = list(made_with.values.get("queries") or [""])
         cut = [made_with.values.get(name) for name in _CUT]
         self._cut = [float(one) for one in cut if isinstance(one, int | float)]
-        self._where: dict[str, list[int]] = {}
-        self._called: dict[str, str] = {}
-        for number, file in enumerate(files):
-            for key, name in file.names.items():
-                self._where.setdefault(key, []).append(number)
-                self._called[name] = key
-        lengths = ((self._key(path), length) for path, length in seconds.items())
-        self._seconds = {key: length for key, length in lengths if key is not None}
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._told, self._done = told, 0
 
-    def recordings(self, listed: Sequence[Path]) -> Iterator[list[bytes]]:
-        """The lines of each recording."""
-        order = dict[str, None]()
-        for path in listed:
-            key = self._key(path)
-            if key is None:
-                self._merged.missing.add(str(path))
-            else:
-                order[key] = None
-        rest = sorted(self._where.keys() - order.keys(), key=lambda key: Path(key).parts)
-        for key in rest if listed else ():
-            self._merged.unlisted.add(self._name(key))
-        for key in [*order, *rest]:
-            yield self._lines(key)
+    def merge(self, listed: Iterable[tuple[Path, float | None]] | None) -> Merged:
+        """All of it, from where an earlier process came to."""
+        self._places.take_in(self._tell)
+        name = self._places.take_list(listed or ())
+        kept = self._places.state("written") or {}
+        turn = None
+        if kept.get("list") == name and kept["bytes"] <= os.path.getsize(self._part.real):
+            turn, self._merged = kept["turn"], Merged.from_plain(kept["merged"])
+            self._part.truncate(kept["bytes"])
+            self._tell(kept["bytes"])
+        else:
+            self._part.truncate(0)
+            self._count_what_is_not_there(has_list=listed is not None)
+        try:
+            self._write(name, turn)
+        finally:
+            while self._open:
+                self._open.popitem()[1].close()
+        return self._merged
 
-    def _key(self, path: Path) -> str | None:
-        """What the rows of a recording are known by: its path, or, elsewhere, what they call it."""
-        key = realpath(path)
-        return key if key in self._where else self._called.get(str(path))
+    def _tell(self, size: int) -> None:
+        self._done += size
+        self._told(min(self._done, 2 * self._places.bytes), 2 * self._places.bytes)
 
-    def _name(self, key: str) -> str:
-        return self._files[self._where[key][0]].names[key]
+    def _count_what_is_not_there(self, *, has_list: bool) -> None:
+        _check_shards(self._files, self._places.recordings_of_files(), self._merged)
+        self._merged.missing = Named(*self._places.missing(_NAMED))
+        if has_list:
+            self._merged.unlisted = Named(*self._places.unlisted(_NAMED))
 
-    def _lines(self, key: str) -> list[bytes]:
+    def _write(self, name: str, turn: int | str | None) -> None:
+        """Write the rows of the recordings after the one whose turn it was last.
+
+        name: of the list
+        """
+        begun = time.monotonic()
+        for one in self._places.in_order(turn):
+            self._part.append(b"".join(self._lines(one)))
+            self._tell(sum(span.stop - span.start for span in one.spans))
+            if time.monotonic() - begun >= _KEPT_EVERY:
+                self._part.keep()
+                with self._places.keeping() as keep:
+                    written = {"list": name, "turn": one.turn, "bytes": self._part.size}
+                    keep("written", {**written, "merged": asdict(self._merged)})
+                begun = time.monotonic()
+
+    def _lines(self, one: Placed) -> list[bytes]:
         """The lines of a recording, each answer once."""
-        answers, error, is_sorted = self._answers(key)
+        answers, error, is_sorted = self._answers(one)
         if not is_sorted:
             place = {query: number for number, query in enumerate(self._queries)}
             answers.sort(key=lambda one: (one[1].start, place.get(one[1].query, 0)))
         self._merged.recordings += 1
         lines = [line for line, _ in answers]
         if error is not None:
-            self._merged.unread.add(self._name(key))
+            self._merged.unread.add(one.name)
             lines.append(error)
         else:
-            self._check_windows(key, [row for _, row in answers])
+            self._check_windows(one, [row for _, row in answers])
         self._merged.rows += len(lines)
         return lines
 
-    def _answers(self, key: str) -> tuple[list[tuple[bytes, Any]], bytes | None, bool]:
+    def _rows_of(self, one: Placed) -> Iterator[tuple[int, bytes, Row]]:
+        """The lines of a recording with the numbers of their files, and their rows."""
+        for number, start, stop, line in one.spans:
+            path = self._files[number].path
+            if number not in self._open:
+                self._open[number] = open(path, "rb")  # noqa: SIM115
+                if len(self._open) > _OPEN_FILES:
+                    self._open.popitem(last=False)[1].close()
+            self._open.move_to_end(number)
+            file = self._open[number]
+            file.seek(start)
+            while start < stop:
+                text = file.readline()
+                yield number, text, from_line(text, str(path), line)
+                start, line = start + len(text), line + 1
+
+    def _answers(self, one: Placed) -> tuple[list[tuple[bytes, Any]], bytes | None, bool]:
         """The answers about a recording, as lines and rows; the line of the error where no run has
         heard it to its end; and whether the answers stand as a run wrote them."""
         answers: dict[tuple[int, str, str], tuple[bytes, Any]] = {}
         errors: dict[int, bytes] = {}
-        runs = self._where[key]
-        for number in runs:
-            for line, row in self._files[number].lines_of(key):
-                line = self._counted_from(line, row, self._files[number])
-                if isinstance(row, ErrorRow):
-                    errors.setdefault(number, line)
-                    continue
-                said = (round(row.start * 1_000_000), row.query, row.claimed)
-                if said not in answers:
-                    answers[said] = line, row
-                    continue
-                self._merged.duplicates += 1
-                if _answer(answers[said][1]) != _answer(row):
-                    self._merged.other.add(f"{row.audio_path} at {row.start:g} s")
+        runs = list(dict.fromkeys(span.file for span in one.spans))
+        for number, line, row in self._rows_of(one):
+            line = self._counted_from(line, row, self._files[number])
+            if isinstance(row, ErrorRow):
+                errors.setdefault(number, line)
+                continue
+            said = (round(row.start * 1_000_000), row.query, row.claimed)
+            if said not in answers:
+                answers[said] = line, row
+                continue
+            self._merged.duplicates += 1
+            if _answer(answers[said][1]) != _answer(row):
+                self._merged.other.add(f"{row.audio_path} at {row.start:g} s")
         error = errors[runs[0]] if len(errors) == len(runs) else None
         return list(answers.values()), error, len(runs) == 1
 
-    def _counted_from(self, line: bytes, row: Row, file: ResultFile) -> bytes:
+    def _counted_from(self, line: bytes, row: Row, file: RunFile) -> bytes:
         """The line with the folder that its name counts from, where that is not all rows'."""
-        folder = row.audio_folder or (None if file.record is None else file.record.folder)
+        folder = row.audio_folder or file.folder
         if isabs(row.audio_path) or folder == self._folder:
             folder = None
         if folder != row.audio_folder:
             return to_line(replace(row, audio_folder=folder))
         return line.rstrip() + b"\n"
 
-    def _check_windows(self, key: str, rows: Sequence[Any]) -> None:
+    def _check_windows(self, one: Placed, rows: Sequence[Any]) -> None:
         """Name a recording whose length has more windows than there are rows."""
         if len(self._cut) < len(_CUT) or any(row.claimed for row in rows):
             return
-        length = self._seconds.get(key)
+        length = one.seconds
         if length is None:
             try:
-                length = probe(key).duration
+                length = probe(one.key).duration
             except AudioError:
                 return
         wanted = count_windows(length, *self._cut)
         there = Counter(row.query for row in rows)
         least = min((there[query] for query in self._queries), default=0)
         if least < wanted:
-            self._merged.short.add(f"{self._name(key)}: {least} of {wanted} windows")
+            self._merged.short.add(f"{one.name}: {least} of {wanted} windows")
 
 
 def _answer(row: Any) -> Any:

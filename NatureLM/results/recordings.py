@@ -16,6 +16,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +106,19 @@ def _is_shifted(now: Identity, before: Identity) -> bool:
     return apart <= 26 * 3600 and min(apart % 900, -apart % 900) <= 2
 
 
+class RealPaths:
+    """`os.path.realpath` for many recordings: the path of a folder is followed once."""
+
+    def __init__(self) -> None:
+        self._folder = lru_cache(maxsize=4096)(os.path.realpath)
+
+    def __call__(self, path: str | Path) -> str:
+        folder, name = os.path.split(path)
+        if os.name == "nt" or name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        return os.path.join(self._folder(os.path.join(os.getcwd(), folder)), name)
+
+
 class KnownRecordings:
     """The recordings that a file of rows speaks of, by their real paths.
 
@@ -113,8 +127,11 @@ class KnownRecordings:
         may count from the current folder or from that of the file
     """
 
-    def __init__(self, path: Path, folder: str | None = None) -> None:
+    def __init__(
+        self, path: Path, folder: str | None = None, real_paths: RealPaths | None = None
+    ) -> None:
         self.path, self.folder = path, folder
+        self._real_path = real_paths or RealPaths()
         self.found: dict[str, Identity] = {}
         self._keys: dict[tuple[str, str | None], str] = {}
         self._guessed: set[str] = set()
@@ -125,7 +142,7 @@ class KnownRecordings:
         """Count a row in; the key of its recording. folder: where its name counts from."""
         named = (name, folder)
         if named not in self._keys:
-            self._keys[named] = self._real(name, before, folder or self.folder)
+            self._keys[named] = self.locate(name, before, folder)
         self.found[self._keys[named]] = before
         return self._keys[named]
 
@@ -133,14 +150,14 @@ class KnownRecordings:
         """The key of a recording that is asked about."""
         named = str(path)
         if named not in self._asked:
-            real = os.path.realpath(path)
+            real = self._real_path(path)
             self._asked[named] = self._now.get(real, real)
         return self._asked[named]
 
     def match(self, asked: Iterable[str | Path], *, is_noted: bool = True) -> None:
         """Find those that are asked about, whatever they are called; it is noted what moved."""
         self._asked.clear()
-        reals = dict.fromkeys(map(os.path.realpath, asked))
+        reals = dict.fromkeys(map(self._real_path, asked))
         left = {key for key in self.found if key not in reals}
         new = [real for real in reals if real not in self.found] if left else []
         nodes = {node: key for key in left if (node := _node(key)) is not None}
@@ -196,12 +213,17 @@ class KnownRecordings:
             return next(iter(self._guessed), os.getcwd())
         return self.folder
 
-    def _real(self, name: str, before: Identity, folder: str | None) -> str:
+    def locate(self, name: str, before: Identity, folder: str | None = None) -> str:
+        """The key of the recording that a row names; nothing is counted in.
+
+        folder: where its name counts from, if not from that of all names
+        """
+        folder = folder or self.folder
         if os.path.isabs(name):
-            return os.path.realpath(name)
+            return self._real_path(name)
         bases = [*([folder] if folder else []), os.getcwd()]
         bases.append(os.path.dirname(os.path.realpath(self.path)))
-        places = {base: os.path.realpath(os.path.join(base, name)) for base in bases}
+        places = {base: self._real_path(os.path.join(base, name)) for base in bases}
         there = [base for base in places if os.path.exists(places[base])] or list(places)
         if folder is not None:  # elsewhere only if all was moved, and the content is the same
             if folder not in there:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -271,9 +272,14 @@ _TYPES: dict[Any, tuple[type, ...]] = {
 }
 
 
+@cache
+def _types_of(kind: type[Row]) -> dict[str, Any]:
+    return {one.name: one.type for one in fields(kind)}
+
+
 def _checked(kind: type[Row], data: dict[str, Any], place: str) -> dict[str, Any]:
     """The values of the fields of a kind of row; raises OutputError for one that does not fit."""
-    types = {one.name: one.type for one in fields(kind)}
+    types = _types_of(kind)
     missing = [key for key in types if key not in data]
     if missing:
         raise OutputError(f"{place}: the row lacks {', '.join(missing)}")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from commands import FakePipeline, naturelm, rows, write_wav
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import Result
 
+from NatureLM.results import places
 from NatureLM.results.detections import ResultFile
+from NatureLM.results.rows import Row, from_line
 
 ASK = ("infer", "--manifest", "list.csv", "-q", "Who?", "-q", "What?")
 SOME = ("site1/1.wav", "site0/0.wav", "site1/empty.wav", "cuckoo.wav")
 SHARDS = ("1/3", "2/3", "3/3")
+PATHS = st.text(st.characters(exclude_characters="\0"), min_size=1).map(
+    lambda path: path.replace("/", os.sep)
+)
 
 
 @pytest.fixture
@@ -115,6 +123,73 @@ def test_what_one_run_could_not_read_another_may_have(archive: Path, asker: Fake
     naturelm("infer", "calls/site1/empty.wav", *ASK[3:], "--output-path", "mended.jsonl")
     assert merge(*files, "mended.jsonl").exit_code == 0
     assert not [row for row in rows("all.jsonl") if "error" in row]
+
+
+@pytest.mark.parametrize("seen", [20, 70])
+def test_what_was_stopped_goes_on_where_it_was(
+    seen: int, archive: Path, asker: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are looked at twice: once for where they are, once to be written."""
+    files = [ask(shard) for shard in SHARDS]
+    assert merge(*files).exit_code == 3
+    whole = Path("all.jsonl").read_bytes()
+    monkeypatch.setattr("NatureLM.results.places._KEPT_EVERY", 2)
+    monkeypatch.setattr("NatureLM.results.merge._KEPT_EVERY", 0)
+    read: list[str] = []
+
+    def stopping(line: bytes, name: str, number: int) -> Row:
+        read.append(name)
+        if len(read) == stop:
+            raise KeyboardInterrupt
+        return from_line(line, name, number)
+
+    stop = 0
+    for module in ("places", "merge"):
+        monkeypatch.setattr(f"NatureLM.results.{module}.from_line", stopping)
+    Path("all.jsonl").unlink()
+    assert merge(*files).exit_code == 3
+    rows_read = len(read) - len(files)  # of each file the first row is looked at before
+    assert Path("all.jsonl").read_bytes() == whole
+    read.clear()
+    stop = len(files) + seen
+    assert merge(*files).exit_code == 130
+    assert Path("all.jsonl").read_bytes() == whole  # as it was
+    assert Path("all.jsonl.parts").is_dir()
+    read.clear()
+    stop = 0
+    again = merge(*files)
+    assert again.exit_code == 3
+    assert "13 recordings, " in again.stderr
+    assert "could not be read: 1 (" in again.stderr
+    assert Path("all.jsonl").read_bytes() == whole
+    assert len(read) <= len(files) + rows_read - seen + 8
+    assert not list(archive.glob("*.parts"))
+
+
+def test_files_that_have_grown_are_read_anew(archive: Path, asker: FakePipeline) -> None:
+    first = ask("1/3")
+    (archive / "all.jsonl.parts").mkdir()
+    (archive / "all.jsonl.parts" / "places.sqlite").write_bytes(b"torn" * 100)
+    (archive / "all.jsonl.parts" / "rows.jsonl").write_bytes(b"torn")
+    assert merge(first).exit_code == 3
+    assert merge(first, ask("2/3"), ask("3/3")).exit_code == 3
+    assert len(ResultFile("all.jsonl").names) == 13
+
+
+def test_lines_of_others_are_named_and_nothing_stays(archive: Path, asker: FakePipeline) -> None:
+    first = ask("1/3")
+    first.write_bytes(first.read_bytes() + b'{"mine": 1}\n')
+    result = merge(first)
+    assert result.exit_code == 2
+    assert "this is no row of `naturelm infer`" in result.stderr
+    assert not list(archive.glob("all*"))
+
+
+@given(st.lists(PATHS, max_size=8))
+def test_places_are_in_the_order_of_the_parts_of_paths(paths: list[str]) -> None:
+    by_parts = sorted(paths, key=lambda path: path.split(os.sep))
+    assert sorted(paths, key=places._bytes) == by_parts
+    assert [places._text(places._bytes(path)) for path in paths] == paths
 
 
 def test_runs_of_other_settings_are_refused(archive: Path, asker: FakePipeline) -> None:
