@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -272,14 +271,15 @@ _TYPES: dict[Any, tuple[type, ...]] = {
 }
 
 
-@cache
-def _types_of(kind: type[Row]) -> dict[str, Any]:
-    return {one.name: one.type for one in fields(kind)}
+_FIELDS: dict[str, dict[str, Any]] = {
+    kind.__name__: {one.name: one.type for one in fields(kind)}
+    for kind in (WindowRow, SurveyRow, ErrorRow)
+}
 
 
 def _checked(kind: type[Row], data: dict[str, Any], place: str) -> dict[str, Any]:
     """The values of the fields of a kind of row; raises OutputError for one that does not fit."""
-    types = _types_of(kind)
+    types = _FIELDS[kind.__name__]
     missing = [key for key in types if key not in data]
     if missing:
         raise OutputError(f"{place}: the row lacks {', '.join(missing)}")
