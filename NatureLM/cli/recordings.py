@@ -4,7 +4,6 @@ table of another program says about them."""
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from NatureLM.field.context import FieldClock
     from NatureLM.inference.windows import AskOptions, RecordingWindow
     from NatureLM.results.detections import Detection
-    from NatureLM.results.shards import Shard
+    from NatureLM.results.manifest import Entry
+    from NatureLM.results.shards import Shard, ShardPicker
     from NatureLM.results.store import Resumed
 
 logger = logging.getLogger(__name__)
@@ -29,52 +29,61 @@ _NAMED = 3  # recordings that a summary names
 class Listed:
     """The recordings that --audio-path, --manifest and --shard name, each once.
 
-    seconds: lengths of those whose manifest gives them
+    entries: what a manifest says of those that it names
     shards: how many recordings each shard has, of all that were named; empty without --shard
     shard: the one that these are of
     """
 
     recordings: list[Path]
-    seconds: Mapping[Path, float] = field(default_factory=dict)
+    entries: Mapping[Path, Entry] = field(default_factory=dict)
     shards: Sequence[int] = ()
     shard: Shard | None = None
 
     @classmethod
     def read(cls, paths: Sequence[Path], manifest: Path | None, shard: str | None) -> Listed:
-        """Raises UsageError for recordings that are not there, and a manifest that is none."""
-        from NatureLM.audio import find_recordings
-        from NatureLM.results.manifest import read_listed
+        """Of a manifest no more is held than the recordings of the shard.
 
-        recordings, seconds = ([], {}) if manifest is None else read_listed(manifest)
+        Raises UsageError for recordings that are not there, and a manifest that is none.
+        """
+        from NatureLM.audio import find_recordings
+        from NatureLM.results.manifest import listed_in
+        from NatureLM.results.recordings import RealPaths
+
+        picker = _picker(shard, [*paths, *([] if manifest is None else [manifest.parent])])
+        wanted = (lambda one: True) if picker is None else picker.holds
+        entries = {} if manifest is None else dict(listed_in(manifest, wanted))
+        recordings = list(entries)
         if paths or manifest is None:
-            known = set(map(os.path.realpath, recordings))
+            real = RealPaths()
+            known = set(map(real, recordings))
             found = find_recordings(paths)
-            recordings += [one for one in found if os.path.realpath(one) not in known]
-        folders = [*paths, *([] if manifest is None else [manifest.parent])]
-        return cls(recordings, seconds).part(shard, folders)
+            recordings += [one for one in found if real(one) not in known and wanted(one)]
+        return cls(recordings, entries)._of(picker)
 
     def part(self, shard: str | None, folders: Sequence[Path]) -> Listed:
         """The recordings of a shard; all of them where none is named.
 
         folders: from which the names count that decide the shards
         """
-        from NatureLM.audio.files import as_on_disk
-        from NatureLM.results.shards import Shard, name_below, shard_of
+        picker = _picker(shard, folders)
+        kept = [one for one in self.recordings if picker is None or picker.holds(one)]
+        return Listed(kept, self.entries)._of(picker)
 
-        if shard is None:
+    def _of(self, picker: ShardPicker | None) -> Listed:
+        """These recordings as those that were picked."""
+        if picker is None:
             return self
-        asked = Shard.parse(shard)
-        bases = [os.path.abspath(as_on_disk(one)) for one in folders]
-        counts, kept = [0] * asked.of, []
-        for one in self.recordings:
-            number = shard_of(name_below(one, bases), asked.of)
-            counts[number - 1] += 1
-            if number == asked.number:
-                kept.append(one)
-        seconds = {one: self.seconds[one] for one in kept if one in self.seconds}
-        if not kept:
-            say(f"Shard {asked} holds none of the {len(self.recordings)} recordings")
-        return Listed(kept, seconds, counts, asked)
+        counts = picker.counts()
+        if not self.recordings:
+            say(f"Shard {picker.shard} holds none of the {sum(counts)} recordings")
+        return Listed(self.recordings, self.entries, counts, picker.shard)
+
+    @property
+    def seconds(self) -> Mapping[Path, float]:
+        """Lengths of those whose manifest gives them."""
+        return {
+            path: entry.seconds for path, entry in self.entries.items() if entry.seconds is not None
+        }
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -83,6 +92,12 @@ class Listed:
             return {}
         values = (str(self.shard), list(self.shards))
         return dict(zip(self.shard.RECORDED, values, strict=True))
+
+
+def _picker(shard: str | None, folders: Sequence[Path]) -> ShardPicker | None:
+    from NatureLM.results.shards import Shard, ShardPicker
+
+    return None if shard is None else ShardPicker(Shard.parse(shard), folders)
 
 
 @dataclass
@@ -115,12 +130,11 @@ class FieldRecordings:
         from NatureLM.field.context import asks_context
         from NatureLM.inference.claims import LABEL_PLACE
 
-        claims = None
+        claims, named = None, Listed([])
         if request.from_table is not None:
-            named = list(request.audio_paths)
             if request.manifest is not None:
-                named += Listed.read((), request.manifest, None).recordings
-            claims = _claims(request.from_table, named)
+                named = Listed.read((), request.manifest, None)
+            claims = _claims(request.from_table, [*request.audio_paths, *named.recordings])
         elif any(LABEL_PLACE in question for question in questions):
             raise UsageError(
                 f"{LABEL_PLACE} in a question is what a table of detections says: give it with "
@@ -130,10 +144,12 @@ class FieldRecordings:
             listed = Listed.read(request.audio_paths, request.manifest, request.shard)
         else:
             folder = [] if request.manifest is None else [request.manifest.parent]
-            listed = Listed(list(claims)).part(request.shard, [*request.audio_paths, *folder])
+            listed = Listed(list(claims), named.entries).part(
+                request.shard, [*request.audio_paths, *folder]
+            )
             claims = {one: claims[one] for one in listed.recordings}
         tables = (request.deployments, request.file_times)
-        clock = field_clock(*tables, listed.recordings)
+        clock = field_clock(*tables, listed.recordings, listed.entries)
         has_tables = tables != (None, None)
         made = cls(listed.recordings, clock, claims, has_tables=has_tables, listed=listed)
         made.needs_context = any(map(asks_context, questions))
@@ -188,16 +204,24 @@ class FieldRecordings:
 
 
 def field_clock(
-    deployments: Path | None, file_times: Path | None, recordings: Sequence[Path]
+    deployments: Path | None,
+    file_times: Path | None,
+    recordings: Sequence[Path],
+    entries: Mapping[Path, Entry] | None = None,
 ) -> FieldClock:
-    """Where and when recordings were made, by the tables of --deployments and --file-times."""
+    """Where and when recordings were made, by the tables of --deployments and --file-times.
+
+    entries: what a manifest says of the recordings
+    """
     from NatureLM.field.context import FieldClock
     from NatureLM.field.deployments import read_deployments
     from NatureLM.field.times import FileTimes
+    from NatureLM.results.manifest import ToldByManifest
 
     clock = FieldClock(
         None if deployments is None else read_deployments(deployments),
         None if file_times is None else FileTimes(file_times, recordings),
+        ToldByManifest(entries or {}),
     )
     for note in clock.notes:
         logger.warning(note)
@@ -241,10 +265,10 @@ def count_windows(asked_about: FieldRecordings, asked: AskOptions) -> int:
     if asked_about.claims is not None:
         return sum(map(len, asked_about.claims.values()))
     cut = (asked.window_length_seconds, asked.hop_length_seconds, asked.time_expansion)
-    total = 0
+    total, entries = 0, asked_about.listed.entries
     for path in asked_about.recordings:
         try:
-            seconds = asked_about.listed.seconds.get(path)
+            seconds = entries[path].seconds if path in entries else None
             seconds = probe(path).duration if seconds is None else seconds
             total += audio_windows.count_windows(seconds, *cut)
         except AudioError:

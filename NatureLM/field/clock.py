@@ -9,9 +9,10 @@ on FAT, as memory cards have it, they are in no zone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from NatureLM.audio.tags import Tags, read_tags
 from NatureLM.field.names import FIRST_YEAR, Name, checked_position, read_name
 from NatureLM.field.times import FileTimes
 from NatureLM.field.zones import OFFSET, UTC, fixed_zone, zone_text
-from NatureLM.util import format_duration
+from NatureLM.util import format_duration, parse_json
 
 _SAME = timedelta(seconds=2)
 _MOST_APART = timedelta(hours=26)  # of two zones
@@ -66,6 +67,7 @@ class Clock:
     battery, temperature: volts, degrees Celsius, when it began
     position: latitude and longitude in degrees
     conflicts: what disagrees by more than 2 s, and times that were not taken; whole sentences
+    tags: what the header says
     """
 
     time: datetime | None = None
@@ -79,6 +81,7 @@ class Clock:
     temperature: float | None = None
     position: tuple[float, float] | None = None
     conflicts: tuple[str, ...] = ()
+    tags: Tags = field(default_factory=Tags, repr=False)
 
     @property
     def utc(self) -> datetime | None:
@@ -92,9 +95,12 @@ class Clock:
         return zone_text(self.time.tzinfo) if self.time is not None else ""
 
 
-def read_clock(path: str | Path, times: FileTimes | None = None) -> Clock:
-    """All that name, header and table say of when a recording began; never an error."""
-    name, tags = read_name(path), read_tags(path)
+def read_clock(path: str | Path, times: FileTimes | None = None, tags: Tags | None = None) -> Clock:
+    """All that name, header and table say of when a recording began; never an error.
+
+    tags: of the header, where they are known and the file need not be opened
+    """
+    name, tags = read_name(path), read_tags(path) if tags is None else tags
     readings: list[Reading] = []
     notes = [f"{name.note}."] if name.note else []
     if name.time is not None:
@@ -112,10 +118,43 @@ def read_clock(path: str | Path, times: FileTimes | None = None) -> Clock:
         source=begun.source,
         zone_source=begun.zone_source,
         conflicts=(*notes, *begun.conflicts),
+        tags=tags,
     )
 
 
 # Headers
+
+_GUANO = (
+    *("Timestamp", "Serial", "Loc Position", "Make", "Model"),
+    *("OAD|Battery Voltage", "Temperature Int"),
+)
+_MOST_CHARACTERS = 512  # of a value; what is read here is shorter
+
+
+def tags_text(tags: Tags) -> str:
+    """Those tags that a clock is read from, as JSON; `{}` where there are none."""
+    guano = {key: tags.guano[key] for key in _GUANO if key in tags.guano}
+    found = next(filter(None, map(_COMMENT.search, tags.comments)), None)
+    kept = {
+        "guano": {key: value[:_MOST_CHARACTERS] for key, value in guano.items()},
+        "wamd": {key: value[:_MOST_CHARACTERS] for key, value in tags.wamd.items()},
+        "comment": "" if found is None else found.string[found.start() :][:_MOST_CHARACTERS],
+        "artist": tags.artist[:_MOST_CHARACTERS] if _ARTIST.search(tags.artist) else "",
+    }
+    return json.dumps({key: value for key, value in kept.items() if value}, separators=(",", ":"))
+
+
+def tags_of(text: str) -> Tags | None:
+    """What `tags_text` made a text of; None for anything else."""
+    try:
+        kept = parse_json(text)
+        guano, wamd = (dict(kept.get(key, {})) for key in ("guano", "wamd"))
+        comment, artist = kept.get("comment", ""), kept.get("artist", "")
+        if not all(isinstance(one, str) for one in (*guano.values(), *wamd.values())):
+            return None
+        return Tags(guano, wamd, (str(comment),) if comment else (), str(artist))
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _of_tags(tags: Tags) -> Iterator[Reading]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, tzinfo
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from NatureLM.audio.tags import Tags
 from NatureLM.field.clock import Clock, read_clock
 from NatureLM.field.deployments import Deployment, Deployments
 from NatureLM.field.sun import WITHOUT_ASTRAL, has_astral, hours_after
@@ -90,18 +91,39 @@ class RecordingContext:
         return {key: said[key] for key in KEYS if key in said}
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a list says of a recording which is still as it was when the list was made.
+
+    tags: of its header; None where the list does not say
+    local_time, utc_time: when it began, ISO 8601; "" where that is not known
+    clock_source: what said so
+    """
+
+    tags: Tags | None = None
+    local_time: str = ""
+    utc_time: str = ""
+    clock_source: str = ""
+    site: str = ""
+
+
 class FieldClock:
     """Where and when recordings were made.
 
     deployments: places, zones and times of recorders
     times: when recordings began, where names and headers do not say it
+    told: gives what a list says of a recording, None where it says nothing: its header is not read
+        again then, and where there is no table, times and site of the list count
     notes: what is to be said once, for all recordings
     """
 
     def __init__(
-        self, deployments: Deployments | None = None, times: FileTimes | None = None
+        self,
+        deployments: Deployments | None = None,
+        times: FileTimes | None = None,
+        told: Callable[[str], Told | None] = lambda recording: None,
     ) -> None:
-        self._deployments, self._times = deployments, times
+        self._deployments, self._times, self._told = deployments, times, told
         self._known = lru_cache(maxsize=4096)(self._read)
         self._has_sun = has_astral()
         self.notes = [
@@ -111,12 +133,22 @@ class FieldClock:
         if not self._has_sun and any(row.latitude is not None for row in deployments or ()):
             self.notes.append(WITHOUT_ASTRAL)
 
-    def of(self, recording: str | Path) -> RecordingContext:
-        """What is known of a recording; its header is read once, and again after 4096 others."""
-        return self._known(str(recording))
+    def of(self, recording: str | Path, tags: Tags | None = None) -> RecordingContext:
+        """What is known of a recording; its header is read once, and again after 4096 others.
 
-    def _read(self, recording: str) -> RecordingContext:
-        clock = read_clock(recording, self._times)
+        tags: of its header, where they are known
+        """
+        return self._known(str(recording)) if tags is None else self._read(str(recording), tags)
+
+    def _read(self, recording: str, tags: Tags | None = None) -> RecordingContext:
+        told = None if tags is not None else self._told(recording)
+        clock = read_clock(recording, self._times, tags if told is None else told.tags)
+        found = self._found(recording, clock)
+        has_table = self._deployments is not None or self._times is not None
+        return found if told is None or has_table else _as_told(found, told)
+
+    def _found(self, recording: str, clock: Clock) -> RecordingContext:
+        """What clock and deployments say."""
         row, note = None, ""
         if self._deployments is not None:
             row, note = self._deployments.find(recording, clock)
@@ -133,6 +165,35 @@ class FieldClock:
             has_sun=self._has_sun,
             _fixed=_fixed(clock, row, zone, conflicts),
         )
+
+
+def _as_told(found: RecordingContext, told: Told) -> RecordingContext:
+    """What is known of a recording, with the times and the site that a list gives it."""
+    fixed = dict(found._fixed)
+    if told.site and told.site != fixed.get("site"):
+        coordinates = () if "latitude" not in fixed else (fixed["latitude"], fixed["longitude"])
+        place = [_coordinates(*coordinates)] if coordinates else []
+        fixed |= {"site": told.site, "place": ", ".join([told.site, *place])}
+    now = found.at(0)
+    times = (told.local_time, told.utc_time)
+    if times in (("", ""), (now.get("local_time", ""), now.get("utc_time", ""))):
+        return replace(found, _fixed=fixed)
+    try:
+        local, utc = (
+            datetime.fromisoformat(re.sub("[Zz]$", "+00:00", one)) if one else None for one in times
+        )
+    except ValueError:
+        sentence = f"The list says that it began at {' or '.join(filter(None, times))}: no time."
+        return replace(found, conflicts=(*found.conflicts, sentence), _fixed=fixed)
+    if utc is None and local is not None and local.tzinfo is not None:
+        utc = local
+    zone = local.tzinfo if local is not None and local.tzinfo is not None else None
+    if utc is not None:
+        utc, zone = (utc if utc.tzinfo else utc.replace(tzinfo=UTC)).astimezone(UTC), zone or UTC
+        fixed["zone"] = zone_text(zone)
+    fixed["clock_source"] = told.clock_source or "list"
+    local = None if local is None else local.replace(tzinfo=None)
+    return replace(found, zone=zone, utc=utc, local=local, _fixed=fixed)
 
 
 def _moment(

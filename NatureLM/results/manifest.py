@@ -17,13 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.audio.files import as_on_disk
 from NatureLM.data.table import CLIP_ALIASES, DataError, decoded, fold, read_bytes, read_table
 from NatureLM.errors import UsageError
+from NatureLM.field.clock import tags_of, tags_text
+from NatureLM.field.context import FieldClock, Told
 from NatureLM.results.recordings import identity
 from NatureLM.results.rows import OutputError, json_line, read_lines
 from NatureLM.results.store import JsonlAppender
@@ -36,9 +38,6 @@ from NatureLM.results.tables import (
     write_table,
 )
 from NatureLM.util import atomic_write, library, parse_json, shown
-
-if TYPE_CHECKING:
-    from NatureLM.field.context import FieldClock
 
 SUFFIXES = (".csv", ".parquet", ".txt")
 _ALIASES = {"path": CLIP_ALIASES["path"], "seconds": ("seconds", "duration", "length")}
@@ -54,6 +53,7 @@ class Entry(NamedTuple):
     modified: when the file was last changed (UTC, ISO 8601)
     seconds: its length
     local_time, utc_time, clock_source: when it began, and what says so (`field.context`)
+    header: the tags of it that a clock is read from (`field.clock.tags_text`)
     error: why it could not be read
     """
 
@@ -67,6 +67,7 @@ class Entry(NamedTuple):
     utc_time: str = ""
     clock_source: str = ""
     site: str = ""
+    header: str = ""
     error: str = ""
 
 
@@ -78,8 +79,14 @@ _TYPES = {"size": int, "channels": int, "seconds": float, "sample_rate": float}
 # Reading
 
 
-def read_manifest(path: Path) -> Iterator[Entry]:
+def read_manifest(
+    path: Path, wanted: Callable[[str], bool] = lambda recording: True
+) -> Iterator[Entry]:
     """The recordings of a manifest, in its order; of one made by hand, what it says.
+
+    A UTF-8 .txt, a Parquet file and a .csv with none but our columns are read line by line.
+
+    wanted: whether a recording is, by what the manifest calls it; of others nothing is looked at
 
     Raises DataError for a file that is none, and UsageError for one that is not there.
     """
@@ -87,33 +94,35 @@ def read_manifest(path: Path) -> Iterator[Entry]:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such manifest")
     kind = path.suffix.lower()
-    rows = {".csv": _csv_entries, ".parquet": _parquet_entries, ".txt": _text_entries}[kind](path)
     is_empty = True
-    for entry in rows:
+
+    def noted(recording: str) -> bool:
+        nonlocal is_empty
         is_empty = False
-        yield entry
+        return wanted(recording)
+
+    yield from {".csv": _csv_entries, ".parquet": _parquet_entries, ".txt": _text_entries}[kind](
+        path, noted
+    )
     if is_empty:
         raise DataError(f"{path}: names no recording")
 
 
-def listed_in(path: Path) -> Iterator[tuple[Path, Entry]]:
+def listed_in(
+    path: Path, wanted: Callable[[Path], bool] = lambda recording: True
+) -> Iterator[tuple[Path, Entry]]:
     """The recordings of a manifest where they are, and what it says of them; read on the way.
+
+    wanted: whether a recording is; of others nothing is looked at
 
     Nothing is opened: those that are not there show when they are to be heard.
     """
-    for entry in read_manifest(path):
-        yield as_on_disk(path.parent / entry.path, other_slashes=True), entry
 
+    def placed(name: str) -> Path:
+        return as_on_disk(path.parent / name, other_slashes=True)
 
-def read_listed(path: Path) -> tuple[list[Path], dict[Path, float]]:
-    """The recordings of a manifest, each once, where they are, and the lengths that it gives."""
-    found: dict[Path, None] = {}
-    seconds: dict[Path, float] = {}
-    for recording, entry in listed_in(path):
-        found[recording] = None
-        if entry.seconds is not None:
-            seconds[recording] = entry.seconds
-    return list(found), seconds
+    for entry in read_manifest(path, lambda name: wanted(placed(name))):
+        yield placed(entry.path), entry
 
 
 def check_suffix(path: Path, option: str) -> None:
@@ -122,22 +131,25 @@ def check_suffix(path: Path, option: str) -> None:
         raise UsageError(f"{option} is {path}, and its name must end in {', '.join(SUFFIXES)}")
 
 
-def _text_entries(path: Path) -> Iterator[Entry]:
-    text, _ = decoded(read_bytes(path), path)
-    for line in text.split("\n"):
-        if line.strip():
-            yield Entry(line.removesuffix("\r"))
+def _text_entries(path: Path, wanted: Callable[[str], bool]) -> Iterator[Entry]:
+    with _opened(path) as lines:
+        for line in lines:
+            name = line.removesuffix("\n").removesuffix("\r")
+            if name.strip() and wanted(name):
+                yield Entry(name)
 
 
-def _csv_entries(path: Path) -> Iterator[Entry]:
-    text, _ = decoded(read_bytes(path), path)
-    header, _, rest = text.partition("\n")
-    if header.rstrip("\r") == ",".join(COLUMNS):  # our own: nothing in it is to be guessed
-        lines = csv.reader(io.StringIO(rest, newline=""))
-        for line, some in enumerate(filter(None, lines), start=2):
-            row = dict(zip(COLUMNS, map(with_formula, some), strict=False))
-            yield _entry(row, f"{path}, line {line}")
-        return
+def _csv_entries(path: Path, wanted: Callable[[str], bool]) -> Iterator[Entry]:
+    with _opened(path) as file:
+        lines = csv.reader(file)
+        header = next(filter(None, lines), [])
+        if "path" in header and set(header) <= set(COLUMNS):  # ours: nothing is to be guessed
+            place = header.index("path")
+            for some in filter(None, lines):
+                if place >= len(some) or wanted(with_formula(some[place])):
+                    row = dict(zip(header, map(with_formula, some), strict=False))
+                    yield _entry(row, f"{path}, line {lines.line_num}")
+            return
     table = read_table(path)
     names: dict[str, str] | None = None
     for line, row in table.rows:
@@ -145,10 +157,28 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
         cells = {ours: with_formula(row.get(theirs) or "") for ours, theirs in names.items()}
         if table.decimal_comma:
             cells |= {name: cells[name].replace(",", ".") for name in _TYPES if name in cells}
-        yield _entry(cells, f"{path}, line {line}")
+        if wanted(cells["path"]):
+            yield _entry(cells, f"{path}, line {line}")
 
 
-def _parquet_entries(path: Path) -> Iterator[Entry]:
+def _opened(path: Path) -> TextIO:
+    """A text that is read line by line; one that is no UTF-8 is in memory, and a guess."""
+    there = as_on_disk(path)
+    try:
+        with open(there, encoding="utf-8") as file:
+            is_utf8 = "\0" not in file.read(4)  # as UTF-16 has them
+            while file.read(1 << 20):
+                pass
+    except UnicodeDecodeError:
+        is_utf8 = False
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if is_utf8:
+        return open(there, encoding="utf-8-sig", newline="")
+    return io.StringIO(decoded(read_bytes(path), path)[0], newline="")
+
+
+def _parquet_entries(path: Path, wanted: Callable[[str], bool]) -> Iterator[Entry]:
     parquet = library("pyarrow.parquet", _NO_PYARROW)
     arrow = library("pyarrow", _NO_PYARROW)
     try:
@@ -156,10 +186,14 @@ def _parquet_entries(path: Path) -> Iterator[Entry]:
             names = _named_columns(file.schema_arrow.names, path)
             row = 0
             for batch in file.iter_batches(_AT_A_TIME, columns=list(names.values())):
-                columns = [batch.column(theirs).to_pylist() for theirs in names.values()]
-                for cells in zip(*columns, strict=True):
-                    row += 1
-                    yield _entry(dict(zip(names, cells, strict=True)), f"{path}, row {row}")
+                paths = batch.column(names["path"]).to_pylist()
+                kept = [place for place, one in enumerate(paths) if wanted(str(one or ""))]
+                some = batch if len(kept) == len(paths) else batch.take(arrow.array(kept, "int64"))
+                columns = [some.column(theirs).to_pylist() for theirs in names.values()]
+                for place, cells in zip(kept, zip(*columns, strict=True), strict=True):
+                    number = f"{path}, row {row + place + 1}"
+                    yield _entry(dict(zip(names, cells, strict=True)), number)
+                row += len(paths)
     except (OSError, arrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
 
@@ -200,6 +234,38 @@ def _entry(cells: Mapping[str, Any], place: str) -> Entry:
     if not values.get("path", "").strip():
         raise DataError(f"{place}: has no path")
     return Entry(**values)
+
+
+class ToldByManifest:
+    """What a manifest says of recordings which are as it says: their size and time of change.
+
+    It is looked at once whether a recording is. An entry without size and time, as in lists made by
+    hand, is taken as it stands.
+    """
+
+    def __init__(self, entries: Mapping[Path, Entry]) -> None:
+        self._entries = entries
+        self._is_fresh: dict[Path, bool] = {}
+
+    def __call__(self, recording: str) -> Told | None:
+        path = Path(recording)
+        entry = self._entries.get(path)
+        if entry is None:
+            return None
+        if path not in self._is_fresh:
+            self._is_fresh[path] = is_fresh(entry, path)
+        if not self._is_fresh[path]:
+            return None
+        times = (entry.local_time, entry.utc_time, entry.clock_source)
+        return Told(tags_of(entry.header), *times, entry.site)
+
+
+def is_fresh(entry: Entry, recording: Path) -> bool:
+    """Whether a recording is as an entry says, as far as it does."""
+    if entry.size is None and not entry.modified:
+        return True
+    now = identity(recording)
+    return entry.size in (None, now.size) and entry.modified in ("", now.modified)
 
 
 # Writing
@@ -393,9 +459,10 @@ def _measured(
             sample_rate=float(info.sample_rate),
             channels=info.channels,
         )
-    context = clock.of(recording).at(0)
-    told = {key: context.get(key, "") for key in _OF_CLOCK}
-    return entry._replace(**told), kept
+    context = clock.of(recording, tags_of(entry.header))
+    now_said = context.at(0)
+    told = {key: now_said.get(key, "") for key in _OF_CLOCK}
+    return entry._replace(**told, header=tags_text(context.clock.tags)), kept
 
 
 def _known(target: Path) -> dict[str, Entry]:

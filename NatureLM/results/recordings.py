@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from io import RawIOBase
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,7 @@ def identity(path: str | Path, *, has_digest: bool = False) -> Identity:
     """A recording as it is now; nothing is known of one that is not there."""
     try:
         found = os.stat(path)
-        content = _sample(path, found.st_size) + _whole(path) if has_digest else None
+        content = _content(path, found.st_size) if has_digest else None
     except (OSError, ValueError):
         return Identity()
     since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
@@ -53,20 +54,36 @@ def identity(path: str | Path, *, has_digest: bool = False) -> Identity:
     return Identity(found.st_size, changed.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), content)
 
 
+def _content(path: str | Path, size: int) -> str:
+    """The digests of three pieces and of all, of a file that is opened once."""
+    with open(path, "rb", buffering=0) as file:
+        return _sample_of(file, size) + _whole_of(file)
+
+
 def _sample(path: str | Path, size: int) -> str:
-    with open(path, "rb") as file:
-        pieces = [f"{size}"]
-        for place in (0, max(0, size - _PIECE) // 2, max(0, size - _PIECE)):
-            file.seek(place)
-            pieces.append(file.read(_PIECE).hex())
-    return digest(pieces, "blake2b", size=_SAMPLED // 2).hex()
+    with open(path, "rb", buffering=0) as file:
+        return _sample_of(file, size)
 
 
 def _whole(path: str | Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return _whole_of(file)
+
+
+def _sample_of(file: RawIOBase, size: int) -> str:
+    pieces = [f"{size}"]
+    for place in (0, max(0, size - _PIECE) // 2, max(0, size - _PIECE)):
+        file.seek(place)
+        pieces.append((file.read(_PIECE) or b"").hex())
+    return digest(pieces, "blake2b", size=_SAMPLED // 2).hex()
+
+
+def _whole_of(file: RawIOBase) -> str:
+    file.seek(0)
+
     def chunks() -> Iterator[bytes]:
-        with open(path, "rb", buffering=0) as file:
-            while piece := file.read(1 << 20):
-                yield piece
+        while piece := file.read(1 << 20):
+            yield piece
 
     return digest(chunks(), "blake2b", size=16).hex()
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from NatureLM.audio.files import as_on_disk
 from NatureLM.errors import UsageError
 from NatureLM.util import digest
 
@@ -60,7 +62,36 @@ def shard_of(name: str, of: int) -> int:
     return int.from_bytes(digest(text, "blake2b", size=8), "big") % of + 1
 
 
-def name_below(recording: Path, folders: Sequence[str]) -> str:
+class ShardPicker:
+    """Picks the recordings of a shard out of all, and counts those of each.
+
+    folders: from which the names count that decide the shards
+    """
+
+    def __init__(self, shard: Shard, folders: Sequence[str | Path]) -> None:
+        self.shard = shard
+        self._folders = [os.path.abspath(as_on_disk(Path(one))) for one in folders]
+        # A few bytes for each recording: there are many, and each counts once.
+        self._names, self._numbers = array("q"), array("l")
+
+    def holds(self, recording: str | Path) -> bool:
+        """Whether the shard holds a recording, which is counted in."""
+        full = os.path.abspath(recording)
+        number = shard_of(name_below(full, self._folders), self.shard.of)
+        self._names.append(hash(full))
+        self._numbers.append(number)
+        return number == self.shard.number
+
+    def counts(self) -> list[int]:
+        """How many recordings each shard has."""
+        import numpy as np
+
+        _, first = np.unique(np.array(self._names), return_index=True)
+        numbers = np.array(self._numbers)[first]
+        return [int(one) for one in np.bincount(numbers, minlength=self.shard.of + 1)[1:]]
+
+
+def name_below(recording: str | Path, folders: Sequence[str]) -> str:
     """The name that decides a recording's shard.
 
     folders: full paths that names count from, as they were named
@@ -73,4 +104,4 @@ def name_below(recording: Path, folders: Sequence[str]) -> str:
         start = folder.rstrip(os.sep) + os.sep
         if full.startswith(start):
             return full[len(start) :].replace(os.sep, "/")
-    return recording.name
+    return os.path.basename(recording)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from commands import ASK, FakePipeline, naturelm, rows, write_wav
+from field_files import comment_chunk, save_wav
 
+from NatureLM.audio.tags import Tags, read_tags
 from NatureLM.results.shards import shard_of
 
 LISTED = ("infer", "--manifest", "list.csv", "--query", "What is it?")
@@ -39,6 +41,70 @@ def test_lengths_of_a_manifest_are_not_measured_again(
     result = naturelm(*LISTED)
     assert result.exit_code == 0, result.stderr
     assert len(rows("inference_output.jsonl")) == 14
+
+
+def test_headers_of_a_manifest_are_not_read_again(
+    archive: Path, asker: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a recording that has changed since, they are."""
+    moth = "Recorded at 05:30:00 10/05/2024 (UTC-4) by AudioMoth 24F319055FDF2F5B at medium gain"
+    for name in ("tagged", "changed"):
+        save_wav(archive / "calls" / f"{name}.wav", comment_chunk(moth), seconds=1)
+    assert naturelm("manifest", "calls", "-o", "list.csv").exit_code == 0
+    save_wav(archive / "calls" / "changed.wav", comment_chunk(moth), seconds=2)
+    assert naturelm("infer", *ASK).exit_code == 0
+    opened: list[str] = []
+
+    def reading(path: str | Path) -> Tags:
+        opened.append(Path(path).name)
+        return read_tags(path)
+
+    monkeypatch.setattr("NatureLM.field.clock.read_tags", reading)
+    assert naturelm(*LISTED, "--output-path", "listed.jsonl").exit_code == 0
+    assert rows("listed.jsonl") == rows("inference_output.jsonl")
+    assert set(opened) == {"changed.wav"}
+    opened.clear()
+    assert naturelm("manifest", "calls", "-o", "list.csv").exit_code == 0  # up to date
+    assert set(opened) == {"changed.wav"}
+
+
+def test_times_and_sites_of_a_manifest_stand_in_rows(archive: Path, asker: FakePipeline) -> None:
+    write_wav(archive / "calls" / "20240510_053000.wav", 3)
+    Path("places.csv").write_text("site,latitude,longitude,zone\nHeath,52,13,Europe/Berlin\n")
+    listing = ("manifest", "calls", "-o", "list.csv", "--deployments", "places.csv")
+    assert naturelm(*listing).exit_code == 0
+    question = ("infer", "--manifest", "list.csv", "-q", "What calls in {site}?")
+    assert naturelm(*question, "--output-path", "x.jsonl").exit_code == 0
+    timed = next(one for one in rows("x.jsonl") if "053000" in one["audio_path"])
+    assert timed["context"] == {
+        "site": "Heath",
+        "place": "Heath",
+        "local_time": "2024-05-10T05:30:00+02:00",
+        "utc_time": "2024-05-10T03:30:00Z",
+        "zone": "UTC+02:00",
+        "date": "2024-05-10",
+        "week": 18,
+        "clock_source": "name",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("2024-05-10T05:30:00,,", {"local_time": "2024-05-10T05:30:00", "clock_source": "list"}),
+        (",2024-05-10T05:30:00Z,", {"utc_time": "2024-05-10T05:30:00Z", "zone": "UTC"}),
+        (",,Moor", {"site": "Moor", "place": "Moor"}),
+        ("noon,,", {}),
+    ],
+)
+def test_times_and_sites_of_a_list_made_by_hand(
+    cells: str, said: dict[str, str], archive: Path, asker: FakePipeline
+) -> None:
+    Path("mine.csv").write_text(f"path,local_time,utc_time,site\ncalls/wolf.WAV,{cells}\n")
+    result = naturelm("infer", "--manifest", "mine.csv", "-q", "q", "--output-path", "x.jsonl")
+    assert result.exit_code == 0
+    assert (rows("x.jsonl")[0].get("context") or {}).items() >= said.items()
+    assert ("The list says that it began at noon: no time." in result.stderr) == (not said)
 
 
 def test_shards_hold_each_recording_once(archive: Path, asker: FakePipeline) -> None:

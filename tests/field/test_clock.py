@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from NatureLM.audio.tags import read_tags
 from NatureLM.errors import UsageError
-from NatureLM.field.clock import Clock, read_clock
+from NatureLM.field.clock import Clock, read_clock, tags_of, tags_text
 from NatureLM.field.times import FileTimes
 
 MOMENT = datetime(2024, 5, 10, 19, 17, 30)
@@ -33,6 +34,36 @@ GUANO = (
 
 def zone(hours: float) -> timezone:
     return timezone(timedelta(hours=hours))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [comment_chunk("mine"), comment_chunk(COMMENT, "AudioMoth 24E144055E080032")],
+        [guano_chunk(GUANO.format("2024-05-10T19:17:30+01:00") + "Note: x\n")],
+        [
+            wamd_chunk(
+                model="SM4", serial="S4A1", timestamp="2024-05-10 19:17:30", gps="WGS84,1.5,N"
+            )
+        ],
+        [],
+    ],
+)
+def test_a_clock_is_told_by_what_a_list_keeps_of_the_header(
+    chunks: list[bytes], tmp_path: Path
+) -> None:
+    path = save_wav(tmp_path / "20240510_191730.wav", *chunks)
+    read = read_clock(path)
+    kept = tags_text(read.tags)
+    path.unlink()
+    told = read_clock(path, tags=tags_of(kept))
+    assert dataclasses.replace(told, tags=read.tags) == read
+    assert (kept == "{}") == (not chunks)
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", '{"guano": 1}', '{"guano": {"Serial": 1}}'])
+def test_what_keeps_no_header(text: str) -> None:
+    assert tags_of(text) is None
 
 
 def moth(path: Path, comment: str = COMMENT) -> Clock:

@@ -17,13 +17,13 @@ from NatureLM.results import manifest as manifests
 from NatureLM.results.manifest import (
     Entry,
     Made,
+    listed_in,
     make_manifest,
-    read_listed,
     read_manifest,
     write_manifest,
 )
 from NatureLM.results.rows import OutputError
-from NatureLM.results.shards import Shard, name_below, shard_of
+from NatureLM.results.shards import Shard, ShardPicker, name_below, shard_of
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=()), min_size=1)
 
@@ -88,6 +88,7 @@ ENTRIES = st.lists(
         utc_time=CELL,
         clock_source=CELL,
         site=CELL,
+        header=CELL,
         error=CELL,
     ),
     min_size=1,
@@ -128,9 +129,9 @@ def test_a_manifest_says_what_headers_and_names_say(card: Path) -> None:
     assert (night.seconds, night.sample_rate, night.channels) == (25, 8000, 1)
     assert (night.local_time, night.clock_source) == ("2024-05-10T05:30:00", "name")
     assert by_path["card/empty.wav"].error.startswith("the file is empty")
-    recordings, seconds = read_listed(target)
-    assert sorted(recordings) == sorted(card.rglob("*.wav"))
-    assert seconds == {card / "=1+1.wav": 3, card / "site1" / "20240510_053000.wav": 25}
+    seconds = {path: entry.seconds for path, entry in listed_in(target)}
+    assert sorted(seconds) == sorted(card.rglob("*.wav"))
+    assert [seconds[card / one] for one in ("=1+1.wav", "empty.wav")] == [3, None]
 
 
 def test_nothing_is_measured_twice(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,25 @@ def test_nothing_is_measured_twice(card: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_lists_made_by_hand_are_read(name: str, content: str, tmp_path: Path) -> None:
     write_wav(tmp_path / "sub" / "b.wav", 1)
     (tmp_path / name).write_text(content)
-    assert read_listed(tmp_path / name)[0] == [tmp_path / "a.wav", tmp_path / "sub" / "b.wav"]
+    listed = [path for path, _ in listed_in(tmp_path / name)]
+    assert listed == [tmp_path / "a.wav", tmp_path / "sub" / "b.wav"]
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.parquet"])
+def test_of_what_is_not_wanted_nothing_is_looked_at(name: str, tmp_path: Path) -> None:
+    write_manifest((Entry(f"{number}.wav", size=number) for number in range(2000)), tmp_path / name)
+    wanted = [tmp_path / f"{number}.wav" for number in (3, 1024, 1999)]
+    found = dict(listed_in(tmp_path / name, wanted.__contains__))
+    assert list(found) == wanted
+    assert list(listed_in(tmp_path / name, lambda one: False)) == []
+
+
+def test_of_shards_each_recording_counts_once(tmp_path: Path) -> None:
+    names = [f"{number}.wav" for number in (*range(100), *range(50))]
+    picker = ShardPicker(Shard(2, 3), [tmp_path])
+    held = {name for name in names if picker.holds(tmp_path / name)}
+    assert held == {name for name in names if shard_of(name, 3) == 2}
+    assert (sum(picker.counts()), picker.counts()[1]) == (100, len(held))
 
 
 @pytest.mark.parametrize(
