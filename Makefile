@@ -33,7 +33,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu foreign-readers parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu gpu-check gpu-wheels foreign-readers parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,22 @@ test-slow: $(TOOLS)  ## The tests that take minutes
 
 test-gpu: $(TOOLS)  ## The tests that need CUDA
 	$(PYTEST) -m gpu
+
+# On a machine without a network, that has torch, transformers, peft, pytest and a card: fill the
+# folder beforehand with `make gpu-wheels`, copy the tree there, and run `make gpu-check` in it.
+gpu-check:  ## Tests and figures of a card, in minutes, with the python3 that is there (ARGS=--smoke)
+	@if [ -d .gpu-wheels ]; then $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile \
+		--upgrade --target .gpu-site .gpu-wheels/*.whl; fi
+	PYTHONPATH=.gpu-site:. HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
+		$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+GPU_PYTHON ?= 3.12
+gpu-wheels:  ## What a machine of a card may lack, as wheels for x86-64 Linux and Python 3.12
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) \
+		--implementation cp $(foreach p,28 27 24 17 14,--platform manylinux_2_$(p)_x86_64) \
+		--platform manylinux2014_x86_64 --constraint constraints.txt --dest .gpu-wheels \
+		pydantic pydantic_core annotated-types typing-inspection soundfile soxr cffi \
+		pycparser filelock typer
 
 test-app: $(TOOLS)  ## All tests of the web app, in Chromium too (make test runs some of them)
 	$(PYTEST) tests/app -m "not gpu"

@@ -70,10 +70,12 @@ def test_ideas_switched_off_change_no_answer(tmp_path: Path) -> None:
     assert all(one["equal"] == one["of"] > 0 for group in groups.values() for one in group)
 
 
-def test_full_size_runs_without_a_gpu() -> None:
-    printed = run("benchmarks/full_size.py", "--smoke")
-    assert "engine" in printed
-    assert "2 α" in printed
+def test_the_check_of_a_card_runs_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    run("benchmarks/gpu_check.py", "--smoke", "--output-path", str(path))
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    assert len(parts) == 9
+    assert all(part["ok"] for part in parts.values())
 
 
 def test_the_page_holds_the_committed_figures() -> None:

@@ -1,0 +1,116 @@
+"""A card gives what the processor gives: `make test-gpu`, or `make gpu-check` with figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import naturelm, rows
+
+from NatureLM.config.schema import Config
+from NatureLM.infer import Pipeline
+from NatureLM.inference.windows import WindowResult
+from NatureLM.merging.lora import linear_of, lora_layers
+from NatureLM.training.train import train
+
+pytestmark = pytest.mark.gpu
+
+ASSETS = Path(__file__).parents[2] / "assets"
+RECORDINGS = sorted(path for path in ASSETS.iterdir() if path.suffix in (".wav", ".flac", ".ogg"))
+QUERY = "What is the common name for the focal species in the audio?"
+LABELS = ("Eurasian Wren", "Domestic Dog", "Common Cuckoo", "American Toad")
+DEVICES = ("cpu", "cuda")
+
+
+@pytest.fixture(scope="module")
+def both() -> dict[str, Pipeline]:
+    """The embedded model in float32, on the processor and on the card."""
+    assert torch.cuda.is_available(), "these tests need CUDA"
+    return {one: Pipeline(device=one, dtype=torch.float32) for one in DEVICES}
+
+
+def results(pipe: Pipeline, **how: Any) -> list[WindowResult]:
+    found = list(pipe.windows([str(path) for path in RECORDINGS], QUERY, **how))
+    assert len(found) >= len(RECORDINGS) > 5
+    return [one for one in found if isinstance(one, WindowResult)]
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 2}, {"fold": True}])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_answers(both: dict[str, Pipeline], alpha: float, how: dict[str, Any]) -> None:
+    cpu, cuda = (results(both[one], alpha=alpha, **how) for one in DEVICES)
+    assert [one.text for one in cuda] == [one.text for one in cpu]
+
+
+@pytest.mark.parametrize("mode", ["score", "constrained"])
+def test_labels(both: dict[str, Pipeline], mode: str) -> None:
+    cpu, cuda = (results(both[one], mode=mode, labels=LABELS) for one in DEVICES)
+    assert [one.text for one in cuda] == [one.text for one in cpu]
+    for one, other in zip(cpu, cuda, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
+
+
+def test_audio_embeddings(both: dict[str, Pipeline]) -> None:
+    wav_BS = 0.1 * torch.randn(3, both["cpu"].model.config.window_samples)
+    with torch.inference_mode():
+        cpu, cuda = (both[one].model.encode_audio(wav_BS).cpu() for one in DEVICES)
+    assert (cpu - cuda).abs().max() < 1e-3 * cpu.abs().max()
+
+
+def test_folding_gives_the_weights_back(both: dict[str, Pipeline]) -> None:
+    model = both["cuda"].model
+    layers = list(lora_layers(model.language_model))
+    before = [linear_of(model.language_model, name).weight.clone() for name in layers]
+    with model.fold(0.4):
+        folded = [linear_of(model.language_model, name).weight.clone() for name in layers]
+    after = [linear_of(model.language_model, name).weight for name in layers]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, folded, strict=True))
+
+
+def test_half_precision_answers_nearly_alike(both: dict[str, Pipeline]) -> None:
+    full = results(both["cuda"])
+    half = results(Pipeline(device="cuda", dtype=torch.bfloat16))
+    equal = sum(a.text == b.text for a, b in zip(full, half, strict=True))
+    assert equal >= 0.8 * len(full)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    answers = []
+    for device in DEVICES:
+        path = tmp_path / f"{device}-answers.jsonl"
+        ask = ("--audio-path", ASSETS, "--query", QUERY, "--dtype", "float32")
+        done = naturelm("infer", *ask, "--device", device, "--output-path", path)
+        assert done.exit_code == 0, done.output
+        answers.append(
+            {(row["audio_path"], row.get("start")): row.get("text") for row in rows(path)}
+        )
+    assert answers[0] == answers[1]
+    assert len(answers[0]) > 5
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_what_is_trained_is_learned(tmp_path: Path, amp: bool) -> None:
+    table = tmp_path / "clips.csv"
+    lines = [f"{path},{path.stem}" for path in RECORDINGS[:4]]
+    table.write_text("path,answer\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        "model": {"ckpt": "naturelm-tiny", "freeze_beats": True},
+        "datasets": {"train": [{"path": str(table), "prompts": [QUERY]}]},
+        "run": {
+            "output_dir": str(tmp_path / "run"),
+            "batch_size_train": 4,
+            "max_steps": 12,
+            "log_freq": 1,
+            "amp": amp,
+            "device": "cuda",
+            "num_workers": 2,
+            "optims": {"init_lr": 1e-3, "warmup_steps": 1},
+        },
+    }
+    train(Config.model_validate(settings))
+    losses = [row["loss"] for row in rows(tmp_path / "run" / "log.jsonl") if "learning_rate" in row]
+    assert len(losses) == 12
+    assert losses[-1] < 0.8 * losses[0]
