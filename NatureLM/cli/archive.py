@@ -162,16 +162,20 @@ def _listed(
 
 
 def _files_of(runs: list[Path]) -> list[Path]:
-    """The result files that are named; of a folder those of shards."""
+    """The result files that are named; of a folder those of shards, if it is none of parts."""
+    from NatureLM.results.parts import SUFFIX, is_parts
+
     files: list[Path] = []
     for one in runs:
-        if not one.is_dir():
+        if not one.is_dir() or is_parts(one):
             files.append(one)
             continue
         found = sorted(one.glob("*.shard-*-of-*.jsonl"))
+        found += sorted(one.glob(f"*.shard-*-of-*{SUFFIX}"))
         if not found:
             raise UsageError(
-                f"{one}: has no answers of shards (*.shard-1-of-4.jsonl); name the files themselves"
+                f"{one}: has no answers of shards (*.shard-1-of-4.jsonl), and no parts "
+                "(part-*.parquet); name the files themselves"
             )
         files += found
     return files

@@ -60,9 +60,10 @@ def write_tables(
     """
     from NatureLM.formats import write
     from NatureLM.results.detections import ResultFile
+    from NatureLM.results.parts import is_parts
 
     targets = check_tables(answers, formats, output_path, per_recording=per_recording)
-    if not answers.is_file():
+    if not (answers.is_file() or is_parts(answers)):
         raise UsageError(f"{answers}: there is no such file of answers")
     read = ResultFile(answers, columns=columns)
     made = []

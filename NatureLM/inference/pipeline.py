@@ -26,6 +26,7 @@ from NatureLM.inference.calibration import Calibration, find_calibration
 from NatureLM.inference.claims import claim_of, with_agreement
 from NatureLM.inference.windows import (
     AskOptions,
+    HeardWindows,
     Mode,
     Recording,
     RecordingError,
@@ -349,6 +350,31 @@ class Pipeline:
             run=run,
         )
 
+    def about(
+        self,
+        windows: HeardWindows,
+        options: AskOptions,
+        *,
+        batch_size: int | None = None,
+        fill: Fill | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> Generator[WindowResult | RecordingError, None, None]:
+        """Answers about windows that were decoded elsewhere, and what went wrong, in their order.
+
+        The other options are those of `unanswered`.
+        """
+        yield from self._ask(
+            (),
+            options,
+            batch_size=batch_size,
+            errors="yield",
+            skip=None,
+            warn=warn,
+            fold=False,
+            fill=fill,
+            windows=windows,
+        )
+
     @property
     def revisions(self) -> dict[str, str]:
         """Commits of what the model came from, as far as that was the Hub."""
@@ -470,8 +496,12 @@ class Pipeline:
         generation: dict[str, Any] | None = None,
         run: Run | None = None,
         fill: Fill | None = None,
+        windows: HeardWindows | None = None,
     ) -> Iterator[WindowResult | RecordingError]:
-        """What `windows` gives; each recording is asked its own questions."""
+        """What `windows` gives; each recording is asked its own questions.
+
+        windows: those that are asked about in place of all windows of the recordings
+        """
         from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
 
         alpha, calibration = options.merging_alpha, None
@@ -479,10 +509,11 @@ class Pipeline:
             calibration, mismatch = self.calibration_at(alpha)
             if mismatch is not None:
                 (warn or logger.warning)(mismatch)
-        queries = dict.fromkeys(query for one in recordings for query in one.queries)
+        queries = dict.fromkeys(options.queries)
+        queries |= dict.fromkeys(query for one in recordings for query in one.queries)
         for note in self._check_thresholds(options, queries):
             (warn or logger.warning)(note)
-        stream = self.window_stream(
+        stream = windows or self.window_stream(
             recordings, options, input_sample_rate=input_sample_rate, warn=warn
         )
         engine = self.engine(generation or {}, batch_size)
@@ -508,7 +539,7 @@ class Pipeline:
 
     def _requests(
         self,
-        stream: WindowStream,
+        stream: HeardWindows,
         options: AskOptions,
         calibration: Calibration | None,
         skip: Callable[[WindowKey], bool] | None,

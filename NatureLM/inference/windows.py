@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -234,37 +234,19 @@ class RecordingWindow:
         return WindowKey(self.recording.name, self.window.start, query, label)
 
 
-class WindowStream:
-    """The windows of recordings, one after the other, and in their place what went wrong.
+class HeardWindows:
+    """Windows, one after the other, and in their place what went wrong; and their sound.
 
-    cutting: what `iter_windows` is told of windows and channels
-    input_sample_rate: Hz, of recordings that are samples
-    warn: told the notes about a recording when its turn comes; without it they are logged
-    workers: recordings that are decoded at once, ahead of who takes the windows
+    The sound of a window is held for as long as something is asked of it.
     """
 
-    def __init__(
-        self,
-        recordings: Sequence[Recording],
-        cutting: Mapping[str, Any],
-        *,
-        input_sample_rate: float,
-        warn: Callable[[str], None] | None = None,
-        workers: int = 2,
-    ) -> None:
-        self._recordings, self._cutting = recordings, cutting
-        self._rate, self._workers = input_sample_rate, workers
-        self._warn = warn or logger.warning
+    def __init__(self, items: Iterable[RecordingWindow | RecordingError] = ()) -> None:
+        self._items = items
         self._held: dict[str, NDArray[np.float32]] = {}
         self._once: set[str] = set()
 
     def __iter__(self) -> Iterator[RecordingWindow | RecordingError]:
-        streams = map(self._decode, self._recordings)
-        for item in prefetch(streams, workers=self._workers, chunk=_CHUNK):
-            if isinstance(item, str):
-                self._warn(item)
-            else:
-                yield item
+        return iter(self._items)
 
     def hold(self, heard: RecordingWindow, *, once: bool = False) -> None:
         """Keep the sound of a window, so that `load` finds it; `once`: it is loaded once only."""
@@ -283,6 +265,38 @@ class WindowStream:
         """Nothing more is asked of this window."""
         self._once.discard(key)
         self._held.pop(key, None)
+
+
+class WindowStream(HeardWindows):
+    """The windows of recordings, which are decoded as they are taken.
+
+    cutting: what `iter_windows` is told of windows and channels
+    input_sample_rate: Hz, of recordings that are samples
+    warn: told the notes about a recording when its turn comes; without it they are logged
+    workers: recordings that are decoded at once, ahead of who takes the windows
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        cutting: Mapping[str, Any],
+        *,
+        input_sample_rate: float,
+        warn: Callable[[str], None] | None = None,
+        workers: int = 2,
+    ) -> None:
+        super().__init__()
+        self._recordings, self._cutting = recordings, cutting
+        self._rate, self._workers = input_sample_rate, workers
+        self._warn = warn or logger.warning
+
+    def __iter__(self) -> Iterator[RecordingWindow | RecordingError]:
+        streams = map(self._decode, self._recordings)
+        for item in prefetch(streams, workers=self._workers, chunk=_CHUNK):
+            if isinstance(item, str):
+                self._warn(item)
+            else:
+                yield item
 
     def _decode(self, recording: Recording) -> Iterator[RecordingWindow | RecordingError | str]:
         """Windows, and in their place notes and what went wrong."""

@@ -18,6 +18,7 @@ from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, SEPARATOR
+from NatureLM.results.parts import PartLines, is_parts
 from NatureLM.results.recordings import Identity, KnownRecordings
 from NatureLM.results.rows import (
     ErrorRow,
@@ -25,6 +26,7 @@ from NatureLM.results.rows import (
     SurveyRow,
     WindowRow,
     from_line,
+    read_lines,
     read_record,
 )
 from NatureLM.species import kind_of
@@ -108,10 +110,31 @@ class _Place:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
+class JsonLines:
+    """The whole lines of a file, and where they begin and end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
+        """Bytes where a line begins and ends, and the line; a torn last one is left out."""
+        position = 0
+        for line in read_lines(self._path):
+            yield position, position + len(line), line
+            position += len(line)
+
+    def between(self, start: int, stop: int) -> Iterator[bytes]:
+        """The lines from one byte to another."""
+        with open(self._path, "rb") as file:
+            file.seek(start)
+            while file.tell() < stop:
+                yield file.readline()
+
+
 class ResultFile:
     """The rows of a result file by recording.
 
-    path: of the answers
+    path: of the answers, a file or a folder of parts
     sounds: where recordings lie whose names in the rows are not their paths, by these names
     columns: the questions (columns of a questionnaire, or queries) whose answers are detections;
         None: of a questionnaire those that name species, or, where none does, those of type
@@ -143,8 +166,9 @@ class ResultFile:
         self._questions: dict[str, None] = {}
         self._names: dict[str, tuple[str, str]] = {}
         self.model, self.is_survey = "", False
-        if not self.path.is_file():
+        if not (self.path.is_file() or is_parts(self.path)):
             raise UsageError(f"{self.path}: there is no such file of answers")
+        self._lines = PartLines(self.path) if self.path.is_dir() else JsonLines(self.path)
         self._index()
         if not self._places:
             raise UsageError(f"{self.path}: there is no answer of `naturelm infer` in it")
@@ -193,13 +217,9 @@ class ResultFile:
 
     def lines_of(self, key: str) -> Iterator[tuple[bytes, Row]]:
         """The lines of the recording with this key and their rows, in the order of the file."""
-        with open(self.path, "rb") as file:
-            for start, stop, number in self._places[key].spans:
-                file.seek(start)
-                while file.tell() < stop:
-                    line = file.readline()
-                    yield line, from_line(line, str(self.path), number)
-                    number += 1
+        for start, stop, first in self._places[key].spans:
+            for number, line in enumerate(self._lines.between(start, stop), start=first):
+                yield line, from_line(line, str(self.path), number)
 
     @property
     def failed(self) -> int:
@@ -222,10 +242,8 @@ class ResultFile:
     def rows(self) -> Iterator[Row]:
         """All rows, in the order of the file; of `of(recording)` those of the recording."""
         if self._only is None:
-            with open(self.path, "rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.endswith(b"\n"):
-                        yield from_line(line, str(self.path), number)
+            for number, (*_, line) in enumerate(self._lines, start=1):
+                yield from_line(line, str(self.path), number)
             return
         for recording in self.recordings:
             yield from (row for _, row in self.lines_of(recording.path))
@@ -361,21 +379,16 @@ class ResultFile:
 
     def _index(self) -> None:
         """Read the file once: where the rows of each recording are."""
-        position = 0
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                row = from_line(line, str(self.path), number)
-                key = self.key(row.audio_path, row)
-                place = self._places.setdefault(key, _Place(row.audio_path))
-                if place.spans and place.spans[-1][1] == position:
-                    start, _, first = place.spans[-1]
-                    place.spans[-1] = start, position + len(line), first
-                else:
-                    place.spans.append((position, position + len(line), number))
-                self._count_in(row, place)
-                position += len(line)
+        for number, (begin, end, line) in enumerate(self._lines, start=1):
+            row = from_line(line, str(self.path), number)
+            key = self.key(row.audio_path, row)
+            place = self._places.setdefault(key, _Place(row.audio_path))
+            if place.spans and place.spans[-1][1] == begin:
+                start, _, first = place.spans[-1]
+                place.spans[-1] = start, end, first
+            else:
+                place.spans.append((begin, end, number))
+            self._count_in(row, place)
 
     def _count_in(self, row: Row, place: _Place) -> None:
         self.model = row.model

@@ -25,6 +25,7 @@ from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
+from NatureLM.results.parts import PartLines, is_parts
 from NatureLM.results.places import Placed, RowPlaces
 from NatureLM.results.rows import (
     ErrorRow,
@@ -152,6 +153,7 @@ def _merged_in_parts(
         parts.mkdir(parents=True, exist_ok=True)
     part = _Part(parts / "rows.jsonl", pads=False)
     try:
+        files = [one.unpacked(parts, number) for number, one in enumerate(files)]
         places = RowPlaces(
             parts / "places.sqlite", [(one.path, one.folder) for one in files], made_with.run
         )
@@ -190,24 +192,43 @@ class _Part(JsonlAppender):
 
 @dataclass(frozen=True)
 class RunFile:
-    """A result file and the settings beside it, None where these are lost; run: its fingerprint."""
+    """A result file or a folder of parts, and the settings beside it.
+
+    record: None where they are lost
+    run: their fingerprint
+    is_sorted: whether the rows of a recording stand in their order
+    """
 
     path: Path
     record: RunSettings | None
     run: str
+    is_sorted: bool = True
 
     @classmethod
     def read(cls, path: Path) -> RunFile:
         """Raises UsageError where there is no answer in it, OutputError where there is no row."""
-        if not path.is_file():
+        is_folder = is_parts(path)
+        if not (is_folder or path.is_file()):
             raise UsageError(f"{path}: there is no such file of answers")
-        with open(path, "rb") as file:
-            line = file.readline()
+        if is_folder:
+            line = next((line for *_, line in PartLines(path)), b"")
+        else:
+            with open(path, "rb") as file:
+                line = file.readline()
         if not line.endswith(b"\n"):
             raise UsageError(f"{path}: there is no answer of `naturelm infer` in it")
         record = read_record(path)
         run = from_line(line, str(path), 1).run
-        return cls(path, record, run if record is None else record.run)
+        return cls(path, record, run if record is None else record.run, not is_folder)
+
+    def unpacked(self, folder: Path, number: int) -> RunFile:
+        """The same with the rows of parts as lines of a file in a folder."""
+        if not self.path.is_dir():
+            return self
+        target = folder / f"run-{number}.jsonl"
+        with writing(target), open(target, "wb") as file:
+            file.writelines(line for *_, line in PartLines(self.path))
+        return replace(self, path=target)
 
     @property
     def folder(self) -> str | None:
@@ -426,7 +447,7 @@ class _Merging:
             if _answer(answers[said][1]) != _answer(row):
                 self._merged.other.add(f"{row.audio_path} at {row.start:g} s")
         error = errors[runs[0]] if len(errors) == len(runs) else None
-        return list(answers.values()), error, len(runs) == 1
+        return list(answers.values()), error, len(runs) == 1 and self._files[runs[0]].is_sorted
 
     def _counted_from(self, line: bytes, row: Row, file: RunFile) -> bytes:
         """The line with the folder that its name counts from, where that is not all rows'."""

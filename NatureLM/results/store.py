@@ -14,10 +14,10 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from NatureLM.errors import NatureLMError
 from NatureLM.results.recordings import UNTOLD, Identity, KnownRecordings, identity
@@ -61,6 +61,35 @@ def padded(line: bytes, offset: int, longest: int) -> bytes:
     return line[:-1] + b" " * room + b"\n" if room < longest else line
 
 
+class RowFile(Protocol):
+    """What a store keeps its rows in, as lines: a file, or a folder of parts.
+
+    real: its full path
+    size: bytes of the lines that count
+    """
+
+    real: Path
+    size: int
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines, the last one possibly torn."""
+
+    def count(self, line: bytes) -> None:
+        """A whole line that is there counts."""
+
+    def append(self, line: bytes) -> None:
+        """Write one line, which ends with a line feed."""
+
+    def truncate(self, size: int) -> None:
+        """Leave the first `size` bytes."""
+
+    def keep_lines(self, kept: Callable[[bytes, int], bytes | None]) -> None:
+        """Leave some of the lines, or put changed ones in their place."""
+
+    def close(self, *beside: Path) -> None:
+        """Close and unlock it."""
+
+
 class JsonlAppender:
     """An open and locked file that grows by whole lines; their meaning is the caller's.
 
@@ -102,11 +131,11 @@ class JsonlAppender:
             self.real.parent.mkdir(parents=True, exist_ok=True)
             if self.real.exists() and not self.real.is_file():
                 raise OutputError(f"{path}: is no ordinary file, and {self.WHAT} need one")
-            self._lock = _lock(self.real, f"{path}: {self.BUSY}")
+            self._lock = lock_beside(self.real, f"{path}: {self.BUSY}")
             try:
                 self._fd = os.open(self.real, _FLAGS, 0o666)
             except OSError:
-                _unlock(self._lock)
+                unlock(self._lock)
                 raise
         except OSError as error:
             raise OutputError(
@@ -114,6 +143,11 @@ class JsonlAppender:
             ) from None
         if self.SYNCED and self._is_new:
             _sync_folder(self.real.parent)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of the file, the last one possibly torn."""
+        with open(self.real, "rb") as file:
+            yield from file
 
     def count(self, line: bytes) -> None:
         """A whole line that is in the file counts."""
@@ -187,7 +221,7 @@ class JsonlAppender:
             else:
                 os.fsync(fd)
         os.close(fd)
-        _unlock(self._lock)
+        unlock(self._lock)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -200,8 +234,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def _lock(real: Path, busy: str) -> BaseFileLock:
-    """Lock a file by one beside it; the system frees the lock when the process ends, in any way.
+def lock_beside(real: Path, busy: str) -> BaseFileLock:
+    """Lock a file or folder by one beside it; the system frees it when the process ends in any way.
 
     Raises OutputError, with the sentence `busy`, where another process has it.
     """
@@ -217,7 +251,8 @@ def _lock(real: Path, busy: str) -> BaseFileLock:
     return lock
 
 
-def _unlock(lock: BaseFileLock) -> None:
+def unlock(lock: BaseFileLock) -> None:
+    """Free what `lock_beside` locked."""
     with contextlib.suppress(OSError):
         if lock.is_locked:  # removed while it is held: others notice that it is gone
             os.unlink(lock.lock_file)
@@ -244,7 +279,7 @@ class ResultStore(ABC, Generic[RowT]):
         self.path = Path(path)
         self._overwrite = overwrite
         self._settings: RunSettings  # once `begin` was called
-        self._file = JsonlAppender(self.path, pads=self.PADS)
+        self._file = self._open()
         self._forget()
         try:
             self._read()
@@ -261,6 +296,10 @@ class ResultStore(ABC, Generic[RowT]):
     def close(self) -> None:
         """Close the file. One that was made here and is empty is removed again."""
         self._file.close(record_path(self._file.real))
+
+    def _open(self) -> RowFile:
+        """What the rows are kept in, opened and locked."""
+        return JsonlAppender(self.path, pads=self.PADS)
 
     @property
     def answers(self) -> int:
@@ -287,24 +326,23 @@ class ResultStore(ABC, Generic[RowT]):
 
     def _read(self) -> None:
         """Read what the file holds; nothing is kept of what will be overwritten."""
-        with open(self._file.real, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    self._refuse_foreign(line)
-                    if self._overwrite:
-                        return
-                self._is_torn = not line.endswith(b"\n")
-                if self._is_torn:
+        for number, line in enumerate(self._file.lines(), start=1):
+            if number == 1:
+                self._refuse_foreign(line)
+                if self._overwrite:
                     return
-                row = self._parse(line, number)
-                if self._run not in (None, row.run):
-                    raise OutputError(
-                        f"{self.path}, line {number}: the rows are of runs with different "
-                        f"settings; {self.OTHERWISE}"
-                    )
-                self._run = row.run
-                self._take(row)
-                self._file.count(line)
+            self._is_torn = not line.endswith(b"\n")
+            if self._is_torn:
+                return
+            row = self._parse(line, number)
+            if self._run not in (None, row.run):
+                raise OutputError(
+                    f"{self.path}, line {number}: the rows are of runs with different "
+                    f"settings; {self.OTHERWISE}"
+                )
+            self._run = row.run
+            self._take(row)
+            self._file.count(line)
 
     def _record(self) -> RunSettings | None:
         """The settings that the rows were made with, where they are still known."""
@@ -536,7 +574,7 @@ class WindowStore(ResultStore[Row]):
         self, audio_path: str | Path, start: float, query: str, claim: str = ""
     ) -> WindowKey:
         key = self._recordings.key(audio_path)
-        return key, round(start * 1_000_000), _question(query, claim)
+        return key, round(start * 1_000_000), question_key(query, claim)
 
     def _key_of(self, row: Row) -> str:
         """The recording of a row, which is counted in."""
@@ -573,7 +611,7 @@ class WindowStore(ResultStore[Row]):
         if isinstance(row, ErrorRow):
             self._failed.add(key)
         else:
-            question = _question(row.query, row.claimed)
+            question = question_key(row.query, row.claimed)
             self._done.add((key, round(row.start * 1_000_000), question))
             self._queries.add(row.query)
             self._answered.add(key)
@@ -628,6 +666,6 @@ def _fingerprint(context: Mapping[str, Any] | None) -> bytes:
     return digest(json.dumps(context or {}, sort_keys=True).encode(), size=8)
 
 
-def _question(query: str, claim: str) -> str:
+def question_key(query: str, claim: str) -> str:
     """What a row of a window answers: a query, about a detection of a table where there is one."""
     return f"{query}\0{claim}" if claim else query

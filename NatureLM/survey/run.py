@@ -22,6 +22,7 @@ from NatureLM.inference.claims import agrees, claim_of
 from NatureLM.inference.pipeline import Fill, Pipeline, processor_of
 from NatureLM.inference.windows import (
     AskOptions,
+    HeardWindows,
     Recording,
     RecordingError,
     RecordingWindow,
@@ -193,11 +194,7 @@ class Survey:
         store: windows that it has a row of are left out
         until: ends it before the first window for which it is true
         """
-        from NatureLM.generation.engine import fold_if_single_alpha
-
         stream = self._pipeline.window_stream(recordings, self._options, warn=self._warn)
-        alphas = [self.alpha(one) for one in self.questionnaire.columns]
-        refused: set[str] = set()  # recordings whose error was given
 
         def is_done(heard: RecordingWindow) -> bool:
             key = heard.key_of("")
@@ -212,8 +209,25 @@ class Survey:
                         return
                 yield one
 
+        yield from self.about(stream, wanted())
+
+    @property
+    def alphas(self) -> list[float]:
+        """The α of each column."""
+        return [self.alpha(one) for one in self.questionnaire.columns]
+
+    def about(
+        self,
+        stream: HeardWindows,
+        wanted: Iterable[RecordingWindow | RecordingError] | None = None,
+    ) -> Generator[SurveyRow | RecordingError, None, None]:
+        """Rows of windows, and what went wrong, in their order; `wanted`: those of the windows."""
+        from NatureLM.generation.engine import fold_if_single_alpha
+
+        refused: set[str] = set()  # recordings whose error was given
+        alphas = self.alphas
         with fold_if_single_alpha(self._pipeline.model, alphas) if alphas else nullcontext():
-            for block in _blocks(wanted(), self._block):
+            for block in _blocks(stream if wanted is None else wanted, self._block):
                 windows = [_Asked(one) for one in block if isinstance(one, RecordingWindow)]
                 for one in windows:
                     stream.hold(one.heard)
