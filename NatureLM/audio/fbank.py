@@ -15,12 +15,23 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from NatureLM.audio import AudioError
+from NatureLM.audio.error import AudioError
 from NatureLM.config.model import FbankConfig
 
 _PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values
 _BLOCK_FRAMES = 512  # on a CPU the work of so many frames stays in its cache
 _LOG_FLOOR = torch.finfo(torch.float32).eps
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device.
+
+    From the host to CUDA it goes through pinned memory, so that nobody waits for the copy; torch
+    keeps that memory until the copy is done.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from NatureLM.audio.fbank import to_device
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.prefill import (
     PreallocatedCache,
@@ -28,7 +29,6 @@ from NatureLM.generation.prefill import (
     forward,
     join_rows,
     prefill,
-    to_device,
 )
 from NatureLM.util import why_not_finite
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
+from NatureLM.audio.fbank import to_device
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.merging.lora import active_alpha, as_row_scale
@@ -39,17 +40,6 @@ _PASSES = {"cpu": (2048, 24)}
 _ACCELERATOR_PASS = (32768, 128)
 _ROW_PASS = {"cpu": 2048}  # positions of one row, which bounds the memory of a long text
 _ACCELERATOR_ROW_PASS = 8192
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device.
-
-    From the host to CUDA it goes through pinned memory, so that nobody waits for the copy; torch
-    keeps that memory until the copy is done.
-    """
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # -- prompts ----------------------------------------------------------------------------------

@@ -13,8 +13,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -23,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from NatureLM.config.model import MOST_LAYERS, BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
 from NatureLM.errors import ConfigError
+from NatureLM.models.audio_side import AudioSizes, fit_window
 from NatureLM.models.registry import MODEL_TYPE, one_line
 from NatureLM.prompts import render
 from NatureLM.util import shown
@@ -135,7 +134,7 @@ _SCHEMAS: dict[str, type[BaseModel]] = {
 }
 
 
-class NatureLMConfig(PreTrainedConfig):
+class NatureLMConfig(AudioSizes, PreTrainedConfig):
     """Sizes and settings of a NatureLM model.
 
     `text_config` is the language model's own configuration (any causal model of transformers);
@@ -203,57 +202,6 @@ class NatureLMConfig(PreTrainedConfig):
             self.lora_target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
         self._check()
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
-
-    @property
-    def beats(self) -> BeatsConfig:
-        return BeatsConfig.model_validate(self.beats_cfg)
-
-    @property
-    def qformer(self) -> QFormerConfig:
-        return QFormerConfig.model_validate(self.qformer_cfg)
-
-    @property
-    def fbank(self) -> FbankConfig:
-        return FbankConfig.model_validate(self.fbank_cfg)
-
-    @property
-    def window_samples(self) -> int:
-        """Samples of one window."""
-        return round(self.window_seconds * self.sample_rate)
-
-    @property
-    def delayed_samples(self) -> list[int]:
-        """How many samples later each pass over a window begins."""
-        return [round(delay * self.sample_rate) for delay in self.window_delays or [0.0]]
-
-    @property
-    def group_patches(self) -> int:
-        """Patches that one group of the window-level Q-Former reads (its kernel)."""
-        return round(self.patches_per_second * self.second_per_window)
-
-    @property
-    def group_stride(self) -> int:
-        """Patches from the start of one group to the next."""
-        return round(self.patches_per_second * self.second_stride)
-
-    def audio_positions(self, seconds: float | None = None) -> int:
-        """How many positions of a prompt a window of so many seconds takes; by default one of the
-        model's, which is the longest.
-        """
-        longest = self.window_seconds
-        window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
-        patches = self._patches(window)
-        if self.max_pooling:
-            return patches // self.downsample_factor
-        groups = 1
-        if self.window_level_Qformer:
-            groups = max(0, 1 + (patches - self.group_patches) // self.group_stride)
-        return groups * self.num_audio_query_token
-
-    def _patches(self, samples: int) -> int:
-        size, fbank = self.beats.input_patch_size, self.fbank
-        frames = fbank.frames(samples, self.sample_rate)
-        return (frames // size) * (fbank.num_mel_bins // size)
 
     def _check_kinds(self) -> None:
         """Refuse values of another type than theirs, and sizes that nothing could run with."""
@@ -397,32 +345,8 @@ class NatureLMProcessor(ProcessorMixin):
         Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
         """
         longest = self.window_seconds
-        window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
-        if (
-            isinstance(samples, Tensor)
-            and samples.device.type == "cpu"
-            and not samples.requires_grad
-        ):
-            samples = samples.numpy() if samples.dtype == torch.float32 else samples
-        if isinstance(samples, np.ndarray) and samples.ndim == 1 and samples.dtype == np.float32:
-            # Not in torch: in a thread beside the engine's it would make a second pool of threads,
-            # and two pools on the same cores slow each other down.
-            padded_S = np.zeros(window, np.float32)
-            np.clip(samples[:window], -1.0, 1.0, out=padded_S[: min(window, len(samples))])
-            return torch.from_numpy(padded_S)
-        wav_S = torch.as_tensor(samples)
-        if wav_S.ndim != 1:
-            raise ValueError(f"a waveform must have shape (samples,), got {tuple(wav_S.shape)}")
-        if not wav_S.is_floating_point():
-            raise ValueError(
-                f"a waveform must hold floating-point samples in [-1, 1], got {wav_S.dtype}; "
-                "divide integer samples by their full scale (32768 for 16 bits)"
-            )
-        if wav_S.dtype != torch.float64:
-            wav_S = wav_S.float()
-        wav_S = wav_S[:window].clamp(-1.0, 1.0)
-        missing = window - wav_S.shape[0]
-        return torch.nn.functional.pad(wav_S, (0, missing)) if missing else wav_S
+        seconds = longest if seconds is None else min(seconds, longest)
+        return fit_window(samples, round(seconds * self.sample_rate))
 
     def __call__(
         self, audios: list[Any], queries: list[str], **_: Any

@@ -16,19 +16,15 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from NatureLM.audio.fbank import normalised_fbank
-from NatureLM.config.model import QFormerConfig
-from NatureLM.errors import ConfigError, NatureLMError, UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.engine import answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import (
     check_placeholders,
     merge_prompt_parts,
     prompt_parts,
-    to_device,
 )
 from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.lora import (
@@ -41,7 +37,7 @@ from NatureLM.merging.lora import (
     quiet_peft,
 )
 from NatureLM.models.adapters import AdapterMixin
-from NatureLM.models.beats import ACTIVATIONS, BEATs
+from NatureLM.models.audio_side import AudioSide
 from NatureLM.models.checkpoint.load import load_model, open_checkpoint, reading
 from NatureLM.models.checkpoint.peft_io import adapter_settings
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
@@ -49,12 +45,11 @@ from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.registry import apart
 
-ENCODERS = {"beats": lambda config: BEATs(config.beats)}
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
 
 
-class NatureLM(AdapterMixin, PreTrainedModel):
+class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
     """The audio-language model: `from_pretrained` loads one, a bare config gives random weights."""
 
     config_class = NatureLMConfig
@@ -79,23 +74,7 @@ class NatureLM(AdapterMixin, PreTrainedModel):
             )
         width = language_model.get_input_embeddings().weight.shape[1]
 
-        if config.encoder not in ENCODERS:
-            raise ConfigError(
-                f"model configuration: encoder must be one of {', '.join(ENCODERS)}, got "
-                f"{config.encoder!r}"
-            )
-        self.beats = ENCODERS[config.encoder](config)
-        self.ln_audio = nn.LayerNorm(self.beats.width)
-        if config.max_pooling:
-            self.audio_llama_proj = nn.Linear(self.beats.width, width)
-        else:
-            qformer = config.qformer
-            self.audio_Qformer = QFormer(qformer, self.beats.width)
-            self.audio_query_tokens = nn.Parameter(
-                torch.empty(1, config.num_audio_query_token, qformer.hidden_size)
-            )
-            nn.init.normal_(self.audio_query_tokens, std=qformer.initializer_range)
-            self.audio_llama_proj = nn.Linear(qformer.hidden_size, width)
+        self.build_audio_side(config, width)
         self.llama_model = language_model
         if config.lora:
             adapter = LoraConfig(
@@ -159,68 +138,6 @@ class NatureLM(AdapterMixin, PreTrainedModel):
             parameter.requires_grad_(trained)
 
     # -- audio ------------------------------------------------------------------------------
-
-    def encode_audio(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
-        """Waveforms in [-1, 1] at the model's sample rate → audio embeddings (B, Q, D).
-
-        A padding mask (True where padded) hides patches from each other's attention. With
-        `window_delays` this is the mean over them, in training the first.
-        """
-        delays = self.config.delayed_samples[: 1 if self.training else None]
-        encoded = []
-        for delay, fbank_BTF in zip(delays, self._fbanks(wav_BS, delays), strict=True):
-            mask_BS = padding_mask_BS
-            if mask_BS is not None and delay:
-                mask_BS = F.pad(mask_BS, (delay, -delay), value=True)
-            encoded.append(self._align(self.beats(fbank_BTF, mask_BS)))
-        return torch.stack(encoded).mean(dim=0) if len(encoded) > 1 else encoded[0]
-
-    def encode_patches(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
-        """Waveforms as above → what the audio encoder makes of them (B, P, E), in time order."""
-        patches_BPE: Tensor = self.beats(self._fbanks(wav_BS, [0])[0], padding_mask_BS)
-        return patches_BPE
-
-    def _fbanks(self, wav_BS: Tensor, delays: Sequence[int]) -> list[Tensor]:
-        """Spectrograms (B, T, F) of windows that begin so many samples later, after silence.
-
-        Where delays are whole hops, their spectrograms are parts of one longer spectrogram.
-        """
-        weight, config = self.ln_audio.weight, self.config
-        wav_BS = to_device(wav_BS, weight.device)
-        if wav_BS.dtype != torch.float64:
-            wav_BS = wav_BS.float()
-        longest, samples = max(delays), wav_BS.shape[1]
-        hop = config.fbank.frame_samples(config.sample_rate)[1]
-        padded_BS = F.pad(wav_BS, (longest, 0)) if longest else wav_BS
-        if any((longest - delay) % hop for delay in delays):
-            cuts = [padded_BS[:, longest - delay :][:, :samples] for delay in delays]
-            fbanks = [normalised_fbank(cut, config.sample_rate, config.fbank) for cut in cuts]
-        else:
-            whole = normalised_fbank(padded_BS, config.sample_rate, config.fbank)
-            frames = config.fbank.frames(samples, config.sample_rate)
-            fbanks = [whole[:, (longest - delay) // hop :][:, :frames] for delay in delays]
-        return [fbank_BTF.to(weight.dtype) for fbank_BTF in fbanks]
-
-    def _align(self, patches_BPE: Tensor) -> Tensor:
-        """Patches → audio embeddings: Q-Former over groups (or over all), or pooling."""
-        config = self.config
-        if config.max_pooling:
-            factor = config.downsample_factor
-            pooled = F.max_pool1d(patches_BPE.transpose(1, 2), factor, factor)
-            out: Tensor = self.audio_llama_proj(pooled.transpose(1, 2))
-            return out
-        groups = normed_BPE = self.ln_audio(patches_BPE)
-        if config.window_level_Qformer:
-            count, size = patches_BPE.shape[1], config.group_patches
-            if count < size:
-                raise UsageError(
-                    f"the audio gives {count} patches, one group needs {size}; "
-                    f"pad it to the model's window of {config.window_seconds:g} s"
-                )
-            groups = patch_groups(normed_BPE, size, config.group_stride)
-        queries = self.audio_query_tokens.expand(groups.shape[0], -1, -1)
-        read = self.audio_llama_proj(self.audio_Qformer(queries, groups))
-        return read.reshape(patches_BPE.shape[0], -1, read.shape[-1])  # type: ignore[no-any-return]
 
     def encode_clips(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
         """The clips of rows as audio embeddings (Q, D); one that stands in several rows, once."""
@@ -424,116 +341,3 @@ class NatureLM(AdapterMixin, PreTrainedModel):
             self.language_model.generation_config.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
-
-
-# -- the Q-Former ---------------------------------------------------------------------------
-
-
-class QFormer(nn.Module):
-    """Queries (N, Q, W) and encoder vectors (N, T, E) of N groups → (N, Q, W).
-
-    A small BERT (post-norm) in which every layer has self-attention over the queries,
-    cross-attention to the encoder vectors and a feed-forward network for queries. Source: BLIP-2
-    (arXiv 2301.12597), Q-Former as used by SALMONN and NatureLM-audio.
-    """
-
-    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
-        super().__init__()
-        self.cfg = cfg
-        layers = (_QFormerLayer(cfg, encoder_width) for _ in range(cfg.num_hidden_layers))
-        self.bert = nn.ModuleDict(
-            {
-                "embeddings": _QueryEmbeddings(cfg),
-                "encoder": nn.ModuleDict({"layer": nn.ModuleList(layers)}),
-            }
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=cfg.initializer_range)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, queries_NQW: Tensor, encoded_NTE: Tensor) -> Tensor:
-        x: Tensor = self.bert["embeddings"](queries_NQW)
-        for layer in self.bert.get_submodule("encoder.layer").children():
-            x = layer(x, encoded_NTE)
-        return x
-
-
-def patch_groups(patches_BPE: Tensor, size: int, stride: int) -> Tensor:
-    """(B · groups, size, E): the groups that one set of queries reads at a time.
-
-    Patches that fill no group are left out.
-    """
-    return patches_BPE.unfold(1, size, stride).transpose(2, 3).flatten(0, 1)
-
-
-class _QueryEmbeddings(nn.Module):
-    """Normalises the query vectors; `position_ids` is unused but stands in the checkpoints."""
-
-    def __init__(self, cfg: QFormerConfig) -> None:
-        super().__init__()
-        self.LayerNorm = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.dropout = nn.Dropout(cfg.hidden_dropout_prob)
-        self.register_buffer("position_ids", torch.arange(cfg.max_position_embeddings)[None])
-
-    def forward(self, queries_NQW: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.LayerNorm(queries_NQW))
-        return out
-
-
-class _QFormerLayer(nn.Module):
-    def __init__(self, cfg: QFormerConfig, encoder_width: int) -> None:
-        super().__init__()
-        self.attention = _QFormerAttention(cfg, cfg.hidden_size)
-        self.crossattention = _QFormerAttention(cfg, encoder_width)
-        self.intermediate_query = nn.ModuleDict(
-            {"dense": nn.Linear(cfg.hidden_size, cfg.intermediate_size)}
-        )
-        self.activation = ACTIVATIONS[cfg.hidden_act]
-        self.output_query = _QFormerOutput(cfg, cfg.intermediate_size)
-
-    def forward(self, x: Tensor, encoded_NTE: Tensor) -> Tensor:
-        x = self.crossattention(self.attention(x, x), encoded_NTE)
-        out: Tensor = self.output_query(self.activation(self.intermediate_query["dense"](x)), x)
-        return out
-
-
-class _QFormerAttention(nn.Module):
-    """Attention of queries to `source`, then projection, residual and LayerNorm."""
-
-    def __init__(self, cfg: QFormerConfig, source_width: int) -> None:
-        super().__init__()
-        self.heads = cfg.num_attention_heads
-        self.dropout = cfg.attention_probs_dropout_prob
-        self.self = nn.ModuleDict(
-            {
-                "query": nn.Linear(cfg.hidden_size, cfg.hidden_size),
-                "key": nn.Linear(source_width, cfg.hidden_size),
-                "value": nn.Linear(source_width, cfg.hidden_size),
-            }
-        )
-        self.output = _QFormerOutput(cfg, cfg.hidden_size)
-
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        q, k, v = (
-            self.self[name](y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for name, y in (("query", x), ("key", source), ("value", source))
-        )
-        rate = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
-        out: Tensor = self.output(attended.transpose(1, 2).flatten(2), x)
-        return out
-
-
-class _QFormerOutput(nn.Module):
-    """Projection back to the hidden width, dropout, residual, LayerNorm."""
-
-    def __init__(self, cfg: QFormerConfig, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, cfg.hidden_size)
-        self.LayerNorm = nn.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.dropout = nn.Dropout(cfg.hidden_dropout_prob)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
-        return out

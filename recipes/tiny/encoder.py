@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from NatureLM.config.model import QFormerConfig
+from NatureLM.models.audio_side import QFormer, patch_groups
 from NatureLM.models.beats import BEATs
-from NatureLM.models.modeling import QFormer, patch_groups
 from NatureLM.training.samples import generator
 from recipes.tiny.architecture import GROUP, NATURELM, new_encoder
 from recipes.tiny.classifiers import (

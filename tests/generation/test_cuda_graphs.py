@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from NatureLM.audio.fbank import to_device
 from NatureLM.generation import cuda_graphs as module
 from NatureLM.generation.cuda_graphs import (
     Bucket,
@@ -23,7 +24,6 @@ from NatureLM.generation.cuda_graphs import (
 )
 from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
 from NatureLM.generation.engine import Engine
-from NatureLM.generation.prefill import to_device
 from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM

@@ -80,22 +80,22 @@ def export_merged(
     behind.
     """
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
-    target = _check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
-    model, adapters, plan = _plan(reader, recipe, adapter)
+    target = check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
+    model, adapters, plan = plan_merge(reader, recipe, adapter)
     refs = tensor_refs(model)
-    chosen = _chosen(reader, refs, weights_hash)
+    chosen = choose_plain(reader, refs, weights_hash)
     tensors = {
-        ref.stored_name: _lazy(ref, chosen[ref.stored_name], plan, dtype)
+        ref.stored_name: lazy_tensor(ref, chosen[ref.stored_name], plan, dtype)
         for ref in refs
         if ref.stored_name in chosen
     }
-    _check_space(target.parent, sum(one.nbytes for one in tensors.values()))
+    check_space(target.parent, sum(one.nbytes for one in tensors.values()))
     files = _source_files(reader, chosen, adapters)
     source_size = sum(path.stat().st_size for _, path in files)
     report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
     source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
     card = _card(target.name, source, recipe, plan, files, adapter, reader.revisions)
-    with _built_aside(target) as folder:
+    with built_aside(target) as folder:
         write_tensors(
             tensors,
             folder,
@@ -135,16 +135,16 @@ def export_adapter(
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UsageError(f"{output} is there and not empty; name another folder")
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
-    model, _, plan = _plan(reader, recipe, adapter)
+    model, _, plan = plan_merge(reader, recipe, adapter)
     if weights_hash is not None:
-        _chosen(reader, tensor_refs(model), weights_hash)
+        choose_plain(reader, tensor_refs(model), weights_hash)
     config = copy.deepcopy(reader.config)
     config.use_rslora, config.lora_dropout = False, 0.0
     deltas = {name: plan.combined(name) for name in plan.alphas}
     write_adapter(target, deltas, linear_shapes(model.language_model), config=config)
 
 
-def _chosen(
+def choose_plain(
     reader: CheckpointReader, refs: Sequence[TensorRef], weights_hash: str | None
 ) -> dict[str, StoredTensor]:
     """The tensors of the model without LoRA; `weights_hash` is what all it has must be."""
@@ -157,7 +157,7 @@ def _chosen(
     return chosen
 
 
-def _plan(
+def plan_merge(
     reader: CheckpointReader, recipe: Recipe, adapter: str | Path | None
 ) -> tuple[NatureLM, list[StoredAdapter], MergePlan]:
     """The model without LoRA (no storage), the adapters of the recipe, and how they are merged.
@@ -184,7 +184,7 @@ def _plan(
     return model, adapters, MergePlan(recipe, [one.deltas for one in adapters], layers)
 
 
-def _lazy(
+def lazy_tensor(
     ref: TensorRef, stored: StoredTensor, plan: MergePlan, dtype: torch.dtype | None
 ) -> LazyTensor:
     """How one tensor of the merged model is made from the stored one."""
@@ -298,7 +298,7 @@ def _alphas(plan: MergePlan) -> str:
 # -- the output folder ----------------------------------------------------------------------
 
 
-def _check_output(output: Path, overwrite: bool, *, sources: tuple[Path, ...]) -> Path:
+def check_output(output: Path, overwrite: bool, *, sources: tuple[Path, ...]) -> Path:
     """Where to write; refuses what would destroy something."""
     target = output.resolve()
     if target.is_file():
@@ -323,7 +323,7 @@ def _check_output(output: Path, overwrite: bool, *, sources: tuple[Path, ...]) -
     return target
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -335,7 +335,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _built_aside(target: Path) -> Iterator[Path]:
+def built_aside(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends well, else goes."""
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
