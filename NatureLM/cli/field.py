@@ -1,4 +1,4 @@
-"""Field work: answers as tables of other programs (`export`)."""
+"""Answers as tables of other programs, and models as folders of theirs (`export`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from NatureLM.cli import options as of
+from NatureLM.cli.export_model import ModelExport, export_model
 from NatureLM.errors import UsageError
 from NatureLM.progress import show
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 def export(
     answers: Path = of.argument(
-        ..., "What `naturelm infer` or `naturelm survey` wrote (.jsonl).", "ANSWERS"
+        ...,
+        "What `naturelm infer` or `naturelm survey` wrote (.jsonl); with --to the folder to write.",
+        "ANSWERS|OUT",
     ),
+    *,
     format_name: str = of.option(
         "csv", "The program that the table is for.", None, "--format", metavar=of.format_names
     ),
@@ -38,11 +42,23 @@ def export(
         metavar="QUESTION",
         show_default="all; of a questionnaire those that name species, if any do",
     ),
+    model: ModelExport,
 ) -> None:
-    """Turn answers into a table that another program opens.
+    """Turn answers into a table that another program opens, or a model into a folder that it loads.
 
     naturelm export inference_output.jsonl --format raven
+
+    naturelm export --to vllm served --alpha 0.4,1.0
     """
+    if model.to is not None:
+        if per_recording or column or output_path or format_name != "csv":
+            raise UsageError(
+                "--to writes a model into the folder that is named, so --format, --output-path, "
+                "--per-recording and --column have no meaning there; leave them out"
+            )
+        export_model(answers, model)
+        return
+    model.check_unused()
     write_tables(answers, [format_name], output_path, per_recording=per_recording, columns=column)
 
 

@@ -62,7 +62,9 @@ NATURELM_COMMANDS = {
     "events": Command("events:events", "Join neighbouring windows with the same answer."),
     "segments": Command("events:segments", "Cut clips of answers for review."),
     "review": Command("review:review", "Listen to clips and say which answers are right.", "{}"),
-    "export": Command("field:export", "Turn answers into tables that other programs open."),
+    "export": Command(
+        "field:export", "Turn answers into tables, or a model into a folder, of other programs."
+    ),
     "schema": Command("models:schema", "Print the JSON Schema of configuration files."),
     "models": Command("models:models", "List the models that can be named."),
     "train": Command("train:train", "Train or fine-tune a model."),

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from NatureLM.models.audio_side import AudioSizes
 
 
-class NatureLMAudioConfig(AudioSizes, PreTrainedConfig):
+class NatureLMConfig(AudioSizes, PreTrainedConfig):
     """Sizes of the audio side, and the language model's own configuration as `text_config`.
 
     audio_token, audio_token_id: what stands in a prompt for each position of a clip; the number may

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import AddedToken
+from transformers import AddedToken
 
 from NatureLM import __version__
 from NatureLM.errors import UsageError
@@ -64,7 +64,7 @@ from NatureLM.vllm import ARCHITECTURE
 from NatureLM.vllm.template import jinja_template
 
 ADAPTERS = "adapters"
-_CPU = torch.device("cpu")
+_CARD = Path(__file__).with_name("card.md")
 # The language model's names in the files: as in our own checkpoints of merged models.
 _PREFIX = "llama_model."
 _CODE = {  # module of this package: file of the folder
@@ -79,7 +79,7 @@ _CODE = {  # module of this package: file of the folder
     "NatureLM.vllm.processing_naturelm": "processing_naturelm",
 }
 _AUTO_MAP = {
-    "AutoConfig": "configuration_naturelm.NatureLMAudioConfig",
+    "AutoConfig": "configuration_naturelm.NatureLMConfig",
     "AutoModelForCausalLM": f"modeling_naturelm.{ARCHITECTURE}",
     "AutoProcessor": "processing_naturelm.NatureLMAudioProcessor",
 }
@@ -332,10 +332,14 @@ def _write_settings(
     }
     values["text_config"] |= {"dtype": values["dtype"], "eos_token_id": ends}
     _write_json(folder / "config.json", values)
-    generation = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "do_sample": False}
-    _write_json(
-        folder / "generation_config.json", generation | {"pad_token_id": tokenizer.pad_token_id}
-    )
+    generation = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": ends,
+        "pad_token_id": tokenizer.pad_token_id,
+        "do_sample": False,
+        "temperature": 0.0,  # vLLM samples at 1 where a request and this file say nothing
+    }
+    _write_json(folder / "generation_config.json", generation)
     tokenizer.save_pretrained(folder)
     processor = {
         "processor_class": "NatureLMAudioProcessor",
@@ -387,31 +391,11 @@ def _card(exported: Exported, source: str, folded: float | None) -> str:
         alphas = f"The weights are those of α = 0; the adapters {listed} add theirs."
     else:
         alphas = "The adapter is part of the weights."
-    return f"""---
-library_name: transformers
-tags:
-- bioacoustics
-- audio-text-to-text
----
-
-# {name}
-
-Made with `naturelm export --to vllm`, naturelm-audio {__version__}, from `{source}`. {alphas}
-
-With vLLM, where naturelm-audio is installed beside it:
-
-```bash
-{exported.command(".")}
-```
-
-With transformers alone (the code in this folder is that of naturelm-audio):
-
-```python
-from transformers import AutoModelForCausalLM, AutoProcessor
-
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-```
-
-License: {license_line}; those of the base language model and of all adapters apply, too.
-"""
+    return _CARD.read_text(encoding="utf-8").format(
+        name=name,
+        version=__version__,
+        source=source,
+        alphas=alphas,
+        command=exported.command("."),
+        license=license_line,
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from NatureLM.models.audio_side import AudioSide
-from NatureLM.vllm.configuration_naturelm import NatureLMAudioConfig
+from NatureLM.vllm.configuration_naturelm import NatureLMConfig
 
 
 class NatureLMForConditionalGeneration(AudioSide, PreTrainedModel, GenerationMixin):
@@ -23,7 +23,7 @@ class NatureLMForConditionalGeneration(AudioSide, PreTrainedModel, GenerationMix
     stays in float32, whatever the language model's precision.
     """
 
-    config_class = NatureLMAudioConfig
+    config_class = NatureLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     _supports_sdpa = True
@@ -44,7 +44,7 @@ class NatureLMForConditionalGeneration(AudioSide, PreTrainedModel, GenerationMix
         self.llama_model = AutoModelForCausalLM.from_config(
             config.text_config, trust_remote_code=False
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: Any) -> None:
         """All weights come from the files; the language model has buffers of its own to compute."""
@@ -93,7 +93,7 @@ class NatureLMForConditionalGeneration(AudioSide, PreTrainedModel, GenerationMix
         return self.llama_model(inputs_embeds=inputs_embeds, **kwargs)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self, input_ids: Tensor | None = None, input_values: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """As in transformers: the prompts' ids, and the new ones behind them.
@@ -101,13 +101,15 @@ class NatureLMForConditionalGeneration(AudioSide, PreTrainedModel, GenerationMix
         The language model is given embeddings, since the audio token may have no row in its
         vocabulary; so penalties of repetition see the answer alone, as in the reference.
         """
+        if kwargs.get("do_sample"):
+            kwargs.setdefault("temperature", 1.0)  # the folder says 0, so that vLLM does not sample
         if input_ids is None:
             return super().generate(**kwargs)  # type: ignore[misc]
         embeds_RLD = self.merged_embeddings(input_ids, input_values)
         made = super().generate(inputs_embeds=embeds_RLD, **kwargs)  # type: ignore[misc]
-        new_RL = made if isinstance(made, Tensor) else made.sequences
+        new_RL: Any = made if isinstance(made, Tensor) else made.sequences
         prompts_RL = input_ids.repeat_interleave(len(new_RL) // len(input_ids), dim=0)
-        whole_RL = torch.cat([prompts_RL, new_RL.to(prompts_RL)], dim=1)
+        whole_RL: Any = torch.cat([prompts_RL, new_RL.to(prompts_RL)], dim=1)
         if isinstance(made, Tensor):
             return whole_RL
         made.sequences = whole_RL

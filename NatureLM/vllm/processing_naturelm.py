@@ -77,7 +77,7 @@ class NatureLMAudioProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
         self.sampling_rate, self.chunk_length = sampling_rate, chunk_length
         self.audio_token, self.audio_positions = audio_token, audio_positions
-        self.audio_token_id = int(tokenizer.convert_tokens_to_ids(audio_token))
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         self.feature_extractor = NatureLMFeatureExtractor(sampling_rate, chunk_length)
 
     @property
@@ -116,7 +116,7 @@ class NatureLMAudioProcessor(ProcessorMixin):
         return BatchFeature(found, tensor_type=return_tensors)
 
     def _tokenized(self, prompts: Sequence[str]) -> dict[str, Any]:
-        tokenizer: Any = self.tokenizer  # type: ignore[attr-defined]
+        tokenizer: Any = self.tokenizer
         bos = tokenizer.bos_token or ""
         repeated = self.audio_token * self.audio_positions
         whole = [

@@ -19,7 +19,7 @@ LAYERS = [
     ["models"],
     ["results", "evaluation", "species", "field"],
     ["formats"],
-    ["inference", "reports", "beans", "web"],
+    ["inference", "reports", "beans", "web", "vllm"],
     ["survey", "review", "search", "experiments", "training"],
     ["app"],
     ["serve"],
