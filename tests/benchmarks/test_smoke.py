@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*command: str) -> str:
-    """What a benchmark prints, on one thread."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run() -> Iterator[Run]:
+    """`run(name, *arguments)` calls a benchmark in this process, on one thread: what it prints."""
+
+    def call(name: str, *arguments: str | Path) -> str:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            importlib.import_module(name).main()
+        return printed.getvalue()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        before = set(sys.modules)
+        yield call
+        for name in set(sys.modules) - before:  # their names are short ones, such as `model`
+            if str(FOLDER) in str(getattr(sys.modules[name], "__file__", None)):
+                del sys.modules[name]
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def report(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("engine") / "engine.json"
     names = ("folder", "windows-3", "sweep", "labels", "few-shot", "encoder")
     only = [word for name in names for word in ("--only", name)]
-    run("benchmarks/engine.py", "--small", *only, "--json", str(path))
+    run("engine", "--small", *only, "--json", path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -56,28 +69,29 @@ def test_the_baseline_decodes_as_transformers_does(report: Any) -> None:
     assert all(one["equal"] for one in report["decoding"])
 
 
-def test_the_table_has_a_line_for_each_row(report: Any, tmp_path: Path) -> None:
+def test_the_table_has_a_line_for_each_row(report: Any, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "engine.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    lines = run("benchmarks/engine.py", "--markdown", str(path)).splitlines()
+    lines = run("engine", "--markdown", path).splitlines()
     assert len(lines) == 2 + len(report["rows"])
 
 
-def test_ideas_switched_off_change_no_answer(tmp_path: Path) -> None:
+def test_ideas_switched_off_change_no_answer(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "ablation.json"
-    run("benchmarks/ablation.py", "--small", "--json", str(path))
+    run("ablation", "--small", "--json", path)
     groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
     assert all(one["equal"] == one["of"] > 0 for group in groups.values() for one in group)
 
 
-def test_the_check_of_a_card_runs_without_one(tmp_path: Path) -> None:
+def test_the_check_of_a_card_runs_without_one(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    run("benchmarks/gpu_check.py", "--smoke", "--output-path", str(path))
+    run("gpu_check", "--smoke", "--output-path", path)
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
     assert len(parts) == 9
     assert all(part["ok"] for part in parts.values())
 
 
-def test_the_page_holds_the_committed_figures() -> None:
-    code = "import pages; text = pages.PAGE.read_text(); assert pages.filled(text) == text"
-    run("-c", f"import sys; sys.path.insert(0, 'benchmarks'); {code}")
+def test_the_page_holds_the_committed_figures(run: Run) -> None:
+    pages = importlib.import_module("pages")
+    text = pages.PAGE.read_text(encoding="utf-8")
+    assert pages.filled(text) == text
