@@ -335,7 +335,7 @@ def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
 
 
 def test_order_of_lines_and_hash_seed_change_nothing(tmp_path: Path) -> None:
-    """Ten processes, each with its own seed of hashes; half of them read the lines backwards."""
+    """Processes each with its own seed of hashes; half of them read the lines backwards."""
     names = ["Walrus", "Narwhal", "Ross Seal", "Harp Seal", "Sperm Whale", "Minke Whale"]
     answers = ["Seal", "Whale", "", "Narwal", "W", "Harp", "Ross or Harp Seal"]
     rows = [
@@ -352,8 +352,8 @@ def test_order_of_lines_and_hash_seed_change_nothing(tmp_path: Path) -> None:
         "tables = [[repr(r) for r in g.samples.confusion_rows()] for g in scores.groups]\n"
         "write_json(Path(sys.argv[2]), [scores.records(), tables])\n"
     )
-    made = [tmp_path / f"{seed}.json" for seed in range(10)]
-    for start in range(0, 10, 2):
+    made = [tmp_path / f"{seed}.json" for seed in range(4)]
+    for start in (0, 2):
         running = [
             subprocess.Popen(
                 [sys.executable, "-c", program, str(files[seed % 2]), str(made[seed])],

@@ -188,7 +188,10 @@ def _drain(descriptor: int) -> None:
         return
 
 
-@pytest.mark.parametrize("terminal", [False, True], ids=["echo y |", "terminal"])
+@pytest.mark.parametrize(
+    "terminal",
+    [pytest.param(False, id="echo y |", marks=pytest.mark.slow), pytest.param(True, id="terminal")],
+)
 def test_no_door_asks_about_or_runs_code_of_a_stranger(strangers: Path, terminal: bool) -> None:
     said = dict(zip(WAYS, ask(strangers, terminal=terminal), strict=True))
     assert not (strangers / "marker").exists()

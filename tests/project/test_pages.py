@@ -216,7 +216,6 @@ VERBS = {"naturelm": main.NATURELM_COMMANDS, "beans": main.BEANS_COMMANDS}
     ("command", "shown"),
     [
         (["infer.py", "--help"], "--audio-path"),
-        (["-m", "NatureLM.infer", "--help"], "--audio-path"),
         (["beans_zero_inference.py", "--help"], "info"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
