@@ -20,6 +20,13 @@ from measure import machine, python
 SHARDS = 4
 MOST_GROWTH = 50.0  # MB of merging, from the fewest recordings to the most
 SUFFIXES = ("csv", "parquet", "txt")
+HEADER = json.dumps(
+    {
+        "comment": "Recorded at 05:30:00 10/05/2024 (UTC) by AudioMoth 24F319055FDF2F5B at medium "
+        "gain while battery was 4.2V and temperature was 19.3C.",
+        "artist": "AudioMoth 24F319055FDF2F5B",
+    }
+)
 _PEAK = """
 import json, re, sys, time
 def done(begun, **more):
@@ -98,7 +105,7 @@ def _write_manifests(folder: Path, count: int) -> None:
             time = f"{day}T{name[-10:-8]}:{name[-8:-6]}:00"
             yield Entry(
                 *(f"archive/{name}", 1_920_044, "2024-11-01T12:00:00.000000Z", 20.0, 48_000.0, 1),
-                *(time, "", "name", name[:6]),
+                *(time, "", "name", name[:6], HEADER),
             )
 
     for suffix in SUFFIXES:

@@ -16,6 +16,7 @@ from NatureLM.progress import ProgressBar, printable, say
 if TYPE_CHECKING:
     from NatureLM.results.merge import Merged
 
+_OF_INDEXES = (".npz", ".parquet")
 _NAMED = 10  # recordings that could not be read
 
 
@@ -94,16 +95,17 @@ def manifest(
 def merge_runs(
     runs: list[Path] = of.argument(
         ...,
-        "Answers of `naturelm infer` or `naturelm survey`, or folders with the files of shards.",
+        "Answers of `naturelm infer` or `naturelm survey`, indexes of `naturelm embed`, or folders "
+        "with the files of shards.",
         "RUN...",
     ),
     *,
     output_path: Path = of.option(
         ...,
-        "The file with all answers. One that was merged earlier is replaced.",
+        "The file with all answers, or the index. One that was merged earlier is replaced.",
         None,
         *("--output-path", "--output", "-o"),
-        metavar="X.jsonl",
+        metavar="X.jsonl|X.npz|X.parquet",
     ),
     manifest: Path | None = of.option(
         None,
@@ -123,14 +125,27 @@ def merge_runs(
     """Join the answers of shards into one file, and name what is there twice or not at all.
 
     naturelm merge-runs answers/ --manifest manifest.csv --output-path answers.jsonl
+
+    Where the name of the output is that of an index, the indexes of shards are joined.
+
+    A merge of answers that was stopped goes on where it stopped when the same command is given
+    again.
     """
     from NatureLM.results.merge import merge_runs as merge
     from NatureLM.util import check_place
 
     check_place(output_path, "--output-path")
-    files = _files_of(runs)
+    is_index = output_path.suffix.lower() in _OF_INDEXES
+    files = _files_of(runs, are_indexes=is_index)
     listed = _listed(manifest, audio_path or ()) if audio_path or manifest is not None else None
     columns = ("bar", "size", "eta", "left")
+    if is_index:
+        from NatureLM.search.merge import merge_indexes
+
+        with stop_message("Stopped before the index was whole; nothing was written."):
+            merged = merge_indexes(files, output_path, listed=listed, overwrite=overwrite)
+        _say_what_was_merged(merged, output_path, "windows")
+        return
     with (
         stop_message(f"Stopped. What was joined is kept; {RESUMES}"),
         ProgressBar(*columns) as bar,
@@ -142,10 +157,7 @@ def merge_runs(
             overwrite=overwrite,
             told=lambda done, total: bar.update(done, total=total),
         )
-    _say_what_was_merged(merged)
-    say(f"{output_path}: {merged.recordings} recordings, {merged.rows} rows")
-    if merged.has_gaps:
-        raise typer.Exit(SOME_FAILED)
+    _say_what_was_merged(merged, output_path, "rows")
 
 
 def _listed(
@@ -161,27 +173,32 @@ def _listed(
         yield from ((path, None) for path in find_recordings(audio_paths))
 
 
-def _files_of(runs: list[Path]) -> list[Path]:
-    """The result files that are named; of a folder those of shards, if it is none of parts."""
+def _files_of(runs: list[Path], *, are_indexes: bool) -> list[Path]:
+    """The files that are named, and folders of parts; of another folder those of shards in it."""
     from NatureLM.results.parts import SUFFIX, is_parts
 
+    endings = _OF_INDEXES if are_indexes else (".jsonl", SUFFIX)
     files: list[Path] = []
     for one in runs:
+        if one.suffix.lower() == ".npz" and not are_indexes:
+            raise UsageError(f"{one}: is an index; name an --output-path that ends in .npz, too")
         if not one.is_dir() or is_parts(one):
             files.append(one)
             continue
-        found = sorted(one.glob("*.shard-*-of-*.jsonl"))
-        found += sorted(one.glob(f"*.shard-*-of-*{SUFFIX}"))
+        found = [path for end in endings for path in sorted(one.glob(f"*.shard-*-of-*{end}"))]
         if not found:
-            raise UsageError(
-                f"{one}: has no answers of shards (*.shard-1-of-4.jsonl), and no parts "
-                "(part-*.parquet); name the files themselves"
+            what = (
+                "indexes of shards (*.shard-1-of-4.npz)"
+                if are_indexes
+                else "answers of shards (*.shard-1-of-4.jsonl), and no parts (part-*.parquet)"
             )
+            raise UsageError(f"{one}: has no {what}; name the files themselves")
         files += found
     return files
 
 
-def _say_what_was_merged(merged: Merged) -> None:
+def _say_what_was_merged(merged: Merged, output: Path, unit: str) -> None:
+    """Name what is not there and what is there twice. Ends the program where something is not."""
     for what, found in (
         ("shards that are not there", merged.shards),
         ("shards that are not at their end", merged.unfinished),
@@ -197,3 +214,6 @@ def _say_what_was_merged(merged: Merged) -> None:
         say(f"Note: of them with another answer; the run named first counts: {merged.other}")
     if merged.unlisted:
         say(f"Note: recordings that the list does not name, at the end: {merged.unlisted}")
+    say(f"{output}: {merged.recordings} recordings, {merged.rows} {unit}")
+    if merged.has_gaps:
+        raise typer.Exit(SOME_FAILED)
