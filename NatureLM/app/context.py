@@ -156,6 +156,7 @@ class AppContext:
             config,
             device=settings.device,
             dtype=settings.dtype,
+            quantize=settings.quantize,
             revision=settings.revision,
             weights_hash=settings.weights_hash,
         )

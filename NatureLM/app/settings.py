@@ -73,6 +73,7 @@ class AppSettings:
     alpha: float | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     host: str = "127.0.0.1"
     port: int = 5001
     share: bool = False

@@ -57,6 +57,7 @@ class RunRequest(of.ExperimentOptions):
     adapter: str | None = of.ADAPTER
     device: str = of.DEVICE
     dtype: str = of.DTYPE
+    quantize: str | None = of.QUANTIZE
     options: list[str] | None = of.option(
         None,
         "Change a value of the configuration, such as extended.limit=100. May be given several "

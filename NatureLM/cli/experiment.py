@@ -75,7 +75,7 @@ def run(
 
     extended = _extended(request, config, datasets)
     experiment = Experiment(request, config, extended, command)
-    of.check_device(request.device, request.dtype)
+    of.check_device(request.device, request.dtype, request.quantize)
     max_memory = of.memory_size(request.max_memory)
     _check_data(experiment)
     for note in filter(None, map(extrapolation_note, extended.lora_scales)):

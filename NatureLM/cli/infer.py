@@ -66,6 +66,7 @@ class InferRequest(of.ExperimentOptions):
     )
     device: str = of.DEVICE
     dtype: str = of.DTYPE
+    quantize: str | None = of.QUANTIZE
     batch_size: int | None = of.option(
         None,
         "Answers and windows at a time. Changes the speed, never the answers.",
@@ -312,7 +313,7 @@ def ask_options(
         "min_confidence": of.min_confidence(request.min_confidence),
     }
     asked = AskOptions(**given, named=_option)
-    of.check_device(request.device, request.dtype)
+    of.check_device(request.device, request.dtype, request.quantize)
     of.memory_size(request.max_memory)
     note = extrapolation_note(asked.merging_alpha)
     if note is not None:
@@ -404,6 +405,7 @@ def inference_app(
     ),
     device: str = of.DEVICE,
     dtype: str = of.DTYPE,
+    quantize: str | None = of.QUANTIZE,
     options: list[str] | None = of.OVERRIDES,
     host: str = of.option(
         "127.0.0.1",
@@ -475,6 +477,8 @@ def inference_app(
     from NatureLM.web.guard import token_for
 
     of.check_choice("--dtype", dtype, of.DTYPES)
+    if quantize is not None:
+        of.check_choice("--quantize", quantize, of.QUANTIZATIONS)
     check_place(runs_dir, "--runs-dir", folder=True)
     people, hosts = read_people(auth), tuple(allow_host or ())
     token = token_for(host, hosts, share=share, given=token, none=no_token, people=bool(people))
@@ -489,6 +493,7 @@ def inference_app(
         alpha=merging_alpha,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         host=host,
         port=port,
         share=share,

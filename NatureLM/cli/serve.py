@@ -25,6 +25,7 @@ def serve(
     ),
     device: str = of.DEVICE,
     dtype: str = of.DTYPE,
+    quantize: str | None = of.QUANTIZE,
     max_memory: str | None = of.MAX_MEMORY,
     options: list[str] | None = of.OVERRIDES,
     host: str = of.option(
@@ -82,7 +83,7 @@ def serve(
     from NatureLM.serve.settings import Limits, ServeSettings, check_exposure, read_api_keys
     from NatureLM.util import library
 
-    of.check_device(device, dtype)
+    of.check_device(device, dtype, quantize)
     for folder in allow_root or ():
         if not folder.is_dir():
             raise UsageError(f"--allow-root {folder}: there is no such folder")
@@ -92,6 +93,7 @@ def serve(
         alpha=merging_alpha,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         max_memory=of.memory_size(max_memory),
         host=host,
         port=port,

@@ -84,6 +84,7 @@ class SurveyRequest(of.ModelOptions):
     )
     device: str = of.DEVICE
     dtype: str = of.DTYPE
+    quantize: str | None = of.QUANTIZE
     batch_size: int | None = of.option(
         None,
         "Answers and windows at a time. Changes the speed, never the answers.",
@@ -271,7 +272,7 @@ def ask_options(request: SurveyRequest, questionnaire: Questionnaire, config: Co
     of.check_named(request)
     if request.batch_size is not None:
         check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
-    of.check_device(request.device, request.dtype)
+    of.check_device(request.device, request.dtype, request.quantize)
     of.memory_size(request.max_memory)
     alpha = request.merging_alpha
     given: dict[str, Any] = {}

@@ -84,6 +84,7 @@ class TuneRequest(of.ModelOptions):
     adapter: str | None = of.ADAPTER
     device: str = of.DEVICE
     dtype: str = of.DTYPE
+    quantize: str | None = of.QUANTIZE
     batch_size: int = of.option(32, "Answers at a time.", of.MODEL, min=1, max=of.MAX_BATCH)
 
     def load_config(self) -> Config:
@@ -128,7 +129,7 @@ def tune_alpha(request: TuneRequest) -> None:
     plan = _plan(config)
     reading = replace(scoring, task=_task(plan, request.task)).reading()
     tune.check_metric(request.metric, reading.task or "classification")
-    of.check_device(request.device, request.dtype)
+    of.check_device(request.device, request.dtype, request.quantize)
     of.memory_size(request.max_memory)
     has_figures = _has_figures()
     tuner = tune.Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
@@ -302,6 +303,7 @@ def calibrate(
     merging_alpha: float = of.option(1.0, "Share of the adapter.", of.MODEL),
     device: str = of.DEVICE,
     dtype: str = of.DTYPE,
+    quantize: str | None = of.QUANTIZE,
     output_path: Path | None = of.option(
         None,
         "File for the calibration.",
@@ -356,13 +358,14 @@ def calibrate(
     samples = _samples(table, column, where)
     others = _samples(table, column, test_where, is_read=True) if test_where else None
     names, asked = _question(samples, species_list, query)
-    of.check_device(device, dtype)
+    of.check_device(device, dtype, quantize)
     say(f"Loading {model}")
     loaded = of.load_model(
         model,
         adapter=adapter,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         revision=revision,
         weights_hash=weights_hash,
     )

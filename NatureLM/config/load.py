@@ -69,7 +69,7 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
-_LEFT_OUT = ("revision", "weights_hash")  # where they say nothing
+_LEFT_OUT = ("revision", "weights_hash", "quantize")  # where they say nothing
 
 
 def _without_unset(section: BaseModel) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class TableSource(Section):
 # Model and decoding
 
 
+Quantization = Literal["int8", "int4"]
+QUANTIZATIONS = ("int8", "int4")
+"""What the weights of a language model can be stored as beside floating-point numbers."""
+
 LLAMA_3_TEMPLATE = (
     "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -102,6 +106,9 @@ class ModelConfig(Section):
     """Commit, tag or branch of `ckpt` on the Hub; that of `llama_path` stands in it, after an @."""
     weights_hash: Text | None = None
     """Hash that the weights of `ckpt` must have, as results record it (`weights`)."""
+    quantize: Quantization | None = None
+    """Store the language model's weights as integers of 8 or 4 bits; null leaves them as they are.
+    Acts where a model answers, not in training."""
 
     freeze_beats: bool = True
     """Whether training leaves the audio encoder as it is."""

@@ -441,7 +441,9 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
     the block.
     """
     different = set(alphas)
-    if len(different) != 1 or model.folded is not None or not model.config.lora:
+    config = model.config
+    can_fold = config.lora and getattr(config, "quantized", None) is None
+    if len(different) != 1 or model.folded is not None or not can_fold:
         yield
         return
     with model.fold(different.pop()):

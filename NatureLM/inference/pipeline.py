@@ -65,6 +65,7 @@ def load_model(
     audio_only: bool = False,
     revision: str | None = None,
     weights_hash: str | None = None,
+    quantize: str | None = None,
 ) -> NatureLM:
     """A model by name, folder or id; the embedded one where none is named, which is logged.
 
@@ -76,6 +77,8 @@ def load_model(
     audio_only: the language model is not read; all that the model can do is to encode audio
     revision: commit, tag or branch on the Hub, and weights_hash: what the weights must be; by
         default those of the configuration, where it names this model, too
+    quantize: "int8" or "int4" for weights of the language model of so many bits; by default what
+        the configuration says
 
     Raises CheckpointError, and UsageError for a device that is not there.
     """
@@ -101,6 +104,7 @@ def load_model(
         audio_only=audio_only,
         revision=revision,
         weights_hash=weights_hash,
+        quantize=quantize or changed.get("quantize"),
     )
     if "prompt_template" in changed:
         processor_of(loaded).prompt_template = changed["prompt_template"]
@@ -120,8 +124,11 @@ def pick_device(device: str = "auto") -> str:
 
 
 def dtype_names(model: NatureLM) -> str:
-    """The precisions of a model's weights: `float32`, or `bfloat16+float32`."""
-    return "+".join(sorted({str(one.dtype).removeprefix("torch.") for one in model.parameters()}))
+    """The precisions of a model's weights: `float32`, `bfloat16+float32`, `float32+int4`."""
+    kinds = {one.dtype for one in model.parameters()}
+    names = {str(kind).removeprefix("torch.") for kind in kinds if kind.is_floating_point}
+    names |= {model.config.quantized} if model.config.quantized else set()
+    return "+".join(sorted(names))
 
 
 def processor_of(model: NatureLM) -> NatureLMProcessor:
@@ -137,7 +144,8 @@ class Pipeline:
     """Asks a model about recordings in sliding windows, and about clips as they are.
 
     `model` is a loaded `NatureLM`, or the name, folder or Hugging Face id of one; without it the
-    embedded model is loaded. `revision` and `weights_hash` are those of `NatureLM.from_pretrained`.
+    embedded model is loaded. `revision`, `weights_hash` and `quantize` are those of
+    `NatureLM.from_pretrained`.
     `cfg_path` is a YAML file whose `generate` section is used. `device`
     is `auto`, `cpu`, `cuda` or `mps`. `calibration` is a file that `naturelm calibrate` made; by
     default ("auto") that beside the model, if there is one, and with None there is none.
@@ -161,12 +169,18 @@ class Pipeline:
         kept_bytes: int | None = None,
         revision: str | None = None,
         weights_hash: str | None = None,
+        quantize: str | None = None,
     ) -> None:
         self._calibration = calibration
         self.cfg = config if config is not None else load_config(cfg_path)
         if model is None or isinstance(model, (str, Path)):
             model = load_model(
-                model, device=device, dtype=dtype, revision=revision, weights_hash=weights_hash
+                model,
+                device=device,
+                dtype=dtype,
+                revision=revision,
+                weights_hash=weights_hash,
+                quantize=quantize or self.cfg.model.quantize,
             )
         self.model = model
         self._cache_dir, self._max_memory, self._kept_bytes = cache_dir, max_memory, kept_bytes

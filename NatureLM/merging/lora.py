@@ -264,6 +264,12 @@ def linear_of(language_model: nn.Module, target: str) -> nn.Linear:
     return linear
 
 
+def _floating(linear: nn.Linear) -> Tensor:
+    """A tensor of a layer of the device and precision that it computes in: of one with weights of
+    integers (`models.quantized`) that is what scales them."""
+    return next(one for one in linear.parameters() if one.is_floating_point())
+
+
 # -- adapters in a model --------------------------------------------------------------------
 
 
@@ -322,7 +328,7 @@ def attach(peft_model: nn.Module, name: str, deltas: AdapterDeltas) -> None:
         with quiet_peft():
             peft_model.add_adapter(name, config)
         for target, layer in lora_layers(language_model, name).items():
-            update, like = deltas[target], linear_of(language_model, target).weight
+            update, like = deltas[target], _floating(linear_of(language_model, target))
             for matrices, values in ((layer.lora_A, update.a_KI), (layer.lora_B, update.b_OK)):
                 matrices[name].to(like)
                 cast(Tensor, matrices[name].weight).copy_(values)

@@ -271,7 +271,8 @@ def fold(
             if not original.is_floating_point():
                 raise UsageError(
                     f"{target} is stored as {original.dtype}: quantised weights cannot take an "
-                    "update in"
+                    "update in, which would be rounded away; let the adapter act beside them, or "
+                    "merge it into the model (`naturelm merge`) and quantise that"
                 )
             merged = plan.merged(target, original.detach(), alpha)
             undoing.callback(_restore, linear, original)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from NatureLM.config.model import MOST_LAYERS, BeatsConfig, FbankConfig, QFormerConfig
-from NatureLM.config.schema import LLAMA_3_TEMPLATE
+from NatureLM.config.schema import LLAMA_3_TEMPLATE, QUANTIZATIONS
 from NatureLM.errors import ConfigError
 from NatureLM.models.audio_side import AudioSizes, fit_window
 from NatureLM.models.registry import MODEL_TYPE, one_line
@@ -121,6 +121,11 @@ _KINDS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         lambda value: _is_list(value, 1000, _is_name),
     ),
     (
+        ("quantized",),
+        "int8, int4 or null",
+        lambda value: value in (None, *QUANTIZATIONS),
+    ),
+    (
         ("lora_rank_pattern", "lora_alpha_pattern"),
         "an object with a number for each of at most 1,000 names of layers",
         _is_by_layer,
@@ -176,6 +181,8 @@ class NatureLMConfig(AudioSizes, PreTrainedConfig):
     use_rslora: bool = False
     lora_rank_pattern: dict[str, int] | None = None  # PEFT's: layers with a rank or alpha of
     lora_alpha_pattern: dict[str, int | float] | None = None  # their own
+
+    quantized: str | None = None  # int8 or int4: what the language model's weights are stored as
 
     prompt_template: str = LLAMA_3_TEMPLATE
     max_txt_len: int = 160

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.engine import answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
@@ -43,6 +44,7 @@ from NatureLM.models.checkpoint.peft_io import adapter_settings
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
+from NatureLM.models.quantized import quantize_layers
 from NatureLM.models.registry import apart
 
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
@@ -86,6 +88,8 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
                 self.llama_model = get_peft_model(
                     language_model, adapter, autocast_adapter_dtype=False
                 )
+        if config.quantized is not None:
+            quantize_layers(self.language_model, cast(Quantization, config.quantized))
         self.llama_embed_tokens = cast(nn.Embedding, self.language_model.get_input_embeddings())
         install(self.llama_model)
         self.set_trainable()
@@ -126,6 +130,12 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         language_model: bool = False,
     ) -> None:
         """Choose which parts are trained; the defaults are the published ones (BEATs frozen)."""
+        if language_model and self.config.quantized is not None:
+            raise UsageError(
+                f"the weights of the language model are {self.config.quantized}, which nothing can "
+                "train: leave the language model frozen (its adapter can learn), or start from the "
+                "model that it was quantised from"
+            )
         for name, parameter in self.named_parameters():
             if name.startswith("beats."):
                 trained = beats
@@ -294,6 +304,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         adapter: str | Path | None = None,
         audio_only: bool = False,
         weights_hash: str | None = None,
+        quantize: str | None = None,
     ) -> NatureLM:
         """Load a model by name (`naturelm-tiny`), folder or Hugging Face id.
 
@@ -308,6 +319,9 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         theirs, too (`owner/name@revision`), and `revisions` says which commits they came to.
         `weights_hash` refuses other weights than those of this `fingerprint`; of 64 digits, it is
         that of every byte.
+        `quantize` ("int8", "int4") rounds the weights of the language model's linear layers while
+        they are read, so that they take a half or a quarter of the memory of bfloat16; `dtype` is
+        then that of all else. Of a model that was written so it says what it must be.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
@@ -319,6 +333,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
             adapter=adapter,
             audio_only=audio_only,
             weights_hash=weights_hash,
+            quantize=quantize,
         )
         model.name_or_path = "@".join(filter(None, apart(str(path_or_id), revision)))
         return model

@@ -132,6 +132,7 @@ class ServedModel:
                 config=settings.config,
                 device=settings.device,
                 dtype=None if settings.dtype == "auto" else settings.dtype,
+                quantize=settings.quantize,
                 max_memory=settings.max_memory,
                 revision=settings.revision,
                 weights_hash=settings.weights_hash,

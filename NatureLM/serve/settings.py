@@ -124,6 +124,7 @@ class ServeSettings:
     alpha: float | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     max_memory: int | None = None
     host: str = "127.0.0.1"
     port: int = 8000

@@ -87,7 +87,7 @@ def test_options_reach_request_and_rows(folder: Path, asker: FakePipeline) -> No
     result = infer(
         *ASK,
         *("--merging-alpha", "0.4", "--model", "some/model", "--device", "cuda:1"),
-        *("--adapter", "some/adapter"),
+        *("--adapter", "some/adapter", "--quantize", "int4"),
         *("--dtype", "bfloat16", "--batch-size", "3", "--channel", "2", "--time-expansion", "10"),
         *("--window-length-seconds", "5", "--hop-length-seconds", "2.5"),
         *("--options", "generate.num_beams=1", "--options", "generate.max_new_tokens=7"),
@@ -96,6 +96,7 @@ def test_options_reach_request_and_rows(folder: Path, asker: FakePipeline) -> No
     ((request, config, asked),) = asker.given
     assert (asked.merging_alpha, request.model) == (0.4, "some/model")
     assert (request.device, request.dtype, request.batch_size) == ("cuda:1", "bfloat16", 3)
+    assert request.quantize == "int4"
     assert (asked.channel, asked.time_expansion) == (2, 10.0)
     assert (asked.window_length_seconds, asked.hop_length_seconds) == (5.0, 2.5)
     assert config.generate.num_beams == 1
@@ -163,6 +164,7 @@ WRONG = [
     ((*ASK, "--merging-alpha", "half"), "--merging-alpha"),
     ((*ASK, "--device", "tpu"), "one of auto, cpu, cuda, mps"),
     ((*ASK, "--dtype", "int8"), "one of auto, float32, bfloat16, float16"),
+    ((*ASK, "--quantize", "int3"), "--quantize is 'int3', and it must be one of int8, int4"),
     ((*ASK, "--channel", "left"), "mean or a number from 1"),
     ((*ASK, "--channel", "0"), "mean or a number from 1"),
     ((*ASK, "--batch-size", "0"), "--batch-size is 0, and it must be at least 1"),

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.merging.lora import linear_shapes
 from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
@@ -48,6 +49,7 @@ from NatureLM.models.configuration import (
     NatureLMProcessor,
     language_model_config,
 )
+from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
     CheckpointError,
     commit_of,
@@ -165,10 +167,11 @@ def load_model(
     adapter: str | Path | None = None,
     audio_only: bool = False,
     weights_hash: str | None = None,
+    quantize: str | None = None,
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
     on_device, as_dtype = torch.device(device or "cpu"), _dtype(dtype)
-    stored = reader.stored
+    stored, kind = reader.stored, kind_to_make(reader, quantize)
     adapter_files: tuple[Path, ...] = ()
     if adapter is None:
         model = build_on_meta(model_class, reader.config, reader.tokenizer, reader.most_modules)
@@ -183,6 +186,10 @@ def load_model(
     used = {tensor.path for tensor in (reader.stored if audio_only else chosen).values()}
     files = [reader.checkpoint / "config.json", *used, *adapter_files]
     check_weights(files, weights_hash, reader.checkpoint)
+    if kind is not None and not audio_only:
+        quantize_layers(model.language_model, kind)
+        model.config.quantized = kind
+        refs = tensor_refs(model)
     for ref in refs:
         target = part_dtype(ref.stored_name, as_dtype, on_device)
         fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
@@ -194,6 +201,27 @@ def load_model(
     model.revisions = reader.revisions | commits(dict(folders))
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def kind_to_make(reader: CheckpointReader, quantize: str | None) -> Quantization | None:
+    """How the weights are to be quantised that are read: None where they stay as they are.
+
+    Raises UsageError for a kind that is not known, or another than that of a quantised model.
+    """
+    if quantize is None:
+        return None
+    kind, has = check_quantization(quantize), reader.config.quantized
+    if has not in (None, kind):
+        raise UsageError(
+            f"the weights of {reader.checkpoint} are {has}, and {kind} cannot be made of them; "
+            "leave quantize out, or name the model that they were quantised from"
+        )
+    return kind if has is None else None
+
+
+def is_integer(dtype: torch.dtype) -> bool:
+    """Whether a precision is one of integers."""
+    return not dtype.is_floating_point
 
 
 def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
@@ -378,7 +406,9 @@ def choose_tensors(
         grows = mine is None and any(
             name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in ref.names
         )
-        if tensor.shape != ref.shape and not (grows and tensor.shape[1:] == ref.shape[1:]):
+        if is_integer(tensor.dtype) != is_integer(ref.tensor.dtype):
+            misshapen.append(f"{tensor.name} {tensor.dtype} (needed {ref.tensor.dtype})")
+        elif tensor.shape != ref.shape and not (grows and tensor.shape[1:] == ref.shape[1:]):
             misshapen.append(f"{tensor.name} {tensor.shape} (needed {ref.shape})")
         chosen[ref.stored_name] = tensor
     expected = {name for known in names.values() for name in known}
@@ -410,12 +440,23 @@ def fill_tensor(
     ref: TensorRef, stored: StoredTensor | None, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Read a tensor of the model from its file; one that nothing computes with has a default."""
-    if stored is not None:
+    layer, attribute = ref.holders[0]
+    if isinstance(layer, QuantizedLinear) and attribute == layer.scale_name and stored is None:
+        return  # comes with the weight, from a file that is not quantised
+    if isinstance(layer, QuantizedLinear) and stored is not None and is_to_round(ref, stored):
+        value = stored.read(stored.dtype, device)
+        layer.quantize(fit_rows(value, (layer.out_features, layer.in_features)), dtype)
+    elif stored is not None:
         ref.fill(fit_rows(stored.read(dtype, device), ref.shape))
     elif ref.is_buffer:
         ref.fill(torch.arange(ref.shape[-1], device=device)[None])
     else:
         ref.fill(torch.zeros(ref.shape, dtype=dtype, device=device))
+
+
+def is_to_round(ref: TensorRef, stored: StoredTensor) -> bool:
+    """Whether a tensor of the model is of integers, and that of the file is not."""
+    return stored.dtype.is_floating_point and not ref.tensor.is_floating_point()
 
 
 def fit_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor:
