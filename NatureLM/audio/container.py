@@ -17,8 +17,9 @@ from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
 from NatureLM.audio import mp3
+from NatureLM.storage import RemotePath, StorageError, file_size, open_file, stat
 
-_SCAN_BYTES = 1 << 20
+_SCAN_BYTES, _TAIL_BYTES = 1 << 20, 1 << 16
 _STREAMED = (0x7FFF_F000, 0x8000_0000, 0xFFFF_FF00)
 _CHUNK_NAMES = {b"LIST", b"INFO", b"bext", b"iXML", b"axml", b"chna", b"cue ", b"smpl", b"inst"} | {
     b"id3 ", b"ID3 ", b"guan", b"wamd", b"junk", b"JUNK", b"PAD ", b"FLLR", b"fact", b"PEAK",
@@ -72,8 +73,8 @@ AS_READ = Contents()
 
 def examine(path: str | os.PathLike[str]) -> Contents:
     """Know the container by its first bytes, and compare its header with what is there."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with open_file(path) as file:
+        size = file_size(file)
         head = file.read(12)
         if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
             return _wave(file, size, head[:4])
@@ -96,6 +97,8 @@ def examine(path: str | os.PathLike[str]) -> Contents:
 class StreamFile(io.RawIOBase):
     """The bytes of a `Stream` as a file that soundfile opens.
 
+    failure: why a remote file could be read no further; soundfile drops exceptions, so a read that
+        fails is one at the end of the file
     claimed: how long the file says it is, for decoders that guess a length from it. Between the
         real and the claimed end there is nothing to read, but for 128 zeros where an ID3v1 tag
         would stand.
@@ -103,7 +106,8 @@ class StreamFile(io.RawIOBase):
 
     def __init__(self, path: str | os.PathLike[str], stream: Stream, claimed: int = 0) -> None:
         super().__init__()
-        self._file = open(path, "rb")  # noqa: SIM115 (closed with this object)
+        self._file = open_file(path)
+        self.failure: StorageError | None = None
         self._header, self._start, self._stop = stream
         self._size = len(self._header) + self._stop - self._start
         self._claimed = max(claimed, self._size)
@@ -141,9 +145,7 @@ class StreamFile(io.RawIOBase):
             count = len(part)
         elif self._position < self._size:
             wanted = self._start + self._position - len(self._header)
-            if self._file.tell() != wanted:
-                self._file.seek(wanted)
-            count = self._file.readinto(view[: self._size - self._position])
+            count = self._read_at(wanted, view[: self._size - self._position])
         elif self.is_open_ended and self._position >= self._claimed - 128:
             count = min(len(view), self._claimed - self._position)
             view[:count] = bytes(count)
@@ -152,9 +154,27 @@ class StreamFile(io.RawIOBase):
         self._position += count
         return count
 
+    def _read_at(self, place: int, view: memoryview) -> int:
+        if self.failure is not None:
+            return 0
+        try:
+            if self._file.tell() != place:
+                self._file.seek(place)
+            return self._file.readinto(view)  # type: ignore[attr-defined, no-any-return]
+        except StorageError as error:
+            self.failure = error
+            return 0
+
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def as_soundfile_takes(path: str | os.PathLike[str]) -> Any:
+    """What soundfile is given: the path, or of a remote file one that it reads in ranges."""
+    if not isinstance(path, RemotePath):
+        return path
+    return StreamFile(path, Stream(b"", 0, stat(path).size or 0))
 
 
 # Sample data behind a header: WAV and its relatives, AIFF, AU, CAF, Wave64.
@@ -401,7 +421,7 @@ def _flac(file: BinaryIO, size: int) -> Contents:
 
 def holds_another_flac(path: str | os.PathLike[str]) -> bool:
     """Whether a second FLAC stream was put behind the first; reads the whole file."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         before = file.read(8)[4:]
         while block := file.read(_SCAN_BYTES):
             if _FLAC_START in before + block:
@@ -435,9 +455,17 @@ def _last_flac_frame(file: BinaryIO, stop: int, block_size: int) -> tuple[int, i
 
     block_size: of all frames but the last, where the file's frames are counted
     """
-    start = max(0, stop - _SCAN_BYTES)
-    file.seek(start)
-    data = file.read(stop - start)
+    for reach in (_TAIL_BYTES, _SCAN_BYTES):
+        start = max(0, stop - reach)
+        file.seek(start)
+        found = _last_frame_of(file.read(stop - start), stop, block_size)
+        if found is not None or start == 0:
+            break
+    return found
+
+
+def _last_frame_of(data: bytes, stop: int, block_size: int) -> tuple[int, int] | None:
+    """The last whole frame of the bytes before `stop`."""
     at, tried = len(data), 0
     while (at := data.rfind(b"\xff", 0, at)) >= 0 and tried < _SCAN_BYTES:
         frame = _flac_frame(data[at : at + 16], block_size)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from stat import S_IFREG, S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from NatureLM.audio.container import (
 )
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
+from NatureLM.storage import AnyPath, RemotePath, StorageError, local_copy, open_file, size_of, stat
 from NatureLM.util import format_bytes, format_duration, why_not_loaded
 
 Block = NDArray[np.float32]
@@ -96,7 +98,7 @@ class Scale(NamedTuple):
 class RecordingInfo:
     """What a file's header says. `frames` are samples per channel, `duration` is in seconds."""
 
-    path: Path
+    path: AnyPath
     sample_rate: int
     channels: int
     frames: int
@@ -112,12 +114,13 @@ def probe(path: str | os.PathLike[str], limits: SoundLimits = NO_LIMITS) -> Reco
     with Recording(path, limits) as recording:
         frames = recording.frames
         if frames is None and recording.format == ("MP3", "MPEG_LAYER_III"):
-            frames = mp3.count_frames(path, recording.most_frames) or None
+            frames = recording.count_mp3_frames()
             recording.check_length(frames or 0)
         if frames is None:
             frames = sum(len(block) for block in recording.blocks())
         rate = recording.sample_rate
-        return RecordingInfo(Path(path), rate, recording.channels, frames, frames / rate)
+        name = path if isinstance(path, RemotePath) else Path(path)
+        return RecordingInfo(name, rate, recording.channels, frames, frames / rate)
 
 
 def open_source(
@@ -141,11 +144,22 @@ class Recording:
     """
 
     def __init__(self, path: str | os.PathLike[str], limits: SoundLimits = NO_LIMITS) -> None:
-        self.path: str | Path = path if isinstance(path, str) else Path(path)
+        self.path: str | AnyPath = path if isinstance(path, str | RemotePath) else Path(path)
         self.failure: AudioError | None = None
         self.limits = limits
-        _check_file(self.path, limits)
-        contents = examine(self.path)
+        self._kept = ExitStack()
+        with ExitStack() as stack:
+            try:
+                _check_file(self.path, limits)
+                self._source = _in_ranges(self.path, stack)
+                self._open_all()
+            except StorageError as error:
+                raise _not_given(self.path, error) from error
+            self._kept = stack.pop_all()
+
+    def _open_all(self) -> None:
+        """Find where the sound of the file is, open it, and see whether it can be used."""
+        limits, contents = self.limits, examine(self._source)
         if not contents.is_known:
             raise self._not_audio()
         self._fault = contents.fault
@@ -187,6 +201,10 @@ class Recording:
 
     def close(self) -> None:
         """Close the file."""
+        self._close_stream()
+        self._kept.close()
+
+    def _close_stream(self) -> None:
         self._handle.close()
         if self._file is not None:
             self._file.close()
@@ -220,9 +238,11 @@ class Recording:
         """The full scale of the samples; to know it of floats, all of the file is read."""
         if not self.format[1].startswith(("FLOAT", "DOUBLE", "PCM_F")):
             return Scale()
-        found = os.stat(self.path)
-        place = os.path.abspath(self.path)
-        return _scale_of_file(place, found.st_size, found.st_mtime_ns, self.limits)
+        if isinstance(self._source, RemotePath):
+            return _scale_of_file(self._source, str(stat(self._source)), self.limits)
+        found = os.stat(self._source)
+        place = os.path.abspath(self._source)
+        return _scale_of_file(place, f"{found.st_size} {found.st_mtime_ns}", self.limits)
 
     def _as_they_are(self, block_frames: int = BLOCK_FRAMES) -> Iterator[Block]:
         size = max(1, min(block_frames, 8 * BLOCK_FRAMES // self.channels))
@@ -234,7 +254,20 @@ class Recording:
                 yield block
             if (self._error or len(block) == 0) and not self._next_stream():
                 break
-        self.failure = self._judge_end()
+        try:
+            self.failure = self._judge_end()
+        except StorageError as error:
+            self.failure = _not_given(self.path, error)
+
+    def count_mp3_frames(self) -> int | None:
+        """Samples per channel of an MP3, by the headers of its frames; None where there are none.
+
+        Raises AudioError where a remote file cannot be read to its end.
+        """
+        try:
+            return mp3.count_frames(self._source, self.most_frames) or None
+        except StorageError as error:
+            raise _not_given(self.path, error) from error
 
     def skip(self, frames: int) -> None:
         """Move forward by `frames`, or to the end."""
@@ -305,9 +338,9 @@ class Recording:
 
     def _next_stream(self) -> bool:
         """Open the stream behind the one that ended; False if there is none."""
-        if not self._following or self._goes_on():
+        if not self._following or self._broken() is not None or self._goes_on():
             return False
-        self.close()
+        self._close_stream()
         self._error = ""
         self._handle, self._file = self._open(self._following.pop(0))
         return True
@@ -324,6 +357,8 @@ class Recording:
     def _judge_end(self) -> AudioError | None:
         """Why decoding ended, unless the file ends here."""
         at = f"{self._decoded / self.sample_rate:.2f} s"
+        if (broken := self._broken()) is not None:
+            return _not_given(self.path, broken, f"decoding stops at {at}: ")
         missing, promised, frames = 0, "", self._promised()
         if frames is not None:
             missing = round(frames) - self._decoded
@@ -338,7 +373,7 @@ class Recording:
             return _unreadable(self.path, f"decoding stops at {at}{promised} ({self._error})")
         elif missing > (_MP3_TOLERANCE if self.format[0] == "MP3" else 0):
             return _unreadable(self.path, f"only {at} could be decoded{promised}")
-        if is_flac and holds_another_flac(self.path):
+        if is_flac and holds_another_flac(self._source):
             self._fault = "another FLAC stream follows; split the file there"
         if self._fault:
             return _unreadable(self.path, f"decoding stops at {at}: {self._fault}")
@@ -346,6 +381,10 @@ class Recording:
             reason = "no sample could be decoded from the file"
             return AudioError(self.path, reason, kind="EmptyAudio")
         return None
+
+    def _broken(self) -> StorageError | None:
+        """Why a remote file could be read no further; the decoders take it for its end."""
+        return getattr(self._handle if self._file is None else self._file, "failure", None)
 
     def _promised(self) -> float | None:
         """Samples per channel that there should be; of FFmpeg's containers not exactly."""
@@ -357,20 +396,24 @@ class Recording:
         """The reader of a stream, or of the file as it is, and the file that it reads."""
         sequential = _sequential_file()
         # Bytes, so that names that are not valid UTF-8 open too.
-        name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
-        file = None if stream is None else StreamFile(self.path, stream)
+        name = os.fsencode(self._source) if os.name == "posix" else str(self._source)
+        if stream is None and isinstance(self._source, RemotePath):
+            stream = Stream(b"", 0, size_of(self._source))
+        file = None if stream is None else StreamFile(self._source, stream)
         try:
             handle = sequential(name if file is None else file)
         except _soundfile().LibsndfileError as error:
+            if file is not None and file.failure is not None:
+                raise file.failure from None
             raise self._not_opened(error) from error
         except (TypeError, ValueError) as error:  # headerless formats such as .raw
             reason = f"cannot be opened ({error})"
             raise AudioError(self.path, reason, _CONVERT, "NotAudio") from error
-        stream = stream or Stream(b"", 0, os.path.getsize(self.path))
-        if handle.format != "MP3" or mp3.length_tag(mp3.first_frame(self.path, stream.start)):
+        stream = stream or Stream(b"", 0, size_of(self._source))
+        if handle.format != "MP3" or mp3.length_tag(mp3.first_frame(self._source, stream.start)):
             return handle, file
         # Between the frames of one stream the bitrate differs by no more than 320 to 8.
-        endless = StreamFile(self.path, stream, claimed=64 * (stream.stop - stream.start) + 128)
+        endless = StreamFile(self._source, stream, claimed=64 * (stream.stop - stream.start) + 128)
         try:
             return sequential(endless), endless
         except _soundfile().LibsndfileError:  # known by its suffix only: as libsndfile sees it
@@ -379,8 +422,10 @@ class Recording:
 
     def _open_ffmpeg(self, container: str) -> Any:
         try:
-            return ffmpeg.FfmpegFile(self.path, container)
+            return ffmpeg.FfmpegFile(self._source, container)
         except ffmpeg.DecodeError as error:
+            if isinstance(error.__cause__, StorageError):
+                raise error.__cause__ from None
             raise _unreadable(self.path, f"cannot be opened ({error})") from error
         except ImportError as error:
             absent = "sound of this kind (m4a, mp4, webm, …) needs PyAV, which is not installed"
@@ -389,7 +434,7 @@ class Recording:
             raise AudioError(self.path, reason, advice, "NotAudio") from None
 
     def _not_opened(self, error: Any) -> AudioError:
-        if error.code == 7 and mp3.first_frame(self.path):
+        if error.code == 7 and mp3.first_frame(self._source):
             return _unreadable(self.path, "holds no whole MPEG frame")
         if error.code in _UNRECOGNISED:
             return self._not_audio()
@@ -454,7 +499,7 @@ class ArrayRecording:
 
 
 @lru_cache(maxsize=4096)
-def _scale_of_file(path: str, size: int, changed: int, limits: SoundLimits) -> Scale:
+def _scale_of_file(path: str | RemotePath, version: str, limits: SoundLimits) -> Scale:
     with Recording(path, limits) as recording:
         return _scale_of(recording._as_they_are())
 
@@ -520,12 +565,26 @@ def _frames_first(array: NDArray[Any]) -> NDArray[Any]:
     )
 
 
-def _unreadable(path: str | Path, reason: str, advice: str = _REPAIR) -> AudioError:
+def _in_ranges(path: str | AnyPath, stack: ExitStack) -> str | AnyPath:
+    """The path, or a copy of a remote file of which no ranges can be read; it goes with `stack`."""
+    if isinstance(path, RemotePath) and not stat(path).has_ranges:
+        return stack.enter_context(local_copy(path))
+    return path
+
+
+def _not_given(path: str | AnyPath, error: StorageError, what: str = "") -> AudioError:
+    """What a store or web server did not give."""
+    reason = str(error).removeprefix(f"{path}: ").rstrip(".")
+    advice = "What was asked before stands; the same command tries it again"
+    return AudioError(path, f"{what}{reason}", advice, "RemoteError")
+
+
+def _unreadable(path: str | AnyPath, reason: str, advice: str = _REPAIR) -> AudioError:
     return AudioError(path, reason, advice, "UnreadableAudio")
 
 
 def _check_sample_rate(
-    path: str | Path | None, rate: float, highest: int = MAX_SAMPLE_RATE
+    path: str | AnyPath | None, rate: float, highest: int = MAX_SAMPLE_RATE
 ) -> None:
     if not MIN_SAMPLE_RATE <= rate <= highest:
         raise AudioError(
@@ -536,20 +595,22 @@ def _check_sample_rate(
         )
 
 
-def _check_channels(path: str | Path | None, channels: int, most: int = MAX_CHANNELS) -> None:
+def _check_channels(path: str | AnyPath | None, channels: int, most: int = MAX_CHANNELS) -> None:
     if not 1 <= channels <= most:
         reason = f"there are {channels} channels, and 1 to {most} are read"
         raise AudioError(path, reason, "Save those that are needed", "ChannelError")
 
 
-def _check_file(path: str | Path, limits: SoundLimits) -> None:
+def _check_file(path: str | AnyPath, limits: SoundLimits) -> None:
     """Raise AudioError for what libsndfile has no good words for, and for too large a file."""
     try:
-        status = os.stat(path)
+        kind, size = _kind_and_size(path)
         start = b""
-        if stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as file:
+        if S_ISREG(kind):
+            with open_file(path) as file:
                 start = file.read(4)
+    except StorageError:
+        raise
     except FileNotFoundError as error:
         raise _unreadable(path, "there is no such file", "Check the spelling") from error
     except ValueError as error:  # a character that no name can hold
@@ -558,22 +619,30 @@ def _check_file(path: str | Path, limits: SoundLimits) -> None:
     except OSError as error:
         reason = f"the file may not be read ({error.strerror})"
         raise _unreadable(path, reason, "Check its permissions and the disk") from error
-    if stat.S_ISDIR(status.st_mode):
+    if S_ISDIR(kind):
         raise _unreadable(path, "is a folder, not an audio file", "")
-    if not stat.S_ISREG(status.st_mode):
+    if not S_ISREG(kind):
         raise _unreadable(path, "is not a regular file", "Copy the sound into a file first")
     if not start:
         advice = "Nothing was recorded or copied"
         raise AudioError(path, "the file is empty (0 bytes)", advice, "EmptyAudio")
-    if status.st_size > limits.file_bytes:
-        reason = f"the file has {format_bytes(status.st_size)}"
+    if size > limits.file_bytes:
+        reason = f"the file has {format_bytes(size)}"
         advice = f"At most {format_bytes(limits.file_bytes)} are taken: cut it"
         raise AudioError(path, reason, advice, "TooLongAudio")
-    is_mp3 = Path(path).suffix.lower() == ".mp3"
+    is_mp3 = str(path).lower().endswith(".mp3")
     if is_mp3 and start not in _STARTS and not mp3.first_frame(path):
         # Told here, because the MPEG decoder would print its own complaints on stderr.
         reason = "this is not an audio file, whatever its name says"
         raise AudioError(path, reason, _CONVERT, "NotAudio")
+
+
+def _kind_and_size(path: str | AnyPath) -> tuple[int, int]:
+    """Whether it is a file, as `stat` says it, and its bytes."""
+    if isinstance(path, RemotePath):
+        return S_IFREG, stat(path).size or 0
+    found = os.stat(path)
+    return found.st_mode, found.st_size
 
 
 def _claims_more(file: StreamFile | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Literal, TypeAlias
 
 from NatureLM.errors import NatureLMError
@@ -18,6 +18,7 @@ AudioErrorKind: TypeAlias = Literal[
     "NonFiniteAudio",  # some samples are NaN or infinite
     "ChannelError",  # there is no such channel as was asked for, or there are too many
     "SampleRateError",  # the sample rate is outside of what is supported
+    "RemoteError",  # a store or web server did not give it (further)
     "UnknownContext",  # a question needs to know of its time or place what nothing says
     "AudioError",  # anything else
 ]
@@ -34,7 +35,7 @@ class AudioError(NatureLMError):
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | os.PathLike[str] | None,
         reason: str,
         advice: str = "",
         kind: AudioErrorKind = "AudioError",

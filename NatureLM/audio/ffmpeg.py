@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.storage import RemotePath, StorageError, open_file
+
 FORMAT = "FFMPEG"
 TOLERANCE = 0.25
 """Seconds that may be missing at the end: encoders pad the first and the last packet."""
@@ -40,9 +42,11 @@ class FfmpegFile:
     def __init__(self, path: str | os.PathLike[str], container: str) -> None:
         import av
 
-        self._errors = (av.FFmpegError, ValueError)
+        self._errors = (av.FFmpegError, ValueError, StorageError)
         try:
-            self._file = av.open(os.fspath(path), format=container, metadata_errors="ignore")
+            self._remote = open_file(path) if isinstance(path, RemotePath) else None
+            source: Any = self._remote or os.fspath(path)
+            self._file: Any = av.open(source, format=container, metadata_errors="ignore")
         except self._errors as error:
             raise DecodeError(_text(error)) from error
         if not self._file.streams.audio:
@@ -60,6 +64,11 @@ class FfmpegFile:
         self._resampler = av.AudioResampler(format="fltp", rate=self.samplerate)
         self._blocks = self._decode(stream)
         self._rest = np.zeros((0, self.channels), dtype=np.float32)
+
+    @property
+    def failure(self) -> StorageError | None:
+        """Why a remote file could be read no further."""
+        return getattr(getattr(self._remote, "raw", None), "failure", None)
 
     def read(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fill `out` (frames, channels) as far as there is sound; what was filled."""

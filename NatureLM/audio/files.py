@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from NatureLM import storage
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
+from NatureLM.storage import AnyPath, RemotePath
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,50 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         for file in files:
             found.setdefault(os.path.realpath(file), file)
     return list(found.values())
+
+
+def find_anywhere(paths: Sequence[AnyPath]) -> list[AnyPath]:
+    """List the recordings that paths and addresses name, as `find_recordings` does.
+
+    An address is a file, a folder of a bucket, or a pattern with `*`. Raises UsageError as well,
+    and StorageError where a bucket cannot be listed.
+    """
+    if not paths:
+        return list(find_recordings([]))
+    found: dict[str, AnyPath] = {}
+    for path in paths:
+        files: Sequence[AnyPath] = (
+            _search_remote(path) if isinstance(path, RemotePath) else find_recordings([path])
+        )
+        for one in files:
+            found.setdefault(storage.real_path(one), one)
+    return list(found.values())
+
+
+def _search_remote(named: RemotePath) -> list[RemotePath]:
+    """The file of this address, else the audio files below it or of its pattern."""
+    files = storage.find(named)
+    if files == [named]:
+        return files
+    if not files:
+        why = (
+            "folders of web servers cannot be listed; give --manifest with a list of addresses"
+            if named.scheme in ("http", "https")
+            else "check the spelling and that the bucket may be listed"
+        )
+        raise UsageError(f"{named}: there is no such file or folder; {why}")
+    depth = 0 if "*" in named.url else len(named.parts)
+    files = [one for one in files if not any(p.startswith(".") for p in one.parts[max(1, depth) :])]
+    searched = searched_suffixes()
+    found = [one for one in files if one.suffix.lower() in searched]
+    others = [one for one in files if one.suffix.lower() in _OTHER_SUFFIXES | FFMPEG_SUFFIXES]
+    _say_left_out(named, [one for one in others if one not in set(found)])
+    if not found:
+        raise UsageError(
+            f"{named}: there is no audio there. Looked for {', '.join(sorted(searched))} (upper or "
+            "lower case); a file with another suffix can be named itself."
+        )
+    return found
 
 
 def as_on_disk(path: Path, *, other_slashes: bool = False) -> Path:
@@ -165,10 +211,14 @@ def searched_suffixes() -> frozenset[str]:
 
 def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
     """Say which files of a folder look like sound and are not taken."""
-    left_out = [path for path in others if _looks_like_sound(path)]
+    _say_left_out(folder, [path for path in others if _looks_like_sound(path)])
+
+
+def _say_left_out(folder: AnyPath, left_out: Sequence[AnyPath]) -> None:
     if not left_out:
         return
-    names = ", ".join(printable(path.relative_to(folder)) for path in left_out[:_NAMED])
+    start = len(str(folder).rstrip("/" + os.sep)) + 1
+    names = ", ".join(printable(str(path)[start:]) for path in left_out[:_NAMED])
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     advice = "name a file itself to try it, or convert it to wav or flac"
     if any(path.suffix.lower() in FFMPEG_SUFFIXES for path in left_out):

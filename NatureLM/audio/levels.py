@@ -17,12 +17,12 @@ All is measured on decoded samples, before resampling, whose ringing would hide 
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from heapq import merge
 from itertools import count
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +77,7 @@ class LevelMeter:
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | os.PathLike[str] | None,
         rate: float,
         channels: int,
         spans: Callable[[int], tuple[Fraction, Fraction]],

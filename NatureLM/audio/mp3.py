@@ -16,6 +16,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from NatureLM.storage import file_size, open_file
+
 MAX_FRAME_SAMPLES = 1152
 SEARCH_BYTES = 1 << 20
 
@@ -44,7 +46,7 @@ _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 
 
 def first_frame(path: str | os.PathLike[str], start: int = 0) -> bytes:
     """How the first MPEG frame from here on begins; empty where none is near, as in text."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return _first_frame(file, start)[1]
 
 
@@ -75,8 +77,8 @@ def length_tag(frame: bytes) -> tuple[int | None, int | None] | None:
 def count_frames(path: str | os.PathLike[str], most: float = math.inf) -> int:
     """Samples per channel of a Layer III stream by its frame headers, or more than `most`."""
     count = 0
-    with open(path, "rb") as file:
-        for _, _, samples in _frames(file, 0, os.fstat(file.fileno()).st_size):
+    with open_file(path) as file:
+        for _, _, samples in _frames(file, 0, file_size(file)):
             count += samples
             if count > most:
                 break

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from NatureLM.audio.container import riff_chunks
+from NatureLM.audio.container import as_soundfile_takes, riff_chunks
+from NatureLM.storage import StorageError, open_file
 
 _MOST_BYTES = 1 << 16  # of a chunk; those of recorders have a few hundred
 _WAMD = {1: "model", 2: "serial", 5: "timestamp", 6: "gps"}
@@ -39,7 +40,7 @@ class Tags:
 def read_tags(path: str | os.PathLike[str]) -> Tags:
     """The tags of a WAV, FLAC, Ogg or MP3 file; none where there are none or the file is broken."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(12)
             if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE":
                 return _wave_tags(file)
@@ -50,10 +51,13 @@ def read_tags(path: str | os.PathLike[str]) -> Tags:
 
 def time_expansion(path: str | os.PathLike[str]) -> float:
     """How many times slower a WAV is than what was recorded, as its GUANO chunk says; else 1."""
-    with open(path, "rb") as file:
-        if file.read(12)[8:] != b"WAVE":
-            return 1.0
-        said = _wave_tags(file).guano.get("TE", "")
+    try:
+        with open_file(path) as file:
+            if file.read(12)[8:] != b"WAVE":
+                return 1.0
+            said = _wave_tags(file).guano.get("TE", "")
+    except StorageError:
+        return 1.0
     try:
         return float(said) if re.fullmatch(r"[0-9.]+", said) else 1.0
     except ValueError:
@@ -144,7 +148,7 @@ def _other_tags(path: str | os.PathLike[str]) -> Tags:
     import soundfile  # type: ignore[import-untyped, unused-ignore]
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(as_soundfile_takes(path)) as file:
             said = file.copy_metadata()
     except (OSError, RuntimeError, UnicodeDecodeError, ValueError):
         return Tags()

@@ -16,8 +16,8 @@ The share is taken minute by minute, so that an hour of bats after a day of bird
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class UltrasoundMeter:
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | os.PathLike[str] | None,
         input_rate: float,
         model_rate: float,
         expansion: float,

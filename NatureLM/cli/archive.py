@@ -12,6 +12,7 @@ from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say
+from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from NatureLM.results.merge import Merged
@@ -21,7 +22,7 @@ _NAMED = 10  # recordings that could not be read
 
 
 def manifest(
-    recordings: list[Path] = of.argument(..., "Recordings, or folders with recordings."),
+    recordings: list[AnyPath] = of.argument(..., "Recordings, or folders with recordings."),
     *,
     output_path: Path = of.option(
         Path("manifest.csv"),
@@ -43,15 +44,14 @@ def manifest(
 
     A run that was stopped goes on where it stopped when the same command is given again.
     """
-    from NatureLM.audio import find_recordings
-    from NatureLM.cli.recordings import field_clock
+    from NatureLM.cli.recordings import Listed, field_clock
     from NatureLM.results.manifest import Entry, check_suffix, make_manifest
     from NatureLM.util import check_place, check_range, digest, format_bytes, format_duration
 
     check_suffix(output_path, "--output-path")
     check_place(output_path, "--output-path")
     check_range("--workers", workers, 1, 1024)
-    found = find_recordings(recordings)
+    found = Listed.read(recordings, None, None).recordings
     clock = field_clock(deployments, file_times, found)
     tables = [digest(one.read_bytes()).hex() for one in (deployments, file_times) if one]
     bad = 0
@@ -107,14 +107,14 @@ def merge_runs(
         *("--output-path", "--output", "-o"),
         metavar="X.jsonl|X.npz|X.parquet",
     ),
-    manifest: Path | None = of.option(
+    manifest: AnyPath | None = of.option(
         None,
         "The list of what was to be asked about: recordings without answers are named, and rows "
         "come in its order.",
         of.ARCHIVE,
         metavar="LIST.csv|LIST.parquet|LIST.txt",
     ),
-    audio_path: list[Path] | None = of.option(
+    audio_path: list[AnyPath] | None = of.option(
         None,
         "Recordings or folders that were to be asked about. May be given several times.",
         of.ARCHIVE,
@@ -161,16 +161,16 @@ def merge_runs(
 
 
 def _listed(
-    manifest: Path | None, audio_paths: Sequence[Path]
-) -> Iterator[tuple[Path, float | None]]:
+    manifest: AnyPath | None, audio_paths: Sequence[AnyPath]
+) -> Iterator[tuple[AnyPath, float | None]]:
     """Recordings that were to be asked about, and their lengths; a manifest is read on the way."""
-    from NatureLM.audio import find_recordings
+    from NatureLM.audio.files import find_anywhere
     from NatureLM.results.manifest import listed_in
 
     if manifest is not None:
         yield from ((path, entry.seconds) for path, entry in listed_in(manifest))
     if audio_paths:
-        yield from ((path, None) for path in find_recordings(audio_paths))
+        yield from ((path, None) for path in find_anywhere(audio_paths))
 
 
 def _files_of(runs: list[Path], *, are_indexes: bool) -> list[Path]:

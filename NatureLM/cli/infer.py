@@ -23,6 +23,7 @@ from NatureLM.cli.recordings import (
 )
 from NatureLM.errors import UsageError
 from NatureLM.progress import say
+from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -42,10 +43,10 @@ _SPECIES = "Species lists and confidence"
 class InferRequest(of.ExperimentOptions):
     """The options of `naturelm infer`, in the order of its help."""
 
-    recordings: list[Path] | None = of.argument(
+    recordings: list[AnyPath] | None = of.argument(
         None, "Recordings or folders, as with --audio-path."
     )
-    audio_path: list[Path] | None = of.option(
+    audio_path: list[AnyPath] | None = of.option(
         None,
         "A recording, or a folder with recordings. May be given several times.",
         _INPUT,
@@ -82,7 +83,7 @@ class InferRequest(of.ExperimentOptions):
     channel: str = of.CHANNEL
     time_expansion: float = of.TIME_EXPANSION
     ask_silence: bool = of.ASK_SILENCE
-    manifest: Path | None = of.MANIFEST
+    manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
     from_table: Path | None = of.FROM_TABLE
     deployments: Path | None = of.DEPLOYMENTS
@@ -127,7 +128,7 @@ class InferRequest(of.ExperimentOptions):
     min_confidence: str = of.MIN_CONFIDENCE
 
     @property
-    def audio_paths(self) -> list[Path]:
+    def audio_paths(self) -> list[AnyPath]:
         """All recordings and folders that were named."""
         return [*(self.recordings or ()), *(self.audio_path or ())]
 

@@ -22,6 +22,7 @@ import typer
 
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
+from NatureLM.storage import as_path
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -86,6 +87,9 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Parameter:
     """The parameter of an option; a flag is not given with `--no-` in front."""
     info = copy(declared.metadata["option"])
+    if "RemotePath" in str(annotation):  # typer knows no unions: paths, and addresses as well
+        annotation = _without_union(annotation)
+        info.parser, info.metavar = as_path, info.metavar or "PATH|URL"
     if annotation is bool and not info.param_decls:
         info.param_decls = (f"--{name.replace('_', '-')}",)
     if callable(info.metavar):
@@ -93,6 +97,13 @@ def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Para
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation
     )
+
+
+def _without_union(annotation: Any) -> Any:
+    """`list[Path] | None` of `list[AnyPath] | None`."""
+    text = str(annotation)
+    kind: Any = list[Path] if "list[" in text else Path
+    return kind | None if text.endswith("None]") or text.endswith("| None") else kind
 
 
 # Options of the model and of windows

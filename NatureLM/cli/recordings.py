@@ -7,11 +7,13 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable, say
+from NatureLM.storage import AnyPath, RemotePath
 
 if TYPE_CHECKING:
     from NatureLM.field.context import FieldClock
@@ -34,33 +36,42 @@ class Listed:
     shard: the one that these are of
     """
 
-    recordings: list[Path]
-    entries: Mapping[Path, Entry] = field(default_factory=dict)
+    recordings: list[AnyPath]
+    entries: Mapping[AnyPath, Entry] = field(default_factory=dict)
     shards: Sequence[int] = ()
     shard: Shard | None = None
 
     @classmethod
-    def read(cls, paths: Sequence[Path], manifest: Path | None, shard: str | None) -> Listed:
+    def read(cls, paths: Sequence[AnyPath], manifest: AnyPath | None, shard: str | None) -> Listed:
         """Of a manifest no more is held than the recordings of the shard.
+
+        A list at an address among the paths is a manifest, too.
 
         Raises UsageError for recordings that are not there, and a manifest that is none.
         """
-        from NatureLM.audio import find_recordings
-        from NatureLM.results.manifest import listed_in
+        from NatureLM.audio.files import find_anywhere
+        from NatureLM.results.manifest import SUFFIXES, listed_in
         from NatureLM.results.recordings import RealPaths
 
-        picker = _picker(shard, [*paths, *([] if manifest is None else [manifest.parent])])
+        lists: list[AnyPath] = [
+            one for one in paths if isinstance(one, RemotePath) and one.suffix in SUFFIXES
+        ]
+        paths = [one for one in paths if one not in lists]
+        lists = [*([] if manifest is None else [manifest]), *lists]
+        picker = _picker(shard, [*paths, *(one.parent for one in lists)])
         wanted = (lambda one: True) if picker is None else picker.holds
-        entries = {} if manifest is None else dict(listed_in(manifest, wanted))
+        entries: dict[AnyPath, Entry] = {}
+        for one in lists:
+            entries |= listed_in(one, wanted)
         recordings = list(entries)
-        if paths or manifest is None:
+        if paths or not lists:
             real = RealPaths()
             known = set(map(real, recordings))
-            found = find_recordings(paths)
+            found = find_anywhere(paths)
             recordings += [one for one in found if real(one) not in known and wanted(one)]
         return cls(recordings, entries)._of(picker)
 
-    def part(self, shard: str | None, folders: Sequence[Path]) -> Listed:
+    def part(self, shard: str | None, folders: Sequence[AnyPath]) -> Listed:
         """The recordings of a shard; all of them where none is named.
 
         folders: from which the names count that decide the shards
@@ -79,7 +90,7 @@ class Listed:
         return Listed(self.recordings, self.entries, counts, picker.shard)
 
     @property
-    def seconds(self) -> Mapping[Path, float]:
+    def seconds(self) -> Mapping[AnyPath, float]:
         """Lengths of those whose manifest gives them."""
         return {
             path: entry.seconds for path, entry in self.entries.items() if entry.seconds is not None
@@ -94,7 +105,7 @@ class Listed:
         return dict(zip(self.shard.RECORDED, values, strict=True))
 
 
-def _picker(shard: str | None, folders: Sequence[Path]) -> ShardPicker | None:
+def _picker(shard: str | None, folders: Sequence[AnyPath]) -> ShardPicker | None:
     from NatureLM.results.shards import Shard, ShardPicker
 
     return None if shard is None else ShardPicker(Shard.parse(shard), folders)
@@ -113,9 +124,9 @@ class FieldRecordings:
     listed: how they were named
     """
 
-    recordings: list[Path]
+    recordings: list[AnyPath]
     clock: FieldClock
-    claims: Mapping[Path, tuple[Detection, ...]] | None = None
+    claims: Mapping[AnyPath, tuple[Detection, ...]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     needs_context: bool = False
     has_tables: bool = False
@@ -162,13 +173,21 @@ class FieldRecordings:
             }
         return made
 
-    def claims_of(self, recording: Path) -> tuple[Detection, ...] | None:
+    def claims_of(self, recording: AnyPath) -> tuple[Detection, ...] | None:
         """The detections of a recording; None where windows are asked about."""
         return None if self.claims is None else self.claims[recording]
 
     def context_of(self, audio_path: str, seconds: float) -> Mapping[str, Any] | None:
         """When and where a window was recorded, as rows say it."""
-        return self.clock.of(audio_path).at(seconds) or None
+        return self.clock.of(self.path_of(audio_path)).at(seconds) or None
+
+    def path_of(self, name: str) -> str | AnyPath:
+        """The recording that rows call so; an address is one only if it was asked about."""
+        return self._remote.get(name, name)
+
+    @cached_property
+    def _remote(self) -> dict[str, RemotePath]:
+        return {one.url: one for one in self.recordings if isinstance(one, RemotePath)}
 
     def fill(self, question: str, heard: RecordingWindow) -> str:
         """A question with what is known of a window. Raises AudioError where that is too little."""
@@ -178,7 +197,8 @@ class FieldRecordings:
 
         if self.needs_context:
             name = heard.recording.name
-            filled, missing = fill(question, self.clock.of(name).at(heard.window.start))
+            known = self.clock.of(self.path_of(name)).at(heard.window.start)
+            filled, missing = fill(question, known)
             if missing:
                 advice = "Give a table with --deployments that says it, or ask without it"
                 raise AudioError(name, missing, advice, "UnknownContext")
@@ -206,8 +226,8 @@ class FieldRecordings:
 def field_clock(
     deployments: Path | None,
     file_times: Path | None,
-    recordings: Sequence[Path],
-    entries: Mapping[Path, Entry] | None = None,
+    recordings: Sequence[AnyPath],
+    entries: Mapping[AnyPath, Entry] | None = None,
 ) -> FieldClock:
     """Where and when recordings were made, by the tables of --deployments and --file-times.
 
@@ -235,12 +255,17 @@ def output_of_shard(output: Path, shard: str | None) -> Path:
     return output if shard is None else Shard.parse(shard).file(output)
 
 
-def _claims(table: Path, audio_paths: Sequence[Path]) -> dict[Path, tuple[Detection, ...]]:
+def _claims(table: Path, named: Sequence[AnyPath]) -> dict[AnyPath, tuple[Detection, ...]]:
     """The detections of a table by recording, in the order of their times."""
+    audio_paths = [one for one in named if isinstance(one, Path)]
+    if len(audio_paths) < len(named):
+        raise UsageError(
+            "--from takes recordings of this machine only; name those of stores without it"
+        )
     from NatureLM.formats import read
     from NatureLM.formats.resolve import recordings_of
 
-    found: dict[Path, list[Detection]] = {}
+    found: dict[AnyPath, list[Detection]] = {}
     points = 0
     for one in recordings_of(read(table), table, audio_paths):
         if one.end > one.start:
@@ -252,7 +277,7 @@ def _claims(table: Path, audio_paths: Sequence[Path]) -> dict[Path, tuple[Detect
         raise UsageError(f"{table}: has no detection in the recordings that were named")
     return {
         path: tuple(sorted(found[path], key=lambda one: (one.start, one.end, one.label)))
-        for path in sorted(found)
+        for path in sorted(found, key=str)
     }
 
 

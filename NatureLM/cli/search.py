@@ -13,6 +13,7 @@ import typer
 from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
 from NatureLM.progress import printable, say
+from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from NatureLM.inference.windows import RecordingError
@@ -28,8 +29,8 @@ _OUTPUT = "Output"
 class EmbedRequest:
     """The options of `naturelm embed`."""
 
-    recordings: list[Path] | None = of.argument(None, "Recordings, or folders with recordings.")
-    manifest: Path | None = of.MANIFEST
+    recordings: list[AnyPath] | None = of.argument(None, "Recordings, or folders with recordings.")
+    manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
     output_path: Path = of.option(
         Path("embeddings.npz"),

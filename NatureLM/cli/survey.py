@@ -22,6 +22,7 @@ from NatureLM.cli.recordings import (
     write_tables_at_the_end,
 )
 from NatureLM.progress import say
+from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -58,17 +59,17 @@ class SurveyRequest(of.ModelOptions):
     questions: str = of.argument(
         ..., "Questionnaire: a YAML file, or the name of one that comes along.", _questionnaires
     )
-    recordings: list[Path] | None = of.argument(
+    recordings: list[AnyPath] | None = of.argument(
         None, "Recordings or folders, as with --audio-path."
     )
-    audio_path: list[Path] | None = of.option(
+    audio_path: list[AnyPath] | None = of.option(
         None,
         "A recording, or a folder with recordings, such as a memory card. May be given several "
         "times.",
         _INPUT,
         *("--audio-path", "--audio", "-a"),
     )
-    manifest: Path | None = of.MANIFEST
+    manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
     from_table: Path | None = of.FROM_TABLE
     model: str | None = of.OPTIONAL_MODEL_NAME
@@ -131,7 +132,7 @@ class SurveyRequest(of.ModelOptions):
     quiet: bool = of.option(False, "Do not show the answers.", _OUTPUT)
 
     @property
-    def audio_paths(self) -> list[Path]:
+    def audio_paths(self) -> list[AnyPath]:
         """All recordings and folders that were named."""
         return [*(self.recordings or ()), *(self.audio_path or ())]
 

@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
-from pathlib import Path
 
 from NatureLM.audio.tags import Tags, read_tags
 from NatureLM.field.names import FIRST_YEAR, Name, checked_position, read_name
 from NatureLM.field.times import FileTimes
 from NatureLM.field.zones import OFFSET, UTC, fixed_zone, zone_text
+from NatureLM.storage import AnyPath
 from NatureLM.util import format_duration, parse_json
 
 _SAME = timedelta(seconds=2)
@@ -95,12 +95,14 @@ class Clock:
         return zone_text(self.time.tzinfo) if self.time is not None else ""
 
 
-def read_clock(path: str | Path, times: FileTimes | None = None, tags: Tags | None = None) -> Clock:
+def read_clock(
+    path: str | AnyPath, times: FileTimes | None = None, tags: Tags | None = None
+) -> Clock:
     """All that name, header and table say of when a recording began; never an error.
 
     tags: of the header, where they are known and the file need not be opened
     """
-    name, tags = read_name(path), read_tags(path) if tags is None else tags
+    name, tags = read_name(str(path)), read_tags(path) if tags is None else tags
     readings: list[Reading] = []
     notes = [f"{name.note}."] if name.note else []
     if name.time is not None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, tzinfo
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from NatureLM.audio.tags import Tags
@@ -21,6 +20,7 @@ from NatureLM.field.sun import WITHOUT_ASTRAL, has_astral, hours_after
 from NatureLM.field.times import FileTimes, in_offset
 from NatureLM.field.zones import UTC, offset_text, to_utc, zone_text
 from NatureLM.progress import printable
+from NatureLM.storage import AnyPath, RemotePath
 
 KEYS = (
     *("site", "latitude", "longitude", "habitat", "recorder", "place"),
@@ -121,7 +121,7 @@ class FieldClock:
         self,
         deployments: Deployments | None = None,
         times: FileTimes | None = None,
-        told: Callable[[str], Told | None] = lambda recording: None,
+        told: Callable[[str | AnyPath], Told | None] = lambda recording: None,
     ) -> None:
         self._deployments, self._times, self._told = deployments, times, told
         self._known = lru_cache(maxsize=4096)(self._read)
@@ -133,17 +133,18 @@ class FieldClock:
         if not self._has_sun and any(row.latitude is not None for row in deployments or ()):
             self.notes.append(WITHOUT_ASTRAL)
 
-    def of(self, recording: str | Path, tags: Tags | None = None) -> RecordingContext:
+    def of(self, recording: str | AnyPath, tags: Tags | None = None) -> RecordingContext:
         """What is known of a recording; its header is read once, and again after 4096 others.
 
         tags: of its header, where they are known
         """
-        return self._known(str(recording)) if tags is None else self._read(str(recording), tags)
+        named = recording if isinstance(recording, RemotePath) else str(recording)
+        return self._known(named) if tags is None else self._read(named, tags)
 
-    def _read(self, recording: str, tags: Tags | None = None) -> RecordingContext:
+    def _read(self, recording: str | AnyPath, tags: Tags | None = None) -> RecordingContext:
         told = None if tags is not None else self._told(recording)
         clock = read_clock(recording, self._times, tags if told is None else told.tags)
-        found = self._found(recording, clock)
+        found = self._found(str(recording), clock)
         has_table = self._deployments is not None or self._times is not None
         return found if told is None or has_table else _as_told(found, told)
 

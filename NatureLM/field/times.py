@@ -12,6 +12,7 @@ from NatureLM.audio.files import as_on_disk
 from NatureLM.data.table import DataError, clean
 from NatureLM.field.tables import Line, parse_time, read_lines, zone_of
 from NatureLM.field.zones import to_utc
+from NatureLM.storage import AnyPath, RemotePath
 
 _ALIASES = {
     "file": ("file", "path", "file_name", "recording", "file_path", "in_file", "audio_file"),
@@ -32,7 +33,7 @@ class FileTimes:
     notes: about how the table was read
     """
 
-    def __init__(self, path: str | Path, recordings: Sequence[str | Path] = ()) -> None:
+    def __init__(self, path: str | Path, recordings: Sequence[str | AnyPath] = ()) -> None:
         """Raises DataError for a cell that is no time, and for a file that is there twice."""
         self._path = Path(path)
         self._rows: dict[_Key, tuple[datetime, str, int]] = {}
@@ -54,7 +55,7 @@ class FileTimes:
                 f"line {unused[0]}"
             )
 
-    def of(self, recording: str | Path) -> tuple[datetime | None, str]:
+    def of(self, recording: str | AnyPath) -> tuple[datetime | None, str]:
         """The time of a recording, and what is to say about it; None where there is none."""
         key = self._found(recording)
         if key is None:
@@ -74,13 +75,15 @@ class FileTimes:
             return _full(here)
         return tuple(part for part in re.split(r"[\\/]+", name) if part not in ("", "."))
 
-    def _found(self, recording: str | Path) -> _Key | None:
+    def _found(self, recording: str | AnyPath) -> _Key | None:
         full = _full(recording)
         ends = (full[start:] for start in range(len(full)))
         return next((end for end in ends if end in self._rows), None)
 
 
-def _full(path: str | Path) -> _Key:
+def _full(path: str | AnyPath) -> _Key:
+    if isinstance(path, RemotePath):
+        return tuple(map(clean, path.parts))
     return tuple(clean(part) for part in Path(os.path.abspath(path)).parts)
 
 

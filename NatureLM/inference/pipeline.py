@@ -37,6 +37,7 @@ from NatureLM.inference.windows import (
 )
 from NatureLM.prompts import PLACEHOLDER, ChatTemplate, PromptTooLong, quoted, with_clips
 from NatureLM.results.thresholds import MinConfidence, least
+from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -306,7 +307,7 @@ class Pipeline:
 
     def unanswered(
         self,
-        recordings: Sequence[Path],
+        recordings: Sequence[AnyPath],
         options: AskOptions,
         store: WindowStore,
         *,
@@ -314,7 +315,7 @@ class Pipeline:
         fold: bool = False,
         warn: Callable[[str], None] | None = None,
         until: Callable[[WindowKey], bool] | None = None,
-        claims: Mapping[Path, tuple[Detection, ...]] | None = None,
+        claims: Mapping[AnyPath, tuple[Detection, ...]] | None = None,
         fill: Fill | None = None,
     ) -> Generator[WindowResult | RecordingError, None, None]:
         """Answers and bad recordings as they come; windows that the store answers are left out.
@@ -343,7 +344,7 @@ class Pipeline:
 
     def asked(
         self,
-        recordings: Sequence[Path],
+        recordings: Sequence[AnyPath],
         options: AskOptions,
         *,
         run: Run | None = None,

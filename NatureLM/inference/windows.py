@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -304,7 +304,7 @@ class WindowStream(HeardWindows):
             yield from self._stretches(recording, recording.claims)
             return
         notes: list[str] = []
-        is_file = isinstance(recording.source, (str, Path))
+        is_file = isinstance(recording.source, (str, os.PathLike))
         try:
             for window in iter_windows(
                 recording.source,

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from NatureLM.data.table import CLIP_ALIASES, DataError, decoded, fold, read_byt
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import tags_of, tags_text
 from NatureLM.field.context import FieldClock, Told
+from NatureLM.progress import printable
 from NatureLM.results.recordings import identity
 from NatureLM.results.rows import OutputError, json_line, read_lines
 from NatureLM.results.store import JsonlAppender
@@ -37,6 +39,7 @@ from NatureLM.results.tables import (
     without_formula,
     write_table,
 )
+from NatureLM.storage import AnyPath, RemotePath, is_url, join, local_copy
 from NatureLM.util import atomic_write, library, parse_json, shown
 
 SUFFIXES = (".csv", ".parquet", ".txt")
@@ -80,20 +83,20 @@ _TYPES = {"size": int, "channels": int, "seconds": float, "sample_rate": float}
 
 
 def read_manifest(
-    path: Path, wanted: Callable[[str], bool] = lambda recording: True
+    path: AnyPath, wanted: Callable[[str], bool] = lambda recording: True
 ) -> Iterator[Entry]:
     """The recordings of a manifest, in its order; of one made by hand, what it says.
 
-    A UTF-8 .txt, a Parquet file and a .csv with none but our columns are read line by line.
+    A UTF-8 .txt, a Parquet file and a .csv with none but our columns are read line by line. One
+    that lies elsewhere is copied here for that time.
 
     wanted: whether a recording is, by what the manifest calls it; of others nothing is looked at
 
     Raises DataError for a file that is none, and UsageError for one that is not there.
     """
     check_suffix(path, "--manifest")
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such manifest")
     kind = path.suffix.lower()
+    read = {".csv": _csv_entries, ".parquet": _parquet_entries, ".txt": _text_entries}[kind]
     is_empty = True
 
     def noted(recording: str) -> bool:
@@ -101,16 +104,21 @@ def read_manifest(
         is_empty = False
         return wanted(recording)
 
-    yield from {".csv": _csv_entries, ".parquet": _parquet_entries, ".txt": _text_entries}[kind](
-        path, noted
-    )
+    with ExitStack() as stack:
+        try:
+            here = stack.enter_context(local_copy(path))
+        except FileNotFoundError:
+            here = Path()
+        if not here.is_file():
+            raise UsageError(f"{path}: there is no such manifest")
+        yield from read(here, noted)
     if is_empty:
         raise DataError(f"{path}: names no recording")
 
 
 def listed_in(
-    path: Path, wanted: Callable[[Path], bool] = lambda recording: True
-) -> Iterator[tuple[Path, Entry]]:
+    path: AnyPath, wanted: Callable[[AnyPath], bool] = lambda recording: True
+) -> Iterator[tuple[AnyPath, Entry]]:
     """The recordings of a manifest where they are, and what it says of them; read on the way.
 
     wanted: whether a recording is; of others nothing is looked at
@@ -118,14 +126,15 @@ def listed_in(
     Nothing is opened: those that are not there show when they are to be heard.
     """
 
-    def placed(name: str) -> Path:
-        return as_on_disk(path.parent / name, other_slashes=True)
+    def placed(name: str) -> AnyPath:
+        found = join(path.parent, name, f"{path}, {printable(name)}" if is_url(name) else "")
+        return as_on_disk(found, other_slashes=True) if isinstance(found, Path) else found
 
     for entry in read_manifest(path, lambda name: wanted(placed(name))):
         yield placed(entry.path), entry
 
 
-def check_suffix(path: Path, option: str) -> None:
+def check_suffix(path: AnyPath, option: str) -> None:
     """Raise UsageError for a name that is not that of a manifest."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{option} is {path}, and its name must end in {', '.join(SUFFIXES)}")
@@ -243,12 +252,12 @@ class ToldByManifest:
     hand, is taken as it stands.
     """
 
-    def __init__(self, entries: Mapping[Path, Entry]) -> None:
+    def __init__(self, entries: Mapping[AnyPath, Entry]) -> None:
         self._entries = entries
-        self._is_fresh: dict[Path, bool] = {}
+        self._is_fresh: dict[AnyPath, bool] = {}
 
-    def __call__(self, recording: str) -> Told | None:
-        path = Path(recording)
+    def __call__(self, recording: str | AnyPath) -> Told | None:
+        path = Path(recording) if isinstance(recording, str) else recording
         entry = self._entries.get(path)
         if entry is None:
             return None
@@ -260,7 +269,7 @@ class ToldByManifest:
         return Told(tags_of(entry.header), *times, entry.site)
 
 
-def is_fresh(entry: Entry, recording: Path) -> bool:
+def is_fresh(entry: Entry, recording: AnyPath) -> bool:
     """Whether a recording is as an entry says, as far as it does."""
     if entry.size is None and not entry.modified:
         return True
@@ -360,7 +369,7 @@ class _Journal(JsonlAppender):
 
 
 def make_manifest(
-    recordings: Sequence[Path],
+    recordings: Sequence[AnyPath],
     target: Path,
     clock: FieldClock,
     *,
@@ -386,7 +395,7 @@ def make_manifest(
         made, entries = Made(), list[Entry]()
         folder = os.path.abspath(target.parent)
 
-        def measured(recording: Path) -> tuple[Entry, str]:
+        def measured(recording: AnyPath) -> tuple[Entry, str]:
             return _measured(recording, _name_in(folder, recording), found, before, clock)
 
         with ThreadPoolExecutor(workers) as pool:
@@ -412,20 +421,22 @@ _HEADER, _WHOLE = "header", "whole"
 """What of an entry was measured earlier."""
 
 
-def _pieces(recordings: Sequence[Path]) -> Iterator[Sequence[Path]]:
+def _pieces(recordings: Sequence[AnyPath]) -> Iterator[Sequence[AnyPath]]:
     for start in range(0, len(recordings), _AT_A_TIME):
         yield recordings[start : start + _AT_A_TIME]
 
 
-def _name_in(folder: str, recording: Path) -> str:
-    """What a manifest in a folder calls a recording."""
+def _name_in(folder: str, recording: AnyPath) -> str:
+    """What a manifest in a folder calls a recording; one that lies elsewhere has its address."""
+    if isinstance(recording, RemotePath):
+        return recording.url
     full = os.path.abspath(recording)
     start = folder.rstrip(os.sep) + os.sep
     return (full[len(start) :] if full.startswith(start) else full).replace(os.sep, "/")
 
 
 def _measured(
-    recording: Path,
+    recording: AnyPath,
     name: str,
     found: Mapping[str, Entry],
     before: Mapping[str, Entry],

@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from os.path import isabs, realpath
+from os.path import realpath
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -42,6 +42,7 @@ from NatureLM.results.rows import (
 )
 from NatureLM.results.shards import Shard
 from NatureLM.results.store import JsonlAppender
+from NatureLM.storage import AnyPath, as_path, is_absolute
 from NatureLM.util import writing
 
 _CUT = ("window_length_seconds", "hop_length_seconds", "time_expansion")
@@ -113,7 +114,7 @@ def merge_runs(
     runs: Sequence[Path],
     output: Path,
     *,
-    listed: Iterable[tuple[Path, float | None]] | None = None,
+    listed: Iterable[tuple[AnyPath, float | None]] | None = None,
     overwrite: bool = False,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Merged:
@@ -144,7 +145,7 @@ def _merged_in_parts(
     files: Sequence[RunFile],
     made_with: RunSettings,
     output: Path,
-    listed: Iterable[tuple[Path, float | None]] | None,
+    listed: Iterable[tuple[AnyPath, float | None]] | None,
     told: Callable[[int, int], None],
 ) -> Merged:
     """Merge by way of the folder of parts, which stays where the work is not done."""
@@ -350,7 +351,7 @@ class _Merging:
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
         self._told, self._done = told, 0
 
-    def merge(self, listed: Iterable[tuple[Path, float | None]] | None) -> Merged:
+    def merge(self, listed: Iterable[tuple[AnyPath, float | None]] | None) -> Merged:
         """All of it, from where an earlier process came to."""
         self._places.take_in(self._tell)
         name = self._places.take_list(listed or ())
@@ -452,7 +453,7 @@ class _Merging:
     def _counted_from(self, line: bytes, row: Row, file: RunFile) -> bytes:
         """The line with the folder that its name counts from, where that is not all rows'."""
         folder = row.audio_folder or file.folder
-        if isabs(row.audio_path) or folder == self._folder:
+        if is_absolute(row.audio_path) or folder == self._folder:
             folder = None
         if folder != row.audio_folder:
             return to_line(replace(row, audio_folder=folder))
@@ -465,8 +466,8 @@ class _Merging:
         length = one.seconds
         if length is None:
             try:
-                length = probe(one.key).duration
-            except AudioError:
+                length = probe(as_path(one.key)).duration
+            except (AudioError, UsageError):
                 return
         wanted = count_windows(length, *self._cut)
         there = Counter(row.query for row in rows)

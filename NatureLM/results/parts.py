@@ -22,6 +22,7 @@ from NatureLM.errors import NatureLMError
 from NatureLM.results.recordings import Identity
 from NatureLM.results.rows import OutputError, RunSettings
 from NatureLM.results.store import Resumed, RowFile, WindowStore, lock_beside, unlock
+from NatureLM.storage import AnyPath
 from NatureLM.util import atomic_write, digest, library
 
 SUFFIX = ".parts"
@@ -221,11 +222,11 @@ class PartsStore(WindowStore):
     def _open(self) -> RowFile:
         return PartsFolder(self.path)
 
-    def begin(self, settings: RunSettings, recordings: Iterable[str | Path] = ()) -> Resumed:
+    def begin(self, settings: RunSettings, recordings: Iterable[str | AnyPath] = ()) -> Resumed:
         """Start writing answers of a run, or resume it: see `WindowStore.begin`."""
-        names = [str(one) for one in recordings]
-        self._file.numbers = {name: number for number, name in enumerate(names)}
-        resumed = super().begin(settings, names)
+        recordings = list(recordings)
+        self._file.numbers = {str(one): number for number, one in enumerate(recordings)}
+        resumed = super().begin(settings, recordings)
         questions = len(settings.values.get("queries") or [""])
         counts = Counter(key for key, *_ in self._done)
         whole = self._file.whole

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from NatureLM.errors import NatureLMError
 from NatureLM.results.recordings import Identity, KnownRecordings, RealPaths
 from NatureLM.results.rows import from_line
+from NatureLM.storage import AnyPath
 from NatureLM.util import digest
 
 _TABLES = """
@@ -214,7 +215,7 @@ class RowPlaces:
 
     # The list
 
-    def take_list(self, listed: Iterable[tuple[Path, float | None]]) -> str:
+    def take_list(self, listed: Iterable[tuple[AnyPath, float | None]]) -> str:
         """Take the list of what was to be asked about: recordings, and lengths as far as known.
 
         Each counts once. Gives what names the list.

@@ -22,6 +22,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from NatureLM.storage import RemotePath, is_absolute, is_url, stat
 from NatureLM.util import digest
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,10 @@ class Identity(NamedTuple):
     digest: str | None = None
 
 
-def identity(path: str | Path, *, has_digest: bool = False) -> Identity:
+def identity(path: str | os.PathLike[str], *, has_digest: bool = False) -> Identity:
     """A recording as it is now; nothing is known of one that is not there."""
+    if is_url(os.fspath(path)):
+        return _remote_identity(path, has_digest=has_digest)
     try:
         found = os.stat(path)
         content = _content(path, found.st_size) if has_digest else None
@@ -51,21 +54,41 @@ def identity(path: str | Path, *, has_digest: bool = False) -> Identity:
         return Identity()
     since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
     changed = datetime(1970, 1, 1, tzinfo=timezone.utc) + since_1970
-    return Identity(found.st_size, changed.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), content)
+    return Identity(found.st_size, _utc(changed), content)
 
 
-def _content(path: str | Path, size: int) -> str:
+def _utc(time: datetime) -> str:
+    return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _remote_identity(path: str | os.PathLike[str], *, has_digest: bool) -> Identity:
+    """What a store says of a recording; its ETag is the digest, so that nothing is read for it.
+
+    Of an address that is only a string nothing is known: no store is asked because of it.
+    """
+    if not isinstance(path, RemotePath):
+        return Identity()
+    try:
+        found = stat(path)
+    except OSError:
+        return Identity()
+    content = f"etag {found.etag}" if found.etag and has_digest else None
+    changed = None if found.modified is None else _utc(found.modified)
+    return Identity(found.size, changed, content)
+
+
+def _content(path: str | os.PathLike[str], size: int) -> str:
     """The digests of three pieces and of all, of a file that is opened once."""
     with open(path, "rb", buffering=0) as file:
         return _sample_of(file, size) + _whole_of(file)
 
 
-def _sample(path: str | Path, size: int) -> str:
+def _sample(path: str | os.PathLike[str], size: int) -> str:
     with open(path, "rb", buffering=0) as file:
         return _sample_of(file, size)
 
 
-def _whole(path: str | Path) -> str:
+def _whole(path: str | os.PathLike[str]) -> str:
     with open(path, "rb", buffering=0) as file:
         return _whole_of(file)
 
@@ -91,7 +114,7 @@ def _whole_of(file: RawIOBase) -> str:
 SAME, TOUCHED, SHIFTED, UNTOLD, CHANGED = "same", "touched", "shifted", "untold", "changed"
 
 
-def compared(path: str | Path, before: Identity) -> str:
+def compared(path: str | os.PathLike[str], before: Identity) -> str:
     """What has become of a recording.
 
     TOUCHED: its time of change is another, its content is the same. Where the content of before is
@@ -101,6 +124,11 @@ def compared(path: str | Path, before: Identity) -> str:
     if now.size is None or now.size != before.size:
         return CHANGED
     is_at_once = now.modified == before.modified
+    if isinstance(path, RemotePath):
+        etag = identity(path, has_digest=True).digest
+        if etag is None or before.digest is None:
+            return SAME if is_at_once else CHANGED
+        return CHANGED if etag != before.digest else SAME
     if before.digest is None:
         return SAME if is_at_once else SHIFTED if _is_shifted(now, before) else UNTOLD
     try:
@@ -124,12 +152,14 @@ def _is_shifted(now: Identity, before: Identity) -> bool:
 
 
 class RealPaths:
-    """`os.path.realpath` for many recordings: the path of a folder is followed once."""
+    """`storage.real_path` for many recordings: the path of a folder is followed once."""
 
     def __init__(self) -> None:
         self._folder = lru_cache(maxsize=4096)(os.path.realpath)
 
-    def __call__(self, path: str | Path) -> str:
+    def __call__(self, path: str | os.PathLike[str]) -> str:
+        if is_url(os.fspath(path)):
+            return os.fspath(path)
         folder, name = os.path.split(path)
         if os.name == "nt" or name in ("", ".", "..") or os.path.islink(path):
             return os.path.realpath(path)
@@ -163,7 +193,7 @@ class KnownRecordings:
         self.found[self._keys[named]] = before
         return self._keys[named]
 
-    def key(self, path: str | Path) -> str:
+    def key(self, path: str | os.PathLike[str]) -> str:
         """The key of a recording that is asked about."""
         named = str(path)
         if named not in self._asked:
@@ -171,12 +201,15 @@ class KnownRecordings:
             self._asked[named] = self._now.get(real, real)
         return self._asked[named]
 
-    def match(self, asked: Iterable[str | Path], *, is_noted: bool = True) -> None:
-        """Find those that are asked about, whatever they are called; it is noted what moved."""
+    def match(self, asked: Iterable[str | os.PathLike[str]], *, is_noted: bool = True) -> None:
+        """Find those that are asked about, whatever they are called; it is noted what moved.
+
+        An address is a name that does not change.
+        """
         self._asked.clear()
         reals = dict.fromkeys(map(self._real_path, asked))
-        left = {key for key in self.found if key not in reals}
-        new = [real for real in reals if real not in self.found] if left else []
+        left = {key for key in self.found if key not in reals and not is_url(key)}
+        new = [one for one in reals if one not in self.found and not is_url(one)] if left else []
         nodes = {node: key for key in left if (node := _node(key)) is not None}
         gone: dict[tuple[str, int | None], list[str]] = defaultdict(list)
         for one in sorted(left):  # not there, or another is in its place
@@ -198,7 +231,7 @@ class KnownRecordings:
                 moved, [key for keys in gone.values() for key in keys], len(new) - len(self._now)
             )
 
-    def changed(self, asked: Iterable[str | Path]) -> dict[str, str]:
+    def changed(self, asked: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
         """Recordings that are others than before: key → CHANGED, or UNTOLD.
 
         One line says how many have another time of change only.
@@ -236,7 +269,7 @@ class KnownRecordings:
         folder: where its name counts from, if not from that of all names
         """
         folder = folder or self.folder
-        if os.path.isabs(name):
+        if is_absolute(name):
             return self._real_path(name)
         bases = [*([folder] if folder else []), os.getcwd()]
         bases.append(os.path.dirname(os.path.realpath(self.path)))

@@ -13,13 +13,15 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from NatureLM.audio.files import as_on_disk
 from NatureLM.errors import UsageError
+from NatureLM.storage import AnyPath, RemotePath, full_path, is_url
 from NatureLM.util import digest
 
 MOST_SHARDS = 100_000
+PathT = TypeVar("PathT", Path, RemotePath)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class Shard:
         """Whether the recording of this name (`name_below`) is in it."""
         return shard_of(name, self.of) == self.number
 
-    def file(self, output: Path) -> Path:
+    def file(self, output: PathT) -> PathT:
         """The file of its own that goes with an output: `x.shard-1-of-4.jsonl`."""
-        return output.with_name(f"{output.stem}.shard-{self.number}-of-{self.of}{output.suffix}")
+        name = f"{output.stem}.shard-{self.number}-of-{self.of}{output.suffix}"
+        return output.with_name(name)
 
 
 def shard_of(name: str, of: int) -> int:
@@ -68,15 +71,18 @@ class ShardPicker:
     folders: from which the names count that decide the shards
     """
 
-    def __init__(self, shard: Shard, folders: Sequence[str | Path]) -> None:
+    def __init__(self, shard: Shard, folders: Sequence[AnyPath]) -> None:
         self.shard = shard
-        self._folders = [os.path.abspath(as_on_disk(Path(one))) for one in folders]
+        self._folders = [
+            str(one) if isinstance(one, RemotePath) else os.path.abspath(as_on_disk(one))
+            for one in folders
+        ]
         # A few bytes for each recording: there are many, and each counts once.
         self._names, self._numbers = array("q"), array("l")
 
-    def holds(self, recording: str | Path) -> bool:
+    def holds(self, recording: str | AnyPath) -> bool:
         """Whether the shard holds a recording, which is counted in."""
-        full = os.path.abspath(recording)
+        full = full_path(recording)
         number = shard_of(name_below(full, self._folders), self.shard.of)
         self._names.append(hash(full))
         self._numbers.append(number)
@@ -91,7 +97,7 @@ class ShardPicker:
         return [int(one) for one in np.bincount(numbers, minlength=self.shard.of + 1)[1:]]
 
 
-def name_below(recording: str | Path, folders: Sequence[str]) -> str:
+def name_below(recording: str | AnyPath, folders: Sequence[str]) -> str:
     """The name that decides a recording's shard.
 
     folders: full paths that names count from, as they were named
@@ -99,9 +105,10 @@ def name_below(recording: str | Path, folders: Sequence[str]) -> str:
     It is the path below the first of the folders that the recording is in, with `/` between its
     parts; of a recording that is in none, its own name.
     """
-    full = os.path.abspath(recording)
+    full = full_path(recording)
+    between = "/" if is_url(full) else os.sep
     for folder in folders:
-        start = folder.rstrip(os.sep) + os.sep
+        start = folder.rstrip(between) + between
         if full.startswith(start):
-            return full[len(start) :].replace(os.sep, "/")
-    return os.path.basename(recording)
+            return full[len(start) :].replace(between, "/")
+    return full.rpartition(between)[2]

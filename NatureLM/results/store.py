@@ -40,6 +40,7 @@ from NatureLM.results.rows import (
     to_line,
     write_record,
 )
+from NatureLM.storage import AnyPath, is_absolute
 from NatureLM.util import atomic_write, digest, parse_json
 
 if TYPE_CHECKING:
@@ -431,6 +432,7 @@ class WindowStore(ResultStore[Row]):
         self._recordings = KnownRecordings(self.path)
         self._contexts: dict[str, tuple[float, bytes]] = {}  # of the first row of a recording
         self._identities: dict[str, Identity] = {}
+        self._asked: dict[str, str | AnyPath] = {}
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raise OutputError if the file was made with other values of these settings.
@@ -442,7 +444,7 @@ class WindowStore(ResultStore[Row]):
             if found:
                 raise self._settings_refusal(found)
 
-    def begin(self, settings: RunSettings, recordings: Iterable[str | Path] = ()) -> Resumed:
+    def begin(self, settings: RunSettings, recordings: Iterable[str | AnyPath] = ()) -> Resumed:
         """Start writing answers of a run, or resume it.
 
         settings: all that changes answers; `model`, `merging_alpha` and `queries` by these names
@@ -460,6 +462,7 @@ class WindowStore(ResultStore[Row]):
         recordings = list(recordings)
         known = self._recordings
         known.match(recordings)
+        self._asked = {known.key(one): one for one in recordings}
         asked = {known.key(path): str(path) for path in recordings}
         retried = self._failed & asked.keys()
         found = known.changed(recordings)
@@ -558,9 +561,9 @@ class WindowStore(ResultStore[Row]):
         """The keys of a row that say which run made it, of which state of the recording."""
         key, folder = self._recordings.key(audio_path), os.getcwd()
         if key not in self._identities:
-            self._identities[key] = identity(audio_path, has_digest=True)
+            self._identities[key] = identity(self._asked.get(key, audio_path), has_digest=True)
         size, modified, content = self._identities[key]
-        is_told = os.path.isabs(audio_path) or folder == self._settings.folder
+        is_told = is_absolute(str(audio_path)) or folder == self._settings.folder
         return {
             "model": self._settings.values["model"],
             "run": self._settings.run,

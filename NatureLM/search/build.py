@@ -42,6 +42,7 @@ from NatureLM.search.index import (
     rows_of_a_shard,
     writer_of,
 )
+from NatureLM.storage import AnyPath, real_path
 from NatureLM.util import (
     atomic_write,
     check_range,
@@ -180,7 +181,7 @@ Report: TypeAlias = Callable[[str, int | RecordingError], None]
 
 
 def make_index(
-    recordings: Sequence[Path],
+    recordings: Sequence[AnyPath],
     output: Path,
     settings: IndexSettings,
     embedder: Embedder,
@@ -243,7 +244,7 @@ def refuse_other_settings(path: Path, before: IndexSettings, now: IndexSettings)
         )
 
 
-def _refuse_changed(known: KnownRecordings, recordings: Sequence[Path], path: Path) -> None:
+def _refuse_changed(known: KnownRecordings, recordings: Sequence[AnyPath], path: Path) -> None:
     is_told = {key for key, before in known.found.items() if before.size is not None}
     changed = known.changed([one for one in recordings if known.key(one) in is_told])
     if changed:
@@ -372,7 +373,7 @@ class Journal(VectorIndex):
         self.path, self.settings = folder, settings
         self._bytes_of_row = 4 * settings.width
         self._known: defaultdict[str, _Known] = defaultdict(_Known)
-        self._sources: dict[str, str] = {}
+        self._sources: dict[str, AnyPath] = {}
         self._looked_at: dict[str, Heard] = {}
         self._rows = 0
         self._lines = JsonlAppender(folder / _ROWS)
@@ -429,7 +430,7 @@ class Journal(VectorIndex):
         """How many windows of a recording are there, from the first one on."""
         return self._known[file].windows if file in self._known else 0
 
-    def match(self, recordings: Sequence[Path]) -> list[str]:
+    def match(self, recordings: Sequence[AnyPath]) -> list[str]:
         """The names of recordings here, where they are known by others.
 
         Raises UsageError where one has changed since its windows were read.
@@ -441,10 +442,10 @@ class Journal(VectorIndex):
         known.match(recordings)
         _refuse_changed(known, recordings, self.path)
         taken = {path: names.get(known.key(path), str(path)) for path in recordings}
-        self._sources = {name: str(path) for path, name in taken.items()}
+        self._sources = {name: path for path, name in taken.items()}
         return list(dict.fromkeys(taken.values()))
 
-    def source(self, file: str) -> str:
+    def source(self, file: str) -> str | AnyPath:
         """Where a recording of this name is now."""
         return self._sources.get(file, file)
 
@@ -497,7 +498,7 @@ class Journal(VectorIndex):
         if file not in self._looked_at:
             source = self.source(file)
             now = identity(source, has_digest=True)
-            self._looked_at[file] = Heard(os.path.realpath(source), now)
+            self._looked_at[file] = Heard(real_path(source), now)
         return self._looked_at[file]
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
 LAYERS = [
     ["errors"],
     ["config", "progress", "util"],
+    ["storage"],
     ["audio", "prompts", "merging"],
     ["data"],
     ["generation"],
