@@ -260,7 +260,7 @@ def stat(path: RemotePath) -> Stat:
     if known is not None and time.monotonic() - known[0] < _FRESH:
         return known[1]
     system, key = filesystem(path)
-    info = attempt(path, lambda seconds: _call(system.info, seconds, key))
+    info = attempt(path, lambda seconds: _call(system, "info", seconds, key))
     if info.get("type") == "directory":
         raise FileNotFoundError(errno.ENOENT, "is a folder, not a file", path.url)
     found = _stat_of(info)
@@ -349,9 +349,9 @@ def find(path: RemotePath) -> list[RemotePath]:
             pass
     if path.scheme in _WEB:
         return []
-    looked = system.glob if "*" in path.url else system.find
+    looked = "glob" if "*" in path.url else "find"
     try:
-        found = attempt(path, lambda seconds: _call(looked, None, key, detail=True))
+        found = attempt(path, lambda seconds: _call(system, looked, None, key, detail=True))
     except FileNotFoundError:
         return []
     made = []
@@ -419,7 +419,7 @@ def attempt(path: RemotePath, call: Callable[[float], Made], seconds: float | No
             return call(max(left, 0.001))
         except (FileNotFoundError, FileExistsError):
             raise
-        except NatureLMError:
+        except (NatureLMError, AttributeError, TypeError, NameError):
             raise
         except Exception as error:  # each library has its own
             wait = min(10.0, 0.2 * 4 ** (tried - 1)) * random.uniform(0.5, 1)
@@ -431,7 +431,7 @@ def attempt(path: RemotePath, call: Callable[[float], Made], seconds: float | No
 
 def _is_passing(error: Exception) -> bool:
     """Whether the same call may go well a little later."""
-    if isinstance(error, PermissionError | IsADirectoryError | NotImplementedError | TypeError):
+    if isinstance(error, PermissionError | IsADirectoryError | NotImplementedError):
         return False
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
@@ -457,11 +457,11 @@ def _said(error: Exception) -> str:
     )
 
 
-def _call(method: Any, seconds: float | None, *given: Any, **more: Any) -> Any:
+def _call(system: Any, method: str, seconds: float | None, *given: Any, **more: Any) -> Any:
     """Call a file system, which is given up after so many seconds where it can be."""
-    if seconds is not None and getattr(method.__self__, "async_impl", False):
+    if seconds is not None and system.async_impl:
         more["timeout"] = seconds
-    return method(*given, **more)
+    return getattr(system, method)(*given, **more)
 
 
 # Reading
@@ -589,7 +589,7 @@ class RangeFile(io.RawIOBase):
             self._web.seek(start)
             data = self._web.read(stop - start)
         else:
-            data = _call(self._system.cat_file, seconds, self._key, start=start, end=stop)
+            data = _call(self._system, "cat_file", seconds, self._key, start=start, end=stop)
         if len(data) != stop - start:
             raise OSError(f"{len(data)} bytes came of {stop - start}")
         return bytes(data)
@@ -636,7 +636,7 @@ def download(path: RemotePath, target: Path) -> None:
     """Copy a remote file to a local one. Raises FileNotFoundError and StorageError."""
     system, key = filesystem(path)
     most = grace() + (stat(path).size or 0) / _SLOWEST
-    attempt(path, lambda seconds: _call(system.get_file, seconds, key, str(target)), most)
+    attempt(path, lambda seconds: _call(system, "get_file", seconds, key, str(target)), most)
 
 
 # Writing
@@ -654,7 +654,7 @@ def write_bytes(path: RemotePath, data: bytes, *, is_new: bool = False) -> None:
     if is_new and exists(path):
         raise FileExistsError(errno.EEXIST, "is there already", path.url)
     most = grace() + len(data) / _SLOWEST
-    attempt(path, lambda seconds: _call(system.pipe_file, seconds, key, data), most)
+    attempt(path, lambda seconds: _call(system, "pipe_file", seconds, key, data), most)
     forget(path)
 
 
@@ -663,7 +663,7 @@ def upload(source: Path, path: RemotePath) -> None:
     _writable(path)
     system, key = filesystem(path)
     most = grace() + source.stat().st_size / _SLOWEST
-    attempt(path, lambda seconds: _call(system.put_file, seconds, str(source), key), most)
+    attempt(path, lambda seconds: _call(system, "put_file", seconds, str(source), key), most)
     forget(path)
 
 
@@ -671,7 +671,7 @@ def remove(path: RemotePath) -> None:
     """Remove a remote file; none is there afterwards. Raises StorageError."""
     system, key = filesystem(path)
     with suppress(FileNotFoundError):
-        attempt(path, lambda seconds: _call(system.rm_file, seconds, key))
+        attempt(path, lambda seconds: _call(system, "rm_file", seconds, key))
     forget(path)
 
 

@@ -89,7 +89,9 @@ def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Para
     info = copy(declared.metadata["option"])
     if "RemotePath" in str(annotation):  # typer knows no unions: paths, and addresses as well
         annotation = _without_union(annotation)
-        info.parser, info.metavar = as_path, info.metavar or "PATH|URL"
+        info.parser = as_path
+        if isinstance(info, typer.models.OptionInfo):
+            info.metavar = info.metavar or "PATH|URL"
     if annotation is bool and not info.param_decls:
         info.param_decls = (f"--{name.replace('_', '-')}",)
     if callable(info.metavar):

@@ -1,0 +1,294 @@
+"""Addresses, and reading recordings by ranges from a bucket on this machine."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from s3_store import Store, running_store
+
+from NatureLM import storage
+from NatureLM.audio import AudioError, find_recordings
+from NatureLM.audio.decode import probe
+from NatureLM.audio.files import find_anywhere
+from NatureLM.audio.windows import iter_windows
+from NatureLM.errors import UsageError
+from NatureLM.storage import RemotePath, StorageError, as_path
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Store]:
+    with running_store() as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: Store) -> Store:
+    server.faults.reset()
+    storage._stats.clear()
+    storage._blocks.clear()
+    return server
+
+
+def noise(seconds: float, channels: int = 1) -> np.ndarray:
+    drawn = np.random.default_rng(7).normal(0, 0.1, (round(seconds * RATE), channels))
+    return drawn.astype(np.float32)
+
+
+def recording(path: Path, seconds: float = 12, **how: str) -> Path:
+    soundfile.write(path, noise(seconds), RATE, **how)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("s3://frogs/2024/a b.wav", "s3://frogs/2024/a b.wav"),
+        ("S3://frogs", "s3://frogs"),
+        ("gcs://frogs/a.wav", "gs://frogs/a.wav"),
+        ("abfs://box@account.dfs.core.windows.net/a.wav",) * 2,
+        ("https://example.org/a.wav?download=1", "https://example.org/a.wav?download=1"),
+    ],
+)
+def test_an_address_is_one(text: str, url: str) -> None:
+    assert as_path(text) == RemotePath(url)
+
+
+def test_other_strings_are_paths_of_this_machine() -> None:
+    assert as_path("a/b.wav") == Path("a/b.wav")
+    assert as_path("C:/b.wav") == Path("C:/b.wav")
+    assert as_path("file:///a%20b/c.wav") == Path("/a b/c.wav")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("htps://frogs/a.wav", "did you mean https://"),
+        ("ftp://host/a.wav", "addresses of the kind ftp://"),
+        ("s3://", "names no bucket"),
+        ("s3:///a.wav", "names no bucket"),
+        ("file://host/a.wav", "file:///full/path"),
+    ],
+)
+def test_what_is_no_address_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        as_path(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKIA123:hush@frogs/a.wav",
+        "https://ann:hush@example.org/a.wav",
+        "https://ann@example.org/a.wav",
+        "https://example.org/a.wav?X-Amz-Signature=hush&x=1",
+        "https://box.blob.core.windows.net/a.wav?sv=2024&sig=hush",
+        "https://example.org/a.wav?access_token=hush",
+        "s3://frogs/a.wav?AWSAccessKeyId=hush",
+        "az://box:hush@account/a.wav",
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match="holds credentials") as caught:
+        as_path(text)
+    assert "hush" not in str(caught.value)
+    assert "AKIA" not in str(caught.value)
+
+
+def test_an_address_has_the_names_of_a_path() -> None:
+    path = RemotePath("s3://frogs/2024/x.tar.wav")
+    assert (path.name, path.stem, path.suffix) == ("x.tar.wav", "x.tar", ".wav")
+    assert path.parent == RemotePath("s3://frogs/2024")
+    assert path.parent.parent.parent == RemotePath("s3://frogs")
+    assert path.with_name("y.csv") == RemotePath("s3://frogs/2024/y.csv")
+    assert path.parent / "../../../a.wav" == RemotePath("s3://frogs/a.wav")
+    assert RemotePath("https://h/d/list.csv?v=2").suffix == ".csv"
+    assert RemotePath("https://h/d/list.csv?v=2").parent / "a?#.wav" == RemotePath(
+        "https://h/d/a%3F%23.wav"
+    )
+    assert pickle.loads(pickle.dumps(path)) == path
+
+
+def test_a_list_from_elsewhere_names_no_files_of_this_machine() -> None:
+    folder = RemotePath("https://example.org/lists")
+    assert storage.join(folder, "s1/a.wav") == RemotePath("https://example.org/lists/s1/a.wav")
+    assert storage.join(folder, "s3://frogs/a.wav") == RemotePath("s3://frogs/a.wav")
+    for name in ("/etc/hostname", "file:///etc/hostname", "\\\\host\\a.wav"):
+        with pytest.raises(UsageError, match="may not name files of this machine"):
+            storage.join(folder, name)
+    assert storage.join(Path("lists"), "/a.wav") == Path("/a.wav")
+
+
+def test_without_its_library_an_address_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UsageError, match="gs:// needs gcsfs, which is not installed: pip install"):
+        storage.find(RemotePath("gs://frogs/a.wav"))
+
+
+def test_strings_are_never_addresses(store: Store, tmp_path: Path) -> None:
+    url = str(store.put(recording(tmp_path / "a.wav"), "a.wav"))
+    store.faults.reset()
+    with pytest.raises(AudioError, match="no such file"):
+        probe(url)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        find_recordings([url])
+    assert not store.faults.requests
+
+
+KINDS = {
+    "a.wav": {},
+    "b.wav": {"subtype": "FLOAT"},
+    "c.flac": {},
+    "d.ogg": {},
+    "e.mp3": {},
+    "f.aiff": {},
+    "g.w64": {},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_windows_of_a_bucket_are_those_of_the_disk(store: Store, tmp_path: Path, name: str) -> None:
+    here = recording(tmp_path / name, 12, **KINDS[name])
+    there = store.put(here, f"kinds/{name}")
+    store.faults.reset()
+    ours, theirs = list(iter_windows(here)), list(iter_windows(there))
+    assert [(w.start, w.end, w.note) for w in ours] == [(w.start, w.end, w.note) for w in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(one.samples, other.samples)
+    a, b = probe(here), probe(there)
+    assert (a.frames, a.sample_rate, a.channels) == (b.frames, b.sample_rate, b.channels)
+    gets = store.faults.of(name, "GET")
+    assert all(range_ for _, _, range_ in gets)
+    assert len(store.faults.of(name, "HEAD")) == 1
+    assert len(gets) <= 6
+
+
+@pytest.mark.parametrize("broken", ["cut", "longer", "garbage", "empty"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+def test_damage_is_seen_in_a_bucket_as_on_a_disk(
+    store: Store, tmp_path: Path, broken: str, suffix: str
+) -> None:
+    data = recording(tmp_path / f"x{suffix}", 4).read_bytes()
+    data = {
+        "cut": data[: len(data) * 2 // 3],
+        "longer": data + b"\x11" * 5000,
+        "garbage": b"no sound at all " * 1000,
+        "empty": b"",
+    }[broken]
+    here = tmp_path / f"{broken}{suffix}"
+    here.write_bytes(data)
+    there = store.put(here, here.name)
+
+    def outcome(path: Path | RemotePath) -> tuple[list[float], str, str]:
+        ends = []
+        try:
+            for window in iter_windows(path, warn=lambda note: None):
+                ends.append(window.end)
+        except AudioError as error:
+            return ends, error.kind, error.reason
+        return ends, "", ""
+
+    assert outcome(there) == outcome(here)
+
+
+def test_a_header_takes_two_requests_however_long_the_recording(
+    store: Store, tmp_path: Path
+) -> None:
+    there = store.put(recording(tmp_path / "long.wav", 120), "long.wav")
+    store.faults.reset()
+    assert probe(there).duration == 120
+    assert [one[0] for one in store.faults.requests] == ["HEAD", "GET"]
+    store.faults.reset()
+    for window in iter_windows(there):
+        assert window.end <= 120
+    sizes = [one[2].removeprefix("bytes=").split("-") for one in store.faults.requests]
+    lengths = [int(stop) - int(start) + 1 for start, stop in sizes]
+    assert len(lengths) <= 10
+    assert max(lengths) <= storage.MOST_AT_ONCE
+
+
+def test_folders_patterns_and_files(store: Store, tmp_path: Path) -> None:
+    data = recording(tmp_path / "a.wav", 1).read_bytes()
+    for name in ("s1/b.wav", "s1/a.WAV", "s1/.x/a.wav", "s1/._a.wav", "s2/c.flac", "s2/note.txt"):
+        store.put(data, f"card/{name}")
+    names = ["card/s1/a.WAV", "card/s1/b.wav", "card/s2/c.flac"]
+    assert find_anywhere([store / "card"]) == [store / name for name in names]
+    assert find_anywhere([store / "card/"]) == [store / name for name in names]
+    assert find_anywhere([store / "card/*/*.wav"]) == [store / "card/s1/b.wav"]
+    assert find_anywhere([store / "card/s2/c.flac", store / "card/s2"]) == [store / names[2]]
+    with pytest.raises(UsageError, match="no such file or folder; check the spelling"):
+        find_anywhere([store / "none"])
+    with pytest.raises(UsageError, match="there is no audio there"):
+        find_anywhere([store / "card/s2/*.txt"])
+
+
+def test_what_fails_for_a_while_is_asked_for_again(store: Store, tmp_path: Path) -> None:
+    there = store.put(recording(tmp_path / "a.wav", 30), "again.wav")
+    store.faults.reset()
+    troubles = iter(["503", "", "cut", "503", ""])
+    store.faults.wrong = lambda method, path: next(troubles, "")
+    assert sum(1 for _ in iter_windows(there)) == 3
+
+
+def test_a_recording_that_does_not_come_is_one_error(store: Store, tmp_path: Path) -> None:
+    there = store.put(recording(tmp_path / "a.wav", 60), "gone.wav")
+    store.faults.reset()
+    begun: list[str] = []
+
+    def wrong(method: str, path: str) -> str:
+        begun.append(path)
+        return "503" if len(begun) > 3 else ""
+
+    store.faults.wrong = wrong
+    windows = iter_windows(there)
+    assert next(windows).end == 10
+    with pytest.raises(AudioError, match="cannot be reached after") as caught:
+        list(windows)
+    assert caught.value.kind == "RemoteError"
+    assert caught.value.reason.startswith("decoding stops at ")
+
+
+def test_a_slow_server_is_given_up(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = store.put(recording(tmp_path / "a.wav", 12), "slow.wav")
+    store.faults.reset()
+    monkeypatch.setenv("NATURELM_REMOTE_SECONDS", "1")
+    store.faults.wrong, store.faults.delay = lambda method, path: "slow", 3
+    with pytest.raises(AudioError, match="cannot be reached") as caught:
+        list(iter_windows(there))
+    assert caught.value.kind == "RemoteError"
+
+
+def test_what_is_not_there_or_not_allowed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AudioError, match="there is no such file"):
+        probe(store / "none.wav")
+    monkeypatch.setenv("NATURELM_REMOTE_SECONDS", "soon")
+    with pytest.raises(UsageError, match="NATURELM_REMOTE_SECONDS is 'soon'"):
+        storage.stat(store / "none.wav")
+
+
+def test_files_are_written_whole(store: Store, tmp_path: Path) -> None:
+    target = store / "written/a.txt"
+    storage.write_bytes(target, b"one", is_new=True)
+    with pytest.raises(FileExistsError):
+        storage.write_bytes(target, b"two", is_new=True)
+    assert storage.read_bytes(target) == b"one"
+    (tmp_path / "b").write_bytes(b"three")
+    storage.upload(tmp_path / "b", target)
+    assert storage.read_bytes(target) == b"three"
+    storage.remove(target)
+    storage.remove(target)
+    assert not storage.exists(target)
+    with pytest.raises(UsageError, match="nothing can be written to a web server"):
+        storage.write_bytes(RemotePath("https://example.org/a"), b"")
+    storage.write_bytes(target, b"three")
+    with pytest.raises(StorageError, match="at most 2 bytes"):
+        storage.read_bytes(target, 2)
