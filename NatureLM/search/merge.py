@@ -23,6 +23,7 @@ from NatureLM.results.merge import Merged
 from NatureLM.results.recordings import RealPaths
 from NatureLM.search.build import refuse_other_settings
 from NatureLM.search.index import Shard, VectorIndex, open_index, writer_of
+from NatureLM.storage import AnyPath
 from NatureLM.util import atomic_write, writing
 
 _SHARD_NAME = re.compile(r"(.*)\.shard-(\d+)-of-(\d+)\.\w+", re.DOTALL)
@@ -32,7 +33,7 @@ def merge_indexes(
     runs: Sequence[Path],
     output: Path,
     *,
-    listed: Iterable[tuple[Path, float | None]] | None = None,
+    listed: Iterable[tuple[AnyPath, float | None]] | None = None,
     overwrite: bool = False,
 ) -> Merged:
     """Write the rows of indexes into one, whole or not at all.
@@ -161,7 +162,9 @@ def _refuse_to_lose(before: VectorIndex, now: JoinedIndex) -> None:
 
 
 def _counted(
-    joined: JoinedIndex, files: Sequence[Path], listed: Iterable[tuple[Path, float | None]] | None
+    joined: JoinedIndex,
+    files: Sequence[Path],
+    listed: Iterable[tuple[AnyPath, float | None]] | None,
 ) -> Merged:
     """What came of merging, and what is not there."""
     merged = Merged(
