@@ -33,6 +33,7 @@ from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.models import NatureLMConfig, NatureLMProcessor
+from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.training.batches import BatchLayout, BatchSource
 from NatureLM.training.samples import Sample
 
@@ -65,9 +66,11 @@ def build_full(device: str) -> BenchmarkModel:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            return BenchmarkModel(config, processor).eval()
+            model = BenchmarkModel(config, processor).eval()
     finally:
         torch.set_default_dtype(before)
+    use_cuda_layers(model.language_model)
+    return model
 
 
 class FullSize:
@@ -221,7 +224,7 @@ def throughput(full: FullSize) -> dict[str, Any]:
     (loop,), (batched,), (windows,) = (
         full.pick((8,), (1,)),
         full.pick((32,), (2,)),
-        full.pick((256,), (2,)),
+        full.pick((512,), (2,)),
     )
     engine_seconds(full, min(4, windows), [1.0])
     plain_seconds(full, 1, 1)
@@ -405,12 +408,28 @@ def profile(full: FullSize) -> dict[str, Any]:
     with fold_if_single_alpha(full.model, [1.0]):
         found |= kernels_of(full, "folded", [1.0] * rows)
     found |= kernels_of(full, "adapters", mixed)
+    found["engine"] = functions_of(lambda: engine_seconds(full, windows, [1.0]))
+    with torch.inference_mode(), fold_if_single_alpha(full.model, [1.0]):
+        graphs = make_graph_runner(full.language_model)
+        session = DecodingSession(
+            full.language_model, some_prompts(full, 1), [1.0], new_tokens=64, graphs=graphs
+        )
+        step_seconds(full, session)
+        tokens = torch.zeros(1, dtype=torch.long, device=full.model.device)
+        found["captured step"] = kernel_table(lambda: session.step(tokens))
+        found["host of captured steps"] = functions_of(
+            lambda: [session.step(tokens) for _ in range(STEPS)]
+        )
+    return found
+
+
+def functions_of(way: Callable[[], Any]) -> list[str]:
+    """The dearest Python functions, as cProfile prints them."""
     profiler = cProfile.Profile()
-    profiler.runcall(engine_seconds, full, windows, [1.0])
+    profiler.runcall(way)
     text = io.StringIO()
     pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(30)
-    found["engine"] = text.getvalue().splitlines()[4:45]
-    return found
+    return text.getvalue().splitlines()[4:45]
 
 
 @torch.inference_mode()

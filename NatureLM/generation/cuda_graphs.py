@@ -36,12 +36,12 @@ Capture = Callable[[Work], Work]
 
 _COLUMNS = 64  # columns come in multiples of so many
 _DOUBLED_ROWS = 64  # up to here rows come in powers of two, from here on in multiples
-_WARM_UP = 2  # runs in which libraries set up what may not be set up while capturing
+_WARM_UP = 1  # runs in which libraries set up for another stream what capturing may not
 _MAX_STEPS = 32  # buckets that are kept
 _PATIENCE = 4  # steps of a bucket before it is captured, which takes about as long as they do
-_CHECKED = 3  # replays of a bucket that are compared with the step itself
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-_HALF_TOLERANCE = 0.05
+_CHECKED = 2  # replays of a bucket that are compared with the step itself
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of a row's logits, as a share of them
+_HALF_TOLERANCE = 0.1  # products are added up in another order there, which changes a percent
 
 
 def make_graph_runner(
@@ -213,10 +213,24 @@ class GraphRunner:
             step.replay = self._capture(step.run)
         logits_RV = step.replay()
         if step.uses <= _PATIENCE + _CHECKED:  # both write the same column
-            close = _TOLERANCE.get(next(self._model.parameters()).dtype, _HALF_TOLERANCE)
-            if not torch.allclose(logits_RV, step.run(), rtol=close, atol=close, equal_nan=True):
-                raise RuntimeError("a recorded step gave other logits than the step itself")
+            most = _TOLERANCE.get(next(self._model.parameters()).dtype, _HALF_TOLERANCE)
+            error = difference(logits_RV, step.run())
+            if error > most:
+                raise RuntimeError(
+                    f"a recorded step gave other logits than the step itself (they differ by "
+                    f"{error:.2g} of their size)"
+                )
         return logits_RV
+
+
+def difference(logits_RV: Tensor, others_RV: Tensor) -> float:
+    """The largest distance of two rows as a share of their size; rows of NaN are alike.
+
+    Of single logits the largest difference says little: there are millions of them.
+    """
+    one_RV, other_RV = (torch.nan_to_num(each.double()) for each in (logits_RV, others_RV))
+    size_R = other_RV.norm(dim=1).clamp_min(1e-12)
+    return float(((one_RV - other_RV).norm(dim=1) / size_R).max())
 
 
 class Bucket(NamedTuple):

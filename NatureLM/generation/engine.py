@@ -8,6 +8,7 @@ Requests are read as they are needed, and their audio is encoded ahead of time.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,9 @@ from NatureLM.util import oom_backoff
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536
 _ENCODE_BATCH = {"cpu": 8}  # clips; more take more memory there, and are no quicker
-_ACCELERATOR_ENCODE_BATCH = 16
+_ACCELERATOR_ENCODE_BATCH = 64
+_LOADING_THREADS = {"cpu": 2}
+_ACCELERATOR_LOADING_THREADS = 8
 _BATCHES_AHEAD = 4  # of clips that are loaded while others are encoded
 _CACHE_BYTES = {"cpu": 2 << 30}  # what the keys and values of a batch may take
 _ACCELERATOR_CACHE_BYTES = 8 << 30
@@ -80,7 +83,7 @@ class Engine:
         device. It changes the speed and never an answer
     batch_rows: most answers that are decoded, and most clips that are encoded, at once
     max_memory: bytes that batches and kept embeddings may take beside the model's weights
-    workers: threads that load audio ahead of the model
+    workers: threads that load audio ahead of the model, by default as the device can use
     lookahead: requests that batches are chosen from
     embeddings: where audio embeddings are kept; in memory, as long as the engine lives, by default
     eos_ids: tokens that end an answer, by default the model's
@@ -99,7 +102,7 @@ class Engine:
         batch_tokens: int | None = None,
         batch_rows: int | None = None,
         max_memory: int | None = None,
-        workers: int = 2,
+        workers: int | None = None,
         lookahead: int = 512,
         embeddings: EmbeddingCache | None = None,
         eos_ids: Sequence[int] | None = None,
@@ -117,7 +120,8 @@ class Engine:
         tokens = batch_tokens or _default_batch_tokens(model, max_memory)
         beams, new_tokens = self.options.num_beams, self.options.max_new_tokens
         self._budget = Budget(tokens, beams, new_tokens, batch_rows)
-        self._workers, self._lookahead = workers, lookahead
+        self._workers = workers or loading_threads(model.device.type)
+        self._lookahead = lookahead
         if embeddings is None:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
@@ -431,6 +435,12 @@ def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
         room = min(room, max_memory // _CACHE_SHARE)
     tokens = min(_BATCH_TOKENS.get(kind, _ACCELERATOR_BATCH_TOKENS), room // bytes_of_one)
     return max(1, int(tokens))
+
+
+def loading_threads(device: str) -> int:
+    """Threads that read audio for a kind of device: a card waits for two of them."""
+    most = _LOADING_THREADS.get(device, _ACCELERATOR_LOADING_THREADS)
+    return min(most, max(2, os.cpu_count() or 2))
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from NatureLM.models.configuration import (
     NatureLMProcessor,
     language_model_config,
 )
+from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
     CheckpointError,
@@ -200,6 +201,8 @@ def load_model(
     folders = [("adapter_revision", file.parent) for file in adapter_files[:1]]
     model.revisions = reader.revisions | commits(dict(folders))
     model.eval()  # type: ignore[no-untyped-call]
+    if on_device.type == "cuda" and not audio_only:
+        use_cuda_layers(model.language_model)
     return model
 
 
