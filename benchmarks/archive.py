@@ -50,6 +50,7 @@ class Run:
 
     seconds, processor: of the clock, and of all processes and threads
     mb: the most memory of all its processes together
+    bytes: of the answers
     load: of the machine when it began
     """
 
@@ -59,6 +60,7 @@ class Run:
     seconds: float
     processor: float
     mb: float
+    bytes: int
     load: float
 
 
@@ -88,19 +90,26 @@ def make_day(path: Path, seconds: int) -> None:
             file.write(samples)
 
 
-def make_manifests(folder: Path, sizes: Sequence[int], day: int) -> dict[int, Path]:
-    """Manifests of the first recordings, by their number; 0 is the one of a day."""
+def make_manifests(folder: Path, sizes: Sequence[int], day: int) -> tuple[dict[int, Path], float]:
+    """Manifests of the first recordings, by their number; 0 is the one of a day.
+
+    Also seconds for each recording that the longest took to be listed.
+    """
     from NatureLM.results.manifest import read_manifest, write_manifest
 
     make_recordings(folder / "short", max(sizes))
     make_day(folder / "day" / "day.flac", day)
+    seconds = {}
     for name in ("short", "day"):
+        begun = time.perf_counter()
         command = ("manifest", name, "--output-path", f"{name}.csv")
         subprocess.run([*PROGRAM, *command], cwd=folder, check=True, capture_output=True)
+        seconds[name] = time.perf_counter() - begun
     entries = list(read_manifest(folder / "short.csv"))
     for size in sizes:
         write_manifest(entries[:size], folder / f"{size}.csv")
-    return {**{size: folder / f"{size}.csv" for size in sizes}, 0: folder / "day.csv"}
+    lists = {**{size: folder / f"{size}.csv" for size in sizes}, 0: folder / "day.csv"}
+    return lists, seconds["short"] / max(sizes)
 
 
 # Ways
@@ -136,7 +145,8 @@ def run(way: str, size: int, manifest: Path, out: Path) -> tuple[Run, list[str]]
         processor, peak = processor + seconds, max(peak, memory)
     seconds = time.perf_counter() - begun
     rows = (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    took = Run(way, size, len(rows), seconds, processor, peak / 1e6, load)
+    written = (out / "answers.jsonl").stat().st_size
+    took = Run(way, size, len(rows), seconds, processor, peak / 1e6, written, load)
     return took, [row.rstrip() for row in rows]
 
 
@@ -171,25 +181,26 @@ def _look(started: Sequence[psutil.Process], seconds: dict[int, float]) -> float
     return total
 
 
-def ways() -> list[str]:
+def ways(*, with_ray: bool) -> list[str]:
     """Those that there are here."""
-    if find_spec("ray") is None:
+    if with_ray and find_spec("ray") is None:
         print("Ray is not installed here, and is left out: pip install 'naturelm-audio[ray]'")
-        return [ONE, TWO]
-    return [ONE, TWO, RAY]
+        with_ray = False
+    return [ONE, TWO, *([RAY] if with_ray else [])]
 
 
 # What came of it
 
 
-def measure(sizes: Sequence[int], day: int) -> dict[str, Any]:
+def measure(sizes: Sequence[int], day: int, *, with_ray: bool) -> dict[str, Any]:
     """All ways over all sizes."""
-    runs, problems = list[Run](), list[str]()
+    runs, problems, taken = list[Run](), list[str](), ways(with_ray=with_ray)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for size, manifest in make_manifests(folder, sizes, day).items():
+        manifests, listing = make_manifests(folder, sizes, day)
+        for size, manifest in manifests.items():
             first: list[str] = []
-            for way in ways():
+            for way in taken:
                 took, rows = run(way, size, manifest, folder / "out" / f"{size}-{way[:3]}")
                 runs.append(took)
                 first = first or rows
@@ -198,7 +209,10 @@ def measure(sizes: Sequence[int], day: int) -> dict[str, Any]:
                     problems.append(f"{_name(size)}, {way}: other answers than {ONE}")
                 if size and len(rows) != size:
                     problems.append(f"{_name(size)}, {way}: {len(rows)} answers")
-    report = {"machine": machine(), "day": day, "runs": [asdict(one) for one in runs]}
+    report = {
+        **{"machine": machine(), "day": day, "listing": listing},
+        "runs": [asdict(one) for one in runs],
+    }
     more = growth(report)
     if more is not None and more > MOST_MORE:
         problems.append(f"a further recording costs {more:.0%} more in the largest archive")
@@ -258,10 +272,11 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, nargs="+", default=[10, 100, 1_000, 10_000])
     parser.add_argument("--day", type=int, default=86_400, help="seconds of the long recording")
     parser.add_argument("--smoke", action="store_true", help="a few recordings, to try the program")
+    parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sizes, day = ([2, 4], 30) if given.smoke else (sorted(given.recordings), given.day)
-    report = measure(sizes, day)
+    report = measure(sizes, day, with_ray=not given.without_ray)
     print(markdown(report))
     if given.json is not None:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

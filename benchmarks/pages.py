@@ -1,9 +1,9 @@
-"""Puts the figures of committed runs into the page on performance.
+"""Puts the figures of committed runs into the pages on performance and on scaling.
 
     python benchmarks/pages.py
 
-Each table of docs/explanation/performance.md stands between comments that name a file of
-docs/explanation/performance/; a file that is not there leaves its table open.
+Each table of docs/explanation/performance.md and scaling.md stands between comments that name a
+file of docs/explanation/performance/; a file that is not there leaves its table open.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import archive
+import archive_tables
 import engine
 import field_season
 import growth
 import precision
+import scaling
 import serving
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "performance.md"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "explanation"
+PAGES = (FOLDER / "performance.md", FOLDER / "scaling.md")
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": engine.markdown,
     "ablation": ablation.markdown,
@@ -29,16 +33,24 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": precision.markdown,
     "serving": serving.markdown,
     "season": field_season.markdown,
+    "archive": archive.markdown,
+    "archive_tables": archive_tables.markdown,
+    "scaling": scaling.markdown,
 }
+MADE_OF = {"scaling": ("archive", "archive_tables")}
 OPEN = "*Not measured yet.*"
 
 
 def table(name: str) -> str:
     """The table of a committed run, and what it was measured on."""
-    path = PAGE.parent / "performance" / f"{name}.json"
-    if not path.is_file():
+    path, *others = (
+        FOLDER / "performance" / f"{one}.json" for one in (name, *MADE_OF.get(name, ()))
+    )
+    if not all(one.is_file() for one in (path, *others)):
         return OPEN
     report = json.loads(path.read_text(encoding="utf-8"))
+    if "machine" not in report:  # it is made of others
+        return TABLES[name](report)
     on = report["machine"]
     small = ", small model" if report.get("small") else ""
     where = f"{on['processor']}, {on['threads']} threads, torch {on['torch']}{small}"
@@ -46,7 +58,7 @@ def table(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The page with the tables of the committed runs."""
+    """A page with the tables of the committed runs."""
     for name in TABLES:
         begin, end = f"<!-- table: {name} -->\n", "\n<!-- end of table -->"
         pattern = re.compile(f"({re.escape(begin)}).*?({re.escape(end)})", re.DOTALL)
@@ -56,8 +68,9 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def test_the_check_of_a_card_runs_without_one(run: Run, tmp_path: Path) -> None:
     assert all(part["ok"] for part in parts.values())
 
 
-def test_the_page_holds_the_committed_figures(run: Run) -> None:
+def test_the_pages_hold_the_committed_figures(run: Run) -> None:
     pages = importlib.import_module("pages")
-    text = pages.PAGE.read_text(encoding="utf-8")
-    assert pages.filled(text) == text
+    for page in pages.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert pages.filled(text) == text, page.name
