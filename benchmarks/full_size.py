@@ -28,12 +28,14 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 import NatureLM.models as models
+from NatureLM.config.schema import Quantization
 from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.models import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.cuda_layers import use_cuda_layers
+from NatureLM.models.quantized import quantize_layers
 from NatureLM.training.batches import BatchLayout, BatchSource
 from NatureLM.training.samples import Sample
 
@@ -98,6 +100,19 @@ class FullSize:
         named = self.language_model.named_parameters()
         total = sum(p.numel() for name, p in named if ".lora_" not in name)
         return total - self.model.llama_embed_tokens.weight.numel()
+
+    @property
+    def bytes_of_a_step(self) -> int:
+        """Of the weights that a step reads, whatever the number of rows."""
+        named = self.language_model.named_parameters()
+        total = sum(p.nbytes for name, p in named if ".lora_" not in name)
+        return total - self.model.llama_embed_tokens.weight.nbytes
+
+    def quantize(self, kind: Quantization) -> None:
+        """Begin anew, with weights of so many bits."""
+        self.__dict__.pop("model", None)
+        quantize_layers(self.language_model, kind)
+        self.model.config.quantized = kind
 
     @cached_property
     def ceilings(self) -> dict[str, float]:
@@ -182,7 +197,7 @@ def adapter_steps(full: FullSize) -> dict[str, Any]:
 @torch.inference_mode()
 def shares(full: FullSize, rows: int, alphas: list[float]) -> dict[str, float]:
     """Seconds of prefill and of a step, plain and captured, and their shares."""
-    embeds, size = some_prompts(full, rows), full.model.llama_embed_tokens.weight.element_size()
+    embeds, read = some_prompts(full, rows), full.bytes_of_a_step
     graphs = make_graph_runner(full.language_model)
 
     def begin(**how: Any) -> DecodingSession:
@@ -199,9 +214,9 @@ def shares(full: FullSize, rows: int, alphas: list[float]) -> dict[str, float]:
         "prefill_seconds": prefill,
         "prefill_share": operations / prefill / rate["operations"],
         "step_seconds": plain,
-        "step_share": full.weights * size / plain / rate["bytes"],
+        "step_share": read / plain / rate["bytes"],
         "captured_step_seconds": captured,
-        "captured_step_share": full.weights * size / captured / rate["bytes"],
+        "captured_step_share": read / captured / rate["bytes"],
     }
 
 
@@ -217,6 +232,26 @@ def step_seconds(full: FullSize, session: DecodingSession) -> float:
     for _ in range(WARM_STEPS):
         session.step(tokens)
     return seconds(lambda: [session.step(tokens) for _ in range(STEPS)]) / STEPS
+
+
+def quantized(full: FullSize, kind: Quantization) -> dict[str, Any]:
+    """Memory, prefill and steps with the language model's weights as integers, and the engine.
+
+    The adapter acts beside them, as it is never folded into them. Begins with a model of its own.
+    """
+    before = full.weights
+    took = seconds(lambda: full.quantize(kind))
+    found: dict[str, Any] = {
+        "gigabytes": sum(p.nbytes for p in full.language_model.parameters()) / 1e9,
+        "quantising_seconds": took,
+        "bytes_of_a_weight": full.bytes_of_a_step / before,
+    }
+    for rows in full.pick((1, 4, 16, 64, 256), (2,)):
+        found[str(rows)] = shares(full, rows, [1.0] * rows)
+    (windows,) = full.pick((64,), (1,))
+    engine_seconds(full, min(4, windows), [1.0])
+    found["engine_windows_per_second"] = windows / engine_seconds(full, windows, [1.0])
+    return found
 
 
 def throughput(full: FullSize) -> dict[str, Any]:
@@ -479,5 +514,7 @@ functions: dict[str, Callable[[FullSize], dict[str, Any]]] = {
     "files": files,
     "profile": profile,
     "training": training,
+    "int8": lambda full: quantized(full, "int8"),
+    "int4": lambda full: quantized(full, "int4"),
 }
 """The parts by their names."""

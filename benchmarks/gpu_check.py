@@ -37,6 +37,8 @@ PARTS = {
     "files": 60.0,
     "profile": 60.0,
     "training": 60.0,
+    "int8": 60.0,
+    "int4": 90.0,
 }
 """In this order, with seconds that each may take, the first also the loading of libraries."""
 

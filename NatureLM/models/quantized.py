@@ -33,7 +33,7 @@ BLOCK = 64  # outputs that lie together in a file of 4 bits
 _HALF = BLOCK // 2
 _FEW_ROWS = {"int8": 8, "int4": 16}  # for which a processor multiplies with the integers
 _PIECE = 2**20  # weights of a layer that a processor widens at a time: they stay in its cache
-_ROWS_AT_ONCE = 256  # outputs that are quantised at a time, which bounds the memory
+_ROWS_AT_ONCE, _ROWS_ON_A_CARD = 256, 4096  # outputs quantised at a time: bounds the memory
 
 
 class QuantizedLinear(nn.Linear):
@@ -121,7 +121,11 @@ class Int8Linear(QuantizedLinear):
     def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
         if kernels.takes(x_MI):
             return cast(Tensor, kernels.int8_rows(x_MI, self.weight, self.scale))
-        return F.linear(x_MI, self.dequantized(x_MI.dtype))
+        outputs, inputs = self.weight.shape
+        # No fast kernel takes an odd number of outputs; what the rows beyond them hold is left out.
+        wide = x_MI.new_empty(outputs + -outputs % BLOCK, inputs)
+        torch.mul(self.weight, self.scale.to(x_MI.dtype)[:, None], out=wide[:outputs])
+        return F.linear(x_MI, wide)[:, :outputs]
 
 
 class Int4Linear(QuantizedLinear):
@@ -293,7 +297,8 @@ def _by_rows(
     weight_OI: Tensor, part: Callable[[Tensor], tuple[Tensor, Tensor]], dim: int
 ) -> tuple[Tensor, Tensor]:
     """What `part` makes of some rows at a time (float32), put together; scales along `dim`."""
-    made = [part(rows.float()) for rows in weight_OI.split(_ROWS_AT_ONCE)]
+    count = _ROWS_AT_ONCE if weight_OI.device.type == "cpu" else _ROWS_ON_A_CARD
+    made = [part(rows.float()) for rows in weight_OI.split(count)]
     return torch.cat([one for one, _ in made]), torch.cat([scale for _, scale in made], dim)
 
 

@@ -109,23 +109,6 @@ def test_a_bias_is_added() -> None:
     assert torch.equal(made(torch.ones(2, 64)), bias.expand(2, -1))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("rows", [1, 5, 33, 64, 200])
-@pytest.mark.parametrize(("kind", "shape"), [("int8", (1001, 1040)), ("int4", (1088, 4096))])
-def test_kernels_of_a_card_multiply_with_the_same_matrix(
-    kind: str, shape: tuple[int, int], rows: int, dtype: torch.dtype
-) -> None:
-    made = layer(kind, *shape)
-    matrix = made.dequantized(torch.float32)
-    on_card = made.to("cuda")
-    x = torch.randn(rows, shape[1]).to(dtype)
-    assert torch.allclose(on_card.dequantized(torch.float32).cpu(), matrix, rtol=1e-5)
-    found = on_card(x.cuda())
-    assert relative(found.cpu(), x.float() @ matrix.T) < 6e-3
-    assert torch.equal(found, on_card(x.cuda()))
-
-
 # -- models ---------------------------------------------------------------------------------
 
 
