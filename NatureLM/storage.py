@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.progress import printable
 from NatureLM.util import ByteBoundedCache, did_you_mean, format_bytes, library, why_not_loaded
 
 BLOCK = 1 << 16  # bytes that are asked for at least
@@ -38,7 +39,7 @@ MOST_AT_ONCE = 64 * BLOCK
 _GROWTH = 4  # how many times more the next request of who reads on asks for
 _KEPT_BYTES = 1 << 26
 _MOST_COPIED = 4 << 30
-_TRIES = 4
+_TRIES, _FIRST_WAIT = 4, 0.25  # seconds, four times as long each time
 _SLOWEST = 100_000  # bytes a second that a file comes with at least, besides the grace
 _GRACE = 120.0  # seconds
 _FRESH = 30.0  # seconds for which what is known of a file is believed
@@ -138,6 +139,14 @@ class RemotePath:
 
 
 AnyPath: TypeAlias = Path | RemotePath
+PathT = TypeVar("PathT", Path, RemotePath, AnyPath)
+
+
+def local_only(path: AnyPath, option: str) -> Path:
+    """A path of this machine. Raises UsageError for an address, where none is taken."""
+    if isinstance(path, RemotePath):
+        raise UsageError(f"{option} is {path}, and it must be a path of this machine")
+    return path
 
 
 def is_url(text: str) -> bool:
@@ -225,8 +234,9 @@ def join(folder: AnyPath, name: str, place: str = "") -> AnyPath:
         return folder / path
     if path.is_absolute() or name.startswith(("/", "\\")) or is_url(name):
         raise UsageError(
-            f"{place or name}: a list that was read from {folder.parts[0]} may not name files of "
-            "this machine; its rows are addresses, or paths that count from its folder"
+            f"{place + ': ' if place else ''}{printable(name)}: a list that was read from "
+            f"{folder.parts[0]} may not name files of this machine; its rows are addresses, or "
+            "paths that count from its folder"
         )
     return folder / name.replace("\\", "/")
 
@@ -394,13 +404,18 @@ def _filesystem(scheme: str, process: int) -> Any:
 
 def grace() -> float:
     """Seconds that a request may take with all its retries, and a file besides its bytes."""
-    said = os.environ.get("NATURELM_REMOTE_SECONDS", "")
+    return seconds_of("NATURELM_REMOTE_SECONDS", _GRACE)
+
+
+def seconds_of(variable: str, otherwise: float) -> float:
+    """What a variable of the environment says, which is a time in seconds. Raises UsageError."""
+    said = os.environ.get(variable, "")
     try:
-        seconds = float(said) if said else _GRACE
+        seconds = float(said) if said else otherwise
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UsageError(f"NATURELM_REMOTE_SECONDS is {said!r}, and it must be a number above 0")
+        raise UsageError(f"{variable} is {said!r}, and it must be a number above 0")
     return seconds
 
 
@@ -422,7 +437,7 @@ def attempt(path: RemotePath, call: Callable[[float], Made], seconds: float | No
         except (NatureLMError, AttributeError, TypeError, NameError):
             raise
         except Exception as error:  # each library has its own
-            wait = min(10.0, 0.2 * 4 ** (tried - 1)) * random.uniform(0.5, 1)
+            wait = min(10.0, _FIRST_WAIT * 4 ** (tried - 1)) * random.uniform(0.5, 1)
             if not _is_passing(error) or tried == _TRIES or end - time.monotonic() <= wait:
                 raise _told(path, error, tried) from error
         time.sleep(wait)
@@ -532,14 +547,13 @@ class RangeFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self.size - self._position))
-        filled = 0
-        while filled < wanted:
-            part = self._held(wanted - filled)
-            view[filled : filled + len(part)] = part
-            filled += len(part)
-            self._position += len(part)
-        return filled
+        wanted = min(len(view), self.size - self._position)
+        if wanted <= 0:
+            return 0
+        part = self._held(wanted)  # what is at hand: who wants more asks again
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
 
     def _held(self, wanted: int) -> memoryview:
         """Bytes from the position on, `wanted` at most and one at least."""
@@ -653,8 +667,9 @@ def write_bytes(path: RemotePath, data: bytes, *, is_new: bool = False) -> None:
     system, key = filesystem(path)
     if is_new and exists(path):
         raise FileExistsError(errno.EEXIST, "is there already", path.url)
+    more = {"mode": "create"} if is_new and path.scheme == "s3" else {}
     most = grace() + len(data) / _SLOWEST
-    attempt(path, lambda seconds: _call(system, "pipe_file", seconds, key, data), most)
+    attempt(path, lambda seconds: _call(system, "pipe_file", seconds, key, data, **more), most)
     forget(path)
 
 

@@ -52,9 +52,12 @@ class Store:
     faults: Faults
 
     def __truediv__(self, name: str) -> RemotePath:
-        path = storage.as_path(f"s3://{self.bucket}/{name}")
+        path = storage.as_path(f"{self}/{name}")
         assert isinstance(path, RemotePath)
         return path
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}"
 
     def put(self, source: Path | bytes, name: str) -> RemotePath:
         data = source if isinstance(source, bytes) else source.read_bytes()
@@ -86,6 +89,7 @@ def running_store() -> Iterator[Store]:
     proxy = _Proxy(("127.0.0.1", 0), _handler(port, faults))
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     store = Store(f"http://127.0.0.1:{proxy.server_port}", f"frogs-{uuid.uuid4().hex[:8]}", faults)
+    storage._FIRST_WAIT, first_wait = 0.01, storage._FIRST_WAIT
     before = {name: os.environ.get(name) for name in store.environment}
     os.environ.update(store.environment)
     storage._filesystem.cache_clear()
@@ -95,6 +99,7 @@ def running_store() -> Iterator[Store]:
         faults.reset()
         yield store
     finally:
+        storage._FIRST_WAIT = first_wait
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         storage._filesystem.cache_clear()

@@ -15,6 +15,7 @@ from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say, show
+from NatureLM.storage import local_only
 
 if TYPE_CHECKING:
     from NatureLM.config import Config, ExperimentConfig
@@ -53,7 +54,10 @@ class Experiment:
         """Folder or file of the results."""
         path = self.request.cfg_path
         stem = "experiment" if path is None else path.stem
-        return self.request.output_path or Path(self.extended.output_path or f"runs/{stem}")
+        named = self.request.output_path
+        if named is not None:
+            return local_only(named, "--output-path")
+        return Path(self.extended.output_path or f"runs/{stem}")
 
 
 def run(

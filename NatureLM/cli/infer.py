@@ -17,9 +17,9 @@ from NatureLM.cli.recordings import (
     FieldRecordings,
     checked_formats,
     count_windows,
+    finish,
     note_what_was_there,
     output_of_shard,
-    write_tables_at_the_end,
 )
 from NatureLM.errors import UsageError
 from NatureLM.progress import say
@@ -90,7 +90,7 @@ class InferRequest(of.ExperimentOptions):
     file_times: Path | None = of.FILE_TIMES
     format_name: list[str] | None = of.FORMATS
     per_recording: bool = of.PER_RECORDING
-    output_path: Path | None = of.option(
+    output_path: AnyPath | None = of.option(
         None,
         "File for the answers, one JSON line for each (of an experiment: a folder). One that "
         "exists is resumed.",
@@ -133,7 +133,7 @@ class InferRequest(of.ExperimentOptions):
         return [*(self.recordings or ()), *(self.audio_path or ())]
 
     @property
-    def output(self) -> Path:
+    def output(self) -> AnyPath:
         """The file for the answers."""
         output = self.output_path or Path("inference_output.jsonl")
         return output_of_shard(output, self.shard)
@@ -188,11 +188,11 @@ def run(request: InferRequest, config: Config) -> int:
     from NatureLM.inference.windows import RecordingError
     from NatureLM.models.registry import EMBEDDED
     from NatureLM.results.rows import RunSettings
-    from NatureLM.results.store import WindowStore
+    from NatureLM.results.uploads import open_store, working_path
 
     model = of.model_name(request.model, config)
     asked, names = ask_options(request, config, model)
-    formats = checked_formats(request.format_name or (), request.output)
+    formats = checked_formats(request.format_name or (), working_path(request.output))
     field = FieldRecordings.read(request, asked.queries)
     recordings = field.recordings
     if not recordings:
@@ -201,7 +201,7 @@ def run(request: InferRequest, config: Config) -> int:
         **asked.settings(model=model, adapter=request.adapter, generate=config.generate),
         **field.settings,
     }
-    with WindowStore(request.output, overwrite=request.overwrite) as store:
+    with open_store(request.output, overwrite=request.overwrite) as store:
         store.check(settings)
         store.context_of, store.renews_context = field.context_of, field.has_tables
         many = [f"[{n}] {query}" for n, query in enumerate(asked.queries, start=1)]
@@ -238,10 +238,9 @@ def run(request: InferRequest, config: Config) -> int:
                             note=result.note,
                             asked=result.asked,
                         )
-        shown.summary(store.answers, request.output)
-    field.say_what_is_not_known()
-    if store.answers:
-        write_tables_at_the_end(request.output, formats, request.per_recording)
+            shown.summary(store.answers, request.output)
+            field.say_what_is_not_known()
+            finish(store, formats, request.per_recording)
     return SOME_FAILED if shown.errors else 0
 
 
@@ -268,7 +267,7 @@ def _shown(result: WindowResult, asked: AskOptions) -> str:
     return f"{which}{result.shown}{'' if is_free else f'  {result.confidence:.2f}'}"
 
 
-def _goodbye(store: WindowStore, output: Path) -> str:
+def _goodbye(store: WindowStore, output: AnyPath) -> str:
     if not store.answers:
         return "Stopped before the first answer; nothing was written."
     return f"Stopped. {store.answers} answers are in {output}; {RESUMES}"

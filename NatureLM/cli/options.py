@@ -22,7 +22,7 @@ import typer
 
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
-from NatureLM.storage import as_path
+from NatureLM.storage import AnyPath, as_path
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -408,7 +408,7 @@ class ExperimentOptions(ModelOptions):
     """The options of commands that may run an experiment."""
 
     merging_alpha: float | None = None
-    output_path: Path | None = None
+    output_path: AnyPath | None = None
     data_path: str | None = DATA_PATH
     dry_run: bool = DRY_RUN
     workers: int = WORKERS

@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
 from NatureLM.cli.errors import error_text
 from NatureLM.progress import ProgressBar, printable, say
+from NatureLM.storage import AnyPath
 
 
 class RunProgress:
@@ -102,7 +102,7 @@ class RunProgress:
         self.errors += 1
         say(error_text(error), styled=True)
 
-    def summary(self, answers: int, output: Path) -> None:
+    def summary(self, answers: int, output: AnyPath) -> None:
         """The end of the run; `answers` is how many there are now."""
         from NatureLM.util import format_duration
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable, say
-from NatureLM.storage import AnyPath, RemotePath
+from NatureLM.storage import AnyPath, PathT, RemotePath
 
 if TYPE_CHECKING:
     from NatureLM.field.context import FieldClock
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from NatureLM.results.detections import Detection
     from NatureLM.results.manifest import Entry
     from NatureLM.results.shards import Shard, ShardPicker
-    from NatureLM.results.store import Resumed
+    from NatureLM.results.store import Resumed, WindowStore
 
 logger = logging.getLogger(__name__)
 _NAMED = 3  # recordings that a summary names
@@ -248,7 +248,7 @@ def field_clock(
     return clock
 
 
-def output_of_shard(output: Path, shard: str | None) -> Path:
+def output_of_shard(output: PathT, shard: str | None) -> PathT:
     """The file that a shard writes: one of its own, beside those of the others."""
     from NatureLM.results.shards import Shard
 
@@ -308,7 +308,7 @@ def checked_formats(names: Sequence[str], answers: Path) -> list[str]:
     return list(check_tables(answers, names))
 
 
-def note_what_was_there(resumed: Resumed, output: Path) -> None:
+def note_what_was_there(resumed: Resumed, output: AnyPath) -> None:
     """Say what of an earlier run is in the file."""
     if resumed.cut_off:
         logger.warning("%s: the last line was not whole and has been taken off", output)
@@ -327,13 +327,17 @@ def note_what_was_there(resumed: Resumed, output: Path) -> None:
         logger.warning("%s: has changed since it failed; all of it is asked anew", path)
 
 
-def write_tables_at_the_end(answers: Path, formats: Sequence[str], per_recording: bool) -> None:
-    """Write the tables that --format asks for, beside the answers; also one a recording."""
+def finish(store: WindowStore, formats: Sequence[str], per_recording: bool) -> None:
+    """Write the tables that --format asks for, beside the answers; also one a recording.
+
+    Answers for a bucket are uploaded with them.
+    """
     from NatureLM.cli.field import write_tables
     from NatureLM.formats import FORMATS
 
-    if formats:
-        write_tables(answers, formats)
+    made = write_tables(store.path, formats) if store.answers and formats else []
     apart = [name for name in formats if not FORMATS[name].is_one] if per_recording else []
-    if apart:
-        write_tables(answers, apart, per_recording=True)
+    if store.answers and apart:
+        made += write_tables(store.path, apart, per_recording=True)
+    for address in store.finish([one.path for one in made]):
+        say(f"{address}: uploaded")

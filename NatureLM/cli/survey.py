@@ -17,9 +17,9 @@ from NatureLM.cli.recordings import (
     FieldRecordings,
     checked_formats,
     count_windows,
+    finish,
     note_what_was_there,
     output_of_shard,
-    write_tables_at_the_end,
 )
 from NatureLM.progress import say
 from NatureLM.storage import AnyPath
@@ -123,7 +123,7 @@ class SurveyRequest(of.ModelOptions):
     file_times: Path | None = of.FILE_TIMES
     format_name: list[str] | None = of.FORMATS
     per_recording: bool = of.PER_RECORDING
-    output_path: Path = of.option(
+    output_path: AnyPath = of.option(
         Path("survey"),
         "Folder for the answers and the tables. One that exists is resumed.",
         _OUTPUT,
@@ -137,7 +137,7 @@ class SurveyRequest(of.ModelOptions):
         return [*(self.recordings or ()), *(self.audio_path or ())]
 
     @property
-    def answers(self) -> Path:
+    def answers(self) -> AnyPath:
         """The file for the answers."""
         return output_of_shard(self.output_path / ANSWERS, self.shard)
 
@@ -164,9 +164,9 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
 
     What cannot work is refused before the model is loaded.
     """
-    from NatureLM.results.store import WindowStore
+    from NatureLM.results.uploads import open_store, working_path
 
-    formats = checked_formats(request.format_name or ["csv"], request.answers)
+    formats = checked_formats(request.format_name or ["csv"], working_path(request.answers))
     asked = ask_options(request, questionnaire, config)
     field = FieldRecordings.read(request, [one.question for one in questionnaire.columns])
     if not field.recordings:
@@ -177,16 +177,15 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
         legend=[f"{one.name}: {one.question}" for one in questionnaire.columns],
         unit="windows",
     )
-    with WindowStore(request.answers, overwrite=request.overwrite) as store:
+    with open_store(request.answers, overwrite=request.overwrite) as store:
         store.context_of, store.renews_context = field.context_of, field.has_tables
         with stop_message(lambda: _goodbye(store.answers, request.answers)):
             unparsed = _ask(request, config, questionnaire, asked, field, store, shown)
-        shown.summary(store.answers, request.answers)
-    for name, count in unparsed.items():
-        say(f"{name}: {count} answers could not be parsed; they are kept as they were said")
-    field.say_what_is_not_known()
-    if store.answers:
-        write_tables_at_the_end(request.answers, formats, request.per_recording)
+            shown.summary(store.answers, request.answers)
+            for name, count in unparsed.items():
+                say(f"{name}: {count} answers could not be parsed; they are kept as they were said")
+            field.say_what_is_not_known()
+            finish(store, formats, request.per_recording)
     return SOME_FAILED if shown.errors else 0
 
 
@@ -304,7 +303,7 @@ def _shown(row: SurveyRow) -> str:
     return "; ".join(parts)
 
 
-def _goodbye(windows: int, output: Path) -> str:
+def _goodbye(windows: int, output: AnyPath) -> str:
     if not windows:
         return "Stopped before the first answer; nothing was written."
     return f"Stopped. {windows} windows are answered in {output}; {RESUMES}"

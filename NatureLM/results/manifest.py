@@ -27,7 +27,6 @@ from NatureLM.data.table import CLIP_ALIASES, DataError, decoded, fold, read_byt
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import tags_of, tags_text
 from NatureLM.field.context import FieldClock, Told
-from NatureLM.progress import printable
 from NatureLM.results.recordings import identity
 from NatureLM.results.rows import OutputError, json_line, read_lines
 from NatureLM.results.store import JsonlAppender
@@ -39,7 +38,7 @@ from NatureLM.results.tables import (
     without_formula,
     write_table,
 )
-from NatureLM.storage import AnyPath, RemotePath, is_url, join, local_copy
+from NatureLM.storage import AnyPath, RemotePath, join, local_copy
 from NatureLM.util import atomic_write, library, parse_json, shown
 
 SUFFIXES = (".csv", ".parquet", ".txt")
@@ -127,7 +126,7 @@ def listed_in(
     """
 
     def placed(name: str) -> AnyPath:
-        found = join(path.parent, name, f"{path}, {printable(name)}" if is_url(name) else "")
+        found = join(path.parent, name, str(path))
         return as_on_disk(found, other_slashes=True) if isinstance(found, Path) else found
 
     for entry in read_manifest(path, lambda name: wanted(placed(name))):

@@ -12,16 +12,14 @@ import unicodedata
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from NatureLM.audio.files import as_on_disk
 from NatureLM.errors import UsageError
-from NatureLM.storage import AnyPath, RemotePath, full_path, is_url
+from NatureLM.storage import AnyPath, PathT, RemotePath, full_path, is_url
 from NatureLM.util import digest
 
 MOST_SHARDS = 100_000
-PathT = TypeVar("PathT", Path, RemotePath)
 
 
 @dataclass(frozen=True)

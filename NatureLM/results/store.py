@@ -267,6 +267,7 @@ StoreT = TypeVar("StoreT", bound="ResultStore[Any]")
 class ResultStore(ABC, Generic[RowT]):
     """An open result file. Use it as a context manager.
 
+    named: what messages call the file, if not by its path
     OTHERWISE: what messages advise where the file does not fit
     PADS: see `JsonlAppender`
 
@@ -276,8 +277,11 @@ class ResultStore(ABC, Generic[RowT]):
     OTHERWISE: ClassVar[str]
     PADS: ClassVar[bool] = True
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, overwrite: bool = False, named: AnyPath | None = None
+    ) -> None:
         self.path = Path(path)
+        self.named = named or self.path
         self._overwrite = overwrite
         self._settings: RunSettings  # once `begin` was called
         self._file = self._open()
@@ -301,6 +305,10 @@ class ResultStore(ABC, Generic[RowT]):
     def _open(self) -> RowFile:
         """What the rows are kept in, opened and locked."""
         return JsonlAppender(self.path, pads=self.PADS)
+
+    def finish(self, tables: Sequence[Path] = ()) -> list[str]:
+        """All was asked, and tables were made; the addresses to which these went, if any."""
+        return []
 
     @property
     def answers(self) -> int:
@@ -338,7 +346,7 @@ class ResultStore(ABC, Generic[RowT]):
             row = self._parse(line, number)
             if self._run not in (None, row.run):
                 raise OutputError(
-                    f"{self.path}, line {number}: the rows are of runs with different "
+                    f"{self.named}, line {number}: the rows are of runs with different "
                     f"settings; {self.OTHERWISE}"
                 )
             self._run = row.run
@@ -353,7 +361,7 @@ class ResultStore(ABC, Generic[RowT]):
     def _refusal(self, problem: str, details: Sequence[str], advice: str = "") -> OutputError:
         """What is wrong with the rows that are there."""
         advice = advice or f"{self.OTHERWISE.capitalize()}."
-        return OutputError(f"{self.path}: {problem}:\n{bullets(details)}\n{advice}")
+        return OutputError(f"{self.named}: {problem}:\n{bullets(details)}\n{advice}")
 
     def _refuse_other_revisions(self, settings: RunSettings) -> None:
         """Raise OutputError where both know the commits that the model is of, and they differ.
@@ -594,13 +602,13 @@ class WindowStore(ResultStore[Row]):
             data = None
         if not (isinstance(data, dict) and "audio_path" in data):
             raise OutputError(
-                f"{self.path}: exists and is no result file of `naturelm infer`, so it is left as "
+                f"{self.named}: exists and is no result file of `naturelm infer`, so it is left as "
                 "it is; give another --output-path"
             )
 
     def _parse(self, line: bytes, number: int) -> Row:
         try:
-            return from_line(line, str(self.path), number)
+            return from_line(line, str(self.named), number)
         except OutputError as error:
             raise OutputError(f"{error}; {self.OTHERWISE}") from None
 

@@ -353,6 +353,19 @@ def test_an_address_without_base64_is_refused(service: Running, address: str) ->
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_base64")
 
 
+@pytest.mark.parametrize(
+    "address", ["s3://frogs/a.wav", "gs://frogs/a.wav", "memory://a.wav", "file:///a.wav"]
+)
+def test_a_request_reaches_no_store(
+    service: Running, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("NatureLM.storage.filesystem", lambda path: pytest.fail("was asked"))
+    answer = service.chat({"type": "audio_url", "audio_url": {"url": address}}, text(QUESTION))
+    assert answer.status_code == 400, answer.text
+    answer = service.chat({"type": "audio", "audio": address}, text(QUESTION))
+    assert answer.status_code == 400, answer.text
+
+
 def test_silence_is_refused_unless_it_is_asked_for(service: Running) -> None:
     silent = audio(wav([0.0] * 16_000))
     refused = service.chat(silent, text(QUESTION))

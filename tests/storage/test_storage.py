@@ -182,7 +182,10 @@ def outcome(path: Path | RemotePath) -> tuple[list[float], str, str]:
 
 
 @pytest.mark.parametrize("broken", ["cut", "longer", "garbage", "empty"])
-@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".wav", ".flac", *(pytest.param(one, marks=pytest.mark.slow) for one in (".ogg", ".mp3"))],
+)
 def test_damage_is_seen_in_a_bucket_as_on_a_disk(
     store: Store, tmp_path: Path, broken: str, suffix: str
 ) -> None:

@@ -1,0 +1,357 @@
+"""Answers that go to a bucket: written here, uploaded in segments, and one file at the end.
+
+An object cannot grow. So rows go to a result file in a working folder of this machine, and what is
+new in it is uploaded from time to time as a further *segment* beside the address of the answers:
+
+    answers.jsonl.parts/000001-000000.jsonl     generation 1, segment 0: all rows so far
+    answers.jsonl.parts/000001-000001.jsonl     the rows after these
+    answers.jsonl.parts/000001.run.json         the settings
+
+Segments are never changed, and each is made only where none of its name is. In a row they are the
+file. Where rows that were uploaded are taken out again (recordings that failed and are tried anew),
+a new generation begins with all rows; the highest one with a segment 0 counts. At the end the whole
+file replaces the address, then the segments go: older generations first, of the last one segment 0,
+and at every moment what counts is whole.
+
+A run reads what counts before it begins. If the working file begins with the very same bytes it has
+rows that were not uploaded yet, and goes on with them; otherwise, on another machine above all,
+what was uploaded takes its place. So nothing is lost but what was never uploaded, and nothing is
+there twice; which machine wrote what needs no record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from NatureLM import storage
+from NatureLM.results.rows import OutputError, RunSettings, record_path
+from NatureLM.results.store import Resumed, WindowStore, lock_beside, unlock
+from NatureLM.storage import AnyPath, RemotePath, StorageError
+from NatureLM.util import atomic_write, digest, format_bytes
+
+logger = logging.getLogger(__name__)
+SECONDS, MOST_BYTES = 30.0, 8 << 20  # until a segment is uploaded; how large one is
+_SEGMENT = re.compile(r"(\d{6})-(\d{6})\.jsonl")
+_SETTINGS = re.compile(r"\d{6}\.run\.json")
+
+
+def working_path(output: AnyPath) -> Path:
+    """Where the rows for an output are written: the file itself, or one in a folder of the cache.
+
+    NATURELM_WORK names another folder for those of buckets. (NATURELM_UPLOAD_SECONDS is how often
+    they are uploaded.)
+    """
+    if isinstance(output, Path):
+        return output
+    named = os.environ.get("NATURELM_WORK")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(named) if named else Path(cache) / "naturelm" / "outputs"
+    return home / digest(output.url).hex()[:16] / output.name
+
+
+def open_store(output: AnyPath, *, overwrite: bool = False) -> WindowStore:
+    """The store of answers for a path or an address. Raises OutputError and StorageError."""
+    if isinstance(output, Path):
+        return WindowStore(output, overwrite=overwrite)
+    return UploadedStore(output, overwrite=overwrite)
+
+
+class UploadedStore(WindowStore):
+    """The answers about windows of recordings, of which the bucket gets what is new.
+
+    Rows of an earlier run are read from there. `finish` puts the whole file in its place; without
+    it, as after Ctrl-C, what is there stays to be resumed.
+    """
+
+    def __init__(self, output: RemotePath, *, overwrite: bool = False) -> None:
+        self._uploads = _Uploads(output, working_path(output))
+        try:
+            self._uploads.prepare(overwrite=overwrite)
+            super().__init__(self._uploads.path, overwrite=overwrite, named=output)
+        except BaseException:
+            self._uploads.release()
+            raise
+
+    def begin(self, settings: RunSettings, recordings: Iterable[str | AnyPath] = ()) -> Resumed:
+        """Start writing answers of a run, or resume it: see `WindowStore.begin`."""
+        resumed = super().begin(settings, recordings)
+        self._uploads.start()
+        return resumed
+
+    def _append(self, row: Any, key: Any) -> None:
+        self._uploads.check()
+        super()._append(row, key)
+
+    def finish(self, tables: Sequence[Path] = ()) -> list[str]:
+        """Upload the whole file and tables of it; their addresses. Raises StorageError."""
+        return self._uploads.finish(tables)
+
+    def close(self) -> None:
+        """Close the file, and upload what is new in it, as far as that goes."""
+        self._uploads.stop()
+        super().close()
+        self._uploads.release()
+
+
+class _Uploads:
+    """What of a working file is in the bucket.
+
+    output: address of the whole file; path: the working file
+    """
+
+    def __init__(self, output: RemotePath, path: Path) -> None:
+        self.output, self.path = output, path
+        self._parts = output.with_name(f"{output.name}.parts")
+        self._generation, self._segment, self._offset = 0, 0, 0
+        self._known = b""  # digest of the first `_offset` bytes
+        self._taken: OutputError | None = None
+        self._told = self._is_done = False
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{path.parent}: cannot be made a folder ({error.strerror}), and answers for "
+                f"{output} are kept there; name another one in NATURELM_WORK"
+            ) from None
+        self._seconds = storage.seconds_of("NATURELM_UPLOAD_SECONDS", SECONDS)
+        self._lock: Any = lock_beside(
+            path.parent / "uploads",
+            f"{output}: another run is writing this output now; wait for its end, or give another "
+            "--output-path",
+        )
+
+    # Before the run
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Let the working file hold what the bucket does, and what was not uploaded of it."""
+        segments = self._segments()
+        if segments:
+            self._generation = segments[-1][0]
+        if overwrite:
+            return
+        counts = [one for one in segments if one[0] == self._whole_generation(segments)]
+        earlier = self.path.with_name("earlier.jsonl")
+        try:
+            self._download(counts, earlier)
+            size = earlier.stat().st_size
+            self._segment, self._offset, self._known = len(counts), size, _digest(earlier, size)
+            here = self.path.stat().st_size if self.path.exists() else 0
+            if (size or here) and _digest(self.path, size) != self._known:
+                earlier.replace(self.path)
+            elif (more := here - size) > 0:
+                logger.warning(
+                    "%s: rows of %s are here that were not uploaded; they are now",
+                    *(self.output, format_bytes(more)),
+                )
+        finally:
+            earlier.unlink(missing_ok=True)
+
+    def _segments(self) -> list[tuple[int, int]]:
+        """Generation and number of the segments in the bucket, sorted."""
+        found = (_SEGMENT.fullmatch(one.name) for one in storage.find(self._parts / ""))
+        return sorted((int(one[1]), int(one[2])) for one in found if one)
+
+    @staticmethod
+    def _whole_generation(segments: Sequence[tuple[int, int]]) -> int:
+        return max((generation for generation, number in segments if number == 0), default=0)
+
+    def _download(self, counts: Sequence[tuple[int, int]], target: Path) -> None:
+        """The rows that count: those of segments, else of the whole file, else none."""
+        if [number for _, number in counts] != list(range(len(counts))):
+            raise OutputError(
+                f"{self._parts}: segments of generation {counts[0][0]} are missing; put them back, "
+                "or give --overwrite to start anew"
+            )
+        record, rows = self.output.with_name(f"{self.output.name}.run.json"), [self.output]
+        if counts:
+            self._generation = counts[0][0]
+            record = self._parts / f"{self._generation:06}.run.json"
+            rows = [self._named(*one) for one in counts]
+        target.write_bytes(b"")
+        piece = target.with_name("piece")
+        for one in rows:
+            storage.forget(one)
+            try:
+                storage.download(one, piece)
+            except FileNotFoundError:
+                if counts:
+                    raise StorageError(f"{one}: is gone") from None
+                break
+            with open(piece, "rb") as source, open(target, "ab") as joined:
+                shutil.copyfileobj(source, joined)
+            piece.unlink()
+        try:
+            settings = storage.read_bytes(record)
+        except FileNotFoundError:
+            return
+        with atomic_write(record_path(self.path)) as unfinished:
+            unfinished.write_bytes(settings)
+
+    # While it runs
+
+    def start(self) -> None:
+        """The file is as the run goes on with it: upload what is new from now on."""
+        has_segments = self._segment > 0
+        if not has_segments or _digest(self.path, self._offset) != self._known:
+            self._generation, self._segment, self._offset = self._generation + 1, 0, 0
+        self._ending.clear()
+        self._thread = threading.Thread(target=self._work, name="naturelm-uploads", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise OutputError where another run has taken over the output."""
+        if self._taken is not None:
+            raise self._taken
+
+    def _work(self) -> None:
+        last = time.monotonic()
+        while not self._ending.wait(0.5) and self._taken is None:
+            unsent = self.path.stat().st_size - self._offset
+            if unsent >= MOST_BYTES or (unsent and time.monotonic() - last >= self._seconds):
+                self._try_to_send()
+                last = time.monotonic()
+
+    def _try_to_send(self) -> bool:
+        """Upload what is new; False, and a note, where the network does not let it."""
+        try:
+            while self._send():
+                pass
+        except StorageError as error:
+            if not self._told:
+                logger.warning("%s. Answers are kept in %s, and uploaded later", error, self.path)
+            self._told = True
+            return False
+        except OutputError as error:
+            self._taken = error
+            return False
+        return True
+
+    def _send(self) -> bool:
+        """Upload the next segment; False where no whole line is new."""
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            # All of a new generation is in its first segment.
+            data = file.read() if self._segment == 0 else file.read(MOST_BYTES)
+        data = data[: data.rfind(b"\n") + 1]
+        if not data:
+            return False
+        self._check_generation()
+        if self._segment == 0:
+            record = record_path(self.path)
+            if record.exists():
+                name = f"{self._generation:06}.run.json"
+                storage.write_bytes(self._parts / name, record.read_bytes())
+        self._make(data)
+        self._offset += len(data)
+        self._segment += 1
+        if self._segment == 1:
+            self._remove([one for one in self._segments() if one[0] < self._generation])
+        self._told = False
+        return True
+
+    def _make(self, data: bytes) -> None:
+        """Write a segment. Raises OutputError where another run has made it."""
+        path = self._named(self._generation, self._segment)
+        try:
+            storage.write_bytes(path, data, is_new=True)
+        except FileExistsError:
+            # The answer to our own write may have been lost on the way.
+            if storage.read_bytes(path) != data:
+                raise self._taken_over() from None
+
+    def _check_generation(self) -> None:
+        segments = self._segments()
+        if segments and segments[-1] > (self._generation, self._segment):
+            raise self._taken_over()
+
+    def _taken_over(self) -> OutputError:
+        return OutputError(
+            f"{self.output}: another run has begun to write this output, so this one ends; its "
+            f"answers that were not uploaded are in {self.path}"
+        )
+
+    def _named(self, generation: int, segment: int) -> RemotePath:
+        return self._parts / f"{generation:06}-{segment:06}.jsonl"
+
+    # After it
+
+    def stop(self) -> None:
+        """End the uploads, with what is new."""
+        if self._thread is None:
+            return
+        self._ending.set()
+        self._thread.join()
+        self._thread = None
+        if self._taken is None and self.path.exists():
+            self._try_to_send()
+
+    def finish(self, tables: Sequence[Path]) -> list[str]:
+        """Put the whole file in its place, and tables beside it; the segments go."""
+        self.stop()
+        self.check()
+        if not self.path.exists() or not self.path.stat().st_size:
+            return []
+        try:
+            self._check_generation()
+            record = record_path(self.path)
+            made = [self.output, self.output.with_name(f"{self.output.name}.run.json")]
+            if record.exists():
+                storage.upload(record, made[1])
+            storage.upload(self.path, made[0])
+            for table in tables:
+                made += self._upload_table(table)
+            self._remove(self._segments())
+            for one in storage.find(self._parts / ""):
+                if _SETTINGS.fullmatch(one.name):
+                    storage.remove(one)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}. All answers are in {self.path}; the same command uploads them"
+            ) from None
+        self._is_done = True
+        return [one.url for one in made]
+
+    def _upload_table(self, table: Path) -> list[RemotePath]:
+        files = sorted(one for one in table.rglob("*") if one.is_file()) or [table]
+        made = []
+        for one in files:
+            name = one.relative_to(self.path.parent).as_posix()
+            storage.upload(one, self.output.parent / name)
+            made.append(self.output.parent / name)
+        return made[:1] if len(made) == 1 else [self.output.parent / table.name]
+
+    def _remove(self, segments: Iterable[tuple[int, int]]) -> None:
+        """Remove segments, so that at no moment an older generation counts again."""
+        for one in sorted(segments):
+            storage.remove(self._named(*one))
+
+    def release(self) -> None:
+        """Let others write; what is in its place in the bucket is kept here no longer."""
+        if self._is_done:
+            shutil.rmtree(self.path.parent, ignore_errors=True)
+        unlock(self._lock)
+
+
+def _digest(path: Path, size: int) -> bytes:
+    """Of the first bytes of a file; another one where it has fewer."""
+    if not path.exists() or path.stat().st_size < size:
+        return b""
+
+    def pieces() -> Iterable[bytes]:
+        left = size
+        with open(path, "rb") as file:
+            while left and (piece := file.read(min(left, 1 << 20))):
+                left -= len(piece)
+                yield piece
+
+    return digest(pieces(), "blake2b")
