@@ -76,8 +76,8 @@ tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=fold
 	@test -n "$(DATA)" || { echo "make: name the folder of recordings: make tiny DATA=… OUT=…" >&2; exit 2; }
 	$(BIN)/python -m recipes.tiny --data-path "$(DATA)" --output-path "$(or $(OUT),runs/tiny)"
 
-test-slow: $(TOOLS)  ## The tests that take minutes
-	$(PYTEST) -m "slow and not gpu"
+test-slow: $(TOOLS)  ## The tests that take minutes, and properties with many examples
+	$(PYTEST) -m "(slow or hypothesis) and not gpu" --hypothesis-profile thorough
 
 test-gpu: $(TOOLS)  ## The tests that need CUDA
 	$(PYTEST) -m gpu

@@ -26,8 +26,11 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 settings.register_profile(
     "project",
     deadline=None,
+    max_examples=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# Of `make test-slow`: what a few examples do not find may be found by many.
+settings.register_profile("thorough", settings.get_profile("project"), max_examples=400)
 settings.load_profile("project")
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from builders import BuildModel
 from decoding import ENDS, decode
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -107,7 +108,7 @@ def answers(engine: Engine, requests: Iterable[Request], waves: list[Tensor]) ->
     return found
 
 
-@settings(max_examples=15)
+@examples(8)
 @given(
     cases=CASES,
     beams=st.sampled_from([1, 2, 3]),

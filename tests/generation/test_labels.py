@@ -12,6 +12,7 @@ import pytest
 import torch
 from builders import BuildModel
 from decoding import decode
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -64,7 +65,7 @@ def one_by_one(
     return found
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(
     sequences=SEQUENCES,
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
@@ -313,7 +314,7 @@ def is_allowed(answer: str, labels: list[str], several: bool) -> bool:
     return several and len(set(parts)) == len(parts) and all(part in labels for part in parts)
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(
     labels=LABEL_LISTS,
     several=st.booleans(),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merging.helpers import answer_ids, last_logits, same_state, state_copy
@@ -91,7 +92,7 @@ def test_zero_is_the_base_model_and_one_the_adapters(nano: NatureLM, embeds: Ten
     assert not torch.allclose(as_stored, base, atol=1e-2)
 
 
-@settings(max_examples=15)
+@examples(8)
 @given(alphas=st.lists(st.floats(-1, 2), min_size=3, max_size=3))
 def test_one_alpha_per_row_equals_one_at_a_time(
     alphas: list[float], nano: NatureLM, embeds: Tensor

@@ -468,7 +468,7 @@ def test_sigterm_lets_answers_come_to_their_end() -> None:
         body = {
             "model": "naturelm-tiny",
             "messages": [{"role": "user", "content": [audio(OWL), text("Caption the audio")]}],
-            "max_tokens": 200, "temperature": 2.0, "stream": True,
+            "max_tokens": 100, "temperature": 2.0, "stream": True,
         }  # fmt: skip
         address = f"http://127.0.0.1:{port}/v1/chat/completions"
         with httpx.stream("POST", address, json=body, timeout=60) as answer:

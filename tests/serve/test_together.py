@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
 
@@ -51,7 +52,7 @@ def ask(service: Running, asked: tuple[str, str, float, str], **more: Any) -> An
     return choice["message"]["content"], choice["finish_reason"]
 
 
-@settings(max_examples=8, deadline=None)
+@examples(3)
 @given(st.lists(ASKED, min_size=8, max_size=24))
 def test_answers_together_are_those_of_one_after_the_other(
     service: Running, asked: list[Any]
