@@ -304,57 +304,65 @@ def test_a_page_that_a_visitor_sent_runs_nothing(app: RunningApp) -> None:
     assert headers["content-security-policy"] == policy
 
 
+PEOPLE = {"ann": "correct horse"}
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """An app that asks who comes."""
+    folder = tmp_path_factory.mktemp("locked")
+    with running(folder, FakePipeline(), people=PEOPLE, token=TOKEN) as app:
+        yield app
+
+
 @pytest.mark.browser
-def test_a_browser_enters_by_the_address_with_its_token(open_page: Any, tmp_path: Path) -> None:
+def test_a_browser_enters_by_the_address_with_its_token(open_page: Any, locked: RunningApp) -> None:
     """Without an error in its console; the token leaves the address, the next visit needs none."""
-    with running(tmp_path, FakePipeline(), token=TOKEN) as locked:
-        page = open_page(locked, link=f"?token={TOKEN}")
-        assert page.url == locked.address
-        put(page, "ask", ASSETS / "synthetic_dog.WAV")
-        assert ask(page, "Who is it?").startswith("You asked: ")
-        again = page.context.new_page()
-        again.goto(f"{locked.address}?job=none")
-        again.wait_for_selector("#tabs")
-        (cookie,) = page.context.cookies()
-        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
-        assert TOKEN not in cookie["value"]
+    page = open_page(locked, link=f"?token={TOKEN}")
+    assert page.url == locked.address
+    put(page, "ask", ASSETS / "synthetic_dog.WAV")
+    assert ask(page, "Who is it?").startswith("You asked: ")
+    again = page.context.new_page()
+    again.goto(f"{locked.address}?job=none")
+    again.wait_for_selector("#tabs")
+    (cookie,) = page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    assert TOKEN not in cookie["value"]
 
 
 @pytest.mark.browser
 def test_a_browser_enters_by_the_form_and_by_a_link_of_another_site(
-    chromium: Any, tmp_path: Path
+    chromium: Any, locked: RunningApp
 ) -> None:
-    people = {"ann": "correct horse"}
-    with running(tmp_path, FakePipeline(), people=people, token=TOKEN) as locked:
-        context = chromium.new_context()
-        page = context.new_page()
-        page.goto(f"{locked.address}?job=none")
-        page.fill("input[name=name]", "ann")
-        page.fill("input[name=password]", "wrong")
-        page.click("button")
-        assert page.inner_text("[role=status]") == "This is not right; try again."
-        page.fill("input[name=name]", "ann")
-        page.fill("input[name=password]", people["ann"])
-        page.click("button")
-        page.wait_for_selector("#tabs")
-        assert page.url == f"{locked.address}?job=none"
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(f"{locked.address}?job=none")
+    page.fill("input[name=name]", "ann")
+    page.fill("input[name=password]", "wrong")
+    page.click("button")
+    assert page.inner_text("[role=status]") == "This is not right; try again."
+    page.fill("input[name=name]", "ann")
+    page.fill("input[name=password]", PEOPLE["ann"])
+    page.click("button")
+    page.wait_for_selector("#tabs")
+    assert page.url == f"{locked.address}?job=none"
 
-        other = "http://birds.example/"
-        page.route(f"{other}**", lambda route: route.fulfill(body="", content_type="text/html"))
-        for link in ("", f"?token={TOKEN}"):
-            page.goto(other)
-            page.set_content(f'<a href="{locked.address}{link}">there</a>')
-            page.click("a")
-            page.wait_for_selector("#tabs")
-            assert page.url == locked.address
+    other = "http://birds.example/"
+    page.route(f"{other}**", lambda route: route.fulfill(body="", content_type="text/html"))
+    for link in ("", f"?token={TOKEN}"):
         page.goto(other)
-        sent = page.evaluate(
-            """(address) => fetch(address, {method: 'POST', mode: 'no-cors', body: '{}'})
-                .then(() => 'sent', () => 'refused')""",
-            f"{locked.address}gradio_api/run/predict",
-        )
-        assert sent == "refused"
-        page.set_content(f'<iframe src="{locked.address}"></iframe>')
-        page.wait_for_timeout(500)
-        assert locked.address not in [frame.url for frame in page.frames]
-        context.close()
+        page.set_content(f'<a href="{locked.address}{link}">there</a>')
+        page.click("a")
+        page.wait_for_selector("#tabs")
+        assert page.url == locked.address
+    page.goto(other)
+    sent = page.evaluate(
+        """(address) => fetch(address, {method: 'POST', mode: 'no-cors', body: '{}'})
+            .then(() => 'sent', () => 'refused')""",
+        f"{locked.address}gradio_api/run/predict",
+    )
+    assert sent == "refused"
+    page.set_content(f'<iframe src="{locked.address}"></iframe>')
+    page.wait_for_timeout(500)
+    assert locked.address not in [frame.url for frame in page.frames]
+    context.close()

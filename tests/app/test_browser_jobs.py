@@ -113,6 +113,7 @@ def test_long_recording_is_seen_heard_and_taken_away(
     assert {(row[7], row[9]) for row in cells[1:]} == {(heath.name, heath.name)}
 
 
+@pytest.mark.slow
 def test_a_list_of_names_gives_confidences_to_colour_by(
     real_app: RunningApp, open_page: Opener, assets: Path, tmp_path: Path
 ) -> None:
@@ -297,6 +298,7 @@ def test_link_opens_a_job_for_whoever_has_it(
     page.wait_for_selector("#long-problem >> text=cannot be opened")
 
 
+@pytest.mark.slow
 def test_bad_recordings_are_told_in_a_sentence(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
@@ -373,6 +375,7 @@ def test_experiment_is_opened_filtered_and_heard(
     go_to(page, "Ask")
 
 
+@pytest.mark.slow
 def test_answers_are_announced_before_the_start(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
@@ -393,6 +396,7 @@ def test_answers_are_announced_before_the_start(
     page.wait_for_selector("#long-problem >> text=and a job may have 200,000")
 
 
+@pytest.mark.slow
 def test_a_long_list_is_turned_page_by_page(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:

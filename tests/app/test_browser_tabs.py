@@ -69,6 +69,7 @@ def test_markup_is_shown_as_text(
     assert page.locator("#ask-compared :is(script, b, strong, a, img)").count() == 0
 
 
+@pytest.mark.slow
 def test_bad_files_get_a_sentence_and_the_page_lives_on(page: Any, sounds: Sounds) -> None:
     put(page, "ask", *(sounds[name] for name in ("empty", "text", "corrupt", "tiny")))
     told = page.locator("#ask-notice").inner_text()
@@ -81,6 +82,7 @@ def test_bad_files_get_a_sentence_and_the_page_lives_on(page: Any, sounds: Sound
     assert ask(page, "Well?") == "You asked: Well? (1 clips: 3 s)"
 
 
+@pytest.mark.slow
 def test_an_hour_is_offered_to_long_recording(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["hour"])
     told = page.locator("#ask-notice").inner_text()
@@ -91,6 +93,7 @@ def test_an_hour_is_offered_to_long_recording(page: Any, sounds: Sounds) -> None
     page.wait_for_function("e => e.ariaSelected === 'true'", arg=tab.element_handle())
 
 
+@pytest.mark.slow
 def test_a_question_without_sound_or_words_says_what_is_missing(page: Any, sounds: Sounds) -> None:
     page.click("#ask-send")
     problem = page.locator("#ask-problem .notice")
@@ -221,6 +224,7 @@ def test_a_clip_is_named_from_a_list(real_app: RunningApp, open_page: Opener) ->
     assert "did you mean 'Barn Owl'?" in page.locator("#identify-problem").inner_text()
 
 
+@pytest.mark.slow
 def test_a_long_clip_is_named_window_by_window(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds, tmp_path: Path
 ) -> None:

@@ -1052,8 +1052,8 @@ print(len(view.answers), peak() - before, looks)
 
 
 def test_a_page_of_many_answers_takes_little_memory_and_time(jobs: Jobs) -> None:
-    """It took 240 MB and 0.6 s a look when all rows were read again and kept."""
-    job, _ = grown_job(jobs, 20_000)
+    """20,000 took 240 MB and 0.6 s a look when all rows were read again and kept."""
+    job, _ = grown_job(jobs, 8_000)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(jobs.folder.parent), job.id],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -1062,9 +1062,9 @@ def test_a_page_of_many_answers_takes_little_memory_and_time(jobs: Jobs) -> None
         check=True,
     )
     count, megabytes, seconds = map(float, done.stdout.split())
-    assert count == 20_010
-    assert megabytes < 40
-    assert seconds < 0.25
+    assert count == 8_010
+    assert megabytes < 25
+    assert seconds < 0.2
 
 
 def full(*_: Any, **__: Any) -> Any:
