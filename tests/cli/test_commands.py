@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import inspect
 import io
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import typer
 from commands import beans, naturelm, rows
 from typer.testing import CliRunner, Result
@@ -34,8 +32,6 @@ from NatureLM.data.components import component, components
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.progress import ProgressBar, say
-from NatureLM.results.rows import Prediction, RunSettings
-from NatureLM.results.store import WindowStore
 from NatureLM.search.build import Embedder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +67,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_verb_is_listed_and_there() -> None:
-    listed = " ".join(naturelm("--help").stdout.split())
+    listed = " ".join(naturelm("--help").stdout.replace("│", " ").split())
     for name, verb in NATURELM_COMMANDS.items():
         assert name in listed
         assert verb.summary.split(".")[0] in listed
@@ -520,109 +516,3 @@ def test_sound_is_encoded_once_for_several_commands(
     assert f"{windows} clips" in naturelm("cache", "info", *cache_dir).stdout
     assert f"Cleared {tmp_path / 'cache'}" in naturelm("cache", "clear", *cache_dir).stdout
     assert "0 clips, 0 bytes" in naturelm("cache", *cache_dir).stdout
-
-
-# export
-
-
-@pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Answers about a recording of 12 s, one of 5 s and one that cannot be read."""
-    monkeypatch.chdir(tmp_path)
-    soundfile.write("a.wav", np.zeros(12 * 8000), 8000)
-    soundfile.write("b.wav", np.zeros(5 * 8000), 8000)
-    settings = {"model": "m", "merging_alpha": 1.0, "queries": ["q"], "channel": 2}
-    with WindowStore("answers.jsonl") as store:
-        store.begin(RunSettings({**settings, "time_expansion": 0.25}))
-        store.add_answer(Prediction("a.wav", 0.0, 10.0, "q", "=Wolf", 1.0))
-        store.add_answer(Prediction("a.wav", 10.0, 12.0, "q", "Owl", 1.0))
-        store.add_answer(Prediction("b.wav", 0.0, 5.0, "q", "Dog", 1.0))
-        store.add_error("c.wav", ValueError("no sound"), 1.0)
-    return Path("answers.jsonl")
-
-
-def test_csv_is_written_beside_the_answers(answers: Path) -> None:
-    result = naturelm("export", str(answers))
-    assert result.exit_code == 0, result.output
-    assert "4 rows in answers.csv" in result.output
-    with open("answers.csv", encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["text"] for row in rows] == ["'=Wolf", "Owl", "Dog", ""]
-    assert rows[3]["error"] == "no sound"
-
-
-def test_raven_table_has_exact_times_channel_and_band(answers: Path) -> None:
-    result = naturelm("export", str(answers), "--format", "raven", "--output-path", "tables/r.txt")
-    assert result.exit_code == 0, result.output
-    with open("tables/r.txt", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    assert [(row["Begin Time (s)"], row["End Time (s)"]) for row in rows] == [
-        ("0.000000", "10.000000"),
-        ("10.000000", "12.000000"),
-        ("12.000000", "17.000000"),
-    ]
-    assert {(row["Channel"], row["High Freq (Hz)"]) for row in rows} == {("2", "2000.0")}
-
-
-def test_recording_that_is_gone_is_noted(answers: Path) -> None:
-    Path("a.wav").unlink()
-    result = naturelm("export", str(answers), "--format", "raven")
-    assert result.exit_code == 0, result.output
-    assert "a.wav" in result.output
-    assert "12 s, where the last answer ends" in result.output
-    assert Path("answers.selections.txt").read_text().splitlines()[3].split("\t")[3] == "12.000000"
-    assert "Open the recordings in Raven" in result.output
-
-
-def test_recordings_without_answers_take_their_time_in_raven(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Begin times are those of the recordings opened as one sound, by the list that is written."""
-    monkeypatch.chdir(tmp_path)
-    clips = Path("clips")
-    clips.mkdir()
-    seconds = {"0500.wav": 3600.25, "0600.wav": 2.000125, "0700.wav": 4.0}
-    for name, length in seconds.items():
-        soundfile.write(clips / name, np.zeros(round(length * 8000)), 8000)
-    (clips / "0650.wav").write_bytes(b"not sound")
-    with WindowStore("o.jsonl") as store:  # in the order of a run that was resumed
-        store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}))
-        store.add_answer(Prediction("clips/0700.wav", 1.0, 3.0, "q", "Owl", 1.0))
-        store.add_error("clips/0600.wav", ValueError("NaN"), 1.0)
-        store.add_error("clips/0650.wav", ValueError("no sound"), 1.0)
-        store.add_answer(Prediction("clips/0500.wav", 3590.0, 3600.25, "q", "Wolf", 1.0))
-    (tmp_path / "sub").mkdir()
-    monkeypatch.chdir("sub")
-    result = naturelm("export", "../o.jsonl", "--format", "raven")
-    assert result.exit_code == 0, result.output
-    text = " ".join(result.output.split())
-    assert "0600.wav: not all of it was read; its 2.0001" in text
-    assert "0650.wav" in text
-    assert "It is not counted" in text
-    with open("../o.selections.txt", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    assert [(row["Begin File"], row["Begin Time (s)"], row["File Offset (s)"]) for row in rows] == [
-        ("0500.wav", "3590.000000", "3590.000000"),
-        ("0700.wav", "3603.250125", "1.000000"),
-    ]
-    listed = Path("../o.files.txt").read_text().splitlines()
-    assert listed == [str(tmp_path / clips / name) for name in seconds]
-    assert f"by the list {Path('../o.files.txt')}" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("answers.jsonl", "--format", "xls"), "csv, jsonl"),
-        (("nothing.jsonl",), "nothing.jsonl"),
-        (("answers.jsonl", "--output-path", "answers.jsonl"), "would be replaced"),
-        (("answers.jsonl", "--output-path", "a.wav/x.csv"), "is a file, and a folder is needed"),
-        (("a.wav",), "a.wav: there is no answer"),
-    ],
-)
-def test_what_cannot_be_is_told(answers: Path, arguments: tuple[str, ...], words: str) -> None:
-    before = answers.read_bytes()
-    result = naturelm("export", *arguments)
-    assert result.exit_code in (1, 2)
-    assert words in " ".join(result.output.split())
-    assert answers.read_bytes() == before

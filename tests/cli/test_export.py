@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from result_files import error, result_file, survey, window
 
 from NatureLM.formats import FORMATS, read
-from NatureLM.results.rows import to_line
+from NatureLM.results.rows import Prediction, RunSettings, to_line
+from NatureLM.results.store import WindowStore
 from tests.commands import naturelm, write_wav
 
 
@@ -66,6 +70,8 @@ def test_a_file_a_recording(answers: Path) -> None:
     ("words", "problem"),
     [
         (("--format", "jsonl"), "the answers themselves would be replaced"),
+        (("--format", "xls"), "csv, jsonl"),
+        (("--output-path", "f/x.csv"), "f is a file, and a folder is needed"),
         (("--format", "camtrap-dp"), "ask with --deployments TABLE"),
         (("--format", "camtrap-dp", "--output-path", "f"), "f: is a file, and a folder is needed"),
         (("--format", "csv", "--per-recording", "--output-path", "f"), "a folder is needed"),
@@ -78,6 +84,74 @@ def test_what_cannot_be_is_told(answers: Path, words: tuple[str, ...], problem: 
     assert result.exit_code == 2
     assert problem in " ".join(result.stderr.split())
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "f"])
+def test_what_holds_no_answers_is_named(answers: Path, name: str) -> None:
+    Path("f").touch()
+    result = naturelm("export", name)
+    assert result.exit_code in (1, 2)
+    assert f"{name}: there is no" in " ".join(result.output.split())
+
+
+def test_raven_table_has_exact_times_channel_and_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channel and band are those that the recordings were heard with."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.zeros(12 * 8000), 8000)
+    with WindowStore("o.jsonl") as store:
+        settings = {"model": "m", "merging_alpha": 1.0, "queries": ["q"], "channel": 2}
+        store.begin(RunSettings({**settings, "time_expansion": 0.25}))
+        store.add_answer(Prediction("a.wav", 0.0, 10.0, "q", "Wolf", 1.0))
+        store.add_answer(Prediction("a.wav", 10.0, 12.0, "q", "Owl", 1.0))
+        store.add_answer(Prediction("b.wav", 0.0, 5.0, "q", "Dog", 1.0))  # which is gone
+    result = naturelm("export", "o.jsonl", "--format", "raven", "--output-path", "tables/r.txt")
+    assert result.exit_code == 0, result.output
+    with open("tables/r.txt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [(row["Begin Time (s)"], row["End Time (s)"]) for row in rows] == [
+        ("0.000000", "10.000000"),
+        ("10.000000", "12.000000"),
+        ("12.000000", "17.000000"),
+    ]
+    assert {(row["Channel"], row["High Freq (Hz)"]) for row in rows} == {("2", "2000.0")}
+
+
+def test_recordings_without_answers_take_their_time_in_raven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begin times are those of the recordings opened as one sound, by the list that is written."""
+    monkeypatch.chdir(tmp_path)
+    clips = Path("clips")
+    clips.mkdir()
+    seconds = {"0500.wav": 3600.25, "0600.wav": 2.000125, "0700.wav": 4.0}
+    for name, length in seconds.items():
+        soundfile.write(clips / name, np.zeros(round(length * 8000)), 8000)
+    (clips / "0650.wav").write_bytes(b"not sound")
+    with WindowStore("o.jsonl") as store:  # in the order of a run that was resumed
+        store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}))
+        store.add_answer(Prediction("clips/0700.wav", 1.0, 3.0, "q", "Owl", 1.0))
+        store.add_error("clips/0600.wav", ValueError("NaN"), 1.0)
+        store.add_error("clips/0650.wav", ValueError("no sound"), 1.0)
+        store.add_answer(Prediction("clips/0500.wav", 3590.0, 3600.25, "q", "Wolf", 1.0))
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir("sub")
+    result = naturelm("export", "../o.jsonl", "--format", "raven")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "0600.wav: not all of it was read; its 2.0001" in text
+    assert "0650.wav" in text
+    assert "It is not counted" in text
+    with open("../o.selections.txt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [(row["Begin File"], row["Begin Time (s)"], row["File Offset (s)"]) for row in rows] == [
+        ("0500.wav", "3590.000000", "3590.000000"),
+        ("0700.wav", "3603.250125", "1.000000"),
+    ]
+    listed = Path("../o.files.txt").read_text().splitlines()
+    assert listed == [str(tmp_path / clips / name) for name in seconds]
+    assert f"by the list {Path('../o.files.txt')}" in text
 
 
 def test_a_survey_is_exported(tmp_path: Path) -> None:
