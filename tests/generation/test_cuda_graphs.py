@@ -202,8 +202,10 @@ def test_answers_are_those_of_plain_decoding(
     cuda_stand_in.graphs.clear()
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-@pytest.mark.parametrize("how", [{}, {"batch_rows": 4}, {"batch_tokens": 900}])
+@pytest.mark.parametrize(
+    ("beams", "how"),
+    [(1, {}), (2, {"batch_rows": 4}), (1, {"batch_tokens": 900}), (2, {"batch_tokens": 900})],
+)
 def test_the_engine_answers_alike(
     beams: int, how: dict[str, Any], double: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:

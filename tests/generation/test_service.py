@@ -222,7 +222,7 @@ def test_many_chats_take_few_passes(
     options = replace(GREEDY, max_new_tokens=20)
     asked_for = [
         (asked(double, alpha=(0.0, 0.4, 1.0)[n % 3], options=options), names[n % len(names)])
-        for n in range(64)
+        for n in range(32)
     ]
     alone = [one_answer(double, request, nano_waveforms[name]) for request, name in asked_for]
     by_themselves, passes[:] = len(passes), []

@@ -86,8 +86,10 @@ def test_the_merged_folder_gives_the_folded_answers(
         answer_ids(merged, wav, 0.4)
 
 
-@pytest.mark.parametrize("layout", ["own", "sharded", "full", "partial"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "tied"),
+    [("own", True), ("sharded", False), ("full", False), ("partial", False), ("partial", True)],
+)
 def test_every_layout_is_merged(
     layout: str, tied: bool, build_model: Any, write_reference: Any, tmp_path: Path, wav: Tensor
 ) -> None:
@@ -346,12 +348,12 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_holds_a_few_tensors(build_model: Any, nano_folder: Path, tmp_path: Path) -> None:
-    """100 MB of weights, the largest tensor 4 MB: the peak stays under 25 MB."""
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6}
+    """50 MB of weights, the largest tensor 4 MB: the peak stays under 25 MB."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 8, "num_key_value_heads": 8}
     build_model(lora_rank=8, llama=sizes).save_pretrained(tmp_path / "source")
     weights = sum(file.stat().st_size for file in (tmp_path / "source").glob("*.safetensors"))
-    assert weights > 100e6
+    assert weights > 50e6
     code = _MEASURE.replace("SMALL", str(nano_folder / "checkpoint"))
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "source", tmp_path / "out"],

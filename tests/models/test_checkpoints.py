@@ -83,7 +83,7 @@ def test_every_layout_gives_the_same_model(
     shape: str, build_model: Any, write_reference: Any, nano_waveforms: Any, tmp_path: Path
 ) -> None:
     model = build_model(**SHAPES[shape])
-    wav = nano_waveforms["trill"]
+    wav = nano_waveforms["trill"][:20_000]
     wanted_embeds, wanted_texts = answers(model, wav)
     model.save_pretrained(tmp_path / "own")
     model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
