@@ -349,6 +349,9 @@ def draw(found: Sequence[Point], split: str, path: Path) -> None:
 
 
 def _panel(axis: Any, of: Sequence[Point], pool: str) -> None:
+    if not of:
+        axis.set(title=f"No questions {pool}")
+        return
     for family in dict.fromkeys(p.family for p in of):
         line = sorted((p for p in of if p.family == family), key=lambda p: p.alpha)
         alphas = [p.alpha for p in line]

@@ -239,7 +239,7 @@ def test_the_encoder_learns_from_its_teachers(
 ) -> None:
     torch.set_num_threads(1)
     settings = EncoderSettings(
-        Schedule(30, ((1.0, 12, 6),), warmup=2, average=0.5), changes=NOTHING, taught=1.0
+        Schedule(18, ((1.0, 12, 6),), warmup=2, average=0.5), changes=NOTHING, taught=1.0
     )
     teacher: Any = Knowing()
     train_encoder(sounds, teacher, settings, tmp_path)
