@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
@@ -57,24 +63,24 @@ def test_every_layer_has_its_place() -> None:
     assert {layer_of(path) for path in MODULES} - {"__init__"} <= HEIGHT.keys()
 
 
-@pytest.mark.parametrize("layer", sorted({layer_of(path) for path in MODULES} - {"__init__"}))
-def test_lower_layers_do_not_import_upper_ones(layer: str) -> None:
+def test_lower_layers_do_not_import_upper_ones() -> None:
     upward = [
         f"{path.relative_to(PACKAGE)} imports {other}"
         for path in MODULES
-        if layer_of(path) == layer
-        for other in imported_layers(ast.parse(path.read_text(encoding="utf-8")))
+        if (layer := layer_of(path)) != "__init__"
+        for other in imported_layers(tree_of(path))
         if other != layer and HEIGHT[other] > HEIGHT[layer]
     ]
     assert not upward
 
 
-def import_graph(*, lazy: bool) -> nx.DiGraph:
-    """Which module imports which; `lazy` counts imports inside functions, too."""
+@functools.cache
+def import_graph() -> nx.DiGraph:
+    """Which module imports which as soon as it is imported itself."""
     names = {dotted_name(path) for path in MODULES}
     graph = nx.DiGraph()
     for path in MODULES:
-        for imported in imported_modules(ast.parse(path.read_text(encoding="utf-8")), names, lazy):
+        for imported in imported_modules(tree_of(path), names):
             if imported != dotted_name(path):
                 graph.add_edge(dotted_name(path), imported)
     return graph
@@ -85,7 +91,7 @@ def dotted_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_modules(tree: ast.AST, known: set[str], lazy: bool) -> Iterator[str]:
+def imported_modules(tree: ast.AST, known: set[str]) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue
@@ -96,8 +102,8 @@ def imported_modules(tree: ast.AST, known: set[str], lazy: bool) -> Iterator[str
                     yield full if full in known else node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
-        elif lazy or not isinstance(node, ast.FunctionDef):
-            yield from imported_modules(node, known, lazy)
+        elif not isinstance(node, ast.FunctionDef):
+            yield from imported_modules(node, known)
 
 
 def circles(graph: nx.DiGraph) -> list[list[str]]:
@@ -105,11 +111,11 @@ def circles(graph: nx.DiGraph) -> list[list[str]]:
 
 
 def test_no_modules_import_each_other() -> None:
-    assert not circles(import_graph(lazy=False))
+    assert not circles(import_graph())
 
 
 def test_a_circle_would_be_seen() -> None:
-    graph = import_graph(lazy=False)
+    graph = import_graph().copy()
     graph.add_edge("NatureLM.errors", "NatureLM.cli.main")
     assert circles(graph)
 
@@ -120,9 +126,9 @@ BESIDE_THE_ENGINE = {"generate", "generate_ids", "encode_audio", "encode_clips",
 ITS_PARTS = {"decoding", "prefill", "score_trie"}
 
 
-def ways_around(source: str) -> Iterator[str]:
+def ways_around(tree: ast.AST) -> Iterator[str]:
     """Calls of the model's own decoding, and imports of the parts that the engine is made of."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in BESIDE_THE_ENGINE:
                 yield f"line {node.lineno} calls {node.func.attr}"
@@ -139,13 +145,16 @@ def test_nothing_goes_around_the_engine(folder: str) -> None:
     found = {
         str(path.relative_to(PACKAGE)): ways
         for path in (PACKAGE / folder).rglob("*.py")
-        if path != CONVERSATION and (ways := list(ways_around(path.read_text(encoding="utf-8"))))
+        if path != CONVERSATION and (ways := list(ways_around(tree_of(path))))
     }
     assert not found
 
 
 def test_a_way_around_would_be_seen() -> None:
-    assert list(ways_around("texts = model.generate(prompts, audios)"))
-    assert list(ways_around("from NatureLM.generation.decoding import Decoder"))
-    assert list(ways_around("from NatureLM.generation.labels import score_trie"))
-    assert not list(ways_around("answers = Engine(model).run(requests, load)"))
+    for line in (
+        "texts = model.generate(prompts, audios)",
+        "from NatureLM.generation.decoding import Decoder",
+        "from NatureLM.generation.labels import score_trie",
+    ):
+        assert list(ways_around(ast.parse(line)))
+    assert not list(ways_around(ast.parse("answers = Engine(model).run(requests, load)")))

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -109,10 +110,24 @@ def run(block: Block, with_messages: bool = False) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
         return printed.getvalue()
-    calls = [program_call(words) for words in commands(block)]
+    calls = [program_call(words) for words in expanded(commands(block))]
     if None in calls:
         return shell(block, with_messages)
     return "".join(call_here(call, block, with_messages) for call in calls if call)
+
+
+def expanded(listed: list[list[str]]) -> list[list[str]]:
+    """The commands with what `make` would run in the place of its calls."""
+    found: list[list[str]] = []
+    for words in listed:
+        if words[0] != "make":
+            found.append(words)
+            continue
+        shown = subprocess.run([*words, "--dry-run"], check=True, capture_output=True, text=True)
+        for line in shown.stdout.replace("\\\n", " ").splitlines():
+            program, *arguments = shlex.split(line)
+            found.append([Path(program).name, *arguments])
+    return found
 
 
 def shell(block: Block, with_messages: bool) -> str:

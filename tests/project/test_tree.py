@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -112,6 +113,11 @@ def declared(*extras: str) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for lines in lists for line in lines}
 
 
+@functools.cache
+def _tree_of(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports_of(path: Path, *, lazy: bool = True) -> Iterator[str]:
     """Distribution of every third-party import.
 
@@ -132,12 +138,13 @@ def imports_of(path: Path, *, lazy: bool = True) -> Iterator[str]:
             elif lazy or not is_lazy(child):
                 yield from walk(child)
 
-    for module in walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for module in walk(_tree_of(path)):
         top = module.partition(".")[0]
         if top not in sys.stdlib_module_names and top != "NatureLM":
             yield canonicalize_name(DISTRIBUTIONS.get(top, top))
 
 
+@functools.cache
 def imported(**options: bool) -> dict[str, list[str]]:
     """Which files of the package import each distribution."""
     found: dict[str, list[str]] = {}
