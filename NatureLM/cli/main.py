@@ -70,6 +70,7 @@ NATURELM_COMMANDS = {
     "train": Command("train:train", "Train or fine-tune a model."),
     "convert": Command("models:convert", "Turn an old .pth checkpoint into safetensors."),
     "merge": Command("models:merge", "Write the adapter into the weights of a model."),
+    "quantize": Command("models:quantize", "Write a model with weights of 8 or 4 bits."),
     "tune-alpha": Command(
         "tune:tune_alpha", "Find the α to use on recordings with known answers.", "{}"
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import naturelm
 from torch import Tensor, nn
 
 from NatureLM.errors import NatureLMError, UsageError
@@ -210,3 +211,53 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(NatureLMError, match=message):
         NatureLM.from_pretrained(tmp_path)
+
+
+# -- files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_quantised_folder_is_what_quantising_while_loading_gives(
+    folder: Path, kind: str, tmp_path: Path
+) -> None:
+    """In several files, with the vocabulary's new row, and written by the command."""
+    result = naturelm(
+        *("quantize", folder, "--to", kind, "--output-path", tmp_path / "small"),
+        *("--max-shard-size", "50KB"),
+    )
+    assert result.exit_code == 0
+    assert f"weights of {kind[3:]} bits" in result.stdout
+    model = NatureLM.from_pretrained(tmp_path / "small")
+    expected = NatureLM.from_pretrained(folder, quantize=kind)
+    assert model.config.quantized == kind
+    assert len(list((tmp_path / "small").glob("model-*.safetensors"))) > 2
+    assert torch.equal(logits(model, [0.3, 1.0]), logits(expected, [0.3, 1.0]))
+    assert kind in (tmp_path / "small" / "README.md").read_text()
+    assert str(tmp_path) not in (tmp_path / "small" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("quantize", "small", "--to", "int4", "--output-path", "o"), "are int8 already"),
+        (("quantize", "small", "--to", "int3", "--output-path", "o"), "one of int8, int4"),
+        (("quantize", "small", "--to", "int8", "--output-path", "small"), "int8 already"),
+        (("merge", "--model", "small", "--alpha", "0.5", "--output-path", "o"), "rounded away"),
+    ],
+)
+def test_what_cannot_be_made_of_quantised_weights_is_refused(
+    small: Path, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.parent)
+    result = naturelm(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not (small.parent / "o").exists()
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path, tmp_path_factory: Any) -> Path:
+    """A folder with weights of 8 bits."""
+    made: Path = tmp_path_factory.mktemp("quantised") / "small"
+    NatureLM.from_pretrained(folder, quantize="int8").save_pretrained(made)
+    return made

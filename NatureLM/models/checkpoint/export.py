@@ -148,6 +148,12 @@ def choose_plain(
     reader: CheckpointReader, refs: Sequence[TensorRef], weights_hash: str | None
 ) -> dict[str, StoredTensor]:
     """The tensors of the model without LoRA; `weights_hash` is what all it has must be."""
+    if reader.config.quantized is not None:
+        raise UsageError(
+            f"the weights of {reader.checkpoint} are {reader.config.quantized}, and what is merged "
+            "into them would be rounded away; name the model that they were quantised from, and "
+            "quantise what is made of it"
+        )
     lora = {name: one for name, one in reader.stored.items() if ".lora_" in name}
     plain = {name: one for name, one in reader.stored.items() if name not in lora}
     chosen = choose_tensors(reader, refs, plain)
