@@ -130,9 +130,8 @@ def commands(way: str, manifest: Path, out: Path) -> list[list[list[str]]]:
     if way == TWO:
         shards = [ask(manifest, out / "x.jsonl", "--shard", f"{number}/2") for number in (1, 2)]
         return [shards, [[*joined, str(out / "answers.jsonl"), str(out)]]]
-    parts = out / "parts"
-    asked = ask(manifest, parts, "--engine", "ray", "--workers", "2")
-    return [[asked], [[*joined, str(out / "answers.jsonl"), str(parts)]]]
+    asked = ask(manifest, out / "x.jsonl", "--engine", "ray", "--workers", "2")
+    return [[asked], [[*joined, str(out / "answers.jsonl"), str(out / "x.parts")]]]
 
 
 def run(way: str, size: int, manifest: Path, out: Path) -> tuple[Run, list[str]]:
@@ -192,8 +191,13 @@ def ways(*, with_ray: bool) -> list[str]:
 # What came of it
 
 
-def measure(sizes: Sequence[int], day: int, *, with_ray: bool) -> dict[str, Any]:
-    """All ways over all sizes."""
+def measure(
+    sizes: Sequence[int], day: int, *, with_ray: bool, kept: Path | None = None
+) -> dict[str, Any]:
+    """All ways over all sizes.
+
+    kept: file that gets the report after each run, as they take long
+    """
     runs, problems, taken = list[Run](), list[str](), ways(with_ray=with_ray)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -209,14 +213,23 @@ def measure(sizes: Sequence[int], day: int, *, with_ray: bool) -> dict[str, Any]
                     problems.append(f"{_name(size)}, {way}: other answers than {ONE}")
                 if size and len(rows) != size:
                     problems.append(f"{_name(size)}, {way}: {len(rows)} answers")
+                report = _report(runs, day, listing, problems)
+                if kept is not None:
+                    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _report(
+    runs: Sequence[Run], day: int, listing: float, problems: Sequence[str]
+) -> dict[str, Any]:
     report = {
         **{"machine": machine(), "day": day, "listing": listing},
         "runs": [asdict(one) for one in runs],
     }
-    more = growth(report)
+    more, found = growth(report), list(problems)
     if more is not None and more > MOST_MORE:
-        problems.append(f"a further recording costs {more:.0%} more in the largest archive")
-    return {**report, "problems": problems}
+        found.append(f"a further recording costs {more:.0%} more in the largest archive")
+    return {**report, "problems": found}
 
 
 def further(report: Mapping[str, Any], way: str) -> list[tuple[int, float]]:
@@ -276,10 +289,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sizes, day = ([2, 4], 30) if given.smoke else (sorted(given.recordings), given.day)
-    report = measure(sizes, day, with_ray=not given.without_ray)
+    report = measure(sizes, day, with_ray=not given.without_ray, kept=given.json)
     print(markdown(report))
-    if given.json is not None:
-        given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for problem in report["problems"]:
         print(problem)
     raise SystemExit(1 if report["problems"] else 0)
