@@ -108,7 +108,7 @@ def make_manifests(folder: Path, sizes: Sequence[int], day: int) -> tuple[dict[i
     entries = list(read_manifest(folder / "short.csv"))
     for size in sizes:
         write_manifest(entries[:size], folder / f"{size}.csv")
-    lists = {**{size: folder / f"{size}.csv" for size in sizes}, 0: folder / "day.csv"}
+    lists = {0: folder / "day.csv", **{size: folder / f"{size}.csv" for size in sizes}}
     return lists, seconds["short"] / max(sizes)
 
 
@@ -263,7 +263,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "| a further recording, processor | load before |",
         "|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for one in report["runs"]:
+    for one in sorted(report["runs"], key=lambda run: (not run["recordings"], run["recordings"])):
         cost = costs[one["way"]].get(one["recordings"])
         cells = (
             _name(one["recordings"]),
