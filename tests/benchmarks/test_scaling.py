@@ -74,6 +74,14 @@ def test_a_further_recording_is_the_difference_between_two_sizes(
     assert archive.growth(report) == (None if more is None else pytest.approx(more))
 
 
+def test_rows_are_the_same_but_for_the_last_digit(benchmark: Any) -> None:
+    archive = benchmark("archive")
+    rows = ['{"text": "a", "confidence": 0.908981}', '{"text": "b"}']
+    assert archive.same(rows, ['{"text": "a", "confidence": 0.90898}', '{"text": "b"}'])
+    assert not archive.same(rows, ['{"text": "c", "confidence": 0.908981}', '{"text": "b"}'])
+    assert not archive.same(rows, rows[:1])
+
+
 @pytest.mark.slow
 def test_all_ways_give_the_same_answers(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
