@@ -3,11 +3,11 @@
     python benchmarks/archive.py [--recordings 10 100 1000 10000] [--day 86400] [--json FILE]
     python benchmarks/archive.py --smoke
 
-Recordings of 1 to 3 s, made on the fly, of which nine in ten are silent, and one of 24 hours that is
-silent but for ten seconds of each hour, are asked one question by the embedded model, four tokens
-an answer: by one process; by two shards side by side, whose answers are joined; and, where Ray is installed, by `--engine ray`
-with two workers. Each run is fresh commands, from a manifest. Windows without sound are not asked,
-so that what is not the model weighs most.
+Recordings of 1 to 3 s, made on the fly, of which nine in ten are silent, and one of 24 hours that
+is silent but for ten seconds of each hour, are asked one question by the embedded model, four
+tokens an answer: by one process; by two shards side by side, whose answers are joined; and, where
+Ray is installed, by `--engine ray` with two workers. Each run is fresh commands, from a manifest.
+Windows without sound are not asked, so that what is not the model weighs most.
 
 Seconds are those of the clock, which others on the machine make longer, and of the processor, of
 all processes of a command. What a further recording costs is the difference between two sizes,
