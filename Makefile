@@ -25,6 +25,7 @@ CORE := $(VENV)/.made/core-$(KEY)
 TOOLS := $(VENV)/.made/tools-$(KEY)
 APP := $(VENV)/.made/app-$(KEY)
 SERVE := $(VENV)/.made/serve-$(KEY)
+RAY := $(VENV)/.made/ray-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
@@ -33,7 +34,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu gpu-check gpu-wheels foreign-readers parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -77,7 +78,7 @@ tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=fold
 	$(BIN)/python -m recipes.tiny --data-path "$(DATA)" --output-path "$(or $(OUT),runs/tiny)"
 
 test-slow: $(TOOLS)  ## The tests that take minutes, and properties with many examples
-	$(PYTEST) -m "(slow or hypothesis) and not gpu" --hypothesis-profile thorough
+	$(PYTEST) -m "(slow or hypothesis) and not gpu and not ray" --hypothesis-profile thorough
 
 test-gpu: $(TOOLS)  ## The tests that need CUDA
 	$(PYTEST) -m gpu
@@ -98,8 +99,11 @@ gpu-wheels:  ## What a machine of a card may lack, as wheels for x86-64 Linux an
 		pydantic pydantic_core annotated-types typing-inspection soundfile soxr cffi \
 		pycparser filelock typer
 
+test-ray: $(RAY)  ## Many machines: a Ray cluster of two nodes here, of which some are killed
+	$(PYTEST) -m ray tests/distributed
+
 test-app: $(TOOLS)  ## All tests of the web app, in Chromium too (make test runs some of them)
-	$(PYTEST) tests/app -m "not gpu"
+	$(PYTEST) tests/app -m "not gpu and not ray"
 
 # OpenSoundscape has an environment of its own: it needs much that the project does not.
 foreign-readers: $(TOOLS)  ## Open exported tables with OpenSoundscape (builds .venv-readers; network)
@@ -142,6 +146,11 @@ $(APP): $(CORE)
 $(SERVE): $(CORE)
 	@echo "Installing what the service needs into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable ".[serve]"
+	@touch $@
+
+$(RAY): $(TOOLS)
+	@echo "Installing Ray into $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable ".[dev,ray]"
 	@touch $@
 
 $(TOOLS): $(CORE)

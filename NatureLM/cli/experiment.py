@@ -117,7 +117,8 @@ def _extended(
     from NatureLM.config.schema import TableSource
     from NatureLM.util import check_range
 
-    check_range("--workers", request.workers, 1, 1000)
+    if request.workers is not None:
+        check_range("--workers", request.workers, 1, 1000)
     extended = config.extended or ExperimentConfig()
     changes: dict[str, Any] = {}
     if "lora_scales" in extended.model_fields_set:
@@ -162,7 +163,7 @@ def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
             batch_tokens=experiment.extended.batch_tokens,
             max_memory=max_memory,
             cache_dir=request.cache_dir,
-            workers=request.workers,
+            workers=request.workers or 2,
             progress=progress,
         )
     show(str(summary))

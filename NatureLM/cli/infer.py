@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from NatureLM.cli import options as of
+from NatureLM.cli.engines import Engine, answers_of, on_ray, open_store, ray_options
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.cli.progress import RunProgress
 from NatureLM.cli.recordings import (
@@ -27,6 +32,7 @@ from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
+    from NatureLM.distributed.cluster import RayOptions
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.inference.windows import AskOptions, WindowResult
     from NatureLM.results.store import WindowStore
@@ -85,6 +91,16 @@ class InferRequest(of.ExperimentOptions):
     ask_silence: bool = of.ASK_SILENCE
     manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
+    engine: str = of.ENGINE
+    ray_address: str | None = of.RAY_ADDRESS
+    workers: int | None = of.option(
+        None,
+        "With --engine ray: models at once. In an experiment: threads that decode ahead.",
+        of.ARCHIVE,
+        show_default="one for each share of a GPU, else one a machine; of an experiment 2",
+    )
+    gpus: float | None = of.GPUS
+    block_seconds: float | None = of.BLOCK_SECONDS
     from_table: Path | None = of.FROM_TABLE
     deployments: Path | None = of.DEPLOYMENTS
     file_times: Path | None = of.FILE_TIMES
@@ -134,9 +150,9 @@ class InferRequest(of.ExperimentOptions):
 
     @property
     def output(self) -> AnyPath:
-        """The file for the answers."""
+        """The file, or the folder of parts, for the answers."""
         output = self.output_path or Path("inference_output.jsonl")
-        return output_of_shard(output, self.shard)
+        return answers_of(self, output_of_shard(output, self.shard))
 
     def in_vain(self) -> list[str]:
         """The options that were given and mean nothing in an experiment."""
@@ -188,8 +204,9 @@ def run(request: InferRequest, config: Config) -> int:
     from NatureLM.inference.windows import RecordingError
     from NatureLM.models.registry import EMBEDDED
     from NatureLM.results.rows import RunSettings
-    from NatureLM.results.uploads import open_store, working_path
+    from NatureLM.results.uploads import working_path
 
+    spread = ray_options(request)
     model = of.model_name(request.model, config)
     asked, names = ask_options(request, config, model)
     formats = checked_formats(request.format_name or (), working_path(request.output))
@@ -201,7 +218,7 @@ def run(request: InferRequest, config: Config) -> int:
         **asked.settings(model=model, adapter=request.adapter, generate=config.generate),
         **field.settings,
     }
-    with open_store(request.output, overwrite=request.overwrite) as store:
+    with open_store(request, request.output) as store:
         store.check(settings)
         store.context_of, store.renews_context = field.context_of, field.has_tables
         many = [f"[{n}] {query}" for n, query in enumerate(asked.queries, start=1)]
@@ -211,37 +228,62 @@ def run(request: InferRequest, config: Config) -> int:
         with stop_message(lambda: _goodbye(store, request.output)):
             hint = " (the embedded model; --model naturelm-audio is the published one)"
             say(f"Model: {model}{hint if model == EMBEDDED else ''}")
-            pipeline = load_pipeline(request, config, asked)
-            settings.update(pipeline.settings(asked))
-            about = {**names, **field.listed.asked}
-            resumed = store.begin(
-                RunSettings(settings, about, revisions=pipeline.revisions), recordings
-            )
-            note_what_was_there(resumed, request.output)
-            expected = count_windows(field, asked) * len(asked.queries)
-            with shown.working(expected - resumed.answers):
-                for result in pipeline.unanswered(
-                    recordings,
-                    asked,
-                    store,
-                    batch_size=request.batch_size,
-                    fold=True,
-                    claims=field.claims,
-                    fill=field.fill,
-                ):
-                    if isinstance(result, RecordingError):
-                        store.add_error(result.audio_path, result.error, asked.merging_alpha)
-                        shown.failed(result.error)
-                    elif store.add_answer(result):
-                        shown.row(
-                            *(result.audio_path, result.start, result.end, _shown(result, asked)),
-                            note=result.note,
-                            asked=result.asked,
-                        )
+            with _engine(request, config, asked, field, spread) as engine:
+                settings.update(engine.settings)
+                about = {**names, **field.listed.asked}
+                resumed = store.begin(
+                    RunSettings(settings, about, revisions=engine.revisions), recordings
+                )
+                note_what_was_there(resumed, request.output)
+                expected = count_windows(field, asked) * len(asked.queries)
+                with shown.working(expected - resumed.answers):
+                    for made in engine.results(store):
+                        if isinstance(made, RecordingError):
+                            store.add_error(made.audio_path, made.error, asked.merging_alpha)
+                            shown.failed(made.error)
+                        elif store.add_answer(made):
+                            shown.row(
+                                *(made.audio_path, made.start, made.end, _shown(made, asked)),
+                                note=made.note,
+                                asked=made.asked,
+                            )
             shown.summary(store.answers, request.output)
             field.say_what_is_not_known()
             finish(store, formats, request.per_recording)
     return SOME_FAILED if shown.errors else 0
+
+
+@contextmanager
+def _engine(
+    request: InferRequest,
+    config: Config,
+    asked: AskOptions,
+    field: FieldRecordings,
+    spread: RayOptions | None,
+) -> Iterator[Engine]:
+    """What answers: the model in this process, or models on a cluster."""
+    if spread is not None:
+        from NatureLM.distributed.askers import AnswerAsker
+
+        load = partial(load_pipeline, request, config, asked)
+        make = partial(AnswerAsker, load, asked, batch_size=request.batch_size)
+        with on_ray(spread, request.device, make, asked, field) as engine:
+            yield engine
+        return
+    pipeline = load_pipeline(request, config, asked)
+
+    def results(store: WindowStore) -> Iterator[Any]:
+        return pipeline.unanswered(
+            field.recordings,
+            asked,
+            store,
+            batch_size=request.batch_size,
+            fold=True,
+            claims=field.claims,
+            fill=field.fill,
+        )
+
+    yield Engine(pipeline.settings(asked), pipeline.revisions, results, Counter())
 
 
 def load_pipeline(request: InferRequest, config: Config, asked: AskOptions) -> Pipeline:

@@ -219,6 +219,42 @@ SHARD = option(
 )
 
 
+# Options of work on many machines
+
+ENGINE = option(
+    "plain",
+    "Work in this process, or with Ray Data on many machines (`ray`); answers are Parquet parts in "
+    "a folder then, an index is one as always.",
+    ARCHIVE,
+    metavar="plain|ray",
+)
+RAY_ADDRESS = option(
+    None,
+    "With --engine ray: cluster that runs, such as auto for the one of this machine.",
+    ARCHIVE,
+    metavar="ADDRESS",
+    show_default="the environment variable RAY_ADDRESS, else one of this machine alone",
+)
+RAY_WORKERS = option(
+    None,
+    "With --engine ray: models at once.",
+    ARCHIVE,
+    show_default="one for each share of a GPU, else one a machine",
+)
+GPUS = option(
+    None,
+    "With --engine ray: GPUs of each model, such as 1 or 0.5; 0 for none.",
+    ARCHIVE,
+    show_default="1, where there are some",
+)
+BLOCK_SECONDS = option(
+    None,
+    "With --engine ray: seconds of sound that a model is given at a time.",
+    ARCHIVE,
+    show_default="600",
+)
+
+
 # Options of field work
 
 FIELD = "Times, places and tables"
@@ -362,7 +398,7 @@ DATA_PATH = option(
     show_default="extended.data.path of the configuration",
 )
 DRY_RUN = option(False, "Show the plan and the first prompts; ask nothing.", _EXPERIMENTS)
-WORKERS = option(2, "Threads that decode ahead of the model.", _EXPERIMENTS)
+WORKERS = option(None, "Threads that decode ahead of the model.", _EXPERIMENTS, show_default="2")
 COLUMN = option(
     None,
     "Name of a column, such as label=common_name. May be given several times.",
@@ -411,7 +447,7 @@ class ExperimentOptions(ModelOptions):
     output_path: AnyPath | None = None
     data_path: str | None = DATA_PATH
     dry_run: bool = DRY_RUN
-    workers: int = WORKERS
+    workers: int | None = WORKERS
 
     def load_config(self) -> Config:
         """The configuration with its overrides.

@@ -191,19 +191,11 @@ class FieldRecordings:
 
     def fill(self, question: str, heard: RecordingWindow) -> str:
         """A question with what is known of a window. Raises AudioError where that is too little."""
-        from NatureLM.audio import AudioError
-        from NatureLM.field.context import fill
-        from NatureLM.inference.claims import with_label
+        from NatureLM.inference.claims import filled
 
-        if self.needs_context:
-            name = heard.recording.name
-            known = self.clock.of(self.path_of(name)).at(heard.window.start)
-            filled, missing = fill(question, known)
-            if missing:
-                advice = "Give a table with --deployments that says it, or ask without it"
-                raise AudioError(name, missing, advice, "UnknownContext")
-            question = filled
-        return with_label(question, heard)
+        is_told = self.needs_context
+        known = self.clock.of(self.path_of(heard.recording.name)) if is_told else None
+        return filled(question, heard, known)
 
     def say_what_is_not_known(self) -> None:
         """Name clocks that disagree, and recordings whose place is not known."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from NatureLM.cli import options as of
+from NatureLM.cli.engines import ray_options
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
 from NatureLM.progress import printable, say
 from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
-    from NatureLM.inference.windows import RecordingError
-    from NatureLM.search.build import Embedder
+    from NatureLM.cli.recordings import Listed
+    from NatureLM.distributed.cluster import RayOptions
+    from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow
+    from NatureLM.search.build import Decode, Embedder, Journal, VectorMaker
     from NatureLM.search.index import IndexSettings
 
 
@@ -32,6 +38,11 @@ class EmbedRequest:
     recordings: list[AnyPath] | None = of.argument(None, "Recordings, or folders with recordings.")
     manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
+    engine: str = of.ENGINE
+    ray_address: str | None = of.RAY_ADDRESS
+    workers: int | None = of.RAY_WORKERS
+    gpus: float | None = of.GPUS
+    block_seconds: float | None = of.BLOCK_SECONDS
     output_path: Path = of.option(
         Path("embeddings.npz"),
         "The index. One that exists is added to. Parquet needs pyarrow.",
@@ -58,22 +69,17 @@ class EmbedRequest:
     time_expansion: float = of.TIME_EXPANSION
     overwrite: bool = of.option(False, "Start the index anew.", _OUTPUT)
 
-    def settings(self, embedder: Embedder) -> IndexSettings:
-        """Of the index. Raises UsageError for windows that the model cannot hear."""
+    def settings(self, about: Mapping[str, Any]) -> IndexSettings:
+        """Of the index; `about` is `Embedder.about`."""
         from NatureLM.search.index import IndexSettings
 
-        of.check_window(self.window_length_seconds, embedder.model, self.model)
         return IndexSettings(
             model=self.model,
-            fingerprint=embedder.fingerprint,
-            layer=embedder.layer,
-            width=embedder.width,
-            sample_rate=embedder.model.config.sample_rate,
+            **about,
             window_seconds=self.window_length_seconds,
             hop_seconds=self.hop_length_seconds,
             channel=self.channel,
             time_expansion=self.time_expansion,
-            revision=embedder.model.revisions.get("revision"),
         )
 
 
@@ -94,25 +100,18 @@ def embed(request: EmbedRequest) -> None:
     # What cannot work is refused before the model is loaded.
     output = output_of_shard(request.output_path, request.shard)
     writer_of(output)
+    spread = ray_options(request)
     check_place(output, "--output-path")
     cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
     WindowPlan.of(16000, *cut)
     parse_channel(request.channel)
     check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
     of.check_device(request.device, request.dtype)
-    files = Listed.read(request.recordings or (), request.manifest, request.shard).recordings
+    listed = Listed.read(request.recordings or (), request.manifest, request.shard)
+    files = listed.recordings
     if not files:
         return
     say(f"Model: {request.model}")
-    embedder = load_embedder(
-        request.model,
-        request.layer,
-        request.device,
-        request.dtype,
-        batch=request.batch_size,
-        revision=request.revision,
-        weights_hash=request.weights_hash,
-    )
     finished = to_do = 0
 
     def begun(rows: int, recordings: int) -> None:
@@ -130,20 +129,76 @@ def embed(request: EmbedRequest) -> None:
         else:
             say(error_text(result.error), styled=True)
 
-    with stop_message(f"Stopped. What was made is kept; {RESUMES}"):
+    with (
+        stop_message(f"Stopped. What was made is kept; {RESUMES}"),
+        _maker(request, spread, listed) as maker,
+    ):
         made = make_index(
             files,
             output,
-            request.settings(embedder),
-            embedder,
+            request.settings(maker.about),
+            maker.vectors,
             overwrite=request.overwrite,
             begun=begun,
             report=report,
+            decode=maker.decode,
         )
     errors = f", {len(made.errors)} errors" if made.errors else ""
     say(f"{output}: {made.rows} windows, {made.new} of them new{errors}")
     if made.errors:
         raise typer.Exit(SOME_FAILED)
+
+
+class _Maker(NamedTuple):
+    """What makes vectors, what an index needs to know of it, and what decodes for it."""
+
+    vectors: VectorMaker
+    about: Mapping[str, Any]
+    decode: Decode | None = None
+
+
+@contextmanager
+def _maker(request: EmbedRequest, spread: RayOptions | None, listed: Listed) -> Iterator[_Maker]:
+    """What makes vectors: the model in this process, or models on a cluster."""
+    if spread is None:
+        embedder = _checked_embedder(request)
+        yield _Maker(embedder, embedder.about)
+        return
+    from NatureLM.distributed.askers import MadeVectors, VectorAsker
+    from NatureLM.distributed.cluster import connected
+    from NatureLM.distributed.flow import Job, Todo, described, pieces
+
+    make = partial(VectorAsker, partial(_checked_embedder, request), request.time_expansion)
+    with connected(spread, request.device) as cluster:
+        about = described(cluster, make)
+
+        def decode(
+            recordings: Sequence[Recording], cutting: Mapping[str, Any], journal: Journal
+        ) -> Iterator[RecordingWindow | RecordingError]:
+            job = Job(make, cutting, spread.block_seconds, is_ordered=True)
+            seconds = {str(path): length for path, length in listed.seconds.items()}
+            todo = [Todo(one, seconds=seconds.get(one.name)) for one in recordings]
+            for piece in pieces(cluster, job, todo, about):
+                for name, now in piece.identities.items():
+                    journal.know(name, now)
+                yield from piece.items
+
+        yield _Maker(MadeVectors(), about, decode)
+
+
+def _checked_embedder(request: EmbedRequest) -> Embedder:
+    """What makes vectors. Raises UsageError for windows that the model cannot hear."""
+    embedder = load_embedder(
+        request.model,
+        request.layer,
+        request.device,
+        request.dtype,
+        batch=request.batch_size,
+        revision=request.revision,
+        weights_hash=request.weights_hash,
+    )
+    of.check_window(request.window_length_seconds, embedder.model, request.model)
+    return embedder
 
 
 def search(

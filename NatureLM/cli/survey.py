@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from NatureLM.cli import options as of
+from NatureLM.cli.engines import Engine, answers_of, on_ray, open_store, ray_options
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.cli.progress import RunProgress
 from NatureLM.cli.recordings import (
@@ -26,6 +29,8 @@ from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
+    from NatureLM.distributed.cluster import RayOptions
+    from NatureLM.inference.pipeline import Fill
     from NatureLM.inference.windows import AskOptions
     from NatureLM.results.rows import SurveyRow
     from NatureLM.results.store import WindowStore
@@ -71,6 +76,11 @@ class SurveyRequest(of.ModelOptions):
     )
     manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
+    engine: str = of.ENGINE
+    ray_address: str | None = of.RAY_ADDRESS
+    workers: int | None = of.RAY_WORKERS
+    gpus: float | None = of.GPUS
+    block_seconds: float | None = of.BLOCK_SECONDS
     from_table: Path | None = of.FROM_TABLE
     model: str | None = of.OPTIONAL_MODEL_NAME
     revision: str | None = of.REVISION
@@ -138,8 +148,8 @@ class SurveyRequest(of.ModelOptions):
 
     @property
     def answers(self) -> AnyPath:
-        """The file for the answers."""
-        return output_of_shard(self.output_path / ANSWERS, self.shard)
+        """The file, or the folder of parts, for the answers."""
+        return answers_of(self, output_of_shard(self.output_path / ANSWERS, self.shard))
 
 
 def survey(request: SurveyRequest) -> None:
@@ -164,8 +174,9 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
 
     What cannot work is refused before the model is loaded.
     """
-    from NatureLM.results.uploads import open_store, working_path
+    from NatureLM.results.uploads import working_path
 
+    spread = ray_options(request)
     formats = checked_formats(request.format_name or ["csv"], working_path(request.answers))
     asked = ask_options(request, questionnaire, config)
     field = FieldRecordings.read(request, [one.question for one in questionnaire.columns])
@@ -177,10 +188,10 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
         legend=[f"{one.name}: {one.question}" for one in questionnaire.columns],
         unit="windows",
     )
-    with open_store(request.answers, overwrite=request.overwrite) as store:
+    with open_store(request, request.answers) as store:
         store.context_of, store.renews_context = field.context_of, field.has_tables
         with stop_message(lambda: _goodbye(store.answers, request.answers)):
-            unparsed = _ask(request, config, questionnaire, asked, field, store, shown)
+            unparsed = _ask(request, config, questionnaire, asked, field, spread, store, shown)
             shown.summary(store.answers, request.answers)
             for name, count in unparsed.items():
                 say(f"{name}: {count} answers could not be parsed; they are kept as they were said")
@@ -195,11 +206,12 @@ def _ask(
     questionnaire: Questionnaire,
     asked: AskOptions,
     field: FieldRecordings,
+    spread: RayOptions | None,
     store: WindowStore,
     shown: RunProgress,
 ) -> Mapping[str, int]:
     """Ask, and store the rows; gives the number of answers that could not be parsed, by column."""
-    from NatureLM.inference.windows import Recording, RecordingError
+    from NatureLM.inference.windows import RecordingError
     from NatureLM.results.rows import RunSettings
     from NatureLM.survey.run import known_settings
 
@@ -216,29 +228,57 @@ def _ask(
         one.merging_alpha is not None for one in questionnaire.columns
     ):
         say(f"Its values of α are meant for {questionnaire.weights}")
-    survey = load_survey(request, config, questionnaire, asked, field)
-    settings |= survey.settings()
-    latin = questionnaire.scientific_names
-    names = {"scientific_names": latin} if latin else {}
-    made_with = RunSettings(settings, {**names, **field.listed.asked}, revisions=survey.revisions)
-    resumed = store.begin(made_with, field.recordings)
-    note_what_was_there(resumed, request.answers)
+    with _engine(request, config, questionnaire, asked, field, spread) as engine:
+        settings |= engine.settings
+        latin = questionnaire.scientific_names
+        about = {**({"scientific_names": latin} if latin else {}), **field.listed.asked}
+        made_with = RunSettings(settings, about, revisions=engine.revisions)
+        resumed = store.begin(made_with, field.recordings)
+        note_what_was_there(resumed, request.answers)
+        with shown.working(count_windows(field, asked) - resumed.answers):
+            for made in engine.results(store):
+                if isinstance(made, RecordingError):
+                    store.add_error(made.audio_path, made.error, asked.merging_alpha)
+                    shown.failed(made.error)
+                elif store.add_survey(made):
+                    shown.row(
+                        *(made.audio_path, made.start, made.end, _shown(made)),
+                        note=made.note,
+                        asked=len(made.answers),
+                    )
+    return engine.unparsed
+
+
+@contextmanager
+def _engine(
+    request: SurveyRequest,
+    config: Config,
+    questionnaire: Questionnaire,
+    asked: AskOptions,
+    field: FieldRecordings,
+    spread: RayOptions | None,
+) -> Iterator[Engine]:
+    """What answers: the model in this process, or models on a cluster."""
+    if spread is not None:
+        from NatureLM.distributed.askers import SurveyAsker
+
+        make = partial(SurveyAsker, partial(load_survey, request, config, questionnaire, asked))
+        with on_ray(spread, request.device, make, asked, field) as engine:
+            yield engine
+        return
+    from NatureLM.inference.windows import Recording
+
+    survey = load_survey(request, config, questionnaire, asked, field.fill)
     recordings = [
         Recording(number, str(one), one, (), field.claims_of(one))
         for number, one in enumerate(field.recordings)
     ]
-    with shown.working(count_windows(field, asked) - resumed.answers):
-        for made in survey.rows(recordings, store):
-            if isinstance(made, RecordingError):
-                store.add_error(made.audio_path, made.error, asked.merging_alpha)
-                shown.failed(made.error)
-            elif store.add_survey(made):
-                shown.row(
-                    *(made.audio_path, made.start, made.end, _shown(made)),
-                    note=made.note,
-                    asked=len(made.answers),
-                )
-    return survey.unparsed
+    yield Engine(
+        survey.settings(),
+        survey.revisions,
+        lambda store: survey.rows(recordings, store),
+        survey.unparsed,
+    )
 
 
 def load_survey(
@@ -246,7 +286,7 @@ def load_survey(
     config: Config,
     questionnaire: Questionnaire,
     asked: AskOptions,
-    field: FieldRecordings,
+    fill: Fill,
 ) -> Survey:
     """The questionnaire and the model, ready to be asked. (Tests put another one here.)"""
     loaded = request.load_model(config)
@@ -261,7 +301,7 @@ def load_survey(
         max_memory=of.memory_size(request.max_memory),
         kept_bytes=_KEPT_BYTES,
     )
-    return Survey(pipeline, questionnaire, asked, batch_size=request.batch_size, fill=field.fill)
+    return Survey(pipeline, questionnaire, asked, batch_size=request.batch_size, fill=fill)
 
 
 def ask_options(request: SurveyRequest, questionnaire: Questionnaire, config: Config) -> AskOptions:

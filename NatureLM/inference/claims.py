@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from NatureLM.audio import AudioError
+from NatureLM.field.context import RecordingContext, fill
 from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.windows import RecordingWindow
 
@@ -34,6 +36,22 @@ def claim_of(heard: RecordingWindow) -> Mapping[str, Any] | None:
 def with_label(query: str, heard: RecordingWindow) -> str:
     """The question with the name that the table gives."""
     return query.replace(LABEL_PLACE, heard.claim.label if heard.claim is not None else "")
+
+
+def filled(query: str, heard: RecordingWindow, known: RecordingContext | None) -> str:
+    """The question with what is known of the recording and of the detection.
+
+    known: of the recording, where questions ask for it
+
+    Raises AudioError where that is too little.
+    """
+    if known is not None:
+        question, missing = fill(query, known.at(heard.window.start))
+        if missing:
+            advice = "Give a table with --deployments that says it, or ask without it"
+            raise AudioError(heard.recording.name, missing, advice, "UnknownContext")
+        query = question
+    return with_label(query, heard)
 
 
 def agrees(claim: Mapping[str, Any], answer: Any) -> bool | None:

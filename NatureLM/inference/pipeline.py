@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import count, groupby
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -139,6 +139,13 @@ def processor_of(model: NatureLM) -> NatureLMProcessor:
             f"{model.name_or_path}: the model has no tokenizer, so nothing can be asked"
         )
     return model.processor
+
+
+class Prepared(NamedTuple):
+    """What answers questions: the engine, and what makes confidences of its scores."""
+
+    engine: Engine
+    calibration: Calibration | None
 
 
 class Pipeline:
@@ -365,30 +372,48 @@ class Pipeline:
             run=run,
         )
 
+    def prepare(
+        self,
+        options: AskOptions,
+        queries: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        warn: Callable[[str], None] | None = None,
+        generation: dict[str, Any] | None = None,
+    ) -> Prepared:
+        """What answers questions as `options` say; `queries` are theirs unless told.
+
+        It is to be made before the model is folded. Raises UsageError where a question or label
+        does not fit the model, or thresholds are those of other weights or another α.
+        """
+        calibration = None
+        if options.mode == "score":
+            calibration, mismatch = self.calibration_at(options.merging_alpha)
+            if mismatch is not None:
+                (warn or logger.warning)(mismatch)
+        queries = list(options.queries if queries is None else queries)
+        for note in self._check_thresholds(options, queries):
+            (warn or logger.warning)(note)
+        engine = self.engine(generation or {}, batch_size)
+        for query in queries:
+            self.check_room(engine, query, options.choice())
+        return Prepared(engine, calibration)
+
     def about(
         self,
         windows: HeardWindows,
         options: AskOptions,
+        prepared: Prepared,
         *,
-        batch_size: int | None = None,
         fill: Fill | None = None,
-        warn: Callable[[str], None] | None = None,
-    ) -> Generator[WindowResult | RecordingError, None, None]:
+    ) -> Iterator[WindowResult | RecordingError]:
         """Answers about windows that were decoded elsewhere, and what went wrong, in their order.
 
-        The other options are those of `unanswered`.
+        fill: puts what is known of a window into a question
         """
-        yield from self._ask(
-            (),
-            options,
-            batch_size=batch_size,
-            errors="yield",
-            skip=None,
-            warn=warn,
-            fold=False,
-            fill=fill,
-            windows=windows,
-        )
+        requests = self._requests(windows, options, prepared.calibration, None, None, fill)
+        yield from self._answered(windows, requests, options, prepared)
+        prepared.engine.forget_audio()
 
     @property
     def revisions(self) -> dict[str, str]:
@@ -511,46 +536,49 @@ class Pipeline:
         generation: dict[str, Any] | None = None,
         run: Run | None = None,
         fill: Fill | None = None,
-        windows: HeardWindows | None = None,
     ) -> Iterator[WindowResult | RecordingError]:
-        """What `windows` gives; each recording is asked its own questions.
+        """What `windows` gives; each recording is asked its own questions."""
+        from NatureLM.generation.engine import fold_if_single_alpha
 
-        windows: those that are asked about in place of all windows of the recordings
-        """
-        from NatureLM.generation.engine import fold_if_single_alpha, yield_in_input_order
-
-        alpha, calibration = options.merging_alpha, None
-        if options.mode == "score":
-            calibration, mismatch = self.calibration_at(alpha)
-            if mismatch is not None:
-                (warn or logger.warning)(mismatch)
-        queries = dict.fromkeys(options.queries)
-        queries |= dict.fromkeys(query for one in recordings for query in one.queries)
-        for note in self._check_thresholds(options, queries):
-            (warn or logger.warning)(note)
-        stream = windows or self.window_stream(
+        stream = self.window_stream(
             recordings, options, input_sample_rate=input_sample_rate, warn=warn
         )
-        engine = self.engine(generation or {}, batch_size)
-        for query in queries:
-            self.check_room(engine, query, options.choice())
-        requests = self._requests(stream, options, calibration, skip, until, fill)
+        prepared = self.prepare(
+            options,
+            dict.fromkeys(query for one in recordings for query in one.queries),
+            batch_size=batch_size,
+            warn=warn,
+            generation=generation,
+        )
+        requests = self._requests(stream, options, prepared.calibration, skip, until, fill)
+        alphas = [options.merging_alpha]
+        with fold_if_single_alpha(self.model, alphas) if fold else nullcontext():
+            for made in self._answered(stream, requests, options, prepared, run):
+                if isinstance(made, RecordingError) and errors == "raise":
+                    raise made.error
+                yield made
+
+    def _answered(
+        self,
+        stream: HeardWindows,
+        requests: Iterable[Request | WindowResult | RecordingError],
+        options: AskOptions,
+        prepared: Prepared,
+        run: Run | None = None,
+    ) -> Iterator[WindowResult | RecordingError]:
+        """The results of requests, in their order; the sound of a window goes after its last."""
+        from NatureLM.generation.engine import yield_in_input_order
+
         window = ""
-        with fold_if_single_alpha(self.model, [alpha]) if fold else nullcontext():
-            for made in yield_in_input_order(run or engine.run, requests, stream.load):
-                if isinstance(made, RecordingError):
-                    if errors == "raise":
-                        raise made.error
-                    yield made
-                    continue
-                if isinstance(made, WindowResult):
-                    yield made
-                    continue
-                result = _result(cast("Answer", made), options, calibration)
-                if result.window != window:
-                    stream.let_go(window)
-                    window = result.window
-                yield result
+        for made in yield_in_input_order(run or prepared.engine.run, requests, stream.load):
+            if isinstance(made, (RecordingError, WindowResult)):
+                yield made
+                continue
+            result = _result(cast("Answer", made), options, prepared.calibration)
+            if result.window != window:
+                stream.let_go(window)
+                window = result.window
+            yield result
 
     def _requests(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -237,20 +238,20 @@ class PartsStore(WindowStore):
                 self._partly.setdefault(key, set()).add((start, question))
         return resumed
 
-    def is_whole(self, audio_path: str | Path) -> bool:
+    def is_whole(self, audio_path: str | os.PathLike[str]) -> bool:
         """Whether all windows of a recording were answered before this run."""
         return self._recordings.key(audio_path) in self._is_whole
 
-    def answered(self, audio_path: str | Path) -> set[tuple[int, str]]:
+    def answered(self, audio_path: str | os.PathLike[str]) -> set[tuple[int, str]]:
         """What was answered before of a recording that is not whole: starts of windows in
         microseconds, and questions (`question_key`)."""
         return self._partly.get(self._recordings.key(audio_path), set())
 
-    def know(self, audio_path: str | Path, now: Identity) -> None:
+    def know(self, audio_path: str | os.PathLike[str], now: Identity) -> None:
         """A recording as who heard it found it."""
         self._identities[self._recordings.key(audio_path)] = now
 
-    def ended(self, audio_path: str | Path, windows: int) -> None:
+    def ended(self, audio_path: str | os.PathLike[str], windows: int) -> None:
         """A recording was heard to its end: it has so many windows."""
         self._file.ended(self._recordings.key(audio_path), windows)
 

@@ -18,11 +18,11 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,17 @@ logger = logging.getLogger(__name__)
 LAYERS = ("encoder", "projected")
 
 
+class VectorMaker(Protocol):
+    """Makes vectors of windows; `batch` of them at once."""
+
+    batch: int
+
+    def vectors(
+        self, windows: Sequence[Window], time_expansion: float = 1.0
+    ) -> NDArray[np.float32]:
+        """One vector for each window."""
+
+
 class Embedder:
     """Makes vectors of windows: the mean over the positions of a layer that hold sound.
 
@@ -86,6 +97,17 @@ class Embedder:
         if self.layer == "encoder":
             return int(self.model.beats.width)
         return int(self.model.audio_llama_proj.out_features)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What an index needs to know of the model, as plain values."""
+        return {
+            "fingerprint": self.fingerprint,
+            "layer": self.layer,
+            "width": self.width,
+            "sample_rate": self.model.config.sample_rate,
+            "revision": self.model.revisions.get("revision"),
+        }
 
     def vectors(
         self, windows: Sequence[Window], time_expansion: float = 1.0
@@ -176,6 +198,10 @@ class BuildResult:
     errors: list[RecordingError] = field(default_factory=list)
 
 
+Decode: TypeAlias = Callable[
+    [Sequence[Recording], Mapping[str, Any], "Journal"], Iterable[RecordingWindow | RecordingError]
+]
+"""Gives the windows of recordings, cut as is said; the journal may be told what they are."""
 Report: TypeAlias = Callable[[str, int | RecordingError], None]
 """Told of each recording how many windows it has, or what is wrong with it."""
 
@@ -184,11 +210,12 @@ def make_index(
     recordings: Sequence[AnyPath],
     output: Path,
     settings: IndexSettings,
-    embedder: Embedder,
+    embedder: VectorMaker,
     *,
     overwrite: bool = False,
     begun: Callable[[int, int], None] = lambda rows, recordings: None,
     report: Report = lambda file, windows: None,
+    decode: Decode | None = None,
 ) -> BuildResult:
     """Make an index of recordings, or resume it.
 
@@ -196,6 +223,7 @@ def make_index(
     kept in a folder beside it, `<output>.parts`, until the index is whole.
 
     begun: told how many windows are there already, and how many recordings are to be read
+    decode: gives the windows of recordings; where it is not told, they are decoded here
 
     Raises UsageError where settings differ from those of what is there, or a recording has
     changed since.
@@ -218,7 +246,7 @@ def make_index(
         files = journal.match(recordings)
         before = len(journal)
         begun(before, sum(not journal.is_done(file) for file in files))
-        errors = _embed_missing(files, journal, embedder, report)
+        errors = _embed_missing(files, journal, embedder, report, decode or _decoded_here)
         journal.settings = replace(
             settings, unfinished=tuple(journal.unfinished()), heard=journal.heard()
         )
@@ -277,17 +305,27 @@ def _adopt(journal: Journal, index: VectorIndex) -> None:
             journal.finish(file)
 
 
+def _decoded_here(
+    recordings: Sequence[Recording], cutting: Mapping[str, Any], journal: Journal
+) -> WindowStream:
+    return WindowStream(recordings, cutting, input_sample_rate=0)  # files know their own
+
+
 def _embed_missing(
-    files: Sequence[str], journal: Journal, embedder: Embedder, report: Report
+    files: Sequence[str],
+    journal: Journal,
+    embedder: VectorMaker,
+    report: Report,
+    decode: Decode,
 ) -> list[RecordingError]:
     """Make the vectors that are missing; a batch may hold windows of several recordings."""
     settings = journal.settings
     todo = [file for file in files if not journal.is_done(file)]
     cutting = ("sample_rate", "window_seconds", "hop_seconds", "channel", "time_expansion")
-    stream = WindowStream(
+    stream = decode(
         [Recording(n, file, journal.source(file), queries=()) for n, file in enumerate(todo)],
         {name: getattr(settings, name) for name in cutting},
-        input_sample_rate=0,  # files know their own
+        journal,
     )
     waiting: list[RecordingWindow] = []
     ended: list[tuple[str, RecordingError | None]] = []  # after the windows that wait
@@ -313,8 +351,6 @@ def _embed_missing(
     for file, items in groupby(stream, key=_file_of):
         error, silent = None, 0
         for item in items:
-            if len(waiting) >= embedder.batch:
-                flush()
             if isinstance(item, RecordingError):
                 error = item
                 errors.append(item)
@@ -322,6 +358,8 @@ def _embed_missing(
                 if waiting and _file_of(waiting[-1]) == file and _is_short(waiting[-1], settings):
                     waiting.pop()
             elif item.window.index >= journal.windows(file):
+                if len(waiting) >= embedder.batch:
+                    flush()
                 waiting.append(item)
                 silent += bool(item.window.note)
         ended.append((file, error))
@@ -492,6 +530,10 @@ class Journal(VectorIndex):
             windows = {"first": self.windows(file), "starts": [], "ends": []}
             seen = {"heard": list(heard.before), "real": heard.real}
             self._write_line({"file": file, **windows, **seen})
+
+    def know(self, file: str, now: Identity) -> None:
+        """A recording as who decoded it found it."""
+        self._looked_at[file] = Heard(os.path.realpath(self.source(file)), now)
 
     def _seen(self, file: str) -> Heard:
         """The recording as it is now, looked at once."""

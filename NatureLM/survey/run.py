@@ -152,6 +152,11 @@ class Survey:
             self._check(column)
 
     @property
+    def pipeline(self) -> Pipeline:
+        """What holds the model."""
+        return self._pipeline
+
+    @property
     def revisions(self) -> dict[str, str]:
         """Commits of what the model came from, as far as that was the Hub."""
         return self._pipeline.revisions

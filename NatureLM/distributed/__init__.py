@@ -1,0 +1,1 @@
+"""Many machines: recordings go through Ray Data, and one writer stores what comes back."""
