@@ -283,30 +283,26 @@ def violations(page: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_no_serious_barrier(
-    scheme: str, fake_app: RunningApp, open_page: Opener, sounds: Sounds
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 390),
+        pytest.param("light", 1280, marks=pytest.mark.slow),
+        pytest.param("dark", 800, marks=pytest.mark.slow),
+    ],
+)
+def test_no_serious_barrier_and_nothing_sideways(
+    scheme: str, width: int, fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
-    page = open_page(fake_app, color_scheme=scheme)
+    page = open_page(fake_app, color_scheme=scheme, viewport={"width": width, "height": 800})
     put(page, "ask", sounds["long"])
     found = {}
     for tab, _ in TABS.values():
         go_to(page, tab)
         page.wait_for_timeout(300)
         found[tab] = violations(page)
-    assert {tab: wrong for tab, wrong in found.items() if wrong} == {}
-
-
-@pytest.mark.parametrize("width", [390, pytest.param(800, marks=pytest.mark.slow)])
-def test_narrow_pages_do_not_scroll_sideways(
-    width: int, fake_app: RunningApp, open_page: Opener, sounds: Sounds
-) -> None:
-    page = open_page(fake_app, viewport={"width": width, "height": 800})
-    put(page, "ask", sounds["long"])
-    for tab, _ in TABS.values():
-        go_to(page, tab)
-        page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+    assert {tab: wrong for tab, wrong in found.items() if wrong} == {}
 
 
 def test_the_keyboard_is_enough(page: Any, sounds: Sounds) -> None:

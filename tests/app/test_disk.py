@@ -129,16 +129,21 @@ def test_what_nobody_claims_goes_after_the_grace(app: RunningApp, sound: bytes) 
     assert "This file is not here any more: give it again." in dropped(app, address, "late")
 
 
+def beginning(length: int, so_far: int) -> bytes:
+    """An upload that announces a length, as far as it has come."""
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+        'Content-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
+    )
+    return head.encode() + bytes(so_far)
+
+
 def test_an_upload_that_breaks_off_goes_at_once(app: RunningApp) -> None:
     uploads = app.context.visitors.uploads
     until(lambda: not list(uploads.iterdir()))
     with connected(app) as page:
-        page.sendall(
-            b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900000\r\n"
-            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
-            b'Content-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
-            + bytes(300_000)
-        )
+        page.sendall(beginning(900_000, 300_000))
         until(lambda: [path for path in uploads.rglob("*") if path.is_file()])
     until(lambda: not list(uploads.iterdir()), 0.4)
 
@@ -147,14 +152,7 @@ def test_uploads_at_the_same_time_share_the_room(app: RunningApp) -> None:
     """What the first has announced is not given to the second; it is again when it breaks off."""
     uploads = app.context.visitors.uploads
     until(lambda: not kept(app))
-    begun = b"".join(
-        [
-            b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1200000\r\n",
-            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n",
-            b'Content-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n',
-            bytes(100_000),
-        ]
-    )
+    begun = beginning(1_200_000, 100_000)
     with connected(app) as first, connected(app) as second:
         first.sendall(begun)
         until(lambda: [path for path in uploads.rglob("*") if path.is_file()])
