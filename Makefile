@@ -97,7 +97,7 @@ gpu-wheels:  ## What a machine of a card may lack, as wheels for x86-64 Linux an
 		--implementation cp $(foreach p,28 27 24 17 14,--platform manylinux_2_$(p)_x86_64) \
 		--platform manylinux2014_x86_64 --constraint constraints.txt --dest .gpu-wheels \
 		pydantic pydantic_core annotated-types typing-inspection soundfile soxr cffi \
-		pycparser filelock typer
+		pycparser filelock typer transformers
 
 test-ray: $(RAY)  ## Many machines: a Ray cluster of two nodes here, of which some are killed
 	$(PYTEST) -m ray tests/distributed

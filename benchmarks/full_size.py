@@ -249,7 +249,6 @@ def quantized(full: FullSize, kind: Quantization) -> dict[str, Any]:
     for rows in full.pick((1, 4, 16, 64, 256), (2,)):
         found[str(rows)] = shares(full, rows, [1.0] * rows)
     (windows,) = full.pick((64,), (1,))
-    engine_seconds(full, min(4, windows), [1.0])
     found["engine_windows_per_second"] = windows / engine_seconds(full, windows, [1.0])
     return found
 
@@ -261,7 +260,6 @@ def throughput(full: FullSize) -> dict[str, Any]:
         full.pick((32,), (2,)),
         full.pick((512,), (2,)),
     )
-    engine_seconds(full, min(4, windows), [1.0])
     plain_seconds(full, 1, 1)
     rates = {
         "loop": loop / plain_seconds(full, loop, 1),
@@ -292,33 +290,36 @@ def engine_seconds(
     load: Callable[[str], Any] | None = None,
     **how: Any,
 ) -> float:
-    """Seconds of the engine for windows at some α."""
-    clips = waves(min(windows, 64))
-    load = load or (lambda name: clips[int(name) % 64] * (1 + int(name) // 64))
-    options = GenerationOptions(max_new_tokens=TOKENS, num_beams=2)
-    text = prompt(full.model, QUERIES[0])
-    requests = [
-        Request((clip, alpha), text, (str(clip),), alpha)
-        for clip in range(windows)
-        for alpha in alphas
-    ]
+    """Seconds of the engine for windows at some α, after a run of as many other windows.
 
-    def run() -> None:
-        engine = Engine(full.model, options, eos_ids=full.model.eos_ids, **how)
-        with fold_if_single_alpha(full.model, list(alphas)):
-            answers = list(engine.run(requests, load))
+    In that one it has recorded its steps, as it has in all but the first seconds of a long run.
+    """
+    options = GenerationOptions(max_new_tokens=TOKENS, num_beams=2)
+    engine = Engine(full.model, options, eos_ids=full.model.eos_ids, **how)
+    text, clips = prompt(full.model, QUERIES[0]), waves(min(windows, 64))
+
+    def noise(name: str) -> Tensor:
+        number = int(name)
+        return clips[number % len(clips)] * (1 + number // len(clips)) / 100
+
+    def run(names: Sequence[str], load: Callable[[str], Any]) -> None:
+        requests = [
+            Request((name, alpha), text, (name,), alpha) for name in names for alpha in alphas
+        ]
+        answers = list(engine.run(requests, load))
         wrong = [one for one in answers if one.error is not None]
         if wrong or len(answers) != len(requests):
             raise RuntimeError(f"{len(answers)} of {len(requests)} answers, {wrong[:1]}")
 
-    return seconds(run)
+    with fold_if_single_alpha(full.model, list(alphas)):
+        run([str(windows + number) for number in range(windows)], noise)
+        return seconds(lambda: run([str(number) for number in range(windows)], load or noise))
 
 
 def alphas(full: FullSize) -> dict[str, Any]:
     """Seconds for some windows at 1 to 11 values of α."""
     found: dict[str, Any] = {}
     for windows in full.pick((1, 8, 32), (1,)):
-        engine_seconds(full, windows, ALPHAS)
         taken = {
             str(count): engine_seconds(full, windows, ALPHAS[-count:])
             for count in full.pick((1, 2, 4, 8, 11), (1, 2))
@@ -340,7 +341,6 @@ def files(full: FullSize) -> dict[str, Any]:
             return read_clip(paths[int(name)], sample_rate=rate, duration=length)
 
         ready = {str(number): torch.as_tensor(read(str(number))) for number in range(count)}
-        engine_seconds(full, count, [1.0], ready.__getitem__)
         memory = engine_seconds(full, count, [1.0], ready.__getitem__)
         return {
             "files": count,
@@ -421,6 +421,16 @@ class NoiseBatches(BatchSource):
     def numbered(self, count: int) -> Iterator[tuple[int, list[list[Any]]]]:
         """The first steps with their numbers."""
         yield from enumerate(self.steps(0, count))
+
+
+def embedded(full: FullSize) -> dict[str, Any]:
+    """Windows a second of the embedded model, a question each, answered freely."""
+    from NatureLM.inference.pipeline import load_model
+
+    (windows,) = full.pick((2048,), (2,))
+    small = FullSize(full.smoke)
+    small.__dict__["model"] = load_model("naturelm-tiny", device=full.model.device.type)
+    return {"windows_per_second": windows / engine_seconds(small, windows, [1.0])}
 
 
 @contextmanager
@@ -512,6 +522,7 @@ functions: dict[str, Callable[[FullSize], dict[str, Any]]] = {
     "alphas": alphas,
     "encoder": encoder,
     "files": files,
+    "embedded": embedded,
     "profile": profile,
     "training": training,
     "int8": lambda full: quantized(full, "int8"),

@@ -25,7 +25,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/gpu", "tests/generation")  # others import what such a machine may lack
+TESTS = (
+    "tests/gpu",
+    "tests/generation",
+    "tests/models/test_cuda_layers.py",
+)  # others import what such a machine may lack
 PARTS = {
     "tests": 120.0,
     "ceilings": 60.0,
@@ -35,6 +39,7 @@ PARTS = {
     "alphas": 60.0,
     "encoder": 30.0,
     "files": 60.0,
+    "embedded": 40.0,
     "profile": 60.0,
     "training": 60.0,
     "int8": 60.0,

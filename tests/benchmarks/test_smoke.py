@@ -87,7 +87,7 @@ def test_the_check_of_a_card_runs_without_one(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     run("gpu_check", "--smoke", "--output-path", path)
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    assert len(parts) == 11
+    assert len(parts) == 12
     assert all(part["ok"] for part in parts.values())
 
 

@@ -73,9 +73,9 @@ def test_captured_steps_answer_as_plain_ones(kind: str, monkeypatch: pytest.Monk
 
 
 def test_a_written_model_goes_onto_a_card(tmp_path: Path) -> None:
-    model = NatureLM.from_pretrained("naturelm-tiny", quantize="int4", dtype="bfloat16")
+    model = NatureLM.from_pretrained("naturelm-tiny", quantize="int4", dtype="float32")
     model.save_pretrained(tmp_path)
-    on_card = NatureLM.from_pretrained(tmp_path, device="cuda", dtype="bfloat16")
+    on_card = NatureLM.from_pretrained(tmp_path, device="cuda", dtype="float32")
     wav = 0.1 * torch.sin(torch.arange(160000) * 0.02)
     scores = []
     for one in (model, on_card):
@@ -83,4 +83,4 @@ def test_a_written_model_goes_onto_a_card(tmp_path: Path) -> None:
         text = one.processor.render("<Audio><AudioHere></Audio> What is the common name?")
         (found,) = one.score_labels([text], [[wav]], ["Dog", "Cat", "Common Cuckoo"])
         scores.append(torch.tensor(found.log_likelihoods))
-    assert (scores[0] - scores[1]).abs().max() < 0.5
+    assert (scores[0] - scores[1]).abs().max() < 0.1

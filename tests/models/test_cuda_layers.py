@@ -10,8 +10,15 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from NatureLM.models import fused_kernels
 from NatureLM.models.checkpoint.tensors import write_tensors
-from NatureLM.models.cuda_layers import AlignedHead, FusedRMSNorm, align_head, use_cuda_layers
+from NatureLM.models.cuda_layers import (
+    AlignedHead,
+    FusedAttention,
+    FusedRMSNorm,
+    align_head,
+    use_cuda_layers,
+)
 
 
 def small_llama(dtype: torch.dtype, tied: bool = False) -> LlamaForCausalLM:
@@ -28,6 +35,12 @@ def small_llama(dtype: torch.dtype, tied: bool = False) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
 
 
+@pytest.fixture(autouse=True)
+def swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers are swapped, as where Triton is; on a processor their kernels take nothing."""
+    monkeypatch.setattr(fused_kernels, "is_here", lambda: True)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_half_precision_gives_nearly_the_same(tied: bool) -> None:
     model = small_llama(torch.bfloat16, tied)
@@ -37,18 +50,66 @@ def test_half_precision_gives_nearly_the_same(tied: bool) -> None:
     use_cuda_layers(model)
     assert isinstance(model.lm_head, AlignedHead)
     assert isinstance(model.model.norm, FusedRMSNorm)
+    assert isinstance(model.model.layers[0].self_attn, FusedAttention)
     found = model(ids).logits
     assert found.shape == plain.shape
     errors = [(one.float() - wanted).norm() / wanted.norm() for one in (found, plain)]
     assert errors[0] < 1.5 * errors[1] < 0.05
 
 
-def test_float32_stays_as_it_is() -> None:
-    model = small_llama(torch.float32)
+@pytest.mark.parametrize("learns", [False, True])
+def test_float32_stays_as_it_is(learns: bool) -> None:
+    model = small_llama(torch.float32).train(learns).requires_grad_(learns)
     ids = torch.randint(0, 131, (3, 7))
-    before = model(ids).logits
+
+    def results() -> list[torch.Tensor]:
+        first = model(ids, use_cache=True)
+        then = model(ids[:, :1], past_key_values=first.past_key_values)
+        if not learns:
+            return [first.logits, then.logits]
+        model.zero_grad()
+        first.logits.square().sum().backward()
+        gradients = [one.grad.clone() for one in model.parameters() if one.grad is not None]
+        assert len(gradients) > 10
+        return [first.logits, then.logits, *gradients]
+
+    before = results()
     use_cuda_layers(model)
-    assert torch.equal(model(ids).logits, before)
+    assert all(torch.equal(a, b) for a, b in zip(before, results(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_card_half_precision_gives_nearly_the_same(dtype: torch.dtype) -> None:
+    model = small_llama(dtype).cuda()
+    exact = copy.deepcopy(model).float()
+    ids = torch.randint(0, 131, (5, 9), device="cuda")
+
+    def results(model: LlamaForCausalLM) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            first = model(ids, use_cache=True)
+            then = model(ids[:, :1], past_key_values=first.past_key_values)
+        return [first.logits.float(), then.logits.float()]
+
+    wanted, plain = results(exact), results(model)
+    use_cuda_layers(model)
+    for one, other, right in zip(results(model), plain, wanted, strict=True):
+        errors = [(each - right).norm() / right.norm() for each in (one, other)]
+        assert errors[0] < 1.5 * errors[1] < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [1, 8, 9, 32])
+def test_kernels_of_a_card(heads: int) -> None:
+    x = torch.randn(77, heads, 64, device="cuda").bfloat16()
+    cos, sin = (torch.randn(77, 64, device="cuda").bfloat16() for _ in range(2))
+    turned = torch.cat([-x[..., 32:], x[..., :32]], dim=-1)
+    wanted = x.double() * cos.double()[:, None] + turned.double() * sin.double()[:, None]
+    fused_kernels.rotate(x, cos, sin)
+    assert (x - wanted).norm() < 3e-3 * wanted.norm()
+    gate, up = (torch.randn(3, heads * 1001, device="cuda").bfloat16() for _ in range(2))
+    wanted = torch.nn.functional.silu(gate.double()) * up.double()
+    assert (fused_kernels.gated(gate, up) - wanted).norm() < 3e-3 * wanted.norm()
 
 
 def test_the_output_layer_is_exact_whatever_becomes_of_its_weight(tmp_path: Path) -> None:
