@@ -187,6 +187,63 @@ def show(content: dict[str, Any]) -> None:
             print(f"  {name}: {_text(value)}")
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """The figures as tables of the page on performance."""
+    parts = {name: facts.get("figures", {}) for name, facts in content["parts"].items()}
+    kinds = {
+        "bfloat16": "steps",
+        "bfloat16, α by row": "adapter steps",
+        "int8": "int8",
+        "int4": "int4",
+    }
+    lines = [
+        "| weights | rows | prefill of 128 positions a row | of the card's operations | a step "
+        "| recorded | bandwidth of weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, part in kinds.items():
+        for rows, one in parts.get(part, {}).items():
+            if not isinstance(one, dict):
+                continue
+            lines.append(
+                f"| {kind} | {rows} | {1e3 * one['prefill_seconds']:.0f} ms "
+                f"| {one['prefill_share']:.0%} | {1e3 * one['step_seconds']:.0f} ms "
+                f"| {1e3 * one['captured_step_seconds']:.1f} ms "
+                f"| {one['captured_step_share']:.0%} |"
+            )
+    lines += ["", "| what | figure |", "|---|---|"]
+    rates = parts["throughput"]["windows_per_second"]
+    for name, rate in rates.items():
+        over = f" ({rate / rates['loop']:.0f} × the loop)" if name != "loop" else ""
+        lines.append(f"| windows a second, {name} | {rate:.3g}{over} |")
+    for batch, one in parts["encoder"].items():
+        rate = one["windows_per_second"]
+        lines.append(f"| windows a second, audio encoder alone, batches of {batch} | {rate:.0f} |")
+    rate = parts["embedded"]["windows_per_second"]
+    lines.append(f"| windows a second, engine with the embedded model | {rate:.0f} |")
+    for windows, taken in parts["alphas"].items():
+        said = ", ".join(f"{count}: {value:.2f} s" for count, value in taken.items())
+        most = taken["11"] / taken["1"]
+        lines.append(f"| {windows} windows at so many α | {said} (11 take {most:.1f} × one) |")
+    files = parts["files"]
+    read = ", ".join(f"{n} threads {t:.2f} s" for n, t in files["from_files_seconds"].items())
+    memory = files["from_memory_seconds"]
+    lines.append(f"| {files['files']} windows from memory; from files | {memory:.2f} s; {read} |")
+    for kind in ("int8", "int4"):
+        memory, rate = parts[kind]["gigabytes"], parts[kind]["engine_windows_per_second"]
+        lines.append(f"| {kind}: language model; windows a second | {memory:.1f} GB; {rate:.0f} |")
+    for batch, one in parts["training"].items():
+        lines.append(
+            f"| training step, stage 2, batch of {batch} | {one['seconds']:.2f} s, "
+            f"{one['positions_per_second']:.0f} positions a second, {one['gigabytes']:.0f} GB |"
+        )
+    best = parts["ceilings"]
+    return "\n".join(lines) + (
+        f"\n\n{content['machine']['card']}: a product of two matrices of 8,192 in bfloat16 made "
+        f"{best['operations'] / 1e12:.0f} TFLOP a second, a copy {best['bytes'] / 1e12:.2f} TB."
+    )
+
+
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -19,6 +19,7 @@ import archive
 import archive_tables
 import engine
 import field_season
+import gpu_check
 import growth
 import precision
 import scaling
@@ -36,6 +37,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "archive": archive.markdown,
     "archive_tables": archive_tables.markdown,
     "scaling": scaling.markdown,
+    "gpu_check": gpu_check.markdown,
 }
 MADE_OF = {"scaling": ("archive", "archive_tables")}
 OPEN = "*Not measured yet.*"

@@ -137,7 +137,9 @@ class Engine:
         if capture or (capture is None and kind == "cuda"):
             from NatureLM.generation.cuda_graphs import make_graph_runner
 
-            self._graphs = make_graph_runner(model.language_model, max_positions=tokens)
+            # Rows and columns are rounded up, by up to a half of a full batch.
+            most = tokens + tokens // 2
+            self._graphs = make_graph_runner(model.language_model, max_positions=most)
         self._busy = _BUSY_ROWS.get(kind, _ACCELERATOR_BUSY_ROWS)
         self.encoded = 0
         """Windows that were encoded in all runs."""
