@@ -12,7 +12,7 @@ from NatureLM.cli import options as of
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say
-from NatureLM.storage import AnyPath
+from NatureLM.storage import AnyPath, local_only
 
 if TYPE_CHECKING:
     from NatureLM.results.merge import Merged
@@ -24,7 +24,7 @@ _NAMED = 10  # recordings that could not be read
 def manifest(
     recordings: list[AnyPath] = of.argument(..., "Recordings, or folders with recordings."),
     *,
-    output_path: Path = of.option(
+    output_path: AnyPath = of.option(
         Path("manifest.csv"),
         "The manifest. One that was made before is brought up to date. Parquet needs pyarrow.",
         None,
@@ -46,10 +46,11 @@ def manifest(
     """
     from NatureLM.cli.recordings import Listed, field_clock
     from NatureLM.results.manifest import Entry, check_suffix, make_manifest
+    from NatureLM.results.uploads import local_output, working_path
     from NatureLM.util import check_place, check_range, digest, format_bytes, format_duration
 
     check_suffix(output_path, "--output-path")
-    check_place(output_path, "--output-path")
+    check_place(working_path(output_path), "--output-path")
     check_range("--workers", workers, 1, 1024)
     found = Listed.read(recordings, None, None).recordings
     clock = field_clock(deployments, file_times, found)
@@ -67,11 +68,12 @@ def manifest(
     columns = ("bar", "{task.completed}/{task.total} recordings,", "eta", "left")
     with (
         stop_message(f"Stopped. What was found is kept; {RESUMES}"),
+        local_output(output_path, is_read=not overwrite) as here,
         ProgressBar(*columns, total=len(found)) as bar,
     ):
         made = make_manifest(
             found,
-            output_path,
+            here,
             clock,
             workers=workers,
             tables=" ".join(tables),
@@ -93,14 +95,14 @@ def manifest(
 
 
 def merge_runs(
-    runs: list[Path] = of.argument(
+    runs: list[AnyPath] = of.argument(
         ...,
         "Answers of `naturelm infer` or `naturelm survey`, indexes of `naturelm embed`, or folders "
         "with the files of shards.",
         "RUN...",
     ),
     *,
-    output_path: Path = of.option(
+    output_path: AnyPath = of.option(
         ...,
         "The file with all answers, or the index. One that was merged earlier is replaced.",
         None,
@@ -132,27 +134,31 @@ def merge_runs(
     again.
     """
     from NatureLM.results.merge import merge_runs as merge
+    from NatureLM.results.uploads import local_output, local_runs, working_path
     from NatureLM.util import check_place
 
-    check_place(output_path, "--output-path")
+    check_place(working_path(output_path), "--output-path")
     is_index = output_path.suffix.lower() in _OF_INDEXES
-    files = _files_of(runs, are_indexes=is_index)
     listed = _listed(manifest, audio_path or ()) if audio_path or manifest is not None else None
     columns = ("bar", "size", "eta", "left")
     if is_index:
         from NatureLM.search.merge import merge_indexes
 
+        output = local_only(output_path, "--output-path")
+        files = _files_of([local_only(one, "RUN") for one in runs], are_indexes=True)
         with stop_message("Stopped before the index was whole; nothing was written."):
-            merged = merge_indexes(files, output_path, listed=listed, overwrite=overwrite)
+            merged = merge_indexes(files, output, listed=listed, overwrite=overwrite)
         _say_what_was_merged(merged, output_path, "windows")
         return
     with (
         stop_message(f"Stopped. What was joined is kept; {RESUMES}"),
+        local_output(output_path, is_read=False) as here,
+        local_runs(runs) as copies,
         ProgressBar(*columns) as bar,
     ):
         merged = merge(
-            files,
-            output_path,
+            _files_of(copies, are_indexes=False),
+            here,
             listed=listed,
             overwrite=overwrite,
             told=lambda done, total: bar.update(done, total=total),
@@ -197,7 +203,7 @@ def _files_of(runs: list[Path], *, are_indexes: bool) -> list[Path]:
     return files
 
 
-def _say_what_was_merged(merged: Merged, output: Path, unit: str) -> None:
+def _say_what_was_merged(merged: Merged, output: AnyPath, unit: str) -> None:
     """Name what is not there and what is there twice. Ends the program where something is not."""
     for what, found in (
         ("shards that are not there", merged.shards),

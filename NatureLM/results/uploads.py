@@ -27,11 +27,14 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from NatureLM import storage
+from NatureLM.errors import UsageError
 from NatureLM.results.rows import OutputError, RunSettings, record_path
 from NatureLM.results.store import Resumed, WindowStore, lock_beside, unlock
 from NatureLM.storage import AnyPath, RemotePath, StorageError
@@ -40,6 +43,7 @@ from NatureLM.util import atomic_write, digest, format_bytes
 logger = logging.getLogger(__name__)
 SECONDS, MOST_BYTES = 30.0, 8 << 20  # until a segment is uploaded; how large one is
 _SEGMENT = re.compile(r"(\d{6})-(\d{6})\.jsonl")
+_SHARD = re.compile(r"\.shard-\d+-of-\d+\.jsonl$")
 _SETTINGS = re.compile(r"\d{6}\.run\.json")
 
 
@@ -62,6 +66,61 @@ def open_store(output: AnyPath, *, overwrite: bool = False) -> WindowStore:
     if isinstance(output, Path):
         return WindowStore(output, overwrite=overwrite)
     return UploadedStore(output, overwrite=overwrite)
+
+
+@contextmanager
+def local_output(output: AnyPath, *, is_read: bool) -> Iterator[Path]:
+    """Where to write a file whole: its path, or one here that is uploaded when the block ends.
+
+    is_read: whether what is there is looked at; otherwise only its settings are, and that it is
+
+    Raises StorageError. After any other end the work stays in the working folder.
+    """
+    here = working_path(output)
+    if isinstance(output, Path):
+        yield here
+        return
+    here.parent.mkdir(parents=True, exist_ok=True)
+    pairs = [(output, here), (output.with_name(record_path(here).name), record_path(here))]
+    for address, path in pairs if is_read else pairs[1:]:
+        try:
+            storage.download(address, path)
+        except FileNotFoundError:
+            path.unlink(missing_ok=True)
+    if not is_read:
+        here.unlink(missing_ok=True)
+        if storage.exists(output):
+            here.touch()
+    yield here
+    for address, path in reversed(pairs):
+        if path.exists():
+            storage.upload(path, address)
+    shutil.rmtree(here.parent, ignore_errors=True)
+
+
+@contextmanager
+def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
+    """Result files here: the paths, and copies of those at addresses, which go at the end.
+
+    Of a folder of a bucket it is the files of shards in it. Raises UsageError where none are.
+    """
+    with TemporaryDirectory(prefix="naturelm-") as folder:
+        made: list[Path] = []
+        for number, one in enumerate(runs):
+            if isinstance(one, Path):
+                made.append(one)
+                continue
+            files = [file for file in storage.find(one) if file == one or _SHARD.search(file.name)]
+            if not files:
+                raise UsageError(f"{one}: has no answers of shards (*.shard-1-of-4.jsonl)")
+            for file in files:
+                here = Path(folder, str(number), file.name)
+                here.parent.mkdir(exist_ok=True)
+                storage.download(file, here)
+                with suppress(FileNotFoundError):
+                    storage.download(file.with_name(record_path(here).name), record_path(here))
+                made.append(here)
+        yield made
 
 
 class UploadedStore(WindowStore):
@@ -112,6 +171,7 @@ class _Uploads:
         self._parts = output.with_name(f"{output.name}.parts")
         self._generation, self._segment, self._offset = 0, 0, 0
         self._known = b""  # digest of the first `_offset` bytes
+        self._whole = -1  # bytes of the file that is in its place, and the same as this
         self._taken: OutputError | None = None
         self._told = self._is_done = False
         self._ending = threading.Event()
@@ -202,7 +262,10 @@ class _Uploads:
     def start(self) -> None:
         """The file is as the run goes on with it: upload what is new from now on."""
         has_segments = self._segment > 0
-        if not has_segments or _digest(self.path, self._offset) != self._known:
+        is_same = _digest(self.path, self._offset) == self._known
+        if self._offset and is_same and not has_segments:
+            self._whole = self._offset
+        if not has_segments or not is_same:
             self._generation, self._segment, self._offset = self._generation + 1, 0, 0
         self._ending.clear()
         self._thread = threading.Thread(target=self._work, name="naturelm-uploads", daemon=True)
@@ -216,7 +279,7 @@ class _Uploads:
     def _work(self) -> None:
         last = time.monotonic()
         while not self._ending.wait(0.5) and self._taken is None:
-            unsent = self.path.stat().st_size - self._offset
+            unsent = self.path.stat().st_size - max(self._offset, self._whole)
             if unsent >= MOST_BYTES or (unsent and time.monotonic() - last >= self._seconds):
                 self._try_to_send()
                 last = time.monotonic()
@@ -292,7 +355,7 @@ class _Uploads:
         self._ending.set()
         self._thread.join()
         self._thread = None
-        if self._taken is None and self.path.exists():
+        if self._taken is None and self.path.exists() and not self._is_there():
             self._try_to_send()
 
     def finish(self, tables: Sequence[Path]) -> list[str]:
@@ -305,9 +368,12 @@ class _Uploads:
             self._check_generation()
             record = record_path(self.path)
             made = [self.output, self.output.with_name(f"{self.output.name}.run.json")]
-            if record.exists():
-                storage.upload(record, made[1])
-            storage.upload(self.path, made[0])
+            if self._is_there():
+                made.clear()
+            else:
+                if record.exists():
+                    storage.upload(record, made[1])
+                storage.upload(self.path, made[0])
             for table in tables:
                 made += self._upload_table(table)
             self._remove(self._segments())
@@ -320,6 +386,10 @@ class _Uploads:
             ) from None
         self._is_done = True
         return [one.url for one in made]
+
+    def _is_there(self) -> bool:
+        """Whether the whole file is in its place already."""
+        return self._segment == 0 and self.path.stat().st_size == self._whole
 
     def _upload_table(self, table: Path) -> list[RemotePath]:
         files = sorted(one for one in table.rglob("*") if one.is_file()) or [table]

@@ -157,6 +157,31 @@ def test_a_recording_that_does_not_come_is_one_row_and_tried_again(
 # Answers that go to a bucket
 
 
+def test_manifest_shards_and_merged_answers_in_a_bucket(
+    store: Store, card: RemotePath, asker: FakePipeline
+) -> None:
+    listed = store / "lists/all.csv"
+    assert naturelm("manifest", card, "--output-path", listed).exit_code == 0
+    again = naturelm("manifest", card, "--output-path", listed)
+    assert "2 measured before" in again.output
+    words = ("--manifest", listed, *ASK, "-q", "Who?", "--output-path", store / "out/x.jsonl")
+    for shard in ("1/2", "2/2"):
+        done = naturelm("infer", *words, "--shard", shard)
+        assert done.exit_code == 0, done.output
+    joined = store / "joined/x.jsonl"
+    merge = ("merge-runs", store / "out", "--manifest", listed, "--output-path")
+    for output in (joined, joined, "here.jsonl"):
+        done = naturelm(*merge, output)
+        assert done.exit_code == 0, done.output
+        assert f"{output}: 2 recordings, 8 rows" in done.output
+    assert there(joined) == rows("here.jsonl")
+    assert storage.exists(joined.with_name("x.jsonl.run.json"))
+    storage.write_bytes(store / "other.jsonl", b"mine")
+    done = naturelm(*merge, store / "other.jsonl")
+    assert done.exit_code == 2, done.output
+    assert storage.read_bytes(store / "other.jsonl") == b"mine"
+
+
 def test_answers_and_tables_go_to_a_bucket(
     store: Store, card: RemotePath, asker: FakePipeline
 ) -> None:
@@ -171,7 +196,9 @@ def test_answers_and_tables_go_to_a_bucket(
     assert parts(output) == []
     assert not working_path(output).parent.exists()
     before = len(asker.asked)
+    store.faults.reset()
     again = naturelm("infer", card, *ASK, "--output-path", output)
+    assert not [one for one in store.faults.requests if one[0] == "PUT"]
     assert f"{output}: has 4 answers of this run; going on from there" in again.output
     assert len(asker.asked) == before
     other = naturelm("infer", card, "--query", "Who?", "--output-path", output)
