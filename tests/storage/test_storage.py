@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 from s3_store import Store, running_store
 
 from NatureLM import storage
@@ -217,6 +221,34 @@ def test_a_header_takes_two_requests_however_long_the_recording(
     lengths = [int(stop) - int(start) + 1 for start, stop in sizes]
     assert len(lengths) <= 10
     assert max(lengths) <= storage.MOST_AT_ONCE
+
+
+_HEARD = """
+import sys
+from NatureLM.audio.windows import iter_windows
+from NatureLM.storage import as_path
+print(sum(1 for _ in iter_windows(as_path(sys.argv[1]))))
+print(next(one.split()[1] for one in open("/proc/self/status") if one.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted otherwise")
+def test_memory_does_not_grow_with_a_recording(store: Store, tmp_path: Path) -> None:
+    most = []
+    minute = noise(60)
+    for minutes in (45, 120):
+        with soundfile.SoundFile(tmp_path / "a.wav", "w", RATE, 1) as file:
+            for _ in range(minutes):
+                file.write(minute)
+        storage.upload(tmp_path / "a.wav", store / f"{minutes}.wav")
+        command = [sys.executable, "-c", _HEARD, str(store / f"{minutes}.wav")]
+        environment = {**os.environ, **store.environment, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        windows, memory = map(int, done.stdout.split())
+        assert windows == 6 * minutes
+        most.append(memory / 1024)
+    assert most[1] - most[0] < 16  # MiB
 
 
 def test_folders_patterns_and_files(store: Store, tmp_path: Path) -> None:
