@@ -163,6 +163,7 @@ def test_folder_names_what_cannot_be_read_and_goes_on(
     page.wait_for_selector("#folder-count >> text=1 of 2 answers")
 
 
+@pytest.mark.slow
 def test_a_folder_is_asked_a_questionnaire_and_taken_away_in_any_format(
     real_app: RunningApp, open_page: Opener, assets: Path
 ) -> None:
@@ -425,6 +426,7 @@ def test_a_long_list_is_turned_page_by_page(
     assert len(windows_of(page, "long")) == 2005
 
 
+@pytest.mark.slow
 def test_a_job_of_another_app_is_shown_and_offers_nothing(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:

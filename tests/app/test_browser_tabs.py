@@ -121,6 +121,7 @@ def test_two_visitors_keep_their_own(
     assert other.locator("#ask-clips .name").inner_text() == "short.wav"
 
 
+@pytest.mark.slow
 def test_an_answer_can_be_stopped(page: Any, fake_app: RunningApp, sounds: Sounds) -> None:
     put(page, "ask", sounds["tone"])
     fake_app.pipeline.gate.clear()
@@ -249,6 +250,7 @@ def test_a_long_clip_is_named_window_by_window(
     assert ranking(sections[0]) == pytest.approx({"Rook": 0.5, "Dog": 0.5}, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_examples_teach(fake_app: RunningApp, open_page: Opener) -> None:
     page = open_page(fake_app, "Teach by example")
     for number, (label, name) in enumerate((("Owl", "barn_owl"), ("Dog", "dog")), start=1):
@@ -320,6 +322,7 @@ def test_the_keyboard_is_enough(page: Any, sounds: Sounds) -> None:
     page.get_by_text("You asked: What? (1 clips: 10 s)").first.wait_for()
 
 
+@pytest.mark.slow
 def test_a_page_says_that_the_model_loads_and_when_it_is_ready(
     open_page: Opener, tmp_path: Path, sounds: Sounds, fake_app: RunningApp
 ) -> None:

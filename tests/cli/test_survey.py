@@ -161,6 +161,7 @@ def test_detections_of_birdnet_are_asked_about(card: Path) -> None:
     assert Path("inference_output.csv").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_killed_it_has_every_row_once(card: Path) -> None:
     for number in range(30):
