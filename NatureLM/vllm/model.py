@@ -41,6 +41,8 @@ from vllm.multimodal.processing import (
 )
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from NatureLM.audio.windows import read_noted_clip
+from NatureLM.errors import NatureLMError
 from NatureLM.models.audio_side import AudioSide
 from NatureLM.prompts import AUDIO_TAG
 from NatureLM.vllm.processing_naturelm import NatureLMAudioProcessor
@@ -64,29 +66,33 @@ class NatureLMProcessingInfo(BaseProcessingInfo):
 
     def get_data_parser(self) -> MultiModalDataParser:
         return SoundParser(
-            target_sr=self.get_hf_config().sample_rate,
-            target_channels=1,
-            expected_hidden_size=self._get_expected_hidden_size(),
+            self.get_hf_config(), expected_hidden_size=self._get_expected_hidden_size()
         )
 
 
 class SoundParser(MultiModalDataParser):
-    """Sound at any rate → mono at the model's, with the resampler of our own decoders."""
+    """Sound of any rate and channels → mono at the model's rate, as our own service reads clips.
 
-    def __init__(self, *, target_sr: float, **more: Any) -> None:
-        super().__init__(target_sr=target_sr, **more)
-        self._rate = int(target_sr)
+    config: of the model; what is longer than its window is cut
+    """
+
+    def __init__(self, config: Any, **more: Any) -> None:
+        super().__init__(target_sr=config.sample_rate, **more)
+        self._rate, self._seconds = config.sample_rate, config.window_seconds
 
     def _get_audio_with_sr(self, audio: Any) -> tuple[NDArray[np.float32], float | None]:
+        """The clip; nothing is left to resample. Raises ValueError for what cannot be heard."""
         samples, rate = super()._get_audio_with_sr(audio)
-        if samples.ndim > 1:  # vLLM's decoders give (channels, samples), soundfile (samples, …)
-            samples = samples.mean(axis=int(np.argmin(samples.shape)))
-        samples = np.ascontiguousarray(samples, dtype=np.float32)
-        if rate is not None and rate != self._rate:
-            import soxr  # type: ignore[import-untyped, unused-ignore]
-
-            samples = soxr.resample(samples, rate, self._rate, quality="HQ")
-        return samples, None
+        try:
+            clip, _ = read_noted_clip(
+                samples,
+                input_sample_rate=self._rate if rate is None else rate,
+                duration=self._seconds,
+                sample_rate=self._rate,
+            )
+        except NatureLMError as error:
+            raise ValueError(str(error)) from None
+        return clip, None
 
 
 class NatureLMDummyInputs(BaseDummyInputsBuilder[NatureLMProcessingInfo]):
@@ -155,9 +161,6 @@ class NatureLMForConditionalGeneration(
         config = vllm_config.model_config.hf_config
         self.config, self._dtype = config, vllm_config.model_config.dtype
         host: Any = self  # with the methods of vLLM's interfaces
-        host.configure_mm_token_handling(
-            vocab_size=config.text_config.vocab_size, mm_token_ids=[config.audio_token_id]
-        )
         with (
             host._mark_tower_model(vllm_config, "audio"),
             set_default_torch_dtype(torch.float32),
@@ -170,6 +173,19 @@ class NatureLMForConditionalGeneration(
                 prefix=maybe_prefix(prefix, "llama_model"),
             )
         self.make_empty_intermediate_tensors = self.llama_model.make_empty_intermediate_tensors
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: MultiModalEmbeddings | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (positions, D). The audio token has no row, wherever it comes from: a prompt
+        that spells it out without sound must not end the engine."""
+        known = input_ids.masked_fill(input_ids >= self.config.text_config.vocab_size, 0)
+        host: Any = super()
+        return host.embed_input_ids(known, multimodal_embeddings, is_multimodal=is_multimodal)
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """The audio embeddings (Q, D) of each clip."""

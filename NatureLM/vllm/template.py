@@ -14,6 +14,9 @@ from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, ChatTemplate
 _SOURCE = """\
 {%- macro said(content) -%}
   {%- if content is string -%}
+    {%- if PLACE in content -%}
+      {{- raise_exception(PLACE ~ ' stands for sound, and the message brings none') -}}
+    {%- endif -%}
     {{- content.strip() -}}
   {%- elif content -%}
     {%- set ns = namespace(named=0, clips=0, pieces=[], texts=[]) -%}

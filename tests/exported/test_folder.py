@@ -210,6 +210,8 @@ def test_texts_may_name_the_places_of_clips(nano_folder: Path) -> None:
     assert rendered({"type": "text", "text": "first"}, clip) == f"first {AUDIO_TAG}"
     with pytest.raises(Exception, match="the text has 2 places for clips, and there are 1 clips"):
         rendered(named, clip)
+    with pytest.raises(Exception, match="stands for sound, and the message brings none"):
+        tokenizer.apply_chat_template([{"role": "user", "content": AUDIO_TAG}], tokenize=False)
     with pytest.raises(Exception, match="a part of type image"):
         rendered({"type": "image"})
 
