@@ -18,7 +18,7 @@ _SOURCE = """\
       {{- raise_exception(PLACE ~ ' stands for sound, and the message brings none') -}}
     {%- endif -%}
     {{- content.strip() -}}
-  {%- elif content -%}
+  {%- elif content is not none -%}
     {%- set ns = namespace(named=0, clips=0, pieces=[], texts=[]) -%}
     {%- for part in content -%}
       {%- if part['type'] in ['audio', 'input_audio', 'audio_url'] -%}
