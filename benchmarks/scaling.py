@@ -53,14 +53,13 @@ class Archive:
 class Figures:
     """What the arithmetic is made of.
 
-    row, csv, parquet: bytes of an answer, and of a recording in a manifest
+    row, csv: bytes of an answer, and of a recording in a manifest
     rows_a_second: that merge-runs joins; listing: seconds of a recording in `naturelm manifest`
     cards: name, windows a second, price of an hour, where that is from
     """
 
     row: float
     csv: float
-    parquet: float
     rows_a_second: float
     listing: float
     cards: Sequence[Mapping[str, Any]]
@@ -74,19 +73,14 @@ class Figures:
             json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             for name in ("scaling", "archive", "archive_tables")
         )
-        two = [one for one in archive["runs"] if one["way"] == "two shards" and one["recordings"]]
-        shards, largest = two[-1], tables["runs"][-1]
-        here = shards["answers"] / shards["seconds"]
+        asked = max(archive["runs"], key=lambda run: int(run["recordings"]))
+        largest = tables["runs"][-1]
         return cls(
-            row=shards["bytes"] / shards["answers"],
+            row=asked["bytes"] / asked["answers"],
             csv=largest["bytes_of_a_line"]["csv"],
-            parquet=largest["bytes_of_a_line"]["parquet"],
             rows_a_second=largest["merged"]["rows"] / largest["merged"]["seconds"],
             listing=archive["listing"],
-            cards=[
-                {**card, "windows_a_second": card["windows_a_second"] or here}
-                for card in scaling["cards"]
-            ],
+            cards=scaling["cards"],
             archives=[Archive.of(**one) for one in scaling["archives"]],
             assumed=scaling["assumed"],
         )
@@ -101,9 +95,9 @@ def markdown(_: Mapping[str, Any] | None = None) -> str:
 
 def _what_is_there(figures: Figures) -> list[str]:
     lines = [
-        "| archive | recordings | hours | windows | sound | manifest, CSV | manifest, Parquet "
-        "| answers | listed in | joined in |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| archive | recordings | hours | windows | sound | manifest, CSV | answers | listed in "
+        "| joined in |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in figures.archives:
         windows = one.windows(figures.assumed["window_seconds"])
@@ -114,7 +108,6 @@ def _what_is_there(figures: Figures) -> list[str]:
             _count(windows),
             _bytes(one.size),
             _bytes(one.recordings * figures.csv),
-            _bytes(one.recordings * figures.parquet),
             _bytes(windows * figures.row),
             _hours(one.recordings * figures.listing / HOUR),
             _hours(windows / figures.rows_a_second / HOUR),
@@ -163,7 +156,6 @@ def _where_from(figures: Figures) -> list[str]:
         ("a window", f"{assumed['window_seconds']:g} s, one question", "the default"),
         ("bytes of a row of answers", f"{figures.row:.0f}", here),
         ("bytes of a recording in a manifest, CSV", f"{figures.csv:.0f}", tables),
-        ("the same as Parquet", f"{figures.parquet:.0f}", tables),
         ("recordings listed in a second", f"{1 / figures.listing:,.0f}", here),
         ("rows joined in a second", f"{figures.rows_a_second:,.0f}", tables),
     ]
@@ -191,7 +183,7 @@ def _count(number: float) -> str:
 
 def _bytes(size: float) -> str:
     for least, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= least:
+        if size >= 0.9995 * least:
             return f"{size / least:.3g} {unit}"
     return f"{size / 1e3:.3g} kB"
 
