@@ -1,10 +1,10 @@
-"""bfloat16 and int8 weights on the processor, and threads: time and what becomes of the answers.
+"""Precisions on a processor, bfloat16 and integers of 8 and 4 bits: time and what answers become.
 
     python benchmarks/precision.py [--small] [--clips 4] [--threads 1 --threads 2] [--json FILE]
 
-int8 keeps a scale for every output of a linear layer and multiplies through torch's own weight-only
-product, with activations in bfloat16. Answers are compared with those of float32, and so are the
-log-probabilities of the first token. Times are those of the clock.
+Weights of integers are those of `--quantize`, with activations in bfloat16. Answers are compared
+with those of float32, and so are the log-probabilities of the first token. Times are those of the
+clock.
 """
 
 from __future__ import annotations
@@ -18,37 +18,17 @@ from typing import Any
 import torch
 from measure import machine, timed
 from model import QUERIES, BenchmarkModel, build, prompt, waves
-from torch import Tensor, nn
 
+from NatureLM.config.schema import Quantization
 from NatureLM.generation.requests import GenerationOptions
+from NatureLM.models.quantized import quantize_layers
 
 
-class Int8Linear(nn.Module):
-    """Weights in int8 with one scale for each output."""
-
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__()
-        weight = plain.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp_min(1e-8) / 127
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(torch.bfloat16))
-        self.bias = plain.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.in_features)
-        out: Tensor = torch._weight_int8pack_mm(flat.bfloat16(), self.weight, self.scale)
-        out = out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias
-
-
-def int8(model: BenchmarkModel) -> BenchmarkModel:
-    """A bfloat16 copy whose feed-forward layers (most of the weights) are in int8."""
+def integers(model: BenchmarkModel, kind: Quantization) -> BenchmarkModel:
+    """A bfloat16 copy whose language model has weights of 8 or 4 bits."""
     changed = copy.deepcopy(model).bfloat16()
-    for module in list(changed.language_model.modules()):
-        for name, child in list(module.named_children()):
-            if name in ("gate_proj", "up_proj", "down_proj") and isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child))
+    quantize_layers(changed.language_model, kind)
+    changed.config.quantized = kind
     return changed
 
 
@@ -82,7 +62,8 @@ def measure(model: BenchmarkModel, clips: int, threads: list[int]) -> list[dict[
     kinds = {
         "float32": model,
         "bfloat16": copy.deepcopy(model).bfloat16(),
-        "bfloat16, int8 weights": int8(model),
+        "bfloat16, int8": integers(model, "int8"),
+        "bfloat16, int4": integers(model, "int4"),
     }
     torch.set_num_threads(threads[0])
     exact = ask(model, clips)

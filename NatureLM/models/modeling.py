@@ -321,7 +321,8 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         that of every byte.
         `quantize` ("int8", "int4") rounds the weights of the language model's linear layers while
         they are read, so that they take a half or a quarter of the memory of bfloat16; `dtype` is
-        then that of all else. Of a model that was written so it says what it must be.
+        then that of all else, by default bfloat16 in the language model and float32 before it. Of
+        a model that was written so it says what it must be.
         Raises `CheckpointError` with one report of everything that does not fit.
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)

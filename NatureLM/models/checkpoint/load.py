@@ -191,8 +191,9 @@ def load_model(
         quantize_layers(model.language_model, kind)
         model.config.quantized = kind
         refs = tensor_refs(model)
+    has_integers = model.config.quantized is not None
     for ref in refs:
-        target = part_dtype(ref.stored_name, as_dtype, on_device)
+        target = part_dtype(ref.stored_name, as_dtype, on_device, quantized=has_integers)
         fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
     restore_computed_buffers(model, on_device, audio_only=audio_only)
     if generation := reader.generation_config:

@@ -142,12 +142,15 @@ def of_language_model(name: str) -> bool:
     return name.startswith(("llama_model.", "llama_embed_tokens."))
 
 
-def part_dtype(name: str, explicit: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype of a tensor: as asked; else float32, and on accelerators bfloat16 for the
-    language model, as the published model runs."""
+def part_dtype(
+    name: str, explicit: torch.dtype | None, device: torch.device, *, quantized: bool = False
+) -> torch.dtype:
+    """The dtype of a tensor: as asked; else float32, and for the language model bfloat16 on
+    accelerators, as the published model runs, and wherever it is quantised: the quick products
+    of processors with integers take it, and it was small memory that was asked for."""
     if explicit is not None:
         return explicit
-    if of_language_model(name) and device.type != "cpu":
+    if of_language_model(name) and (quantized or device.type != "cpu"):
         return torch.bfloat16
     return torch.float32
 
