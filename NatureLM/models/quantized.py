@@ -32,6 +32,8 @@ GROUP = 64  # inputs that share a scale and a middle
 BLOCK = 64  # outputs that lie together in a file of 4 bits
 _HALF = BLOCK // 2
 _FEW_ROWS = {"int8": 8, "int4": 16}  # for which a processor multiplies with the integers
+_ALIGNED = 64  # bytes: torch's products with integers crash on memory that begins elsewhere
+_INPUTS = 16  # that they take at a time, and crash where they are not so many
 _PIECE = 2**20  # weights of a layer that a processor widens at a time: they stay in its cache
 _ROWS_AT_ONCE, _ROWS_ON_A_CARD = 256, 4096  # outputs quantised at a time: bounds the memory
 
@@ -65,6 +67,23 @@ class QuantizedLinear(nn.Linear):
         """Take the values of a floating-point matrix; those of scales are kept in `dtype`."""
         weight, scale = QUANTIZERS[self.kind](weight_OI)
         self.set(weight, scale.to(dtype))
+
+    def align(self) -> None:
+        """Move tensors to where torch's products take them, which places in files need not be."""
+        for name in ("weight", self.scale_name):
+            parameter = cast(nn.Parameter, getattr(self, name))
+            if not parameter.is_meta and parameter.data_ptr() % _ALIGNED:
+                parameter.data = parameter.data.clone()
+
+    def _takes_few(self, x_MI: Tensor) -> bool:
+        """Whether torch's product of a processor with the integers is for these rows."""
+        places = (x_MI, self.weight, self.scale)
+        return (
+            x_MI.dtype == torch.bfloat16
+            and len(x_MI) <= _FEW_ROWS[self.kind]
+            and self.in_features % _INPUTS == 0
+            and not any(one.data_ptr() % _ALIGNED for one in places)
+        )
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The matrix (O, I) that the integers stand for."""
@@ -109,7 +128,7 @@ class Int8Linear(QuantizedLinear):
 
     def _on_processor(self, x_MI: Tensor) -> Tensor:
         scale_O = self.scale.to(x_MI.dtype)
-        if x_MI.dtype == torch.bfloat16 and len(x_MI) <= _FEW_ROWS["int8"]:
+        if self._takes_few(x_MI):
             return torch._weight_int8pack_mm(x_MI, self.weight, scale_O)
         y_MO = x_MI.new_empty(len(x_MI), self.out_features)
         for piece in pieces(self.out_features, self.in_features):
@@ -157,8 +176,7 @@ class Int4Linear(QuantizedLinear):
         return torch.addcmul(middle, q_NGI, scale).flatten(1, 2)
 
     def _on_processor(self, x_MI: Tensor) -> Tensor:
-        is_few = x_MI.dtype == torch.bfloat16 and len(x_MI) <= _FEW_ROWS["int4"]
-        if is_few and _is_layout_of_processor():
+        if self._takes_few(x_MI) and _is_layout_of_processor():
             packed = self.weight.view(self.out_features, self.in_features // 2)
             scales = self.scale.to(x_MI.dtype)
             return torch._weight_int4pack_mm_for_cpu(x_MI, packed, GROUP, scales)

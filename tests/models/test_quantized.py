@@ -61,6 +61,33 @@ def test_a_processor_with_another_layout_gets_the_same(monkeypatch: pytest.Monke
     assert relative(made(x), expected) < 6e-3
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("shift", [1, 8, 16])
+def test_tensors_may_lie_anywhere(kind: str, shift: int) -> None:
+    """As in files: torch's own products crash where memory is not aligned."""
+    made, x = layer(kind), torch.randn(2, 192).bfloat16()
+    made.set(made.weight.data, made.scale.data.bfloat16())
+    expected = made(x)
+    for name in ("weight", made.scale_name):
+        old = getattr(made, name).data
+        room = old.new_empty(old.numel() + shift)
+        room[shift:].copy_(old.flatten())
+        getattr(made, name).data = room[shift:].view(old.shape)
+    assert made.weight.data_ptr() % 64
+    assert relative(made(x), expected) < 6e-3
+    made.align()
+    assert not made.weight.data_ptr() % 64
+    assert torch.equal(made(x), expected)
+    rows = torch.randn(3 * 192 + shift).bfloat16()[shift:].view(3, 192)
+    assert relative(made(rows), made(rows.clone())) < 6e-3
+
+
+def test_any_number_of_inputs_is_taken() -> None:
+    made = layer("int8", 40, 77)
+    x = torch.randn(1, 77).bfloat16()
+    assert relative(made(x), x.float() @ made.dequantized(torch.float32).T) < 6e-3
+
+
 def test_eight_bits_err_by_half_a_step_at_most() -> None:
     made, matrix = layer("int8"), weights(128, 192)
     apart = (made.dequantized(torch.float32) - matrix).abs().amax(1)

@@ -195,6 +195,10 @@ def load_model(
     for ref in refs:
         target = part_dtype(ref.stored_name, as_dtype, on_device, quantized=has_integers)
         fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
+    if on_device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear):
+                module.align()
     restore_computed_buffers(model, on_device, audio_only=audio_only)
     if generation := reader.generation_config:
         model.language_model.generation_config = generation

@@ -343,7 +343,9 @@ def write_file(tensors: Mapping[str, Tensor | LazyTensor], path: Path) -> None:
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    # Integers are used where they lie, by products of torch that ask for memory so aligned.
+    is_quantized = any(one.dtype in (torch.int8, torch.uint8) for one in tensors.values())
+    text += b" " * (-(len(text) + 8) % (64 if is_quantized else 8))
     with atomic_write(path, alone=True) as unfinished, unfinished.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
