@@ -144,7 +144,7 @@ DTYPE = option("auto", "Precision of the weights.", MODEL, metavar="|".join(DTYP
 QUANTIZATIONS = ("int8", "int4")
 QUANTIZE = option(
     None,
-    "Store the language model's weights as integers of 8 or 4 bits: less memory, quicker answers.",
+    "Store the language model's weights as integers of 8 or 4 bits, for less memory.",
     MODEL,
     metavar="int8|int4",
     show_default="model.quantize of the configuration, none",

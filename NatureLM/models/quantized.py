@@ -31,7 +31,8 @@ from NatureLM.merging.lora import linear_of, linear_shapes
 GROUP = 64  # inputs that share a scale and a middle
 BLOCK = 64  # outputs that lie together in a file of 4 bits
 _HALF = BLOCK // 2
-_FEW_ROWS = {"int8": 8, "int4": 16}  # for which a processor multiplies with the integers
+# For which a processor multiplies with the integers; widening 4 bits takes as long as 130 rows.
+_FEW_ROWS = {"int8": 16, "int4": 128}
 _ALIGNED = 64  # bytes: torch's products with integers crash on memory that begins elsewhere
 _INPUTS = 16  # that they take at a time, and crash where they are not so many
 _PIECE = 2**20  # weights of a layer that a processor widens at a time: they stay in its cache

@@ -40,7 +40,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("rows", [1, 3, 70])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_layers_multiply_with_the_matrix_that_they_stand_for(
     kind: str, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
