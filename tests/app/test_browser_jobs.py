@@ -113,7 +113,6 @@ def test_long_recording_is_seen_heard_and_taken_away(
     assert {(row[7], row[9]) for row in cells[1:]} == {(heath.name, heath.name)}
 
 
-@pytest.mark.slow
 def test_a_list_of_names_gives_confidences_to_colour_by(
     real_app: RunningApp, open_page: Opener, assets: Path, tmp_path: Path
 ) -> None:
@@ -163,7 +162,6 @@ def test_folder_names_what_cannot_be_read_and_goes_on(
     page.wait_for_selector("#folder-count >> text=1 of 2 answers")
 
 
-@pytest.mark.slow
 def test_a_folder_is_asked_a_questionnaire_and_taken_away_in_any_format(
     real_app: RunningApp, open_page: Opener, assets: Path
 ) -> None:
@@ -299,7 +297,6 @@ def test_link_opens_a_job_for_whoever_has_it(
     page.wait_for_selector("#long-problem >> text=cannot be opened")
 
 
-@pytest.mark.slow
 def test_bad_recordings_are_told_in_a_sentence(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
@@ -426,7 +423,6 @@ def test_a_long_list_is_turned_page_by_page(
     assert len(windows_of(page, "long")) == 2005
 
 
-@pytest.mark.slow
 def test_a_job_of_another_app_is_shown_and_offers_nothing(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:

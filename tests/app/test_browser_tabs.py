@@ -82,7 +82,6 @@ def test_bad_files_get_a_sentence_and_the_page_lives_on(page: Any, sounds: Sound
     assert ask(page, "Well?") == "You asked: Well? (1 clips: 3 s)"
 
 
-@pytest.mark.slow
 def test_an_hour_is_offered_to_long_recording(page: Any, sounds: Sounds) -> None:
     put(page, "ask", sounds["hour"])
     told = page.locator("#ask-notice").inner_text()
@@ -121,7 +120,6 @@ def test_two_visitors_keep_their_own(
     assert other.locator("#ask-clips .name").inner_text() == "short.wav"
 
 
-@pytest.mark.slow
 def test_an_answer_can_be_stopped(page: Any, fake_app: RunningApp, sounds: Sounds) -> None:
     put(page, "ask", sounds["tone"])
     fake_app.pipeline.gate.clear()
@@ -225,7 +223,6 @@ def test_a_clip_is_named_from_a_list(real_app: RunningApp, open_page: Opener) ->
     assert "did you mean 'Barn Owl'?" in page.locator("#identify-problem").inner_text()
 
 
-@pytest.mark.slow
 def test_a_long_clip_is_named_window_by_window(
     fake_app: RunningApp, open_page: Opener, sounds: Sounds, tmp_path: Path
 ) -> None:
@@ -250,7 +247,6 @@ def test_a_long_clip_is_named_window_by_window(
     assert ranking(sections[0]) == pytest.approx({"Rook": 0.5, "Dog": 0.5}, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_examples_teach(fake_app: RunningApp, open_page: Opener) -> None:
     page = open_page(fake_app, "Teach by example")
     for number, (label, name) in enumerate((("Owl", "barn_owl"), ("Dog", "dog")), start=1):
@@ -322,7 +318,6 @@ def test_the_keyboard_is_enough(page: Any, sounds: Sounds) -> None:
     page.get_by_text("You asked: What? (1 clips: 10 s)").first.wait_for()
 
 
-@pytest.mark.slow
 def test_a_page_says_that_the_model_loads_and_when_it_is_ready(
     open_page: Opener, tmp_path: Path, sounds: Sounds, fake_app: RunningApp
 ) -> None:
