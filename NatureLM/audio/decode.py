@@ -607,8 +607,7 @@ def _check_file(path: str | AnyPath, limits: SoundLimits) -> None:
         kind, size = _kind_and_size(path)
         start = b""
         if S_ISREG(kind):
-            with open_file(path) as file:
-                start = file.read(4)
+            start = _first_bytes(path)
     except StorageError:
         raise
     except FileNotFoundError as error:
@@ -635,6 +634,14 @@ def _check_file(path: str | AnyPath, limits: SoundLimits) -> None:
         # Told here, because the MPEG decoder would print its own complaints on stderr.
         reason = "this is not an audio file, whatever its name says"
         raise AudioError(path, reason, _CONVERT, "NotAudio")
+
+
+def _first_bytes(path: str | AnyPath) -> bytes:
+    """The first four; of a file that is copied first, as no part can be had, those of a WAV."""
+    if isinstance(path, RemotePath) and not stat(path).has_ranges:
+        return b"" if stat(path).size == 0 else _STARTS[0]
+    with open_file(path) as file:
+        return file.read(4)
 
 
 def _kind_and_size(path: str | AnyPath) -> tuple[int, int]:

@@ -6,7 +6,10 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from NatureLM.audio import AudioError, find_recordings
 from NatureLM.audio.decode import probe
 from NatureLM.audio.files import find_anywhere
 from NatureLM.audio.windows import iter_windows
+from NatureLM.cli.recordings import Listed
 from NatureLM.errors import UsageError
 from NatureLM.storage import RemotePath, StorageError, as_path
 
@@ -264,6 +268,20 @@ def test_folders_patterns_and_files(store: Store, tmp_path: Path) -> None:
         find_anywhere([store / "none"])
     with pytest.raises(UsageError, match="there is no audio there"):
         find_anywhere([store / "card/s2/*.txt"])
+
+
+def test_a_list_on_a_web_server_that_gives_no_parts(tmp_path: Path) -> None:
+    here = recording(tmp_path / "a.wav", 3)
+    (tmp_path / "list.txt").write_text("a.wav\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        address = as_path(f"http://127.0.0.1:{web.server_port}/list.txt")
+        (there,) = Listed.read([address], None, None).recordings
+        assert outcome(there) == outcome(here)
+        with pytest.raises(UsageError, match="folders of web servers cannot be listed"):
+            find_anywhere([as_path(f"http://127.0.0.1:{web.server_port}/none/")])
+        web.shutdown()
 
 
 def test_what_fails_for_a_while_is_asked_for_again(store: Store, tmp_path: Path) -> None:
