@@ -119,7 +119,7 @@ class MadeVectors:
     batch: windows that are taken at once
     """
 
-    def __init__(self, batch: int = 256) -> None:
+    def __init__(self, batch: int = 16) -> None:
         self.batch = batch
 
     def vectors(self, windows: Sequence[Any], time_expansion: float = 1.0) -> Any:
