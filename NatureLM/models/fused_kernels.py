@@ -9,6 +9,7 @@ Shapes: T tokens, H heads, K width of a head, F width of the feed-forward layer.
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -31,11 +32,7 @@ def _compiled(kernel: Any) -> Any:
 @lru_cache(1)
 def is_here() -> bool:
     """Whether the kernels can be compiled: Triton comes with torch for cards."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("triton") is not None
 
 
 def _rotate_kernel(x, cos, sin, heads, HEADS: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]

@@ -207,9 +207,9 @@ def pieces(count: int, size: int) -> Iterator[slice]:
 @lru_cache(1)
 def _kernels() -> Any:
     """The kernels for cards; None where Triton, which compiles them, is not installed."""
-    from NatureLM.models import quantized_kernels
+    from NatureLM.models import fused_kernels, quantized_kernels
 
-    return quantized_kernels if quantized_kernels.is_here() else None
+    return quantized_kernels if fused_kernels.is_here() else None
 
 
 @lru_cache(1)

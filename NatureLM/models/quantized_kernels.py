@@ -23,26 +23,13 @@ _LEAST_INPUTS = 512  # of a program
 tl: Any = None  # Triton's language, once it is imported
 
 
-@lru_cache(1)
-def _triton() -> Any:
-    """Triton, which comes with torch for cards; None where it is not installed."""
-    global tl
-    try:
-        import triton  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    tl = triton.language
-    return triton
-
-
 @lru_cache
 def _compiled(kernel: Any) -> Any:
-    return _triton().jit(kernel)
+    global tl
+    import triton  # type: ignore[import-not-found, unused-ignore]
 
-
-def is_here() -> bool:
-    """Whether the kernels can be compiled."""
-    return _triton() is not None
+    tl = triton.language
+    return triton.jit(kernel)
 
 
 # -- kernels --------------------------------------------------------------------------------
