@@ -225,7 +225,7 @@ def _keep_quiet(data: Any, job: Job) -> None:
 @contextmanager
 def _project_errors() -> Iterator[None]:
     """What goes wrong on the cluster is raised as an error of the project."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError  # type: ignore[import-not-found, unused-ignore]
 
     try:
         yield
