@@ -115,16 +115,29 @@ def on_ray(
             from NatureLM.distributed.flow import pieces
 
             todo = _todo(field, asked.queries, store)
+            told: set[str] = set()
             for piece in pieces(cluster, job, todo, about):
                 for name, now in piece.identities.items():
                     store.know(name, now)
-                yield from piece.items
+                yield from (one for one in piece.items if not _is_told(one, told))
                 for name, windows in piece.ended.items():
                     store.ended(name, windows)
                 store.end_part()
                 unparsed.update(piece.unparsed)
 
         yield Engine(about["settings"], about["revisions"], results, unparsed)
+
+
+def _is_told(item: Any, told: set[str]) -> bool:
+    """Whether it is that nothing says when or where a recording was made, and this was said: each
+    piece of a recording says it once."""
+    from NatureLM.inference.windows import RecordingError
+
+    if not isinstance(item, RecordingError) or item.error.kind != "UnknownContext":
+        return False
+    is_told = item.audio_path in told
+    told.add(item.audio_path)
+    return is_told
 
 
 def _todo(field: FieldRecordings, queries: Sequence[str], store: PartsStore) -> list[Todo]:

@@ -100,7 +100,8 @@ def rotated(
     rows, length, _, width = query_RLHK.shape
     turns = [one.expand(rows, length, width).contiguous() for one in (cos_RLK, sin_RLK)]
     query_RHLK, key_RHLK = query_RLHK.transpose(1, 2), key_RLHK.transpose(1, 2)
-    if not fused_kernels.fits(query_RLHK, key_RLHK, *turns):
+    fits = fused_kernels.is_width(width) and fused_kernels.fits(query_RLHK, key_RLHK, *turns)
+    if not fits:
         both: tuple[Tensor, Tensor] = modeling_llama.apply_rotary_pos_emb(
             query_RHLK, key_RHLK, cos_RLK, sin_RLK
         )
@@ -149,7 +150,8 @@ class AlignedHead(nn.Linear):
         outputs, inputs = weight.shape
         rows = outputs - outputs % -_ALIGNED
         there = weight.untyped_storage().nbytes() // weight.element_size()
-        if weight.requires_grad or weight.storage_offset() + rows * inputs > there:
+        is_moved = weight.storage_offset() + rows * inputs > there or not weight.is_contiguous()
+        if weight.requires_grad or is_moved:
             return super().forward(input)
         padded = weight.as_strided((rows, inputs), (inputs, 1), weight.storage_offset())
         return F.linear(input, padded)[..., :outputs]

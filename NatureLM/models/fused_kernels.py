@@ -67,8 +67,14 @@ def _gate_kernel(gate, up, count, BLOCK: tl.constexpr):  # type: ignore[no-untyp
 def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> None:
     """Turn contiguous queries or keys by their positions, in place."""
     tokens, heads, width = x_THK.shape
+    assert is_width(width)
     padded = 1 << (heads - 1).bit_length()
     _compiled(_rotate_kernel)[(tokens,)](x_THK, cos_TK, sin_TK, heads, padded, width // 2)
+
+
+def is_width(width: int) -> bool:
+    """Whether heads of this width can be turned: Triton counts in powers of two."""
+    return width > 1 and not width & (width - 1)
 
 
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:

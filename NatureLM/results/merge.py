@@ -149,7 +149,7 @@ def _merged_in_parts(
     told: Callable[[int, int], None],
 ) -> Merged:
     """Merge by way of the folder of parts, which stays where the work is not done."""
-    parts = output.with_name(f"{output.name}.parts")
+    parts = _folder_of_parts(output)
     with writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
     part = _Part(parts / "rows.jsonl", pads=False)
@@ -269,12 +269,22 @@ def _common_settings(files: Sequence[RunFile]) -> RunSettings:
     return replace(record, asked={**asked, "merged": len(files)})
 
 
+def _folder_of_parts(output: Path) -> Path:
+    """Where a merge keeps what it has so far; it is removed at its end."""
+    return output.with_name(f"{output.name}.parts")
+
+
 def _checked_output(
     output: Path, files: Sequence[RunFile], made_with: RunSettings, overwrite: bool
 ) -> JsonlAppender | None:
     """The file that is to be replaced, locked; None where there is none. Raises OutputError."""
     if any(realpath(one.path) == realpath(output) for one in files):
         raise OutputError(f"{output}: is one of the runs; give another --output-path")
+    if is_parts(parts := _folder_of_parts(output)):
+        raise OutputError(
+            f"{parts}: holds answers of a run, and what is merged into {output} would be kept in "
+            "that folder meanwhile; give another --output-path"
+        )
     if not output.exists():
         return None
     held = JsonlAppender(output)

@@ -533,7 +533,7 @@ class Journal(VectorIndex):
 
     def know(self, file: str, now: Identity) -> None:
         """A recording as who decoded it found it."""
-        self._looked_at[file] = Heard(os.path.realpath(self.source(file)), now)
+        self._looked_at[file] = Heard(real_path(self.source(file)), now)
 
     def _seen(self, file: str) -> Heard:
         """The recording as it is now, looked at once."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -101,7 +102,8 @@ class Exported:
     def command(self, folder: str | Path | None = None) -> str:
         """How vLLM serves it."""
         place = str(self.folder if folder is None else folder)
-        parts = [f"vllm serve {place}", f"--served-model-name {self.folder.name}"]
+        name = shlex.quote(self.folder.name)
+        parts = [f"vllm serve {shlex.quote(place)}", f"--served-model-name {name}"]
         if self.adapters:
             most = next((one for one in _RANKS if one >= self.rank), self.rank)
             # One more slot than adapters: on a CPU, vLLM 0.32 adds what is in the last slot to
@@ -109,7 +111,7 @@ class Exported:
             slots = len(self.adapters) + 1
             parts.append(f"--enable-lora --max-lora-rank {most} --max-loras {slots}")
             named = [f"{name}={place}/{ADAPTERS}/{name}" for name in self.adapters.values()]
-            parts.append(f"--lora-modules {' '.join(named)}")
+            parts.append(f"--lora-modules {shlex.join(named)}")
         return " \\\n  ".join([*parts, "--limit-mm-per-prompt '{\"audio\": 8}'"])
 
 
@@ -179,7 +181,8 @@ def export_for_vllm(
 
 def _check_alphas(alphas: Sequence[float], fold: bool) -> None:
     wrong = [one for one in alphas if not -100 <= one <= 100]
-    if not alphas or wrong or len(set(alphas)) != len(alphas):
+    names = {f"{one:g}" for one in alphas}  # which the folders of adapters have
+    if not alphas or wrong or len(names) != len(alphas):
         raise UsageError(
             "--alpha takes different numbers from -100 to 100 with commas between them, such as "
             f"0.4,1.0; got {','.join(f'{one:g}' for one in alphas) or 'none'}"

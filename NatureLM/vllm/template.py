@@ -7,6 +7,7 @@ Contents are strings or lists of parts. Clips stand where their parts stand, or 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, ChatTemplate
@@ -96,6 +97,5 @@ def _opened(chat: ChatTemplate) -> str:
 
 
 def _with_names(source: str, values: Mapping[str, str]) -> str:
-    for name, value in values.items():
-        source = source.replace(name, value)
-    return source
+    """The source with values for names, which may hold such words themselves."""
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[1]], source)

@@ -18,6 +18,7 @@ from NatureLM.distributed.flow import Job, Piece, Todo, blocks_of, decoded
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
 from NatureLM.results.detections import ResultFile
+from NatureLM.results.parts import read_part
 from NatureLM.results.store import question_key
 
 ASK = ("infer", "-a", "calls", "-q", "Who?", "-q", "What?")
@@ -206,11 +207,27 @@ def test_a_run_is_that_of_the_plain_engine_and_is_resumed(
     assert "x.parts: has 4 answers of this run" in resumed.stderr
     assert naturelm("merge-runs", "x.parts", "-a", "calls", "-o", "all.jsonl").exit_code == 3
     assert rows("all.jsonl") == rows("plain.jsonl")
+    refused = naturelm("merge-runs", "x.parts", "-a", "calls", "-o", "x")  # would empty x.parts
+    assert refused.exit_code == 2
+    assert "x.parts: holds answers of a run" in refused.stderr
     asked = len(alone.asked)
     assert naturelm(*ASK, *spread, "--output-path", "x.jsonl", "--format", "jsonl").exit_code == 3
     assert len(alone.asked) == asked
     assert sorted(map(str, rows("x.jsonl"))) == sorted(map(str, rows("plain.jsonl")))
     assert ResultFile("x.parts").failed == 1
+
+
+def test_what_is_not_known_of_a_recording_is_said_once(
+    own_folder: Path, alone: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of each piece of it."""
+    calls_in(own_folder)
+    error = AudioError("calls/cuckoo.wav", "its place is not known", kind="UnknownContext")
+    piece = Piece([RecordingError("calls/cuckoo.wav", error)])
+    monkeypatch.setattr(flow, "pieces", lambda *_: iter([piece, piece, piece]))
+    assert naturelm(*ASK, "--engine", "ray", "--output-path", "x.jsonl").exit_code == 3
+    lines = [line for part in Path("x.parts").iterdir() for line in read_part(part)[0]]
+    assert len(lines) == 1
 
 
 def test_errors_of_recordings_survive_the_way(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from NatureLM.merging.lora import linear_shapes, lora_deltas
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.prompts import AUDIO_TAG, ChatTemplate
-from NatureLM.vllm.export import export_for_vllm
+from NatureLM.vllm.export import Exported, export_for_vllm
 from NatureLM.vllm.template import jinja_template
 
 QUESTION = "What is the common name for the focal species in the audio?"
@@ -91,6 +92,16 @@ def test_what_the_folder_holds(folder: Path, nano: NatureLM) -> None:
     card = (folder / "README.md").read_text()
     assert "--lora-modules alpha-0.4=./adapters/alpha-0.4 alpha-1=./adapters/alpha-1" in card
     assert str(folder) not in card
+
+
+def test_the_command_may_be_given_as_it_stands() -> None:
+    name = "owls $(touch x) & more"
+    command = Exported(Path("/models", name), {0.4: "alpha-0.4"}, 32).command()
+    words = shlex.split(command)
+    assert words[2] == f"/models/{name}"
+    assert words[words.index("--served-model-name") + 1] == name
+    assert f"alpha-0.4=/models/{name}/adapters/alpha-0.4" in words
+    assert json.loads(words[-1]) == {"audio": 8}
 
 
 def test_its_code_needs_nothing_of_this_package(folder: Path) -> None:
@@ -173,6 +184,7 @@ TEMPLATES = {
     "chatml": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
     "roles": "<|user|>{}<|end|><|assistant|>",
     "plain": "Question: {}\nAnswer: ",
+    "words of the template itself": "PLACE TAG: {}\nANSWER or NEWLINE: ",
 }
 
 
@@ -252,6 +264,7 @@ def test_a_folded_alpha(
     [
         (["--to", "vllm", "--alpha", "0.4,x"], "must be numbers with commas between them"),
         (["--to", "vllm", "--alpha", "0.4,0.4"], "takes different numbers"),
+        (["--to", "vllm", "--alpha", "0.4,0.40000001"], "takes different numbers"),
         (["--to", "vllm", "--alpha", "0.4,1", "--fold"], "--fold writes one α"),
         (["--to", "vllm", "--format", "raven"], "leave them out"),
         (["--to", "ollama"], "vllm"),

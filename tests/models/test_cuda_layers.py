@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from NatureLM.models import fused_kernels
 from NatureLM.models.checkpoint.tensors import write_tensors
@@ -17,6 +18,7 @@ from NatureLM.models.cuda_layers import (
     FusedAttention,
     FusedRMSNorm,
     align_head,
+    rotated,
     use_cuda_layers,
 )
 
@@ -78,6 +80,18 @@ def test_float32_stays_as_it_is(learns: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, results(), strict=True))
 
 
+@pytest.mark.parametrize("width", [24, 96, 100])
+def test_heads_whose_width_the_kernel_does_not_know_are_turned_without_it(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_kernels, "fits", lambda *_: True)  # as on a card
+    query, key = torch.randn(2, 5, 4, width), torch.randn(2, 5, 2, width)
+    cos, sin = torch.randn(2, 2, 5, width)
+    wanted = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+    found = rotated(query, key, cos, sin)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_on_a_card_half_precision_gives_nearly_the_same(dtype: torch.dtype) -> None:
@@ -121,6 +135,9 @@ def test_the_output_layer_is_exact_whatever_becomes_of_its_weight(tmp_path: Path
     assert torch.equal(head(values), plain(values))
     write_tensors({"head.weight": head.weight}, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 192 * 16 * 2
+    turned = copy.deepcopy(head)
+    turned.weight.data = torch.randn(16, 192).bfloat16()[:, :130].T  # there is room behind it
+    assert torch.equal(turned(values), nn.functional.linear(values, turned.weight))
     for changed in (copy.deepcopy(head), head):
         changed.weight = nn.Parameter(plain.weight * 2, requires_grad=True)  # no rows behind it
         assert torch.equal(changed(values), (plain(values) * 2))

@@ -30,6 +30,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import RecordingError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
+from NatureLM.results.recordings import Identity
 from NatureLM.results.rows import OutputError
 from NatureLM.search.build import BuildResult, Embedder, Journal, make_index
 from NatureLM.search.index import (
@@ -303,6 +304,15 @@ def test_content_decides_where_times_differ(recordings: list[Path], tmp_path: Pa
     recordings[0].write_bytes(data)
     with pytest.raises(UsageError, match=r"have changed .*0\.wav"):
         make(recordings[:2], output)
+
+
+def test_a_recording_in_a_bucket_goes_by_its_address(tmp_path: Path) -> None:
+    """Also where another process heard it, as on a cluster."""
+    journal = Journal(tmp_path / "x.npz.parts", SETTINGS)
+    journal.know("s3://frogs/a.wav", Identity(7))
+    journal.add("s3://frogs/a.wav", [0.0], [10.0], np.zeros((1, SETTINGS.width), np.float32))
+    assert journal.heard() == (("s3://frogs/a.wav", "s3://frogs/a.wav", 7, None, None),)
+    journal.close()
 
 
 def test_only_one_at_a_time(recordings: list[Path], tmp_path: Path) -> None:

@@ -308,11 +308,11 @@ def check_output(output: Path, overwrite: bool, *, sources: tuple[Path, ...]) ->
     """Where to write; refuses what would destroy something."""
     target = output.resolve()
     if target.is_file():
-        raise UsageError(f"{output} is a file; name a folder to write the merged model to")
+        raise UsageError(f"{output} is a file; name a folder to write the model to")
     for source in sources:
         if target == source.resolve() or target in source.resolve().parents:
             raise UsageError(
-                f"{output} holds the model that is merged ({source}); name another folder"
+                f"{output} holds the model that it is made from ({source}); name another folder"
             )
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
@@ -335,7 +335,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
-            f"the merged model takes {format_bytes(needed)}, and {folder} has only "
+            f"the model takes {format_bytes(needed)}, and {folder} has only "
             f"{format_bytes(free)} free"
         )
 
