@@ -32,7 +32,14 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.progress import printable
-from NatureLM.util import ByteBoundedCache, did_you_mean, format_bytes, library, why_not_loaded
+from NatureLM.util import (
+    ByteBoundedCache,
+    atomic_write,
+    did_you_mean,
+    format_bytes,
+    library,
+    why_not_loaded,
+)
 
 BLOCK = 1 << 16  # bytes that are asked for at least
 MOST_AT_ONCE = 64 * BLOCK
@@ -58,6 +65,7 @@ SCHEMES = tuple(_LIBRARIES)
 """Of addresses, besides `file`, which is a local path; `memory` is fsspec's, for tests."""
 _ALIASES = {"gcs": "gs", "s3a": "s3"}
 _WEB = ("https", "http")
+_HOST = r"(\[[^]]*\]|[^:]*)(:\d*)?"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SECRET = re.compile(
     r"sig(nature)?$|^x-(amz|goog)-|token|secret|password|passwd|credential|api_?key|access_?key|auth",
@@ -198,10 +206,12 @@ def _refuse_credentials(scheme: str, rest: str, start: str) -> None:
     is_container = scheme in ("abfs", "abfss", "az") and ":" not in user
     query = rest.partition("?")[2] if "?" in rest else ""
     names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
-    if (at and not is_container) or any(map(_SECRET.search, names)):
+    # Behind the slash of a secret the rest of it and the @ would be taken for folders.
+    is_cut = not at and not re.fullmatch(_HOST if scheme in _WEB else "[^:]*", authority)
+    if (at and not is_container) or is_cut or any(map(_SECRET.search, names)):
         raise UsageError(
-            f"{start}the address {scheme}://{host or authority}/... holds credentials, and results "
-            f"name their recordings; give it without them: {_HOW_TO_SIGN_IN}"
+            f"{start}the address {scheme}://{'' if is_cut else host}/... holds credentials, and "
+            f"results name their recordings; give it without them: {_HOW_TO_SIGN_IN}"
         )
 
 
@@ -269,6 +279,10 @@ def stat(path: RemotePath) -> Stat:
         known = _stats.get(path.url)
     if known is not None and time.monotonic() - known[0] < _FRESH:
         return known[1]
+    return _remember(path, _asked(path))
+
+
+def _asked(path: RemotePath) -> Stat:
     system, key = filesystem(path)
     info = attempt(path, lambda seconds: _call(system, "info", seconds, key))
     if info.get("type") == "directory":
@@ -279,7 +293,28 @@ def stat(path: RemotePath) -> Stat:
         if host not in _with_ranges:
             _with_ranges[host] = attempt(path, lambda _: _gives_ranges(system, key, found.size))
         found = replace(found, has_ranges=_with_ranges[host])
-    return _remember(path, found)
+    return found
+
+
+def last_stat(path: RemotePath) -> Stat:
+    """What was last known of a file, however long ago; of one that was not looked at, `stat`.
+
+    It is the state in which a recording was opened, also where the store has failed since.
+    """
+    with _stats_lock:
+        known = _stats.get(path.url)
+    return stat(path) if known is None else known[1]
+
+
+def is_as_before(path: RemotePath, before: Stat) -> bool:
+    """Whether a file still is what it was. What is known of it stays. Raises StorageError."""
+    try:
+        now = _asked(path)
+    except FileNotFoundError:
+        return False
+    if path.scheme in _WEB and before.modified is not None:  # mirrors have ETags of their own
+        return (now.size, now.modified) == (before.size, before.modified)
+    return (now.size, now.modified, now.etag) == (before.size, before.modified, before.etag)
 
 
 _with_ranges: dict[str, bool] = {}  # by host
@@ -307,7 +342,8 @@ def _stat_of(info: dict[str, Any]) -> Stat:
     by_name = {name.lower().replace("-", "_"): value for name, value in info.items()}
     times = ("last_modified", "lastmodified", "updated", "mtime", "created")
     modified = next((_time(by_name[name]) for name in times if by_name.get(name)), None)
-    etag = by_name.get("etag") or by_name.get("content_md5") or by_name.get("md5hash")
+    # In some stores the ETag changes with a file's storage class, its MD5 does not.
+    etag = by_name.get("content_md5") or by_name.get("md5hash") or by_name.get("etag")
     size = by_name.get("size")
     return Stat(
         None if size is None else int(size),
@@ -647,10 +683,17 @@ def local_copy(path: AnyPath, most: int = _MOST_COPIED) -> Iterator[Path]:
 
 
 def download(path: RemotePath, target: Path) -> None:
-    """Copy a remote file to a local one. Raises FileNotFoundError and StorageError."""
+    """Copy a remote file to a local one, whole or not at all.
+
+    Raises FileNotFoundError and StorageError.
+    """
     system, key = filesystem(path)
-    most = grace() + (stat(path).size or 0) / _SLOWEST
-    attempt(path, lambda seconds: _call(system, "get_file", seconds, key, str(target)), most)
+
+    def get(seconds: float) -> None:
+        with atomic_write(target) as own:  # an attempt that was given up may write on
+            _call(system, "get_file", seconds, key, str(own))
+
+    attempt(path, get, grace() + (stat(path).size or 0) / _SLOWEST)
 
 
 # Writing
@@ -663,22 +706,33 @@ def write_bytes(path: RemotePath, data: bytes, *, is_new: bool = False) -> None:
 
     Raises StorageError.
     """
-    _writable(path)
+    _write(path, "pipe_file", lambda key: (key, data), len(data), is_new=is_new)
+
+
+def upload(source: Path, path: RemotePath, *, is_new: bool = False) -> None:
+    """Write a local file to a store as `write_bytes` does, a few megabytes at a time."""
+    size = source.stat().st_size
+    _write(path, "put_file", lambda key: (str(source), key), size, is_new=is_new)
+
+
+def _write(
+    path: RemotePath,
+    method: str,
+    given: Callable[[str], tuple[Any, ...]],
+    size: int,
+    *,
+    is_new: bool,
+) -> None:
+    _refuse_web(path)
     system, key = filesystem(path)
     if is_new and exists(path):
         raise FileExistsError(errno.EEXIST, "is there already", path.url)
     more = {"mode": "create"} if is_new and path.scheme == "s3" else {}
-    most = grace() + len(data) / _SLOWEST
-    attempt(path, lambda seconds: _call(system, "pipe_file", seconds, key, data, **more), most)
-    forget(path)
-
-
-def upload(source: Path, path: RemotePath) -> None:
-    """Write a local file to a store, whole or not at all. Raises StorageError."""
-    _writable(path)
-    system, key = filesystem(path)
-    most = grace() + source.stat().st_size / _SLOWEST
-    attempt(path, lambda seconds: _call(system, "put_file", seconds, str(source), key), most)
+    most = grace() + size / _SLOWEST
+    try:
+        attempt(path, lambda seconds: _call(system, method, seconds, *given(key), **more), most)
+    except FileNotFoundError:
+        raise _without_bucket(path) from None
     forget(path)
 
 
@@ -696,7 +750,23 @@ def forget(path: RemotePath) -> None:
         _stats.pop(path.url, None)
 
 
-def _writable(path: RemotePath) -> None:
+def check_writable(path: RemotePath) -> None:
+    """Raise UsageError or StorageError where it is known before the work that nothing can be
+    written: to a web server, and to a bucket of S3 that is not there."""
+    _refuse_web(path)
+    if path.scheme == "s3":
+        system, key = filesystem(path)
+        try:
+            attempt(path, lambda seconds: _call(system, "find", seconds, key))
+        except FileNotFoundError:
+            raise _without_bucket(path) from None
+
+
+def _without_bucket(path: RemotePath) -> StorageError:
+    return StorageError(f"{path}: there is no bucket {path.parts[0]}; check the spelling")
+
+
+def _refuse_web(path: RemotePath) -> None:
     if path.scheme in _WEB:
         raise UsageError(
             f"{path}: nothing can be written to a web server; give s3://, gs:// or az://"

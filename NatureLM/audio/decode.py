@@ -33,7 +33,16 @@ from NatureLM.audio.container import (
 )
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
-from NatureLM.storage import AnyPath, RemotePath, StorageError, local_copy, open_file, size_of, stat
+from NatureLM.storage import (
+    AnyPath,
+    RemotePath,
+    StorageError,
+    is_as_before,
+    local_copy,
+    open_file,
+    size_of,
+    stat,
+)
 from NatureLM.util import format_bytes, format_duration, why_not_loaded
 
 Block = NDArray[np.float32]
@@ -118,6 +127,8 @@ def probe(path: str | os.PathLike[str], limits: SoundLimits = NO_LIMITS) -> Reco
             recording.check_length(frames or 0)
         if frames is None:
             frames = sum(len(block) for block in recording.blocks())
+            if recording.failure is not None and recording.failure.kind == "RemoteError":
+                raise recording.failure
         rate = recording.sample_rate
         name = path if isinstance(path, RemotePath) else Path(path)
         return RecordingInfo(name, rate, recording.channels, frames, frames / rate)
@@ -151,6 +162,7 @@ class Recording:
         with ExitStack() as stack:
             try:
                 _check_file(self.path, limits)
+                self._before = stat(self.path) if isinstance(self.path, RemotePath) else None
                 self._source = _in_ranges(self.path, stack)
                 self._open_all()
             except StorageError as error:
@@ -255,9 +267,17 @@ class Recording:
             if (self._error or len(block) == 0) and not self._next_stream():
                 break
         try:
+            self._check_unchanged()
             self.failure = self._judge_end()
         except StorageError as error:
             self.failure = _not_given(self.path, error)
+
+    def _check_unchanged(self) -> None:
+        """Raise StorageError where a remote file was replaced while its parts were read."""
+        if not isinstance(self.path, RemotePath) or self._before is None:
+            return
+        if self._broken() is None and not is_as_before(self.path, self._before):
+            raise StorageError(f"{self.path}: was replaced while it was read")
 
     def count_mp3_frames(self) -> int | None:
         """Samples per channel of an MP3, by the headers of its frames; None where there are none.

@@ -53,6 +53,12 @@ def manifest(
     check_place(working_path(output_path), "--output-path")
     check_range("--workers", workers, 1, 1024)
     found = Listed.read(recordings, None, None).recordings
+    here = next((one for one in found if isinstance(one, Path)), None)
+    if here is not None and not isinstance(output_path, Path):
+        raise UsageError(
+            f"{output_path}: a list elsewhere may not name files of this machine, such as {here}; "
+            "give an --output-path on this machine"
+        )
     clock = field_clock(deployments, file_times, found)
     tables = [digest(one.read_bytes()).hex() for one in (deployments, file_times) if one]
     bad = 0
@@ -68,12 +74,12 @@ def manifest(
     columns = ("bar", "{task.completed}/{task.total} recordings,", "eta", "left")
     with (
         stop_message(f"Stopped. What was found is kept; {RESUMES}"),
-        local_output(output_path, is_read=not overwrite) as here,
+        local_output(output_path, is_read=not overwrite) as target,
         ProgressBar(*columns, total=len(found)) as bar,
     ):
         made = make_manifest(
             found,
-            here,
+            target,
             clock,
             workers=workers,
             tables=" ".join(tables),

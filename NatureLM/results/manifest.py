@@ -448,8 +448,10 @@ def _measured(
     now = identity(recording)
 
     def same(known: Entry | None) -> Entry | None:
-        is_same = known and (known.size, known.modified) == (now.size, now.modified)
-        return known if is_same and known and not known.error else None
+        if known is None or known.error or now.size is None:
+            return None
+        is_same = (known.size, known.modified) == (now.size, now.modified or "")
+        return known if is_same else None
 
     whole = same(found.get(name))
     if whole is not None:

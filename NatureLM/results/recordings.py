@@ -22,7 +22,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from NatureLM.storage import RemotePath, is_absolute, is_url, stat
+from NatureLM.storage import RemotePath, Stat, is_absolute, is_url, last_stat, stat
 from NatureLM.util import digest
 
 logger = logging.getLogger(__name__)
@@ -62,16 +62,20 @@ def _utc(time: datetime) -> str:
 
 
 def _remote_identity(path: str | os.PathLike[str], *, has_digest: bool) -> Identity:
-    """What a store says of a recording; its ETag is the digest, so that nothing is read for it.
+    """What a store said of a recording when it was last looked at.
 
     Of an address that is only a string nothing is known: no store is asked because of it.
     """
     if not isinstance(path, RemotePath):
         return Identity()
     try:
-        found = stat(path)
+        return _identity_of(last_stat(path), has_digest=has_digest)
     except OSError:
         return Identity()
+
+
+def _identity_of(found: Stat, *, has_digest: bool) -> Identity:
+    """Of a file of a store: its ETag is the digest, so that nothing is read for it."""
     content = f"etag {found.etag}" if found.etag and has_digest else None
     changed = None if found.modified is None else _utc(found.modified)
     return Identity(found.size, changed, content)
@@ -119,16 +123,15 @@ def compared(path: str | os.PathLike[str], before: Identity) -> str:
 
     TOUCHED: its time of change is another, its content is the same. Where the content of before is
     not known, SHIFTED is a time that clocks account for, and UNTOLD any other.
+
+    Raises StorageError where a store does not say what it is now.
     """
+    if isinstance(path, RemotePath):
+        return _compared_remote(path, before)
     now = identity(path)
     if now.size is None or now.size != before.size:
         return CHANGED
     is_at_once = now.modified == before.modified
-    if isinstance(path, RemotePath):
-        etag = identity(path, has_digest=True).digest
-        if etag is None or before.digest is None:
-            return SAME if is_at_once else CHANGED
-        return CHANGED if etag != before.digest else SAME
     if before.digest is None:
         return SAME if is_at_once else SHIFTED if _is_shifted(now, before) else UNTOLD
     try:
@@ -139,6 +142,18 @@ def compared(path: str | os.PathLike[str], before: Identity) -> str:
         return TOUCHED if _whole(path) == before.digest[_SAMPLED:] else CHANGED
     except (OSError, ValueError):
         return CHANGED
+
+
+def _compared_remote(path: RemotePath, before: Identity) -> str:
+    try:
+        now = _identity_of(stat(path), has_digest=True)
+    except FileNotFoundError:
+        return CHANGED
+    if now.size is None or now.size != before.size:
+        return CHANGED
+    if now.digest is None or before.digest is None:
+        return SAME if now.modified == before.modified else CHANGED
+    return SAME if now.digest == before.digest else CHANGED
 
 
 def _is_shifted(now: Identity, before: Identity) -> bool:

@@ -14,9 +14,10 @@ file replaces the address, then the segments go: older generations first, of the
 and at every moment what counts is whole.
 
 A run reads what counts before it begins. If the working file begins with the very same bytes it has
-rows that were not uploaded yet, and goes on with them; otherwise, on another machine above all,
-what was uploaded takes its place. So nothing is lost but what was never uploaded, and nothing is
-there twice; which machine wrote what needs no record.
+rows that were not uploaded yet, and goes on with them. So it does where the file was to replace
+what is still there (`replaces` in the working folder says what that was), and could not be
+uploaded. Otherwise, on another machine above all, what was uploaded takes its place. So nothing is
+lost but what was never uploaded, and nothing is there twice.
 """
 
 from __future__ import annotations
@@ -74,28 +75,46 @@ def local_output(output: AnyPath, *, is_read: bool) -> Iterator[Path]:
 
     is_read: whether what is there is looked at; otherwise only its settings are, and that it is
 
-    Raises StorageError. After any other end the work stays in the working folder.
+    Raises OutputError and StorageError. After any other end the work stays in the working folder,
+    and counts as what is there.
     """
-    here = working_path(output)
     if isinstance(output, Path):
-        yield here
+        yield output
         return
+    storage.check_writable(output)
+    # Another folder than that of rows which a run has not uploaded yet.
+    here = working_path(output).parent / "whole" / output.name
     here.parent.mkdir(parents=True, exist_ok=True)
-    pairs = [(output, here), (output.with_name(record_path(here).name), record_path(here))]
-    for address, path in pairs if is_read else pairs[1:]:
-        try:
-            storage.download(address, path)
-        except FileNotFoundError:
-            path.unlink(missing_ok=True)
-    if not is_read:
-        here.unlink(missing_ok=True)
-        if storage.exists(output):
-            here.touch()
-    yield here
-    for address, path in reversed(pairs):
-        if path.exists():
-            storage.upload(path, address)
-    shutil.rmtree(here.parent, ignore_errors=True)
+    lock = lock_beside(here.parent, _busy(output))
+    try:
+        pairs = [(output, here), (output.with_name(record_path(here).name), record_path(here))]
+        for address, path in pairs if is_read else pairs[1:]:
+            if is_read and path.exists():  # it could not be uploaded
+                continue
+            try:
+                storage.download(address, path)
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)
+        if not is_read:
+            here.unlink(missing_ok=True)
+            if storage.exists(output):
+                here.touch()
+        yield here
+        for address, path in reversed(pairs):
+            if path.exists():
+                storage.upload(path, address)
+        shutil.rmtree(here.parent, ignore_errors=True)
+    finally:
+        unlock(lock)
+    with suppress(OSError):
+        here.parent.parent.rmdir()
+
+
+def _busy(output: RemotePath) -> str:
+    return (
+        f"{output}: another run is writing this output now; wait for its end, or give another "
+        "--output-path"
+    )
 
 
 @contextmanager
@@ -110,7 +129,13 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
             if isinstance(one, Path):
                 made.append(one)
                 continue
-            files = [file for file in storage.find(one) if file == one or _SHARD.search(file.name)]
+            folder = RemotePath(one.url.rstrip("/"))
+            files = [
+                file
+                for file in storage.find(one)
+                if file == one
+                or (_SHARD.search(file.name) and ("*" in one.url or file.parent == folder))
+            ]
             if not files:
                 raise UsageError(f"{one}: has no answers of shards (*.shard-1-of-4.jsonl)")
             for file in files:
@@ -170,8 +195,11 @@ class _Uploads:
         self.output, self.path = output, path
         self._parts = output.with_name(f"{output.name}.parts")
         self._generation, self._segment, self._offset = 0, 0, 0
+        self._pending = 0  # bytes of a segment of which it is not known whether it is there
         self._known = b""  # digest of the first `_offset` bytes
         self._whole = -1  # bytes of the file that is in its place, and the same as this
+        self._stand = ""  # what counted in the bucket when the run began
+        self._replaces = path.with_name("replaces")
         self._taken: OutputError | None = None
         self._told = self._is_done = False
         self._ending = threading.Event()
@@ -184,37 +212,65 @@ class _Uploads:
                 f"{output} are kept there; name another one in NATURELM_WORK"
             ) from None
         self._seconds = storage.seconds_of("NATURELM_UPLOAD_SECONDS", SECONDS)
-        self._lock: Any = lock_beside(
-            path.parent / "uploads",
-            f"{output}: another run is writing this output now; wait for its end, or give another "
-            "--output-path",
-        )
+        self._lock: Any = lock_beside(path.parent / "uploads", _busy(output))
 
     # Before the run
 
     def prepare(self, *, overwrite: bool) -> None:
         """Let the working file hold what the bucket does, and what was not uploaded of it."""
+        storage.check_writable(self.output)
         segments = self._segments()
         if segments:
             self._generation = segments[-1][0]
+        counts = [one for one in segments if one[0] == self._whole_generation(segments)]
+        self._stand = self._described(counts)
         if overwrite:
             return
-        counts = [one for one in segments if one[0] == self._whole_generation(segments)]
         earlier = self.path.with_name("earlier.jsonl")
         try:
             self._download(counts, earlier)
-            size = earlier.stat().st_size
-            self._segment, self._offset, self._known = len(counts), size, _digest(earlier, size)
-            here = self.path.stat().st_size if self.path.exists() else 0
-            if (size or here) and _digest(self.path, size) != self._known:
-                earlier.replace(self.path)
-            elif (more := here - size) > 0:
-                logger.warning(
-                    "%s: rows of %s are here that were not uploaded; they are now",
-                    *(self.output, format_bytes(more)),
-                )
+            self._compare(counts, earlier)
         finally:
             earlier.unlink(missing_ok=True)
+
+    def _compare(self, counts: Sequence[tuple[int, int]], earlier: Path) -> None:
+        """Let what counts in the bucket take the place of the working file, unless that has it
+        all, or was to replace it."""
+        size = earlier.stat().st_size
+        known = _digest(earlier, size)
+        here = self.path.stat().st_size if self.path.exists() else 0
+        is_same = not (size or here) or _digest(self.path, size) == known
+        more = here - size if is_same else here if self._is_to_replace() else 0
+        if more > 0:
+            logger.warning(
+                "%s: rows of %s are here that were not uploaded; they are now",
+                *(self.output, format_bytes(more)),
+            )
+        if not is_same and more:
+            return
+        if counts:
+            self._generation = counts[0][0]
+        self._segment, self._offset, self._known = len(counts), size, known
+        self._take_settings(counts)
+        if not is_same:
+            earlier.replace(self.path)
+
+    def _is_to_replace(self) -> bool:
+        """Whether the working file was begun in the place of what still counts."""
+        try:
+            return self._replaces.read_text(encoding="utf-8") == self._stand
+        except OSError:
+            return False
+
+    def _described(self, counts: Sequence[tuple[int, int]]) -> str:
+        """What tells the rows that count from all others that ever will."""
+        first = self._named(*counts[0]) if counts else self.output
+        storage.forget(first)
+        try:
+            found = storage.stat(first)
+        except FileNotFoundError:
+            return "nothing"
+        return f"{counts[-1] if counts else 'whole'} {found.etag} {found.modified} {found.size}"
 
     def _segments(self) -> list[tuple[int, int]]:
         """Generation and number of the segments in the bucket, sorted."""
@@ -232,11 +288,7 @@ class _Uploads:
                 f"{self._parts}: segments of generation {counts[0][0]} are missing; put them back, "
                 "or give --overwrite to start anew"
             )
-        record, rows = self.output.with_name(f"{self.output.name}.run.json"), [self.output]
-        if counts:
-            self._generation = counts[0][0]
-            record = self._parts / f"{self._generation:06}.run.json"
-            rows = [self._named(*one) for one in counts]
+        rows = [self._named(*one) for one in counts] or [self.output]
         target.write_bytes(b"")
         piece = target.with_name("piece")
         for one in rows:
@@ -250,6 +302,12 @@ class _Uploads:
             with open(piece, "rb") as source, open(target, "ab") as joined:
                 shutil.copyfileobj(source, joined)
             piece.unlink()
+
+    def _take_settings(self, counts: Sequence[tuple[int, int]]) -> None:
+        """Those of the rows that count."""
+        record = self.output.with_name(f"{self.output.name}.run.json")
+        if counts:
+            record = self._parts / f"{counts[0][0]:06}.run.json"
         try:
             settings = storage.read_bytes(record)
         except FileNotFoundError:
@@ -267,6 +325,8 @@ class _Uploads:
             self._whole = self._offset
         if not has_segments or not is_same:
             self._generation, self._segment, self._offset = self._generation + 1, 0, 0
+            with atomic_write(self._replaces) as unfinished:
+                unfinished.write_text(self._stand, encoding="utf-8")
         self._ending.clear()
         self._thread = threading.Thread(target=self._work, name="naturelm-uploads", daemon=True)
         self._thread.start()
@@ -289,7 +349,7 @@ class _Uploads:
         try:
             while self._send():
                 pass
-        except StorageError as error:
+        except OSError as error:  # of the store, or of the disk here
             if not self._told:
                 logger.warning("%s. Answers are kept in %s, and uploaded later", error, self.path)
             self._told = True
@@ -301,35 +361,40 @@ class _Uploads:
 
     def _send(self) -> bool:
         """Upload the next segment; False where no whole line is new."""
-        with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            # All of a new generation is in its first segment.
-            data = file.read() if self._segment == 0 else file.read(MOST_BYTES)
-        data = data[: data.rfind(b"\n") + 1]
-        if not data:
+        new = self.path.with_name("segment")
+        # All of a new generation is in its first segment.
+        most = MOST_BYTES if self._segment else 1 << 62
+        # One that may be there, though no answer came, is sent as it was.
+        size = self._pending or _copy_lines(self.path, self._offset, most, new)
+        if not size:
             return False
+        self._pending = size
         self._check_generation()
         if self._segment == 0:
             record = record_path(self.path)
             if record.exists():
                 name = f"{self._generation:06}.run.json"
                 storage.write_bytes(self._parts / name, record.read_bytes())
-        self._make(data)
-        self._offset += len(data)
+        self._make(new)
+        self._offset += size
+        self._pending = 0
         self._segment += 1
         if self._segment == 1:
             self._remove([one for one in self._segments() if one[0] < self._generation])
         self._told = False
         return True
 
-    def _make(self, data: bytes) -> None:
+    def _make(self, new: Path) -> None:
         """Write a segment. Raises OutputError where another run has made it."""
         path = self._named(self._generation, self._segment)
         try:
-            storage.write_bytes(path, data, is_new=True)
+            storage.upload(new, path, is_new=True)
         except FileExistsError:
             # The answer to our own write may have been lost on the way.
-            if storage.read_bytes(path) != data:
+            there = new.with_name("piece")
+            storage.download(path, there)
+            sizes = [one.stat().st_size for one in (new, there)]
+            if sizes[0] != sizes[1] or _digest(new, sizes[0]) != _digest(there, sizes[0]):
                 raise self._taken_over() from None
 
     def _check_generation(self) -> None:
@@ -382,7 +447,8 @@ class _Uploads:
                     storage.remove(one)
         except StorageError as error:
             raise StorageError(
-                f"{error}. All answers are in {self.path}; the same command uploads them"
+                f"{error}. All answers are in {self.path}; the same command without --overwrite "
+                "uploads them"
             ) from None
         self._is_done = True
         return [one.url for one in made]
@@ -410,6 +476,20 @@ class _Uploads:
         if self._is_done:
             shutil.rmtree(self.path.parent, ignore_errors=True)
         unlock(self._lock)
+
+
+def _copy_lines(source: Path, offset: int, most: int, target: Path) -> int:
+    """Copy whole lines from an offset on, of `most` bytes at most; how many bytes they have."""
+    whole = 0
+    with open(source, "rb") as file, open(target, "wb") as copy:
+        file.seek(offset)
+        while most > 0 and (piece := file.read(min(most, 1 << 20))):
+            if end := piece.rfind(b"\n") + 1:
+                whole = copy.tell() + end
+            copy.write(piece)
+            most -= len(piece)
+        copy.truncate(whole)
+    return whole
 
 
 def _digest(path: Path, size: int) -> bytes:

@@ -161,6 +161,9 @@ def test_manifest_shards_and_merged_answers_in_a_bucket(
     store: Store, card: RemotePath, asker: FakePipeline
 ) -> None:
     listed = store / "lists/all.csv"
+    local = naturelm("manifest", "calls", "--output-path", listed)
+    assert local.exit_code == 2
+    assert "may not name files of this machine" in local.output
     assert naturelm("manifest", card, "--output-path", listed).exit_code == 0
     again = naturelm("manifest", card, "--output-path", listed)
     assert "2 measured before" in again.output
@@ -168,6 +171,7 @@ def test_manifest_shards_and_merged_answers_in_a_bucket(
     for shard in ("1/2", "2/2"):
         done = naturelm("infer", *words, "--shard", shard)
         assert done.exit_code == 0, done.output
+    storage.write_bytes(store / "out/old/x.shard-1-of-2.jsonl", b"of an older run")
     joined = store / "joined/x.jsonl"
     merge = ("merge-runs", store / "out", "--manifest", listed, "--output-path")
     for output in (joined, joined, "here.jsonl"):
@@ -277,6 +281,88 @@ def test_two_machines_do_not_write_one_output(store: Store, tmp_path: Path) -> N
     assert storage.read_bytes(output.with_name("x.jsonl.parts") / "000001-000000.jsonl") == b"a\n"
     one.release()
     other.release()
+
+
+@pytest.mark.parametrize("elsewhere", ["nothing", "another run"])
+def test_rows_that_were_to_replace_others_and_were_not_uploaded_stay(
+    store: Store, tmp_path: Path, elsewhere: str
+) -> None:
+    """A failed recording was asked anew, or all with --overwrite, and the store took nothing."""
+    output = store / "x.jsonl"
+    storage.write_bytes(output, b"1\nerror\n")
+    uploads = _Uploads(output, tmp_path / "w" / "x.jsonl")
+    uploads.prepare(overwrite=False)
+    uploads.path.write_bytes(b"1\n")
+    uploads.start()
+    store.faults.wrong = lambda method, path: "503" if method == "PUT" else ""
+    with open(uploads.path, "ab") as file:
+        file.write(b"2\n3\n")
+    with pytest.raises(storage.StorageError, match="without --overwrite uploads them"):
+        uploads.finish([])
+    uploads.release()
+    store.faults.reset()
+    if elsewhere == "another run":
+        storage.write_bytes(output, b"1\n4\n")
+    again = _Uploads(output, tmp_path / "w" / "x.jsonl")
+    again.prepare(overwrite=False)
+    expected = b"1\n4\n" if elsewhere == "another run" else b"1\n2\n3\n"
+    assert again.path.read_bytes() == expected
+    again.start()
+    again.finish([])
+    again.release()
+    assert storage.read_bytes(output) == expected
+    assert parts(output) == []
+
+
+def test_a_segment_whose_answer_was_lost_is_not_another_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = store / "x.jsonl"
+    uploads = _Uploads(output, tmp_path / "w" / "x.jsonl")
+    uploads.prepare(overwrite=False)
+    uploads.path.write_bytes(b"1\n")
+    uploads.start()
+    upload = storage.upload
+
+    def answer_lost(source: Path, path: RemotePath, **more: bool) -> None:
+        upload(source, path, **more)
+        raise storage.StorageError("no answer in time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "upload", answer_lost)
+        assert not uploads._try_to_send()
+    with open(uploads.path, "ab") as file:
+        file.write(b"2\n")
+    uploads.finish([])
+    uploads.release()
+    assert storage.read_bytes(output) == b"1\n2\n"
+
+
+def test_outputs_that_can_take_nothing_are_refused_before_the_work(
+    store: Store, card: RemotePath, asker: FakePipeline
+) -> None:
+    for output, said in (
+        ("s3://none-of-that-name/x.jsonl", "there is no bucket s3://none-of-that-name"),
+        ("https://example.org/x.jsonl", "nothing can be written to a web server"),
+    ):
+        for words in (("infer", card, *ASK), ("merge-runs", store / "out")):
+            done = naturelm(*words, "--output-path", output)
+            assert done.exit_code in (1, 2)
+            assert said in done.output
+    assert not asker.asked
+
+
+def test_a_manifest_that_could_not_be_uploaded_is_not_measured_again(
+    store: Store, card: RemotePath
+) -> None:
+    listed = store / "lists/all.csv"
+    store.faults.wrong = lambda method, path: "503" if method == "PUT" else ""
+    assert naturelm("manifest", card, "--output-path", listed).exit_code == 1
+    store.faults.reset()
+    again = naturelm("manifest", card, "--output-path", listed)
+    assert "2 measured before" in again.output
+    assert storage.read_bytes(listed).startswith(b"\xef\xbb\xbfpath,")
+    assert not working_path(listed).parent.exists()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
