@@ -6,6 +6,7 @@ taken as not said: a broken tag is no reason to refuse the sound.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import struct
@@ -16,6 +17,7 @@ from typing import BinaryIO
 from NatureLM.audio.container import as_soundfile_takes, riff_chunks
 from NatureLM.storage import StorageError, open_file
 
+logger = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 16  # of a chunk; those of recorders have a few hundred
 _WAMD = {1: "model", 2: "serial", 5: "timestamp", 6: "gps"}
 _WITH_COMMENTS = (b"fLaC", b"OggS", b"ID3")
@@ -38,12 +40,26 @@ class Tags:
 
 
 def read_tags(path: str | os.PathLike[str]) -> Tags:
-    """The tags of a WAV, FLAC, Ogg or MP3 file; none where there are none or the file is broken."""
+    """The tags of a file as `tags_in` gives them; none, and a note, where a store fails."""
+    try:
+        return tags_in(path)
+    except StorageError as error:
+        logger.warning("%s; what its header says of time and place is left out", error)
+        return Tags()
+
+
+def tags_in(path: str | os.PathLike[str]) -> Tags:
+    """The tags of a WAV, FLAC, Ogg or MP3 file; none where there are none or the file is broken.
+
+    Raises StorageError.
+    """
     try:
         with open_file(path) as file:
             head = file.read(12)
             if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE":
                 return _wave_tags(file)
+    except StorageError:
+        raise
     except (OSError, ValueError, struct.error):
         return Tags()
     return _other_tags(path) if head.startswith(_WITH_COMMENTS) else Tags()
@@ -147,10 +163,13 @@ def _other_tags(path: str | os.PathLike[str]) -> Tags:
     """What libsndfile finds in FLAC, Ogg and MP3."""
     import soundfile  # type: ignore[import-untyped, unused-ignore]
 
+    source = as_soundfile_takes(path)
     try:
-        with soundfile.SoundFile(as_soundfile_takes(path)) as file:
+        with soundfile.SoundFile(source) as file:
             said = file.copy_metadata()
     except (OSError, RuntimeError, UnicodeDecodeError, ValueError):
-        return Tags()
+        said = {}
+    if (failure := getattr(source, "failure", None)) is not None:
+        raise failure
     comment = said.get("comment", "").strip("\0 ")
     return Tags(comments=(comment,) if comment else (), artist=said.get("artist", "").strip("\0 "))

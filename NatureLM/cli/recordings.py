@@ -54,7 +54,7 @@ class Listed:
         from NatureLM.results.recordings import RealPaths
 
         lists: list[AnyPath] = [
-            one for one in paths if isinstance(one, RemotePath) and one.suffix in SUFFIXES
+            one for one in paths if isinstance(one, RemotePath) and one.suffix.lower() in SUFFIXES
         ]
         paths = [one for one in paths if one not in lists]
         lists = [*([] if manifest is None else [manifest]), *lists]

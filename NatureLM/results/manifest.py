@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TextIO
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.audio.files import as_on_disk
+from NatureLM.audio.tags import tags_in
 from NatureLM.data.table import CLIP_ALIASES, DataError, decoded, fold, read_bytes, read_table
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import tags_of, tags_text
@@ -38,7 +39,7 @@ from NatureLM.results.tables import (
     without_formula,
     write_table,
 )
-from NatureLM.storage import AnyPath, RemotePath, join, local_copy
+from NatureLM.storage import AnyPath, RemotePath, StorageError, join, local_copy
 from NatureLM.util import atomic_write, library, parse_json, shown
 
 SUFFIXES = (".csv", ".parquet", ".txt")
@@ -459,11 +460,11 @@ def _measured(
     entry, kept = Entry(name, now.size, now.modified or ""), ""
     known = same(before.get(name))
     if known is not None:
-        entry, kept = known, _HEADER
+        entry, kept, tags = known, _HEADER, tags_of(known.header)
     else:
         try:
-            info = probe(recording)
-        except AudioError as error:
+            info, tags = probe(recording), tags_in(recording)
+        except (AudioError, StorageError) as error:
             why = one_line(str(error)).removeprefix(f"{one_line(str(recording))}: ")
             return entry._replace(error=why), ""
         entry = entry._replace(
@@ -471,7 +472,7 @@ def _measured(
             sample_rate=float(info.sample_rate),
             channels=info.channels,
         )
-    context = clock.of(recording, tags_of(entry.header))
+    context = clock.of(recording, tags)
     now_said = context.at(0)
     told = {key: now_said.get(key, "") for key in _OF_CLOCK}
     return entry._replace(**told, header=tags_text(context.clock.tags)), kept

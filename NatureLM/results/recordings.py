@@ -22,7 +22,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from NatureLM.storage import RemotePath, Stat, is_absolute, is_url, last_stat, stat
+from NatureLM.storage import (
+    RemotePath,
+    Stat,
+    StorageError,
+    is_absolute,
+    is_url,
+    last_stat,
+    stat,
+)
 from NatureLM.util import digest
 
 logger = logging.getLogger(__name__)
@@ -249,13 +257,23 @@ class KnownRecordings:
     def changed(self, asked: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
         """Recordings that are others than before: key → CHANGED, or UNTOLD.
 
-        One line says how many have another time of change only.
+        One line says how many have another time of change only. What a store does not say counts
+        as it was: that it cannot be reached shows when it is read.
         """
         found: dict[str, str] = {}
+        unsaid: list[StorageError] = []
         for path in asked:
             key = self.key(path)
-            if key in self.found:
-                found[key] = compared(path, self.found[key])
+            try:
+                if key in self.found:
+                    found[key] = compared(path, self.found[key])
+            except StorageError as error:
+                unsaid.append(error)
+        if unsaid:
+            logger.warning(
+                "%s: recordings of which it is not known whether they have changed: %d, such as %s",
+                *(self.path, len(unsaid), unsaid[0]),
+            )
         for kind, why in (
             (TOUCHED, "and the same content"),
             (

@@ -129,13 +129,7 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
             if isinstance(one, Path):
                 made.append(one)
                 continue
-            folder = RemotePath(one.url.rstrip("/"))
-            files = [
-                file
-                for file in storage.find(one)
-                if file == one
-                or (_SHARD.search(file.name) and ("*" in one.url or file.parent == folder))
-            ]
+            files = [file for file in storage.find(one) if file == one or _is_shard_of(one, file)]
             if not files:
                 raise UsageError(f"{one}: has no answers of shards (*.shard-1-of-4.jsonl)")
             for file in files:
@@ -146,6 +140,12 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
                     storage.download(file.with_name(record_path(here).name), record_path(here))
                 made.append(here)
         yield made
+
+
+def _is_shard_of(named: RemotePath, file: RemotePath) -> bool:
+    """Whether a file is a shard's: one of the folder itself, or of a pattern."""
+    is_there = "*" in named.url or file.parent.url == named.url.rstrip("/")
+    return is_there and _SHARD.search(file.name) is not None
 
 
 class UploadedStore(WindowStore):

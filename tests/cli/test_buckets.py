@@ -283,6 +283,22 @@ def test_two_machines_do_not_write_one_output(store: Store, tmp_path: Path) -> N
     other.release()
 
 
+def test_a_header_that_does_not_come_is_an_error_of_a_manifest(
+    store: Store, card: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Any) -> Any:
+        raise storage.StorageError(f"{path}: cannot be reached")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("NatureLM.audio.tags.open_file", fails)
+        done = naturelm("manifest", card, "--output-path", "all.csv")
+    assert done.exit_code == 3
+    assert "2 errors" in done.output
+    again = naturelm("manifest", card, "--output-path", "all.csv")
+    assert again.exit_code == 0
+    assert "measured before" not in again.output
+
+
 @pytest.mark.parametrize("elsewhere", ["nothing", "another run"])
 def test_rows_that_were_to_replace_others_and_were_not_uploaded_stay(
     store: Store, tmp_path: Path, elsewhere: str
