@@ -60,6 +60,7 @@ def test_headers_of_a_manifest_are_not_read_again(
         return read_tags(path)
 
     monkeypatch.setattr("NatureLM.field.clock.read_tags", reading)
+    monkeypatch.setattr("NatureLM.results.manifest.tags_in", reading)
     assert naturelm(*LISTED, "--output-path", "listed.jsonl").exit_code == 0
     assert rows("listed.jsonl") == rows("inference_output.jsonl")
     assert set(opened) == {"changed.wav"}
