@@ -35,7 +35,10 @@ CACHE_VARIABLE = "NATURELM_CACHE"
 """Environment variable with the folder; without it nothing is kept on disk."""
 
 _LANGUAGE_MODEL = ("llama_model.", "llama_embed_tokens.")  # audio embeddings depend on neither
-_NOT_AUDIO = ("text_config", "lora", "use_rslora", "llama", "prompt_template", "_name", "end_sym")
+_NOT_AUDIO = (
+    *("text_config", "lora", "use_rslora", "llama", "quantized"),
+    *("prompt_template", "_name", "end_sym"),
+)
 
 _MAX_BYTES = 1 << 28  # in memory
 _MEMORY_SHARE = 8  # and of the memory that may be used, one part

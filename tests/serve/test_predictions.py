@@ -18,7 +18,7 @@ from served import DOG, OWL, QUESTION, Running, noise, serving, wav
 
 from NatureLM.inference.pipeline import Pipeline
 
-CHECKOUT = os.environ.get("BEANS_NEXT")
+CHECKOUT = os.environ.get("BEANS_NEXT") or None
 _PLACE = "<Audio><AudioHere></Audio>"
 
 
