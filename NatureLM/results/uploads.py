@@ -125,7 +125,7 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
     """
     with TemporaryDirectory(prefix="naturelm-") as folder:
         made: list[Path] = []
-        for number, one in enumerate(runs):
+        for one in runs:
             if isinstance(one, Path):
                 made.append(one)
                 continue
@@ -133,8 +133,9 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
             if not files:
                 raise UsageError(f"{one}: has no answers of shards (*.shard-1-of-4.jsonl)")
             for file in files:
-                here = Path(folder, str(number), file.name)
-                here.parent.mkdir(exist_ok=True)
+                # Files of several folders may have one name.
+                here = Path(folder, str(len(made)), file.name)
+                here.parent.mkdir()
                 storage.download(file, here)
                 with suppress(FileNotFoundError):
                     storage.download(file.with_name(record_path(here).name), record_path(here))

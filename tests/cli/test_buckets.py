@@ -20,7 +20,7 @@ from s3_store import Store, running_store
 
 from NatureLM import storage
 from NatureLM.results.rows import OutputError
-from NatureLM.results.uploads import UploadedStore, _Uploads, working_path
+from NatureLM.results.uploads import UploadedStore, _Uploads, local_runs, working_path
 from NatureLM.storage import RemotePath
 
 ASK = ("--query", "What is it?")
@@ -171,7 +171,7 @@ def test_manifest_shards_and_merged_answers_in_a_bucket(
     for shard in ("1/2", "2/2"):
         done = naturelm("infer", *words, "--shard", shard)
         assert done.exit_code == 0, done.output
-    storage.write_bytes(store / "out/old/x.shard-1-of-2.jsonl", b"of an older run")
+    storage.write_bytes(store / "out/zz/x.shard-1-of-2.jsonl", b"of an older run")
     joined = store / "joined/x.jsonl"
     merge = ("merge-runs", store / "out", "--manifest", listed, "--output-path")
     for output in (joined, joined, "here.jsonl"):
@@ -281,6 +281,13 @@ def test_two_machines_do_not_write_one_output(store: Store, tmp_path: Path) -> N
     assert storage.read_bytes(output.with_name("x.jsonl.parts") / "000001-000000.jsonl") == b"a\n"
     one.release()
     other.release()
+
+
+def test_runs_of_several_folders_may_have_one_name(store: Store) -> None:
+    for number in "12":
+        store.put(number.encode(), f"{number}/x.shard-1-of-1.jsonl")
+    with local_runs([store / "*/x.shard-*.jsonl"]) as copies:
+        assert [one.read_text() for one in copies] == ["1", "2"]
 
 
 def test_a_header_that_does_not_come_is_an_error_of_a_manifest(
