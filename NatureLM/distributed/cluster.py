@@ -153,7 +153,8 @@ def _planned(ray: Any, options: RayOptions, device: str) -> Cluster:
     workers = options.workers
     if workers is None:
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
-        workers = max(1, int(cards / gpus) if gpus else nodes)
+        of_a_card = int(1 / gpus) if 0 < gpus < 1 else 0  # no model has parts of two
+        workers = max(1, int(cards) * of_a_card or int(cards / gpus) if gpus else nodes)
     if workers * gpus > cards:
         raise UsageError(
             f"{workers} models with {gpus:g} GPUs each need {workers * gpus:g}, and the cluster "
@@ -172,9 +173,10 @@ def project_error(error: BaseException) -> NatureLMError:
     """What went wrong in a process of the cluster, as an error of the project."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, NatureLMError):
+        cause = getattr(seen, "cause", None)  # Ray's own copy of an error says its traceback
+        if cause is None and isinstance(seen, NatureLMError):
             return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+        seen = cause or seen.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     if any("No module named 'NatureLM" in line for line in lines):
         return UsageError(

@@ -9,12 +9,13 @@ is the same each time, and who stores it knows what is there.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
 from NatureLM.distributed.cluster import DECODER_CPUS, NO_RAY, Cluster, project_error
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import (
     Recording,
     RecordingError,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Table: TypeAlias = Any  # pyarrow.Table, which is imported where it is needed
-_WHOLE_BLOCKS = 1 << 40  # bytes that Ray leaves in one block
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Piece:
     ended: how many windows recordings have that end here, by name
     notes: what is to be said once
     unparsed: answers that could not be parsed, by column
+    refused: what ends the run; Ray would write its own words and a traceback into an error
     """
 
     items: list[Any] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Piece:
     ended: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unparsed: Counter[str] = field(default_factory=Counter)
+    refused: NatureLMError | None = None
 
 
 class Asker(Protocol):
@@ -135,14 +137,17 @@ def pieces(
 
     about: what decides their answers, by which another model is refused
     """
-    blocks = [_as_table(block) for block in blocks_of(todo, job.block_seconds)]
-    if not blocks:
+    tables, count = [], 0
+    for block in blocks_of(todo, job.block_seconds):
+        tables.append(_as_table(block))
+        count += _pieces_of(block, job.block_seconds)
+    if not tables:
         return
     data = cluster.ray.data
     _keep_quiet(data, job)
-    workers = min(cluster.workers, len(blocks))
+    workers = min(cluster.workers, count)
     flow = (
-        data.from_arrow(blocks)
+        data.from_arrow(tables)
         .map_batches(
             partial(_decoded, job=job),
             batch_size=None,
@@ -168,11 +173,14 @@ def pieces(
                     if note not in said:
                         said.add(note)
                         logger.warning(note)
+                if piece.refused is not None:
+                    raise piece.refused
                 yield piece
 
 
 def blocks_of(todo: Iterable[Todo], seconds: float) -> Iterator[list[Todo]]:
-    """Recordings that follow each other, of at most so many seconds of sound, or one alone."""
+    """Recordings that follow each other, of at most so many seconds of sound, or one alone; their
+    lengths are known then."""
     block: list[Todo] = []
     room = seconds
     for one in todo:
@@ -180,10 +188,15 @@ def blocks_of(todo: Iterable[Todo], seconds: float) -> Iterator[list[Todo]]:
         if block and length > room:
             yield block
             block, room = [], seconds
-        block.append(one)
+        block.append(replace(one, seconds=length))
         room -= length
     if block:
         yield block
+
+
+def _pieces_of(block: Sequence[Todo], seconds: float) -> int:
+    """About how many pieces a block comes in."""
+    return max(1, math.ceil(sum(one.seconds or 0.0 for one in block) / seconds))
 
 
 def _length(one: Todo) -> float:
@@ -209,7 +222,11 @@ def _as_table(block: Sequence[Todo]) -> Table:
 
 
 def _keep_quiet(data: Any, job: Job) -> None:
-    """Let Ray Data show nothing, wait for slow models, and leave pieces whole."""
+    """Let Ray Data show nothing, wait for slow models, and hand on each piece by itself.
+
+    What a task yields is joined until it is larger than `target_max_block_size`: by default the
+    pieces of a recording of a day would wait for each other in the memory of who decodes it.
+    """
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -217,7 +234,7 @@ def _keep_quiet(data: Any, job: Job) -> None:
     context.execution_options.preserve_order = job.is_ordered
     context.execution_no_progress_timeout_s = -1
     context.issue_detectors_config.detectors = []
-    context.target_max_block_size = _WHOLE_BLOCKS
+    context.target_max_block_size = 1
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -257,8 +274,11 @@ def _decoded(table: Table, job: Job) -> Iterator[Table]:
     """Decode a block of recordings: its windows, in pieces."""
     _enter(job.folder)
     block = [pickle.loads(value.as_py()) for value in table.column("todo")]
-    for piece in decoded(block, job):
-        yield _packed(piece)
+    try:
+        for piece in decoded(block, job):
+            yield _packed(piece)
+    except NatureLMError as error:
+        yield _packed(Piece(refused=error))
 
 
 def decoded(block: Sequence[Todo], job: Job) -> Iterator[Piece]:
@@ -267,6 +287,7 @@ def decoded(block: Sequence[Todo], job: Job) -> Iterator[Piece]:
     What is wrong with a recording is in the piece of the last window before it.
     """
     todo = {one.recording.name: one for one in block}
+    known: dict[str, Identity] = {}
     notes: list[str] = []
     stream = WindowStream(
         [one.recording for one in block],
@@ -288,21 +309,16 @@ def decoded(block: Sequence[Todo], job: Job) -> Iterator[Piece]:
                     piece = Piece()
             else:
                 is_whole = False
-            if name not in piece.identities:
-                _introduce(piece, todo[name])
+            if name not in known:  # all of the file is read for it, once
+                known[name] = identity(todo[name].recording.source, has_digest=True)
+            piece.identities[name] = known[name]
+            if (context := todo[name].context) is not None:
+                piece.contexts[name] = context
             piece.items.append(item)
         if is_whole:
             piece.ended[name] = windows
     piece.notes = notes
     yield piece
-
-
-def _introduce(piece: Piece, one: Todo) -> None:
-    """Say in a piece what is known of a recording that it has windows of."""
-    name = one.recording.name
-    piece.identities[name] = identity(one.recording.source, has_digest=True)
-    if one.context is not None:
-        piece.contexts[name] = one.context
 
 
 def _name_of(item: RecordingWindow | RecordingError) -> str:
@@ -322,26 +338,43 @@ def _is_done(heard: RecordingWindow, one: Todo) -> bool:
 class _Model:
     """An actor with a model, which is made once and asked about piece after piece.
 
-    Raises UsageError where it would answer otherwise than `about` says.
+    What is wrong with it is said when it is asked.
     """
 
     def __init__(self, make: Callable[[], Asker], about: Mapping[str, Any], folder: str) -> None:
         _enter(folder)
-        self._asker = make()
-        found = differences(about, self._asker.about)
+        self._refused: NatureLMError | None = None
+        try:
+            self._asker = self._checked(make(), about)
+        except NatureLMError as error:
+            self._refused = error
+
+    @staticmethod
+    def _checked(asker: Asker, about: Mapping[str, Any]) -> Asker:
+        """The model. Raises UsageError where it would answer otherwise than `about` says."""
+        found = differences(about, asker.about)
         if found:
             raise UsageError(
                 "the machines of the cluster would answer differently, and such answers are not "
                 f"mixed:\n{bullets(found)}\nName --device and --dtype, and give all the same model"
             )
+        return asker
 
     def __call__(self, table: Table) -> Table:
         made = []
         for piece in _unpacked(table):
-            with _notes_into(piece.notes):
-                self._asker.answer(piece)
+            piece.refused = piece.refused or self._refused
+            if piece.refused is None:
+                self._answer(piece)
             made.append(piece)
         return _packed(*made)
+
+    def _answer(self, piece: Piece) -> None:
+        try:
+            with _notes_into(piece.notes):
+                self._asker.answer(piece)
+        except NatureLMError as error:
+            piece.refused = error
 
 
 def _description(make: Callable[[], Asker], folder: str) -> tuple[Mapping[str, Any], list[str]]:

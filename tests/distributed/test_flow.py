@@ -19,6 +19,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
 from NatureLM.results.detections import ResultFile
 from NatureLM.results.parts import read_part
+from NatureLM.results.recordings import Identity
 from NatureLM.results.store import question_key
 
 ASK = ("infer", "-a", "calls", "-q", "Who?", "-q", "What?")
@@ -79,6 +80,7 @@ class FakeRay:
     [
         ((64, 8), RayOptions(), "auto", (8, 1)),
         ((64, 8), RayOptions(gpus=0.25), "cuda", (32, 0.25)),
+        ((64, 4), RayOptions(gpus=0.4), "cuda", (8, 0.4)),  # two on each
         ((64, 8), RayOptions(), "cpu", (2, 0)),
         ((4, 0), RayOptions(), "auto", (2, 0)),
         ((4, 0), RayOptions(workers=3), "auto", (3, 0)),
@@ -104,6 +106,9 @@ def test_errors_of_the_cluster_are_those_of_the_project() -> None:
     wrapped.__cause__ = UsageError("the question is too long")
     assert str(project_error(wrapped)) == "the question is too long"
     assert isinstance(project_error(wrapped), UsageError)
+    copied = UsageError("Traceback (most recent call last): …")  # as Ray raises it
+    copied.cause = UsageError("the question is too long")  # type: ignore[attr-defined]
+    assert str(project_error(copied)) == "the question is too long"
     assert "ended: no space left" in str(project_error(RuntimeError("task\nno space left")))
 
 
@@ -123,7 +128,19 @@ def test_blocks_are_of_so_many_seconds(tmp_path: Path) -> None:
     assert [len(b) for b in blocks_of(todo(tmp_path / "empty.wav", paths[0]), 4)] == [2]
 
 
-def test_pieces_hold_all_windows_and_what_went_wrong(tmp_path: Path) -> None:
+def test_a_long_recording_is_work_for_several_models(tmp_path: Path) -> None:
+    paths = [write_wav(tmp_path / f"{n}.wav", seconds) for n, seconds in enumerate((9, 1, 1))]
+    blocks = list(blocks_of(todo(*paths), 2))
+    assert [flow._pieces_of(block, 2) for block in blocks] == [5, 1]
+
+
+def test_pieces_hold_all_windows_and_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[Path] = []
+    monkeypatch.setattr(
+        flow, "identity", lambda path, **_: looked_at.append(path) or Identity(len(looked_at))
+    )
     paths = [
         write_wav(tmp_path / "a.wav", 5),
         tmp_path / "empty.wav",
@@ -142,6 +159,8 @@ def test_pieces_hold_all_windows_and_what_went_wrong(tmp_path: Path) -> None:
             np.testing.assert_array_equal(item.window.samples, other.window.samples)
     assert [piece.ended for piece in made] == [{}, {str(paths[0]): 5}, {str(paths[2]): 2}]
     assert [list(piece.identities) for piece in made][1] == [str(paths[0]), str(paths[1])]
+    assert made[0].identities[str(paths[0])] == made[1].identities[str(paths[0])]
+    assert looked_at == paths  # each once: all of a file is read for it
 
 
 def test_windows_that_are_answered_are_left_out(tmp_path: Path) -> None:

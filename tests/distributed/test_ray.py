@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ import pytest
 from commands import naturelm, write_wav
 from conftest import ROOT
 
+from NatureLM.distributed.cluster import RayOptions, connected
+from NatureLM.distributed.flow import Job, Piece, Todo, pieces
+from NatureLM.errors import UsageError
+from NatureLM.inference.windows import Recording
 from NatureLM.results.parts import is_parts
 
 pytestmark = pytest.mark.ray
@@ -190,6 +194,50 @@ def test_a_run_that_is_stopped_goes_on(
     assert again.returncode == 3, errors
     assert "going on from there" in errors
     assert rows_of(command, out, archive) == expected
+
+
+CUTTING = {
+    "sample_rate": 8000,
+    "window_seconds": 1.0,
+    "hop_seconds": 1.0,
+    "channel": "mean",
+    "time_expansion": 1.0,
+}
+
+
+def made_of(path: Path, make: Callable[[], Any]) -> list[Any]:
+    """What two models make of a recording, a second at a time."""
+    todo = [Todo(Recording(0, str(path), path, ("Who?",)))]
+    with connected(RayOptions(workers=2), "cpu") as here:
+        found = pieces(here, Job(make, CUTTING, 1.0), todo, {})
+        return [item for piece in found for item in piece.items]
+
+
+def test_the_pieces_of_a_long_recording_go_to_all_models(tmp_path: Path) -> None:
+    class WhoAnswers:
+        about: Mapping[str, Any] = {}
+
+        def answer(self, piece: Piece) -> None:
+            time.sleep(0.3)
+            piece.items = [os.getpid()]
+
+    made = made_of(write_wav(tmp_path / "long.wav", 30), WhoAnswers)
+    assert len(made) == 30
+    assert len(set(made)) == 2
+
+
+@pytest.mark.parametrize("when", ["making", "asking"])
+def test_errors_of_models_are_said_as_they_are(when: str, tmp_path: Path) -> None:
+    class Refuses:
+        about: Mapping[str, Any] = {"dtype": "float16"} if when == "making" else {}
+
+        def answer(self, piece: Piece) -> None:
+            raise UsageError("the question is too long")
+
+    of_a_machine = r"^the machines of the cluster would answer differently(.|\n)*the same model$"
+    message = of_a_machine if when == "making" else "^the question is too long$"
+    with pytest.raises(UsageError, match=message):
+        made_of(write_wav(tmp_path / "short.wav", 2), Refuses)
 
 
 def test_a_cluster_that_is_not_there_is_named(archive: Path, tmp_path: Path) -> None:
