@@ -15,6 +15,7 @@ Shapes: M rows, O outputs and I inputs of a layer, G groups of inputs, N blocks 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, cast
@@ -39,7 +40,7 @@ _PIECE = 2**20  # weights of a layer that a processor widens at a time: they sta
 _ROWS_AT_ONCE, _ROWS_ON_A_CARD = 256, 4096  # outputs quantised at a time: bounds the memory
 
 
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(nn.Linear, ABC):
     """A linear layer that nothing trains; `weight` is of integers.
 
     Gradients pass through it to its input, so that what lies before it, and LoRA, can learn.
@@ -86,9 +87,9 @@ class QuantizedLinear(nn.Linear):
             and not any(one.data_ptr() % _ALIGNED for one in places)
         )
 
+    @abstractmethod
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The matrix (O, I) that the integers stand for."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -104,11 +105,13 @@ class QuantizedLinear(nn.Linear):
             y_MO = y_MO + self.bias
         return y_MO.view(*x.shape[:-1], self.out_features)
 
+    @abstractmethod
     def _on_processor(self, x_MI: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Rows (M, I) times the matrix (M, O)."""
 
+    @abstractmethod
     def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
-        raise NotImplementedError
+        """The same by kernels for cards."""
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.kind}"

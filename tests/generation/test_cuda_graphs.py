@@ -405,6 +405,16 @@ def test_a_replay_that_goes_another_way_is_found_and_said(
     caplog.clear()
 
 
+def test_rows_are_compared_by_their_size_and_never_pass_for_what_is_no_number() -> None:
+    row = torch.tensor([[1.0, -2.0, 3.0]])
+    assert module.difference(row, row) == 0
+    assert module.difference(row * 1.05, row) == pytest.approx(0.05)
+    assert module.difference(row * torch.nan, row) == 1
+    assert module.difference(row * torch.nan, row * torch.nan) == 0
+    infinite = torch.tensor([[torch.inf, 1.0, 2.0]])
+    assert not module.difference(infinite, -infinite) <= 0.1
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_refused_recording_leaves_the_stream_as_it_was(
     double: NatureLM,

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,20 @@ def export_merged(
     report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
     source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
     card = _card(target.name, source, recipe, plan, files, adapter, reader.revisions)
+    write_model(target, model, reader, tensors, card, max_shard_size, report)
+    return sum(plan.changes(name) for name in plan.alphas)
+
+
+def write_model(
+    target: Path,
+    model: NatureLM,
+    reader: CheckpointReader,
+    tensors: Mapping[str, Any],
+    card: str,
+    max_shard_size: str | int,
+    report: Callable[[str], None],
+) -> None:
+    """Write tensors and settings of a model that was read from elsewhere; whole or not at all."""
     with built_aside(target) as folder:
         write_tensors(
             tensors,
@@ -108,7 +123,6 @@ def export_merged(
             model.language_model.generation_config = generation
         model.save_settings(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return sum(plan.changes(name) for name in plan.alphas)
 
 
 def export_adapter(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from NatureLM import __version__
 from NatureLM.errors import UsageError
-from NatureLM.models.checkpoint.export import built_aside, check_output, check_space, public_name
+from NatureLM.models.checkpoint.export import check_output, check_space, public_name, write_model
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
     check_weights,
@@ -27,7 +27,6 @@ from NatureLM.models.checkpoint.tensors import (
     StoredTensor,
     TensorRef,
     tensor_refs,
-    write_tensors,
 )
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.quantized import (
@@ -36,8 +35,7 @@ from NatureLM.models.quantized import (
     check_quantization,
     quantize_layers,
 )
-from NatureLM.models.registry import apart, find, is_hub_id
-from NatureLM.util import format_bytes
+from NatureLM.models.registry import apart, find
 
 _CPU = torch.device("cpu")
 _SCALES = torch.bfloat16  # holds them exactly
@@ -82,20 +80,8 @@ def quantize_checkpoint(
     tensors = _tensors(tensor_refs(model), chosen, dtype)
     check_space(target.parent, sum(one.nbytes for one in tensors.values()))
     source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
-    with built_aside(target) as folder:
-        write_tensors(
-            tensors,
-            folder,
-            max_shard_size=max_shard_size,
-            on_file=lambda name, length: report(f"writing {name} ({format_bytes(length)})"),
-        )
-        if model.config.llama_path and not is_hub_id(model.config.llama_path):
-            model.config.llama_path = None  # a folder here, which nobody needs any more
-        if generation := reader.generation_config:
-            model.language_model.generation_config = generation
-        model.save_settings(folder)
-        text = _card(target.name, source, chosen_kind, reader.revisions)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+    card = _card(target.name, source, chosen_kind, reader.revisions)
+    write_model(target, model, reader, tensors, card, max_shard_size, report)
 
 
 def _tensors(
