@@ -22,7 +22,7 @@ from NatureLM.config.model import MOST_LAYERS, BeatsConfig, FbankConfig, QFormer
 from NatureLM.config.schema import LLAMA_3_TEMPLATE, QUANTIZATIONS
 from NatureLM.errors import ConfigError
 from NatureLM.models.audio_side import AudioSizes, fit_window
-from NatureLM.models.registry import MODEL_TYPE, one_line
+from NatureLM.models.registry import MODEL_TYPE, NAMES_OF_CODE, one_line
 from NatureLM.prompts import render
 from NatureLM.util import shown
 
@@ -50,7 +50,7 @@ REFERENCE_ONLY = frozenset(
 # Keys of a language model's configuration that nothing here uses: code that transformers would
 # fetch and run, and names of classes, of which it makes as many as are asked for.
 _OF_NO_USE = frozenset(
-    {"auto_map", "attn_implementation", "experts_implementation"}
+    {"attn_implementation", "experts_implementation", *NAMES_OF_CODE}
     | {"num_labels", "id2label", "label2id", "name_or_path"}
 )
 _MOST_PATCHES = 2**14  # of a window; published 496. Their attention is a square of so many

@@ -206,8 +206,11 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(base, str | None) or "\0" in (base or ""):
         raise CheckpointError(f"{path}: llama_path is {shown(base)}, and it must be a path or null")
     refuse_foreign_parts(values, path)
-    return values
+    return {key: value for key, value in values.items() if key not in NAMES_OF_CODE}
 
+
+NAMES_OF_CODE = ("auto_map", "custom_pipelines")
+"""Keys by which a folder names Python code, of its own or of another repository."""
 
 # Keys of a configuration for which transformers fetches and runs kernels from the Hub, or other
 # libraries: the values that need none.

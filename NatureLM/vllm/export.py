@@ -32,6 +32,7 @@ from NatureLM.models.checkpoint.export import (
     check_output,
     check_space,
     choose_plain,
+    commit_lines,
     lazy_tensor,
     public_name,
 )
@@ -44,6 +45,7 @@ from NatureLM.models.checkpoint.load import (
 from NatureLM.models.checkpoint.peft_io import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    StoredAdapter,
     adapter_settings,
     open_adapter,
     stored_adapter,
@@ -144,7 +146,8 @@ def export_for_vllm(
     target = check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
     model = build_on_meta(NatureLM, without_lora(reader.config), reader.tokenizer)
     linears = linear_shapes(model.language_model)
-    deltas = _deltas(reader, adapter, linears)
+    stored = _adapter(reader, adapter, linears)
+    deltas = None if stored is None else stored.deltas
     if deltas is None and list(alphas) != [1.0]:
         raise UsageError(
             f"{path_or_id} has no adapter (it was merged), so there is no α to choose; leave "
@@ -174,7 +177,8 @@ def export_for_vllm(
         write_code(folder)
         exported = Exported(target, names, rank)
         source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
-        card = _card(exported, source, alphas[0] if fold else None)
+        commits = commit_lines(reader, () if stored is None else (stored,))
+        card = _card(exported, source, alphas[0] if fold else None, commits)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return exported
 
@@ -194,18 +198,16 @@ def _check_alphas(alphas: Sequence[float], fold: bool) -> None:
         )
 
 
-def _deltas(
+def _adapter(
     reader: CheckpointReader, adapter: str | Path | None, linears: Mapping[str, tuple[int, int]]
-) -> AdapterDeltas | None:
-    """The updates of the adapter that is named, else of the model's own; None without any."""
+) -> StoredAdapter | None:
+    """The adapter that is named, else the model's own; None without any."""
     if adapter is not None:
-        return open_adapter(adapter, linears).deltas
+        return open_adapter(adapter, linears)
     own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
     if not own:
         return None
-    return stored_adapter(
-        BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears
-    ).deltas
+    return stored_adapter(BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears)
 
 
 # -- weights ----------------------------------------------------------------------------------
@@ -385,7 +387,7 @@ def _relative(source: str) -> str:
     )
 
 
-def _card(exported: Exported, source: str, folded: float | None) -> str:
+def _card(exported: Exported, source: str, folded: float | None, commits: Sequence[str]) -> str:
     """The text of the card; it names no place on this machine."""
     entry = find(source)
     license_line = entry.license if entry is not None else f"that of `{source}`"
@@ -401,7 +403,7 @@ def _card(exported: Exported, source: str, folded: float | None) -> str:
         name=name,
         version=__version__,
         source=source,
-        alphas=alphas,
+        alphas="\n\n".join([alphas, *commits]),
         command=exported.command("."),
         license=license_line,
     )

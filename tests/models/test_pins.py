@@ -150,6 +150,7 @@ def test_base_and_adapter_are_named_with_their_commits(
         NatureLM.from_pretrained(MODEL, adapter=f"{ADAPTER}@v9")
 
 
+QUESTIONNAIRE = "columns: {bird: {question: Is it a bird, type: yes_no}}\n"
 Written = Callable[[], Any]
 SHORT = "--options generate.max_new_tokens=2"
 TRAINED = f"""model: {{ckpt: {MODEL}}}
@@ -167,7 +168,13 @@ def run_record(path: str) -> Written:
     return read
 
 
-DOORS: dict[str, tuple[str, Written | None]] = {
+def card(folder: str) -> Written:
+    return lambda: {
+        "revision": OLD if f"`{OLD}`" in Path(folder, "README.md").read_text() else None
+    }
+
+
+DOORS: dict[str, tuple[str, Written]] = {
     "infer": (f"infer Dog0.wav -q ? --output-path i.jsonl {SHORT}", run_record("i.jsonl")),
     "experiment": (
         f"infer --cfg-path e.yml --data-path calls.jsonl --output-path e {SHORT}",
@@ -189,17 +196,19 @@ DOORS: dict[str, tuple[str, Written | None]] = {
         "calibrate calls.jsonl --output-path c.json",
         lambda: vars(read_calibration("c.json")),
     ),
-    "merge": (
-        "merge --alpha 1 --output-path m",
-        lambda: {"revision": OLD if OLD in Path("m/README.md").read_text() else None},
-    ),
-    "merge as adapter": ("merge --alpha 1 --as-adapter --output-path a", None),
+    "survey": ("survey birds.yml Dog0.wav --output-path s", run_record("s/survey.jsonl")),
+    "merge": ("merge --alpha 1 --output-path m", card("m")),
+    "merge as adapter": ("merge --alpha 1 --as-adapter --output-path a", card("a")),
+    "export": ("export v --to vllm", card("v")),
+    "quantize": (f"quantize {MODEL} --to int8 --output-path q", card("q")),
 }
 
 
 def called(door: str, *more: str) -> Any:
     Path("e.yml").write_text("extended: {queries: [What is it]}\n")
-    words = [*DOORS[door][0].split(), "--model", MODEL, *more]
+    Path("birds.yml").write_text(QUESTIONNAIRE)
+    words = DOORS[door][0].split()
+    words += [*(["--model", MODEL] if door != "quantize" else []), *more]
     return (
         beans(*words[1:], "--options", "extended.queries=[x]")
         if words[0] == "beans"
@@ -217,13 +226,12 @@ def test_every_command_takes_and_records_revision_and_hash(door: str, hub: Path)
         found = wanted if OLD in pinned else weights(hub, MAIN)
         assert refused.exit_code in (1, 2), refused.output
         assert f"have the hash {found}, and the hash asked for is {pinned[-1]}" in refused.stderr
-        assert sorted({*os.listdir()} - {"e.yml", "e", "t"}) == before
+        assert sorted({*os.listdir()} - {"e.yml", "birds.yml", "e", "s", "t"}) == before
     done = called(door, "--revision", "v1", "--weights-hash", wanted)
     assert done.exit_code == 0, done.stderr
-    if (read := DOORS[door][1]) is not None:
-        recorded = read()
-        assert recorded["revision"] == OLD
-        assert recorded.get("weights", wanted) == wanted
+    recorded = DOORS[door][1]()
+    assert recorded["revision"] == OLD
+    assert recorded.get("weights", wanted) == wanted
 
 
 def test_a_hash_of_64_digits_is_of_every_byte(hub: Path) -> None:

@@ -20,7 +20,7 @@ from NatureLM.errors import ConfigError
 from NatureLM.models import NatureLM
 from NatureLM.models.registry import CheckpointError, refuse_foreign_parts
 from NatureLM.training.build import make_objective
-from tests.commands import write_wav
+from tests.commands import naturelm, write_wav
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "open({marker!r}, 'w').close()\nclass Evil: pass\n"
@@ -79,6 +79,7 @@ def strangers(
     (folder / "calls.jsonl").write_text("".join(lines))
     (folder / "text.jsonl").write_text('{"prompt": "What is it?", "answer": "Dog"}\n' * 2)
     (folder / "e.yml").write_text("extended: {queries: [What is it]}\n")
+    (folder / "survey.yml").write_text("columns: {dog: {question: Is it a dog, type: yes_no}}\n")
     (folder / "train.yml").write_text(
         "model: {llama_path: base, beats_cfg: {encoder_layers: 1}}\n"
         "run: {output_dir: run, max_steps: 1, device: cpu}\n"
@@ -97,6 +98,9 @@ DOORS = {
     "calibrate": "calibrate calls.jsonl --model {model} --output-path c.json",
     "merge": "merge --alpha 1 --model {model} --output-path merged",
     "merge as adapter": "merge --alpha 1 --as-adapter --model {model} --output-path adapter",
+    "survey": "survey survey.yml Dog.wav --model {model} --output-path s.jsonl",
+    "export": "export exported --to vllm --model {model}",
+    "quantize": "quantize {model} --to int8 --output-path quantised",
     "train from it": "train -c train.yml --options model.ckpt={model}",
     "train on it": "train -c train.yml --options model.llama_path={model}",
     "train its text": "train -c train.yml --options model.llama_path={model} --options "
@@ -204,6 +208,28 @@ def test_no_door_asks_about_or_runs_code_of_a_stranger(strangers: Path, terminal
             (refusal,) = [line for line in text.splitlines() if NEVER_RUN in line]
             assert refusal.endswith(NEVER_RUN), (door, model, text)
             assert "Error: " in text, (door, model, text)
+
+
+@pytest.mark.parametrize("words", ["merge --alpha 1", "quantize", "export"])
+def test_what_is_made_of_a_strangers_folder_names_no_code_of_theirs(
+    words: str, build_model: Any, tmp_path: Path
+) -> None:
+    """An exported folder is loaded with `trust_remote_code=True`, for our own code in it."""
+    source, made = tmp_path / "stranger", tmp_path / "made"
+    build_model().save_pretrained(source)
+    theirs = {"auto_map": AUTO_MAP, "custom_pipelines": {"p": {"impl": "evil.Evil"}}}
+    edit(source / "tokenizer_config.json", **theirs)
+    text = json.loads((source / "config.json").read_text())["text_config"]
+    edit(source / "config.json", text_config={**text, **theirs}, **theirs)
+    command = {
+        "merge --alpha 1": ["merge", "--alpha", "1", "--model", source, "--output-path", made],
+        "quantize": ["quantize", source, "--to", "int8", "--output-path", made],
+        "export": ["export", made, "--to", "vllm", "--model", source],
+    }[words]
+    done = naturelm(*map(str, command))
+    assert done.exit_code == 0, done.stderr
+    for path in made.glob("*.json"):
+        assert "evil" not in path.read_text(), path.name
 
 
 KEYS: dict[str, Any] = {

@@ -28,6 +28,7 @@ from NatureLM.models.checkpoint.load import (
     build_on_meta,
     check_weights,
     choose_tensors,
+    commits,
     fit_rows,
     open_checkpoint,
     without_lora,
@@ -48,7 +49,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import CheckpointError, apart, find, is_hub_id, read_config
-from NatureLM.util import digest, format_bytes
+from NatureLM.util import digest, format_bytes, write_text
 
 _CPU = torch.device("cpu")
 
@@ -95,7 +96,8 @@ def export_merged(
     source_size = sum(path.stat().st_size for _, path in files)
     report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
     source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
-    card = _card(target.name, source, recipe, plan, files, adapter, reader.revisions)
+    lines = commit_lines(reader, adapters)
+    card = _card(target.name, source, recipe, plan, files, adapter, lines)
     write_model(target, model, reader, tensors, card, max_shard_size, report)
     return sum(plan.changes(name) for name in plan.alphas)
 
@@ -149,13 +151,31 @@ def export_adapter(
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UsageError(f"{output} is there and not empty; name another folder")
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
-    model, _, plan = plan_merge(reader, recipe, adapter)
+    model, adapters, plan = plan_merge(reader, recipe, adapter)
     if weights_hash is not None:
         choose_plain(reader, tensor_refs(model), weights_hash)
     config = copy.deepcopy(reader.config)
     config.use_rslora, config.lora_dropout = False, 0.0
     deltas = {name: plan.combined(name) for name in plan.alphas}
     write_adapter(target, deltas, linear_shapes(model.language_model), config=config)
+    source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
+    parts = [
+        "---\nlibrary_name: peft\ntags:\n- bioacoustics\n---",
+        f"# {target.name}",
+        f"Made with `naturelm merge --as-adapter`, naturelm-audio {__version__}, of `{source}`.",
+        *commit_lines(reader, adapters),
+        f"## Recipe\n\n{_recipe_block(recipe)}",
+    ]
+    write_text(target / "README.md", "\n\n".join(parts) + "\n")
+
+
+def commit_lines(reader: CheckpointReader, adapters: Iterable[StoredAdapter] = ()) -> list[str]:
+    """A line of a card for each part that came from the Hub, with the commit that it had."""
+    names = {"revision": "the model", "base_revision": "its base"}
+    found = {names[key]: commit for key, commit in reader.revisions.items()}
+    folders = {one.label: one.files[0].parent for one in adapters if one.files}
+    found |= {f"the adapter {name}": commit for name, commit in commits(folders).items()}
+    return [f"Commit of {name}: `{commit}`." for name, commit in found.items()]
 
 
 def choose_plain(
@@ -237,18 +257,14 @@ def _card(
     plan: MergePlan,
     files: Iterable[tuple[str, Path]],
     adapter: str | Path | None,
-    revisions: Mapping[str, str],
+    lines: Sequence[str],
 ) -> str:
     """The text of the card; `adapter` is the folder of the one that stood for the model's own.
 
     It names no place on this machine.
     """
-    used = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
-    anonymous = recipe.model_copy(update={"adapters": used})
     entry = find(source)
     license_line = entry.license if entry is not None else f"that of `{source}`"
-    names = {"revision": "the model", "base_revision": "its base"}
-    commits = "".join(f"Commit of {names[key]}: `{one}`.\n" for key, one in revisions.items())
     instead = f" with the adapter `{public_name(adapter)}` in place of its own" if adapter else ""
     parts = [
         "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- merge\n---",
@@ -259,10 +275,10 @@ def _card(
         'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
         "or `NatureLM.from_pretrained(<this folder>)`.",
         "## Recipe",
-        f"```yaml\n{dump_recipe(anonymous).strip()}\n```",
+        _recipe_block(recipe),
         _alphas(plan),
         "## Made from",
-        *([commits.strip()] if commits else []),
+        *lines,
         "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
         + "\n".join(
             f"| {part} | `{path.name}` | {path.stat().st_size} | `{_sha256(path)}` |"
@@ -273,6 +289,13 @@ def _card(
         "too.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _recipe_block(recipe: Recipe) -> str:
+    """The recipe with adapters by their last names."""
+    used = [one.model_copy(update={"path": public_name(one.path)}) for one in recipe.adapters]
+    anonymous = recipe.model_copy(update={"adapters": used})
+    return f"```yaml\n{dump_recipe(anonymous).strip()}\n```"
 
 
 def public_name(path_or_id: str | Path) -> str:

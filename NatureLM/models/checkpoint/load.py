@@ -52,6 +52,7 @@ from NatureLM.models.configuration import (
 from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
+    NAMES_OF_CODE,
     CheckpointError,
     commit_of,
     find_base,
@@ -299,6 +300,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+    for name in NAMES_OF_CODE:  # which would stand in every folder that is made of this one
+        tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 

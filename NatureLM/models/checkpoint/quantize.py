@@ -14,7 +14,13 @@ from torch import Tensor
 
 from NatureLM import __version__
 from NatureLM.errors import UsageError
-from NatureLM.models.checkpoint.export import check_output, check_space, public_name, write_model
+from NatureLM.models.checkpoint.export import (
+    check_output,
+    check_space,
+    commit_lines,
+    public_name,
+    write_model,
+)
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
     check_weights,
@@ -80,7 +86,7 @@ def quantize_checkpoint(
     tensors = _tensors(tensor_refs(model), chosen, dtype)
     check_space(target.parent, sum(one.nbytes for one in tensors.values()))
     source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
-    card = _card(target.name, source, chosen_kind, reader.revisions)
+    card = _card(target.name, source, chosen_kind, commit_lines(reader))
     write_model(target, model, reader, tensors, card, max_shard_size, report)
 
 
@@ -132,12 +138,10 @@ class _Rounded:
         return make
 
 
-def _card(title: str, source: str, kind: str, revisions: Mapping[str, str]) -> str:
+def _card(title: str, source: str, kind: str, commits: Sequence[str]) -> str:
     """The text of the model card; it names no place on this machine."""
     entry = find(source)
     license_line = entry.license if entry is not None else f"that of `{source}`"
-    names = {"revision": "the model", "base_revision": "its base"}
-    commits = [f"Commit of {names[key]}: `{one}`." for key, one in revisions.items()]
     parts = [
         "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- quantized\n---",
         f"# {title}",
