@@ -21,6 +21,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from NatureLM.models import fused_kernels
+from NatureLM.models.quantized import Int4Linear
 
 _ALIGNED = 64  # outputs of a product in half precision that any kernel takes come in multiples
 _HALF = (torch.bfloat16, torch.float16)
@@ -33,6 +34,8 @@ def use_cuda_layers(language_model: Any) -> None:
         swapped |= {LlamaAttention: FusedAttention, LlamaMLP: FusedMLP}
     for module in language_model.modules():
         module.__class__ = swapped.get(type(module), type(module))
+        if isinstance(module, Int4Linear) and fused_kernels.is_here():
+            module.lie_for_cards()
     head = language_model.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.dtype in _HALF:
         align_head(head)

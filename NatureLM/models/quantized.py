@@ -167,8 +167,6 @@ class Int4Linear(QuantizedLinear):
         self.set(weight, torch.empty(inputs // GROUP, outputs, 2))
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        if self.weight.device.type == "cuda" and (kernels := _kernels()) is not None:
-            return cast(Tensor, kernels.int4_matrix(self.weight, self.scale, GROUP, dtype))
         return self._blocks(slice(None), dtype).transpose(1, 2).reshape(self.out_features, -1)
 
     def _blocks(self, which: slice, dtype: torch.dtype) -> Tensor:
@@ -192,9 +190,56 @@ class Int4Linear(QuantizedLinear):
         return y_MNO.flatten(1)
 
     def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
-        if kernels.takes(x_MI):
-            return cast(Tensor, kernels.int4_rows(x_MI, self.weight, self.scale, GROUP))
         return F.linear(x_MI, self.dequantized(x_MI.dtype))
+
+    def lie_for_cards(self) -> None:
+        """Move the numbers to where kernels of cards read them in long runs."""
+        weight, scales = cards_from_files(self.weight, self.scale)
+        self.__class__ = CardInt4Linear
+        self.set(weight, scales)
+
+
+class CardInt4Linear(Int4Linear):
+    """`weight` (O, I / 2): byte j of the 32 of a group holds input j and, above it, input 32 + j.
+
+    `weight_scale_and_middle` (O, G, 2). Files have the other layout; see `as_stored`.
+    """
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        if self.weight.device.type == "cuda" and (kernels := _kernels()) is not None:
+            return cast(Tensor, kernels.int4_matrix(self.weight, self.scale, dtype))
+        pairs_OGJ = self.weight.unflatten(1, (-1, GROUP // 2))
+        q_OGI = unpack_int4(pairs_OGJ).to(torch.int16).to(dtype).sub_(8)
+        scale, middle = self.scale.to(dtype)[..., None, :].unbind(-1)
+        return torch.addcmul(middle, q_OGI, scale).flatten(1)
+
+    def _on_processor(self, x_MI: Tensor) -> Tensor:
+        return F.linear(x_MI, self.dequantized(x_MI.dtype))
+
+    def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
+        if kernels.takes(x_MI):
+            return cast(Tensor, kernels.int4_rows(x_MI, self.weight, self.scale))
+        return F.linear(x_MI, self.dequantized(x_MI.dtype))
+
+    def lie_for_cards(self) -> None:
+        """They do."""
+
+    def as_stored(self, name: str) -> Tensor:
+        """One of the two tensors in the layout of files."""
+        if name == self.scale_name:
+            return self.scale.detach().transpose(0, 1).contiguous()
+        pairs_OGJ = self.weight.detach().unflatten(1, (-1, GROUP // 2))
+        return pack_int4(unpack_int4(pairs_OGJ).flatten(1))
+
+
+def cards_from_files(weight_NIO: Tensor, scales_GO2: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensors of `CardInt4Linear` from those of `Int4Linear`, some outputs at a time."""
+    pieces_OJ = []
+    for blocks_NIO in weight_NIO.detach().split(_ROWS_ON_A_CARD // BLOCK):
+        q_OI = unpack_int4(blocks_NIO).transpose(1, 2).flatten(0, 1)
+        low_OGJ, high_OGJ = q_OI.unflatten(1, (-1, GROUP)).chunk(2, dim=-1)
+        pieces_OJ.append((low_OGJ | (high_OGJ << 4)).flatten(1))
+    return torch.cat(pieces_OJ), scales_GO2.detach().transpose(0, 1).contiguous()
 
 
 KINDS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear}

@@ -120,6 +120,21 @@ def test_bytes_hold_two_integers_each() -> None:
     assert torch.equal(quantized.unpack_int4(packed).transpose(1, 2).reshape(128, 6), q_OI)
 
 
+def test_the_layout_of_cards_holds_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And files get their own layout back."""
+    monkeypatch.setattr(quantized, "_ROWS_ON_A_CARD", 64)
+    made, x = layer("int4"), torch.randn(3, 192)
+    held = {name: one.clone() for name, one in made.state_dict().items()}
+    matrix, expected = made.dequantized(torch.float32), made(x)
+    made.lie_for_cards()
+    made.lie_for_cards()
+    assert isinstance(made, quantized.CardInt4Linear)
+    assert made.weight.shape == (128, 96)
+    assert torch.equal(made.dequantized(torch.float32), matrix)
+    assert relative(made(x), expected) < 1e-6
+    assert all(torch.equal(made.as_stored(name), held[name]) for name in held)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_gradients_pass_through(kind: str) -> None:
     made = layer(kind)

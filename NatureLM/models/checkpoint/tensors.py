@@ -19,6 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from NatureLM.models.quantized import CardInt4Linear
 from NatureLM.models.registry import (
     PICKLE_SUFFIXES,
     CheckpointError,
@@ -113,8 +114,15 @@ def tensor_refs(model: nn.Module) -> list[TensorRef]:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a model by stored name, each once."""
-    return {ref.stored_name: ref.tensor.detach() for ref in tensor_refs(model)}
+    """All tensors of a model by stored name, each once, in the layout of files."""
+    return {ref.stored_name: _as_stored(ref) for ref in tensor_refs(model)}
+
+
+def _as_stored(ref: TensorRef) -> Tensor:
+    module, attribute = ref.holders[0]
+    if isinstance(module, CardInt4Linear) and attribute in ("weight", module.scale_name):
+        return module.as_stored(attribute)
+    return ref.tensor.detach()
 
 
 def first_of(tensors: Mapping[str, T], names: Iterable[str]) -> T | None:
