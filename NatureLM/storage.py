@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from stat import S_ISDIR, S_ISREG
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
@@ -524,9 +525,13 @@ _blocks: ByteBoundedCache[tuple[str, str, int], bytes] = ByteBoundedCache(_KEPT_
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """A file for reading: a local one, or ranges of a remote one.
 
-    Raises OSError as `open` does; of a remote one FileNotFoundError and StorageError, reads too.
+    Raises OSError as `open` does, and for a pipe or a device, which may never come to an end; of a
+    remote one FileNotFoundError and StorageError, reads too.
     """
     if not isinstance(path, RemotePath):
+        mode = os.stat(path).st_mode
+        if not (S_ISREG(mode) or S_ISDIR(mode)):  # folders `open` itself refuses
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
         return open(path, "rb")
     return io.BufferedReader(RangeFile(path), BLOCK)
 

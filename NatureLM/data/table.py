@@ -587,7 +587,7 @@ class Columns:
                 raise DataError(f"{where}: {name} is {value!r}; the name of a file is needed")
             named.append(value)
         found = [self._on_disk(folder, name) for name in named]
-        there = found if len(found) < 2 else [one for one in found if one.exists()]
+        there = found if len(found) < 2 else [one for one in found if os.path.exists(one)]
         if any(not one.samefile(there[0]) for one in there[1:]):
             raise DataError(
                 f"{where}: several columns name a recording, and not the same one "

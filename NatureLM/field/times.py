@@ -71,7 +71,7 @@ class FileTimes:
     def _key(self, name: str) -> _Key:
         """The parts of a path: of the full one where the file is there."""
         here = as_on_disk(self._path.parent / name, other_slashes=True)
-        if here.is_file():
+        if os.path.isfile(here):
             return _full(here)
         return tuple(part for part in re.split(r"[\\/]+", name) if part not in ("", "."))
 

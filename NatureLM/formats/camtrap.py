@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import csv
 import json
+import lzma
+import math
 import mimetypes
 import os
+import re
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -44,7 +48,7 @@ from NatureLM.results.tables import (
     without_formula,
     write_table,
 )
-from NatureLM.util import atomic_write, digest, write_json
+from NatureLM.util import atomic_write, digest, shown, write_json
 
 TABLES = ("deployments", "media", "observations")
 PROFILE = "tabular-data-package"
@@ -54,6 +58,12 @@ YOURS = (
 )
 LEFT_OUT = "Recordings without a known time and place are not in a Camtrap DP: {}"
 
+_LEAST_UNPACKED, _MOST_TIMES = 16 << 20, 100  # bytes; times those of the .zip. Tables have 5 to 30
+_NO_ZIP = (
+    *(OSError, EOFError, ValueError, RuntimeError),  # of a password or a method that is not known
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+_COUNT = re.compile(r"\d{1,9}", re.ASCII)
 _SUFFIXES = {
     **dict.fromkeys((".wav", ".wave"), "audio/wav"),
     **{".flac": "audio/flac", ".m4a": "audio/mp4", ".ogg": "audio/ogg", ".opus": "audio/ogg"},
@@ -435,17 +445,34 @@ def read(path: Path) -> Iterator[Detection]:
     if path.is_dir():
         yield from _read(path, path)
         return
+    with tempfile.TemporaryDirectory() as made:
+        _unpack(path, Path(made))
+        try:
+            yield from _read(Path(made), path)
+        except DataError as error:  # which names the table where it was unpacked
+            raise DataError(str(error).replace(made, str(path))) from None
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Write the tables that are read. Raises DataError for what is no .zip, or swells too much."""
     try:
-        with tempfile.TemporaryDirectory() as made, zipfile.ZipFile(path) as file:
+        left = _LEAST_UNPACKED + _MOST_TIMES * path.stat().st_size
+        with zipfile.ZipFile(path) as file:
             inside = {Path(name).name: name for name in file.namelist()}
-            for table in TABLES[1:]:
-                name = f"{table}.csv"
+            for name in (f"{table}.csv" for table in TABLES[1:]):
                 if name not in inside:
                     raise DataError(f"{path}: has no {name}, so it is no Camtrap DP")
-                Path(made, name).write_bytes(file.read(inside[name]))
-            yield from _read(Path(made), path)
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as a .zip ({error})") from None
+                with file.open(inside[name]) as packed, (folder / name).open("wb") as table:
+                    while block := packed.read(1 << 20):
+                        left -= len(block)
+                        if left < 0:
+                            raise DataError(
+                                f"{path}: {name} has more than {_MOST_TIMES} times the bytes of "
+                                "the .zip, as no table has; unpack it, and name the folder"
+                            )
+                        table.write(block)
+    except _NO_ZIP as error:
+        raise DataError(f"{path}: cannot be read as a .zip ({one_line(str(error))})") from None
 
 
 def _read(folder: Path, path: Path) -> Iterator[Detection]:
@@ -456,7 +483,7 @@ def _read(folder: Path, path: Path) -> Iterator[Detection]:
         if not row["mediaID"] or row["observationType"] == "blank":
             continue
         if row["mediaID"] not in media:
-            raise DataError(f"{where}: no media have the mediaID {row['mediaID']!r}")
+            raise DataError(f"{where}: no media have the mediaID {shown(row['mediaID'])}")
         place, one = media[row["mediaID"]]
         tags = _tags(row.get("observationTags", ""))
         label = tags.get("label") or row["scientificName"]
@@ -479,7 +506,7 @@ def _read(folder: Path, path: Path) -> Iterator[Detection]:
             low_hz=_number(row, "frequencyLow", where),
             high_hz=_number(row, "frequencyHigh", where),
             note=row.get("observationComments", ""),
-            windows=int(tags["windows"]) if tags.get("windows", "").isdecimal() else None,
+            windows=int(tags["windows"]) if _COUNT.fullmatch(tags.get("windows", "")) else None,
             context={
                 "site": row["deploymentID"],
                 "local_time": row["eventStart"],
@@ -521,7 +548,9 @@ def _stretch(
     """Seconds in the recording: by its tags, else by the clock."""
     if "mediaStart" in tags and "mediaEnd" in tags:
         with suppress(ValueError):
-            return float(tags["mediaStart"]), float(tags["mediaEnd"])
+            start, end = float(tags["mediaStart"]), float(tags["mediaEnd"])
+            if 0 <= start <= end < math.inf:
+                return start, end
     begin = _moment(media, "timestamp", place)
     start, end = (
         (_moment(row, name, where) - begin).total_seconds() for name in ("eventStart", "eventEnd")
@@ -533,16 +562,18 @@ def _stretch(
 
 def _moment(row: Mapping[str, str], name: str, where: str) -> datetime:
     text = row[name]
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))
         if found.tzinfo is not None:
+            found.astimezone(timezone.utc)  # which the first and last days of all do not have
             return found
-    raise DataError(f"{where}: {name} is {text!r}: a time with its zone is needed")
+    raise DataError(f"{where}: {name} is {shown(text)}: a time with its zone is needed")
 
 
 def _number(row: Mapping[str, str], name: str, where: str) -> float | None:
     text = row.get(name, "")
-    try:
-        return float(text) if text else None
-    except ValueError:
-        raise DataError(f"{where}: {name} is {text!r}: a number is needed") from None
+    with suppress(ValueError):
+        value = float(text or "0")
+        if math.isfinite(value):
+            return value if text else None
+    raise DataError(f"{where}: {name} is {shown(text)}: a number is needed")

@@ -20,6 +20,7 @@ from functools import lru_cache
 from io import RawIOBase
 from itertools import takewhile
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 from NatureLM.storage import (
@@ -57,6 +58,8 @@ def identity(path: str | os.PathLike[str], *, has_digest: bool = False) -> Ident
         return _remote_identity(path, has_digest=has_digest)
     try:
         found = os.stat(path)
+        if not S_ISREG(found.st_mode):  # a device may never come to an end
+            return Identity()
         content = _content(path, found.st_size) if has_digest else None
     except (OSError, ValueError):
         return Identity()

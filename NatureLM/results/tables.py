@@ -94,4 +94,4 @@ def recording_of(table: Path, name: str) -> str:
     One that is not there is called as the table does.
     """
     found = as_on_disk(table.parent / name, other_slashes=True)
-    return str(found) if found.exists() else name
+    return str(found) if os.path.exists(found) else name

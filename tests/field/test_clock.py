@@ -320,6 +320,11 @@ def test_no_text_is_an_error(tmp_path_factory: pytest.TempPathFactory, text: str
 # A table of times
 
 
+def test_names_that_no_file_can_have_fit_none(tmp_path: Path) -> None:
+    times = times_of(tmp_path, f"file,time\n{'x' * 5000}.wav,2024-05-10 05:30\n", "a.wav")
+    assert times.of(tmp_path / "a.wav") == (None, "")
+
+
 def times_of(folder: Path, text: str, *recordings: str) -> FileTimes:
     table = folder / "times.csv"
     table.write_text(text, encoding="utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,8 @@ def test_it_is_one_for_all_recordings(tmp_path: Path) -> None:
         ("media", ("T05:30:00+10:00", "T06:30:00+10:00"), "line 2: the event is not within"),
         ("media", ("filePath", "file"), "has no column filePath"),
         ("observations", ("0.75", "often"), "classificationProbability is 'often'"),
+        ("observations", ("0.75", "nan"), "classificationProbability is 'nan'"),
+        ("media", ("2024-05-10T05:30:00+10:00", "0001-01-01T00:00+14:00"), "timestamp is '0001-"),
     ],
 )
 def test_packages_that_are_none(
@@ -219,7 +223,52 @@ def test_packages_that_are_none(
     assert words in str(caught.value)
 
 
-def test_a_zip_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "p.zip").write_bytes(b"PK")
+def test_tags_that_say_what_cannot_be_are_not_believed(tmp_path: Path) -> None:
+    for name in camtrap.TABLES:
+        text = (FIXTURE / f"{name}.csv").read_text(encoding="utf-8")
+        tags = "mediaStart:nan | mediaEnd:inf | windows:" + "9" * 5000
+        text = text.replace("mediaStart:12.25 | mediaEnd:15.5", tags)
+        assert tags in text or name != "observations"
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    _, hen, _ = read(tmp_path)
+    assert (hen.start, hen.end, hen.windows) == (12, 16, None)
+
+
+def zipped(path: Path, compression: int = zipfile.ZIP_DEFLATED, padding: int = 0) -> bytearray:
+    """The package as a .zip, with so many blanks at the end of its media."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name in camtrap.TABLES:
+            text = (FIXTURE / f"{name}.csv").read_bytes()
+            file.writestr(f"{name}.csv", text + b" " * padding * (name == "media"))
+    return bytearray(path.read_bytes())
+
+
+def spoilt(path: Path, how: str) -> None:
+    data = zipped(path, zipfile.ZIP_LZMA if how == "lzma" else zipfile.ZIP_DEFLATED)
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # headers, and the directory
+        for entry in re.finditer(re.escape(mark), bytes(data)):
+            if how == "password":
+                data[entry.start() + flags] |= 1
+            elif how == "method":
+                data[entry.start() + flags + 2] = 97
+    if how == "lzma":
+        at = data.index(b"media.csv") + 20
+        data[at : at + 20] = bytes(20)
+    path.write_bytes(b"PK" if how == "cut" else data)
+
+
+@pytest.mark.parametrize("how", ["cut", "password", "method", "lzma"])
+def test_a_zip_that_is_none(how: str, tmp_path: Path) -> None:
+    spoilt(tmp_path / "p.zip", how)
     with pytest.raises(DataError, match=r"p\.zip: cannot be read as a \.zip"):
         list(read(tmp_path / "p.zip"))
+
+
+def test_a_zip_that_swells_is_refused(tmp_path: Path) -> None:
+    """A file of 60 kB took 330 MB of memory."""
+    data = zipped(tmp_path / "p.zip", padding=60 * 10**6)
+    assert len(data) < 10**5
+    with pytest.raises(DataError, match=r"media\.csv has more than 100 times the bytes"):
+        list(read(tmp_path / "p.zip"))
+    zipped(tmp_path / "p.zip", padding=10**6)
+    assert len(list(read(tmp_path / "p.zip"))) == 3

@@ -22,10 +22,11 @@ from NatureLM import storage
 from NatureLM.audio import AudioError, find_recordings
 from NatureLM.audio.decode import probe
 from NatureLM.audio.files import find_anywhere
+from NatureLM.audio.tags import Tags, tags_in
 from NatureLM.audio.windows import iter_windows
 from NatureLM.cli.recordings import Listed
 from NatureLM.errors import UsageError
-from NatureLM.results.recordings import CHANGED, SAME, compared, identity
+from NatureLM.results.recordings import CHANGED, SAME, Identity, compared, identity
 from NatureLM.storage import RemotePath, StorageError, as_path
 
 RATE = 16_000
@@ -53,6 +54,16 @@ def noise(seconds: float, channels: int = 1) -> np.ndarray:
 def recording(path: Path, seconds: float = 12, **how: str) -> Path:
     soundfile.write(path, noise(seconds), RATE, **how)
     return path
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    """A list names files of who made it: reading these never came to an end."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
+        assert identity(path, has_digest=True) == Identity()
+        with pytest.raises(OSError, match="not a regular file"):
+            storage.open_file(path)
+        assert tags_in(path) == Tags()
 
 
 @pytest.mark.parametrize(
