@@ -97,7 +97,7 @@ class ModelConfig(Section):
     """The parts of the model, their sizes, and which of them training leaves as they are."""
 
     llama_path: Text = "meta-llama/Meta-Llama-3.1-8B-Instruct"
-    """Language model: an id on the Hugging Face Hub or a folder."""
+    """Language model: an id on the Hugging Face Hub, a folder, or a GGUF file."""
     beats_path: str | None = None
     """Weights that the audio encoder starts training from."""
     ckpt: str | None = None

@@ -19,6 +19,7 @@ MODEL_TYPE = "naturelm"  # of config.json
 EMBEDDED = "naturelm-tiny"
 NATURELM_AUDIO = "EarthSpeciesProject/NatureLM-audio"
 LLAMA_BASE = "meta-llama/Llama-3.1-8B-Instruct"
+GGUF_SUFFIX = ".gguf"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _CONFIG_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -132,6 +133,8 @@ def find_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> P
         return path
     if path.is_file():
         advice = f"{path} is a file; give the folder that holds config.json and model.safetensors"
+        if path.suffix == GGUF_SUFFIX:
+            advice = f"{path} is a language model without hearing; name it as llama_path"
         is_pickle = path.suffix.lower() in PICKLE_SUFFIXES
         raise CheckpointError(pickle_refusal(path) if is_pickle else advice)
     if not is_hub_id(name):
@@ -170,7 +173,7 @@ def commit_of(folder: Path) -> str | None:
 
 def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> Path:
     """Folder of the base language model: absolute, beside the checkpoint, from here, or a hub id,
-    which may name a revision (`owner/name@revision`).
+    which may name a revision (`owner/name@revision`); or a GGUF file, for `checkpoint.gguf`.
 
     Without `weights` only its configuration and tokenizer are fetched.
     """
@@ -179,13 +182,13 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
             f"{checkpoint / 'config.json'} names no base language model; give llama_path"
         )
     for candidate in (checkpoint / named, Path(named)):
-        if candidate.is_dir():
+        if candidate.is_dir() or (candidate.suffix == GGUF_SUFFIX and candidate.is_file()):
             return candidate
     name, revision = apart(str(named))
     if not is_hub_id(name):
         raise CheckpointError(
-            f"the base language model {str(named)!r} is neither a folder (looked in {checkpoint} "
-            "and the working folder) nor a Hugging Face id; give llama_path"
+            f"the base language model {str(named)!r} is neither a folder nor a GGUF file (looked "
+            f"in {checkpoint} and the working folder) nor a Hugging Face id; give llama_path"
         )
     patterns = [*_CONFIG_FILES, *(_WEIGHT_FILES if weights else [])]
     return download(name, revision, patterns)
@@ -246,10 +249,12 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name looks like owner/name, or owner/name@revision."""
+    """Whether a name looks like owner/name, or owner/name@revision, and like no GGUF file."""
     parts = name.partition("@")[0].split("/")
-    return len(parts) == 2 and all(
-        part and part.strip(".") and not part.startswith("~") for part in parts
+    return (
+        len(parts) == 2
+        and not name.endswith(GGUF_SUFFIX)
+        and all(part and part.strip(".") and not part.startswith("~") for part in parts)
     )
 
 

@@ -20,6 +20,7 @@ from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfi
 from NatureLM.data.sample import Example
 from NatureLM.errors import ConfigError
 from NatureLM.models.beats import BEATs
+from NatureLM.models.checkpoint.gguf import base_folder
 from NatureLM.models.checkpoint.load import (
     build_on_meta,
     commits,
@@ -41,7 +42,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.modeling import NatureLM
-from NatureLM.models.registry import find_base, find_checkpoint
+from NatureLM.models.registry import find_checkpoint
 from NatureLM.training.objectives import (
     AudioText,
     DistillationTargets,
@@ -166,7 +167,7 @@ def start_model(
             dtype=dtype,
             device=device,
         )
-    base = find_base(config.llama_path, Path("."), weights=True)
+    base = base_folder(config.llama_path, Path("."), weights=True)
     # The keys that describe the model itself, as the model's own configuration takes them.
     known = NatureLMConfig().to_dict()
     arguments: dict[str, object] = {k: v for k, v in config.model_dump().items() if k in known}
@@ -239,7 +240,7 @@ def _language_model(config: Config, run: RunConfig, device: torch.device) -> Obj
     """From the weights in `llama_path`, or from its config.json alone and the seed."""
     from transformers import AutoModelForCausalLM
 
-    base = find_base(config.model.llama_path, Path("."), weights=True)
+    base = base_folder(config.model.llama_path, Path("."), weights=True)
     settings, tokenizer = read_base_config(base), read_tokenizer(base)
     model: Any
     with reading(base, "language model"):

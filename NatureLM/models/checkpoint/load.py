@@ -28,6 +28,7 @@ from transformers import (
 from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.merging.lora import linear_shapes
+from NatureLM.models.checkpoint.gguf import base_folder
 from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
 from NatureLM.models.checkpoint.tensors import (
     LANGUAGE_MODEL_PREFIXES,
@@ -55,7 +56,6 @@ from NatureLM.models.registry import (
     NAMES_OF_CODE,
     CheckpointError,
     commit_of,
-    find_base,
     find_checkpoint,
     one_line,
     read_config,
@@ -133,7 +133,7 @@ def open_checkpoint(
             config = NatureLMConfig.from_dict(values)
         tokenizer = read_tokenizer(base)
     else:
-        base = find_base(llama_path, checkpoint, weights=False)
+        base = base_folder(llama_path, checkpoint, weights=False)
         config, tokenizer = reference_config(values, base)
     stored = index_folder(checkpoint)
     return CheckpointReader(checkpoint, base, llama_path, config, tokenizer, stored, own_layout)
@@ -402,7 +402,7 @@ def choose_tensors(
     if not reader.own_layout and any(
         ref.base_names and first_of(own, names[ref]) is None for ref in refs
     ):
-        of_base = index_folder(find_base(reader.llama_path, reader.checkpoint, weights=True))
+        of_base = index_folder(base_folder(reader.llama_path, reader.checkpoint, weights=True))
     chosen: dict[str, StoredTensor] = {}
     missing: list[str] = []
     misshapen: list[str] = []
