@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,13 +11,42 @@ from pathlib import Path
 from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 from NatureLM.progress import show
+from NatureLM.util import format_bytes
+
+_CHECK = "Does it fit"
 
 
-def models() -> None:
-    """List the models that can be named: size, license, and whether they are on this machine."""
+def models(
+    check: str | None = of.option(
+        None,
+        "Say of a model, before it is loaded, in which precision it fits this device.",
+        _CHECK,
+        metavar="NAME",
+    ),
+    device: str = of.option("auto", "Device.", _CHECK, metavar="auto|cpu|cuda|mps"),
+    rows: int = of.option(
+        2, "Answers that are decoded at once, times beams.", _CHECK, min=1, max=of.MAX_BATCH
+    ),
+    positions: int = of.option(
+        512, "Tokens of a prompt and its answer.", _CHECK, min=1, max=of.MAX_BATCH
+    ),
+    revision: str | None = of.REVISION,
+    llama_path: str | None = of.option(
+        None, "Base language model, where it is not where the checkpoint says.", _CHECK
+    ),
+    as_json: bool = of.option(False, "JSON in place of a table.", None, "--json"),
+) -> None:
+    """List the models that can be named: size, license, and whether they are on this machine.
+
+    naturelm models --check naturelm-tiny
+    """
+    if check is not None:
+        of.check_device(device, "auto")
+        _check(check, device, rows, positions, revision, llama_path, as_json)
+        return
     from NatureLM.models.registry import MODELS
 
-    rows = [
+    rows_of_table = [
         [
             entry.name,
             "no" if entry.folder is None else "yes",
@@ -28,11 +58,55 @@ def models() -> None:
         for entry in MODELS
     ]
     columns = ["name", "on this machine", "parameters", "size", "license", "description"]
-    of.print_table(columns, rows, right={"size"})
+    if as_json:
+        show(json.dumps([dict(zip(columns, row, strict=True)) for row in rows_of_table], indent=2))
+        return
+    of.print_table(columns, rows_of_table, right={"size"})
     show(
         "\n--model takes one of these names, an id on the Hugging Face Hub (owner/name), "
         "or a folder."
     )
+
+
+def _check(
+    name: str,
+    device: str,
+    rows: int,
+    positions: int,
+    revision: str | None,
+    llama_path: str | None,
+    as_json: bool,
+) -> None:
+    """The table of a model's precisions on a device."""
+    of.import_model()
+    from NatureLM.inference.pipeline import pick_device
+    from NatureLM.memory import free_memory
+    from NatureLM.models.checkpoint.load import open_checkpoint, outline_of
+    from NatureLM.models.fit import Work, check_table
+    from NatureLM.models.modeling import NatureLM
+
+    reader = open_checkpoint(name, llama_path=llama_path, revision=revision)
+    outline, _ = outline_of(NatureLM, reader)
+    on = pick_device(device)
+    free = free_memory(on)
+    found = check_table(outline, on, free, Work(rows, positions))
+    if as_json:
+        facts = {"model": name, "device": on, "free_bytes": free.bytes, "bound": free.what}
+        show(json.dumps(facts | {"precisions": found}, indent=2, ensure_ascii=False))
+        return
+    table = [
+        [
+            one["precision"],
+            format_bytes(one["weights_bytes"]),
+            format_bytes(one["bytes"]),
+            "yes" if one["fits"] else "no",
+            one["option"],
+        ]
+        for one in found
+    ]
+    columns = ["precision", "weights", "needs", "fits", "option"]
+    of.print_table(columns, table, right={"weights", "needs"})
+    show(f"\n{name} on {on}: {format_bytes(free.bytes)} of {free.what} are free.")
 
 
 def _size(size: int | None) -> str:

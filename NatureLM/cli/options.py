@@ -140,7 +140,12 @@ ADAPTER = option(
 )
 DEVICE = option("auto", "Device.", MODEL, metavar="auto|cpu|cuda|mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DTYPE = option("auto", "Precision of the weights.", MODEL, metavar="|".join(DTYPES))
+DTYPE = option(
+    "auto",
+    "Precision of the weights; auto takes the best that fits.",
+    MODEL,
+    metavar="|".join(DTYPES),
+)
 QUANTIZATIONS = ("int8", "int4")
 QUANTIZE = option(
     None,

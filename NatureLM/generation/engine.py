@@ -7,6 +7,7 @@ Requests are read as they are needed, and their audio is encoded ahead of time.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import deque
@@ -58,7 +59,11 @@ from NatureLM.generation.requests import (
     RequestQueue,
     RowQueue,
 )
+from NatureLM.memory import free_memory
+from NatureLM.merging.lora import lora_layers
 from NatureLM.util import oom_backoff
+
+logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536
@@ -433,8 +438,9 @@ def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
     size = model.llama_embed_tokens.weight.element_size()
     bytes_of_one = 2 * config.num_hidden_layers * heads * width * size
     room = _CACHE_BYTES.get(kind, _ACCELERATOR_CACHE_BYTES)
-    if max_memory is not None:
-        room = min(room, max_memory // _CACHE_SHARE)
+    if max_memory is None:
+        max_memory = free_memory(model.device).bytes
+    room = min(room, max_memory // _CACHE_SHARE)
     tokens = min(_BATCH_TOKENS.get(kind, _ACCELERATOR_BATCH_TOKENS), room // bytes_of_one)
     return max(1, int(tokens))
 
@@ -450,7 +456,8 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
     """Within the block the model is folded, if the requests have one α and it can be.
 
     No adapter arithmetic runs then. The weights are put back bit for bit at the end, whatever ends
-    the block.
+    the block. Where memory has no room for a copy of those that change, the adapter acts beside
+    them, which takes a little longer.
     """
     different = set(alphas)
     config = model.config
@@ -458,8 +465,20 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
     if len(different) != 1 or model.folded is not None or not can_fold:
         yield
         return
+    if 1.2 * _bytes_to_fold(model.language_model) > free_memory(model.device).bytes:
+        logger.info(
+            "no room for a copy of the weights that an adapter changes: it acts beside them"
+        )
+        yield
+        return
     with model.fold(different.pop()):
         yield
+
+
+def _bytes_to_fold(language_model: Any) -> int:
+    """Of the matrices that adapters change, which folding copies."""
+    layers: Iterable[Any] = lora_layers(language_model).values()
+    return sum(one.get_base_layer().weight.nbytes for one in layers)
 
 
 Other = TypeVar("Other")

@@ -74,7 +74,7 @@ def load_model(
         they are not the defaults
     adapter: a LoRA adapter in place of the model's own
     device: "auto" for the best that there is, or its name
-    dtype: precision of all weights; None or "auto" for that which `NatureLM.from_pretrained` takes
+    dtype: precision of all weights; None or "auto" for the best that fits the device
     audio_only: the language model is not read; all that the model can do is to encode audio
     revision: commit, tag or branch on the Hub, and weights_hash: what the weights must be; by
         default those of the configuration, where it names this model, too
@@ -99,7 +99,7 @@ def load_model(
     loaded = NatureLM.from_pretrained(
         model or EMBEDDED,
         llama_path=changed.get("llama_path"),
-        dtype=None if dtype == "auto" else dtype,
+        dtype="auto" if dtype is None else dtype,
         device=pick_device(device),
         adapter=adapter,
         audio_only=audio_only,

@@ -311,7 +311,8 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         Reads the published layout (constructor arguments and tensors, all or only those that
         differ from the base language model) and that of `save_pretrained`. `llama_path` says
         where the base is, if not where the checkpoint says. `dtype` is that of all weights; by
-        default float32, and on accelerators bfloat16 for the language model, as published.
+        default float32, and on accelerators bfloat16 for the language model, as published; "auto"
+        takes the best that fits (float32 on processors, bfloat16, integers), and logs which.
         `adapter` names a folder (or Hub id) in PEFT's format, or another NatureLM checkpoint,
         whose LoRA adapter takes the place of the model's own; every α then scales that one.
         With `audio_only` the language model is not read: the model can encode audio only.
@@ -323,7 +324,8 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         they are read, so that they take a half or a quarter of the memory of bfloat16; `dtype` is
         then that of all else, by default bfloat16 in the language model and float32 before it. Of
         a model that was written so it says what it must be.
-        Raises `CheckpointError` with one report of everything that does not fit.
+        Raises `CheckpointError` with one report of everything that does not fit, and UsageError,
+        before weights are read, where the device has no room for them (`models.fit`).
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
         model = load_model(

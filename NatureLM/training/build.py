@@ -36,7 +36,7 @@ from NatureLM.models.checkpoint.tensors import (
     TensorRef,
     first_of,
     index_folder,
-    part_dtype,
+    precision_of,
     read_header,
     tensor_refs,
 )
@@ -179,9 +179,9 @@ def start_model(
         **part_tensors(config.qformer_path, *QFORMER),
         **part_tensors(config.audio_llama_proj_model, "audio_llama_proj."),
     }
-    base_stored = index_folder(base)
+    base_stored, precision = index_folder(base), precision_of(dtype, device)
     for ref in tensor_refs(model):
-        target = part_dtype(ref.stored_name, dtype, device)
+        target = precision.of(ref.stored_name)
         if ref.base_names:
             fill_tensor(ref, first_of(base_stored, ref.base_names), target, device)
             continue

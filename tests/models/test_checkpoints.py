@@ -294,7 +294,7 @@ def test_fingerprint_does_not_depend_on_the_order_of_equally_named_files(tmp_pat
 
 def test_an_unknown_dtype_is_named(nano_folder: Path) -> None:
     for wrong in ("float33", "int64"):
-        with pytest.raises(UsageError, match=f"'{wrong}' is not one of float32"):
+        with pytest.raises(UsageError, match=f"'{wrong}' is not one of auto, float32"):
             NatureLM.from_pretrained(nano_folder / "checkpoint", dtype=wrong)
 
 

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
 LAYERS = [
     ["errors"],
-    ["config", "progress", "util"],
+    ["config", "memory", "progress", "util"],
     ["storage"],
     ["audio", "prompts", "merging"],
     ["data"],

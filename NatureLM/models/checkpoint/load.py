@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -35,12 +35,13 @@ from NatureLM.models.checkpoint.tensors import (
     StoredTensor,
     TensorRef,
     base_name,
+    files_mapped_once,
     fingerprint,
     first_of,
     index_folder,
     is_unused,
     of_language_model,
-    part_dtype,
+    precision_of,
     tensor_refs,
 )
 from NatureLM.models.configuration import (
@@ -51,6 +52,7 @@ from NatureLM.models.configuration import (
     language_model_config,
 )
 from NatureLM.models.cuda_layers import use_cuda_layers
+from NatureLM.models.fit import Outline, choose
 from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
     NAMES_OF_CODE,
@@ -172,30 +174,30 @@ def load_model(
     quantize: str | None = None,
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
-    on_device, as_dtype = torch.device(device or "cpu"), _dtype(dtype)
-    stored, kind = reader.stored, kind_to_make(reader, quantize)
-    adapter_files: tuple[Path, ...] = ()
-    if adapter is None:
-        model = build_on_meta(model_class, reader.config, reader.tokenizer, reader.most_modules)
-    else:
-        model, stored, adapter_files = _with_adapter(model_class, reader, adapter)
-    refs = tensor_refs(model)
-    if audio_only:
-        refs = [ref for ref in refs if not of_language_model(ref.stored_name)]
-        stored = {name: one for name, one in stored.items() if not of_language_model(name)}
-    chosen = choose_tensors(reader, refs, stored)
+    on_device = torch.device(device or "cpu")
+    as_dtype = None if dtype == "auto" else _dtype(dtype)
+    kind = kind_to_make(reader, quantize)
+    outline, adapter_files = outline_of(model_class, reader, adapter, audio_only=audio_only)
+    model: NatureLM = outline.model
+    refs, chosen = outline.refs, outline.chosen
     # With the audio side alone, too, the files are those of the whole model.
     used = {tensor.path for tensor in (reader.stored if audio_only else chosen).values()}
     files = [reader.checkpoint / "config.json", *used, *adapter_files]
     check_weights(files, weights_hash, reader.checkpoint)
-    if kind is not None and not audio_only:
-        quantize_layers(model.language_model, kind)
-        model.config.quantized = kind
+    asked = None
+    if dtype != "auto" or quantize is not None:
+        has = cast("Quantization | None", kind or model.config.quantized)
+        asked = precision_of(as_dtype, on_device, has)
+    placement = choose(outline, on_device, asked)
+    precision = placement.precision
+    if precision.kind != model.config.quantized and not audio_only:
+        quantize_layers(model.language_model, cast(Quantization, precision.kind))
+        model.config.quantized = precision.kind
         refs = tensor_refs(model)
-    has_integers = model.config.quantized is not None
-    for ref in refs:
-        target = part_dtype(ref.stored_name, as_dtype, on_device, quantized=has_integers)
-        fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
+    with files_mapped_once():
+        for ref in refs:
+            target = precision.of(ref.stored_name)
+            fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
     if on_device.type == "cpu":
         for module in model.modules():
             if isinstance(module, QuantizedLinear):
@@ -210,6 +212,31 @@ def load_model(
     if on_device.type == "cuda" and not audio_only:
         use_cuda_layers(model.language_model)
     return model
+
+
+def outline_of(
+    model_class: type[NatureLM],
+    reader: CheckpointReader,
+    adapter: str | Path | None = None,
+    *,
+    audio_only: bool = False,
+) -> tuple[Outline, tuple[Path, ...]]:
+    """A model before its tensors are read, and the files of an adapter of another folder.
+
+    Raises CheckpointError with one report of everything that does not fit.
+    """
+    stored: Mapping[str, StoredTensor] = reader.stored
+    adapter_files: tuple[Path, ...] = ()
+    if adapter is None:
+        model = build_on_meta(model_class, reader.config, reader.tokenizer, reader.most_modules)
+    else:
+        model, stored, adapter_files = _with_adapter(model_class, reader, adapter)
+    refs = tensor_refs(model)
+    if audio_only:
+        refs = [ref for ref in refs if not of_language_model(ref.stored_name)]
+        stored = {name: one for name, one in stored.items() if not of_language_model(name)}
+    chosen = choose_tensors(reader, refs, stored)
+    return Outline(model, refs, chosen, audio_only), adapter_files
 
 
 def kind_to_make(reader: CheckpointReader, quantize: str | None) -> Quantization | None:
@@ -238,7 +265,7 @@ def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
     known = isinstance(found, torch.dtype) and found.is_floating_point
     if named is not None and not known:
         raise UsageError(
-            f"dtype {named!r} is not one of float32, bfloat16, float16, float64 for weights"
+            f"dtype {named!r} is not one of auto, float32, bfloat16, float16, float64 for weights"
         )
     return found
 
@@ -388,7 +415,7 @@ def _with_adapter(
 
 
 def choose_tensors(
-    reader: CheckpointReader, refs: Sequence[TensorRef], stored: dict[str, StoredTensor]
+    reader: CheckpointReader, refs: Sequence[TensorRef], stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """The file tensor for every tensor by its stored name, from the checkpoint or its base.
 
@@ -455,7 +482,7 @@ def fill_tensor(
     if isinstance(layer, QuantizedLinear) and attribute == layer.scale_name and stored is None:
         return  # comes with the weight, from a file that is not quantised
     if isinstance(layer, QuantizedLinear) and stored is not None and is_to_round(ref, stored):
-        value = stored.read(stored.dtype, device)
+        value = stored.read(stored.dtype, device, to_keep=False)
         layer.quantize(fit_rows(value, (layer.out_features, layer.in_features)), dtype)
     elif stored is not None:
         ref.fill(fit_rows(stored.read(dtype, device), ref.shape))

@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from NatureLM.config.schema import Quantization
 from NatureLM.models.quantized import CardInt4Linear
 from NatureLM.models.registry import (
     PICKLE_SUFFIXES,
@@ -150,17 +153,36 @@ def of_language_model(name: str) -> bool:
     return name.startswith(("llama_model.", "llama_embed_tokens."))
 
 
-def part_dtype(
-    name: str, explicit: torch.dtype | None, device: torch.device, *, quantized: bool = False
-) -> torch.dtype:
-    """The dtype of a tensor: as asked; else float32, and for the language model bfloat16 on
-    accelerators, as the published model runs, and wherever it is quantised: the quick products
-    of processors with integers take it, and it was small memory that was asked for."""
-    if explicit is not None:
-        return explicit
-    if of_language_model(name) and (quantized or device.type != "cpu"):
-        return torch.bfloat16
-    return torch.float32
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes of the language model's weights and of the audio side's.
+
+    kind: of the integers that matrices of the language model are, if they are
+    """
+
+    language: torch.dtype
+    audio: torch.dtype
+    kind: Quantization | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind or str(self.language).removeprefix("torch.")
+
+    def of(self, name: str) -> torch.dtype:
+        """The dtype of a tensor."""
+        return self.language if of_language_model(name) else self.audio
+
+
+def precision_of(
+    dtype: torch.dtype | None, device: torch.device, kind: Quantization | None = None
+) -> Precision:
+    """As asked; else float32, and for the language model bfloat16 on accelerators, as the published
+    model runs, and wherever it is quantised: the quick products of processors with integers take
+    it, and it was small memory that was asked for."""
+    if dtype is not None:
+        return Precision(dtype, dtype, kind)
+    half = kind is not None or device.type != "cpu"
+    return Precision(torch.bfloat16 if half else torch.float32, torch.float32, kind)
 
 
 # -- tensors in files -----------------------------------------------------------------------
@@ -175,11 +197,38 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-    def read(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The tensor in `dtype` on `device`; integer tensors keep their dtype."""
+    def read(self, dtype: torch.dtype, device: torch.device, *, to_keep: bool = True) -> Tensor:
+        """The tensor in `dtype` on `device`; integer tensors keep their dtype.
+
+        to_keep: whether it stays in use, and not only what is made of it
+        """
+        target = dtype if self.dtype.is_floating_point else self.dtype
+        open_files = _open_files.get() if to_keep else None
+        if open_files is not None and target == self.dtype and device.type == "cpu":
+            if self.path not in open_files:
+                open_files[self.path] = safe_open(self.path, framework="pt")
+            mapped: Tensor = open_files[self.path].get_tensor(self.name)
+            return mapped
         with safe_open(self.path, framework="pt") as file:
-            mapped: Tensor = file.get_tensor(self.name)
-        return mapped.to(device, dtype if self.dtype.is_floating_point else self.dtype)
+            mapped = file.get_tensor(self.name)
+        return mapped.to(device, target)
+
+
+_open_files: ContextVar[dict[Path, Any] | None] = ContextVar("naturelm_open_files", default=None)
+
+
+@contextmanager
+def files_mapped_once() -> Iterator[None]:
+    """Within the block, tensors that are used in place share one mapping of their file.
+
+    Each would have one of the whole file otherwise, and limits of the address space (`ulimit -v`)
+    count them all. What is only read on the way has its own, so that its pages leave memory.
+    """
+    token = _open_files.set({})
+    try:
+        yield
+    finally:
+        _open_files.reset(token)
 
 
 def index_folder(folder: Path) -> dict[str, StoredTensor]:

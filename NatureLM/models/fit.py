@@ -1,0 +1,387 @@
+"""Whether a model fits a device, in which precision: reckoned from shapes before a byte is read.
+
+What a model takes is its weights, the keys and values of rows, what passes between layers, and the
+copies that loading makes. It is compared with what is free (`NatureLM.memory`). `choose` takes the
+best precision that fits, and refuses what cannot with what would; where a card has too little room
+for the layers of the language model, some of them stay in RAM (`models.offload`).
+
+Measured beside it, at most a tenth apart: docs/how-to/which-machine.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from NatureLM.config.schema import QUANTIZATIONS, Quantization
+from NatureLM.errors import UsageError
+from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, free_memory
+from NatureLM.merging.lora import linear_of
+from NatureLM.models.checkpoint.tensors import (
+    Precision,
+    StoredTensor,
+    TensorRef,
+)
+from NatureLM.models.quantized import GROUP, kinds_of_layers
+from NatureLM.util import format_bytes
+
+logger = logging.getLogger(__name__)
+
+_FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
+_SPARE = 1.03  # memory that lies between tensors, as a factor
+_RESERVE = {"cpu": 200_000_000}  # threads, kernels and their work spaces
+_CARD_RESERVE = 600_000_000
+_WINDOWS = 8  # encoded at once
+_ROUNDED_ON_A_CARD = 4096 * 4 * 6  # bytes for each input while a matrix is rounded there
+COSTS = {
+    "bfloat16": "about 1 answer in 100 changes",
+    "int8": "about 1 answer in 100 changes",
+    "int4": "about 1 answer in 40 changes, and confidences by 0.014",
+}
+"""What a precision does to answers beside float32, measured with the embedded model."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What runs at once beside the weights: rows (of prompts and beams) of so many positions, of
+    prompt, sound and answer. Batches take what is left, so that this is the least."""
+
+    rows: int = 2
+    positions: int = 512
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model on the meta device, its tensors, and those of files that fill them, by stored name.
+
+    audio_only: whether the language model is left out
+    """
+
+    model: Any
+    refs: Sequence[TensorRef]
+    chosen: Mapping[str, StoredTensor]
+    audio_only: bool = False
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a model takes on a device in one precision.
+
+    layers: those of each layer of the language model, which are among `weights`
+    largest_file: that are mapped while one of its tensors is read
+    """
+
+    precision: Precision
+    device: str
+    weights: int
+    keys_values: int
+    activations: int
+    loading: int
+    layers: tuple[int, ...] = ()
+    largest_file: int = 0
+
+    @property
+    def total(self) -> int:
+        """All together, with what the libraries take."""
+        reserve = _RESERVE.get(self.device, _CARD_RESERVE)
+        parts = self.weights + self.keys_values + max(self.activations, self.loading)
+        return int(parts * _SPARE) + reserve
+
+    def within(self, free: FreeMemory) -> bool:
+        """Whether it fits into what is free."""
+        mapped = self.largest_file if free.is_address_space else 0
+        return self.total + mapped <= free.bytes
+
+    def layers_to_keep(self, free: FreeMemory) -> int:
+        """How many layers of the language model may lie on the device, if the others stay in RAM;
+        two of these are there at a time. −1 where not even all that is no layer fits."""
+        left = free.bytes - self.total + int(sum(self.layers) * _SPARE)
+        left -= 2 * max(self.layers, default=0)
+        if left < 0:
+            return -1
+        kept = 0
+        for size in self.layers:
+            left -= int(size * _SPARE)
+            if left < 0:
+                break
+            kept += 1
+        return kept
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was chosen: the precision, and how many layers of the language model lie on the device
+    (None: all)."""
+
+    precision: Precision
+    layers: int | None = None
+
+
+# -- what is needed -------------------------------------------------------------------------
+
+
+def need_of(outline: Outline, precision: Precision, device: str, work: Work | None = None) -> Need:
+    """What a model takes in a precision on a kind of device (`cpu`, `cuda`, `mps`)."""
+    work = work or Work()
+    model = outline.model
+    rounded = _rounded(outline, precision)
+    sizes = {ref.stored_name: _bytes(ref, precision, rounded) for ref in outline.refs}
+    files = {one.path for one in outline.chosen.values()}
+    layers = () if outline.audio_only else _by_layer(model.language_model, outline.refs, sizes)
+    return Need(
+        precision,
+        device,
+        weights=sum(sizes.values()),
+        keys_values=0 if outline.audio_only else keys_values(model, precision, work),
+        activations=activations(outline, precision, device, work),
+        loading=_copies(outline, device, sizes, rounded),
+        layers=layers,
+        largest_file=max((one.stat().st_size for one in files), default=0),
+    )
+
+
+def _rounded(outline: Outline, precision: Precision) -> dict[int, Quantization]:
+    """The kinds of the matrices that are to be rounded, by the identity of their tensors."""
+    if outline.audio_only or precision.kind is None or outline.model.config.quantized is not None:
+        return {}
+    language_model = outline.model.language_model
+    named = kinds_of_layers(language_model, precision.kind)
+    return {id(linear_of(language_model, name).weight): kind for name, kind in named.items()}
+
+
+def _bytes(ref: TensorRef, precision: Precision, rounded: Mapping[int, Quantization]) -> int:
+    """Of a tensor; of a matrix to be rounded those of its integers and scales."""
+    dtype, numbers = precision.of(ref.stored_name), math.prod(ref.shape)
+    if kind := rounded.get(id(ref.tensor)):
+        outputs, inputs = ref.shape
+        return quantized_bytes(kind, outputs, inputs, dtype.itemsize)
+    is_float = ref.tensor.is_floating_point()
+    return numbers * (dtype if is_float else ref.tensor.dtype).itemsize
+
+
+def quantized_bytes(kind: Quantization, outputs: int, inputs: int, scale: int) -> int:
+    """Of a matrix as integers with its scales, each of `scale` bytes."""
+    if kind == "int8":
+        return outputs * inputs + outputs * scale
+    return outputs * inputs // 2 + 2 * (inputs // GROUP) * outputs * scale
+
+
+def _by_layer(
+    language_model: nn.Module, refs: Sequence[TensorRef], sizes: Mapping[str, int]
+) -> tuple[int, ...]:
+    """Bytes of each layer of a language model."""
+    place = {
+        id(module): number
+        for number, layer in enumerate(layers_of(language_model))
+        for module in layer.modules()
+    }
+    found = [0] * len(layers_of(language_model))
+    for ref in refs:
+        number = place.get(id(ref.holders[0][0]))
+        if number is not None:
+            found[number] += sizes[ref.stored_name]
+    return tuple(found)
+
+
+def layers_of(language_model: nn.Module) -> nn.ModuleList:
+    """The layers that a language model is a stack of: the list of modules with most weights."""
+    lists = [one for one in language_model.modules() if isinstance(one, nn.ModuleList)]
+    return max(
+        lists,
+        key=lambda one: sum(parameter.numel() for parameter in one.parameters()),
+        default=nn.ModuleList(),
+    )
+
+
+def keys_values(model: Any, precision: Precision, work: Work) -> int:
+    """Of the keys and values of rows."""
+    return work.rows * work.positions * position_bytes(model, precision.language)
+
+
+def position_bytes(model: Any, dtype: torch.dtype) -> int:
+    """Of the keys and values of one position."""
+    config = model.language_model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers: int = 2 * config.num_hidden_layers * heads * width
+    return numbers * dtype.itemsize
+
+
+def activations(outline: Outline, precision: Precision, device: str, work: Work) -> int:
+    """The most that lies between layers: of windows that are encoded, or of prompts."""
+    model = outline.model
+    encoder = _of_encoder(model.config, precision.audio.itemsize, device)
+    if outline.audio_only:
+        return encoder
+    config = model.language_model.config
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    passing: int = work.rows * work.positions * (3 * inner + 6 * config.hidden_size)
+    logits: int = 3 * work.rows * config.vocab_size * 4
+    widened = 0
+    if precision.kind is not None and device != "cpu":  # of which a card makes a matrix again
+        heads = [one for one in outline.refs if len(one.shape) == 2]
+        widened = max((math.prod(one.shape) for one in heads), default=0)
+    language = (passing + widened) * precision.language.itemsize + logits
+    return max(encoder, language)
+
+
+def _of_encoder(config: Any, size: int, device: str) -> int:
+    """Of windows that the audio encoder takes at once; a processor takes them in pieces."""
+    beats, patches = config.beats, config._patches(config.window_samples)
+    scores: int = beats.encoder_attention_heads * patches**2
+    inner: int = patches * beats.encoder_ffn_embed_dim
+    window: int = 3 * scores + 3 * inner + 8 * patches * beats.encoder_embed_dim
+    at_once = _WINDOWS
+    if device == "cpu":
+        at_once = min(_WINDOWS, max(1, (7 << 20) // max(scores, inner, 1)))
+    return at_once * window * size + scores * size
+
+
+def _copies(
+    outline: Outline, device: str, sizes: Mapping[str, int], rounded: Mapping[int, Quantization]
+) -> int:
+    """The largest copy that is made while a tensor is read; what is mapped from files is none."""
+    most = 0
+    for ref in outline.refs:
+        stored = outline.chosen.get(ref.stored_name)
+        if stored is None:
+            continue
+        numbers, made = math.prod(ref.shape), sizes[ref.stored_name]
+        if id(ref.tensor) in rounded:
+            on_card = numbers * stored.dtype.itemsize + ref.shape[1] * _ROUNDED_ON_A_CARD
+            most = max(most, made if device == "cpu" else made + on_card)
+        if stored.shape[:1] < ref.shape[:1]:  # the mean row that [PAD] gets
+            most = max(most, 4 * numbers + made)
+    return most
+
+
+# -- what is taken --------------------------------------------------------------------------
+
+
+def precisions(outline: Outline, device: torch.device) -> list[Precision]:
+    """Those that `auto` chooses among, the best first."""
+    has = outline.model.config.quantized
+    if outline.audio_only:
+        return [Precision(_FLOAT32, _FLOAT32), Precision(_BFLOAT16, _BFLOAT16)]
+    half = Precision(_BFLOAT16, _FLOAT32)
+    if has is not None:
+        return [replace(half, kind=has)]
+    best = [Precision(_FLOAT32, _FLOAT32)] if device.type == "cpu" else []
+    return [*best, half, *(replace(half, kind=cast(Quantization, kind)) for kind in QUANTIZATIONS)]
+
+
+def choose(
+    outline: Outline,
+    device: torch.device,
+    asked: Precision | None = None,
+    free: FreeMemory | None = None,
+    work: Work | None = None,
+) -> Placement:
+    """The precision that was asked for, or the best that fits what is free.
+
+    On a card layers stay in RAM where no other precision fits, or the one that was asked for does
+    not. Logs where it is not the best. Raises UsageError, with what would fit, where none does.
+    """
+    free = free or free_memory(device)
+    allowed = precisions(outline, device) if asked is None else [asked]
+    needs = [need_of(outline, one, device.type, work) for one in allowed]
+    if need := best_within(needs, free):
+        if need is not needs[0]:
+            logger.warning(_why(needs[0], need, free))
+        return Placement(need.precision)
+    if device.type == "cuda" and (found := _offloaded(needs[-1], free)):
+        return found
+    raise UsageError(_refusal(outline, device, needs, free, work, asked is not None))
+
+
+def best_within(needs: Sequence[Need], free: FreeMemory) -> Need | None:
+    """The first that fits."""
+    return next((need for need in needs if need.within(free)), None)
+
+
+def _offloaded(need: Need, free: FreeMemory) -> Placement | None:
+    """Some layers in RAM, if that has room for them; logged."""
+    kept = need.layers_to_keep(free)
+    ram = free_memory("cpu")
+    if kept < 0 or not need.layers or sum(need.layers[kept:]) * _SPARE > ram.bytes:
+        return None
+    logger.warning(
+        "the model needs %s in %s, and %s of %s are free: %d of the %d layers of its language "
+        "model stay in RAM and are copied to the card each time, which is slower",
+        format_bytes(need.total),
+        need.precision.name,
+        format_bytes(free.bytes),
+        free.what,
+        len(need.layers) - kept,
+        len(need.layers),
+    )
+    return Placement(need.precision, kept)
+
+
+def _why(best: Need, taken: Need, free: FreeMemory) -> str:
+    """The note on a precision that is not the best."""
+    name = taken.precision.name
+    return (
+        f"{best.precision.name} needs {format_bytes(best.total)}, and {format_bytes(free.bytes)} "
+        f"of {free.what} are free: the language model is loaded in {name} "
+        f"({format_bytes(taken.total)}); beside float32 {COSTS[name]}"
+    )
+
+
+def _refusal(
+    outline: Outline,
+    device: torch.device,
+    needs: Sequence[Need],
+    free: FreeMemory,
+    work: Work | None,
+    is_asked: bool,
+) -> str:
+    """The sentence on what does not fit, and what would."""
+    least = needs[-1]
+    others = [need_of(outline, one, device.type, work) for one in precisions(outline, device)]
+    fitting = [one for one in others if is_asked and one.within(free)]
+    if fitting:
+        advice = "take " + ", ".join(f"{flag(o)} ({format_bytes(o.total)})" for o in fitting)
+    else:
+        smallest = min([*others, least], key=lambda one: one.total)
+        advice = "no precision fits"
+        if smallest.total < least.total:
+            advice += f", {smallest.precision.name} needs {format_bytes(smallest.total)}"
+        advice += "; free some of it, or take a smaller model or a machine with more"
+    return (
+        f"the model in {least.precision.name} needs {format_bytes(least.total)} (weights "
+        f"{format_bytes(least.weights)}), and {format_bytes(free.bytes)} of {free.what} are free: "
+        f"{advice} (the environment variable {MEMORY_VARIABLE} says what is free, if this is wrong)"
+    )
+
+
+def flag(need: Need) -> str:
+    """The option that asks for a precision."""
+    precision = need.precision
+    return f"--quantize {precision.kind}" if precision.kind else f"--dtype {precision.name}"
+
+
+def check_table(
+    outline: Outline, device: str, free: FreeMemory, work: Work
+) -> list[dict[str, Any]]:
+    """What each precision that a device is good for takes, as plain data, the best first."""
+    needs = [
+        need_of(outline, one, torch.device(device).type, work)
+        for one in precisions(outline, torch.device(device))
+    ]
+    return [
+        {
+            "precision": need.precision.name,
+            "option": flag(need),
+            "weights_bytes": need.weights,
+            "bytes": need.total,
+            "fits": need.within(free),
+        }
+        for need in needs
+    ]
