@@ -40,7 +40,9 @@ _QUERIES = {
     "classification": "What is the common name for the focal species in the audio?",
     "detection": "Which of these, if any, are present in the audio recording? {labels}.",
     "captioning": "Caption the audio.",
+    "in-context": "Which of the examples is it like: A, B, C, D, or None of them?",
 }
+_LETTERS = "ABCD"
 _QUIETEST_DB = -6.0
 _LOUDNESS = 0.1  # root mean square of the loudest clip of a mixture
 _BACKGROUND = 0.001
@@ -49,12 +51,16 @@ _PEAK = 0.99
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many samples each subset has at most, and of how many labels, the most frequent ones."""
+    """How many samples each subset has at most, and of how many labels, the most frequent ones.
+
+    in_context: of clips whose label is a letter, or None, so that only example clips can tell
+    """
 
     classification: int = 60
     detection: int = 40
     captioning: int = 40
     classes: int = 10
+    in_context: int = 0
 
 
 @dataclass
@@ -86,7 +92,8 @@ def make_mini(
     """
     for name, value in vars(sizes).items():
         if value < 0:
-            raise UsageError(f"--{name} is {value}, and it must be at least 0")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is {value}, and it must be at least 0")
     if not 0.1 <= window_seconds <= 600:
         raise UsageError(f"--window-seconds is {window_seconds:g}, and it must be 0.1 to 600")
     if not caption.strip():
@@ -110,8 +117,12 @@ def make_mini(
         "detection": maker.mixed(taken, sizes.detection),
         "captioning": maker.single(taken, "captioning", captions),
     }
+    if sizes.in_context:
+        lettered = _lettered(taken, labels)
+        some = [sample for sample in taken if sample.clip.key in lettered]
+        subsets["in-context"] = maker.single(some, "in-context", lettered)
     for task, made in subsets.items():
-        subset = list(islice(made, getattr(sizes, task)))
+        subset = list(islice(made, getattr(sizes, task.replace("-", "_"))))
         maker.summary.samples[f"mini-{task}"] = len(subset)
         rows += subset
     if not rows:
@@ -192,7 +203,7 @@ class _Maker:
             "id": name,
             "source_dataset": heard[0].dataset_name if heard else "",
             "dataset_name": f"mini-{task}",
-            "task": task,
+            "task": "classification" if task == "in-context" else task,
             "output": answer,
             "instruction_text": f"<Audio><AudioHere></Audio> {question}",
             "metadata": json.dumps(facts, ensure_ascii=False),
@@ -207,6 +218,22 @@ class _Maker:
             soundfile.write(path, loud, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{path}: cannot be written ({error})") from None
+
+
+def _lettered(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, str]:
+    """A letter for clips of the first four labels, and None for those of as many others, by key.
+
+    Raises UsageError where there is no other label.
+    """
+    if len(labels) <= len(_LETTERS):
+        raise UsageError(
+            f"--in-context needs clips of at least {len(_LETTERS) + 1} labels, four that are shown "
+            f"and one that is not, and there are {len(labels)} ({', '.join(labels)})"
+        )
+    called = dict(zip(labels[: 2 * len(_LETTERS)], _LETTERS, strict=False))
+    others = dict.fromkeys(labels[len(_LETTERS) : 2 * len(_LETTERS)], NO_LABEL)
+    called |= others
+    return {one.clip.key: called[one.label] for one in samples if one.label in called}
 
 
 def _of_one_label(samples: Sequence[Sample], name: str) -> list[Sample]:

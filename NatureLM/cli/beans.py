@@ -218,6 +218,11 @@ def make_mini(
     classification: int = of.option(60, "Clips with one label."),
     detection: int = of.option(40, "Mixed windows with 0 to 3 labels."),
     captioning: int = of.option(40, "Clips with a caption."),
+    in_context: int = of.option(
+        0,
+        "Clips of four labels that are called A to D, and of others that are called None: for "
+        "prompts with example clips, as in configs/tiny/in-context.yml.",
+    ),
     caption: str = of.option(
         "The sound of {label}.", "Caption of a clip, where no column caption is named."
     ),
@@ -240,7 +245,7 @@ def make_mini(
     made = mini.make_mini(
         TableSource.named(source, columns=names, where={**of.pairs("--where", where, form)}),
         output_path,
-        mini.Sizes(classification, detection, captioning, classes),
+        mini.Sizes(classification, detection, captioning, classes, in_context),
         seed=seed,
         window_seconds=window_seconds,
         caption=caption,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from NatureLM.errors import NatureLMError
 
-STAGES = ("text", "teachers", "encoder", "audio", "polish")
+STAGES = ("text", "teachers", "encoder", "audio", "polish", "context")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

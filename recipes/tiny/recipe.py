@@ -1,10 +1,11 @@
-"""The embedded model from nothing, in five stages whose results are kept and reused.
+"""The embedded model from nothing, in six stages whose results are kept and reused.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
 teachers: convolutional networks learn to tell the sounds apart (`classifiers.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 polish: the same for longer and more slowly, with the teachers' answers (configs/tiny/polish.yml)
+context: the model learns to name sounds by the examples in its prompt (`context.py`)
 
 Text is learnt beside teachers and encoder, in a process of its own, and so is each teacher. A stage
 whose settings changed, and every stage that builds on it, is made anew.
@@ -39,6 +40,7 @@ from recipes.tiny.classifiers import (
     load_teachers,
     train_teacher,
 )
+from recipes.tiny.context import ContextSettings, train_context, views_in
 from recipes.tiny.data import (
     Clip,
     Row,
@@ -54,6 +56,7 @@ from recipes.tiny.evaluate import evaluate, write_card
 from recipes.tiny.species import source
 from recipes.tiny.spectrograms import Spectrograms
 from recipes.tiny.tasks import answer
+from recipes.tiny.views import ViewSettings
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -77,7 +80,7 @@ class Recipe:
     clips_per_class: most training clips of a class; None takes all
     no_animal: how often the last stage asks sounds without an animal for a name, relative to before
     absent: share of lists that lack what is heard, in the last stage
-    taught: the teachers' part of the answers that the last stage learns
+    taught: the teachers' part of the answers that the stage polish learns
     held_out: training fold that is kept for choosing settings
     measured: whether the model is measured on the test splits in the end
     """
@@ -93,6 +96,8 @@ class Recipe:
     no_animal: float = 0.3
     absent: float = 0.03
     taught: float = 0.9
+    views: ViewSettings = field(default_factory=ViewSettings)
+    context: ContextSettings = field(default_factory=ContextSettings)
     clips_per_class: int | None = None
     held_out: str | None = None
     measured: bool = True
@@ -107,6 +112,8 @@ class Recipe:
             encoder=EncoderSettings(schedule=Schedule(8, ((0.5, 18, 16), (0.5, 62, 8)))),
             audio_steps=4,
             polish_steps=2,
+            views=ViewSettings(own=1, voices=1, each=1),
+            context=ContextSettings(aims=1, steps=1, sounds=9, questions=2),
             clips_per_class=2,
             measured=False,
         )
@@ -146,6 +153,7 @@ class Run:
             text.result()
         self.stage("audio")
         self.stage("polish")
+        self.stage("context")
         return self.deliver()
 
     def stage(self, name: str) -> None:
@@ -181,6 +189,7 @@ class Run:
         audio = (made["text"], made["encoder"], _set(self.audio_config), recipe.audio_steps)
         made["audio"] = _digest(*audio)
         made["polish"] = _digest(made["audio"], _set(self.polish_config), *asked)
+        made["context"] = _digest(made["polish"], asdict(recipe.views), asdict(recipe.context))
         return made
 
     # -- stages -----------------------------------------------------------------------------
@@ -259,12 +268,21 @@ class Run:
         )
         return _filled(config, tables, folder / "run", steps)
 
-    def deliver(self) -> Path:
-        """The finished model in half precision, measured, with its card."""
+    def context(self, folder: Path) -> None:
+        """LoRA learns to name sounds by examples, and goes on with the questions of before."""
         from NatureLM.models import NatureLM
 
         model = NatureLM.from_pretrained(self.output / "polish" / "run" / "final")
         model.config.window_delays = list(WINDOW_DELAYS)
+        views, clips = views_in(folder, model, self.clips, self.valid, self.recipe.views)
+        train_context(model, views, clips, self.recipe.context, folder)
+        model.save_pretrained(folder / "final")
+
+    def deliver(self) -> Path:
+        """The finished model in half precision, measured, with its card."""
+        from NatureLM.models import NatureLM
+
+        model = NatureLM.from_pretrained(self.output / "context" / "final")
         folder = self.output / "model"
         save_small(model, folder)
         self.log({"stage": "model", "event": "saved", "folder": folder.name})

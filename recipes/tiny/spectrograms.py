@@ -147,11 +147,11 @@ class Spectrograms:
         part = spectrum[taken].astype(np.float32)
         silent = part <= self.floor + 1e-3
         gain = rng.uniform(*changes.gain_db) * self.db
-        part = _moved(
+        part = moved(
             part + np.float32(gain), int(rng.integers(-changes.shift_bins, changes.shift_bins + 1))
         )
         if changes.colour_db:
-            part += _colour(part.shape[1], changes.colour_db, rng) * np.float32(self.db)
+            part += frequency_response(part.shape[1], changes.colour_db, rng) * np.float32(self.db)
         part[silent] = self.floor
         np.maximum(part, self.floor, out=part)
         window = np.full((frames, part.shape[1]), self.floor, np.float32)
@@ -161,7 +161,7 @@ class Spectrograms:
         return window, int(self.targets[index]), self.loudness[index] + gain
 
 
-def _moved(part: Floats, bins: int) -> Floats:
+def moved(part: Floats, bins: int) -> Floats:
     """Moved up by `bins` (down if negative); the edge bin is repeated."""
     if bins > 0:
         return np.concatenate([np.repeat(part[:, :1], bins, axis=1), part[:, :-bins]], axis=1)
@@ -170,7 +170,7 @@ def _moved(part: Floats, bins: int) -> Floats:
     return part
 
 
-def _colour(bins: int, largest_db: float, rng: np.random.Generator) -> Floats:
+def frequency_response(bins: int, largest_db: float, rng: np.random.Generator) -> Floats:
     """A smooth random frequency response in dB, of mean 0, one value per bin."""
     bands = rng.uniform(-largest_db, largest_db, _COLOUR_BANDS)
     curve = np.interp(np.linspace(0, _COLOUR_BANDS - 1, bins), np.arange(_COLOUR_BANDS), bands)

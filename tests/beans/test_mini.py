@@ -86,6 +86,22 @@ def test_the_three_subsets(clips: Path) -> None:
     assert all("Cow, Dog, Wren." in row["instruction_text"] for row in rows[7:19])
 
 
+def test_letters_stand_for_four_labels_and_none_for_the_others(clips: Path) -> None:
+    for place, label in enumerate(("Ant", "Bat", "Elk", "Fox"), start=2):
+        Path("clips", label).mkdir()
+        for number in range(3):
+            tone = np.sin(np.arange(4000) * place / 10)
+            soundfile.write(f"clips/{label}/{number}.wav", tone, RATE)
+    assert make("clips", *SIZES, "--in-context", "20").exit_code == 0
+    rows = [row for row in rows_of("mini") if row["dataset_name"] == "mini-in-context"]
+    called = {json.loads(row["metadata"])["clips"][0].split("/")[0]: row["output"] for row in rows}
+    assert called == dict(zip(sorted(called), [*"ABCD", "None", "None", "None"], strict=True))
+    assert {row["task"] for row in rows} == {"classification"}
+    refused = make("clips", *SIZES, "--in-context", "20", "--classes", "4", to="other")
+    assert refused.exit_code == 2
+    assert "--in-context needs clips of at least 5 labels" in refused.stderr
+
+
 def test_it_depends_on_the_seed_alone(clips: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert make("clips", *SIZES, "--seed", seed, to=name).exit_code == 0

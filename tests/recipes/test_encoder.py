@@ -37,7 +37,7 @@ from recipes.tiny.encoder import (
     load_classifier,
     train_encoder,
 )
-from recipes.tiny.spectrograms import Augmentation, Spectrograms, _colour, spectrogram
+from recipes.tiny.spectrograms import Augmentation, Spectrograms, frequency_response, spectrogram
 
 LABELS = ["Cat", "Dog", "Rain"]
 NOTHING = Augmentation(
@@ -208,7 +208,7 @@ def test_teachers_take_turns_and_give_probabilities() -> None:
 
 
 def test_colour_changes_bands_smoothly_and_leaves_the_mean_level() -> None:
-    curve = _colour(64, 8.0, np.random.default_rng(1))
+    curve = frequency_response(64, 8.0, np.random.default_rng(1))
     assert curve.shape == (64,)
     assert 1 < np.ptp(curve) <= 16
     assert abs(curve.mean()) < 1e-5
