@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.audio_cache import EncodedClip
+from NatureLM.generation.decoding import TokenLogProbability
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.prefill import Row
 from NatureLM.generation.requests import Answer, Request, RowQueue
@@ -90,7 +91,10 @@ class ServiceCounts:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request on its way, made by `EngineService.submit`; `asked` is it as it was given."""
+    """A request on its way, made by `EngineService.submit`; `asked` is it as it was given.
+
+    log_probabilities: of the tokens that `on_tokens` was told, if the options ask for them
+    """
 
     request: Request
     asked: Request
@@ -101,6 +105,7 @@ class Ticket:
     future: Future[Answer] = field(default_factory=Future)
     failure: Exception | None = None
     told: int = 0
+    log_probabilities: list[TokenLogProbability] = field(default_factory=list)
 
     def result(self, timeout: float | None = None) -> Answer:
         """The answer, once it is there.
@@ -370,18 +375,25 @@ class EngineService:
             finished = list(self._engine.advance(self._decoder, self._rows))
         for state in self._decoder.states:
             if len(state.beams) == 1:
-                self._tell(_ticket(state.prompt.source.request), state.ids)
+                ticket = _ticket(state.prompt.source.request)
+                self._tell(ticket, state.ids, state.log_probabilities)
         for answer in finished:
             ticket = _ticket(answer.request)
             if answer.error is None:
-                self._tell(ticket, answer.ids)
+                self._tell(ticket, answer.ids, answer.log_probabilities)
             self._settle(ticket, answer)
 
-    def _tell(self, ticket: Ticket, ids: Sequence[int]) -> None:
+    def _tell(
+        self,
+        ticket: Ticket,
+        ids: Sequence[int],
+        log_probabilities: Sequence[TokenLogProbability],
+    ) -> None:
         """Give out the tokens that were not given out yet. After memory ran out they come again."""
         options = ticket.request.options or self._engine.options
         if ticket.on_tokens is None or options.num_beams > 1 or len(ids) <= ticket.told:
             return
+        ticket.log_probabilities += log_probabilities[ticket.told :]
         new, ticket.told = list(ids[ticket.told :]), len(ids)
         try:
             ticket.on_tokens(new)

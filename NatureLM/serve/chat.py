@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from NatureLM.errors import UsageError
+from NatureLM.generation.decoding import TokenLogProbability
 from NatureLM.generation.labels import NOTHING, LabelChoice
 from NatureLM.generation.requests import Answer, GenerationOptions
 from NatureLM.inference.windows import AskOptions, Mode
@@ -32,7 +33,7 @@ from NatureLM.serve.bodies import (
     read_dialogue,
     streamed,
 )
-from NatureLM.serve.model import Ask, ServedModel, model_of
+from NatureLM.serve.model import Ask, Piece, ServedModel, model_of
 from NatureLM.serve.settings import Limits, RequestError
 
 router = APIRouter(route_class=JsonRoute)
@@ -151,7 +152,7 @@ async def chat(body: ChatBody, request: Request) -> JSONResponse | StreamingResp
             "index": index,
             "message": _message(_text(served, ask, answer, body)),
             "finish_reason": served.finish_reason(answer),
-            "logprobs": served.logprobs(answer) if body.logprobs else None,
+            "logprobs": served.logprobs(answer.log_probabilities) if body.logprobs else None,
             **_confidences(served, ask, answer, body),
         }
         for index, (ask, answer) in enumerate(zip(asks, answers, strict=True))
@@ -311,6 +312,9 @@ async def _events(
         choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
         return event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
 
+    def likely(tokens: Sequence[TokenLogProbability]) -> dict[str, Any]:
+        return {"logprobs": served.logprobs(tokens)} if body.logprobs else {}
+
     answers: dict[int, Answer] = {}
     has_begun: set[int] = set()
     try:
@@ -319,16 +323,15 @@ async def _events(
             if index not in has_begun:
                 has_begun.add(index)
                 yield chunk(index, _message(""))
-            if isinstance(piece, str):
+            if isinstance(piece, Piece):
                 if ask.choice is None:
-                    yield chunk(index, {"content": piece})
+                    yield chunk(index, {"content": piece.text}, **likely(piece.tokens))
                 continue
             if ask.choice is not None:  # how sure it is decides what is said
-                yield chunk(index, {"content": _text(served, ask, piece, body)})
+                said = {"content": _text(served, ask, piece, body)}
+                yield chunk(index, said, **likely(piece.log_probabilities))
             answers[index] = piece
             more = _confidences(served, ask, piece, body)
-            if body.logprobs:  # all of them with the last piece
-                more["logprobs"] = served.logprobs(piece)
             yield chunk(index, {}, finish_reason=served.finish_reason(piece), **more)
         if with_usage:
             usage = served.usage(asks, [answers[number] for number in sorted(answers)])

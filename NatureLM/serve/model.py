@@ -93,6 +93,17 @@ class Ask:
     tenant: str = ""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What has come of an answer that is streamed.
+
+    tokens: those that no earlier piece had, with how likely they were, if the options ask for them
+    """
+
+    text: str
+    tokens: tuple[TokenLogProbability, ...] = ()
+
+
 class ServedModel:
     """The model of a service, and what routes ask of it.
 
@@ -300,8 +311,11 @@ class ServedModel:
 
     async def stream(
         self, asks: Sequence[Ask], request: Request
-    ) -> AsyncIterator[tuple[int, str | Answer]]:
-        """Pieces of text as they come, each with the number of its prompt; at last its answer."""
+    ) -> AsyncIterator[tuple[int, Piece | Answer]]:
+        """Pieces of answers as they come, each with the number of its prompt; at last the answer.
+
+        The answer has all tokens; those that no piece had are given with the piece before it.
+        """
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
 
         def put(number: int, found: Any) -> None:
@@ -310,7 +324,7 @@ class ServedModel:
 
         tickets: list[Ticket] = []
         texts = [TextStream(self.pipeline.model.tokenizer) for _ in asks]
-        told = [0] * len(asks)
+        told, pushed, said = ([0] * len(asks) for _ in range(3))  # characters; tokens
         try:
             for number, ask in enumerate(asks):
                 is_text = ask.choice is None and ask.options.num_beams == 1
@@ -326,16 +340,20 @@ class ServedModel:
                 if isinstance(found, list):
                     for token in found:
                         texts[number].push(token)
+                    pushed[number] += len(found)
                     # The beginning of a stop string may be the end of what has come.
                     held = max((len(one) - 1 for one in asks[number].options.stop), default=0)
                     text = before_stop(texts[number].text, asks[number].options.stop)
                     if piece := text[told[number] : max(0, len(text) - held)]:
                         told[number] += len(piece)
-                        yield number, piece
+                        tokens = tickets[number].log_probabilities[said[number] : pushed[number]]
+                        said[number] = pushed[number]
+                        yield number, Piece(piece, tuple(tokens))
                     continue
                 answer = _result(found)
-                if rest := (answer.text or "")[told[number] :]:
-                    yield number, rest
+                rest, tokens = (answer.text or "")[told[number] :], answer.log_probabilities
+                if rest or tokens[said[number] :]:
+                    yield number, Piece(rest, tokens[said[number] :])
                 left -= 1
                 yield number, answer
         finally:
@@ -504,9 +522,9 @@ class ServedModel:
         """`length` where the limit of tokens ended an answer, else `stop`."""
         return "stop" if answer.is_whole else "length"
 
-    def logprobs(self, answer: Answer) -> dict[str, Any]:
-        """The tokens of an answer with how likely they were, as the OpenAI API writes them."""
-        return {"content": [self._token(one) for one in answer.log_probabilities]}
+    def logprobs(self, tokens: Iterable[TokenLogProbability]) -> dict[str, Any]:
+        """Tokens with how likely they were, as the OpenAI API writes them."""
+        return {"content": [self._token(one) for one in tokens]}
 
     def _token(self, one: TokenLogProbability) -> dict[str, Any]:
         likeliest = [self._piece(token, value) for token, value in one.likeliest]

@@ -211,6 +211,29 @@ def test_an_answer_ends_at_a_stop_and_at_its_limit(service: Running) -> None:
     assert whole["message"]["content"].startswith(short["message"]["content"])
 
 
+@pytest.mark.parametrize("more", [{}, {"stop": ["zzz"]}, {"species_list": ["Dog", "Cat"]}])
+def test_a_stream_has_log_probabilities_with_each_chunk(
+    service: Running, more: dict[str, Any]
+) -> None:
+    """As OpenAI sends them: those of the tokens that came since the chunk before."""
+    parts, more = (audio(OWL), text("Caption the audio")), {**more, "logprobs": True}
+    more = {**more, "top_logprobs": 2}
+    if "species_list" in more:
+        more["mode"] = "constrained"
+    whole = service.chat(*parts, **more).json()["choices"][0]
+    lines = service.chat(*parts, **more, stream=True).text.splitlines()
+    choices = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    with_text = [one for one in choices if one["delta"].get("content")]
+    assert all(one["logprobs"]["content"] for one in with_text)
+    assert len(with_text) > 1 or "species_list" in more
+    came = [token for one in choices for token in (one["logprobs"] or {"content": []})["content"]]
+    expected = whole["logprobs"]["content"]
+    assert [one["token"] for one in came] == [one["token"] for one in expected]
+    likely = [one["logprob"] for one in expected]
+    assert [one["logprob"] for one in came] == pytest.approx(likely, abs=1e-4)
+    assert choices[-1]["logprobs"] is None
+
+
 def test_log_probabilities_are_those_of_the_answer(service: Running) -> None:
     found = service.chat(audio(OWL), text(QUESTION), logprobs=True, top_logprobs=3).json()
     content = found["choices"][0]["logprobs"]["content"]
