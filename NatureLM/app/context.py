@@ -42,6 +42,7 @@ _IDLE_ENOUGH = 120.0  # seconds after which a visitor may have to go where room 
 _MOST_SENT_AWAY = 10_000
 _SHOWN = (".png", ".wav")
 _PREFIX, _LOCK = "naturelm-app-", ".lock"
+_ABANDONED_SECONDS = 3600.0  # for which a folder that nobody has locked is left alone
 _IDLE = "What this page had was removed, as nothing was done on it for too long. Load it again."
 _MADE_ROOM = "What this page had was removed, because others needed the room. Load it again."
 logger = logging.getLogger(__name__)
@@ -533,7 +534,13 @@ def _remove_dead(folder: Path) -> None:
 
     user = getattr(os, "getuid", lambda: 0)()
     with suppress(OSError, Timeout):
-        found, locked = folder.lstat(), (folder / _LOCK).lstat()
+        found = folder.lstat()
+        if S_ISDIR(found.st_mode) and not {_LOCK, f"{_LOCK}.new"} & {*os.listdir(folder)}:
+            # What came while its app removed it has no lock; a new one gets its own at once.
+            if found.st_uid == user and time.time() - found.st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+        locked = (folder / _LOCK).lstat()
         is_own = found.st_uid == locked.st_uid == user
         if not (is_own and S_ISDIR(found.st_mode) and S_ISREG(locked.st_mode)):
             return

@@ -18,12 +18,13 @@ from contextlib import (
 )
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio import processing_utils
 from gradio.themes.utils.colors import Color
+from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import NatureLM
@@ -262,12 +263,7 @@ def launch(page: Page, context: AppContext) -> str:
     """Start the server in the background; the page's address. The model starts to load."""
     settings = context.settings
     check_port(settings.host, settings.port)
-    _close_the_way_out()
-    _allow_open_files()
-    context.runs_dir.mkdir(parents=True, exist_ok=True)
-    # Asked for by address alone: see `uploads`.
-    readable = [context.folder / "visitors", context.runs_dir]
-    limits = settings.limits
+    _prepare(page, context)
     guards: list[Guard] = []
 
     @asynccontextmanager
@@ -278,42 +274,20 @@ def launch(page: Page, context: AppContext) -> str:
         guards.append(app.middleware_stack)
         yield
 
-    page.queue(
-        max_size=limits.waiting_questions,
-        default_concurrency_limit=limits.answers_at_once,
-        api_open=False,  # else whoever asks directly passes those who wait
-    )
-    page.keep_answering()
-    keep_loopback_direct(settings.host)
+    told = _told_to_gradio(context)
+    told["app_kwargs"]["lifespan"] = guarded
     with _ways_out(settings):
         app, address, shared = page.launch(
-            server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
-            server_port=settings.port,
             share=settings.share,
             prevent_thread_lock=True,
             quiet=True,
-            show_error=False,
             inbrowser=False,
-            allowed_paths=[str(path) for path in readable],
-            max_file_size=limits.upload_bytes,
-            enable_monitoring=False,
-            ssr_mode=False,
-            footer_links=[],
-            app_kwargs={
-                "lifespan": guarded,
-                "middleware": [(FilesByAddress, (context.visitors,), {})],
-            },
-            mcp_server=False,
             num_workers=0,
-            root_path="",
-            state_session_capacity=limits.sessions,
+            state_session_capacity=settings.limits.sessions,
             # Gradio would ask itself for the page and give up after three seconds, which a busy
             # computer needs.
             _frontend=False,
-            favicon_path=str(files("NatureLM.app") / "static" / "icon.svg"),
-            theme=theme(),
-            css=css(),
-            head=f"<script>{static('app.js')}</script>",
+            **told,
         )
     if app.middleware_stack not in guards:
         raise NatureLMError(
@@ -326,6 +300,64 @@ def launch(page: Page, context: AppContext) -> str:
         guards[0].also_called(urlsplit(shared).hostname or "")
     context.start_loading()
     return str(shared or address)
+
+
+def mounted(page: Page, context: AppContext) -> tuple[Guard, Callable[[], Any]]:
+    """The page behind its guard, as an application at the root of somebody else's server.
+
+    Within the other, a context manager, the page answers; the model starts to load with it.
+    """
+    _prepare(page, context)
+    page.state_session_capacity = context.settings.limits.sessions
+    outer = Starlette(routes=[Mount(MOUNTED, context.reviews.app())])
+    gr.mount_gradio_app(cast(Any, outer), page, path="/", **_told_to_gradio(context))
+
+    @asynccontextmanager
+    async def alive() -> AsyncIterator[None]:
+        context.start_loading()
+        async with outer.router.lifespan_context(outer):
+            yield
+
+    return Guard(outer, guard_rules(context.settings)), alive
+
+
+def _prepare(page: Page, context: AppContext) -> None:
+    """What a page needs before it is served."""
+    limits = context.settings.limits
+    _close_the_way_out()
+    _allow_open_files()
+    context.runs_dir.mkdir(parents=True, exist_ok=True)
+    page.queue(
+        max_size=limits.waiting_questions,
+        default_concurrency_limit=limits.answers_at_once,
+        api_open=False,  # else whoever asks directly passes those who wait
+    )
+    page.keep_answering()
+    keep_loopback_direct(context.settings.host)
+
+
+def _told_to_gradio(context: AppContext) -> dict[str, Any]:
+    """What Gradio is told, whoever serves it."""
+    settings = context.settings
+    # Asked for by address alone: see `uploads`.
+    readable = [context.folder / "visitors", context.runs_dir]
+    return {
+        "server_name": f"[{settings.host}]" if ":" in settings.host else settings.host,
+        "server_port": settings.port,
+        "show_error": False,
+        "allowed_paths": [str(path) for path in readable],
+        "max_file_size": settings.limits.upload_bytes,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "footer_links": [],
+        "app_kwargs": {"middleware": [(FilesByAddress, (context.visitors,), {})]},
+        "mcp_server": False,
+        "root_path": "",
+        "favicon_path": str(files("NatureLM.app") / "static" / "icon.svg"),
+        "theme": theme(),
+        "css": css(),
+        "head": f"<script>{static('app.js')}</script>",
+    }
 
 
 def _close_the_way_out() -> None:

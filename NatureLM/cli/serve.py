@@ -33,9 +33,8 @@ def serve(
     ),
     port: int = of.option(8000, "Port to listen at.", _SERVICE, min=1, max=65535),
     app: bool = of.option(
-        False, "Open the web page of inference-app, too, in front of the same model.", _SERVICE
+        False, "Have the web page of inference-app at the same address, for people.", _SERVICE
     ),
-    app_port: int = of.option(5001, "Port of that page.", _SERVICE, min=1, max=65535),
     log_prompts: bool = of.option(
         False, "Write prompts and answers to the log, which else has sizes and times.", _SERVICE
     ),
@@ -102,7 +101,7 @@ def serve(
         allow_url_hosts=tuple(allow_url_host or ()),
         server_names=tuple(allow_host or ()),
         log_prompts=log_prompts,
-        app_port=app_port if app else None,
+        with_page=app,
         revision=revision,
         weights_hash=weights_hash,
         limits=Limits().with_values(limit or ()),

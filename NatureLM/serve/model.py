@@ -351,9 +351,10 @@ class ServedModel:
                         yield number, Piece(piece, tuple(tokens))
                     continue
                 answer = _result(found)
-                rest, tokens = (answer.text or "")[told[number] :], answer.log_probabilities
-                if rest or tokens[said[number] :]:
-                    yield number, Piece(rest, tokens[said[number] :])
+                rest = (answer.text or "")[told[number] :]
+                last = answer.log_probabilities[said[number] :]
+                if rest or last:
+                    yield number, Piece(rest, last)
                 left -= 1
                 yield number, answer
         finally:

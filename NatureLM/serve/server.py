@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -27,7 +35,8 @@ from NatureLM.serve.metrics import Metrics
 from NatureLM.serve.model import ServedModel
 from NatureLM.serve.settings import RequestError, ServeSettings
 from NatureLM.util import format_bytes
-from NatureLM.web.guard import Guard, Route, Rules, bound_connections, check_port
+from NatureLM.web.body import Message, Receive
+from NatureLM.web.guard import App, Guard, Route, Rules, Send, bound_connections, check_port
 
 logger = logging.getLogger(__name__)
 _API_HEADERS = {
@@ -44,8 +53,41 @@ _SMALL = 64 * 1024
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def create_app(settings: ServeSettings, served: ServedModel | None = None) -> Any:
-    """The application behind its guard. The model loads when the application is started."""
+@dataclass
+class Page:
+    """The web page, behind a guard of its own.
+
+    alive: a context manager, within which it answers
+    has_ended: set when the server stops
+    """
+
+    app: App
+    alive: Callable[[], AbstractAsyncContextManager[None]]
+    has_ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer; visitors have left once the server stops."""
+
+        async def until_the_end() -> Message:
+            coming = asyncio.ensure_future(receive())
+            ending = asyncio.ensure_future(self.has_ended.wait())
+            try:
+                await asyncio.wait({coming, ending}, return_when=asyncio.FIRST_COMPLETED)
+                return coming.result() if coming.done() else {"type": "http.disconnect"}
+            finally:
+                coming.cancel()
+                ending.cancel()
+
+        await self.app(scope, until_the_end, send)
+
+
+def create_app(
+    settings: ServeSettings, served: ServedModel | None = None, page: Page | None = None
+) -> Any:
+    """The application behind its guard. The model loads when the application is started.
+
+    page: has all addresses that are not the service's
+    """
     model = served or ServedModel(settings)
     metrics = Metrics(model)
 
@@ -53,7 +95,8 @@ def create_app(settings: ServeSettings, served: ServedModel | None = None) -> An
     async def life(_: FastAPI) -> AsyncIterator[None]:
         model.start()
         try:
-            yield
+            async with page.alive() if page is not None else nullcontext():
+                yield
         finally:
             model.close()
 
@@ -104,7 +147,22 @@ def create_app(settings: ServeSettings, served: ServedModel | None = None) -> An
             raise HTTPException(404)
         return Response(_static(name), media_type=kinds[name])
 
-    return Guard(_Logged(app, metrics), rules(settings))
+    own = rules(settings)
+    guard = Guard(_Logged(app, metrics), own)
+    return guard if page is None else _beside(page, guard, own)
+
+
+def _beside(page: Page, service: Guard, own: Rules) -> App:
+    """The service at its addresses, the page at the root and at all others."""
+    paths = re.compile("|".join(f"(?:{route.path})" for route in own.routes))
+
+    async def either(scope: Any, receive: Receive, send: Send) -> None:
+        is_own = scope["type"] == "lifespan" or (
+            scope["path"] != "/" and paths.fullmatch(scope["path"])
+        )
+        await (service if is_own else page)(scope, receive, send)
+
+    return either
 
 
 def rules(settings: ServeSettings) -> Rules:
@@ -237,11 +295,11 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
         server.should_exit = True
 
     model = ServedModel(settings, end)
-    server = make_server(settings, model)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(f"The service is at http://{host}:{settings.port} (stop it with Ctrl-C).")
-    say(f"The model {model.name} is loading; /health says when it is ready.")
-    with _page(settings, model, say), _log_shown():
+    with _page(settings, model, say) as page, _log_shown():
+        server = make_server(settings, model, page)
+        say(f"The model {model.name} is loading; /health says when it is ready.")
         server.run()
     if reasons:
         raise NatureLMError(reasons[0])
@@ -266,16 +324,16 @@ def _log_shown() -> Iterator[None]:
 @contextmanager
 def _page(
     settings: ServeSettings, model: ServedModel, say: Callable[[str], None]
-) -> Iterator[None]:
-    """Within the block the web page is open, if it is wanted; it asks the model of the service."""
-    if settings.app_port is None:
-        yield
+) -> Iterator[Page | None]:
+    """Within the block there is the web page, if it is wanted; it asks the model of the service."""
+    if not settings.with_page:
+        yield None
         return
     from NatureLM.app.settings import AppSettings, folder_of_samples, need_gradio
 
     need_gradio()
     from NatureLM.app.context import AppContext
-    from NatureLM.app.page import build, launch, who_can_open_it
+    from NatureLM.app.page import build, mounted, who_can_open_it
 
     token = next(iter(settings.api_keys.values()), None)
     of_page = AppSettings(
@@ -283,30 +341,37 @@ def _page(
         config=settings.config,
         alpha=settings.alpha,
         host=settings.host,
-        port=settings.app_port,
+        port=settings.port,
         hosts=settings.server_names,
         token=token,
         assets_dir=folder_of_samples(None),
     )
+    os.umask(0o077)  # what visitors give is for nobody else on this computer
     context = AppContext(of_page, load=model.wait)
     page = build(context)
     try:
-        address = launch(page, context)
-        say(f"The page is at {address}{'?token=<an API key>' if token else ''}.")
-        for line in who_can_open_it(of_page, "?token=<an API key>" if token else ""):
+        key = "?token=<an API key>" if token else ""
+        say(f"The page for people is at the same address{', as ' + key if key else ''}.")
+        for line in who_can_open_it(of_page, key):
             say(line)
-        yield
+        yield Page(*mounted(page, context))
     finally:
         page.close(verbose=False)
         context.close()
 
 
-def make_server(settings: ServeSettings, model: ServedModel) -> Any:
+def make_server(settings: ServeSettings, model: ServedModel, page: Page | None = None) -> Any:
     """A `uvicorn.Server`, whose `run` serves until its `should_exit` is set or a signal comes."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            if page is not None:  # what its visitors listen to has no end
+                page.has_ended.set()
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
-        create_app(settings, model),
+        create_app(settings, model, page),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -319,4 +384,4 @@ def make_server(settings: ServeSettings, model: ServedModel) -> Any:
     )
     config.load()
     bound_connections(config)
-    return uvicorn.Server(config)
+    return Server(config)

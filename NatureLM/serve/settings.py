@@ -116,7 +116,7 @@ class ServeSettings:
     allow_url_hosts: hosts from which recordings may be named by address
     server_names: names under which the service is reached, besides the address it listens at
     log_prompts: write prompts and answers to the log
-    app_port: where the web page listens that asks the same model; None for no page
+    with_page: whether the web page that asks the same model is at the root of the address
     """
 
     model: str | None = None
@@ -133,7 +133,7 @@ class ServeSettings:
     allow_url_hosts: tuple[str, ...] = ()
     server_names: tuple[str, ...] = ()
     log_prompts: bool = False
-    app_port: int | None = None
+    with_page: bool = False
     revision: str | None = None
     weights_hash: str | None = None
     limits: Limits = field(default_factory=Limits)

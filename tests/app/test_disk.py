@@ -526,7 +526,11 @@ def test_folders_of_killed_apps_are_swept_and_no_others(
         elsewhere.mkdir()
         (elsewhere / ".lock").touch()
         (tmp_path / "naturelm-app-link").symlink_to(elsewhere)
-        (tmp_path / "naturelm-app-old").mkdir()
+        (tmp_path / "naturelm-app-new").mkdir()
+        old = tmp_path / "naturelm-app-old"  # what came while its app removed it
+        (old / "uploads").mkdir(parents=True)
+        (old / "uploads" / "late.wav").write_bytes(b"sound")
+        os.utime(old, (0, 0))
         strange = tmp_path / "naturelm-app-strange"
         strange.mkdir()
         (strange / ".lock").symlink_to(elsewhere / ".lock")
@@ -535,7 +539,7 @@ def test_folders_of_killed_apps_are_swept_and_no_others(
         assert not folders[0].exists()
         assert folders[1].exists(), "its app lives"
         assert {path.name for path in tmp_path.glob("naturelm-app-*")} == {
-            *("naturelm-app-link", "naturelm-app-old", "naturelm-app-strange"),
+            *("naturelm-app-link", "naturelm-app-new", "naturelm-app-strange"),
             *(folders[1].name, context.folder.name),
         }
         assert (elsewhere / ".lock").exists()
