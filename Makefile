@@ -85,7 +85,7 @@ test-slow: $(TOOLS)  ## The tests that take minutes, and properties with many ex
 test-gpu: $(TOOLS)  ## The tests that need CUDA
 	$(PYTEST) -m gpu
 
-# On a machine without a network, that has torch, transformers, peft, pytest and a card: fill the
+# On a machine without a network, that has torch, transformers, pytest and a card: fill the
 # folder beforehand with `make gpu-wheels`, copy the tree there, and run `make gpu-check` in it.
 gpu-check:  ## Tests and figures of a card, in minutes, with the python3 that is there (ARGS=--smoke)
 	@if [ -d .gpu-wheels ]; then $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile \

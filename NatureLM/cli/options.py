@@ -11,6 +11,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import wraps
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import typer
 
+from NatureLM.cli.deferred import deferred
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
 from NatureLM.storage import AnyPath, as_path
@@ -364,19 +366,22 @@ def model_name(given: str | None, config: Config) -> str:
 _MODEL_CODE = "NatureLM.models.modeling"
 
 
-def import_model() -> None:
-    """Import the model's code, with torch, transformers and peft, unless that was done.
+def import_model(*, for_training: bool = False) -> None:
+    """Import the model's code, with torch and transformers, unless that was done.
 
     It makes a million objects that stay to the end. Looking for garbage among them, while they are
     made and ever after, takes a third of the time to a first answer; so they are kept out of it.
     Not for somebody else's process: what is garbage at that moment stays, too.
+
+    for_training: with what only training uses of transformers and torch
     """
     if _MODEL_CODE in sys.modules:
         return
     was_on = gc.isenabled()
     gc.disable()
     try:
-        import_module(_MODEL_CODE)
+        with nullcontext() if for_training else deferred():
+            import_module(_MODEL_CODE)
     finally:
         gc.freeze()
         if was_on:

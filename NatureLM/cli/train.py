@@ -38,7 +38,7 @@ def train(
         return
     if config.run is not None and os.environ.get("RANK", "0") == "0":  # one of all processes
         check_place(Path(config.run.output_dir), "run.output_dir", folder=True)
-    of.import_model()
+    of.import_model(for_training=True)
     from transformers.utils.logging import disable_progress_bar
 
     from NatureLM.training.train import train as run_training

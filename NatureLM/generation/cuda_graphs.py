@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.prefill import PreallocatedCache, forward
-from NatureLM.merging.lora import AlphaScaling, active_scaling
+from NatureLM.merging.lora import LoraLinear, active_scaling
 from NatureLM.util import free_unused_memory, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -340,10 +339,10 @@ class GraphSignature:
             for name, parameter in module._parameters.items()
             if parameter is not None
         ]
-        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
         self._profile = active_scaling()[1]
         self._facts = self._read()
-        self.reads_alpha = any(not layer.disable_adapters for layer in self._layers)
+        self.reads_alpha = any(not layer.is_folded for layer in self._layers)
         """Whether adapters act at runtime. Those of a folded model do not, and α is checked there
         in a way that cannot be captured for a tensor."""
 
@@ -357,17 +356,10 @@ class GraphSignature:
             self._model.training,
             [0 if one is None else one.data_ptr() for one in parameters],
             [
-                (layer.disable_adapters, layer.merged, *layer.active_adapters, *_scales(layer))
+                (layer.is_folded, *((name, layer.scaling.stored(name)) for name in layer.scaling))
                 for layer in self._layers
             ],
         )
-
-
-def _scales(layer: LoraLayer) -> list[tuple[str, float]]:
-    scales = layer.scaling
-    if isinstance(scales, AlphaScaling):
-        return [(name, scales.stored(name)) for name in scales]
-    return list(scales.items())
 
 
 class GraphCapture:

@@ -1,9 +1,10 @@
-"""LoRA in a model in memory: how strongly it acts, adapters put in and taken out, folded weights.
+"""LoRA in a model in memory: its layers, how strongly they act, adapters put in and taken out.
 
 Merging interpolates between the base language model (α = 0) and the fine-tuned one (α = 1) by
-scaling the low-rank update (Model Merging, arXiv 2511.05171): `W + α · scale · B A`. PEFT keeps
-`scale` per layer and adapter; here that stored number is multiplied and never recomputed, so rsLoRA
-and adapters with a scale of their own stay right.
+scaling the low-rank update (Model Merging, arXiv 2511.05171): `W + α · scale · B A`. `scale` is
+stored per layer and adapter; that number is multiplied and never recomputed, so rsLoRA and adapters
+with a scale of their own stay right. Modules and tensors are named as PEFT names them, because
+published checkpoints are.
 
 α is data of a call and its rows, never state of the process. The active α lives in a context
 variable: it ends with its `with` block, also after an exception, and other threads do not see it.
@@ -15,27 +16,23 @@ Shapes: O outputs and I inputs of a layer, K rank.
 from __future__ import annotations
 
 import math
-import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
 
 Alpha = float | Sequence[float] | Tensor
 PEFT_PREFIX = "base_model.model."
-"""Stands before a module's name when PEFT has wrapped the model."""
+"""Stands before a module's name in files of PEFT, and in an `AdaptedModel`."""
 
 OWN_ADAPTER = "default"
-"""What PEFT calls the model's own adapter; others act only where `AdapterScales` name them."""
+"""What PEFT calls the one adapter of a model; others act only where `AdapterScales` name them."""
 
 AdapterScales = Mapping[tuple[str, str], float]
 """By (layer, adapter) the factor of the adapter's stored scale there, for a model whose adapters
@@ -48,22 +45,16 @@ _active_scales: ContextVar[AdapterScales | None] = ContextVar("naturelm_scales",
 
 
 class AlphaScaling(dict[str, float]):
-    """PEFT's scale per adapter; reading an entry gives it times the active α and factor.
+    """The scale of each adapter of a layer; reading one gives it times the active α and factor.
 
     `layer` is the layer's name in the language model (`model.layers.0.self_attn.q_proj`).
     """
 
-    def __init__(self, scales: Mapping[str, float], layer: str = "") -> None:
-        super().__init__(scales)
+    def __init__(self, layer: str) -> None:
+        super().__init__()
         self.layer = layer
-        self.folded = False
 
     def __getitem__(self, adapter: str) -> float | Tensor:  # type: ignore[override]
-        if self.folded:
-            raise UsageError(
-                f"the adapter at {self.layer} is folded into the weights, and switching it on "
-                "again would count it twice; unfold the model first"
-            )
         alpha, scales = active_scaling()
         if scales is None:
             factor = 1.0 if adapter == OWN_ADAPTER else 0.0
@@ -74,13 +65,6 @@ class AlphaScaling(dict[str, float]):
     def stored(self, adapter: str) -> float:
         """The adapter's own scale, whatever α is active."""
         return super().__getitem__(adapter)
-
-
-def install(model: nn.Module) -> None:
-    """Make every LoRA layer of a model read its scale through the active α and scales."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and not isinstance(module.scaling, AlphaScaling):
-            module.scaling = AlphaScaling(module.scaling, name.removeprefix(PEFT_PREFIX))
 
 
 @contextmanager
@@ -181,6 +165,83 @@ class Fold:
         return f"{self.name}, alpha {self.alpha:g}" if self.name else f"at alpha {self.alpha:g}"
 
 
+# -- layers ---------------------------------------------------------------------------------
+
+
+class LoraLinear(nn.Module):
+    """A linear layer with the updates of adapters beside it.
+
+    name: the layer's name in the language model
+    """
+
+    def __init__(self, base_layer: nn.Linear, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_dropout, self.lora_A, self.lora_B = (nn.ModuleDict() for _ in range(3))
+        self.scaling = AlphaScaling(name)
+        self.is_folded = False
+        """Whether the updates are in the weights of `base_layer`, and take no part here."""
+
+    def add_adapter(self, name: str, rank: int, scale: float, dropout: float = 0.0) -> None:
+        """An update that is zero, and learns from random directions; precision is the layer's."""
+        linear, like = self.base_layer, _floating(self.base_layer)
+        lora_A = nn.Linear(linear.in_features, rank, bias=False)
+        lora_B = nn.Linear(rank, linear.out_features, bias=False)
+        nn.init.kaiming_uniform_(lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(lora_B.weight)
+        self.lora_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.lora_A[name], self.lora_B[name] = lora_A.to(like), lora_B.to(like)
+        self.scaling[name] = scale
+
+    def remove_adapter(self, name: str) -> None:
+        for parts in (self.lora_dropout, self.lora_A, self.lora_B, self.scaling):
+            del parts[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., O) of inputs (..., I)."""
+        out: Tensor = self.base_layer(x)
+        if self.is_folded:
+            return out
+        dtype = out.dtype
+        for name in sorted(self.lora_A):
+            lora_A = cast(nn.Linear, self.lora_A[name])
+            x = x.to(lora_A.weight.dtype)
+            update: Tensor = self.lora_B[name](lora_A(self.lora_dropout[name](x)))
+            out = out + update * self.scaling[name]
+        return out.to(dtype)
+
+
+class AdaptedModel(nn.Module):
+    """A language model with LoRA layers in it; its tensors have the names that PEFT gives them."""
+
+    def __init__(self, language_model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = nn.ModuleDict({"model": language_model})
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model["model"]
+
+
+def add_adapter(
+    language_model: nn.Module,
+    name: str,
+    layers: Mapping[str, tuple[int, float]],
+    dropout: float = 0.0,
+) -> None:
+    """Put an adapter that changes nothing yet into linear layers: {layer: (rank, scale)}."""
+    for target, (rank, scale) in layers.items():
+        layer = language_model.get_submodule(target)
+        if not isinstance(layer, LoraLinear):
+            layer = LoraLinear(linear_of(language_model, target), target)
+            _replace(language_model, target, layer)
+        layer.add_adapter(name, rank, scale, dropout)
+
+
+def _replace(language_model: nn.Module, target: str, module: nn.Module) -> None:
+    parent, _, attribute = target.rpartition(".")
+    setattr(language_model.get_submodule(parent), attribute, module)
+
+
 # -- updates and the layers that they change ------------------------------------------------
 
 
@@ -222,12 +283,12 @@ def concatenate(parts: Sequence[tuple[float, LoraDelta]]) -> LoraDelta:
     )
 
 
-def lora_layers(language_model: nn.Module, adapter: str | None = None) -> dict[str, LoraLayer]:
-    """The layers that PEFT has wrapped, by name; with `adapter` only those it changes."""
+def lora_layers(language_model: nn.Module, adapter: str | None = None) -> dict[str, LoraLinear]:
+    """The layers that have adapters, by name; with `adapter` only those it changes."""
     return {
         name: module
         for name, module in language_model.named_modules()
-        if isinstance(module, LoraLayer) and (adapter is None or adapter in module.lora_A)
+        if isinstance(module, LoraLinear) and (adapter is None or adapter in module.lora_A)
     }
 
 
@@ -237,28 +298,28 @@ def lora_deltas(language_model: nn.Module, adapter: str = OWN_ADAPTER) -> Adapte
         name: LoraDelta(
             cast(Tensor, layer.lora_A[adapter].weight).detach(),
             cast(Tensor, layer.lora_B[adapter].weight).detach(),
-            cast(AlphaScaling, layer.scaling).stored(adapter),
+            layer.scaling.stored(adapter),
         )
         for name, layer in lora_layers(language_model, adapter).items()
     }
 
 
 def linear_shapes(language_model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer by name, whether PEFT has wrapped it or not."""
+    """(outputs, inputs) of every linear layer by name, whether adapters change it or not."""
     wrapped = lora_layers(language_model)
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in language_model.named_modules():
         inside = any(part in ("base_layer", "lora_A", "lora_B") for part in name.split("."))
-        linear = wrapped[name].get_base_layer() if name in wrapped else module
+        linear = wrapped[name].base_layer if name in wrapped else module
         if isinstance(linear, nn.Linear) and not inside:
             shapes[name] = (linear.out_features, linear.in_features)
     return shapes
 
 
 def linear_of(language_model: nn.Module, target: str) -> nn.Linear:
-    """The linear layer itself, below what PEFT put around it."""
+    """The linear layer itself, without the adapters that change it."""
     module = language_model.get_submodule(target)
-    linear = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    linear = module.base_layer if isinstance(module, LoraLinear) else module
     if not isinstance(linear, nn.Linear):
         raise UsageError(f"{target} is a {type(linear).__name__}; only linear layers are merged")
     return linear
@@ -273,88 +334,29 @@ def _floating(linear: nn.Linear) -> Tensor:
 # -- adapters in a model --------------------------------------------------------------------
 
 
-def lora_config(
-    ranks: Mapping[str, int],
-    alphas: Mapping[str, float],
-    linears: Collection[str],
-    **settings: Any,
-) -> LoraConfig:
-    """PEFT's configuration of an adapter with these ranks and alphas (by target).
-
-    The most frequent rank and alpha stand for all; others become patterns. Targets go by their last
-    parts where these mean no other of the linear layers.
-    """
-    ((rank, _),) = Counter(ranks.values()).most_common(1)
-    ((alpha, _),) = Counter(alphas.values()).most_common(1)
-    short = {target.rpartition(".")[2] for target in ranks}
-    meant = {name for name in linears if name.rpartition(".")[2] in short}
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=rank,
-        lora_alpha=_integer_if_whole(alpha),
-        target_modules=sorted(short if meant == set(ranks) else ranks),
-        rank_pattern={target: one for target, one in ranks.items() if one != rank},
-        alpha_pattern={t: _integer_if_whole(one) for t, one in alphas.items() if one != alpha},
-        **settings,
-    )
-
-
-def _integer_if_whole(alpha: float) -> Any:
-    return int(alpha) if alpha == int(alpha) else alpha
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """PEFT asks transformers for an attribute by a deprecated name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def attach(peft_model: nn.Module, name: str, deltas: AdapterDeltas) -> None:
-    """Put another adapter into a model. It acts only under `AdapterScales` that name it."""
-    if not isinstance(peft_model, PeftModel):
+def attach(model: nn.Module, name: str, deltas: AdapterDeltas) -> None:
+    """Put another adapter into a model. It acts only under `AdapterScales` that name it, and what
+    of the model learns, or does not, stays so."""
+    if not isinstance(model, AdaptedModel):
         raise UsageError(
             "this model has no adapter of its own beside which another could act; load it with "
             "from_pretrained(..., adapter=FOLDER)"
         )
-    language_model = peft_model.get_base_model()
-    config = lora_config(
-        {target: update.rank for target, update in deltas.items()},
-        {target: update.scale * update.rank for target, update in deltas.items()},
-        linear_shapes(language_model),
+    language_model = model.get_base_model()
+    add_adapter(
+        language_model, name, {target: (one.rank, one.scale) for target, one in deltas.items()}
     )
-    with _changed_adapters(peft_model), torch.no_grad():
-        with quiet_peft():
-            peft_model.add_adapter(name, config)
+    with torch.no_grad():
         for target, layer in lora_layers(language_model, name).items():
-            update, like = deltas[target], _floating(linear_of(language_model, target))
+            update = deltas[target]
             for matrices, values in ((layer.lora_A, update.a_KI), (layer.lora_B, update.b_OK)):
-                matrices[name].to(like)
-                cast(Tensor, matrices[name].weight).copy_(values)
-            layer.scaling[name] = update.scale
-            layer.lora_dropout[name].eval()
-        install(peft_model)
+                cast(Tensor, matrices[name].weight).requires_grad_(False).copy_(values)
 
 
-def detach(peft_model: PeftModel, name: str) -> None:
+def detach(model: AdaptedModel, name: str) -> None:
     """Take an attached adapter out again; layers that it alone changed become plain ones."""
-    language_model = peft_model.get_base_model()
-    with _changed_adapters(peft_model):
-        peft_model.delete_adapter(name)
-        for target, layer in lora_layers(language_model).items():
-            if not layer.lora_A:
-                parent, _, attribute = target.rpartition(".")
-                setattr(language_model.get_submodule(parent), attribute, layer.get_base_layer())
-
-
-@contextmanager
-def _changed_adapters(model: PeftModel) -> Iterator[None]:
-    """Afterwards every adapter of every layer takes part (the scales say how strongly), and the
-    parameters learn, or not, as before; new ones do not."""
-    before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
-    yield
-    for layer in lora_layers(model).values():
-        layer.set_adapter(sorted(layer.lora_A))
-    for parameter in model.parameters():
-        parameter.requires_grad_(before.get(id(parameter), False))
+    language_model = model.get_base_model()
+    for target, layer in lora_layers(language_model, name).items():
+        layer.remove_adapter(name)
+        if not layer.lora_A:
+            _replace(language_model, target, layer.base_layer)

@@ -18,14 +18,12 @@ from functools import cached_property, reduce
 from typing import cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import (
     AdapterDeltas,
     AdapterScales,
-    AlphaScaling,
     Fold,
     LoraDelta,
     active_scaling,
@@ -281,8 +279,8 @@ def fold(
             if originals_on is not None:
                 original.data = original.data.to(originals_on)
         for layer in lora_layers(language_model).values():
-            undoing.callback(_switch, layer, folded=False, disabled=layer.disable_adapters)
-            _switch(layer, folded=True, disabled=True)
+            undoing.callback(setattr, layer, "is_folded", False)
+            layer.is_folded = True
         state = Fold(alpha, name, originals, undoing.pop_all())
     hook = language_model.register_forward_pre_hook(lambda *_: state.check(*active_scaling()))
     state.undoing.callback(hook.remove)
@@ -294,8 +292,3 @@ def _restore(linear: nn.Linear, original: nn.Parameter) -> None:
     if now.device != original.device or now.dtype != original.dtype:
         original.data = original.data.to(now.device, now.dtype)  # the model was moved
     linear.weight = original
-
-
-def _switch(layer: LoraLayer, *, folded: bool, disabled: bool) -> None:
-    layer._disable_adapters = disabled
-    cast(AlphaScaling, layer.scaling).folded = folded

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import (
     OWN_ADAPTER,
+    AdaptedModel,
     AdapterDeltas,
     AdapterScales,
     Fold,
@@ -123,7 +123,7 @@ class AdapterMixin:
             if name not in self.attached:
                 known = ", ".join(self.attached) or "none"
                 raise UsageError(f"no adapter {name!r} is attached (attached: {known})")
-            detach(cast(PeftModel, self.llama_model), name)
+            detach(cast(AdaptedModel, self.llama_model), name)
             self.attached = {one: path for one, path in self.attached.items() if one != name}
 
     @property

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -29,18 +28,20 @@ from NatureLM.generation.prefill import (
 )
 from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.lora import (
+    OWN_ADAPTER,
+    AdaptedModel,
     Alpha,
     active_alpha,
     active_scaling,
+    add_adapter,
     alpha_per_row,
     as_row_scale,
-    install,
-    quiet_peft,
+    linear_shapes,
 )
 from NatureLM.models.adapters import AdapterMixin
 from NatureLM.models.audio_side import AudioSide
 from NatureLM.models.checkpoint.load import load_model, open_checkpoint, reading
-from NatureLM.models.checkpoint.peft_io import adapter_settings
+from NatureLM.models.checkpoint.peft_io import layers_to_adapt
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
@@ -79,19 +80,12 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         self.build_audio_side(config, width)
         self.llama_model = language_model
         if config.lora:
-            adapter = LoraConfig(
-                task_type=TaskType.CAUSAL_LM,
-                target_modules=list(config.lora_target_modules or ()),
-                **adapter_settings(config.to_dict()),
-            )
-            with quiet_peft():
-                self.llama_model = get_peft_model(
-                    language_model, adapter, autocast_adapter_dtype=False
-                )
+            layers = layers_to_adapt(config, linear_shapes(language_model))
+            add_adapter(language_model, OWN_ADAPTER, layers, config.lora_dropout)
+            self.llama_model = AdaptedModel(language_model)
         if config.quantized is not None:
             quantize_layers(self.language_model, cast(Quantization, config.quantized))
         self.llama_embed_tokens = cast(nn.Embedding, self.language_model.get_input_embeddings())
-        install(self.llama_model)
         self.set_trainable()
 
     # -- parts ------------------------------------------------------------------------------
@@ -100,7 +94,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
     def language_model(self) -> PreTrainedModel:
         """The causal language model itself, with the LoRA layers inside."""
         model = self.llama_model
-        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner = model.get_base_model() if isinstance(model, AdaptedModel) else model
         return cast(PreTrainedModel, inner)
 
     @property

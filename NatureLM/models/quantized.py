@@ -21,13 +21,12 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from NatureLM.config.schema import QUANTIZATIONS, Quantization
 from NatureLM.errors import UsageError
-from NatureLM.merging.lora import linear_of, linear_shapes
+from NatureLM.merging.lora import LoraLinear, linear_of, linear_shapes
 
 GROUP = 64  # inputs that share a scale and a middle
 BLOCK = 64  # outputs that lie together in a file of 4 bits
@@ -414,8 +413,8 @@ def quantize_layers(language_model: nn.Module, kind: Quantization) -> None:
 
 def _replace(language_model: nn.Module, name: str, linear: nn.Linear) -> None:
     module = language_model.get_submodule(name)
-    if isinstance(module, LoraLayer):
-        cast(Any, module).base_layer = linear
+    if isinstance(module, LoraLinear):
+        module.base_layer = linear
         return
     parent, _, attribute = name.rpartition(".")
     setattr(language_model.get_submodule(parent), attribute, linear)

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-LARGE = ["accelerate", "peft", "soundfile", "transformers.models.llama.modeling_llama"]
+LARGE = ["accelerate", "soundfile", "transformers.models.llama.modeling_llama"]
 LARGE += ["transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"]
 
 

@@ -15,13 +15,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 from merging.helpers import answer_ids, last_logits, peft_folder
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 from NatureLM.cli import main
 from NatureLM.errors import UsageError
+from NatureLM.merging.lora import lora_layers
 from NatureLM.merging.recipe import Recipe, RecipeAdapter, load_recipe
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.export import export_merged
@@ -70,7 +70,7 @@ def test_the_merged_folder_gives_the_folded_answers(
     out = tmp_path / "parents" / "are" / "made"
     merge(out, "--model", source, "--alpha", 0.4)
     merged = NatureLM.from_pretrained(out)
-    assert not any(isinstance(module, LoraLayer) for module in merged.modules())
+    assert not lora_layers(merged.language_model)
     assert not any("lora" in name for name in index_folder(out))
     assert merged.config.lora is False
     config = (out / "config.json").read_text()

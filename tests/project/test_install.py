@@ -231,7 +231,7 @@ FAULTS = {
     "av": ("17.0.0", ""),
     "python-multipart": ("0.0.26", "CVE-2026-42561"),
 }
-INTERNALS = ("torch", "transformers", "peft", "gradio", "huggingface_hub")
+INTERNALS = ("torch", "transformers", "gradio", "huggingface_hub")
 """Libraries of which more is used than they promise to keep."""
 
 

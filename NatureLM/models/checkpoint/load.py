@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from NatureLM.models.modeling import NatureLM
 
 logger = logging.getLogger(__name__)
-_building = threading.Lock()  # torch's meta device context is per thread, peft's build is not
+_building = threading.Lock()  # transformers sets the precision of all threads while it builds
 _SHOWN = 12
 _LEAST_MODULES = 5  # of a layer: any has two norms, an attention and two linear layers
 _TOKENIZER_FILES = (".json", ".jinja", ".model", ".txt")

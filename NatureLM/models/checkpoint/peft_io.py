@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 
 import torch
 
-from NatureLM.merging.lora import PEFT_PREFIX, AdapterDeltas, LoraDelta, lora_config
+from NatureLM.errors import UsageError
+from NatureLM.merging.lora import PEFT_PREFIX, AdapterDeltas, LoraDelta
 from NatureLM.models.checkpoint.tensors import StoredTensor, index_folder, read_header, write_file
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.registry import (
@@ -30,7 +32,7 @@ from NatureLM.models.registry import (
     read_config,
     read_json,
 )
-from NatureLM.util import shown
+from NatureLM.util import shown, write_json
 
 try:
     from re import _parser  # type: ignore[attr-defined]
@@ -185,7 +187,7 @@ def stored_adapter(
             continue
         rank = int(_setting(settings, "rank_pattern", path, settings["r"], names))
         alpha = float(_setting(settings, "alpha_pattern", path, settings["lora_alpha"], names))
-        scale = alpha / (math.sqrt(rank) if use_rslora else rank)
+        scale = _scale(alpha, rank, use_rslora)
         outputs, inputs = linears[target]
         for part, needed in (("A", (rank, inputs)), ("B", (outputs, rank))):
             if parts[part].shape != needed:
@@ -200,6 +202,10 @@ def stored_adapter(
             + "\n".join(f"  {one}" for one in shown)
         )
     return StoredAdapter(label, layers, use_rslora, float(settings.get("lora_dropout") or 0), files)
+
+
+def _scale(alpha: float, rank: int, use_rslora: bool) -> float:
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 def _setting(
@@ -223,19 +229,66 @@ def configure_adapter(
     config: NatureLMConfig, adapter: StoredAdapter, linears: Collection[str]
 ) -> NatureLMConfig:
     """The configuration of a model that has this adapter as its own."""
-    peft = lora_config(
+    settings = settings_of(
         {target: layer.rank for target, layer in adapter.layers.items()},
         {target: layer.alpha for target, layer in adapter.layers.items()},
         linears,
-        lora_dropout=adapter.dropout,
-        use_rslora=adapter.use_rslora,
     )
+    settings |= {"lora_dropout": adapter.dropout, "use_rslora": adapter.use_rslora}
     changed = copy.deepcopy(config)
-    changed.lora, changed.lora_target_modules = True, sorted(peft.target_modules or ())
+    changed.lora, changed.lora_target_modules = True, settings["target_modules"]
     for name, key in _SETTINGS.items():
-        value = getattr(peft, name)
-        setattr(changed, key, None if value == {} else value)
+        setattr(changed, key, None if settings[name] == {} else settings[name])
     return changed
+
+
+def layers_to_adapt(
+    config: NatureLMConfig, linears: Collection[str]
+) -> dict[str, tuple[int, float]]:
+    """(rank, scale) of the layers that a model's own adapter changes, as PEFT chooses them.
+
+    Raises UsageError where the configuration names none that is there.
+    """
+    wanted, settings = config.lora_target_modules or [], adapter_settings(config.to_dict())
+    names = _Names("of the model", len(linears))
+    layers: dict[str, tuple[int, float]] = {}
+    for target in linears:
+        if names.fit(wanted, target):
+            rank = int(_setting(settings, "rank_pattern", target, settings["r"], names))
+            alpha = _setting(settings, "alpha_pattern", target, settings["lora_alpha"], names)
+            layers[target] = rank, _scale(alpha, rank, settings["use_rslora"])
+    if not layers:
+        known = ", ".join(sorted({target.rpartition(".")[2] for target in linears}))
+        raise UsageError(
+            f"lora_target_modules is {shown(wanted)}, and none of these is a linear layer of the "
+            f"language model, which has {known}"
+        )
+    return layers
+
+
+def settings_of(
+    ranks: Mapping[str, int], alphas: Mapping[str, float], linears: Collection[str]
+) -> dict[str, Any]:
+    """PEFT's settings of an adapter with these ranks and alphas (by target).
+
+    The most frequent rank and alpha stand for all; others become patterns. Targets go by their last
+    parts where these mean no other of the linear layers.
+    """
+    ((rank, _),) = Counter(ranks.values()).most_common(1)
+    ((alpha, _),) = Counter(alphas.values()).most_common(1)
+    short = {target.rpartition(".")[2] for target in ranks}
+    meant = {name for name in linears if name.rpartition(".")[2] in short}
+    return {
+        "r": rank,
+        "lora_alpha": _integer_if_whole(alpha),
+        "target_modules": sorted(short if meant == set(ranks) else ranks),
+        "rank_pattern": {target: one for target, one in ranks.items() if one != rank},
+        "alpha_pattern": {t: _integer_if_whole(one) for t, one in alphas.items() if one != alpha},
+    }
+
+
+def _integer_if_whole(alpha: float) -> int | float:
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _find(path_or_id: str | Path) -> Path:
@@ -583,19 +636,19 @@ def write_adapter(
     for target, alpha in alphas.items():
         if math.isclose(alpha, round(alpha), rel_tol=1e-12):
             alphas[target] = float(round(alpha))
-    settings = lora_config(
-        {target: update.rank for target, update in deltas.items()},
-        alphas,
-        linears,
-        use_rslora=config.use_rslora,
-        lora_dropout=config.lora_dropout,
-        base_model_name_or_path=config.llama_path,
-        inference_mode=True,
-    )
-    settings.target_modules = sorted(settings.target_modules or ())  # a set, written in any order
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.llama_path,
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        **settings_of({target: one.rank for target, one in deltas.items()}, alphas, linears),
+    }
     tensors = {}
     for target, update in deltas.items():
         tensors[f"{PEFT_PREFIX}{target}.lora_A.weight"] = update.a_KI
         tensors[f"{PEFT_PREFIX}{target}.lora_B.weight"] = update.b_OK
     write_file(tensors, folder / WEIGHTS_FILE)
-    settings.save_pretrained(str(folder))
+    write_json(folder / CONFIG_FILE, settings)
