@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import typer
 
-from NatureLM.cli.deferred import deferred
 from NatureLM.errors import UsageError
+from NatureLM.models.deferred import deferred
 from NatureLM.progress import printable
 from NatureLM.storage import AnyPath, as_path
 

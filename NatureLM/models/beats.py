@@ -55,6 +55,8 @@ class BEATs(nn.Module):
 
     def reset_parameters(self) -> None:
         """Random weights as BEATs starts from: normal, with DeepNorm's gains in the layers."""
+        if self.layer_norm.weight.is_meta:  # they come from a file
+            return
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)

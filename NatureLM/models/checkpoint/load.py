@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -76,6 +77,8 @@ _LEAST_MODULES = 5  # of a layer: any has two norms, an attention and two linear
 _TOKENIZER_FILES = (".json", ".jinja", ".model", ".txt")
 _TOKENIZER_BYTES = 40_000_000  # the largest of today have 35 MB
 _BUFFER_BYTES = 100_000_000
+_COUNTED = 2**20
+_DRAWN = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_")
 
 
 @dataclass(frozen=True)
@@ -356,8 +359,26 @@ def build_on_meta(
         _at_most(most, getattr(config.text_config, "num_hidden_layers", 0)),
         reading("the model configuration", "sizes"),
         torch.device("meta"),
+        _WithoutCompiler(),
     ):
         return model_class(config, processor)
+
+
+class _WithoutCompiler(TorchFunctionMode):
+    """Builds without storage what torch would do with code of its compiler, whose import takes as
+    long as all the rest: weights are not drawn, and tables of positions are numbers at once."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWN:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func is torch.arange and max(map(abs, args), default=0) <= _COUNTED:
+            return torch.arange(*args, **kwargs | {"device": "cpu"})
+        if len({one.is_meta for one in args if isinstance(one, Tensor)}) == 2:
+            args = [one.to("meta") if isinstance(one, Tensor) else one for one in args]
+        return func(*args, **kwargs)
 
 
 @contextmanager

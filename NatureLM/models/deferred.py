@@ -105,7 +105,9 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
-        if self.__name__ == "torch._dynamo" and name in _DECORATORS and self._finder.is_active:
+        if not self._finder.is_active:
+            return getattr(import_module(self.__name__), name)
+        if self.__name__ == "torch._dynamo" and name in _DECORATORS:
             return _DECORATORS[name]
         return _Name(self.__name__, name, self._finder)
 
@@ -155,21 +157,21 @@ class _Name:
 
 
 def _disable(
-    function: Callable[..., Any] | None = None, recursive: bool = True, *, reason: Any = None
+    function: Callable[..., Any] | None = None, recursive: bool = True, **options: Any
 ) -> Any:
     """`torch._dynamo.disable`, which takes effect once there is a compiler."""
     if function is None:
-        return partial(_disable, recursive=recursive, reason=reason)
+        return partial(_disable, recursive=recursive, **options)
     disabled: list[Callable[..., Any]] = []
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
+        if isinstance(sys.modules.get("torch._dynamo"), _StandIn | None):
             return function(*args, **kwargs)
         if not disabled:
             from torch._dynamo import disable
 
-            disabled.append(disable(function, recursive, reason=reason))
+            disabled.append(disable(function, recursive, **options))
         return disabled[0](*args, **kwargs)
 
     return called
