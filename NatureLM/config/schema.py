@@ -415,6 +415,8 @@ class RunConfig(Section):
     batch_size_train: int = Field(default=8, ge=1, le=MAX_BATCH)
     batch_size_eval: int = Field(default=32, ge=1, le=MAX_BATCH)
     num_workers: int = Field(default=12, ge=0, le=1000)
+    rows_per_pass: int = Field(default=24, ge=1, le=MAX_BATCH)
+    """Questions that pass the language model at a time, in the training of the whole model."""
 
     device: str = Field(
         default="auto",
@@ -428,6 +430,8 @@ class RunConfig(Section):
 
     max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Length of the run in steps; max_epoch epochs if null."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Fewer steps than that, if no more fit into so many seconds at the pace of the warm-up."""
     save_every: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Steps between checkpoints; an epoch if null."""
     eval_every: int | None = Field(default=None, ge=1, le=MAX_STEPS)

@@ -81,7 +81,7 @@ class AudioSizes:
         """
         longest = self.window_seconds
         window = round((longest if seconds is None else min(seconds, longest)) * self.sample_rate)
-        patches = self._patches(window)
+        patches = self.patches(window)
         if self.max_pooling:
             return patches // self.downsample_factor
         groups = 1
@@ -89,7 +89,8 @@ class AudioSizes:
             groups = max(0, 1 + (patches - self.group_patches) // self.group_stride)
         return groups * self.num_audio_query_token
 
-    def _patches(self, samples: int) -> int:
+    def patches(self, samples: int) -> int:
+        """Patches of the spectrogram of so many samples."""
         size, fbank = self.beats.input_patch_size, self.fbank
         frames = fbank.frames(samples, self.sample_rate)
         return (frames // size) * (fbank.num_mel_bins // size)

@@ -227,7 +227,7 @@ class NatureLMConfig(AudioSizes, PreTrainedConfig):
 
     def _check(self) -> None:
         shift = self.fbank.frame_samples(self.sample_rate)[1]
-        patches = self._patches(self.window_samples) if shift else 0
+        patches = self.patches(self.window_samples) if shift else 0
         rules = (
             (
                 "window_seconds",

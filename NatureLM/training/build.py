@@ -41,6 +41,7 @@ from NatureLM.models.checkpoint.tensors import (
     tensor_refs,
 )
 from NatureLM.models.configuration import NatureLMConfig
+from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import find_checkpoint
 from NatureLM.training.objectives import (
@@ -131,7 +132,12 @@ def make_objective(
     model = start_model(config.model, data, run, device)
     freeze(model, config.model)
     _prepare(model.language_model, run, device)
-    return AudioText(model, max_new_tokens=config.generate.max_new_tokens, soft=soft)
+    return AudioText(
+        model,
+        max_new_tokens=config.generate.max_new_tokens,
+        soft=soft,
+        rows=run.rows_per_pass,
+    )
 
 
 def freeze(model: NatureLM, config: ModelConfig) -> None:
@@ -224,7 +230,7 @@ def part_tensors(named: str | None, *prefixes: str) -> dict[str, Tensor]:
 
 
 def _prepare(language_model: Any, run: RunConfig, device: torch.device) -> None:
-    """Less memory if that is asked for, and plain attention on a CPU.
+    """Less memory if that is asked for, fewer kernels on a card, and plain attention on a CPU.
 
     There its backward pass is twice as fast for short rows.
     """
@@ -232,6 +238,8 @@ def _prepare(language_model: Any, run: RunConfig, device: torch.device) -> None:
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         enable = enable or language_model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if device.type == "cuda":
+        use_cuda_layers(language_model)
     if device.type == "cpu":
         language_model.set_attn_implementation("eager")
 

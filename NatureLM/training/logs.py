@@ -68,6 +68,13 @@ class RunLog:
             for tracker in self._trackers:
                 tracker.close()
 
+    def settle(self, done: int, total: int) -> None:
+        """The run will have so many steps, of which some are done."""
+        if total != self._total:
+            self._total = total
+            self._bar.update(done, total=total)
+            self.say(f"{total} steps fit into the time (run.max_seconds)")
+
     def step(self, done: int) -> None:
         """One more update is done."""
         self._bar.update(done)

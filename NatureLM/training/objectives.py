@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import FbankConfig
-from NatureLM.config.schema import EncoderTaskConfig
+from NatureLM.config.schema import EncoderTaskConfig, RunConfig
 from NatureLM.data.sample import Example
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
@@ -126,14 +127,22 @@ class DistillationTargets:
         return dict(shares)
 
 
-_ROWS_AT_A_TIME = 24  # that pass the language model
+_ENCODED_PATCHES = 8192  # of windows encoded at once; bounds the memory of the attention scores
 
 
 class AudioText(Objective):
-    """Loss of the answer tokens under the model; see `NatureLM.loss`."""
+    """Loss of the answer tokens under the model; see `NatureLM.loss`.
+
+    rows: questions that pass the language model at a time
+    """
 
     def __init__(
-        self, model: NatureLM, *, max_new_tokens: int = 60, soft: DistillationTargets | None = None
+        self,
+        model: NatureLM,
+        *,
+        max_new_tokens: int = 60,
+        soft: DistillationTargets | None = None,
+        rows: int = RunConfig().rows_per_pass,
     ) -> None:
         super().__init__()
         if model.processor is None:
@@ -144,46 +153,59 @@ class AudioText(Objective):
         self.sample_rate = model.config.sample_rate
         self.window_samples = model.config.window_samples
         self._max_new_tokens = max_new_tokens
-        self._soft = soft
+        self._soft, self._rows = soft, rows
         self._masks: deque[Any] = deque()  # of the windows that are still to be encoded
         self._probabilities: list[list[float]] = []  # the classifier's, for each window
         model.beats.register_forward_pre_hook(self._before_beats)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """A batch of `NatureLM.loss`, and the masks of its windows in order.
+        """Prompts with their answers, the windows of all of them, and the windows' masks.
 
-        Further questions about a sample's windows are rows with the same tensors, which the model
-        encodes once.
+        `audios` says for each prompt which of the windows are its clips: several questions about
+        one sample have the same, which is carried to the device and encoded once.
         """
         names = ("prompts", "audios", "answers", "tasks", "masks")
         batch: dict[str, Any] = {name: [] for name in names}
+        windows: list[Any] = []
         for sample in samples:
-            windows = [torch.from_numpy(wav) for wav in sample.audios]
+            places = range(len(windows), len(windows) + len(sample.audios))
+            windows += sample.audios
             batch["masks"] += sample.masks
             for question in sample.questions:
                 batch["prompts"].append(question.prompt)
-                batch["audios"].append(windows)
+                batch["audios"].append(list(places))
                 batch["answers"].append(question.answer)
                 batch["tasks"].append(question.task)
+        if windows:
+            batch["windows"] = torch.from_numpy(np.stack(windows))
         return batch
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         """The loss of all rows, some at a time."""
         self._probabilities.clear()
         self._masks = deque(batch["masks"] if any(batch["masks"]) else ())
-        audios = self.model.encode_clips(batch["audios"])
+        encoded = self._encode(batch)
         soft = self._soft_targets(batch)
         outs = []
-        for rows in _by_length(batch):
+        for rows in _by_length(batch, self._rows):
             part = {
                 "prompts": [batch["prompts"][row] for row in rows],
-                "audios": [audios[row] for row in rows],
+                "audios": [[encoded[place] for place in batch["audios"][row]] for row in rows],
                 "answers": [batch["answers"][row] for row in rows],
                 "soft": [soft[row] for row in rows] if soft else [],
             }
             out: Any = self.model.loss(part)
             outs.append((out.loss * out.total, out.total, out.correct))
         return StepOutput(*(torch.stack(parts).sum() for parts in zip(*outs, strict=True)))
+
+    def _encode(self, batch: dict[str, Any]) -> list[Tensor]:
+        """Audio embeddings (Q, D) of all windows, some at a time."""
+        if "windows" not in batch:
+            return []
+        sizes = self.model.config
+        at_once = max(1, _ENCODED_PATCHES // sizes.patches(sizes.window_samples))
+        parts = [self.model.encode_audio(part) for part in batch["windows"].split(at_once)]
+        return [audio_QD for part in parts for audio_QD in part]
 
     def train(self, mode: bool = True) -> AudioText:
         """Frozen parts stay in evaluation mode: their dropout would only be noise."""
@@ -195,9 +217,10 @@ class AudioText(Objective):
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers."""
-        batch = self.collate(samples)
+        questions = [(one.prompt, sample.audios) for sample in samples for one in sample.questions]
+        prompts, audios = zip(*questions, strict=True)
         return self.model.generate(
-            batch["prompts"], batch["audios"], num_beams=1, max_new_tokens=self._max_new_tokens
+            prompts, audios, num_beams=1, max_new_tokens=self._max_new_tokens
         )
 
     def save(self, folder: Path) -> None:
@@ -208,15 +231,10 @@ class AudioText(Objective):
         """What the classifier would answer to each row about one clip; windows as encoded."""
         if self._soft is None or not self.training:
             return []
-        places: dict[int, int] = {}
-        for clip in (clip for row in batch["audios"] for clip in row):
-            places.setdefault(id(clip), len(places))
         rows = zip(batch["tasks"], batch["answers"], batch["audios"], strict=True)
         return [
-            self._soft.of(task, answer, self._probabilities[places[id(clips[0])]])
-            if len(clips) == 1
-            else {}
-            for task, answer, clips in rows
+            self._soft.of(task, answer, self._probabilities[places[0]]) if len(places) == 1 else {}
+            for task, answer, places in rows
         ]
 
     def _before_beats(self, beats: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -230,11 +248,11 @@ class AudioText(Objective):
         return (fbank_BTF, *rest)
 
 
-def _by_length(batch: dict[str, Any]) -> list[list[int]]:
+def _by_length(batch: dict[str, Any], size: int) -> list[list[int]]:
     """Rows in groups of similar length, so that a list of names does not pad short questions."""
     texts = [p + a for p, a in zip(batch["prompts"], batch["answers"], strict=True)]
     order = sorted(range(len(texts)), key=lambda row: (len(batch["audios"][row]), len(texts[row])))
-    return [order[i : i + _ROWS_AT_A_TIME] for i in range(0, len(order), _ROWS_AT_A_TIME)]
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 class EncoderClassifier(Objective):

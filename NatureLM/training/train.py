@@ -66,6 +66,29 @@ from NatureLM.training.parallel import (
 from NatureLM.training.samples import SampleBuilder, derive_seed
 
 
+class Pace:
+    """How fast the second half of the warm-up is: the first steps also wait for libraries.
+
+    first, last: the steps between which the rate is still rising
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        self._half, self._last = (first + last) // 2, last
+        self._begun = self._at_half = time.monotonic()
+
+    def ends_at(self, done: int) -> bool:
+        """Whether the warm-up ends with this many steps done."""
+        if done == self._half:
+            self._at_half = time.monotonic()
+        return done == self._last
+
+    def steps_within(self, limit: float) -> int:
+        """How many steps, those of the warm-up included, fit into so many seconds."""
+        now = time.monotonic()
+        step = (now - self._at_half) / max(self._last - self._half, 1)
+        return self._last + max(1, int((self._begun + limit - now) / max(step, 1e-6)))
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """Where a run ended: its folder, updates done, and the last scores on the validation table."""
@@ -191,14 +214,27 @@ class Trainer:
     def _train(self, first: int) -> None:
         updates: list[Tensor] = []
         since = time.monotonic()
+        warm = Pace(first, min(first + self.settings.optims.warmup_steps, self.total))
         for step, batches in enumerate(self.loader.steps(first, self.total), start=first):
             updates.append(self._update(step, batches))
             done = step + 1
             self.log.step(done)
+            if self.settings.max_seconds is not None and warm.ends_at(done):
+                self._settle_length(done, warm.steps_within(self.settings.max_seconds))
             if done % self.settings.log_freq == 0 or done == self.total:
                 self._tell(done, updates, time.monotonic() - since)
                 updates, since = [], time.monotonic()
             self._evaluate_and_save(done)
+            if done == self.total:
+                return
+
+    def _settle_length(self, done: int, steps: int) -> None:
+        """From here on the run has so many steps, if that is fewer; on all processes the same."""
+        mean = self.accelerator.reduce(
+            torch.tensor(float(steps), device=self.accelerator.device), reduction="mean"
+        )
+        self.total = min(self.total, int(mean))
+        self.log.settle(done, self.total)
 
     def _tell(self, done: int, updates: list[Tensor], seconds: float) -> None:
         """Means over some updates, and the files that were found to be unusable since last time."""
@@ -302,6 +338,11 @@ class Trainer:
             raise UsageError(
                 f"{self.folder} holds checkpoints of a run (last step {found[-1].step}); go on "
                 "with --resume, or give another run.output_dir"
+            )
+        if self.settings.max_seconds is not None and not self.settings.evaluate:
+            raise UsageError(
+                f"{self.folder} holds a run whose length run.max_seconds decides, and such a run "
+                "cannot go on: set max_seconds to null and max_steps to the steps of its log"
             )
         self._load(found[-1])
         state = found[-1].state()

@@ -15,7 +15,7 @@ from typing import Any
 from NatureLM.errors import NatureLMError
 from recipes.tiny import wordings
 from recipes.tiny.species import Source, source
-from recipes.tiny.tasks import GUESSES, NONE, answer, ask, samples
+from recipes.tiny.tasks import GUESSES, NONE, Wordings, answer, ask, samples
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,16 @@ def audio_rows(
     unseen: bool = False,
     no_animal: float = 1.0,
     absent: float = 0.15,
+    among: Wordings = wordings.SEEN,
+    longest: int = 12,
 ) -> Iterator[Row]:
     """All families of questions about every clip, several wordings per row.
 
     balance: 0 draws clips evenly, 1 draws classes evenly
     no_animal: how often sounds without an animal are asked for an animal's name, relative to that
     absent: share of the questions with a list whose list lacks what is heard
+    among: the wordings of each family
+    longest: most names of a list
     """
     pool = [source(name) for name in sorted({clip.label for clip in clips})]
     counts = Counter(clip.label for clip in clips)
@@ -148,7 +152,7 @@ def audio_rows(
         for family in wordings.SEEN:
             named = clip.source.is_animal or family not in _NAMES
             share = weight if named else weight * no_animal
-            yield from _family_rows(clip, family, share, pool, rng, unseen, absent)
+            yield from _family_rows(clip, family, share, pool, rng, unseen, absent, among, longest)
 
 
 def _family_rows(
@@ -159,11 +163,15 @@ def _family_rows(
     rng: random.Random,
     unseen: bool,
     absent: float,
+    among: Wordings,
+    longest: int,
 ) -> Iterator[Row]:
     weight *= FAMILY_WEIGHTS[family]
     by_answer: dict[str, list[str]] = {}
     for _ in range(_VARIANTS * 2 if family in (wordings.CHOICE, wordings.YES_NO) else _VARIANTS):
-        prompt, reply = ask(family, [clip.source], pool, rng, unseen=unseen)
+        prompt, reply = ask(
+            family, [clip.source], pool, rng, unseen=unseen, among=among, longest_list=longest
+        )
         prompts = by_answer.setdefault(reply, [])
         if prompt not in prompts:
             prompts.append(prompt)

@@ -130,9 +130,9 @@ class Run:
         self.recipe = recipe
         self.data = data.resolve()  # tables name files from wherever they lie
         self.output = output
-        self.text_config = _config(configs / "text.yml")
-        self.audio_config = _config(configs / "audio.yml")
-        self.polish_config = _config(configs / "polish.yml")
+        self.text_config = read_config_file(configs / "text.yml")
+        self.audio_config = read_config_file(configs / "audio.yml")
+        self.polish_config = read_config_file(configs / "polish.yml")
         clips = read_clips(self.data)
         self.clips = list(_at_most(training_clips(clips, recipe.held_out), recipe.clips_per_class))
         self.labels = sorted({clip.label for clip in training_clips(clips)})
@@ -202,8 +202,8 @@ class Run:
         language_model_config(tokenizer).save_pretrained(base)
         write_rows(text_rows(self.recipe.text_count, seed), tables / "text.jsonl")
         write_rows(text_rows(600, seed, unseen=True), tables / "text_unseen.jsonl")
-        config = _filled(self.text_config, tables, folder / "run", self.recipe.text_steps)
-        _train(_with(config, model={"llama_path": str(base)}))
+        config = filled(self.text_config, tables, folder / "run", self.recipe.text_steps)
+        _train(with_model(config, model={"llama_path": str(base)}))
 
     def teachers(self, folder: Path) -> None:
         """Networks that name sounds, for the encoder to learn from; one in each process."""
@@ -240,7 +240,7 @@ class Run:
             "beats_path": str(self.output / "encoder" / ENCODER),
             "qformer_path": str(self.output / "encoder" / ENCODER),
         }
-        _train(_with(config, model=paths))
+        _train(with_model(config, model=paths))
 
     def polish(self, folder: Path) -> None:
         """The model goes on learning, from what the teachers would answer.
@@ -255,7 +255,9 @@ class Run:
             for family in _TAUGHT_FAMILIES
         }
         soft = DistillationTargets(self._teachers().mean, texts, recipe.taught)
-        _train(_with(config, model={"ckpt": str(self.output / "audio" / "run" / "final")}), soft)
+        _train(
+            with_model(config, model={"ckpt": str(self.output / "audio" / "run" / "final")}), soft
+        )
 
     def _asking(
         self, folder: Path, config: Config, steps: int | None, rows: Iterable[Row]
@@ -266,7 +268,7 @@ class Run:
         write_rows(
             audio_rows(self.valid, self.recipe.seed, unseen=True), tables / "audio_valid.jsonl"
         )
-        return _filled(config, tables, folder / "run", steps)
+        return filled(config, tables, folder / "run", steps)
 
     def context(self, folder: Path) -> None:
         """LoRA learns to name sounds by examples, and goes on with the questions of before."""
@@ -339,7 +341,7 @@ def _train(config: Config, soft: DistillationTargets | None = None) -> None:
     train(config, resume=True, soft=soft)
 
 
-def _config(path: Path) -> Config:
+def read_config_file(path: Path) -> Config:
     if not path.is_file():
         raise UsageError(
             f"{path} does not exist; run from the root of the repository, or name the folder of "
@@ -348,7 +350,7 @@ def _config(path: Path) -> Config:
     return load_config(path)
 
 
-def _filled(config: Config, tables: Path, run: Path, steps: int | None) -> Config:
+def filled(config: Config, tables: Path, run: Path, steps: int | None) -> Config:
     """The configuration with the tables' folder, the run's folder and the number of steps."""
     assert config.datasets is not None
     assert config.run is not None
@@ -370,7 +372,7 @@ def _filled(config: Config, tables: Path, run: Path, steps: int | None) -> Confi
     )
 
 
-def _with(config: Config, *, model: dict[str, str]) -> Config:
+def with_model(config: Config, *, model: dict[str, str]) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 

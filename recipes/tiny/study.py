@@ -199,11 +199,14 @@ class Point:
 
 
 def is_right(row: Row) -> bool:
-    return bool(row["prediction"] == row["label"])
+    """Whether the answer is the right one; rows may say it themselves."""
+    return bool(row["right"] if "right" in row else row["prediction"] == row["label"])
 
 
 def in_form(row: Row) -> bool:
-    """Whether the answer has the form that is asked for, right or wrong."""
+    """Whether the answer has the form that is asked for, right or wrong; rows may say it."""
+    if "in_form" in row:
+        return bool(row["in_form"])
     answer, family = row["prediction"], row["family"]
     if family == "yes or no":
         return answer in ("Yes", "No")
@@ -277,7 +280,7 @@ def compare(rows: Sequence[Row], choose_on: str, split: str) -> Comparison | Non
     return Comparison(chosen, choose_on, split, _estimate(other), _estimate(one), difference)
 
 
-def write_report(rows: Sequence[Row], folder: Path) -> None:
+def write_report(rows: Sequence[Row], folder: Path, model: str = "naturelm-tiny") -> None:
     """`table.csv`, `table.md`, `summary.txt` and the figure `curves.svg`."""
     found = points(rows)
     _write_csv(found, folder / "table.csv")
@@ -286,7 +289,7 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
     summary = summarise(rows, found[0].split, split)
     (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
     print(summary)
-    draw(found, split, folder / "curves.svg")
+    draw(found, split, folder / "curves.svg", model)
 
 
 def summarise(rows: Sequence[Row], choose_on: str, split: str) -> str:
@@ -338,14 +341,14 @@ def markdown(found: Sequence[Point], split: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(found: Sequence[Point], split: str, path: Path) -> None:
+def draw(found: Sequence[Point], split: str, path: Path, model: str) -> None:
     """Accuracy against α: families in thin lines, their pools in thick ones with 95 % bands."""
     with svg_figure(path, 2, (11, 4.6), sharey=True) as (figure, axes):
         for axis, pool, seen in zip(axes, (SEEN, UNSEEN), (True, False), strict=True):
             of = [p for p in found if p.split == split and p.seen == seen]
             _panel(axis, of, pool)
         axes[0].set_ylabel("accuracy")
-        figure.suptitle(f"naturelm-tiny, {split}: accuracy against the scale of the adapter")
+        figure.suptitle(f"{model}, {split}: accuracy against the scale of the adapter")
 
 
 def _panel(axis: Any, of: Sequence[Point], pool: str) -> None:

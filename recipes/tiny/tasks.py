@@ -8,7 +8,7 @@ them, and `samples` draws from them without end, the same on every machine."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from recipes.tiny import wordings
 from recipes.tiny.species import ANIMALS, GROUPS, HEARD, NO_GROUP, SOURCES, SPECIES, Source
@@ -17,6 +17,7 @@ from recipes.tiny.wordings import INSTRUCTIONS
 NONE = "None"
 UNKNOWN = "Unknown"
 Sample = tuple[str, str]  # a prompt and its answer
+Wordings = Mapping[str, Sequence[str]]  # of each family
 
 
 def joined(sources: Sequence[Source]) -> str:
@@ -49,13 +50,15 @@ def ask(
     *,
     unseen: bool = False,
     longest_list: int = 12,
+    among: Wordings = wordings.SEEN,
 ) -> Sample:
     """A question of the family about the sources heard, with its answer.
 
     pool: what lists and yes/no questions draw other names from
     unseen: use the wordings that no training sample has
+    among: the wordings of each family otherwise
     """
-    wording = rng.choice((wordings.UNSEEN if unseen else wordings.SEEN)[family])
+    wording = rng.choice((wordings.UNSEEN if unseen else among)[family])
     if family == wordings.CHOICE:
         return _choice(wording, heard, pool, rng, longest_list)
     if family == wordings.YES_NO:

@@ -297,6 +297,26 @@ def test_a_dataset_with_sound_in_it(make_config, clips_folder: Path, tmp_path: P
     assert "birds: 12 rows" in (result.folder / "final" / "README.md").read_text()
 
 
+def test_a_run_takes_as_many_steps_as_fit_into_its_time(make_config, monkeypatch):
+    """A clock that moves three seconds a step: ten steps of the warm-up, and two more of 36 s."""
+    config = make_config(
+        max_steps=50, max_seconds=36.0, optims={"warmup_steps": 10, "init_lr": 1e-3, "min_lr": 0.0}
+    )
+    trainer = Trainer(config)
+    steps: list[int] = []
+    monkeypatch.setattr(
+        trainer, "_update", lambda step, batches: steps.append(step) or torch.ones(4)
+    )
+    monkeypatch.setattr("NatureLM.training.train.time.monotonic", lambda: 3.0 * len(steps))
+    result = trainer.run(resume=False)
+    assert result.steps == 12
+    assert steps == list(range(12))
+    (last,) = [line for line in log(result.folder, "train") if line["step"] == 12]
+    assert last["learning_rate"] == pytest.approx(0.0, abs=1e-9), "the rate comes down until then"
+    with pytest.raises(UsageError, match="max_seconds"):
+        train(config, resume=True)
+
+
 def test_only_evaluate(make_config, table: Path, tmp_path: Path):
     trained = train(make_config(max_steps=2, datasets={"valid": [{"path": str(table)}]}))
     tables = {"train": [], "test": [{"path": str(table)}]}

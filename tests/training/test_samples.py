@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -323,12 +324,14 @@ def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.Monk
     )
     objective.eval()
     with torch.no_grad():
-        together = objective(batch)
+        # A card gets a copy of everything: what belongs together there is told by numbers.
+        together = objective(copy.deepcopy(batch))
         assert encoded == [2]
         alone = [
             objective(
                 {
                     **{key: batch[key][i : i + 1] for key in ("prompts", "audios", "answers")},
+                    "windows": batch["windows"],
                     "masks": [],
                 }
             )
