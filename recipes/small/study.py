@@ -1,0 +1,264 @@
+"""The study of merging on naturelm-small: α × questions as in training, and unlike any of it.
+
+`python -m recipes.small.study --data-path DATA --output-path OUT` asks every clip all questions at
+every α, of both adapters, as configs/small/study.yml says. Tables, figures and summaries are made
+from the answers alone (`--report` makes them again); α is chosen on `valid` and shown on `test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from NatureLM.config.load import read_yaml
+from NatureLM.config.schema import Section, Text
+from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.results.rows import json_line
+from recipes.small.questions import FAMILIES, Draws, Question, questions
+from recipes.tiny.data import Clip, read_clips
+from recipes.tiny.pictures import svg_figure
+from recipes.tiny.study import ANSWERS, UNSEEN, Row, points, write_report
+
+if TYPE_CHECKING:
+    from NatureLM.models import NatureLM
+
+VERSIONS = {"without replay": None, "with replay": "replay"}
+"""Name of an adapter: its folder beside the model; None for the model's own."""
+
+
+class StudyConfig(Section):
+    """What is asked of which clips, and at which scales."""
+
+    model: Text = "naturelm-small"
+    lora_scales: list[float] = Field(default=[round(0.1 * i, 1) for i in range(11)], min_length=2)
+    splits: list[Text] = Field(default=["valid", "test"], min_length=1)
+    families: list[Text] = Field(default=[])
+    """Names of families; all if empty."""
+    clips_per_class: int = Field(default=6, ge=1)
+    clips: int | None = Field(default=None, ge=1)
+    """Most clips of a split, drawn by `seed`; all if null."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of all weights; that of the device if null."""
+    seed: int = 0
+    """Draws the lists and the examples in the questions."""
+
+
+def balanced(clips: Sequence[Clip], most: int, count: int | None, seed: int) -> list[Clip]:
+    """At most so many clips of each class, of different recordings first; of these so many."""
+    of_recording: Counter[str] = Counter()
+    turn = []
+    for clip in clips:
+        turn.append((of_recording[clip.family], clip))
+        of_recording[clip.family] += 1
+    taken: Counter[str] = Counter()
+    kept = []
+    for _, clip in sorted(turn, key=lambda one: one[0]):
+        taken[clip.label] += 1
+        if taken[clip.label] <= most:
+            kept.append(clip)
+    if count is not None and count < len(kept):
+        return random.Random(f"small-clips {seed}").sample(kept, count)
+    return kept
+
+
+def _families(config: StudyConfig) -> list[str]:
+    """The names asked for. Raises UsageError for one that does not exist."""
+    unknown = [name for name in config.families if name not in FAMILIES]
+    if unknown:
+        raise UsageError(f"families names {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+    return list(config.families or FAMILIES)
+
+
+class Answers:
+    """Greedy answers of a model; clips are encoded once."""
+
+    def __init__(self, model: NatureLM, clips: Sequence[Clip], max_new_tokens: int) -> None:
+        from NatureLM.data.sample import Clip as Sound
+        from NatureLM.data.sample import FileSource
+        from NatureLM.experiments.run import ClipLoader
+        from NatureLM.generation.engine import Engine
+        from NatureLM.generation.requests import GenerationOptions
+        from NatureLM.inference.pipeline import processor_of
+
+        sounds = {str(clip.path): Sound(str(clip.path), FileSource(clip.path)) for clip in clips}
+        self._render = processor_of(model).render
+        options = GenerationOptions(max_new_tokens=max_new_tokens, num_beams=1)
+        # Answers of one α are a batch or two on a card, so nothing is gained by recording steps.
+        self._engine = Engine(
+            model, options, batch_tokens=_batch(model), lookahead=4096, capture=False
+        )
+        self._encoded = self._engine.encode(sounds, ClipLoader(model, sounds.values()))
+
+    def __call__(self, asked: Sequence[Question], alpha: float) -> list[str]:
+        """An answer to each question. Raises `AudioError` for a clip that cannot be read."""
+        from NatureLM.generation.requests import Request
+
+        requests = [
+            Request(
+                place,
+                self._render(question.query),
+                tuple(str(clip.path) for clip in question.clips),
+                alpha,
+            )
+            for place, question in enumerate(asked)
+        ]
+        found = {answer.key: answer for answer in self._engine.run(requests, self._clip)}
+        for answer in found.values():
+            if answer.error is not None:
+                raise answer.error
+        return [str(found[request.key].text).strip() for request in requests]
+
+    def _clip(self, name: str) -> Any:
+        found = self._encoded[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def _batch(model: NatureLM) -> int | None:
+    """Tokens of a batch: all answers of an α at once on a card, else what the engine takes."""
+    return 262_144 if model.device.type == "cuda" else None
+
+
+def ask_all(
+    config: StudyConfig, data: Path, adapter: Path | None, device: str | None = None
+) -> Iterator[Row]:
+    """An answer at every α to every question about every clip, as rows of results."""
+    from NatureLM.models import NatureLM
+
+    clips = read_clips(data)
+    draws = Draws(clips, config.seed)
+    asked: list[tuple[str, str, Question]] = []
+    for split in config.splits:
+        of = [clip for clip in clips if clip.dataset == "animals" and clip.split == split]
+        if not of:
+            raise NatureLMError(f"there is no split {split!r} in {data / 'animals'}")
+        kept = balanced(of, config.clips_per_class, config.clips, config.seed)
+        for family in _families(config):
+            made = questions(family, draws, kept)
+            asked += [(split, family, question) for question in made]
+    model = NatureLM.from_pretrained(
+        config.model, adapter=adapter, device=device, dtype=config.dtype
+    )
+    every = {clip.path: clip for _, _, question in asked for clip in question.clips}
+    answers = Answers(model, list(every.values()), config.max_new_tokens)
+    for alpha in config.lora_scales:
+        since = time.monotonic()
+        with model.fold(alpha):
+            given = answers([question for _, _, question in asked], alpha)
+        print(f"α {alpha:g}: {len(given)} answers in {time.monotonic() - since:.1f} s", flush=True)
+        for (split, family, question), answer in zip(asked, given, strict=True):
+            yield _row(split, family, question, answer, alpha)
+
+
+def _row(split: str, family: str, question: Question, answer: str, alpha: float) -> Row:
+    way = FAMILIES[family]
+    return {
+        "prediction": answer,
+        "label": question.truth,
+        "id": question.clip.path.stem,
+        "dataset_name": split,
+        "prompt": question.query,
+        "lora_scale": alpha,
+        "query": list(FAMILIES).index(family),
+        "family": family,
+        "seen": way.seen,
+        "cluster": question.clip.family,
+        "right": way.is_right(question, answer),
+        "in_form": way.has_form(question, answer),
+    }
+
+
+def report(folder: Path) -> None:
+    """Tables, summaries and figures from the answers in `folder`/<version>."""
+    found: dict[str, list[Row]] = {}
+    for version in VERSIONS:
+        path = folder / version.replace(" ", "-") / ANSWERS
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                found[version] = [json.loads(line) for line in file]
+            print(f"{version}:")
+            write_report(found[version], path.parent, f"naturelm-small {version}")
+    if not found:
+        raise UsageError(f"{folder} holds no {ANSWERS} of a study")
+    draw_both(found, folder / "both.svg")
+
+
+def draw_both(found: dict[str, list[Row]], path: Path) -> None:
+    """Questions unlike training: accuracy, and how often the form is right, against α."""
+    with svg_figure(path, 2, (10, 4.2), sharey=True) as (_, axes):
+        for version, rows in found.items():
+            split = rows[-1]["dataset_name"]
+            pooled = [p for p in points(rows) if p.family == UNSEEN and p.split == split]
+            pooled.sort(key=lambda p: p.alpha)
+            alphas = [p.alpha for p in pooled]
+            (line,) = axes[0].plot(alphas, [p.accuracy.value for p in pooled], label=version)
+            low, high = [p.accuracy.low for p in pooled], [p.accuracy.high for p in pooled]
+            axes[0].fill_between(alphas, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes[1].plot(alphas, [p.in_form for p in pooled], color=line.get_color(), label=version)
+        axes[0].set(title="Right, questions unlike training", ylabel="share of the answers")
+        axes[1].set(title="In the form that is asked for")
+        for axis in axes:
+            axis.set(xlabel="α", xlim=(0, 1), ylim=(0, 1))
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
+
+
+def read_study(path: Path) -> StudyConfig:
+    """A configuration of the study; raises NatureLMError with what is wrong in it."""
+    try:
+        return StudyConfig.model_validate(read_yaml(path).data)
+    except ValidationError as error:
+        raise NatureLMError(f"{path}: {error}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.small.study")
+    parser.add_argument("--cfg-path", type=Path, default=Path("configs/small/study.yml"))
+    parser.add_argument("--data-path", type=Path, help="the folder that the model was made from")
+    parser.add_argument("--output-path", type=Path, required=True)
+    parser.add_argument("--model", help="name or folder, instead of the configuration's")
+    parser.add_argument("--device", help="by default the processor")
+    parser.add_argument("--version", choices=VERSIONS, help="ask this one only")
+    parser.add_argument("--report", action="store_true", help="only report on answers that exist")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.report:
+            config = read_study(options.cfg_path)
+            if options.model:
+                config = config.model_copy(update={"model": options.model})
+            for version in [options.version] if options.version else VERSIONS:
+                _ask_version(config, version, options)
+        report(options.output_path)
+    except NatureLMError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _ask_version(config: StudyConfig, version: str, options: argparse.Namespace) -> None:
+    from NatureLM.models.registry import find_checkpoint
+
+    if options.data_path is None:
+        raise UsageError("--data-path must name the folder that the model was made from")
+    beside = VERSIONS[version]
+    adapter = find_checkpoint(config.model) / beside if beside else None
+    folder = options.output_path / version.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ANSWERS).open("wb") as file:
+        for row in ask_all(config, options.data_path, adapter, options.device):
+            file.write(json_line(row))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
