@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
     from NatureLM.inference.windows import AskOptions
     from NatureLM.results.parts import PartsStore
     from NatureLM.results.store import WindowStore
+    from NatureLM.teach.ask import TaughtPipeline
 
 ENGINES = ("plain", "ray")
 _OF_RAY = ("ray_address", "workers", "gpus", "block_seconds")
+_OF_LANGUAGE_MODEL = (
+    *("query", "adapter", "merging_alpha", "quantize", "max_memory", "cache_dir"),
+    *("species_list", "mode"),
+)
 
 
 class Engine(NamedTuple):
@@ -126,6 +132,82 @@ def on_ray(
                 unparsed.update(piece.unparsed)
 
         yield Engine(about["settings"], about["revisions"], results, unparsed)
+
+
+def taught_options(request: Any) -> tuple[str, AskOptions]:
+    """The model that a classifier needs, and what is asked of it; see `teach.ask`.
+
+    Raises UsageError for options that are for the language model, and for what is no classifier.
+    """
+    from NatureLM.teach.ask import ask_options
+    from NatureLM.teach.classifier import read_classifier
+    from NatureLM.util import check_range
+
+    of.check_named(request)
+    given = [name for name in _OF_LANGUAGE_MODEL if getattr(request, name, None) not in (None, [])]
+    given += [name for name in ("several", "ask_silence") if getattr(request, name, False)]
+    if given:
+        name = given[0].replace("_", "-")
+        raise UsageError(f"--{name} is for the language model, which a --classifier does not ask")
+    classifier = read_classifier(request.classifier)
+    if request.batch_size is not None:
+        check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
+    of.check_device(request.device, request.dtype)
+    channel = request.channel or str(classifier.hears.channel)
+    options = ask_options(
+        classifier,
+        channel=int(channel) if channel.isdecimal() else channel,
+        window_length_seconds=request.window_length_seconds,
+        hop_length_seconds=request.hop_length_seconds,
+        time_expansion=request.time_expansion,
+        top_k=getattr(request, "top_k", 3),
+        min_confidence=of.min_confidence(getattr(request, "min_confidence", "0.0")),
+        named=lambda name: f"--{name.replace('_', '-')}",
+    )
+    return request.model or classifier.hears.model, options
+
+
+@contextmanager
+def taught_engine(
+    request: Any, asked: AskOptions, field: FieldRecordings, spread: RayOptions | None
+) -> Iterator[Engine]:
+    """A classifier that answers: in this process, or on a cluster."""
+    load = partial(
+        load_taught,
+        request.classifier,
+        model=request.model,
+        batch=request.batch_size,
+        device=request.device,
+        dtype=request.dtype,
+        **{
+            name: getattr(request, name)
+            for name in ("revision", "weights_hash")
+            if getattr(request, name) is not None
+        },
+    )
+    if spread is not None:
+        from NatureLM.distributed.askers import TaughtAsker
+
+        with on_ray(spread, request.device, partial(TaughtAsker, load, asked), asked, field) as one:
+            yield one
+        return
+    pipeline = load()
+    of.check_window(asked.window_length_seconds, pipeline.model, pipeline.model.name_or_path)
+    pipeline.check(asked)
+    yield Engine(
+        pipeline.settings(asked),
+        pipeline.revisions,
+        lambda store: pipeline.unanswered(field.recordings, asked, store, claims=field.claims),
+        Counter(),
+    )
+
+
+def load_taught(folder: Path, **options: Any) -> TaughtPipeline:
+    """A classifier with its encoder, ready to be asked."""
+    of.import_model()
+    from NatureLM.teach import ask
+
+    return ask.load_taught(folder, **options)
 
 
 def _is_told(item: Any, told: set[str]) -> bool:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.engines import Engine, answers_of, on_ray, open_store, ray_options
+from NatureLM.cli.engines import (
+    Engine,
+    answers_of,
+    on_ray,
+    open_store,
+    ray_options,
+    taught_engine,
+    taught_options,
+)
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
 from NatureLM.cli.progress import RunProgress
 from NatureLM.cli.recordings import (
@@ -84,10 +92,22 @@ class InferRequest(of.ExperimentOptions):
     cache_dir: Path | None = of.CACHE_DIR
     cfg_path: Path | None = of.CFG_PATH
     options: list[str] | None = of.OVERRIDES
-    window_length_seconds: float = of.WINDOW_LENGTH
-    hop_length_seconds: float = of.HOP_LENGTH
+    window_length_seconds: float | None = of.option(
+        None, "Length of a window.", of.AUDIO, show_default="10, or as the classifier was taught"
+    )
+    hop_length_seconds: float | None = of.option(
+        None,
+        "From one start to the next.",
+        of.AUDIO,
+        show_default="10, or as the classifier was taught",
+    )
     channel: str = of.CHANNEL
-    time_expansion: float = of.TIME_EXPANSION
+    time_expansion: float | None = of.option(
+        None,
+        "Slow the sound down so many times; 10 makes bats audible. Times stay true.",
+        of.AUDIO,
+        show_default="1, or as the classifier was taught",
+    )
     ask_silence: bool = of.ASK_SILENCE
     manifest: AnyPath | None = of.MANIFEST
     shard: str | None = of.SHARD
@@ -142,6 +162,7 @@ class InferRequest(of.ExperimentOptions):
     )
     top_k: int = of.option(3, "Species that are named, the answer included.", _SPECIES)
     min_confidence: str = of.MIN_CONFIDENCE
+    classifier: Path | None = of.CLASSIFIER
 
     @property
     def audio_paths(self) -> list[AnyPath]:
@@ -208,7 +229,11 @@ def run(request: InferRequest, config: Config) -> int:
 
     spread = ray_options(request)
     model = of.model_name(request.model, config)
-    asked, names = ask_options(request, config, model)
+    if request.classifier is None:
+        asked, names = ask_options(request, config, model)
+    else:
+        model, asked = taught_options(request)
+        names = {}
     formats = checked_formats(request.format_name or (), working_path(request.output))
     field = FieldRecordings.read(request, asked.queries)
     recordings = field.recordings
@@ -262,6 +287,10 @@ def _engine(
     spread: RayOptions | None,
 ) -> Iterator[Engine]:
     """What answers: the model in this process, or models on a cluster."""
+    if request.classifier is not None:
+        with taught_engine(request, asked, field, spread) as engine:
+            yield engine
+        return
     if spread is not None:
         from NatureLM.distributed.askers import AnswerAsker
 
@@ -346,6 +375,7 @@ def ask_options(
     given: dict[str, Any] = {
         one.name: getattr(request, one.name, None) for one in fields(AskOptions)
     }
+    given = {name: value for name, value in given.items() if value is not None}
     given |= {
         "queries": tuple(dict.fromkeys(queries)),
         "merging_alpha": float(config.generate.merging_alpha if alpha is None else alpha),

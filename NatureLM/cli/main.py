@@ -57,6 +57,7 @@ NATURELM_COMMANDS = {
     "serve": Command("serve:serve", "Answer requests over HTTP as OpenAI does.", "{}"),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
+    "teach": Command("teach:teach", "Teach a classifier by a few labelled sounds."),
     "manifest": Command("archive:manifest", "List recordings with what their headers say."),
     "merge-runs": Command("archive:merge_runs", "Join the answers of shards into one file."),
     "events": Command("events:events", "Join neighbouring windows with the same answer."),

@@ -206,6 +206,14 @@ MIN_CONFIDENCE = option(
     metavar="NUMBER|FILE|FILE:PROBABILITY",
 )
 
+CLASSIFIER = option(
+    None,
+    "Folder of a classifier that `naturelm teach` made: it answers, at the speed of the audio "
+    "encoder, in place of the language model.",
+    "Species lists and confidence",
+    metavar="FOLDER",
+)
+
 
 # Options of archives
 

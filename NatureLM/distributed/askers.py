@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.search.build import Embedder
     from NatureLM.survey.run import Survey
+    from NatureLM.teach.ask import TaughtPipeline
 
 
-def about_pipeline(pipeline: Pipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
+def about_pipeline(
+    pipeline: Pipeline | TaughtPipeline, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a run needs to know of a model before the first answer."""
     return {
         "settings": dict(settings),
@@ -65,6 +68,22 @@ class AnswerAsker:
         windows = HeardWindows(piece.items)
         answers = self._pipeline.about(windows, self._asked, self._prepared, fill=self._fill)
         piece.items = list(answers)
+
+
+class TaughtAsker:
+    """Classifies windows, as `naturelm infer --classifier` does.
+
+    load: loads the classifier with its encoder
+    """
+
+    def __init__(self, load: Callable[[], TaughtPipeline], asked: AskOptions) -> None:
+        self._pipeline, self._asked = load(), asked
+        self._pipeline.check(asked)
+        self.about = about_pipeline(self._pipeline, self._pipeline.settings(asked))
+
+    def answer(self, piece: Piece) -> None:
+        """Put the answers in the place of the windows."""
+        piece.items = list(self._pipeline.about(piece.items, self._asked))
 
 
 class SurveyAsker:

@@ -23,6 +23,7 @@ LAYERS = [
     ["formats"],
     ["inference", "reports", "beans", "web", "vllm"],
     ["survey", "review", "search", "experiments", "training"],
+    ["teach"],
     ["distributed"],
     ["app"],
     ["serve"],

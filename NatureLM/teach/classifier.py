@@ -1,0 +1,251 @@
+"""A taught classifier, and the two files that it is kept in: `classifier.json` and
+`classifier.safetensors`.
+
+It is a linear map from a window's vector, made unit length, to a score for each name, and the
+examples themselves, by which it tells that a sound is like none of them: what decides is the
+squared distance to the nearest example, as a share of the distance that lies between the names.
+
+Shapes: N examples, B windows, C classes, E width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.errors import UsageError
+from NatureLM.generation.labels import NOTHING
+from NatureLM.search.index import IndexSettings
+from NatureLM.teach.examples import Place
+from NatureLM.util import atomic_write, digest, parse_json, write_json
+
+Floats = NDArray[np.float32]
+
+SETTINGS_NAME, TENSORS_NAME = "classifier.json", "classifier.safetensors"
+SCHEMA_VERSION = 1
+QUERY = "Which of the taught sounds is this?"
+"""The question that rows of a classifier answer."""
+
+
+@dataclass(frozen=True)
+class KnownCurve:
+    """The chance that a sound is one of the taught: 1 / (1 + exp(slope · ratio - offset)).
+
+    between: squared distance that lies between the names; a ratio is a share of it
+    """
+
+    offset: float
+    slope: float
+    between: float
+
+    def chance(self, squared: NDArray[np.floating[Any]]) -> Floats:
+        """Of squared distances to the nearest example."""
+        ratio = np.asarray(squared, np.float64) / self.between
+        made: Floats = (1 / (1 + np.exp(self.slope * ratio - self.offset))).astype(np.float32)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """What a classifier says of windows.
+
+    chances: (B, names + 1), of each name and, last, of none of them; a row sums to 1
+    nearest: (B,) number of the nearest example
+    similarity: (B,) its cosine
+    """
+
+    chances: Floats
+    nearest: NDArray[np.int64]
+    similarity: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """What was taught.
+
+    names: that it may answer, besides `NOTHING`
+    hears: encoder, layer and windows that the vectors are of
+    method: how the linear map was found
+    weights, bias: (C, E) and (C,); C counts `NOTHING`, last, where there were examples of it
+    examples: (N, E) vectors of unit length; of: (N,) numbers of their classes
+    places: where the examples are
+    known: tells what is like none of the examples
+    card: what was taught with, and how good it is, as plain values
+    """
+
+    names: tuple[str, ...]
+    hears: IndexSettings
+    method: str
+    weights: Floats
+    bias: Floats
+    examples: Floats
+    of: NDArray[np.int64]
+    places: tuple[Place, ...]
+    known: KnownCurve
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All that it may answer, in the order of its chances."""
+        return (*self.names, NOTHING)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the exact classifier, its encoder included."""
+        about = json.dumps([self.names, self.hears.deciding, vars(self.known)], sort_keys=True)
+        parts = (self.weights, self.bias, self.examples, self.of)
+        contents = [about, *(np.ascontiguousarray(one).tobytes() for one in parts)]
+        return digest(contents, "blake2b", size=8).hex()
+
+    def classify(self, vectors: Floats) -> Classified:
+        """Chances for windows; of one without sound, whose vector is zeros, all are NaN.
+
+        Raises UsageError for vectors of another width.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.hears.width:
+            raise UsageError(
+                f"the classifier takes vectors of {self.hears.width} numbers, got "
+                f"{vectors.shape[-1]}"
+            )
+        unit = unit_vectors(vectors)
+        shares = softmax(unit @ self.weights.T + self.bias)
+        taught = np.flatnonzero(self.of < len(self.names))
+        similar = unit @ self.examples[taught].T
+        best = similar.argmax(axis=1)
+        similarity = similar[np.arange(len(unit)), best]
+        known = self.known.chance(2 - 2 * similarity)
+        chances = np.empty((len(unit), len(self.names) + 1), np.float32)
+        chances[:, :-1] = known[:, None] * shares[:, : len(self.names)]
+        chances[:, -1] = 1 - chances[:, :-1].sum(axis=1)
+        chances[~unit.any(axis=1)] = np.nan
+        return Classified(chances.clip(0, 1), taught[best], similarity.astype(np.float32))
+
+    def check_encoder(self, fingerprint: str, name: str) -> None:
+        """Raise UsageError where vectors are of another encoder than the examples'."""
+        if fingerprint != self.hears.fingerprint:
+            raise UsageError(
+                f"the classifier was taught on what {self.hears.model} hears (encoder "
+                f"{self.hears.fingerprint}), and {name} has the encoder {fingerprint}: name the "
+                "model that it was taught with, in the same --dtype, or teach it anew with this one"
+            )
+
+
+def unit_vectors(vectors: NDArray[np.floating[Any]]) -> Floats:
+    """Vectors of length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    made: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return made
+
+
+def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Shares of the last axis."""
+    shifted = np.exp(np.float64(logits - logits.max(axis=-1, keepdims=True)))
+    made: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return made
+
+
+def write_classifier(folder: Path, classifier: Classifier) -> None:
+    """Write the two files. Raises OSError."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: np.ascontiguousarray(getattr(classifier, name))
+        for name in ("weights", "bias", "examples", "of")
+    }
+    with atomic_write(folder / TENSORS_NAME) as unfinished:
+        save_file(tensors, unfinished)
+    write_json(
+        folder / SETTINGS_NAME,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": classifier.fingerprint,
+            "names": list(classifier.names),
+            "method": classifier.method,
+            "hears": json.loads(classifier.hears.to_json()),
+            "known": vars(classifier.known),
+            "card": dict(classifier.card),
+            "examples": [list(place) for place in classifier.places],
+        },
+    )
+
+
+def read_classifier(folder: str | Path) -> Classifier:
+    """What `write_classifier` wrote. Raises UsageError that names file and fault."""
+    settings, tensors = Path(folder) / SETTINGS_NAME, Path(folder) / TENSORS_NAME
+    for path in (settings, tensors):
+        if not path.is_file():
+            raise UsageError(
+                f"{path}: there is no such file, so {folder} is no classifier; `naturelm teach` "
+                "makes one"
+            )
+    try:
+        values = parse_json(settings.read_bytes())
+        version = values["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UsageError(
+                f"{settings}: is of schema version {version}, and this program reads "
+                f"{SCHEMA_VERSION}"
+            )
+        made = _classifier(values, _tensors(tensors), settings)
+        is_whole = values["fingerprint"] == made.fingerprint
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise UsageError(f"{settings}: cannot be read; was it made by `naturelm teach`?") from None
+    if not is_whole:
+        raise UsageError(f"{tensors}: is not the file that {settings.name} was written with")
+    return made
+
+
+def _tensors(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+
+def _classifier(
+    values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], path: Path
+) -> Classifier:
+    names = tuple(map(str, values["names"]))
+    hears = IndexSettings.from_json(json.dumps(values["hears"]), path)
+    weights, bias, examples, of = (tensors[name] for name in ("weights", "bias", "examples", "of"))
+    classes = len(bias)
+    fits = (
+        classes in (len(names), len(names) + 1),
+        weights.shape == (classes, hears.width) and examples.shape == (len(of), hears.width),
+        len(of) and of.min() >= 0 and of.max() < classes and (of < len(names)).any(),
+        len(values["examples"]) == len(of),
+        all(one.dtype == np.float32 and np.isfinite(one).all() for one in (weights, examples)),
+    )
+    if not all(fits):
+        raise UsageError(f"{path}: its parts do not fit together; teach it anew")
+    known = KnownCurve(*(float(values["known"][name]) for name in ("offset", "slope", "between")))
+    places = tuple(Place(str(file), float(a), float(b)) for file, a, b in values["examples"])
+    return Classifier(
+        names,
+        hears,
+        str(values["method"]),
+        weights,
+        bias,
+        examples,
+        of,
+        places,
+        known,
+        values["card"],
+    )
+
+
+def ranked(chances: Sequence[float] | Floats, labels: Sequence[str]) -> list[tuple[str, float]]:
+    """Labels with their chances, best first; of equal ones the earlier."""
+    order = np.argsort(-np.asarray(chances, np.float64), kind="stable")
+    return [(labels[place], float(chances[place])) for place in order]

@@ -1,0 +1,110 @@
+"""`naturelm teach`, and `naturelm infer --classifier`, whose rows are those of any answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import naturelm, rows
+
+from NatureLM.results.rows import read_record
+from NatureLM.teach.labels import read_labelled
+
+from .conftest import make_support, tone
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory, nano_folder: Path) -> Path:
+    """A classifier of two made species."""
+    folder = tmp_path_factory.mktemp("taught")
+    support = make_support(folder)
+    model = ("--model", nano_folder / "checkpoint")
+    made = naturelm("teach", support, "-o", folder / "mine", *model)
+    assert made.exit_code == 0, made.output
+    assert "High" in made.output
+    assert "Of 6 held-out clips of 6 recordings" in made.output
+    return folder / "mine"
+
+
+@pytest.fixture
+def taught(support: Path, made_once: Path) -> Path:
+    """That classifier, in `mine`, and recordings in `card`."""
+    shutil.copytree(made_once, "mine")
+    tone(Path("card/dawn.wav"), 3000.0, 12.0, seed=3)
+    tone(Path("card/dusk.wav"), 400.0, 4.0, seed=4)
+    return Path("mine")
+
+
+def test_it_answers_as_models_do(taught: Path) -> None:
+    done = naturelm("infer", "card", "--classifier", taught, "--output-path", "out.jsonl")
+    assert done.exit_code == 0, done.output
+    answers = rows("out.jsonl")
+    assert [(Path(one["audio_path"]).name, one["start"]) for one in answers] == [
+        *(("dawn.wav", 0.0), ("dawn.wav", 10.0)),
+        ("dusk.wav", 0.0),
+    ]
+    assert all({"High", "Low", "None"} >= {one["text"]} for one in answers)
+    for one in answers:
+        shares = [one["confidence"], *(share for _, share in one["alternatives"])]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert shares == sorted(shares, reverse=True)
+    record = read_record(Path("out.jsonl"))
+    assert record is not None
+    assert (
+        record.values["classifier"]
+        == json.loads((taught / "classifier.json").read_text(encoding="utf-8"))["fingerprint"]
+    )
+    again = naturelm("infer", "card", "--classifier", taught, "--output-path", "out.jsonl")
+    assert again.exit_code == 0
+    assert rows("out.jsonl") == answers
+    events = naturelm("events", "out.jsonl", "--output-path", "events.jsonl")
+    assert events.exit_code == 0, events.output
+
+
+def test_what_is_for_the_language_model_is_refused(taught: Path) -> None:
+    for options in (("--query", "What?"), ("--species-list", "a,b"), ("--merging-alpha", "0.5")):
+        done = naturelm("infer", "card", "--classifier", taught, *options)
+        assert done.exit_code == 2
+        assert f"{options[0]} is for the language model" in done.output
+    done = naturelm("infer", "card", "--classifier", "card")
+    assert "is no classifier" in done.output
+
+
+def test_another_encoder_is_refused(taught: Path) -> None:
+    done = naturelm("infer", "card", "--classifier", taught, "--model", "naturelm-tiny")
+    assert done.exit_code == 2
+    assert "was taught on what" in done.output
+
+
+def test_a_second_call_adds(taught: Path) -> None:
+    tone(Path("sounds/Mid.wav"), 1200.0, seed=5)
+    Path("more.csv").write_text("path,label\nsounds/Mid.wav,Middle\n", encoding="utf-8")
+    done = naturelm("teach", "more.csv", "-o", taught)
+    assert done.exit_code == 0, done.output
+    assert "its 6 labels count, too" in done.output
+    labels = read_labelled(taught / "labels.csv")[0]
+    assert sorted({one.label for one in labels}) == ["High", "Low", "Middle"]
+    assert len(labels) == 7
+
+
+def test_an_index_is_not_heard_anew(taught: Path, nano_folder: Path) -> None:
+    model = ("--model", nano_folder / "checkpoint")
+    assert naturelm("embed", "sounds", "--output-path", "sounds.npz", *model).exit_code == 0
+    done = naturelm("teach", "support.csv", "-o", "other", "--index", "sounds.npz")
+    assert done.exit_code == 0, done.output
+    assert "holds 6 of 6 examples" in done.output
+    one, other = (
+        json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+        for folder in (taught, Path("other"))
+    )
+    assert one["card"] == other["card"]
+
+
+def test_broken_examples_are_said_and_left_out(support: Path, nano_folder: Path) -> None:
+    Path("sounds/High0.wav").write_bytes(b"no sound")
+    done = naturelm("teach", support, "-o", "mine", "--model", nano_folder / "checkpoint")
+    assert done.exit_code == 3, done.output
+    assert "High0.wav" in done.output
+    assert Path("mine/classifier.json").is_file()
