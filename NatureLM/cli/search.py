@@ -55,10 +55,10 @@ class EmbedRequest:
     weights_hash: str | None = of.WEIGHTS_HASH
     layer: str = of.option(
         "encoder",
-        "What is averaged over a window: what the audio encoder hears, or what the language model "
-        "is told of it.",
+        "What is averaged over a window: what the audio encoder hears, its peaks (best for "
+        "`naturelm teach`, four times the work), or what the language model is told of it.",
         of.MODEL,
-        metavar="encoder|projected",
+        metavar="encoder|peaks|projected",
     )
     device: str = of.DEVICE
     dtype: str = of.DTYPE

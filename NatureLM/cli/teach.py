@@ -76,10 +76,10 @@ class TeachRequest:
     revision: str | None = of.REVISION
     weights_hash: str | None = of.WEIGHTS_HASH
     layer: str = of.option(
-        "encoder",
-        "What is averaged over a window, as of `naturelm embed`.",
+        "peaks",
+        "What of a window counts: its peaks, or a mean, as of `naturelm embed`.",
         of.MODEL,
-        metavar="encoder|projected",
+        metavar="peaks|encoder|projected",
     )
     device: str = of.DEVICE
     dtype: str = of.DTYPE

@@ -66,6 +66,11 @@ class AudioSizes:
         return [round(delay * self.sample_rate) for delay in self.window_delays or [0.0]]
 
     @property
+    def patch_samples(self) -> int:
+        """Samples from one patch of the encoder to the next in time."""
+        return self.beats.input_patch_size * self.fbank.frame_samples(self.sample_rate)[1]
+
+    @property
     def group_patches(self) -> int:
         """Patches that one group of the window-level Q-Former reads (its kernel)."""
         return round(self.patches_per_second * self.second_per_window)

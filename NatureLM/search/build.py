@@ -59,7 +59,10 @@ if TYPE_CHECKING:
     from NatureLM.models import NatureLM
 
 logger = logging.getLogger(__name__)
-LAYERS = ("encoder", "projected")
+LAYERS = ("encoder", "peaks", "projected")
+_DELAYS, _SHARPNESS = 4, 4.0
+"""Of peaks: into how many parts a patch is shifted, and how near a soft maximum is to the largest
+value."""
 
 
 class VectorMaker(Protocol):
@@ -77,7 +80,9 @@ class Embedder:
     """Makes vectors of windows: the mean over the positions of a layer that hold sound.
 
     layer: `encoder`, the output of the audio encoder for each patch; `projected`, the vectors that
-        stand in the language model's prompt
+        stand in the language model's prompt; `peaks`, of the encoder's output the soft maximum in
+        place of the mean, so that it matters less how much of a window a call fills, and the mean
+        of that for the sound at four places within a patch
     batch: windows at once; half as many after each time that memory ran out
 
     A window shorter than the model's is padded with silence, as everywhere; positions that lie
@@ -94,9 +99,9 @@ class Embedder:
     @property
     def width(self) -> int:
         """Numbers of a vector."""
-        if self.layer == "encoder":
-            return int(self.model.beats.width)
-        return int(self.model.audio_llama_proj.out_features)
+        if self.layer == "projected":
+            return int(self.model.audio_llama_proj.out_features)
+        return int(self.model.beats.width)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -137,20 +142,38 @@ class Embedder:
         processor = self.model.processor
         assert processor is not None, "a loaded model has a processor"
         wav_BS = torch.stack([processor.prepare_audio(window.samples) for window in windows])
-        encode = self.model.encode_patches if self.layer == "encoder" else self.model.encode_audio
+        rate, part = self.model.config.sample_rate, 0
+        if self.layer == "peaks":
+            part = self.model.config.patch_samples // _DELAYS
+        made = []
         with torch.inference_mode():
-            encoded_BPE = encode(wav_BS).float()
-            positions = encoded_BPE.shape[1]
-            share = time_expansion / self.model.config.window_seconds
-            counts = [
-                min(positions, max(1, math.ceil((one.end - one.start) * share * positions - 1e-6)))
-                for one in windows
-            ]
-            counts_B = torch.tensor(counts, device=encoded_BPE.device)
-            is_sound_BP = torch.arange(positions, device=encoded_BPE.device) < counts_B[:, None]
-            summed_BE = (encoded_BPE * is_sound_BP[:, :, None]).sum(dim=1)
-            vectors: NDArray[np.float32] = (summed_BE / counts_B[:, None]).cpu().numpy()
+            for delay in range(0, _DELAYS * part, part) if part else [0]:
+                delayed_BS = torch.nn.functional.pad(wav_BS, (delay, -delay)) if delay else wav_BS
+                seconds = [(one.end - one.start) * time_expansion + delay / rate for one in windows]
+                made.append(self._pooled(delayed_BS, seconds))
+            vectors: NDArray[np.float32] = torch.stack(made).mean(dim=0).cpu().numpy()
         return vectors
+
+    def _pooled(self, wav_BS: Tensor, seconds: Sequence[float]) -> Tensor:
+        """One vector for each waveform (B, E), of the positions that hold sound; it lasts so many
+        seconds."""
+        import torch
+
+        is_projected = self.layer == "projected"
+        encode = self.model.encode_audio if is_projected else self.model.encode_patches
+        encoded_BPE = encode(wav_BS).float()
+        positions, longest = encoded_BPE.shape[1], self.model.config.window_seconds
+        counts = [
+            min(positions, max(1, math.ceil(one / longest * positions - 1e-6))) for one in seconds
+        ]
+        counts_B = torch.tensor(counts, device=encoded_BPE.device)
+        is_sound_BP = torch.arange(positions, device=encoded_BPE.device) < counts_B[:, None]
+        if self.layer == "peaks":
+            hidden_BPE = (encoded_BPE * _SHARPNESS).masked_fill(~is_sound_BP[:, :, None], -math.inf)
+            summed_BE = hidden_BPE.logsumexp(dim=1) - counts_B[:, None].log()
+            return summed_BE / _SHARPNESS
+        summed_BE = (encoded_BPE * is_sound_BP[:, :, None]).sum(dim=1)
+        return summed_BE / counts_B[:, None]
 
 
 def _fingerprint(model: Any, layer: str) -> str:

@@ -385,6 +385,25 @@ def windows(seconds: float = 23.0, window: float = 10.0) -> list[Window]:
     )
 
 
+def test_peaks_hang_little_on_where_a_call_is_and_how_much_of_a_window_it_fills(
+    nano: NatureLM,
+) -> None:
+    """The same call in a short and in a long stretch of silence, begun anywhere in a patch."""
+    call = np.random.default_rng(1).normal(size=24_000).astype(np.float32) * 0.2
+
+    def heard(before: int, seconds: float) -> Window:
+        samples = np.zeros(160_000, np.float32)
+        samples[before : before + len(call)] = call
+        return Window(0, 0.0, seconds, samples)
+
+    windows = [heard(0, 2.0), heard(700, 8.0)]
+    cosines = {}
+    for layer in ("encoder", "peaks"):
+        one, other = Embedder(nano, layer).vectors(windows)
+        cosines[layer] = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert cosines["peaks"] > max(0.9, cosines["encoder"])
+
+
 @pytest.mark.parametrize("layer", ["encoder", "projected"])
 def test_the_mean_over_what_holds_sound(nano: NatureLM, layer: str) -> None:
     heard = windows()
