@@ -17,6 +17,7 @@ import pytest
 
 from NatureLM.app.context import AppContext
 from NatureLM.app.settings import AppSettings, Limits
+from NatureLM.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
@@ -60,6 +61,34 @@ class FakeConversation:
         self.closed = True
 
 
+class FakeEncoder:
+    """Hears how loud a sound is, and how it goes up and down."""
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(
+            sample_rate=16_000, window_seconds=10, fbank_cfg={}, patch_samples=2560
+        )
+        self.beats = SimpleNamespace(width=3, state_dict=dict)
+        self.processor = self
+        self.revisions: dict[str, str] = {}
+        self.name_or_path = "naturelm-tiny"
+
+    def prepare_audio(self, samples: Any) -> Any:
+        import torch
+
+        padded = torch.zeros(160_000)
+        padded[: len(samples)] = torch.as_tensor(samples)[:160_000]
+        return padded
+
+    def encode_patches(self, wav_BS: Any) -> Any:
+        import torch
+
+        parts_BPS = wav_BS.unflatten(1, (10, -1))
+        steps_BPS = parts_BPS.diff(dim=-1)
+        told = (parts_BPS.square(), steps_BPS.square(), steps_BPS.diff(dim=-1).square())
+        return torch.stack([one.mean(dim=-1).add(1e-6).log() for one in told], dim=-1)
+
+
 class FakePipeline:
     """`answer` makes the pieces of an answer; while `gate` is clear no piece comes."""
 
@@ -67,7 +96,8 @@ class FakePipeline:
         self.answer = answer
         self.gate = threading.Event()
         self.gate.set()
-        self.model = SimpleNamespace(config=SimpleNamespace(sample_rate=16_000, window_seconds=10))
+        self.model = FakeEncoder()
+        self.cfg = load_config()
         self.revisions: dict[str, str] = {}
         self.conversations: list[FakeConversation] = []
         self.asked_windows: list[dict[str, Any]] = []

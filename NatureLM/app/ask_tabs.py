@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,8 +20,9 @@ from NatureLM.app.chat import (
     identify,
     list_of,
 )
-from NatureLM.app.clips import Clip, span
+from NatureLM.app.clips import Clip, shown_name, span
 from NatureLM.app.context import AppContext, Visitor
+from NatureLM.app.taught import TaughtAnswer, begin_job, keep, nearest_html, teach_clips
 from NatureLM.app.ui import (
     HIDDEN,
     QUESTIONS,
@@ -31,6 +33,7 @@ from NatureLM.app.ui import (
     notice,
     what_went_wrong,
 )
+from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.models.registry import EMBEDDED
@@ -42,6 +45,7 @@ FEWEST, MOST = 2, 10
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _EMPTY = "Drop a recording, record one or pick a sample. Then ask."
 _NO_PRESET = "—"
+_TAUGHT = "taught"  # what a visitor taught last
 _HEAR = "The model hears"
 _QUESTION = (
     "Identify the common name for the focal species in the audio.\nOutput exactly one of: {labels}"
@@ -271,7 +275,7 @@ def _bar(label: str, share: float) -> str:
 
 
 def build_teach(context: AppContext) -> None:
-    """Labelled clips in front of a new one, which the model then names."""
+    """Labelled clips in front of a new one, which the model and a classifier of them then name."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             html(
@@ -288,11 +292,11 @@ def build_teach(context: AppContext) -> None:
                 context, "examples", MOST, what="clip", label=label, always_add=True, asking=_HEAR
             )
         with gr.Column(scale=5, min_width=320):
-            html("<h2>2. The new clip</h2><p>The clip that the model is to name.</p>")
+            html("<h2>2. The new clip</h2><p>The clip that is to be named.</p>")
             new = ClipInput(context, "new", 1, what="clip", asking=_HEAR)
             question = gr.Textbox(
                 _QUESTION,
-                label="Question",
+                label="Question to the language model",
                 info="{labels} stands for the names of the examples.",
                 lines=2,
                 max_lines=6,
@@ -303,24 +307,85 @@ def build_teach(context: AppContext) -> None:
             send = gr.Button("Name the new clip", variant="primary", elem_id="teach-send")
             problem = html(elem_id="teach-problem")
             found = html(elem_id="teach-found")
+            folder = _build_folder(context)
 
     def name_clip(text: str, share: float, request: gr.Request) -> Iterator[Any]:
         visitor = context.visitor(request)
+        visitor.forget(_TAUGHT)
+        hidden = gr.Accordion(visible=False)
         try:
             shown, clips = examples.clips(visitor).clips, new.clips(visitor).clips
             labels = labels_of(shown)
             if not clips:
                 raise UsageError("There is no new clip yet: give the one that is to be named.")
             query = examples_query(with_labels(text, labels), labels)
-            yield "", '<p class="about">The model listens …</p>'
-            heard = [*shown, clips[0]]
-            said, prompt = answer(context.pipeline(), heard, query, share)
-            yield "", answered(said, prompt, heard)
+            yield "", '<p class="about">The model listens …</p>', hidden
+            pipeline, heard = context.pipeline(), [*shown, clips[0]]
+            said, prompt = answer(pipeline, heard, query, share)
+            taught = teach_clips(pipeline.model, context.model_name, shown, labels, clips[0])
+            visitor.keep(_TAUGHT, lambda: taught)
+            yield "", beside(answered(said, prompt, heard), taught), gr.Accordion(visible=True)
         except Exception as error:
-            yield what_went_wrong(error), ""
+            yield what_went_wrong(error), "", hidden
 
     send.click(
-        name_clip, [question, alpha], [problem, found], api_name="teach", show_progress="hidden"
+        name_clip,
+        [question, alpha],
+        [problem, found, folder],
+        api_name="teach",
+        show_progress="hidden",
+    )
+
+
+def _build_folder(context: AppContext) -> Any:
+    """Asks the classifier about many recordings: a job, which opens in the tab Folder."""
+    with gr.Accordion(
+        "Use this for a folder", open=True, visible=False, elem_id="teach-folder"
+    ) as part:
+        html(
+            "<p>The classifier listens to every ten seconds of the recordings, without the "
+            "language model: many times quicker.</p>"
+        )
+        drop = gr.File(
+            label="Recordings",
+            file_count="multiple",
+            file_types=sorted(AUDIO_SUFFIXES),
+            height=120,
+            elem_id="teach-drop",
+            elem_classes=["drop"],
+        )
+        start = gr.Button("Start", elem_id="teach-start")
+        trouble = html(elem_id="teach-folder-problem")
+        begun = gr.Textbox(visible=False)
+
+    def begin(files: Any, request: gr.Request) -> Any:
+        visitor = context.visitor(request)
+        try:
+            taught = visitor.kept(_TAUGHT)
+            if taught is None:
+                raise UsageError("Name a clip first: that teaches the classifier.")
+            listed = [(Path(file), shown_name(file)) for file in files or []]
+            return begin_job(context.jobs, listed, keep(taught, visitor.folder)).id, ""
+        except Exception as error:
+            return "", what_went_wrong(error)
+
+    start.click(begin, [drop], [begun, trouble], api_name="teach_folder").then(
+        None,
+        [begun],
+        None,
+        js="job => { if (job) location.search = '?job=' + job; }",
+        api_visibility="private",
+    )
+    return part
+
+
+def beside(model: str, taught: TaughtAnswer) -> str:
+    """What the language model says, and beside it the classifier with its nearest examples."""
+    ranking = bars(taught.ranking, "Chances", headline=True)
+    return (
+        f'<div class="beside"><section><h3>The language model says</h3>{model}</section>'
+        f'<section class="taught"><h3>A classifier of the examples says</h3>{ranking}'
+        f"{nearest_html(taught)}</section></div>"
     )
 
 

@@ -191,6 +191,16 @@ class Visitor:
             value: T = self._kept[name]
             return value
 
+    def kept(self, name: str) -> Any:
+        """What is kept under this name, None where nothing is."""
+        with self.lock:
+            return self._kept.get(name)
+
+    def forget(self, name: str) -> None:
+        """Keep it no longer."""
+        with self.lock:
+            self._kept.pop(name, None)
+
     def leave(self) -> None:
         """Close what can be closed and remove the folder."""
         with self.lock:

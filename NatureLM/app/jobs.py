@@ -5,6 +5,7 @@ Each job has a folder of its own, under a name that nobody can guess:
 jobs/<id>/job.json              what it is to do, and its state
 jobs/<id>/recordings/           the recordings, under safe names
 jobs/<id>/answers.jsonl         the answers, as `naturelm infer` writes them
+jobs/<id>/classifier/           what is asked in place of the language model, where that is so
 jobs/<id>/job.lock              locked by the app that has the job: there may be several
 
 Jobs of one app take turns: after each recording, or after some hundred windows of a long one.
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.survey.run import Survey
+    from NatureLM.teach.ask import TaughtPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +172,11 @@ class Job:
         return self.folder / "answers.jsonl"
 
     @property
+    def classifier_path(self) -> Path:
+        """Folder of the classifier that is asked, if there is one."""
+        return self.folder / "classifier"
+
+    @property
     def recording_paths(self) -> list[Path]:
         """Where its recordings lie, in their order."""
         return [self.folder / "recordings" / Path(one.file).name for one in self.recordings]
@@ -238,11 +245,13 @@ class Jobs:
         files: Sequence[tuple[Path, str]],
         settings: AskOptions,
         questionnaire: str = "",
+        classifier: Path | None = None,
     ) -> Job:
         """A new job with recordings of its own; they are linked where that is possible.
 
         files: where each lies now, and what the user calls it
         questionnaire: name of one that comes along
+        classifier: folder of one that is asked in place of the language model; it is copied
 
         Raises UsageError for too many or too large files, for more answers than one job may have,
         and where nothing can be written.
@@ -266,6 +275,8 @@ class Jobs:
                 made.mkdir(mode=0o700, exist_ok=True)
             for (path, _), one in zip(files, recordings, strict=True):
                 link_or_copy(path.resolve(strict=True), folder / "recordings" / one.file)
+            if classifier is not None:
+                shutil.copytree(classifier, folder / "classifier")
             created = datetime.now(timezone.utc).isoformat(timespec="seconds")
             job = Job(
                 *(folder, kind, "waiting", created, settings, recordings),
@@ -644,10 +655,11 @@ def do_job(
     """
     recordings = job.recording_paths
     survey = job_survey(job, pipeline) if job.questionnaire else None
+    asked = taught_pipeline(job, pipeline) if job.classifier_path.is_dir() else pipeline
     clock = FieldClock()
     with WindowStore(job.answers_path) as store:
         settings = RunSettings(
-            run_values(job, pipeline, model, survey), revisions=pipeline.revisions
+            run_values(job, pipeline, model, survey, asked), revisions=pipeline.revisions
         )
         store.context_of = lambda path, seconds: clock.of(path).at(seconds) or None
         try:
@@ -656,7 +668,7 @@ def do_job(
             raise UsageError(_other_answers(error)) from None
         while True:
             turn = _Turn(others_wait)
-            results = _results(job, pipeline, survey, recordings, store, turn)
+            results = _results(job, asked, survey, recordings, store, turn)
             with closing(results):
                 for result in results:
                     if isinstance(result, RecordingError):
@@ -676,7 +688,7 @@ def do_job(
 
 def _results(
     job: Job,
-    pipeline: Pipeline,
+    pipeline: Pipeline | TaughtPipeline,
     survey: Survey | None,
     recordings: Sequence[Path],
     store: WindowStore,
@@ -690,6 +702,14 @@ def _results(
         return
     named = [Recording(n, str(one), one, ()) for n, one in enumerate(recordings)]
     yield from survey.rows(named, store, until=turn.ends_before)
+
+
+def taught_pipeline(job: Job, pipeline: Pipeline) -> TaughtPipeline:
+    """The classifier of a job, on the encoder of the app's model. Raises UsageError."""
+    from NatureLM.teach.ask import TaughtPipeline
+    from NatureLM.teach.classifier import read_classifier
+
+    return TaughtPipeline(pipeline.model, read_classifier(job.classifier_path))
 
 
 def job_survey(job: Job, pipeline: Pipeline) -> Survey:
@@ -708,12 +728,16 @@ def job_survey(job: Job, pipeline: Pipeline) -> Survey:
 
 
 def run_values(
-    job: Job, pipeline: Pipeline, model: str, survey: Survey | None = None
+    job: Job,
+    pipeline: Pipeline,
+    model: str,
+    survey: Survey | None = None,
+    asked: Pipeline | TaughtPipeline | None = None,
 ) -> dict[str, Any]:
     """All that changes the answers of a job, by the names that the commands give it."""
     given: dict[str, Any] = {"model": model, "adapter": None, "generate": pipeline.cfg.generate}
     if survey is None:
-        return {**job.settings.settings(**given), **pipeline.settings(job.settings)}
+        return {**job.settings.settings(**given), **(asked or pipeline).settings(job.settings)}
     from NatureLM.survey.run import known_settings
 
     options = replace(job.settings, queries=())

@@ -392,6 +392,11 @@ def _ticks(seconds: float) -> list[float]:
     return [0.0]
 
 
+def sound_address(clip: Clip) -> str:
+    """Where the browser finds a clip as the model hears it."""
+    return _address(clip.sound)
+
+
 def _address(path: Path) -> str:
     """Where the browser finds a visitor's file, relative to the page; for an attribute of HTML."""
     return escape(f"gradio_api/file={quote('/'.join(path.parts[-3:]))}")

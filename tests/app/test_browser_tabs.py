@@ -260,11 +260,32 @@ def test_examples_teach(fake_app: RunningApp, open_page: Opener) -> None:
     put(page, "new", ASSETS / "synthetic_cow.flac")
     page.click("#teach-send")
     page.wait_for_selector("#teach-found .prompt")
-    assert page.locator("#teach-found .best").inner_text().endswith("(3 clips: 5.2 s, 3.2 s, 5 s)")
+    assert (
+        page.locator("#teach-found .best")
+        .first.inner_text()
+        .endswith("(3 clips: 5.2 s, 3.2 s, 5 s)")
+    )
     heard = page.locator("#teach-found .prompt .sound").all_inner_texts()
     assert heard == [f"♪ synthetic_{n}" for n in ("barn_owl.flac", "dog.WAV", "cow.flac")]
     assert "Label: Owl" in page.locator("#teach-found .prompt").inner_text()
-    page.locator("#examples-clips .remove").first.click()
+    shares = page.locator("#teach-found .taught .ranking li").evaluate_all(
+        "all => all.map(one => [one.dataset.label, Number(one.dataset.share)])"
+    )
+    assert sorted(label for label, _ in shares) == ["Dog", "None", "Owl"]
+    assert sum(share for _, share in shares) == pytest.approx(1, abs=1e-3)
+    nearest = page.locator("#teach-found .nearest li")
+    assert sorted(nearest.locator(".tag").all_inner_texts()) == ["Dog", "Owl"]
+    assert nearest.first.locator("audio").evaluate("one => fetch(one.src).then(got => got.ok)")
+    page.set_input_files("#teach-drop input", [ASSETS / "synthetic_cow.flac"])
+    page.get_by_text("synthetic_cow").last.wait_for()
+    page.wait_for_timeout(300)
+    page.click("#teach-start")
+    page.wait_for_url("**/?job=*")
+    page.locator("#folder-status").get_by_text("Done").wait_for()
+    assert page.locator("#folder-table tbody tr").count() == 1
+    page = open_page(fake_app, "Teach by example")
+    page.fill("#teach-label :is(input, textarea)", "Owl")
+    put(page, "examples", ASSETS / "synthetic_cow.flac")
     page.wait_for_function("document.querySelectorAll('#examples-clips figure').length === 1")
     page.click("#teach-send")
     page.get_by_text("There are 1 examples, and 2 are the fewest").wait_for()
