@@ -355,27 +355,21 @@ def _build_folder(context: AppContext) -> Any:
             elem_classes=["drop"],
         )
         start = gr.Button("Start", elem_id="teach-start")
-        trouble = html(elem_id="teach-folder-problem")
-        begun = gr.Textbox(visible=False)
+        begun = html(elem_id="teach-begun")
 
-    def begin(files: Any, request: gr.Request) -> Any:
+    def begin(files: Any, request: gr.Request) -> str:
         visitor = context.visitor(request)
         try:
             taught = visitor.kept(_TAUGHT)
             if taught is None:
                 raise UsageError("Name a clip first: that teaches the classifier.")
             listed = [(Path(file), shown_name(file)) for file in files or []]
-            return begin_job(context.jobs, listed, keep(taught, visitor.folder)).id, ""
+            job = begin_job(context.jobs, listed, keep(taught, visitor.folder))
         except Exception as error:
-            return "", what_went_wrong(error)
+            return what_went_wrong(error)
+        return f'<p>The work has begun. <a href="?job={job.id}">Show its progress</a></p>'
 
-    start.click(begin, [drop], [begun, trouble], api_name="teach_folder").then(
-        None,
-        [begun],
-        None,
-        js="job => { if (job) location.search = '?job=' + job; }",
-        api_visibility="private",
-    )
+    start.click(begin, [drop], [begun], api_name="teach_folder")
     return part
 
 

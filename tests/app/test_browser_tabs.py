@@ -280,6 +280,7 @@ def test_examples_teach(fake_app: RunningApp, open_page: Opener) -> None:
     page.get_by_text("synthetic_cow").last.wait_for()
     page.wait_for_timeout(300)
     page.click("#teach-start")
+    page.click("#teach-begun a")
     page.wait_for_url("**/?job=*")
     page.locator("#folder-status").get_by_text("Done").wait_for()
     assert page.locator("#folder-table tbody tr").count() == 1
