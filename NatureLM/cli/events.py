@@ -161,9 +161,11 @@ def segments(
     ),
     choose: str = of.option(
         "balanced",
-        "As many from each bin of confidence, at random, or the surest.",
+        "As many from each bin of confidence, at random, the surest (confidence, or top), those "
+        "that nearly had another answer, or of many recordings and times.",
         _CHOICE,
-        metavar="balanced|random|confidence",
+        *("--choose", "--select"),
+        metavar="balanced|random|top|uncertain|diverse",
     ),
     per_species: int = of.option(50, "So many of each species at most.", _CHOICE, min=1),
     bins: int = of.option(
@@ -193,11 +195,11 @@ def segments(
     """
     from NatureLM.results.detections import ResultFile
     from NatureLM.results.thresholds import read_min_confidence
-    from NatureLM.review.choice import ChoiceOptions
+    from NatureLM.review.choice import CHOICES, ChoiceOptions
     from NatureLM.review.cutting import CutOptions, cut_clips
     from NatureLM.util import check_place
 
-    of.check_choice("--choose", choose, ("balanced", "random", "confidence"))
+    of.check_choice("--choose", choose, CHOICES)
     options = CutOptions(
         choice=ChoiceOptions(
             choose=choose,  # type: ignore[arg-type]
@@ -234,6 +236,28 @@ def segments(
     _show_clips(made, per_species, output_path)
     _say_how_it_plays(source)
     raise typer.Exit(SOME_FAILED if errors else 0)
+
+
+def clips_of_answers(answers: Path, select: str, per_species: int) -> Path:
+    """Cut clips for review into a folder beside the answers, which is called after the choice.
+
+    Raises UsageError where there are none.
+    """
+    from NatureLM.results.detections import ResultFile
+    from NatureLM.review.choice import CHOICES, ChoiceOptions
+    from NatureLM.review.cutting import CutOptions, cut_clips
+
+    of.check_choice("--select", select, CHOICES)
+    choice = ChoiceOptions(choose=select, per_species=per_species)  # type: ignore[arg-type]
+    folder = answers.with_name(f"{answers.stem}-{select}")
+    made = cut_clips(
+        ResultFile(answers),
+        folder,
+        CutOptions(choice=choice),
+        failed=lambda error: say(error_text(error), styled=True),
+    )
+    _show_clips(made, per_species, folder)
+    return folder
 
 
 def _species(given: str) -> tuple[str, ...]:

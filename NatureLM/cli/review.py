@@ -5,14 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from NatureLM.cli import options as of
+from NatureLM.errors import UsageError
 from NatureLM.progress import say
 
-_PAGE = "Page"
+_PAGE, _CLIPS = "Page", "Which clips"
 
 
 def review(
-    folder: Path = of.argument(..., "Folder of clips that `naturelm segments` made."),
+    folder: Path = of.argument(
+        ...,
+        "Folder of clips that `naturelm segments` made; or answers, of which clips are cut first.",
+        "FOLDER|ANSWERS",
+    ),
     *,
+    select: str | None = of.option(
+        None,
+        "Of answers: which are cut, into a folder beside them.",
+        _CLIPS,
+        metavar="balanced|random|top|uncertain|diverse",
+        show_default="balanced",
+    ),
+    per_species: int = of.option(
+        20, "Of answers: so many clips of each species at most.", _CLIPS, min=1
+    ),
     reviewer: str | None = of.option(
         None,
         "Whose verdicts they are; each reviewer has verdicts of their own.",
@@ -45,14 +60,24 @@ def review(
     """Open a page that plays clips and takes verdicts: yes, no or unsure, by keyboard.
 
     naturelm review clips/
+
+    naturelm review inference_output.jsonl --select uncertain
     """
+    from NatureLM.cli.events import clips_of_answers
     from NatureLM.review.server import ReviewSettings, serve
     from NatureLM.review.verdicts import checked_reviewer
     from NatureLM.web.guard import token_for
 
     hosts = tuple(allow_host or ())
+    if select is not None and folder.is_dir():
+        raise UsageError(
+            f"--select is for answers, of which clips are cut; {folder} is a folder of clips "
+            "already"
+        )
     settings = ReviewSettings(
-        folder=folder,
+        folder=folder
+        if folder.is_dir()
+        else clips_of_answers(folder, select or "balanced", per_species),
         reviewer=None if reviewer is None else checked_reviewer(reviewer),
         host=host,
         port=port,

@@ -16,6 +16,7 @@ import typer
 from NatureLM.cli import options as of
 from NatureLM.cli.engines import ray_options
 from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
+from NatureLM.errors import UsageError
 from NatureLM.progress import printable, say
 from NatureLM.storage import AnyPath
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from NatureLM.distributed.cluster import RayOptions
     from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow
     from NatureLM.search.build import Decode, Embedder, Journal, VectorMaker
-    from NatureLM.search.index import IndexSettings
+    from NatureLM.search.index import IndexSettings, Match
 
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,12 @@ def search(
     ),
     others_only: bool = of.option(False, "Leave out windows of the clip's own file."),
     as_json: bool = of.option(False, "JSON lines in place of a table.", None, "--json"),
+    output_path: Path | None = of.option(
+        None,
+        "File for the windows as answers, as `naturelm infer` writes them: `naturelm review` asks "
+        "whether they are what --label says, and `naturelm teach` learns from that.",
+    ),
+    label: str | None = of.option(None, "What the clip is, with --output-path."),
     model: str | None = of.option(
         None, "The model, if it is called otherwise here.", show_default="the index's"
     ),
@@ -246,6 +253,11 @@ def search(
 
     check_range("--top-k", top_k, 1, 1_000_000)
     of.check_device(device, dtype)
+    if (output_path is None) != (label is None) or not (label is None or label.strip()):
+        raise UsageError(
+            "--output-path and --label go together: the windows that are found are answers that "
+            "say what the clip is"
+        )
     opened = open_index(index)
     windows = query_windows(query_clip, opened.settings, start=start, end=end)
     if model is None:
@@ -266,6 +278,8 @@ def search(
         top_k,
         is_wanted=lambda file: not (others_only and own(file)),
     )
+    if output_path is not None and label is not None:
+        _write_answers(output_path, matches, opened.settings, query_clip.name, label.strip())
     if as_json:
         for rank, match in enumerate(matches, start=1):
             found = {
@@ -290,6 +304,35 @@ def search(
         for rank, match in enumerate(matches, start=1)
     ]
     of.print_table(columns, rows, right={*columns} - {"file"})
+
+
+def _write_answers(
+    output: Path, matches: Sequence[Match], settings: IndexSettings, clip: str, label: str
+) -> None:
+    """The windows as answers with a label; their confidence is the similarity, at least 0."""
+    from NatureLM.results.rows import Prediction, RunSettings
+    from NatureLM.results.store import WindowStore
+
+    query = f"Does it sound like {clip}?"
+    values = {
+        "model": settings.model,
+        "weights": settings.fingerprint,
+        "merging_alpha": 1.0,
+        "queries": [query],
+        "window_length_seconds": settings.window_seconds,
+        "hop_length_seconds": settings.hop_seconds,
+        "channel": settings.channel,
+        "time_expansion": settings.time_expansion,
+        "label": label,
+    }
+    with WindowStore(output) as store:
+        store.begin(RunSettings(values), dict.fromkeys(one.file for one in matches))
+        for one in matches:
+            sure = min(1.0, max(0.0, one.similarity))
+            store.add_answer(
+                Prediction(one.file, one.start, one.end, query, label, 1.0, confidence=sure)
+            )
+    say(f"Answers: {output}")
 
 
 def load_embedder(

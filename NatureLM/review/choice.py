@@ -20,8 +20,9 @@ from NatureLM.results.detections import Detection
 from NatureLM.results.thresholds import MinConfidence
 from NatureLM.util import check_range, digest
 
-Choose: TypeAlias = Literal["balanced", "random", "confidence"]
+Choose: TypeAlias = Literal["balanced", "random", "confidence", "top", "uncertain", "diverse"]
 CHOICES: tuple[str, ...] = get_args(Choose)
+_POOL = 20  # times as many answers of a label as are wanted, of which the diverse ones are taken
 BELOW, UNSCORED, UNKNOWN = "below the least confidence", "without a confidence", "no threshold"
 
 
@@ -29,7 +30,9 @@ BELOW, UNSCORED, UNKNOWN = "below the least confidence", "without a confidence",
 class ChoiceOptions:
     """How clips are chosen.
 
-    choose: "random"; "confidence", the surest; "balanced", as many from each bin of confidence
+    choose: "random"; "confidence" or "top", the surest; "balanced", as many from each bin of
+        confidence; "uncertain", those whose two likeliest labels are nearly as likely; "diverse",
+        of as many recordings as there are, and far from each other in time
     per_species: at most so many of a label
     bins: of equal width, from the least confidence to 1
     species: labels or names that are taken; None for all
@@ -142,8 +145,13 @@ def choose(
             chosen.passed_over[reason] += 1
             continue
         key, place = _key(one, options), (one.label, _bin(one, options))
-        kept.setdefault(place, _Least(options.per_species)).add(key, one)
+        most = options.per_species * (_POOL if options.choose == "diverse" else 1)
+        kept.setdefault(place, _Least(most)).add(key, one)
     for label, chosen in found.items():
+        if options.choose == "diverse":
+            spread = kept[label, 0].all() if (label, 0) in kept else []
+            chosen.taken = _apart(spread, options.per_species)
+            continue
         bins = [kept[label, n].all() if (label, n) in kept else [] for n in range(options.bins)]
         shares = _shares([len(one) for one in bins], options.per_species)
         chosen.taken = [o for one, n in zip(bins, shares, strict=True) for o in one[:n]]
@@ -157,7 +165,8 @@ def _reason(one: Detection, options: ChoiceOptions) -> str:
     """Why an answer cannot be taken; "" where it can."""
     least = options.min_confidence.of(one.label, one.question)
     if one.confidence is None:
-        return UNSCORED if least > 0 or options.choose != "random" else ""
+        needs_none = options.choose in ("random", "diverse")
+        return UNSCORED if least > 0 or not needs_none else ""
     if one.confidence >= least:
         return ""
     return UNKNOWN if math.isinf(least) else BELOW
@@ -165,11 +174,43 @@ def _reason(one: Detection, options: ChoiceOptions) -> str:
 
 def _key(one: Detection, options: ChoiceOptions) -> tuple[float, bytes, str]:
     """What comes first is taken; of equal ones chance decides, by the seed."""
-    rank = -(one.confidence or 0.0) if options.choose == "confidence" else 0.0
+    rank = 0.0
+    if options.choose in ("confidence", "top"):
+        rank = -(one.confidence or 0.0)
+    elif options.choose == "uncertain":
+        rank = margin(one)
     name = PurePath(one.audio_path).name
     about = f"{options.seed}\0{name}\0{one.start:.6f}\0{one.end:.6f}\0{one.label}\0{one.question}"
     chance = digest(about.encode("utf-8", "surrogatepass"), "blake2b", size=8)
     return rank, chance, one.audio_path
+
+
+def margin(one: Detection) -> float:
+    """How much likelier an answer is than the next one; that of one alone is from a half on."""
+    sure = one.confidence or 0.0
+    others = [share for _, share in one.alternatives]
+    return abs(sure - max(others)) if others else abs(2 * sure - 1)
+
+
+def _apart(found: Sequence[Detection], wanted: int) -> list[Detection]:
+    """Answers of as many recordings as there are; of one recording those far from each other.
+
+    found: in an order that chance decides
+    """
+    left: dict[str, list[Detection]] = {}
+    for one in found:
+        left.setdefault(one.audio_path, []).append(one)
+    taken: list[Detection] = []
+    while left and len(taken) < wanted:
+        for path in list(left)[: wanted - len(taken)]:
+            here = [one.start for one in taken if one.audio_path == path]
+            best = max(
+                left[path], key=lambda one: min((abs(one.start - t) for t in here), default=0)
+            )
+            left[path].remove(best)
+            taken.append(best)
+        left = {path: rest for path, rest in left.items() if rest}
+    return taken
 
 
 def _bin(one: Detection, options: ChoiceOptions) -> int:
