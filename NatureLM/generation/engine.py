@@ -67,12 +67,13 @@ logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = {"cpu": 32_768}
 _ACCELERATOR_BATCH_TOKENS = 65_536
-_ENCODE_BATCH = {"cpu": 8}  # clips; more take more memory there, and are no quicker
+# What mps uses is the memory of the whole machine.
+_ENCODE_BATCH = {"cpu": 8, "mps": 16}  # clips; more take more memory, and are no quicker on cpu
 _ACCELERATOR_ENCODE_BATCH = 64
 _LOADING_THREADS = {"cpu": 2}
 _ACCELERATOR_LOADING_THREADS = 8
 _BATCHES_AHEAD = 4  # of clips that are loaded while others are encoded
-_CACHE_BYTES = {"cpu": 2 << 30}  # what the keys and values of a batch may take
+_CACHE_BYTES = {"cpu": 2 << 30, "mps": 2 << 30}  # what the keys and values of a batch may take
 _ACCELERATOR_CACHE_BYTES = 8 << 30
 _BUSY_ROWS = {"cpu": 16}  # rows that a step takes hardly longer for than for one
 _ACCELERATOR_BUSY_ROWS = 128

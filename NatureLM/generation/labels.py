@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from NatureLM.generation.prefill import Prefilled, SharedPrefix
 
-_MAX_LOGITS = {"cpu": 1 << 26}  # numbers: 256 MiB in float32
+_MAX_LOGITS = {"cpu": 1 << 26, "mps": 1 << 27}  # numbers: 256 and 512 MiB in float32
 _ACCELERATOR_MAX_LOGITS = 1 << 29
 _MAX_NODES = 2048  # of a chunk: what a node may see grows with their square
 _MAX_TOKENS = 1024  # of a label; the work grows with their square
@@ -407,7 +407,7 @@ def score_trie(
         tokens of the label alone count
     shared: prompts that begin alike (see `prefill`)
 
-    Returns float64 of shape (prompts, labels).
+    Returns float64 of shape (prompts, labels); it lies on the processor where mps computes.
     """
     import torch
 
@@ -435,23 +435,30 @@ def _run_trie(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability (R, nodes) of each node after its parent, and of an end after each node."""
     rows, vocabulary = done.logits_RV.shape
-    node_RN = done.logits_RV.new_zeros(rows, len(trie)).double()
+    node_RN = _as_float64(done.logits_RV.new_zeros(rows, len(trie)))
     end_RN = node_RN.clone()
     begins, total_R1 = trie.children[-1], done.logits_RV.logsumexp(dim=-1, keepdim=True)
-    node_RN[:, list(begins.values())] = done.logits_RV[:, list(begins)].double() - total_R1.double()
-    most = _MAX_LOGITS.get(node_RN.device.type, _ACCELERATOR_MAX_LOGITS) // (rows * vocabulary)
+    first_RN = _as_float64(done.logits_RV[:, list(begins)])
+    node_RN[:, list(begins.values())] = first_RN - _as_float64(total_R1)
+    kind = done.logits_RV.device.type
+    most = _MAX_LOGITS.get(kind, _ACCELERATOR_MAX_LOGITS) // (rows * vocabulary)
     for chunk in _chunks(trie, max(1, min(most, _MAX_NODES))):
         for layer in done.cache.kv_layers:
             layer.keep_positions(done.mask_RL.shape[1], chunk.kept)
         logits_RNV = _run_chunk(model, done, alphas, trie, chunk)
-        total_RN = logits_RNV.logsumexp(dim=-1).double()
+        total_RN = _as_float64(logits_RNV.logsumexp(dim=-1))
         node_RN[:, chunk.children] = (
-            logits_RNV[:, chunk.parents, chunk.tokens].double() - total_RN[:, chunk.parents]
+            _as_float64(logits_RNV[:, chunk.parents, chunk.tokens]) - total_RN[:, chunk.parents]
         )
         if eos_ids:
             ends = logits_RNV[:, :, list(eos_ids)].logsumexp(dim=-1)
-            end_RN[:, chunk.first : chunk.last] = ends.double() - total_RN
+            end_RN[:, chunk.first : chunk.last] = _as_float64(ends) - total_RN
     return node_RN, end_RN
+
+
+def _as_float64(values: Tensor) -> Tensor:
+    """On the processor if they lie on mps, which has no such numbers."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _run_chunk(
