@@ -17,6 +17,7 @@ from typing import Any
 import ablation
 import archive
 import archive_tables
+import eight_billion
 import engine
 import field_season
 import gpu_check
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation": ablation.markdown,
     "growth": growth.markdown,
     "precision": precision.markdown,
+    "eight_billion": eight_billion.markdown,
     "serving": serving.markdown,
     "season": field_season.markdown,
     "archive": archive.markdown,

@@ -36,7 +36,8 @@ _FEW_ROWS = {"int8": 16, "int4": 128}
 _ALIGNED = 64  # bytes: torch's products with integers crash on memory that begins elsewhere
 _INPUTS = 16  # that they take at a time, and crash where they are not so many
 _PIECE = 2**20  # weights of a layer that a processor widens at a time: they stay in its cache
-_ROWS_AT_ONCE, _ROWS_ON_A_CARD = 256, 4096  # outputs quantised at a time: bounds the memory
+# Outputs quantised at a time: on a processor that they stay in its cache, on a card for its memory.
+_ROWS_AT_ONCE, _ROWS_ON_A_CARD = 64, 4096
 
 
 class QuantizedLinear(nn.Linear, ABC):
@@ -309,43 +310,37 @@ def round_groups(w_OGI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     are cut off than when all others are rounded more coarsely.
     """
     low, high = w_OGI.amin(-1, keepdim=True), w_OGI.amax(-1, keepdim=True)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    mean = w_OGI.mean(-1, keepdim=True)
+    centred_OGI, spare_OGI = w_OGI - mean, torch.empty_like(w_OGI)
+    best: list[Tensor] = []
     least = torch.full_like(low, torch.inf)
     for share in _FIRST_RANGES:
         scale = _positive((high - low) * (share / 15))
         middle = _exact((high + low) / 2 + scale / 2)
         for _ in range(_REFITS):
-            scale, middle = _refit(w_OGI, _round(w_OGI, scale, middle), scale, middle)
+            q_OGI = _round(w_OGI, scale, middle)
+            mean_q = q_OGI.mean(-1, keepdim=True)
+            apart = q_OGI.sub_(mean_q)
+            spread = torch.mul(apart, apart, out=spare_OGI).sum(-1, keepdim=True)
+            fitted = torch.mul(apart, centred_OGI, out=spare_OGI).sum(-1, keepdim=True) / spread
+            scale = torch.where((spread > 0) & (fitted > 0), _positive(fitted), scale)
+            middle = _exact(mean - (mean_q - 8) * scale)
         q_OGI = _round(w_OGI, scale, middle)
-        error = (w_OGI - torch.addcmul(middle, q_OGI - 8, scale)).square_().sum(-1, keepdim=True)
+        torch.sub(q_OGI, 8, out=spare_OGI).mul_(scale).add_(middle).sub_(w_OGI)
+        error = spare_OGI.square_().sum(-1, keepdim=True)
         is_better = error < least
         found = (q_OGI, scale, middle)
-        best = (
-            found
-            if best is None
-            else cast(
-                tuple[Tensor, Tensor, Tensor],
-                tuple(torch.where(is_better, a, b) for a, b in zip(found, best, strict=True)),
-            )
-        )
+        best = [
+            torch.where(is_better, one, other)
+            for one, other in zip(found, best or found, strict=True)
+        ]
         least = torch.minimum(least, error)
-    assert best is not None
     q_OGI, scale, middle = best
     return q_OGI, scale[..., 0], middle[..., 0]
 
 
 def _round(w: Tensor, scale: Tensor, middle: Tensor) -> Tensor:
-    return ((w - middle) / scale).round_().add_(8).clamp_(0, 15)
-
-
-def _refit(w: Tensor, q: Tensor, scale: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and middle that are nearest to a group's values with these integers."""
-    mean_q, mean_w = q.mean(-1, keepdim=True), w.mean(-1, keepdim=True)
-    apart = q - mean_q
-    spread = apart.square().sum(-1, keepdim=True)
-    fitted = (apart * (w - mean_w)).sum(-1, keepdim=True) / spread
-    scale = torch.where((spread > 0) & (fitted > 0), _positive(fitted), scale)
-    return scale, _exact(mean_w - (mean_q - 8) * scale)
+    return (w - middle).div_(scale).round_().add_(8).clamp_(0, 15)
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -83,6 +83,20 @@ def test_ideas_switched_off_change_no_answer(run: Run, tmp_path: Path) -> None:
     assert all(one["equal"] == one["of"] > 0 for group in groups.values() for one in group)
 
 
+def test_the_published_sizes_in_small(run: Run, tmp_path: Path) -> None:
+    run("eight_billion", "make", tmp_path / "model", "--small")
+    module = importlib.import_module("eight_billion")
+    module.quantize_checkpoint(tmp_path / "model", tmp_path / "int8", "int8")
+    folders = {"bfloat16": tmp_path / "model", "int8": tmp_path / "int8"}
+    runs = [
+        json.loads(run("eight_billion", "run", folder, "--kind", kind, "--threads", "1"))
+        for kind, folder in folders.items()
+    ]
+    lines = module.markdown({"runs": runs}).splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["bfloat16", "int8"]
+    assert "| 1.0 |" in lines[2]
+
+
 def test_the_check_of_a_card_runs_without_one(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     run("gpu_check", "--smoke", "--output-path", path)
