@@ -99,7 +99,7 @@ def run(folder: Path, kind: str, threads: list[int]) -> dict[str, Any]:
         "threads": {},
     }
     with torch.inference_mode():
-        one_row(model)  # reads every weight from the disk
+        prefill(model)  # reads every weight from the disk
         for count in threads:
             torch.set_num_threads(count)
             found["threads"][str(count)] = one_row(model)
@@ -107,14 +107,17 @@ def run(folder: Path, kind: str, threads: list[int]) -> dict[str, Any]:
     return found
 
 
+def prefill(model: NatureLM) -> DecodingSession:
+    """A prompt of one row, ready for its tokens."""
+    weight = model.llama_embed_tokens.weight
+    embeds = [torch.randn(POSITIONS, weight.shape[1], dtype=weight.dtype)]
+    return DecodingSession(model.language_model, embeds, [1.0], new_tokens=STEPS + 1)
+
+
 def one_row(model: NatureLM) -> dict[str, Any]:
     """Seconds of a prompt, of a step after it, and of a whole answer with its sound."""
-    width = model.llama_embed_tokens.weight.shape[1]
-    embeds = [torch.randn(POSITIONS, width, dtype=model.llama_embed_tokens.weight.dtype)]
-    prefill = timed(
-        lambda: DecodingSession(model.language_model, embeds, [1.0], new_tokens=STEPS + 1)
-    )
-    session, token = prefill.out, torch.zeros(1, dtype=torch.long)
+    prompted = timed(lambda: prefill(model))
+    session, token = prompted.out, torch.zeros(1, dtype=torch.long)
     session.step(token)
     steps = [figures(timed(lambda: session.step(token))) for _ in range(STEPS)]
     text, options = prompt(model, QUERIES[0]), GenerationOptions(max_new_tokens=TOKENS, num_beams=1)
@@ -124,7 +127,7 @@ def one_row(model: NatureLM) -> dict[str, Any]:
         model.generate_ids([text], clips, options=options, eos_ids=[])
 
     return {
-        "prefill": figures(prefill),
+        "prefill": figures(prompted),
         "step": {name: statistics.median(one[name] for one in steps) for name in steps[0]},
         "answer": figures(timed(answer)),
     }
