@@ -479,7 +479,7 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
 def _bytes_to_fold(language_model: Any) -> int:
     """Of the matrices that adapters change, which folding copies."""
     layers: Iterable[Any] = lora_layers(language_model).values()
-    return sum(one.get_base_layer().weight.nbytes for one in layers)
+    return sum(one.base_layer.weight.nbytes for one in layers)
 
 
 Other = TypeVar("Other")
