@@ -233,7 +233,7 @@ def activations(outline: Outline, precision: Precision, device: str, work: Work)
 
 def _of_encoder(config: Any, size: int, device: str) -> int:
     """Of windows that the audio encoder takes at once; a processor takes them in pieces."""
-    beats, patches = config.beats, config._patches(config.window_samples)
+    beats, patches = config.beats, config.patches(config.window_samples)
     scores: int = beats.encoder_attention_heads * patches**2
     inner: int = patches * beats.encoder_ffn_embed_dim
     window: int = 3 * scores + 3 * inner + 8 * patches * beats.encoder_embed_dim
