@@ -66,15 +66,28 @@ class PromptTooLong(UsageError):  # noqa: N818 (nothing is broken)
 def token_ids(text: str, tokenizer: Any, most: int | None = None) -> list[int]:
     """Ids of a text without special tokens in front, or of a beginning that has more than `most`.
 
-    So the time depends on what may be used, and not on what was sent.
+    So the time depends on what may be used, and not on what was sent. Raises UsageError for a text
+    that the tokenizer cannot take.
     """
     size = len(text) if most is None else max(ALWAYS_READ, 8 * most)
     while True:
-        ids = list(tokenizer(text[:size], add_special_tokens=False, verbose=False).input_ids)
+        ids = _plain_ids(text[:size], tokenizer)
         # The last tokens of a beginning may be others where it goes on, so a few are not counted.
         if size >= len(text) or (most is not None and len(ids) > most + _UNSURE):
             return ids
         size *= 2
+
+
+def _plain_ids(text: str, tokenizer: Any) -> list[int]:
+    try:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    except BaseException as error:  # what a library in Rust raises is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UsageError(
+            f"the tokenizer of the model cannot take {quoted(text)} ({error}): its patterns are "
+            "not made for such texts, or made to take for ever"
+        ) from None
 
 
 def quoted(text: str, most: int = 60) -> str:

@@ -285,11 +285,11 @@ def continued_tokens(label: str, tokenizer: Any) -> Tokens:
 
     They are looked up behind a letter, because some tokenizers mark the beginning of a string.
     """
-    anchor = tuple(tokenizer("a", add_special_tokens=False).input_ids)
-    whole = tuple(tokenizer(f"a{SEPARATOR}{label}", add_special_tokens=False).input_ids)
+    anchor = tuple(token_ids("a", tokenizer))
+    whole = tuple(token_ids(f"a{SEPARATOR}{label}", tokenizer))
     if whole[: len(anchor)] == anchor:
         return whole[len(anchor) :]
-    return tuple(tokenizer(f"{SEPARATOR}{label}", add_special_tokens=False).input_ids)
+    return tuple(token_ids(f"{SEPARATOR}{label}", tokenizer))
 
 
 class LabelGrammar:

@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
+from NatureLM.prompts import token_ids
+
 IGNORE = -100
 
 
@@ -81,7 +83,7 @@ def answer_rows(
 
     @cache  # rows with shares name the same answers again and again
     def tokens_of(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False).input_ids[:max_answer_tokens])
+        return tuple(token_ids(text, tokenizer)[:max_answer_tokens])
 
     for row, (prompt_LD, answer) in enumerate(zip(prompts_LD, answers, strict=True)):
         tokens = tokens_of(answer)

@@ -33,6 +33,7 @@ from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.loss import IGNORE
+from NatureLM.prompts import token_ids
 from NatureLM.training.samples import NONE_LABEL, Mask, Sample
 
 
@@ -447,7 +448,7 @@ class LanguageModel(Objective):
         self.tokenizer.save_pretrained(folder)
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return token_ids(text, self.tokenizer)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         start = self.tokenizer.bos_token_id

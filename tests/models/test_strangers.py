@@ -24,11 +24,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from NatureLM.errors import NatureLMError
+from NatureLM.generation.engine import Engine
+from NatureLM.generation.labels import continued_tokens
+from NatureLM.generation.requests import Request as Prompt
 from NatureLM.inference.calibration import Calibration, read_calibration, write_calibration
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.convert import convert_checkpoint
 from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.checkpoint.tensors import index_folder, state_of, write_tensors
+from NatureLM.prompts import token_ids
 from NatureLM.results.rows import from_line, read_record
 from NatureLM.search.index import IndexSettings, open_index
 from NatureLM.training.checkpoint import Checkpoint
@@ -783,3 +787,22 @@ def test_files_that_are_spoilt_at_random(door: str, seed: int, attack: Attack) -
 @given(seed=st.integers(0, 2**32))
 def test_two_thousand_files_that_are_spoilt_at_random(door: str, seed: int, attack: Attack) -> None:
     _attack(attack, door, seed)
+
+
+def test_a_tokenizer_whose_patterns_take_for_ever(build_model: Any, tmp_path: Path) -> None:
+    """Its library is one of Rust, and what that raises went past every `except Exception`."""
+    build_model().save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    pattern = {"Regex": "(a|a)*(a+)+$"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    file.write_text(json.dumps({**values, "pre_tokenizer": split}))
+    model = NatureLM.from_pretrained(tmp_path / "model")
+    text = "a" * 100 + "!"
+    words = "the tokenizer of the model cannot take 'a"
+    for call in (
+        lambda: token_ids(text, model.tokenizer),
+        lambda: continued_tokens(text, model.tokenizer),
+        lambda: Engine(model).check(Prompt(key=None, prompt=text, audios=())),
+    ):
+        assert words in refusal(call)
