@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from NatureLM.data.dataset import hub_files, parquet_file, short
+from NatureLM.data.dataset import hub_commit, hub_files, parquet_file, short
 from NatureLM.data.table import DataError
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.util import atomic_write, did_you_mean
+from NatureLM.util import atomic_write, did_you_mean, parse_json, shown, write_json
 
 COLUMN = "dataset_name"
+SOURCE = "source.json"
+"""In a folder of what was fetched: from where, and which commit it had."""
 _THREADS = 8  # files whose ends are read at once
 _ROWS = 64  # in a group of a local file: so many sounds are in memory when one is read
 
@@ -52,18 +54,56 @@ class RowGroup:
         return all(path.exists() for path in self.targets(folder).values())
 
 
-class RemoteDataset:
-    """The Parquet files of a dataset on the Hub. Raises DataError where they cannot be listed."""
+def recorded_commit(folder: Path, repository: str) -> str | None:
+    """The commit whose rows a folder holds; None where nothing was fetched into it.
 
-    def __init__(self, name: str) -> None:
+    Raises UsageError for rows of another dataset.
+    """
+    path = folder / SOURCE
+    if not path.exists():
+        return None
+    try:
+        kept = parse_json(path.read_bytes())
+        named, commit = kept["repository"], kept["revision"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UsageError(f"{path}: cannot be read as what was fetched; remove it") from None
+    if named != repository or not isinstance(commit, str):
+        raise UsageError(
+            f"{folder} holds rows of {shown(named)}, and {repository} is asked for: give another "
+            "--output-path"
+        )
+    return commit
+
+
+class RemoteDataset:
+    """The Parquet files of one commit of a dataset on the Hub.
+
+    revision: commit, tag or branch; None for the newest
+
+    Raises DataError where they cannot be listed.
+    """
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
         self.name = name
         try:
-            self.files, self._filesystem = hub_files(name)
+            self.commit = hub_commit(name, revision)
+            self.files, self._filesystem = hub_files(f"{name}@{self.commit}")
         except DataError as error:
             raise DataError(
                 f"{name}: {error}. On a machine with a network the same command fetches it; copy "
                 "the folder here and name it: beans --data-path FOLDER"
             ) from error
+
+    def record(self, folder: Path) -> None:
+        """Write which commit the rows of a folder are of. Raises UsageError for rows of others."""
+        before = recorded_commit(folder, self.name)
+        if before not in (None, self.commit):
+            raise UsageError(
+                f"{folder} holds rows of the commit {before}, and the one asked for is "
+                f"{self.commit}: give another --output-path"
+            )
+        if before is None and folder.is_dir():
+            write_json(folder / SOURCE, {"repository": self.name, "revision": self.commit})
 
     def row_groups(
         self, wanted: Sequence[str] | None, advance: Callable[[int], None] = lambda _: None

@@ -136,7 +136,7 @@ def fetch(
     repository: str = of.option(BEANS_ZERO, "Dataset on the Hugging Face Hub."),
     revision: str | None = of.option(
         None,
-        "Revision of the dataset.",
+        "Revision of the dataset; its commit is recorded in source.json.",
         metavar="COMMIT|TAG|BRANCH",
         show_default="the newest, or as in --repository OWNER/NAME@REVISION",
     ),
@@ -146,7 +146,7 @@ def fetch(
 
     beans fetch --components esc50,zf-indiv --output-path beans-zero
     """
-    from NatureLM.beans.fetch import RemoteDataset
+    from NatureLM.beans.fetch import RemoteDataset, recorded_commit
     from NatureLM.data.components import component
     from NatureLM.models.registry import apart
     from NatureLM.util import check_place
@@ -157,7 +157,10 @@ def fetch(
     if repository == BEANS_ZERO:
         for name in wanted or ():
             component(name)
-    dataset = RemoteDataset(repository if revision is None else f"{repository}@{revision}")
+    # A fetch that goes on takes what it began with, whatever is the newest by now.
+    known = recorded_commit(output_path, repository)
+    dataset = RemoteDataset(repository, revision or known)
+    dataset.record(output_path)
     looking = ProgressBar(f"looking at {dataset.name}", "bar", total=len(dataset.files), stays=True)
     with looking:
         groups = dataset.row_groups(wanted, looking.advance)
@@ -165,6 +168,8 @@ def fetch(
     if _wants_more(groups, missing, output_path, yes):
         total = sum(group.bytes for group in missing)
         bar = ProgressBar("fetching", "bar", "size", "speed", "time", total=total, stays=True)
+        output_path.mkdir(parents=True, exist_ok=True)
+        dataset.record(output_path)
         with stop_message(f"Stopped. What is in {output_path} is whole; {RESUMES}"), bar:
             for group in missing:
                 dataset.fetch(group, output_path)

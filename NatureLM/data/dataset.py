@@ -494,6 +494,25 @@ def hub_files(name: str) -> tuple[list[str], Any]:
     return files, filesystem
 
 
+def hub_commit(name: str, revision: str | None) -> str:
+    """The commit of a dataset on the Hub that a revision, or the newest one, is. Raises DataError.
+
+    The message says nothing of where else the dataset may be.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        with _as_data_error("as a dataset of the Hugging Face Hub it cannot be reached"):
+            return str(HfApi().dataset_info(name, revision=revision).sha)
+    except DataError as error:
+        if isinstance(error.__cause__, RevisionNotFoundError):
+            raise DataError(f"on the Hugging Face Hub it has no revision {revision!r}") from None
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise DataError("on the Hugging Face Hub no dataset of this name was found") from None
+        raise
+
+
 def parquet_file(file: str, filesystem: Any) -> Any:
     """An open Parquet file, of which the end was read. Raises DataError."""
     parquet = library("pyarrow.parquet", f"{file}: reading it {_NEEDED}", DataError)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub.errors import RepositoryNotFoundError
 from typer.testing import CliRunner, Result
 
 from NatureLM.beans.fetch import RemoteDataset
@@ -19,6 +22,7 @@ from NatureLM.errors import NatureLMError, UsageError
 pyarrow = pytest.importorskip("pyarrow")
 parquet: Any = pytest.importorskip("pyarrow.parquet")
 REPOSITORY = "EarthSpeciesProject/BEANS-Zero"
+NEWEST = "a" * 40
 NAMES = ["esc50"] * 4 + ["cbi"] * 3 + ["watkins"] * 5  # in groups of 4: the second one is mixed
 
 
@@ -37,6 +41,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         cachable = False
 
         def glob(self, pattern: str, **more: Any) -> list[str]:
+            pattern = pattern.replace(f"@{NEWEST}/", "/")
             return list(super().glob(f"{tmp_path}/hub/{pattern}", **more))
 
         def open(self, path: str, *args: Any, **more: Any) -> Any:
@@ -51,7 +56,14 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             file.read = count
             return file
 
+    class Api:
+        def dataset_info(self, name: str, revision: str | None) -> SimpleNamespace:
+            if not (tmp_path / "hub" / "datasets" / name).is_dir():
+                raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+            return SimpleNamespace(sha=revision or NEWEST)
+
     monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.chdir(tmp_path)
     return sizes
 
@@ -72,6 +84,15 @@ def fetched() -> dict[str, list[str]]:
     for one in samples:
         found.setdefault(one.dataset_name, []).append(one.id)
     return found
+
+
+def recorded() -> Any:
+    return json.loads(Path("here", "source.json").read_text())
+
+
+def said(done: Result) -> str:
+    assert done.exit_code != 0
+    return " ".join(f"{done.exception} {done.output}".split())
 
 
 def test_only_what_is_asked_for_comes(read: list[int]) -> None:
@@ -158,10 +179,10 @@ def test_what_is_not_there_is_said(args: list[str], words: str, read: list[int])
 
 def test_without_a_network_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Offline:
-        def glob(self, pattern: str) -> list[str]:
+        def dataset_info(self, name: str, revision: str | None) -> SimpleNamespace:
             raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("huggingface_hub.HfFileSystem", Offline)
+    monkeypatch.setattr("huggingface_hub.HfApi", Offline)
     done = fetch("--components", "esc50")
     assert done.exit_code == 2
     for words in ("cannot be reached (no route to host)", "copy the folder here", "--data-path"):
@@ -208,6 +229,18 @@ def test_a_revision_of_the_dataset_is_fetched(read: list[int], tmp_path: Path, g
     done = fetch("--yes", *given)
     assert done.exit_code == 0, done.output
     assert fetched() == {"cbi": ["1-0", "1-1"]}
+    assert recorded() == {"repository": REPOSITORY, "revision": "v2"}
+    assert "All is there" in fetch("--yes").output, "it goes on with the commit that it began with"
+    other = fetch("--yes", "--revision", NEWEST)
+    assert f"holds rows of the commit v2, and the one asked for is {NEWEST}" in said(other)
+    assert recorded()["revision"] == "v2"
+    other = fetch("--yes", "--repository", "somebody/else")
+    assert f"holds rows of '{REPOSITORY}', and somebody/else is asked for" in said(other)
+
+
+def test_the_commit_of_what_is_fetched_is_recorded(read: list[int]) -> None:
+    assert fetch("--yes").exit_code == 0
+    assert recorded() == {"repository": REPOSITORY, "revision": NEWEST}
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,18 @@ def test_the_tokenizer_beside_the_file(
     assert "is of another model than whole.gguf, whose own tokenizer is used" in caplog.text
 
 
+def test_tokens_that_are_no_text(base: Path, tmp_path: Path) -> None:
+    """Beside a tokenizer.json, too, with which they are compared."""
+    path = write_gguf(base, tmp_path / "base.gguf", tokens=True)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"tokenizer.ggml.tokens") + 21 + 4 + 4 + 8 + 8] = 0xFF
+    path.write_bytes(data)
+    assert "it holds no usable tokenizer (" in refusal(lambda: convert_gguf(path, weights=False))
+    (tmp_path / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
+    says = "tokenizer.ggml.tokens holds a string that is no UTF-8"
+    assert says in refusal(lambda: convert_gguf(path, weights=False))
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [

@@ -92,12 +92,15 @@ class GGUFHeader:
         return value
 
     def strings(self, key: str) -> list[str]:
-        """An array of strings; empty where there is none."""
+        """An array of strings; empty where there is none. Raises CheckpointError for no UTF-8."""
         found = self.values.get(key)
         if not isinstance(found, _Array) or found.kind != _STRING:
             return []
         reader = _Reader(self.data, found.offset)
-        return [reader.string() for _ in range(found.count)]
+        try:
+            return [reader.string() for _ in range(found.count)]
+        except UnicodeDecodeError:
+            raise self.refuse(f"{key} holds a string that is no UTF-8") from None
 
     def integers(self, key: str) -> list[int]:
         """An array of 32-bit integers; empty where there is none."""
