@@ -36,7 +36,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app serve test-app experiment mini test lint format tiny test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers vllm parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny small test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers vllm parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,11 @@ format: $(TOOLS)  ## Let ruff fix and format the code
 tiny: $(TOOLS)  ## Train the embedded model anew: make tiny DATA=folder OUT=folder
 	@test -n "$(DATA)" || { echo "make: name the folder of recordings: make tiny DATA=… OUT=…" >&2; exit 2; }
 	$(BIN)/python -m recipes.tiny --data-path "$(DATA)" --output-path "$(or $(OUT),runs/tiny)"
+
+small: $(TOOLS)  ## Train naturelm-small anew: make small DATA=folder OUT=folder
+	@test -n "$(DATA)" || { echo "make: name the folder of recordings: make small DATA=… OUT=…" >&2; exit 2; }
+	$(BIN)/naturelm models get naturelm-small
+	$(BIN)/python -m recipes.small --data-path "$(DATA)" --output-path "$(or $(OUT),runs/small)"
 
 test-slow: $(TOOLS)  ## The tests that take minutes, and properties with many examples
 	$(PYTEST) -m "(slow or hypothesis) and not gpu and not ray" --hypothesis-profile thorough

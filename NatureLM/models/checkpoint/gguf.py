@@ -22,7 +22,6 @@ from filelock import FileLock
 from torch import Tensor
 
 from NatureLM.config.model import MOST_LAYERS
-from NatureLM.generation.audio_cache import cache_folder
 from NatureLM.models.checkpoint.gguf_header import (
     INSTALL,
     GGUFHeader,
@@ -30,7 +29,7 @@ from NatureLM.models.checkpoint.gguf_header import (
     read_gguf_header,
 )
 from NatureLM.models.checkpoint.tensors import LazyTensor, fingerprint, write_tensors
-from NatureLM.models.registry import CheckpointError, find_base, one_line
+from NatureLM.models.registry import CheckpointError, cache_home, find_base, one_line
 from NatureLM.util import digest, format_bytes, library, shown, write_json
 
 logger = logging.getLogger(__name__)
@@ -105,11 +104,9 @@ def convert_gguf(path: Path, *, weights: bool) -> Path:
 
 def _folder(header: GGUFHeader, beside: list[Path]) -> Path:
     """In the cache, by all that decides what is written but for numbers between 256 places."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = cache_folder() or Path(cache) / "naturelm"
     parts = [str(_FORMAT), fingerprint([header.path]), header.data]
     found = digest([*parts, *(path.read_bytes() for path in beside)], size=8).hex()
-    return home / "gguf" / f"{header.path.stem[:80]}-{found}"
+    return cache_home() / "gguf" / f"{header.path.stem[:80]}-{found}"
 
 
 # -- configuration --------------------------------------------------------------------------
