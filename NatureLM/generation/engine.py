@@ -140,7 +140,9 @@ class Engine:
         self.scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
         self._graphs = None
         kind = model.device.type
-        if capture or (capture is None and kind == "cuda"):
+        if capture is None:
+            capture = kind == "cuda" and not _is_offloaded(model)
+        if capture:
             from NatureLM.generation.cuda_graphs import make_graph_runner
 
             # Rows and columns are rounded up, by up to a half of a full batch.
@@ -463,6 +465,7 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
     different = set(alphas)
     config = model.config
     can_fold = config.lora and getattr(config, "quantized", None) is None
+    can_fold = can_fold and not _is_offloaded(model)
     if len(different) != 1 or model.folded is not None or not can_fold:
         yield
         return
@@ -474,6 +477,11 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
         return
     with model.fold(different.pop()):
         yield
+
+
+def _is_offloaded(model: Any) -> bool:
+    """Whether layers are copied to the card each time that they run."""
+    return bool(getattr(model, "offloaded", 0))
 
 
 def _bytes_to_fold(language_model: Any) -> int:

@@ -37,6 +37,7 @@ _FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
 _SPARE = 1.03  # memory that lies between tensors, as a factor
 _RESERVE = {"cpu": 200_000_000}  # threads, kernels and their work spaces
 _CARD_RESERVE = 600_000_000
+_PINNED = 1.2  # memory that a card reads directly comes in powers of two, as a factor
 _WINDOWS = 8  # encoded at once
 _ROUNDED_ON_A_CARD = 4096 * 4 * 6  # bytes for each input while a matrix is rounded there
 COSTS = {
@@ -121,6 +122,13 @@ class Placement:
 
     precision: Precision
     layers: int | None = None
+
+
+def offloaded_layers(model: Any, placement: Placement) -> Sequence[nn.Module]:
+    """The layers of a model's language model that stay in RAM."""
+    if placement.layers is None:
+        return ()
+    return list(layers_of(model.language_model))[placement.layers :]
 
 
 # -- what is needed -------------------------------------------------------------------------
@@ -309,7 +317,7 @@ def _offloaded(need: Need, free: FreeMemory) -> Placement | None:
     """Some layers in RAM, if that has room for them; logged."""
     kept = need.layers_to_keep(free)
     ram = free_memory("cpu")
-    if kept < 0 or not need.layers or sum(need.layers[kept:]) * _SPARE > ram.bytes:
+    if kept < 0 or not need.layers or sum(need.layers[kept:]) * _PINNED > ram.bytes:
         return None
     logger.warning(
         "the model needs %s in %s, and %s of %s are free: %d of the %d layers of its language "

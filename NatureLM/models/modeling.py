@@ -71,6 +71,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         self.fingerprint = None  # of the files it was loaded from
         self.revisions: dict[str, str] = {}  # commits of those that came from the Hub
         self.folded, self.attached = None, {}
+        self.offloaded = 0  # layers of the language model that stay in RAM beside a card
         with reading("the model configuration", "language model (text_config)"):
             language_model = AutoModelForCausalLM.from_config(
                 config.text_config, trust_remote_code=False

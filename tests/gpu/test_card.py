@@ -12,7 +12,12 @@ from commands import naturelm, rows
 from NatureLM.config.schema import Config
 from NatureLM.infer import Pipeline
 from NatureLM.inference.windows import WindowResult
+from NatureLM.memory import MEMORY_VARIABLE
 from NatureLM.merging.lora import linear_of, lora_layers
+from NatureLM.models import NatureLM
+from NatureLM.models.checkpoint.load import open_checkpoint, outline_of
+from NatureLM.models.checkpoint.tensors import precision_of
+from NatureLM.models.fit import need_of
 from NatureLM.training.train import train
 
 pytestmark = pytest.mark.gpu
@@ -42,6 +47,25 @@ def results(pipe: Pipeline, **how: Any) -> list[WindowResult]:
 def test_answers(both: dict[str, Pipeline], alpha: float, how: dict[str, Any]) -> None:
     cpu, cuda = (results(both[one], alpha=alpha, **how) for one in DEVICES)
     assert [one.text for one in cuda] == [one.text for one in cpu]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("alpha", [0.4, 1.0])
+def test_layers_that_stay_in_ram(
+    both: dict[str, Pipeline], alpha: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up limit lets so many layers lie on the card."""
+    outline, _ = outline_of(NatureLM, open_checkpoint("naturelm-tiny"))
+    need = need_of(outline, precision_of(torch.float32, torch.device("cuda")), "cuda")
+    most = max(need.layers)
+    room = need.total - sum(need.layers) * 1.03 + (kept + 2.5) * 1.03 * most
+    monkeypatch.setenv(MEMORY_VARIABLE, str(int(room)))
+    parted = Pipeline(device="cuda", dtype=torch.float32)
+    assert parted.model.offloaded == len(need.layers) - kept
+    assert parted.model.device.type == "cuda"
+    monkeypatch.delenv(MEMORY_VARIABLE)
+    found, whole = (results(one, alpha=alpha) for one in (parted, both["cuda"]))
+    assert [one.text for one in found] == [one.text for one in whole]
 
 
 @pytest.mark.parametrize("mode", ["score", "constrained"])

@@ -53,7 +53,8 @@ from NatureLM.models.configuration import (
     language_model_config,
 )
 from NatureLM.models.cuda_layers import use_cuda_layers
-from NatureLM.models.fit import Outline, choose
+from NatureLM.models.fit import Outline, choose, offloaded_layers
+from NatureLM.models.offload import copy_to_run
 from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
     NAMES_OF_CODE,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _building = threading.Lock()  # transformers sets the precision of all threads while it builds
+_CPU = torch.device("cpu")
 _SHOWN = 12
 _LEAST_MODULES = 5  # of a layer: any has two norms, an attention and two linear layers
 _TOKENIZER_FILES = (".json", ".jinja", ".model", ".txt")
@@ -197,10 +199,13 @@ def load_model(
         quantize_layers(model.language_model, cast(Quantization, precision.kind))
         model.config.quantized = precision.kind
         refs = tensor_refs(model)
+    away = offloaded_layers(model, placement)
+    in_ram = {id(module) for layer in away for module in layer.modules()}
     with files_mapped_once():
         for ref in refs:
+            place = _CPU if id(ref.holders[0][0]) in in_ram else on_device
             target = precision.of(ref.stored_name)
-            fill_tensor(ref, chosen.get(ref.stored_name), target, on_device)
+            fill_tensor(ref, chosen.get(ref.stored_name), target, place)
     if on_device.type == "cpu":
         for module in model.modules():
             if isinstance(module, QuantizedLinear):
@@ -214,6 +219,7 @@ def load_model(
     model.eval()  # type: ignore[no-untyped-call]
     if on_device.type == "cuda" and not audio_only:
         use_cuda_layers(model.language_model)
+    model.offloaded = copy_to_run(away, on_device)
     return model
 
 
