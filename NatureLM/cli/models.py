@@ -27,11 +27,9 @@ def models(
     ),
     device: str = of.option("auto", "Device.", _CHECK, metavar="auto|cpu|cuda|mps"),
     rows: int = of.option(
-        2, "Answers that are decoded at once, times beams.", _CHECK, min=1, max=of.MAX_BATCH
+        2, "Rows decoded at once; a window has two (beams).", _CHECK, min=1, max=of.MAX_BATCH
     ),
-    positions: int = of.option(
-        512, "Tokens of a prompt and its answer.", _CHECK, min=1, max=of.MAX_BATCH
-    ),
+    tokens: int = of.option(10, "Tokens of an answer.", _CHECK, min=1, max=100_000),
     revision: str | None = of.REVISION,
     llama_path: str | None = of.option(
         None, "Base language model, where it is not where the checkpoint says.", _CHECK
@@ -52,7 +50,7 @@ def models(
         raise UsageError(f"a list names no model ({name!r}); to get it: naturelm models get {name}")
     if check is not None:
         of.check_device(device, "auto")
-        _check(check, device, rows, positions, revision, llama_path, as_json)
+        _check(check, device, rows, tokens, revision, llama_path, as_json)
         return
     from NatureLM.models.registry import MODELS
 
@@ -82,24 +80,24 @@ def _check(
     name: str,
     device: str,
     rows: int,
-    positions: int,
+    tokens: int,
     revision: str | None,
     llama_path: str | None,
     as_json: bool,
 ) -> None:
-    """The table of a model's precisions on a device."""
+    """The table of a model's precisions on a device; a few seconds of measuring each that fits."""
     of.import_model()
     from NatureLM.inference.pipeline import pick_device
     from NatureLM.memory import free_memory
     from NatureLM.models.checkpoint.load import open_checkpoint, outline_of
-    from NatureLM.models.fit import Work, check_table
     from NatureLM.models.modeling import NatureLM
+    from NatureLM.models.speed import check_table
 
     reader = open_checkpoint(name, llama_path=llama_path, revision=revision)
     outline, _ = outline_of(NatureLM, reader)
     on = pick_device(device)
     free = free_memory(on)
-    found = check_table(outline, on, free, Work(rows, positions))
+    found = check_table(outline, on, free, rows=rows, tokens=tokens)
     if as_json:
         facts = {"model": name, "device": on, "free_bytes": free.bytes, "bound": free.what}
         show(json.dumps(facts | {"precisions": found}, indent=2, ensure_ascii=False))
@@ -110,13 +108,17 @@ def _check(
             format_bytes(one["weights_bytes"]),
             format_bytes(one["bytes"]),
             "yes" if one["fits"] else "no",
+            "-" if one["seconds_per_window"] is None else f"{one['seconds_per_window']:.3g} s",
             one["option"],
         ]
         for one in found
     ]
-    columns = ["precision", "weights", "needs", "fits", "option"]
-    of.print_table(columns, table, right={"weights", "needs"})
-    show(f"\n{name} on {on}: {format_bytes(free.bytes)} of {free.what} are free.")
+    columns = ["precision", "weights", "needs", "fits", "a window", "option"]
+    of.print_table(columns, table, right={"weights", "needs", "a window"})
+    show(
+        f"\n{name} on {on}: {format_bytes(free.bytes)} of {free.what} are free. A window of "
+        f"{outline.model.config.window_seconds:g} s, with an answer of {tokens} tokens."
+    )
 
 
 def _get(name: str | None) -> None:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
 _SPARE = 1.03  # memory that lies between tensors, as a factor
-_RESERVE = {"cpu": 200_000_000}  # threads, kernels and their work spaces
+_RESERVE = {"cpu": 150_000_000}  # threads, kernels and their work spaces
 _CARD_RESERVE = 600_000_000
 _PINNED = 1.2  # memory that a card reads directly comes in powers of two, as a factor
 _WINDOWS = 8  # encoded at once
@@ -373,23 +373,3 @@ def flag(need: Need) -> str:
     """The option that asks for a precision."""
     precision = need.precision
     return f"--quantize {precision.kind}" if precision.kind else f"--dtype {precision.name}"
-
-
-def check_table(
-    outline: Outline, device: str, free: FreeMemory, work: Work
-) -> list[dict[str, Any]]:
-    """What each precision that a device is good for takes, as plain data, the best first."""
-    needs = [
-        need_of(outline, one, torch.device(device).type, work)
-        for one in precisions(outline, torch.device(device))
-    ]
-    return [
-        {
-            "precision": need.precision.name,
-            "option": flag(need),
-            "weights_bytes": need.weights,
-            "bytes": need.total,
-            "fits": need.within(free),
-        }
-        for need in needs
-    ]

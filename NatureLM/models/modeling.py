@@ -9,7 +9,7 @@ Attributes carry the names of the published checkpoint's tensors. Source: Nature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,8 +42,9 @@ from NatureLM.models.adapters import AdapterMixin
 from NatureLM.models.audio_side import AudioSide
 from NatureLM.models.checkpoint.load import load_model, open_checkpoint, reading
 from NatureLM.models.checkpoint.peft_io import layers_to_adapt
-from NatureLM.models.checkpoint.tensors import state_of, write_tensors
+from NatureLM.models.checkpoint.tensors import Precision, state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
+from NatureLM.models.fit import Outline
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.quantized import quantize_layers
 from NatureLM.models.registry import apart
@@ -300,6 +301,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         audio_only: bool = False,
         weights_hash: str | None = None,
         quantize: str | None = None,
+        check: Callable[[Outline, Precision], None] | None = None,
     ) -> NatureLM:
         """Load a model by name (`naturelm-tiny`), folder or Hugging Face id.
 
@@ -320,7 +322,8 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         then that of all else, by default bfloat16 in the language model and float32 before it. Of
         a model that was written so it says what it must be.
         Raises `CheckpointError` with one report of everything that does not fit, and UsageError,
-        before weights are read, where the device has no room for them (`models.fit`).
+        before weights are read, where the device has no room for them (`models.fit`); `check` is
+        called instead, by training, which needs more.
         """
         reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
         model = load_model(
@@ -332,6 +335,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
             audio_only=audio_only,
             weights_hash=weights_hash,
             quantize=quantize,
+            check=check,
         )
         model.name_or_path = "@".join(filter(None, apart(str(path_or_id), revision)))
         return model

@@ -42,8 +42,10 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.cuda_layers import use_cuda_layers
+from NatureLM.models.fit import Outline
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import find_checkpoint
+from NatureLM.training.memory import check_memory, parts_that_learn
 from NatureLM.training.objectives import (
     AudioText,
     DistillationTargets,
@@ -142,13 +144,7 @@ def make_objective(
 
 def freeze(model: NatureLM, config: ModelConfig) -> None:
     """Let learn what the configuration does not freeze; what learns is float32."""
-    model.set_trainable(
-        beats=not config.freeze_beats,
-        qformer=not config.freeze_audio_QFormer,
-        projection=not config.freeze_audio_llama_proj,
-        lora=config.lora,
-        language_model=not config.freeze_llama,
-    )
+    model.set_trainable(**parts_that_learn(config))
     for name, parameter in model.named_parameters():
         if name.startswith("beats.predictor."):
             parameter.requires_grad_(False)  # answers do not pass through it
@@ -172,6 +168,7 @@ def start_model(
             weights_hash=config.weights_hash,
             dtype=dtype,
             device=device,
+            check=lambda outline, one: check_memory(outline, one, device, config, run),
         )
     base = base_folder(config.llama_path, Path("."), weights=True)
     # The keys that describe the model itself, as the model's own configuration takes them.
@@ -186,7 +183,9 @@ def start_model(
         **part_tensors(config.audio_llama_proj_model, "audio_llama_proj."),
     }
     base_stored, precision = index_folder(base), precision_of(dtype, device)
-    for ref in tensor_refs(model):
+    refs = tensor_refs(model)
+    check_memory(Outline(model, refs, {}), precision, device, config, run)
+    for ref in refs:
         target = precision.of(ref.stored_name)
         if ref.base_names:
             fill_tensor(ref, first_of(base_stored, ref.base_names), target, device)

@@ -15,13 +15,14 @@ import torch
 from commands import naturelm
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig
 
 from NatureLM import memory
 from NatureLM.errors import UsageError
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, control_groups, free_memory
-from NatureLM.models import NatureLM, NatureLMConfig, fit
+from NatureLM.models import NatureLM, NatureLMConfig, fit, speed
 from NatureLM.models.checkpoint.load import build_on_meta, open_checkpoint, outline_of
 from NatureLM.models.checkpoint.tensors import Precision, tensor_refs
 from NatureLM.models.fit import Need, Outline, Work, best_within, choose, need_of, precisions
@@ -287,7 +288,10 @@ def test_commands_take_what_fits_and_say_so(
     assert "in float32 needs" in refused.output
 
 
-def test_check_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_shows_what_fits_and_how_long_a_window_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speed, "_SECONDS", 0.0)
     need = need_of(embedded(), precisions(embedded(), CPU)[1], "cpu")
     monkeypatch.setenv(MEMORY_VARIABLE, str(need.total + 1000))
     shown = naturelm("models", "--check", "naturelm-tiny")
@@ -297,10 +301,38 @@ def test_check_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fits == {"bfloat16": True, "int8": True, "int4": True}
     plain = json.loads(naturelm("models", "--check", "naturelm-tiny", "--json").output)
     assert [one["fits"] for one in plain["precisions"]] == [False, True, True, True]
+    assert [one["seconds_per_window"] is None for one in plain["precisions"]] == [
+        *(True, False, False, False)
+    ]
+    assert all(0 < one["seconds_per_window"] < 30 for one in plain["precisions"][1:])
     assert plain["free_bytes"] == need.total + 1000
     unknown = naturelm("models", "--check", "no-such-model")
     assert unknown.exit_code != 0
     assert "no model 'no-such-model'" in unknown.output
+
+
+def test_a_window_takes_what_its_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that counts products: one tick each."""
+    ticks = [0]
+
+    class Counted(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            ticks[0] += func is torch.nn.functional.linear
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(speed, "_SECONDS", 0.0)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(ticks[0]))
+    config = embedded().model.config
+    precision = Precision(torch.float32, torch.float32)
+    with Counted():
+        found = speed.measure(config, precision, "cpu")
+    layers = config.text_config.num_hidden_layers
+    assert found.prompt == 7 * layers + 1
+    assert 7 * layers + 1 < found.step < 7 * (layers + 1) + 1  # of a head as large as its weights
+    assert found.of(10) == found.encoding + found.prompt + 10 * found.step
+    assert found.of(10, 4.0) == found.encoding + found.prompt + 2.5 * found.step
 
 
 def test_batches_and_copies_take_what_is_left(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from NatureLM.models.checkpoint.gguf import base_folder
 from NatureLM.models.checkpoint.peft_io import configure_adapter, open_adapter
 from NatureLM.models.checkpoint.tensors import (
     LANGUAGE_MODEL_PREFIXES,
+    Precision,
     StoredTensor,
     TensorRef,
     base_name,
@@ -53,7 +54,7 @@ from NatureLM.models.configuration import (
     language_model_config,
 )
 from NatureLM.models.cuda_layers import use_cuda_layers
-from NatureLM.models.fit import Outline, choose, offloaded_layers
+from NatureLM.models.fit import Outline, Placement, choose, offloaded_layers
 from NatureLM.models.offload import copy_to_run
 from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
@@ -177,6 +178,7 @@ def load_model(
     audio_only: bool = False,
     weights_hash: str | None = None,
     quantize: str | None = None,
+    check: Callable[[Outline, Precision], None] | None = None,
 ) -> NatureLM:
     """See `NatureLM.from_pretrained`."""
     on_device = torch.device(device or "cpu")
@@ -193,7 +195,11 @@ def load_model(
     if dtype != "auto" or quantize is not None:
         has = cast("Quantization | None", kind or model.config.quantized)
         asked = precision_of(as_dtype, on_device, has)
-    placement = choose(outline, on_device, asked)
+    if check is not None and asked is not None:
+        check(outline, asked)
+        placement = Placement(asked)
+    else:
+        placement = choose(outline, on_device, asked)
     precision = placement.precision
     if precision.kind != model.config.quantized and not audio_only:
         quantize_layers(model.language_model, cast(Quantization, precision.kind))
