@@ -1,9 +1,10 @@
-"""Puts the figures of committed runs into the pages on performance and on scaling.
+"""Puts the figures of committed runs into the pages on performance, scaling and machines.
 
     python benchmarks/pages.py
 
-Each table of docs/explanation/performance.md and scaling.md stands between comments that name a
-file of docs/explanation/performance/; a file that is not there leaves its table open.
+Each table of docs/explanation/performance.md, scaling.md and docs/how-to/which-machine.md stands
+between comments that name a file of docs/explanation/performance/; a file that is not there leaves
+its table open.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import archive_tables
 import eight_billion
 import engine
 import field_season
+import fits
 import gpu_check
 import growth
 import precision
@@ -27,7 +29,11 @@ import scaling
 import serving
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "explanation"
-PAGES = (FOLDER / "performance.md", FOLDER / "scaling.md")
+PAGES = (
+    FOLDER / "performance.md",
+    FOLDER / "scaling.md",
+    FOLDER.parent / "how-to" / "which-machine.md",
+)
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": engine.markdown,
     "ablation": ablation.markdown,
@@ -40,6 +46,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "archive_tables": archive_tables.markdown,
     "scaling": scaling.markdown,
     "gpu_check": gpu_check.markdown,
+    "fits": fits.markdown,
 }
 MADE_OF = {"scaling": ("archive", "archive_tables")}
 OPEN = "*Not measured yet.*"

@@ -39,6 +39,7 @@ _RESERVE = {"cpu": 150_000_000}  # threads, kernels and their work spaces
 _CARD_RESERVE = 600_000_000
 _PINNED = 1.2  # memory that a card reads directly comes in powers of two, as a factor
 _WINDOWS = 8  # encoded at once
+_FEW_ROWS = 64  # that kernels of cards multiply with integers
 _ROUNDED_ON_A_CARD = 4096 * 4 * 6  # bytes for each input while a matrix is rounded there
 COSTS = {
     "bfloat16": "about 1 answer in 100 changes",
@@ -232,9 +233,11 @@ def activations(outline: Outline, precision: Precision, device: str, work: Work)
     passing: int = work.rows * work.positions * (3 * inner + 6 * config.hidden_size)
     logits: int = 3 * work.rows * config.vocab_size * 4
     widened = 0
-    if precision.kind is not None and device != "cpu":  # of which a card makes a matrix again
-        heads = [one for one in outline.refs if len(one.shape) == 2]
-        widened = max((math.prod(one.shape) for one in heads), default=0)
+    if precision.kind is not None and device != "cpu":  # a matrix that a card makes again
+        few = work.rows <= _FEW_ROWS  # whose logits come of the integers themselves
+        shapes = [one.shape for one in outline.refs if len(one.shape) == 2]
+        sizes = [math.prod(one) for one in shapes if not (few and one[0] == config.vocab_size)]
+        widened = max(sizes, default=0)
     language = (passing + widened) * precision.language.itemsize + logits
     return max(encoder, language)
 
