@@ -48,8 +48,10 @@ from NatureLM.models.fit import Outline
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.quantized import quantize_layers
 from NatureLM.models.registry import apart
+from NatureLM.models.threads import LEAST_ROWS, by_windows
 
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
+_SMALL_ENCODER = 384  # width
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
 
 
@@ -144,6 +146,25 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
             parameter.requires_grad_(trained)
 
     # -- audio ------------------------------------------------------------------------------
+
+    def encode_audio(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
+        """Waveforms → audio embeddings (B, Q, D); see `AudioSide.encode_audio`."""
+        if padding_mask_BS is None and self._is_for_single_cores(len(wav_BS)):
+            return by_windows(super().encode_audio, wav_BS)
+        return super().encode_audio(wav_BS, padding_mask_BS)
+
+    def encode_patches(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
+        """Waveforms → patches (B, P, E); see `AudioSide.encode_patches`."""
+        if padding_mask_BS is None and self._is_for_single_cores(len(wav_BS)):
+            return by_windows(super().encode_patches, wav_BS)
+        return super().encode_patches(wav_BS, padding_mask_BS)
+
+    def _is_for_single_cores(self, windows: int) -> bool:
+        """Whether windows are encoded soonest each by one core: a small encoder's, or those of a
+        large one where no core is left over."""
+        if self.device.type != "cpu" or torch.is_grad_enabled():
+            return False
+        return self.beats.width <= _SMALL_ENCODER or windows >= LEAST_ROWS * torch.get_num_threads()
 
     def encode_clips(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
         """The clips of rows as audio embeddings (Q, D); one that stands in several rows, once."""

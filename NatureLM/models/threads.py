@@ -1,0 +1,56 @@
+"""Windows of a batch side by side, each on one core.
+
+Cores that share each operation wait for each other after it: half of the time with a small encoder
+on two cores, and most of it where other programs run. Windows do not depend on each other, so each
+core takes some of them, and gets the same numbers as if one did all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+LEAST_ROWS = 2  # of a thread; one alone takes longer by a third
+_lock = threading.Lock()
+_inside, _threads = 0, 1
+
+
+def by_windows(encode: Callable[[Tensor], Tensor], wav_BS: Tensor) -> Tensor:
+    """`encode` of waveforms (B, S), where nothing is learnt, by as many threads as torch has."""
+    with _one_core_each() as threads:
+        pieces = wav_BS.tensor_split(max(1, min(threads, len(wav_BS) // LEAST_ROWS)))
+        if len(pieces) == 1:
+            return encode(wav_BS)
+
+        def run(piece: Tensor) -> Tensor:
+            torch.set_num_threads(1)  # of this thread
+            with torch.inference_mode(is_inference):
+                return encode(piece)
+
+        is_inference = torch.is_inference_mode_enabled()
+        with ThreadPoolExecutor(len(pieces) - 1, thread_name_prefix="naturelm-encode") as pool:
+            others = [pool.submit(run, piece) for piece in pieces[1:]]
+            first = run(pieces[0])
+            return torch.cat([first, *(one.result() for one in others)])
+
+
+@contextmanager
+def _one_core_each() -> Iterator[int]:
+    """Within the block an operation takes one thread; how many it takes else."""
+    global _inside, _threads
+    with _lock:
+        if not _inside:
+            _threads = torch.get_num_threads()
+        _inside += 1
+        torch.set_num_threads(1)
+    try:
+        yield _threads
+    finally:
+        with _lock:
+            _inside -= 1
+            torch.set_num_threads(_threads)
