@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError
+from NatureLM.generation.threads import one_core_each
 from NatureLM.util import ByteBoundedCache, atomic_write, digest, format_bytes, oom_backoff
 
 logger = logging.getLogger(__name__)
@@ -424,7 +425,9 @@ class AudioEncoder:
         while digests:
             batch = digests[: self._batch]
             with oom_backoff(len(batch), "clips were encoded") as backoff, torch.inference_mode():
-                audio_BQD = self._encode(torch.stack([ready[content] for content in batch]))
+                with one_core_each():
+                    wav_BS = torch.stack([ready[content] for content in batch])
+                audio_BQD = self._encode(wav_BS)
             if backoff.retry_size is not None:
                 self._batch = backoff.retry_size
                 continue

@@ -59,6 +59,7 @@ from NatureLM.generation.requests import (
     RequestQueue,
     RowQueue,
 )
+from NatureLM.generation.threads import for_steps
 from NatureLM.memory import free_memory
 from NatureLM.merging.lora import lora_layers
 from NatureLM.util import oom_backoff
@@ -250,7 +251,8 @@ class Engine:
                 budget = budget.within(room)
             batch = waiting.take(budget)
             rows = len(decoder) + len(batch.rows)
-            with oom_backoff(rows, "answers were decoded") as backoff:
+            steps = for_steps(self.model.language_model)
+            with oom_backoff(rows, "answers were decoded") as backoff, steps:
                 decoder.add([self._prompt(row) for row in batch.rows], batch.shared)
             if backoff.retry_size is None:
                 return
@@ -288,7 +290,8 @@ class Engine:
     def advance(self, decoder: Decoder, waiting: RowQueue) -> Iterator[Answer]:
         finished: list[RowState] = []
         prompts = decoder.prompts
-        with oom_backoff(len(decoder), "answers were decoded") as backoff:
+        steps = for_steps(self.model.language_model)
+        with oom_backoff(len(decoder), "answers were decoded") as backoff, steps:
             finished = decoder.advance()
         if backoff.retry_size is not None:
             # Some layers may have taken the step, others not: all rows begin again.
@@ -381,7 +384,8 @@ class LabelScorer:
         batches = plan_batches(rows, replace(self._budget, new_tokens=len(trie)))
         while batches:
             batch = batches[0]
-            with oom_backoff(len(batch.rows), "lists of labels were scored") as backoff:
+            steps = for_steps(self._model.language_model)
+            with oom_backoff(len(batch.rows), "lists of labels were scored") as backoff, steps:
                 likely_RC = score_trie(
                     self._model.language_model,
                     [row.embeddings(self._model.llama_embed_tokens) for row in batch.rows],

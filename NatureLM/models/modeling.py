@@ -27,6 +27,7 @@ from NatureLM.generation.prefill import (
     prompt_parts,
 )
 from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.threads import LEAST_ROWS, by_windows
 from NatureLM.merging.lora import (
     OWN_ADAPTER,
     AdaptedModel,
@@ -48,7 +49,6 @@ from NatureLM.models.fit import Outline
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.quantized import quantize_layers
 from NatureLM.models.registry import apart
-from NatureLM.models.threads import LEAST_ROWS, by_windows
 
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _SMALL_ENCODER = 384  # width

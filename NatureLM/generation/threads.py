@@ -1,8 +1,9 @@
-"""Windows of a batch side by side, each on one core.
+"""Work of small models on one core each: windows of a batch side by side, steps of answers alone.
 
 Cores that share each operation wait for each other after it: half of the time with a small encoder
 on two cores, and most of it where other programs run. Windows do not depend on each other, so each
-core takes some of them, and gets the same numbers as if one did all.
+core takes some of them, and gets the same numbers as if one did all. Steps of a small language
+model are done soonest by one core.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 LEAST_ROWS = 2  # of a thread; one alone takes longer by a third
+_SMALL = 512  # width of a language model
 _lock = threading.Lock()
 _inside, _threads = 0, 1
 
 
 def by_windows(encode: Callable[[Tensor], Tensor], wav_BS: Tensor) -> Tensor:
     """`encode` of waveforms (B, S), where nothing is learnt, by as many threads as torch has."""
-    with _one_core_each() as threads:
+    with one_core_each() as threads:
         pieces = wav_BS.tensor_split(max(1, min(threads, len(wav_BS) // LEAST_ROWS)))
         if len(pieces) == 1:
             return encode(wav_BS)
@@ -39,8 +42,14 @@ def by_windows(encode: Callable[[Tensor], Tensor], wav_BS: Tensor) -> Tensor:
             return torch.cat([first, *(one.result() for one in others)])
 
 
+def for_steps(language_model: Any) -> AbstractContextManager[object]:
+    """Within the block, steps of a small language model on a processor take one core."""
+    is_small = language_model.config.hidden_size <= _SMALL and language_model.device.type == "cpu"
+    return one_core_each() if is_small else nullcontext()
+
+
 @contextmanager
-def _one_core_each() -> Iterator[int]:
+def one_core_each() -> Iterator[int]:
     """Within the block an operation takes one thread; how many it takes else."""
     global _inside, _threads
     with _lock:
