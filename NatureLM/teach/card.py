@@ -174,7 +174,9 @@ def summary(card: Mapping[str, Any]) -> str:
     value, low, high = measured["accuracy"]
     text = (
         f"Of {measured['clips']} held-out clips of {measured['recordings']} recordings "
-        f"{value:.0%} are named right (95 % interval {low:.0%} to {high:.0%})"
+        f"{value:.0%} are named right"
+        # Of few recordings that are all right no resample says more.
+        + (f" (95 % interval {low:.0%} to {high:.0%})" if low < high else "")
     )
     separated = measured["known_from_unknown_auroc"]
     if separated is None:
