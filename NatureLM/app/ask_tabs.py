@@ -375,10 +375,10 @@ def _build_folder(context: AppContext) -> Any:
 
 def beside(model: str, taught: TaughtAnswer) -> str:
     """What the language model says, and beside it the classifier with its nearest examples."""
-    ranking = bars(taught.ranking, "Chances", headline=True)
+    ranking = bars(taught.ranking, "A classifier of the examples says", headline=True)
     return (
         f'<div class="beside"><section><h3>The language model says</h3>{model}</section>'
-        f'<section class="taught"><h3>A classifier of the examples says</h3>{ranking}'
+        f'<section class="taught">{ranking}'
         f"{nearest_html(taught)}</section></div>"
     )
 

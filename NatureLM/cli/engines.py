@@ -153,7 +153,7 @@ def taught_options(request: Any) -> tuple[str, AskOptions]:
     if request.batch_size is not None:
         check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
     of.check_device(request.device, request.dtype)
-    channel = request.channel or str(classifier.hears.channel)
+    channel = str(classifier.hears.channel) if request.channel == "mean" else request.channel
     options = ask_options(
         classifier,
         channel=int(channel) if channel.isdecimal() else channel,

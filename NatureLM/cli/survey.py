@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from NatureLM.progress import say
 from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
+    from NatureLM.cli.infer import InferRequest
     from NatureLM.config import Config
     from NatureLM.distributed.cluster import RayOptions
     from NatureLM.inference.pipeline import Fill
@@ -138,6 +139,13 @@ class SurveyRequest(of.ModelOptions):
         "Folder for the answers and the tables. One that exists is resumed.",
         _OUTPUT,
     )
+    classifier: Path | None = of.option(
+        None,
+        "Folder of a classifier that `naturelm teach` made: it answers in place of a "
+        "questionnaire, which is not named then.",
+        _INPUT,
+        metavar="FOLDER",
+    )
     overwrite: bool = of.option(False, "Start the answers anew.", _OUTPUT)
     quiet: bool = of.option(False, "Do not show the answers.", _OUTPUT)
 
@@ -162,11 +170,31 @@ def survey(request: SurveyRequest) -> None:
     from NatureLM.config import load_config
     from NatureLM.survey.questionnaire import read_questionnaire
 
+    if request.classifier is not None:
+        from NatureLM.cli import infer
+
+        raise typer.Exit(infer.run(taught_request(request), load_config(request.cfg_path)))
     questionnaire = read_questionnaire(request.questions)
     for note in questionnaire.notes:
         logger.warning(note)
     config = load_config(request.cfg_path, request.options or [])
     raise typer.Exit(run(request, questionnaire, config))
+
+
+def taught_request(request: SurveyRequest) -> InferRequest:
+    """What `naturelm infer --classifier` would be told; all that was named are recordings."""
+    from NatureLM.cli.infer import InferRequest
+    from NatureLM.storage import as_path
+
+    names = {one.name for one in fields(InferRequest)} & {one.name for one in fields(request)}
+    given = {name: getattr(request, name) for name in names}
+    given |= {
+        "recordings": [as_path(request.questions), *(request.recordings or ())],
+        "output_path": request.output_path / ANSWERS,
+        "format_name": request.format_name or ["csv"],
+        "channel": request.channel or "mean",
+    }
+    return InferRequest(**given)
 
 
 def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) -> int:

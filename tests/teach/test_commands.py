@@ -63,6 +63,13 @@ def test_it_answers_as_models_do(taught: Path) -> None:
     assert events.exit_code == 0, events.output
 
 
+def test_a_survey_of_a_classifier_has_its_tables(taught: Path) -> None:
+    done = naturelm("survey", "card", "--classifier", taught, "--output-path", "season")
+    assert done.exit_code == 0, done.output
+    assert len(rows("season/survey.jsonl")) == 3
+    assert "dawn.wav" in Path("season/survey.csv").read_text(encoding="utf-8-sig")
+
+
 def test_what_is_for_the_language_model_is_refused(taught: Path) -> None:
     for options in (("--query", "What?"), ("--species-list", "a,b"), ("--merging-alpha", "0.5")):
         done = naturelm("infer", "card", "--classifier", taught, *options)
