@@ -2,8 +2,9 @@
 
 LoRA goes on learning, on the audio vectors of many views (`views.py`): tasks that only their
 examples can tell (`context_tasks.py`), beside the questions of before, whose answers are kept near
-those that the model gave (a divergence from them is part of the loss). The first tasks are short,
-of two kinds. Everything else of the model stays as it is.
+those that the model gave (a divergence from them is part of the loss). First, of the tasks only
+the aims of a few attention heads are learnt: where they should look for the answer to be found at
+all. Everything else of the model stays as it is.
 
 Shapes: R rows, L positions, K answer positions, D width of the language model, V vocabulary.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -49,8 +50,13 @@ if TYPE_CHECKING:
 _IGNORE = -1
 _BEFORE_LABEL = "</Audio>\nLabel:"
 _MOST_KNOWN = 200_000
-# Heads of the first two layers that the aims are for: those that other questions need least.
-_AIMED_HEADS = ((3,), (2, 3))
+# By layer, what some of its heads are to look at. In the first two those that other questions need
+# least; the one in the last copies what is right from a list.
+_AIMS: dict[int, tuple[str, tuple[int, ...]]] = {
+    0: ("own sound", (3,)),
+    1: ("same kind", (2, 3)),
+    3: ("same kind", (1,)),
+}
 _PAIRS = 2000
 _LOG_EVERY, _WATCH_EVERY, _WATCHED = 10, 100, 96
 LORA = "lora.safetensors"
@@ -75,17 +81,17 @@ class ContextSettings:
     """
 
     aims: int = 350
-    steps: int = 300
+    steps: int = 1500
     seconds: float | None = None
-    sounds: int = 72
+    sounds: int = 60
     questions: int = 10
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 3e-3
     warmup: int = 20
     weight_decay: float = 0.01
-    aim: float = 0.3
-    told: float = 0.5
+    aim: float = 1.0
+    told: float = 0.0
     divergence: float = 1.0
-    noise: float = 0.35
+    noise: float = 0.2
     unsure: float = 0.1
     absent: float = 0.03
     no_animal: float = 0.3
@@ -314,12 +320,12 @@ class Reader:
     def aimed(
         self, rows: Rows, noise: float, *, only_aims: bool = False
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """How far attention misses its aims in the first two layers; logits and tokens as above.
+        """How far attention misses its two aims; logits and tokens as above.
 
-        In the first layer, labels and what asks for one look at their own sound; in the second,
-        what asks looks at the labels of the same kind.
+        Labels, and what asks for one, look at their own sound; what asks, at the labels of the same
+        kind (`_AIMS`).
 
-        only_aims: leave the rest of the model out
+        only_aims: leave out what follows the first two layers
         """
         inner = self._language.model
         states = self.embeddings(rows, noise=noise)
@@ -327,17 +333,20 @@ class Reader:
         turned = inner.rotary_emb(states, places)
         is_sound = torch.where(rows.sound_RL != _IGNORE, rows.block_RL, _IGNORE)
         own = torch.where(rows.sound_RL != _IGNORE, _IGNORE, rows.block_RL)
-        aims = ((own, is_sound), (rows.asked_RL, rows.shown_RL))
-        missed = []
-        for layer, heads, aim in zip(inner.layers, _AIMED_HEADS, aims, strict=False):
-            missed.append(_missed(layer, states, turned, heads, *aim))
-            if only_aims and len(missed) == len(aims):
-                return missed[0], missed[1], None
+        aims = {"own sound": (own, is_sound), "same kind": (rows.asked_RL, rows.shown_RL)}
+        missed: dict[str, list[Tensor]] = {"own sound": [], "same kind": []}
+        for number, layer in enumerate(inner.layers):
+            if number in _AIMS:
+                name, heads = _AIMS[number]
+                missed[name].append(_missed(layer, states, turned, heads, *aims[name]))
+            if only_aims and number == 1:
+                break
             states = layer(states, position_ids=places, position_embeddings=turned)
-        for layer in inner.layers[len(aims) :]:
-            states = layer(states, position_ids=places, position_embeddings=turned)
+        pooled, matched = (torch.stack(found).mean() for found in missed.values())
+        if only_aims:
+            return pooled, matched, None
         targets = torch.where(rows.told_RL == _IGNORE, rows.targets_RL, rows.told_RL)
-        return missed[0], missed[1], self._read(inner.norm(states), targets)
+        return pooled, matched, self._read(inner.norm(states), targets)
 
     def _read(self, states: Tensor, targets_RL: Tensor) -> tuple[Tensor, Tensor]:
         scored = targets_RL != _IGNORE
@@ -411,16 +420,21 @@ def train_context(
     folder: Path,
     *,
     held_out: Sequence[str] = (),
+    start: Path | None = None,
 ) -> None:
     """Train LoRA of `model` in place, which ends as the moving average of its weights.
 
     clips: those of the views; what is of no training split is watched only
     held_out: classes that no task is about, to be watched
+    start: weights to begin with, as an earlier run wrote them; answers are kept near those of
+        `model` all the same
     """
     folder.mkdir(parents=True, exist_ok=True)
     in_use: Any = model
     in_use.eval()
     before = copy.deepcopy(model)
+    if start is not None:
+        model.load_state_dict(load_file(start), strict=False)
     trained = _lora(model)
     reader = Reader(model, views, clips)
     old = reader.like(before)
@@ -580,6 +594,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="naturelm-tiny", help="name or folder")
     parser.add_argument("--output-path", type=Path, required=True)
     parser.add_argument("--held-out", default="", help="classes to watch, parted by commas")
+    parser.add_argument("--lora", type=Path, help="weights to go on from, as such a run wrote them")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the stage, as JSON")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -598,6 +613,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ContextSettings(**options.settings),
         options.output_path,
         held_out=[name for name in options.held_out.split(",") if name],
+        start=options.lora,
     )
     return 0
 

@@ -53,17 +53,17 @@ class Shape:
         return self.ways * self.shots + 1
 
 
-# How often each shape is drawn; the prompts of an update have one shape. From prompts with several
-# clips of each kind more is learnt for the time: each label that comes again can be told.
+# What the aims of attention are learnt from: each label that comes again can be told.
 DENSE = (Shape(2, 5), Shape(3, 4), Shape(4, 3))
+# How often each shape is drawn after that; the prompts of an update have one shape.
 SHAPES: tuple[tuple[Shape, float], ...] = (
-    *((shape, 2.5) for shape in DENSE),
-    (Shape(2, 1), 2.5),
-    (Shape(2, 3), 1.0),
-    (Shape(4, 1), 2.0),
-    (Shape(5, 1), 0.5),
-    (Shape(2, 1, True), 0.5),
-    (Shape(4, 1, True), 1.0),
+    (Shape(2, 1), 4.0),
+    (Shape(2, 3), 2.0),
+    (Shape(3, 1), 1.0),
+    (Shape(4, 1), 3.0),
+    (Shape(5, 1), 0.3),
+    (Shape(2, 1, True), 0.3),
+    (Shape(4, 1, True), 0.7),
 )
 
 _HEADS = (
@@ -214,9 +214,9 @@ def _asked(
 def invented_labels(count: int, rng: random.Random) -> list[str]:
     """Names of species, letters, or made-up words, in an order that means nothing."""
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.64:
         return [source.name for source in rng.sample(SOURCES, count)]
-    if draw < 0.85:
+    if draw < 0.96:
         letters = list(_LETTERS[:count])
         if rng.random() < 0.3:
             rng.shuffle(letters)

@@ -1,11 +1,11 @@
-"""The embedded model from nothing, in six stages whose results are kept and reused.
+"""The embedded model from nothing, in five stages whose results are kept and reused, or six.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
 teachers: convolutional networks learn to tell the sounds apart (`classifiers.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 polish: the same for longer and more slowly, with the teachers' answers (configs/tiny/polish.yml)
-context: the model learns to name sounds by the examples in its prompt (`context.py`)
+context: where asked for, it learns to name sounds by the examples in its prompt (`context.py`)
 
 Text is learnt beside teachers and encoder, in a process of its own, and so is each teacher. A stage
 whose settings changed, and every stage that builds on it, is made anew.
@@ -81,6 +81,7 @@ class Recipe:
     no_animal: how often the last stage asks sounds without an animal for a name, relative to before
     absent: share of lists that lack what is heard, in the last stage
     taught: the teachers' part of the answers that the stage polish learns
+    views, context: of the stage context, which is left out where there is none
     held_out: training fold that is kept for choosing settings
     measured: whether the model is measured on the test splits in the end
     """
@@ -97,7 +98,7 @@ class Recipe:
     absent: float = 0.03
     taught: float = 0.9
     views: ViewSettings = field(default_factory=ViewSettings)
-    context: ContextSettings = field(default_factory=ContextSettings)
+    context: ContextSettings | None = None
     clips_per_class: int | None = None
     held_out: str | None = None
     measured: bool = True
@@ -153,7 +154,8 @@ class Run:
             text.result()
         self.stage("audio")
         self.stage("polish")
-        self.stage("context")
+        if self.recipe.context is not None:
+            self.stage("context")
         return self.deliver()
 
     def stage(self, name: str) -> None:
@@ -189,7 +191,9 @@ class Run:
         audio = (made["text"], made["encoder"], _set(self.audio_config), recipe.audio_steps)
         made["audio"] = _digest(*audio)
         made["polish"] = _digest(made["audio"], _set(self.polish_config), *asked)
-        made["context"] = _digest(made["polish"], asdict(recipe.views), asdict(recipe.context))
+        if recipe.context is not None:
+            settings = asdict(recipe.views), asdict(recipe.context)
+            made["context"] = _digest(made["polish"], *settings)
         return made
 
     # -- stages -----------------------------------------------------------------------------
@@ -274,6 +278,7 @@ class Run:
         """LoRA learns to name sounds by examples, and goes on with the questions of before."""
         from NatureLM.models import NatureLM
 
+        assert self.recipe.context is not None
         model = NatureLM.from_pretrained(self.output / "polish" / "run" / "final")
         model.config.window_delays = list(WINDOW_DELAYS)
         views, clips = views_in(folder, model, self.clips, self.valid, self.recipe.views)
@@ -284,7 +289,9 @@ class Run:
         """The finished model in half precision, measured, with its card."""
         from NatureLM.models import NatureLM
 
-        model = NatureLM.from_pretrained(self.output / "context" / "final")
+        last = "polish/run" if self.recipe.context is None else "context"
+        model = NatureLM.from_pretrained(self.output / last / "final")
+        model.config.window_delays = list(WINDOW_DELAYS)
         folder = self.output / "model"
         save_small(model, folder)
         self.log({"stage": "model", "event": "saved", "folder": folder.name})

@@ -262,7 +262,7 @@ def test_short_recipe_makes_a_model_and_reuses_its_stages(
     assert answer.startswith("#0.00s")
     capsys.readouterr()
     run()
-    assert capsys.readouterr().out.count("reused") == 4  # text prints from its own process
+    assert capsys.readouterr().out.count("reused") == 5  # text prints from its own process
 
 
 ANSWERS = [
