@@ -21,6 +21,7 @@ from NatureLM.errors import ConfigError
 from NatureLM.experiments.plan import Plan, Renderer, make_plan, select
 from NatureLM.survey import preset_names
 from NatureLM.survey.schema import QuestionnaireFile
+from recipes.small.study import StudyConfig as SmallStudyConfig
 from recipes.tiny.study import StudyConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -67,6 +68,7 @@ def test_the_table_is_complete() -> None:
 
 READ_BY_OTHERS = {
     "tiny/study.yml": StudyConfig.model_validate,
+    "small/study.yml": SmallStudyConfig.model_validate,
     "accelerate/ddp.yml": lambda data: data["distributed_type"],
     "accelerate/fsdp.yml": lambda data: data["distributed_type"],
     **{f"surveys/{name}.yml": QuestionnaireFile.model_validate for name in preset_names()},
