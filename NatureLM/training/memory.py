@@ -97,7 +97,7 @@ def batch_bytes(outline: Outline, config: ModelConfig, run: RunConfig) -> int:
     if run.gradient_checkpointing:
         kept = layers * text.hidden_size * size + of_layer
     logits = 3 * _ANSWER * text.vocab_size * 4
-    beats, patches = model.config.beats, model.config._patches(model.config.window_samples)
+    beats, patches = model.config.beats, model.config.patches(model.config.window_samples)
     of_encoder = beats.encoder_attention_heads * patches**2 + patches * (
         3 * beats.encoder_ffn_embed_dim + 8 * beats.encoder_embed_dim
     )
