@@ -50,8 +50,11 @@ def fetch_base(base: PackagedBase) -> Fetched:
 
 def hash_of(path: Path) -> str:
     """SHA-256 of a file."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _download(base: PackagedBase, folder: Path) -> Path:
