@@ -187,11 +187,11 @@ def _quantise(folder: Path, output: Path, kind: str) -> None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table for the pages: medians of the rounds."""
+    """The table for the pages: medians of the rounds, of the clock and of the processor."""
     lines = [
         "| weights | threads | memory at most; without files, GB | load, s "
-        f"| prompt of {POSITIONS}, s | tokens a second | by processor time "
-        f"| times bfloat16 | an answer of {TOKENS} tokens, s |",
+        f"| prompt of {POSITIONS}, s | tokens a second | times bfloat16 "
+        f"| an answer of {TOKENS} tokens, s | load of the machine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     runs = report["runs"]
@@ -201,6 +201,7 @@ def markdown(report: dict[str, Any]) -> str:
             mine = [run for run in runs if run["kind"] == kind]
             plain = [run for run in runs if run["kind"] == "bfloat16"]
             lines.append(_line(kind, count, mine, plain))
+    lines += ["", "Figures in pairs are those of the clock and, behind it, of the processor."]
     return "\n".join(lines)
 
 
@@ -208,19 +209,27 @@ def _line(kind: str, count: str, mine: list[Any], plain: list[Any]) -> str:
     def of(runs: list[Any], read: Callable[[Any], float]) -> float:
         return statistics.median(read(run) for run in runs)
 
-    def part(name: str, clock: str = "seconds") -> Callable[[Any], float]:
-        return lambda run: float(run["threads"][count][name][clock])
+    def both(read: Callable[[Any], dict[str, float]], show: Callable[[float], str]) -> str:
+        clocks = ("seconds", "processor")
+        return "; ".join(show(of(mine, lambda run, c=clock: read(run)[c])) for clock in clocks)
 
-    step, spent = of(mine, part("step")), of(mine, part("step", "processor"))
-    times = of(plain, part("step", "processor")) / spent if plain else float("nan")
-    peak = max(run["gigabytes"]["peak"] for run in mine)
-    own = max(run["gigabytes"]["own"] for run in mine)
-    load = of(mine, lambda run: float(run["load"]["seconds"]))
-    return (
-        f"| {kind} | {count} | {peak:.1f}; {own:.1f} | {load:.1f} "
-        f"| {of(mine, part('prefill')):.1f} | {1 / step:.2f} | {1 / spent:.2f} | {times:.1f} "
-        f"| {of(mine, part('answer')):.1f} |"
-    )
+    def part(name: str) -> Callable[[Any], dict[str, float]]:
+        return lambda run: dict(run["threads"][count][name])
+
+    spent = of(mine, lambda run: part("step")(run)["processor"])
+    times = of(plain, lambda run: part("step")(run)["processor"]) / spent if plain else None
+    loads = [run["machine_load"] for run in mine if run.get("machine_load") is not None]
+    cells = [
+        f"{max(r['gigabytes']['peak'] for r in mine):.1f}; "
+        f"{max(r['gigabytes']['own'] for r in mine):.1f}",
+        both(lambda run: run["load"], "{:.1f}".format),
+        both(part("prefill"), "{:.1f}".format),
+        both(part("step"), lambda value: f"{1 / value:.2f}"),
+        "" if times is None else f"{times:.1f}",
+        both(part("answer"), "{:.1f}".format),
+        f"{statistics.median(loads):.0f}" if loads else "",
+    ]
+    return f"| {kind} | {count} | {' | '.join(cells)} |"
 
 
 def main() -> None:
