@@ -491,7 +491,9 @@ def test_the_fingerprint_names_what_hears(nano: NatureLM) -> None:
 
 
 def test_wrong_use(nano: NatureLM) -> None:
-    with pytest.raises(UsageError, match="'middle', and it must be one of encoder, peaks, projected"):
+    with pytest.raises(
+        UsageError, match="'middle', and it must be one of encoder, peaks, projected"
+    ):
         Embedder(nano, "middle")
     with pytest.raises(UsageError, match="batch size is 0"):
         Embedder(nano, batch=0)
