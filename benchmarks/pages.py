@@ -24,6 +24,7 @@ import field_season
 import fits
 import gpu_check
 import growth
+import peers
 import precision
 import scaling
 import serving
@@ -47,6 +48,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.markdown,
     "gpu_check": gpu_check.markdown,
     "fits": fits.markdown,
+    "peers": peers.markdown,
 }
 MADE_OF = {"scaling": ("archive", "archive_tables")}
 OPEN = "*Not measured yet.*"
