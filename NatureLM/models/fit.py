@@ -5,7 +5,7 @@ copies that loading makes. It is compared with what is free (`NatureLM.memory`).
 best precision that fits, and refuses what cannot with what would; where a card has too little room
 for the layers of the language model, some of them stay in RAM (`models.offload`).
 
-Measured beside it, at most a tenth apart: docs/how-to/which-machine.md.
+Never less than what was measured beside it: docs/how-to/which-machine.md.
 """
 
 from __future__ import annotations
