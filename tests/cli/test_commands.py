@@ -86,7 +86,7 @@ def test_every_verb_is_listed_and_there() -> None:
             "tune-alpha",
         ),
         *("calibrate", "report", "export", "cache", "inference-app", "serve", "review"),
-        *("survey", "events", "segments", "manifest", "merge-runs", "quantize"),
+        *("survey", "events", "segments", "manifest", "merge-runs", "quantize", "teach"),
     }
     assert set(BEANS_COMMANDS) == {
         *("run", "info", "score", "compare", "report", "fetch", "make-mini")
