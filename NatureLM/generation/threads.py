@@ -20,7 +20,8 @@ from torch import Tensor
 LEAST_ROWS = 2  # of a thread; one alone takes longer by a third
 _SMALL = 512  # width of a language model
 _lock = threading.Lock()
-_inside, _threads = 0, 1
+_inside, _threads = 0, 1  # blocks of all threads, and what each takes outside
+_here = threading.local()  # `depth`: blocks of this thread
 
 
 def by_windows(encode: Callable[[Tensor], Tensor], wav_BS: Tensor) -> Tensor:
@@ -52,14 +53,18 @@ def for_steps(language_model: Any) -> AbstractContextManager[object]:
 def one_core_each() -> Iterator[int]:
     """Within the block an operation takes one thread; how many it takes else."""
     global _inside, _threads
+    depth = getattr(_here, "depth", 0)
     with _lock:
         if not _inside:
             _threads = torch.get_num_threads()
         _inside += 1
         torch.set_num_threads(1)
+    _here.depth = depth + 1
     try:
         yield _threads
     finally:
+        _here.depth = depth
         with _lock:
             _inside -= 1
-            torch.set_num_threads(_threads)
+            if not depth:
+                torch.set_num_threads(_threads)

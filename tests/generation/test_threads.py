@@ -48,6 +48,8 @@ def test_an_error_of_a_thread_is_raised_and_threads_are_as_before() -> None:
 
 
 def test_blocks_within_blocks_know_how_many_there_are() -> None:
-    with one_core_each() as outer, one_core_each() as inner:
-        assert (outer, inner, torch.get_num_threads()) == (3, 3, 1)
+    with one_core_each() as outer:
+        with one_core_each() as inner:
+            assert (outer, inner, torch.get_num_threads()) == (3, 3, 1)
+        assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3

@@ -261,7 +261,7 @@ def test_the_published_model_without_access_says_what_to_do(
 
 
 def test_a_name_that_is_nothing_lists_the_names(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="naturelm-tiny, naturelm-audio"):
+    with pytest.raises(CheckpointError, match="naturelm-tiny, naturelm-small, naturelm-audio"):
         NatureLM.from_pretrained("naturelm-huge")
     file = tmp_path / "weights.pth"
     file.write_bytes(b"")

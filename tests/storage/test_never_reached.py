@@ -14,6 +14,7 @@ MAKERS = {"as_path", "join", "RemotePath"}
 PLACES = {
     "storage.py",
     "cli/options.py",  # what the owner of the process typed
+    "cli/survey.py",  # of that the first, which is a recording where a classifier answers
     "results/manifest.py",  # and the lists that were named so
     "results/merge.py",
     "audio/files.py",  # what was found below such an address
