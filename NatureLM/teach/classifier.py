@@ -221,15 +221,20 @@ def _classifier(
     weights, bias, examples, of = (tensors[name] for name in ("weights", "bias", "examples", "of"))
     classes = len(bias)
     fits = (
-        classes in (len(names), len(names) + 1),
+        classes in (len(names), len(names) + 1) and bias.shape == (classes,),
+        of.ndim == 1 and of.dtype == np.int64,
         weights.shape == (classes, hears.width) and examples.shape == (len(of), hears.width),
         len(of) and of.min() >= 0 and of.max() < classes and (of < len(names)).any(),
         len(values["examples"]) == len(of),
-        all(one.dtype == np.float32 and np.isfinite(one).all() for one in (weights, examples)),
+        all(
+            one.dtype == np.float32 and np.isfinite(one).all() for one in (weights, bias, examples)
+        ),
     )
     if not all(fits):
         raise UsageError(f"{path}: its parts do not fit together; teach it anew")
     known = KnownCurve(*(float(values["known"][name]) for name in ("offset", "slope", "between")))
+    if not np.isfinite(list(vars(known).values())).all():
+        raise UsageError(f"{path}: 'known' holds what is no finite number; teach it anew")
     places = tuple(Place(str(file), float(a), float(b)) for file, a, b in values["examples"])
     return Classifier(
         names,

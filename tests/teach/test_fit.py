@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,22 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path, make_examples: Mak
         read_classifier(tmp_path)
     path.unlink()
     with pytest.raises(UsageError, match="is no classifier"):
+        read_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["weights", "bias", "examples", "known", "of"])
+def test_numbers_that_are_none_are_refused(
+    part: str, tmp_path: Path, make_examples: MakeExamples
+) -> None:
+    examples = make_examples({"owl": 2, "wren": 2})
+    taught, held = fit_classifier(examples, HEARS)
+    hurt: Any = getattr(taught, part)
+    if part == "known":
+        hurt = replace(hurt, slope=float("nan"))
+    else:
+        hurt = np.full_like(hurt, np.nan) if part != "of" else hurt.astype(np.float64)
+    save(tmp_path, replace(taught, **{part: hurt}), examples, held, [])
+    with pytest.raises(UsageError, match=SETTINGS_NAME):
         read_classifier(tmp_path)
 
 
