@@ -290,11 +290,18 @@ class Visitors:
             with self._lock:
                 del self._receiving[folder]
 
-    def claim(self, session: str | None, files: Iterable[Path], *, is_sent: bool = True) -> None:
+    def claim(
+        self,
+        session: str | None,
+        files: Iterable[Path],
+        *,
+        is_sent: bool = True,
+        is_early: bool = False,
+    ) -> None:
         """Let files in `uploads/` go with the page that they were sent from, or are shown on.
 
         Raises UsageError, and removes those that are new, where what was sent is more than its
-        share.
+        share; where it is early for that, they are claimed later or never.
         """
         folders = {self.uploads / path.relative_to(self.uploads).parts[0] for path in files}
         with self._lock:
@@ -308,6 +315,8 @@ class Visitors:
             if size <= most or not is_sent:
                 return
             visitor.uploads -= new
+        if is_early:
+            return
         self._remove_unowned(new)
         raise UsageError(
             f"This page would have {format_bytes(size)} of files with that, and one may have "

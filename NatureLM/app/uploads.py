@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,15 @@ class Page(gr.Blocks):
             raise gr.Error(str(error), print_exception=False) from None
         return inputs
 
+    async def _claim_early(self, session: str | None, data: Any) -> None:
+        """Let what was sent belong to a session that waits; what is wrong is said at its turn."""
+        files: list[Path] = []
+        with suppress(UsageError):
+            _with_paths(data, self.context.visitors, files)
+        if files:
+            claim = partial(self.context.visitors.claim, session, files, is_early=True)
+            await run_sync(claim)
+
     def _forget_copies(self, state: Any) -> None:
         """Let a session forget components that Gradio has made anew for it.
 
@@ -119,9 +129,10 @@ class Page(gr.Blocks):
     def keep_answering(self) -> None:
         """Let Gradio's queue live on where somebody has left for whom it has a message.
 
-        For all others it would end with a KeyError.
+        For all others it would end with a KeyError. What is sent with a question belongs to its
+        session as soon as that waits, which may be for longer than files of nobody are kept.
         """
-        queue, send = self._queue, self._queue.send_message
+        queue, send, push = self._queue, self._queue.send_message, self._queue.push
         # Gradio forgets the oldest sessions beyond 2000, even those that wait for an answer.
         queue.pending_messages_per_session.max_size = _MOST_LISTENERS
 
@@ -129,7 +140,13 @@ class Page(gr.Blocks):
             if event.session_hash in queue.pending_messages_per_session:
                 send(event, event_message)
 
+        async def claim_and_push(body: Any, request: Any, username: str | None) -> Any:
+            if queue.max_size is None or len(queue) < queue.max_size:
+                await self._claim_early(body.session_hash, body.data)
+            return await push(body, request, username)
+
         queue.send_message = send_to_those_who_are_there  # type: ignore[method-assign]
+        queue.push = claim_and_push  # type: ignore[method-assign]
 
     def forget_idle(self) -> None:
         """Let Gradio forget sessions without an event for so long, names of files, and messages."""

@@ -129,6 +129,25 @@ def test_what_nobody_claims_goes_after_the_grace(app: RunningApp, sound: bytes) 
     assert "This file is not here any more: give it again." in dropped(app, address, "late")
 
 
+def test_what_waits_for_its_turn_belongs_to_who_waits(
+    app: RunningApp, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go, as nobody's, while those before it are answered."""
+    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    monkeypatch.setattr(page._queue, "active_jobs", [])  # nobody's turn comes
+    waits = sent(app, sound)
+    item = {"path": waits, "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [[item], "", False, "as recorded"], "session_hash": "waits"})
+    status, answer = call(
+        f"{app.address}gradio_api/call/ask_dropped", body.encode(), "application/json"
+    )
+    assert status == 200, answer
+    assert app.context.visitors.locate(waits) in kept(app)
+    time.sleep(2.0)  # more than the grace of what is nobody's
+    app.context.visitors.tidy()
+    assert app.context.visitors.locate(waits) is not None
+
+
 def beginning(length: int, so_far: int) -> bytes:
     """An upload that announces a length, as far as it has come."""
     head = (
