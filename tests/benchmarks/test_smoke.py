@@ -97,6 +97,7 @@ def test_the_published_sizes_in_small(run: Run, tmp_path: Path) -> None:
     assert "| 1.0 |" in lines[2]
 
 
+@pytest.mark.slow
 def test_the_check_of_a_card_runs_without_one(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     run("gpu_check", "--smoke", "--output-path", path)
