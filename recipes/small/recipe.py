@@ -24,9 +24,9 @@ import torch
 from NatureLM.config import Config
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
+from NatureLM.models.checkpoint.gguf import base_folder
 from NatureLM.models.checkpoint.tensors import of_language_model, state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig
-from NatureLM.models.registry import find_base
 from NatureLM.util import is_out_of_memory, write_text
 from recipes.small.texts import replay_rows
 from recipes.small.words import PROJECTION, write_projection
@@ -88,7 +88,7 @@ class Run:
         if folder.exists():
             shutil.rmtree(folder)
         if name == "words":
-            base = find_base(self.recipe.base, Path("."), weights=True)
+            base = base_folder(self.recipe.base, Path("."), weights=True)
             write_projection(self.clips, base, folder)
         else:
             self._write_tables(name, folder / "tables")
