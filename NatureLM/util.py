@@ -220,6 +220,12 @@ def digest(
     return state.digest()[:size]
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return digest(iter(lambda: file.read(1 << 20), b"")).hex()
+
+
 def did_you_mean(word: str, known: Iterable[str], shown: str = "{!r}") -> str:
     """`; did you mean 'x'?` with the known word that is nearest, or an empty string.
 

@@ -66,7 +66,7 @@ from NatureLM.util import oom_backoff
 
 logger = logging.getLogger(__name__)
 
-_BATCH_TOKENS = {"cpu": 32_768}
+_BATCH_TOKENS = {"cpu": 16_384}
 _ACCELERATOR_BATCH_TOKENS = 65_536
 # What mps uses is the memory of the whole machine.
 _ENCODE_BATCH = {"cpu": 8, "mps": 16}  # clips; more take more memory, and are no quicker on cpu

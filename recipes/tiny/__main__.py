@@ -22,24 +22,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--configs", type=Path, default=Path("configs/tiny"))
     parser.add_argument("--short", action="store_true", help="two minutes, to see that it works")
     parser.add_argument("--held-out", help="keep this training fold (such as fold3) for choosing")
-    parser.add_argument("--context", action="store_true", help="teach it by examples, too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stage", choices=STAGES, help="make only this one")
     options = parser.parse_args(arguments)
 
     import torch
 
-    from recipes.tiny.context import ContextSettings
     from recipes.tiny.recipe import Recipe, Run
 
     recipe = (
         Recipe.short()
         if options.short
-        else Recipe(
-            held_out=options.held_out,
-            measured=options.held_out is None,
-            context=ContextSettings() if options.context or options.stage == "context" else None,
-        )
+        else Recipe(held_out=options.held_out, measured=options.held_out is None)
     )
     try:
         run = Run(recipe, options.data_path, options.output_path, options.configs, options.threads)

@@ -80,17 +80,17 @@ class ContextSettings:
     average: decay of the moving average of the weights, which is the result
     """
 
-    aims: int = 350
-    steps: int = 1500
+    aims: int = 800
+    steps: int = 6000
     seconds: float | None = None
     sounds: int = 60
-    questions: int = 10
-    learning_rate: float = 3e-3
+    questions: int = 16
+    learning_rate: float = 2e-3
     warmup: int = 20
     weight_decay: float = 0.01
     aim: float = 1.0
     told: float = 0.0
-    divergence: float = 1.0
+    divergence: float = 2.0
     noise: float = 0.2
     unsure: float = 0.1
     absent: float = 0.03
@@ -202,8 +202,8 @@ class RowMaker:
         return self._known[text]
 
 
-# Asked more often than before, and free to be answered better than before.
-_MORE = {wordings.YES_NO: 3.0, wordings.CHOICE: 3.0}
+# Asked more often than before: what tells a sound from a name that is given is the first to go.
+_MORE = {wordings.YES_NO: 5.0, wordings.CHOICE: 3.0}
 
 
 class Questions:
@@ -248,7 +248,7 @@ class Questions:
         query, answer = ask(family, [heard], self._pool, rng, longest_list=longest)
         if family == wordings.CHOICE and answer == NONE and rng.random() > settings.absent * 8:
             query, answer = ask(family, [heard], self._pool, rng, longest_list=longest)
-        return Prompt(query, (rng.choice(self._own[place]),), answer, kept=family not in _MORE)
+        return Prompt(query, (rng.choice(self._own[place]),), answer, kept=True)
 
     def _unsure(self, place: int, heard: Source, rng: random.Random) -> Prompt:
         """A name for a sound at another pitch: its own, or any."""

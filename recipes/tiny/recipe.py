@@ -1,11 +1,11 @@
-"""The embedded model from nothing, in five stages whose results are kept and reused, or six.
+"""The embedded model from nothing, in six stages whose results are kept and reused.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
 teachers: convolutional networks learn to tell the sounds apart (`classifiers.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 polish: the same for longer and more slowly, with the teachers' answers (configs/tiny/polish.yml)
-context: where asked for, it learns to name sounds by the examples in its prompt (`context.py`)
+context: it learns to name sounds by the examples in its prompt (`context.py`)
 
 Text is learnt beside teachers and encoder, in a process of its own, and so is each teacher. A stage
 whose settings changed, and every stage that builds on it, is made anew.
@@ -53,6 +53,7 @@ from recipes.tiny.data import (
 )
 from recipes.tiny.encoder import ENCODER, EncoderSettings, train_encoder
 from recipes.tiny.evaluate import evaluate, write_card
+from recipes.tiny.few_shot import evaluate_few_shot
 from recipes.tiny.species import source
 from recipes.tiny.spectrograms import Spectrograms
 from recipes.tiny.tasks import answer
@@ -81,7 +82,7 @@ class Recipe:
     no_animal: how often the last stage asks sounds without an animal for a name, relative to before
     absent: share of lists that lack what is heard, in the last stage
     taught: the teachers' part of the answers that the stage polish learns
-    views, context: of the stage context, which is left out where there is none
+    views, context: of the stage context
     held_out: training fold that is kept for choosing settings
     measured: whether the model is measured on the test splits in the end
     """
@@ -98,7 +99,7 @@ class Recipe:
     absent: float = 0.03
     taught: float = 0.9
     views: ViewSettings = field(default_factory=ViewSettings)
-    context: ContextSettings | None = None
+    context: ContextSettings = field(default_factory=ContextSettings)
     clips_per_class: int | None = None
     held_out: str | None = None
     measured: bool = True
@@ -154,8 +155,7 @@ class Run:
             text.result()
         self.stage("audio")
         self.stage("polish")
-        if self.recipe.context is not None:
-            self.stage("context")
+        self.stage("context")
         return self.deliver()
 
     def stage(self, name: str) -> None:
@@ -191,9 +191,7 @@ class Run:
         audio = (made["text"], made["encoder"], _set(self.audio_config), recipe.audio_steps)
         made["audio"] = _digest(*audio)
         made["polish"] = _digest(made["audio"], _set(self.polish_config), *asked)
-        if recipe.context is not None:
-            settings = asdict(recipe.views), asdict(recipe.context)
-            made["context"] = _digest(made["polish"], *settings)
+        made["context"] = _digest(made["polish"], asdict(recipe.views), asdict(recipe.context))
         return made
 
     # -- stages -----------------------------------------------------------------------------
@@ -278,7 +276,6 @@ class Run:
         """LoRA learns to name sounds by examples, and goes on with the questions of before."""
         from NatureLM.models import NatureLM
 
-        assert self.recipe.context is not None
         model = NatureLM.from_pretrained(self.output / "polish" / "run" / "final")
         model.config.window_delays = list(WINDOW_DELAYS)
         views, clips = views_in(folder, model, self.clips, self.valid, self.recipe.views)
@@ -289,8 +286,7 @@ class Run:
         """The finished model in half precision, measured, with its card."""
         from NatureLM.models import NatureLM
 
-        last = "polish/run" if self.recipe.context is None else "context"
-        model = NatureLM.from_pretrained(self.output / last / "final")
+        model = NatureLM.from_pretrained(self.output / "context" / "final")
         model.config.window_delays = list(WINDOW_DELAYS)
         folder = self.output / "model"
         save_small(model, folder)
@@ -307,9 +303,14 @@ class Run:
         results, _ = evaluate(model, self.data)
         for result in results:
             self.log({"stage": "model", "event": "measured", "result": result.line()})
+        unseen = [clip for clip in read_clips(self.data) if clip.split == "unseen"]
+        few_shot = evaluate_few_shot(model, unseen)
+        for one in few_shot:
+            self.log({"stage": "model", "event": "measured", "result": one.line()})
         write_card(
             folder,
             results,
+            few_shot,
             clips=len(self.clips),
             minutes=sum(probe(clip.path).duration for clip in self.clips) / 60,
             parameters=sum(p.numel() for p in model.parameters()),

@@ -7,6 +7,7 @@ import random
 import re
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from recipes.tiny import pictures, tasks, wordings
 from recipes.tiny.architecture import train_tokenizer
 from recipes.tiny.data import Clip, audio_rows, read_clips, text_rows, training_clips, write_rows
 from recipes.tiny.evaluate import Item, questions, score, write_card
+from recipes.tiny.few_shot import FewShotResult
 from recipes.tiny.pictures import OTHER, confusions, stage_curves
 from recipes.tiny.recipe import Recipe, Run
 from recipes.tiny.species import HEARD, SOURCES, source
@@ -218,9 +220,10 @@ def test_scores_and_card(tmp_path: Path) -> None:
     assert result.accuracy.value == 0.5
     assert result.chance == 0.5
     assert "0.500" in result.line()
-    write_card(
-        tmp_path, [result], clips=4, minutes=2.0, parameters=5_000_000, command="make tiny", seed=1
-    )
+    share = result.accuracy
+    few_shot = [FewShotResult("2 ways, 1 example", 2, share, share, share)]
+    numbers: dict[str, Any] = {"clips": 4, "minutes": 2.0, "parameters": 5_000_000, "seed": 1}
+    write_card(tmp_path, [result], few_shot, command="make tiny", **numbers)
     card = (tmp_path / "README.md").read_text()
     for text in ("karolpiczak/ESC-10", "BEANS-Zero", "| common name (test) | 2 | 0.500 [", "Rain"):
         assert text in card

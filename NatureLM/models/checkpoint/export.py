@@ -49,7 +49,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.modeling import NatureLM
 from NatureLM.models.registry import CheckpointError, apart, find, is_hub_id, read_config
-from NatureLM.util import digest, format_bytes, write_text
+from NatureLM.util import file_sha256, format_bytes, write_text
 
 _CPU = torch.device("cpu")
 
@@ -281,7 +281,7 @@ def _card(
         *lines,
         "| of | file | bytes | SHA-256 |\n|---|---|---:|---|\n"
         + "\n".join(
-            f"| {part} | `{path.name}` | {path.stat().st_size} | `{_sha256(path)}` |"
+            f"| {part} | `{path.name}` | {path.stat().st_size} | `{file_sha256(path)}` |"
             for part, path in files
         ),
         "## License",
@@ -301,11 +301,6 @@ def _recipe_block(recipe: Recipe) -> str:
 def public_name(path_or_id: str | Path) -> str:
     """A folder by its last name, without its place on this machine; a Hub id as it is."""
     return Path(path_or_id).name if Path(path_or_id).exists() else str(path_or_id)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return digest(iter(lambda: file.read(4 * 2**20), b"")).hex()
 
 
 def _source_files(

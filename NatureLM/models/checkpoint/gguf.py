@@ -30,7 +30,7 @@ from NatureLM.models.checkpoint.gguf_header import (
 )
 from NatureLM.models.checkpoint.tensors import LazyTensor, fingerprint, write_tensors
 from NatureLM.models.registry import CheckpointError, cache_home, find_base, one_line
-from NatureLM.util import digest, format_bytes, library, shown, write_json
+from NatureLM.util import digest, file_sha256, format_bytes, library, shown, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -320,7 +320,7 @@ def _write_weights(header: GGUFHeader, plan: dict[str, PlannedTensor], folder: P
         folder,
     )
     before = header.path.stat()
-    whole = _sha256(header.path)
+    whole = file_sha256(header.path)
     write_tensors(tensors, folder, max_shard_size="2GB")
     _record(folder, before, whole)
 
@@ -342,7 +342,7 @@ def _is_same_file(path: Path, folder: Path) -> bool:
         return False
     now = path.stat()
     if record["modified"] != now.st_mtime_ns:
-        if record["sha256"] != _sha256(path):
+        if record["sha256"] != file_sha256(path):
             return False
         _record(folder, now, record["sha256"])
     return True
@@ -350,11 +350,6 @@ def _is_same_file(path: Path, folder: Path) -> bool:
 
 def _record(folder: Path, stat: os.stat_result, sha256: str) -> None:
     write_json(folder / _RECORD, {"sha256": sha256, "modified": stat.st_mtime_ns})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return digest(iter(lambda: file.read(1 << 20), b"")).hex()
 
 
 # -- tokenizer ------------------------------------------------------------------------------
