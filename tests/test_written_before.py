@@ -1,7 +1,8 @@
 """Files that an earlier version wrote are read, and unfinished ones are finished, as promised.
 
 `fixtures/written_before/README.md` says what each is. The tests use commands and the documented
-Python API only, so that they hold however the package is arranged.
+Python API only, so that they hold however the package is arranged; but for the place where the
+embedded model lies, since the files are about the answers of the one of then.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+
+from NatureLM.models import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = ROOT / "tests" / "fixtures" / "written_before"
@@ -32,9 +36,27 @@ Run = Callable[..., int]
 UNSURE = ("confidence", "alternatives", "similarity", "loss", "gradient_norm")
 
 
+@pytest.fixture(scope="module")
+def models_of_then(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the embedded model lies, as it was: since then its adapter has learnt more."""
+    now, then = registry._DATA / registry.EMBEDDED, tmp_path_factory.mktemp("models")
+    folder = shutil.copytree(now, then / registry.EMBEDDED)
+    whole = bytearray((folder / "model.safetensors").read_bytes())
+    data = 8 + int.from_bytes(whole[:8], "little")
+    places = json.loads(whole[8:data])
+    with safe_open(BEFORE / "lora.safetensors", "numpy") as lora:
+        for name in lora.keys():  # noqa: SIM118 - a file, and no mapping
+            start, end = places[name]["data_offsets"]
+            whole[data + start : data + end] = lora.get_tensor(name).tobytes()
+    (folder / "model.safetensors").write_bytes(whole)
+    shutil.copy(BEFORE / "calibration_of_lora.json", folder / "calibration.json")
+    return then
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, models_of_then: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which the files were written, which is the current one."""
+    monkeypatch.setattr(registry, "_DATA", models_of_then)
     shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
     (tmp_path / "assets").mkdir()
     for name in NAMES:
