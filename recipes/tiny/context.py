@@ -42,7 +42,7 @@ from recipes.tiny.data import (
 )
 from recipes.tiny.species import Source, source
 from recipes.tiny.tasks import NONE, ask
-from recipes.tiny.views import Views, ViewSettings, joined, make_views
+from recipes.tiny.views import Views, ViewSettings, joined, make_views, noise_views
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -77,6 +77,7 @@ class ContextSettings:
         animal any more: half of them learn a name that is drawn
     absent: share of the lists that lack what is heard
     no_animal: how often sounds without an animal are asked for a name, relative to others
+    noises: noises in which nothing is; noisy: part of the questions that are about one
     average: decay of the moving average of the weights, which is the result
     """
 
@@ -95,6 +96,8 @@ class ContextSettings:
     unsure: float = 0.1
     absent: float = 0.03
     no_animal: float = 0.3
+    noises: int = 240
+    noisy: float = 0.12
     average: float = 0.98
     seed: int = 1
 
@@ -202,6 +205,9 @@ class RowMaker:
         return self._known[text]
 
 
+# What there is to ask of a noise, and one of the sounds that are no animal either.
+_OF_NOISE = (wordings.COMMON, wordings.SCIENTIFIC, wordings.GROUP, wordings.ANIMALS_PRESENT)
+_NO_ANIMAL = "Rain"
 # Asked more often than before: what tells a sound from a name that is given is the first to go.
 _MORE = {wordings.YES_NO: 5.0, wordings.CHOICE: 3.0}
 
@@ -210,8 +216,16 @@ class Questions:
     """The questions of before, about views of clips near their own pitch and speed."""
 
     def __init__(
-        self, views: Views, clips: Sequence[Clip], settings: ContextSettings, balance: float = 0.5
+        self,
+        views: Views,
+        clips: Sequence[Clip],
+        settings: ContextSettings,
+        *,
+        noises: int = 0,
+        balance: float = 0.5,
     ) -> None:
+        """`noises`: how many of them there are, behind the views."""
+        self._noises = range(len(views.clip_N), len(views.clip_N) + noises)
         self._clips, self._settings = list(clips), settings
         self._own: dict[int, list[int]] = {}
         self._other: dict[int, list[int]] = {}
@@ -227,6 +241,10 @@ class Questions:
         """Questions about clips to learn from."""
         return [self._ask(at, rng) for at in rng.choices(self._learnt, self._weights, k=count)]
 
+    def _of_noise(self, rng: random.Random) -> Prompt:
+        query, answer = ask(rng.choice(_OF_NOISE), [source(_NO_ANIMAL)], self._pool, rng)
+        return Prompt(query, (rng.choice(self._noises),), answer)
+
     def about_all(self, family: str, rng: random.Random) -> list[Prompt]:
         """A question of the family about each clip that is not learnt from, as it is."""
         asked = []
@@ -237,6 +255,8 @@ class Questions:
 
     def _ask(self, place: int, rng: random.Random) -> Prompt:
         settings, heard = self._settings, self._clips[place].source
+        if self._noises and rng.random() < settings.noisy:
+            return self._of_noise(rng)
         if self._other and heard.is_animal and rng.random() < settings.unsure:
             return self._unsure(place, heard, rng)
         weights = FAMILY_WEIGHTS | _MORE
@@ -274,12 +294,19 @@ def batches(
 class Reader:
     """The language model over rows whose sound is given as audio vectors of views."""
 
-    def __init__(self, model: NatureLM, views: Views, clips: Sequence[Clip]) -> None:
+    def __init__(
+        self,
+        model: NatureLM,
+        views: Views,
+        clips: Sequence[Clip],
+        noises_NQW: Tensor | None = None,
+    ) -> None:
         self._language: Any = model.language_model
         self._embed = model.llama_embed_tokens
         one, other = _of_one_class(views, clips)
+        vectors = [views.vectors_NQW, *([] if noises_NQW is None else [noises_NQW])]
         with torch.no_grad():
-            sound_NQD = model.audio_llama_proj(views.vectors_NQW.float())
+            sound_NQD = model.audio_llama_proj(torch.cat(vectors).float())
         self._apart_MQD = sound_NQD[one] - sound_NQD[other]
         self._sound_ND = sound_NQD.flatten(0, 1)
         self._mean_D, self._spread_D = self._sound_ND.mean(dim=0), self._sound_ND.std(dim=0)
@@ -436,12 +463,14 @@ def train_context(
     if start is not None:
         model.load_state_dict(load_file(start), strict=False)
     trained = _lora(model)
-    reader = Reader(model, views, clips)
+    noises = noise_views(model, settings.noises)
+    reader = Reader(model, views, clips, noises)
     old = reader.like(before)
     maker = RowMaker(model, views.vectors_NQW.shape[1])
     learnt = [clip for clip in clips if clip.split in TRAINING_SPLITS]
     taught = sorted({clip.label for clip in learnt} - set(held_out))
-    drawn = batches(maker, Kinds(views, clips, taught), Questions(views, clips, settings), settings)
+    questions = Questions(views, clips, settings, noises=len(noises))
+    drawn = batches(maker, Kinds(views, clips, taught), questions, settings)
     watch = (
         Watch(maker, Kinds(views, clips, held_out), Questions(views, clips, settings))
         if held_out

@@ -24,10 +24,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.models.audio_side import patch_groups
 from NatureLM.util import atomic_write
+from recipes.tiny.architecture import fbank_config
 from recipes.tiny.data import Clip
-from recipes.tiny.spectrograms import Spectrograms, frequency_response, moved
+from recipes.tiny.spectrograms import (
+    SAMPLE_RATE,
+    WINDOW_SECONDS,
+    Spectrograms,
+    floor_of,
+    frequency_response,
+    moved,
+)
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -124,6 +133,32 @@ def make_views(model: NatureLM, clips: Sequence[Clip], settings: ViewSettings) -
             found.append(encode(model, windows, sounds.floor))
             windows = []
     return Views(torch.cat(found), np.array(numbers, np.int32), np.array(voices, np.int32))
+
+
+def noise_views(model: NatureLM, count: int, seed: int = 0) -> Tensor:
+    """Audio vectors (N, Q, W) of noises in which no animal is: wind, rain, a recorder's own hiss.
+
+    Each has a slope of its spectrum, a level, and more or less of swelling.
+    """
+    rng = np.random.default_rng([seed, count])
+    fbank, delays = fbank_config(), model.config.delayed_samples
+    windows: list[tuple[Floats, Sequence[int]]] = []
+    size = int(WINDOW_SECONDS * SAMPLE_RATE)
+    frequencies = np.arange(1, size // 2 + 2)
+    for _ in range(count):
+        spectrum = np.fft.rfft(rng.standard_normal(size)) * frequencies ** -rng.uniform(0.0, 1.0)
+        wave = np.fft.irfft(spectrum, size)
+        knots = rng.normal(0.0, rng.uniform(0.0, 1.0), int(rng.integers(2, 20)))
+        swelling = np.interp(np.linspace(0, 1, size), np.linspace(0, 1, len(knots)), knots)
+        wave *= np.exp(swelling) * 10 ** (rng.uniform(-50, -8) / 20) / wave.std()
+        heard = normalised_fbank(torch.from_numpy(wave).float()[None], SAMPLE_RATE, fbank)[0]
+        window = _placed(heard.numpy(), 0, floor_of(fbank))
+        windows.append((window, [delays[int(rng.integers(len(delays)))]]))
+    found = [
+        encode(model, windows[first : first + _BATCH], floor_of(fbank))
+        for first in range(0, count, _BATCH)
+    ]
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -130,6 +130,21 @@ def test_questions_are_those_of_before(some_views: Views) -> None:
     assert all(one.kept for one in drawn if one.views[0] not in other)
 
 
+def test_noises_are_no_animal(model: Any, some_views: Views) -> None:
+    noises = views.noise_views(model, 2)
+    assert noises.shape == (2, *some_views.vectors_NQW.shape[1:])
+    assert not torch.equal(noises[0], noises[1])
+    first = len(some_views.clip_N)
+    questions = Questions(some_views, CLIPS, ContextSettings(noisy=0.5), noises=2)
+    about = [one for one in questions.draw(60, random.Random(5)) if one.views[0] >= first]
+    assert 15 < len(about) < 45
+    assert {one.views[0] for one in about} == {first, first + 1}
+    assert {one.answer for one in about} <= {"None", "none"}
+    sound = Reader(model, some_views, CLIPS, noises)
+    rows = RowMaker(model, noises.shape[1]).rows(about[:3])
+    assert torch.isfinite(sound.embeddings(rows)).all()
+
+
 def test_a_few_updates_change_lora_and_nothing_else(
     model: Any, some_views: Views, tmp_path: Path
 ) -> None:
