@@ -157,7 +157,7 @@ def test_configurations_are_whole_and_errors_name_the_file(tmp_path: Path) -> No
         config = load_config(Path(f"configs/small/{name}.yml"))
         assert config.model.end_sym == "<|im_end|>"
         assert config.run is not None
-    assert len(read_study(Path("configs/small/study.yml")).lora_scales) == 11
+    assert read_study(Path("configs/small/study.yml")).lora_scales == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     (tmp_path / "study.yml").write_text("lora_scale: [1.0]\n")
     with pytest.raises(NatureLMError, match=r"study\.yml"):
         read_study(tmp_path / "study.yml")
