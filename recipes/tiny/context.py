@@ -91,7 +91,7 @@ class ContextSettings:
     weight_decay: float = 0.01
     aim: float = 1.0
     told: float = 0.0
-    divergence: float = 2.0
+    divergence: float = 8.0
     noise: float = 0.2
     unsure: float = 0.1
     absent: float = 0.03
