@@ -24,7 +24,7 @@ from NatureLM.generation.labels import NOTHING
 from NatureLM.search.index import IndexSettings
 from NatureLM.teach.classifier import Classifier, KnownCurve, softmax, unit_vectors
 from NatureLM.teach.examples import Examples
-from NatureLM.util import digest, library
+from NatureLM.util import library
 
 Floats = NDArray[np.float64]
 
@@ -265,18 +265,27 @@ def _candidates(data: _Data, method: str) -> dict[str, Fit]:
 def folds(data: _Data, seed: int) -> Iterator[NDArray[np.bool_]]:
     """Windows that are held out together: whole recordings, of each name as evenly as may be.
 
-    A name's only recording is never held out: nothing would be left to know it by.
+    A name's only recording is never held out: nothing would be left to know it by. Recordings are
+    told by the order in which the examples name them, so that no path decides what is measured.
     """
-    recordings = np.array(data.examples.recordings)
-    fold: dict[str, int] = {}
-    for one in range(data.count):
-        names = sorted({*recordings[data.classes == one]})
-        names.sort(key=lambda name: digest(f"{seed}\0{name}".encode("utf-8", "replace"), size=8))
-        for place, name in enumerate(names):
-            fold.setdefault(name, -1 if len(names) < 2 else place % FOLDS)
-    numbers = np.array([fold[name] for name in recordings])
+    found = list(dict.fromkeys(data.examples.recordings))
+    of = np.array([found.index(name) for name in data.examples.recordings])
+    # (recordings, classes): which recording has which class; -1 is a recording of no fold.
+    has = np.zeros((len(found), len(data.names) + 1), np.int64)
+    has[of, data.classes] = 1
+    fold = np.full(len(found), -1)
+    filled = np.zeros((FOLDS, has.shape[1]), np.int64)
+    of_class = has.sum(axis=0)
+    placed: NDArray[np.bool_] = has[:, of_class == 1].max(axis=1, initial=0) == 1
+    shuffled = np.random.default_rng(seed).permutation(len(found))
+    for one in np.argsort(of_class, kind="stable"):  # the rarest class first
+        for number in shuffled[(has[shuffled, one] == 1) & ~placed[shuffled]]:
+            shared = filled[:, has[number] == 1].sum(axis=1)
+            least = np.lexsort((filled.sum(axis=1), shared, filled[:, one]))[0]
+            fold[number], placed[number] = least, True
+            filled[least] += has[number]
     for number in range(FOLDS):
-        rows = numbers == number
+        rows = fold[of] == number
         left = np.unique(data.classes[~rows])
         if rows.any() and np.isin(data.classes[rows], left).all():
             yield rows

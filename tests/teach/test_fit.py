@@ -75,6 +75,31 @@ def test_no_recording_is_on_both_sides(make_examples: MakeExamples) -> None:
     assert np.sum(held) == 18
 
 
+def test_every_name_of_two_recordings_is_held_out(make_examples: MakeExamples) -> None:
+    """Also where all recordings have all names, as three nights of one pond have."""
+    names = {"owl": 3, "wren": 6, NOTHING: 3}
+    made = make_examples(names)
+    nights = [f"night{n % 3}" if n < 9 else f"day{n % 3}" for n in range(len(made.labels))]
+    data = _Data.of(replace(made, recordings=tuple(nights)))
+    for seed in range(20):
+        held = np.any(list(folds(data, seed)), axis=0)
+        assert {*data.classes[held].tolist()} == {0, 1, 2}
+        assert held.all()
+
+
+def test_where_the_recordings_lie_decides_nothing(make_examples: MakeExamples) -> None:
+    made = make_examples({"owl": 9, "wren": 9})
+    here, there = (
+        list(
+            folds(
+                _Data.of(replace(made, recordings=tuple(f"{folder}/{n % 7}" for n in range(18)))), 0
+            )
+        )
+        for folder in ("/mnt/a", "/home/b/sound")
+    )
+    assert np.array_equal(here, there)
+
+
 def test_held_out_chances_are_calibrated(make_examples: MakeExamples) -> None:
     """Of answers with a chance of p about p are right, however far apart the names are."""
     for spread in (0.5, 1.5):
