@@ -9,18 +9,15 @@ they are, which is checked. Times are those of the processor, but for loading ah
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import Timed, machine, median_of, timed
+from measure import in_turn, machine, median_of, options_for, use_threads, write_figures
 from model import BenchmarkModel, build, waves
 from work import Answers, Sweep
 
@@ -134,10 +131,7 @@ def run_all(
     ways: dict[str, Callable[[], Answers]], rounds: int, clock: str
 ) -> list[dict[str, Any]]:
     """Every way, in turn; how much longer it takes than the first."""
-    runs: dict[str, list[Timed]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            runs[name].append(timed(way))
+    runs = in_turn(ways, rounds)
     first = next(iter(runs.values()))
     least = median_of([getattr(run, clock) for run in first])
     found = []
@@ -186,14 +180,9 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser = options_for(__doc__, "small", "threads", "rounds", "json")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     model = build(options.small)
     Sweep(model, 1, 1, 1).engine()  # libraries fill their caches
     report = {
@@ -203,9 +192,7 @@ def main() -> None:
         **measure(model, options.small, options.rounds),
     }
     print(markdown(report))
-    if options.json is not None:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_figures(options.json, report)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ grew after the first minute, where files are left after the grace, or where the 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -37,9 +36,8 @@ from typing import Any
 
 import psutil
 from hostile import Page, attacked
+from measure import ASSETS, NATURELM, ROOT, free_port, options_for
 
-ROOT = Path(__file__).resolve().parents[1]
-ASSETS = ROOT / "assets"
 QUESTIONS = (
     "What is the common name for the focal species in the audio?",
     "Caption the audio",
@@ -105,17 +103,18 @@ def _text(content: Any) -> str:
 @contextlib.contextmanager
 def app(folder: Path, *more: str) -> Iterator[tuple[str, psutil.Process]]:
     """A running app with the embedded model, `temp` and `runs` in a folder: address, process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-c", "from NatureLM.cli.main import naturelm; naturelm()"]
+    port = free_port()
     options = ["--port", str(port), "--runs-dir", str(folder / "runs")]
     options += ["--assets-dir", str(ASSETS), *more]
     (folder / "temp").mkdir()
     environment = {**os.environ, "TMPDIR": str(folder / "temp")}
     with open(folder / "app.log", "w") as log:
         process = subprocess.Popen(
-            [*command, "inference-app", *options], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [*NATURELM, "inference-app", *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
         _wait(port, process)
@@ -354,7 +353,7 @@ def hostile(seconds: float) -> int:
 
 def main() -> int:
     """Print what was measured; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--visitors", type=int, default=8)
     parser.add_argument("--warm-up", type=int, default=24, help="questions before memory counts")

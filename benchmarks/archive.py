@@ -17,11 +17,9 @@ or a further recording costs 10 % more in the largest archive than in the one be
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -35,13 +33,12 @@ from typing import Any
 import numpy as np
 import psutil
 import soundfile
-from measure import machine
+from measure import NATURELM, machine, options_for, write_figures
 
 MOST_MORE = 0.10  # of the cost of a further recording
 RATE = 8_000
 QUESTION = "What makes the sound in the audio?"
 ONE, TWO, RAY = "one process", "two shards", "Ray, two workers"
-PROGRAM = (sys.executable, "-c", "from NatureLM.cli.main import naturelm; naturelm()")
 LAST_DIGIT = 2e-6  # of confidences
 _EVERY = 0.1  # seconds between two looks at the processes
 
@@ -109,7 +106,7 @@ def make_manifests(folder: Path, sizes: Sequence[int], day: int) -> tuple[dict[i
     for name in ("short", "day") if day else ("short",):
         begun = time.perf_counter()
         command = ("manifest", name, "--output-path", f"{name}.csv")
-        subprocess.run([*PROGRAM, *command], cwd=folder, check=True, capture_output=True)
+        subprocess.run([*NATURELM, *command], cwd=folder, check=True, capture_output=True)
         seconds[name] = time.perf_counter() - begun
     entries = list(read_manifest(folder / "short.csv"))
     for size in sizes:
@@ -126,12 +123,12 @@ def ask(manifest: Path, output: Path, *more: str) -> list[str]:
     """The command that asks about a list."""
     options = ("--quiet", "--options", "generate.max_new_tokens=4")
     words = ("infer", "--manifest", str(manifest), "--query", QUESTION, *options)
-    return [*PROGRAM, *words, "--output-path", str(output), *more]
+    return [*NATURELM, *words, "--output-path", str(output), *more]
 
 
 def commands(way: str, manifest: Path, out: Path) -> list[list[list[str]]]:
     """Steps of a way, one after the other; the commands of a step run side by side."""
-    joined = [*PROGRAM, "merge-runs", "--manifest", str(manifest), "--output-path"]
+    joined = [*NATURELM, "merge-runs", "--manifest", str(manifest), "--output-path"]
     if way == ONE:
         return [[ask(manifest, out / "answers.jsonl")]]
     if way == TWO:
@@ -234,8 +231,7 @@ def measure(
                 if size and len(rows) != size:
                     problems.append(f"{_name(size)}, {way}: {len(rows)} answers")
                 report = _report(runs, day, listing, problems)
-                if kept is not None:
-                    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                write_figures(kept, report)
     return report
 
 
@@ -301,14 +297,13 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "json")
     parser.add_argument("--recordings", type=int, nargs="+", default=[10, 100, 1_000, 10_000])
     parser.add_argument(
         "--day", type=int, default=86_400, help="seconds of the long recording; 0: none"
     )
     parser.add_argument("--smoke", action="store_true", help="a few recordings, to try the program")
     parser.add_argument("--without-ray", action="store_true")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sizes, day = ([2, 4], 30) if given.smoke else (sorted(given.recordings), given.day)
     report = measure(sizes, day, with_ray=not given.without_ray, kept=given.json)

@@ -8,14 +8,13 @@ process, the peak is what the kernel counted (VmHWM), so this needs Linux.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import machine, python
+from measure import PEAK, machine, options_for, python, write_figures
 
 SHARDS = 4
 MOST_GROWTH = 50.0  # MB of merging, from the fewest recordings to the most
@@ -27,20 +26,18 @@ HEADER = json.dumps(
         "artist": "AudioMoth 24F319055FDF2F5B",
     }
 )
-_PEAK = """
-import json, re, sys, time
+_DONE = """
 def done(begun, **more):
-    mb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024 / 1e6
-    print(json.dumps({"mb": mb, "seconds": time.perf_counter() - begun, **more}))
+    print(json.dumps({"mb": peak() / 1e6, "seconds": time.perf_counter() - begun, **more}))
 """
-_LIST = f"""{_PEAK}
+_LIST = f"""{PEAK}{_DONE}
 from pathlib import Path
 from NatureLM.cli.recordings import Listed
 begun = time.perf_counter()
 listed = Listed.read((), Path(sys.argv[1]), sys.argv[2] or None)
 done(begun, recordings=len(listed.recordings))
 """
-_MERGE = f"""{_PEAK}
+_MERGE = f"""{PEAK}{_DONE}
 from pathlib import Path
 from NatureLM.results.manifest import listed_in
 from NatureLM.results.merge import merge_runs
@@ -54,14 +51,12 @@ done(begun, rows=merged.rows, recordings=merged.recordings, gaps=merged.has_gaps
 
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "json")
     parser.add_argument("--recordings", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     report = {"machine": machine(), "runs": [measured(count) for count in given.recordings]}
     print(markdown(report))
-    if given.json is not None:
-        given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_figures(given.json, report)
 
 
 def measured(count: int) -> dict[str, Any]:

@@ -12,12 +12,11 @@ program, this file prints both.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from measure import quickest
+from measure import options_for, quickest, use_threads
 from model import QUERIES, build, prompt, waves
 from torch import Tensor
 
@@ -148,13 +147,9 @@ def show(compared: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = options_for(__doc__, "small", "threads", rounds=3)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     compared = compare_decoding(build(options.small), options.rounds)
     show(compared)
     used = "its own decoding" if quicker_decoding(compared) else "that of transformers"

@@ -12,9 +12,7 @@ all folders at once. On a machine that others use, too, read the seconds of the 
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import shutil
 import statistics
 import sys
@@ -25,14 +23,12 @@ from typing import Any
 
 import torch
 from full_size import LLAMA_8B
-from measure import fresh, machine, timed
-from model import QUERIES, SMALL, prompt, waves
-from transformers import AutoTokenizer, LlamaConfig
+from measure import fresh, machine, options_for, status_bytes, timed, write_figures
+from model import QUERIES, SMALL, config_of, prompt, tokenizer, waves
 
-import NatureLM.models as models
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.requests import GenerationOptions
-from NatureLM.models import NatureLM, NatureLMConfig
+from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.load import build_on_meta
 from NatureLM.models.checkpoint.quantize import quantize_checkpoint
 from NatureLM.models.checkpoint.tensors import (
@@ -54,11 +50,8 @@ TINY |= {"vocab_size": 1000, "num_attention_heads": 4, "num_key_value_heads": 2}
 def make(folder: Path, small: bool = False) -> None:
     """A random checkpoint: the language model in bfloat16, all else in float32."""
     folder.mkdir(parents=True)
-    tokenizer = AutoTokenizer.from_pretrained(Path(models.__file__).parent / "data/naturelm-tiny")
-    sizes = {**SMALL, "text_config": TINY} if small else {"text_config": LLAMA_8B}
-    sizes["text_config"] = LlamaConfig(**sizes["text_config"]).to_dict()
-    config = NatureLMConfig(**sizes)
-    model = build_on_meta(NatureLM, config, tokenizer)
+    config = config_of({**SMALL, "text_config": TINY} if small else {"text_config": LLAMA_8B})
+    model = build_on_meta(NatureLM, config, tokenizer())
     torch.manual_seed(0)
     noise = torch.randn(2**16 if small else 2**24) * 0.02
     tensors = {ref.stored_name: random_tensor(ref, noise) for ref in tensor_refs(model)}
@@ -140,12 +133,7 @@ def figures(run: Any) -> dict[str, float]:
 
 def memory() -> dict[str, float]:
     """Gigabytes of this process: the most so far, now without what is mapped from files."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-
-    def of(name: str) -> float:
-        return int(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 / 1e9  # type: ignore[index]
-
-    return {"peak": of("VmHWM"), "own": of("RssAnon")}
+    return {"peak": status_bytes("VmHWM") / 1e9, "own": status_bytes("RssAnon") / 1e9}
 
 
 # -- all ways in turn -----------------------------------------------------------------------
@@ -157,13 +145,14 @@ def measure(folder: Path, kinds: list[str], rounds: int, threads: list[int]) -> 
     with quantised(folder, kinds) as folders:
         for kind in kinds:
             if kind != "bfloat16" and not folders[kind].exists():
-                quantising[kind] = figures(timed(lambda k=kind: _quantise(folder, folders[k], k)))
+                quantising[kind] = figures(
+                    timed(lambda k=kind: quantize_checkpoint(folder, folders[k], k))
+                )
         for number in range(rounds):
             for kind in kinds:
                 load = machine()["load"]
                 command = [sys.executable, __file__, "run", str(folders[kind]), "--kind", kind]
-                printed = fresh([*command, *(f"--threads={one}" for one in threads)])[1]
-                found = json.loads(printed.splitlines()[-1])
+                found = json.loads(fresh([*command, *(f"--threads={n}" for n in threads)]).printed)
                 runs.append({"round": number, "machine_load": load, **found})
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     return {"runs": runs, "quantising": quantising}
@@ -180,10 +169,6 @@ def quantised(folder: Path, kinds: list[str]) -> Iterator[dict[str, Path]]:
     finally:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _quantise(folder: Path, output: Path, kind: str) -> None:
-    quantize_checkpoint(folder, output, kind)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -234,15 +219,12 @@ def _line(kind: str, count: str, mine: list[Any], plain: list[Any]) -> str:
 
 def main() -> None:
     """Make the checkpoint, or measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "small", "json", rounds=2)
     parser.add_argument("action", choices=("make", "measure", "run"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=KINDS, action="append", help="may be given several times")
     parser.add_argument("--threads", type=int, action="append", help="may be given several times")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
     parser.add_argument("--add", action="store_true", help="join the runs of the JSON file")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
     kinds, threads = options.kind or list(KINDS), options.threads or [1, 2]
     if options.action == "make":
@@ -261,9 +243,7 @@ def main() -> None:
         }
     report |= found
     print(markdown(report))
-    if options.json is not None:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_figures(options.json, report)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ the filter bank, normalisations, activations, softmax, biases and copies.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measure import timed
+from measure import in_turn, options_for, use_threads
 from model import build, waves
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -117,11 +116,9 @@ def compare(model: Any, windows: int = 4, rounds: int = 3) -> dict[str, Any]:
             for _ in range(one.times):
                 one.run()
 
-    times: dict[str, list[Any]] = {"encoder": [], "products": []}
+    ways = {"encoder": lambda: model.encode_audio(batch), "products": alone}
     with torch.inference_mode():
-        for _ in range(rounds + 1):
-            times["encoder"].append(timed(lambda: model.encode_audio(batch)))
-            times["products"].append(timed(alone))
+        times = in_turn(ways, rounds + 1)
     best = {name: min(run.seconds for run in runs[1:]) / windows for name, runs in times.items()}
     used = {name: min(run.processor for run in runs[1:]) / windows for name, runs in times.items()}
     kinds = sorted({one.kind for one in products})
@@ -154,14 +151,10 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
+    parser = options_for(__doc__, "small", "threads", rounds=3)
     parser.add_argument("--windows", type=int, default=4, help="encoded at once")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     show(compare(build(options.small), options.windows, options.rounds))
 
 

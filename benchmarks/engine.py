@@ -24,7 +24,7 @@ import rows
 import torch
 from baseline import compare_decoding, quicker_decoding
 from baseline import show as show_decoding
-from measure import machine
+from measure import machine, options_for, use_threads, write_figures
 from model import BenchmarkModel, build, waves
 from rows import Row, Settings
 
@@ -147,28 +147,21 @@ def report_of(options: argparse.Namespace) -> dict[str, Any]:
             found.append({**asdict(row), "reached": row.reached})
             report["seconds"] = time.perf_counter() - start
             print(line(found[-1]), flush=True)
-            if options.json is not None:
-                text = json.dumps(report, indent=1, ensure_ascii=False)
-                options.json.write_text(text + "\n", encoding="utf-8")
+            write_figures(options.json, report)
     return report
 
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
+    parser = options_for(__doc__, "small", "threads", "rounds", "json")
     parser.add_argument("--only", action="append", choices=NAMES, help="these rows")
     parser.add_argument("--whole", action="store_true", help="baselines do all of the work")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     parser.add_argument("--markdown", type=Path, default=None, help="print the table of a file")
     options = parser.parse_args()
     if options.markdown is not None:
         print(markdown(json.loads(options.markdown.read_text(encoding="utf-8"))))
         return
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     report = report_of(options)
     print(f"{report['seconds']:.0f} s in all")
 

@@ -18,7 +18,7 @@ import argparse
 import csv
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
@@ -349,9 +349,8 @@ def _with_broken(
     found = list(truths)
     for number, place in enumerate(sorted(short[int(one)] for one in chosen)):
         how = BROKEN[number % len(BROKEN)]
-        values = {**asdict(found[place]), "broken": how, "calls": ""}
         _break(folder / truths[place].path, how)
-        found[place] = Truth(**values)
+        found[place] = replace(found[place], broken=how, calls="")
     return found
 
 

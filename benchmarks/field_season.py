@@ -17,14 +17,11 @@ truth is known.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -41,7 +38,7 @@ import field_archive
 import psutil
 from field_checks import Findings, Season, check_answers, check_events, detections, rows, summary
 from field_tables import CHECKS, Expected, check_clips, check_report, parts, table
-from measure import machine
+from measure import NATURELM, free_port, machine, options_for, write_figures
 
 MOST_GROWTH = 100.0  # MB
 WINDOW, HOP = 10.0, 27.5
@@ -62,7 +59,6 @@ NAMES = ("small", "season", "also")
 LAST_DIGIT = 2e-6  # of confidences
 SOME_BROKEN = (0, 3)
 _HIGHEST = re.compile(r"VmHWM:\s+(\d+)")
-PROGRAM = (sys.executable, "-c", "from NatureLM.cli.main import naturelm; naturelm()")
 
 
 @dataclass
@@ -86,7 +82,7 @@ class Process:
         self.name, self._start = name, time.perf_counter()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self.popen = subprocess.Popen(
-            [*PROGRAM, *map(str, arguments)],
+            [*NATURELM, *map(str, arguments)],
             cwd=folder,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -228,9 +224,7 @@ class Pass:
     @contextmanager
     def _server(self, clips: Path) -> Iterator[Callable[..., Any]]:
         """The review page's server, as a function that asks it; it is killed in the end."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         server = Process("review", ["review", clips, "--port", port], self.folder)
         address = f"http://127.0.0.1:{port}"
 
@@ -434,19 +428,17 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run and print; ends with 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "json")
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--without-day", action="store_true", help="no recording of 24 hours")
     parser.add_argument("--folder", type=Path, help="where archives and tables stay")
     parser.add_argument("--also", type=Path, help="a folder of other recordings")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         report = measure(folder, options.files, options.also, day=not options.without_day)
     print(markdown(report))
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_figures(options.json, report)
     grown = {name: mb for name, mb in report["growth"].items() if mb > MOST_GROWTH}
     wrong = [
         *report["wrong"],

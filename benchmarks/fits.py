@@ -11,17 +11,14 @@ the random model of 126 M parameters that other benchmarks use.
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine, python
+from measure import machine, options_for, python, status_bytes, write_figures
 from model import QUERIES, build, prompt, waves
 
 KINDS = ("float32", "bfloat16", "int8", "int4")
@@ -99,23 +96,18 @@ class _Peak:
     bytes = 0
 
     def __enter__(self) -> _Peak:
-        self._before, self._is_over = _resident(), threading.Event()
+        self._before, self._is_over = status_bytes("VmRSS"), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._is_over.wait(0.02):
-            self.bytes = max(self.bytes, _resident() - self._before)
+            self.bytes = max(self.bytes, status_bytes("VmRSS") - self._before)
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
-
-
-def _resident() -> int:
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) * 1024
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -138,12 +130,11 @@ def _gigabytes(size: float) -> str:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "json")
     parser.add_argument("--model", default="naturelm-tiny")
     parser.add_argument("--title", default=None, help="what the table calls it")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--add", action="store_true", help="to the models of the file")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     report: dict[str, Any] = {"machine": machine(), "models": {}}
@@ -158,8 +149,7 @@ def main() -> None:
         for kind in options.kinds:
             kinds[kind] = python(_RUN, name, kind)
             print(kind, json.dumps(kinds[kind]), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_figures(options.json, report)
     print(markdown(report))
 
 

@@ -23,17 +23,23 @@ from typing import Any
 
 import torch
 from baseline import Baseline
-from model import QUERIES, BenchmarkModel, build, prompt, waves
+from measure import ASSETS
+from model import (
+    QUERIES,
+    BenchmarkModel,
+    build,
+    config_of,
+    prompt,
+    waves,
+    with_random_weights,
+)
 from torch import Tensor
-from transformers import LlamaConfig
 
-import NatureLM.models as models
 from NatureLM.config.schema import Quantization
 from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.requests import GenerationOptions, Request
-from NatureLM.models import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.models.quantized import quantize_layers
 from NatureLM.training.batches import BatchLayout, BatchSource
@@ -53,22 +59,15 @@ PROMPT = 128  # positions of the prompts that prefill is measured with
 WARM_STEPS = 8  # more than there are before a step is captured and compared
 STEPS = 16
 ALPHAS = tuple(step / 10 for step in range(11))
-ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def build_full(device: str) -> BenchmarkModel:
     """The architecture of the published model, random weights, bfloat16."""
-    from transformers import AutoTokenizer
-
-    folder = Path(models.__file__).parent / "data" / "naturelm-tiny"
-    config = NatureLMConfig(text_config=LlamaConfig(**LLAMA_8B).to_dict())
-    processor = NatureLMProcessor.from_config(config, AutoTokenizer.from_pretrained(folder))
-    torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = BenchmarkModel(config, processor).eval()
+            model = with_random_weights(config_of({"text_config": LLAMA_8B}))
     finally:
         torch.set_default_dtype(before)
     use_cuda_layers(model.language_model)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from measure import ROOT, options_for, python
+
 TESTS = (
     "tests/gpu",
     "tests/generation",
@@ -154,22 +154,13 @@ def passed_on(options: argparse.Namespace) -> list[str]:
 def describe() -> dict[str, Any]:
     """The card and what runs on it, asked in a process of its own, so that none is left there."""
     code = (
-        "import json, torch, transformers; from measure import machine;"
+        "import json, sys, torch, transformers; sys.path.insert(0, 'benchmarks');"
+        "from measure import machine;"
         "there = torch.cuda.is_available();"
         "print(json.dumps({**machine(), 'transformers': transformers.__version__,"
         "'cuda': torch.version.cuda, 'card': torch.cuda.get_device_name() if there else None}))"
     )
-    where = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": where},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = python(code)
     return found
 
 
@@ -256,7 +247,7 @@ def _text(value: Any) -> str:
 
 def main() -> None:
     """Run and print; exit code 1 where a part failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__)
     parser.add_argument("--smoke", action="store_true", help="a small model on the processor")
     parser.add_argument("--only", action="append", choices=PARTS, help="these parts")
     parser.add_argument("--skip", action="append", choices=PARTS, default=[], help="not these")

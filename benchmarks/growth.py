@@ -9,15 +9,13 @@ the smallest size and drawn in proportion. Times are those of the processor.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from measure import machine
+from measure import machine, options_for, use_threads, write_figures
 from model import BenchmarkModel, build
 from work import Folder, Labels, Sweep, Work
 
@@ -102,26 +100,20 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run, print and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser = options_for(__doc__, "small", "threads", "json")
     parser.add_argument("--from", dest="source", type=Path, help="draw an earlier run's file")
     parser.add_argument("--figure", type=Path, default=None, help="draw them (SVG)")
     options = parser.parse_args()
     if options.source is not None:
         report = json.loads(options.source.read_text(encoding="utf-8"))
     else:
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        use_threads(options.threads)
         model = build(options.small)
         Sweep(model, 1, 1, 1).engine()  # libraries fill their caches
         axes = measure(model, SMALL_SIZES if options.small else SIZES)
         report = {"machine": machine(), "small": options.small, "axes": axes}
     print(markdown(report))
-    if options.json is not None:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_figures(options.json, report)
     if options.figure is not None:
         draw(report["axes"], options.figure)
 

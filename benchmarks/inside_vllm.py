@@ -27,9 +27,8 @@ from typing import Any
 
 import model
 import torch
-from measure import machine
+from measure import ROOT, machine, write_figures
 
-ROOT = Path(__file__).resolve().parents[1]
 ALPHAS = (0.4, 0.7, 1.0)
 MARK = "RESULT "  # vLLM writes much else
 Ask = Callable[[list[Any], Sequence[str], Sequence[float], int], list[list[int]]]
@@ -58,8 +57,7 @@ def main() -> None:
         return
     found = measure(options)
     print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_figures(options.json, found)
 
 
 def measure(options: Any) -> dict[str, Any]:

@@ -10,22 +10,17 @@ share of the weights' bytes in the asked dtype.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-_MEASURE = """
-import json, re, sys, time
+from measure import PEAK, options_for, python
+
+_MEASURE = f"""{PEAK}
 import torch
 from NatureLM.models import NatureLM
 folder, way, dtype = sys.argv[1:4]
-status = lambda: open("/proc/self/status").read()  # of this program, not of its parent
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status())[1]) * 1024
 before, start = peak(), time.perf_counter()
 if way == "plain":
     from NatureLM.models import NatureLMConfig
@@ -38,10 +33,10 @@ if way == "plain":
 else:
     model = NatureLM.from_pretrained(folder, dtype=dtype)
 seconds = time.perf_counter() - start
-unique = {t.data_ptr(): t for t in model.parameters()}.values()
+unique = dict((t.data_ptr(), t) for t in model.parameters()).values()
 touched = [float(t.sum()) for t in unique]  # mapped weights count when they are used
 weights = sum(t.numel() * t.element_size() for t in unique)
-print(json.dumps({"seconds": seconds, "weights": weights, "peak": peak() - before}))
+print(json.dumps(dict(seconds=seconds, weights=weights, peak=peak() - before)))
 """
 
 
@@ -84,13 +79,6 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def measure(folder: Path, way: str, dtype: str) -> dict[str, float]:
-    """Load in a fresh process; seconds, bytes of the weights, peak bytes above the imports."""
-    command = [sys.executable, "-c", _MEASURE, str(folder), way, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
 def compare(
     folder: Path, gigabytes: float, dtypes: Sequence[str], rounds: int
 ) -> list[tuple[str, dict[str, dict[str, float]]]]:
@@ -101,7 +89,7 @@ def compare(
     for dtype in dtypes:
         ways = {}
         for way in ("ours", "plain"):
-            runs = [measure(folder, way, dtype) for _ in range(rounds)]
+            runs = [python(_MEASURE, folder, way, dtype) for _ in range(rounds)]
             ways[way] = {
                 "seconds": statistics.median(run["seconds"] for run in runs),
                 "peak": max(run["peak"] for run in runs),
@@ -113,11 +101,10 @@ def compare(
 
 def main() -> None:
     """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, rounds=3)
     parser.add_argument("--gigabytes", type=float, default=2.1)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--folder", type=Path, default=None, help="keep the checkpoint here")
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

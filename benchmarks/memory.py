@@ -8,20 +8,17 @@ is what the kernel counted (VmHWM), so this needs Linux.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-from measure import python
+from measure import PEAK, options_for, python, write_figures
 
 RATE = 16_000
 MOST_GROWTH = 200.0  # MB
-_RUN = """
-import json, re, sys
+_RUN = f"""{PEAK}
 from NatureLM.cli.main import naturelm
 sys.argv = ["naturelm", "infer", "--audio-path", sys.argv[1], "--query", "What is it?",
             "--output-path", sys.argv[2], "--overwrite", "--options", "generate.max_new_tokens=2"]
@@ -30,9 +27,8 @@ try:
     naturelm()
 except SystemExit as end:
     code = end.code or 0
-status = open("/proc/self/status").read()
 print()
-print(json.dumps({"code": code, "mb": int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024 / 1e6}))
+print(json.dumps(dict(code=code, mb=peak() / 1e6)))
 """
 
 
@@ -78,16 +74,14 @@ def measure(minutes: float, files: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run and print; ends with 1 where memory grows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "json")
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--files", type=int, default=500)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
     runs = measure(options.minutes, options.files)
     for title, one in runs.items():
         print(f"{title:14s} {one['answers']:6g} answers, peak {one['mb']:7.0f} MB")
-    if options.json is not None:
-        options.json.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    write_figures(options.json, runs)
     peaks = [one["mb"] for one in runs.values()]
     growth = max(peaks[1] - peaks[0], peaks[3] - peaks[2])
     if growth > MOST_GROWTH:

@@ -9,27 +9,21 @@ take.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from loading import make_checkpoint
+from measure import PEAK, options_for, python
 
-_EXPORT = """
-import json, re, sys, time
+_EXPORT = f"""{PEAK}
 from pathlib import Path
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models.checkpoint.export import export_merged
 source, out = sys.argv[1:3]
-status = lambda: open("/proc/self/status").read()
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status())[1]) * 1024
 before, start = peak(), time.perf_counter()
 export_merged(source, out, Recipe(alpha=0.4), max_shard_size="500MB")
-print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak() - before,
-                  "weights": sum(f.stat().st_size for f in Path(out).glob("*.safetensors"))}))
+print(json.dumps(dict(seconds=time.perf_counter() - start, peak=peak() - before,
+                      weights=sum(f.stat().st_size for f in Path(out).glob("*.safetensors")))))
 """
 _FOLD = """
 import json, sys, time
@@ -61,16 +55,9 @@ print(json.dumps({"runtime": runtime, "folded": folded, "fold": fold, "kept": ke
 """
 
 
-def measure(code: str, *arguments: object) -> dict[str, float]:
-    """Run a program in a fresh process; what it prints last."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.1)
     parser.add_argument("--folder", type=Path, default=None, help="keep the checkpoint here")
     options = parser.parse_args()
@@ -78,12 +65,12 @@ def main() -> None:
         folder = options.folder or Path(temporary) / "source"
         if not (folder / "model.safetensors").is_file():
             make_checkpoint(folder, options.gigabytes)
-        export = measure(_EXPORT, folder, Path(temporary) / "merged")
+        export = python(_EXPORT, folder, Path(temporary) / "merged")
         print(
             f"export: {export['weights'] / 1e9:.2f} GB in shards of 0.5 GB, "
             f"{export['seconds']:.1f} s, peak {export['peak'] / 1e9:.3f} GB above the imports"
         )
-        fold = measure(_FOLD, folder)
+        fold = python(_FOLD, folder)
         print(
             f"fold: {fold['fold']:.2f} s, unfold {fold['unfold'] * 1e3:.1f} ms, "
             f"{fold['kept'] / 1e9:.2f} GB of originals kept"

@@ -65,15 +65,25 @@ class BenchmarkModel(NatureLM):
         return super().eos_ids if self.ends else []
 
 
-def build(small: bool = False) -> BenchmarkModel:
-    """A random model; the same numbers in every process."""
-    folder = Path(models.__file__).parent / "data" / "naturelm-tiny"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    sizes = dict(SMALL) if small else {"text_config": LLAMA}
-    sizes["text_config"] = LlamaConfig(**sizes["text_config"]).to_dict()
-    config = NatureLMConfig(**sizes)
+def tokenizer() -> Any:
+    """That of the embedded model."""
+    return AutoTokenizer.from_pretrained(Path(models.__file__).parent / "data" / "naturelm-tiny")
+
+
+def config_of(sizes: dict[str, Any]) -> NatureLMConfig:
+    """A configuration of these sizes; those of the language model are `text_config`."""
+    return NatureLMConfig(**sizes | {"text_config": LlamaConfig(**sizes["text_config"]).to_dict()})
+
+
+def with_random_weights(config: NatureLMConfig) -> BenchmarkModel:
+    """A model of this configuration; the same numbers in every process."""
     torch.manual_seed(0)
-    model = BenchmarkModel(config, NatureLMProcessor.from_config(config, tokenizer)).eval()
+    return BenchmarkModel(config, NatureLMProcessor.from_config(config, tokenizer())).eval()
+
+
+def build(small: bool = False) -> BenchmarkModel:
+    """A random model whose α matters and whose answers are clear."""
+    model = with_random_weights(config_of(SMALL if small else {"text_config": LLAMA}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B" in name:

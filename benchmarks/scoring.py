@@ -10,18 +10,15 @@ It ends with 1 where a protocol takes more than 20 seconds of the processor or 1
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from measure import fresh, options_for
 
 CLIPS, QUERIES, ALPHAS, LABELS = 3620, 3, 11, 263
 MOST_SECONDS, MOST_MB = 20.0, 1000.0
@@ -60,22 +57,16 @@ def measure(answers: Path, names: Path, protocol: str) -> tuple[float, float, fl
         command += [str(answers), "--protocol", protocol, "--by", "query,lora_scale"]
         command += ["--output-path", folder, "--scientific-names", str(names)]
         command += ["--names", "query=1:scientific", "--names", "query=2:both"]
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+        done = fresh(command)
+    return done.seconds, done.processor, done.megabytes
 
 
 def main() -> None:
     """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_for(__doc__, rounds=3)
     parser.add_argument("--answers", type=Path, help="a file of answers to score instead")
     parser.add_argument("--scientific-names", type=Path, help="the names of its labels")
     parser.add_argument("--protocol", action="append", help="may be given several times")
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if (options.answers is None) != (options.scientific_names is None):
         parser.error("--answers and --scientific-names go together")

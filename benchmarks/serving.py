@@ -28,7 +28,6 @@ import argparse
 import base64
 import contextlib
 import io
-import json
 import os
 import random
 import socket
@@ -48,9 +47,8 @@ import httpx
 import numpy as np
 import psutil
 import soundfile
-from measure import machine
+from measure import NATURELM, ROOT, free_port, machine, write_figures
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "Caption the audio"
 TOKENS = 32
 MOST_GROWTH = 100 * 2**20
@@ -83,8 +81,7 @@ def main() -> int:
         f"first token: service {first['service'] * 1000:.0f} ms, pipeline "
         f"{first['pipeline'] * 1000:.0f} ms: {first['service'] / first['pipeline']:.2f} x"
     )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_figures(options.json, found)
     return 0
 
 
@@ -95,11 +92,8 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
 @contextlib.contextmanager
 def service(*more: str) -> Iterator[tuple[str, psutil.Process]]:
     """A running service, ready to answer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = "from NatureLM.cli.main import naturelm; naturelm()"
-    command = [sys.executable, "-c", code, "serve", "--port", str(port), *more]
+    port = free_port()
+    command = [*NATURELM, "serve", "--port", str(port), *more]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log

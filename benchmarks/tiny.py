@@ -13,14 +13,12 @@ window takes at most 1/60 of its duration on two threads, and the model loads in
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
+
+from measure import options_for, python, write_figures
 
 BATCH, SECONDS, RATE = 8, 10.0, 16_000
 LOAD_TARGET, SHARE_TARGET = 2.0, 1 / 60
@@ -71,22 +69,12 @@ print(json.dumps({"batch": [run[0] for run in runs], "used": [run[1] for run in 
 """
 
 
-def fresh(code: str, threads: int, *arguments: str) -> dict[str, Any]:
-    """Run a program in a fresh process with so many threads; what it prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
 def measure(threads: int, rounds: int) -> dict[str, Any]:
     """All numbers: seconds, and the share of its duration that a window takes."""
-    loads = [fresh(_LOAD, threads, str(threads)) for _ in range(rounds)]
-    asked = fresh(_ASK, threads, json.dumps([threads, rounds, BATCH, SECONDS, RATE, QUESTION]))
+    only = {"OMP_NUM_THREADS": str(threads)}
+    loads = [python(_LOAD, threads, **only) for _ in range(rounds)]
+    told = [threads, rounds, BATCH, SECONDS, RATE, QUESTION]
+    asked = python(_ASK, json.dumps(told), **only)
     windows = [seconds / BATCH for seconds in asked["batch"]]
     return {
         "threads": threads,
@@ -142,15 +130,11 @@ def verdict(found: dict[str, float], target: float, words: str) -> str:
 
 def main() -> None:
     """Run, print a table, and write the numbers if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=None, help="write the numbers to this file")
+    parser = options_for(__doc__, "json", threads=2, rounds=5)
     options = parser.parse_args()
     found = measure(options.threads, options.rounds)
     print(table(found))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_figures(options.json, found)
 
 
 if __name__ == "__main__":
