@@ -95,7 +95,7 @@ def test_where_the_recordings_lie_decides_nothing(make_examples: MakeExamples) -
                 _Data.of(replace(made, recordings=tuple(f"{folder}/{n % 7}" for n in range(18)))), 0
             )
         )
-        for folder in ("/mnt/a", "/home/b/sound")
+        for folder in ("/first", "/second/sound")
     )
     assert np.array_equal(here, there)
 
