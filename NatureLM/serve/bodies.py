@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER
-from NatureLM.serve.settings import Limits, RequestError
+from NatureLM.serve.settings import Limits, RequestError, over_limit
 from NatureLM.serve.sound import Source, audio_part
 
 Role = Literal["system", "developer", "user", "assistant"]
@@ -72,12 +72,8 @@ def check_values(body: bytes, limits: Limits) -> None:
         return
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > 2 * most or sum(map(marks, plain.split(b'"')[::2])) > most:
-        raise RequestError(
-            f"the body holds more than {limits.values:,} values; the limit 'values' of the service "
-            "says so",
-            status=413,
-            code="request_too_large",
-        )
+        told = f"the body holds more than {limits.values:,} values"
+        raise over_limit(told, "values", status=413, code="request_too_large")
 
 
 class Message(Body):
@@ -127,12 +123,8 @@ def read_dialogue(
         place = f"{param}[{number}].content"
         text, found = _content(message, place, has_places)
         characters += len(text)
-        if characters > limits.characters:
-            raise RequestError(
-                f"{param} has more than {limits.characters:,} characters of text; the limit "
-                "'characters' of the service says so",
-                param=param,
-            )
+        told = f"{param} has more than {{1:,}} characters of text"
+        limits.check("characters", characters, told, param=param)
         if found and message.role != "user":
             raise RequestError(f"{place}: only user messages may hold sound", param=place)
         sources += found
@@ -153,13 +145,8 @@ def read_dialogue(
         raise RequestError(f"{param} must end with a message of the user", param=param)
     if not turns[-1][0] and len(turns) == 1:
         raise RequestError(f"{param}: the question is empty", param=param)
-    if len(sources) > limits.audios:
-        raise RequestError(
-            f"{param} holds {len(sources)} clips, and {limits.audios} are allowed; the limit "
-            "'audios' of the service says so",
-            param=param,
-            code="too_many_audios",
-        )
+    told = f"{param} holds {{}} clips, and {{}} are allowed"
+    limits.check("audios", len(sources), told, param=param, code="too_many_audios")
     return Dialogue("\n\n".join(system), tuple(turns), tuple(sources))
 
 
@@ -219,20 +206,17 @@ def checked_text(text: Any, param: str) -> str:
 
 def check_labels(labels: Sequence[str], param: str, limits: Limits) -> None:
     """Raise RequestError for a list of labels that is longer than allowed."""
-    if len(labels) > limits.labels:
-        raise RequestError(
-            f"{param} has {len(labels)} names, and {limits.labels} are allowed; the limit 'labels' "
-            "of the service says so",
-            param=param,
-        )
+    told = f"{param} has {{}} names, and {{}} are allowed"
+    limits.check("labels", len(labels), told, param=param)
     for number, one in enumerate(labels):
         checked_text(one, f"{param}[{number}]")
-    if sum(map(len, labels)) > limits.characters:
-        raise RequestError(
-            f"{param} has more than {limits.characters:,} characters; the limit 'characters' of "
-            "the service says so",
-            param=param,
-        )
+    told = f"{param} has more than {{1:,}} characters"
+    limits.check("characters", sum(map(len, labels)), told, param=param)
+
+
+def name_of_field(option: str) -> str:
+    """What a request calls an option of `AskOptions`."""
+    return "species_list" if option == "labels" else option
 
 
 async def streamed(

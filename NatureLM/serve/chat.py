@@ -30,6 +30,7 @@ from NatureLM.serve.bodies import (
     check_labels,
     checked_text,
     event,
+    name_of_field,
     read_dialogue,
     streamed,
 )
@@ -165,12 +166,7 @@ async def _asks(served: ServedModel, body: ChatBody, request: Request) -> list[A
     """One prompt for each answer that is asked for."""
     limits = served.settings.limits
     count = body.n or 1
-    if count > limits.answers:
-        raise RequestError(
-            f"n is {count}, and {limits.answers} answers are allowed; the limit 'answers' of the "
-            "service says so",
-            param="n",
-        )
+    limits.check("answers", count, "n is {}, and {} answers are allowed", param="n")
     dialogue = read_dialogue(body.messages, limits)
     choice, options = _choice(body, limits), _options(served, body)
     constraint = None
@@ -182,18 +178,11 @@ async def _asks(served: ServedModel, body: ChatBody, request: Request) -> list[A
             )
         schema = _schema(body.response_format)
         constraint = await run_in_threadpool(served.json_grammar, schema, options)
-    clips = await served.clips(dialogue.sources, request)
-    if not body.ask_silence:
-        for source, clip in zip(dialogue.sources, clips, strict=True):
-            clip.refuse_silence(source.param)
-    ask = Ask(
-        prompt=served.prompt(dialogue),
-        clips=tuple(clips),
-        alpha=served.alpha(body.merging_alpha),
-        options=options,
+    clips = await served.clips(dialogue.sources, request, with_silence=body.ask_silence)
+    ask = served.ask(
+        *(dialogue, clips, body.merging_alpha, options, request),
         choice=choice,
         constraint=constraint,
-        tenant=served.tenant(request),
     )
     return [replace(ask, stream=number) for number in range(count)]
 
@@ -207,13 +196,8 @@ def _options(served: ServedModel, body: ChatBody) -> GenerationOptions:
     for stop in stops:
         checked_text(stop, "stop")
     tokens = body.max_completion_tokens or body.max_tokens
-    if tokens is not None and tokens > limits.tokens:
-        name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-        raise RequestError(
-            f"{name} is {tokens}, and {limits.tokens} are allowed; the limit 'tokens' of the "
-            "service says so",
-            param=name,
-        )
+    name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+    limits.check("tokens", tokens or 0, f"{name} is {{}}, and {{}} are allowed", param=name)
     is_free = body.species_list is None and body.response_format in (None, _AS_TEXT)
     if body.min_tokens and not is_free:
         raise RequestError(
@@ -261,7 +245,7 @@ def _choice(body: ChatBody, limits: Limits) -> LabelChoice | None:
             labels=tuple(names or ()),
             several=body.several,
             min_confidence=body.min_confidence,
-            named=lambda name: {"labels": "species_list"}.get(name, name),
+            named=name_of_field,
         )
         return options.choice()
     except UsageError as error:

@@ -25,7 +25,7 @@ from NatureLM.serve.bodies import (
     check_labels,
     read_dialogue,
 )
-from NatureLM.serve.model import Ask, model_of
+from NatureLM.serve.model import model_of
 from NatureLM.serve.settings import Limits, RequestError
 
 router = APIRouter(route_class=JsonRoute)
@@ -115,12 +115,8 @@ async def decide(body: DecisionBody, request: Request) -> JSONResponse:
     served = model_of(request)
     served.check_name(body.model)
     limits = served.settings.limits
-    if len(body.questions) > limits.questions:
-        raise RequestError(
-            f"there are {len(body.questions)} questions, and {limits.questions} are allowed; the "
-            "limit 'questions' of the service says so",
-            param="questions",
-        )
+    told = "there are {} questions, and {} are allowed"
+    limits.check("questions", len(body.questions), told, param="questions")
     messages = (
         [Message(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     )
@@ -128,20 +124,13 @@ async def decide(body: DecisionBody, request: Request) -> JSONResponse:
     lists = [
         _labels(one, f"questions[{number}]", limits) for number, one in enumerate(body.questions)
     ]
-    clips = await served.clips(dialogue.sources, request)
-    if not body.ask_silence:
-        for source, clip in zip(dialogue.sources, clips, strict=True):
-            clip.refuse_silence(source.param)
-    alpha = served.alpha(body.merging_alpha)
+    clips = await served.clips(dialogue.sources, request, with_silence=body.ask_silence)
+    alpha, options = served.alpha(body.merging_alpha), served.generation({})
     normalize = served.normalize(alpha)
     asks = [
-        Ask(
-            prompt=served.prompt(_asked(dialogue, question, one)),
-            clips=tuple(clips),
-            alpha=alpha,
-            options=served.generation({}),
+        served.ask(
+            *(_asked(dialogue, question, one), clips, alpha, options, request),
             choice=LabelChoice(one.labels, "score", normalize=normalize),
-            tenant=served.tenant(request),
         )
         for question, one in zip(body.questions, lists, strict=True)
     ]
@@ -150,19 +139,15 @@ async def decide(body: DecisionBody, request: Request) -> JSONResponse:
         _answer(question, one, dict(served.ranked(ask, answer)))
         for question, one, ask, answer in zip(body.questions, lists, asks, answers, strict=True)
     ]
-    usage = served.usage(asks, answers)
-    content = {
-        "model": served.name,
-        "answers": found,
-        "usage": {
-            "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": 0,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage["prompt_tokens"],
-        },
+    tokens = served.usage(asks, answers)["prompt_tokens"]
+    usage = {
+        "input_tokens": tokens,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": tokens,
     }
-    return JSONResponse(content)
+    return JSONResponse({"model": served.name, "answers": found, "usage": usage})
 
 
 def _labels(question: Predicate | Choice | Score, param: str, limits: Limits) -> Labels:

@@ -20,7 +20,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Generator,
     Iterable,
     Iterator,
     Sequence,
@@ -38,7 +37,6 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache, Load
 from NatureLM.generation.decoding import TokenLogProbability
 from NatureLM.generation.engine import Engine, Run, before_stop
-from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.prefill import prompt_parts
 from NatureLM.generation.requests import Answer, GenerationOptions
 from NatureLM.generation.requests import Request as Prompt
@@ -54,7 +52,7 @@ from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
 from NatureLM.models.registry import EMBEDDED, find
 from NatureLM.prompts import ChatTemplate
 from NatureLM.serve.bodies import Dialogue, first_problem
-from NatureLM.serve.settings import RequestError, ServeSettings
+from NatureLM.serve.settings import RequestError, ServeSettings, over_limit
 from NatureLM.serve.sound import Clip, SoundReader, Source
 
 if TYPE_CHECKING:
@@ -72,25 +70,12 @@ _RETRY_SECONDS = 2.0
 _AHEAD = 16  # results of a recording that wait for a slow client
 
 
-@dataclass(frozen=True, eq=False)
-class Ask:
-    """One prompt of one client.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ask(Prompt):
+    """One prompt of one client, with its clips."""
 
-    prompt: complete text with a place for each clip
-    alpha: share of the adapter
-    stream: number of the random stream, so that several answers to one prompt differ
-    choice, constraint: what may be answered
-    tenant: whose prompt it is: nothing is shared with others
-    """
-
-    prompt: str
-    clips: tuple[Clip, ...]
-    alpha: float
     options: GenerationOptions
-    stream: int = 0
-    choice: LabelChoice | None = None
-    constraint: Any = None
-    tenant: str = ""
+    clips: tuple[Clip, ...]
 
 
 @dataclass(frozen=True)
@@ -282,12 +267,42 @@ class ServedModel:
         self.pipeline  # noqa: B018
         return self._template.text(dialogue.turns, system=dialogue.system)
 
-    async def clips(self, sources: Sequence[Source], request: Request) -> list[Clip]:
-        """The sound of a request, decoded. Raises RequestError."""
+    async def clips(
+        self, sources: Sequence[Source], request: Request, *, with_silence: bool = True
+    ) -> list[Clip]:
+        """The sound of a request, decoded. Raises RequestError.
+
+        with_silence: whether there may be clips without sound
+        """
         self.pipeline  # noqa: B018
         loop = asyncio.get_running_loop()
         work = [loop.run_in_executor(self._readers, self.sound.clip, one) for one in sources]
-        return list(await self.until_gone(asyncio.gather(*work), request))
+        clips: list[Clip] = await self.until_gone(asyncio.gather(*work), request)
+        for source, clip in zip(sources, clips, strict=True):
+            if not with_silence:
+                clip.refuse_silence(source.param)
+        return clips
+
+    def ask(
+        self,
+        dialogue: Dialogue,
+        clips: Sequence[Clip],
+        alpha: float | None,
+        options: GenerationOptions,
+        request: Request,
+        **some: Any,
+    ) -> Ask:
+        """What a request asks about clips; `some` are more fields of it."""
+        return Ask(
+            key=None,
+            prompt=self.prompt(dialogue),
+            audios=tuple(clip.name for clip in clips),
+            alpha=self.alpha(alpha),
+            options=options,
+            tenant=self.tenant(request),
+            clips=tuple(clips),
+            **some,
+        )
 
     # -- answers -----------------------------------------------------------------------------
 
@@ -374,7 +389,10 @@ class ServedModel:
 
         def work() -> None:
             try:
-                with contextlib.closing(self._windows(path, options, tenant)) as results:
+                asked = self.pipeline.asked(
+                    [path], options, run=self._run(tenant), warn=logger.debug
+                )
+                with contextlib.closing(asked) as results:
                     for result in results:
                         if has_left.is_set():
                             return
@@ -399,11 +417,6 @@ class ServedModel:
                     queue.get_nowait()
                 await asyncio.sleep(0.01)
 
-    def _windows(
-        self, path: Path, options: AskOptions, tenant: str
-    ) -> Generator[WindowResult | RecordingError, None, None]:
-        return self.pipeline.asked([path], options, run=self._run(tenant), warn=logger.debug)
-
     def vectors(self, clips: Sequence[Clip], layer: str) -> NDArray[Any]:
         """Vectors (clips, width) of clips, as `naturelm embed` makes them."""
         from NatureLM.audio.windows import Window
@@ -415,23 +428,12 @@ class ServedModel:
 
     def _submit(self, ask: Ask, on_tokens: Callable[[Sequence[int]], None] | None = None) -> Ticket:
         """Give a prompt to the engine. Raises RequestError for one that is not taken."""
-        prompt = Prompt(
-            key=None,
-            prompt=ask.prompt,
-            audios=tuple(clip.name for clip in ask.clips),
-            alpha=ask.alpha,
-            stream=ask.stream,
-            choice=ask.choice,
-            options=ask.options,
-            constraint=ask.constraint,
-            tenant=ask.tenant,
-        )
         clips = {clip.name: clip.samples for clip in ask.clips}
         if self.settings.log_prompts:
             logger.info("asked by %s: %r", ask.tenant or "somebody", ask.prompt)
         try:
             ticket = self._engine.submit(
-                prompt, clips, deadline=self.settings.limits.request_seconds, on_tokens=on_tokens
+                ask, clips, deadline=self.settings.limits.request_seconds, on_tokens=on_tokens
             )
         except NatureLMError as error:
             raise refused(error) from None
@@ -493,12 +495,8 @@ class ServedModel:
                 return task.result()
             if gone.done():
                 raise RequestError("the client has gone", status=499)
-            raise RequestError(
-                f"the answer took longer than {seconds:g} s; the limit 'request_seconds' of the "
-                "service says so",
-                status=504,
-                code="timeout",
-            )
+            told = f"the answer took longer than {seconds:g} s"
+            raise over_limit(told, "request_seconds", status=504, code="timeout")
         finally:
             for one in (task, gone):
                 one.add_done_callback(_heard)
@@ -609,11 +607,10 @@ def refused(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, QueueFull):
-        message = f"{error}; the limit 'queue' of the service says so"
-        return RequestError(message, status=429, code="queue_full", retry_after=error.retry_seconds)
+        again = error.retry_seconds
+        return over_limit(str(error), "queue", status=429, code="queue_full", retry_after=again)
     if isinstance(error, DeadlinePassed):
-        message = f"{error}; the limit 'request_seconds' of the service says so"
-        return RequestError(message, status=504, code="timeout")
+        return over_limit(str(error), "request_seconds", status=504, code="timeout")
     status = 503 if isinstance(error, ServiceStopped) else 500
     return RequestError(str(error), status=400 if isinstance(error, UsageError) else status)
 

@@ -22,7 +22,7 @@ from NatureLM.prompts import with_clips
 from NatureLM.serve.bodies import Body, JsonRoute, Message, checked_text, read_dialogue
 from NatureLM.serve.model import Ask, ServedModel, model_of
 from NatureLM.serve.settings import RequestError
-from NatureLM.serve.sound import Clip, Source, too_large
+from NatureLM.serve.sound import Source, too_large
 
 router = APIRouter(route_class=JsonRoute)
 SCHEMA = "predictions_v1"
@@ -151,9 +151,9 @@ async def _answer(
     began = time.monotonic()
     found: dict[str, Any] = {"sample_id": item["sample_id"], "predictions": [], "error": None}
     try:
-        ask, note = await _ask(served, item, f"requests[{number}]", request)
-        if note:
-            found |= {"predictions": [""], "finish_reason": "stop", "usage": {"note": note}}
+        ask = await _ask(served, item, f"requests[{number}]", request)
+        if isinstance(ask, str):
+            found |= {"predictions": [""], "finish_reason": "stop", "usage": {"note": ask}}
         else:
             (answer,) = await served.answers([ask], request)
             found |= {
@@ -178,17 +178,13 @@ def _usage(served: ServedModel, ask: Ask, answer: Answer) -> dict[str, Any]:
 
 async def _ask(
     served: ServedModel, values: dict[str, Any], param: str, request: Request
-) -> tuple[Ask, str]:
-    """The prompt of an item; and the word for a clip in which there is nothing to hear."""
+) -> Ask | str:
+    """The prompt of an item; where there is nothing to hear in a clip, the word for that."""
     item = served.parsed(PredictItem, values, param)
     if not item.messages:
         raise RequestError(f"{param}.messages is empty", param=f"{param}.messages")
-    limits = served.settings.limits
-    if len(item.audio_inputs) > limits.audios:
-        raise RequestError(
-            f"{param}.audio_inputs holds {len(item.audio_inputs)} clips, and {limits.audios} are "
-            "allowed; the limit 'audios' of the service says so"
-        )
+    told = f"{param}.audio_inputs holds {{}} clips, and {{}} are allowed"
+    served.settings.limits.check("audios", len(item.audio_inputs), told)
     config = item.generation_config
     sources = [
         Source(
@@ -203,21 +199,11 @@ async def _ask(
         clips = await served.clips(sources, request)
     except RequestError as error:
         if error.code in ("TooShortAudio", "EmptyAudio"):
-            return _silent(served), "too short"
+            return "too short"
         raise
-    note = next((clip.note for clip in clips if clip.note), "")
-    ask = Ask(
-        prompt=served.prompt(_dialogue(served, item, len(clips), param)),
-        clips=tuple(clips),
-        alpha=served.alpha(config.merging_alpha),
-        options=_options(served, config),
-        tenant=served.tenant(request),
-    )
-    return ask, note
-
-
-def _silent(served: ServedModel) -> Ask:
-    return Ask(prompt="", clips=tuple[Clip, ...](), alpha=0.0, options=served.generation({}))
+    dialogue, options = _dialogue(served, item, len(clips), param), _options(served, config)
+    ask = served.ask(dialogue, clips, config.merging_alpha, options, request)
+    return next((clip.note for clip in clips if clip.note), ask)
 
 
 def _dialogue(served: ServedModel, item: PredictItem, clips: int, param: str) -> Any:

@@ -29,13 +29,26 @@ from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.windows import AskOptions, Mode, RecordingError, WindowResult
 from NatureLM.progress import printable
 from NatureLM.results.rows import ErrorRow, Prediction, WindowRow, to_line
-from NatureLM.serve.bodies import Body, JsonRoute, check_labels, checked_text, event, streamed
+from NatureLM.serve.bodies import (
+    Body,
+    JsonRoute,
+    check_labels,
+    checked_text,
+    event,
+    name_of_field,
+    streamed,
+)
 from NatureLM.serve.model import ServedModel, model_of
-from NatureLM.serve.settings import RequestError
+from NatureLM.serve.settings import RequestError, over_limit
 from NatureLM.serve.sound import Source, audio_part, private_file, sound_error
 
 router = APIRouter(route_class=JsonRoute)
 _QUESTION = "What is the common name for the focal species in the audio?"
+_AS_GIVEN = {
+    *("window_length_seconds", "time_expansion", "several", "top_k", "min_confidence"),
+    "ask_silence",
+}
+"""Fields that are options of the same name."""
 _LISTS = ("query", "species_list", "include", "timestamp_granularities")
 _COPIED = 1 << 20
 _LONGEST_NAME = 120
@@ -119,7 +132,8 @@ async def transcribe(request: Request) -> Any:
     upload, fields = await _uploaded(served, request, TranscriptionFields)
     try:
         served.check_name(fields.model)
-        found = _whole(_results(served, upload, fields, [fields.prompt], request), upload)
+        options = _asked(served, upload, fields, [fields.prompt])
+        found = _whole(served.windows(upload.path, options, request), upload)
         form = fields.response_format
         if not fields.stream:
             segments = [one async for one in found]
@@ -145,13 +159,8 @@ async def ask_windows(request: Request) -> Any:
     upload, fields = await _uploaded(served, request, WindowFields)
     try:
         served.check_name(fields.model)
-        limits = served.settings.limits
-        if len(fields.query) > limits.questions:
-            raise RequestError(
-                f"there are {len(fields.query)} queries, and {limits.questions} are allowed; the "
-                "limit 'questions' of the service says so",
-                param="query",
-            )
+        told = "there are {} queries, and {} are allowed"
+        served.settings.limits.check("questions", len(fields.query), told, param="query")
         rows = _rows(served, upload, fields, request)
     except BaseException:
         upload.close()
@@ -167,11 +176,8 @@ async def embed(body: EmbeddingBody, request: Request) -> JSONResponse:
     given = body.input if isinstance(body.input, list) else [body.input]
     most = served.settings.limits.audios
     if not given or len(given) > most:
-        raise RequestError(
-            f"input holds {len(given)} clips, and 1 to {most} are allowed; the limit 'audios' of "
-            "the service says so",
-            param="input",
-        )
+        told = f"input holds {len(given)} clips, and 1 to {most} are allowed"
+        raise over_limit(told, "audios", param="input")
     sources = [_clip_source(one, f"input[{number}]") for number, one in enumerate(given)]
     clips = await served.clips(sources, request)
     vectors = await run_in_threadpool(served.vectors, clips, body.layer)
@@ -243,54 +249,34 @@ async def _uploaded(
     return Upload(Path(kept.name), name, owned), fields
 
 
-def _results(
-    served: ServedModel,
-    upload: Upload,
-    fields: WindowFields,
-    queries: Sequence[str],
-    request: Request,
-) -> AsyncIterator[WindowResult | RecordingError]:
-    """Answers in order. What is wrong is raised before the first of them, where it can be known."""
+def _asked(
+    served: ServedModel, upload: Upload, fields: WindowFields, queries: Sequence[str]
+) -> AskOptions:
+    """What is asked of each window. Raises RequestError for what is wrong before the first one."""
     limits = served.settings.limits
     info = served.sound.check(upload.path, "file", upload.name)
+    names, channel = tuple(fields.species_list or ()), fields.channel
     hop = fields.hop_length_seconds or fields.window_length_seconds
-    options = _ask_options(served, fields, queries, hop)
-    windows = count_windows(
-        info.duration * fields.time_expansion, fields.window_length_seconds, hop
-    )
-    if windows * len(queries) > limits.rows:
-        raise RequestError(
-            f"this would be {windows * len(queries):,} answers, and {limits.rows:,} are allowed; "
-            "the limit 'rows' of the service says so",
-            param="hop_length_seconds",
-        )
-    return served.windows(upload.path, options, request)
-
-
-def _ask_options(
-    served: ServedModel, fields: WindowFields, queries: Sequence[str], hop: float
-) -> AskOptions:
-    names = tuple(fields.species_list or ())
-    check_labels(names, "species_list", served.settings.limits)
-    channel = fields.channel
+    check_labels(names, "species_list", limits)
     try:
-        return AskOptions(
+        options = AskOptions(
             queries=tuple(queries),
             merging_alpha=served.alpha(fields.merging_alpha),
-            window_length_seconds=fields.window_length_seconds,
             hop_length_seconds=hop,
             channel=int(channel) if channel.isdecimal() else channel,
-            time_expansion=fields.time_expansion,
             mode=fields.mode or ("score" if names else "generate"),
             labels=names,
-            several=fields.several,
-            top_k=fields.top_k,
-            min_confidence=fields.min_confidence,
-            ask_silence=fields.ask_silence,
-            named=lambda name: {"labels": "species_list"}.get(name, name),
+            named=name_of_field,
+            **fields.model_dump(include=_AS_GIVEN),
         )
     except UsageError as error:
         raise RequestError(str(error)) from None
+    windows = count_windows(
+        info.duration * fields.time_expansion, fields.window_length_seconds, hop
+    )
+    told = "this would be {:,} answers, and {:,} are allowed"
+    limits.check("rows", windows * len(queries), told, param="hop_length_seconds")
+    return options
 
 
 async def _whole(
@@ -312,13 +298,11 @@ async def _rows(
     served: ServedModel, upload: Upload, fields: WindowFields, request: Request
 ) -> AsyncGenerator[bytes, None]:
     """Lines of a result file; the last is a row of an error where the recording is damaged."""
-    hop = fields.hop_length_seconds or fields.window_length_seconds
-    found = _results(served, upload, fields, fields.query, request)
-    options = _ask_options(served, fields, fields.query, hop)
+    options = _asked(served, upload, fields, fields.query)
     run = served.run_settings(options).run
     alpha = options.merging_alpha
     is_first = True
-    async for one in found:
+    async for one in served.windows(upload.path, options, request):
         if isinstance(one, RecordingError):
             if is_first:
                 raise sound_error(one.error, "file", upload.name)

@@ -31,10 +31,9 @@ import NatureLM
 from NatureLM.errors import NatureLMError
 from NatureLM.serve import chat, decisions, predictions, recordings
 from NatureLM.serve.bodies import first_problem
-from NatureLM.serve.metrics import Metrics
 from NatureLM.serve.model import ServedModel
 from NatureLM.serve.settings import RequestError, ServeSettings
-from NatureLM.util import format_bytes
+from NatureLM.util import format_bytes, library
 from NatureLM.web.body import Message, Receive
 from NatureLM.web.guard import App, Guard, Route, Rules, Send, bound_connections, check_port
 
@@ -50,7 +49,7 @@ _API_HEADERS = {
 _BODY_SECONDS = 300.0
 _SEND_SECONDS = 60.0  # that a client may leave an answer unread
 _SMALL = 64 * 1024
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # s of requests
 
 
 @dataclass
@@ -280,6 +279,46 @@ class _Logged:
                 *map(format_bytes, sizes),
                 f", {scope['visitor']}" if scope.get("visitor") else "",
             )
+
+
+class Metrics:
+    """Counts requests, and reads the engine's own counts when it is asked."""
+
+    def __init__(self, model: ServedModel) -> None:
+        prometheus: Any = library(
+            "prometheus_client",
+            "naturelm serve needs prometheus_client: pip install 'naturelm-audio[serve]'",
+        )
+        self._prometheus, self._model = prometheus, model
+        self._registry = prometheus.CollectorRegistry()
+        self._requests = prometheus.Counter(
+            "naturelm_requests", "Requests.", ["route", "status"], registry=self._registry
+        )
+        self._seconds = prometheus.Histogram(
+            "naturelm_request_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ["route"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._registry.register(self)
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """A request has ended."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> tuple[str, str]:
+        """All figures, and the content type that they have."""
+        text: bytes = self._prometheus.generate_latest(self._registry)
+        return text.decode(), str(self._prometheus.CONTENT_TYPE_LATEST)
+
+    def collect(self) -> Iterator[Any]:
+        """The engine's counts, as a collector of prometheus_client gives them."""
+        core = library("prometheus_client.core", "prometheus_client is not whole")
+        for name, what, value in self._model.counts():
+            kind = core.CounterMetricFamily if name.endswith("_total") else core.GaugeMetricFamily
+            yield kind(f"naturelm_{name.removesuffix('_total')}", what, value=value)
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:

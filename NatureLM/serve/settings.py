@@ -48,6 +48,14 @@ class RequestError(NatureLMError):
         return {"error": error}
 
 
+def over_limit(told: str, limit: str, **more: Any) -> RequestError:
+    """The refusal of what is more than a limit of the service, which it names.
+
+    more: as `RequestError` takes it
+    """
+    return RequestError(f"{told}; the limit {limit!r} of the service says so", **more)
+
+
 def _limit(default: float, of: str) -> Any:
     """A limit, and of what it is."""
     return field(default=default, metadata={"of": of})
@@ -78,6 +86,15 @@ class Limits:
     request_seconds: float = _limit(300.0, "seconds until an answer has to be there")
     fetch_seconds: float = _limit(10.0, "seconds for sound that is named by an address")
     cache_bytes: int = _limit(256 * 2**20, "encoded sound that is kept, all keys together")
+
+    def check(self, limit: str, number: int, told: str, **more: Any) -> None:
+        """Raise RequestError where a number is above a limit.
+
+        told: what is said then, with places for the number and for the limit
+        """
+        most = getattr(self, limit)
+        if number > most:
+            raise over_limit(told.format(number, most), limit, **more)
 
     def with_values(self, values: Sequence[str]) -> Limits:
         """These with `name=value` in place of some. Raises UsageError."""

@@ -24,12 +24,11 @@ from NatureLM.audio.decode import RecordingInfo, SoundLimits, probe
 from NatureLM.audio.windows import read_noted_clip
 from NatureLM.errors import UsageError
 from NatureLM.serve.fetch import fetch
-from NatureLM.serve.settings import RequestError, ServeSettings
+from NatureLM.serve.settings import RequestError, ServeSettings, over_limit
 from NatureLM.util import digest, format_bytes
 
 SoundKind = Literal["base64", "path", "url"]
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.+/=-]{0,100}){0,4};base64,", re.A | re.I)
-_ADVICE = "; the limit {!r} of the service says so"
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def sound_error(
         limit = "decoded_bytes" if "decoded" in error.reason else seconds
     elif error.kind == "ChannelError" and "channel " not in error.reason:
         limit = "channels"
-    more = _ADVICE.format(limit).removeprefix("; ").capitalize() + "." if limit else ""
+    more = f"The limit {limit!r} of the service says so." if limit else ""
     message = f"{param}: {reason}.{advice} {more}".strip()
     return RequestError(message, param=param, code=error.kind)
 
@@ -232,8 +231,5 @@ def sound_error(
 def too_large(what: str, size: int, limit: str, most: int) -> RequestError:
     """The refusal (413) of a body or a batch."""
     shown = (format_bytes(size), format_bytes(most)) if limit.endswith("bytes") else (size, most)
-    return RequestError(
-        f"{what} has {shown[0]}, and {shown[1]} are allowed" + _ADVICE.format(limit),
-        status=413,
-        code="request_too_large",
-    )
+    told = f"{what} has {shown[0]}, and {shown[1]} are allowed"
+    return over_limit(told, limit, status=413, code="request_too_large")
