@@ -35,9 +35,14 @@ def error(path: str, text: str = "the file is empty") -> ErrorRow:
     return ErrorRow(path, text, "EmptyAudio", 0.4, "m", "r")
 
 
-def result_file(folder: Path, *rows: Row, settings: dict[str, Any] | None = None) -> ResultFile:
-    """A result file of the rows, with its settings beside it."""
+def result_file(
+    folder: Path,
+    *rows: Row,
+    settings: dict[str, Any] | None = None,
+    asked: dict[str, Any] | None = None,
+) -> ResultFile:
+    """A result file of the rows, with its settings, and what was asked for, beside it."""
     path = folder / "answers.jsonl"
     path.write_bytes(b"".join(map(to_line, rows)))
-    write_record(path, RunSettings(settings or {}))
+    write_record(path, RunSettings(settings or {}, asked or {}))
     return ResultFile(path)

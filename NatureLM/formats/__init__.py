@@ -1,9 +1,10 @@
-"""Tables of other programs, written and read: one module each, and here their names.
+"""Tables of other programs, written and read, and here their names.
 
-A module has `write(answers, target)`, which writes the table whole or not at all and returns the
-number of its lines, and `read(path)`, which gives its detections. It may have
+The module of a format has `write(answers, target)`, which writes the table whole or not at all and
+returns the number of its lines, and `read(path)`, which gives its detections. It may have
 `write_beside(answers, target)`, which writes what the table needs besides and returns sentences
-about it. Modules are imported when they are used, so that a help that names formats is quick.
+about it. In a module of several formats the name of each follows: `write_birdnet`. Modules are
+imported when they are used, so that a help that names formats is quick.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ FORMATS = {
     one.name: one
     for one in (
         TableFormat(
-            *("csv", "spreadsheet", ".csv", "utf-8-sig", "rows", "spreadsheets"),
+            *("csv", "wide", ".csv", "utf-8-sig", "rows", "spreadsheets"),
             known_by=(("recording", "start", "end", "merging_alpha"),),
             holds="rows",
         ),
-        TableFormat("jsonl", "jsonl", ".jsonl", "utf-8", "rows", "programs", holds="rows"),
+        TableFormat("jsonl", "wide", ".jsonl", "utf-8", "rows", "programs", holds="rows"),
         TableFormat(
             *("parquet", "parquet", ".parquet", "", "rows", "pandas, R, DuckDB"), holds="rows"
         ),
@@ -86,33 +87,31 @@ FORMATS = {
             *("raven", "raven", ".selections.txt", "utf-8", "selections", "Raven"),
             known_by=(("Selection", "Begin Time (s)"), ("Selection", "File Offset (s)")),
         ),
+        TableFormat("audacity", "labels", ".txt", "utf-8", "labels", "Audacity", is_each=True),
         TableFormat(
-            *("audacity", "audacity", ".txt", "utf-8", "labels", "Audacity"),
-            is_each=True,
-        ),
-        TableFormat(
-            *("kaleidoscope", "kaleidoscope", ".id.csv", "utf-8", "detections", "Kaleidoscope Pro"),
+            *("kaleidoscope", "annotated", ".id.csv", "utf-8", "detections", "Kaleidoscope Pro"),
             known_by=(("IN FILE", "OFFSET"),),
         ),
         TableFormat(
-            *("birdnet", "birdnet", ".BirdNET.csv", "utf-8", "detections", "programs for BirdNET"),
+            *("birdnet", "annotated", ".BirdNET.csv", "utf-8", "detections"),
+            "programs for BirdNET",
             known_by=(
                 *(("Start (s)", "End (s)", "Common name"), ("Start (s)", "End (s)", "Confidence")),
                 ("filepath", "start", "end", "common_name"),
             ),
         ),
         TableFormat(
-            *("ecosounds", "ecosounds", ".ecosounds.csv", "utf-8", "annotations"),
+            *("ecosounds", "annotated", ".ecosounds.csv", "utf-8", "annotations"),
             "Ecosounds and A2O (Acoustic Workbench)",
             known_by=(("start_offset_seconds", "end_offset_seconds"),),
         ),
         TableFormat(
-            *("crowsetta", "crowsetta", ".crowsetta.csv", "utf-8", "annotations"),
+            *("crowsetta", "labels", ".crowsetta.csv", "utf-8", "annotations"),
             "crowsetta (generic-seq)",
             known_by=(("label", "onset_s", "offset_s", "notated_path"),),
         ),
         TableFormat(
-            *("opensoundscape", "opensoundscape", ".opensoundscape.csv", "utf-8", "windows"),
+            *("opensoundscape", "labels", ".opensoundscape.csv", "utf-8", "windows"),
             "OpenSoundscape",
             known_by=(("file", "start_time", "end_time"),),
             holds="windows",
@@ -126,12 +125,16 @@ FORMATS = {
 """By name, in the order in which they are offered."""
 
 
-def module_of(name: str) -> Any:
-    """The module of a format. Raises UsageError for one that is not there."""
+def function_of(name: str, does: str) -> Any:
+    """`write`, `write_beside` (None where there is none) or `read` of a format.
+
+    Raises UsageError for a format that is not there.
+    """
     if name not in FORMATS:
         hint = did_you_mean(name, FORMATS)
         raise UsageError(f"{name!r} is no format{hint}; there are {', '.join(FORMATS)}")
-    return import_module(f"{__name__}.{FORMATS[name].module}")
+    module = import_module(f"{__name__}.{FORMATS[name].module}")
+    return getattr(module, does, None) or getattr(module, f"{does}_{name}", None)
 
 
 def is_folder(name: str, target: Path) -> bool:
@@ -144,7 +147,8 @@ def write(name: str, answers: ResultFile, target: Path, per_recording: bool = Fa
 
     Raises OutputError, and UsageError for what the format cannot say.
     """
-    module, kind = module_of(name), FORMATS[name]
+    write_one, beside = function_of(name, "write"), function_of(name, "write_beside")
+    kind = FORMATS[name]
     written = Written(kind, target)
     if kind.holds != "rows":
         written.unread = answers.failed
@@ -155,17 +159,17 @@ def write(name: str, answers: ResultFile, target: Path, per_recording: bool = Fa
         target = written.path = target.with_name(f"{target.name.removesuffix(kind.suffix)}-{name}")
         written.says.append(f"A table for {kind.about} names no recording: there is one for each")
     if not per_recording:
-        written.lines, written.files = module.write(answers, target), 1
+        written.lines, written.files = write_one(answers, target), 1
         written.left_out = answers.left_out if kind.holds == "detections" else Counter()
-        if hasattr(module, "write_beside") and not is_special(target):
-            written.says += module.write_beside(answers, target)
+        if beside is not None and not is_special(target):
+            written.says += beside(answers, target)
         return written
     if kind.is_one:
         raise UsageError(f"--per-recording: {name} tells of all recordings together")
     names = file_names(answers.recordings, kind.suffix)
     for recording, place in zip(answers.recordings, names, strict=True):
         part = answers.of(recording)
-        written.lines += module.write(part, target / place)
+        written.lines += write_one(part, target / place)
         written.files += 1
         written.left_out += part.left_out if kind.holds == "detections" else Counter()
     return written
@@ -194,7 +198,7 @@ def read(path: Path, name: str | None = None) -> Iterator[Detection]:
 
     Raises DataError, also while they are read, and UsageError.
     """
-    return iter(module_of(name or recognised(path)).read(path))
+    return iter(function_of(name or recognised(path), "read")(path))
 
 
 def recognised(path: Path) -> str:

@@ -11,7 +11,6 @@ which nothing was found has one observation of type `blank`.
 
 from __future__ import annotations
 
-import csv
 import json
 import lzma
 import math
@@ -29,7 +28,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import unquote
 
 import NatureLM
@@ -37,18 +36,17 @@ from NatureLM.data.table import DataError, read_table
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
 from NatureLM.results.detections import Detection, HeardRecording, ResultFile
-from NatureLM.results.rows import OutputError
+from NatureLM.results.rows import whole_file
 from NatureLM.results.tables import (
     below_shared,
-    both_names,
     number,
     one_line,
     recording_of,
     with_formula,
     without_formula,
-    write_table,
+    write_rows,
 )
-from NatureLM.util import atomic_write, digest, shown, write_json
+from NatureLM.util import digest, shown, write_json
 
 TABLES = ("deployments", "media", "observations")
 PROFILE = "tabular-data-package"
@@ -146,29 +144,18 @@ def _folder_for(target: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as made:
         yield Path(made)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                atomic_write(target) as unfinished,
-                zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as file,
-            ):
-                for name in sorted(os.listdir(made)):
-                    file.write(Path(made, name), name)
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+        with (
+            whole_file(target) as unfinished,
+            zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as file,
+        ):
+            for name in sorted(os.listdir(made)):
+                file.write(Path(made, name), name)
 
 
 def _write(folder: Path, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
     header = columns_of(table)
-
-    def fill(file: TextIO) -> int:
-        writer, count = csv.writer(file, lineterminator="\n"), 0
-        writer.writerow(header)
-        for count, row in enumerate(rows, start=1):  # noqa: B007
-            writer.writerow([_cell(row.get(name)) for name in header])
-        return count
-
-    return write_table(folder / f"{table}.csv", "utf-8", fill)
+    cells = ([_cell(row.get(name)) for name in header] for row in rows)
+    return write_rows(folder / f"{table}.csv", header, cells)
 
 
 def _cell(value: Any) -> str:
@@ -492,16 +479,14 @@ def _read(folder: Path, path: Path) -> Iterator[Detection]:
         if not label:
             continue
         start, end = _stretch(row, where, one, place, tags)
-        common, scientific = both_names(label)
         name = one["filePath"]
-        yield Detection(
+        latin = {"scientific_name": row["scientificName"]} if row["scientificName"] else {}
+        yield Detection.named(
+            label,
             audio_path=recording_of(base / "x", unquote(name) if "%2E" in name else name),
             start=start,
             end=end,
-            label=label,
             confidence=_number(row, "classificationProbability", where),
-            common_name=common,
-            scientific_name=row["scientificName"] or scientific,
             question=tags.get("question", ""),
             low_hz=_number(row, "frequencyLow", where),
             high_hz=_number(row, "frequencyHigh", where),
@@ -512,6 +497,7 @@ def _read(folder: Path, path: Path) -> Iterator[Detection]:
                 "local_time": row["eventStart"],
                 "utc_time": _cell(_moment(row, "eventStart", where).astimezone(timezone.utc)),
             },
+            **latin,
         )
 
 

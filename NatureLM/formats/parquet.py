@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from NatureLM.data.table import DataError
 from NatureLM.formats import wide
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.rows import OutputError, value_text
-from NatureLM.util import atomic_write, library
+from NatureLM.results.rows import value_text
+from NatureLM.results.tables import arrow_and_parquet, write_parquet
 
 _AT_A_TIME = 10_000  # rows that are held
 _ABOUT = b"naturelm"
-_NO_PYARROW = "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'"
 
 
 def write(answers: ResultFile, target: Path) -> int:
     """All rows of the answers; the number of lines. Raises OutputError."""
-    arrow = library("pyarrow", _NO_PYARROW)
-    parquet = library("pyarrow.parquet", _NO_PYARROW)
+    arrow, _ = arrow_and_parquet()
     columns = wide.columns_for(answers)
     about = {"columns": list(answers.columns), "settings": dict(answers.settings)}
     schema = _schema(arrow, columns, {_ABOUT: json.dumps(about).encode()})
-    rows, count = map(columns.cells, answers.rows()), 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(target) as unfinished,
-            parquet.ParquetWriter(unfinished, schema, compression="zstd") as file,
-        ):
-            while some := list(islice(rows, _AT_A_TIME)):
-                cells = zip(schema, zip(*some, strict=True), strict=True)
-                arrays = [_array(arrow, field.type, values) for field, values in cells]
-                file.write_batch(arrow.RecordBatch.from_arrays(arrays, schema=schema))
-                count += len(some)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
-    return count
+    rows = map(columns.cells, answers.rows())
+    array = partial(_array, arrow)
+    return write_parquet(target, schema, rows, at_a_time=_AT_A_TIME, array=array)
 
 
 def _schema(arrow: Any, columns: wide.Columns, about: Mapping[bytes, bytes]) -> Any:
@@ -70,7 +56,7 @@ def _type(arrow: Any, kinds: set[type]) -> Any:
     return arrow.list_(arrow.string()) if kinds == {list} else arrow.string()
 
 
-def _array(arrow: Any, kind: Any, values: tuple[Any, ...]) -> Any:
+def _array(arrow: Any, kind: Any, values: Sequence[Any]) -> Any:
     made: list[Any]
     if arrow.types.is_string(kind):
         made = [None if one is None else _text(one) for one in values]
@@ -93,8 +79,7 @@ def _text(value: Any) -> str:
 
 def read(path: Path) -> Iterator[Detection]:
     """What a table says that is a detection. Raises DataError."""
-    parquet = library("pyarrow.parquet", _NO_PYARROW)
-    arrow = library("pyarrow", _NO_PYARROW)
+    arrow, parquet = arrow_and_parquet()
     try:
         with parquet.ParquetFile(path) as file:
             about = json.loads((file.schema_arrow.metadata or {}).get(_ABOUT, b"{}"))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import accumulate, chain
+from itertools import accumulate, chain, count
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
@@ -27,7 +27,8 @@ from NatureLM.results.tables import (
     one_line,
     share,
     without_formula,
-    write_table,
+    write_lines,
+    write_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,7 @@ def write(answers: ResultFile, target: Path) -> int:
     """A selection for each detection; how many. Raises OutputError."""
     counted = [one for one in answers.recordings if one.seconds]
     heard_hz, channel = answers.heard_hz, answers.channel
-    return write_table(
-        target,
-        "utf-8",
-        lambda file: write_selections(answers, file, counted, heard_hz=heard_hz, channel=channel),
-    )
+    return write_selections(answers, target, counted, heard_hz=heard_hz, channel=channel)
 
 
 def write_beside(answers: ResultFile, target: Path) -> list[str]:
@@ -72,7 +69,7 @@ def write_beside(answers: ResultFile, target: Path) -> list[str]:
         return []
     stem = target.name.removesuffix(SUFFIX).removesuffix(".txt")
     listed = target.with_name(f"{stem}.files.txt")
-    write_table(listed, "utf-8", lambda file: file.writelines(f"{path}\n" for path in counted))
+    write_lines(listed, (f"{path}\n" for path in counted))
     return [f"Open the recordings in Raven as one sound, by the list {listed}"]
 
 
@@ -93,9 +90,8 @@ def _on_length(recording: HeardRecording) -> str:
 
 def write_selections(
     found: Iterable[Detection],
-    file: TextIO,
+    target: Path,
     recordings: Sequence[HeardRecording],
-    names: Mapping[str, str] | None = None,
     *,
     heard_hz: float = 8000.0,
     channel: int = 1,
@@ -103,31 +99,28 @@ def write_selections(
     """A header and a selection for each detection; how many. They come by recording.
 
     recordings: in the order in which Raven opens them as one sound, with the keys of detections
-    names: what to call recordings in place of their paths
     heard_hz: highest frequency that the model hears; selections end there or where the sound does
     channel: of detections that do not say theirs
 
-    Raises KeyError for a detection in a recording that is not among `recordings`.
+    Raises OutputError, and KeyError for a detection in a recording that is not among `recordings`.
     """
     begins = accumulate((Fraction(one.seconds) for one in recordings), initial=Fraction(0))
     places = {one.path: (begin, one) for one, begin in zip(recordings, begins, strict=False)}
     groups = by_recording(found)
     first = next(groups, None)
     header = _header(recordings, first[1][0] if first else None)
-    writer = csv.writer(
-        file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
-    )
-    writer.writerow(header)
-    number = 0
-    for path, group in chain([first] if first else [], groups):
-        before, recording = places[path]
-        name = path if names is None else names.get(path, Path(path).name)
-        top = min(heard_hz, recording.sample_rate / 2)
-        for one in sorted(group, key=lambda one: one.start):
-            number += 1
-            cells = _cells(one, number, before, name, top, channel)
-            writer.writerow([cells[column] for column in header])
-    return number
+
+    def rows() -> Iterator[list[object]]:
+        numbers = count(1)
+        for path, group in chain([first] if first else [], groups):
+            before, recording = places[path]
+            top = min(heard_hz, recording.sample_rate / 2)
+            for one in sorted(group, key=lambda one: one.start):
+                cells = _cells(one, next(numbers), before, top, channel)
+                yield [cells[column] for column in header]
+
+    unquoted: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None}
+    return write_rows(target, header, rows(), delimiter="\t", **unquoted)
 
 
 def _header(recordings: Sequence[HeardRecording], first: Detection | None) -> list[str]:
@@ -143,7 +136,7 @@ def _header(recordings: Sequence[HeardRecording], first: Detection | None) -> li
 
 
 def _cells(
-    one: Detection, number: int, before: Fraction, name: str, top_hz: float, channel: int
+    one: Detection, number: int, before: Fraction, top_hz: float, channel: int
 ) -> dict[str, object]:
     start, end = Fraction(one.start), Fraction(one.end)
     texts = {
@@ -163,9 +156,9 @@ def _cells(
         "End Time (s)": _seconds(before + end),
         "Low Freq (Hz)": f"{one.low_hz or 0:.1f}",
         "High Freq (Hz)": f"{top_hz if one.high_hz is None else one.high_hz:.1f}",
-        "Begin Path": without_formula(_path(name)),
+        "Begin Path": without_formula(_path(one.audio_path)),
         "File Offset (s)": _seconds(start),
-        "Begin File": without_formula(_path(Path(name).name)),
+        "Begin File": without_formula(_path(Path(one.audio_path).name)),
         "Confidence": share(one.confidence),
         "Windows": "" if one.windows is None else one.windows,
         "Mean Confidence": share(one.mean_confidence),

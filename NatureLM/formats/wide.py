@@ -1,9 +1,9 @@
-"""All rows of a result file as one wide table: a column for each thing that is said.
+"""All rows of a result file: as CSV and JSON lines, and the columns that CSV and Parquet have.
 
-CSV and Parquet have these columns. Of answers to queries they are those of a `WindowRow`; of a
-survey one for each question, with `NAME_confidence` where it is scored and `NAME_said` where an
-answer could not be parsed. `note`, and the columns of events, of time and place and of claims are
-there where a row has one.
+A wide table has a column for each thing that is said. Of answers to queries they are those of a
+`WindowRow`; of a survey one for each question, with `NAME_confidence` where it is scored and
+`NAME_said` where an answer could not be parsed. `note`, and the columns of events, of time and
+place and of claims are there where a row has one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from NatureLM.data.table import read_table
 from NatureLM.generation.labels import NOTHING
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.rows import ErrorRow, Row, SurveyRow, WindowRow, value_text
-from NatureLM.results.tables import both_names, recording_of
+from NatureLM.results.rows import ErrorRow, Row, SurveyRow, WindowRow, to_line, value_text
+from NatureLM.results.tables import (
+    CSV_ENCODING,
+    alternatives_of,
+    alternatives_text,
+    number,
+    recording_of,
+    share,
+    with_formula,
+    without_formula,
+    write_lines,
+    write_rows,
+)
 
 BEFORE = ("recording", "start", "end")
 ANSWER = ("query", "text", "confidence", "alternatives")
@@ -157,7 +169,55 @@ def _with(values: dict[str, set[type]], name: str, before: str) -> dict[str, set
     return {one: values.get(one, set()) for one in names}
 
 
-# Reading
+# CSV and JSON lines
+
+
+def write_csv(answers: ResultFile, target: Path) -> int:
+    """All rows of the answers for spreadsheets; the number of lines. Raises OutputError.
+
+    Texts that a spreadsheet would run as a formula begin with an apostrophe.
+    """
+    header, lines = csv_lines(columns_for(answers), answers.rows())
+    return write_rows(target, header, lines, encoding=CSV_ENCODING, lineterminator="\r\n")
+
+
+def csv_lines(columns: Columns, rows: Iterable[Row]) -> tuple[list[str], Iterator[list[str]]]:
+    """The header, and one line for each answer and each recording that could not be read."""
+    is_share = [name in columns.shares for name in columns.names]
+    lines = (list(map(_cell, columns.cells(row), is_share)) for row in rows)
+    return list(map(without_formula, columns.names)), lines
+
+
+def _cell(value: Any, is_share: bool) -> str:
+    if value is None:
+        return ""
+    if is_share:
+        return share(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, tuple):
+        value = alternatives_text(value)
+    return without_formula(value_text(value))
+
+
+def read_csv(path: Path) -> Iterator[Detection]:
+    """What a table says that is a detection. Raises DataError."""
+    table = [row for _, row in read_table(path).rows]
+    rows = ({name: with_formula(cell) for name, cell in row.items()} for row in table)
+    yield from detections(rows, path, choices_in(table), alternatives_of)
+
+
+def write_jsonl(answers: ResultFile, target: Path) -> int:
+    """All rows as they are, which all commands read again; how many. Raises OutputError."""
+    return write_lines(target, (to_line(row).decode() for row in answers.rows()))
+
+
+def read_jsonl(path: Path) -> Iterator[Detection]:
+    """The detections of a result file, with the full paths of their recordings."""
+    yield from ResultFile(path)
+
+
+# Reading wide tables
 
 
 def detections(
@@ -175,22 +235,18 @@ def detections(
         if row.get("error") or row.get("start") in (None, ""):
             continue
         for question, label, confidence in _answers_of(row, choices):
-            common, scientific = both_names(label)
-            mean = _float(row.get("mean_confidence"))
             used = {*_KNOWN, question, question + CONFIDENCE}
-            yield Detection(
+            yield Detection.named(
+                label,
                 audio_path=recording_of(path, str(row["recording"])),
                 start=float(row["start"]),
                 end=float(row["end"]),
-                label=label,
                 confidence=confidence,
-                common_name=common,
-                scientific_name=scientific,
                 question=question,
                 alternatives=pairs(row["alternatives"]) if row.get("alternatives") else (),
                 note=row.get("note") or "",
                 windows=int(row["windows"]) if row.get("windows") else None,
-                mean_confidence=mean,
+                mean_confidence=_float(row.get("mean_confidence")),
                 claim=_claim(row),
                 values={
                     name: value

@@ -29,7 +29,7 @@ from NatureLM.results.rows import (
     read_lines,
     read_record,
 )
-from NatureLM.species import kind_of
+from NatureLM.results.tables import both_names
 from NatureLM.util import did_you_mean
 
 MODEL_RATE = 16_000  # Hz
@@ -72,6 +72,12 @@ class Detection:
     context: Mapping[str, Any] = field(default_factory=dict)
     claim: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, label: str, **more: Any) -> Detection:
+        """One whose label is its common or its scientific name, where `more` does not say both."""
+        names = dict(zip(("common_name", "scientific_name"), both_names(label), strict=True))
+        return cls(label=label, **{**names, **more})
 
 
 @dataclass(frozen=True)
@@ -334,8 +340,7 @@ class ResultFile:
             if label in latin or label in common:
                 self._names[label] = (common.get(label, label), latin.get(label, label))
             else:
-                is_latin = kind_of([label]) == "scientific"
-                self._names[label] = ("", label) if is_latin else (label, "")
+                self._names[label] = both_names(label)
         return self._names[label]
 
     def _is_wanted(self, question: str) -> bool:

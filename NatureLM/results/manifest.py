@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -33,19 +32,21 @@ from NatureLM.results.rows import OutputError, json_line, read_lines
 from NatureLM.results.store import JsonlAppender
 from NatureLM.results.tables import (
     CSV_ENCODING,
+    arrow_and_parquet,
     number,
     one_line,
     with_formula,
     without_formula,
-    write_table,
+    write_lines,
+    write_parquet,
+    write_rows,
 )
 from NatureLM.storage import AnyPath, RemotePath, StorageError, join, local_copy
-from NatureLM.util import atomic_write, library, parse_json, shown
+from NatureLM.util import parse_json, shown
 
 SUFFIXES = (".csv", ".parquet", ".txt")
 _ALIASES = {"path": CLIP_ALIASES["path"], "seconds": ("seconds", "duration", "length")}
 _AT_A_TIME = 1024
-_NO_PYARROW = "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'"
 
 
 class Entry(NamedTuple):
@@ -188,8 +189,7 @@ def _opened(path: Path) -> TextIO:
 
 
 def _parquet_entries(path: Path, wanted: Callable[[str], bool]) -> Iterator[Entry]:
-    parquet = library("pyarrow.parquet", _NO_PYARROW)
-    arrow = library("pyarrow", _NO_PYARROW)
+    arrow, parquet = arrow_and_parquet()
     try:
         with parquet.ParquetFile(path) as file:
             names = _named_columns(file.schema_arrow.names, path)
@@ -284,55 +284,20 @@ def write_manifest(entries: Iterable[Entry], target: Path) -> int:
     """Write a manifest, whole or not at all; how many recordings it names. Raises OutputError."""
     kind = target.suffix.lower()
     if kind == ".parquet":
-        return _write_parquet(entries, target)
-    fill = _fill_text if kind == ".txt" else _fill_csv
-    encoding = "utf-8" if kind == ".txt" else CSV_ENCODING
-    return write_table(target, encoding, lambda file: fill(entries, file))
-
-
-def _fill_text(entries: Iterable[Entry], file: TextIO) -> int:
-    count = 0
-    for entry in entries:
-        file.write(f"{entry.path}\n")
-        count += 1
-    return count
-
-
-def _fill_csv(entries: Iterable[Entry], file: TextIO) -> int:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    count = 0
-    for entry in entries:
-        writer.writerow(map(_cell, entry))
-        count += 1
-    return count
+        arrow, _ = arrow_and_parquet()
+        types = {int: arrow.int64(), float: arrow.float64(), str: arrow.string()}
+        schema = arrow.schema([(name, types[_TYPES.get(name, str)]) for name in COLUMNS])
+        return write_parquet(target, schema, entries, at_a_time=_AT_A_TIME)
+    if kind == ".csv":
+        lines = (map(_cell, entry) for entry in entries)
+        return write_rows(target, COLUMNS, lines, encoding=CSV_ENCODING)
+    return write_lines(target, (f"{entry.path}\n" for entry in entries))
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return number(value)
     return without_formula(value) if isinstance(value, str) else value
-
-
-def _write_parquet(entries: Iterable[Entry], target: Path) -> int:
-    arrow = library("pyarrow", _NO_PYARROW)
-    parquet = library("pyarrow.parquet", _NO_PYARROW)
-    types = {int: arrow.int64(), float: arrow.float64(), str: arrow.string()}
-    schema = arrow.schema([(name, types[_TYPES.get(name, str)]) for name in COLUMNS])
-    rows, count = iter(entries), 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(target) as unfinished,
-            parquet.ParquetWriter(unfinished, schema, compression="zstd") as file,
-        ):
-            while some := list(islice(rows, _AT_A_TIME)):
-                columns = [list(column) for column in zip(*some, strict=True)]
-                file.write_batch(arrow.record_batch(columns, schema=schema))
-                count += len(some)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
-    return count
 
 
 # Making

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -20,6 +21,20 @@ from NatureLM.util import atomic_write, digest, parse_json, shown
 
 class OutputError(UsageError):
     """A result file cannot be written, read or resumed; the message says why."""
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `target` when the block ends well.
+
+    Folders are made. Raises OutputError for what the system says against it.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
 
 
 SCHEMA_VERSION = 1
@@ -382,12 +397,8 @@ def write_record(output: Path, settings: RunSettings) -> None:
     if settings.folder is not None:
         record["folder"] = settings.folder
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    target = record_path(output)
-    try:
-        with atomic_write(target) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    with whole_file(record_path(output)) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_record(output: Path) -> RunSettings | None:

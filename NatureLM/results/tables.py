@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from NatureLM.audio.files import as_on_disk
-from NatureLM.results.rows import OutputError
+from NatureLM.results.rows import whole_file
 from NatureLM.species import kind_of
-from NatureLM.util import atomic_write
+from NatureLM.util import library
 
 CSV_ENCODING = "utf-8-sig"
 """Spreadsheets take a file without this mark for one in the encoding of the machine."""
@@ -27,15 +29,83 @@ Filled = TypeVar("Filled")
 
 def write_table(target: Path, encoding: str, fill: Callable[[TextIO], Filled]) -> Filled:
     """Write a table whole or not at all; `fill` writes into the open file. Raises OutputError."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(target) as unfinished,
-            open(unfinished, "w", encoding=encoding, errors="backslashreplace", newline="") as file,
-        ):
-            return fill(file)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    with (
+        whole_file(target) as unfinished,
+        open(unfinished, "w", encoding=encoding, errors="backslashreplace", newline="") as file,
+    ):
+        return fill(file)
+
+
+def write_lines(target: Path, lines: Iterable[str]) -> int:
+    """Write a text whole or not at all; lines bring their ends. How many. Raises OutputError."""
+
+    def fill(file: TextIO) -> int:
+        count = 0
+        for count, line in enumerate(lines, start=1):  # noqa: B007
+            file.write(line)
+        return count
+
+    return write_table(target, "utf-8", fill)
+
+
+def write_rows(
+    target: Path,
+    header: Iterable[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    encoding: str = "utf-8",
+    **dialect: Any,
+) -> int:
+    """Write a CSV whole or not at all: a header and a line for each row; how many.
+
+    dialect: of `csv.writer`; lines end with a line feed if it does not say
+
+    Raises OutputError.
+    """
+
+    def fill(file: TextIO) -> int:
+        writer, count = csv.writer(file, **{"lineterminator": "\n", **dialect}), 0
+        writer.writerow(header)
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            writer.writerow(row)
+        return count
+
+    return write_table(target, encoding, fill)
+
+
+def arrow_and_parquet() -> tuple[Any, Any]:
+    """pyarrow and what of it reads and writes Parquet. Raises UsageError where it is missing."""
+    absent = "Parquet needs pyarrow: pip install 'naturelm-audio[embed]'"
+    return library("pyarrow", absent), library("pyarrow.parquet", absent)
+
+
+def write_parquet(
+    target: Path,
+    schema: Any,
+    rows: Iterable[Sequence[Any]],
+    *,
+    at_a_time: int,
+    array: Callable[[Any, Sequence[Any]], Any] = lambda kind, values: list(values),
+) -> int:
+    """Write rows as Parquet, whole or not at all; how many.
+
+    at_a_time: rows that are held, and are a row group
+    array: makes of values those of a column of a type
+
+    Raises OutputError.
+    """
+    arrow, parquet = arrow_and_parquet()
+    rows, count = iter(rows), 0
+    with (
+        whole_file(target) as unfinished,
+        parquet.ParquetWriter(unfinished, schema, compression="zstd") as file,
+    ):
+        while some := list(islice(rows, at_a_time)):
+            cells = zip(schema, zip(*some, strict=True), strict=True)
+            columns = [array(field.type, values) for field, values in cells]
+            file.write_batch(arrow.record_batch(columns, schema=schema))
+            count += len(some)
+    return count
 
 
 def without_formula(text: str) -> str:

@@ -10,17 +10,16 @@ it is enough. A line for the species `*` holds for all that have none of their o
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.results.tables import CSV_ENCODING, with_formula, without_formula, write_table
+from NatureLM.results.tables import CSV_ENCODING, number, with_formula, without_formula, write_rows
 from NatureLM.util import did_you_mean, digest
 
 FILE_NAME = "thresholds.csv"
@@ -286,16 +285,11 @@ def read_thresholds(path: Path) -> list[Threshold]:
 def write_thresholds(path: Path, thresholds: Iterable[Threshold]) -> None:
     """Write the file, whole or not at all. Raises OutputError."""
 
-    def fill(file: TextIO) -> None:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for one in thresholds:
-            values = (
-                getattr(one.scale if name in _OF_SCALE else one, name, None) for name in COLUMNS
-            )
-            writer.writerow(map(_cell, values))
-
-    write_table(path, CSV_ENCODING, fill)
+    lines = (
+        [_cell(getattr(one.scale if name in _OF_SCALE else one, name, None)) for name in COLUMNS]
+        for one in thresholds
+    )
+    write_rows(path, COLUMNS, lines, encoding=CSV_ENCODING)
 
 
 def _threshold(row: Mapping[str, str], place: str) -> Threshold:
@@ -356,4 +350,4 @@ def _as_number(text: str) -> float | None:
 def _cell(value: str | float | None) -> str:
     if isinstance(value, str):
         return without_formula(value)
-    return "" if value is None else f"{value:.6f}".rstrip("0").rstrip(".") or "0"
+    return "" if value is None else number(value)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-import shutil
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from result_files import error, result_file, window
 
 from NatureLM.data.table import DataError
 from NatureLM.formats import read, recognised, write
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.rows import RunSettings, WindowRow, to_line, write_record
-from NatureLM.results.tables import alternatives_of
-from tests.result_files import error, window
+from NatureLM.results.rows import OutputError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "formats"
 FILES = {
@@ -47,25 +41,22 @@ ROWS = [
 ]  # fmt: skip
 
 
-def answers(folder: Path, rows: list[Any]) -> ResultFile:
-    path = folder / "answers.jsonl"
-    path.write_bytes(b"".join(map(to_line, rows)))
+def answers(folder: Path, *rows: Any) -> ResultFile:
     asked = {"scientific_names": {"Wren": "Troglodytes troglodytes"}}
-    write_record(path, RunSettings({"channel": 2}, asked))
-    return ResultFile(path)
+    return result_file(folder, *rows, settings={"channel": 2}, asked=asked)
 
 
 @pytest.mark.parametrize("name", list(FILES))
 def test_tables_are_those_made_by_hand(tmp_path: Path, name: str) -> None:
     target = tmp_path / FILES[name]
-    written = write(name, answers(tmp_path, ROWS), target)
+    written = write(name, answers(tmp_path, *ROWS), target)
     assert target.read_text("utf-8").replace("\r\n", "\n") == (GOLDEN / FILES[name]).read_text()
     assert (written.lines, written.left_out) == (2, {"None": 1})
     assert recognised(GOLDEN / FILES[name]) == name
 
 
 def test_labels_of_audacity_are_a_file_a_recording(tmp_path: Path) -> None:
-    found = answers(tmp_path, ROWS)
+    found = answers(tmp_path, *ROWS)
     written = write("audacity", found, tmp_path / "answers.txt")
     made = sorted(path for path in written.path.rglob("*") if path.is_file())
     assert [str(path.relative_to(tmp_path)) for path in made] == [
@@ -79,89 +70,19 @@ def test_labels_of_audacity_are_a_file_a_recording(tmp_path: Path) -> None:
     assert recognised(GOLDEN / "A.txt") == "audacity"
 
 
-def _as_said(text: str) -> str:
-    """The text as a name of a file or a species could be."""
-    text = unicodedata.normalize("NFC", text)
-    text = " ".join("".join(c for c in text if c.isprintable() and c not in "/\\").split())
-    return f"{text}a" if text.count('"') % 2 else text
-
-
-LETTERS = st.one_of(st.sampled_from("aö学 ,;'\"=+-@#%"), st.characters(codec="utf-8"))
-PARTS = (
-    st.text(LETTERS, min_size=1, max_size=12)
-    .map(_as_said)
-    .filter(lambda text: text.strip(" .") and text.casefold() not in ("none", "nocall"))
-)
-LABELS = PARTS.map(lambda text: f"{text[:1].upper()}{text[1:]}")
-PLACES = st.integers(0, 10**6).map(lambda millis: millis / 1000)
-
-
-@st.composite
-def rows(draw: st.DrawFn) -> list[WindowRow]:
-    paths = draw(st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=3, unique=True))
-    made = []
-    for folder, name in paths:
-        for _ in range(draw(st.integers(1, 3))):
-            start = draw(PLACES)
-            end = round(start + draw(st.integers(1, 10**5)) / 1000, 3)
-            share = draw(st.one_of(st.none(), st.integers(0, 10**6).map(lambda n: n / 10**6)))
-            label, question = draw(LABELS), draw(PARTS)
-            path = f"/naturelm-none/{folder}/{name}.wav"
-            made.append(window(path, start, end, text=label, query=question, confidence=share))
-    return made
-
-
-@pytest.mark.parametrize("name", [*FILES, "audacity"])
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(rows=rows())
-def test_what_is_written_is_read(tmp_path: Path, name: str, rows: list[WindowRow]) -> None:
-    found = answers(tmp_path, rows)
-    written = write(name, found, tmp_path / "t.txt", per_recording=name == "audacity")
-    tables = sorted(written.path.rglob("*.txt")) if written.path.is_dir() else [written.path]
-    if name in ("kaleidoscope", "birdnet", "ecosounds"):
-        tables = [tables[0].rename(tmp_path / "t.csv")]
-    back = [one for table in tables for one in read(table, name)]
-    if name == "audacity":
-        assert {one.audio_path for one in back} == {table.stem for table in tables}
-        back = [replace(one, audio_path="") for one in back]
-    expected = [expected_of(one, name) for one in sorted(found, key=lambda one: one.audio_path)]
-    assert sorted(map(told, back)) == sorted(map(told, expected))
-    shutil.rmtree(written.path, ignore_errors=True)
-
-
 @pytest.mark.parametrize("name", list(FILES))
 def test_answers_of_several_lines_are_read_again(tmp_path: Path, name: str) -> None:
     row = window("/naturelm-none/A.wav", text="A wren,\nthen a dog\r\n")
     target = tmp_path / (FILES[name].replace("answers", "table"))
-    write(name, answers(tmp_path, [row]), target)
+    write(name, answers(tmp_path, row), target)
     assert [one.label for one in read(target)] == ["A wren, then a dog"]
 
 
 def test_names_that_ecosounds_cannot_tell_apart_are_said(tmp_path: Path) -> None:
-    found = answers(tmp_path, ROWS)
+    found = answers(tmp_path, *ROWS)
     (said,) = write("ecosounds", found, tmp_path / "t.csv").says
     assert "1 names are those of several recordings, such as A.wav" in said
     assert not write("ecosounds", found, tmp_path / "each", per_recording=True).says
-
-
-def told(one: Detection) -> tuple[Any, ...]:
-    names = (one.label, one.common_name, one.scientific_name, one.question)
-    share = -1.0 if one.confidence is None else one.confidence
-    return (one.audio_path, round(one.start, 5), round(one.end, 5), share, *names)
-
-
-def expected_of(one: Detection, name: str) -> Detection:
-    """What a format keeps of a detection."""
-    kept: dict[str, Any] = {} if name == "raven" else {"question": ""}
-    if name == "audacity":
-        kept |= {"confidence": None, "audio_path": ""}
-    if name == "ecosounds":
-        kept["audio_path"] = Path(one.audio_path).name
-    if name in ("birdnet", "ecosounds"):
-        kept["label"] = one.common_name or one.scientific_name
-    return replace(one, **kept)
 
 
 # What programs and people make of tables
@@ -303,14 +224,24 @@ def test_variants_are_recognised_and_read(
         ("r.txt", f"{SELECTIONS}\tBegin File\n1\tS\t1\t1\t2\t0\t1\ta\n2\tS\t1\t1\t2\t0\t1\tb\n",
          "line 3: Begin Time .* counts over all of its files"),
         ("t.csv", "x,y\n1,2\n", r"t\.csv: is no table of csv, .*its columns are 'x', 'y'"),
+        ("t.csv", "\n", "is empty, so there is no detection in it"),
+        ("t.parquet", "PAR1 and no more", "cannot be read as Parquet"),
+        ("t.jsonl", '{"a": 1}\n', "line 1: this is no row"),
+        ("t.csv", "file,start_time,end_time,Owl\na.wav,0,3,often\n",
+         "line 2: Owl is 'often': 0, 1 or a score"),
+        ("t.csv", "file,start_time,end_time,Owl\na.wav,x,3,1\n", r"line 2: start \(start_time\) m"),
+        ("t.csv", "label,onset_s,offset_s,notated_path,annot_path,sequence,annotation\n"
+         "x,3,2,a,b,0,0\n", "line 2: end 2 is not after start 3"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_by_name(
     tmp_path: Path, name: str, text: str, says: str
 ) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises((DataError, OutputError), match=says):
         list(read(tmp_path / name))
+    with pytest.raises(DataError, match=r"absent\.csv: cannot be read"):
+        list(read(tmp_path / "absent.csv"))
 
 
 def test_a_format_that_is_named_must_fit(tmp_path: Path) -> None:
@@ -330,14 +261,6 @@ def test_an_end_that_no_column_says_is_open(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("start,label,file\n3,Wolf,a.wav\n")
     (one,) = read(tmp_path / "b.csv", "birdnet")
     assert one.end == math.inf
-
-
-@given(st.lists(st.tuples(LABELS, st.integers(0, 999).map(lambda n: n / 1000)), max_size=4))
-def test_alternatives_are_read_again(pairs: list[tuple[str, float]]) -> None:
-    from NatureLM.results.tables import alternatives_text
-
-    pairs = [(name, share) for name, share in pairs if not any(c.isdigit() for c in name)]
-    assert list(alternatives_of(alternatives_text(pairs))) == pairs
 
 
 def test_memory_of_a_large_table_is_flat(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from result_files import error, result_file, window
 
 from NatureLM.data.table import DataError
@@ -120,34 +118,6 @@ def test_what_the_tables_say(tmp_path: Path) -> None:
     package = json.loads((tmp_path / "p" / "datapackage.json").read_text(encoding="utf-8"))
     assert package["taxonomic"] == [{"scientificName": "Rallina tricolor"}]
     assert package["temporal"] == {"start": "2024-05-10", "end": "2024-05-10"}
-
-
-@given(
-    start=st.integers(0, 10**8).map(lambda milli: milli / 1e3),
-    label=st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12),
-    share=st.none() | st.integers(0, 10**6).map(lambda millionth: millionth / 1e6),
-    path=st.sampled_from(["/card/a,b.wav", "/card/ö/学.wav", "/card/.=1.wav", '/card/"q"..x.wav']),
-)
-def test_observations_are_read_again(
-    tmp_path_factory: pytest.TempPathFactory, start: float, label: str, share: float, path: str
-) -> None:
-    folder = tmp_path_factory.mktemp("camtrap")
-    context = {**field(), "local_time": "2024-05-10T05:30:00+10:00"}
-    context["utc_time"] = "2024-05-09T19:30:00Z"
-    label = label.replace("|", "/")
-    rows = [
-        heard(path, start, start + 3.5, label, confidence=share, context=context),
-        heard("/card/z.wav", 0.0, 3.0, "Rallina tricolor", context=context),
-    ]
-    answers = result_file(folder, *rows)
-    write("camtrap-dp", answers, folder / "p.zip")
-    assert recognised(folder / "p.zip") == "camtrap-dp"
-    found = {one.audio_path: one for one in read(folder / "p.zip")}
-    one = found[path.removeprefix("/card/")] if label != "None" else None
-    assert found["z.wav"].scientific_name == "Rallina tricolor"
-    if one is not None:
-        assert (one.label, one.confidence, one.question) == (label, share, "What?")
-        assert (one.start, one.end) == pytest.approx((start, start + 3.5), abs=1e-6)
 
 
 def test_a_package_made_by_hand() -> None:

@@ -1,30 +1,18 @@
-"""Labels for crowsetta and OpenSoundscape: round trips, tables made by hand, crowsetta itself."""
+"""Labels for crowsetta and OpenSoundscape: tables made by hand, crowsetta itself."""
 
 from __future__ import annotations
 
 import csv
-import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from result_files import error, result_file, survey, window
+from result_files import result_file, survey, window
 
-from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
-from NatureLM.formats import FORMATS, crowsetta, opensoundscape, read, recognised, write
+from NatureLM.formats import labels, read, recognised, write
 from NatureLM.results.detections import Detection
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "formats"
-LABEL = (
-    st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)
-    .map(lambda text: unicodedata.normalize("NFC", text))  # as the reader of tables has it
-    .filter(lambda text: text != "None")
-    # A cell that ends in a quote which none begins is refused: the table may be cut there.
-    .filter(lambda text: not (text.endswith('"') and text.count('"') % 2))
-)
-PLACES = st.integers(0, 10**9).map(lambda milli: milli / 1e3)
 
 
 def told(found: Detection) -> tuple[str, float, float, str, float | None]:
@@ -51,43 +39,6 @@ def test_opensoundscape_made_by_hand(name: str) -> None:
     assert [one.label for one in between] == ([] if shares[0] else ["Rallina tricolor"])
 
 
-@pytest.mark.parametrize("name", ["crowsetta", "opensoundscape"])
-@given(
-    labels=st.lists(LABEL | st.just("Rallina tricolor"), min_size=1, max_size=4, unique=True),
-    starts=st.lists(PLACES, min_size=4, max_size=4, unique=True),
-    shares=st.none() | st.lists(st.integers(1, 10**6), min_size=4, max_size=4),
-    path=st.sampled_from(["/a,b.wav", "/ö/学.wav", "/=1+1.wav", '/"q"/x.wav']),
-)
-def test_labels_are_read_again(
-    tmp_path_factory: pytest.TempPathFactory,
-    name: str,
-    labels: list[str],
-    starts: list[float],
-    shares: list[int] | None,
-    path: str,
-) -> None:
-    folder = tmp_path_factory.mktemp("labels")
-    rows = [
-        window(
-            *(path, start, start + 3.0),
-            text=label,
-            confidence=None if shares is None else shares[at] / 1e6,
-        )
-        for at, (label, start) in enumerate(zip(labels, starts, strict=False))
-    ]
-    answers = result_file(folder, *rows, window("/b.wav", text="None"), error("/c.wav"))
-    target = folder / f"t{FORMATS[name].suffix}"
-    written = write(name, answers, target)
-    assert written.lines == len(rows) + (name == "opensoundscape")
-    found = sorted(read(target), key=lambda one: one.start)
-    before = sorted(answers, key=lambda one: one.start)
-    assert [one.label for one in found] == [one.label for one in before]
-    assert [one.start for one in found] == pytest.approx([one.start for one in before], abs=1e-6)
-    assert {one.audio_path for one in found} == {path}
-    if name == "opensoundscape" and shares is not None and set(shares) != {10**6}:
-        assert [one.confidence for one in found] == [one.confidence for one in before]
-
-
 def test_crowsetta_opens_what_is_written_for_it(tmp_path: Path) -> None:
     import crowsetta as theirs
 
@@ -105,7 +56,7 @@ def test_crowsetta_opens_what_is_written_for_it(tmp_path: Path) -> None:
     assert list(first.seq.offsets_s) == [10.0, 20.0]
     assert str(first.annot_path) == str(tmp_path / "answers.jsonl")
     with open(tmp_path / "t.csv", encoding="utf-8", newline="") as file:
-        assert tuple(next(csv.reader(file))) == crowsetta.COLUMNS
+        assert tuple(next(csv.reader(file))) == labels.CROWSETTA
 
 
 def test_crowsetta_writes_what_is_read_here(tmp_path: Path) -> None:
@@ -149,32 +100,11 @@ def test_a_survey_has_classes(tmp_path: Path) -> None:
 
 
 def test_free_answers_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opensoundscape, "MOST_CLASSES", 1)
+    monkeypatch.setattr(labels, "MOST_CLASSES", 1)
     rows = [window(text="A fox barks"), window(start=10, end=20, text="An owl calls")]
     with pytest.raises(UsageError, match=r"more than 1 different answers.*--column"):
         write("opensoundscape", result_file(tmp_path, *rows), tmp_path / "t.csv")
     assert not (tmp_path / "t.csv").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (
-            "file,start_time,end_time,Owl\na.wav,0,3,often\n",
-            "line 2: Owl is 'often': 0, 1 or a score",
-        ),
-        ("file,start_time,end_time,Owl\na.wav,x,3,1\n", "line 2: start (start_time) must be"),
-        (
-            "label,onset_s,offset_s,notated_path,annot_path,sequence,annotation\nx,3,2,a,b,0,0\n",
-            "line 2: end 2 is not after start 3",
-        ),
-    ],
-)
-def test_lines_that_are_none(content: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(DataError) as caught:
-        list(read(tmp_path / "t.csv"))
-    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,10 @@ def detection(path: str = "a.wav", start: float = 0.0, end: float = 10.0, **more
 def table_of(
     found: Iterable[Detection], recordings: list[HeardRecording], **options: Any
 ) -> list[dict[str, str]]:
-    file = io.StringIO(newline="")
-    count = raven.write_selections(found, file, recordings, **options)
-    lines = file.getvalue().split("\n")
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "t.txt")
+        count = raven.write_selections(found, target, recordings, **options)
+        lines = target.read_bytes().decode().split("\n")
     assert lines.pop() == ""
     cells = [line.split("\t") for line in lines]
     assert len(cells) == count + 1
@@ -80,20 +81,20 @@ def test_times_do_not_drift(lengths: list[int], rate: int) -> None:
 @given(text=TEXT, question=TEXT, name=TEXT)
 def test_no_text_breaks_a_selection_table(text: str, question: str, name: str) -> None:
     found = [
-        detection(label=text, question=question, note=text, common_name=text),
-        detection(start=1),
+        detection(name, label=text, question=question, note=text, common_name=text),
+        detection(name, start=1),
     ]
-    rows = table_of(found, [heard()], names={"a.wav": name})
+    rows = table_of(found, [heard(name)])
     assert [row["Selection"] for row in rows] == ["1", "2"]
     assert rows[1]["Annotation"] == "Wolf"
 
 
 def test_channel_band_and_names_are_those_that_are_known() -> None:
-    files = [heard(rate=500_000)]
-    (row,) = table_of([detection()], files, names={"a.wav": "=7.wav"}, channel=2, heard_hz=80_000)
+    files = [heard("=7.wav", rate=500_000)]
+    (row,) = table_of([detection("=7.wav")], files, channel=2, heard_hz=80_000)
     assert (row["Channel"], row["High Freq (Hz)"]) == ("2", "80000.0")
     assert (row["Begin Path"], row["Begin File"]) == ("'=7.wav", "'=7.wav")
-    (row,) = table_of([detection(channel=3, low_hz=500.0, high_hz=900.5)], files)
+    (row,) = table_of([detection("=7.wav", channel=3, low_hz=500.0, high_hz=900.5)], files)
     assert (row["Channel"], row["Low Freq (Hz)"], row["High Freq (Hz)"]) == ("3", "500.0", "900.5")
 
 

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from result_files import error, result_file, survey, window
 
-from NatureLM.data.table import DataError
 from NatureLM.errors import UsageError
-from NatureLM.formats import FORMATS, file_names, read, recognised, spreadsheet, write
-from NatureLM.formats.jsonl import write_jsonl
-from NatureLM.formats.spreadsheet import write_csv
+from NatureLM.formats import FORMATS, file_names, read, recognised, wide, write
 from NatureLM.results.detections import HeardRecording, ResultFile
 from NatureLM.results.rows import ErrorRow, Row, RunSettings, from_line, to_line, write_record
-from NatureLM.results.tables import without_formula
+from NatureLM.results.tables import without_formula, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
 
-def csv_of(*rows: Row, **options: Any) -> list[dict[str, str]]:
-    file = io.StringIO(newline="")
-    write_csv(rows, file, **options)
-    return list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
+def csv_of(*rows: Row) -> list[dict[str, str]]:
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "t.csv")
+        write_rows(target, *wide.csv_lines(wide.columns_of(rows), rows))
+        with open(target, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
 
 def test_csv_holds_answers_and_errors() -> None:
     first, second = csv_of(window(start=10, end=16.64, merging_alpha=-0.4), error("b.wav"))
-    assert first == dict.fromkeys(spreadsheet.COLUMNS, "") | {
+    assert first == dict.fromkeys((*wide.BEFORE, *wide.ANSWER, *wide.AFTER), "") | {
         "recording": "a.wav",
         "start": "10",
         "end": "16.64",
@@ -65,17 +63,6 @@ def test_formulas_are_escaped(start: str) -> None:
 def test_other_texts_stay_as_they_are() -> None:
     for text in ("", "Barn Owl", "a=b", "3-4", "'tis"):
         assert without_formula(text) == text
-
-
-def test_jsonl_is_that_of_infer_under_the_names_of_the_user() -> None:
-    file = io.StringIO()
-    write_jsonl(
-        [window("/secret/0001-a.wav"), error("/secret/2.wav")], file, {"/secret/2.wav": "b"}
-    )
-    first, second = map(json.loads, file.getvalue().splitlines())
-    assert first["audio_path"] == "0001-a.wav"
-    assert second["audio_path"] == "b"
-    assert first["text"] == "Wolf"
 
 
 def test_notes_are_kept_by_every_export(tmp_path: Path) -> None:
@@ -207,40 +194,6 @@ def test_a_survey_is_read_again(name: str, tmp_path: Path) -> None:
     assert fox.claim == SURVEY[0].claim  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["csv", "parquet", "jsonl"])
-@given(
-    label=TEXT.filter(lambda text: text.strip() and "\0" not in text and text != "None"),
-    start=st.integers(0, 10**9).map(lambda micro: micro / 1e6),
-    confidence=st.none() | st.integers(0, 10**6).map(lambda millionth: millionth / 1e6),
-    path=st.sampled_from(["/a,b.wav", "/ö/学.wav", "/=1+1.wav", '/"q".wav', "/tab\t.wav"]),
-)
-def test_answers_are_read_again(
-    tmp_path_factory: pytest.TempPathFactory,
-    name: str,
-    label: str,
-    start: float,
-    confidence: float | None,
-    path: str,
-) -> None:
-    folder = tmp_path_factory.mktemp("t")
-    others = (("Wren, winter", 0.125), ("Owl", 0.25))
-    row = window(
-        path, start, start + 10, text=label, confidence=confidence, alternatives=others, windows=2
-    )
-    answers = result_file(folder, row, window("/b.wav", text="None"), error("/c.wav"))
-    target = folder / f"t{FORMATS[name].suffix}"
-    write(name, answers, target)
-    (found,) = read(target)
-    (before,) = answers
-    # The reader of tables takes the blanks away that a cell without quotes begins with.
-    is_csv = name == "csv"
-    assert found.label == label or (is_csv and found.label == label.lstrip(" "))
-    assert found.start == pytest.approx(start, abs=1e-6)
-    assert found.confidence == confidence
-    assert (found.audio_path, found.alternatives, found.windows) == (path, others, 2)
-    assert found.question == before.question
-
-
 def test_no_column_hides_another(tmp_path: Path) -> None:
     row = survey(0, {"start": "now", "note": "x"}, context={"model": "SM4", "site": "N"})
     write("csv", result_file(tmp_path, row), tmp_path / "t.csv")
@@ -286,25 +239,6 @@ def test_names_of_files_differ() -> None:
     paths = ["/x/A.wav", "/x/a.WAV", "/x/a.b.wav"]
     names = file_names([HeardRecording(path, path, 1.0) for path in paths], ".txt")
     assert [str(one) for one in names] == ["A.wav.txt", "a.WAV.txt", "a.b.txt"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("t.csv", "species,when\nWren,1\n", "its columns are 'species', 'when'"),
-        ("t.csv", "\n", "is empty, so there is no detection in it"),
-        ("absent.csv", None, "absent.csv: cannot be read"),
-        ("t.parquet", "PAR1 and no more", "cannot be read as Parquet"),
-        ("t.jsonl", '{"a": 1}\n', "line 1: this is no row"),
-    ],
-)
-def test_tables_that_are_none(name: str, content: str | None, words: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises((DataError, UsageError)) as caught:
-        list(read(path))
-    assert words in str(caught.value)
 
 
 def test_a_format_that_is_not_there(tmp_path: Path) -> None:
