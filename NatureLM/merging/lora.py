@@ -233,13 +233,8 @@ def add_adapter(
         layer = language_model.get_submodule(target)
         if not isinstance(layer, LoraLinear):
             layer = LoraLinear(linear_of(language_model, target), target)
-            _replace(language_model, target, layer)
+            language_model.set_submodule(target, layer)
         layer.add_adapter(name, rank, scale, dropout)
-
-
-def _replace(language_model: nn.Module, target: str, module: nn.Module) -> None:
-    parent, _, attribute = target.rpartition(".")
-    setattr(language_model.get_submodule(parent), attribute, module)
 
 
 # -- updates and the layers that they change ------------------------------------------------
@@ -359,4 +354,4 @@ def detach(model: AdaptedModel, name: str) -> None:
     for target, layer in lora_layers(language_model, name).items():
         layer.remove_adapter(name)
         if not layer.lora_A:
-            _replace(language_model, target, layer.base_layer)
+            language_model.set_submodule(target, layer.base_layer)

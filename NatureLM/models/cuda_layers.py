@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
-from NatureLM.models import fused_kernels
+from NatureLM.models import triton_kernels as kernels
 from NatureLM.models.quantized import Int4Linear
 
 _ALIGNED = 64  # outputs of a product in half precision that any kernel takes come in multiples
@@ -30,11 +30,11 @@ _HALF = (torch.bfloat16, torch.float16)
 def use_cuda_layers(language_model: Any) -> None:
     """Swap the layers of a model that lies on a card; once or again."""
     swapped: dict[type, type] = {LlamaRMSNorm: FusedRMSNorm}
-    if fused_kernels.is_here():
+    if kernels.is_here():
         swapped |= {LlamaAttention: FusedAttention, LlamaMLP: FusedMLP}
     for module in language_model.modules():
         module.__class__ = swapped.get(type(module), type(module))
-        if isinstance(module, Int4Linear) and fused_kernels.is_here():
+        if isinstance(module, Int4Linear) and kernels.is_here():
             module.lie_for_cards()
     head = language_model.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.dtype in _HALF:
@@ -103,7 +103,7 @@ def rotated(
     rows, length, _, width = query_RLHK.shape
     turns = [one.expand(rows, length, width).contiguous() for one in (cos_RLK, sin_RLK)]
     query_RHLK, key_RHLK = query_RLHK.transpose(1, 2), key_RLHK.transpose(1, 2)
-    fits = fused_kernels.is_width(width) and fused_kernels.fits(query_RLHK, key_RLHK, *turns)
+    fits = kernels.is_width(width) and kernels.fits(query_RLHK, key_RLHK, *turns)
     if not fits:
         both: tuple[Tensor, Tensor] = modeling_llama.apply_rotary_pos_emb(
             query_RHLK, key_RHLK, cos_RLK, sin_RLK
@@ -111,7 +111,7 @@ def rotated(
         return both
     cos_TK, sin_TK = (one.view(-1, width) for one in turns)
     for one in (query_RLHK, key_RLHK):
-        fused_kernels.rotate(one.flatten(0, 1), cos_TK, sin_TK)
+        kernels.rotate(one.flatten(0, 1), cos_TK, sin_TK)
     return query_RHLK, key_RHLK
 
 
@@ -121,8 +121,8 @@ class FusedMLP(LlamaMLP):
     def forward(self, x: Tensor) -> Tensor:
         """What it adds to the hidden states (..., D)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if self.config.hidden_act == "silu" and fused_kernels.fits(gate, up):
-            hidden = fused_kernels.gated(gate, up)
+        if self.config.hidden_act == "silu" and kernels.fits(gate, up):
+            hidden = kernels.gated(gate, up)
         else:
             hidden = self.act_fn(gate) * up
         out: Tensor = self.down_proj(hidden)

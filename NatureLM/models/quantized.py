@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from NatureLM.config.schema import QUANTIZATIONS, Quantization
 from NatureLM.errors import UsageError
-from NatureLM.merging.lora import LoraLinear, linear_of, linear_shapes
+from NatureLM.merging.lora import linear_of, linear_shapes, lora_layers
+from NatureLM.models import triton_kernels as kernels
 
 GROUP = 64  # inputs that share a scale and a middle
 BLOCK = 64  # outputs that lie together in a file of 4 bits
@@ -97,8 +98,8 @@ class QuantizedLinear(nn.Linear, ABC):
         x_MI = x.reshape(-1, self.in_features).contiguous()
         if x.device.type == "cpu":
             y_MO = self._on_processor(x_MI)
-        elif x.device.type == "cuda" and (kernels := _kernels()) is not None:
-            y_MO = self._on_card(x_MI, kernels)
+        elif x.device.type == "cuda" and kernels.is_here():
+            y_MO = self._on_card(x_MI)
         else:
             y_MO = F.linear(x_MI, self.dequantized(x.dtype))
         if self.bias is not None:
@@ -110,7 +111,7 @@ class QuantizedLinear(nn.Linear, ABC):
         """Rows (M, I) times the matrix (M, O)."""
 
     @abstractmethod
-    def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
+    def _on_card(self, x_MI: Tensor) -> Tensor:
         """The same by kernels for cards."""
 
     def extra_repr(self) -> str:
@@ -141,9 +142,9 @@ class Int8Linear(QuantizedLinear):
             torch.mm(x_MI, wide.T, out=y_MO[:, piece])
         return y_MO.mul_(scale_O)
 
-    def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
+    def _on_card(self, x_MI: Tensor) -> Tensor:
         if kernels.takes(x_MI):
-            return cast(Tensor, kernels.int8_rows(x_MI, self.weight, self.scale))
+            return kernels.multiply(x_MI, self.weight, self.scale)
         outputs, inputs = self.weight.shape
         # No fast kernel takes an odd number of outputs; what the rows beyond them hold is left out.
         wide = x_MI.new_empty(outputs + -outputs % BLOCK, inputs)
@@ -189,7 +190,7 @@ class Int4Linear(QuantizedLinear):
             y_MNO[:, piece] = y_NMO.transpose(0, 1)
         return y_MNO.flatten(1)
 
-    def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
+    def _on_card(self, x_MI: Tensor) -> Tensor:
         return F.linear(x_MI, self.dequantized(x_MI.dtype))
 
     def lie_for_cards(self) -> None:
@@ -206,8 +207,8 @@ class CardInt4Linear(Int4Linear):
     """
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        if self.weight.device.type == "cuda" and (kernels := _kernels()) is not None:
-            return cast(Tensor, kernels.int4_matrix(self.weight, self.scale, dtype))
+        if self.weight.device.type == "cuda" and kernels.is_here():
+            return kernels.int4_matrix(self.weight, self.scale, dtype)
         pairs_OGJ = self.weight.unflatten(1, (-1, GROUP // 2))
         q_OGI = unpack_int4(pairs_OGJ).to(torch.int16).to(dtype).sub_(8)
         scale, middle = self.scale.to(dtype)[..., None, :].unbind(-1)
@@ -216,9 +217,9 @@ class CardInt4Linear(Int4Linear):
     def _on_processor(self, x_MI: Tensor) -> Tensor:
         return F.linear(x_MI, self.dequantized(x_MI.dtype))
 
-    def _on_card(self, x_MI: Tensor, kernels: Any) -> Tensor:
+    def _on_card(self, x_MI: Tensor) -> Tensor:
         if kernels.takes(x_MI):
-            return cast(Tensor, kernels.int4_rows(x_MI, self.weight, self.scale))
+            return kernels.multiply(x_MI, self.weight, self.scale)
         return F.linear(x_MI, self.dequantized(x_MI.dtype))
 
     def lie_for_cards(self) -> None:
@@ -250,14 +251,6 @@ def pieces(count: int, size: int) -> Iterator[slice]:
     step = max(1, _PIECE // size)
     for first in range(0, count, step):
         yield slice(first, min(first + step, count))
-
-
-@lru_cache(1)
-def _kernels() -> Any:
-    """The kernels for cards; None where Triton, which compiles them, is not installed."""
-    from NatureLM.models import fused_kernels, quantized_kernels
-
-    return quantized_kernels if fused_kernels.is_here() else None
 
 
 @lru_cache(1)
@@ -394,6 +387,7 @@ def kinds_of_layers(language_model: nn.Module, kind: Quantization) -> dict[str, 
 
 def quantize_layers(language_model: nn.Module, kind: Quantization) -> None:
     """Put quantised layers in the place of linear ones; with values where there are values."""
+    wrapped = lora_layers(language_model)
     for name, its_kind in kinds_of_layers(language_model, kind).items():
         linear = linear_of(language_model, name)
         weight = linear.weight
@@ -403,16 +397,8 @@ def quantize_layers(language_model: nn.Module, kind: Quantization) -> None:
             made.set(made.weight, made.scale.to(weight.dtype))
         else:
             made.quantize(weight.detach(), weight.dtype)
-        _replace(language_model, name, made.train(linear.training))
-
-
-def _replace(language_model: nn.Module, name: str, linear: nn.Linear) -> None:
-    module = language_model.get_submodule(name)
-    if isinstance(module, LoraLinear):
-        module.base_layer = linear
-        return
-    parent, _, attribute = name.rpartition(".")
-    setattr(language_model.get_submodule(parent), attribute, linear)
+        path = f"{name}.base_layer" if name in wrapped else name
+        language_model.set_submodule(path, made.train(linear.training))
 
 
 def check_quantization(name: str, source: str = "quantize") -> Quantization:

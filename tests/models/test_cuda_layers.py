@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from NatureLM.models import fused_kernels
+from NatureLM.models import triton_kernels as kernels
 from NatureLM.models.checkpoint.tensors import write_tensors
 from NatureLM.models.cuda_layers import (
     AlignedHead,
@@ -40,7 +40,7 @@ def small_llama(dtype: torch.dtype, tied: bool = False) -> LlamaForCausalLM:
 @pytest.fixture(autouse=True)
 def swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """All layers are swapped, as where Triton is; on a processor their kernels take nothing."""
-    monkeypatch.setattr(fused_kernels, "is_here", lambda: True)
+    monkeypatch.setattr(kernels, "is_here", lambda: True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -84,7 +84,7 @@ def test_float32_stays_as_it_is(learns: bool) -> None:
 def test_heads_whose_width_the_kernel_does_not_know_are_turned_without_it(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_kernels, "fits", lambda *_: True)  # as on a card
+    monkeypatch.setattr(kernels, "fits", lambda *_: True)  # as on a card
     query, key = torch.randn(2, 5, 4, width), torch.randn(2, 5, 2, width)
     cos, sin = torch.randn(2, 2, 5, width)
     wanted = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
@@ -119,11 +119,11 @@ def test_kernels_of_a_card(heads: int) -> None:
     cos, sin = (torch.randn(77, 64, device="cuda").bfloat16() for _ in range(2))
     turned = torch.cat([-x[..., 32:], x[..., :32]], dim=-1)
     wanted = x.double() * cos.double()[:, None] + turned.double() * sin.double()[:, None]
-    fused_kernels.rotate(x, cos, sin)
+    kernels.rotate(x, cos, sin)
     assert (x - wanted).norm() < 3e-3 * wanted.norm()
     gate, up = (torch.randn(3, heads * 1001, device="cuda").bfloat16() for _ in range(2))
     wanted = torch.nn.functional.silu(gate.double()) * up.double()
-    assert (fused_kernels.gated(gate, up) - wanted).norm() < 3e-3 * wanted.norm()
+    assert (kernels.gated(gate, up) - wanted).norm() < 3e-3 * wanted.norm()
 
 
 def test_the_output_layer_is_exact_whatever_becomes_of_its_weight(tmp_path: Path) -> None:
