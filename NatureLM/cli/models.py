@@ -122,8 +122,7 @@ def _check(
 
 
 def _get(name: str | None) -> None:
-    from NatureLM.models.packaged_base import fetch_base
-    from NatureLM.models.registry import MODELS, find, find_checkpoint
+    from NatureLM.models.registry import MODELS, fetch_base, find, find_checkpoint
 
     with_base = [entry.name for entry in MODELS if entry.base is not None]
     if name is None:
@@ -135,10 +134,9 @@ def _get(name: str | None) -> None:
     if entry.base is None:
         show(f"{name} is in {find_checkpoint(name)}")
         return
-    fetched = fetch_base(entry.base)
-    where = "is here now" if fetched.is_new else "was here already"
+    where = "is here now" if fetch_base(entry.base) else "was here already"
     show(
-        f"{entry.base.repository} {where}, with the right hash: {fetched.path}\n"
+        f"{entry.base.repository} {where}, with the right hash: {entry.base.path}\n"
         f"Use it with: naturelm infer --model {name}"
     )
 

@@ -3,7 +3,7 @@
 What a model takes is its weights, the keys and values of rows, what passes between layers, and the
 copies that loading makes. It is compared with what is free (`NatureLM.memory`). `choose` takes the
 best precision that fits, and refuses what cannot with what would; where a card has too little room
-for the layers of the language model, some of them stay in RAM (`models.offload`).
+for the layers of the language model, some of them stay in RAM.
 
 Never less than what was measured beside it: docs/how-to/which-machine.md.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from NatureLM.config.schema import QUANTIZATIONS, Quantization
 from NatureLM.errors import UsageError
@@ -376,3 +377,57 @@ def flag(need: Need) -> str:
     """The option that asks for a precision."""
     precision = need.precision
     return f"--quantize {precision.kind}" if precision.kind else f"--dtype {precision.name}"
+
+
+# -- layers in RAM --------------------------------------------------------------------------
+
+# A layer is copied to the card before it runs and is gone after it, so that α, adapters and rounded
+# weights act as ever and answers are the same; what it costs is the copy, each time. (Hooks of
+# accelerate do so, too, but empty the card's cache at every tensor.) Nothing is folded into such
+# weights, and no steps are captured.
+
+
+def copy_to_run(layers: Iterable[nn.Module], device: torch.device) -> int:
+    """Let layers whose tensors stay where they are run on a device; returns how many there are."""
+    count = 0
+    for layer in layers:
+        if device.type == "cuda":
+            _pin(layer)
+        _Copies(layer, device)
+        count += 1
+    return count
+
+
+def _pin(layer: nn.Module) -> None:
+    """Move its tensors to memory that a card reads directly, at several times the rate."""
+    with suppress(RuntimeError):  # the system gives no more of it
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.pin_memory()
+
+
+class _Copies:
+    """The tensors of one layer, which are copies on a device while it runs."""
+
+    def __init__(self, layer: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._homes: list[tuple[Any, str, Tensor]] = []
+        layer.register_forward_pre_hook(self._bring)
+        layer.register_forward_hook(self._take_back, always_call=True)
+
+    def _bring(self, layer: nn.Module, *_: Any) -> None:
+        for module in layer.modules():
+            for held in cast(Any, (module._parameters, module._buffers)):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        self._homes.append((held, name, tensor))
+                        held[name] = self._copy(tensor)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """A parameter of the same values, since layers look at `requires_grad`."""
+        copied = tensor.detach().to(self._device, non_blocking=True, copy=True)
+        return nn.Parameter(copied, requires_grad=False)
+
+    def _take_back(self, *_: Any) -> None:
+        while self._homes:
+            held, name, tensor = self._homes.pop()
+            held[name] = tensor

@@ -48,7 +48,7 @@ from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
 from NatureLM.models.fit import Outline
 from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.quantized import quantize_layers
-from NatureLM.models.registry import apart
+from NatureLM.models.registry import named
 
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _SMALL_ENCODER = 384  # width
@@ -358,7 +358,7 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
             quantize=quantize,
             check=check,
         )
-        model.name_or_path = "@".join(filter(None, apart(str(path_or_id), revision)))
+        model.name_or_path = named(path_or_id, revision)
         return model
 
     def save_pretrained(  # type: ignore[override]

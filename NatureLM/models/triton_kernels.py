@@ -273,8 +273,7 @@ def multiply(x_MI: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         return out_SMO[0]
     out_MO = torch.empty(rows, outputs, dtype=x_MI.dtype, device=x_MI.device)
     count = rows * outputs
-    grid = (_ceil_div(count, _BLOCK),)
-    _compiled(_sum_kernel)[grid](out_SMO, out_MO, count, parts, _BLOCK)
+    _compiled(_sum_kernel)[(_ceil_div(count, _BLOCK),)](out_SMO, out_MO, count, parts, _BLOCK)
     return out_MO
 
 

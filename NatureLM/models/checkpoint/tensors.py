@@ -29,7 +29,7 @@ from NatureLM.models.registry import (
     pickle_refusal,
     read_json,
 )
-from NatureLM.util import atomic_write, digest, shown
+from NatureLM.util import atomic_write, digest, format_bytes, shown
 
 T = TypeVar("T")
 
@@ -349,14 +349,14 @@ def write_tensors(
     folder: Path,
     *,
     max_shard_size: str | int = "5GB",
-    on_file: Callable[[str, int], None] | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write tensors as `model.safetensors`, or as shards with an index; old weights go.
 
     Shared tensors stand under the first of their names, so that the files also read as a checkpoint
     of the reference. Each file is written beside its place and then moved there.
 
-    on_file: is told of each file's name and size in bytes before it is written
+    report: takes a line for each file before it is written
     """
     outline = {
         name: torch.empty(one.shape, dtype=one.dtype, device="meta")
@@ -365,8 +365,8 @@ def write_tensors(
     split = split_torch_state_dict_into_shards(outline, max_shard_size=max_shard_size)
     written = set(split.filename_to_tensors)
     for name, members in split.filename_to_tensors.items():
-        if on_file is not None:
-            on_file(name, sum(tensors[member].nbytes for member in members))
+        size = sum(tensors[member].nbytes for member in members)
+        report(f"writing {name} ({format_bytes(size)})")
         write_file({member: tensors[member] for member in members}, folder / name)
     if split.is_sharded:
         index_name = f"model{INDEX_SUFFIX}"
