@@ -177,6 +177,7 @@ def taught_engine(
         request.classifier,
         model=request.model,
         batch=request.batch_size,
+        index=getattr(request, "index", None),
         device=request.device,
         dtype=request.dtype,
         **{
@@ -186,6 +187,8 @@ def taught_engine(
         },
     )
     if spread is not None:
+        if getattr(request, "index", None) is not None:
+            raise UsageError("--index is read by one process: leave out --engine ray")
         from NatureLM.distributed.askers import TaughtAsker
 
         with on_ray(spread, request.device, partial(TaughtAsker, load, asked), asked, field) as one:

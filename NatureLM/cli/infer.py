@@ -163,6 +163,11 @@ class InferRequest(of.ExperimentOptions):
     top_k: int = of.option(3, "Species that are named, the answer included.", _SPECIES)
     min_confidence: str = of.MIN_CONFIDENCE
     classifier: Path | None = of.CLASSIFIER
+    index: Path | None = of.option(
+        None,
+        "With --classifier: index that `naturelm embed` made. Recordings in it are not heard anew.",
+        _SPECIES,
+    )
 
     @property
     def audio_paths(self) -> list[AnyPath]:
@@ -229,6 +234,8 @@ def run(request: InferRequest, config: Config) -> int:
 
     spread = ray_options(request)
     model = of.model_name(request.model, config)
+    if request.index is not None and (request.classifier is None or request.from_table):
+        raise UsageError("--index goes with --classifier, and with whole recordings only")
     if request.classifier is None:
         asked, names = ask_options(request, config, model)
     else:

@@ -7,11 +7,17 @@ so that whatever takes answers takes these, too.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from NatureLM.audio.windows import Window
+from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.claims import claim_of, with_agreement
 from NatureLM.inference.windows import (
@@ -25,6 +31,7 @@ from NatureLM.inference.windows import (
 )
 from NatureLM.results.thresholds import MinConfidence, least
 from NatureLM.search.build import Embedder
+from NatureLM.search.index import VectorIndex, known_recordings, open_index
 from NatureLM.storage import AnyPath
 from NatureLM.teach.classifier import QUERY, Classifier, ranked
 
@@ -64,16 +71,24 @@ class TaughtPipeline:
     """A classifier and the encoder that it was taught with.
 
     batch: windows at once
+    index: recordings that it holds are not heard anew
 
-    Raises UsageError where the model has another encoder.
+    Raises UsageError where the model, or the index, has another encoder.
     """
 
     def __init__(
-        self, model: NatureLM, classifier: Classifier, *, batch: int | None = None
+        self,
+        model: NatureLM,
+        classifier: Classifier,
+        *,
+        batch: int | None = None,
+        index: VectorIndex | None = None,
     ) -> None:
-        self.model, self.classifier = model, classifier
+        self.model, self.classifier, self._index = model, classifier, index
         self._embedder = Embedder(model, classifier.hears.layer, batch=batch or 16)
         classifier.check_encoder(self._embedder.fingerprint, str(model.name_or_path))
+        if index is not None:
+            classifier.check_encoder(index.settings.fingerprint, str(index.path))
 
     @property
     def revisions(self) -> dict[str, str]:
@@ -89,7 +104,12 @@ class TaughtPipeline:
         }
 
     def check(self, options: AskOptions) -> None:
-        """Log what may not fit. Raises UsageError for thresholds of something else."""
+        """Log what may not fit.
+
+        Raises UsageError for thresholds of something else and an index of other windows.
+        """
+        if self._index is not None:
+            _check_windows(self._index, options)
         if isinstance(options.min_confidence, MinConfidence):
             now = {
                 **self.settings(options),
@@ -117,12 +137,25 @@ class TaughtPipeline:
         claims: Mapping[AnyPath, tuple[Detection, ...]] | None = None,
         **_: Any,
     ) -> Generator[WindowResult | RecordingError, None, None]:
-        """As `Pipeline.unanswered`."""
+        """As `Pipeline.unanswered`; recordings of the index come first, in its order."""
+        asked = [
+            Recording(n, str(one), one, (QUERY,), None if claims is None else claims[one])
+            for n, one in enumerate(recordings)
+        ]
+        if self._index is not None:
+            asked, held = _parted(asked, self._index)
+            if asked:
+                logger.warning(
+                    "%s: it lacks %d of %d recordings, or they have changed since; they are heard",
+                    *(self._index.path, len(asked), len(recordings)),
+                )
+            for windows, vectors in _indexed(self._index, held):
+                chances = self.classifier.classify(vectors).chances
+                for one, shares in zip(windows, chances, strict=True):
+                    if not store.is_done(one.recording.name, one.window.start, QUERY, ""):
+                        yield _result(one, shares, self.classifier.labels, options)
         stream = WindowStream(
-            [
-                Recording(n, str(one), one, (QUERY,), None if claims is None else claims[one])
-                for n, one in enumerate(recordings)
-            ],
+            asked,
             {
                 "sample_rate": self.model.config.sample_rate,
                 "window_seconds": options.window_length_seconds,
@@ -158,7 +191,8 @@ class TaughtPipeline:
             if heard >= self._embedder.batch:
                 yield from self._answered(waiting, options)
                 waiting, heard = [], 0
-        yield from self._answered(waiting, options)
+        if waiting:
+            yield from self._answered(waiting, options)
 
     def _answered(
         self, items: Sequence[RecordingWindow | RecordingError], options: AskOptions
@@ -171,6 +205,70 @@ class TaughtPipeline:
                 yield one
             else:
                 yield _result(one, next(chances), self.classifier.labels, options)
+
+
+def _check_windows(index: VectorIndex, options: AskOptions) -> None:
+    """Raise UsageError where an index holds other windows than are asked about."""
+    settings = index.settings
+    pairs = {
+        "--window-length-seconds": (settings.window_seconds, options.window_length_seconds),
+        "--hop-length-seconds": (settings.hop_seconds, options.hop_length_seconds),
+        "--time-expansion": (settings.time_expansion, options.time_expansion),
+        "--channel": (settings.channel, options.channel),
+    }
+    for name, (held, asked) in pairs.items():
+        if str(held) != str(asked):
+            raise UsageError(
+                f"{index.path}: was made with {name} {held}, and {asked} is asked for: make an "
+                "index with the same windows, or leave out --index"
+            )
+
+
+def _parted(
+    recordings: Sequence[Recording], index: VectorIndex
+) -> tuple[list[Recording], dict[str, Recording]]:
+    """Recordings that an index lacks, or that have changed since; the others by its names."""
+    known, keys = known_recordings(index)
+    paths = [one.source for one in recordings]
+    known.match(paths, is_noted=False)
+    changed = known.changed(paths)
+    unfinished = set(index.settings.unfinished)
+    names = {
+        key: name for name, key in keys.items() if key not in changed and name not in unfinished
+    }
+    held: dict[str, Recording] = {}
+    lacking = []
+    for one in recordings:
+        name = names.get(known.key(one.source))
+        if name is None or name in held:  # of two names of one recording the second is heard
+            lacking.append(one)
+        else:
+            held[name] = one
+    return lacking, held
+
+
+def _indexed(
+    index: VectorIndex, held: Mapping[str, Recording]
+) -> Iterator[tuple[list[RecordingWindow], NDArray[np.float32]]]:
+    """Windows of an index with their vectors, some at a time; their sound is not there.
+
+    held: recordings by their names in the index
+    """
+    counts: Counter[str] = Counter()
+    for shard in index.shards():
+        windows, rows = [], []
+        for row, file in enumerate(shard.files):
+            number = counts[file]
+            counts[file] += 1
+            if file not in held:
+                continue
+            recording, times = held[file], (float(shard.starts[row]), float(shard.ends[row]))
+            note = "" if shard.vectors[row].any() else "silent"
+            window = Window(number, *times, np.empty(0, np.float32), note)
+            windows.append(RecordingWindow(recording, window, f"{recording.number}/{number}"))
+            rows.append(row)
+        if rows:
+            yield windows, shard.vectors[rows]
 
 
 def _result(
@@ -208,11 +306,17 @@ def _result(
 
 
 def load_taught(
-    folder: str | Path, *, model: str | None = None, batch: int | None = None, **options: Any
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    batch: int | None = None,
+    index: Path | None = None,
+    **options: Any,
 ) -> TaughtPipeline:
     """A classifier of a folder, with its encoder, which is loaded without the language model.
 
     model: its name, where it is called otherwise here
+    index: file that `naturelm embed` made
     options: of `inference.pipeline.load_model`
     """
     from NatureLM.inference.pipeline import load_model
@@ -222,4 +326,6 @@ def load_taught(
     if model is None:
         model = classifier.hears.model
         options.setdefault("revision", classifier.hears.revision)
-    return TaughtPipeline(load_model(model, audio_only=True, **options), classifier, batch=batch)
+    vectors = None if index is None else open_index(index)
+    loaded = load_model(model, audio_only=True, **options)
+    return TaughtPipeline(loaded, classifier, batch=batch, index=vectors)

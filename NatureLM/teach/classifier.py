@@ -48,7 +48,8 @@ class KnownCurve:
     def chance(self, squared: NDArray[np.floating[Any]]) -> Floats:
         """Of squared distances to the nearest example."""
         ratio = np.asarray(squared, np.float64) / self.between
-        made: Floats = (1 / (1 + np.exp(self.slope * ratio - self.offset))).astype(np.float32)
+        exponent = np.minimum(self.slope * ratio - self.offset, 500)  # e^710 overflows
+        made: Floats = (1 / (1 + np.exp(exponent))).astype(np.float32)
         return made
 
 

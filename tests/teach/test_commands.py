@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from commands import naturelm, rows
 
 from NatureLM.results.rows import read_record
+from NatureLM.search.build import Embedder
 from NatureLM.teach.labels import read_labelled
 
 from .conftest import make_support, tone
@@ -107,6 +110,47 @@ def test_an_index_is_not_heard_anew(taught: Path, nano_folder: Path) -> None:
         for folder in (taught, Path("other"))
     )
     assert one["card"] == other["card"]
+
+
+def test_recordings_of_an_index_are_not_heard_anew(
+    taught: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone(Path("card/quiet.wav"), 0.0, 3.0)
+    soundfile.write("card/nothing.wav", np.zeros(32000), 16000)
+    infer = ("infer", "card", "--classifier", taught, "--output-path")
+
+    def said(path: str) -> list[list[object]]:
+        names = ("audio_path", "start", "end", "text", "confidence", "alternatives")
+        return [[one.get(name) for name in names] for one in rows(path)]
+
+    assert naturelm(*infer, "heard.jsonl").exit_code == 0
+    model = ("--model", nano_folder / "checkpoint")
+    made = naturelm("embed", "card", "--output-path", "card.npz", "--layer", "peaks", *model)
+    assert made.exit_code == 0, made.output
+    before = Embedder.vectors
+    monkeypatch.delattr(Embedder, "vectors")
+    done = naturelm(*infer, "held.jsonl", "--index", "card.npz")
+    assert done.exit_code == 0, done.output
+    assert said("held.jsonl") == said("heard.jsonl")
+    (silent,) = (one for one in rows("held.jsonl") if "nothing.wav" in one["audio_path"])
+    assert not silent["text"]
+    monkeypatch.setattr(Embedder, "vectors", before, raising=False)
+
+    tone(Path("card/late.wav"), 400.0, 4.0, seed=9)
+    tone(Path("card/dusk.wav"), 3000.0, 4.0, seed=5)  # another sound of the same name
+    assert naturelm(*infer, "heard.jsonl", "--overwrite").exit_code == 0
+    done = naturelm(*infer, "held.jsonl", "--overwrite", "--index", "card.npz")
+    assert "card.npz: it lacks 2 of 5 recordings" in done.output
+    assert sorted(said("held.jsonl")) == sorted(said("heard.jsonl"))
+    for options, message in (
+        (("--hop-length-seconds", 5), "was made with --hop-length-seconds 10.0, and 5.0 is asked"),
+        (("--index", "sounds.npz"), "there is no such index"),
+    ):
+        done = naturelm(*infer, "other.jsonl", "--index", "card.npz", *options)
+        assert done.exit_code == 2
+        assert message in done.output
+    done = naturelm("infer", "card", "--query", "What?", "--index", "card.npz")
+    assert "--index goes with --classifier" in done.output
 
 
 def test_broken_examples_are_said_and_left_out(support: Path, nano_folder: Path) -> None:
