@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from NatureLM.prompts import few_shot_prompt
 from recipes.small.names import GERMAN
 from recipes.tiny.data import Clip, clips_of
+from recipes.tiny.evaluate import Item
 from recipes.tiny.species import source
+from recipes.tiny.tasks import names_with
 from recipes.tiny.wordings import CHOICE, SEEN
 
 LETTERS = "ABCD"
@@ -23,18 +25,13 @@ _LIST = 4  # names of a list, of which one is right
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question with what is right.
+class Question(Item):
+    """A question with what is right, written as asked for.
 
-    examples: clips that stand before the one that is asked about
-    truth: the right answer, written as asked for
     options: all answers that are allowed, where the question names them
     examples: clips that stand before the one that is asked about
     """
 
-    clip: Clip
-    query: str
-    truth: str
     options: tuple[str, ...] = ()
     examples: tuple[Clip, ...] = ()
 
@@ -73,24 +70,11 @@ class Draws:
     def __init__(self, clips: Sequence[Clip], seed: int) -> None:
         self.seed = seed
         self.taught = clips_of(list(clips), "train")
-        self.names = sorted({clip.label for clip in self.taught})
+        self.pool = [source(name) for name in sorted({clip.label for clip in self.taught})]
 
     def rng(self, family: str, clip: Clip) -> random.Random:
         """The generator of a family for a clip."""
         return random.Random(f"small {self.seed} {family} {clip.path.stem}")
-
-    def listed(self, clip: Clip, count: int, rng: random.Random) -> list[str]:
-        """So many names in random order, the clip's among them, none twice for one species."""
-        own = source(clip.label)
-        others = [
-            name
-            for name in self.names
-            if name != own.name
-            and (not own.scientific or source(name).scientific != own.scientific)
-        ]
-        names = [own.name, *rng.sample(others, count - 1)]
-        rng.shuffle(names)
-        return names
 
     def example(self, name: str, rng: random.Random) -> Clip:
         """A training clip of a name."""
@@ -101,7 +85,8 @@ def questions(family: str, draws: Draws, clips: Sequence[Clip]) -> list[Question
     """The questions of a family about clips."""
     made = []
     for clip in clips:
-        listed = draws.listed(clip, 12 if family == "list" else _LIST, draws.rng(family, clip))
+        length, rng = 12 if family == "list" else _LIST, draws.rng(family, clip)
+        listed = names_with(clip.source, draws.pool, length, rng)
         question = FAMILIES[family].make(draws, clip, listed)
         made += [question] if question is not None else []
     return made

@@ -15,43 +15,35 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from NatureLM.config.load import read_yaml
-from NatureLM.config.schema import Section, Text
-from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.config.schema import Text
+from NatureLM.errors import UsageError
 from NatureLM.models.registry import find_checkpoint
-from NatureLM.results.rows import json_line
+from recipes import Arguments, program
 from recipes.small.questions import FAMILIES, Draws, Question, questions
+from recipes.tiny import study
 from recipes.tiny.data import Clip, read_clips
+from recipes.tiny.evaluate import ItemAnswerer
 from recipes.tiny.pictures import svg_figure
 from recipes.tiny.study import ANSWERS, UNSEEN, Row, points, write_report
-
-if TYPE_CHECKING:
-    from NatureLM.models import NatureLM
 
 VERSIONS = {"without replay": None, "with replay": "replay"}
 """Name of an adapter: its folder beside the model; None for the model's own."""
 
 
-class StudyConfig(Section):
+class StudyConfig(study.StudyConfig):
     """What is asked of which clips, and at which scales."""
 
     model: Text = "naturelm-small"
-    lora_scales: list[float] = Field(default=[round(0.1 * i, 1) for i in range(11)], min_length=2)
-    splits: list[Text] = Field(default=["valid", "test"], min_length=1)
-    families: list[Text] = Field(default=[])
-    """Names of families; all if empty."""
     clips_per_class: int = Field(default=6, ge=1)
     clips: int | None = Field(default=None, ge=1)
     """Most clips of a split, drawn by `seed`; all if null."""
     max_new_tokens: int = Field(default=32, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of all weights; that of the device if null."""
-    seed: int = 0
-    """Draws the lists and the examples in the questions."""
 
 
 def balanced(clips: Sequence[Clip], most: int, count: int | None, seed: int) -> list[Clip]:
@@ -80,57 +72,6 @@ def _families(config: StudyConfig) -> list[str]:
     return list(config.families or FAMILIES)
 
 
-class Answers:
-    """Greedy answers of a model; clips are encoded once."""
-
-    def __init__(self, model: NatureLM, clips: Sequence[Clip], max_new_tokens: int) -> None:
-        from NatureLM.data.sample import Clip as Sound
-        from NatureLM.data.sample import FileSource
-        from NatureLM.experiments.run import ClipLoader
-        from NatureLM.generation.engine import Engine
-        from NatureLM.generation.requests import GenerationOptions
-        from NatureLM.inference.pipeline import processor_of
-
-        sounds = {str(clip.path): Sound(str(clip.path), FileSource(clip.path)) for clip in clips}
-        self._render = processor_of(model).render
-        options = GenerationOptions(max_new_tokens=max_new_tokens, num_beams=1)
-        # Answers of one α are a batch or two on a card, so nothing is gained by recording steps.
-        self._engine = Engine(
-            model, options, batch_tokens=_batch(model), lookahead=4096, capture=False
-        )
-        self._encoded = self._engine.encode(sounds, ClipLoader(model, sounds.values()))
-
-    def __call__(self, asked: Sequence[Question], alpha: float) -> list[str]:
-        """An answer to each question. Raises `AudioError` for a clip that cannot be read."""
-        from NatureLM.generation.requests import Request
-
-        requests = [
-            Request(
-                place,
-                self._render(question.query),
-                tuple(str(clip.path) for clip in question.clips),
-                alpha,
-            )
-            for place, question in enumerate(asked)
-        ]
-        found = {answer.key: answer for answer in self._engine.run(requests, self._clip)}
-        for answer in found.values():
-            if answer.error is not None:
-                raise answer.error
-        return [str(found[request.key].text).strip() for request in requests]
-
-    def _clip(self, name: str) -> Any:
-        found = self._encoded[name]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-def _batch(model: NatureLM) -> int | None:
-    """Tokens of a batch: all answers of an α at once on a card, else what the engine takes."""
-    return 262_144 if model.device.type == "cuda" else None
-
-
 def ask_all(
     config: StudyConfig, data: Path, adapter: Path | None, device: str | None = None
 ) -> Iterator[Row]:
@@ -141,43 +82,38 @@ def ask_all(
     draws = Draws(clips, config.seed)
     asked: list[tuple[str, str, Question]] = []
     for split in config.splits:
-        of = [clip for clip in clips if clip.dataset == "animals" and clip.split == split]
-        if not of:
-            raise NatureLMError(f"there is no split {split!r} in {data / 'animals'}")
+        of = study.of_split(clips, split, data)
         kept = balanced(of, config.clips_per_class, config.clips, config.seed)
         for family in _families(config):
-            made = questions(family, draws, kept)
-            asked += [(split, family, question) for question in made]
+            asked += [(split, family, question) for question in questions(family, draws, kept)]
     model = NatureLM.from_pretrained(
         config.model, adapter=adapter, device=device, dtype=config.dtype
     )
     every = {clip.path: clip for _, _, question in asked for clip in question.clips}
-    answers = Answers(model, list(every.values()), config.max_new_tokens)
+    answers = ItemAnswerer(
+        model,
+        every.values(),
+        config.max_new_tokens,
+        # All answers of an α at once on a card, else what the engine takes. They are a batch or
+        # two there, so nothing is gained by recording steps.
+        batch_tokens=262_144 if model.device.type == "cuda" else None,
+        lookahead=4096,
+        capture=False,
+    )
     for alpha in config.lora_scales:
         since = time.monotonic()
         with model.fold(alpha):
             given = answers([question for _, _, question in asked], alpha)
         print(f"α {alpha:g}: {len(given)} answers in {time.monotonic() - since:.1f} s", flush=True)
         for (split, family, question), answer in zip(asked, given, strict=True):
-            yield _row(split, family, question, answer, alpha)
-
-
-def _row(split: str, family: str, question: Question, answer: str, alpha: float) -> Row:
-    way = FAMILIES[family]
-    return {
-        "prediction": answer,
-        "label": question.truth,
-        "id": question.clip.path.stem,
-        "dataset_name": split,
-        "prompt": question.query,
-        "lora_scale": alpha,
-        "query": list(FAMILIES).index(family),
-        "family": family,
-        "seen": way.seen,
-        "cluster": question.clip.family,
-        "right": way.is_right(question, answer),
-        "in_form": way.has_form(question, answer),
-    }
+            way, number = FAMILIES[family], list(FAMILIES).index(family)
+            yield {
+                **study.row_of(question, answer, split, alpha, number, family),
+                "seen": way.seen,
+                "cluster": question.clip.family,
+                "right": way.is_right(question, answer),
+                "in_form": way.has_form(question, answer),
+            }
 
 
 def report(folder: Path) -> None:
@@ -215,15 +151,8 @@ def draw_both(found: dict[str, list[Row]], path: Path) -> None:
             axis.legend(frameon=False)
 
 
-def read_study(path: Path) -> StudyConfig:
-    """A configuration of the study; raises NatureLMError with what is wrong in it."""
-    try:
-        return StudyConfig.model_validate(read_yaml(path).data)
-    except ValidationError as error:
-        raise NatureLMError(f"{path}: {error}") from None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.small.study")
     parser.add_argument("--cfg-path", type=Path, default=Path("configs/small/study.yml"))
     parser.add_argument("--data-path", type=Path, help="the folder that the model was made from")
@@ -233,18 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", choices=VERSIONS, help="ask this one only")
     parser.add_argument("--report", action="store_true", help="only report on answers that exist")
     options = parser.parse_args(arguments)
-    try:
-        if not options.report:
-            config = read_study(options.cfg_path)
-            if options.model:
-                config = config.model_copy(update={"model": options.model})
-            for version in [options.version] if options.version else _versions(config.model):
-                _ask_version(config, version, options)
-        report(options.output_path)
-    except NatureLMError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    if not options.report:
+        config = study.read_study(options.cfg_path, StudyConfig, options.model)
+        for version in [options.version] if options.version else _versions(config.model):
+            _ask_version(config, version, options)
+    report(options.output_path)
 
 
 def _versions(model: str) -> list[str]:
@@ -258,11 +180,8 @@ def _ask_version(config: StudyConfig, version: str, options: argparse.Namespace)
         raise UsageError("--data-path must name the folder that the model was made from")
     beside = VERSIONS[version]
     adapter = find_checkpoint(config.model) / beside if beside else None
-    folder = options.output_path / version.replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ANSWERS).open("wb") as file:
-        for row in ask_all(config, options.data_path, adapter, options.device):
-            file.write(json_line(row))
+    rows = ask_all(config, options.data_path, adapter, options.device)
+    study.keep_answers(rows, options.output_path / version.replace(" ", "-"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,11 @@ class Item:
     query: str
     truth: str
 
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """The clips of the prompt, in order."""
+        return (self.clip,)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -68,18 +73,26 @@ class Result:
 
 
 class ItemAnswerer:
-    """Greedy answers of a model; its engine encodes each clip once, when this is made."""
+    """Greedy answers of a model; its engine encodes each clip once, when this is made.
 
-    def __init__(self, model: NatureLM, clips: Sequence[Clip]) -> None:
+    engine: further options of the `Engine`
+    """
+
+    def __init__(
+        self, model: NatureLM, clips: Iterable[Clip], max_new_tokens: int = 24, **engine: Any
+    ) -> None:
         sounds = {str(clip.path): Sound(str(clip.path), FileSource(clip.path)) for clip in clips}
         self._render = processor_of(model).render
-        self._engine = Engine(model, GenerationOptions(max_new_tokens=24, num_beams=1))
+        options = GenerationOptions(max_new_tokens=max_new_tokens, num_beams=1)
+        self._engine = Engine(model, options, **engine)
         self._encoded = self._engine.encode(sounds, ClipLoader(model, sounds.values()))
 
     def __call__(self, items: Sequence[Item], alpha: float) -> list[str]:
         """An answer to each item. Raises `AudioError` for a clip that cannot be read."""
         requests = [
-            Request(place, self._render(item.query), (str(item.clip.path),), alpha)
+            Request(
+                place, self._render(item.query), tuple(str(clip.path) for clip in item.clips), alpha
+            )
             for place, item in enumerate(items)
         ]
         answers = {answer.key: answer for answer in self._engine.run(requests, self._clip)}
@@ -140,24 +153,26 @@ def questions(clips: Sequence[Clip], animals: str, esc10: str) -> dict[str, tupl
         order = rng.sample(names, len(names))
         return Item(clip, LIST.format(names=", ".join(order)), clip.label)
 
-    def present(clip: Clip) -> list[Item]:
-        other = rng.choice([name for name in names if name != clip.label])
-        return [
-            Item(clip, PRESENT.format(name=clip.label), "Yes"),
-            Item(clip, PRESENT.format(name=other), "No"),
-        ]
-
     with_latin = [clip for clip in heard if clip.scientific]
     return {
         "common name": (animals, ask(heard, COMMON_NAME, lambda c: c.label)),
         "scientific name": (animals, ask(with_latin, SCIENTIFIC_NAME, lambda c: c.scientific)),
         "group": (animals, ask(heard, GROUP, lambda c: c.group)),
         "choice from all names": (animals, [listed(clip) for clip in heard]),
-        "yes or no": (animals, [item for clip in heard for item in present(clip)]),
+        "yes or no": (animals, [item for clip in heard for item in present(clip, names, rng)]),
         "what makes the sound": (esc10, ask(sounds, SOUND, lambda c: c.label)),
         "no animal in it": (esc10, ask(sounds, GROUP, lambda c: c.group)),
         "group, unseen species": ("unseen", ask(unseen, GROUP, lambda c: c.group)),
     }
+
+
+def present(clip: Clip, names: Sequence[str], rng: random.Random) -> list[Item]:
+    """Whether the clip's animal is in it, and whether another of the names is."""
+    other = rng.choice([name for name in names if name != clip.label])
+    return [
+        Item(clip, PRESENT.format(name=clip.label), "Yes"),
+        Item(clip, PRESENT.format(name=other), "No"),
+    ]
 
 
 def score(question: str, split: str, items: Sequence[Item], answers: Sequence[str]) -> Result:

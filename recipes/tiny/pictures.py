@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.errors import UsageError
 from NatureLM.reports.figures import need_matplotlib
+from recipes import Arguments, program
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float]]
@@ -136,21 +137,17 @@ def svg_figure(
         figure.savefig(path, metadata={"Date": None})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.pictures")
     parser.add_argument("--run", type=Path, required=True, help="the recipe's output folder")
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--output-path", type=Path, required=True)
     options = parser.parse_args(arguments)
-    try:
-        options.output_path.mkdir(parents=True, exist_ok=True)
-        draw_curves(options.run, options.output_path / "tiny-learning-curves.svg")
-        answers = read_rows(options.answers)
-        draw_confusions(answers, "common name", options.output_path / "tiny-confusions.svg")
-    except NatureLMError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    options.output_path.mkdir(parents=True, exist_ok=True)
+    draw_curves(options.run, options.output_path / "tiny-learning-curves.svg")
+    answers = read_rows(options.answers)
+    draw_confusions(answers, "common name", options.output_path / "tiny-confusions.svg")
 
 
 if __name__ == "__main__":

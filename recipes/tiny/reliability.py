@@ -25,6 +25,7 @@ from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.labels import NOTHING, Normalize
 from NatureLM.inference.calibration import beside_model, write_calibration
 from NatureLM.reports.figures import draw_reliability, svg
+from recipes import Arguments, program
 
 QUERY = "What is the common name for the focal species in the audio?"
 NORMALISATIONS: tuple[Normalize, ...] = ("sum", "mean", "prior")
@@ -157,7 +158,8 @@ def _interval(estimate: dict[str, Any]) -> str:
     return str(Estimate(**estimate))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.reliability")
     parser.add_argument("--model", default="naturelm-tiny", help="name or folder")
     parser.add_argument("--data-path", type=Path, required=True, help="holds animals/")
@@ -167,23 +169,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from NatureLM.models import NatureLM
 
-    try:
-        target = options.calibration or beside_model(options.model)
-        if target is None:
-            raise NatureLMError(f"{options.model} is no folder here: give --calibration")
-        model = NatureLM.from_pretrained(options.model)
-        found, calibration, lines = measure_model(model, options.data_path)
-        write_calibration(calibration, target)
-        if options.docs is not None:
-            figure = draw_reliability(lines, "naturelm-tiny: species of the test split")
-            (options.docs / FIGURE).write_text(svg(figure), encoding="utf-8")
-            (options.docs / NUMBERS).write_text(json.dumps(_rounded(found), indent=2) + "\n")
-            rewrite(options.docs / PAGE, found)
-    except NatureLMError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+    target = options.calibration or beside_model(options.model)
+    if target is None:
+        raise NatureLMError(f"{options.model} is no folder here: give --calibration")
+    model = NatureLM.from_pretrained(options.model)
+    found, calibration, lines = measure_model(model, options.data_path)
+    write_calibration(calibration, target)
+    if options.docs is not None:
+        figure = draw_reliability(lines, "naturelm-tiny: species of the test split")
+        (options.docs / FIGURE).write_text(svg(figure), encoding="utf-8")
+        (options.docs / NUMBERS).write_text(json.dumps(_rounded(found), indent=2) + "\n")
+        rewrite(options.docs / PAGE, found)
     print(tables(found))
-    return 0
 
 
 if __name__ == "__main__":

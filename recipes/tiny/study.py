@@ -13,32 +13,35 @@ import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from NatureLM.config.load import read_yaml
 from NatureLM.config.schema import Section, Text
 from NatureLM.errors import NatureLMError
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy
 from NatureLM.results.rows import json_line
+from recipes import Arguments, program
 from recipes.tiny.data import Clip, read_clips, training_clips
 from recipes.tiny.evaluate import (
     COMMON_NAME,
     GROUP,
     LIST,
-    PRESENT,
     SCIENTIFIC_NAME,
     Item,
     ItemAnswerer,
+    present,
 )
 from recipes.tiny.pictures import svg_figure
-from recipes.tiny.species import SOURCES, Source, source
+from recipes.tiny.species import SOURCES, source
+from recipes.tiny.tasks import names_with
 from recipes.tiny.wordings import HELD_OUT, HeldOutFamily
 
 Row = dict[str, Any]
@@ -59,12 +62,15 @@ class StudyConfig(Section):
     """Draws the lists and the examples in the questions."""
 
 
+Config = TypeVar("Config", bound=StudyConfig)
+
+
 class Asker:
     """Builds the items of a family; the draws depend on the seed, the family and the clip only."""
 
     def __init__(self, clips: Sequence[Clip], seed: int) -> None:
         taught = {c.label for c in training_clips(list(clips)) if c.dataset == "animals"}
-        self.names = sorted(taught)
+        self.pool = [source(name) for name in sorted(taught)]
         self.seed = seed
 
     def items(self, family: str, clips: Sequence[Clip]) -> list[Item]:
@@ -89,22 +95,11 @@ class Asker:
     def _rng(self, family: str, clip: Clip) -> random.Random:
         return random.Random(f"study {self.seed} {family} {clip.path.name}")
 
-    def _list(self, family: str, clip: Clip, length: int) -> list[str]:
-        """Names in random order, the clip's among them; length -1 is all of them."""
-        rng, own = self._rng(family, clip), source(clip.label)
-        others = [n for n in self.names if n != own.name and not _same_species(source(n), own)]
-        if length != -1:
-            others = rng.sample(others, length - 1)
-        names = [own.name, *others]
-        rng.shuffle(names)
-        return names
+    def _list(self, family: str, clip: Clip, length: int | None) -> list[str]:
+        return names_with(clip.source, self.pool, length, self._rng(family, clip))
 
     def _yes_no(self, clip: Clip) -> list[Item]:
-        other = self._rng("yes or no", clip).choice([n for n in self.names if n != clip.label])
-        return [
-            Item(clip, PRESENT.format(name=clip.label), "Yes"),
-            Item(clip, PRESENT.format(name=other), "No"),
-        ]
+        return present(clip, [s.name for s in self.pool], self._rng("yes or no", clip))
 
     def _held_out(self, family: HeldOutFamily, clip: Clip) -> Item | None:
         truth = clip.label
@@ -114,7 +109,8 @@ class Asker:
             truth = f"{clip.scientific} : {clip.label}"
         names, examples = "", ""
         if family.list_length:
-            listed = self._list(family.name, clip, family.list_length)
+            length = None if family.list_length == -1 else family.list_length
+            listed = self._list(family.name, clip, length)
             if family.examples:
                 examples = self._examples(family, clip, listed)
             if family.order != "shuffled":
@@ -131,10 +127,6 @@ class Asker:
         return "\n\n".join(blocks)
 
 
-def _same_species(one: Source, other: Source) -> bool:
-    return bool(one.scientific) and one.scientific == other.scientific
-
-
 def families(config: StudyConfig) -> list[str]:
     """The names asked for. Raises `NatureLMError` for one that does not exist."""
     known = [*SEEN_FAMILIES, *(family.name for family in HELD_OUT)]
@@ -142,6 +134,14 @@ def families(config: StudyConfig) -> list[str]:
     if unknown:
         raise NatureLMError(f"families names {unknown[0]!r}; there are {', '.join(known)}")
     return list(config.families) or known
+
+
+def of_split(clips: Sequence[Clip], split: str, data: Path) -> list[Clip]:
+    """The animals of a split. Raises NatureLMError if there are none."""
+    found = [clip for clip in clips if clip.dataset == "animals" and clip.split == split]
+    if not found:
+        raise NatureLMError(f"there is no split {split!r} in {data / 'animals'}")
+    return found
 
 
 def ask_all(config: StudyConfig, data: Path) -> Iterator[Row]:
@@ -152,27 +152,30 @@ def ask_all(config: StudyConfig, data: Path) -> Iterator[Row]:
     asker = Asker(clips, config.seed)
     model = NatureLM.from_pretrained(config.model)
     for split in config.splits:
-        asked = [clip for clip in clips if clip.dataset == "animals" and clip.split == split]
-        if not asked:
-            raise NatureLMError(f"there is no split {split!r} in {data / 'animals'}")
+        asked = of_split(clips, split, data)
         answerer = ItemAnswerer(model, asked)
         for alpha in config.lora_scales:
             with model.fold(alpha):
                 for number, family in enumerate(families(config)):
                     items = asker.items(family, asked)
                     for item, answer in zip(items, answerer(items, alpha), strict=True):
-                        yield {
-                            "prediction": answer,
-                            "label": item.truth,
-                            "id": f"{item.clip.path.stem}{' absent' if item.truth == 'No' else ''}",
-                            "dataset_name": split,
-                            "prompt": item.query,
-                            "lora_scale": alpha,
-                            "query": number,
-                            "family": family,
-                            "seen": family in SEEN_FAMILIES,
-                            "cluster": item.clip.family,
-                        }
+                        row = row_of(item, answer, split, alpha, number, family)
+                        row["id"] += " absent" if item.truth == "No" else ""
+                        yield {**row, "seen": family in SEEN_FAMILIES, "cluster": item.clip.family}
+
+
+def row_of(item: Item, answer: str, split: str, alpha: float, number: int, family: str) -> Row:
+    """An answer to a question of a family, which has this number."""
+    return {
+        "prediction": answer,
+        "label": item.truth,
+        "id": item.clip.path.stem,
+        "dataset_name": split,
+        "prompt": item.query,
+        "lora_scale": alpha,
+        "query": number,
+        "family": family,
+    }
 
 
 SEEN, UNSEEN = "seen in training", "never seen"
@@ -370,40 +373,40 @@ def _panel(axis: Any, of: Sequence[Point], pool: str) -> None:
     axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.study")
     parser.add_argument("--cfg-path", type=Path, required=True)
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--output-path", type=Path, required=True)
     parser.add_argument("--model", help="name or folder, instead of the configuration's")
     options = parser.parse_args(arguments)
+    config = read_study(options.cfg_path, StudyConfig, options.model)
+    rows = keep_answers(ask_all(config, options.data_path), options.output_path)
+    write_report(rows, options.output_path)
 
+
+def read_study(path: Path, kind: type[Config], model: str | None = None) -> Config:
+    """A configuration of a study, perhaps of another model.
+
+    Raises NatureLMError with what is wrong in the file.
+    """
     try:
-        config = _read(options.cfg_path)
-        if options.model:
-            config = config.model_copy(update={"model": options.model})
-        options.output_path.mkdir(parents=True, exist_ok=True)
-        rows: list[Row] = []
-        with (options.output_path / ANSWERS).open("wb") as file:
-            for row in ask_all(config, options.data_path):
-                rows.append(row)
-                file.write(json_line(row))
-        write_report(rows, options.output_path)
-    except NatureLMError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def _read(path: Path) -> StudyConfig:
-    from pydantic import ValidationError
-
-    from NatureLM.config.load import read_yaml
-
-    try:
-        return StudyConfig.model_validate(read_yaml(path).data)
+        config = kind.model_validate(read_yaml(path).data)
     except ValidationError as error:
         raise NatureLMError(f"{path}: {error}") from None
+    return config.model_copy(update={"model": model}) if model else config
+
+
+def keep_answers(rows: Iterable[Row], folder: Path) -> list[Row]:
+    """The rows, once each is written to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    with (folder / ANSWERS).open("wb") as file:
+        for row in rows:
+            file.write(json_line(row))
+            kept.append(row)
+    return kept
 
 
 if __name__ == "__main__":

@@ -36,10 +36,26 @@ def distractors(
     heard: Sequence[Source], pool: Sequence[Source], count: int, rng: random.Random
 ) -> list[Source]:
     """Up to `count` sources of the pool that are not heard, nor share a species with one."""
+    rest = _unlike(heard, pool)
+    return rng.sample(rest, min(count, len(rest)))
+
+
+def _unlike(heard: Sequence[Source], pool: Sequence[Source]) -> list[Source]:
     taken = {source.name for source in heard}
     species = {source.scientific for source in heard if source.scientific}
-    rest = [s for s in pool if s.name not in taken and s.scientific not in species]
-    return rng.sample(rest, min(count, len(rest)))
+    return [s for s in pool if s.name not in taken and s.scientific not in species]
+
+
+def names_with(
+    own: Source, pool: Sequence[Source], length: int | None, rng: random.Random
+) -> list[str]:
+    """So many names in random order, `own` among them, none twice for a species; all if None."""
+    others = _unlike([own], pool)
+    if length is not None:
+        others = rng.sample(others, length - 1)
+    names = [source.name for source in (own, *others)]
+    rng.shuffle(names)
+    return names
 
 
 def ask(

@@ -19,11 +19,12 @@ from NatureLM.prompts import PLACEHOLDER
 from recipes.small.names import GERMAN
 from recipes.small.questions import FAMILIES, LETTERS, Draws, questions
 from recipes.small.recipe import FIXED, save_partial
-from recipes.small.study import balanced, read_study, report
+from recipes.small.study import StudyConfig, balanced, report
 from recipes.small.texts import instructions
 from recipes.small.words import ridge
 from recipes.tiny.data import Clip, audio_rows
 from recipes.tiny.species import HEARD
+from recipes.tiny.study import read_study
 
 CLIPS = [
     Clip(
@@ -157,9 +158,10 @@ def test_configurations_are_whole_and_errors_name_the_file(tmp_path: Path) -> No
         config = load_config(Path(f"configs/small/{name}.yml"))
         assert config.model.end_sym == "<|im_end|>"
         assert config.run is not None
-    assert read_study(Path("configs/small/study.yml")).lora_scales == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    study = read_study(Path("configs/small/study.yml"), StudyConfig)
+    assert study.lora_scales == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     (tmp_path / "study.yml").write_text("lora_scale: [1.0]\n")
     with pytest.raises(NatureLMError, match=r"study\.yml"):
-        read_study(tmp_path / "study.yml")
+        read_study(tmp_path / "study.yml", StudyConfig)
     with pytest.raises(UsageError, match=r"holds no answers\.jsonl"):
         report(tmp_path)
