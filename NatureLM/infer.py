@@ -9,7 +9,8 @@ pipeline(["assets/synthetic_common_cuckoo.flac"], "What is the common name?")
 `python -m NatureLM.infer` is `naturelm infer`.
 """
 
-from NatureLM.inference.pipeline import Pipeline, pick_device
+from NatureLM.inference.loading import pick_device
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions, RecordingError, WindowKey, WindowResult
 
 __all__ = [

@@ -424,7 +424,7 @@ class NoiseBatches(BatchSource):
 
 def embedded(full: FullSize) -> dict[str, Any]:
     """Windows a second of the embedded model, a question each, answered freely."""
-    from NatureLM.inference.pipeline import load_model
+    from NatureLM.inference.loading import load_model
 
     (windows,) = full.pick((2048,), (2,))
     small = FullSize(full.smoke)

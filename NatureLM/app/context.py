@@ -148,7 +148,8 @@ class AppContext:
 
     def _load_model(self) -> Pipeline:
         from NatureLM.config import Config
-        from NatureLM.inference.pipeline import Pipeline, load_model
+        from NatureLM.inference.loading import load_model
+        from NatureLM.inference.pipeline import Pipeline
 
         settings = self.settings
         config = settings.config or Config()

@@ -38,10 +38,10 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.field.context import FieldClock
 from NatureLM.inference.windows import (
     AskOptions,
-    Recording,
     RecordingError,
     WindowKey,
     WindowResult,
+    recordings_of,
 )
 from NatureLM.results.rows import OutputError, RunSettings, SurveyRow
 from NatureLM.results.store import WindowStore
@@ -700,8 +700,7 @@ def _results(
             recordings, job.settings, store, warn=lambda text: None, until=turn.ends_before
         )
         return
-    named = [Recording(n, str(one), one, ()) for n, one in enumerate(recordings)]
-    yield from survey.rows(named, store, until=turn.ends_before)
+    yield from survey.rows(recordings_of(recordings, ()), store, until=turn.ends_before)
 
 
 def taught_pipeline(job: Job, pipeline: Pipeline) -> TaughtPipeline:

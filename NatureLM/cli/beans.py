@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRequest(of.ExperimentOptions):
-    """The options of `beans run`, in the order of its help."""
+    """The options of `beans run`."""
 
+    ORDER: ClassVar[tuple[Any, ...]] = (
+        *("cfg_path", "data_path", "output_path", "components", "merging_alpha"),
+        *(of.WeightsOptions, "adapter", of.PrecisionOptions),
+    )
     cfg_path: Path | None = of.option(
         None,
         "Configuration file, such as configs/inference.yml or configs/cbi.yml.",
         show_default="built-in settings",
     )
-    data_path: str | None = of.DATA_PATH
     output_path: Path | None = of.option(
         None,
         "Where the answers go: a folder, or a file NAME.jsonl, whose metrics are in "
@@ -52,12 +55,6 @@ class RunRequest(of.ExperimentOptions):
     model: str | None = of.option(
         None, of.MODEL_TEXT, show_default="model.ckpt of the configuration, naturelm-tiny"
     )
-    revision: str | None = of.REVISION
-    weights_hash: str | None = of.WEIGHTS_HASH
-    adapter: str | None = of.ADAPTER
-    device: str = of.DEVICE
-    dtype: str = of.DTYPE
-    quantize: str | None = of.QUANTIZE
     options: list[str] | None = of.option(
         None,
         "Change a value of the configuration, such as extended.limit=100. May be given several "

@@ -1,20 +1,27 @@
-"""What a run is worked off with: this process (`plain`), or Ray Data on many (`--engine ray`)."""
+"""Runs of `naturelm infer` and `survey`, and what works them off.
+
+That is this process (`plain`), or Ray Data on many machines (`--engine ray`).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from NatureLM.cli import options as of
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
+from NatureLM.cli.progress import RunProgress
+from NatureLM.cli.recordings import FieldRecordings, count_windows, finish, note_what_was_there
 from NatureLM.errors import UsageError
+from NatureLM.progress import say
 from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
-    from NatureLM.cli.recordings import FieldRecordings
     from NatureLM.distributed.cluster import RayOptions
     from NatureLM.distributed.flow import Todo
     from NatureLM.inference.windows import AskOptions
@@ -43,7 +50,95 @@ class Engine(NamedTuple):
     unparsed: Counter[str]
 
 
-def ray_options(request: Any) -> RayOptions | None:
+@dataclass(frozen=True)
+class Work:
+    """A run: all that has no answer yet is asked, stored and shown.
+
+    request: the options of the command
+    output: file, or folder of parts, for the answers
+    formats: of the tables beside them
+    settings, about: what changes the answers, as far as it is known without the model, and what the
+        record of the run says besides
+    rows_of_a_window: how many rows a window has
+    unit, stopped: what a row is, and what is said of rows where the run was stopped
+    legend: lines above the answers
+    first_lines: lines before the model is loaded
+    shown: a row as it is shown
+    """
+
+    request: of.RecordingOptions
+    output: AnyPath
+    formats: Sequence[str]
+    asked: AskOptions
+    field: FieldRecordings
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    rows_of_a_window: int
+    unit: str
+    stopped: str
+    legend: Sequence[str]
+    first_lines: Sequence[str]
+    shown: Callable[[Any], str]
+
+    def run(self, engine: Callable[[], AbstractContextManager[Engine]]) -> int:
+        """The exit code. Raises UsageError for an output that holds other answers, before `engine`
+        makes what answers."""
+        settings = {**self.settings, **self.field.settings}
+        progress = RunProgress(
+            len(self.field.recordings),
+            shows_answers=not self.request.quiet,
+            legend=self.legend,
+            unit=self.unit,
+        )
+        with open_store(self.request, self.output) as store:
+            store.check(settings)
+            store.context_of, store.renews_context = self.field.context_of, self.field.has_tables
+            with stop_message(lambda: self._goodbye(store)):
+                for line in self.first_lines:
+                    say(line)
+                with engine() as made:
+                    self._ask(made, settings, store, progress)
+                progress.summary(store.answers, self.output)
+                for name, count in made.unparsed.items():
+                    what = f"{count} answers could not be parsed"
+                    say(f"{name}: {what}; they are kept as they were said")
+                self.field.say_what_is_not_known()
+                finish(store, self.formats, self.request.per_recording)
+        return SOME_FAILED if progress.errors else 0
+
+    def _ask(
+        self, engine: Engine, settings: dict[str, Any], store: WindowStore, progress: RunProgress
+    ) -> None:
+        from NatureLM.inference.windows import RecordingError
+        from NatureLM.results.rows import RunSettings, SurveyRow
+
+        settings |= engine.settings
+        about = {**self.about, **self.field.listed.asked}
+        made_with = RunSettings(settings, about, revisions=engine.revisions)
+        resumed = store.begin(made_with, self.field.recordings)
+        note_what_was_there(resumed, self.output)
+        expected = count_windows(self.field, self.asked) * self.rows_of_a_window
+        with progress.working(expected - resumed.answers):
+            for made in engine.results(store):
+                if isinstance(made, RecordingError):
+                    store.add_error(made.audio_path, made.error, self.asked.merging_alpha)
+                    progress.failed(made.error)
+                    continue
+                is_survey = isinstance(made, SurveyRow)
+                if store.add_survey(made) if is_survey else store.add_answer(made):
+                    progress.row(
+                        *(made.audio_path, made.start, made.end, self.shown(made)),
+                        note=made.note,
+                        asked=len(made.answers) if is_survey else made.asked,
+                    )
+
+    def _goodbye(self, store: WindowStore) -> str:
+        if not store.answers:
+            return "Stopped before the first answer; nothing was written."
+        return f"Stopped. {store.answers} {self.stopped} {self.output}; {RESUMES}"
+
+
+def ray_options(request: of.ArchiveOptions) -> RayOptions | None:
     """How Ray Data is to spread the work; None where it is to have no part in it.
 
     Raises UsageError for values that are not allowed, and where Ray is not installed.
@@ -52,8 +147,8 @@ def ray_options(request: Any) -> RayOptions | None:
     given = {name: getattr(request, name) for name in _OF_RAY if getattr(request, name) is not None}
     if request.engine == "plain":
         if given:
-            name = next(iter(given)).replace("_", "-")
-            raise UsageError(f"--{name} is for --engine ray, and the engine is plain")
+            name = of.option_name(next(iter(given)))
+            raise UsageError(f"{name} is for --engine ray, and the engine is plain")
         return None
     from NatureLM.distributed.cluster import RayOptions, check_ray
 
@@ -107,14 +202,7 @@ def on_ray(
 
     with connected(options, device) as cluster:
         about = described(cluster, make)
-        cutting = {
-            "sample_rate": about["sample_rate"],
-            "window_seconds": asked.window_length_seconds,
-            "hop_seconds": asked.hop_length_seconds,
-            "channel": asked.channel,
-            "time_expansion": asked.time_expansion,
-        }
-        job = Job(make, cutting, options.block_seconds)
+        job = Job(make, asked.cutting(about["sample_rate"]), options.block_seconds)
         unparsed = Counter[str]()
 
         def results(store: PartsStore) -> Iterator[Any]:
@@ -141,18 +229,15 @@ def taught_options(request: Any) -> tuple[str, AskOptions]:
     """
     from NatureLM.teach.ask import ask_options
     from NatureLM.teach.classifier import read_classifier
-    from NatureLM.util import check_range
 
-    of.check_named(request)
+    request.check_named()
     given = [name for name in _OF_LANGUAGE_MODEL if getattr(request, name, None) not in (None, [])]
     given += [name for name in ("several", "ask_silence") if getattr(request, name, False)]
     if given:
-        name = given[0].replace("_", "-")
-        raise UsageError(f"--{name} is for the language model, which a --classifier does not ask")
+        name = of.option_name(given[0])
+        raise UsageError(f"{name} is for the language model, which a --classifier does not ask")
     classifier = read_classifier(request.classifier)
-    if request.batch_size is not None:
-        check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
-    of.check_device(request.device, request.dtype)
+    request.check()
     channel = str(classifier.hears.channel) if request.channel == "mean" else request.channel
     options = ask_options(
         classifier,
@@ -162,15 +247,14 @@ def taught_options(request: Any) -> tuple[str, AskOptions]:
         time_expansion=request.time_expansion,
         top_k=getattr(request, "top_k", 3),
         min_confidence=of.min_confidence(getattr(request, "min_confidence", "0.0")),
-        named=lambda name: f"--{name.replace('_', '-')}",
+        named=of.option_name,
     )
     return request.model or classifier.hears.model, options
 
 
-@contextmanager
 def taught_engine(
     request: Any, asked: AskOptions, field: FieldRecordings, spread: RayOptions | None
-) -> Iterator[Engine]:
+) -> AbstractContextManager[Engine]:
     """A classifier that answers: in this process, or on a cluster."""
     load = partial(
         load_taught,
@@ -180,29 +264,19 @@ def taught_engine(
         index=getattr(request, "index", None),
         device=request.device,
         dtype=request.dtype,
-        **{
-            name: getattr(request, name)
-            for name in ("revision", "weights_hash")
-            if getattr(request, name) is not None
-        },
+        **{name: value for name, value in request.pinned.items() if value is not None},
     )
     if spread is not None:
         if getattr(request, "index", None) is not None:
             raise UsageError("--index is read by one process: leave out --engine ray")
         from NatureLM.distributed.askers import TaughtAsker
 
-        with on_ray(spread, request.device, partial(TaughtAsker, load, asked), asked, field) as one:
-            yield one
-        return
+        return on_ray(spread, request.device, partial(TaughtAsker, load, asked), asked, field)
     pipeline = load()
     of.check_window(asked.window_length_seconds, pipeline.model, pipeline.model.name_or_path)
     pipeline.check(asked)
-    yield Engine(
-        pipeline.settings(asked),
-        pipeline.revisions,
-        lambda store: pipeline.unanswered(field.recordings, asked, store, claims=field.claims),
-        Counter(),
-    )
+    results = partial(pipeline.unanswered, field.recordings, asked, claims=field.claims)
+    return nullcontext(Engine(pipeline.settings(asked), pipeline.revisions, results, Counter()))
 
 
 def load_taught(folder: Path, **options: Any) -> TaughtPipeline:

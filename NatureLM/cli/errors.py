@@ -91,6 +91,21 @@ def error_text(error: BaseException | str) -> str:
     return typer.style("Error: ", fg=typer.colors.RED, bold=True) + shown
 
 
+class Failures:
+    """Shows what is wrong with recordings, one after the other, and counts them."""
+
+    count = 0
+
+    def __call__(self, error: BaseException) -> None:
+        self.count += 1
+        say(error_text(error), styled=True)
+
+    @property
+    def exit_code(self) -> int:
+        """That of a command which did all else."""
+        return SOME_FAILED if self.count else 0
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM and SIGHUP raise `Terminated`, so that files are closed as with Ctrl-C."""

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
+from NatureLM.cli.errors import RESUMES, SOME_FAILED, Failures, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say, show
 
 if TYPE_CHECKING:
-    from NatureLM.audio import AudioError
     from NatureLM.results.detections import ResultFile
     from NatureLM.results.thresholds import MinConfidence
     from NatureLM.review.cutting import CutFolder
@@ -215,13 +214,7 @@ def segments(
     check_place(output_path, "--output-path", folder=True)
     source = ResultFile(answers, columns=column)
     check_thresholds(options.choice.min_confidence, source)
-    errors = 0
-
-    def failed(error: AudioError) -> None:
-        nonlocal errors
-        errors += 1
-        say(error_text(error), styled=True)
-
+    failures = Failures()
     with (
         stop_message(f"Stopped. Clips are in {output_path}; {RESUMES}"),
         ProgressBar("bar", "{task.completed}/{task.total} clips") as bar,
@@ -230,12 +223,12 @@ def segments(
             source,
             output_path,
             options,
-            failed=failed,
+            failed=failures,
             done=lambda count, total: bar.update(count, total=total),
         )
     _show_clips(made, per_species, output_path)
     _say_how_it_plays(source)
-    raise typer.Exit(SOME_FAILED if errors else 0)
+    raise typer.Exit(failures.exit_code)
 
 
 def clips_of_answers(answers: Path, select: str, per_species: int) -> Path:
@@ -254,7 +247,7 @@ def clips_of_answers(answers: Path, select: str, per_species: int) -> Path:
         ResultFile(answers),
         folder,
         CutOptions(choice=choice),
-        failed=lambda error: say(error_text(error), styled=True),
+        failed=Failures(),
     )
     _show_clips(made, per_species, folder)
     return folder

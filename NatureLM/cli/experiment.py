@@ -79,7 +79,7 @@ def run(
 
     extended = _extended(request, config, datasets)
     experiment = Experiment(request, config, extended, command)
-    of.check_device(request.device, request.dtype, request.quantize)
+    request.check_device()
     max_memory = of.memory_size(request.max_memory)
     _check_data(experiment)
     for note in filter(None, map(extrapolation_note, extended.lora_scales)):
@@ -141,7 +141,7 @@ def _extended(
 def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
     from NatureLM.experiments.run import answers_path
     from NatureLM.experiments.store import TrialStore
-    from NatureLM.inference.pipeline import processor_of
+    from NatureLM.inference.loading import processor_of
     from NatureLM.models.registry import CheckpointError
 
     request, config = experiment.request, experiment.config

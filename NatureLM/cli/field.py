@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from NatureLM.cli import options as of
-from NatureLM.cli.export_model import ModelExport, export_model
+from NatureLM.cli.models import ModelExport, export_model
 from NatureLM.errors import UsageError
 from NatureLM.progress import show
 

@@ -52,7 +52,7 @@ NATURELM_COMMANDS = {
     "infer": Command("infer:infer", "Ask questions about recordings."),
     "survey": Command("survey:survey", "Ask a questionnaire of recordings: a row a window."),
     "inference-app": Command(
-        "infer:inference_app", "Ask questions on a page in the browser.", "{}"
+        "serve:inference_app", "Ask questions on a page in the browser.", "{}"
     ),
     "serve": Command("serve:serve", "Answer requests over HTTP as OpenAI does.", "{}"),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
@@ -62,7 +62,7 @@ NATURELM_COMMANDS = {
     "merge-runs": Command("archive:merge_runs", "Join the answers of shards into one file."),
     "events": Command("events:events", "Join neighbouring windows with the same answer."),
     "segments": Command("events:segments", "Cut clips of answers for review."),
-    "review": Command("review:review", "Listen to clips and say which answers are right.", "{}"),
+    "review": Command("serve:review", "Listen to clips and say which answers are right.", "{}"),
     "export": Command(
         "field:export", "Turn answers into tables, or a model into a folder, of other programs."
     ),
@@ -75,7 +75,7 @@ NATURELM_COMMANDS = {
     "tune-alpha": Command(
         "tune:tune_alpha", "Find the α to use on recordings with known answers.", "{}"
     ),
-    "calibrate": Command("tune:calibrate", "Make confidences mean what they say.", "{}"),
+    "calibrate": Command("calibrate:calibrate", "Make confidences mean what they say.", "{}"),
     "report": Command("report:report", "Draw answers: a page with figures, tables and sound."),
     "cache": Command("models:cache", "Show or clear audio embeddings kept on disk."),
 }

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from NatureLM.cli import options as of
 from NatureLM.errors import UsageError
 from NatureLM.progress import show
-from NatureLM.util import format_bytes
+from NatureLM.util import check_place, format_bytes
 
 _CHECK = "Does it fit"
 
@@ -87,7 +89,7 @@ def _check(
 ) -> None:
     """The table of a model's precisions on a device; a few seconds of measuring each that fits."""
     of.import_model()
-    from NatureLM.inference.pipeline import pick_device
+    from NatureLM.inference.loading import pick_device
     from NatureLM.memory import free_memory
     from NatureLM.models.checkpoint.load import open_checkpoint, outline_of
     from NatureLM.models.modeling import NatureLM
@@ -183,8 +185,6 @@ def schema(
 
     An editor that knows it completes keys, and marks those that are wrong while you type.
     """
-    import json
-
     from NatureLM.config import json_schema
     from NatureLM.util import write_text
 
@@ -212,8 +212,6 @@ def convert(
             "trust where it comes from, add --allow-pickle: it is then read with all but plain "
             "weights refused, and written as safetensors, which hold nothing else."
         )
-    from NatureLM.util import check_place
-
     check_place(output, "OUT", folder=True)
     from NatureLM.models.checkpoint.convert import convert_checkpoint
 
@@ -226,10 +224,10 @@ _OUTPUT = "Output"
 
 
 def merge(
+    *,
     output_path: Path = of.option(..., "Folder for the merged model.", _OUTPUT),
     model: str = of.option("naturelm-tiny", of.MODEL_TEXT, _WHAT),
-    revision: str | None = of.REVISION,
-    weights_hash: str | None = of.WEIGHTS_HASH,
+    which: of.RevisionOptions,
     alpha: float | None = of.option(
         None,
         "Share of the adapter: 0 is the base language model, 1 the adapted one.",
@@ -264,7 +262,6 @@ def merge(
     naturelm merge --alpha 0.4 --output-path merged
     """
     from NatureLM.merging.recipe import Recipe, extrapolation_note, load_recipe
-    from NatureLM.util import check_place
 
     if (alpha is None) == (recipe is None):
         raise UsageError("say how much to merge: give either --alpha or --recipe")
@@ -272,21 +269,15 @@ def merge(
         raise UsageError(f"--alpha is {alpha:g}, and it must be a finite number")
     if as_adapter and (overwrite or dtype != "auto"):
         raise UsageError("--as-adapter takes neither --overwrite nor --dtype")
-    of.check_choice("--dtype", dtype, of.DTYPES)
-    _check_size(max_shard_size)
-    for place in (output_path, output_path.resolve().parent):  # it is built beside its place
-        check_place(place, "--output-path", folder=True)
+    _check_written(output_path, dtype, max_shard_size)
     chosen = load_recipe(recipe) if recipe is not None else Recipe(alpha=alpha or 0.0)
-
-    import torch
 
     from NatureLM.models.checkpoint.export import export_adapter, export_merged
 
     note = extrapolation_note(chosen.values())
     if note is not None:
         show(f"Note: {note}.", err=True)
-    source = {"adapter": adapter, "llama_path": llama_path, "revision": revision}
-    source["weights_hash"] = weights_hash
+    source = {"adapter": adapter, "llama_path": llama_path, **vars(which)}
     if as_adapter:
         export_adapter(model, output_path, chosen, **source)
         show(f"{output_path}: an adapter. Use it with: --adapter {output_path}")
@@ -296,10 +287,7 @@ def merge(
         output_path,
         chosen,
         **source,
-        dtype=None if dtype == "auto" else getattr(torch, dtype),
-        max_shard_size=max_shard_size.replace(" ", "").upper(),
-        overwrite=overwrite,
-        report=lambda line: show(line, err=True),
+        **_written_as(dtype, max_shard_size, overwrite),
     )
     show(
         f"{output_path}: merged, {changed} matrices changed. "
@@ -308,13 +296,13 @@ def merge(
 
 
 def quantize(
+    *,
     source: str = of.argument(
         ..., "Model: a name, a folder or an id on the Hub.", metavar="SOURCE"
     ),
     to: str = of.option(..., "Bits of the language model's weights.", metavar="int8|int4"),
     output_path: Path = of.option(..., "Folder for the quantised model.", _OUTPUT),
-    revision: str | None = of.REVISION,
-    weights_hash: str | None = of.WEIGHTS_HASH,
+    which: of.RevisionOptions,
     llama_path: str | None = of.option(
         None, "Base language model, where it is not where the checkpoint says."
     ),
@@ -333,15 +321,8 @@ def quantize(
 
     naturelm quantize naturelm-tiny --to int8 --output-path small
     """
-    from NatureLM.util import check_place
-
     of.check_choice("--to", to, of.QUANTIZATIONS)
-    of.check_choice("--dtype", dtype, of.DTYPES)
-    _check_size(max_shard_size)
-    for place in (output_path, output_path.resolve().parent):  # it is built beside its place
-        check_place(place, "--output-path", folder=True)
-
-    import torch
+    _check_written(output_path, dtype, max_shard_size)
 
     from NatureLM.models.checkpoint.quantize import quantize_checkpoint
 
@@ -350,12 +331,8 @@ def quantize(
         output_path,
         to,
         llama_path=llama_path,
-        revision=revision,
-        weights_hash=weights_hash,
-        dtype=None if dtype == "auto" else getattr(torch, dtype),
-        max_shard_size=max_shard_size.replace(" ", "").upper(),
-        overwrite=overwrite,
-        report=lambda line: show(line, err=True),
+        **vars(which),
+        **_written_as(dtype, max_shard_size, overwrite),
     )
     show(
         f"{output_path}: weights of {to[3:]} bits. "
@@ -363,8 +340,116 @@ def quantize(
     )
 
 
-def _check_size(text: str) -> None:
-    if not re.fullmatch(r"[1-9]\d*\s*[KMGT]?B", text.strip(), re.IGNORECASE):
+def _check_written(
+    output: Path, dtype: str, max_shard_size: str, named: str = "--output-path"
+) -> None:
+    """Raise UsageError for weights that cannot be written so, or not there."""
+    of.check_choice("--dtype", dtype, of.DTYPES)
+    if not re.fullmatch(r"[1-9]\d*\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
         raise UsageError(
-            f"--max-shard-size is {text!r}, and it must be a size such as 500MB or 5GB"
+            f"--max-shard-size is {max_shard_size!r}, and it must be a size such as 500MB or 5GB"
         )
+    for place in (output, output.resolve().parent):  # it is built beside its place
+        check_place(place, named, folder=True)
+
+
+def _written_as(dtype: str, max_shard_size: str, overwrite: bool) -> dict[str, Any]:
+    """How weights are written, for the functions that do it."""
+    import torch
+
+    return {
+        "dtype": None if dtype == "auto" else getattr(torch, dtype),
+        "max_shard_size": max_shard_size.replace(" ", "").upper(),
+        "overwrite": overwrite,
+        "report": lambda line: show(line, err=True),
+    }
+
+
+# Models as folders of other programs: `naturelm export --to vllm`
+
+_EXPORT = "Models for other programs (--to)"
+
+
+@dataclass
+class ModelExport:
+    """Options of an exported model; `to` says for which program."""
+
+    to: str | None = of.option(
+        None,
+        "Write a model in place of answers: for vLLM and transformers, into the folder that is "
+        "named in place of ANSWERS.",
+        _EXPORT,
+        metavar="vllm",
+    )
+    model: str | None = of.option(None, of.MODEL_TEXT, _EXPORT, show_default="naturelm-tiny")
+    revision: str | None = of.option(
+        None, "Revision of the model on the Hub.", _EXPORT, metavar="COMMIT|TAG|BRANCH"
+    )
+    weights_hash: str | None = of.option(
+        None, "Refuse other weights than those with this hash.", _EXPORT, metavar="HASH"
+    )
+    adapter: str | None = of.option(
+        None, "Folder with an adapter in PEFT's format, in place of the model's own.", _EXPORT
+    )
+    llama_path: str | None = of.option(
+        None, "Base language model, where it is not where the checkpoint says.", _EXPORT
+    )
+    alpha: str | None = of.option(
+        None,
+        "Shares of the adapter that can be asked for; each becomes an adapter of its own.",
+        _EXPORT,
+        metavar="NUMBER[,NUMBER...]",
+        show_default="1.0",
+    )
+    fold: bool = of.option(False, "Write the only α into the weights, and no adapter.", _EXPORT)
+    dtype: str = of.option(
+        "auto",
+        "Precision of the language model's weights; auto keeps what each is stored in.",
+        _EXPORT,
+        metavar="|".join(of.DTYPES),
+    )
+    max_shard_size: str = of.option("5GB", "Largest file, such as 500MB.", _EXPORT)
+    overwrite: bool = of.option(False, "Replace the model in that folder.", _EXPORT)
+
+    def check_unused(self) -> None:
+        """Raise UsageError for options of models where a table is asked for."""
+        default = ModelExport()
+        for name, value in vars(self).items():
+            if value != getattr(default, name):
+                raise UsageError(
+                    f"{of.option_name(name)} is for models: say which program with --to vllm"
+                )
+
+
+def export_model(output: Path, options: ModelExport) -> None:
+    """Write the folder and say how it is served. Raises UsageError."""
+    of.check_choice("--to", options.to or "", ("vllm",))
+    alphas = _alphas(options.alpha)
+    _check_written(output, options.dtype, options.max_shard_size, "OUT")
+
+    from NatureLM.vllm.export import export_for_vllm
+
+    exported = export_for_vllm(
+        options.model or "naturelm-tiny",
+        output,
+        alphas=alphas,
+        fold=options.fold,
+        adapter=options.adapter,
+        llama_path=options.llama_path,
+        revision=options.revision,
+        weights_hash=options.weights_hash,
+        **_written_as(options.dtype, options.max_shard_size, options.overwrite),
+    )
+    show(f"{output}: a model for vLLM and transformers. Serve it with:")
+    show(exported.command(output))
+
+
+def _alphas(text: str | None) -> list[float]:
+    if text is None:
+        return [1.0]
+    try:
+        return [float(one) for one in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--alpha is {text!r}, and it must be numbers with commas between them, such as 0.4,1.0"
+        ) from None

@@ -1,7 +1,7 @@
 """Options that several commands share, what they come to, and tables on the terminal.
 
-A command is a function whose parameters are its options; a parameter whose type is a dataclass
-stands for the options that the fields of the dataclass are (`expanded`).
+A command is a function whose parameters are its options; a parameter whose type is a dataclass, a
+group, stands for the options that the fields of the dataclass are (`expanded`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
 import typer
 
 from NatureLM.errors import UsageError
 from NatureLM.models.deferred import deferred
-from NatureLM.progress import printable
+from NatureLM.progress import printable, say
 from NatureLM.storage import AnyPath, as_path
+from NatureLM.util import check_range
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
-    from NatureLM.evaluation.answers import ReadOptions
-    from NatureLM.evaluation.bootstrap import BootstrapOptions
+    from NatureLM.inference.pipeline import Pipeline
     from NatureLM.models import NatureLM
     from NatureLM.results.thresholds import MinConfidence
 
@@ -52,17 +52,21 @@ def argument(default: Any, text: str, metavar: str | Callable[[], str] | None = 
     return _declared(typer.Argument(default, help=text, metavar=cast("str | None", metavar)))
 
 
+def but(declared: Any, **changes: Any) -> Any:
+    """The same option with another `default`, `help`, `show_default` ..., as typer calls them."""
+    info = copy(declared.metadata["option"])
+    for name, value in changes.items():
+        setattr(info, name, value)
+    return _declared(info)
+
+
 def _declared(info: Any) -> Any:
     default = MISSING if info.default is ... else info.default
     return field(default=default, kw_only=True, metadata={"option": info})
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer takes it: with an option for each field of a dataclass.
-
-    Fields that a class declares itself stand in the order in which it does so, inherited ones or
-    not; the others follow.
-    """
+    """The command as typer takes it: with an option for each field of a group."""
     hints = get_type_hints(command)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
@@ -72,7 +76,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
             continue
         kind, types = groups[name], get_type_hints(groups[name])
         declared = {one.name: one for one in fields(kind)}
-        for own in dict.fromkeys([*kind.__annotations__, *declared]):
+        for own in in_order(kind):
             parameters.append(_parameter(own, types[own], declared[own]))
 
     @wraps(command)
@@ -86,6 +90,20 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
+def in_order(kind: Any) -> list[str]:
+    """The options of a group as the help has them.
+
+    First those of its `ORDER`, which holds names and groups that it inherits, then those that it
+    declares itself, then the others.
+    """
+    names: list[str] = []
+    for one in vars(kind).get("ORDER", ()):
+        names += [one] if isinstance(one, str) else in_order(one)
+    every = [one.name for one in fields(kind)]
+    names += [name for name in kind.__annotations__ if name in every]
+    return list(dict.fromkeys([*names, *every]))
+
+
 def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Parameter:
     """The parameter of an option; a flag is not given with `--no-` in front."""
     info = copy(declared.metadata["option"])
@@ -95,12 +113,17 @@ def _parameter(name: str, annotation: Any, declared: Field[Any]) -> inspect.Para
         if isinstance(info, typer.models.OptionInfo):
             info.metavar = info.metavar or "PATH|URL"
     if annotation is bool and not info.param_decls:
-        info.param_decls = (f"--{name.replace('_', '-')}",)
+        info.param_decls = (option_name(name),)
     if callable(info.metavar):
         info.metavar = info.metavar()
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation
     )
+
+
+def option_name(name: str) -> str:
+    """What the option of a parameter is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _without_union(annotation: Any) -> Any:
@@ -118,7 +141,6 @@ MODEL = "Model"
 AUDIO = "Windows and audio"
 
 MODEL_TEXT = "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder."
-MODEL_NAME = option("naturelm-tiny", MODEL_TEXT, MODEL, show_default="naturelm-tiny")
 REVISION = option(
     None,
     "Revision of the model on the Hub; its results record the commit.",
@@ -126,19 +148,17 @@ REVISION = option(
     metavar="COMMIT|TAG|BRANCH",
     show_default="the newest, or as in --model OWNER/NAME@REVISION",
 )
-WEIGHTS_HASH = option(
-    None,
-    "Refuse other weights than those that results record with this hash (`weights`).",
-    MODEL,
-    metavar="HASH",
-)
-# A configuration may name the model, too.
-OPTIONAL_MODEL_NAME = option(None, MODEL_TEXT, MODEL, show_default="naturelm-tiny")
 ADAPTER = option(
     None,
     "A LoRA adapter in PEFT's format (a folder) in place of the model's own.",
     MODEL,
     show_default="the model's own",
+)
+MERGING_ALPHA = option(
+    None,
+    "Share of the adapter: 0 is the base language model, 1 the adapted one.",
+    MODEL,
+    show_default="generate.merging_alpha of the configuration, 1.0",
 )
 DEVICE = option("auto", "Device.", MODEL, metavar="auto|cpu|cuda|mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -149,26 +169,13 @@ DTYPE = option(
     metavar="|".join(DTYPES),
 )
 QUANTIZATIONS = ("int8", "int4")
-QUANTIZE = option(
-    None,
-    "Store the language model's weights as integers of 8 or 4 bits, for less memory.",
-    MODEL,
-    metavar="int8|int4",
-    show_default="model.quantize of the configuration, none",
-)
+BATCH_SIZE = option(16, "Windows at a time.", MODEL)
 MAX_MEMORY = option(
     None,
     "Memory that batches may take beside the model, such as 4GB.",
     MODEL,
     metavar="SIZE",
     show_default="chosen for the device",
-)
-CACHE_DIR = option(
-    None,
-    "Folder where audio embeddings are kept, so that sound heard before is not encoded again "
-    "(`naturelm cache` shows and clears it).",
-    MODEL,
-    show_default="the environment variable NATURELM_CACHE, else none",
 )
 CFG_PATH = option(
     None,
@@ -183,6 +190,132 @@ OVERRIDES = option(
     MODEL,
     metavar="KEY.SUB=VALUE",
 )
+
+
+@dataclass(frozen=True)
+class RevisionOptions:
+    """Which weights of a model."""
+
+    revision: str | None = REVISION
+    weights_hash: str | None = option(
+        None,
+        "Refuse other weights than those that results record with this hash (`weights`).",
+        MODEL,
+        metavar="HASH",
+    )
+
+
+@dataclass(frozen=True)
+class WeightsOptions(RevisionOptions):
+    """Which model, and which weights of it."""
+
+    # A configuration may name the model, too.
+    model: str | None = option(None, MODEL_TEXT, MODEL, show_default="naturelm-tiny")
+
+    @property
+    def name(self) -> str:
+        """The model, where no configuration names one."""
+        from NatureLM.models.registry import EMBEDDED
+
+        return self.model or EMBEDDED
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """What the weights must be, for what loads a model."""
+        return {"revision": self.revision, "weights_hash": self.weights_hash}
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """Where a model is, and how precise its weights are."""
+
+    device: str = DEVICE
+    dtype: str = DTYPE
+    quantize: str | None = option(
+        None,
+        "Store the language model's weights as integers of 8 or 4 bits, for less memory.",
+        MODEL,
+        metavar="int8|int4",
+        show_default="model.quantize of the configuration, none",
+    )
+
+    def check_device(self) -> None:
+        """Raise UsageError for values that are not allowed."""
+        check_device(self.device, self.dtype)
+        self.check_precision()
+
+    def check_precision(self) -> None:
+        """The same, of the weights alone."""
+        check_choice("--dtype", self.dtype, DTYPES)
+        if self.quantize is not None:
+            check_choice("--quantize", self.quantize, QUANTIZATIONS)
+
+
+@dataclass(frozen=True)
+class ModelOptions(PrecisionOptions, WeightsOptions):
+    """The options of commands that ask a model what a configuration says."""
+
+    ORDER: ClassVar[tuple[Any, ...]] = (WeightsOptions, "adapter", PrecisionOptions)
+    adapter: str | None = ADAPTER
+    max_memory: str | None = MAX_MEMORY
+    cache_dir: Path | None = option(
+        None,
+        "Folder where audio embeddings are kept, so that sound heard before is not encoded again "
+        "(`naturelm cache` shows and clears it).",
+        MODEL,
+        show_default="the environment variable NATURELM_CACHE, else none",
+    )
+    cfg_path: Path | None = CFG_PATH
+    options: list[str] | None = OVERRIDES
+
+    def load_model(self, config: Config) -> NatureLM:
+        """The model that was asked for."""
+        given = {"adapter": self.adapter, "quantize": self.quantize, **self.pinned}
+        given |= {"device": self.device, "dtype": self.dtype}
+        return load_model(model_name(self.model, config), config, **given)
+
+
+@dataclass(frozen=True)
+class AnsweringOptions(ModelOptions):
+    """The options of `infer` and `survey` on the model."""
+
+    ORDER: ClassVar[tuple[Any, ...]] = (
+        *(WeightsOptions, "adapter", "merging_alpha", PrecisionOptions, "batch_size"),
+        ModelOptions,
+    )
+    merging_alpha: float | None = MERGING_ALPHA
+    batch_size: int | None = option(
+        None,
+        "Answers and windows at a time. Changes the speed, never the answers.",
+        MODEL,
+        show_default="chosen for the device",
+    )
+
+    def check(self) -> None:
+        """Raise UsageError for values that are not allowed."""
+        if self.batch_size is not None:
+            check_range("--batch-size", self.batch_size, 1, MAX_BATCH)
+        self.check_device()
+        memory_size(self.max_memory)
+
+    def load_pipeline(self, config: Config, window_seconds: float, kept_bytes: int) -> Pipeline:
+        """The model, ready to be asked; raises UsageError for windows that it cannot hear.
+
+        kept_bytes: of embeddings that stay for questions about the same sound
+        """
+        model = self.load_model(config)
+        from NatureLM.inference.pipeline import Pipeline
+
+        check_window(window_seconds, model, model.name_or_path)
+        return Pipeline(
+            model,
+            config=config,
+            cache_dir=self.cache_dir,
+            max_memory=memory_size(self.max_memory),
+            kept_bytes=kept_bytes,
+        )
+
+
 WINDOW_LENGTH = option(10.0, "Length of a window.", AUDIO)
 HOP_LENGTH = option(10.0, "From one start to the next.", AUDIO)
 CHANNEL = option(
@@ -191,83 +324,73 @@ CHANNEL = option(
 TIME_EXPANSION = option(
     1.0, "Slow the sound down so many times; 10 makes bats audible. Times stay true.", AUDIO
 )
-ASK_SILENCE = option(
-    False,
-    "Ask about windows that are silent or constant, or whose channels cancel, too.",
-    AUDIO,
-)
 
 
-MIN_CONFIDENCE = option(
-    "0.0",
-    "Below it the answer is None: a number, or thresholds of each species, at which it is right "
-    "with probability 0.95 or another (`naturelm calibrate` of reviewed clips makes them).",
-    "Species lists and confidence",
-    metavar="NUMBER|FILE|FILE:PROBABILITY",
-)
+@dataclass(frozen=True)
+class WindowOptions:
+    """How recordings are cut; None as what is asked says."""
 
-CLASSIFIER = option(
-    None,
-    "Folder of a classifier that `naturelm teach` made: it answers, at the speed of the audio "
-    "encoder, in place of the language model.",
-    "Species lists and confidence",
-    metavar="FOLDER",
-)
+    window_length_seconds: float | None = WINDOW_LENGTH
+    hop_length_seconds: float | None = HOP_LENGTH
+    channel: str | None = CHANNEL
+    time_expansion: float | None = TIME_EXPANSION
 
 
-# Options of archives
+# Options of archives, and of work on many machines
 
 ARCHIVE = "Archives"
-MANIFEST = option(
-    None,
-    "List of recordings, beside those that are named: what `naturelm manifest` made, a table with "
-    "a column path, or a text with a path on each line.",
-    ARCHIVE,
-    metavar="LIST.csv|LIST.parquet|LIST.txt",
-)
-SHARD = option(
-    None,
-    "Only this part of the recordings, such as 1/4, the first of four; by the hashes of their "
-    "paths. The output gets `.shard-1-of-4` into its name; `naturelm merge-runs` joins them.",
-    ARCHIVE,
-    metavar="I/N",
-)
 
 
-# Options of work on many machines
+@dataclass(frozen=True)
+class ArchiveOptions:
+    """Which part of an archive, and what it is worked off with (`cli.engines`)."""
 
-ENGINE = option(
-    "plain",
-    "Work in this process, or with Ray Data on many machines (`ray`); answers are Parquet parts in "
-    "a folder then, an index is one as always.",
-    ARCHIVE,
-    metavar="plain|ray",
-)
-RAY_ADDRESS = option(
-    None,
-    "With --engine ray: cluster that runs, such as auto for the one of this machine.",
-    ARCHIVE,
-    metavar="ADDRESS",
-    show_default="the environment variable RAY_ADDRESS, else one of this machine alone",
-)
-RAY_WORKERS = option(
-    None,
-    "With --engine ray: models at once.",
-    ARCHIVE,
-    show_default="one for each share of a GPU, else one a machine",
-)
-GPUS = option(
-    None,
-    "With --engine ray: GPUs of each model, such as 1 or 0.5; 0 for none.",
-    ARCHIVE,
-    show_default="1, where there are some",
-)
-BLOCK_SECONDS = option(
-    None,
-    "With --engine ray: seconds of sound that a model is given at a time.",
-    ARCHIVE,
-    show_default="600",
-)
+    manifest: AnyPath | None = option(
+        None,
+        "List of recordings, beside those that are named: what `naturelm manifest` made, a table "
+        "with a column path, or a text with a path on each line.",
+        ARCHIVE,
+        metavar="LIST.csv|LIST.parquet|LIST.txt",
+    )
+    shard: str | None = option(
+        None,
+        "Only this part of the recordings, such as 1/4, the first of four; by the hashes of their "
+        "paths. The output gets `.shard-1-of-4` into its name; `naturelm merge-runs` joins them.",
+        ARCHIVE,
+        metavar="I/N",
+    )
+    engine: str = option(
+        "plain",
+        "Work in this process, or with Ray Data on many machines (`ray`); answers are Parquet "
+        "parts in a folder then, an index is one as always.",
+        ARCHIVE,
+        metavar="plain|ray",
+    )
+    ray_address: str | None = option(
+        None,
+        "With --engine ray: cluster that runs, such as auto for the one of this machine.",
+        ARCHIVE,
+        metavar="ADDRESS",
+        show_default="the environment variable RAY_ADDRESS, else one of this machine alone",
+    )
+    workers: int | None = option(
+        None,
+        "With --engine ray: models at once.",
+        ARCHIVE,
+        show_default="one for each share of a GPU, else one a machine",
+    )
+    gpus: float | None = option(
+        None,
+        "With --engine ray: GPUs of each model, such as 1 or 0.5; 0 for none.",
+        ARCHIVE,
+        show_default="1, where there are some",
+    )
+    block_seconds: float | None = option(
+        None,
+        "With --engine ray: seconds of sound that a model is given at a time.",
+        ARCHIVE,
+        show_default="600",
+    )
 
 
 # Options of field work
@@ -287,15 +410,6 @@ FILE_TIMES = option(
     FIELD,
     metavar="TABLE",
 )
-FROM_TABLE = option(
-    None,
-    "Ask about the detections of this table (of BirdNET, Raven, Kaleidoscope, Audacity, Ecosounds "
-    "...) in place of windows; {label} in a question is what it says.",
-    FIELD,
-    "--from",
-    metavar="TABLE",
-)
-PER_RECORDING = option(False, "Write a table for each recording, too, in a folder.", FIELD)
 
 
 def format_names() -> str:
@@ -305,32 +419,76 @@ def format_names() -> str:
     return "|".join(FORMATS)
 
 
-FORMATS = option(
+@dataclass(frozen=True)
+class TableOptions:
+    """What is known of recordings, and in which tables answers are wanted."""
+
+    deployments: Path | None = DEPLOYMENTS
+    file_times: Path | None = FILE_TIMES
+    format_name: list[str] | None = option(
+        None,
+        "Table to write at the end. May be given several times.",
+        FIELD,
+        "--format",
+        metavar=format_names,
+        show_default="none; of a survey csv",
+    )
+    per_recording: bool = option(
+        False, "Write a table for each recording, too, in a folder.", FIELD
+    )
+
+
+AUDIO_PATH = option(
     None,
-    "Table to write at the end. May be given several times.",
-    FIELD,
-    "--format",
-    metavar=format_names,
-    show_default="none; of a survey csv",
+    "A recording, or a folder with recordings. May be given several times.",
+    "What to ask",
+    *("--audio-path", "--audio", "-a"),
 )
 
 
-def check_named(request: Any) -> None:
-    """Raise UsageError where a request names no recordings."""
-    if not request.audio_paths and request.manifest is None and request.from_table is None:
-        raise UsageError(
-            "nothing to listen to: name a recording or a folder with --audio-path, or a list with "
-            "--manifest"
-        )
+@dataclass(frozen=True)
+class RecordingOptions(TableOptions, ArchiveOptions, WindowOptions):
+    """The options of `infer` and `survey` on recordings."""
+
+    recordings: list[AnyPath] | None = argument(
+        None, "Recordings or folders, as with --audio-path."
+    )
+    audio_path: list[AnyPath] | None = AUDIO_PATH
+    ask_silence: bool = option(
+        False,
+        "Ask about windows that are silent or constant, or whose channels cancel, too.",
+        AUDIO,
+    )
+    from_table: Path | None = option(
+        None,
+        "Ask about the detections of this table (of BirdNET, Raven, Kaleidoscope, Audacity, "
+        "Ecosounds ...) in place of windows; {label} in a question is what it says.",
+        FIELD,
+        "--from",
+        metavar="TABLE",
+    )
+    overwrite: bool = option(False, "Start the answers anew.", "Output")
+    quiet: bool = option(False, "Do not show the answers.", "Output")
+
+    @property
+    def audio_paths(self) -> list[AnyPath]:
+        """All recordings and folders that were named."""
+        return [*(self.recordings or ()), *(self.audio_path or ())]
+
+    def check_named(self) -> None:
+        """Raise UsageError where no recordings are named."""
+        if not self.audio_paths and self.manifest is None and self.from_table is None:
+            raise UsageError(
+                "nothing to listen to: name a recording or a folder with --audio-path, or a list "
+                "with --manifest"
+            )
 
 
-def check_device(device: str, dtype: str, quantize: str | None = None) -> None:
-    """Raise UsageError for values of --device, --dtype and --quantize that are not allowed."""
+def check_device(device: str, dtype: str) -> None:
+    """Raise UsageError for values of --device and --dtype that are not allowed."""
     if not (device.startswith("cuda:") and device.removeprefix("cuda:").isdecimal()):
         check_choice("--device", device, ("auto", "cpu", "cuda", "mps"))
     check_choice("--dtype", dtype, DTYPES)
-    if quantize is not None:
-        check_choice("--quantize", quantize, QUANTIZATIONS)
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
@@ -397,26 +555,20 @@ def import_model(*, for_training: bool = False) -> None:
 
 
 def load_model(model: str, config: Config | None = None, **options: Any) -> NatureLM:
-    """See `NatureLM.inference.pipeline.load_model`; for a command's own process."""
+    """See `NatureLM.inference.loading.load_model`; for a command's own process."""
     import_model()
-    from NatureLM.inference import pipeline
+    from NatureLM.inference import loading
 
-    return pipeline.load_model(model, config, **options)
+    return loading.load_model(model, config, **options)
 
 
 # Options of experiments, and of recordings with known answers
 
 _EXPERIMENTS = "Experiments"
 KNOWN_ANSWERS = "Recordings with known answers"
+COLUMN_FORM, WHERE_FORM = "write it as label=common_name", "write it as split=valid"
 
-DATA_PATH = option(
-    None,
-    "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
-    _EXPERIMENTS,
-    show_default="extended.data.path of the configuration",
-)
-DRY_RUN = option(False, "Show the plan and the first prompts; ask nothing.", _EXPERIMENTS)
-WORKERS = option(None, "Threads that decode ahead of the model.", _EXPERIMENTS, show_default="2")
+QUERY = option(None, "What to ask of every recording.", KNOWN_ANSWERS, "--query", "-q")
 COLUMN = option(
     None,
     "Name of a column, such as label=common_name. May be given several times.",
@@ -432,40 +584,21 @@ WHERE = option(
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The options of commands that ask a model what a configuration says.
-
-    Commands declare them again in the order of their help.
-    """
-
-    model: str | None = OPTIONAL_MODEL_NAME
-    revision: str | None = REVISION
-    weights_hash: str | None = WEIGHTS_HASH
-    adapter: str | None = ADAPTER
-    device: str = DEVICE
-    dtype: str = DTYPE
-    quantize: str | None = QUANTIZE
-    max_memory: str | None = MAX_MEMORY
-    cache_dir: Path | None = CACHE_DIR
-    cfg_path: Path | None = CFG_PATH
-    options: list[str] | None = OVERRIDES
-
-    def load_model(self, config: Config) -> NatureLM:
-        """The model that was asked for."""
-        names = ("adapter", "device", "dtype", "quantize", "revision", "weights_hash")
-        given = {name: getattr(self, name) for name in names}
-        return load_model(model_name(self.model, config), config, **given)
-
-
-@dataclass(frozen=True)
 class ExperimentOptions(ModelOptions):
     """The options of commands that may run an experiment."""
 
     merging_alpha: float | None = None
     output_path: AnyPath | None = None
-    data_path: str | None = DATA_PATH
-    dry_run: bool = DRY_RUN
-    workers: int | None = WORKERS
+    data_path: str | None = option(
+        None,
+        "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
+        _EXPERIMENTS,
+        show_default="extended.data.path of the configuration",
+    )
+    dry_run: bool = option(False, "Show the plan and the first prompts; ask nothing.", _EXPERIMENTS)
+    workers: int | None = option(
+        None, "Threads that decode ahead of the model.", _EXPERIMENTS, show_default="2"
+    )
 
     def load_config(self) -> Config:
         """The configuration with its overrides.
@@ -510,6 +643,13 @@ def pairs(
     return found
 
 
+def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:
+    """The value; raises UsageError where it is not one of the allowed ones."""
+    if value is not None and value not in allowed:
+        raise UsageError(f"{option} {value}: take one of {', '.join(allowed)}")
+    return value
+
+
 def listed(option: str, value: str) -> list[str]:
     """The names of an option that takes several, set off by commas, each once."""
     names = list(dict.fromkeys(name for name in map(str.strip, value.split(",")) if name))
@@ -518,114 +658,24 @@ def listed(option: str, value: str) -> list[str]:
     return names
 
 
-def one_of(option: str, value: str | None, allowed: Sequence[str]) -> Any:
-    """The value; raises UsageError where it is not one of the allowed ones."""
-    if value is not None and value not in allowed:
-        raise UsageError(f"{option} {value}: take one of {', '.join(allowed)}")
-    return value
+# What is shown
 
 
-# Options of scoring
+def can_draw(*, is_needed: bool = False) -> bool:
+    """Whether figures can be drawn, which is said before the work.
 
-PROTOCOLS = "beans-zero|paper|mention|strict"
-LABELS = option(
-    None,
-    "File of the labels that may be answered, one a line.",
-    show_default="the labels that occur",
-)
-TASK = option(
-    None,
-    "Task of data sets that are no component of BEANS-Zero.",
-    metavar="classification|detection|captioning",
-    show_default="the rows' key task",
-)
-RESAMPLES = option(1000, "Resamples of the bootstrap.", min=1, max=1_000_000)
-SEED = option(0, "Seed of the bootstrap and of random answers.", min=0, max=MAX_SEED)
-
-
-@dataclass(frozen=True)
-class ScoringOptions:
-    """The options that `beans score`, `beans compare` and `report` share, in the order of the help.
-
-    The methods raise UsageError for values that cannot be.
+    is_needed: raises UsageError where they cannot
     """
+    from NatureLM.reports.figures import need_matplotlib
 
-    by: str | None = option(
-        None,
-        "Columns that make groups, besides the data set, set off by commas.",
-        show_default="query,lora_scale, as far as rows have them",
-    )
-    labels: Path | None = LABELS
-    scientific_names: Path | None = option(None, "JSON file from common to scientific name.")
-    names: list[str] | None = option(
-        None,
-        "Names of labels where a column has a value: query=1:scientific (or :both, :common). "
-        "May be given several times.",
-    )
-    task: str | None = TASK
-    cluster: str | None = option(
-        None,
-        "Column of what intervals resample as a whole.",
-        show_default="cluster, family or recording, as far as rows have them",
-    )
-    on_error: str = option(
-        "fail", "At a line that cannot be scored: stop, or count it.", metavar="fail|skip"
-    )
-    resamples: int = RESAMPLES
-    seed: int = SEED
-
-    def reading(self) -> ReadOptions:
-        """How rows are read."""
-        from NatureLM.evaluation.answers import ReadOptions, parse_rules, read_labels, read_map
-
-        rules = parse_rules(self.names or ())
-        if self.scientific_names is None and any(rule.kind != "common" for rule in rules):
-            raise UsageError("--names needs --scientific-names, a JSON file from common name to it")
-        if self.scientific_names is not None and not rules:
-            raise UsageError("--scientific-names needs --names, such as --names query=1:scientific")
-        columns = None if self.by is None else _columns(self.by)
-        for rule in rules:
-            if columns is not None and rule.column not in (*columns, "dataset_name"):
-                raise UsageError(
-                    f"--names {rule}: {rule.column!r} is not among the columns of --by"
-                )
-        return ReadOptions(
-            by=columns,
-            labels=None if self.labels is None else read_labels(self.labels),
-            rules=rules,
-            scientific={} if self.scientific_names is None else read_map(self.scientific_names),
-            cluster=self.cluster,
-            task=one_of("--task", self.task, ("classification", "detection", "captioning")),
-        )
-
-    def evaluation(self) -> BootstrapOptions:
-        """How intervals are made."""
-        from NatureLM.evaluation.bootstrap import BootstrapOptions
-
-        return BootstrapOptions(resamples=self.resamples, seed=self.seed)
-
-    def arguments(self) -> dict[str, Any]:
-        """All of them, as the functions of `NatureLM.evaluation` take them."""
-        return {
-            "options": self.reading(),
-            "bootstrap": self.evaluation(),
-            "on_error": one_of("--on-error", self.on_error, ("fail", "skip")),
-        }
-
-
-def _columns(by: str) -> tuple[str, ...]:
-    """The columns of --by; the data set is one always."""
-    columns = [column.strip() for column in by.split(",")]
-    columns = [column for column in columns if column and column not in ("dataset", "dataset_name")]
-    for column in columns:
-        if columns.count(column) > 1:
-            raise UsageError(f"--by {by}: {column!r} is named twice")
-        if column in ("id", "prediction", "label"):
-            raise UsageError(f"--by {by}: {column!r} cannot make groups")
-    return tuple(columns)
-
-
-# What is printed
+    try:
+        need_matplotlib()
+    except UsageError as error:
+        if is_needed:
+            raise
+        say(f"There will be no figure: {error}")
+        return False
+    return True
 
 
 def print_table(

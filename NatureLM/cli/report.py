@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from NatureLM.cli import options as of
+from NatureLM.cli.score import PROTOCOL, ScoringOptions
 from NatureLM.errors import UsageError
 from NatureLM.progress import show
 
@@ -49,7 +50,7 @@ def report(
     clips: int = of.option(
         3, "Clips of each name that are heard in the page.", _RECORDINGS, min=0, max=_MOST_CLIPS
     ),
-    protocol: str = of.option("beans-zero", "How answers are read.", _SCORED, metavar=of.PROTOCOLS),
+    protocol: str = of.but(PROTOCOL, rich_help_panel=_SCORED),
     between: str | None = of.option(
         None,
         "The two α whose classes are compared, such as 1.0,0.4.",
@@ -60,7 +61,7 @@ def report(
     answers: int = of.option(
         _MOST_ANSWERS, "Most single answers in the page.", _SCORED, min=0, max=1_000_000
     ),
-    scoring: of.ScoringOptions,
+    scoring: ScoringOptions,
 ) -> None:
     """Draw what answers show: one page that works offline, with its figures and tables as files.
 
@@ -103,9 +104,9 @@ def _refuse(what_for: str, **given: Any) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is for {what_for}")
 
 
-def _given(scoring: of.ScoringOptions) -> dict[str, Any]:
+def _given(scoring: ScoringOptions) -> dict[str, Any]:
     """The options of scoring that are not as they are by themselves."""
-    default = of.ScoringOptions()
+    default = ScoringOptions()
     return {
         one.name: True
         for one in fields(scoring)
@@ -184,7 +185,7 @@ def _report_scores(
     title: str | None,
     between: tuple[float, float] | None,
     most_answers: int,
-    scoring: of.ScoringOptions,
+    scoring: ScoringOptions,
 ) -> None:
     from NatureLM.evaluation.protocols import protocol as find
     from NatureLM.evaluation.score import score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,26 +11,126 @@ from NatureLM.errors import UsageError
 from NatureLM.progress import printable, show
 
 if TYPE_CHECKING:
+    from NatureLM.evaluation.answers import ReadOptions
+    from NatureLM.evaluation.bootstrap import BootstrapOptions
     from NatureLM.evaluation.score import Comparison, Scores
 
 
 _MOST_ERRORS_SHOWN = 10
-_ANSWERS = "Files of answers (.jsonl, .jsonl.gz), or folders with such files."
-_PROTOCOL = of.option("beans-zero", "How answers are read.", metavar=of.PROTOCOLS)
+PROTOCOL = of.option(
+    "beans-zero", "How answers are read.", metavar="beans-zero|paper|mention|strict"
+)
+LABELS = of.option(
+    None,
+    "File of the labels that may be answered, one a line.",
+    show_default="the labels that occur",
+)
+TASK = of.option(
+    None,
+    "Task of data sets that are no component of BEANS-Zero.",
+    metavar="classification|detection|captioning",
+    show_default="the rows' key task",
+)
+RESAMPLES = of.option(1000, "Resamples of the bootstrap.", min=1, max=1_000_000)
+SEED = of.option(0, "Seed of the bootstrap and of random answers.", min=0, max=of.MAX_SEED)
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """The options that `beans score`, `beans compare` and `report` share, in the order of the help.
+
+    The methods raise UsageError for values that cannot be.
+    """
+
+    by: str | None = of.option(
+        None,
+        "Columns that make groups, besides the data set, set off by commas.",
+        show_default="query,lora_scale, as far as rows have them",
+    )
+    labels: Path | None = LABELS
+    scientific_names: Path | None = of.option(None, "JSON file from common to scientific name.")
+    names: list[str] | None = of.option(
+        None,
+        "Names of labels where a column has a value: query=1:scientific (or :both, :common). "
+        "May be given several times.",
+    )
+    task: str | None = TASK
+    cluster: str | None = of.option(
+        None,
+        "Column of what intervals resample as a whole.",
+        show_default="cluster, family or recording, as far as rows have them",
+    )
+    on_error: str = of.option(
+        "fail", "At a line that cannot be scored: stop, or count it.", metavar="fail|skip"
+    )
+    resamples: int = RESAMPLES
+    seed: int = SEED
+
+    def reading(self) -> ReadOptions:
+        """How rows are read."""
+        from NatureLM.evaluation.answers import ReadOptions, parse_rules, read_labels, read_map
+
+        rules = parse_rules(self.names or ())
+        if self.scientific_names is None and any(rule.kind != "common" for rule in rules):
+            raise UsageError("--names needs --scientific-names, a JSON file from common name to it")
+        if self.scientific_names is not None and not rules:
+            raise UsageError("--scientific-names needs --names, such as --names query=1:scientific")
+        columns = None if self.by is None else _columns(self.by)
+        for rule in rules:
+            if columns is not None and rule.column not in (*columns, "dataset_name"):
+                raise UsageError(
+                    f"--names {rule}: {rule.column!r} is not among the columns of --by"
+                )
+        return ReadOptions(
+            by=columns,
+            labels=None if self.labels is None else read_labels(self.labels),
+            rules=rules,
+            scientific={} if self.scientific_names is None else read_map(self.scientific_names),
+            cluster=self.cluster,
+            task=of.one_of("--task", self.task, ("classification", "detection", "captioning")),
+        )
+
+    def evaluation(self) -> BootstrapOptions:
+        """How intervals are made."""
+        from NatureLM.evaluation.bootstrap import BootstrapOptions
+
+        return BootstrapOptions(resamples=self.resamples, seed=self.seed)
+
+    def arguments(self) -> dict[str, Any]:
+        """All of them, as the functions of `NatureLM.evaluation` take them."""
+        return {
+            "options": self.reading(),
+            "bootstrap": self.evaluation(),
+            "on_error": of.one_of("--on-error", self.on_error, ("fail", "skip")),
+        }
+
+
+def _columns(by: str) -> tuple[str, ...]:
+    """The columns of --by; the data set is one always."""
+    columns = [column.strip() for column in by.split(",")]
+    columns = [column for column in columns if column and column not in ("dataset", "dataset_name")]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise UsageError(f"--by {by}: {column!r} is named twice")
+        if column in ("id", "prediction", "label"):
+            raise UsageError(f"--by {by}: {column!r} cannot make groups")
+    return tuple(columns)
 
 
 def score(
     *,
-    paths: list[Path] = of.argument(..., _ANSWERS, "PATH..."),
+    paths: list[Path] = of.argument(
+        ..., "Files of answers (.jsonl, .jsonl.gz), or folders with such files.", "PATH..."
+    ),
     output_path: Path = of.option(..., "Folder for metrics.json and the tables."),
-    protocol: list[str] | None = of.option(
-        None,
-        "How answers are read. May be given several times.",
-        metavar=of.PROTOCOLS,
+    protocol: list[str] | None = of.but(
+        PROTOCOL,
+        default=None,
+        help="How answers are read. May be given several times.",
         show_default="beans-zero",
     ),
     quiet: bool = of.option(False, "Do not show the scores."),
-    scoring: of.ScoringOptions,
+    scoring: ScoringOptions,
 ) -> None:
     """Score answers, ours or anybody's, with 95 % intervals and baselines."""
     from NatureLM.evaluation.protocols import protocol as find
@@ -105,9 +206,9 @@ def compare(
         "Only the rows of A with this value, such as lora_scale=1.0. May be given several times.",
     ),
     b_where: list[str] | None = of.option(None, "The same for B."),
-    protocol: str = _PROTOCOL,
+    protocol: str = PROTOCOL,
     output_path: Path | None = of.option(None, "Folder for compare.json."),
-    scoring: of.ScoringOptions,
+    scoring: ScoringOptions,
 ) -> None:
     """Compare two runs sample by sample: differences with 95 % intervals, B less A."""
     from NatureLM.evaluation.protocols import protocol as find

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import typer
 
@@ -32,35 +32,21 @@ logger = logging.getLogger(__name__)
 _OUTPUT = "Output"
 
 
-@dataclass(frozen=True)
-class EmbedRequest:
-    """The options of `naturelm embed`."""
+LAYER = of.option(
+    "encoder",
+    "What is averaged over a window: what the audio encoder hears, its peaks (best for "
+    "`naturelm teach`, four times the work), or what the language model is told of it.",
+    of.MODEL,
+    metavar="encoder|peaks|projected",
+)
 
-    recordings: list[AnyPath] | None = of.argument(None, "Recordings, or folders with recordings.")
-    manifest: AnyPath | None = of.MANIFEST
-    shard: str | None = of.SHARD
-    engine: str = of.ENGINE
-    ray_address: str | None = of.RAY_ADDRESS
-    workers: int | None = of.RAY_WORKERS
-    gpus: float | None = of.GPUS
-    block_seconds: float | None = of.BLOCK_SECONDS
-    output_path: Path = of.option(
-        Path("embeddings.npz"),
-        "The index. One that exists is added to. Parquet needs pyarrow.",
-        _OUTPUT,
-        *("--output-path", "--output", "-o"),
-        metavar="X.npz|X.parquet",
-    )
-    model: str = of.MODEL_NAME
-    revision: str | None = of.REVISION
-    weights_hash: str | None = of.WEIGHTS_HASH
-    layer: str = of.option(
-        "encoder",
-        "What is averaged over a window: what the audio encoder hears, its peaks (best for "
-        "`naturelm teach`, four times the work), or what the language model is told of it.",
-        of.MODEL,
-        metavar="encoder|peaks|projected",
-    )
+
+@dataclass(frozen=True)
+class EncoderOptions(of.WeightsOptions):
+    """The options of commands that turn windows into vectors."""
+
+    ORDER: ClassVar[tuple[Any, ...]] = (of.WeightsOptions,)
+    layer: str = LAYER
     device: str = of.DEVICE
     dtype: str = of.DTYPE
     batch_size: int = of.option(16, "Windows at a time.", of.MODEL)
@@ -68,20 +54,62 @@ class EmbedRequest:
     hop_length_seconds: float = of.HOP_LENGTH
     channel: str = of.CHANNEL
     time_expansion: float = of.TIME_EXPANSION
-    overwrite: bool = of.option(False, "Start the index anew.", _OUTPUT)
 
-    def settings(self, about: Mapping[str, Any]) -> IndexSettings:
-        """Of the index; `about` is `Embedder.about`."""
+    def check(self) -> None:
+        """Raise UsageError for values that are not allowed."""
+        from NatureLM.audio.windows import WindowPlan, parse_channel
+        from NatureLM.util import check_range
+
+        cut = (self.window_length_seconds, self.hop_length_seconds, self.time_expansion)
+        WindowPlan.of(16000, *cut)
+        parse_channel(self.channel)
+        check_range("--batch-size", self.batch_size, 1, of.MAX_BATCH)
+        of.check_device(self.device, self.dtype)
+
+    def embedder(self, model: str, layer: str) -> Embedder:
+        """What makes vectors of a layer."""
+        where = (self.device, self.dtype)
+        return load_embedder(model, layer, *where, batch=self.batch_size, **self.pinned)
+
+    def checked_embedder(self, model: str) -> Embedder:
+        """The same. Raises UsageError for windows that the model cannot hear."""
+        made = self.embedder(model, self.layer)
+        of.check_window(self.window_length_seconds, made.model, model)
+        return made
+
+    def settings(self, model: str, about: Mapping[str, Any]) -> IndexSettings:
+        """How windows are cut and heard; `about` is `Embedder.about`."""
         from NatureLM.search.index import IndexSettings
 
         return IndexSettings(
-            model=self.model,
+            model=model,
             **about,
             window_seconds=self.window_length_seconds,
             hop_seconds=self.hop_length_seconds,
             channel=self.channel,
             time_expansion=self.time_expansion,
         )
+
+
+@dataclass(frozen=True)
+class EmbedRequest(EncoderOptions, of.ArchiveOptions):
+    """The options of `naturelm embed`."""
+
+    ORDER: ClassVar[tuple[Any, ...]] = (
+        "recordings",
+        of.ArchiveOptions,
+        "output_path",
+        EncoderOptions,
+    )
+    recordings: list[AnyPath] | None = of.argument(None, "Recordings, or folders with recordings.")
+    output_path: Path = of.option(
+        Path("embeddings.npz"),
+        "The index. One that exists is added to. Parquet needs pyarrow.",
+        _OUTPUT,
+        *("--output-path", "--output", "-o"),
+        metavar="X.npz|X.parquet",
+    )
+    overwrite: bool = of.option(False, "Start the index anew.", _OUTPUT)
 
 
 def embed(request: EmbedRequest) -> None:
@@ -92,27 +120,22 @@ def embed(request: EmbedRequest) -> None:
     A run that was stopped, however it was, goes on where it stopped when the same command is given
     again.
     """
-    from NatureLM.audio.windows import WindowPlan, parse_channel
     from NatureLM.cli.recordings import Listed, output_of_shard
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
-    from NatureLM.util import check_place, check_range
+    from NatureLM.util import check_place
 
     # What cannot work is refused before the model is loaded.
     output = output_of_shard(request.output_path, request.shard)
     writer_of(output)
     spread = ray_options(request)
     check_place(output, "--output-path")
-    cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
-    WindowPlan.of(16000, *cut)
-    parse_channel(request.channel)
-    check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
-    of.check_device(request.device, request.dtype)
+    request.check()
     listed = Listed.read(request.recordings or (), request.manifest, request.shard)
     files = listed.recordings
     if not files:
         return
-    say(f"Model: {request.model}")
+    say(f"Model: {request.name}")
     finished = to_do = 0
 
     def begun(rows: int, recordings: int) -> None:
@@ -137,7 +160,7 @@ def embed(request: EmbedRequest) -> None:
         made = make_index(
             files,
             output,
-            request.settings(maker.about),
+            request.settings(request.name, maker.about),
             maker.vectors,
             overwrite=request.overwrite,
             begun=begun,
@@ -162,14 +185,15 @@ class _Maker(NamedTuple):
 def _maker(request: EmbedRequest, spread: RayOptions | None, listed: Listed) -> Iterator[_Maker]:
     """What makes vectors: the model in this process, or models on a cluster."""
     if spread is None:
-        embedder = _checked_embedder(request)
+        embedder = request.checked_embedder(request.name)
         yield _Maker(embedder, embedder.about)
         return
     from NatureLM.distributed.askers import MadeVectors, VectorAsker
     from NatureLM.distributed.cluster import connected
     from NatureLM.distributed.flow import Job, Todo, described, pieces
 
-    make = partial(VectorAsker, partial(_checked_embedder, request), request.time_expansion)
+    load = partial(request.checked_embedder, request.name)
+    make = partial(VectorAsker, load, request.time_expansion)
     with connected(spread, request.device) as cluster:
         about = described(cluster, make)
 
@@ -185,21 +209,6 @@ def _maker(request: EmbedRequest, spread: RayOptions | None, listed: Listed) -> 
                 yield from piece.items
 
         yield _Maker(MadeVectors(), about, decode)
-
-
-def _checked_embedder(request: EmbedRequest) -> Embedder:
-    """What makes vectors. Raises UsageError for windows that the model cannot hear."""
-    embedder = load_embedder(
-        request.model,
-        request.layer,
-        request.device,
-        request.dtype,
-        batch=request.batch_size,
-        revision=request.revision,
-        weights_hash=request.weights_hash,
-    )
-    of.check_window(request.window_length_seconds, embedder.model, request.model)
-    return embedder
 
 
 def search(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import SOME_FAILED, error_text
+from NatureLM.cli.errors import Failures
+from NatureLM.cli.search import LAYER, EncoderOptions
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say, show
 
 if TYPE_CHECKING:
-    from NatureLM.audio import AudioError
     from NatureLM.search.build import Embedder
     from NatureLM.search.index import IndexSettings, VectorIndex
     from NatureLM.teach.classifier import Classifier
@@ -29,9 +29,13 @@ _SOME_NAMES = 20
 
 
 @dataclass(frozen=True)
-class TeachRequest:
-    """The options of `naturelm teach`, in the order of its help."""
+class TeachRequest(EncoderOptions):
+    """The options of `naturelm teach`."""
 
+    ORDER: ClassVar[tuple[Any, ...]] = (
+        *("examples", "output_path", "overwrite", "column", "where", "index", "method", "seed"),
+        EncoderOptions,
+    )
     examples: list[Path] = of.argument(
         ...,
         "Tables of labelled sound (CSV, or of Raven, Audacity, BirdNET, Kaleidoscope ...), and "
@@ -72,22 +76,12 @@ class TeachRequest:
     seed: int = of.option(
         0, "Another one holds out other recordings.", _EXAMPLES, min=0, max=of.MAX_SEED
     )
-    model: str | None = of.OPTIONAL_MODEL_NAME
-    revision: str | None = of.REVISION
-    weights_hash: str | None = of.WEIGHTS_HASH
-    layer: str = of.option(
-        "peaks",
-        "What of a window counts: its peaks, or a mean, as of `naturelm embed`.",
-        of.MODEL,
+    layer: str = of.but(
+        LAYER,
+        default="peaks",
+        help="What of a window counts: its peaks, or a mean, as of `naturelm embed`.",
         metavar="peaks|encoder|projected",
     )
-    device: str = of.DEVICE
-    dtype: str = of.DTYPE
-    batch_size: int = of.option(16, "Windows at a time.", of.MODEL)
-    window_length_seconds: float = of.WINDOW_LENGTH
-    hop_length_seconds: float = of.HOP_LENGTH
-    channel: str = of.CHANNEL
-    time_expansion: float = of.TIME_EXPANSION
 
 
 def teach(request: TeachRequest) -> None:
@@ -98,31 +92,23 @@ def teach(request: TeachRequest) -> None:
     `naturelm infer recordings/ --classifier mine/` runs it. A second call with reviewed clips adds
     them to what the classifier was taught with.
     """
-    from NatureLM.audio.windows import WindowPlan, parse_channel
+    from NatureLM.search.index import open_index
     from NatureLM.teach.fit import METHODS, fit_classifier, need_sklearn
-    from NatureLM.util import check_place, check_range
+    from NatureLM.util import check_place
 
     check_place(request.output_path, "--output-path", folder=True)
     of.check_choice("--method", request.method, METHODS)
     if request.method == "logistic":
         need_sklearn()
-    of.check_device(request.device, request.dtype)
-    check_range("--batch-size", request.batch_size, 1, of.MAX_BATCH)
-    cut = (request.window_length_seconds, request.hop_length_seconds, request.time_expansion)
-    WindowPlan.of(16000, *cut)
-    parse_channel(request.channel)
-    labelled, index, model = _labelled(request), _index(request), _model(request)
-    errors = 0
-
-    def failed(error: AudioError) -> None:
-        nonlocal errors
-        errors += 1
-        say(error_text(error), styled=True)
-
+    request.check()
+    labelled = _labelled(request)
+    index = None if request.index is None else open_index(request.index)
+    model = _model(request, index)
+    failures = Failures()
     say(f"Model: {model}")
     embedder = _embedder(request, model, index)
     settings = _settings(request, model, embedder, index)
-    examples = _heard(labelled, settings, embedder, index, failed)
+    examples = _heard(labelled, settings, embedder, index, failures)
     classifier, held = fit_classifier(examples, settings, method=request.method, seed=request.seed)
     from NatureLM.teach.card import save
     from NatureLM.util import writing
@@ -130,7 +116,7 @@ def teach(request: TeachRequest) -> None:
     with writing(request.output_path):
         made = save(request.output_path, classifier, examples, held, labelled)
     _show(made, request.output_path)
-    raise typer.Exit(SOME_FAILED if errors else 0)
+    raise typer.Exit(failures.exit_code)
 
 
 def _labelled(request: TeachRequest) -> list[Labelled]:
@@ -158,45 +144,27 @@ def _labelled(request: TeachRequest) -> list[Labelled]:
     return labelled
 
 
-def _index(request: TeachRequest) -> VectorIndex | None:
-    from NatureLM.search.index import open_index
-
-    return None if request.index is None else open_index(request.index)
-
-
-def _model(request: TeachRequest) -> str:
+def _model(request: TeachRequest, index: VectorIndex | None) -> str:
     """The model that is named, else that of the index or of the classifier that is there."""
-    from NatureLM.models.registry import EMBEDDED
-    from NatureLM.search.index import open_index
     from NatureLM.teach.classifier import SETTINGS_NAME, read_classifier
 
     if request.model is not None:
         return request.model
-    if request.index is not None:
-        return open_index(request.index).settings.model
+    if index is not None:
+        return index.settings.model
     if (request.output_path / SETTINGS_NAME).is_file() and not request.overwrite:
         return read_classifier(request.output_path).hears.model
-    return EMBEDDED
+    return request.name
 
 
 def _embedder(request: TeachRequest, model: str, index: VectorIndex | None) -> Embedder:
     """What makes vectors. Raises UsageError where those of the index are of another model."""
-    from NatureLM.cli.search import load_embedder
     from NatureLM.search.index import refuse_other_model
 
-    embedder = load_embedder(
-        model,
-        request.layer if index is None else index.settings.layer,
-        request.device,
-        request.dtype,
-        batch=request.batch_size,
-        revision=request.revision,
-        weights_hash=request.weights_hash,
-    )
-    if index is not None:
-        refuse_other_model(index, embedder.fingerprint)
-    else:
-        of.check_window(request.window_length_seconds, embedder.model, model)
+    if index is None:
+        return request.checked_embedder(model)
+    embedder = request.embedder(model, index.settings.layer)
+    refuse_other_model(index, embedder.fingerprint)
     return embedder
 
 
@@ -204,20 +172,9 @@ def _settings(
     request: TeachRequest, model: str, embedder: Embedder, index: VectorIndex | None
 ) -> IndexSettings:
     """How examples are cut and heard."""
-    from dataclasses import replace
-
-    from NatureLM.search.index import IndexSettings
-
     if index is not None:
         return replace(index.settings, model=model, unfinished=(), heard=())
-    return IndexSettings(
-        model=model,
-        **embedder.about,
-        window_seconds=request.window_length_seconds,
-        hop_seconds=request.hop_length_seconds,
-        channel=request.channel,
-        time_expansion=request.time_expansion,
-    )
+    return request.settings(model, embedder.about)
 
 
 def _heard(
@@ -225,7 +182,7 @@ def _heard(
     settings: IndexSettings,
     embedder: Embedder,
     index: VectorIndex | None,
-    failed: Any,
+    failed: Failures,
 ) -> Examples:
     """The vectors of the examples: of the index, as far as they are in it."""
     from NatureLM.search.index import known_recordings

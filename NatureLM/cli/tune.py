@@ -1,61 +1,59 @@
-"""`naturelm tune-alpha` and `calibrate`: what to set on recordings with known answers."""
+"""`naturelm tune-alpha`: the α to use, by recordings with known answers."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from NatureLM.cli import options as of
-from NatureLM.cli.thresholds import calibrate_clips, is_reviewed
+from NatureLM.cli.score import LABELS, PROTOCOL, RESAMPLES, SEED, TASK, ScoringOptions
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say, show
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
-    from NatureLM.data.sample import Sample
-    from NatureLM.experiments.calibrate import Reliability, Scored
     from NatureLM.experiments.plan import Plan
     from NatureLM.experiments.tune import Tuning
     from NatureLM.models import NatureLM
 
-logger = logging.getLogger(__name__)
-_DATA = of.KNOWN_ANSWERS
 _SEARCH = "Search"
 _SCORING = "Scoring"
-_OUTPUT = "Output"
-_REVIEWED = "Reviewed clips"
-_COLUMN_FORM = "write it as label=common_name"
-_WHERE_FORM = "write it as split=valid"
 
 
 @dataclass(frozen=True)
 class TuneRequest(of.ModelOptions):
-    """The options of `naturelm tune-alpha`, in the order of its help."""
+    """The options of `naturelm tune-alpha`."""
 
+    ORDER: ClassVar[tuple[Any, ...]] = (
+        *("data", "query", "output_path", "column", "where", "limit"),
+        *("metric", "protocol", "labels", "task", "resamples", "seed"),
+        *("low", "high", "coarse", "fine", "towards"),
+        *(of.WeightsOptions, "adapter", of.PrecisionOptions),
+    )
     data: str | None = of.option(
         None,
         "Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with one, or a "
         "dataset on disk.",
-        _DATA,
+        of.KNOWN_ANSWERS,
         show_default="extended.data of the configuration",
     )
-    query: str | None = of.option(
-        None,
-        "What to ask of every recording.",
-        _DATA,
-        *("--query", "-q"),
-        show_default="the one of extended.queries, else each sample's own",
+    query: str | None = of.but(
+        of.QUERY, show_default="the one of extended.queries, else each sample's own"
     )
     output_path: Path = of.option(
-        Path("tune-alpha"), "Folder for table, figure and answers.", _DATA
+        Path("tune-alpha"), "Folder for table, figure and answers.", of.KNOWN_ANSWERS
     )
     column: list[str] | None = of.COLUMN
     where: list[str] | None = of.WHERE
     limit: int | None = of.option(
-        None, "So many samples at most.", _DATA, min=1, max=of.MAX_ROWS, show_default="all"
+        None,
+        "So many samples at most.",
+        of.KNOWN_ANSWERS,
+        min=1,
+        max=of.MAX_ROWS,
+        show_default="all",
     )
     metric: str = of.option(
         "accuracy",
@@ -63,11 +61,11 @@ class TuneRequest(of.ModelOptions):
         _SCORING,
         metavar="accuracy|f1|precision|recall|map|cider",
     )
-    protocol: str = of.option("beans-zero", "How answers are read.", _SCORING, metavar=of.PROTOCOLS)
-    labels: Path | None = of.LABELS
-    task: str | None = of.TASK
-    resamples: int = of.RESAMPLES
-    seed: int = of.SEED
+    protocol: str = of.but(PROTOCOL, rich_help_panel=_SCORING)
+    labels: Path | None = LABELS
+    task: str | None = TASK
+    resamples: int = RESAMPLES
+    seed: int = SEED
     low: float = of.option(0.0, "Smallest α.", _SEARCH, "--from")
     high: float = of.option(1.0, "Largest α.", _SEARCH, "--to")
     coarse: float = of.option(0.2, "First step.", _SEARCH)
@@ -78,13 +76,6 @@ class TuneRequest(of.ModelOptions):
         _SEARCH,
         metavar="base|adapted",
     )
-    model: str | None = of.OPTIONAL_MODEL_NAME
-    revision: str | None = of.REVISION
-    weights_hash: str | None = of.WEIGHTS_HASH
-    adapter: str | None = of.ADAPTER
-    device: str = of.DEVICE
-    dtype: str = of.DTYPE
-    quantize: str | None = of.QUANTIZE
     batch_size: int = of.option(32, "Answers at a time.", of.MODEL, min=1, max=of.MAX_BATCH)
 
     def load_config(self) -> Config:
@@ -103,8 +94,8 @@ class TuneRequest(of.ModelOptions):
         if self.seed:  # 0 leaves the one of the configuration
             yield f"extended.seed={self.seed}"
         for section, values in (
-            ("columns", of.pairs("--column", self.column, _COLUMN_FORM, may_be_empty=True)),
-            ("where", of.pairs("--where", self.where, _WHERE_FORM, may_be_empty=True)),
+            ("columns", of.pairs("--column", self.column, of.COLUMN_FORM, may_be_empty=True)),
+            ("where", of.pairs("--where", self.where, of.WHERE_FORM, may_be_empty=True)),
         ):
             for name, value in values.items():
                 yield f"extended.data.{section}.{name}={of.as_yaml(value)}"
@@ -120,18 +111,16 @@ def tune_alpha(request: TuneRequest) -> None:
     from NatureLM.util import check_place
 
     config = request.load_config()
-    scoring = of.ScoringOptions(
-        labels=request.labels, resamples=request.resamples, seed=request.seed
-    )
+    scoring = ScoringOptions(labels=request.labels, resamples=request.resamples, seed=request.seed)
     grid = tune.Grid(request.low, request.high, request.coarse, request.fine)
     side: Any = of.one_of("--towards", request.towards, ("base", "adapted"))
     check_place(request.output_path, "--output-path", folder=True)
     plan = _plan(config)
     reading = replace(scoring, task=_task(plan, request.task)).reading()
     tune.check_metric(request.metric, reading.task or "classification")
-    of.check_device(request.device, request.dtype, request.quantize)
+    request.check_device()
     of.memory_size(request.max_memory)
-    has_figures = _has_figures()
+    has_figures = of.can_draw()
     tuner = tune.Tuner(request.metric, protocol(request.protocol), reading, scoring.evaluation())
     name = of.model_name(request.model, config)
     say(f"Loading {name}")
@@ -197,7 +186,7 @@ def _asker(
 ) -> Callable[[Sequence[float]], list[dict[str, Any]]]:
     """The function that answers at some α; every row goes into `kept`, too."""
     from NatureLM.experiments.run import Answerer
-    from NatureLM.inference.pipeline import processor_of
+    from NatureLM.inference.loading import processor_of
 
     trials = list(plan.with_template(processor_of(model).prompt_template).trials())
     say(f"Encoding {len(trials)} samples")
@@ -245,214 +234,3 @@ def _show_tuning(tuning: Tuning) -> None:
     of.print_table(columns, rows, right={"α", "standard error"})
     best = tuning.best
     show(f"{best.n} samples, resampled by {best.cluster_by} ({best.clusters})")
-
-
-def _has_figures() -> bool:
-    """Whether a figure can be drawn; said before the work, not after it."""
-    from NatureLM.reports.figures import need_matplotlib
-
-    try:
-        need_matplotlib()
-    except UsageError as error:
-        say(f"There will be no figure: {error}")
-        return False
-    return True
-
-
-def calibrate(
-    *,
-    table: str = of.argument(
-        ...,
-        "A table with the columns path and label (.csv, .jsonl, .parquet), or a folder with one, "
-        "or one of reviewed clips.",
-    ),
-    where: list[str] | None = of.WHERE,
-    test_where: list[str] | None = of.option(
-        None,
-        "Rows to measure on, such as split=test; they should be others.",
-        _DATA,
-        metavar="COLUMN=VALUE",
-        show_default="the rows that it is fitted to",
-    ),
-    column: list[str] | None = of.COLUMN,
-    species_list: str | None = of.option(
-        None,
-        "The labels to choose from.",
-        _DATA,
-        metavar="FILE|NAMES|PRESET",
-        show_default="the labels of the table",
-    ),
-    query: str | None = of.option(
-        None,
-        "What to ask of every recording.",
-        _DATA,
-        *("--query", "-q"),
-        show_default="the question for the name of the species",
-    ),
-    normalize: str = of.option(
-        "sum",
-        "How labels are made comparable: by log-likelihood, by that of a token, or by what the "
-        "sound adds.",
-        of.MODEL,
-        metavar="sum|mean|prior",
-    ),
-    model: str = of.MODEL_NAME,
-    revision: str | None = of.REVISION,
-    weights_hash: str | None = of.WEIGHTS_HASH,
-    adapter: str | None = of.ADAPTER,
-    merging_alpha: float = of.option(1.0, "Share of the adapter.", of.MODEL),
-    device: str = of.DEVICE,
-    dtype: str = of.DTYPE,
-    quantize: str | None = of.QUANTIZE,
-    output_path: Path | None = of.option(
-        None,
-        "File for the calibration.",
-        _OUTPUT,
-        *("--output-path", "--output"),
-        show_default="calibration.json in the folder of the model; thresholds.csv in that of "
-        "reviewed clips",
-    ),
-    figure: Path | None = of.option(
-        None, "File (.svg) for a reliability diagram; of reviewed clips for their curves.", _OUTPUT
-    ),
-    min_clips: int = of.option(
-        20, "Species with fewer judged clips have no threshold.", _REVIEWED, min=4
-    ),
-) -> None:
-    """Fit the temperature that makes the confidence in species mean what it says.
-
-    naturelm calibrate clips.csv --where split=valid --test-where split=test
-
-    `naturelm infer --species-list ...` then uses it wherever the model is used at this α.
-
-    Of a folder of reviewed clips (`naturelm segments`, `naturelm review`): fit how the chance of
-    being right grows with the confidence, and write thresholds, which --min-confidence reads.
-    """
-    if is_reviewed(table):
-        given = {
-            "--where": where,
-            "--test-where": test_where,
-            "--column": column,
-            "--species-list": species_list,
-            "--query": query,
-            "--adapter": adapter,
-        }
-        calibrate_clips(Path(table), output_path, figure, min_clips, given)
-        return
-    from NatureLM.experiments.calibrate import fit_calibration, measure, score_samples
-    from NatureLM.generation.labels import check_normalize
-    from NatureLM.inference.calibration import write_calibration
-    from NatureLM.reports.figures import draw_reliability, need_matplotlib, svg
-    from NatureLM.util import check_place, write_text
-
-    check_normalize(normalize)
-    if query is not None and not query.strip():
-        raise UsageError("--query is empty: give a question, or leave the option out")
-    target = _target(output_path, "@".join(filter(None, (model, revision))))
-    check_place(target, "--output-path")
-    if figure is not None:
-        if figure.suffix.lower() != ".svg":
-            raise UsageError(f"--figure is {figure}, and its name must end in .svg")
-        check_place(figure, "--figure")
-        need_matplotlib()
-    samples = _samples(table, column, where)
-    others = _samples(table, column, test_where, is_read=True) if test_where else None
-    names, asked = _question(samples, species_list, query)
-    of.check_device(device, dtype, quantize)
-    say(f"Loading {model}")
-    loaded = of.load_model(
-        model,
-        adapter=adapter,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        revision=revision,
-        weights_hash=weights_hash,
-    )
-    how: Any = {"alpha": merging_alpha, "normalize": normalize}
-
-    def score(of_samples: Sequence[Sample]) -> list[Scored]:
-        say(f"Scoring {len(names)} labels on {len(of_samples)} recordings")
-        return score_samples(loaded, of_samples, names, asked, **how)
-
-    fitted = score(samples)
-    tested = fitted if others is None else score(others)
-    found = fit_calibration(loaded, fitted, asked, **how)
-    before, after = measure(tested, 1.0), measure(tested, found.temperature)
-    if found.is_at_the_edge:
-        say(
-            f"Note: the temperature is as far as it goes, {found.temperature:g}: "
-            f"{found.samples} recordings do not say how sure the model should be. Take more, "
-            "among them some that it gets wrong"
-        )
-    write_calibration(found, target)
-    if figure is not None:
-        lines = {"as scored": before.bins, f"temperature {after.temperature:.2f}": after.bins}
-        write_text(figure, svg(draw_reliability(lines, f"{after.error.samples} recordings")))
-    _show_reliability(before, after, fitted=len(fitted), on_others=others is not None)
-    show(f"Calibration: {target}")
-
-
-def _target(output_path: Path | None, model: str) -> Path:
-    """Where the calibration goes: beside the model, unless that belongs to the package."""
-    from NatureLM.inference.calibration import beside_model
-    from NatureLM.models.registry import EMBEDDED
-
-    target = output_path or beside_model(model)
-    if target is None:
-        raise UsageError(f"{model} is no folder on this machine: say where with --output-path")
-    embedded = beside_model(EMBEDDED)
-    if output_path is None and embedded is not None and target.resolve() == embedded.resolve():
-        raise UsageError(
-            f"{model} belongs to the installed package, whose files stay as they are: say where "
-            "the calibration goes with --output-path"
-        )
-    return target
-
-
-def _samples(
-    table: str, columns: Sequence[str] | None, where: Sequence[str] | None, *, is_read: bool = False
-) -> tuple[Sample, ...]:
-    """Rows of a table; `is_read`: its notes were shown."""
-    from NatureLM.config.schema import TableSource
-    from NatureLM.data.sample import open_samples
-
-    names = of.pairs("--column", columns, _COLUMN_FORM)
-    values: Any = of.pairs("--where", where, _WHERE_FORM)
-    found = open_samples(TableSource.named(table, columns=names, where=values))
-    for note in () if is_read else found.notes:
-        logger.warning("Note: %s", note)
-    return found.samples
-
-
-def _question(
-    samples: Sequence[Sample], species_list: str | None, query: str | None
-) -> tuple[tuple[str, ...], str]:
-    """The labels to choose from, and what is asked."""
-    from NatureLM.species import default_question, kind_of, presets, read_species_list
-
-    if species_list is not None:
-        found = read_species_list(species_list, presets=presets())
-        for text in found.notes:
-            logger.warning("Note: %s", text)
-        names, kind = found.names, found.kind
-    else:
-        names = tuple(sorted({sample.label for sample in samples}))
-        kind = kind_of(names)
-    return names, query or default_question(names, kind)
-
-
-def _show_reliability(
-    before: Reliability, after: Reliability, *, fitted: int, on_others: bool
-) -> None:
-    rows = [
-        [name, f"{one.temperature:.2f}", str(one.error), str(one.nll), str(one.accuracy)]
-        for name, one in (("as scored", before), ("calibrated", after))
-    ]
-    columns = ["confidence", "temperature", "calibration error", "surprise (nats)", "accuracy"]
-    of.print_table(columns, rows, right={"temperature"})
-    which = "others than it was fitted to" if on_others else "those that it was fitted to"
-    show(
-        f"Fitted to {fitted} recordings; measured on {after.error.samples}, {which}, resampled by "
-        f"{after.error.clusters} groups."
-    )

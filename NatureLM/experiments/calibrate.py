@@ -22,7 +22,7 @@ from NatureLM.evaluation.metrics import (
 from NatureLM.experiments.run import ClipLoader
 from NatureLM.generation.labels import NOTHING, LabelScores, Normalize
 from NatureLM.inference.calibration import Calibration, fit_temperature
-from NatureLM.inference.pipeline import processor_of
+from NatureLM.inference.loading import processor_of
 
 if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EmbeddingCache

@@ -17,7 +17,7 @@ from NatureLM.data.sample import Clip, read_window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.experiments.plan import Plan, Trial
 from NatureLM.experiments.store import EXPORTED, TrialStore, export, trial_values
-from NatureLM.inference.pipeline import dtype_names, processor_of
+from NatureLM.inference.loading import dtype_names, processor_of
 from NatureLM.prompts import PromptTooLong, quoted
 from NatureLM.results.rows import RunSettings
 from NatureLM.util import digest

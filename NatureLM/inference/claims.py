@@ -20,19 +20,6 @@ LABEL_PLACE = "{label}"
 _YES_OR_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 
 
-def claim_of(heard: RecordingWindow) -> Mapping[str, Any] | None:
-    """What a row says of the detection that a window is about; None where it is about none."""
-    if heard.claim is None:
-        return None
-    one = heard.claim
-    named = {"common_name": one.common_name, "scientific_name": one.scientific_name}
-    return {
-        "label": one.label,
-        "confidence": one.confidence,
-        **{key: name for key, name in named.items() if name and name != one.label},
-    }
-
-
 def with_label(query: str, heard: RecordingWindow) -> str:
     """The question with the name that the table gives."""
     return query.replace(LABEL_PLACE, heard.claim.label if heard.claim is not None else "")

@@ -1,7 +1,4 @@
-"""`Pipeline`: asks a model about recordings, window by window, or about clips as they are.
-
-And `load_model`, which loads that model, the same from every command and page.
-"""
+"""`Pipeline`: asks a model about recordings, window by window, or about clips as they are."""
 
 from __future__ import annotations
 
@@ -23,7 +20,8 @@ from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, SEPARATOR, LabelChoice
 from NatureLM.inference.calibration import Calibration, find_calibration
-from NatureLM.inference.claims import claim_of, with_agreement
+from NatureLM.inference.claims import with_agreement
+from NatureLM.inference.loading import dtype_names, load_model, processor_of
 from NatureLM.inference.windows import (
     AskOptions,
     HeardWindows,
@@ -34,6 +32,7 @@ from NatureLM.inference.windows import (
     WindowKey,
     WindowResult,
     WindowStream,
+    recordings_of,
 )
 from NatureLM.prompts import PLACEHOLDER, ChatTemplate, PromptTooLong, quoted, with_clips
 from NatureLM.results.thresholds import MinConfidence, least
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from NatureLM.generation.engine import Engine, Run
     from NatureLM.generation.requests import Answer, Request
     from NatureLM.inference.conversation import Conversation
-    from NatureLM.models import NatureLM, NatureLMProcessor
+    from NatureLM.models import NatureLM
     from NatureLM.results.detections import Detection
     from NatureLM.results.store import WindowStore
 
@@ -54,91 +53,6 @@ logger = logging.getLogger(__name__)
 Fill: TypeAlias = Callable[[str, RecordingWindow], str]
 """A question with what is known of a window in it; raises AudioError where that is not enough."""
 _CPU_ROWS, _ACCELERATOR_ROWS = 32, 256  # answers decoded at once, unless the user says
-
-
-def load_model(
-    model: str | Path | None = None,
-    config: Config | None = None,
-    *,
-    adapter: str | Path | None = None,
-    device: str = "auto",
-    dtype: Any = None,
-    audio_only: bool = False,
-    revision: str | None = None,
-    weights_hash: str | None = None,
-    quantize: str | None = None,
-) -> NatureLM:
-    """A model by name, folder or id; the embedded one where none is named, which is logged.
-
-    config: its base language model and prompt template take the place of the checkpoint's, where
-        they are not the defaults
-    adapter: a LoRA adapter in place of the model's own
-    device: "auto" for the best that there is, or its name
-    dtype: precision of all weights; None or "auto" for the best that fits the device
-    audio_only: the language model is not read; all that the model can do is to encode audio
-    revision: commit, tag or branch on the Hub, and weights_hash: what the weights must be; by
-        default those of the configuration, where it names this model, too
-    quantize: "int8" or "int4" for weights of the language model of so many bits; by default what
-        the configuration says
-
-    Raises CheckpointError, and UsageError for a device that is not there.
-    """
-    from NatureLM.models import NatureLM
-    from NatureLM.models.registry import EMBEDDED, NATURELM_AUDIO
-
-    if model is None:
-        logger.warning(
-            'Loading the embedded model %s; the published one is Pipeline("%s").',
-            EMBEDDED,
-            NATURELM_AUDIO,
-        )
-    changed = {} if config is None else config.model.model_dump(exclude_defaults=True)
-    if str(model) == changed.get("ckpt"):
-        revision = revision or changed.get("revision")
-        weights_hash = weights_hash or changed.get("weights_hash")
-    loaded = NatureLM.from_pretrained(
-        model or EMBEDDED,
-        llama_path=changed.get("llama_path"),
-        dtype="auto" if dtype is None else dtype,
-        device=pick_device(device),
-        adapter=adapter,
-        audio_only=audio_only,
-        revision=revision,
-        weights_hash=weights_hash,
-        quantize=quantize or changed.get("quantize"),
-    )
-    if "prompt_template" in changed:
-        processor_of(loaded).prompt_template = changed["prompt_template"]
-    return loaded
-
-
-def pick_device(device: str = "auto") -> str:
-    """The device to use: as named, or the best that there is."""
-    import torch
-
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return next((kind for kind, is_there in present.items() if is_there), "cpu")
-    if not present.get(device.split(":")[0], True):
-        raise UsageError(f"device {device!r} is not available on this machine; use cpu or auto")
-    return device
-
-
-def dtype_names(model: NatureLM) -> str:
-    """The precisions of a model's weights: `float32`, `bfloat16+float32`, `float32+int4`."""
-    kinds = {one.dtype for one in model.parameters()}
-    names = {str(kind).removeprefix("torch.") for kind in kinds if kind.is_floating_point}
-    names |= {model.config.quantized} if model.config.quantized else set()
-    return "+".join(sorted(names))
-
-
-def processor_of(model: NatureLM) -> NatureLMProcessor:
-    """The processor of a model; raises UsageError where it has none."""
-    if model.processor is None:
-        raise UsageError(
-            f"{model.name_or_path}: the model has no tokenizer, so nothing can be asked"
-        )
-    return model.processor
 
 
 class Prepared(NamedTuple):
@@ -316,61 +230,27 @@ class Pipeline:
         self,
         recordings: Sequence[AnyPath],
         options: AskOptions,
-        store: WindowStore,
+        store: WindowStore | None,
         *,
-        batch_size: int | None = None,
-        fold: bool = False,
-        warn: Callable[[str], None] | None = None,
-        until: Callable[[WindowKey], bool] | None = None,
         claims: Mapping[AnyPath, tuple[Detection, ...]] | None = None,
-        fill: Fill | None = None,
+        **how: Any,
     ) -> Generator[WindowResult | RecordingError, None, None]:
         """Answers and bad recordings as they come; windows that the store answers are left out.
 
-        `batch_size`, `fold` and `warn` are those of `windows`. `until` ends it before the first
-        window and question for which it is true; what is before them is answered. With `claims`
-        these detections are asked about, in place of windows. `fill` puts what is known of a window
-        into a question.
+        With `claims` these detections are asked about, in place of windows. `how`: `batch_size`,
+        `fold` and `warn` are those of `windows`. `until` ends it before the first window and
+        question for which it is true; what is before them is answered. `fill` puts what is known of
+        a window into a question. `run` is what answers the requests, such as a service that others
+        ask, too.
         """
-        yield from self._ask(
-            [
-                Recording(
-                    n, str(one), one, options.queries, None if claims is None else claims[one]
-                )
-                for n, one in enumerate(recordings)
-            ],
-            options,
-            batch_size=batch_size,
-            errors="yield",
-            skip=lambda key: store.is_done(key.audio_path, key.start, key.query, key.claim),
-            until=until,
-            warn=warn,
-            fold=fold,
-            fill=fill,
-        )
 
-    def asked(
-        self,
-        recordings: Sequence[AnyPath],
-        options: AskOptions,
-        *,
-        run: Run | None = None,
-        warn: Callable[[str], None] | None = None,
-    ) -> Generator[WindowResult | RecordingError, None, None]:
-        """Answers about recordings and bad recordings as they come.
+        def is_done(key: WindowKey) -> bool:
+            return store is not None and store.is_done(
+                key.audio_path, key.start, key.query, key.claim
+            )
 
-        run: what answers the requests, such as a service that others ask, too
-        """
-        yield from self._ask(
-            [Recording(n, str(one), one, options.queries) for n, one in enumerate(recordings)],
-            options,
-            batch_size=None,
-            errors="yield",
-            skip=None,
-            warn=warn,
-            fold=False,
-            run=run,
-        )
+        named = recordings_of(recordings, options.queries, claims)
+        yield from self._ask(named, options, errors="yield", skip=is_done, **how)
 
     def prepare(
         self,
@@ -527,11 +407,11 @@ class Pipeline:
         options: AskOptions,
         *,
         input_sample_rate: int = 16000,
-        batch_size: int | None,
+        batch_size: int | None = None,
         errors: Literal["raise", "yield"],
-        skip: Callable[[WindowKey], bool] | None,
-        warn: Callable[[str], None] | None,
-        fold: bool,
+        skip: Callable[[WindowKey], bool] | None = None,
+        warn: Callable[[str], None] | None = None,
+        fold: bool = False,
         until: Callable[[WindowKey], bool] | None = None,
         generation: dict[str, Any] | None = None,
         run: Run | None = None,
@@ -602,7 +482,7 @@ class Pipeline:
             if isinstance(heard, RecordingError):
                 yield heard
                 continue
-            recording, window = heard.recording, heard.window
+            recording = heard.recording
             for query in recording.queries if recording.number not in unknown else ():
                 key = heard.key_of(query)
                 if skip is not None and skip(key):
@@ -615,20 +495,7 @@ class Pipeline:
                     unknown.add(recording.number)
                     yield RecordingError(recording.name, error)
                     break
-                result = WindowResult(
-                    audio_path=recording.name,
-                    start=window.start,
-                    end=window.end,
-                    query=query,
-                    claim=claim_of(heard),
-                    prompt=processor.render(question),
-                    merging_alpha=options.merging_alpha,
-                    text="",
-                    window_index=window.index,
-                    audio_index=recording.number,
-                    note=window.note,
-                    asked=options.ask_silence or not window.note,
-                )
+                result = heard.result(query, processor.render(question), options)
                 if not result.asked:
                     yield result
                     continue
@@ -660,14 +527,12 @@ class Pipeline:
     def window_stream(
         self,
         recordings: Sequence[Recording],
-        options: Any,
+        options: AskOptions,
         *,
         input_sample_rate: float = 16000,
         warn: Callable[[str], None] | None = None,
     ) -> WindowStream:
         """The windows of recordings, as this model hears them.
-
-        options: `AskOptions`, or what has its fields on windows
 
         Raises UsageError for windows that are longer than what the model hears at once.
         """
@@ -679,13 +544,7 @@ class Pipeline:
             )
         return WindowStream(
             recordings,
-            {
-                "sample_rate": self.model.config.sample_rate,
-                "window_seconds": seconds,
-                "hop_seconds": options.hop_length_seconds,
-                "channel": options.channel,
-                "time_expansion": options.time_expansion,
-            },
+            options.cutting(self.model.config.sample_rate),
             input_sample_rate=input_sample_rate,
             warn=warn,
         )

@@ -29,6 +29,7 @@ from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
 from NatureLM.results.detections import Detection
 from NatureLM.results.rows import Prediction
 from NatureLM.results.thresholds import MinConfidence
+from NatureLM.storage import AnyPath
 from NatureLM.util import check_range, prefetch
 
 if TYPE_CHECKING:
@@ -101,6 +102,16 @@ class AskOptions:
             return None
         labels = self.labels if NOTHING in self.labels else (*self.labels, NOTHING)
         return LabelChoice(labels, self.mode, several=self.several, normalize=normalize)
+
+    def cutting(self, sample_rate: int) -> dict[str, Any]:
+        """How windows are cut and which channels are heard, as `iter_windows` is told."""
+        return {
+            "sample_rate": sample_rate,
+            "window_seconds": self.window_length_seconds,
+            "hop_seconds": self.hop_length_seconds,
+            "channel": self.channel,
+            "time_expansion": self.time_expansion,
+        }
 
     def settings(
         self, *, model: str, adapter: str | None, generate: GenerateConfig
@@ -216,6 +227,18 @@ class Recording:
     claims: tuple[Detection, ...] | None = None
 
 
+def recordings_of(
+    paths: Iterable[AnyPath],
+    queries: tuple[str, ...],
+    claims: Mapping[AnyPath, tuple[Detection, ...]] | None = None,
+) -> list[Recording]:
+    """Recordings of which the same is asked, numbered in their order."""
+    return [
+        Recording(number, str(path), path, queries, None if claims is None else claims[path])
+        for number, path in enumerate(paths)
+    ]
+
+
 @dataclass(frozen=True)
 class RecordingWindow:
     """A window of a recording, or the stretch of a detection that is asked about.
@@ -228,10 +251,43 @@ class RecordingWindow:
     key: str
     claim: Detection | None = None
 
+    @property
+    def claimed(self) -> Mapping[str, Any] | None:
+        """What a row says of the detection that it is about; None where it is about none."""
+        one = self.claim
+        if one is None:
+            return None
+        named = {"common_name": one.common_name, "scientific_name": one.scientific_name}
+        return {
+            "label": one.label,
+            "confidence": one.confidence,
+            **{key: name for key, name in named.items() if name and name != one.label},
+        }
+
     def key_of(self, query: str) -> WindowKey:
         """What names it with a question."""
         label = "" if self.claim is None else self.claim.label
         return WindowKey(self.recording.name, self.window.start, query, label)
+
+    def result(self, query: str, prompt: str, options: AskOptions) -> WindowResult:
+        """The result of a question about it, which has no answer yet.
+
+        prompt: the question as the model gets it
+        """
+        return WindowResult(
+            audio_path=self.recording.name,
+            start=self.window.start,
+            end=self.window.end,
+            query=query,
+            text="",
+            merging_alpha=options.merging_alpha,
+            note=self.window.note,
+            claim=self.claimed,
+            prompt=prompt,
+            window_index=self.window.index,
+            audio_index=self.recording.number,
+            asked=options.ask_silence or not self.window.note,
+        )
 
 
 class HeardWindows:

@@ -119,7 +119,8 @@ class ServedModel:
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def _load(self) -> None:
-        from NatureLM.inference.pipeline import Pipeline, processor_of
+        from NatureLM.inference.loading import processor_of
+        from NatureLM.inference.pipeline import Pipeline
 
         settings = self.settings
         try:
@@ -389,8 +390,8 @@ class ServedModel:
 
         def work() -> None:
             try:
-                asked = self.pipeline.asked(
-                    [path], options, run=self._run(tenant), warn=logger.debug
+                asked = self.pipeline.unanswered(
+                    [path], options, None, run=self._run(tenant), warn=logger.debug
                 )
                 with contextlib.closing(asked) as results:
                     for result in results:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
-from NatureLM.inference.claims import agrees, claim_of
-from NatureLM.inference.pipeline import Fill, Pipeline, processor_of
+from NatureLM.inference.claims import agrees
+from NatureLM.inference.loading import processor_of
+from NatureLM.inference.pipeline import Fill, Pipeline
 from NatureLM.inference.windows import (
     AskOptions,
     HeardWindows,
@@ -63,7 +64,7 @@ class _Asked:
         return {name: value for name, value in self.values.items() if name not in self.said}
 
     def row(self, merging_alpha: float, columns: Sequence[Column]) -> SurveyRow:
-        window, claim = self.heard.window, claim_of(self.heard)
+        window, claim = self.heard.window, self.heard.claimed
         values = {one.name: self.values[one.name] for one in columns if one.name in self.values}
         return SurveyRow(
             audio_path=self.heard.recording.name,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from NatureLM.audio.windows import Window
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.inference.claims import claim_of, with_agreement
+from NatureLM.inference.claims import with_agreement
 from NatureLM.inference.windows import (
     AskOptions,
     Recording,
@@ -28,6 +28,7 @@ from NatureLM.inference.windows import (
     WindowKey,
     WindowResult,
     WindowStream,
+    recordings_of,
 )
 from NatureLM.results.thresholds import MinConfidence, least
 from NatureLM.search.build import Embedder
@@ -138,10 +139,7 @@ class TaughtPipeline:
         **_: Any,
     ) -> Generator[WindowResult | RecordingError, None, None]:
         """As `Pipeline.unanswered`; recordings of the index come first, in its order."""
-        asked = [
-            Recording(n, str(one), one, (QUERY,), None if claims is None else claims[one])
-            for n, one in enumerate(recordings)
-        ]
+        asked = recordings_of(recordings, (QUERY,), claims)
         if self._index is not None:
             asked, held = _parted(asked, self._index)
             if asked:
@@ -156,13 +154,7 @@ class TaughtPipeline:
                         yield _result(one, shares, self.classifier.labels, options)
         stream = WindowStream(
             asked,
-            {
-                "sample_rate": self.model.config.sample_rate,
-                "window_seconds": options.window_length_seconds,
-                "hop_seconds": options.hop_length_seconds,
-                "channel": options.channel,
-                "time_expansion": options.time_expansion,
-            },
+            options.cutting(self.model.config.sample_rate),
             input_sample_rate=self.model.config.sample_rate,
             warn=warn,
         )
@@ -275,22 +267,8 @@ def _result(
     heard: RecordingWindow, chances: Any, labels: Sequence[str], options: AskOptions
 ) -> WindowResult:
     """The row of a window."""
-    window, recording = heard.window, heard.recording
-    blank = WindowResult(
-        audio_path=recording.name,
-        start=window.start,
-        end=window.end,
-        query=QUERY,
-        text="",
-        merging_alpha=options.merging_alpha,
-        note=window.note,
-        claim=claim_of(heard),
-        prompt="",
-        window_index=window.index,
-        audio_index=recording.number,
-        asked=not window.note,
-    )
-    if window.note:
+    blank = heard.result(QUERY, "", options)
+    if not blank.asked:
         return blank
     (text, confidence), *others = ranked(chances, labels)[: options.top_k]
     if text != NOTHING and confidence < least(options.min_confidence, text, QUERY):
@@ -317,9 +295,9 @@ def load_taught(
 
     model: its name, where it is called otherwise here
     index: file that `naturelm embed` made
-    options: of `inference.pipeline.load_model`
+    options: of `inference.loading.load_model`
     """
-    from NatureLM.inference.pipeline import load_model
+    from NatureLM.inference.loading import load_model
     from NatureLM.teach.classifier import read_classifier
 
     classifier = read_classifier(folder)

@@ -108,7 +108,7 @@ def replay_rows(model: NatureLM, count: int, seed: int, most_tokens: int = 64) -
     """
     from NatureLM.generation.engine import Engine
     from NatureLM.generation.requests import GenerationOptions, Request
-    from NatureLM.inference.pipeline import processor_of
+    from NatureLM.inference.loading import processor_of
 
     template = processor_of(model).prompt_template
     prompts: Sequence[str] = list(islice(instructions(seed), count))

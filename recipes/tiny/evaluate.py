@@ -22,7 +22,7 @@ from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.experiments.run import ClipLoader
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.requests import GenerationOptions, Request
-from NatureLM.inference.pipeline import processor_of
+from NatureLM.inference.loading import processor_of
 from NatureLM.results.rows import json_line
 from recipes.tiny.architecture import WINDOW_DELAYS
 from recipes.tiny.data import Clip, read_clips, training_clips

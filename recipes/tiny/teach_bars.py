@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--no-known", action="store_true", help="leave out known against unknown")
     options = parser.parse_args(arguments)
-    from NatureLM.inference.pipeline import load_model
+    from NatureLM.inference.loading import load_model
 
     try:
         model = load_model(options.model, audio_only=True)

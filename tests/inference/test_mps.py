@@ -14,7 +14,7 @@ import torch
 
 from NatureLM.config.schema import QUANTIZATIONS
 from NatureLM.infer import Pipeline
-from NatureLM.inference.pipeline import pick_device
+from NatureLM.inference.loading import pick_device
 from NatureLM.inference.windows import WindowResult
 from NatureLM.models.quantized import KINDS
 from NatureLM.util import free_unused_memory

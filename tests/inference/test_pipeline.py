@@ -25,7 +25,8 @@ from NatureLM.generation.audio_cache import Load
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.requests import Answer, Request
 from NatureLM.inference import windows as sound_stream
-from NatureLM.inference.pipeline import Pipeline, load_model, pick_device
+from NatureLM.inference.loading import load_model, pick_device
+from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import RecordingError, WindowKey, WindowResult
 from NatureLM.models import NatureLM
 from NatureLM.models.registry import EMBEDDED

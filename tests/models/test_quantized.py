@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.engine import fold_if_single_alpha
-from NatureLM.inference.pipeline import dtype_names
+from NatureLM.inference.loading import dtype_names
 from NatureLM.merging.lora import lora_layers
 from NatureLM.models import NatureLM, quantized
 from NatureLM.models.quantized import Int4Linear, Int8Linear, QuantizedLinear

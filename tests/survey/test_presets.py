@@ -10,7 +10,7 @@ import pytest
 from NatureLM.generation.engine import Engine, Request
 from NatureLM.generation.json_schema import JsonSchemaGrammar
 from NatureLM.generation.labels import NOTHING, LabelChoice
-from NatureLM.inference.pipeline import load_model
+from NatureLM.inference.loading import load_model
 from NatureLM.survey.questionnaire import (
     OF_WINDOW,
     preset_folder,
