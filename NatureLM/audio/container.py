@@ -11,9 +11,9 @@ import io
 import itertools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO, NamedTuple
 
 from NatureLM.audio import mp3
@@ -237,13 +237,25 @@ def riff_chunks(file: BinaryIO, at: int, size: int, order: str) -> Iterator[tupl
 
     order: "<" for RIFF, ">" for AIFF
     """
+    return _chunks(file, at, size, f"{order}4sI", partial(_behind_chunk, file))
+
+
+def _chunks(
+    file: BinaryIO, at: int, size: int, form: str, behind: Callable[[int, int], int]
+) -> Iterator[tuple[bytes, int, int]]:
+    """Chunks as `riff_chunks` gives them, of any container.
+
+    form: of name and length
+    behind: where the next chunk begins, by start and length of the content of this one
+    """
     for _ in range(_MOST_CHUNKS):
-        if at + 8 > size:
+        if at + struct.calcsize(form) > size:
             break
         file.seek(at)
-        name, length = struct.unpack(f"{order}4sI", file.read(8))
-        yield name, at + 8, length
-        at = _behind_chunk(file, at + 8, length)
+        name, length = struct.unpack(form, file.read(struct.calcsize(form)))
+        start = at + struct.calcsize(form)
+        yield name, start, length
+        at = behind(start, length)
 
 
 def _behind_chunk(file: BinaryIO, start: int, length: int) -> int:
@@ -297,16 +309,8 @@ def _is_streamed(given: int) -> bool:
 
 def _finds_data(file: BinaryIO, size: int) -> bool:
     """Whether a reader that trusts every length and pad byte comes to the chunk of data."""
-    at = 12
-    for _ in range(_MOST_CHUNKS):
-        if at + 8 > size:
-            break
-        file.seek(at)
-        name, length = struct.unpack("<4sI", file.read(8))
-        if name == b"data":
-            return True
-        at += 8 + length + length % 2
-    return False
+    chunks = _chunks(file, 12, size, "<4sI", lambda start, length: start + length + length % 2)
+    return any(name == b"data" for name, *_ in chunks)
 
 
 def _aiff(file: BinaryIO, size: int, kind: bytes) -> Contents:
@@ -353,22 +357,18 @@ def _au(file: BinaryIO, size: int) -> Contents:
 
 
 def _caf(file: BinaryIO, size: int) -> Contents:
-    at, description = 8, b""
-    for _ in range(_MOST_CHUNKS):
-        if at + 12 > size:
-            return AS_READ
-        file.seek(at)
-        name, given = struct.unpack(">4sq", file.read(12))
+    description = b""
+    chunks = _chunks(file, 8, size, ">4sq", lambda start, given: start + max(given, 0))
+    for name, start, given in chunks:  # noqa: B007
         if name == b"desc" and 0 <= given <= _SCAN_BYTES:
             description = file.read(given)
         if name == b"data":
             break
-        at += 12 + max(given, 0)
     else:
         return AS_READ
     if description[8:12] != b"lpcm":
         return AS_READ
-    start, given = at + 16, given - 4 if given > 0 else given
+    start, given = start + 4, given - 4 if given > 0 else given
     present, promised = _extent(file, size, start, max(given, 0), given < 0)
     if present == given:
         return Contents(present=present, promised=promised)
@@ -378,16 +378,15 @@ def _caf(file: BinaryIO, size: int) -> Contents:
 
 
 def _w64(file: BinaryIO, size: int) -> Contents:
-    at = 40
-    while at + 24 <= min(size, _SCAN_BYTES):
-        file.seek(at)
-        name, length = struct.unpack("<16sQ", file.read(24))
+    def behind(start: int, length: int) -> int:
+        return start - 24 + max(24, -(-length // 8) * 8)
+
+    for name, start, length in _chunks(file, 40, min(size, _SCAN_BYTES), "<16sQ", behind):  # noqa: B007
         if name == _W64_DATA:
             break
-        at += max(24, -(-length // 8) * 8)
     else:
         return AS_READ
-    start, given = at + 24, max(0, length - 24)
+    given = max(0, length - 24)
     present, promised = _extent(file, size, start, given, False)
     if present == given:
         return Contents(present=present, promised=promised)

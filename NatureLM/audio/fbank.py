@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from NatureLM.audio.error import AudioError
+from NatureLM.audio import AudioError
 from NatureLM.config.model import FbankConfig
 
 _PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values

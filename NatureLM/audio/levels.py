@@ -17,7 +17,6 @@ All is measured on decoded samples, before resampling, whose ringing would hide 
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import ARRAY_NAME
+from NatureLM.audio.decode import ArrayRecording, Recording
 from NatureLM.progress import printable
 
 STEP = 2.0**-15 * 1.001  # of 16 bits; means of several channels are rounded
@@ -67,29 +67,21 @@ class _Piece(NamedTuple):
 class LevelMeter:
     """Listens to a recording as it streams by.
 
-    path: the file, None for an array
-    rate: Hz, of the recording
     channels: how many are heard
     spans: start and end of windows, in order, seconds of the recording
-    full_scale: where samples are clipped
-    is_wide: whether samples may be kept on another scale than their type's: floats, 24 and 32 bits
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None,
-        rate: float,
+        recording: Recording | ArrayRecording,
         channels: int,
         spans: Callable[[int], tuple[Fraction, Fraction]],
-        *,
-        full_scale: float,
-        is_wide: bool,
     ) -> None:
-        self._is_wide = is_wide
-        self._name = ARRAY_NAME if path is None else printable(path)
-        self._channels, self._spans, self._full_scale = channels, spans, full_scale
-        self._rate = Fraction(repr(float(rate)))
-        self._stretch = max(1, round(_STRETCH_SECONDS * rate))
+        self._is_wide, self._full_scale = recording.is_wide, recording.full_scale
+        self._name = ARRAY_NAME if recording.path is None else printable(recording.path)
+        self._channels, self._spans = channels, spans
+        self._rate = Fraction(repr(float(recording.sample_rate)))
+        self._stretch = max(1, round(_STRETCH_SECONDS * recording.sample_rate))
         self._frames = 0
         self._pieces: deque[_Piece] = deque()
         self._edges = self._all_edges()

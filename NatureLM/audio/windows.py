@@ -124,14 +124,7 @@ def _windows(
         mixer = Mixer(recording, channel)
         resampler = Resampler(float(1 / heard_per_frame), plan.sample_rate)
         cutter = WindowCutter(plan)
-        levels = LevelMeter(
-            recording.path,
-            rate,
-            mixer.heard,
-            plan.span,
-            full_scale=recording.full_scale,
-            is_wide=recording.is_wide,
-        )
+        levels = LevelMeter(recording, mixer.heard, plan.span)
         for note in filter(None, (scale_note(recording), _expansion_note(recording, plan))):
             warn(note)
         meter = None
@@ -244,14 +237,7 @@ def read_noted_clip(
         if scaled:
             _log_once(scaled if name is None else f"{name}: {scaled.rpartition(': ')[2]}")
         mixer = Mixer(recording, parse_channel(channel))
-        levels = LevelMeter(
-            recording.path,
-            rate,
-            mixer.heard,
-            _all_of_it,
-            full_scale=recording.full_scale,
-            is_wide=recording.is_wide,
-        )
+        levels = LevelMeter(recording, mixer.heard, _all_of_it)
         expansion = to_fraction(time_expansion)
         resampler = Resampler(float(rate / expansion), sample_rate)
         parts, heard = [], 0

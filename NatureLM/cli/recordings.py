@@ -227,7 +227,7 @@ def field_clock(
     """
     from NatureLM.field.context import FieldClock
     from NatureLM.field.deployments import read_deployments
-    from NatureLM.field.times import FileTimes
+    from NatureLM.field.tables import FileTimes
     from NatureLM.results.manifest import ToldByManifest
 
     clock = FieldClock(

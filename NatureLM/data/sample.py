@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,22 +48,6 @@ _PROBED = 2000  # recordings of a table whose lengths are looked at
 _TOLERANCE = 0.025  # seconds more than the window that no recorder is blamed for
 _BLOCK = 2**16  # bytes of a file that a digest reads at a time
 _BLOCKS = 17  # most blocks that a digest reads
-
-
-class AudioSource(Protocol):
-    """Sound that can be read: a file, or a row of a dataset. Reading is safe under threads."""
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-
-    def read(
-        self, *, start: float, duration: float | None, sample_rate: int
-    ) -> NDArray[np.float32]:
-        """Mono samples in [-1, 1] from `start` on, at most `duration` seconds (None: all).
-
-        Raises `AudioError`, which names the file or the sample.
-        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +93,10 @@ class FileSource:
     ) -> NDArray[np.float32]:
         """Mono samples; raises `AudioError`."""
         return read_clip(self.path, start=start, duration=duration, sample_rate=sample_rate)
+
+
+AudioSource: TypeAlias = FileSource | RowSource
+"""Sound that can be read: a file, or a row of a dataset. Reading is safe under threads."""
 
 
 def _sampled_contents(file: BinaryIO, size: int) -> Iterator[str | bytes]:

@@ -3,7 +3,7 @@
 from NatureLM.field.clock import Clock, read_clock
 from NatureLM.field.context import FieldClock, RecordingContext, asks_context, fill
 from NatureLM.field.deployments import Deployment, Deployments, read_deployments
-from NatureLM.field.times import FileTimes
+from NatureLM.field.tables import FileTimes
 
 __all__ = [
     "Clock",

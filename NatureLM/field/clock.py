@@ -17,7 +17,7 @@ from datetime import date, datetime, timedelta, timezone
 
 from NatureLM.audio.tags import Tags, read_tags
 from NatureLM.field.names import FIRST_YEAR, Name, checked_position, read_name
-from NatureLM.field.times import FileTimes
+from NatureLM.field.tables import FileTimes
 from NatureLM.field.zones import OFFSET, UTC, fixed_zone, zone_text
 from NatureLM.storage import AnyPath
 from NatureLM.util import format_duration, parse_json

@@ -17,7 +17,7 @@ from NatureLM.audio.tags import Tags
 from NatureLM.field.clock import Clock, read_clock
 from NatureLM.field.deployments import Deployment, Deployments
 from NatureLM.field.sun import WITHOUT_ASTRAL, has_astral, hours_after
-from NatureLM.field.times import FileTimes, in_offset
+from NatureLM.field.tables import FileTimes, in_offset
 from NatureLM.field.zones import UTC, offset_text, to_utc, zone_text
 from NatureLM.progress import printable
 from NatureLM.storage import AnyPath, RemotePath

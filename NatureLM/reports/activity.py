@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from NatureLM.reports.tally import Cell, NameTally, Tally
 
@@ -26,6 +26,7 @@ LEVELS = 5
 
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
+Place = TypeVar("Place")
 Rates: TypeAlias = tuple[tuple[float | None, ...], ...]
 
 
@@ -162,12 +163,21 @@ def name_charts(made: Tally, one: NameTally, shown: str) -> list[ActivityChart]:
     calendar = calendar_of(made)
     if calendar is not None:
         charts.append(_day_hour_chart(made, one, shown, calendar, [""], "hours-by-days"))
-    if made.effort.sun:
-        charts.append(_sun_chart(made, one, shown))
-    if made.effort.hours and (calendar is None or not made.effort.sun):
-        charts.append(_hours_chart(made, one, shown))
+    heard, effort = one.spread, made.effort
+    if effort.sun:
+        chart = _bar_chart(made, shown, "night", heard.sun, effort.sun, 0.5, "hours after sunset")
+        charts.append(replace(chart, mark="sunset"))
+    if effort.hours and (calendar is None or not effort.sun):
+        charts.append(
+            _bar_chart(made, shown, "hours", heard.hours, effort.hours, 1, "hour of the day")
+        )
     if not charts:
-        charts.append(_position_chart(made, one, shown))
+        unit, seconds = _time_unit(made.bin_seconds)
+        x_title, width = f"{unit} from the beginning of a recording", made.bin_seconds / seconds
+        chart = _bar_chart(
+            made, shown, "positions", heard.positions, effort.positions, width, x_title
+        )
+        charts.append(replace(chart, title=f"{shown}: time within recordings"))
     return charts
 
 
@@ -206,9 +216,8 @@ def _grid(values: Mapping[tuple[int, int], float], calendar: Calendar) -> Rates:
     )
 
 
-def _rates(
-    heard: Mapping[tuple[int, int], float], effort: Mapping[tuple[int, int], float]
-) -> dict[tuple[int, int], float]:
+def _rates(heard: Mapping[Place, float], effort: Mapping[Place, float]) -> dict[Place, float]:
+    """How often something was heard for how much was listened, wherever that is something."""
     return {place: heard.get(place, 0) / much for place, much in effort.items() if much > 0}
 
 
@@ -255,65 +264,27 @@ def level(rate: float | None, edges: Sequence[float]) -> int:
     return min(LEVELS, math.ceil(rate / edges[-1] * LEVELS - 1e-9))
 
 
-def _bars(
-    heard: Mapping[int, float], effort: Mapping[int, float]
-) -> tuple[int, list[float | None]]:
-    """The first bin, and the rates of all from there to the last one with effort."""
-    known = [bin_ for bin_, much in effort.items() if much > 0]
-    bins = range(min(known), max(known) + 1)
-    return bins[0], [
-        heard.get(bin_, 0) / effort[bin_] if effort.get(bin_, 0) > 0 else None for bin_ in bins
-    ]
-
-
 def _bar_chart(
     made: Tally,
     shown: str,
-    counted: tuple[Mapping[int, float], Mapping[int, float]],
-    *,
     key: str,
-    x_title: str,
+    heard: Mapping[int, float],
+    effort: Mapping[int, float],
     width: float,
-    mark: str = "",
-    title: str = "",
+    x_title: str,
 ) -> BarChart:
-    first, rates = _bars(*counted)
+    """Rates in all bins from the first to the last one with effort."""
+    known = _rates(heard, effort)
+    bins = range(min(known), max(known) + 1)
     return BarChart(
         f"{shown}-{key}",
-        f"{shown}: {title or x_title}",
+        f"{shown}: {x_title}",
         rate_name(made),
         x_title,
-        first * width,
+        bins[0] * width,
         width,
-        tuple(rates),
+        tuple(map(known.get, bins)),
         is_share=not made.is_events,
-        mark=mark,
-    )
-
-
-def _sun_chart(made: Tally, one: NameTally, shown: str) -> BarChart:
-    counted = one.spread.sun, made.effort.sun
-    return _bar_chart(
-        made, shown, counted, key="night", x_title="hours after sunset", width=0.5, mark="sunset"
-    )
-
-
-def _hours_chart(made: Tally, one: NameTally, shown: str) -> BarChart:
-    counted = one.spread.hours, made.effort.hours
-    return _bar_chart(made, shown, counted, key="hours", x_title="hour of the day", width=1)
-
-
-def _position_chart(made: Tally, one: NameTally, shown: str) -> BarChart:
-    counted = one.spread.positions, made.effort.positions
-    unit, seconds = _time_unit(made.bin_seconds)
-    return _bar_chart(
-        made,
-        shown,
-        counted,
-        key="positions",
-        title="time within recordings",
-        x_title=f"{unit} from the beginning of a recording",
-        width=made.bin_seconds / seconds,
     )
 
 

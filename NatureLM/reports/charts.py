@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,7 @@ _FORMS = {
 
 Cell: TypeAlias = str | int | float | Estimate | None
 Form: TypeAlias = dict[str, Estimate]
+Keyed = TypeVar("Keyed", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,10 @@ class Keys:
             key, number = f"{slug}-{number}", number + 1
         self._used.add(key)
         return key
+
+    def unique(self, one: Keyed) -> Keyed:
+        """A chart or table under a key that nothing else has."""
+        return replace(one, key=self.key(one.key))
 
 
 def cell_text(cell: Cell) -> str:

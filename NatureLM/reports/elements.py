@@ -12,13 +12,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from NatureLM.evaluation.bootstrap import Estimate
 from NatureLM.progress import printable
 from NatureLM.reports.charts import Table, cell_text
-from NatureLM.reports.figures import style_sheet
-from NatureLM.util import digest
+from NatureLM.reports.figures import inline_svg, png, style_sheet, svg
+from NatureLM.util import digest, write_data, write_text
 
 
 def escape(text: str, quote: bool = True) -> str:
@@ -111,6 +112,30 @@ def table_html(table: Table) -> str:
 
 def folded(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def figure(
+    key: str, title: str, drawn: Mapping[str, str], caption: str, *, is_tall: bool = False
+) -> str:
+    """A figure of the page, of the drawings by their keys; a tall one may stand beside two."""
+    picture = inline_svg(drawn[key], key, escape(title))
+    kind = ' class="tall"' if is_tall else ""
+    return (
+        f'<figure id="figure-{key}"{kind}><div class="picture">{picture}</div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def write_figure(drawing: Any, place: Path, *, is_placed: bool = False) -> tuple[str, list[Path]]:
+    """A matplotlib figure as `place`.svg and .png: the SVG, and the files.
+
+    is_placed: all has its place after the first drawing, and none is looked for again
+    """
+    text = svg(drawing)
+    if is_placed:
+        drawing.set_layout_engine("none")
+    files = [write_text(Path(f"{place}.svg"), text), write_data(Path(f"{place}.png"), png(drawing))]
+    return text, files
 
 
 def asset(name: str) -> str:

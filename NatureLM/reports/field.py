@@ -332,12 +332,11 @@ def _name_report(
     made: Tally, one: NameTally, clips: tuple[HeardClip, ...], keys: Keys
 ) -> NameReport:
     shown = shown_name(one, made.names.values())
-    charts = [replace(chart, key=keys.key(chart.key)) for chart in name_charts(made, one, shown)]
+    charts = tuple(map(keys.unique, name_charts(made, one, shown)))
     sites = site_chart(made, one, shown)
-    if sites is not None:
-        sites = replace(sites, key=keys.key(sites.key))
     latin = one.scientific_name if one.scientific_name != shown else ""
-    return NameReport(shown, latin, _headline(made, one), tuple(charts), sites, clips)
+    unique = sites and keys.unique(sites)
+    return NameReport(shown, latin, _headline(made, one), charts, unique, clips)
 
 
 def _headline(made: Tally, one: NameTally) -> str:

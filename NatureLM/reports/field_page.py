@@ -14,11 +14,20 @@ from NatureLM.reports.activity_figures import draw_activity
 from NatureLM.reports.charts import Table
 from NatureLM.reports.clips import HeardClip
 from NatureLM.reports.columns import ColumnReport
-from NatureLM.reports.elements import csv_parts, escape, folded, header, html_page, table_html
+from NatureLM.reports.elements import (
+    csv_parts,
+    escape,
+    figure,
+    folded,
+    header,
+    html_page,
+    table_html,
+    write_figure,
+)
 from NatureLM.reports.field import FieldReport, NameReport
-from NatureLM.reports.figures import inline_svg, need_matplotlib, png, svg
+from NatureLM.reports.figures import need_matplotlib
 from NatureLM.results.tables import without_formula
-from NatureLM.util import write_csv, write_data, write_text
+from NatureLM.util import write_csv, write_text
 
 PAGE = "index.html"
 
@@ -37,12 +46,9 @@ def write_field_report(report: FieldReport, folder: str | Path) -> list[Path]:
     written: list[Path] = []
     drawn: dict[str, str] = {}
     for chart in report.charts():
-        figure = draw_activity(chart)
-        drawn[chart.key] = svg(figure)
-        figure.set_layout_engine("none")  # it has its places now
-        place = f"{folder / 'figures' / chart.key}"
-        written.append(write_text(Path(f"{place}.svg"), drawn[chart.key]))
-        written.append(write_data(Path(f"{place}.png"), png(figure)))
+        place = folder / "figures" / chart.key
+        drawn[chart.key], files = write_figure(draw_activity(chart), place, is_placed=True)
+        written += files
     for table in report.tables():
         columns, rows = csv_parts(table)
         target = folder / "tables" / f"{table.key}.csv"
@@ -109,13 +115,7 @@ def _name(one: NameReport, number: int, drawn: Mapping[str, str]) -> Iterator[st
 
 
 def _figure(chart: ActivityChart, drawn: Mapping[str, str], *, is_tall: bool = False) -> str:
-    """A figure; where there is room, a tall one stands beside two others."""
-    picture = inline_svg(drawn[chart.key], chart.key, escape(chart.title))
-    kind = ' class="tall"' if is_tall else ""
-    return (
-        f'<figure id="figure-{chart.key}"{kind}><div class="picture">{picture}</div>'
-        f"<figcaption>{escape(_caption(chart))}</figcaption></figure>"
-    )
+    return figure(chart.key, chart.title, drawn, _caption(chart), is_tall=is_tall)
 
 
 def _caption(chart: ActivityChart) -> str:

@@ -455,17 +455,7 @@ def draw_certainty(
                 label=fitted(name, _CURVE_NAME_LENGTH),
                 gid=f"curve-{place}",
             )
-            there = [one for one in bins if one.samples > 0]
-            most = max((one.samples for one in there), default=1.0)
-            spread = _LARGEST - _SMALLEST
-            axes.scatter(
-                [one.confidence for one in there],
-                [one.accuracy for one in there],
-                s=[(_SMALLEST + spread * (one.samples / most) ** 0.5) ** 2 for one in there],
-                **_mark(place),
-                linewidths=0,
-                alpha=0.6,
-            )
+            _scatter(axes, place, [one for one in bins if one.samples > 0], 0.6)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set(xlabel="confidence", ylabel="chance of being right")
         add_grid(axes)
@@ -474,23 +464,27 @@ def draw_certainty(
 
 
 def _draw_bins(axes: Any, place: int, name: str, bins: Sequence[ReliabilityBin]) -> None:
-    most = max((one.samples for one in bins), default=1.0)
-    confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
     axes.plot(
-        confidence,
-        accuracy,
+        [one.confidence for one in bins],
+        [one.accuracy for one in bins],
         **_dashed(place) | _mark(place),
         linewidth=1.4,
         markersize=_SMALLEST,
         label=name,
         gid=f"curve-{place}",
     )
+    _scatter(axes, place, bins, 0.75)
+
+
+def _scatter(axes: Any, place: int, bins: Sequence[ReliabilityBin], alpha: float) -> None:
+    """A marker for each bin, the larger the more samples it has."""
+    most = max((one.samples for one in bins), default=1.0)
     sizes = [_SMALLEST + (_LARGEST - _SMALLEST) * (one.samples / most) ** 0.5 for one in bins]
     axes.scatter(
-        confidence,
-        accuracy,
+        [one.confidence for one in bins],
+        [one.accuracy for one in bins],
         s=[size**2 for size in sizes],
         **_mark(place),
         linewidths=0,
-        alpha=0.75,
+        alpha=alpha,
     )

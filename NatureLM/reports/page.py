@@ -25,14 +25,16 @@ from NatureLM.reports.elements import (
     asset,
     csv_parts,
     escape,
+    figure,
     folded,
     header,
     html_page,
     table_html,
+    write_figure,
 )
-from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, svg
+from NatureLM.reports.figures import draw, need_matplotlib
 from NatureLM.reports.report import DatasetReport, Report, SeriesReport
-from NatureLM.util import write_csv, write_data, write_text
+from NatureLM.util import write_csv, write_text
 
 PAGE = "index.html"
 LONG = 60
@@ -53,11 +55,8 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     written: list[Path] = []
     drawn: dict[str, str] = {}
     for chart in report.charts():
-        figure = draw(chart)
-        drawn[chart.key] = svg(figure)
-        place = f"{folder / 'figures' / chart.key}"
-        written.append(write_text(Path(f"{place}.svg"), drawn[chart.key]))
-        written.append(write_data(Path(f"{place}.png"), png(figure)))
+        drawn[chart.key], files = write_figure(draw(chart), folder / "figures" / chart.key)
+        written += files
     for table in report.tables():
         place = f"{folder / 'tables' / table.key}"
         written.append(write_csv(Path(f"{place}.csv"), *csv_parts(table)))
@@ -150,11 +149,7 @@ def _headline(series: Series) -> str:
 
 
 def _figure(chart: Chart, drawn: Mapping[str, str]) -> str:
-    picture = inline_svg(drawn[chart.key], chart.key, escape(chart.title, quote=True))
-    return (
-        f'<figure id="figure-{chart.key}"><div class="picture">{picture}</div>'
-        f"<figcaption>{escape(_caption(chart))}</figcaption></figure>"
-    )
+    return figure(chart.key, chart.title, drawn, _caption(chart))
 
 
 def _caption(chart: Chart) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import BootstrapOptions
@@ -34,8 +34,6 @@ LONGEST_ANSWER = 1500
 """Characters of an answer that are shown."""
 
 _CURVES_OF_A_CHART = 6
-
-Keyed = TypeVar("Keyed", CurveChart, GridChart, Chart, Table)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def make_report(
         "Intervals": f"95 % bootstrap, {bootstrap.resamples:,} resamples by {' or '.join(by)}",
         "Lines left out": f"{len(scores.problems):,}",
     }
-    keys = _Keys()
+    keys = Keys()
     overview = tuple(map(keys.unique, heat_charts(every)))
     return Report(
         title=title,
@@ -154,42 +152,36 @@ def make_report(
         metrics=keys.unique(metrics_table(every)),
         form=keys.unique(form_table(every)),
         overview=overview,
-        datasets=tuple(keys.dataset(name, found, between) for name, found in datasets.items()),
+        datasets=tuple(_dataset(keys, name, found, between) for name, found in datasets.items()),
         answers=_sample_answers(every, most_answers),
         remarks=tuple(scores.remarks),
     )
 
 
-class _Keys(Keys):
-    """Gives the charts and tables of data sets their keys."""
+def _dataset(
+    keys: Keys, name: str, series: Sequence[Series], between: tuple[float, float] | None
+) -> DatasetReport:
+    charts: list[CurveChart] = []
+    for task in dict.fromkeys(one.task for one in series):
+        alike = [one for one in series if one.task == task]
+        for start in range(0, len(alike), _CURVES_OF_A_CHART):
+            charts += curve_charts(name, alike[start : start + _CURVES_OF_A_CHART])
+    return DatasetReport(
+        name,
+        tuple(map(keys.unique, charts)),
+        tuple(_series(keys, one, between) for one in series),
+    )
 
-    def unique(self, one: Keyed) -> Keyed:
-        """The same under a key that nothing else has."""
-        return replace(one, key=self.key(one.key))
 
-    def dataset(
-        self, name: str, series: Sequence[Series], between: tuple[float, float] | None
-    ) -> DatasetReport:
-        charts: list[CurveChart] = []
-        for task in dict.fromkeys(one.task for one in series):
-            alike = [one for one in series if one.task == task]
-            for start in range(0, len(alike), _CURVES_OF_A_CHART):
-                charts += curve_charts(name, alike[start : start + _CURVES_OF_A_CHART])
-        return DatasetReport(
-            name,
-            tuple(map(self.unique, charts)),
-            tuple(self._series(one, between) for one in series),
-        )
-
-    def _series(self, series: Series, between: tuple[float, float] | None) -> SeriesReport:
-        charts: list[Chart | None] = [change_chart(series, between), confusion_chart(series)]
-        classes, confusions = class_table(series, between), confusion_table(series)
-        return SeriesReport(
-            series,
-            tuple(self.unique(chart) for chart in charts if chart is not None),
-            classes and self.unique(classes),
-            confusions and self.unique(confusions),
-        )
+def _series(keys: Keys, series: Series, between: tuple[float, float] | None) -> SeriesReport:
+    charts: list[Chart | None] = [change_chart(series, between), confusion_chart(series)]
+    classes, confusions = class_table(series, between), confusion_table(series)
+    return SeriesReport(
+        series,
+        tuple(keys.unique(chart) for chart in charts if chart is not None),
+        classes and keys.unique(classes),
+        confusions and keys.unique(confusions),
+    )
 
 
 def _sample_answers(series: Sequence[Series], limit: int) -> AnswerSample:

@@ -36,6 +36,7 @@ from NatureLM.results.rows import (
     differences,
     from_line,
     left_out,
+    other_revisions,
     read_record,
     to_line,
     write_record,
@@ -257,9 +258,7 @@ def _common_settings(files: Sequence[RunFile]) -> RunSettings:
                 f"are not mixed (there: {first.path.name}; now: {other.path.name}):\n"
                 f"{bullets(found)}"
             )
-        then = {} if first.record is None else first.record.revisions
-        now = {} if other.record is None else other.record.revisions
-        found = differences(then, {key: one for key, one in now.items() if key in then})
+        found = other_revisions(first.record, other.record)
         if found:
             raise OutputError(
                 f"{other.path}: was made by another revision of the model than {first.path}:\n"

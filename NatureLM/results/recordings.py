@@ -14,7 +14,7 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from io import RawIOBase
@@ -60,7 +60,10 @@ def identity(path: str | os.PathLike[str], *, has_digest: bool = False) -> Ident
         found = os.stat(path)
         if not S_ISREG(found.st_mode):  # a device may never come to an end
             return Identity()
-        content = _content(path, found.st_size) if has_digest else None
+        content = None
+        if has_digest:
+            with open(path, "rb", buffering=0) as file:
+                content = _sample_of(file, found.st_size) + _whole_of(file)
     except (OSError, ValueError):
         return Identity()
     since_1970 = timedelta(microseconds=found.st_mtime_ns // 1000)
@@ -92,22 +95,6 @@ def _identity_of(found: Stat, *, has_digest: bool) -> Identity:
     return Identity(found.size, changed, content)
 
 
-def _content(path: str | os.PathLike[str], size: int) -> str:
-    """The digests of three pieces and of all, of a file that is opened once."""
-    with open(path, "rb", buffering=0) as file:
-        return _sample_of(file, size) + _whole_of(file)
-
-
-def _sample(path: str | os.PathLike[str], size: int) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return _sample_of(file, size)
-
-
-def _whole(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return _whole_of(file)
-
-
 def _sample_of(file: RawIOBase, size: int) -> str:
     pieces = [f"{size}"]
     for place in (0, max(0, size - _PIECE) // 2, max(0, size - _PIECE)):
@@ -118,12 +105,7 @@ def _sample_of(file: RawIOBase, size: int) -> str:
 
 def _whole_of(file: RawIOBase) -> str:
     file.seek(0)
-
-    def chunks() -> Iterator[bytes]:
-        while piece := file.read(1 << 20):
-            yield piece
-
-    return digest(chunks(), "blake2b", size=16).hex()
+    return digest(iter(lambda: file.read(1 << 20) or b"", b""), "blake2b", size=16).hex()
 
 
 SAME, TOUCHED, SHIFTED, UNTOLD, CHANGED = "same", "touched", "shifted", "untold", "changed"
@@ -146,11 +128,12 @@ def compared(path: str | os.PathLike[str], before: Identity) -> str:
     if before.digest is None:
         return SAME if is_at_once else SHIFTED if _is_shifted(now, before) else UNTOLD
     try:
-        if _sample(path, now.size) != before.digest[:_SAMPLED]:
-            return CHANGED
-        if is_at_once:
-            return SAME
-        return TOUCHED if _whole(path) == before.digest[_SAMPLED:] else CHANGED
+        with open(path, "rb", buffering=0) as file:
+            if _sample_of(file, now.size) != before.digest[:_SAMPLED]:
+                return CHANGED
+            if is_at_once:
+                return SAME
+            return TOUCHED if _whole_of(file) == before.digest[_SAMPLED:] else CHANGED
     except (OSError, ValueError):
         return CHANGED
 

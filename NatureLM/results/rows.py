@@ -362,6 +362,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     return lines
 
 
+def other_revisions(before: RunSettings | None, now: RunSettings | None) -> list[str]:
+    """Commits of a model that both know and that differ, one line each.
+
+    Weights that are the same may stand beside another tokenizer.
+    """
+    then: Mapping[str, str] = {} if before is None else before.revisions
+    known: Mapping[str, str] = {} if now is None else now.revisions
+    return differences(then, {key: one for key, one in known.items() if key in then})
+
+
 def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What was set before and is not set any more, one line for each value."""
     return [

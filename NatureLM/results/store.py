@@ -35,6 +35,7 @@ from NatureLM.results.rows import (
     differences,
     from_line,
     left_out,
+    other_revisions,
     read_record,
     record_path,
     to_line,
@@ -364,13 +365,8 @@ class ResultStore(ABC, Generic[RowT]):
         return OutputError(f"{self.named}: {problem}:\n{bullets(details)}\n{advice}")
 
     def _refuse_other_revisions(self, settings: RunSettings) -> None:
-        """Raise OutputError where both know the commits that the model is of, and they differ.
-
-        Weights that are the same may stand beside another tokenizer.
-        """
-        record = self._record()
-        then: Mapping[str, str] = {} if record is None else record.revisions
-        found = differences(then, {k: v for k, v in settings.revisions.items() if k in then})
+        """Raise OutputError where both know the commits that the model is of, and they differ."""
+        found = other_revisions(self._record(), settings)
         if found:
             advice = f"Name the revision that is there, or {self.OTHERWISE}."
             raise self._refusal(

@@ -214,13 +214,10 @@ def least(of: float | MinConfidence, label: str, question: str = "") -> float:
     return of.of(label, question) if isinstance(of, MinConfidence) else of
 
 
-def read_min_confidence(
-    given: str | float | Path, probability: float = PROBABILITY, *, option: str = _OPTION
-) -> MinConfidence:
+def read_min_confidence(given: str | float | Path, *, option: str = _OPTION) -> MinConfidence:
     """The value of --min-confidence: a number, or FILE or FILE:PROBABILITY of thresholds.
 
     given: a folder stands for the `thresholds.csv` in it
-    probability: that an answer at the threshold is right, where `given` does not say
     option: what messages call it
 
     Raises UsageError for what is none of them.
@@ -231,7 +228,7 @@ def read_min_confidence(
         if not 0 <= number <= 1:
             raise UsageError(f"{option} is {text}, and it must be between 0 and 1")
         return MinConfidence(number=number)
-    path, share = Path(text), probability
+    path, share = Path(text), PROBABILITY
     if not path.exists():
         left, _, right = text.rpartition(":")
         asked = _as_number(right)
