@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from NatureLM.generation.decoding import Decoder, Prompt, RowState
+from NatureLM.generation.engine import Engine
 from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import SharedPrefix
 from NatureLM.generation.requests import GenerationOptions, Request
@@ -24,6 +26,21 @@ def requests_about_clips(model: NatureLM, alphas: Sequence[float] = (0.0, 1.0)) 
         for query in QUERIES
         for alpha in alphas
     ]
+
+
+def texts(
+    engine: Engine, requests: Iterable[Request], clips: Mapping[str, Any]
+) -> dict[Any, str | None]:
+    """What the engine answers, by the keys of the requests."""
+    return {one.key: one.text for one in engine.run(requests, clips.__getitem__)}
+
+
+def finish(decoder: Decoder) -> list[RowState]:
+    """All that is decoded, to its end."""
+    found: list[RowState] = []
+    while decoder:
+        found += decoder.advance()
+    return found
 
 
 def decode(
@@ -44,7 +61,5 @@ def decode(
     prompts = [Prompt(*facts) for facts in zip(prompts_LD, alphas, numbers, rules, strict=True)]
     decoder = Decoder(language_model, options, eos_ids)
     decoder.add(prompts, shared)
-    found: dict[Prompt, RowState] = {}
-    while decoder:
-        found |= {state.prompt: state for state in decoder.advance()}
+    found = {state.prompt: state for state in finish(decoder)}
     return [found[prompt] for prompt in prompts]

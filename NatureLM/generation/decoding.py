@@ -11,9 +11,10 @@ begins further right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -216,11 +217,12 @@ class RowState:
     """What a prompt has been answered so far: its beams, one of them where there is no search.
 
     positions: of the prompt and of what stands before it
+    eos_ids: tokens that end it
     sums: log-probability of each beam, natural logarithm, summed over its tokens. Of several beams
         it is what they are ranked by, so a repetition penalty counts; of greedy and sampled tokens
         it is the model's own. NaN where the logits overflowed; the ids mean nothing then
     hypotheses: score, tokens and sum of the beams that came to an end
-    options: how it is decoded; None takes those of all
+    options: how it is decoded
     log_probabilities: of each token, if the options ask for them
     error: what the constraint raised
 
@@ -230,12 +232,13 @@ class RowState:
     prompt: Prompt
     positions: int
     max_new_tokens: int
+    options: GenerationOptions
+    eos_ids: Sequence[int]
     generator: torch.Generator | None = None
     beams: list[list[int]] = field(default_factory=lambda: [[]])
     sums: list[float] = field(default_factory=lambda: [0.0])
     hypotheses: list[tuple[float, list[int], float]] = field(default_factory=list)
     done: bool = False
-    options: GenerationOptions | None = None
     log_probabilities: list[TokenLogProbability] = field(default_factory=list)
     error: Exception | None = None
 
@@ -249,20 +252,25 @@ class RowState:
         """Of the first beam."""
         return self.sums[0]
 
-    def ends_with(self, ids: Sequence[int], eos_ids: Sequence[int]) -> bool:
+    def ends_with(self, ids: Sequence[int]) -> bool:
         """Whether an answer is complete with its last token."""
-        return ids[-1] in eos_ids or (self.prompt.ends is not None and self.prompt.ends(ids))
+        return ids[-1] in self.eos_ids or (self.prompt.ends is not None and self.prompt.ends(ids))
 
-    def allowed(self, ids: Sequence[int], eos_ids: Sequence[int]) -> Sequence[int] | Tensor:
+    def is_too_short(self, ids: Sequence[int]) -> bool:
+        """Whether an answer may not end yet."""
+        own = self.options
+        return self.positions + len(ids) < own.min_length or len(ids) < own.min_new_tokens
+
+    def allowed(self, ids: Sequence[int]) -> Sequence[int] | Tensor:
         """What its constraint lets follow; an end where that is nothing, or it fails."""
         assert self.prompt.constraint is not None
         try:
             found = self.prompt.constraint.allowed(ids, self.max_new_tokens - len(ids))
         except Exception as error:  # of one prompt, which must not stop the others
             self.error = error
-            return eos_ids
+            return self.eos_ids
         is_some = bool(found.any()) if isinstance(found, Tensor) else len(found) > 0
-        return found if is_some else eos_ids
+        return found if is_some else self.eos_ids
 
     def finish(self, ids: list[int], log_probability: float) -> None:
         """This is the answer."""
@@ -303,7 +311,7 @@ class Decoder:
     @property
     def rows(self) -> int:
         """Rows of the next steps: a prompt has as many as beams."""
-        return sum(self._of(state).num_beams for state in self._active)
+        return sum(state.options.num_beams for state in self._active)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -334,9 +342,6 @@ class Decoder:
             self._session = None
         elif self._session is not None:
             self._session.keep(rows)
-
-    def _of(self, state: RowState) -> GenerationOptions:
-        return state.options or self._options
 
     @torch.inference_mode()
     def add(
@@ -375,8 +380,9 @@ class Decoder:
                     one,
                     positions,
                     most if limit is None else max(1, min(most, limit - positions)),
+                    options,
+                    self._eos_ids,
                     random_stream(options, one.stream) if options.do_sample else None,
-                    options=one.options,
                 )
             )
 
@@ -408,7 +414,7 @@ class Decoder:
         """Choose the next tokens; prompts that are finished with them leave."""
         if self._session is None:
             return []
-        self._next = choose(self._session.logits_RV, self._active, self._eos_ids, self._options)
+        self._next = choose(self._session.logits_RV, self._active)
         finished = [state for state in self._active if state.done]
         self._active = [state for state in self._active if not state.done]
         if not self._active:
@@ -427,50 +433,37 @@ class Decoder:
 # -- greedy and sampled -----------------------------------------------------------------------
 
 
-def choose(
-    logits_RV: Tensor,
-    states: Sequence[RowState],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-) -> tuple[list[int], list[int]]:
+def choose(logits_RV: Tensor, states: Sequence[RowState]) -> tuple[list[int], list[int]]:
     """Take every prompt a token further, with beams or without.
-
-    options: of prompts that have none of their own
 
     Returns the rows that go on, each with its token.
     """
-    has_beams = [(state.options or options).num_beams > 1 for state in states]
+    has_beams = [state.options.num_beams > 1 for state in states]
     if len(set(has_beams)) == 1:
         way = choose_beams if has_beams[0] else choose_tokens
-        return way(logits_RV, states, eos_ids, options)
+        return way(logits_RV, states)
     owners = [place for place, state in enumerate(states) for _ in state.beams]
     chosen: list[tuple[int, int, int]] = []  # place of the prompt, row, token
     for kind, way in ((False, choose_tokens), (True, choose_beams)):
         rows = [row for row, place in enumerate(owners) if has_beams[place] == kind]
         some = [state for state, one in zip(states, has_beams, strict=True) if one == kind]
         where = torch.tensor(rows, device=logits_RV.device)
-        for row, token in zip(*way(logits_RV[where], some, eos_ids, options), strict=True):
+        for row, token in zip(*way(logits_RV[where], some), strict=True):
             chosen.append((owners[rows[row]], rows[row], token))
     chosen.sort(key=lambda one: one[0])  # a prompt's beams stay in their order
     return [row for _, row, _ in chosen], [token for _, _, token in chosen]
 
 
-def choose_tokens(
-    logits_RV: Tensor,
-    states: Sequence[RowState],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-) -> tuple[list[int], list[int]]:
+def choose_tokens(logits_RV: Tensor, states: Sequence[RowState]) -> tuple[list[int], list[int]]:
     """Give every prompt its likeliest token, or one that is drawn from its own random stream.
 
     Returns the rows that go on, each with its token.
     """
-    scores_RV = process_scores(logits_RV, states, eos_ids, options)
+    scores_RV = process_scores(logits_RV, states)
     tokens_R = scores_RV.argmax(dim=-1)
-    for rows, own in _drawn_alike(states, options):
+    for rows, streams in _drawn_alike(states):
         where = torch.tensor(rows, device=scores_RV.device)
-        streams = [states[row].generator for row in rows]
-        tokens_R[where] = sample(scores_RV[where], own, [one for one in streams if one is not None])
+        tokens_R[where] = sample(scores_RV[where], states[rows[0]].options, streams)
     total_R = logits_RV.logsumexp(dim=-1)
     chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - total_R
     rows = []
@@ -480,7 +473,7 @@ def choose_tokens(
     ):
         state.ids.append(token)
         state.sums[0] += log_probability
-        most = (state.options or options).logprobs
+        most = state.options.logprobs
         if most is not None:
             best = (logits_RV[row] - total_R[row]).topk(min(most, logits_RV.shape[1]))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -488,7 +481,7 @@ def choose_tokens(
                 TokenLogProbability(token, log_probability, tuple(pairs))
             )
         state.done = (
-            state.ends_with(state.ids, eos_ids)
+            state.ends_with(state.ids)
             or state.error is not None
             or len(state.ids) >= state.max_new_tokens
             or math.isnan(log_probability)  # what was chosen means nothing
@@ -500,46 +493,40 @@ def choose_tokens(
 
 
 def _drawn_alike(
-    states: Sequence[RowState], options: GenerationOptions
-) -> Iterator[tuple[list[int], GenerationOptions]]:
-    """The prompts that are sampled with one temperature, top_k and top_p, and such options."""
-    groups: dict[tuple[float, int, float], tuple[list[int], GenerationOptions]] = {}
+    states: Sequence[RowState],
+) -> Iterable[tuple[list[int], list[torch.Generator]]]:
+    """The prompts that are sampled with one temperature, top_k and top_p, and their streams."""
+    groups: dict[Any, tuple[list[int], list[torch.Generator]]] = {}
     for place, state in enumerate(states):
         if state.generator is not None:
-            own = state.options or options
-            groups.setdefault((own.temperature, own.top_k, own.top_p), ([], own))[0].append(place)
-    yield from groups.values()
+            own = state.options
+            alike = groups.setdefault((own.temperature, own.top_k, own.top_p), ([], []))
+            alike[0].append(place)
+            alike[1].append(state.generator)
+    return groups.values()
 
 
-def process_scores(
-    scores_RV: Tensor,
-    states: Sequence[RowState],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-) -> Tensor:
+def process_scores(scores_RV: Tensor, states: Sequence[RowState]) -> Tensor:
     """Scores after the penalties, and the constraints of their prompts (a copy if changed)."""
-    rows = [(state, ids, state.options or options) for state in states for ids in state.beams]
-    if any(own.repetition_penalty != 1.0 for _, _, own in rows):
+    rows = [(state, ids) for state in states for ids in state.beams]
+    if any(state.options.repetition_penalty != 1.0 for state in states):
         scores_RV = scores_RV.clone()
-        for row, (_, ids, own) in enumerate(rows):
-            if ids and own.repetition_penalty != 1.0:
+        for row, (state, ids) in enumerate(rows):
+            penalty = state.options.repetition_penalty
+            if ids and penalty != 1.0:
                 seen = torch.tensor(sorted(set(ids)), device=scores_RV.device)
-                old, penalty = scores_RV[row, seen], own.repetition_penalty
+                old = scores_RV[row, seen]
                 scores_RV[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
-    too_short = [
-        row
-        for row, (state, ids, own) in enumerate(rows)
-        if state.positions + len(ids) < own.min_length or len(ids) < own.min_new_tokens
-    ]
+    too_short = [row for row, one in enumerate(rows) if one[0].is_too_short(one[1])]
     if too_short:
         scores_RV = scores_RV.clone()
         for row in too_short:
-            scores_RV[row, list(eos_ids)] = -torch.inf
+            scores_RV[row, list(rows[row][0].eos_ids)] = -torch.inf
     if any(state.prompt.constraint is not None for state in states):
         masked_RV = scores_RV.clone()
-        for row, (state, ids, _) in enumerate(rows):
+        for row, (state, ids) in enumerate(rows):
             if state.prompt.constraint is not None:
-                allowed = torch.as_tensor(state.allowed(ids, eos_ids), device=scores_RV.device)
+                allowed = torch.as_tensor(state.allowed(ids), device=scores_RV.device)
                 masked_RV[row] = -torch.inf
                 masked_RV[row, allowed] = scores_RV[row, allowed].clamp_min(_LEAST)
         return masked_RV
@@ -579,12 +566,7 @@ def sample(
 # -- beams ------------------------------------------------------------------------------------
 
 
-def choose_beams(
-    logits_RV: Tensor,
-    states: Sequence[RowState],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-) -> tuple[list[int], list[int]]:
+def choose_beams(logits_RV: Tensor, states: Sequence[RowState]) -> tuple[list[int], list[int]]:
     """Take every prompt's beams one token further, as transformers 4.44 did for the reference.
 
     The best continuations are looked at in order of their summed log-probability; an end-of-text
@@ -595,18 +577,17 @@ def choose_beams(
 
     Returns the rows that go on, each with its token.
     """
-    scores_RV = process_scores(logits_RV.log_softmax(dim=-1), states, eos_ids, options)
+    scores_RV = process_scores(logits_RV.log_softmax(dim=-1), states)
     sums = [total for state in states for total in state.sums]
     scores_RV = scores_RV + scores_RV.new_tensor(sums)[:, None]
     widths = [len(state.beams) for state in states]
-    beams = [(state.options or options).num_beams for state in states]
-    most = [max(2, 1 + len(eos_ids)) * one for one in beams]
+    most = [max(2, 1 + len(state.eos_ids)) * state.options.num_beams for state in states]
     candidates = _candidates(scores_RV, widths, most)
     rows: list[int] = []
     tokens: list[int] = []
     first_row = 0
     for state, width, best in zip(states, widths, candidates, strict=True):
-        parents = _advance(state, best, eos_ids, state.options or options)
+        parents = _advance(state, best)
         if not state.done:
             rows.extend(first_row + parent for parent in parents)
             tokens.extend(ids[-1] for ids in state.beams)
@@ -643,19 +624,15 @@ def _candidates(
     return found
 
 
-def _advance(
-    state: RowState,
-    candidates: Sequence[tuple[float, int, int]],
-    eos_ids: Sequence[int],
-    options: GenerationOptions,
-) -> list[int]:
+def _advance(state: RowState, candidates: Sequence[tuple[float, int, int]]) -> list[int]:
     """Take (sum, beam, token) from best to worst; returns the parents of the new beams."""
-    width, hypotheses = options.num_beams, state.hypotheses
+    options, hypotheses = state.options, state.hypotheses
+    width = options.num_beams
 
     def complete(total: float, ids: list[int]) -> None:
         score = total / len(ids) ** options.length_penalty
         if len(hypotheses) == width:
-            worst = min(hypotheses, key=_score)
+            worst = min(hypotheses, key=itemgetter(0))
             if score <= worst[0]:
                 return
             hypotheses.remove(worst)
@@ -671,12 +648,10 @@ def _advance(
     for rank, (total, parent, token) in enumerate(candidates):
         if total == -math.inf:  # neither it nor what comes after it is allowed
             break
-        if token in eos_ids:
-            if rank < width:  # whichever end came, the reference writes its first id
-                complete(total, [*state.beams[parent], eos_ids[0]])
-            continue
-        ids = [*state.beams[parent], token]
-        if state.ends_with(ids, eos_ids):
+        # whichever end came, the reference writes its first id
+        ends = token in state.eos_ids
+        ids = [*state.beams[parent], state.eos_ids[0] if ends else token]
+        if state.ends_with(ids):
             if rank < width:
                 complete(total, ids)
             continue
@@ -689,16 +664,12 @@ def _advance(
     done = not beams
     if beams and len(hypotheses) == width:
         attainable = candidates[0][0] / len(beams[0]) ** options.length_penalty
-        done = min(hypotheses, key=_score)[0] >= attainable
+        done = min(score for score, _, _ in hypotheses) >= attainable
     if not done and len(beams[0]) >= state.max_new_tokens:
         for total, ids in zip(sums, beams, strict=True):  # they count at their present length
             complete(total, ids)
         done = True
     if done:
-        _, ids, total = max(hypotheses, key=_score)
+        _, ids, total = max(hypotheses, key=itemgetter(0))
         state.finish(ids, total)
     return parents
-
-
-def _score(hypothesis: tuple[float, list[int], float]) -> float:
-    return hypothesis[0]

@@ -28,6 +28,7 @@ from NatureLM.generation.audio_cache import (
     EncodedClip,
     Load,
     bytes_in_memory,
+    for_steps,
 )
 from NatureLM.generation.decoding import (
     Decoder,
@@ -49,6 +50,7 @@ from NatureLM.generation.prefill import (
     context_length,
     merge_prompt_parts,
     plan_batches,
+    position_bytes,
 )
 from NatureLM.generation.requests import (
     Answer,
@@ -59,7 +61,6 @@ from NatureLM.generation.requests import (
     RequestQueue,
     RowQueue,
 )
-from NatureLM.generation.threads import for_steps
 from NatureLM.memory import free_memory
 from NatureLM.merging.lora import lora_layers
 from NatureLM.util import oom_backoff
@@ -261,15 +262,10 @@ class Engine:
 
     def _budget_for(self, decoder: Decoder, waiting: RowQueue) -> Budget:
         """The budget by the largest options of those that are decoded or wait."""
-        states = [one.options for one in decoder.states]
-        own = [one for one in (*states, *waiting.options) if one is not None]
-        budget = self._budget
-        for one in own:
-            beams = max(budget.num_beams, one.num_beams)
-            budget = replace(
-                budget, num_beams=beams, new_tokens=max(budget.new_tokens, one.max_new_tokens)
-            )
-        return budget
+        budget, own = self._budget, [*(one.options for one in decoder.states), *waiting.options]
+        beams = max([budget.num_beams, *(one.num_beams for one in own)])
+        tokens = max([budget.new_tokens, *(one.max_new_tokens for one in own)])
+        return replace(budget, num_beams=beams, new_tokens=tokens)
 
     def _answer_tokens(self, choice: LabelChoice | None) -> int:
         """How many tokens there must be room for, an end included."""
@@ -319,7 +315,7 @@ class Engine:
             log_probability=log_probability,
             tokens=len(ids),
             ids=ids,
-            is_whole=state.ends_with(ids, self._eos_ids),
+            is_whole=state.ends_with(ids),
             log_probabilities=tuple(state.log_probabilities),
         )
 
@@ -439,11 +435,8 @@ class LabelScorer:
 def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
     """As many as the device is quick with and the keys and values have room for."""
     kind = model.device.type
-    config = model.language_model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = model.llama_embed_tokens.weight.element_size()
-    bytes_of_one = 2 * config.num_hidden_layers * heads * width * size
+    bytes_of_one = position_bytes(model.language_model, size)
     room = _CACHE_BYTES.get(kind, _ACCELERATOR_CACHE_BYTES)
     if max_memory is None:
         max_memory = free_memory(model.device).bytes

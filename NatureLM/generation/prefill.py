@@ -94,6 +94,14 @@ def context_length(language_model: Any) -> int | None:
     return int(length)
 
 
+def position_bytes(language_model: Any, size: int) -> int:
+    """Of the keys and values of one position, as numbers of `size` bytes."""
+    config = language_model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * size)
+
+
 def merge_prompt_parts(
     parts: Sequence[Sequence[int]], audios_QD: Sequence[Tensor], embed_tokens: nn.Embedding
 ) -> Tensor:

@@ -241,9 +241,9 @@ class RowQueue:
         return max((row.length for row in self._rows), default=0)
 
     @property
-    def options(self) -> list[GenerationOptions | None]:
-        """Of the rows that wait."""
-        return [row.request.options for row in self._rows]
+    def options(self) -> list[GenerationOptions]:
+        """Those of their own that rows have."""
+        return [own for row in self._rows if (own := row.request.options) is not None]
 
     def take(self, budget: Budget) -> Batch:
         """The batch of the row that has waited longest, with those that go well with it."""
@@ -254,9 +254,9 @@ class RowQueue:
         self.remove(batch.rows)
         return batch
 
-    def take_scored(self, most: int | None = None) -> list[Row]:
-        """The first rows whose labels are scored, which wait no longer."""
-        taken = [row for row in self._rows if row.request.is_scored][:most]
+    def take_scored(self) -> list[Row]:
+        """The rows whose labels are scored, which wait no longer."""
+        taken = [row for row in self._rows if row.request.is_scored]
         self.remove(taken)
         return taken
 

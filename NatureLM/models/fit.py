@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from NatureLM.config.schema import QUANTIZATIONS, Quantization
 from NatureLM.errors import UsageError
+from NatureLM.generation.prefill import position_bytes
 from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, free_memory
 from NatureLM.merging.lora import linear_of
 from NatureLM.models.checkpoint.tensors import (
@@ -30,6 +31,7 @@ from NatureLM.models.checkpoint.tensors import (
     TensorRef,
 )
 from NatureLM.models.quantized import GROUP, kinds_of_layers
+from NatureLM.models.triton_kernels import MOST_ROWS
 from NatureLM.util import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,6 @@ _RESERVE = {"cpu": 150_000_000}  # threads, kernels and their work spaces
 _CARD_RESERVE = 600_000_000
 _PINNED = 1.2  # memory that a card reads directly comes in powers of two, as a factor
 _WINDOWS = 8  # encoded at once
-_FEW_ROWS = 64  # that kernels of cards multiply with integers
 _ROUNDED_ON_A_CARD = 4096 * 4 * 6  # bytes for each input while a matrix is rounded there
 COSTS = {
     "bfloat16": "about 1 answer in 100 changes",
@@ -143,12 +144,16 @@ def need_of(outline: Outline, precision: Precision, device: str, work: Work | No
     rounded = _rounded(outline, precision)
     sizes = {ref.stored_name: _bytes(ref, precision, rounded) for ref in outline.refs}
     files = {one.path for one in outline.chosen.values()}
-    layers = () if outline.audio_only else _by_layer(model.language_model, outline.refs, sizes)
+    layers, keys_values = (), 0
+    if not outline.audio_only:
+        layers = _by_layer(model.language_model, outline.refs, sizes)
+        size = position_bytes(model.language_model, precision.language.itemsize)
+        keys_values = work.rows * work.positions * size
     return Need(
         precision,
         device,
         weights=sum(sizes.values()),
-        keys_values=0 if outline.audio_only else keys_values(model, precision, work),
+        keys_values=keys_values,
         activations=activations(outline, precision, device, work),
         loading=_copies(outline, device, sizes, rounded),
         layers=layers,
@@ -209,20 +214,6 @@ def layers_of(language_model: nn.Module) -> nn.ModuleList:
     )
 
 
-def keys_values(model: Any, precision: Precision, work: Work) -> int:
-    """Of the keys and values of rows."""
-    return work.rows * work.positions * position_bytes(model, precision.language)
-
-
-def position_bytes(model: Any, dtype: torch.dtype) -> int:
-    """Of the keys and values of one position."""
-    config = model.language_model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers: int = 2 * config.num_hidden_layers * heads * width
-    return numbers * dtype.itemsize
-
-
 def activations(outline: Outline, precision: Precision, device: str, work: Work) -> int:
     """The most that lies between layers: of windows that are encoded, or of prompts."""
     model = outline.model
@@ -235,7 +226,7 @@ def activations(outline: Outline, precision: Precision, device: str, work: Work)
     logits: int = 3 * work.rows * config.vocab_size * 4
     widened = 0
     if precision.kind is not None and device != "cpu":  # a matrix that a card makes again
-        few = work.rows <= _FEW_ROWS  # whose logits come of the integers themselves
+        few = work.rows <= MOST_ROWS  # whose logits come of the integers themselves
         shapes = [one.shape for one in outline.refs if len(one.shape) == 2]
         sizes = [math.prod(one) for one in shapes if not (few and one[0] == config.vocab_size)]
         widened = max(sizes, default=0)
@@ -293,7 +284,6 @@ def choose(
     device: torch.device,
     asked: Precision | None = None,
     free: FreeMemory | None = None,
-    work: Work | None = None,
 ) -> Placement:
     """The precision that was asked for, or the best that fits what is free.
 
@@ -302,14 +292,14 @@ def choose(
     """
     free = free or free_memory(device)
     allowed = precisions(outline, device) if asked is None else [asked]
-    needs = [need_of(outline, one, device.type, work) for one in allowed]
+    needs = [need_of(outline, one, device.type) for one in allowed]
     if need := best_within(needs, free):
         if need is not needs[0]:
             logger.warning(_why(needs[0], need, free))
         return Placement(need.precision)
     if device.type == "cuda" and (found := _offloaded(needs[-1], free)):
         return found
-    raise UsageError(_refusal(outline, device, needs, free, work, asked is not None))
+    raise UsageError(_refusal(outline, device, needs, free, asked is not None))
 
 
 def best_within(needs: Sequence[Need], free: FreeMemory) -> Need | None:
@@ -351,12 +341,11 @@ def _refusal(
     device: torch.device,
     needs: Sequence[Need],
     free: FreeMemory,
-    work: Work | None,
     is_asked: bool,
 ) -> str:
     """The sentence on what does not fit, and what would."""
     least = needs[-1]
-    others = [need_of(outline, one, device.type, work) for one in precisions(outline, device)]
+    others = [need_of(outline, one, device.type) for one in precisions(outline, device)]
     fitting = [one for one in others if is_asked and one.within(free)]
     if fitting:
         advice = "take " + ", ".join(f"{flag(o)} ({format_bytes(o.total)})" for o in fitting)

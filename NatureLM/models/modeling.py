@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.generation.audio_cache import LEAST_ROWS, by_windows
 from NatureLM.generation.engine import answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import (
@@ -27,7 +28,6 @@ from NatureLM.generation.prefill import (
     prompt_parts,
 )
 from NatureLM.generation.requests import GenerationOptions
-from NatureLM.generation.threads import LEAST_ROWS, by_windows
 from NatureLM.merging.lora import (
     OWN_ADAPTER,
     AdaptedModel,

@@ -401,8 +401,8 @@ def quantize_layers(language_model: nn.Module, kind: Quantization) -> None:
         language_model.set_submodule(path, made.train(linear.training))
 
 
-def check_quantization(name: str, source: str = "quantize") -> Quantization:
+def check_quantization(name: str) -> Quantization:
     """The name of a kind; raises UsageError for others."""
     if name not in QUANTIZATIONS:
-        raise UsageError(f"{source} is {name!r}, and it must be one of {', '.join(QUANTIZATIONS)}")
+        raise UsageError(f"quantize is {name!r}, and it must be one of {', '.join(QUANTIZATIONS)}")
     return cast(Quantization, name)

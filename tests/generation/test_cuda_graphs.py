@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_stand_in import Machine
-from decoding import ENDS, requests_about_clips
+from decoding import ENDS, finish, requests_about_clips, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -166,8 +166,7 @@ def decoded_by(
         decoder.add(prompts)
         for _ in range(steps):
             found += decoder.advance()
-    while len(decoder):
-        found += decoder.advance()
+    found += finish(decoder)
     return {state.prompt.stream: state for state in found}
 
 
@@ -215,10 +214,7 @@ def test_the_engine_answers_alike(
     def run(capture: bool | None) -> dict[Any, str | None]:
         engine = Engine(double, options, eos_ids=ENDS, capture=capture, **how)
         assert (engine._graphs is not None) == bool(capture)
-        return {
-            one.key: one.text
-            for one in engine.run(requests_about_clips(double, SWEEP), clips.__getitem__)
-        }
+        return texts(engine, requests_about_clips(double, SWEEP), clips)
 
     assert run(True) == run(None) == run(False)
 
@@ -237,12 +233,7 @@ def test_captured_steps_answer_alike_on_a_gpu(
     found = []
     for capture in (True, False):
         engine = Engine(model, options, eos_ids=ENDS, capture=capture)
-        found.append(
-            {
-                one.key: one.text
-                for one in engine.run(requests_about_clips(model, SWEEP), clips.__getitem__)
-            }
-        )
+        found.append(texts(engine, requests_about_clips(model, SWEEP), clips))
     assert found[0] == found[1]
 
 

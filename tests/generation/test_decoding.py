@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import ENDS, QUERIES, decode, requests_about_clips
+from decoding import ENDS, QUERIES, decode, finish, requests_about_clips, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -89,15 +89,16 @@ def test_an_end_stops_its_own_row_only(nano: NatureLM, nano_waveforms: dict[str,
 
 
 def test_repetition_penalty_and_minimum_length() -> None:
-    def states(*answers: list[int]) -> list[RowState]:
-        return [RowState(Prompt(torch.zeros(5, 1)), 5, 9, beams=[ids]) for ids in answers]
+    def states(options: GenerationOptions, *answers: list[int]) -> list[RowState]:
+        prompt = Prompt(torch.zeros(5, 1))
+        return [RowState(prompt, 5, 9, options, [2], beams=[ids]) for ids in answers]
 
     scores = torch.tensor([[2.0, -1.0, 0.5], [1.0, 1.0, 1.0]])
     penalised = GenerationOptions(num_beams=1, repetition_penalty=2.0, min_length=0)
-    out = process_scores(scores, states([0, 1, 0], []), [2], penalised)
+    out = process_scores(scores, states(penalised, [0, 1, 0], []))
     assert out.tolist() == [[1.0, -2.0, 0.5], [1.0, 1.0, 1.0]]
     long = GenerationOptions(num_beams=1, min_length=7)
-    out = process_scores(scores, states([0], [0, 1]), [2], long)
+    out = process_scores(scores, states(long, [0], [0, 1]))
     assert out[0, 2] == -torch.inf
     assert out[1, 2] == 1.0
     assert scores[0, 2] == 0.5, "the scores that came in stay as they were"
@@ -345,8 +346,7 @@ def test_prompts_may_join_at_any_step(
         decoder.add([prompts[place] for place in places])
         for _ in range(steps):
             found += decoder.advance()
-    while len(decoder):
-        found += decoder.advance()
+    found += finish(decoder)
     assert len(found) == sum(len(places) for places, _ in lumps)
     for decoded in found:
         prompt = decoded.prompt
@@ -385,7 +385,7 @@ def test_a_few_long_answers_do_not_hold_up_the_others(
     def run(**how: Any) -> dict[Any, str | None]:
         rows.clear()
         engine = Engine(double, options, batch_rows=8, eos_ids=list(range(0, 606, 9)), **how)
-        return {one.key: one.text for one in engine.run(requests(), nano_waveforms.__getitem__)}
+        return texts(engine, requests(), nano_waveforms)
 
     refilled = run()
     with_refill = len(rows)
@@ -410,7 +410,7 @@ OPTIONS = GenerationOptions(max_new_tokens=4, num_beams=1)
 
 
 def run(model: NatureLM, waves: dict[str, Tensor], engine: Engine) -> dict[Any, str | None]:
-    return {one.key: one.text for one in engine.run(requests_about_clips(model), waves.__getitem__)}
+    return texts(engine, requests_about_clips(model), waves)
 
 
 class Limited:

@@ -1,19 +1,17 @@
 """The engine answers as plain decoding does, one request at a time, whatever the batches.
 
-Where rounding and chance play a part, too; and the goldens.
+Where rounding and chance play a part, too.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from builders import BuildModel
-from decoding import ENDS, decode
+from decoding import ENDS, decode, texts
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -469,7 +467,7 @@ def test_float32_answers_differ_only_where_rounding_decides(
     options = GenerationOptions(max_new_tokens=6, num_beams=1)
     requests = sampled_requests(nano, work)
     engine = Engine(nano, options, eos_ids=ENDS, **how)
-    found = {one.key: one.text for one in engine.run(requests, clips32.__getitem__)}
+    found = texts(engine, requests, clips32)
     for request in requests:
         embeds_LD = embeddings(nano, request, clips32)
         (alone,) = decode(
@@ -492,41 +490,3 @@ def margins(model: NatureLM, embeds_LD: Tensor, ids: list[int], alpha: float) ->
         logits = model.language_model(inputs_embeds=whole).logits[0, len(embeds_LD) - 1 :]
     best = logits.topk(2, dim=-1).values
     return (best[:, 0] - best[:, 1]).tolist()
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_the_goldens_hold_through_the_engine(
-    precision: str,
-    nano: NatureLM,
-    double: NatureLM,
-    nano_folder: Path,
-    nano_waveforms: dict[str, Tensor],
-) -> None:
-    model = double if precision == "float64" else nano
-    manifest = json.loads((nano_folder / "expected" / "manifest.json").read_text())
-    cases = [*manifest["generation"], *manifest["generation_eos_override"]]
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for case in cases:
-        ends = case.get("eos_token_id")
-        key = (case["num_beams"], case.get("length_penalty", 1.0), ends and tuple(ends))
-        groups.setdefault(key, []).append(case)
-    kept = EmbeddingCache()
-    windows = 0
-    for (beams, penalty, ends), group in groups.items():
-        options = GenerationOptions(max_new_tokens=24, num_beams=beams, length_penalty=penalty)
-        engine = Engine(model, options, eos_ids=ends, batch_rows=5, embeddings=kept)
-        requests = [
-            Request(
-                place,
-                manifest["prompts"][case["sample"]]["prompt"],
-                tuple(manifest["prompts"][case["sample"]]["clips"]),
-                case["alpha"],
-            )
-            for place, case in enumerate(group)
-        ]
-        found = {one.key: one.text for one in engine.run(requests, nano_waveforms.__getitem__)}
-        windows += engine.encoded
-        for place, case in enumerate(group):
-            assert found[place] == model.tokenizer.decode(case["ids"], skip_special_tokens=True)
-    assert windows == len(NAMES)

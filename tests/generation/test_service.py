@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import ENDS
+from decoding import ENDS, finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,6 +32,8 @@ from NatureLM.generation.service import (
 from NatureLM.models import NatureLM
 from NatureLM.prompts import PromptTooLong, token_ids
 
+Make = Callable[..., EngineService]
+Clip = dict[str, Tensor]
 GREEDY = GenerationOptions(max_new_tokens=6, num_beams=1)
 WAYS = (
     GREEDY,
@@ -50,13 +52,6 @@ def outcome(state: RowState) -> tuple[Any, ...]:
     return state.ids, round(state.log_probability, 9)
 
 
-def decoded(decoder: Decoder) -> dict[Prompt, RowState]:
-    found: dict[Prompt, RowState] = {}
-    while decoder:
-        found |= {state.prompt: state for state in decoder.advance()}
-    return found
-
-
 class AloneDecoder:
     """What prompts give by themselves, remembered."""
 
@@ -69,7 +64,7 @@ class AloneDecoder:
         if case not in self.known:
             decoder = Decoder(self.model.language_model, prompt.options or self.default, ENDS)
             decoder.add([replace(prompt, options=None)])
-            (state,) = decoded(decoder).values()
+            (state,) = finish(decoder)
             self.known[case] = outcome(state)
         return self.known[case]
 
@@ -97,17 +92,15 @@ def test_rows_of_all_kinds_decode_side_by_side(
     decoder = Decoder(double.language_model, by_itself.default, ENDS)
     half = len(made) // 2
     decoder.add(made[: half + 1])
-    found: dict[Prompt, RowState] = {}
-    for _ in range(late):
-        found |= {state.prompt: state for state in decoder.advance()}
+    found = [state for _ in range(late) for state in decoder.advance()]
     decoder.add(made[half + 1 :])
-    found |= {state.prompt: state for state in decoder.advance()}
+    found += decoder.advance()
     removed = [one for n, one in enumerate(made) if n in gone and one in decoder.prompts]
     decoder.remove(removed)
-    found |= decoded(decoder)
-    assert set(found) == set(made) - set(removed)
-    for prompt, state in found.items():
-        assert outcome(state) == by_itself(prompt)
+    found += finish(decoder)
+    assert {state.prompt for state in found} == set(made) - set(removed)
+    for state in found:
+        assert outcome(state) == by_itself(state.prompt)
 
 
 # -- options of requests ----------------------------------------------------------------------
@@ -205,7 +198,7 @@ def test_constraints_hold_for_their_own_requests(
 
 
 def test_many_chats_take_few_passes(
-    service: Callable[..., EngineService],
+    service: Make,
     double: NatureLM,
     nano_waveforms: dict[str, Tensor],
     monkeypatch: pytest.MonkeyPatch,
@@ -237,7 +230,12 @@ def test_many_chats_take_few_passes(
 
 
 @pytest.fixture
-def service(double: NatureLM) -> Iterator[Callable[..., EngineService]]:
+def clip(nano_waveforms: dict[str, Tensor]) -> Clip:
+    return {"x": nano_waveforms["howl"]}
+
+
+@pytest.fixture
+def service(double: NatureLM) -> Iterator[Make]:
     made: list[EngineService] = []
 
     def make(**how: Any) -> EngineService:
@@ -265,7 +263,7 @@ def mixed(model: NatureLM, names: Sequence[str]) -> list[tuple[Request, str]]:
 
 
 def test_clients_together_get_what_each_gets_alone(
-    service: Callable[..., EngineService], double: NatureLM, nano_waveforms: dict[str, Tensor]
+    service: Make, double: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
     names = list(nano_waveforms)
     cases = mixed(double, names) * 2
@@ -297,9 +295,9 @@ def test_clients_together_get_what_each_gets_alone(
 
 
 def test_nothing_is_shared_between_tenants(
-    service: Callable[..., EngineService],
+    service: Make,
     double: NatureLM,
-    nano_waveforms: dict[str, Tensor],
+    clip: Clip,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared: list[set[str]] = []
@@ -315,10 +313,9 @@ def test_nothing_is_shared_between_tenants(
 
     monkeypatch.setattr(requests_module, "plan_batches", watched)
     one = service()
-    wave = {"x": nano_waveforms["howl"]}
     with one._changed:  # all are there before the first is worked on
         tickets = [
-            one.submit(asked(double, query, tenant=tenant), wave)
+            one.submit(asked(double, query, tenant=tenant), clip)
             for tenant in ("a", "b")
             for query in ("What is it?", "What is it, then?", "What is it now?")
         ]
@@ -327,32 +324,29 @@ def test_nothing_is_shared_between_tenants(
     assert one.counts().windows == 2, "each tenant's clip is encoded for this tenant"
     assert {frozenset(group) for group in shared} == {frozenset("a"), frozenset("b")}
     before = one.counts().cache_hits
-    one.submit(asked(double, tenant="a"), wave).result(60)
+    one.submit(asked(double, tenant="a"), clip).result(60)
     assert (one.counts().windows, one.counts().cache_hits) == (2, before + 1)
-    one.submit(asked(double, tenant="c"), wave).result(60)
+    one.submit(asked(double, tenant="c"), clip).result(60)
     assert one.counts().windows == 3
 
 
 LONG = GenerationOptions(max_new_tokens=500, num_beams=1)
 
 
-def started(one: EngineService, request: Request, wave: Tensor, **how: Any) -> Any:
+def started(one: EngineService, request: Request, clip: Clip, **how: Any) -> Any:
     """The ticket of a request, of which a token has come."""
     came = threading.Event()
-    ticket = one.submit(request, {"x": wave}, on_tokens=lambda _: came.set(), **how)
+    ticket = one.submit(request, clip, on_tokens=lambda _: came.set(), **how)
     assert came.wait(60)
     return ticket
 
 
-def test_whoever_gives_up_frees_a_place(
-    service: Callable[..., EngineService], double: NatureLM, nano_waveforms: dict[str, Tensor]
-) -> None:
-    wave = nano_waveforms["howl"]
+def test_whoever_gives_up_frees_a_place(service: Make, double: NatureLM, clip: Clip) -> None:
     one = service(options=LONG, ends=[], max_waiting=2)
-    wanted = one_answer(double, asked(double, options=GREEDY), wave)
-    left = started(one, asked(double), wave)
-    late = started(one, asked(double), wave, deadline=0.5)
-    other = started(one, asked(double, options=replace(LONG, max_new_tokens=40)), wave)
+    wanted = one_answer(double, asked(double, options=GREEDY), clip["x"])
+    left = started(one, asked(double), clip)
+    late = started(one, asked(double), clip, deadline=0.5)
+    other = started(one, asked(double, options=replace(LONG, max_new_tokens=40)), clip)
     left.cancel()
     with pytest.raises(Cancelled, match="was cancelled"):
         left.result(60)
@@ -364,59 +358,57 @@ def test_whoever_gives_up_frees_a_place(
 
 
 def test_a_listener_that_fails_ends_its_own_request(
-    service: Callable[..., EngineService], double: NatureLM, nano_waveforms: dict[str, Tensor]
+    service: Make, double: NatureLM, clip: Clip
 ) -> None:
     def gone(_: Sequence[int]) -> None:
         raise BrokenPipeError("the client left")
 
-    one, wave = service(options=LONG, ends=[]), {"x": nano_waveforms["howl"]}
-    bad = one.submit(asked(double), wave, on_tokens=gone)
-    good = one.submit(asked(double, options=GREEDY), wave)
+    one = service(options=LONG, ends=[])
+    bad = one.submit(asked(double), clip, on_tokens=gone)
+    good = one.submit(asked(double, options=GREEDY), clip)
     with pytest.raises(BrokenPipeError):
         bad.result(60)
     assert len(good.result(60).ids) == GREEDY.max_new_tokens
 
 
-def test_a_full_queue_says_when_to_come_again(
-    service: Callable[..., EngineService], double: NatureLM, nano_waveforms: dict[str, Tensor]
-) -> None:
-    one, wave = service(max_waiting=2), {"x": nano_waveforms["howl"]}
+def test_a_full_queue_says_when_to_come_again(service: Make, double: NatureLM, clip: Clip) -> None:
+    one = service(max_waiting=2)
     with one._changed:
-        tickets = [one.submit(asked(double), wave) for _ in range(2)]
+        tickets = [one.submit(asked(double), clip) for _ in range(2)]
         with pytest.raises(QueueFull, match="2 requests wait for an answer") as caught:
-            one.submit(asked(double), wave)
+            one.submit(asked(double), clip)
     assert 1 <= caught.value.retry_seconds <= 60
     assert [ticket.result(60).text for ticket in tickets]
-    one.submit(asked(double), wave).result(60)
+    one.submit(asked(double), clip).result(60)
     assert one.counts().refused == 1
 
 
 def test_what_cannot_be_answered_is_refused_at_once(
-    service: Callable[..., EngineService], double: NatureLM, nano_waveforms: dict[str, Tensor]
+    service: Make, double: NatureLM, clip: Clip
 ) -> None:
-    one, wave = service(), {"x": nano_waveforms["howl"]}
+    one = service()
     with pytest.raises(PromptTooLong):
-        one.submit(asked(double, "word " * 200_000), wave)
+        one.submit(asked(double, "word " * 200_000), clip)
     with pytest.raises(UsageError, match="0 <AudioHere> and 1 audio clips"):
-        one.submit(Request(0, "no place", ("x",)), wave)
+        one.submit(Request(0, "no place", ("x",)), clip)
     with pytest.raises(UsageError, match="than the 1024 tokens"):
-        one.submit(asked(double, choice=LabelChoice(("x" * 9999,))), wave)
+        one.submit(asked(double, choice=LabelChoice(("x" * 9999,))), clip)
     with pytest.raises(UsageError, match="alpha"):
-        one.submit(asked(double, alpha=float("nan")), wave)
+        one.submit(asked(double, alpha=float("nan")), clip)
     assert one.counts().requests == 0
 
 
 def test_a_service_that_closes_answers_what_it_took(
-    service: Callable[..., EngineService], double: NatureLM, nano_waveforms: dict[str, Tensor]
+    service: Make, double: NatureLM, clip: Clip
 ) -> None:
-    one, wave = service(), {"x": nano_waveforms["howl"]}
-    tickets = [one.submit(asked(double, options=way), wave) for way in WAYS]
+    one = service()
+    tickets = [one.submit(asked(double, options=way), clip) for way in WAYS]
     one.drain()
     assert all(ticket.result(0).ids for ticket in tickets)
     with pytest.raises(ServiceStopped):
-        one.submit(asked(double), wave)
+        one.submit(asked(double), clip)
     endless = service(options=LONG, ends=[])
-    ticket = started(endless, asked(double), wave["x"])
+    ticket = started(endless, asked(double), clip)
     begun = time.monotonic()
     endless.drain(0.1)
     assert time.monotonic() - begun < 30
@@ -425,24 +417,24 @@ def test_a_service_that_closes_answers_what_it_took(
 
 
 def test_a_thread_that_fails_says_so_to_all_that_wait(
-    service: Callable[..., EngineService],
+    service: Make,
     double: NatureLM,
-    nano_waveforms: dict[str, Tensor],
+    clip: Clip,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reasons: list[BaseException] = []
-    one, wave = service(on_failure=reasons.append), {"x": nano_waveforms["howl"]}
+    one = service(on_failure=reasons.append)
 
     def fail(*_: Any) -> Any:
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(one._engine, "advance", fail)
     with one._changed:
-        tickets = [one.submit(asked(double), wave) for _ in range(3)]
+        tickets = [one.submit(asked(double), clip) for _ in range(3)]
     for ticket in tickets:
         with pytest.raises(ServiceStopped, match="RuntimeError: the device is gone"):
             ticket.result(60)
     one._thread.join(60)
     assert [str(one) for one in reasons] == ["the device is gone"]
     with pytest.raises(ServiceStopped, match="has failed"):
-        one.submit(asked(double), wave)
+        one.submit(asked(double), clip)

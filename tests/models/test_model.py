@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen2Config
 
 from NatureLM.errors import ConfigError
-from NatureLM.generation import threads
+from NatureLM.generation import audio_cache
 from NatureLM.generation.audio_cache import audio_fingerprint, audio_state
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM, beats
@@ -37,7 +37,7 @@ SIZES: dict[str, Any] = {
 def test_pieces_are_the_whole(
     masked: bool, build_model: BuildModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "LEAST_ROWS", 6)  # as with a single core
+    monkeypatch.setattr(audio_cache, "LEAST_ROWS", 6)  # as with a single core
     model = build_model().double()
     sound = torch.Generator().manual_seed(0)
     wav = torch.randn(5, model.config.window_samples, generator=sound, dtype=torch.float64) * 0.1
