@@ -29,8 +29,8 @@ from model import QUERIES, SMALL, config_of, prompt, tokenizer, waves
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.generation.requests import GenerationOptions
 from NatureLM.models import NatureLM
+from NatureLM.models.checkpoint.export import quantize_checkpoint
 from NatureLM.models.checkpoint.load import build_on_meta
-from NatureLM.models.checkpoint.quantize import quantize_checkpoint
 from NatureLM.models.checkpoint.tensors import (
     LazyTensor,
     TensorRef,

@@ -35,6 +35,18 @@ QFORMER = {
 }
 
 
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; `a__b` is the key b of the object a."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        outer, _, inner = key.partition("__")
+        if inner:
+            values[outer][inner] = value
+        else:
+            values[outer] = value
+    path.write_text(json.dumps(values))
+
+
 class BuildModel(Protocol):
     def __call__(self, **changes: Any) -> NatureLM: ...
 

@@ -324,7 +324,7 @@ def quantize(
     of.check_choice("--to", to, of.QUANTIZATIONS)
     _check_written(output_path, dtype, max_shard_size)
 
-    from NatureLM.models.checkpoint.quantize import quantize_checkpoint
+    from NatureLM.models.checkpoint.export import quantize_checkpoint
 
     quantize_checkpoint(
         source,

@@ -59,7 +59,7 @@ _here = threading.local()  # `depth`: blocks of this thread
 
 def waveform_digest(wav_S: Tensor) -> str:
     """Hash of all samples of a prepared waveform, of their number and precision."""
-    return _hash((f"{wav_S.dtype} {wav_S.shape[0]} ", _bytes_of(wav_S)))
+    return _hash((f"{wav_S.dtype} {wav_S.shape[0]} ", tensor_bytes(wav_S)))
 
 
 def audio_state(model: Any) -> str:
@@ -86,7 +86,7 @@ def audio_fingerprint(model: Any) -> str:
         yield json.dumps(kept, sort_keys=True, default=str)
         for name, tensor in _audio_tensors(model):
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)} "
-            yield _bytes_of(tensor)
+            yield tensor_bytes(tensor)
 
     return _hash(contents())
 
@@ -96,7 +96,8 @@ def _audio_tensors(model: Any) -> list[tuple[str, Tensor]]:
     return [(name, one) for name, one in named if not name.startswith(_LANGUAGE_MODEL)]
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """What a tensor holds, wherever it lies."""
     whole = tensor.detach().cpu().contiguous().reshape(-1)
     return whole.view(torch.uint8).numpy().data
 
@@ -138,7 +139,7 @@ class EmbeddingFiles:
             with safe_open(path, framework="pt") as file:
                 audio_QD: Tensor = file.get_tensor("audio")
                 facts = file.metadata() or {}
-            if audio_QD.ndim != 2 or facts.get("checksum") != _hash(_bytes_of(audio_QD)):
+            if audio_QD.ndim != 2 or facts.get("checksum") != _hash(tensor_bytes(audio_QD)):
                 raise ValueError("not what was written")
         except OSError:  # it is not there, or cannot be read at the moment
             return None
@@ -154,7 +155,7 @@ class EmbeddingFiles:
         if self._is_off:
             return
         audio_QD = audio_QD.detach().cpu().contiguous()
-        data = save({"audio": audio_QD}, metadata={"checksum": _hash(_bytes_of(audio_QD))})
+        data = save({"audio": audio_QD}, metadata={"checksum": _hash(tensor_bytes(audio_QD))})
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from NatureLM.errors import UsageError
+from NatureLM.generation.audio_cache import tensor_bytes
 from NatureLM.merging.lora import (
     OWN_ADAPTER,
     AdaptedModel,
@@ -211,7 +212,7 @@ def _shown(recipe: Recipe) -> str:
     return ", ".join(words) or "own adapter"
 
 
-def _contents(recipe: Recipe, plan: MergePlan) -> Iterator[str | bytes]:
+def _contents(recipe: Recipe, plan: MergePlan) -> Iterator[str | memoryview]:
     """A recipe and the contents of its adapters, wherever these lie, for a digest."""
     yield dump_recipe(recipe.model_copy(update={"adapters": []}))
     for adapter, deltas in zip(recipe.adapters, plan.adapters, strict=True):
@@ -219,9 +220,5 @@ def _contents(recipe: Recipe, plan: MergePlan) -> Iterator[str | bytes]:
         if adapter.path != BASE_ADAPTER:
             for target in sorted(deltas):
                 update = deltas[target]
-                yield from map(_bytes, (update.a_KI, update.b_OK))
+                yield from map(tensor_bytes, (update.a_KI, update.b_OK))
                 yield f"{target} {update.scale!r}"
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -144,7 +144,8 @@ def need_of(outline: Outline, precision: Precision, device: str, work: Work | No
     rounded = _rounded(outline, precision)
     sizes = {ref.stored_name: _bytes(ref, precision, rounded) for ref in outline.refs}
     files = {one.path for one in outline.chosen.values()}
-    layers, keys_values = (), 0
+    layers: tuple[int, ...] = ()
+    keys_values = 0
     if not outline.audio_only:
         layers = _by_layer(model.language_model, outline.refs, sizes)
         size = position_bytes(model.language_model, precision.language.itemsize)

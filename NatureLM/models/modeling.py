@@ -149,22 +149,23 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
 
     def encode_audio(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
         """Waveforms → audio embeddings (B, Q, D); see `AudioSide.encode_audio`."""
-        if padding_mask_BS is None and self._is_for_single_cores(len(wav_BS)):
-            return by_windows(super().encode_audio, wav_BS)
-        return super().encode_audio(wav_BS, padding_mask_BS)
+        return self._encode(super().encode_audio, wav_BS, padding_mask_BS)
 
     def encode_patches(self, wav_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
         """Waveforms → patches (B, P, E); see `AudioSide.encode_patches`."""
-        if padding_mask_BS is None and self._is_for_single_cores(len(wav_BS)):
-            return by_windows(super().encode_patches, wav_BS)
-        return super().encode_patches(wav_BS, padding_mask_BS)
+        return self._encode(super().encode_patches, wav_BS, padding_mask_BS)
 
-    def _is_for_single_cores(self, windows: int) -> bool:
-        """Whether windows are encoded soonest each by one core: a small encoder's, or those of a
-        large one where no core is left over."""
-        if self.device.type != "cpu" or torch.is_grad_enabled():
-            return False
-        return self.beats.width <= _SMALL_ENCODER or windows >= LEAST_ROWS * torch.get_num_threads()
+    def _encode(
+        self, encode: Callable[..., Tensor], wav_BS: Tensor, padding_mask_BS: Tensor | None
+    ) -> Tensor:
+        """Each window by one core where that is soonest: of a small encoder, and of a large one
+        where no core is left over."""
+        is_plain = padding_mask_BS is None and not torch.is_grad_enabled()
+        if is_plain and self.device.type == "cpu":
+            many = len(wav_BS) >= LEAST_ROWS * torch.get_num_threads()
+            if many or self.beats.width <= _SMALL_ENCODER:
+                return by_windows(encode, wav_BS)
+        return encode(wav_BS, padding_mask_BS)
 
     def encode_clips(self, audios: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
         """The clips of rows as audio embeddings (Q, D); one that stands in several rows, once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from NatureLM.merging.recipe import Recipe, RecipeAdapter
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.registry import CheckpointError
+from tests.builders import edit_json
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -152,8 +152,7 @@ def test_any_prefix(change: Any, nano_folder: Path, tmp_path: Path) -> None:
 
 
 def _settings(folder: Path, **changes: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    edit_json(folder / "adapter_config.json", **changes)
 
 
 def _replace_first(folder: Path, tensor: Tensor | None) -> None:

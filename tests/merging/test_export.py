@@ -27,6 +27,7 @@ from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.export import export_merged
 from NatureLM.models.checkpoint.tensors import index_folder
 from NatureLM.models.registry import CheckpointError
+from tests.builders import edit_json
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -96,8 +97,7 @@ def test_every_layout_is_merged(
     model = build_model(use_rslora=True, llama={"tie_word_embeddings": tied})
     if layout in ("full", "partial"):
         source = write_reference(model, tmp_path / "reference", partial=layout == "partial")
-        values = json.loads((source / "config.json").read_text())
-        (source / "config.json").write_text(json.dumps({**values, "use_rslora": True}))
+        edit_json(source / "config.json", use_rslora=True)
     else:
         source = tmp_path / layout
         model.save_pretrained(source, max_shard_size="40KB" if layout == "sharded" else "5GB")

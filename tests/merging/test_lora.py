@@ -410,12 +410,3 @@ def test_a_recipe_folded_and_at_runtime(
     assert (runtime - plain).abs().max() > 1e-2
     assert model.fingerprint == fingerprint
     assert same_state(model, before)
-
-
-def test_quantised_weights_are_refused(build_model: BuildModel) -> None:
-    model = build_model()
-    linear = model.language_model.model.layers[1].self_attn.o_proj.base_layer
-    linear.weight = torch.nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(UsageError, match="quantised"):
-        model.fold(0.5)
-    assert model.folded is None

@@ -17,6 +17,7 @@ from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.convert import convert_checkpoint
 from NatureLM.models.checkpoint.tensors import fingerprint
 from NatureLM.models.registry import CheckpointError
+from tests.builders import edit_json
 
 WEIGHTS = "model.safetensors"
 
@@ -167,11 +168,6 @@ def test_a_missing_tensor_of_the_base_is_named(partial: Path) -> None:
         NatureLM.from_pretrained(partial)
 
 
-def _change_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -184,12 +180,15 @@ def _change_config(folder: Path, **changes: Any) -> None:
         (lambda f: (f / WEIGHTS).unlink(), "holds no model.safetensors"),
         (lambda f: (f / "config.json").unlink(), "holds no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read as JSON"),
-        (lambda f: _change_config(f, model_type="llama"), "type 'llama'"),
+        (lambda f: edit_json(f / "config.json", model_type="llama"), "type 'llama'"),
         (
-            lambda f: _change_config(f, beats_cfg={"encoder_layers": 0}),
+            lambda f: edit_json(f / "config.json", beats_cfg={"encoder_layers": 0}),
             "beats_cfg.encoder_layers = 0",
         ),
-        (lambda f: _change_config(f, llama_path="nowhere"), "'nowhere' is neither a folder"),
+        (
+            lambda f: edit_json(f / "config.json", llama_path="nowhere"),
+            "'nowhere' is neither a folder",
+        ),
     ],
 )
 def test_damaged_checkpoints_are_refused_with_the_reason(
@@ -205,10 +204,10 @@ def test_a_key_of_the_configuration_that_is_not_known_is_named(
 ) -> None:
     sizes = json.loads((reference / "config.json").read_text())["qformer_cfg"]
     sizes |= {"cross_attention_freq": 1, "type_vocab_size": 2, "encoder_width": 32}
-    _change_config(reference, qformer_cfg=sizes, surprise=1)
+    edit_json(reference / "config.json", qformer_cfg=sizes, surprise=1)
     NatureLM.from_pretrained(reference)
     assert "leaves out: surprise" in caplog.text
-    _change_config(reference, qformer_cfg={**sizes, "cross_attention_freq": 2})
+    edit_json(reference / "config.json", qformer_cfg={**sizes, "cross_attention_freq": 2})
     with pytest.raises(ConfigError, match="cross_attention_freq must be 1"):
         NatureLM.from_pretrained(reference)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from NatureLM.inference.loading import dtype_names
 from NatureLM.merging.lora import lora_layers
 from NatureLM.models import NatureLM, quantized
 from NatureLM.models.quantized import Int4Linear, Int8Linear, QuantizedLinear
+from tests.builders import edit_json
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
 PROMPT = "<Audio><AudioHere></Audio> What is it?"
@@ -252,8 +252,7 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
     folder: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     NatureLM.from_pretrained(folder, quantize="int8").save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit_json(tmp_path / "config.json", **change)
     with pytest.raises(NatureLMError, match=message):
         NatureLM.from_pretrained(tmp_path)
 

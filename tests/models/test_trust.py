@@ -20,6 +20,7 @@ from NatureLM.errors import ConfigError
 from NatureLM.models import NatureLM
 from NatureLM.models.registry import CheckpointError, refuse_foreign_parts
 from NatureLM.training.build import make_objective
+from tests.builders import edit_json as edit
 from tests.commands import naturelm, write_wav
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,10 +34,6 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "evil.Evil",
     "AutoTokenizer": ["evil.Evil", "evil.Evil"],
 }
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +219,13 @@ def _ends(header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
 # -- tensors --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor of the file, and the number of heads whose rows llama.cpp has in its own order."""
-
-    stored: GGUFTensor
-    heads: int | None = None
+Plan = dict[str, tuple[GGUFTensor, int | None]]
+"""By the name that transformers gives it, each tensor of a Llama; of queries and keys the number of
+heads, too, whose rows llama.cpp has in its own order."""
 
 
-def plan_tensors(header: GGUFHeader, config: dict[str, Any]) -> dict[str, PlannedTensor]:
-    """By the name that transformers gives it, each tensor of a Llama.
+def plan_tensors(header: GGUFHeader, config: dict[str, Any]) -> Plan:
+    """Where each tensor of a Llama is.
 
     Raises CheckpointError where some are missing, unknown, or of another shape.
     """
@@ -252,9 +248,7 @@ def plan_tensors(header: GGUFHeader, config: dict[str, Any]) -> dict[str, Planne
         if names:
             shortened = ", ".join(shown(name).strip("'") for name in sorted(names)[:5])
             raise header.refuse(f"{len(names)} tensors are {what} for a Llama: {shortened}")
-    return {
-        own: PlannedTensor(header.tensors[name], heads) for name, (own, _, heads) in wanted.items()
-    }
+    return {own: (header.tensors[name], heads) for name, (own, _, heads) in wanted.items()}
 
 
 def _layout(config: dict[str, Any]) -> Iterator[tuple[str, str, tuple[int, ...], int | None]]:
@@ -304,9 +298,9 @@ def read_tensor(
     return made.reshape(stored.shape)
 
 
-def _write_weights(header: GGUFHeader, plan: dict[str, PlannedTensor], folder: Path) -> None:
+def _write_weights(header: GGUFHeader, plan: Plan, folder: Path) -> None:
     (folder / _RECORD).unlink(missing_ok=True)
-    tensors = {name: _lazy(header, planned) for name, planned in plan.items()}
+    tensors = {name: _lazy(header, *planned) for name, planned in plan.items()}
     needed = sum(one.nbytes for one in tensors.values())
     if needed > (free := shutil.disk_usage(folder).free):
         raise CheckpointError(
@@ -325,13 +319,9 @@ def _write_weights(header: GGUFHeader, plan: dict[str, PlannedTensor], folder: P
     _record(folder, before, whole)
 
 
-def _lazy(header: GGUFHeader, planned: PlannedTensor) -> LazyTensor:
-    dtype = _DTYPES.get(planned.stored.kind, torch.bfloat16)
-    return LazyTensor(
-        dtype,
-        planned.stored.shape,
-        lambda: read_tensor(header, planned.stored, dtype, planned.heads),
-    )
+def _lazy(header: GGUFHeader, stored: GGUFTensor, heads: int | None) -> LazyTensor:
+    dtype = _DTYPES.get(stored.kind, torch.bfloat16)
+    return LazyTensor(dtype, stored.shape, lambda: read_tensor(header, stored, dtype, heads))
 
 
 def _is_same_file(path: Path, folder: Path) -> bool:

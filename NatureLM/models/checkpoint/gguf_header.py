@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,5 @@ def _placed(
                 f"the tensor {shown(name)} would take {format_bytes(one.nbytes)} at byte "
                 f"{place:,}, and the file has {length:,}: it is cut short, or no GGUF"
             )
-        placed[name] = GGUFTensor(
-            name, one.kind, one.code, one.shape, offset=place, row_bytes=one.row_bytes
-        )
+        placed[name] = replace(one, offset=place)
     return placed

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from NatureLM.config.schema import Quantization
+from NatureLM.generation.audio_cache import tensor_bytes
 from NatureLM.models.quantized import CardInt4Linear
 from NatureLM.models.registry import (
     PICKLE_SUFFIXES,
@@ -411,6 +412,5 @@ def write_file(tensors: Mapping[str, Tensor | LazyTensor], path: Path) -> None:
             tensor = one.make() if isinstance(one, LazyTensor) else one.to("cpu", copy=True)
             assert tensor.shape == one.shape, f"{name}: {tensor.shape}, planned {one.shape}"
             assert tensor.dtype == one.dtype, f"{name}: {tensor.dtype}, planned {one.dtype}"
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            flat.view(torch.uint8).numpy().tofile(file)
-            del tensor, flat
+            file.write(tensor_bytes(tensor))
+            del tensor
