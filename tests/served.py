@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import soundfile
-from web_app import ASSETS, free_port
+from web_app import ASSETS, free_port, until
 
 if TYPE_CHECKING:
     from NatureLM.serve.model import ServedModel
@@ -32,6 +32,8 @@ class Running:
     address: str
     model: ServedModel
     settings: ServeSettings
+    server: Any
+    thread: threading.Thread
 
     def client(self, key: str = "none", **more: Any) -> Any:
         """The client of the openai package."""
@@ -39,44 +41,61 @@ class Running:
 
         return OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, **more)
 
-    def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
-        if body is not None:
-            more["json"] = body
-        return httpx.post(f"{self.address}{path}", timeout=60, **more)
+    def post(self, path: str, body: Any, headers: Any = None) -> httpx.Response:
+        """JSON, or bytes that may be none."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = {"content-type": "application/json", **(headers or {})}
+        return httpx.post(f"{self.address}{path}", content=content, headers=kind, timeout=60)
 
     def get(self, path: str, **more: Any) -> httpx.Response:
         return httpx.get(f"{self.address}{path}", timeout=60, **more)
 
-    def chat(self, *parts: Any, **more: Any) -> httpx.Response:
+    def chat(self, *parts: Any, headers: Any = None, **more: Any) -> httpx.Response:
         """The answer to one message of the given parts."""
-        messages = [{"role": "user", "content": list(parts)}]
-        return self.post(
-            "/v1/chat/completions", {"model": "naturelm-tiny", "messages": messages, **more}
-        )
+        return self.post("/v1/chat/completions", message(*parts, **more), headers)
+
+    def figures(self, **more: Any) -> dict[str, float]:
+        """What `/metrics` counts, by name."""
+        lines = self.get("/metrics", **more).text.splitlines()
+        plain = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, value in plain}
 
 
 @contextmanager
 def serving(*, wait: bool = True, **settings: Any) -> Iterator[Running]:
     """The service with the embedded model."""
     from NatureLM.serve.model import ServedModel
-    from NatureLM.serve.server import make_server
+    from NatureLM.serve.server import _page, make_server
     from NatureLM.serve.settings import ServeSettings
 
     told = ServeSettings(**{"port": free_port(), **settings})
     model = ServedModel(told)
-    server = make_server(told, model)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    running = Running(f"http://127.0.0.1:{told.port}", model, told)
-    try:
-        while wait and model.state == "loading":
-            time.sleep(0.05)
-        while not server.started:
-            time.sleep(0.01)
-        yield running
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    with _page(told, model, lambda line: None) as page:
+        server = make_server(told, model, page)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            until(lambda: server.started and not (wait and model.state == "loading"), 90)
+            yield Running(f"http://127.0.0.1:{told.port}", model, told, server, thread)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+def message(*parts: Any, **more: Any) -> dict[str, Any]:
+    """The body of a chat of one message."""
+    messages = [{"role": "user", "content": list(parts)}]
+    return {"model": "naturelm-tiny", "messages": messages, **more}
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The choices of a chat that is streamed, as they come."""
+    lines = answer.text.splitlines()
+    return [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+
+
+def streamed_text(answer: httpx.Response) -> str:
+    return "".join(one["delta"].get("content") or "" for one in events(answer))
 
 
 def text(words: str) -> dict[str, Any]:

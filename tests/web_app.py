@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -101,7 +103,6 @@ class FakePipeline:
         self.revisions: dict[str, str] = {}
         self.conversations: list[FakeConversation] = []
         self.asked_windows: list[dict[str, Any]] = []
-        self.revisions: dict[str, str] = {}
 
     def conversation(self, *, alpha: float, input_sample_rate: float) -> FakeConversation:
         self.conversations.append(FakeConversation(self, alpha))
@@ -130,6 +131,15 @@ class FakePipeline:
             )
 
 
+def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What `is_so` gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.01)
+    return found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -143,6 +153,7 @@ class RunningApp:
     address: str
     context: AppContext
     pipeline: Any
+    page: Any
 
 
 @contextmanager
@@ -169,7 +180,7 @@ def running(
     page = build(context)
     assert isinstance(page, gradio.Blocks)
     try:
-        yield RunningApp(launch(page, context), context, pipeline)
+        yield RunningApp(launch(page, context), context, pipeline, page)
     finally:
         page.close(verbose=False)
         context.close()
@@ -201,6 +212,37 @@ def upload(app: RunningApp, name: str, data: bytes) -> tuple[int, bytes]:
         body + b"\r\n--x--\r\n",
         "multipart/form-data; boundary=x",
     )
+
+
+def sent(app: RunningApp, data: bytes, name: str = "tone.wav") -> str:
+    """The address of an upload."""
+    status, body = upload(app, name, data)
+    assert status == 200, body
+    return str(json.loads(body)[0])
+
+
+def as_file(address: str) -> dict[str, Any]:
+    """An upload as the page hands it to a function."""
+    return {"path": address, "meta": {"_type": "gradio.FileData"}}
+
+
+def begun(app: RunningApp, name: str, data: list[Any], session: str | None) -> str:
+    """Call a function of the page; the address of what it will have said."""
+    address = f"{app.address}gradio_api/call/{name}"
+    body = json.dumps({"data": data, "session_hash": session}).encode()
+    status, answer = call(address, body, "application/json")
+    assert status == 200, answer
+    return f"{address}/{json.loads(answer)['event_id']}"
+
+
+def event(app: RunningApp, name: str, data: list[Any], session: str | None) -> str:
+    """What a function of the page says."""
+    return call(begun(app, name, data, session))[1].decode()
+
+
+def dropped(app: RunningApp, address: str, session: str | None = None) -> str:
+    """What the page answers where an upload is dropped into the tab Ask."""
+    return event(app, "ask_dropped", [[as_file(address)], "", False, "as recorded"], session)
 
 
 def go_to(page: Any, tab: str) -> None:

@@ -43,13 +43,13 @@ from NatureLM.app.settings import (
     past_proxies,
 )
 from NatureLM.app.ui import QUIET, html, static
-from NatureLM.app.uploads import FilesByAddress, Page, begin_files
+from NatureLM.app.uploads import FilesByAddress, Page, begin_files, unfit
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
 from NatureLM.species import names_on_card
 from NatureLM.util import format_bytes, format_duration, library
-from NatureLM.web.guard import Guard, bound_connections, check_port, is_loopback
+from NatureLM.web.guard import Guard, bound_connections, check_port, in_address, is_loopback
 
 TITLE = "NatureLM"
 TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
@@ -290,9 +290,7 @@ def launch(page: Page, context: AppContext) -> str:
             **told,
         )
     if app.middleware_stack not in guards:
-        raise NatureLMError(
-            f"gradio {gr.__version__} does not let itself be guarded: install gradio>=6.16,<7"
-        )
+        raise unfit("does not let itself be guarded")
     bound_connections(page.server.config)
     if settings.share and not shared:
         raise NatureLMError("--share found no way to Gradio's server; leave it out, or try again")
@@ -342,7 +340,7 @@ def _told_to_gradio(context: AppContext) -> dict[str, Any]:
     # Asked for by address alone: see `uploads`.
     readable = [context.folder / "visitors", context.runs_dir]
     return {
-        "server_name": f"[{settings.host}]" if ":" in settings.host else settings.host,
+        "server_name": in_address(settings.host),
         "server_port": settings.port,
         "show_error": False,
         "allowed_paths": [str(path) for path in readable],
@@ -367,9 +365,9 @@ def _close_the_way_out() -> None:
     """
     name = "async_ssrf_protected_get"
     if not hasattr(processing_utils, name):
-        raise NatureLMError(
-            f"gradio {gr.__version__} has no processing_utils.{name}, by which it fetches files "
-            "from the internet, so that cannot be closed: install gradio>=6.16,<7"
+        raise unfit(
+            f"has no processing_utils.{name}, by which it fetches files from the internet, so that "
+            "cannot be closed"
         )
     setattr(processing_utils, name, _refuse)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from NatureLM.errors import UsageError
 from NatureLM.review.server import routes as review_routes
 from NatureLM.util import library
-from NatureLM.web.guard import Route, Rules, is_loopback, own_names
+from NatureLM.web.guard import Route, Rules, page_rules
 
 if TYPE_CHECKING:
     from NatureLM.config import Config
@@ -153,14 +153,11 @@ def guard_rules(settings: AppSettings) -> Rules:
         ),
         *review_routes(r"/review/[A-Za-z0-9_-]{32}"),  # of jobs,
     )
-    return Rules(
-        routes,
-        hosts=own_names(settings.host),
-        addresses=not is_loopback(settings.host),
+    return page_rules(
+        *(routes, settings.host, settings.port),
         proxied=settings.hosts,
-        keys={} if settings.token is None else {"token": settings.token},
+        token=settings.token,
         people=settings.people,
-        cookie=f"naturelm-{settings.port}",
     )
 
 

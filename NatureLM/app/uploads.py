@@ -42,6 +42,11 @@ _MOST_CHARACTERS = 100_000  # of a field; Gradio keeps the last value of each, f
 _GONE = "This file is not here any more: give it again."
 
 
+def unfit(why: str) -> NatureLMError:
+    """What is said of a Gradio that has changed where it is held here; `why` is said of it."""
+    return NatureLMError(f"gradio {gr.__version__} {why}: install gradio>=6.16,<7")
+
+
 class Page(gr.Blocks):
     """The page, once `begin_files` was called for it."""
 
@@ -179,9 +184,8 @@ def begin_files(page: Page, context: AppContext) -> None:
     Raises NatureLMError where this Gradio takes files in another way.
     """
     if not hasattr(routes, "upload_fn") or not hasattr(route_utils, "GradioMultiPartParser"):
-        raise NatureLMError(
-            f"gradio {gr.__version__} takes files in another way than by routes.upload_fn, so they "
-            "could not be kept apart: install gradio>=6.16,<7"
+        raise unfit(
+            "takes files in another way than by routes.upload_fn, so they could not be kept apart"
         )
     if routes.upload_fn is not _receive:
         _receive.otherwise = routes.upload_fn  # type: ignore[attr-defined]

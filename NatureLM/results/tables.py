@@ -118,6 +118,13 @@ def with_formula(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
+def cell(value: str | float | None) -> str:
+    """A value as a cell that no spreadsheet runs; nothing for None."""
+    if isinstance(value, str):
+        return without_formula(value)
+    return "" if value is None else number(value)
+
+
 def one_line(text: str) -> str:
     """Text without what would end a cell or a line where nothing is quoted."""
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()

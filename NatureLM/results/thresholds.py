@@ -19,7 +19,7 @@ from typing import Any
 from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.results.tables import CSV_ENCODING, number, with_formula, without_formula, write_rows
+from NatureLM.results.tables import CSV_ENCODING, cell, with_formula, write_rows
 from NatureLM.util import did_you_mean, digest
 
 FILE_NAME = "thresholds.csv"
@@ -283,7 +283,7 @@ def write_thresholds(path: Path, thresholds: Iterable[Threshold]) -> None:
     """Write the file, whole or not at all. Raises OutputError."""
 
     lines = (
-        [_cell(getattr(one.scale if name in _OF_SCALE else one, name, None)) for name in COLUMNS]
+        [cell(getattr(one.scale if name in _OF_SCALE else one, name, None)) for name in COLUMNS]
         for one in thresholds
     )
     write_rows(path, COLUMNS, lines, encoding=CSV_ENCODING)
@@ -342,9 +342,3 @@ def _as_number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, str):
-        return without_formula(value)
-    return "" if value is None else number(value)

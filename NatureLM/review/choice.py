@@ -56,14 +56,8 @@ class ChoiceOptions:
 
     def plain(self) -> dict[str, Any]:
         """As settings of a run hold them."""
-        return {
-            "choose": self.choose,
-            "per_species": self.per_species,
-            "bins": self.bins,
-            "min_confidence": self.min_confidence.plain(),
-            "species": None if self.species is None else sorted(self.species),
-            "seed": self.seed,
-        }
+        species = None if self.species is None else sorted(self.species)
+        return {**vars(self), "min_confidence": self.min_confidence.plain(), "species": species}
 
 
 @dataclass

@@ -8,13 +8,12 @@ all, and `segments.csv` at the end; so a call that was stopped goes on when it i
 
 from __future__ import annotations
 
-import csv
 import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ from NatureLM.results.rows import (
     record_path,
     write_record,
 )
-from NatureLM.results.tables import CSV_ENCODING, without_formula, write_table
+from NatureLM.results.tables import CSV_ENCODING, without_formula, write_rows
 from NatureLM.results.thresholds import Scale
 from NatureLM.review.choice import ChoiceOptions, Chosen, choose, taken
 from NatureLM.review.names import clip_paths, recording_names
@@ -317,17 +316,12 @@ def _nothing(answers: ResultFile, made: CutFolder, options: CutOptions) -> str:
 
 def _write_species(folder: Path, made: CutFolder, wanted: int) -> None:
     """A table of all labels: how many clips each has, of how many answers, and why no more."""
-
-    def fill(file: TextIO) -> None:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_SPECIES_COLUMNS)
-        for one in made.chosen:
-            lost = made.unreadable[one.label]
-            bins = " ".join(map(str, one.by_bin))
-            counts = (len(one.taken) - lost, wanted, one.answers, bins)
-            writer.writerow((without_formula(one.label), *counts, one.why(wanted, lost)))
-
-    write_table(folder / SPECIES_NAME, CSV_ENCODING, fill)
+    rows = []
+    for one in made.chosen:
+        lost, bins = made.unreadable[one.label], " ".join(map(str, one.by_bin))
+        counts = (len(one.taken) - lost, wanted, one.answers, bins)
+        rows.append((without_formula(one.label), *counts, one.why(wanted, lost)))
+    write_rows(folder / SPECIES_NAME, _SPECIES_COLUMNS, rows, encoding=CSV_ENCODING)
 
 
 def settings_of(folder: str | Path) -> Mapping[str, Any]:

@@ -29,10 +29,11 @@ from NatureLM.results.rows import (
     WindowRow,
     read_record,
     to_line,
+    whole_file,
     write_record,
 )
 from NatureLM.results.thresholds import MinConfidence
-from NatureLM.util import atomic_write, check_range
+from NatureLM.util import check_range
 
 _MILLION = 1_000_000
 UNSURE, UNSCORED = "below the least confidence", "without a confidence"
@@ -62,12 +63,7 @@ class EventOptions:
 
     def plain(self) -> dict[str, Any]:
         """As settings of a run hold them."""
-        return {
-            "gap": self.gap,
-            "min_windows": self.min_windows,
-            "min_confidence": self.min_confidence.plain(),
-            "max_per_window": self.max_per_window,
-        }
+        return {**vars(self), "min_confidence": self.min_confidence.plain()}
 
 
 @dataclass
@@ -111,12 +107,11 @@ class _Open:
         total = round((mean or 0.0) * _MILLION) * scored
         return cls(one, _micro(one.start), _micro(one.end), one.confidence, total, scored, count)
 
-    def is_near(self, other: _Open, gap: int) -> bool:
-        return self.start <= other.end + gap and other.start <= self.end + gap
+    def is_near(self, later: _Open, gap: int) -> bool:
+        return later.start <= self.end + gap
 
     def join(self, other: _Open) -> None:
-        if other.start < self.start:
-            self.first, self.start = other.first, other.start
+        """Take in another one, which begins at the same time or later."""
         self.end = max(self.end, other.end)
         known = [one for one in (self.highest, other.highest) if one is not None]
         self.highest = max(known, default=None)
@@ -141,28 +136,14 @@ def joined(answers: Iterable[Detection], gap: float = 0.0) -> list[Detection]:
     """The events of answers about one recording, in any order; sorted by start, end and label."""
     near = _micro(gap)
     grown: dict[tuple[str, str], list[_Open]] = defaultdict(list)
-    for one in map(_Open.of, answers):
+    for one in sorted(map(_Open.of, answers), key=lambda one: (one.start, one.end)):
         events = grown[one.first.question, one.first.label]
         if events and events[-1].is_near(one, near):
             events[-1].join(one)
         else:
             events.append(one)
-    found = [event.made() for events in grown.values() for event in _merged(events, near)]
+    found = [event.made() for events in grown.values() for event in events]
     return sorted(found, key=lambda one: (one.start, one.end, one.label, one.question))
-
-
-def _merged(events: list[_Open], gap: int) -> Iterator[_Open]:
-    """What is left when those that came in another order have met, too."""
-    grown: _Open | None = None
-    for one in sorted(events, key=lambda one: (one.start, one.end)):
-        if grown is not None and grown.is_near(one, gap):
-            grown.join(one)
-            continue
-        if grown is not None:
-            yield grown
-        grown = one
-    if grown is not None:
-        yield grown
 
 
 def surest(answers: Iterable[Detection], most: int) -> list[Detection]:
@@ -188,17 +169,13 @@ def write_events(answers: ResultFile, target: Path, options: EventOptions) -> Ev
     check_target(target, answers.path)
     settings = _settings(answers, options)
     counts = EventCounts()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as unfinished:
-            with open(unfinished, "wb") as file:
-                for recording in answers.recordings:
-                    view = answers.of(recording)
-                    for row in _rows_of(view, recording, options, counts, settings.run):
-                        file.write(to_line(row))
-            write_record(target, settings)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    with whole_file(target) as unfinished:
+        with open(unfinished, "wb") as file:
+            for recording in answers.recordings:
+                view = answers.of(recording)
+                for row in _rows_of(view, recording, options, counts, settings.run):
+                    file.write(to_line(row))
+        write_record(target, settings)
     return counts
 
 

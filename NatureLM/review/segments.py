@@ -6,16 +6,14 @@ it. Clips lie in a folder for each species.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TextIO
 
 from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
 from NatureLM.errors import UsageError
-from NatureLM.results.tables import CSV_ENCODING, with_formula, without_formula, write_table
+from NatureLM.results.tables import CSV_ENCODING, cell, with_formula, write_rows
 
 INDEX_NAME = "segments.csv"
 
@@ -71,14 +69,8 @@ def index_path(folder: str | Path) -> Path:
 def write_segments(folder: str | Path, segments: Iterable[Segment]) -> Path:
     """Write the index, whole or not at all; its path. Raises OutputError."""
     target = index_path(folder)
-
-    def fill(file: TextIO) -> None:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for one in segments:
-            writer.writerow([_cell(getattr(one, name)) for name in COLUMNS])
-
-    write_table(target, CSV_ENCODING, fill)
+    rows = ([cell(getattr(one, name)) for name in COLUMNS] for one in segments)
+    write_rows(target, COLUMNS, rows, encoding=CSV_ENCODING)
     return target
 
 
@@ -141,20 +133,14 @@ def _segment(row: dict[str, str], place: str) -> Segment:
     )
 
 
-def _number(cell: str, name: str, place: str) -> float | None:
+def _number(text: str, name: str, place: str) -> float | None:
     """The number of a cell, also as spreadsheets with a decimal comma save it."""
-    if not cell.strip():
+    if not text.strip():
         return None
     try:
-        value = float(cell.strip().replace(",", "."))
+        value = float(text.strip().replace(",", "."))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"{place}: {name} is {cell!r}, and it must be a number")
+        raise UsageError(f"{place}: {name} is {text!r}, and it must be a number")
     return value
-
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, str):
-        return without_formula(value)
-    return "" if value is None else f"{value:.6f}".rstrip("0").rstrip(".")

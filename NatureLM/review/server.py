@@ -28,11 +28,11 @@ from NatureLM.web.guard import (
     App,
     Guard,
     Route,
-    Rules,
-    bound_connections,
     check_port,
+    in_address,
     is_loopback,
-    own_names,
+    page_rules,
+    server_config,
 )
 
 if TYPE_CHECKING:
@@ -314,21 +314,17 @@ class ReviewSettings:
         """What is opened in a browser of a computer that calls this one `host`."""
         given = {"token": self.token, "reviewer": self.reviewer}
         query = urlencode({name: value for name, value in given.items() if value is not None})
-        name = f"[{host}]" if ":" in host else host
-        return f"http://{name}:{self.port}/" + (f"?{query}" if query else "")
+        return f"http://{in_address(host)}:{self.port}/" + (f"?{query}" if query else "")
 
 
 def guarded(app: App, settings: ReviewSettings) -> Guard:
     """The application behind who may ask for what."""
     return Guard(
         app,
-        Rules(
-            routes(),
-            hosts=own_names(settings.host),
-            addresses=not is_loopback(settings.host),
+        page_rules(
+            *(routes(), settings.host, settings.port),
             proxied=settings.hosts,
-            keys={} if settings.token is None else {"token": settings.token},
-            cookie=f"naturelm-{settings.port}",
+            token=settings.token,
             way_in="open the address that naturelm review printed",
         ),
     )
@@ -338,21 +334,9 @@ def make_server(settings: ReviewSettings, clips: Clips) -> Any:
     """A `uvicorn.Server`, whose `run` serves until its `should_exit` is set or a signal comes."""
     import uvicorn
 
-    config = uvicorn.Config(
-        guarded(review_app(lambda _: clips), settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
-        lifespan="off",
-        ws="none",
-    )
-    config.load()
-    bound_connections(config)
-    return uvicorn.Server(config)
+    app = guarded(review_app(lambda _: clips), settings)
+    more = {"timeout_graceful_shutdown": 10, "lifespan": "off", "ws": "none"}
+    return uvicorn.Server(server_config(app, settings.host, settings.port, **more))
 
 
 def need_libraries() -> None:

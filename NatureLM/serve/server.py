@@ -35,7 +35,17 @@ from NatureLM.serve.model import ServedModel
 from NatureLM.serve.settings import RequestError, ServeSettings
 from NatureLM.util import format_bytes, library
 from NatureLM.web.body import Message, Receive
-from NatureLM.web.guard import App, Guard, Route, Rules, Send, bound_connections, check_port
+from NatureLM.web.guard import (
+    LOOPBACK,
+    App,
+    Guard,
+    Route,
+    Rules,
+    Send,
+    check_port,
+    in_address,
+    server_config,
+)
 
 logger = logging.getLogger(__name__)
 _API_HEADERS = {
@@ -185,7 +195,7 @@ def rules(settings: ServeSettings) -> Rules:
     )
     return Rules(
         routes=routes,
-        hosts=("localhost", "127.0.0.1", "::1", settings.host, *settings.server_names),
+        hosts=(*LOOPBACK, settings.host, *settings.server_names),
         addresses=not settings.is_loopback,
         keys=settings.api_keys,
         way_in="send an API key as `Authorization: Bearer …`",
@@ -334,8 +344,8 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
         server.should_exit = True
 
     model = ServedModel(settings, end)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    say(f"The service is at http://{host}:{settings.port} (stop it with Ctrl-C).")
+    place = f"{in_address(settings.host)}:{settings.port}"
+    say(f"The service is at http://{place} (stop it with Ctrl-C).")
     with _page(settings, model, say) as page, _log_shown():
         server = make_server(settings, model, page)
         say(f"The model {model.name} is loading; /health says when it is ready.")
@@ -409,18 +419,11 @@ def make_server(settings: ServeSettings, model: ServedModel, page: Page | None =
                 page.has_ended.set()
             await super().shutdown(sockets)
 
-    config = uvicorn.Config(
+    config = server_config(
         create_app(settings, model, page),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        *(settings.host, settings.port),
         date_header=False,
-        timeout_keep_alive=30,
         timeout_graceful_shutdown=round(settings.limits.request_seconds),
         lifespan="on",
     )
-    config.load()
-    bound_connections(config)
     return Server(config)

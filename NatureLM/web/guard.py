@@ -119,6 +119,27 @@ class Rules:
     error_body: Callable[[int, str], Any] = lambda status, reason: {"detail": reason}
 
 
+def page_rules(
+    routes: tuple[Route, ...],
+    host: str,
+    port: int,
+    *,
+    proxied: tuple[str, ...],
+    token: str | None,
+    **more: Any,
+) -> Rules:
+    """The rules of a page for people that is served at an address; `more` are other ones."""
+    return Rules(
+        routes,
+        hosts=own_names(host),
+        addresses=not is_loopback(host),
+        proxied=proxied,
+        keys={} if token is None else {"token": token},
+        cookie=f"naturelm-{port}",
+        **more,
+    )
+
+
 class Guard:
     """The layer. `scope["visitor"]` tells the application whose key or password it was."""
 
@@ -526,6 +547,30 @@ def check_port(host: str, port: int) -> None:
                 f"port {port} of {host} cannot be used ({error.strerror or error}); choose another "
                 "with --port"
             ) from None
+
+
+def server_config(app: App, host: str, port: int, **more: Any) -> Any:
+    """A loaded `uvicorn.Config` of an application that logs what it does itself."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        **more,
+    )
+    config.load()
+    bound_connections(config)
+    return config
+
+
+def in_address(host: str) -> str:
+    """A name or IP address as it stands in the address of a page."""
+    return f"[{host}]" if ":" in host else host
 
 
 def bound_connections(config: Any, connections: int = 500, header_seconds: float = 20.0) -> None:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import soundfile
+from made_jobs import CONFIG, MakeJobs
 from web_app import ASSETS, FakePipeline, RunningApp, go_to, running
 
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
+from NatureLM.inference.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -65,6 +68,36 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def pipeline(nano: Any) -> Pipeline:
+    return Pipeline(nano, config=CONFIG)
+
+
+@pytest.fixture
+def make_jobs(tmp_path: Path, pipeline: Pipeline) -> Iterator[MakeJobs]:
+    made: list[Jobs] = []
+
+    def make(asked: Callable[[], Any] = lambda: pipeline, model: str = "nano", **some: int) -> Jobs:
+        made.append(Jobs(tmp_path / "runs", asked, model=model, limits=Limits(**some)))
+        return made[-1]
+
+    yield make
+    for jobs in made:
+        jobs.close()
+
+
+@pytest.fixture
+def jobs(make_jobs: MakeJobs) -> Jobs:
+    return make_jobs()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """The app whose answers say what was asked, of the module's own."""
+    with running(tmp_path_factory.mktemp("app"), FakePipeline()) as app:
+        yield app
+
+
 @pytest.fixture(scope="session")
 def fake_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """The app whose answers say what was asked."""
@@ -75,7 +108,6 @@ def fake_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 @pytest.fixture(scope="session")
 def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """The app with the embedded model."""
-    from NatureLM.inference.pipeline import Pipeline
     from NatureLM.models.registry import EMBEDDED
 
     with running(tmp_path_factory.mktemp("real"), Pipeline(EMBEDDED)) as app:

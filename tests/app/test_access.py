@@ -19,14 +19,13 @@ from web_app import ASSETS, FakePipeline, RunningApp, ask, free_port, put, runni
 from NatureLM.app.settings import (
     AppSettings,
     guard_rules,
-    is_loopback,
     need_gradio,
     read_people,
 )
 from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.web.body import RefusedError
-from NatureLM.web.guard import SECURITY_HEADERS, Guard, token_for
+from NatureLM.web.guard import SECURITY_HEADERS, Guard, is_loopback, token_for
 
 TOKEN = "a-token-of-the-tests"
 OPEN_ROUTES = """
@@ -50,12 +49,6 @@ POST /gradio_api/queue/join
 POST /gradio_api/reset
 POST /gradio_api/upload
 """
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("access"), FakePipeline()) as app:
-        yield app
 
 
 def wanted(host: str = "127.0.0.1", *hosts: str, **some: Any) -> str | None:

@@ -6,32 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from web_app import (
-    ASSETS,
-    FakePipeline,
-    RunningApp,
-    call,
-    file,
-    free_port,
-    running,
-    upload,
-)
+from web_app import ASSETS, FakePipeline, RunningApp, call, dropped, file, free_port, sent, upload
 
 from NatureLM.app.context import AppContext
 from NatureLM.errors import UsageError
-
-_RECORDED = "as recorded"
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("api"), FakePipeline()) as app:
-        yield app
 
 
 def test_a_file_that_is_named_by_an_address_is_not_fetched(app: RunningApp, tmp_path: Path) -> None:
@@ -96,24 +77,10 @@ def test_a_path_of_the_server_is_not_taken_for_an_upload(app: RunningApp, tmp_pa
     """Whoever names a file in a request instead of sending one gets nothing of it."""
     secret = tmp_path / "secret.wav"
     secret.write_bytes((ASSETS / "synthetic_dog.WAV").read_bytes())
-
-    def dropped(path: str) -> str:
-        data: list[Any] = [
-            [{"path": path, "meta": {"_type": "gradio.FileData"}}],
-            "",
-            False,
-            _RECORDED,
-        ]
-        address = f"{app.address}gradio_api/call/ask_dropped"
-        status, body = call(address, json.dumps({"data": data}).encode(), "application/json")
-        if status != 200:
-            return ""
-        return call(f"{address}/{json.loads(body)['event_id']}")[1].decode()
-
-    (uploaded,) = json.loads(upload(app, "fine.wav", secret.read_bytes())[1])
-    assert "fine.wav" in dropped(uploaded)
+    uploaded = sent(app, secret.read_bytes(), "fine.wav")
+    assert "fine.wav" in dropped(app, uploaded)
     for path in (str(secret), "/etc/passwd", f"{uploaded}/../../../{secret}"):
-        told = dropped(path)
+        told = dropped(app, path)
         assert "figure" not in told
         assert "root:" not in told
 

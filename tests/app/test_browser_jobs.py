@@ -221,7 +221,7 @@ class _Key:
 @pytest.fixture
 def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
     """The app whose jobs wait for the test at every window."""
-    from NatureLM.app import jobs as work
+    from NatureLM.app import job_work
 
     answers = Slowly(fake_app.pipeline)
     monkeypatch.setattr(
@@ -234,7 +234,7 @@ def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
         ),
         raising=False,
     )
-    monkeypatch.setattr(work, "run_values", lambda *_: {"model": "fake"})
+    monkeypatch.setattr(job_work, "run_values", lambda *_: {"model": "fake"})
     return answers
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from web_app import ASSETS, RunningApp, ask, go_to, last_answer, messages, put, running
+from web_app import ASSETS, RunningApp, ask, go_to, last_answer, messages, put, running, until
 
 from NatureLM.app.page import TABS
 
@@ -177,13 +176,9 @@ def test_clips_leave_with_the_page(page: Any, fake_app: RunningApp, sounds: Soun
     fake_app.context.visitors._grace = 0.1
     try:
         page.close()
-        for _ in range(100):
-            if not kept.exists():
-                break
-            time.sleep(0.1)
+        until(lambda: not kept.exists())
     finally:
         fake_app.context.visitors._grace = 60.0
-    assert not kept.exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,20 @@ import numpy as np
 import pytest
 import soundfile
 from commands import naturelm
-from web_app import FakePipeline, RunningApp, call, file, running, upload
+from web_app import (
+    FakePipeline,
+    RunningApp,
+    as_file,
+    begun,
+    call,
+    dropped,
+    event,
+    file,
+    running,
+    sent,
+    until,
+    upload,
+)
 
 from NatureLM.app import context as context_module
 from NatureLM.app.clips import samples_of, without_paths
@@ -48,36 +61,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("sound") / "tone.wav"
     soundfile.write(path, 0.5 * np.sin(np.arange(16_000) / 5), 16_000)
     return path.read_bytes()
-
-
-def until(is_so: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """What `is_so` gives once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := is_so()):
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.02)
-    return found
-
-
-def sent(app: RunningApp, data: bytes, name: str = "tone.wav") -> str:
-    """The address of an upload."""
-    status, body = upload(app, name, data)
-    assert status == 200, body
-    return str(json.loads(body)[0])
-
-
-def dropped(app: RunningApp, address: str, session: str) -> str:
-    """What the page answers where an upload is dropped into the tab Ask."""
-    item = {"path": address, "meta": {"_type": "gradio.FileData"}}
-    return event(app, "ask_dropped", [[item], "", False, "as recorded"], session)
-
-
-def event(app: RunningApp, name: str, data: list[Any], session: str) -> str:
-    address = f"{app.address}gradio_api/call/{name}"
-    body = json.dumps({"data": data, "session_hash": session}).encode()
-    status, answer = call(address, body, "application/json")
-    assert status == 200, answer
-    return call(f"{address}/{json.loads(answer)['event_id']}")[1].decode()
 
 
 def connected(app: RunningApp) -> socket.socket:
@@ -133,15 +116,9 @@ def test_what_waits_for_its_turn_belongs_to_who_waits(
     app: RunningApp, sound: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would go, as nobody's, while those before it are answered."""
-    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
-    monkeypatch.setattr(page._queue, "active_jobs", [])  # nobody's turn comes
+    monkeypatch.setattr(app.page._queue, "active_jobs", [])  # nobody's turn comes
     waits = sent(app, sound)
-    item = {"path": waits, "meta": {"_type": "gradio.FileData"}}
-    body = json.dumps({"data": [[item], "", False, "as recorded"], "session_hash": "waits"})
-    status, answer = call(
-        f"{app.address}gradio_api/call/ask_dropped", body.encode(), "application/json"
-    )
-    assert status == 200, answer
+    begun(app, "ask_dropped", [[as_file(waits)], "", False, "as recorded"], "waits")
     assert app.context.visitors.locate(waits) in kept(app)
     time.sleep(2.0)  # more than the grace of what is nobody's
     app.context.visitors.tidy()
@@ -213,7 +190,7 @@ def test_a_page_may_not_have_more_than_its_share(app: RunningApp, sound: bytes) 
 
 
 def test_a_page_that_was_left_alone_says_so_once(app: RunningApp, sound: bytes) -> None:
-    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    page = app.page
     assert "figure" in dropped(app, sent(app, sound), "idle")
     assert "idle" in page.state_holder.session_data
     until(lambda: "idle" not in app.context.visitors._open)
@@ -250,7 +227,7 @@ def test_a_full_disk_is_said(
 
 
 def test_a_session_costs_no_more_with_each_event(app: RunningApp, sound: bytes) -> None:
-    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    page = app.page
     address = sent(app, sound)
     for _ in range(3):
         assert "figure" in dropped(app, address, "often")
@@ -263,15 +240,13 @@ def test_a_session_costs_no_more_with_each_event(app: RunningApp, sound: bytes) 
 def test_what_nobody_reads_is_forgotten(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
     from NatureLM.app import uploads
 
-    queue = app.context.visitors.also_tidy.__self__._queue  # type: ignore[attr-defined]
-    body = json.dumps({"data": ["What?", 1.0], "session_hash": "deaf"}).encode()
-    status, answer = call(f"{app.address}gradio_api/call/ask", body, "application/json")
-    assert status == 200
+    queue = app.page._queue
+    asked = begun(app, "ask", ["What?", 1.0], "deaf").rpartition("/")[2]
     until(lambda: not queue.event_ids_to_events)
     app.context.visitors.tidy()
     assert "deaf" in queue.pending_messages_per_session
     monkeypatch.setattr(uploads, "_UNREAD_SECONDS", 0.0)
-    queue.event_ids_to_events[json.loads(answer)["event_id"]] = SimpleNamespace()
+    queue.event_ids_to_events[asked] = SimpleNamespace()
     for _ in range(2):
         app.context.visitors.tidy()
         time.sleep(0.2)
@@ -282,7 +257,7 @@ def test_what_nobody_reads_is_forgotten(app: RunningApp, monkeypatch: pytest.Mon
 
 
 def test_the_queue_outlives_those_who_leave_it(app: RunningApp) -> None:
-    queue = app.context.visitors.also_tidy.__self__._queue  # type: ignore[attr-defined]
+    queue = app.page._queue
     for number in range(3000):  # of which Gradio keeps 2000
         queue.pending_messages_per_session[f"many {number}"] = asyncio.Queue()
     assert "many 0" in queue.pending_messages_per_session
@@ -304,7 +279,7 @@ def test_a_question_is_bounded(app: RunningApp, sound: bytes, question: str, sai
 
 
 def test_nobody_passes_those_who_wait(app: RunningApp) -> None:
-    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    page = app.page
     (number,) = [one._id for one in page.fns.values() if one.api_name == "ask"]
     body = json.dumps({"data": ["What?", 1.0], "fn_index": number, "session_hash": "x"}).encode()
     assert call(f"{app.address}gradio_api/run/predict", body, "application/json")[0] == 404
@@ -337,7 +312,7 @@ def test_no_path_of_the_computer_is_on_the_page(
             for name in (f"{address}/x", address[:-3], "uploads", f"uploads/../{address}")
         ]
         with_job = event(
-            app, "folder_start", [[{"path": address, "meta": {"_type": "gradio.FileData"}}],
+            app, "folder_start", [[as_file(address)],
             "What?", 1.0, 10.0, 10.0, "mean", 1.0, "", "any answer", 0.0], "one",
         )  # fmt: skip
         seen += [with_job, status_line(app.context), about(app.context)]
@@ -372,7 +347,7 @@ def test_a_file_of_runs_has_an_address_and_goes_with_the_page(
     """Gradio copies what a handler gives: a clip of an experiment, the tables of a job."""
     from gradio import Audio
 
-    page: Any = app.context.visitors.also_tidy.__self__  # type: ignore[attr-defined]
+    page = app.page
     clip = app.context.runs_dir / "clip.wav"
     clip.write_bytes(sound)
     listen = next(one for one in page.fns.values() if one.name == "listen")

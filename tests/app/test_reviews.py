@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from review_folders import make_clips
-from web_app import ASSETS, FakePipeline, RunningApp, call, go_to, running
+from web_app import ASSETS, RunningApp, call, go_to
 
 from NatureLM.app.review_tab import reviews_html
 from NatureLM.app.reviews import clips_folder
@@ -19,12 +18,6 @@ from NatureLM.results.store import WindowStore
 from NatureLM.review.verdicts import VerdictStore, read_verdicts
 
 COW = ASSETS / "synthetic_cow.flac"
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("reviews"), FakePipeline()) as app:
-        yield app
 
 
 def make_job(app: RunningApp, clips: int = 2) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from web_app import FakePipeline, echo
+from web_app import FakePipeline, echo, until
 
 from NatureLM.app.ask_tabs import answered, bars, labels_of, rankings, with_labels
 from NatureLM.app.chat import (
@@ -144,8 +144,7 @@ def test_a_question_while_the_last_one_still_hangs_begins_anew(
     pipeline.gate.clear()
     hangs = threading.Thread(target=said, args=(talk, pipeline, clips[:1], "One"))
     hangs.start()
-    while not (pipeline.conversations and pipeline.conversations[0].turns):
-        time.sleep(0.01)
+    until(lambda: pipeline.conversations and pipeline.conversations[0].turns)
     talk.stop()
     assert talk.turns[-1].stopped
     pipeline.gate.set()
@@ -257,11 +256,7 @@ def test_visitors_have_folders_that_go_with_them(tmp_path: Path) -> None:
     time.sleep(0.1)
     assert one.folder.is_dir()
     visitors.closed("one")
-    for _ in range(100):
-        if not one.folder.exists():
-            break
-        time.sleep(0.02)
-    assert not one.folder.exists()
+    until(lambda: not one.folder.exists(), 5)
     assert kept.closed
     assert other.folder.is_dir()
     visitors.close()

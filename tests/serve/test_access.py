@@ -1,12 +1,16 @@
-"""Who may ask, what may be opened, how much may be sent, and what reaches the log."""
+"""Which routes there are, who may ask, what may be opened and sent, and what reaches the log."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import gc
+import io
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -15,22 +19,25 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from commands import naturelm
 from hypothesis import given
 from hypothesis import strategies as st
-from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
-from web_app import free_port
+from served import DOG, OWL, QUESTION, Running, audio, message, noise, serving, text, wav
+from web_app import free_port, until
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.serve import fetch, server
 from NatureLM.serve.settings import Limits, ServeSettings, check_exposure, read_api_keys
 
+SCHEMATHESIS = shutil.which("schemathesis")
 KEY = "a-key-of-the-lab-0123456789"
 ROUTES = (
     ("GET", "/"), ("GET", "/info"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
@@ -85,6 +92,46 @@ def test_every_route_is_known_to_the_guard(service: Running) -> None:
         *ROUTES,
         ("GET", "/health"),
     }
+
+
+def test_every_route_is_described(service: Running) -> None:
+    told = service.get("/openapi.json").json()
+    for path, methods in told["paths"].items():
+        for method, one in methods.items():
+            assert one["description"], path
+            assert set(one["responses"]) == {"200", "4XX", "5XX"}, path
+            if method == "post":
+                (content,) = one["requestBody"]["content"].values()
+                assert content["schema"], path
+    assert told["info"]["summary"]
+    assert "#/$defs/" not in str(told), "references lead somewhere"
+
+
+def test_the_page_of_routes_asks_nobody_else(service: Running) -> None:
+    page = service.get("/docs").text + service.get("/docs/docs.js").text
+    assert "://" not in page
+    assert service.get("/docs/other.js").status_code == 404
+    assert service.get("/docs/..%2fserver.py").status_code == 404
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    SCHEMATHESIS is None, reason="schemathesis is not installed (pip install schemathesis)"
+)
+def test_2000_requests_of_schemathesis_find_no_fault(service: Running, tmp_path: Path) -> None:
+    assert SCHEMATHESIS is not None
+    routes = len(service.get("/openapi.json").json()["paths"])
+    command = [
+        SCHEMATHESIS, "run", f"{service.address}/openapi.json",
+        "--checks", "not_a_server_error",
+        "--max-examples", str(2000 // routes + 1),
+        "--request-timeout", "60",
+        "--workers", "2",
+        "--seed", "1",
+        "--suppress-health-check", "all",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
 def test_names_that_are_not_ours_are_refused(service: Running) -> None:
@@ -144,10 +191,6 @@ def test_limits_are_checked(given: str, words: str) -> None:
 
 def _flac(seconds: int) -> bytes:
     """A FLAC of one value: an hour of it takes some kB."""
-    import io
-
-    import soundfile
-
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", 48_000, 2, format="FLAC") as sound:
         block = np.full((48_000, 2), 0.25)
@@ -179,8 +222,6 @@ def _header(rate: int = 16_000, channels: int = 1, claimed: int = 3200, data: in
 def test_sound_that_is_too_much_is_refused_by_name(
     service: Running, data: bytes, words: str
 ) -> None:
-    import re
-
     before = _memory()
     answer = service.chat(audio(data), text(QUESTION))
     assert answer.status_code == 400, answer.text
@@ -204,8 +245,7 @@ def test_a_header_that_claims_gigabytes_is_read_as_what_it_holds(service: Runnin
 def test_bodies_are_counted_while_they_come() -> None:
     with serving(limits=Limits(body_bytes=100_000, upload_bytes=200_000)) as service:
         before = _memory()
-        big = {"model": "naturelm-tiny", "messages": [{"role": "user", "content": "x" * 10**7}]}
-        answer = service.post("/v1/chat/completions", big)
+        answer = service.chat(text("x" * 10**7))
         assert answer.status_code == 413
         assert "100000" in answer.json()["error"]["message"]
 
@@ -232,11 +272,8 @@ def test_more_than_the_queue_holds_is_sent_away_with_a_time(tmp_path: Path) -> N
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) >= 1
         assert "limit 'queue'" in answer.json()["error"]["message"]
-        for _ in range(100):  # what was taken of the eight is let go of at the next step
-            if service.chat(audio(OWL), text(QUESTION)).status_code == 200:
-                return
-            time.sleep(0.1)
-        raise AssertionError("the queue stays full")
+        # What was taken of the eight is let go of at the next step.
+        until(lambda: service.chat(audio(OWL), text(QUESTION)).status_code == 200, 10)
 
 
 def test_a_deadline_ends_an_answer() -> None:
@@ -394,12 +431,9 @@ def test_an_address_in_a_request_is_refused_by_default(service: Running) -> None
 def test_the_log_holds_sizes_and_times_only(caplog: pytest.LogCaptureFixture) -> None:
     secret = "The owl of Minerva flies at dusk"
     with caplog.at_level(logging.DEBUG), serving(api_keys={"lab": KEY}) as service:
-        messages = [{"role": "user", "content": [audio(OWL), text(secret)]}]
-        body = {"model": "naturelm-tiny", "messages": messages}
-        headers = {"authorization": f"Bearer {KEY}"}
-        assert service.post("/v1/chat/completions", body, headers=headers).status_code == 200
-        wrong = {**body, "merging_alpha": secret}
-        assert service.post("/v1/chat/completions", wrong, headers=headers).status_code == 400
+        parts, headers = (audio(OWL), text(secret)), {"authorization": f"Bearer {KEY}"}
+        assert service.chat(*parts, headers=headers).status_code == 200
+        assert service.chat(*parts, headers=headers, merging_alpha=secret).status_code == 400
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert "POST /v1/chat/completions 200" in said
     assert "lab" in said
@@ -429,9 +463,7 @@ def test_an_engine_that_dies_ends_the_service_with_the_reason(
         monkeypatch.setattr(engine._engine, "advance", fail)
         answer = service.chat(audio(DOG), text(QUESTION))
         assert answer.status_code == 503
-        end = time.monotonic() + 5
-        while not told and time.monotonic() < end:
-            time.sleep(0.01)
+        until(lambda: told, 5)
         assert told == [
             "the engine has failed (MemoryError: no room for keys), so the service ends"
         ]
@@ -449,15 +481,13 @@ def _start(port: int) -> subprocess.Popen[str]:
 
 
 def _wait(port: int, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(process.communicate()[0] if process.poll() is not None else "too late")
+    def is_ready() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        return False
+
+    until(is_ready, 90)
 
 
 def test_sigterm_lets_answers_come_to_their_end() -> None:
@@ -465,11 +495,8 @@ def test_sigterm_lets_answers_come_to_their_end() -> None:
     process = _start(port)
     try:
         _wait(port, process)
-        body = {
-            "model": "naturelm-tiny",
-            "messages": [{"role": "user", "content": [audio(OWL), text("Caption the audio")]}],
-            "max_tokens": 100, "temperature": 2.0, "stream": True,
-        }  # fmt: skip
+        more = {"max_tokens": 100, "temperature": 2.0, "stream": True}
+        body = message(audio(OWL), text("Caption the audio"), **more)
         address = f"http://127.0.0.1:{port}/v1/chat/completions"
         with httpx.stream("POST", address, json=body, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -520,13 +547,6 @@ def _form(data: bytes, **fields: Any) -> tuple[bytes, str]:
     return request.read(), request.headers["content-type"]
 
 
-def _until(is_so: Any, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_recording_that_is_cut_off_is_no_fault(
     service: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -534,7 +554,7 @@ def test_a_recording_that_is_cut_off_is_no_fault(
     with caplog.at_level(logging.INFO):
         for path in ("/v1/windows", "/v1/audio/transcriptions"):
             _sent(service, path, body, kind, 100_000).close()
-            _until(lambda path=path: f"POST {path} 499" in caplog.text)
+            until(lambda path=path: f"POST {path} 499" in caplog.text)
     assert "failed" not in caplog.text
     assert not list(service.model.folder.iterdir())
 
@@ -542,20 +562,17 @@ def test_a_recording_that_is_cut_off_is_no_fault(
 def test_who_goes_while_sound_is_decoded_leaves_nothing_in_the_log(
     service: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gc
-
     read = service.model.sound.clip
     monkeypatch.setattr(service.model.sound, "clip", lambda one: (time.sleep(0.3), read(one))[1])
-    messages = [{"role": "user", "content": [audio(DOG), text(QUESTION)]}]
-    body = json.dumps({"model": "naturelm-tiny", "messages": messages}).encode()
+    body = json.dumps(message(audio(DOG), text(QUESTION))).encode()
     with caplog.at_level(logging.INFO):
         one = _sent(service, "/v1/chat/completions", body, "application/json")
         time.sleep(0.1)
         one.close()
-        _until(lambda: "completions 499" in caplog.text)
+        until(lambda: "completions 499" in caplog.text)
         time.sleep(0.5)
         gc.collect()
-        _until(lambda: service.get("/health").status_code == 200)
+        until(lambda: service.get("/health").status_code == 200)
     assert "never retrieved" not in caplog.text
 
 
@@ -574,8 +591,7 @@ def test_a_stream_whose_client_goes_before_it_begins_is_given_up(
         return Waiting
 
     monkeypatch.setattr(service.model, "_submit", submit)
-    messages = [{"role": "user", "content": "Caption the audio"}]
-    body = {"model": "naturelm-tiny", "messages": messages, "stream": True}
+    body = message(text("Caption the audio"), stream=True)
     one = _sent(service, "/v1/chat/completions", json.dumps(body).encode(), "application/json")
     assert asked.wait(10)
     one.close()
@@ -609,7 +625,7 @@ def test_recordings_leave_room_for_those_who_cannot_wait() -> None:
     with serving(limits=Limits(queue=8)) as service:
         body, kind = _form(wav(noise(120)), hop_length_seconds="0.5")
         clients = [_sent(service, "/v1/windows", body, kind) for _ in range(3)]
-        _until(lambda: "naturelm_queue 0.0" not in service.get("/metrics").text)
+        until(lambda: service.figures()["naturelm_queue"])
         answers = [service.chat(audio(DOG), text(QUESTION)).status_code for _ in range(5)]
         assert answers == [200] * 5
         for one in clients:

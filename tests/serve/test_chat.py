@@ -6,7 +6,19 @@ import json
 from typing import Any
 
 import pytest
-from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
+from served import (
+    DOG,
+    OWL,
+    QUESTION,
+    Running,
+    audio,
+    events,
+    noise,
+    serving,
+    streamed_text,
+    text,
+    wav,
+)
 
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.serve.bodies import check_values
@@ -147,10 +159,7 @@ def test_a_stream_says_no_more_than_is_sure(service: Running, least: float, said
     more = {"species_list": ["Barn Owl", "Dog"], "min_confidence": least}
     parts = audio(DOG), text(QUESTION)
     whole = service.chat(*parts, **more).json()["choices"][0]["message"]["content"]
-    lines = service.chat(*parts, stream=True, **more).text.splitlines()
-    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    pieces = [one["choices"][0]["delta"].get("content") or "" for one in events]
-    assert "".join(pieces) == whole == said
+    assert streamed_text(service.chat(*parts, stream=True, **more)) == whole == said
 
 
 def test_an_answer_follows_a_schema(service: Running) -> None:
@@ -202,10 +211,8 @@ def test_an_answer_ends_at_a_stop_and_at_its_limit(service: Running) -> None:
     stopped = service.chat(*parts, stop=[words[2]]).json()["choices"][0]
     assert stopped["message"]["content"] == whole["message"]["content"].partition(words[2])[0]
     assert stopped["finish_reason"] == "stop"
-    streamed = service.chat(*parts, stop=[words[2]], stream=True).text
-    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
-    pieces = [one["choices"][0]["delta"].get("content") or "" for one in events]
-    assert "".join(pieces) == stopped["message"]["content"]
+    streamed = service.chat(*parts, stop=[words[2]], stream=True)
+    assert streamed_text(streamed) == stopped["message"]["content"]
     short = service.chat(*parts, max_tokens=2).json()["choices"][0]
     assert short["finish_reason"] == "length"
     assert whole["message"]["content"].startswith(short["message"]["content"])
@@ -221,8 +228,7 @@ def test_a_stream_has_log_probabilities_with_each_chunk(
     if "species_list" in more:
         more["mode"] = "constrained"
     whole = service.chat(*parts, **more).json()["choices"][0]
-    lines = service.chat(*parts, **more, stream=True).text.splitlines()
-    choices = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    choices = events(service.chat(*parts, **more, stream=True))
     with_text = [one for one in choices if one["delta"].get("content")]
     assert all(one["logprobs"]["content"] for one in with_text)
     assert len(with_text) > 1 or "species_list" in more
@@ -248,8 +254,7 @@ def test_log_probabilities_are_those_of_the_answer(service: Running) -> None:
 
 def test_a_system_message_is_heard(service: Running) -> None:
     def positions(*system: Any) -> int:
-        messages = [*system, *asked(audio(OWL), text(QUESTION))]
-        body = {"model": MODEL, "messages": messages}
+        body = {"model": MODEL, "messages": [*system, *asked(audio(OWL), text(QUESTION))]}
         found = service.post("/v1/chat/completions", body).json()
         return int(found["usage"]["prompt_tokens"])
 
@@ -311,13 +316,9 @@ def test_what_is_not_understood_is_refused_by_name(
     ],
 )
 def test_messages_without_meaning_are_refused(service: Running, messages: Any, words: str) -> None:
-    body = json.dumps({"model": MODEL, "messages": messages}).encode()
-    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    answer = service.post("/v1/chat/completions", {"model": MODEL, "messages": messages})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
-
-
-_JSON = {"content-type": "application/json"}
 
 
 def test_errors_are_those_of_the_client(service: Running) -> None:
@@ -331,15 +332,13 @@ def test_errors_are_those_of_the_client(service: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="not base64"):
         client.chat.completions.create(
             model=MODEL,
-            messages=[{"role": "user", "content": [
-                {"type": "input_audio", "input_audio": {"data": "?!", "format": "wav"}}
-            ]}],
-        )  # fmt: skip
+            messages=asked({"type": "input_audio", "input_audio": {"data": "?!", "format": "wav"}}),
+        )
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'{"model": 1e999}', b"\xff\xfe"])
 def test_a_body_that_is_no_json_is_refused(service: Running, body: bytes) -> None:
-    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    answer = service.post("/v1/chat/completions", body)
     assert answer.status_code == 400, answer.text
     assert "Traceback" not in answer.text
 
@@ -355,7 +354,7 @@ def test_a_body_that_is_no_json_is_refused(service: Running, body: bytes) -> Non
 )
 def test_a_body_of_many_values_is_refused_unread(service: Running, part: str) -> None:
     body = f'{{"model": "{MODEL}", {part}}}'.encode()
-    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    answer = service.post("/v1/chat/completions", body)
     assert answer.status_code == 413, answer.text
     assert "limit 'values'" in answer.json()["error"]["message"]
 
@@ -371,8 +370,7 @@ def test_texts_may_hold_what_parts_values(service: Running) -> None:
 )
 def test_an_address_without_base64_is_refused(service: Running, address: str) -> None:
     part = {"type": "audio_url", "audio_url": {"url": address}}
-    body = json.dumps({"model": MODEL, "messages": asked(part)}).encode()
-    answer = service.post("/v1/chat/completions", None, content=body, headers=_JSON)
+    answer = service.chat(part)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_base64")
 
 

@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from served import DOG, QUESTION, audio, text
-from web_app import free_port
-
-from NatureLM.serve import server
-from NatureLM.serve.model import ServedModel
-from NatureLM.serve.settings import ServeSettings
+from served import DOG, QUESTION, Running, audio, serving, text
+from web_app import as_file
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 KEY = "a-key-of-one-visitor"
 WITH_KEY = {"Authorization": f"Bearer {KEY}"}
 
 
-@dataclass
-class Both:
-    """The service with its page."""
-
-    address: str
-    server: Any
-    thread: threading.Thread
-
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(f"{self.address}{path}", timeout=60, **more)
-
-    def post(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.post(f"{self.address}{path}", timeout=60, **more)
-
-
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """It is stopped by the last test."""
-    settings = ServeSettings(port=free_port(), api_keys={"one": KEY}, with_page=True)
-    model = ServedModel(settings)
     before = os.umask(0o022), os.getcwd()
     os.chdir(tmp_path_factory.mktemp("runs"))
     try:
-        with server._page(settings, model, lambda line: None) as page:
-            served = server.make_server(settings, model, page)
-            thread = threading.Thread(target=served.run, daemon=True)
-            thread.start()
-            while model.state == "loading" or not served.started:
-                time.sleep(0.05)
-            yield Both(f"http://127.0.0.1:{settings.port}", served, thread)
-            served.should_exit = True
-            thread.join(30)
+        with serving(api_keys={"one": KEY}, with_page=True) as running:
+            yield running
     finally:
         os.umask(before[0])
         os.chdir(before[1])
 
 
-def test_each_has_its_addresses_and_both_need_a_key(both: Both) -> None:
+def test_each_has_its_addresses_and_both_need_a_key(both: Running) -> None:
     assert both.get("/health").json() == {"status": "ok"}
     for path in ("/", "/config", "/gradio_api/info", "/docs", "/v1/models", "/metrics"):
         assert both.get(path).status_code == 401, path
@@ -77,7 +44,7 @@ def test_each_has_its_addresses_and_both_need_a_key(both: Both) -> None:
         assert both.get(path, headers=WITH_KEY).status_code in (401, 404), path
 
 
-def test_the_cookie_of_the_page_opens_the_page_alone(both: Both) -> None:
+def test_the_cookie_of_the_page_opens_the_page_alone(both: Running) -> None:
     with httpx.Client(base_url=both.address, timeout=60) as visitor:
         entered = visitor.get("/", params={"token": KEY})
         assert (entered.status_code, entered.headers["location"]) == (303, "/")
@@ -86,31 +53,28 @@ def test_the_cookie_of_the_page_opens_the_page_alone(both: Both) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/gradio_api/queue/join"])
-def test_others_are_kept_out_of_both(path: str, both: Both) -> None:
+def test_others_are_kept_out_of_both(path: str, both: Running) -> None:
     for more in ({"Host": "example.org"}, {"Origin": "https://example.org"}):
-        refused = both.post(path, headers={**WITH_KEY, **more}, json={})
+        refused = both.post(path, {}, {**WITH_KEY, **more})
         assert refused.status_code == 403, more
-    large = both.post(path, headers=WITH_KEY, content=bytes(70 * 2**20))
+    large = both.post(path, bytes(70 * 2**20), WITH_KEY)
     assert large.status_code == 413
 
 
-def test_one_model_answers_both(both: Both) -> None:
-    messages = [{"role": "user", "content": [audio(DOG), text(QUESTION)]}]
-    body = {"model": "naturelm-tiny", "messages": messages}
-    answer = both.post("/v1/chat/completions", headers=WITH_KEY, json=body).json()
+def test_one_model_answers_both(both: Running) -> None:
+    answer = both.chat(audio(DOG), text(QUESTION), headers=WITH_KEY).json()
     assert answer["choices"][0]["message"]["content"] == "Dog"
-    sent = both.post("/gradio_api/upload", headers=WITH_KEY, files={"files": ("dog.wav", DOG)})
+    dog = {"files": ("dog.wav", DOG)}
+    sent = httpx.post(f"{both.address}/gradio_api/upload", headers=WITH_KEY, files=dog)
     (address,) = sent.json()
-    clip = {"path": address, "meta": {"_type": "gradio.FileData"}}
-    data = json.dumps({"data": [[clip], "", False, "as recorded"]})
     dropped = "/gradio_api/call/ask_dropped"
-    kind = {**WITH_KEY, "Content-Type": "application/json"}
-    event = both.post(dropped, headers=kind, content=data).json()["event_id"]
+    given = {"data": [[as_file(address)], "", False, "as recorded"]}
+    event = both.post(dropped, given, WITH_KEY).json()["event_id"]
     assert "dog.wav" in both.get(f"{dropped}/{event}", headers=WITH_KEY).text
     assert not list(Path(".").glob("**/dog.wav")), "nothing of it is in the folder of jobs"
 
 
-def test_a_visitor_who_listens_does_not_keep_it_from_stopping(both: Both) -> None:
+def test_a_visitor_who_listens_does_not_keep_it_from_stopping(both: Running) -> None:
     beat = f"{both.address}/gradio_api/heartbeat/abcdefghij"
     with httpx.stream("GET", beat, headers=WITH_KEY, timeout=30) as listening:
         assert listening.status_code == 200

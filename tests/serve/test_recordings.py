@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from served import DOG, OWL, QUESTION, Running, audio, noise, serving, wav
+from web_app import until
 
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.results.rows import ErrorRow, WindowRow, from_line
@@ -212,13 +213,7 @@ def test_nothing_is_left_of_recordings(service: Running, recording: bytes) -> No
         "POST", f"{service.address}/v1/windows", files={"file": ("a.wav", recording)}
     ) as answer:
         next(answer.iter_bytes())
-    for _ in range(200):
-        if not list(service.model.folder.iterdir()):
-            return
-        import time
-
-        time.sleep(0.05)
-    raise AssertionError(list(service.model.folder.iterdir()))
+    until(lambda: not list(service.model.folder.iterdir()))
 
 
 def test_vectors_are_those_of_embed(service: Running, tmp_path: Path) -> None:

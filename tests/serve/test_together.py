@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,8 @@ import httpx
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from served import DOG, OWL, QUESTION, Running, audio, noise, serving, text, wav
+from served import DOG, OWL, QUESTION, Running, audio, message, noise, serving, text, wav
+from web_app import until
 
 CLIPS = {"dog": DOG, "owl": OWL, "noise": wav(noise(6))}
 NAMES = ["Barn Owl", "Dog", "Common Cuckoo"]
@@ -73,11 +73,7 @@ def test_64_chats_at_three_alphas(service: Running) -> None:
 
 def test_who_goes_away_frees_its_rows(service: Running) -> None:
     """Streams that are cut off, and requests whose client hangs up, leave nothing running."""
-    body = {
-        "model": "naturelm-tiny",
-        "messages": [{"role": "user", "content": [audio(OWL), text("Caption the audio")]}],
-        "max_tokens": 1000, "temperature": 2.0,
-    }  # fmt: skip
+    body = message(audio(OWL), text("Caption the audio"), max_tokens=1000, temperature=2.0)
     address = f"{service.address}/v1/chat/completions"
 
     def cut_off(stream: bool) -> None:
@@ -92,18 +88,12 @@ def test_who_goes_away_frees_its_rows(service: Running) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        told = service.get("/metrics").text
-        busy = [
-            line
-            for line in told.splitlines()
-            if line.startswith(("naturelm_running ", "naturelm_queue "))
-        ]
-        if not any(float(line.split()[-1]) for line in busy):
-            return
-        time.sleep(0.1)
-    raise AssertionError(busy)
+
+    def is_idle() -> bool:
+        now = service.figures()
+        return not (now["naturelm_running"] or now["naturelm_queue"])
+
+    until(is_idle, 10)
 
 
 def test_keys_share_nothing() -> None:
@@ -113,15 +103,9 @@ def test_keys_share_nothing() -> None:
 
         def windows(key: str) -> float:
             headers = {"authorization": f"Bearer {key}"}
-            messages = [{"role": "user", "content": [audio(DOG), text(QUESTION)]}]
-            body = {"model": "naturelm-tiny", "messages": messages}
-            answer = service.post("/v1/chat/completions", body, headers=headers)
+            answer = service.chat(audio(DOG), text(QUESTION), headers=headers)
             assert answer.json()["choices"][0]["message"]["content"] == "Dog"
-            told = service.get("/metrics", headers=headers).text
-            line = next(
-                one for one in told.splitlines() if one.startswith("naturelm_windows_total")
-            )
-            return float(line.split()[-1])
+            return service.figures(headers=headers)["naturelm_windows_total"]
 
         assert [windows(keys["one"]), windows(keys["one"])] == [1, 1], "its own is encoded once"
         assert windows(keys["two"]) == 2, "another's is encoded anew"
@@ -129,16 +113,11 @@ def test_keys_share_nothing() -> None:
 
 
 def test_figures_count_what_was_done(service: Running) -> None:
-    def figures() -> dict[str, float]:
-        lines = service.get("/metrics").text.splitlines()
-        plain = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
-        return {name: float(value) for name, value in plain}
-
-    before = figures()
+    before = service.figures()
     clip = audio(wav(noise(3, seed=77)))
     answer = service.chat(clip, text(QUESTION)).json()
     service.chat(clip, text(QUESTION))
-    after = figures()
+    after = service.figures()
 
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0.0)
