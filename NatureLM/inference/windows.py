@@ -34,6 +34,8 @@ from NatureLM.util import check_range, prefetch
 
 if TYPE_CHECKING:
     from NatureLM.config.schema import GenerateConfig
+    from NatureLM.results.store import WindowStore
+    from NatureLM.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 Mode = Literal["generate", "constrained", "score"]
@@ -290,6 +292,22 @@ class RecordingWindow:
         )
 
 
+def in_blocks(
+    items: Iterable[RecordingWindow | RecordingError], size: int
+) -> Iterator[list[RecordingWindow | RecordingError]]:
+    """Items in lists with so many windows; errors between them do not count."""
+    block: list[RecordingWindow | RecordingError] = []
+    windows = 0
+    for item in items:
+        block.append(item)
+        windows += isinstance(item, RecordingWindow)
+        if windows >= size:
+            yield block
+            block, windows = [], 0
+    if block:
+        yield block
+
+
 class HeardWindows:
     """Windows, one after the other, and in their place what went wrong; and their sound.
 
@@ -303,6 +321,19 @@ class HeardWindows:
 
     def __iter__(self) -> Iterator[RecordingWindow | RecordingError]:
         return iter(self._items)
+
+    def unanswered(
+        self, query: str, store: WindowStore, until: Callable[[WindowKey], bool] | None = None
+    ) -> Iterator[RecordingWindow | RecordingError]:
+        """What the store has no answer to the query about, up to the first that `until` is of."""
+        for one in self:
+            if isinstance(one, RecordingWindow):
+                key = one.key_of(query)
+                if store.is_done(key.audio_path, key.start, key.query, key.claim):
+                    continue
+                if until is not None and until(key):
+                    return
+            yield one
 
     def hold(self, heard: RecordingWindow, *, once: bool = False) -> None:
         """Keep the sound of a window, so that `load` finds it; `once`: it is loaded once only."""

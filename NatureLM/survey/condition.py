@@ -13,12 +13,15 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.survey.said import folded
 from NatureLM.util import did_you_mean
+
+if TYPE_CHECKING:
+    from NatureLM.survey.questionnaire import Column
 
 MOST_CHARACTERS = 1000
 _CONSTANTS = {"true": True, "false": False, "none": None}
@@ -32,21 +35,6 @@ _ALLOWED = (
     "a condition has columns, column.confidence, texts in quotes, numbers, true, false, none, "
     '==, !=, <, <=, >, >=, in ["a", "b"], and, or, not, and brackets'
 )
-
-
-class Asked(Protocol):
-    """What a condition needs to know of a column that stands before it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def several(self) -> bool: ...
-    @property
-    def is_scored(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +146,7 @@ def _constant(node: ast.expr) -> Any:
 # -- reading ----------------------------------------------------------------------------------
 
 
-def read_condition(text: str, earlier: Mapping[str, Asked]) -> Condition:
+def read_condition(text: str, earlier: Mapping[str, Column]) -> Condition:
     """The condition of a text.
 
     earlier: the columns that stand before it, by name
@@ -188,7 +176,7 @@ def read_condition(text: str, earlier: Mapping[str, Asked]) -> Condition:
 class _Reader:
     """Checks the nodes of a condition and notes the columns that they name."""
 
-    def __init__(self, earlier: Mapping[str, Asked]) -> None:
+    def __init__(self, earlier: Mapping[str, Column]) -> None:
         self._earlier = earlier
         self.columns: set[str] = set()
 
@@ -235,7 +223,7 @@ class _Reader:
                 if column is None and not _is_number(node):
                     raise UsageError("what is above or below something is a number")
 
-    def _check_sides(self, column: Asked, other: ast.expr, *, is_in: bool, is_right: bool) -> None:
+    def _check_sides(self, column: Column, other: ast.expr, *, is_in: bool, is_right: bool) -> None:
         """Raise UsageError where a column is compared with what it can never be."""
         is_many = column.several or column.type in ("names", "counts")
         if is_in and is_right:
@@ -251,7 +239,7 @@ class _Reader:
             if self._is_constant(one):
                 _check_value(column, _constant(one))
 
-    def _operand(self, node: ast.expr, *, is_list_allowed: bool) -> Asked | None:
+    def _operand(self, node: ast.expr, *, is_list_allowed: bool) -> Column | None:
         """The column that a side of a comparison is, None for a value."""
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             column = self._column(node.value)
@@ -273,7 +261,7 @@ class _Reader:
             return node.id in _CONSTANTS
         return _is_number(node) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
-    def _column(self, node: ast.Name) -> Asked | None:
+    def _column(self, node: ast.Name) -> Column | None:
         if node.id in _CONSTANTS:
             return None
         column = self._earlier.get(node.id)
@@ -306,7 +294,7 @@ def _is_number(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
-def _check_value(column: Asked, value: Any) -> None:
+def _check_value(column: Column, value: Any) -> None:
     """Raise UsageError for a value that the column never has."""
     if column.type == "yes_no":
         if isinstance(_comparable(value), bool):

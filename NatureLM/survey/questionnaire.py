@@ -43,6 +43,9 @@ OF_WINDOW = ("place", "site", "habitat", "date", "month", "time", "label")
 _OF_LABELS = ("labels", "species_list", "options")
 _IN_BRACES = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
+WINDOWS = ("window_length_seconds", "hop_length_seconds", "time_expansion", "channel")
+"""What a questionnaire may say of windows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Column:
@@ -151,8 +154,7 @@ class Questionnaire:
 
     def settings(self) -> dict[str, Any]:
         """All that changes the answers, as plain values; `columns` by name."""
-        windows = ("window_length_seconds", "hop_length_seconds", "time_expansion", "channel")
-        values = {name: getattr(self, name) for name in windows if getattr(self, name) is not None}
+        values = {name: getattr(self, name) for name in WINDOWS if getattr(self, name) is not None}
         return {**values, "columns": {column.name: column.settings() for column in self.columns}}
 
     @property
@@ -206,14 +208,13 @@ class _Builder:
             made[name] = self._column(name, column, made)
         if self._problems:
             raise as_error(self._source.name, self._problems[:MAX_PROBLEMS])
-        windows = ("window_length_seconds", "hop_length_seconds", "time_expansion", "channel")
         return Questionnaire(
             self._source.name,
             tuple(made.values()),
             title=self._given.title,
             weights=self._given.weights,
             notes=tuple(self._notes),
-            **{one: getattr(self._given, one) for one in windows},
+            **{one: getattr(self._given, one) for one in WINDOWS},
         )
 
     def _wrong(self, name: str, key: str | None, what: str) -> None:

@@ -28,11 +28,12 @@ from NatureLM.inference.windows import (
     RecordingError,
     RecordingWindow,
     WindowKey,
+    in_blocks,
 )
 from NatureLM.prompts import PLACEHOLDER
 from NatureLM.results.rows import SurveyRow
 from NatureLM.results.thresholds import MinConfidence, least
-from NatureLM.survey.questionnaire import Column, Questionnaire
+from NatureLM.survey.questionnaire import WINDOWS, Column, Questionnaire
 
 if TYPE_CHECKING:
     from NatureLM.config.schema import GenerateConfig
@@ -102,10 +103,6 @@ class _Asked:
         return None
 
 
-WINDOWS = ("window_length_seconds", "hop_length_seconds", "time_expansion", "channel")
-"""What a questionnaire may say of windows."""
-
-
 def known_settings(
     questionnaire: Questionnaire,
     options: AskOptions,
@@ -143,7 +140,7 @@ class Survey:
         fill: Fill | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._pipeline, self.questionnaire, self._options = pipeline, questionnaire, options
+        self.pipeline, self.questionnaire, self._options = pipeline, questionnaire, options
         self._fill, self._warn = fill, warn
         self._engine: Engine = pipeline.engine({}, batch_size)
         self._block = batch_size or _BLOCK.get(pipeline.model.device.type, _ACCELERATOR_BLOCK)
@@ -153,14 +150,9 @@ class Survey:
             self._check(column)
 
     @property
-    def pipeline(self) -> Pipeline:
-        """What holds the model."""
-        return self._pipeline
-
-    @property
     def revisions(self) -> dict[str, str]:
         """Commits of what the model came from, as far as that was the Hub."""
-        return self._pipeline.revisions
+        return self.pipeline.revisions
 
     def alpha(self, column: Column) -> float:
         """The α that a column is asked at."""
@@ -180,7 +172,7 @@ class Survey:
                     "normalize": one.normalize,
                     "temperature": one.temperature,
                 }
-        found = {**self._pipeline.settings(self._options), "columns": columns}
+        found = {**self.pipeline.settings(self._options), "columns": columns}
         for column in self.questionnaire.columns:
             if isinstance(column.min_confidence, MinConfidence):
                 now = {**found, "merging_alpha": self.alpha(column)}
@@ -200,22 +192,9 @@ class Survey:
         store: windows that it has a row of are left out
         until: ends it before the first window for which it is true
         """
-        stream = self._pipeline.window_stream(recordings, self._options, warn=self._warn)
+        stream = self.pipeline.window_stream(recordings, self._options, warn=self._warn)
 
-        def is_done(heard: RecordingWindow) -> bool:
-            key = heard.key_of("")
-            return store.is_done(key.audio_path, key.start, key.query, key.claim)
-
-        def wanted() -> Iterator[RecordingWindow | RecordingError]:
-            for one in stream:
-                if isinstance(one, RecordingWindow):
-                    if is_done(one):
-                        continue
-                    if until is not None and until(one.key_of("")):
-                        return
-                yield one
-
-        yield from self.about(stream, wanted())
+        yield from self.about(stream, stream.unanswered("", store, until))
 
     @property
     def alphas(self) -> list[float]:
@@ -232,8 +211,8 @@ class Survey:
 
         refused: set[str] = set()  # recordings whose error was given
         alphas = self.alphas
-        with fold_if_single_alpha(self._pipeline.model, alphas) if alphas else nullcontext():
-            for block in _blocks(stream if wanted is None else wanted, self._block):
+        with fold_if_single_alpha(self.pipeline.model, alphas) if alphas else nullcontext():
+            for block in in_blocks(stream if wanted is None else wanted, self._block):
                 windows = [_Asked(one) for one in block if isinstance(one, RecordingWindow)]
                 for one in windows:
                     stream.hold(one.heard)
@@ -274,8 +253,8 @@ class Survey:
         for wave in self.questionnaire.groups():
             requests = list(self._requests(with_sound, wave, unknown))
             for answer in self._engine.run(requests, load):
-                place, column = cast("tuple[int, str]", answer.key)
-                self._take(with_sound[place], self._column(column), answer)
+                place, column = cast("tuple[int, Column]", answer.key)
+                self._take(with_sound[place], column, answer)
             with_sound = [one for one in with_sound if one.heard.key not in unknown]
         yield from unknown.items()
 
@@ -288,7 +267,7 @@ class Survey:
                 if condition is not None and not condition.holds(one.decided, one.confidences):
                     continue
                 try:
-                    yield self._request(one.heard, column, (place, column.name))
+                    yield self._request(one.heard, column, (place, column))
                 except AudioError as error:
                     unknown[one.heard.key] = error
 
@@ -296,7 +275,7 @@ class Survey:
         from NatureLM.generation.requests import Request
 
         question = column.question if self._fill is None else self._fill(column.question, heard)
-        prompt = processor_of(self._pipeline.model).render(question)
+        prompt = processor_of(self.pipeline.model).render(question)
         name = repr((heard.recording.name, heard.window.start, question))
         return Request(
             key=key,
@@ -336,7 +315,7 @@ class Survey:
             return None
         from NatureLM.generation.json_schema import JsonSchemaGrammar
 
-        model = self._pipeline.model
+        model = self.pipeline.model
         return JsonSchemaGrammar(
             dict(column.json_schema),
             model.tokenizer,
@@ -370,12 +349,9 @@ class Survey:
             one.said[name] = text
             self.unparsed[name] += 1
 
-    def _column(self, name: str) -> Column:
-        return next(one for one in self.questionnaire.columns if one.name == name)
-
     def _calibration(self, alpha: float) -> Calibration | None:
         if alpha not in self._calibrations:
-            found, mismatch = self._pipeline.calibration_at(alpha)
+            found, mismatch = self.pipeline.calibration_at(alpha)
             if mismatch is not None:
                 (self._warn or logger.warning)(mismatch)
             self._calibrations[alpha] = found
@@ -385,20 +361,6 @@ class Survey:
         """Raise UsageError for a question or a label that leaves no room in the model's context."""
         try:
             self._constraint(column)
-            self._pipeline.check_room(self._engine, column.question, self._choice(column))
+            self.pipeline.check_room(self._engine, column.question, self._choice(column))
         except UsageError as error:
             raise UsageError(f"column {column.name!r}: {error}") from None
-
-
-def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Items in lists with so many windows; errors between them do not count."""
-    block: list[Any] = []
-    windows = 0
-    for item in items:
-        block.append(item)
-        windows += isinstance(item, RecordingWindow)
-        if windows == size:
-            yield block
-            block, windows = [], 0
-    if block:
-        yield block

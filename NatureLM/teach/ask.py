@@ -28,6 +28,7 @@ from NatureLM.inference.windows import (
     WindowKey,
     WindowResult,
     WindowStream,
+    in_blocks,
     recordings_of,
 )
 from NatureLM.results.thresholds import MinConfidence, least
@@ -158,33 +159,14 @@ class TaughtPipeline:
             input_sample_rate=self.model.config.sample_rate,
             warn=warn,
         )
-
-        def wanted() -> Iterator[RecordingWindow | RecordingError]:
-            for heard in stream:
-                if isinstance(heard, RecordingWindow):
-                    key = heard.key_of(QUERY)
-                    if store.is_done(key.audio_path, key.start, key.query, key.claim):
-                        continue
-                    if until is not None and until(key):
-                        return
-                yield heard
-
-        yield from self.about(wanted(), options)
+        yield from self.about(stream.unanswered(QUERY, store, until), options)
 
     def about(
         self, windows: Iterable[RecordingWindow | RecordingError], options: AskOptions
     ) -> Iterator[WindowResult | RecordingError]:
         """Answers about windows, and what went wrong, in their order."""
-        waiting: list[RecordingWindow | RecordingError] = []
-        heard = 0
-        for one in windows:
-            waiting.append(one)
-            heard += isinstance(one, RecordingWindow)
-            if heard >= self._embedder.batch:
-                yield from self._answered(waiting, options)
-                waiting, heard = [], 0
-        if waiting:
-            yield from self._answered(waiting, options)
+        for block in in_blocks(windows, self._embedder.batch):
+            yield from self._answered(block, options)
 
     def _answered(
         self, items: Sequence[RecordingWindow | RecordingError], options: AskOptions

@@ -18,7 +18,7 @@ from NatureLM.inference.windows import AskOptions, Recording, RecordingError, Wi
 from NatureLM.results.detections import Detection
 from NatureLM.results.rows import ErrorRow, RunSettings, SurveyRow, read_rows
 from NatureLM.results.store import WindowStore
-from NatureLM.survey.questionnaire import Questionnaire, read_questionnaire
+from NatureLM.survey.questionnaire import read_questionnaire
 from NatureLM.survey.run import Survey
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -44,6 +44,7 @@ columns:
     question: "How many animals are there?"
     type: count
 """
+SurveyOf = Callable[..., Survey]
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,13 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Callable[[str], Questionnaire]:
-    def read(text: str) -> Questionnaire:
+def survey_of(pipeline: Pipeline, tmp_path: Path) -> SurveyOf:
+    def make(text: str, **options: Any) -> Survey:
         path = tmp_path / "questions.yml"
         path.write_text(text, encoding="utf-8")
-        return read_questionnaire(path)
+        return Survey(pipeline, read_questionnaire(path), AskOptions(()), **options)
 
-    return read
+    return make
 
 
 def asked(
@@ -81,17 +82,21 @@ def rows_of(output: Path) -> list[SurveyRow]:
     return [row for row in read_rows(output) if isinstance(row, SurveyRow)]
 
 
+def answers(survey: Survey, recordings: Sequence[Path], folder: Path) -> list[SurveyRow]:
+    """All rows that are stored."""
+    list(asked(survey, recordings, folder / "x.jsonl"))
+    return rows_of(folder / "x.jsonl")
+
+
 def test_answers_are_those_that_a_question_gets_alone(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
+    pipeline: Pipeline, survey_of: SurveyOf, tmp_path: Path
 ) -> None:
-    survey = Survey(pipeline, read(QUESTIONS), AskOptions(()))
-    output = tmp_path / "x.jsonl"
-    rows = list(asked(survey, [DOG, HEATH, TOAD], output))
-    stored = rows_of(output)
+    survey = survey_of(QUESTIONS)
+    stored = answers(survey, [DOG, HEATH, TOAD], tmp_path)
     assert [(row.audio_path, row.start) for row in stored] == [
         (str(DOG), 0.0), (str(HEATH), 0.0), (str(HEATH), 10.0), (str(HEATH), 20.0), (str(TOAD), 0.0)
     ]  # fmt: skip
-    assert survey._engine.encoded == len(rows) == 5  # each window once
+    assert survey._engine.encoded == 5  # each window once
     alone = pipeline.windows(
         [DOG, HEATH, TOAD],
         "What is the common name for the focal species in the audio?",
@@ -111,17 +116,13 @@ def test_answers_are_those_that_a_question_gets_alone(
     assert stored[4].answers["species"] == "American Toad"
 
 
-def test_each_column_has_its_alpha(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_each_column_has_its_alpha(pipeline: Pipeline, survey_of: SurveyOf, tmp_path: Path) -> None:
     question = "Is there a dog in this recording?"
     columns = "\n".join(
         f'  a{n}: {{question: "{question}", type: yes_no, merging_alpha: {alpha}}}'
         for n, alpha in enumerate((0.0, 0.5, 1.0))
     )
-    survey = Survey(pipeline, read(f"columns:\n{columns}"), AskOptions(()))
-    list(asked(survey, [DOG], tmp_path / "x.jsonl"))
-    (row,) = rows_of(tmp_path / "x.jsonl")
+    (row,) = answers(survey_of(f"columns:\n{columns}"), [DOG], tmp_path)
     assert row.confidences is not None
     for name, alpha in (("a0", 0.0), ("a1", 0.5), ("a2", 1.0)):
         (one,) = pipeline.windows(
@@ -136,17 +137,14 @@ def test_each_column_has_its_alpha(
     assert len(set(row.confidences.values())) == 3
 
 
-def test_a_stopped_survey_is_resumed_to_the_same_rows(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_a_stopped_survey_is_resumed_to_the_same_rows(survey_of: SurveyOf, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF0000WAVE")
     recordings = [bad, DOG, HEATH, TOAD]
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    questionnaire = read(QUESTIONS)
-    list(asked(Survey(pipeline, questionnaire, AskOptions(()), batch_size=2), recordings, whole))
+    list(asked(survey_of(QUESTIONS, batch_size=2), recordings, whole))
     for stops in (1, 2, 99):
-        survey = Survey(pipeline, questionnaire, AskOptions(()), batch_size=2)
+        survey = survey_of(QUESTIONS, batch_size=2)
         for number, _ in enumerate(asked(survey, recordings, parts)):
             if number == stops:
                 break
@@ -155,32 +153,24 @@ def test_a_stopped_survey_is_resumed_to_the_same_rows(
     assert error.audio_path == str(bad)
 
 
-def test_silence_is_not_asked_about(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_silence_is_not_asked_about(survey_of: SurveyOf, tmp_path: Path) -> None:
     silent = tmp_path / "silent.wav"
     soundfile.write(silent, np.zeros(32_000), 16_000)
-    list(asked(Survey(pipeline, read(QUESTIONS), AskOptions(())), [silent], tmp_path / "x.jsonl"))
-    (row,) = rows_of(tmp_path / "x.jsonl")
+    (row,) = answers(survey_of(QUESTIONS), [silent], tmp_path)
     assert (row.note, row.answers, row.shown) == ("silent", {}, "silent, not asked")
 
 
-def test_what_is_not_understood_is_kept_as_it_was_said(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_what_is_not_understood_is_kept_as_it_was_said(survey_of: SurveyOf, tmp_path: Path) -> None:
     text = 'columns:\n  n: {question: "Caption the audio.", type: count}\n'
-    survey = Survey(pipeline, read(text), AskOptions(()))
-    list(asked(survey, [DOG], tmp_path / "x.jsonl"))
-    (row,) = rows_of(tmp_path / "x.jsonl")
+    survey = survey_of(text)
+    (row,) = answers(survey, [DOG], tmp_path)
     assert row.answers == {"n": None}
     assert row.said is not None
     assert row.said["n"]
     assert survey.unparsed == {"n": 1}
 
 
-def test_json_follows_its_schema(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_json_follows_its_schema(survey_of: SurveyOf, tmp_path: Path) -> None:
     schema = {
         "type": "object",
         "properties": {"animal": {"enum": ["dog", "toad"]}, "loud": {"type": "boolean"}},
@@ -189,14 +179,13 @@ def test_json_follows_its_schema(
     }
     question = '"Describe the animal."'
     text = f"columns:\n  facts: {{question: {question}, type: json, schema: {json.dumps(schema)}}}"
-    list(asked(Survey(pipeline, read(text), AskOptions(())), [DOG, TOAD], tmp_path / "x.jsonl"))
-    for row in rows_of(tmp_path / "x.jsonl"):
+    for row in answers(survey_of(text), [DOG, TOAD], tmp_path):
         assert row.answers["facts"]["animal"] in ("dog", "toad")
         assert isinstance(row.answers["facts"]["loud"], bool)
 
 
 def test_a_question_with_a_hole_is_an_error_of_its_recording(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
+    survey_of: SurveyOf, tmp_path: Path
 ) -> None:
     def fill(question: str, heard: Any) -> str:
         if heard.recording.name == str(HEATH):
@@ -204,21 +193,18 @@ def test_a_question_with_a_hole_is_an_error_of_its_recording(
         return question.replace("{place}", "Bog")
 
     text = 'columns:\n  where: {question: "Is {place} wet?", type: yes_no}\n'
-    survey = Survey(pipeline, read(text), AskOptions(()), fill=fill, batch_size=1)
-    list(asked(survey, [DOG, HEATH, TOAD], tmp_path / "x.jsonl"))
+    answers(survey_of(text, fill=fill, batch_size=1), [DOG, HEATH, TOAD], tmp_path)
     rows = list(read_rows(tmp_path / "x.jsonl"))
     assert [(type(row), row.audio_path) for row in rows] == [
         (SurveyRow, str(DOG)), (ErrorRow, str(HEATH)), (SurveyRow, str(TOAD))
     ]  # fmt: skip
 
 
-def test_claims_are_asked_about(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_claims_are_asked_about(survey_of: SurveyOf, tmp_path: Path) -> None:
     claims = tuple(
         Detection(audio_path=str(DOG), start=0.5, end=3.0, label=label) for label in ("Dog", "Owl")
     )
-    survey = Survey(pipeline, read(QUESTIONS), AskOptions(()))
+    survey = survey_of(QUESTIONS)
     for _ in range(2):
         list(asked(survey, [DOG], tmp_path / "x.jsonl", claims=claims))
     rows = rows_of(tmp_path / "x.jsonl")
@@ -230,21 +216,17 @@ def test_claims_are_asked_about(
         assert row.claim["agrees"] == (row.answers["species"] == row.claimed)
 
 
-def test_what_cannot_fit_is_refused_before_the_first_window(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire]
-) -> None:
+def test_what_cannot_fit_is_refused_before_the_first_window(survey_of: SurveyOf) -> None:
     text = f'columns:\n  long: {{question: "{"long " * 4000}", type: text}}\n'
     with pytest.raises(UsageError, match="column 'long'"):
-        Survey(pipeline, read(text), AskOptions(()))
+        survey_of(text)
 
 
-def test_thresholds_of_a_column_are_those_of_the_model(
-    pipeline: Pipeline, read: Callable[[str], Questionnaire], tmp_path: Path
-) -> None:
+def test_thresholds_of_a_column_are_those_of_the_model(survey_of: SurveyOf, tmp_path: Path) -> None:
     text = QUESTIONS.replace("Nightjar]\n", "Nightjar]\n    min_confidence: least.csv\n")
     table = tmp_path / "least.csv"
     table.write_text("species,threshold,question,merging_alpha\nDog,0.5,species,1\n")
-    Survey(pipeline, read(text), AskOptions(())).settings()
+    survey_of(text).settings()
     table.write_text("species,threshold,question,merging_alpha\nDog,0.5,species,0.7\n")
     with pytest.raises(UsageError, match=r"made at α = 0\.7"):
-        Survey(pipeline, read(text), AskOptions(())).settings()
+        survey_of(text).settings()
