@@ -10,7 +10,8 @@ Shapes: N windows, E width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,14 +66,12 @@ class Examples:
     def taken(self, rows: Sequence[int] | NDArray[Any]) -> Examples:
         """Only these windows."""
         numbers = [int(row) for row in np.arange(len(self))[rows]]
-        return Examples(
-            self.vectors[numbers],
-            tuple(self.labels[row] for row in numbers),
-            tuple(self.is_not[row] for row in numbers),
-            tuple(self.clips[row] for row in numbers),
-            tuple(self.recordings[row] for row in numbers),
-            tuple(self.places[row] for row in numbers),
-        )
+        columns = (tuple(column[row] for row in numbers) for column in self._columns)
+        return Examples(self.vectors[numbers], *columns)
+
+    @property
+    def _columns(self) -> tuple[tuple[Any, ...], ...]:
+        return self.labels, self.is_not, self.clips, self.recordings, self.places
 
 
 def hear_examples(
@@ -207,13 +206,10 @@ def joined(parts: Sequence[Examples]) -> Examples:
     for one in parts:
         first = max(clips, default=-1) + 1
         clips += [first + number for number in one.clips]
-    return Examples(
-        np.concatenate([one.vectors for one in parts]),
-        tuple(label for one in parts for label in one.labels),
-        tuple(label for one in parts for label in one.is_not),
-        tuple(clips),
-        tuple(name for one in parts for name in one.recordings),
-        tuple(place for one in parts for place in one.places),
+    columns = zip(*(one._columns for one in parts), strict=True)
+    vectors = np.concatenate([one.vectors for one in parts])
+    return replace(
+        Examples(vectors, *map(tuple, map(chain.from_iterable, columns))), clips=tuple(clips)
     )
 
 
