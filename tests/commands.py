@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,13 @@ def beans(*args: object) -> Result:
     return CliRunner().invoke(beans_app, list(map(str, args)))
 
 
+def call(*args: object, ends: int = 0, by: Callable[..., Result] = naturelm) -> str:
+    """What a program prints with these words, ending with this code."""
+    done = by(*args)
+    assert done.exit_code == ends, done.output
+    return done.output
+
+
 def calls_in(folder: Path) -> Path:
     """The folder, with recordings of 25 s and 3 s in `calls`."""
     write_wav(folder / "calls" / "cuckoo.wav", 25)
@@ -46,6 +53,13 @@ def calls_in(folder: Path) -> Path:
 def rows(path: Path | str) -> list[dict[str, Any]]:
     """What stands in a result file."""
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(path: Path, rows: Iterable[object]) -> Path:
+    """A file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def write_wav(path: Path, seconds: float, sample_rate: int = 8000) -> Path:

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from commands import beans, call, naturelm
 
-from NatureLM.cli.main import beans_app, naturelm_app
 from NatureLM.config import Config, ExperimentConfig, load_config
 from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import Clip, Sample
@@ -96,20 +95,19 @@ def test_each_shows_its_plan(name: str, beans_zero: Path) -> None:
     end = name.rsplit("_", 1)[-1]
     expected = counts.get(name, SAMPLES[end if end in SAMPLES else ""])
     queries = 3 if name in counts else 1
-    options = ["--cfg-path", str(CONFIGS / f"{name}.yml"), "--data-path", str(beans_zero)]
-    for app, verb in ((naturelm_app, ["infer"]), (beans_app, [])):
-        result = CliRunner().invoke(app, [*verb, *options, "--dry-run"])
-        assert result.exit_code == 0, result.output
-        shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[:10])
+    options = ["--cfg-path", CONFIGS / f"{name}.yml", "--data-path", beans_zero, "--dry-run"]
+    for by, verb in ((naturelm, ["infer"]), (beans, [])):
+        plan = call(*verb, *options, by=by)
+        shown = dict(line.split(maxsplit=1) for line in plan.splitlines()[:10])
         assert shown["samples"] == str(expected)
         assert shown["encodings"] == str(expected)
         assert shown["generations"] == str(expected * queries * 11)
         assert shown["queries"] == str(queries)
         assert shown["time"].startswith("about ")
         for number in range(queries):
-            assert f"\nquery {number}, for sample" in result.stdout
+            assert f"\nquery {number}, for sample" in plan
         assert config.queries is not None
-        assert "{" not in result.stdout.split("query 0", 1)[1]
+        assert "{" not in plan.split("query 0", 1)[1]
 
 
 def test_orders_that_are_named(beans_zero: Path) -> None:
@@ -145,15 +143,12 @@ def test_the_small_one_on_a_table_of_ones_own(tmp_path: Path) -> None:
             writer.writerow(
                 [f"{i}.wav", ["Cat", "Dog"][i % 2], f"f{i // 3}", ["test", "train"][i % 3 > 0]]
             )
-    arguments = ["--cfg-path", str(CONFIGS / "tiny" / "experiment.yml"), "--data-path", str(table)]
-    result = CliRunner().invoke(naturelm_app, ["infer", *arguments, "--dry-run"])
-    assert result.exit_code == 0, result.output
-    assert "generations  132" in result.stdout  # 4 samples x 3 queries x 11 scales
-    assert "model        naturelm-tiny" in result.stdout
-    plan = CliRunner().invoke(
-        naturelm_app, ["infer", *arguments, "--dry-run", "--options", "extended.data.where={}"]
-    )
-    assert "samples      12" in plan.stdout
+    config = CONFIGS / "tiny" / "experiment.yml"
+    words = ("infer", "--cfg-path", config, "--data-path", table, "--dry-run")
+    plan = call(*words)
+    assert "generations  132" in plan  # 4 samples x 3 queries x 11 scales
+    assert "model        naturelm-tiny" in plan
+    assert "samples      12" in call(*words, "--options", "extended.data.where={}")
 
 
 def published(shared: Path, name: str) -> list[dict[str, Any]]:

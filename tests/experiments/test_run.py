@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import rows
 from experiment_runs import (
     ALPHAS,
     GENERATE,
@@ -96,10 +96,10 @@ def test_the_files_of_the_reference(whole: Path) -> None:
         for query in range(3)
         for alpha in ("0.0", "0.57", "0.58")
     )
-    rows = [json.loads(line) for line in files[1].read_text().splitlines()]
-    assert [row["id"] for row in rows] == ["s0", "s1", "s2", "s3"]
-    assert {row["lora_scale"] for row in rows} == {0.57}
-    assert rows[0].keys() >= {"prediction", "label", "id", "dataset_name", "prompt"}
+    exported = rows(files[1])
+    assert [row["id"] for row in exported] == ["s0", "s1", "s2", "s3"]
+    assert {row["lora_scale"] for row in exported} == {0.57}
+    assert exported[0].keys() >= {"prediction", "label", "id", "dataset_name", "prompt"}
 
 
 def test_batches_and_threads_change_no_byte(model: NatureLM, whole: Path, tmp_path: Path) -> None:

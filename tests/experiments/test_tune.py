@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import write_lines
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -92,8 +93,7 @@ def test_coarse_values_then_fine_ones_around_the_best() -> None:
 def test_values_are_those_of_scoring(tmp_path: Path) -> None:
     answers = Answers(peak)
     tuning = tuner("f1").tune(answers)
-    path = tmp_path / "answers.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in answers.rows))
+    path = write_lines(tmp_path / "answers.jsonl", answers.rows)
     scores = score(
         [path], [protocol("strict")], options=READING, bootstrap=BootstrapOptions(resamples=200)
     )

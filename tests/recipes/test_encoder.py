@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import rows
 
 from NatureLM.config import load_config
 from NatureLM.models import NatureLM, NatureLMConfig
@@ -131,10 +131,6 @@ def answers(model: torch.nn.Module, sounds: Sounds) -> list[str]:
     return [LABELS[place] for place in logits.argmax(dim=1).tolist()]
 
 
-def logged(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_training_learns_and_its_files_load(sounds: Sounds, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     settings = EncoderSettings(
@@ -142,7 +138,7 @@ def test_training_learns_and_its_files_load(sounds: Sounds, tmp_path: Path) -> N
     )
     train_encoder(sounds, None, settings, tmp_path)
     assert {path.name for path in tmp_path.rglob("*.*")} == {ENCODER, "log.jsonl"}
-    train, valid = logged(tmp_path / "listener")
+    train, valid = rows(tmp_path / "listener" / "log.jsonl")
     assert (train["kind"], train["step"]) == ("train", 16)
     assert (valid["kind"], valid["step"]) == ("valid", 16)
     assert train["learning_rate"] == pytest.approx(0.02 * settings.learning_rate)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import write_lines
 
 from NatureLM.config import load_config
 from NatureLM.errors import NatureLMError
@@ -274,11 +275,6 @@ ANSWERS = [
 ]
 
 
-def lines(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     for path, accuracies in (
@@ -291,14 +287,14 @@ def run(tmp_path: Path) -> Path:
             {"kind": "valid", "step": 100 * step, "accuracy": value}
             for step, value in enumerate(accuracies, start=1)
         ]
-        lines(tmp_path / path / "log.jsonl", found)
+        write_lines(tmp_path / path / "log.jsonl", found)
     training: list[dict[str, object]] = [
         {"kind": "train", "step": 10, "loss": 3.0},
         {"kind": "train", "step": 20, "loss": 1.0},
         {"kind": "valid", "step": 20, "loss": 1.5},
     ]
     for stage in ("text", "audio", "polish"):
-        lines(tmp_path / stage / "run" / "log.jsonl", training)
+        write_lines(tmp_path / stage / "run" / "log.jsonl", training)
     return tmp_path
 
 
@@ -322,7 +318,7 @@ def test_confusions() -> None:
 
 def test_both_pictures_are_written_and_repeatable(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    lines(run / "answers.jsonl", ANSWERS)  # type: ignore[arg-type]
+    write_lines(run / "answers.jsonl", ANSWERS)
     out = tmp_path / "out"
     arguments = ["--run", str(run), "--answers", str(run / "answers.jsonl")]
     assert pictures.main([*arguments, "--output-path", str(out)]) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import rows
 
 from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import Sample
@@ -166,10 +167,10 @@ def test_the_embedded_model_is_asked(
     config.write_text("lora_scales: [0.0, 1.0]\nsplits: [valid]\nfamilies: [common name]\n")
     arguments = ["--cfg-path", str(config), "--data-path", str(shared_dir / "data")]
     assert study.main([*arguments, "--output-path", str(tmp_path / "out")]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "out" / study.ANSWERS).open()]
-    assert len(rows) == 2 * 92
+    answers = rows(tmp_path / "out" / study.ANSWERS)
+    assert len(answers) == 2 * 92
     hits = {
-        alpha: sum(r["prediction"] == r["label"] for r in rows if r["lora_scale"] == alpha)
+        alpha: sum(r["prediction"] == r["label"] for r in answers if r["lora_scale"] == alpha)
         for alpha in (0.0, 1.0)
     }
     assert hits[1.0] > hits[0.0]

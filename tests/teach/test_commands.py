@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from commands import naturelm, rows
+from commands import call, naturelm, rows
 
 from NatureLM.results.rows import read_record
 from NatureLM.search.build import Embedder
@@ -24,10 +24,9 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, nano_folder: Path) -> Pa
     folder = tmp_path_factory.mktemp("taught")
     support = make_support(folder)
     model = ("--model", nano_folder / "checkpoint")
-    made = naturelm("teach", support, "-o", folder / "mine", *model)
-    assert made.exit_code == 0, made.output
-    assert "High" in made.output
-    assert "Of 6 held-out clips of 6 recordings" in made.output
+    made = call("teach", support, "-o", folder / "mine", *model)
+    assert "High" in made
+    assert "Of 6 held-out clips of 6 recordings" in made
     return folder / "mine"
 
 
@@ -41,8 +40,7 @@ def taught(support: Path, made_once: Path) -> Path:
 
 
 def test_it_answers_as_models_do(taught: Path) -> None:
-    done = naturelm("infer", "card", "--classifier", taught, "--output-path", "out.jsonl")
-    assert done.exit_code == 0, done.output
+    call("infer", "card", "--classifier", taught, "--output-path", "out.jsonl")
     answers = rows("out.jsonl")
     assert [(Path(one["audio_path"]).name, one["start"]) for one in answers] == [
         *(("dawn.wav", 0.0), ("dawn.wav", 10.0)),
@@ -59,41 +57,35 @@ def test_it_answers_as_models_do(taught: Path) -> None:
         record.values["classifier"]
         == json.loads((taught / "classifier.json").read_text(encoding="utf-8"))["fingerprint"]
     )
-    again = naturelm("infer", "card", "--classifier", taught, "--output-path", "out.jsonl")
-    assert again.exit_code == 0
+    call("infer", "card", "--classifier", taught, "--output-path", "out.jsonl")
     assert rows("out.jsonl") == answers
-    events = naturelm("events", "out.jsonl", "--output-path", "events.jsonl")
-    assert events.exit_code == 0, events.output
+    call("events", "out.jsonl", "--output-path", "events.jsonl")
 
 
 def test_a_survey_of_a_classifier_has_its_tables(taught: Path) -> None:
-    done = naturelm("survey", "card", "--classifier", taught, "--output-path", "season")
-    assert done.exit_code == 0, done.output
+    call("survey", "card", "--classifier", taught, "--output-path", "season")
     assert len(rows("season/survey.jsonl")) == 3
     assert "dawn.wav" in Path("season/survey.csv").read_text(encoding="utf-8-sig")
 
 
 def test_what_is_for_the_language_model_is_refused(taught: Path) -> None:
     for options in (("--query", "What?"), ("--species-list", "a,b"), ("--merging-alpha", "0.5")):
-        done = naturelm("infer", "card", "--classifier", taught, *options)
-        assert done.exit_code == 2
-        assert f"{options[0]} is for the language model" in done.output
+        done = call("infer", "card", "--classifier", taught, *options, ends=2)
+        assert f"{options[0]} is for the language model" in done
     done = naturelm("infer", "card", "--classifier", "card")
     assert "is no classifier" in done.output
 
 
 def test_another_encoder_is_refused(taught: Path) -> None:
-    done = naturelm("infer", "card", "--classifier", taught, "--model", "naturelm-tiny")
-    assert done.exit_code == 2
-    assert "was taught on what" in done.output
+    done = call("infer", "card", "--classifier", taught, "--model", "naturelm-tiny", ends=2)
+    assert "was taught on what" in done
 
 
 def test_a_second_call_adds(taught: Path) -> None:
     tone(Path("sounds/Mid.wav"), 1200.0, seed=5)
     Path("more.csv").write_text("path,label\nsounds/Mid.wav,Middle\n", encoding="utf-8")
-    done = naturelm("teach", "more.csv", "-o", taught)
-    assert done.exit_code == 0, done.output
-    assert "its 6 labels count, too" in done.output
+    done = call("teach", "more.csv", "-o", taught)
+    assert "its 6 labels count, too" in done
     labels = read_labelled(taught / "labels.csv")[0]
     assert sorted({one.label for one in labels}) == ["High", "Low", "Middle"]
     assert len(labels) == 7
@@ -101,10 +93,9 @@ def test_a_second_call_adds(taught: Path) -> None:
 
 def test_an_index_is_not_heard_anew(taught: Path, nano_folder: Path) -> None:
     model = ("--model", nano_folder / "checkpoint")
-    assert naturelm("embed", "sounds", "--output-path", "sounds.npz", *model).exit_code == 0
-    done = naturelm("teach", "support.csv", "-o", "other", "--index", "sounds.npz")
-    assert done.exit_code == 0, done.output
-    assert "holds 6 of 6 examples" in done.output
+    call("embed", "sounds", "--output-path", "sounds.npz", *model)
+    done = call("teach", "support.csv", "-o", "other", "--index", "sounds.npz")
+    assert "holds 6 of 6 examples" in done
     one, other = (
         json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         for folder in (taught, Path("other"))
@@ -131,14 +122,12 @@ def test_recordings_of_an_index_are_not_heard_anew(
             for one in rows(path)
         ]
 
-    assert naturelm(*infer, "heard.jsonl").exit_code == 0
+    call(*infer, "heard.jsonl")
     model = ("--model", nano_folder / "checkpoint")
-    made = naturelm("embed", "card", "--output-path", "card.npz", "--layer", "peaks", *model)
-    assert made.exit_code == 0, made.output
+    call("embed", "card", "--output-path", "card.npz", "--layer", "peaks", *model)
     before = Embedder.vectors
     monkeypatch.delattr(Embedder, "vectors")
-    done = naturelm(*infer, "held.jsonl", "--index", "card.npz")
-    assert done.exit_code == 0, done.output
+    call(*infer, "held.jsonl", "--index", "card.npz")
     assert said("held.jsonl") == said("heard.jsonl")
     (silent,) = (one for one in rows("held.jsonl") if "nothing.wav" in one["audio_path"])
     assert not silent["text"]
@@ -146,7 +135,7 @@ def test_recordings_of_an_index_are_not_heard_anew(
 
     tone(Path("card/late.wav"), 400.0, 4.0, seed=9)
     tone(Path("card/dusk.wav"), 3000.0, 4.0, seed=5)  # another sound of the same name
-    assert naturelm(*infer, "heard.jsonl", "--overwrite").exit_code == 0
+    call(*infer, "heard.jsonl", "--overwrite")
     done = naturelm(*infer, "held.jsonl", "--overwrite", "--index", "card.npz")
     assert "card.npz: it lacks 2 of 5 recordings" in done.output
     assert sorted(said("held.jsonl")) == sorted(said("heard.jsonl"))
@@ -154,16 +143,14 @@ def test_recordings_of_an_index_are_not_heard_anew(
         (("--hop-length-seconds", 5), "was made with --hop-length-seconds 10.0, and 5.0 is asked"),
         (("--index", "sounds.npz"), "there is no such index"),
     ):
-        done = naturelm(*infer, "other.jsonl", "--index", "card.npz", *options)
-        assert done.exit_code == 2
-        assert message in done.output
+        done = call(*infer, "other.jsonl", "--index", "card.npz", *options, ends=2)
+        assert message in done
     done = naturelm("infer", "card", "--query", "What?", "--index", "card.npz")
     assert "--index goes with --classifier" in done.output
 
 
 def test_broken_examples_are_said_and_left_out(support: Path, nano_folder: Path) -> None:
     Path("sounds/High0.wav").write_bytes(b"no sound")
-    done = naturelm("teach", support, "-o", "mine", "--model", nano_folder / "checkpoint")
-    assert done.exit_code == 3, done.output
-    assert "High0.wav" in done.output
+    done = call("teach", support, "-o", "mine", "--model", nano_folder / "checkpoint", ends=3)
+    assert "High0.wav" in done
     assert Path("mine/classifier.json").is_file()

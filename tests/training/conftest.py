@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from commands import write_lines
+from transformers import LlamaConfig
 
 from NatureLM.config.schema import Config
 
@@ -31,6 +32,16 @@ QFORMER: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 16,
 }
+LLAMA_8B = LlamaConfig(
+    vocab_size=128257,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
+"""Of the published model."""
 MakeConfig = Callable[..., Config]
 
 
@@ -57,8 +68,7 @@ def table(clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {**row, "prompt": "Is it rain?", "answer": str(row["answer"] == "Rain"), "task": "yes-no"}
         for row in rows
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_lines(path, rows)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import rows
 from safetensors.torch import load_file
 from torch import nn
 
@@ -88,7 +89,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path):
     lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"ste')
     keep_until(path, 2)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    assert [line["step"] for line in rows(path)] == [1, 2]
 
 
 def test_lines_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -100,7 +101,7 @@ def test_lines_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shown = capsys.readouterr().err
     assert "step 5/10: loss 1.5000, 8.0 samples/s, rate 1.00e-04" in shown
     assert "valid loss 2.0000" in shown
-    written = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    written = rows(tmp_path / "log.jsonl")
     assert written[0] == {"kind": "train", "step": 5, **numbers}
     assert written[1] == {"kind": "valid", "step": 5, "loss": 2.0}
     RunLog(tmp_path / "second", step=0, total=10, main=False).say("nothing")
@@ -252,5 +253,4 @@ def test_killed_at_three_random_moments(make_config, table: Path, tmp_path: Path
 
 def numbers(folder: Path) -> list[tuple[str, int, float]]:
     """Kind, step and loss of every line of the log."""
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [(line["kind"], line["step"], line["loss"]) for line in lines]
+    return [(line["kind"], line["step"], line["loss"]) for line in rows(folder / "log.jsonl")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import rows, write_lines
 from safetensors.torch import load_file
 
 from NatureLM.config.load import dump_config
@@ -26,7 +26,7 @@ WAYS = ["ddp", "fsdp"]
 
 def numbers(folder: Path, kind: str) -> dict[tuple[str, int], float]:
     """(kind of line, step) → a number of `log.jsonl`."""
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    lines = rows(folder / "log.jsonl")
     return {(line["kind"], line["step"]): line[kind] for line in lines if kind in line}
 
 
@@ -112,8 +112,7 @@ def test_all_that_may_differ_between_processes(
 ):
     """Dropped layers, rows without audio, activations computed anew, bfloat16, all parts learn; and
     a run that goes on from its checkpoint ends as the one that was not stopped."""
-    rows = [{"prompt": "Say yes.", "answer": "yes"}] * 12
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_lines(tmp_path / "text.jsonl", [{"prompt": "Say yes.", "answer": "yes"}] * 12)
     config = make_config(
         batch_size_train=1,
         accum_grad_iters=2,
@@ -124,7 +123,7 @@ def test_all_that_may_differ_between_processes(
         amp=True,
         gradient_checkpointing=True,
         output_dir=str(tmp_path / "run"),
-        datasets={"train": [{"path": str(table)}, {"path": str(tmp_path / "text.jsonl")}]},
+        datasets={"train": [{"path": str(table)}, {"path": str(text)}]},
         model={"freeze_llama": False, "beats_cfg": {"encoder_layerdrop": 0.5}},
     )
     folder = launch(config, way, quiet_environment)

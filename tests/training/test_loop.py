@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import rows, write_lines
 from safetensors.torch import load_file
 from torch import nn
 
@@ -42,8 +43,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def log(folder: Path, kind: str) -> list[dict[str, float]]:
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in rows(folder / "log.jsonl") if line["kind"] == kind]
 
 
 def test_the_whole_model_learns_and_can_be_asked(make_config, clips_folder: Path, table: Path):
@@ -82,18 +82,15 @@ def test_text_from_scratch(make_config, fixtures_dir: Path, tmp_path: Path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         text = (fixtures_dir / "goldens" / "nano" / "llama" / name).read_text()
         (base / name).write_text(text)
-    rows = [{"prompt": f"Say {n}.", "answer": str(n)} for n in range(8)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [{"prompt": f"Say {n}.", "answer": str(n)} for n in range(8)]
+    text = [{"path": str(write_lines(tmp_path / "text.jsonl", said))}]
     config = make_config(
         task="text",
         max_steps=120,
         batch_size_train=8,
         decode_ratio=1.0,
         model={"llama_path": str(base)},
-        datasets={
-            "train": [{"path": str(tmp_path / "text.jsonl")}],
-            "valid": [{"path": str(tmp_path / "text.jsonl")}],
-        },
+        datasets={"train": text, "valid": text},
     )
     result = train(config)
     assert result.scores["loss"] < 0.5
@@ -243,11 +240,10 @@ def test_retention_keeps_the_last_and_the_best(make_config, table: Path):
 
 
 def test_bad_files_are_left_out_and_named(make_config, clips_folder: Path, tmp_path: Path, capsys):
-    rows = [{"path": str(p), "answer": "x"} for p in sorted(clips_folder.glob("*/*.wav"))]
-    rows.append({"path": "broken.wav", "answer": "x"})
+    clips = [{"path": str(p), "answer": "x"} for p in sorted(clips_folder.glob("*/*.wav"))]
+    clips.append({"path": "broken.wav", "answer": "x"})
     (tmp_path / "broken.wav").write_text("no audio")
-    table = tmp_path / "t.jsonl"
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = write_lines(tmp_path / "t.jsonl", clips)
     data = {"train": [{"path": str(table)}], "max_bad_share": 0.1}
     result = train(make_config(batch_size_train=13, epoch_based=True, datasets=data, max_steps=2))
     assert f"left out: {tmp_path / 'broken.wav'}: " in capsys.readouterr().err

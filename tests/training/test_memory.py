@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from NatureLM.config.schema import Config, ModelConfig, RunConfig
 from NatureLM.errors import ConfigError
@@ -18,22 +17,16 @@ from NatureLM.models.fit import Outline
 from NatureLM.training.build import make_objective
 from NatureLM.training.memory import batch_bytes, check_memory, learnt_bytes
 
+from .conftest import LLAMA_8B
+
 CARD = torch.device("cuda")
 GB = 10**9
-LLAMA_8B = {
-    "vocab_size": 128_257,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 
 
 @pytest.fixture(scope="module")
 def published() -> Outline:
     """The sizes of the published model."""
-    config = NatureLMConfig(text_config=LlamaConfig(**LLAMA_8B).to_dict())
+    config = NatureLMConfig(text_config=LLAMA_8B.to_dict())
     model = build_on_meta(NatureLM, config, None)
     return Outline(model, tensor_refs(model), {})
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import call, write_lines
 from markdown_pages import ROOT, Block, blocks, commands
-from transformers import LlamaConfig
-from typer.testing import CliRunner
 
-from NatureLM.cli.main import naturelm_app
 from NatureLM.config import load_config
 from NatureLM.config.load import dump_config
 from NatureLM.errors import ConfigError
@@ -24,13 +22,14 @@ from NatureLM.training.check import report
 from NatureLM.training.optim import part_of
 from NatureLM.training.train import Trainer, train
 
+from .conftest import LLAMA_8B
+
 pytest.importorskip("accelerate")
 
 
-def check(path: Path, *options: str):
+def check(path: Path, *options: str, ends: int = 0) -> str:
     changes = [word for option in options for word in ("--options", option)]
-    command = ["train", "--cfg-path", str(path), "--check", *changes]
-    return CliRunner().invoke(naturelm_app, command)
+    return call("train", "--cfg-path", path, "--check", *changes, ends=ends)
 
 
 @pytest.fixture
@@ -44,16 +43,13 @@ def config_file(make_config, tmp_path: Path) -> Path:
 
 
 def test_check_shows_ten_samples_as_the_model_sees_them(config_file: Path, tmp_path: Path):
-    result = check(config_file)
-    assert result.exit_code == 0, result.output
-    assert "table: 24 rows (name 12, yes-no 12)" in result.output
-    assert "12 audio files, all there" in result.output
-    assert result.output.count("    answer  ") == 10
-    assert (
-        "<|start_header_id|>user<|end_header_id|>\\n\\n<Audio><AudioHere></Audio>" in result.output
-    )
-    assert re.search(r"audio   0\.\d0 s of sound in 1 window", result.output)
-    assert re.search(r"changes gain [+-]\d+\.\d dB, 2 masks", result.output)
+    shown = check(config_file)
+    assert "table: 24 rows (name 12, yes-no 12)" in shown
+    assert "12 audio files, all there" in shown
+    assert shown.count("    answer  ") == 10
+    assert "<|start_header_id|>user<|end_header_id|>\\n\\n<Audio><AudioHere></Audio>" in shown
+    assert re.search(r"audio   0\.\d0 s of sound in 1 window", shown)
+    assert re.search(r"changes gain [+-]\d+\.\d dB, 2 masks", shown)
     assert not (tmp_path / "run").exists()
 
 
@@ -68,12 +64,10 @@ def test_what_check_shows_is_what_training_gets(make_config):
 
 def test_missing_audio_is_reported(config_file: Path, tmp_path: Path):
     rows = [{"path": f"gone{i}.wav", "prompt": "?", "answer": "x"} for i in range(3)]
-    table = tmp_path / "gone.jsonl"
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = check(config_file, f"datasets.train=[{{path: {table}}}]")
-    assert result.exit_code == 1
-    assert "3 of 3 audio files are not there, such as" in result.output
-    assert "none of the first 10 samples can be read" in result.output
+    table = write_lines(tmp_path / "gone.jsonl", rows)
+    shown = check(config_file, f"datasets.train=[{{path: {table}}}]", ends=1)
+    assert "3 of 3 audio files are not there, such as" in shown
+    assert "none of the first 10 samples can be read" in shown
 
 
 @pytest.mark.parametrize(
@@ -86,9 +80,7 @@ def test_missing_audio_is_reported(config_file: Path, tmp_path: Path):
     ],
 )
 def test_wrong_settings_end_with_a_message(config_file: Path, option: str, message: str):
-    result = check(config_file, option)
-    assert result.exit_code == 2
-    assert message in result.output
+    assert message in check(config_file, option, ends=2)
 
 
 @pytest.mark.parametrize("name", ["train_stage1.yml", "train_stage2.yml"])
@@ -139,17 +131,6 @@ def test_the_sizes_that_the_page_on_fine_tuning_counts_with():
     )
 
 
-LLAMA_8B = LlamaConfig(
-    vocab_size=128257,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    tie_word_embeddings=False,
-)
-
-
 FROZEN = {"freeze_beats": True, "freeze_audio_QFormer": True, "freeze_audio_llama_proj": True}
 
 
@@ -198,10 +179,10 @@ def test_the_adapter_alone_answers_as_the_whole_result(
 def test_what_an_adapter_leaves_out_is_said(make_config, tmp_path: Path, capsys):
     config = make_config(max_steps=1, save_adapter=True, output_dir=str(tmp_path / "all"))
     folder = train(config).folder
-    said = "the audio encoder (BEATs), the Q-Former, the projection"
-    assert f"without what else learned: {said}" in capsys.readouterr().err
+    parts = "the audio encoder (BEATs), the Q-Former, the projection"
+    assert f"without what else learned: {parts}" in capsys.readouterr().err
     card = (folder / "adapter" / "README.md").read_text()
-    assert said in card
+    assert parts in card
     assert str(tmp_path) not in card
 
 
