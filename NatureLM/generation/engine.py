@@ -466,7 +466,9 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
     if len(different) != 1 or model.folded is not None or not can_fold:
         yield
         return
-    if 1.2 * _bytes_to_fold(model.language_model) > free_memory(model.device).bytes:
+    layers: Iterable[Any] = lora_layers(model.language_model).values()
+    copied = sum(one.base_layer.weight.nbytes for one in layers)
+    if 1.2 * copied > free_memory(model.device).bytes:
         logger.info(
             "no room for a copy of the weights that an adapter changes: it acts beside them"
         )
@@ -479,12 +481,6 @@ def fold_if_single_alpha(model: Any, alphas: Iterable[float]) -> Iterator[None]:
 def _is_offloaded(model: Any) -> bool:
     """Whether layers are copied to the card each time that they run."""
     return bool(getattr(model, "offloaded", 0))
-
-
-def _bytes_to_fold(language_model: Any) -> int:
-    """Of the matrices that adapters change, which folding copies."""
-    layers: Iterable[Any] = lora_layers(language_model).values()
-    return sum(one.base_layer.weight.nbytes for one in layers)
 
 
 Other = TypeVar("Other")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -301,12 +301,8 @@ class EngineService:
         """Let go of those that nobody waits for."""
         with self._changed:
             gone = {one: why for one in self._tickets if (why := one.problem())}
-        if gone:
-            self._let_go(gone)
-            for ticket, why in gone.items():
-                self._settle(ticket, None, why)
-
-    def _let_go(self, gone: Iterable[Ticket]) -> None:
+        if not gone:
+            return
         left = set(map(id, gone))
 
         def stays(row: Row) -> bool:
@@ -318,6 +314,8 @@ class EngineService:
         self._scored = [row for row in self._scored if stays(row)]
         self._rows.remove([row for row in self._rows if not stays(row)])
         self._decoder.remove([one for one in self._decoder.prompts if not stays(one.source)])
+        for ticket, why in gone.items():
+            self._settle(ticket, None, why)
 
     def _encode_some(self) -> None:
         """Encode the sound of those that came first, and put them in line."""

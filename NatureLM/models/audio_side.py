@@ -11,6 +11,7 @@ writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,31 @@ from NatureLM.models.beats import ACTIVATIONS, BEATs
 ENCODERS = {"beats": lambda config: BEATs(config.beats)}
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class AudioSizes:
-    """What follows from a configuration's values; the base of classes that hold them."""
+    """The audio side of a configuration, and what follows from it; a base class of those.
 
-    beats_cfg: Any
-    qformer_cfg: Any
-    fbank_cfg: Any
-    sample_rate: int
-    window_seconds: float
-    window_level_Qformer: bool
-    num_audio_query_token: int
-    second_per_window: float
-    second_stride: float
-    patches_per_second: float
-    window_delays: list[float] | None
-    max_pooling: bool
-    downsample_factor: int
+    `second_per_window` and `second_stride` are measured in patches of 1 / `patches_per_second`
+    seconds, as in the reference. With `max_pooling` there is no Q-Former: patches are pooled by
+    `downsample_factor` and projected. A window is encoded once for each of `window_delays`
+    (seconds), moved back by so much, and the embeddings are averaged: a small model encodes a call
+    differently where it meets the borders of its patches and groups.
+    """
+
+    encoder: str = "beats"
+    beats_cfg: dict[str, Any] | None = None
+    sample_rate: int = 16000
+    window_seconds: float = 10.0
+    fbank_cfg: dict[str, Any] | None = None
+    qformer_cfg: dict[str, Any] | None = None
+    window_level_Qformer: bool = True
+    num_audio_query_token: int = 1
+    second_per_window: float = 0.333333
+    second_stride: float = 0.333333
+    patches_per_second: float = 50.0
+    window_delays: list[float] | None = None  # None: as it is, once
+    max_pooling: bool = False
+    downsample_factor: int = 8
 
     @property
     def beats(self) -> BeatsConfig:

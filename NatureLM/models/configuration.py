@@ -144,11 +144,7 @@ class NatureLMConfig(AudioSizes, PreTrainedConfig):
 
     `text_config` is the language model's own configuration (any causal model of transformers);
     its vocabulary counts the `[PAD]` token that the reference adds. `llama_path` only remembers
-    where the base came from. `second_per_window` and `second_stride` are measured in patches of
-    1 / `patches_per_second` seconds, as in the reference. With `max_pooling` there is no Q-Former:
-    patches are pooled by `downsample_factor` and projected. A window is encoded once for each of
-    `window_delays` (seconds), moved back by so much, and the embeddings are averaged: a small
-    model encodes a call differently where it meets the borders of its patches and groups.
+    where the base came from. For the audio side see `AudioSizes`.
     """
 
     model_type = MODEL_TYPE
@@ -156,23 +152,7 @@ class NatureLMConfig(AudioSizes, PreTrainedConfig):
     llama_path: str | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
 
-    encoder: str = "beats"
-    beats_cfg: dict[str, Any] | None = None
-    sample_rate: int = 16000
-    window_seconds: float = 10.0
-    fbank_cfg: dict[str, Any] | None = None
-
     use_audio_Qformer: bool = True
-    qformer_cfg: dict[str, Any] | None = None
-    window_level_Qformer: bool = True
-    num_audio_query_token: int = 1
-    second_per_window: float = 0.333333
-    second_stride: float = 0.333333
-    patches_per_second: float = 50.0
-    window_delays: list[float] | None = None  # None: as it is, once
-    max_pooling: bool = False
-    downsample_factor: int = 8
-
     lora: bool = True
     lora_rank: int = 32
     lora_alpha: int | float = 32

@@ -24,20 +24,6 @@ class NatureLMConfig(AudioSizes, PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (as transformers declares it)
 
     text_config: Any = None
-    encoder: str = "beats"
-    beats_cfg: Any = None
-    sample_rate: int = 16000
-    window_seconds: float = 10.0
-    fbank_cfg: Any = None
-    qformer_cfg: Any = None
-    window_level_Qformer: bool = True
-    num_audio_query_token: int = 1
-    second_per_window: float = 0.333333
-    second_stride: float = 0.333333
-    patches_per_second: float = 50.0
-    window_delays: Any = None
-    max_pooling: bool = False
-    downsample_factor: int = 8
     audio_token: str = "<AudioHere>"
     audio_token_id: int | None = None
 

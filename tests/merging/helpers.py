@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from NatureLM.generation.requests import GenerationOptions
+from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 
 OPTIONS = {"max_new_tokens": 6, "num_beams": 2}
@@ -18,8 +20,6 @@ def answer_ids(
     model: NatureLM, wav: Tensor, alpha: Any = None, query: str = "Caption the audio"
 ) -> list[list[int]]:
     """Ids of two questions about a clip."""
-    from NatureLM.generation.requests import GenerationOptions
-
     prompts = [model.processor.render(query), model.processor.render("What is it?")]
     options = GenerationOptions(**OPTIONS)  # type: ignore[arg-type]
     return model.generate_ids(prompts, [[wav], [wav]], alpha=alpha, options=options)
@@ -27,8 +27,6 @@ def answer_ids(
 
 def last_logits(model: NatureLM, wav: Tensor, alpha: float | None = None) -> Tensor:
     """Logits after one prompt."""
-    from NatureLM.merging.lora import active_alpha
-
     asked = nullcontext() if alpha is None else active_alpha(alpha)
     with torch.no_grad(), asked:
         embeds = model.input_embeddings([model.processor.render("What is it?")], [[wav]])[0]

@@ -269,11 +269,6 @@ def kind_to_make(reader: CheckpointReader, quantize: str | None) -> Quantization
     return kind if has is None else None
 
 
-def is_integer(dtype: torch.dtype) -> bool:
-    """Whether a precision is one of integers."""
-    return not dtype.is_floating_point
-
-
 def _dtype(named: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, named, None) if isinstance(named, str) else named
     known = isinstance(found, torch.dtype) and found.is_floating_point
@@ -476,7 +471,7 @@ def choose_tensors(
         grows = mine is None and any(
             name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in ref.names
         )
-        if is_integer(tensor.dtype) != is_integer(ref.tensor.dtype):
+        if tensor.dtype.is_floating_point != ref.tensor.is_floating_point():
             misshapen.append(f"{tensor.name} {tensor.dtype} (needed {ref.tensor.dtype})")
         elif tensor.shape != ref.shape and not (grows and tensor.shape[1:] == ref.shape[1:]):
             misshapen.append(f"{tensor.name} {tensor.shape} (needed {ref.shape})")
@@ -513,7 +508,9 @@ def fill_tensor(
     layer, attribute = ref.holders[0]
     if isinstance(layer, QuantizedLinear) and attribute == layer.scale_name and stored is None:
         return  # comes with the weight, from a file that is not quantised
-    if isinstance(layer, QuantizedLinear) and stored is not None and is_to_round(ref, stored):
+    is_exact = stored is not None and stored.dtype.is_floating_point
+    if isinstance(layer, QuantizedLinear) and is_exact and not ref.tensor.is_floating_point():
+        assert stored is not None
         value = stored.read(stored.dtype, device, to_keep=False)
         layer.quantize(fit_rows(value, (layer.out_features, layer.in_features)), dtype)
     elif stored is not None:
@@ -522,11 +519,6 @@ def fill_tensor(
         ref.fill(torch.arange(ref.shape[-1], device=device)[None])
     else:
         ref.fill(torch.zeros(ref.shape, dtype=dtype, device=device))
-
-
-def is_to_round(ref: TensorRef, stored: StoredTensor) -> bool:
-    """Whether a tensor of the model is of integers, and that of the file is not."""
-    return stored.dtype.is_floating_point and not ref.tensor.is_floating_point()
 
 
 def fit_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor:
