@@ -10,16 +10,9 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from result_files import result_file
 
-from NatureLM.results.rows import (
-    ErrorRow,
-    Row,
-    RunSettings,
-    SurveyRow,
-    WindowRow,
-    to_line,
-    write_record,
-)
+from NatureLM.results.rows import ErrorRow, Row, SurveyRow, WindowRow
 
 QUESTION = "What is heard?"
 SUNSET = 21.0  # hours of the day, at all sites
@@ -80,11 +73,8 @@ def error(path: str, message: str = "the file is empty") -> ErrorRow:
 
 def write(folder: Path, rows: Iterable[Row], *, asked: Any = None, **settings: Any) -> Path:
     """A file of answers with its settings."""
-    path = folder / "answers.jsonl"
-    path.write_bytes(b"".join(map(to_line, rows)))
     known = {"window_length_seconds": 10.0, "weights": "0123456789abcdef" * 2, **settings}
-    write_record(path, RunSettings(known, asked or {}, folder=str(folder)))
-    return path
+    return result_file(folder, *rows, settings=known, asked=asked).path
 
 
 def month(

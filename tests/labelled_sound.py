@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
 from NatureLM.data.sample import Clip, FileSource
@@ -37,6 +38,12 @@ def audio_error(kind: str, match: str) -> Iterator[None]:
     with pytest.raises(AudioError, match=match) as caught:
         yield
     assert caught.value.kind == kind
+
+
+def tone(hertz: float, seconds: float, rate: int, level: float) -> NDArray[np.float32]:
+    """A sine wave."""
+    wave = level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+    return wave.astype(np.float32)  # type: ignore[no-any-return]
 
 
 def file_clip(path: Path | str, start: float = 0.0, end: float | None = None) -> Clip:
@@ -68,10 +75,9 @@ def beans_rows() -> list[dict[str, Any]]:
             for number in range(count):
                 index = len(rows)
                 pitch = 200 + 10 * index
-                wav = 0.5 * np.sin(2 * np.pi * pitch * np.arange(RATE // 5) / RATE)
                 rows.append(
                     {
-                        "audio": wav.astype(np.float32),
+                        "audio": tone(pitch, 0.2, RATE, 0.5),
                         "id": f"{dataset}-{index:03}",
                         "source_dataset": "made up",
                         "dataset_name": dataset,
@@ -102,8 +108,7 @@ def wav_bytes() -> Callable[[float], bytes]:
 
     def make(pitch: float) -> bytes:
         file = io.BytesIO()
-        wav = 0.5 * np.sin(2 * np.pi * pitch * np.arange(RATE // 5) / RATE)
-        soundfile.write(file, wav, RATE, format="WAV")
+        soundfile.write(file, tone(pitch, 0.2, RATE, 0.5), RATE, format="WAV")
         return file.getvalue()
 
     return make

@@ -44,5 +44,5 @@ def result_file(
     """A result file of the rows, with its settings, and what was asked for, beside it."""
     path = folder / "answers.jsonl"
     path.write_bytes(b"".join(map(to_line, rows)))
-    write_record(path, RunSettings(settings or {}, asked or {}))
+    write_record(path, RunSettings(settings or {}, asked or {}, folder=str(folder)))
     return ResultFile(path)

@@ -200,7 +200,8 @@ def _search(folder: Path) -> list[Path]:
     files = sorted(_walk(folder, unlisted), key=lambda path: path.parts)
     searched = searched_suffixes()
     found = [path for path in files if path.suffix.lower() in searched]
-    _note_left_out(folder, [path for path in files if path.suffix.lower() not in searched])
+    others = [path for path in files if path.suffix.lower() not in searched]
+    _say_left_out(folder, [path for path in others if _looks_like_sound(path)])
     return found
 
 
@@ -209,12 +210,8 @@ def searched_suffixes() -> frozenset[str]:
     return AUDIO_SUFFIXES | (FFMPEG_SUFFIXES if find_spec("av") is not None else frozenset())
 
 
-def _note_left_out(folder: Path, others: Sequence[Path]) -> None:
-    """Say which files of a folder look like sound and are not taken."""
-    _say_left_out(folder, [path for path in others if _looks_like_sound(path)])
-
-
 def _say_left_out(folder: AnyPath, left_out: Sequence[AnyPath]) -> None:
+    """Say which files of a folder look like sound and are not taken."""
     if not left_out:
         return
     start = len(str(folder).rstrip("/" + os.sep)) + 1

@@ -69,20 +69,6 @@ _SUFFIXES = {
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """A recorder at a place, from its first recording to the end of its last."""
-
-    id: str
-    site: str
-    latitude: float
-    longitude: float
-    recorder: str
-    habitat: str
-    start: datetime
-    end: datetime
-
-
-@dataclass(frozen=True)
 class Media:
     """A recording of a deployment.
 
@@ -118,13 +104,13 @@ def write(answers: ResultFile, target: Path) -> int:
     """
     media = _media(answers)
     deployments = _deployments(media)
-    media = [replace(one, deployment=deployments[_place(one)].id) for one in media]
+    media = [replace(one, deployment=deployments[_place(one)]["deploymentID"]) for one in media]
     names: dict[str, str] = {}
     with _folder_for(target) as folder:
-        _write(folder, "deployments", map(_deployment_row, deployments.values()))
+        _write(folder, "deployments", deployments.values())
         _write(folder, "media", map(_media_row, media))
         count = _write(folder, "observations", _observations(answers, media, names))
-        package = _package(answers, list(deployments.values()), names)
+        package = _package(answers, list(deployments.values()), media, names)
         write_json(folder / "datapackage.json", package)
     return count
 
@@ -235,13 +221,14 @@ def _place(media: Media) -> tuple[Any, ...]:
     return (context.get("site") or "", *_position(context), context.get("recorder") or "")
 
 
-def _deployments(media: Sequence[Media]) -> dict[tuple[Any, ...], Deployment]:
-    """The deployments, by `_place`: recordings of one recorder at one place."""
+def _deployments(media: Sequence[Media]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The rows of deployments, by `_place`: a recorder at a place, from its first recording to the
+    end of its last."""
     groups: dict[tuple[Any, ...], list[Media]] = {}
     for one in media:
         groups.setdefault(_place(one), []).append(one)
     often = Counter(site for site, *_ in groups)
-    found: dict[tuple[Any, ...], Deployment] = {}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     taken: set[str] = set()
     for place, some in sorted(groups.items(), key=lambda item: str(item[0])):
         site, latitude, longitude, recorder = place
@@ -253,28 +240,19 @@ def _deployments(media: Sequence[Media]) -> dict[tuple[Any, ...], Deployment]:
             count += 1
             free = f"{name}_{count}"
         taken.add(free)
-        found[place] = Deployment(
-            *(free, site, latitude, longitude, recorder),
-            habitat=str(some[0].recording.context.get("habitat") or ""),
-            start=_down(min(one.begin for one in some)),
-            end=_up(max(_after(one.begin, one.recording.seconds) for one in some)),
-        )
+        found[place] = {
+            "deploymentID": free,
+            "locationID": site,
+            "locationName": site,
+            "latitude": float(latitude),
+            "longitude": float(longitude),
+            "deploymentStart": _down(min(one.begin for one in some)),
+            "deploymentEnd": _up(max(_after(one.begin, one.recording.seconds) for one in some)),
+            "deviceID": recorder,
+            "habitat": str(some[0].recording.context.get("habitat") or ""),
+            "deploymentComments": "From the first recording to the end of the last.",
+        }
     return found
-
-
-def _deployment_row(one: Deployment) -> dict[str, Any]:
-    return {
-        "deploymentID": one.id,
-        "locationID": one.site,
-        "locationName": one.site,
-        "latitude": float(one.latitude),
-        "longitude": float(one.longitude),
-        "deploymentStart": one.start,
-        "deploymentEnd": one.end,
-        "deviceID": one.recorder,
-        "habitat": one.habitat,
-        "deploymentComments": "From the first recording to the end of the last.",
-    }
 
 
 def _media_row(one: Media) -> dict[str, Any]:
@@ -375,11 +353,16 @@ def _up(moment: datetime) -> datetime:
 
 
 def _package(
-    answers: ResultFile, deployments: Sequence[Deployment], names: Mapping[str, str]
+    answers: ResultFile,
+    deployments: Sequence[Mapping[str, Any]],
+    media: Sequence[Media],
+    names: Mapping[str, str],
 ) -> dict[str, Any]:
     """What `datapackage.json` says."""
     stem = "".join(c if c.isalnum() and c.isascii() else "-" for c in answers.path.stem.lower())
-    days = [moment.date().isoformat() for one in deployments for moment in (one.start, one.end)]
+    ends = ("deploymentStart", "deploymentEnd")
+    days = [one[name].date().isoformat() for one in deployments for name in ends]
+    contexts = [one.recording.context for one in media]
     return {
         "resources": [_resource(table) for table in TABLES],
         "profile": PROFILE,
@@ -396,7 +379,7 @@ def _package(
         },
         "spatial": {
             "type": "MultiPoint",
-            "coordinates": sorted({(one.longitude, one.latitude) for one in deployments}),
+            "coordinates": sorted({(one["longitude"], one["latitude"]) for one in contexts}),
         },
         "temporal": {"start": min(days, default=""), "end": max(days, default="")},
         "taxonomic": [

@@ -268,7 +268,8 @@ class ResultFile:
         if isinstance(row, SurveyRow):
             answers = list(self._survey_answers(row))
         else:
-            names = self._labels(row.text) if self._is_wanted(row.query) else []
+            is_wanted = not self.columns or row.query in self.columns
+            names = self._labels(row.text) if is_wanted else []
             answers = [(row.query, name, row.confidence) for name in names]
         found = []
         for question, label, confidence in answers:
@@ -343,9 +344,6 @@ class ResultFile:
                 self._names[label] = both_names(label)
         return self._names[label]
 
-    def _is_wanted(self, question: str) -> bool:
-        return not self.columns or question in self.columns
-
     def _chosen(self, columns: Sequence[str] | None) -> tuple[str, ...]:
         """The questions that make detections. Raises UsageError for one that is not there."""
         known = self.questions
@@ -411,26 +409,14 @@ class ResultFile:
 
     def _heard(self, path: str) -> HeardRecording:
         place = self._places[path]
+        more: dict[str, Any] = {"context": place.context, "is_heard": place.is_heard}
         try:
             info = probe(self._sounds.get(path, path))
         except AudioError as error:
-            return HeardRecording(
-                *(path, place.name, place.end),
-                error=place.error or str(error),
-                context=place.context,
-                is_heard=place.is_heard,
-                is_gone=not place.error,
-            )
-        return HeardRecording(
-            path,
-            place.name,
-            info.duration,
-            info.sample_rate,
-            info.channels,
-            place.error,
-            place.context,
-            place.is_heard,
-        )
+            more |= {"error": place.error or str(error), "is_gone": not place.error}
+            return HeardRecording(path, place.name, place.end, **more)
+        found = (info.duration, info.sample_rate, info.channels, place.error)
+        return HeardRecording(path, place.name, *found, **more)
 
 
 def _identity(row: Row) -> Identity:

@@ -15,7 +15,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -516,22 +516,15 @@ class WindowStore(ResultStore[Row]):
         key = self._window(answer.audio_path, answer.start, answer.query, answer.claimed)
         if key in self._done:
             return False
-        confidence = answer.confidence
-        row = WindowRow(
-            answer.audio_path,
-            round(answer.start, 6),
-            round(answer.end, 6),
-            answer.query,
-            answer.text,
-            answer.merging_alpha,
-            None if confidence is None else round(confidence, 6),
-            tuple((label, round(share, 6)) for label, share in answer.alternatives),
-            answer.note,
-            answer.claim,
-            context=self.context_of(answer.audio_path, answer.start),
-            **self._origin(answer.audio_path),
-        )
-        self._append(row, key)
+        values = {
+            **{one.name: getattr(answer, one.name) for one in fields(Prediction)},
+            "start": round(answer.start, 6),
+            "end": round(answer.end, 6),
+            "confidence": None if answer.confidence is None else round(answer.confidence, 6),
+            "alternatives": tuple((name, round(share, 6)) for name, share in answer.alternatives),
+            "context": self.context_of(answer.audio_path, answer.start),
+        }
+        self._append(WindowRow(**values, **self._origin(answer.audio_path)), key)
         return True
 
     def add_survey(self, row: SurveyRow) -> bool:

@@ -67,21 +67,18 @@ def test_links(tmp_path: Path) -> None:
     assert found(tmp_path, project) == ["project/data/a.wav"]
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
-    make(tmp_path, "a.wav")
-    with pytest.raises(UsageError, match=r"gone\.wav: there is no such file or folder"):
-        find_recordings([tmp_path / "a.wav", tmp_path / "gone.wav"])
-
-
-def test_a_folder_without_audio(tmp_path: Path) -> None:
-    make(tmp_path, "notes.txt", ".hidden.wav", "sub/picture.jpg")
-    with pytest.raises(UsageError, match=r"no audio in this folder.*\.aif, .*\.wav.*upper or"):
-        find_recordings([tmp_path])
-
-
-def test_nothing_named() -> None:
-    with pytest.raises(UsageError, match="No audio was named"):
-        find_recordings([])
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a.wav", "gone.wav"], r"gone\.wav: there is no such file or folder"),
+        (["."], r"no audio in this folder.*\.aif, .*\.wav.*upper or"),
+        ([], "No audio was named"),
+    ],
+)
+def test_what_names_no_audio(tmp_path: Path, names: list[str], says: str) -> None:
+    make(tmp_path, "notes.txt", ".hidden.wav", "sub/picture.jpg", *names[:-1])
+    with pytest.raises(UsageError, match=says):
+        find_recordings([tmp_path / name for name in names])
 
 
 def test_one_path_alone(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from field_files import guano_chunk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from labelled_sound import tone as sine
 from numpy.typing import NDArray
 
 from NatureLM.audio.decode import probe
@@ -32,9 +34,8 @@ def heard(source: Any, rate: float = RATE, **options: Any) -> tuple[list[Window]
     return found, [one for one in told if "cannot hear" not in one]
 
 
-def tone(seconds: float = 2.0, level: float = 0.5, rate: int = RATE, hertz: float = 440) -> Wave:
-    t = np.arange(int(seconds * rate)) / rate
-    return (level * np.sin(2 * np.pi * hertz * t)).astype(np.float32)
+def tone(seconds: float = 2.0, level: float = 0.5, hertz: float = 440) -> Wave:
+    return sine(hertz, seconds, RATE, level)
 
 
 def opposite(wave: Wave, share: float = 1.0) -> Wave:
@@ -249,9 +250,7 @@ def test_samples_that_are_no_number_have_no_scale(bad: float) -> None:
 
 
 def with_guano(path: Path, text: str) -> Path:
-    data = text.encode()
-    chunk = b"guan" + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
-    content = path.read_bytes() + chunk
+    content = path.read_bytes() + guano_chunk(text)
     path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
     return path
 

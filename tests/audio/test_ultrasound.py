@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelled_sound import tone as sine
 from numpy.typing import NDArray
 
 from NatureLM.audio.windows import iter_windows
 
 
 def tone(frequency: float, rate: int, seconds: float = 2.0, level: float = 0.3) -> NDArray[Any]:
-    t = np.arange(int(seconds * rate)) / rate
-    return (level * np.sin(2 * np.pi * frequency * t)).astype(np.float32)
+    return sine(frequency, seconds, rate, level)
 
 
 def white(rate: int, seconds: float = 2.0, level: float = 0.1) -> NDArray[Any]:

@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from result_files import error, result_file
 
 from NatureLM.errors import UsageError
 from NatureLM.results.detections import ResultFile, by_recording
-from NatureLM.results.rows import (
-    ErrorRow,
-    RunSettings,
-    SurveyRow,
-    WindowRow,
-    from_line,
-    to_line,
-    write_record,
-)
+from NatureLM.results.rows import SurveyRow, WindowRow, from_line, to_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DOG = str(ROOT / "assets" / "synthetic_dog.WAV")
@@ -41,13 +34,6 @@ SURVEY = SurveyRow(
 )
 
 
-def written(folder: Path, *rows: Any, asked: Any = None, **settings: Any) -> Path:
-    path = folder / "answers.jsonl"
-    path.write_bytes(b"".join(map(to_line, rows)))
-    write_record(path, RunSettings(settings, asked or {}, folder=str(folder)))
-    return path
-
-
 @pytest.mark.parametrize("row", [SURVEY, replace(WINDOW, windows=3, mean_confidence=0.5)])
 def test_rows_say_the_same_when_they_are_read(row: Any) -> None:
     assert from_line(to_line(row), "file", 1) == row
@@ -57,12 +43,12 @@ def test_answers_that_name_nothing_are_counted(tmp_path: Path) -> None:
     rows = [
         replace(WINDOW, audio_path="b.wav"),
         replace(WINDOW, start=10.0, text="None"),
-        ErrorRow("c.wav", "gone", "UnreadableAudio", 1.0, "m", "r"),
+        error("c.wav", "gone"),
         replace(WINDOW, audio_path="a.wav", text="", note="silent", confidence=None),
         replace(WINDOW, audio_path="a.wav", start=10.0, text="Cat"),
         replace(WINDOW, start=20.0, text="Owl"),
     ]
-    file = ResultFile(written(tmp_path, *rows))
+    file = result_file(tmp_path, *rows)
     assert [(Path(one.audio_path).name, one.label) for one in file] == [
         ("a.wav", "Cat"), ("b.wav", "Dog"), ("b.wav", "Owl"),
     ]  # fmt: skip
@@ -78,24 +64,24 @@ def test_answers_that_name_nothing_are_counted(tmp_path: Path) -> None:
 def test_columns_of_a_questionnaire_are_detections(tmp_path: Path) -> None:
     columns = {"bird": {"type": "yes_no"}, "species": {"type": "choice"}, "n": {"type": "count"}}
     asked = {"scientific_names": {"Green Treefrog": "Hyla cinerea"}}
-    path = written(tmp_path, SURVEY, columns=columns, asked=asked)
-    first, second = ResultFile(path)
+    found = result_file(tmp_path, SURVEY, settings={"columns": columns}, asked=asked)
+    path, (first, second) = found.path, found
     assert (first.question, first.label, first.confidence) == ("bird", "bird", 0.8)
     assert (second.common_name, second.scientific_name) == ("Green Treefrog", "Hyla cinerea")
     assert second.values == {"bird": True, "n": 2, "pitch": None}
-    assert ResultFile(path).recordings[0].context["utc_time"] == "2024-05-10T03:30:00Z"
+    assert found.recordings[0].context["utc_time"] == "2024-05-10T03:30:00Z"
     assert [one.label for one in ResultFile(path, columns=["species"])] == ["Hyla cinerea"]
     with pytest.raises(UsageError, match="did you mean 'species'"):
         ResultFile(path, columns=["specis"])
 
 
 def test_the_recording_itself_gives_its_length(tmp_path: Path) -> None:
-    file = ResultFile(written(tmp_path, replace(WINDOW, audio_path=DOG)))
+    file = result_file(tmp_path, replace(WINDOW, audio_path=DOG))
     assert file.recordings[0].seconds != 10.0
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no answer"):
-        ResultFile(written(tmp_path))
+        result_file(tmp_path)
     with pytest.raises(UsageError, match="no such file"):
         ResultFile(tmp_path / "none.jsonl")

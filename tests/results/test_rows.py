@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,7 +35,6 @@ WINDOW = WindowRow(
 )
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=30)
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
 
 @given(
@@ -131,12 +129,3 @@ def test_confidence_and_alternatives_are_kept_where_they_are_known() -> None:
     sure = replace(WINDOW, confidence=0.0, alternatives=(("Dog", 0.25), ("Cat", 0.125)))
     assert from_line(to_line(sure), "x", 1) == sure
     assert from_line(to_line(WINDOW), "x", 1) == WINDOW
-
-
-def window(path: str = "a.wav", start: float = 0.0, end: float = 10.0, **changes: Any) -> WindowRow:
-    values = {"query": "What?", "text": "Wolf", "merging_alpha": 0.4, "model": "m", "run": "r"}
-    return WindowRow(audio_path=path, start=start, end=end, **{**values, **changes})
-
-
-def error(path: str, text: str = "the file is empty") -> ErrorRow:
-    return ErrorRow(path, text, "EmptyAudio", 0.4, "m", "r")

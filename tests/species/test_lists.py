@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.species import default_question, hints, known_names, presets, read_species_list
+from NatureLM.species import (
+    SpeciesList,
+    default_question,
+    hints,
+    known_names,
+    presets,
+    read_species_list,
+)
 
 RAVEN = (
     "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
@@ -20,6 +27,13 @@ RAVEN = (
     "3\tSpectrogram 1\t1\t6.0\t6.5\tWood Thrush\n"
 )
 BIRDNET = "Corvus corax_Common Raven\nTurdus merula_Eurasian Blackbird\n"
+
+
+def read(folder: Path, content: str | bytes, **options: Any) -> SpeciesList:
+    """What is read of a list with this content."""
+    path = folder / "list.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_species_list(path, **options)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +79,7 @@ BIRDNET = "Corvus corax_Common Raven\nTurdus merula_Eurasian Blackbird\n"
 def test_files_of_every_kind(
     tmp_path: Path, content: str, names: tuple[str, ...], kind: str | None
 ) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text(content, encoding="utf-8")
-    found = read_species_list(path)
+    found = read(tmp_path, content)
     assert found.names == names
     assert kind is None or found.kind == kind
     assert found.notes == ()
@@ -92,9 +104,7 @@ def test_files_of_every_kind(
 def test_lines_that_are_read_otherwise_are_said(
     tmp_path: Path, content: str, prefer: Any, names: tuple[str, ...], note: str
 ) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text(content, encoding="utf-8")
-    found = read_species_list(path, prefer=prefer)
+    found = read(tmp_path, content, prefer=prefer)
     assert found.names == names
     assert note in found.notes[0]
 
@@ -119,10 +129,8 @@ def test_mixed_lists_are_read_line_by_line(
         texts.append([f"{latin}_{name}", f"{name}_{name}", name, f"{name} # {latin}_x"][kind])
         wanted.append(name)
     text = "\n".join(texts)
-    path = tmp_path / "list.txt"
-    is_ansi = encoding == "cp1252"
-    path.write_bytes((text if is_ansi else unicodedata.normalize(form, text)).encode(encoding))
-    assert read_species_list(path).names == tuple(dict.fromkeys(wanted))
+    text = text if encoding == "cp1252" else unicodedata.normalize(form, text)
+    assert read(tmp_path, text.encode(encoding)).names == tuple(dict.fromkeys(wanted))
 
 
 def test_a_list_of_which_nothing_is_known_is_said() -> None:
@@ -133,14 +141,12 @@ def test_a_list_of_which_nothing_is_known_is_said() -> None:
 
 
 def test_the_kind_of_names_can_be_chosen(tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
-    path.write_text("scientific_name,common_name\nCanis lupus,Gray Wolf\n")
-    assert read_species_list(path, prefer="scientific").names == ("Canis lupus",)
-    assert read_species_list(path, prefer="scientific").kind == "scientific"
-    path.write_text(BIRDNET)
-    assert read_species_list(path, prefer="scientific").names == ("Corvus corax", "Turdus merula")
-    path.write_text("scientific_name,n\nCanis lupus,4\nCanis latrans,2\n")
-    found = read_species_list(path)
+    both = "scientific_name,common_name\nCanis lupus,Gray Wolf\n"
+    found = read(tmp_path, both, prefer="scientific")
+    assert (found.names, found.kind) == (("Canis lupus",), "scientific")
+    latin = read(tmp_path, BIRDNET, prefer="scientific")
+    assert latin.names == ("Corvus corax", "Turdus merula")
+    found = read(tmp_path, "scientific_name,n\nCanis lupus,4\nCanis latrans,2\n")
     assert found.kind == "scientific"
     assert "has no common names, so the scientific ones are taken" in found.notes[0]
 
@@ -171,11 +177,9 @@ def test_the_kind_of_names_can_be_chosen(tmp_path: Path) -> None:
 def test_lists_with_both_names_pair_them(
     tmp_path: Path, content: str, pairs: dict[str, str], prefer: Any
 ) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text(content, encoding="utf-8")
-    found = read_species_list(path, prefer=prefer)
+    found = read(tmp_path, content, prefer=prefer)
     assert found.scientific == pairs
-    assert found == read_species_list(path, prefer=prefer)
+    assert found == read(tmp_path, content, prefer=prefer)
     hash(found)
 
 
@@ -210,10 +214,8 @@ def test_a_name_twice_is_taken_once_and_said() -> None:
     ],
 )
 def test_files_that_are_no_lists(tmp_path: Path, content: bytes, says: str) -> None:
-    path = tmp_path / "list.txt"
-    path.write_bytes(content)
     with pytest.raises(UsageError, match=says):
-        read_species_list(path)
+        read(tmp_path, content)
 
 
 def test_a_list_that_is_not_there() -> None:
