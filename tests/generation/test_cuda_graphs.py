@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_stand_in import Machine
-from decoding import ENDS, finish, requests_about_clips, texts
+from decoding import ENDS, requests_about_clips, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,7 +22,7 @@ from NatureLM.generation.cuda_graphs import (
     GraphRunner,
     make_graph_runner,
 )
-from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
+from NatureLM.generation.decoding import DecodingSession, Prompt
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.recipe import Recipe
@@ -151,54 +151,6 @@ def test_steps_are_those_of_a_plain_session(
     runner = GraphRunner(double.language_model, GraphCapture(CPU) if recorded else None)
     play(Pair(double, runner, prompts), first, operations, seed)
     assert (sum(graph.replays for graph in cuda_stand_in.graphs) >= 1) is recorded
-
-
-def decoded_by(
-    static: GraphRunner | None,
-    model: NatureLM,
-    lumps: list[tuple[list[Prompt], int]],
-    options: GenerationOptions,
-) -> dict[int, RowState]:
-    """What each prompt is answered; each lump joins so many steps after the one before."""
-    decoder = Decoder(model.language_model, options, ENDS, static)
-    found: list[RowState] = []
-    for prompts, steps in lumps:
-        decoder.add(prompts)
-        for _ in range(steps):
-            found += decoder.advance()
-    found += finish(decoder)
-    return {state.prompt.stream: state for state in found}
-
-
-@settings(max_examples=15)
-@given(
-    order=st.permutations(range(18)),
-    cuts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4),
-    beams=st.sampled_from([1, 2, 3]),
-    recorded=st.booleans(),
-)
-@pytest.mark.usefixtures("impatient")
-def test_answers_are_those_of_plain_decoding(
-    order: list[int],
-    cuts: list[tuple[int, int]],
-    beams: int,
-    recorded: bool,
-    double: NatureLM,
-    prompts: list[Prompt],
-    cuda_stand_in: Machine,
-) -> None:
-    options = GenerationOptions(max_new_tokens=6, num_beams=beams)
-    places = iter(order)
-    lumps = [([prompts[next(places)] for _ in range(count)], steps) for count, steps in cuts]
-    recorder = GraphCapture(CPU) if recorded else None
-    runner = GraphRunner(double.language_model, recorder)
-    found = decoded_by(runner, double, lumps, options)
-    wanted = decoded_by(None, double, lumps, options)
-    assert found.keys() == wanted.keys()
-    for stream, decoded in found.items():
-        assert decoded.ids == wanted[stream].ids
-        assert decoded.log_probability == pytest.approx(wanted[stream].log_probability, abs=1e-9)
-    cuda_stand_in.graphs.clear()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import ENDS, QUERIES, decode, finish, requests_about_clips, texts
-from hypothesis import given, settings
+from decoding import QUERIES, decode, requests_about_clips, texts
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -313,53 +313,6 @@ def test_rows_run_in_the_cheapest_pieces(lengths: list[int], most: int, overhead
     found = [[lengths[row] for row in piece] for piece in pieces]
     assert is_allowed(found)
     assert cost(found) == min(cost(way) for way in ways if is_allowed(way))
-
-
-@settings(max_examples=12)
-@given(
-    lumps=st.lists(
-        st.tuples(st.lists(st.integers(0, 17), min_size=1, max_size=4, unique=True),
-                  st.integers(0, 5)),
-        min_size=1,
-        max_size=4,
-    ),
-    beams=st.sampled_from([1, 2, 3]),
-    samples=st.booleans(),
-)  # fmt: skip
-def test_prompts_may_join_at_any_step(
-    lumps: list[tuple[list[int], int]],
-    beams: int,
-    samples: bool,
-    double: NatureLM,
-    prompts: list[Prompt],
-) -> None:
-    """Each lump joins so many steps after the one before."""
-    options = GenerationOptions(
-        max_new_tokens=6,
-        num_beams=1 if samples else beams,
-        do_sample=samples,
-        temperature=1.5,
-    )
-    decoder = Decoder(double.language_model, options, ENDS)
-    found: list[RowState] = []
-    for places, steps in lumps:
-        decoder.add([prompts[place] for place in places])
-        for _ in range(steps):
-            found += decoder.advance()
-    found += finish(decoder)
-    assert len(found) == sum(len(places) for places, _ in lumps)
-    for decoded in found:
-        prompt = decoded.prompt
-        (alone,) = decode(
-            double.language_model,
-            [prompt.embeds_LD],
-            alphas=[prompt.alpha],
-            eos_ids=ENDS,
-            options=options,
-            row_numbers=[prompt.stream],
-        )
-        assert decoded.ids == alone.ids
-        assert decoded.log_probability == pytest.approx(alone.log_probability, abs=1e-9)
 
 
 def test_a_few_long_answers_do_not_hold_up_the_others(

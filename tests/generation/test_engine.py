@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from builders import BuildModel
-from decoding import ENDS, decode, texts
+from decoding import ENDS, decode
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from torch import Tensor
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache
-from NatureLM.generation.decoding import NonFiniteLogitsError
+from NatureLM.generation.decoding import NonFiniteLogitsError, RowState
 from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
 from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.requests import Answer, GenerationOptions, Request
@@ -46,10 +46,19 @@ CASES = st.lists(
         st.sampled_from(range(len(QUERIES))),
         st.lists(st.integers(0, 2), min_size=3, max_size=3),
         st.sampled_from([0.0, 0.4, 0.57, 1.0, 1.5]),
+        st.integers(0, 5),
     ),
     min_size=1,
     max_size=12,
 )
+ENGINES = st.fixed_dictionaries(
+    {
+        "batch_tokens": st.sampled_from([1, 300, 1000, 100_000]),
+        "batch_rows": st.sampled_from([1, 3, None]),
+        "lookahead": st.sampled_from([1, 4, 100]),
+    }
+)
+DECIDED = 1e-3  # logits that are further apart than this are no matter of rounding
 
 
 @pytest.fixture(scope="module")
@@ -58,29 +67,35 @@ def waves(nano_waveforms: dict[str, Tensor]) -> list[Tensor]:
 
 
 class Alone:
-    """Answers of plain decoding to one request at a time, remembered."""
+    """What plain decoding gives to one request at a time, remembered."""
 
     def __init__(self, model: NatureLM, waves: list[Tensor]) -> None:
         self.model = model
         with torch.inference_mode():
             self.clips = [model.encode_audio(wav[None])[0] for wav in waves]
-        self.known: dict[Any, str] = {}
+        self.known: dict[Any, RowState] = {}
 
-    def __call__(self, request: Request, options: GenerationOptions) -> str:
-        case = (request.prompt, request.audios, request.alpha, options)
+    def decoded(self, request: Request, options: GenerationOptions) -> RowState:
+        case = (request.prompt, request.audios, request.alpha, request.stream, options)
         if case not in self.known:
-            clips = [self.clips[int(key)] for key in request.audios]
-            with torch.inference_mode():
-                embeds = self.model.input_embeddings([request.prompt], [clips])
-            (one,) = decode(
+            (self.known[case],) = decode(
                 self.model.language_model,
-                embeds,
+                [self.embeddings(request)],
                 alphas=[request.alpha],
                 eos_ids=ENDS,
                 options=options,
+                row_numbers=[request.stream],
             )
-            self.known[case] = self.model.tokenizer.decode(one.ids, skip_special_tokens=True)
         return self.known[case]
+
+    def embeddings(self, request: Request) -> Tensor:
+        clips = [self.clips[int(key)] for key in request.audios]
+        with torch.inference_mode():
+            return self.model.input_embeddings([request.prompt], [clips])[0]
+
+    def __call__(self, request: Request, options: GenerationOptions) -> str:
+        ids = self.decoded(request, options).ids
+        return str(self.model.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +103,14 @@ def alone(double: NatureLM, waves: list[Tensor]) -> Alone:
     return Alone(double, waves)
 
 
-def requests_of(model: NatureLM, cases: Iterable[tuple[int, list[int], float]]) -> list[Request]:
+def requests_of(model: NatureLM, cases: Iterable[Any]) -> list[Request]:
+    """Of (query, clips, α), and the number of the random stream if it matters."""
     made = []
-    for number, (query, clips, alpha) in enumerate(cases):
+    for number, (query, clips, alpha, *stream) in enumerate(cases):
         assert model.processor is not None
         prompt = model.processor.render(QUERIES[query])
         audios = tuple(str(clip) for clip in clips[: prompt.count("<AudioHere>")])
-        made.append(Request(number, prompt, audios, alpha))
+        made.append(Request(number, prompt, audios, alpha, *stream))
     return made
 
 
@@ -106,33 +122,64 @@ def answers(engine: Engine, requests: Iterable[Request], waves: list[Tensor]) ->
     return found
 
 
-@examples(8)
+@examples(12)
 @given(
     cases=CASES,
+    how=ENGINES,
     beams=st.sampled_from([1, 2, 3]),
-    batch_tokens=st.sampled_from([1, 300, 1000, 100_000]),
-    lookahead=st.sampled_from([1, 4, 100]),
+    samples=st.booleans(),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
+    seed=st.integers(0, 3),
 )
 def test_answers_are_those_of_one_request_at_a_time(
     cases: list[Any],
+    how: dict[str, Any],
     beams: int,
-    batch_tokens: int,
-    lookahead: int,
+    samples: bool,
     repetition_penalty: float,
+    seed: int,
     double: NatureLM,
     waves: list[Tensor],
     alone: Alone,
 ) -> None:
+    chance = {"do_sample": True, "temperature": 1.5, "top_k": 80, "seed": seed} if samples else {}
     options = GenerationOptions(
-        max_new_tokens=NEW_TOKENS, num_beams=beams, repetition_penalty=repetition_penalty
+        max_new_tokens=NEW_TOKENS,
+        num_beams=1 if samples else beams,
+        repetition_penalty=repetition_penalty,
+        **chance,  # type: ignore[arg-type]
     )
-    engine = Engine(double, options, batch_tokens=batch_tokens, lookahead=lookahead, eos_ids=ENDS)
     requests = requests_of(double, cases)
-    found = answers(engine, requests, waves)
+    found = answers(Engine(double, options, eos_ids=ENDS, **how), requests, waves)
     assert len(found) == len(requests)
     for request in requests:
-        assert found[request.key].text == alone(request, options)
+        answer, state = found[request.key], alone.decoded(request, options)
+        assert answer.text == alone(request, options)
+        assert answer.log_probability == pytest.approx(state.log_probability, abs=1e-9)
+
+
+@settings(max_examples=8)
+@given(cases=CASES, how=ENGINES)
+def test_float32_answers_differ_only_where_rounding_decides(
+    cases: list[Any], how: dict[str, Any], nano: NatureLM, waves: list[Tensor]
+) -> None:
+    options, alone = GenerationOptions(max_new_tokens=6, num_beams=1), Alone(nano, waves)
+    requests = requests_of(nano, cases)
+    found = answers(Engine(nano, options, eos_ids=ENDS, **how), requests, waves)
+    for request in requests:
+        if found[request.key].text != alone(request, options):
+            ids = alone.decoded(request, options).ids
+            assert min(margins(nano, alone.embeddings(request), ids, request.alpha)) < DECIDED
+
+
+def margins(model: NatureLM, embeds_LD: Tensor, ids: list[int], alpha: float) -> list[float]:
+    """How far the likeliest token is before the next at each step of an answer."""
+    with torch.inference_mode(), active_alpha(alpha):
+        said = model.llama_embed_tokens(torch.tensor(ids[:-1], dtype=torch.long))
+        whole = torch.cat([embeds_LD, said])[None]
+        logits = model.language_model(inputs_embeds=whole).logits[0, len(embeds_LD) - 1 :]
+    best = logits.topk(2, dim=-1).values
+    return (best[:, 0] - best[:, 1]).tolist()
 
 
 def test_a_whole_sweep_shares_beginnings_and_answers_alike(
@@ -378,115 +425,3 @@ def test_a_conversation_says_so_too(
     with pytest.raises(NonFiniteLogitsError):
         list(talk.ask("What is it?"))
     assert talk.turns == ()
-
-
-FEW_QUERIES = (
-    "What is it?",
-    "What is the scientific name for the focal species in the audio?",
-    f"Audio: {TAG}\nLabel: Gray Wolf\n\nAudio: {TAG}\nLabel: Trill\n\nAudio: {TAG}\nLabel:",
-    f"{TAG} and {TAG}: the same?",
-)
-DECIDED = 1e-3  # logits that are further apart than this are no matter of rounding
-NAMES = ("chirps", "trill", "howl")
-
-WORK = st.lists(
-    st.tuples(
-        st.sampled_from(FEW_QUERIES),
-        st.lists(st.sampled_from(NAMES), min_size=3, max_size=3),
-        st.sampled_from([0.0, 0.4, 1.0, 1.5]),
-        st.integers(0, 5),
-    ),
-    min_size=1,
-    max_size=14,
-)
-ENGINES = st.fixed_dictionaries(
-    {
-        "batch_tokens": st.sampled_from([1, 400, 100_000]),
-        "batch_rows": st.sampled_from([1, 3, None]),
-        "lookahead": st.sampled_from([1, 5, 100]),
-    }
-)
-
-
-def sampled_requests(model: NatureLM, work: list[Any]) -> list[Request]:
-    requests = []
-    for number, (query, clips, alpha, stream) in enumerate(work):
-        prompt = model.processor.render(query)
-        audios = tuple(clips[: prompt.count("<AudioHere>")])
-        requests.append(Request(number, prompt, audios, alpha, stream))
-    return requests
-
-
-@pytest.fixture(scope="module")
-def clips32(nano: NatureLM, nano_waveforms: dict[str, Tensor]) -> dict[str, Any]:
-    return Engine(nano, batch_rows=1).encode(nano_waveforms, nano_waveforms.__getitem__)
-
-
-def embeddings(model: NatureLM, request: Request, clips: dict[str, Any]) -> Tensor:
-    with torch.inference_mode():
-        (embeds_LD,) = model.input_embeddings(
-            [request.prompt], [[clips[name].audio_QD for name in request.audios]]
-        )
-    return embeds_LD
-
-
-@settings(max_examples=8)
-@given(work=WORK, how=ENGINES, seed=st.integers(0, 3))
-def test_sampled_answers_are_those_of_each_row_alone(
-    work: list[Any],
-    how: dict[str, Any],
-    seed: int,
-    double: NatureLM,
-    clips: dict[str, Any],
-) -> None:
-    options = GenerationOptions(
-        max_new_tokens=5, num_beams=1, do_sample=True, temperature=1.5, top_k=80, seed=seed
-    )
-    requests = sampled_requests(double, work)
-    engine = Engine(double, options, eos_ids=ENDS, **how)
-    found = {one.key: one for one in engine.run(requests, clips.__getitem__)}
-    for request in requests:
-        (alone,) = decode(
-            double.language_model,
-            [embeddings(double, request, clips)],
-            alphas=[request.alpha],
-            eos_ids=ENDS,
-            options=options,
-            row_numbers=[request.stream],
-        )
-        answer = found[request.key]
-        assert answer.text == double.tokenizer.decode(alone.ids, skip_special_tokens=True)
-        assert answer.log_probability == pytest.approx(alone.log_probability, abs=1e-9)
-
-
-@settings(max_examples=8)
-@given(work=WORK, how=ENGINES)
-def test_float32_answers_differ_only_where_rounding_decides(
-    work: list[Any], how: dict[str, Any], nano: NatureLM, clips32: dict[str, Any]
-) -> None:
-    options = GenerationOptions(max_new_tokens=6, num_beams=1)
-    requests = sampled_requests(nano, work)
-    engine = Engine(nano, options, eos_ids=ENDS, **how)
-    found = texts(engine, requests, clips32)
-    for request in requests:
-        embeds_LD = embeddings(nano, request, clips32)
-        (alone,) = decode(
-            nano.language_model,
-            [embeds_LD],
-            alphas=[request.alpha],
-            eos_ids=ENDS,
-            options=options,
-        )
-        text = nano.tokenizer.decode(alone.ids, skip_special_tokens=True)
-        if found[request.key] != text:
-            assert min(margins(nano, embeds_LD, alone.ids, request.alpha)) < DECIDED
-
-
-def margins(model: NatureLM, embeds_LD: Tensor, ids: list[int], alpha: float) -> list[float]:
-    """How far the likeliest token is before the next at each step of an answer."""
-    with torch.inference_mode(), active_alpha(alpha):
-        said = model.llama_embed_tokens(torch.tensor(ids[:-1], dtype=torch.long))
-        whole = torch.cat([embeds_LD, said])[None]
-        logits = model.language_model(inputs_embeds=whole).logits[0, len(embeds_LD) - 1 :]
-    best = logits.topk(2, dim=-1).values
-    return (best[:, 0] - best[:, 1]).tolist()

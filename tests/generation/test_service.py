@@ -74,27 +74,35 @@ def by_itself(double: NatureLM) -> AloneDecoder:
     return AloneDecoder(double, replace(GREEDY, num_beams=2))
 
 
-@settings(max_examples=12)
+@settings(max_examples=16)
 @given(
-    cases=st.lists(st.tuples(st.integers(0, 17), st.sampled_from(WAYS)), min_size=1, max_size=9),
-    late=st.integers(0, 4),
+    lumps=st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.integers(0, 17), st.sampled_from(WAYS)), min_size=1, max_size=4),
+            st.integers(0, 5),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
     gone=st.sets(st.integers(0, 8), max_size=3),
 )
 def test_rows_of_all_kinds_decode_side_by_side(
-    cases: list[Any],
-    late: int,
+    lumps: list[Any],
     gone: set[int],
     double: NatureLM,
     prompts: list[Prompt],
     by_itself: AloneDecoder,
 ) -> None:
-    made = [replace(prompts[n % len(prompts)], options=way) for n, way in cases]
+    """Each lump joins so many steps after the one before; in the end some are removed."""
     decoder = Decoder(double.language_model, by_itself.default, ENDS)
-    half = len(made) // 2
-    decoder.add(made[: half + 1])
-    found = [state for _ in range(late) for state in decoder.advance()]
-    decoder.add(made[half + 1 :])
-    found += decoder.advance()
+    made: list[Prompt] = []
+    found: list[RowState] = []
+    for cases, steps in lumps:
+        lump = [replace(prompts[n], options=way) for n, way in cases]
+        decoder.add(lump)
+        made += lump
+        for _ in range(steps):
+            found += decoder.advance()
     removed = [one for n, one in enumerate(made) if n in gone and one in decoder.prompts]
     decoder.remove(removed)
     found += finish(decoder)
