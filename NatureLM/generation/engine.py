@@ -30,12 +30,7 @@ from NatureLM.generation.audio_cache import (
     bytes_in_memory,
     for_steps,
 )
-from NatureLM.generation.decoding import (
-    Decoder,
-    NonFiniteLogitsError,
-    Prompt,
-    RowState,
-)
+from NatureLM.generation.decoding import Decoder, NonFiniteLogitsError, Prompt, RowState
 from NatureLM.generation.labels import (
     LabelChoice,
     LabelGrammar,

@@ -25,11 +25,7 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.prefill import position_bytes
 from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, free_memory
 from NatureLM.merging.lora import linear_of
-from NatureLM.models.checkpoint.tensors import (
-    Precision,
-    StoredTensor,
-    TensorRef,
-)
+from NatureLM.models.checkpoint.tensors import Precision, StoredTensor, TensorRef
 from NatureLM.models.quantized import GROUP, kinds_of_layers
 from NatureLM.models.triton_kernels import MOST_ROWS
 from NatureLM.util import format_bytes

@@ -22,11 +22,7 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.audio_cache import LEAST_ROWS, by_windows
 from NatureLM.generation.engine import answer_prompts
 from NatureLM.generation.labels import LabelScores, Normalize, label_choices
-from NatureLM.generation.prefill import (
-    check_placeholders,
-    merge_prompt_parts,
-    prompt_parts,
-)
+from NatureLM.generation.prefill import check_placeholders, merge_prompt_parts, prompt_parts
 from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.lora import (
     OWN_ADAPTER,

@@ -21,11 +21,7 @@ from torch import nn
 
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.memory import FreeMemory
-from NatureLM.models.checkpoint.load import (
-    build_on_meta,
-    restore_computed_buffers,
-    without_lora,
-)
+from NatureLM.models.checkpoint.load import build_on_meta, restore_computed_buffers, without_lora
 from NatureLM.models.checkpoint.tensors import Precision, tensor_refs
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.cuda_layers import use_cuda_layers

@@ -16,12 +16,7 @@ from torch import Tensor
 
 from NatureLM.audio.fbank import to_device
 from NatureLM.generation import cuda_graphs as module
-from NatureLM.generation.cuda_graphs import (
-    Bucket,
-    GraphCapture,
-    GraphRunner,
-    make_graph_runner,
-)
+from NatureLM.generation.cuda_graphs import Bucket, GraphCapture, GraphRunner, make_graph_runner
 from NatureLM.generation.decoding import DecodingSession, Prompt
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.requests import GenerationOptions

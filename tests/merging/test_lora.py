@@ -17,7 +17,6 @@ from merging.helpers import answer_ids, last_logits, same_state, state_copy
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.requests import GenerationOptions
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.merging.lora import (
     active_alpha,
@@ -100,18 +99,6 @@ def test_one_alpha_per_row_equals_one_at_a_time(
     for row, alpha in enumerate(alphas):
         alone = logits(nano, embeds[row : row + 1], alpha)
         assert torch.allclose(together[row], alone[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("beams", [1, 2])
-def test_a_sweep_in_one_call_gives_the_ids_of_single_calls(
-    beams: int, nano: NatureLM, wav: Tensor
-) -> None:
-    prompt, alphas = nano.processor.render("Caption the audio."), [0.0, 0.25, 0.57, 1.0, 1.3]
-    options = GenerationOptions(max_new_tokens=8, num_beams=beams)
-    sweep = nano.generate_ids([prompt] * 5, [[wav]] * 5, alpha=alphas, options=options)
-    for alpha, ids in zip(alphas, sweep, strict=True):
-        assert nano.generate_ids([prompt], [[wav]], alpha=alpha, options=options) == [ids]
-    assert len({tuple(ids) for ids in sweep}) > 1
 
 
 def test_threads_do_not_meet(model: NatureLM, wav: Tensor, tmp_path: Path) -> None:

@@ -14,13 +14,7 @@ from torch import Tensor
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.merging.lora import LoraDelta, concatenate
 from NatureLM.merging.plan import METHODS, MergePlan, keep_mask, layer_of, place_alphas, trim
-from NatureLM.merging.recipe import (
-    ParameterRule,
-    Recipe,
-    RecipeAdapter,
-    dump_recipe,
-    load_recipe,
-)
+from NatureLM.merging.recipe import ParameterRule, Recipe, RecipeAdapter, dump_recipe, load_recipe
 
 LAYERS = 5
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

@@ -21,12 +21,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from NatureLM.config.model import MOST_LAYERS
-from NatureLM.models.checkpoint.gguf_header import (
-    INSTALL,
-    GGUFHeader,
-    GGUFTensor,
-    read_gguf_header,
-)
+from NatureLM.models.checkpoint.gguf_header import INSTALL, GGUFHeader, GGUFTensor, read_gguf_header
 from NatureLM.models.checkpoint.tensors import LazyTensor, fingerprint, write_tensors
 from NatureLM.models.registry import CheckpointError, cache_home, find_base, one_line
 from NatureLM.util import digest, file_sha256, format_bytes, library, shown, write_json

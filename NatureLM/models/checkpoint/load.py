@@ -19,12 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError

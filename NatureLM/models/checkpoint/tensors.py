@@ -24,12 +24,7 @@ from torch import Tensor, nn
 from NatureLM.config.schema import Quantization
 from NatureLM.generation.audio_cache import tensor_bytes
 from NatureLM.models.quantized import CardInt4Linear
-from NatureLM.models.registry import (
-    PICKLE_SUFFIXES,
-    CheckpointError,
-    pickle_refusal,
-    read_json,
-)
+from NatureLM.models.registry import PICKLE_SUFFIXES, CheckpointError, pickle_refusal, read_json
 from NatureLM.util import atomic_write, digest, format_bytes, shown
 
 T = TypeVar("T")
