@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from NatureLM import formats
 from NatureLM.app.clips import without_paths
@@ -37,7 +37,7 @@ from NatureLM.results.rows import (
     value_text,
     write_record,
 )
-from NatureLM.results.tables import alternatives_text, write_table
+from NatureLM.results.tables import alternatives_text, write_lines
 from NatureLM.util import format_duration
 
 PAGE_ROWS = 1000
@@ -501,7 +501,7 @@ def write_download(view: JobView, name: str) -> Path:
     folder = job.folder / "downloads"
     answers = folder / "answers.jsonl"
     if not _is_newer(answers, changed):
-        write_table(answers, "utf-8", lambda file: _write_rows(view, file))
+        write_lines(answers, (to_line(row).decode() for row in view.rows()))
         record = read_record(job.answers_path)
         if record is not None:
             values = {**record.values, "model": job.told(str(record.values.get("model", "")))}
@@ -515,11 +515,6 @@ def write_download(view: JobView, name: str) -> Path:
             shutil.make_archive(str(target), "zip", made)
             shutil.rmtree(made)
     return archive if archive.exists() else target
-
-
-def _write_rows(view: JobView, file: TextIO) -> None:
-    for row in view.rows():
-        file.write(to_line(row).decode())
 
 
 def _is_newer(path: Path, changed: int) -> bool:

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from NatureLM.errors import UsageError
+from NatureLM.inference.loading import ModelSettings
 from NatureLM.review.server import routes as review_routes
 from NatureLM.util import library
 from NatureLM.web.guard import Route, Rules, page_rules
-
-if TYPE_CHECKING:
-    from NatureLM.config import Config
 
 _ASSETS = Path("assets")
 
@@ -51,14 +48,10 @@ class Limits:
         return self.disk_bytes // 2
 
 
-@dataclass(frozen=True)
-class AppSettings:
-    """What `naturelm inference-app` was told.
+@dataclass(frozen=True, kw_only=True)
+class AppSettings(ModelSettings):
+    """What `naturelm inference-app` was told; at `alpha` the sliders stand at first.
 
-    model: name, id or folder; None for the embedded one
-    revision: of the model on the Hub; weights_hash: what its weights must be
-    config: None for the built-in settings
-    alpha: where the sliders stand at first; None for that of the configuration
     assets_dir: folder of sample recordings
     runs_dir: folder of jobs and experiments
     hosts: names under which a reverse proxy is reached
@@ -66,14 +59,6 @@ class AppSettings:
     people: name → password
     """
 
-    model: str | None = None
-    revision: str | None = None
-    weights_hash: str | None = None
-    config: Config | None = None
-    alpha: float | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str | None = None
     host: str = "127.0.0.1"
     port: int = 5001
     share: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,25 @@ if TYPE_CHECKING:
     from NatureLM.models import NatureLM, NatureLMProcessor
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model a page or service was told to load, and how: see `load_model`.
+
+    model: name, id or folder; None for the embedded one
+    config: None for the built-in settings; its `generate` decides how answers are decoded
+    alpha: where none is chosen; None for that of the configuration
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    weights_hash: str | None = None
+    config: Config | None = None
+    alpha: float | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str | None = None
 
 
 def load_model(

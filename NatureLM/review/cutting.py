@@ -34,8 +34,13 @@ from NatureLM.results.rows import (
 from NatureLM.results.tables import CSV_ENCODING, without_formula, write_rows
 from NatureLM.results.thresholds import Scale
 from NatureLM.review.choice import ChoiceOptions, Chosen, choose, taken
-from NatureLM.review.names import clip_paths, recording_names
-from NatureLM.review.segments import Segment, index_path, write_segments
+from NatureLM.review.segments import (
+    Segment,
+    clip_paths,
+    index_path,
+    recording_names,
+    write_segments,
+)
 from NatureLM.util import atomic_write, check_range, digest, writing
 
 SPECIES_NAME = "species.csv"

@@ -6,14 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.inference.loading import ModelSettings
 from NatureLM.util import did_you_mean, parse_bytes
 from NatureLM.web.guard import is_loopback
-
-if TYPE_CHECKING:
-    from NatureLM.config import Config
 
 API_KEYS_VARIABLE = "NATURELM_API_KEYS"
 _LEAST_KEY = 16  # characters, so that a key cannot be tried out
@@ -120,14 +118,10 @@ class Limits:
         return replace(self, **changed)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class ServeSettings:
-    """What `naturelm serve` was told.
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings(ModelSettings):
+    """What `naturelm serve` was told; requests decide what they name themselves.
 
-    model: name, id or folder; None for the embedded one
-    revision, weights_hash: which commit of it, and which weights, it has to be
-    config: `generate` of it decides how answers are decoded where a request does not say
-    alpha: of requests that name none; None for that of the configuration
     api_keys: names of those who may ask, and their keys; without any, everybody may
     allow_roots: folders from which recordings may be named by path
     allow_url_hosts: hosts from which recordings may be named by address
@@ -136,12 +130,6 @@ class ServeSettings:
     with_page: whether the web page that asks the same model is at the root of the address
     """
 
-    model: str | None = None
-    config: Config | None = None
-    alpha: float | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str | None = None
     max_memory: int | None = None
     host: str = "127.0.0.1"
     port: int = 8000
@@ -151,8 +139,6 @@ class ServeSettings:
     server_names: tuple[str, ...] = ()
     log_prompts: bool = False
     with_page: bool = False
-    revision: str | None = None
-    weights_hash: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from commands import naturelm
 from web_app import ASSETS, FakePipeline, RunningApp, ask, free_port, put, running
 
 from NatureLM.app.settings import (
@@ -22,7 +22,6 @@ from NatureLM.app.settings import (
     need_gradio,
     read_people,
 )
-from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.web.body import RefusedError
 from NatureLM.web.guard import SECURITY_HEADERS, Guard, is_loopback, token_for
@@ -133,7 +132,7 @@ def test_people_come_from_a_file_of_their_own(
         read_people(path)
     assert str(caught.value).startswith(str(path))
     assert said in str(caught.value)
-    result = CliRunner().invoke(naturelm_app, ["inference-app", "--auth", str(path)])
+    result = naturelm("inference-app", "--auth", path)
     assert result.exit_code == 2
     assert said[:30] in " ".join(result.output.split())
 

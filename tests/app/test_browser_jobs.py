@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import soundfile
 from filelock import FileLock
-from typer.testing import CliRunner
 from web_app import RunningApp, go_to
 
-from NatureLM.cli.main import naturelm_app
 from NatureLM.formats import FORMATS
 from NatureLM.inference.windows import AskOptions, WindowResult
 from NatureLM.results.rows import WindowRow, to_line
@@ -47,10 +46,10 @@ def download(page: Any, button: str) -> str:
 def infer(folder: Path, *files: Path, options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The rows of `naturelm infer` about the same files."""
     output = folder / "infer.jsonl"
-    arguments = ["infer", *map(str, files), "--query", QUERY, "--output-path", str(output)]
-    result = CliRunner().invoke(naturelm_app, [*arguments, *options, "--device", "cpu"])
+    asked = ("--query", QUERY, "--output-path", output, *options, "--device", "cpu")
+    result = commands.naturelm("infer", *files, *asked)
     assert result.exit_code in (0, 3), result.output
-    return [json.loads(line) for line in output.read_text().splitlines()]
+    return commands.rows(output)
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

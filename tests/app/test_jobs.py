@@ -37,7 +37,6 @@ from made_jobs import (
     new_job,
     rested,
 )
-from typer.testing import CliRunner
 from web_app import ROOT, until
 
 from NatureLM.app import job_work
@@ -48,7 +47,6 @@ from NatureLM.app.job_view import progress_sentence, view_job, write_downloads
 from NatureLM.app.jobs import Job, JobRecording, Jobs, safe_name
 from NatureLM.app.settings import Limits
 from NatureLM.audio import AUDIO_SUFFIXES
-from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions
@@ -271,9 +269,7 @@ def test_rows_are_those_of_naturelm_infer(
     for path in job.recording_paths:
         arguments += ["--audio-path", str(path)]
     output = tmp_path / "infer.jsonl"
-    result = CliRunner().invoke(
-        naturelm_app, [*arguments, "--device", "cpu", "--output-path", str(output)]
-    )
+    result = commands.naturelm(*arguments, "--device", "cpu", "--output-path", output)
     assert result.exit_code == 3, result.output
     rows, expected = commands.rows(job.answers_path), commands.rows(output)
     for row, other in zip(rows, expected, strict=True):

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from commands import naturelm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from NatureLM.audio import AudioError
-from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import UsageError
 from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.rows import RunSettings, WindowRow, to_line, write_record
@@ -196,8 +195,7 @@ def test_a_folder_of_something_else_is_left_alone(card: Path) -> None:
 def test_a_bad_recording_is_reported_and_the_rest_goes_on(card: Path) -> None:
     path = answers(card, [*OWLS, ("gone.wav", 0.0, "Owl", 0.8), ("gone.wav", 0.0, "Wren", 0.8)])
     folder = card / "clips"
-    call = ["segments", str(path), "--output-path", str(folder), "--per-species", "4"]
-    done = CliRunner().invoke(naturelm_app, call, catch_exceptions=False)
+    done = naturelm("segments", path, "--output-path", folder, "--per-species", 4)
     assert done.exit_code == 3, done.output
     assert "gone.wav" in done.output
     assert "Owl: 3 of 4 clips: 4 answers (1 of recordings that could not be read)" in done.output
@@ -216,8 +214,7 @@ def test_nothing_to_cut_says_why(card: Path) -> None:
         (["--min-confidence", "0.5"], "Owl: 1 answer (1 below the least confidence)"),
         (["--species", "Wren,Dog"], "Wren: no answer names it"),
     ):
-        call = ["segments", str(path), "--output-path", str(card / "clips"), *more]
-        done = CliRunner().invoke(naturelm_app, call)
+        done = naturelm("segments", path, "--output-path", card / "clips", *more)
         assert done.exit_code == 2
         assert said in done.output
     assert not (card / "clips").exists()

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import naturelm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import UsageError
 from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.rows import (
@@ -276,9 +275,7 @@ def test_the_command_says_what_became_of_the_answers(tmp_path: Path) -> None:
         hop_length_seconds=20.0,
     )
     target = tmp_path / "events.jsonl"
-    done = CliRunner().invoke(
-        naturelm_app, ["events", str(path), "--output-path", str(target)], catch_exceptions=False
-    )
+    done = naturelm("events", path, "--output-path", target)
     assert done.exit_code == 3, done.output
     assert "Events: 1, of 1 answers. Recordings: 2, without events: 1, not read" in done.output
     assert "None: 1, silent: 1" in done.output

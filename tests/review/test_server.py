@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from commands import naturelm
 from review_folders import make_clips
-from typer.testing import CliRunner
 
-from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import UsageError
 from NatureLM.review.server import Clips, ReviewSettings, guarded, review_app
 from NatureLM.review.verdicts import VerdictStore, read_verdicts
@@ -224,17 +223,17 @@ def test_other_names_other_sites_and_who_has_no_token_stay_out(clips: Clips, fol
     ],
 )
 def test_the_command_refuses_what_cannot_be(folder: Path, arguments: list[str], said: str) -> None:
-    result = CliRunner().invoke(naturelm_app, ["review", str(folder), *arguments])
+    result = naturelm("review", folder, *arguments)
     assert result.exit_code != 0
     assert said in result.output
 
 
 def test_a_folder_without_clips_or_in_use_is_refused(tmp_path: Path, folder: Path) -> None:
-    result = CliRunner().invoke(naturelm_app, ["review", str(tmp_path)])
+    result = naturelm("review", tmp_path)
     assert result.exit_code != 0
     assert "naturelm segments" in result.output
     with VerdictStore(folder):
-        result = CliRunner().invoke(naturelm_app, ["review", str(folder)])
+        result = naturelm("review", folder)
     assert "another program has this review open" in result.output
     make_clips(tmp_path / "none", 0)
     with pytest.raises(UsageError, match="nothing to review"):

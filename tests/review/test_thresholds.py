@@ -8,18 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import naturelm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from NatureLM.cli.main import naturelm_app
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.results.rows import RunSettings, write_record
 from NatureLM.results.thresholds import ALL_SPECIES, read_min_confidence, read_thresholds
-from NatureLM.review.curves import fit_curve, logit, threshold_intervals
 from NatureLM.review.segments import Segment, index_path, write_segments
-from NatureLM.review.thresholds import agreement_of, calibrate_folder, read_review
+from NatureLM.review.thresholds import (
+    agreement_of,
+    calibrate_folder,
+    fit_curve,
+    logit,
+    read_review,
+    threshold_intervals,
+)
 from NatureLM.review.verdicts import Verdict, VerdictStore
 
 MADE = {
@@ -62,6 +67,16 @@ def by_curve(count: int, a: float, b: float, seed: int = 0) -> tuple[list[float]
     shares = drawn.uniform(0.02, 0.98, count)
     chance = 1 / (1 + np.exp(-(a + b * logit(shares))))
     return shares.tolist(), (drawn.uniform(size=count) < chance).tolist()
+
+
+def clips_by_curve(count: int) -> tuple[list[tuple[Segment, str]], list[bool]]:
+    """Clips with their verdicts, and which are right."""
+    shares, right = by_curve(count, 0.5, 2.0)
+    clips = [
+        (segment(n, confidence=share), "yes" if ok else "no")
+        for n, (share, ok) in enumerate(zip(shares, right, strict=True))
+    ]
+    return clips, right
 
 
 @given(st.floats(-2, 2), st.floats(0.5, 3), st.integers(0, 1000))
@@ -128,11 +143,7 @@ def test_intervals_hold_the_truth_and_know_of_recordings() -> None:
 
 
 def test_a_folder_gives_thresholds_that_commands_read(tmp_path: Path) -> None:
-    shares, right = by_curve(80, 0.5, 2.0)
-    clips = [
-        (segment(n, confidence=share), "yes" if ok else "no")
-        for n, (share, ok) in enumerate(zip(shares, right, strict=True))
-    ]
+    clips, right = clips_by_curve(80)
     clips += [(segment(n, "Wren", 0.5 + n / 100), "yes") for n in range(20)]
     clips += [(segment(n, "Dog"), "unsure") for n in range(30)]
     folder = reviewed(tmp_path, clips)
@@ -223,20 +234,16 @@ def test_agreement_of_more_is_fleisss() -> None:
 
 
 def test_the_command_shows_and_writes(tmp_path: Path) -> None:
-    shares, right = by_curve(60, 0.5, 2.0)
-    clips = [
-        (segment(n, confidence=share), "yes" if ok else "no")
-        for n, (share, ok) in enumerate(zip(shares, right, strict=True))
-    ]
+    clips, _ = clips_by_curve(60)
     clips.append((replace(segment(99, "=Wren"), clip="Wren/1.wav"), "yes"))
     folder = reviewed(tmp_path, clips)
-    done = CliRunner().invoke(naturelm_app, ["calibrate", str(folder)], catch_exceptions=False)
+    done = naturelm("calibrate", folder)
     assert done.exit_code == 0, done.output
     assert "=Wren: no threshold for 0.95: too few clips were judged: 1" in done.output
     assert "Judged: 61 of 61 clips; undecided: 0; reviewers: 1." in done.output
     assert (folder / "thresholds.csv").is_file()
     assert (folder / "thresholds.svg").read_text().lstrip().startswith("<?xml")
-    refused = CliRunner().invoke(naturelm_app, ["calibrate", str(folder), "--query", "What?"])
+    refused = naturelm("calibrate", folder, "--query", "What?")
     assert refused.exit_code == 2
     assert "--query is for tables" in refused.output
 
