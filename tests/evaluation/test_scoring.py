@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from answer_files import row, run, write_answers
+from answer_files import row, write_answers
+from commands import beans, call
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -40,9 +41,13 @@ def records(folder: str | Path = "out") -> list[dict[str, Any]]:
 def scored(answers: Path | list[dict[str, Any]], *words: object) -> list[dict[str, Any]]:
     """The records of `beans score` into the folder `out`."""
     path = write_answers(answers) if isinstance(answers, list) else answers
-    code, _, errors = run("beans", "score", path, "--output-path", "out", *words)
-    assert code == 0, errors
+    score_of(path, "--output-path", "out", *words)
     return records()
+
+
+def score_of(*words: object, ends: int = 0) -> str:
+    """What `beans score` says with these words, ending with this code."""
+    return call("score", *words, ends=ends, by=beans)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -54,8 +59,7 @@ def test_writes_records_and_tables(tmp_path: Path) -> None:
     rows = good_rows() + good_rows(query=1, lora_scale=0.5)
     path, out = write_answers(rows, "a.jsonl.gz"), tmp_path / "made" / "here"
     words = ("--protocol", "strict", "--by", "query,lora_scale", "--output-path", out)
-    code, printed, _ = run("beans", "score", path, *words)
-    assert code == 0, printed
+    printed = score_of(path, *words)
     first, second = records(out)
     keys = ("dataset", "query", "lora_scale", "protocol", "n", "accuracy", "top1", "errors")
     assert [first[key] for key in keys] == ["watkins", 0, 1.0, "strict", 12, 10 / 12, 10 / 12, 0]
@@ -73,7 +77,7 @@ def test_writes_records_and_tables(tmp_path: Path) -> None:
     assert table(out / "errors.csv") == []
     assert "0.833 [" in printed
     assert json.loads((out / "scoring.json").read_text())["protocols"] == ["strict"]
-    _, quiet, _ = run("beans", "score", path, "--output-path", out, "--quiet")
+    quiet = score_of(path, "--output-path", out, "--quiet")
     assert quiet.startswith("24 answers; wrote metrics.json")
 
 
@@ -106,8 +110,7 @@ def test_clusters_are_the_recordings_where_rows_have_them() -> None:
     del rows[3]["recording"]
     assert [(r["clusters"], r["cluster_by"]) for r in scored(rows)] == [(40, "sample")]
     words = ("--output-path", "out", "--cluster", "recording")
-    code, _, said = run("beans", "score", write_answers(rows), *words)
-    assert code == 1
+    said = score_of(write_answers(rows), *words, ends=1)
     assert "answers.jsonl:4: the column 'recording' of --cluster has no value" in said
 
 
@@ -122,8 +125,7 @@ def test_detection_and_captions() -> None:
     said = ["a wolf howls at night", "rain falls on a lake"]
     rows += [row(i, text, said[0], dataset_name="captioning") for i, text in enumerate(said)]
     rows += [row(0, "Tok", "tok", dataset_name="our bats", task="classification")]
-    code, _, warned = run("beans", "score", write_answers(rows), "--output-path", "out")
-    assert code == 0, warned
+    warned = score_of(write_answers(rows), "--output-path", "out")
     captions, gibbons, bats = records()
     assert gibbons["accuracy"] == 0.5
     assert gibbons["precision"] == pytest.approx((1 / 2 + 1) / 2)
@@ -147,8 +149,7 @@ def test_labels_given_are_candidates_and_the_only_ones_allowed(tmp_path: Path) -
     assert scored(rows, "--labels", labels)[0]["accuracy"] == 0.5
     labels.write_text("Walrus\nNarval\n")
     words = ("--output-path", "out", "--labels", labels)
-    code, _, said = run("beans", "score", write_answers(rows), *words)
-    assert code == 1
+    said = score_of(write_answers(rows), *words, ends=1)
     assert "answers.jsonl:2: the label 'Narwhal' is not among those of --labels" in said
     assert "did you mean 'Narval'?" in said
 
@@ -158,12 +159,10 @@ def test_labels_without_a_scientific_name_are_no_candidates(tmp_path: Path) -> N
     (tmp_path / "labels.txt").write_text("Walrus\nNarwhal\nHarp Seal\n")
     names = {"Walrus": "Odobenus rosmarus", "Narwhal": "Monodon monoceros"}
     (tmp_path / "names.json").write_text(json.dumps(names))
-    code, _, said = run(
-        "beans",
-        *("score", write_answers(rows), "--output-path", tmp_path, "--names", "query=1:both"),
+    said = score_of(
+        *(write_answers(rows), "--output-path", tmp_path, "--names", "query=1:both"),
         *("--labels", tmp_path / "labels.txt", "--scientific-names", tmp_path / "names.json"),
     )
-    assert code == 0
     assert "left out where it is asked for: Harp Seal" in said
     answered = {cell["query"]: cell["predicted"] for cell in table(tmp_path / "confusion.csv")}
     assert answered["0"] == "Harp Seal"
@@ -223,8 +222,7 @@ def test_answers_in_utf_16_are_scored(encoding: str, is_zipped: bool, tmp_path: 
     labels = tmp_path / "labels.txt"
     labels.write_bytes("Kröte\r\nWalrus\r\n".encode(encoding))
     words = ("--output-path", tmp_path, "--protocol", "strict", "--labels", labels)
-    code, _, said = run("beans", "score", path, *words)
-    assert (code, "Note" in said) == (0, False), said
+    assert "Note" not in score_of(path, *words)
     assert records(tmp_path)[0]["accuracy"] == 0.5
 
 
@@ -237,15 +235,13 @@ def test_bad_lines_are_named_and_counted(name: str, tmp_path: Path) -> None:
         bad = {key: value for key, value in made.items() if value is not ...}
     rows = good_rows()
     path = write_answers([*rows[:4], bad, *rows[4:]])
-    args = ("score", path, "--output-path", tmp_path, "--protocol", "strict")
-    code, _, said = run("beans", *args)
-    assert code == 1
+    args = (path, "--output-path", tmp_path, "--protocol", "strict")
+    said = score_of(*args, ends=1)
     assert f"{path}:5: " in said
     assert message in said
     assert "--on-error skip" in said
     assert not (tmp_path / "metrics.json").exists()
-    code, _, said = run("beans", *args, "--on-error", "skip")
-    assert code == 0
+    said = score_of(*args, "--on-error", "skip")
     assert f"{path}:5: " in said
     assert f"1 × {kind}" in said
     [record] = records(tmp_path)
@@ -260,22 +256,20 @@ def test_damaged_gzip_is_named_with_its_line(tmp_path: Path) -> None:
     rows = [one | {"note": os.urandom(64).hex()} for one in good_rows(400)]
     path = write_answers(rows, "half.jsonl.gz")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    args = ("score", path, "--output-path", tmp_path)
-    code, _, said = run("beans", *args)
-    assert code == 1
+    args = (path, "--output-path", tmp_path)
+    said = score_of(*args, ends=1)
     assert "half.jsonl.gz:" in said
     assert "damaged or cut short" in said
-    assert run("beans", *args, "--on-error", "skip")[0] == 0
+    score_of(*args, "--on-error", "skip")
     [record] = records(tmp_path)
     assert 100 < record["n"] < 300
     assert record["errors"] == 1
     path.write_bytes(b"no gzip data")
-    code, _, said = run("beans", *args)
-    assert (code, "half.jsonl.gz:1: the gzip data is damaged" in said) == (1, True)
+    assert "half.jsonl.gz:1: the gzip data is damaged" in score_of(*args, ends=1)
     flipped = bytearray(gzip.compress(json.dumps(rows[0]).encode()))
     flipped[30] ^= 255
     path.write_bytes(flipped)
-    assert run("beans", *args)[0] == 1
+    score_of(*args, ends=1)
 
 
 def test_wrong_usage_is_said_before_anything_is_written(tmp_path: Path) -> None:
@@ -306,14 +300,13 @@ def test_wrong_usage_is_said_before_anything_is_written(tmp_path: Path) -> None:
         ((path, "--labels", tmp_path / "gone.txt"), "cannot be read (No such file"),
         ((path, "--names", "query=0:both", "--scientific-names", path), "is no JSON"),
     ):
-        code, _, said = run("beans", "score", *words, "--output-path", tmp_path / "out")
-        assert (code, message in said) == (2, True), (words, said)
-    args = ("score", path, "--output-path", tmp_path / "out", "--names", "query=0:scientific")
-    code, _, said = run("beans", *args, *science)
-    assert (code, "'Killer Whale' has no scientific name" in said) == (1, True)
+        assert message in score_of(*words, "--output-path", tmp_path / "out", ends=2)
+    args = (path, "--output-path", tmp_path / "out", "--names", "query=0:scientific")
+    assert "'Killer Whale' has no scientific name" in score_of(*args, *science, ends=1)
     assert not (tmp_path / "out").exists()
-    code, _, said = run("beans", "score", path, "--output-path", path)
-    assert (code, "is a file, and a folder is needed there" in said) == (2, True)
+    assert "is a file, and a folder is needed there" in score_of(
+        path, "--output-path", path, ends=2
+    )
 
 
 def test_marks_and_empty_lines_are_skipped() -> None:
@@ -328,8 +321,7 @@ def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
     write_answers(["[]"], "a_metrics.jsonl")
     assert [one["lora_scale"] for one in scored(tmp_path)] == [0.5, 1.0]
     write_answers(good_rows(), "c.jsonl")
-    code, _, said = run("beans", "score", tmp_path, "--output-path", "out")
-    assert code == 1
+    said = score_of(tmp_path, "--output-path", "out", ends=1)
     assert "c.jsonl:1: the id 's000' is there twice" in said
     assert "a.jsonl:1" in said
 
@@ -520,20 +512,18 @@ def test_only_samples_of_both_count() -> None:
 def test_two_alphas_of_one_file(tmp_path: Path) -> None:
     made = answered([True] * 8, lora_scale=0.5) + answered([False] * 8, lora_scale=1)
     path = write_answers(made)
-    code, printed, errors = run(
-        *("beans", "compare", path, path, "--a-where", "lora_scale=1.0"),
-        *("--b-where", "lora_scale=0.5", "--protocol", "strict", "--output-path", "out"),
-    )
-    assert code == 0, errors
+    strict = ("--protocol", "strict")
+    where = ("--a-where", "lora_scale=1.0", "--b-where", "lora_scale=0.5")
+    printed = call("compare", path, path, *where, *strict, "--output-path", "out", by=beans)
     assert "+1.000 [+1.000, +1.000]" in printed
     assert "100.0%" in printed
     [record] = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert (record["dataset"], record["query"], record["lora_scale"]) == ("watkins", 0, None)
     assert record["metrics"]["f1"]["difference"] == 1.0
     half = write_answers([one | {"query": 0} for one in made[:8]], "half.jsonl")
-    words = ("beans", "compare", half, path, "--b-where", "lora_scale=1", "--protocol", "strict")
-    for by in ((), ("--by", "query,lora_scale")):
-        assert "-1.000 [-1.000, -1.000]" in run(*words, *by)[1]
+    words = ("compare", half, path, "--b-where", "lora_scale=1", *strict)
+    for groups in ((), ("--by", "query,lora_scale")):
+        assert "-1.000 [-1.000, -1.000]" in call(*words, *groups, by=beans)
 
 
 def test_what_cannot_be_compared_is_said() -> None:

@@ -69,6 +69,12 @@ def read(folder: Path, text: str) -> Questionnaire:
     return read_questionnaire(path)
 
 
+def problem_of(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text)
+    return str(caught.value)
+
+
 def test_a_whole_file(whole: Questionnaire) -> None:
     assert (whole.title, whole.weights, whole.channel) == ("Birds", "naturelm-audio 1.1", 2)
     assert (whole.window_length_seconds, whole.hop_length_seconds) == (5, 2.5)
@@ -187,10 +193,9 @@ ONE = "columns:\n  bird:\n    question: A bird?\n    type: yes_no\n"
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read(tmp_path, text)
-    assert problem in str(caught.value)
-    assert "questions.yml" in str(caught.value)
+    said = problem_of(tmp_path, text)
+    assert problem in said
+    assert "questions.yml" in said
 
 
 @pytest.mark.parametrize(
@@ -222,9 +227,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, problem: str) -> None
 )
 def test_keys_that_do_not_go_together(tmp_path: Path, column: str, problem: str) -> None:
     text = f"columns:\n  a: {{question: 'A?', type: yes_no}}\n  b: {{question: 'B?', {column}}}\n"
-    with pytest.raises(ConfigError) as caught:
-        read(tmp_path, text)
-    assert problem in str(caught.value)
+    assert problem in problem_of(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +244,8 @@ def test_keys_that_do_not_go_together(tmp_path: Path, column: str, problem: str)
     ],
 )
 def test_names_of_columns(tmp_path: Path, name: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read(tmp_path, ONE + f"  {name!r}:\n    question: b\n    type: text\n")
-    assert problem in str(caught.value)
+    column = f"  {name!r}:\n    question: b\n    type: text\n"
+    assert problem in problem_of(tmp_path, ONE + column)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +257,8 @@ def test_names_of_columns(tmp_path: Path, name: str, problem: str) -> None:
     ],
 )
 def test_what_stands_in_braces(tmp_path: Path, question: str, kind: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read(tmp_path, f"columns: {{a: {{question: '{question}', type: {kind}}}}}")
-    assert problem in str(caught.value)
+    text = f"columns: {{a: {{question: '{question}', type: {kind}}}}}"
+    assert problem in problem_of(tmp_path, text)
 
 
 def test_thresholds_of_species_beside_the_file(tmp_path: Path) -> None:
@@ -275,9 +276,7 @@ def test_thresholds_of_species_beside_the_file(tmp_path: Path) -> None:
         ("choice", "2", "2 is not allowed; it must be a number from 0 to 1, or thresholds"),
         ("yes_no", "sure.csv", "is a number for yes_no"),
     ):
-        with pytest.raises(ConfigError) as caught:
-            read(tmp_path, text % (kind, name))
-        assert problem in str(caught.value)
+        assert problem in problem_of(tmp_path, text % (kind, name))
 
 
 def test_none_in_another_spelling_is_none(tmp_path: Path) -> None:
