@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pytest
 from torch import Tensor, nn
 
-from NatureLM.generation.decoding import Decoder, Prompt, RowState
+from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import SharedPrefix
@@ -26,6 +27,17 @@ def requests_about_clips(model: NatureLM, alphas: Sequence[float] = (0.0, 1.0)) 
         for query in QUERIES
         for alpha in alphas
     ]
+
+
+def tell_of_sessions(patch: pytest.MonkeyPatch, check: Callable[[int], object]) -> None:
+    """How many prompts each session is to begin with; what `check` raises keeps it from it."""
+    init = DecodingSession.__init__
+
+    def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
+        check(len(prompts))
+        init(session, model, prompts, *args, **how)
+
+    patch.setattr(DecodingSession, "__init__", begin)
 
 
 def texts(

@@ -233,7 +233,12 @@ def test_states_tell_models_apart(build_model: Any) -> None:
     with torch.no_grad():
         model.audio_llama_proj.weight.sub_(1.0)
     assert audio_state(model) not in (first, changed[0])
-    assert audio_fingerprint(model.double()) != printed
+    before = audio_state(model), audio_fingerprint(model)
+    model.config.window_delays = [0.0, 0.1]
+    assert audio_state(model) != before[0]
+    assert audio_fingerprint(model) != before[1]
+    model.config.window_delays = None
+    assert audio_fingerprint(model.double()) != before[1]
 
 
 def test_a_folder_that_is_lent_for_reading_is_read(

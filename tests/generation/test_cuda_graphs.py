@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_stand_in import Machine
-from decoding import ENDS, requests_about_clips, texts
+from decoding import ENDS, requests_about_clips, tell_of_sessions, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -476,18 +476,17 @@ def test_the_engine_gives_memory_back_where_it_runs_out(
     options = GenerationOptions(max_new_tokens=5, num_beams=1)
     clips = Engine(double).encode(nano_waveforms, nano_waveforms.__getitem__)
     released: list[int] = []
-    init, release = DecodingSession.__init__, GraphRunner.release
+    release = GraphRunner.release
 
-    def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
-        if len(prompts) > 7:
+    def check(prompts: int) -> None:
+        if prompts > 7:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        init(session, model, prompts, *args, **how)
 
     def counting(runner: GraphRunner) -> None:
         released.append(len(runner))
         release(runner)
 
-    monkeypatch.setattr(DecodingSession, "__init__", begin)
+    tell_of_sessions(monkeypatch, check)
     monkeypatch.setattr(GraphRunner, "release", counting)
     engine = Engine(double, options, eos_ids=ENDS, capture=True)
     answers = list(engine.run(requests_about_clips(double, SWEEP), clips.__getitem__))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import QUERIES, decode, requests_about_clips, texts
+from decoding import QUERIES, decode, requests_about_clips, tell_of_sessions, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -390,14 +390,7 @@ def test_batches_are_halved_until_they_fit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     wanted = run(double, clips, Engine(double, OPTIONS))
-    limited = Limited(rows, error)
-    init = DecodingSession.__init__
-
-    def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
-        limited.check(len(prompts))
-        init(session, model, prompts, *args, **how)
-
-    monkeypatch.setattr(DecodingSession, "__init__", begin)
+    tell_of_sessions(monkeypatch, Limited(rows, error).check)
     assert run(double, clips, Engine(double, OPTIONS)) == wanted
     assert (
         caplog.messages[0] == "memory ran out when 18 answers were decoded at once; going on with 9"
@@ -454,10 +447,7 @@ def test_fewer_clips_are_encoded_at_once(
 def test_one_row_that_does_not_fit_is_an_error(
     double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(DecodingSession, "__init__", never)
+    tell_of_sessions(monkeypatch, Limited(0).check)
     with pytest.raises(torch.OutOfMemoryError):
         run(double, clips, Engine(double, OPTIONS))
 
@@ -472,13 +462,7 @@ def test_memory_bounds_batches_and_embeddings(
     double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    init = DecodingSession.__init__
-
-    def begin(session: DecodingSession, model: Any, prompts: Any, *args: Any, **how: Any) -> None:
-        rows.append(len(prompts))
-        init(session, model, prompts, *args, **how)
-
-    monkeypatch.setattr(DecodingSession, "__init__", begin)
+    tell_of_sessions(monkeypatch, rows.append)
     run(double, clips, Engine(double, OPTIONS))
     assert rows == [18]
     rows.clear()

@@ -100,11 +100,15 @@ def write_gguf(
         if array is not None:
             own = Kind.F32 if array.ndim == 1 else kind
             writer.add_tensor(name, gguf.quantize(array, own), raw_dtype=own)
+    write_out(writer)
+    return path
+
+
+def write_out(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def add_tokens(writer: gguf.GGUFWriter, base: Path) -> None:
@@ -197,10 +201,7 @@ def test_kinds_that_are_only_read(name: str, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
     data = np.frombuffer(block * 3, np.uint8).reshape(3, -1)
     writer.add_tensor("one", data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     header = read_gguf_header(tmp_path / "one.gguf")
     found = read_tensor(header, header.tensors["one"], torch.float32)
     assert found.shape == (3, 256)

@@ -14,7 +14,6 @@ from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen2Config
 
 from NatureLM.errors import ConfigError
 from NatureLM.generation import audio_cache
-from NatureLM.generation.audio_cache import audio_fingerprint, audio_state
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM, beats
 from NatureLM.models.loss import AnswerRows, SoftTarget, answer_loss
@@ -114,16 +113,6 @@ def test_delays_must_lie_in_the_window(build_model: BuildModel) -> None:
 def test_delays_are_saved(delayed: NatureLM, tmp_path: Path) -> None:
     delayed.save_pretrained(tmp_path)
     assert NatureLM.from_pretrained(tmp_path).config.window_delays == delayed.config.window_delays
-
-
-def test_other_delays_are_another_state_of_the_model(build_model: BuildModel) -> None:
-    """What was kept of sound under the delays of before is not taken for it."""
-    model = build_model()
-    before = audio_state(model), audio_fingerprint(model)
-    assert (audio_state(model), audio_fingerprint(model)) == before
-    model.config.window_delays = [0.0, 0.1]
-    assert audio_state(model) != before[0]
-    assert audio_fingerprint(model) != before[1]
 
 
 @pytest.mark.parametrize(
