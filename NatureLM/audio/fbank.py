@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from NatureLM.audio import AudioError
 from NatureLM.config.model import FbankConfig
+from NatureLM.errors import AudioError
 
 _PCM_SCALE = 2.0**15  # Kaldi works on 16-bit sample values
 _BLOCK_FRAMES = 512  # on a CPU the work of so many frames stays in its cache

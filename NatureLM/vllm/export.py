@@ -67,7 +67,6 @@ _PREFIX = "llama_model."
 _CODE = {  # module of this package: file of the folder
     "NatureLM.errors": "naturelm_errors",
     "NatureLM.config.model": "naturelm_sizes",
-    "NatureLM.audio.error": "naturelm_audio_error",
     "NatureLM.audio.fbank": "naturelm_fbank",
     "NatureLM.models.beats": "naturelm_beats",
     "NatureLM.models.audio_side": "naturelm_audio_side",
