@@ -56,28 +56,7 @@ def find_recordings(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    if not paths:
-        raise UsageError("No audio was named: give at least one file or folder.")
-    found: dict[str, Path] = {}
-    for named in (as_on_disk(Path(path)) for path in paths):
-        if named.is_dir():
-            files = _search(named)
-            if not files:
-                raise UsageError(
-                    f"{named}: there is no audio in this folder or below it. Looked for "
-                    f"{', '.join(sorted(searched_suffixes()))} (upper or lower case); a file with "
-                    "another suffix can be named itself."
-                )
-        elif named.exists():
-            files = [named]
-        else:
-            raise UsageError(
-                f"{named}: there is no such file or folder. Check the spelling; "
-                f"the current folder is {Path.cwd()}."
-            )
-        for file in files:
-            found.setdefault(os.path.realpath(file), file)
-    return list(found.values())
+    return list(map(Path, find_anywhere([*map(Path, paths)])))
 
 
 def find_anywhere(paths: Sequence[AnyPath]) -> list[AnyPath]:
@@ -87,15 +66,34 @@ def find_anywhere(paths: Sequence[AnyPath]) -> list[AnyPath]:
     and StorageError where a bucket cannot be listed.
     """
     if not paths:
-        return list(find_recordings([]))
+        raise UsageError("No audio was named: give at least one file or folder.")
     found: dict[str, AnyPath] = {}
     for path in paths:
         files: Sequence[AnyPath] = (
-            _search_remote(path) if isinstance(path, RemotePath) else find_recordings([path])
+            _search_remote(path) if isinstance(path, RemotePath) else _found_here(path)
         )
         for one in files:
             found.setdefault(storage.real_path(one), one)
     return list(found.values())
+
+
+def _found_here(path: Path) -> list[Path]:
+    named = as_on_disk(path)
+    if named.is_dir():
+        files = _search(named)
+        if not files:
+            raise UsageError(
+                f"{named}: there is no audio in this folder or below it. Looked for "
+                f"{', '.join(sorted(searched_suffixes()))} (upper or lower case); a file with "
+                "another suffix can be named itself."
+            )
+        return files
+    if not named.exists():
+        raise UsageError(
+            f"{named}: there is no such file or folder. Check the spelling; "
+            f"the current folder is {Path.cwd()}."
+        )
+    return [named]
 
 
 def _search_remote(named: RemotePath) -> list[RemotePath]:

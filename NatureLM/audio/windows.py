@@ -33,7 +33,7 @@ from NatureLM.audio.decode import (
     open_source,
     scale_note,
 )
-from NatureLM.audio.levels import LevelMeter
+from NatureLM.audio.levels import LevelMeter, UltrasoundMeter
 from NatureLM.audio.tags import time_expansion as expansion_of
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
@@ -130,8 +130,6 @@ def _windows(
         meter = None
         # Who speeds the sound up wants to hear lower than a person can, and knows what is lost.
         if plan.expansion >= 1 and plan.sample_rate * float(plan.expansion) < rate:
-            from NatureLM.audio.ultrasound import UltrasoundMeter
-
             expansion = float(plan.expansion)
             meter = UltrasoundMeter(recording.path, rate, plan.sample_rate, expansion, warn)
         frames = 0

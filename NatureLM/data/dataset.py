@@ -102,8 +102,7 @@ class ArrowRows:
         names = _wanted(self._dataset.column_names, self._audio, columns)
         classes = {name: _classes(self._dataset.features[name]) for name in names}
         for table in self._arrow.select_columns(names).iter(batch_size=_BATCH) if names else ():
-            for row in table.to_pylist():
-                yield {name: _class_name(value, classes[name]) for name, value in row.items()}
+            yield from _with_class_names(table, classes)
 
     def audio(self, index: int) -> Any:
         """The sound of a row as it is stored."""
@@ -149,8 +148,7 @@ class ParquetRows:
             features = _stored_features(schema.metadata or {})
             classes = {name: _classes(features.get(name)) for name in names}
             for batch in file.iter_batches(batch_size=_BATCH, columns=names):
-                for row in batch.to_pylist():
-                    yield {name: _class_name(value, classes[name]) for name, value in row.items()}
+                yield from _with_class_names(batch, classes)
 
     def audio(self, index: int) -> Any:
         """The sound of a row as it is stored."""
@@ -190,6 +188,11 @@ def _stored_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}
+
+
+def _with_class_names(batch: Any, classes: Mapping[str, list[str] | None]) -> Iterator[Row]:
+    for row in batch.to_pylist():
+        yield {name: _class_name(value, classes[name]) for name, value in row.items()}
 
 
 def _class_name(value: Any, names: list[str] | None) -> Any:

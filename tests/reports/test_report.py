@@ -537,11 +537,21 @@ def test_the_first_series_differ_for_every_eye(colors: dict[str, str], eye: str)
         assert np.linalg.norm(one - other) > 17
 
 
+def luminance(color: str) -> float:
+    return float(np.array([0.2126, 0.7152, 0.0722]) @ linear(color))
+
+
+@pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
+def test_shades_differ_for_every_eye_and_in_grey(colors: dict[str, str]) -> None:
+    """Ever darker on light pages, ever brighter on dark ones: no hue is needed."""
+    roles = ["quiet", *(f"heard-{n}" for n in range(1, 6))]
+    found = sorted((luminance(colors[role]) + 0.05 for role in roles), reverse=colors is LIGHT)
+    assert found == [luminance(colors[role]) + 0.05 for role in roles]
+    assert min(max(a, b) / min(a, b) for a, b in itertools.pairwise(found)) > 1.3
+
+
 @pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
 def test_lines_and_text_stand_out(colors: dict[str, str]) -> None:
-    def luminance(color: str) -> float:
-        return float(np.array([0.2126, 0.7152, 0.0722]) @ linear(color))
-
     paper = luminance(colors["paper"])
     for role, color in colors.items():
         if role in ("paper", "grid", "quiet") or role.startswith("heard"):  # areas
