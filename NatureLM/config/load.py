@@ -17,11 +17,11 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,12 +29,13 @@ from pydantic.fields import FieldInfo
 
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError
-from NatureLM.util import format_bytes
+from NatureLM.util import did_you_mean, format_bytes
 
 logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 KeyPath = tuple[str | int, ...]
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def load_config(path: str | Path | None = None, options: Sequence[str] = ()) -> Config:
@@ -122,6 +123,11 @@ class Source:
     name: str
     data: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
+
+    def place(self, path: KeyPath) -> str:
+        """`columns.bird.type (line 7)`."""
+        line = self.lines.get(path)
+        return dotted(path) if line is None else f"{dotted(path)} (line {line})"
 
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_NUMBER = 4_000_000, 50_000, 50, 64
@@ -550,16 +556,35 @@ def explain(error: ValidationError, source: Source, overridden: Collection[KeyPa
                 path = (*path, part)
         if detail["type"] == "extra_forbidden":
             path = (*path, detail["loc"][-1])
-        where, line = dotted(path) or "the whole file", source.lines.get(path)
+        where = source.place(path) or "the whole file"
         if any(path[: len(one)] == one for one in overridden):
-            where += " (from --options)"
-        elif line is not None:
-            where += f" (line {line})"
-        is_default = line is None and path not in overridden
+            where = f"{dotted(path)} (from --options)"
+        is_default = path not in source.lines and path not in overridden
         problems[f"{where}: {_what(path, detail, is_default)}"] = None
         if len(problems) == MAX_PROBLEMS:
             break
     return as_error(source.name, list(problems))
+
+
+def checked(kind: type[Checked], source: Source, problem: Callable[[Any, Source], str]) -> Checked:
+    """What a file of another kind holds.
+
+    problem: puts an error of pydantic into words
+
+    Raises ConfigError with all problems.
+    """
+    try:
+        return kind.model_validate(source.data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[:MAX_PROBLEMS]
+        problems = dict.fromkeys(problem(detail, source) for detail in details)
+        raise as_error(source.name, list(problems)) from None
+
+
+def not_among(word: str, known: Collection[str], value: Any) -> str:
+    """What to say about an unknown key of such a file; `word` is what it may have meant to be."""
+    hint = did_you_mean(word, known, "{}")
+    return f"unknown key{hint} (keys here: {', '.join(known)}); its value is {show(value)}"
 
 
 def as_error(name: str, problems: list[str]) -> ConfigError:

@@ -25,14 +25,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from NatureLM.config.load import MAX_PROBLEMS, KeyPath, Source, as_error, dotted, read_yaml, show
+from NatureLM.config.load import KeyPath, Source, checked, not_among, read_yaml, show
 from NatureLM.config.schema import Section, Text
-from NatureLM.util import did_you_mean
 
 BASE_ADAPTER = "own"
 """The path that stands for the model's own adapter."""
@@ -158,12 +156,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises ConfigError with all problems: file, key, line, value and what is allowed.
     """
     source = read_yaml(Path(path))
-    try:
-        recipe = Recipe.model_validate(source.data)
-    except ValidationError as error:
-        details = error.errors(include_url=False)[:MAX_PROBLEMS]
-        problems = [_problem(detail, source) for detail in details]
-        raise as_error(source.name, list(dict.fromkeys(problems))) from None
+    recipe = checked(Recipe, source, _problem)
     adapters = []
     for adapter in recipe.adapters:
         beside = Path(path).parent / adapter.path
@@ -200,14 +193,10 @@ def _problem(detail: Any, source: Source) -> str:
     """A pydantic error in words: key, line, value and what is allowed."""
     path: KeyPath = tuple(detail["loc"])
     kind, value = detail["type"], detail["input"]
-    line = source.lines.get(path)
-    place = dotted(path) if line is None else f"{dotted(path)} (line {line})"
+    place = source.place(path)
     section = _SECTIONS.get(path[0], Recipe) if len(path) > 2 else Recipe
     if kind == "extra_forbidden":
-        known = list(section.model_fields)
-        hint = did_you_mean(str(path[-1]).lower(), known, "{}")
-        keys = ", ".join(known)
-        return f"{place}: unknown key{hint} (keys here: {keys}); its value is {show(value)}"
+        return f"{place}: {not_among(str(path[-1]).lower(), section.model_fields, value)}"
     # below a key stand only items of a list, which the key's words cover
     key = next((str(part) for part in reversed(path) if part in section.model_fields), None)
     extra = section.model_fields[key].json_schema_extra if key is not None else None

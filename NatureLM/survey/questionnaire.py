@@ -12,9 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from NatureLM.config.load import MAX_PROBLEMS, KeyPath, Source, as_error, read_yaml
+from NatureLM.config.load import MAX_PROBLEMS, KeyPath, Source, as_error, checked, read_yaml
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
 from NatureLM.results.thresholds import MinConfidence, read_min_confidence
@@ -28,7 +26,6 @@ from NatureLM.survey.schema import (
     ColumnMode,
     ColumnType,
     QuestionnaireFile,
-    place_of,
     problem_of,
     problem_of_name,
     wrong_keys,
@@ -171,12 +168,7 @@ def read_questionnaire(source: str | Path) -> Questionnaire:
     path, name = _found(source)
     read = read_yaml(path, "questionnaire", "keys such as `title:` and `columns:`")
     read.name = name
-    try:
-        given = QuestionnaireFile.model_validate(read.data)
-    except ValidationError as error:
-        details = error.errors(include_url=False)[:MAX_PROBLEMS]
-        problems = [problem_of(detail, read) for detail in details]
-        raise as_error(name, list(dict.fromkeys(problems))) from None
+    given = checked(QuestionnaireFile, read, problem_of)
     return _Builder(given, read, path.parent).build()
 
 
@@ -219,7 +211,7 @@ class _Builder:
 
     def _wrong(self, name: str, key: str | None, what: str) -> None:
         path: KeyPath = ("columns", name) if key is None else ("columns", name, key)
-        place = place_of(path if path in self._source.lines else path[:2], self._source)
+        place = self._source.place(path if path in self._source.lines else path[:2])
         said = "" if path in self._source.lines or key is None else f"{key} "
         self._problems.append(f"{place}: {said}{what}")
 

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 
-from NatureLM.config.load import KeyPath, Source, describe, dotted, show
+from NatureLM.config.load import KeyPath, Source, describe, not_among, show
 from NatureLM.config.schema import MAX_POSITIONS, Section, Share, Text
-from NatureLM.util import did_you_mean
 
 ColumnType = Literal["choice", "yes_no", "count", "number", "text", "names", "counts", "json"]
 ColumnMode = Literal["score", "constrained", "generate"]
@@ -203,12 +202,6 @@ def _nodes(section: type[Section]) -> dict[str, Any]:
     return properties
 
 
-def place_of(path: KeyPath, source: Source) -> str:
-    """`columns.bird.type (line 7)`."""
-    line = source.lines.get(path)
-    return dotted(path) if line is None else f"{dotted(path)} (line {line})"
-
-
 def problem_of(detail: Any, source: Source) -> str:
     """A pydantic error in words: key, line, value and what is allowed."""
     path: KeyPath = tuple(detail["loc"])
@@ -218,13 +211,11 @@ def problem_of(detail: Any, source: Source) -> str:
     in_column = len(path) > 2 and path[0] == "columns"
     section = ColumnFile if in_column else QuestionnaireFile
     path = path[: 3 if in_column else 2] if in_column or path[0] == "columns" else path[:1]
-    place = place_of(path, source)
+    place = source.place(path)
     kind, value, nodes = detail["type"], detail["input"], _nodes(section)
     key = str(path[2] if in_column else path[0])
     if kind == "extra_forbidden":
-        hint = did_you_mean(key.lower().replace("-", "_"), nodes, "{}")
-        keys = ", ".join(nodes)
-        return f"{place}: unknown key{hint} (keys here: {keys}); its value is {show(value)}"
+        return f"{place}: {not_among(key.lower().replace('-', '_'), nodes, value)}"
     if len(path) == 2 and path[0] == "columns" and not in_column:
         keys = "question, type and those that go with the type"
         return f"{place}: {show(value)} is not allowed; it must be a section with {keys}"
