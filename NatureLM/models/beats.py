@@ -117,6 +117,12 @@ def pool_mask(mask_BN: Tensor, length: int) -> Tensor:
     return mask_BN[:, :kept].reshape(mask_BN.shape[0], length, -1).all(-1)
 
 
+def quick_rows(cfg: BeatsConfig, patches: int) -> int:
+    """How many windows a processor encodes quickest together, where nothing is learnt."""
+    widest = patches * max(cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads * patches)
+    return max(1, _QUICK_NUMBERS // max(1, widest))
+
+
 class TransformerEncoder(nn.Module):
     """Convolutional position embedding and the stack of layers; (B, P, D) → (B, P, D)."""
 
@@ -137,7 +143,9 @@ class TransformerEncoder(nn.Module):
         return cast("list[EncoderLayer]", list(self.layers))
 
     def forward(self, x_BPD: Tensor, mask_BP: Tensor | None = None) -> Tensor:
-        rows = self._rows_at_once(x_BPD)
+        rows = x_BPD.shape[0]
+        if x_BPD.device.type == "cpu" and not torch.is_grad_enabled():
+            rows = quick_rows(self.cfg, x_BPD.shape[1])
         has_bias = self.cfg.relative_position_embedding
         bias_HPP = self._position_bias(x_BPD.shape[1]) if has_bias else None
         if rows >= x_BPD.shape[0]:
@@ -147,14 +155,6 @@ class TransformerEncoder(nn.Module):
         return torch.cat(
             [self._encode(x, bias_HPP, mask) for x, mask in zip(pieces, masks, strict=True)]
         )
-
-    def _rows_at_once(self, x_BPD: Tensor) -> int:
-        """How many windows a processor encodes quickest together, where nothing is learnt."""
-        if x_BPD.device.type != "cpu" or torch.is_grad_enabled():
-            return x_BPD.shape[0]
-        cfg, length = self.cfg, x_BPD.shape[1]
-        widest = length * max(cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads * length)
-        return max(1, _QUICK_NUMBERS // widest)
 
     def _encode(self, x_BPD: Tensor, bias_HPP: Tensor | None, mask_BP: Tensor | None) -> Tensor:
         cfg = self.cfg

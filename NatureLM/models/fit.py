@@ -25,6 +25,7 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.prefill import position_bytes
 from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, free_memory
 from NatureLM.merging.lora import linear_of
+from NatureLM.models.beats import quick_rows
 from NatureLM.models.checkpoint.tensors import Precision, StoredTensor, TensorRef
 from NatureLM.models.quantized import GROUP, kinds_of_layers
 from NatureLM.models.triton_kernels import MOST_ROWS
@@ -237,9 +238,7 @@ def _of_encoder(config: Any, size: int, device: str) -> int:
     scores: int = beats.encoder_attention_heads * patches**2
     inner: int = patches * beats.encoder_ffn_embed_dim
     window: int = 3 * scores + 3 * inner + 8 * patches * beats.encoder_embed_dim
-    at_once = _WINDOWS
-    if device == "cpu":
-        at_once = min(_WINDOWS, max(1, (7 << 20) // max(scores, inner, 1)))
+    at_once = min(_WINDOWS, quick_rows(beats, patches)) if device == "cpu" else _WINDOWS
     return at_once * window * size + scores * size
 
 
