@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +45,24 @@ def say(text: str, *, styled: bool = False) -> None:
         typer.echo(text, err=True)
     else:
         _shown.print(text)
+
+
+@contextmanager
+def notes_to(take: Callable[[logging.LogRecord], object], *, alone: bool = False) -> Iterator[None]:
+    """Within the block, `take` gets what the package logs for its user.
+
+    alone: nobody else gets it
+    """
+    package, handler = logging.getLogger("NatureLM"), logging.Handler(logging.WARNING)
+    handler.emit = take  # type: ignore[method-assign, assignment]
+    propagated = package.propagate
+    package.addHandler(handler)
+    package.propagate = propagated and not alone
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.propagate = propagated
 
 
 class ProgressBar:

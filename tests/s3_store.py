@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM import storage
-from NatureLM.storage import RemotePath
+from NatureLM.storage import RemotePath, remote
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Store:
 
     def put(self, source: Path | bytes, name: str) -> RemotePath:
         data = source if isinstance(source, bytes) else source.read_bytes()
-        storage.write_bytes(self / name, data)
+        remote.write_bytes(self / name, data)
         return self / name
 
     @property
@@ -89,20 +89,20 @@ def running_store() -> Iterator[Store]:
     proxy = _Proxy(("127.0.0.1", 0), _handler(port, faults))
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     store = Store(f"http://127.0.0.1:{proxy.server_port}", f"frogs-{uuid.uuid4().hex[:8]}", faults)
-    storage._FIRST_WAIT, first_wait = 0.01, storage._FIRST_WAIT
+    remote._FIRST_WAIT, first_wait = 0.01, remote._FIRST_WAIT
     before = {name: os.environ.get(name) for name in store.environment}
     os.environ.update(store.environment)
-    storage._filesystem.cache_clear()
+    remote._filesystem.cache_clear()
     try:
-        system, _ = storage.filesystem(store / "x")
+        system, _ = remote.filesystem(store / "x")
         system.mkdir(store.bucket)
         faults.reset()
         yield store
     finally:
-        storage._FIRST_WAIT = first_wait
+        remote._FIRST_WAIT = first_wait
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        storage._filesystem.cache_clear()
+        remote._filesystem.cache_clear()
         proxy.shutdown()
         proxy.server_close()  # waits for the requests that are being answered
         moto.stop()

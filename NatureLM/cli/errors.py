@@ -25,7 +25,7 @@ from typing import Any
 import typer
 
 from NatureLM.errors import NatureLMError
-from NatureLM.progress import printable, say, show
+from NatureLM.progress import notes_to, printable, say, show
 
 SOME_FAILED = 3
 _NOBODY_READ = 141  # what shells say of programs that a closed pipe ended
@@ -217,31 +217,20 @@ def _keep(name: str) -> _Kept | None:
     return kept
 
 
-class _NoteHandler(logging.Handler):
-    """Shows log records as lines on stderr; `form` is such a line, with {} for the message."""
+@contextmanager
+def notes_shown(form: str) -> Iterator[None]:
+    """Within the block, what the package logs for its user is shown on stderr, and nowhere else.
 
-    def __init__(self, form: str) -> None:
-        super().__init__(logging.WARNING)
-        self._form = form
+    form: of a line, with {} for the message
+    """
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def take(record: logging.LogRecord) -> None:
         if isinstance(record.args, tuple):  # names of files, above all
             record.args = tuple(
                 printable(one) if isinstance(one, str | Path | Exception) else one
                 for one in record.args
             )
-        say(self._form.format(record.getMessage()))
+        say(form.format(record.getMessage()))
 
-
-@contextmanager
-def notes_shown(form: str) -> Iterator[None]:
-    """Within the block, what the package logs for its user is shown on stderr, and nowhere else."""
-    package, handler = logging.getLogger("NatureLM"), _NoteHandler(form)
-    propagated = package.propagate
-    package.addHandler(handler)
-    package.propagate = False
-    try:
+    with notes_to(take, alone=True):
         yield
-    finally:
-        package.removeHandler(handler)
-        package.propagate = propagated

@@ -14,7 +14,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -30,6 +30,7 @@ from NatureLM.inference.windows import (
     RecordingWindow,
     WindowStream,
 )
+from NatureLM.progress import notes_to
 from NatureLM.results.recordings import Identity, identity
 from NatureLM.results.rows import bullets, differences
 from NatureLM.results.store import question_key
@@ -385,22 +386,5 @@ def _description(make: Callable[[], Asker], folder: str) -> tuple[Mapping[str, A
     return about, notes
 
 
-class _Notes(logging.Handler):
-    """Keeps what the package logs for its user."""
-
-    def __init__(self, notes: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._notes = notes
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._notes.append(record.getMessage())
-
-
-@contextmanager
-def _notes_into(notes: list[str]) -> Iterator[None]:
-    package, handler = logging.getLogger("NatureLM"), _Notes(notes)
-    package.addHandler(handler)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
+def _notes_into(notes: list[str]) -> AbstractContextManager[None]:
+    return notes_to(lambda record: notes.append(record.getMessage()))

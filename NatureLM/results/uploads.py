@@ -34,11 +34,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from NatureLM import storage
 from NatureLM.errors import UsageError
 from NatureLM.results.rows import OutputError, RunSettings, record_path
 from NatureLM.results.store import Resumed, WindowStore, lock_beside, unlock
-from NatureLM.storage import AnyPath, RemotePath, StorageError
+from NatureLM.storage import AnyPath, RemotePath, StorageError, remote
 from NatureLM.util import atomic_write, digest, format_bytes
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def local_output(output: AnyPath, *, is_read: bool) -> Iterator[Path]:
     if isinstance(output, Path):
         yield output
         return
-    storage.check_writable(output)
+    remote.check_writable(output)
     # Another folder than that of rows which a run has not uploaded yet.
     here = working_path(output).parent / "whole" / output.name
     here.parent.mkdir(parents=True, exist_ok=True)
@@ -92,17 +91,17 @@ def local_output(output: AnyPath, *, is_read: bool) -> Iterator[Path]:
             if is_read and path.exists():  # it could not be uploaded
                 continue
             try:
-                storage.download(address, path)
+                remote.download(address, path)
             except FileNotFoundError:
                 path.unlink(missing_ok=True)
         if not is_read:
             here.unlink(missing_ok=True)
-            if storage.exists(output):
+            if remote.exists(output):
                 here.touch()
         yield here
         for address, path in reversed(pairs):
             if path.exists():
-                storage.upload(path, address)
+                remote.upload(path, address)
         shutil.rmtree(here.parent, ignore_errors=True)
     finally:
         unlock(lock)
@@ -129,16 +128,16 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
             if isinstance(one, Path):
                 made.append(one)
                 continue
-            files = [file for file in storage.find(one) if file == one or _is_shard_of(one, file)]
+            files = [file for file in remote.find(one) if file == one or _is_shard_of(one, file)]
             if not files:
                 raise UsageError(f"{one}: has no answers of shards (*.shard-1-of-4.jsonl)")
             for file in files:
                 # Files of several folders may have one name.
                 here = Path(folder, str(len(made)), file.name)
                 here.parent.mkdir()
-                storage.download(file, here)
+                remote.download(file, here)
                 with suppress(FileNotFoundError):
-                    storage.download(file.with_name(record_path(here).name), record_path(here))
+                    remote.download(file.with_name(record_path(here).name), record_path(here))
                 made.append(here)
         yield made
 
@@ -212,14 +211,14 @@ class _Uploads:
                 f"{path.parent}: cannot be made a folder ({error.strerror}), and answers for "
                 f"{output} are kept there; name another one in NATURELM_WORK"
             ) from None
-        self._seconds = storage.seconds_of("NATURELM_UPLOAD_SECONDS", SECONDS)
+        self._seconds = remote.seconds_of("NATURELM_UPLOAD_SECONDS", SECONDS)
         self._lock: Any = lock_beside(path.parent / "uploads", _busy(output))
 
     # Before the run
 
     def prepare(self, *, overwrite: bool) -> None:
         """Let the working file hold what the bucket does, and what was not uploaded of it."""
-        storage.check_writable(self.output)
+        remote.check_writable(self.output)
         segments = self._segments()
         if segments:
             self._generation = segments[-1][0]
@@ -266,16 +265,16 @@ class _Uploads:
     def _described(self, counts: Sequence[tuple[int, int]]) -> str:
         """What tells the rows that count from all others that ever will."""
         first = self._named(*counts[0]) if counts else self.output
-        storage.forget(first)
+        remote.forget(first)
         try:
-            found = storage.stat(first)
+            found = remote.stat(first)
         except FileNotFoundError:
             return "nothing"
         return f"{counts[-1] if counts else 'whole'} {found.etag} {found.modified} {found.size}"
 
     def _segments(self) -> list[tuple[int, int]]:
         """Generation and number of the segments in the bucket, sorted."""
-        found = (_SEGMENT.fullmatch(one.name) for one in storage.find(self._parts / ""))
+        found = (_SEGMENT.fullmatch(one.name) for one in remote.find(self._parts / ""))
         return sorted((int(one[1]), int(one[2])) for one in found if one)
 
     @staticmethod
@@ -293,9 +292,9 @@ class _Uploads:
         target.write_bytes(b"")
         piece = target.with_name("piece")
         for one in rows:
-            storage.forget(one)
+            remote.forget(one)
             try:
-                storage.download(one, piece)
+                remote.download(one, piece)
             except FileNotFoundError:
                 if counts:
                     raise StorageError(f"{one}: is gone") from None
@@ -310,7 +309,7 @@ class _Uploads:
         if counts:
             record = self._parts / f"{counts[0][0]:06}.run.json"
         try:
-            settings = storage.read_bytes(record)
+            settings = remote.read_bytes(record)
         except FileNotFoundError:
             return
         with atomic_write(record_path(self.path)) as unfinished:
@@ -375,7 +374,7 @@ class _Uploads:
             record = record_path(self.path)
             if record.exists():
                 name = f"{self._generation:06}.run.json"
-                storage.write_bytes(self._parts / name, record.read_bytes())
+                remote.write_bytes(self._parts / name, record.read_bytes())
         self._make(new)
         self._offset += size
         self._pending = 0
@@ -389,11 +388,11 @@ class _Uploads:
         """Write a segment. Raises OutputError where another run has made it."""
         path = self._named(self._generation, self._segment)
         try:
-            storage.upload(new, path, is_new=True)
+            remote.upload(new, path, is_new=True)
         except FileExistsError:
             # The answer to our own write may have been lost on the way.
             there = new.with_name("piece")
-            storage.download(path, there)
+            remote.download(path, there)
             sizes = [one.stat().st_size for one in (new, there)]
             if sizes[0] != sizes[1] or _digest(new, sizes[0]) != _digest(there, sizes[0]):
                 raise self._taken_over() from None
@@ -438,14 +437,14 @@ class _Uploads:
                 made.clear()
             else:
                 if record.exists():
-                    storage.upload(record, made[1])
-                storage.upload(self.path, made[0])
+                    remote.upload(record, made[1])
+                remote.upload(self.path, made[0])
             for table in tables:
                 made += self._upload_table(table)
             self._remove(self._segments())
-            for one in storage.find(self._parts / ""):
+            for one in remote.find(self._parts / ""):
                 if _SETTINGS.fullmatch(one.name):
-                    storage.remove(one)
+                    remote.remove(one)
         except StorageError as error:
             raise StorageError(
                 f"{error}. All answers are in {self.path}; the same command without --overwrite "
@@ -463,14 +462,14 @@ class _Uploads:
         made = []
         for one in files:
             name = one.relative_to(self.path.parent).as_posix()
-            storage.upload(one, self.output.parent / name)
+            remote.upload(one, self.output.parent / name)
             made.append(self.output.parent / name)
         return made[:1] if len(made) == 1 else [self.output.parent / table.name]
 
     def _remove(self, segments: Iterable[tuple[int, int]]) -> None:
         """Remove segments, so that at no moment an older generation counts again."""
         for one in sorted(segments):
-            storage.remove(self._named(*one))
+            remote.remove(self._named(*one))
 
     def release(self) -> None:
         """Let others write; what is in its place in the bucket is kept here no longer."""
