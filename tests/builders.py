@@ -92,6 +92,22 @@ class WriteReference(Protocol):
     def __call__(self, model: NatureLM, folder: Path, *, partial: bool = False) -> Path: ...
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many windows models have encoded, call by call."""
+    from NatureLM.models import NatureLM
+
+    found: list[int] = []
+    encode = NatureLM.encode_audio
+
+    def counting(model: NatureLM, wav_BS: Any, *args: Any) -> Any:
+        found.append(len(wav_BS))
+        return encode(model, wav_BS, *args)
+
+    monkeypatch.setattr(NatureLM, "encode_audio", counting)
+    return found
+
+
 @pytest.fixture(scope="session")
 def write_reference(nano_folder: Path) -> WriteReference:
     """Writes a model as the reference would: constructor arguments, tensors, a base beside it."""

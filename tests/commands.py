@@ -6,6 +6,8 @@ As a program it is `naturelm infer` with that model: `python commands.py SECONDS
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 import wave
@@ -41,6 +43,22 @@ def call(*args: object, ends: int = 0, by: Callable[..., Result] = naturelm) -> 
     done = by(*args)
     assert done.exit_code == ends, done.output
     return done.output
+
+
+def start(folder: Path, *words: str, seconds: float = 0.0, **given: Any) -> subprocess.Popen[str]:
+    """`naturelm` in a process of its own, with a model that takes so many seconds an answer.
+
+    given: of `Popen`; `shell` is a line of sh in which "$@" stands for the command
+    """
+    shell, environment = given.pop("shell", 'exec "$@"'), given.pop("env", {})
+    program = [sys.executable, __file__, str(seconds), *words]
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **given}
+    return subprocess.Popen(
+        ["sh", "-c", shell, "sh", *program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        **given,
+    )
 
 
 def calls_in(folder: Path) -> Path:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from NatureLM.models import NatureLM
 
-pytest_plugins = ["builders", "labelled_sound"]
+pytest_plugins = ["builders", "labelled_sound", "s3_store"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

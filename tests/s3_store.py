@@ -8,11 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from NatureLM import storage
 from NatureLM.storage import RemotePath, remote
@@ -77,9 +78,9 @@ class Store:
         }
 
 
-@contextmanager
-def running_store() -> Iterator[Store]:
-    """Start both servers, and let this process use them."""
+@pytest.fixture(scope="module")
+def server() -> Iterator[Store]:
+    """Both servers, which this process uses."""
     from moto.server import ThreadedMotoServer
 
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -106,6 +107,15 @@ def running_store() -> Iterator[Store]:
         proxy.shutdown()
         proxy.server_close()  # waits for the requests that are being answered
         moto.stop()
+
+
+@pytest.fixture
+def store(server: Store) -> Store:
+    """The bucket, of which nothing is known yet, and which fails at nothing."""
+    server.faults.reset()
+    remote._stats.clear()
+    remote._blocks.clear()
+    return server
 
 
 class _Proxy(ThreadingHTTPServer):

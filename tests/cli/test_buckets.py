@@ -9,14 +9,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import FakePipeline, naturelm, rows, write_wav
 from conftest import ROOT
-from s3_store import Store, running_store
+from s3_store import Store
 
 from NatureLM import storage
 from NatureLM.results.rows import OutputError
@@ -26,21 +25,12 @@ from NatureLM.storage import RemotePath, remote
 ASK = ("--query", "What is it?")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Store]:
-    with running_store() as running:
-        yield running
-
-
 @pytest.fixture
-def store(server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The bucket with a folder of its own for each test, and a working folder that is empty."""
-    server.faults.reset()
-    remote._stats.clear()
-    remote._blocks.clear()
     monkeypatch.setenv("NATURELM_WORK", str(tmp_path / "work"))
-    monkeypatch.setattr(server, "bucket", f"{server.bucket.split('/')[0]}/{uuid.uuid4().hex}")
-    return server
+    monkeypatch.setattr(store, "bucket", f"{store.bucket.split('/')[0]}/{uuid.uuid4().hex}")
+    return store
 
 
 @pytest.fixture
@@ -74,16 +64,10 @@ def test_rows_are_those_of_the_disk(store: Store, nano_calls: Path, nano_folder:
     for one in (nano_calls / "calls").iterdir():
         store.put(one, f"card/{one.name}")
     ask = (
-        "--model",
-        nano_folder / "checkpoint",
-        "--device",
-        "cpu",
-        "--window-length-seconds",
-        "2",
-        "--hop-length-seconds",
-        "2",
+        *("--model", nano_folder / "checkpoint", "--device", "cpu"),
+        *("--window-length-seconds", "2", "--hop-length-seconds", "2"),
+        *(*ASK, "--quiet", "--output-path"),
     )
-    ask = (*ask, *ASK, "--quiet", "--output-path")
     for words in (("calls", *ask, "here.jsonl"), (store / "card", *ask, "there.jsonl")):
         done = naturelm("infer", *words)
         assert done.exit_code == 3, done.output

@@ -10,29 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from NatureLM.results.rows import to_line
-from tests.commands import ASK, beans, calls_in, naturelm, rows
+from tests.commands import ASK, beans, calls_in, naturelm, rows, start
 from tests.results.test_rows import WINDOW
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = 4  # in the folder of `calls_in`: three windows of 25 s, one of 3 s
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of Unix")
-
-
-def start(
-    folder: Path, *words: str, shell: str = 'exec "$@"', seconds: float = 0.0, **given: Any
-) -> subprocess.Popen[str]:
-    """`naturelm` with a pipeline that answers at once, or after `seconds`, behind a redirection."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **given.pop("env", {})}
-    program = [sys.executable, "-m", "tests.commands", str(seconds), *words]
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **given}
-    return subprocess.Popen(
-        ["sh", "-c", shell, "sh", *program], cwd=folder, env=environment, **given
-    )
 
 
 def test_a_reader_that_quits_ends_no_run(tmp_path: Path) -> None:

@@ -72,16 +72,8 @@ def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
     nano_folder: Path,
     nano: NatureLM,
     nano_waveforms: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[int],
 ) -> None:
-    encoded: list[int] = []
-    encode = NatureLM.encode_audio
-
-    def counting(self: NatureLM, wav_BS: Any, *rest: Any) -> Any:
-        encoded.append(len(wav_BS))
-        return encode(self, wav_BS, *rest)
-
-    monkeypatch.setattr(NatureLM, "encode_audio", counting)
     out = tmp_path / "tuned"
     code, printed, errors = tune(
         "--model", nano_folder / "checkpoint", "--data", table, *COLUMNS,

@@ -16,20 +16,20 @@ from NatureLM.distributed import cluster, flow
 from NatureLM.distributed.cluster import RayOptions, project_error
 from NatureLM.distributed.flow import Job, Piece, Todo, blocks_of, decoded
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
+from NatureLM.inference.windows import (
+    AskOptions,
+    Recording,
+    RecordingError,
+    RecordingWindow,
+    WindowStream,
+)
 from NatureLM.results.detections import ResultFile
 from NatureLM.results.parts import read_part
 from NatureLM.results.recordings import Identity
 from NatureLM.results.store import question_key
 
 ASK = ("infer", "-a", "calls", "-q", "Who?", "-q", "What?")
-CUTTING = {
-    "sample_rate": 8000,
-    "window_seconds": 1.0,
-    "hop_seconds": 1.0,
-    "channel": "mean",
-    "time_expansion": 1.0,
-}
+CUTTING = AskOptions(("?",), window_length_seconds=1.0, hop_length_seconds=1.0).cutting(8000)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from conftest import ROOT
 from NatureLM.distributed.cluster import RayOptions, connected
 from NatureLM.distributed.flow import Job, Piece, Todo, pieces
 from NatureLM.errors import UsageError
-from NatureLM.inference.windows import Recording
+from NatureLM.inference.windows import AskOptions, Recording
 from NatureLM.results.parts import is_parts
 
 pytestmark = pytest.mark.ray
@@ -196,13 +196,7 @@ def test_a_run_that_is_stopped_goes_on(
     assert rows_of(command, out, archive) == expected
 
 
-CUTTING = {
-    "sample_rate": 8000,
-    "window_seconds": 1.0,
-    "hop_seconds": 1.0,
-    "channel": "mean",
-    "time_expansion": 1.0,
-}
+CUTTING = AskOptions(("?",), window_length_seconds=1.0, hop_length_seconds=1.0).cutting(8000)
 
 
 def made_of(path: Path, make: Callable[[], Any]) -> list[Any]:

@@ -403,18 +403,8 @@ def test_the_beginning_of_a_long_clip_is_heard_and_that_is_said(
     assert len(caplog.messages) == 1
 
 
-def test_alphas_side_by_side(
-    nano: NatureLM, recording: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alphas_side_by_side(nano: NatureLM, recording: Path, encoded: list[int]) -> None:
     pipeline = Pipeline(nano)
-    encoded: list[int] = []
-    encode = nano.encode_audio
-
-    def spy(wav_BS: Any, *args: Any) -> Any:
-        encoded.append(wav_BS.shape[0])
-        return encode(wav_BS, *args)
-
-    monkeypatch.setattr(nano, "encode_audio", spy)
     alphas = [1.0, 0.0, 0.5, 1.0]
     query = "Is <AudioHere> like <AudioHere>?"
     answers = pipeline.compare_alphas([recording, recording], query, alphas, **SHORT)

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT
-from s3_store import Store, running_store
+from s3_store import Store
 
 from NatureLM import storage
 from NatureLM.audio import AudioError, find_recordings
@@ -30,20 +30,6 @@ from NatureLM.results.recordings import CHANGED, SAME, Identity, compared, ident
 from NatureLM.storage import RemotePath, StorageError, as_path, remote
 
 RATE = 16_000
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Store]:
-    with running_store() as running:
-        yield running
-
-
-@pytest.fixture
-def store(server: Store) -> Store:
-    server.faults.reset()
-    remote._stats.clear()
-    remote._blocks.clear()
-    return server
 
 
 def noise(seconds: float, channels: int = 1) -> np.ndarray:
