@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import soundfile
-from web_app import ASSETS, free_port, until
+from web_app import ASSETS, free_port, started, until
 
 if TYPE_CHECKING:
     from NatureLM.serve.model import ServedModel
@@ -72,14 +72,9 @@ def serving(*, wait: bool = True, **settings: Any) -> Iterator[Running]:
     model = ServedModel(told)
     with _page(told, model, lambda line: None) as page:
         server = make_server(told, model, page)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        try:
-            until(lambda: server.started and not (wait and model.state == "loading"), 90)
+        with started(server) as thread:
+            until(lambda: not (wait and model.state == "loading"), 90)
             yield Running(f"http://127.0.0.1:{told.port}", model, told, server, thread)
-        finally:
-            server.should_exit = True
-            thread.join(30)
 
 
 def message(*parts: Any, **more: Any) -> dict[str, Any]:

@@ -140,6 +140,19 @@ def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
     return found
 
 
+@contextmanager
+def started(server: Any) -> Iterator[threading.Thread]:
+    """A `uvicorn.Server`, which runs in the thread."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield thread
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

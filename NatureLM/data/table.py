@@ -266,6 +266,17 @@ def delimiter_of(text: str, *, tab_first: bool = False) -> str:
     return max("\t,;" if tab_first else ",;\t", key=header.count)
 
 
+def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header and rows of a table, whichever program saved it: see `csv_rows`."""
+    return csv_of(read_bytes(path), path)
+
+
+def csv_of(data: bytes, name: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """As `read_csv`, of what stands in the file."""
+    text, _ = decoded(data, name)
+    return csv_rows(text, name, delimiter_of(text))
+
+
 def csv_rows(
     text: str, name: str | Path, delimiter: str
 ) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
+from NatureLM.data.table import read_csv
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.results.tables import CSV_ENCODING, cell, with_formula, write_rows
@@ -261,8 +261,7 @@ def read_min_confidence(given: str | float | Path, *, option: str = _OPTION) -> 
 
 def read_thresholds(path: Path) -> list[Threshold]:
     """The lines of a file of thresholds. Raises UsageError with file, line and column."""
-    text, _ = decoded(read_bytes(path), path)
-    header, rows = csv_rows(text, path, delimiter_of(text))
+    header, rows = read_csv(path)
     for name in ("species", "threshold"):
         if name not in header:
             raise UsageError(

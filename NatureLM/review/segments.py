@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 
-from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
+from NatureLM.data.table import read_csv
 from NatureLM.errors import UsageError
 from NatureLM.results.tables import CSV_ENCODING, cell, with_formula, write_rows
 from NatureLM.util import digest
@@ -92,8 +92,7 @@ def read_segments(folder: str | Path) -> list[Segment]:
             f"{path}: there is no such file, so {folder} is no folder of clips; make one with "
             "`naturelm segments` (one that was stopped goes on when it is called again)"
         )
-    text, _ = decoded(read_bytes(path), path)
-    header, rows = csv_rows(text, path, delimiter_of(text))
+    header, rows = read_csv(path)
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise UsageError(

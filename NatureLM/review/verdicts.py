@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
+from NatureLM.data.table import csv_of, read_bytes
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
 from NatureLM.results.store import JsonlAppender
@@ -179,8 +179,7 @@ def _parsed(data: bytes, path: Path) -> Iterator[Verdict]:
     """All rows of a table of verdicts, as its own or a spreadsheet's program saved it."""
     if not data:
         return
-    text, _ = decoded(data, path)
-    header, rows = csv_rows(text, path, delimiter_of(text))
+    header, rows = csv_of(data, path)
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise UsageError(f"{path}: lacks the columns {', '.join(missing)} of a review")

@@ -200,48 +200,41 @@ def rules(settings: ServeSettings) -> Rules:
         keys=settings.api_keys,
         way_in="send an API key as `Authorization: Bearer …`",
         headers=_API_HEADERS,
-        error_body=error_body,
+        error_body=lambda status, message: _refusal(status, message).body(),
     )
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
-    """A refusal of the guard as the OpenAI API writes errors."""
-    code = "invalid_api_key" if status == 401 else None
-    return RequestError(message, status=status, code=code).body()
+def _refusal(status: int, message: str) -> RequestError:
+    """A refusal of the guard, or of the routes themselves."""
+    return RequestError(message, status=status, code="invalid_api_key" if status == 401 else None)
 
 
 def _add_errors(app: FastAPI) -> None:
     """Every error has one shape, and none says where on the server something lies."""
 
-    @app.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> JSONResponse:
-        headers = {}
-        if error.retry_after is not None:
-            headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    async def said(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, RequestValidationError):
+            error = first_problem(error.errors())
+        elif isinstance(error, HTTPException):
+            error = _refusal(error.status_code, str(error.detail))
+        elif not isinstance(error, RequestError):
+            error = _refusal(400, str(error))
+        again = error.retry_after
+        headers = {} if again is None else {"Retry-After": str(max(1, round(again)))}
         return JSONResponse(error.body(), error.status, headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = first_problem(error.errors())
-        return JSONResponse(found.body(), found.status)
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
+    for kind in (RequestError, RequestValidationError, HTTPException, NatureLMError):
+        app.add_exception_handler(kind, said)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it; the log does
 
-    @app.exception_handler(NatureLMError)
-    async def known(_: Request, error: NatureLMError) -> JSONResponse:
-        return JSONResponse(error_body(400, str(error)), 400)
-
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s failed", request.url.path, exc_info=error)
         text = f"the service failed at this ({type(error).__name__}); its log says more"
-        return JSONResponse(error_body(500, text), 500)
+        return JSONResponse(_refusal(500, text).body(), 500)
 
 
 def _static(name: str) -> str:

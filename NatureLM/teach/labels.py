@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import FileSource, open_samples
-from NatureLM.data.table import csv_rows, decoded, delimiter_of, read_bytes
+from NatureLM.data.table import read_csv
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.results.tables import CSV_ENCODING, number, with_formula, without_formula, write_table
@@ -151,8 +151,7 @@ def is_label_table(path: Path) -> bool:
 
 
 def _kept(path: Path) -> list[Labelled]:
-    text, _ = decoded(read_bytes(path), path)
-    header, rows = csv_rows(text, path, delimiter_of(text))
+    header, rows = read_csv(path)
     made = []
     for line, cells in rows:
         row = {name: with_formula(cell) for name, cell in zip(header, cells, strict=True)}

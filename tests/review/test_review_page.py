@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from review_folders import make_clips
-from web_app import free_port
+from web_app import free_port, started
 
 from NatureLM.review.server import Clips, ReviewSettings, make_server
 from NatureLM.review.verdicts import read_verdicts
@@ -36,14 +35,9 @@ def address(clips: Clips) -> Iterator[str]:
     """Where the page of the folder is served."""
     settings = ReviewSettings(clips.folder, port=free_port())
     server = make_server(settings, clips)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.02)
-    yield settings.address("127.0.0.1")
-    server.should_exit = True
-    server.force_exit = True
-    thread.join(10)
+    with started(server):
+        yield settings.address("127.0.0.1")
+        server.force_exit = True
 
 
 @pytest.fixture

@@ -32,6 +32,12 @@ def asked(*parts: Any) -> list[Any]:
     return [{"role": "user", "content": list(parts)}]
 
 
+def created(service: Running, *parts: Any, **more: Any) -> Any:
+    """What the client of OpenAI makes of the answer to one message."""
+    create = service.client().chat.completions.create
+    return create(model=MODEL, messages=asked(*parts), **more)
+
+
 @pytest.fixture(scope="module")
 def pipeline(service: Running) -> Pipeline:
     return service.model.pipeline
@@ -45,11 +51,8 @@ def test_an_answer_is_that_of_the_pipeline(
     path = tmp_path / "clip"
     path.write_bytes(data)
     (expected,) = pipeline.windows(str(path), QUESTION, alpha=alpha, num_beams=1)
-    answer = service.client().chat.completions.create(
-        model=MODEL,
-        messages=asked(audio(data), text(QUESTION)),
-        extra_body={"merging_alpha": alpha},
-    )
+    more = {"merging_alpha": alpha}
+    answer = created(service, audio(data), text(QUESTION), extra_body=more)
     (choice,) = answer.choices
     assert choice.message.content == expected.text
     assert choice.finish_reason == "stop"
@@ -58,13 +61,9 @@ def test_an_answer_is_that_of_the_pipeline(
 
 
 def test_a_stream_holds_the_same_text_and_ends_with_usage(service: Running) -> None:
-    client, messages = service.client(), asked(audio(OWL), text(QUESTION))
-    whole = client.chat.completions.create(model=MODEL, messages=messages)
-    chunks = list(
-        client.chat.completions.create(
-            model=MODEL, messages=messages, stream=True, stream_options={"include_usage": True}
-        )
-    )
+    parts, options = (audio(OWL), text(QUESTION)), {"include_usage": True}
+    whole = created(service, *parts)
+    chunks = list(created(service, *parts, stream=True, stream_options=options))
     pieces = [one.choices[0].delta.content or "" for one in chunks if one.choices]
     assert "".join(pieces) == whole.choices[0].message.content
     assert len([piece for piece in pieces if piece]) > 1, "it comes piece by piece"
@@ -119,9 +118,7 @@ def test_swapped_clips_change_the_answer(service: Running) -> None:
             for clip, label in zip(clips, ("Label: A", "Label: B", "Label:"), strict=True)
             for part in (text("Audio:"), audio(clip), text(label))
         ]
-        answer = service.client().chat.completions.create(
-            model=MODEL, messages=asked(*blocks), logprobs=True, top_logprobs=5
-        )
+        answer = created(service, *blocks, logprobs=True, top_logprobs=5)
         found = answer.choices[0].logprobs.content[0]
         return json.dumps([(one.token, round(one.logprob, 4)) for one in found.top_logprobs])
 
@@ -138,11 +135,8 @@ def test_names_are_chosen_from_with_their_confidence(
     path = tmp_path / "clip.wav"
     path.write_bytes(DOG)
     (expected,) = pipeline.windows(str(path), QUESTION, mode="score", labels=names, top_k=4)
-    answer = service.client().chat.completions.create(
-        model=MODEL,
-        messages=asked(audio(DOG), text(QUESTION)),
-        extra_body={"species_list": names, "alternatives": 4},
-    )
+    more = {"species_list": names, "alternatives": 4}
+    answer = created(service, audio(DOG), text(QUESTION), extra_body=more)
     found = answer.choices[0].model_extra
     assert answer.choices[0].message.content == expected.text
     assert found["confidence"] == pytest.approx(expected.confidence, rel=1e-4)
@@ -169,16 +163,14 @@ def test_an_answer_follows_a_schema(service: Running) -> None:
         "required": ["species", "count"],
         "additionalProperties": False,
     }
+    named = {"name": "call", "schema": schema, "strict": True}
+    form = {"type": "json_schema", "json_schema": named}
     for alpha in (0.0, 1.0):
         for tokens in (24, 60):
-            answer = service.client().chat.completions.create(
-                model=MODEL,
-                messages=asked(audio(OWL), text(QUESTION)),
+            answer = created(
+                *(service, audio(OWL), text(QUESTION)),
                 max_completion_tokens=tokens,
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {"name": "call", "schema": schema, "strict": True},
-                },
+                response_format=form,
                 extra_body={"merging_alpha": alpha},
             )
             found = json.loads(answer.choices[0].message.content)
@@ -189,14 +181,8 @@ def test_an_answer_follows_a_schema(service: Running) -> None:
 
 def test_several_answers_are_drawn_and_a_seed_repeats_them(service: Running) -> None:
     def draw(seed: int) -> list[str]:
-        answer = service.client().chat.completions.create(
-            model=MODEL,
-            messages=asked(audio(wav(noise(5))), text("Caption the audio")),
-            n=4,
-            temperature=1.5,
-            seed=seed,
-            max_completion_tokens=12,
-        )
+        more = {"n": 4, "temperature": 1.5, "seed": seed, "max_completion_tokens": 12}
+        answer = created(service, audio(wav(noise(5))), text("Caption the audio"), **more)
         return [one.message.content for one in answer.choices]
 
     assert draw(1) == draw(1)
@@ -330,10 +316,7 @@ def test_errors_are_those_of_the_client(service: Running) -> None:
     with pytest.raises(openai.NotFoundError, match="'gpt-6' is not served here"):
         client.chat.completions.create(model="gpt-6", messages=asked(text("x")))
     with pytest.raises(openai.BadRequestError, match="not base64"):
-        client.chat.completions.create(
-            model=MODEL,
-            messages=asked({"type": "input_audio", "input_audio": {"data": "?!", "format": "wav"}}),
-        )
+        created(service, {"type": "input_audio", "input_audio": {"data": "?!", "format": "wav"}})
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'{"model": 1e999}', b"\xff\xfe"])

@@ -7,7 +7,6 @@ import base64
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from web_app import started
 
 from NatureLM.web import body as body_of_requests
 from NatureLM.web import guard
@@ -629,15 +629,8 @@ def serving(layer: Any, **bounds: float) -> Iterator[tuple[str, int]]:
     config.load()
     bound_connections(config, **bounds)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
+    with started(server):
         yield server.servers[0].sockets[0].getsockname()[:2]
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 def spoken(address: tuple[str, int], *pieces: bytes, pause: float = 0.0) -> bytes:
