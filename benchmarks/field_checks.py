@@ -22,7 +22,6 @@ from zoneinfo import ZoneInfo
 import field_archive
 from field_archive import Site, Truth
 
-MILLISECOND = timedelta(milliseconds=1)
 SHORTEST = 0.5  # seconds
 _SUN_HOURS = 0.05  # that two ways to work out a sunrise may differ by
 _SITES = {card.site.name: card.site for card in field_archive.CARDS}

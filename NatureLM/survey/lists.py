@@ -233,16 +233,22 @@ def names(text: str) -> list[str] | Unparsed:
     None for the answer `None`. A sentence is no list; nor is one with another number in front than
     it has names.
     """
-    parts = answers_in(said(text.replace("\n", "; "))) if not is_too_long(text) else []
-    if len(parts) != 1:
+    part = _one_answer(text)
+    if part is None:
         return Unparsed(text)
-    if _NOTHING.fullmatch(folded(parts[0])):
+    if _NOTHING.fullmatch(folded(part)):
         return []
-    counted = _COUNTED.match(parts[0])
-    listed = [_bare(one) for one in _split(counted[2] if counted else parts[0])]
+    counted = _COUNTED.match(part)
+    listed = [_bare(one) for one in _split(counted[2] if counted else part)]
     found = list(dict.fromkeys(one for one in listed if one))
     is_right = bool(found) and all(map(_is_name, found))
     return found if is_right and (not counted or int(counted[1]) == len(found)) else Unparsed(text)
+
+
+def _one_answer(text: str) -> str | None:
+    """What a list says, in one line; None where it says several things or too much."""
+    parts = answers_in(said(text.replace("\n", "; "))) if not is_too_long(text) else []
+    return parts[0] if len(parts) == 1 else None
 
 
 def _split(text: str) -> list[str]:
@@ -274,10 +280,10 @@ def counts(text: str) -> dict[str, int] | Unparsed:
 
     An empty one for the answer `None`. Ranges of frequencies behind a count are passed over.
     """
-    parts = answers_in(said(text.replace("\n", "; "))) if not is_too_long(text) else []
-    if len(parts) != 1:
+    part = _one_answer(text)
+    if part is None:
         return Unparsed(text)
-    body = parts[0].removeprefix("{").removesuffix("}").replace('"', "")
+    body = part.removeprefix("{").removesuffix("}").replace('"', "")
     if _NOTHING.fullmatch(folded(body)):
         return {}
     split = r";" if ";" in body else r",(?! ?[\d.,]{1,12} ?(?:k?[Hh]z ?)?(?:-|to))"

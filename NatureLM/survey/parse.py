@@ -348,15 +348,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
-
-
-__all__ = [
-    "Unparsed",
-    "check_unit",
-    "count",
-    "json_checker",
-    "json_value",
-    "number",
-    "text",
-    "yes_no",
-]

@@ -234,21 +234,18 @@ def told(heard: Sequence[Source], rng: random.Random) -> str:
     return rng.choice(_TOLD).format(" and ".join(texts))
 
 
-def _sound(rng: random.Random) -> tuple[list[Source], Sequence[Source]]:
-    """One source, at times two, and what else it might have been."""
+def _asked(rng: random.Random, unseen: bool) -> tuple[list[Source], str, str]:
+    """One source, at times two, with a question about it and the answer."""
     pool = HEARD if rng.random() < 0.7 else SOURCES
-    return rng.sample(pool, 2 if rng.random() < 0.1 else 1), pool
-
-
-def _longest_list(rng: random.Random) -> int:
-    return 36 if rng.random() < 0.1 else 12
+    heard = rng.sample(pool, 2 if rng.random() < 0.1 else 1)
+    family = rng.choice(list(wordings.SEEN))
+    longest = 36 if rng.random() < 0.1 else 12
+    return heard, *ask(family, heard, pool, rng, unseen=unseen, longest_list=longest)
 
 
 def about_sound(rng: random.Random, unseen: bool) -> Sample:
     """A question as it is asked about audio, with the sound told in words."""
-    heard, pool = _sound(rng)
-    family = rng.choice(list(wordings.SEEN))
-    prompt, answer = ask(family, heard, pool, rng, unseen=unseen, longest_list=_longest_list(rng))
+    heard, prompt, answer = _asked(rng, unseen)
     return _with_sound(told(heard, rng), prompt, rng), answer
 
 
@@ -300,9 +297,7 @@ def unheard(rng: random.Random, unseen: bool) -> Sample:
         named = rng.choice([s for s in HEARD if s.scientific])
         prompt = _wording("both_heard", rng, unseen)
         return f"{audio} {prompt}", f"{named.scientific} : {named.name}"
-    heard, pool = _sound(rng)
-    family = rng.choice(list(wordings.SEEN))
-    prompt, answer = ask(family, heard, pool, rng, unseen=unseen, longest_list=_longest_list(rng))
+    _, prompt, answer = _asked(rng, unseen)
     return f"{audio} {prompt}", answer
 
 
