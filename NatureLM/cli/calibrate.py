@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from NatureLM.cli import options as of
+from NatureLM.cli.score import COLUMN, COLUMN_FORM, KNOWN_ANSWERS, QUERY, WHERE, WHERE_FORM
 from NatureLM.errors import UsageError
 from NatureLM.progress import say, show
 
@@ -30,23 +31,23 @@ def calibrate(
         "A table with the columns path and label (.csv, .jsonl, .parquet), or a folder with one, "
         "or one of reviewed clips.",
     ),
-    where: list[str] | None = of.WHERE,
+    where: list[str] | None = WHERE,
     test_where: list[str] | None = of.option(
         None,
         "Rows to measure on, such as split=test; they should be others.",
-        of.KNOWN_ANSWERS,
+        KNOWN_ANSWERS,
         metavar="COLUMN=VALUE",
         show_default="the rows that it is fitted to",
     ),
-    column: list[str] | None = of.COLUMN,
+    column: list[str] | None = COLUMN,
     species_list: str | None = of.option(
         None,
         "The labels to choose from.",
-        of.KNOWN_ANSWERS,
+        KNOWN_ANSWERS,
         metavar="FILE|NAMES|PRESET",
         show_default="the labels of the table",
     ),
-    query: str | None = of.but(of.QUERY, show_default="the question for the name of the species"),
+    query: str | None = of.but(QUERY, show_default="the question for the name of the species"),
     normalize: str = of.option(
         "sum",
         "How labels are made comparable: by log-likelihood, by that of a token, or by what the "
@@ -163,8 +164,8 @@ def _samples(
     from NatureLM.config.schema import TableSource
     from NatureLM.data.sample import open_samples
 
-    names = of.pairs("--column", columns, of.COLUMN_FORM)
-    values: Any = of.pairs("--where", where, of.WHERE_FORM)
+    names = of.pairs("--column", columns, COLUMN_FORM)
+    values: Any = of.pairs("--where", where, WHERE_FORM)
     found = open_samples(TableSource.named(table, columns=names, where=values))
     for note in () if is_read else found.notes:
         logger.warning("Note: %s", note)

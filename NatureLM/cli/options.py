@@ -562,25 +562,9 @@ def load_model(model: str, config: Config | None = None, **options: Any) -> Natu
     return loading.load_model(model, config, **options)
 
 
-# Options of experiments, and of recordings with known answers
+# Options of experiments
 
 _EXPERIMENTS = "Experiments"
-KNOWN_ANSWERS = "Recordings with known answers"
-COLUMN_FORM, WHERE_FORM = "write it as label=common_name", "write it as split=valid"
-
-QUERY = option(None, "What to ask of every recording.", KNOWN_ANSWERS, "--query", "-q")
-COLUMN = option(
-    None,
-    "Name of a column, such as label=common_name. May be given several times.",
-    KNOWN_ANSWERS,
-    metavar="OURS=THEIRS",
-)
-WHERE = option(
-    None,
-    "Only rows with this value, such as split=valid. May be given several times.",
-    KNOWN_ANSWERS,
-    metavar="COLUMN=VALUE",
-)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 
 
 _MOST_ERRORS_SHOWN = 10
+# Options of commands that know the right answers
+
+KNOWN_ANSWERS = "Recordings with known answers"
+COLUMN_FORM, WHERE_FORM = "write it as label=common_name", "write it as split=valid"
+
+QUERY = of.option(None, "What to ask of every recording.", KNOWN_ANSWERS, "--query", "-q")
+COLUMN = of.option(
+    None,
+    "Name of a column, such as label=common_name. May be given several times.",
+    KNOWN_ANSWERS,
+    metavar="OURS=THEIRS",
+)
+WHERE = of.option(
+    None,
+    "Only rows with this value, such as split=valid. May be given several times.",
+    KNOWN_ANSWERS,
+    metavar="COLUMN=VALUE",
+)
 PROTOCOL = of.option(
     "beans-zero", "How answers are read.", metavar="beans-zero|paper|mention|strict"
 )

@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from NatureLM.cli import options as of
-from NatureLM.cli.score import LABELS, PROTOCOL, RESAMPLES, SEED, TASK, ScoringOptions
+from NatureLM.cli.score import (
+    COLUMN,
+    COLUMN_FORM,
+    KNOWN_ANSWERS,
+    LABELS,
+    PROTOCOL,
+    QUERY,
+    RESAMPLES,
+    SEED,
+    TASK,
+    WHERE,
+    WHERE_FORM,
+    ScoringOptions,
+)
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say, show
 
@@ -36,21 +49,21 @@ class TuneRequest(of.ModelOptions):
         None,
         "Recordings with known answers: a table (.jsonl, .csv, .parquet), a folder with one, or a "
         "dataset on disk.",
-        of.KNOWN_ANSWERS,
+        KNOWN_ANSWERS,
         show_default="extended.data of the configuration",
     )
     query: str | None = of.but(
-        of.QUERY, show_default="the one of extended.queries, else each sample's own"
+        QUERY, show_default="the one of extended.queries, else each sample's own"
     )
     output_path: Path = of.option(
-        Path("tune-alpha"), "Folder for table, figure and answers.", of.KNOWN_ANSWERS
+        Path("tune-alpha"), "Folder for table, figure and answers.", KNOWN_ANSWERS
     )
-    column: list[str] | None = of.COLUMN
-    where: list[str] | None = of.WHERE
+    column: list[str] | None = COLUMN
+    where: list[str] | None = WHERE
     limit: int | None = of.option(
         None,
         "So many samples at most.",
-        of.KNOWN_ANSWERS,
+        KNOWN_ANSWERS,
         min=1,
         max=of.MAX_ROWS,
         show_default="all",
@@ -94,8 +107,8 @@ class TuneRequest(of.ModelOptions):
         if self.seed:  # 0 leaves the one of the configuration
             yield f"extended.seed={self.seed}"
         for section, values in (
-            ("columns", of.pairs("--column", self.column, of.COLUMN_FORM, may_be_empty=True)),
-            ("where", of.pairs("--where", self.where, of.WHERE_FORM, may_be_empty=True)),
+            ("columns", of.pairs("--column", self.column, COLUMN_FORM, may_be_empty=True)),
+            ("where", of.pairs("--where", self.where, WHERE_FORM, may_be_empty=True)),
         ):
             for name, value in values.items():
                 yield f"extended.data.{section}.{name}={of.as_yaml(value)}"
