@@ -84,8 +84,8 @@ class ContextSettings:
     aims: int = 800
     steps: int = 6000
     seconds: float | None = None
-    sounds: int = 60
-    questions: int = 16
+    sounds: int = 45
+    questions: int = 24
     learning_rate: float = 2e-3
     warmup: int = 20
     weight_decay: float = 0.01
@@ -98,7 +98,7 @@ class ContextSettings:
     no_animal: float = 0.3
     noises: int = 240
     noisy: float = 0.12
-    average: float = 0.98
+    average: float = 0.995
     seed: int = 1
 
     @property
