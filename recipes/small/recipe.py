@@ -24,6 +24,7 @@ import torch
 from NatureLM.config import Config
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
+from NatureLM.models.audio_side import AudioSizes
 from NatureLM.models.checkpoint.gguf import base_folder
 from NatureLM.models.checkpoint.tensors import of_language_model, state_of, write_tensors
 from NatureLM.models.configuration import NatureLMConfig
@@ -188,7 +189,7 @@ def save_partial(model: NatureLM, folder: Path, base: str = BASE) -> None:
         if not of_language_model(name) or ".lora_" in name
     }
     write_tensors(own, folder)
-    known = NatureLMConfig.__annotations__.keys() - _LEFT_OUT
+    known = (AudioSizes.__annotations__ | NatureLMConfig.__annotations__).keys() - _LEFT_OUT
     values = {name: value for name, value in model.config.to_dict().items() if name in known}
     text = json.dumps({"llama_path": base, **values}, indent=2, sort_keys=True)
     write_text(folder / "config.json", text + "\n")
