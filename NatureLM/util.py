@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar
 
 from NatureLM.errors import NatureLMError, UsageError
@@ -171,10 +172,23 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def csv_writer(file: Any, *, lineterminator: str = "\n", **dialect: Any) -> Any:
+    """`csv.writer` that quotes every line break.
+
+    Where lines end with a line feed alone, Python leaves a carriage return as it is, and readers
+    end the row there.
+    """
+
+    def write(line: str) -> int:
+        return int(file.write(line.removesuffix("\r\n") + lineterminator))
+
+    return csv.writer(SimpleNamespace(write=write), lineterminator="\r\n", **dialect)
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     """A table with a line of column names, UTF-8."""
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = csv_writer(stream)
     writer.writerow(columns)
     writer.writerows(rows)
     return write_text(path, stream.getvalue())

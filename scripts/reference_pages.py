@@ -16,8 +16,9 @@ from typing import Any
 from NatureLM.cli import main as cli
 from NatureLM.cli.main import single_command
 from NatureLM.config import json_schema
-from NatureLM.config.load import allowed_values, describe, dotted, node_at
+from NatureLM.config.load import allowed_values, describe, node_at
 from NatureLM.config.schema import Section
+from NatureLM.config.strict_yaml import dotted
 from NatureLM.serve.settings import Limits
 from NatureLM.survey.schema import ColumnFile, QuestionnaireFile
 from NatureLM.util import format_bytes

@@ -29,8 +29,9 @@ from pydantic import (
     field_validator,
 )
 
-from NatureLM.config.load import KeyPath, Source, checked, not_among, read_yaml, show
+from NatureLM.config.load import checked, not_among, show
 from NatureLM.config.schema import Section, Text
+from NatureLM.config.strict_yaml import KeyPath, Source, read_yaml
 
 BASE_ADAPTER = "own"
 """The path that stands for the model's own adapter."""

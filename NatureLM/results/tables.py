@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 from NatureLM.audio.files import as_on_disk
 from NatureLM.results.rows import whole_file
 from NatureLM.species import kind_of
-from NatureLM.util import library
+from NatureLM.util import csv_writer, library
 
 CSV_ENCODING = "utf-8-sig"
 """Spreadsheets take a file without this mark for one in the encoding of the machine."""
@@ -58,13 +57,13 @@ def write_rows(
 ) -> int:
     """Write a CSV whole or not at all: a header and a line for each row; how many.
 
-    dialect: of `csv.writer`; lines end with a line feed if it does not say
+    dialect: of `csv_writer`; lines end with a line feed if it does not say
 
     Raises OutputError.
     """
 
     def fill(file: TextIO) -> int:
-        writer, count = csv.writer(file, **{"lineterminator": "\n", **dialect}), 0
+        writer, count = csv_writer(file, **dialect), 0
         writer.writerow(header)
         for count, row in enumerate(rows, start=1):  # noqa: B007
             writer.writerow(row)

@@ -6,7 +6,6 @@ is one more row: the last one of a clip and a reviewer counts.
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import threading
@@ -22,6 +21,7 @@ from NatureLM.errors import UsageError
 from NatureLM.progress import printable
 from NatureLM.results.store import JsonlAppender
 from NatureLM.results.tables import CSV_ENCODING, without_formula
+from NatureLM.util import csv_writer
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _counting(rows: Iterator[Verdict]) -> list[Verdict]:
 
 def _line(*cells: str, encoding: str = "utf-8") -> bytes:
     stream = io.StringIO(newline="")
-    csv.writer(stream, lineterminator="\n").writerow(cells)
+    csv_writer(stream).writerow(cells)
     return stream.getvalue().encode(encoding)
 
 

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from NatureLM.config.load import MAX_PROBLEMS, KeyPath, Source, as_error, checked, read_yaml
+from NatureLM.config.load import as_error, checked
+from NatureLM.config.strict_yaml import MAX_PROBLEMS, KeyPath, Source, read_yaml
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
 from NatureLM.results.thresholds import MinConfidence, read_min_confidence

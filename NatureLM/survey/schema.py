@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 
-from NatureLM.config.load import KeyPath, Source, describe, not_among, show
+from NatureLM.config.load import describe, not_among, show
 from NatureLM.config.schema import MAX_POSITIONS, Section, Share, Text
+from NatureLM.config.strict_yaml import KeyPath, Source
 
 ColumnType = Literal["choice", "yes_no", "count", "number", "text", "names", "counts", "json"]
 ColumnMode = Literal["score", "constrained", "generate"]

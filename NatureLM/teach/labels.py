@@ -7,7 +7,6 @@ table to teach with. A verdict "yes" says what a clip is, a "no" what it is not.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from NatureLM.generation.labels import NOTHING
 from NatureLM.results.tables import CSV_ENCODING, number, with_formula, without_formula, write_table
 from NatureLM.review.segments import Segment, index_path, read_segments
 from NatureLM.review.verdicts import Verdict, read_verdicts
+from NatureLM.util import csv_writer
 
 LABELS_NAME = "labels.csv"
 COLUMNS = ("recording", "start", "end", "label", "is_not", "family", "who", "at", "table")
@@ -194,7 +194,7 @@ def write_labels(path: Path, labelled: Iterable[Labelled]) -> Path:
     """Write the table, whole or not at all. Raises OutputError."""
 
     def fill(file: TextIO) -> None:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(COLUMNS)
         for one in labelled:
             texts = (one.label, one.is_not, one.group, one.who, one.at, one.table)

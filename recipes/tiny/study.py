@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from NatureLM.config.load import read_yaml
 from NatureLM.config.schema import Section, Text
+from NatureLM.config.strict_yaml import read_yaml
 from NatureLM.errors import NatureLMError
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy
