@@ -75,7 +75,7 @@ class TaughtPipeline:
     batch: windows at once
     index: recordings that it holds are not heard anew
 
-    Raises UsageError where the model, or the index, has another encoder.
+    Raises UsageError where the model, or the index, has another encoder or layer.
     """
 
     def __init__(
@@ -90,6 +90,12 @@ class TaughtPipeline:
         self._embedder = Embedder(model, classifier.hears.layer, batch=batch or 16)
         classifier.check_encoder(self._embedder.fingerprint, str(model.name_or_path))
         if index is not None:
+            if index.settings.layer != classifier.hears.layer:
+                raise UsageError(
+                    f"{index.path}: was made with --layer {index.settings.layer}, and the "
+                    f"classifier was taught with {classifier.hears.layer}: make an index with "
+                    f"`naturelm embed --layer {classifier.hears.layer}`"
+                )
             classifier.check_encoder(index.settings.fingerprint, str(index.path))
 
     @property
