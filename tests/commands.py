@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,12 +54,19 @@ def start(folder: Path, *words: str, seconds: float = 0.0, **given: Any) -> subp
     shell, environment = given.pop("shell", 'exec "$@"'), given.pop("env", {})
     program = [sys.executable, __file__, str(seconds), *words]
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **given}
-    return subprocess.Popen(
-        ["sh", "-c", shell, "sh", *program],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
-        **given,
-    )
+    # What nohup or a shell's background job ignores, its children would ignore, too.
+    names = [name for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in names}
+    try:
+        return subprocess.Popen(
+            ["sh", "-c", shell, "sh", *program],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+            **given,
+        )
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def calls_in(folder: Path) -> Path:
