@@ -268,8 +268,8 @@ def folds(data: _Data, seed: int) -> Iterator[NDArray[np.bool_]]:
     A name's only recording is never held out: nothing would be left to know it by. Recordings are
     told by the order in which the examples name them, so that no path decides what is measured.
     """
-    found = list(dict.fromkeys(data.examples.recordings))
-    of = np.array([found.index(name) for name in data.examples.recordings])
+    found = {name: place for place, name in enumerate(dict.fromkeys(data.examples.recordings))}
+    of = np.array([found[name] for name in data.examples.recordings])
     # (recordings, classes): which recording has which class; -1 is a recording of no fold.
     has = np.zeros((len(found), len(data.names) + 1), np.int64)
     has[of, data.classes] = 1
