@@ -259,6 +259,7 @@ def taught_engine(
     load = partial(
         load_taught,
         request.classifier,
+        asked,
         model=request.model,
         batch=request.batch_size,
         index=getattr(request, "index", None),
@@ -279,12 +280,12 @@ def taught_engine(
     return nullcontext(Engine(pipeline.settings(asked), pipeline.revisions, results, Counter()))
 
 
-def load_taught(folder: Path, **options: Any) -> TaughtPipeline:
+def load_taught(folder: Path, asked: AskOptions, **options: Any) -> TaughtPipeline:
     """A classifier with its encoder, ready to be asked."""
     of.import_model()
     from NatureLM.teach import ask
 
-    return ask.load_taught(folder, **options)
+    return ask.load_taught(folder, asked, **options)
 
 
 def _is_told(item: Any, told: set[str]) -> bool:

@@ -17,6 +17,7 @@ from NatureLM.storage import AnyPath, PathT, RemotePath
 
 if TYPE_CHECKING:
     from NatureLM.field.context import FieldClock
+    from NatureLM.inference.pipeline import Fill
     from NatureLM.inference.windows import AskOptions, RecordingWindow
     from NatureLM.results.detections import Detection
     from NatureLM.results.manifest import Entry
@@ -139,7 +140,7 @@ class FieldRecordings:
         Raises UsageError for recordings that are not there, and for tables that cannot be read.
         """
         from NatureLM.field.context import asks_context
-        from NatureLM.inference.claims import LABEL_PLACE
+        from NatureLM.inference.windows import LABEL_PLACE
 
         claims, named = None, Listed([])
         if request.from_table is not None:
@@ -189,9 +190,14 @@ class FieldRecordings:
     def _remote(self) -> dict[str, RemotePath]:
         return {one.url: one for one in self.recordings if isinstance(one, RemotePath)}
 
-    def fill(self, question: str, heard: RecordingWindow) -> str:
-        """A question with what is known of a window. Raises AudioError where that is too little."""
-        from NatureLM.inference.claims import filled
+    @property
+    def fill(self) -> Fill | None:
+        """Puts what is known of a window into a question; None where no question needs it."""
+        return self._filled if self.needs_context or self.claims is not None else None
+
+    def _filled(self, question: str, heard: RecordingWindow) -> str:
+        """Raises AudioError where too little is known."""
+        from NatureLM.inference.windows import filled
 
         is_told = self.needs_context
         known = self.clock.of(self.path_of(heard.recording.name)) if is_told else None
@@ -233,7 +239,7 @@ def field_clock(
     clock = FieldClock(
         None if deployments is None else read_deployments(deployments),
         None if file_times is None else FileTimes(file_times, recordings),
-        ToldByManifest(entries or {}),
+        ToldByManifest(entries) if entries else None,
     )
     for note in clock.notes:
         logger.warning(note)

@@ -198,7 +198,7 @@ def load_survey(
     config: Config,
     questionnaire: Questionnaire,
     asked: AskOptions,
-    fill: Fill,
+    fill: Fill | None,
 ) -> Survey:
     """The questionnaire and the model, ready to be asked. (Tests put another one here.)"""
     pipeline = request.load_pipeline(config, asked.window_length_seconds, _KEPT_BYTES)

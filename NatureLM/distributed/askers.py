@@ -7,8 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from NatureLM.inference.claims import filled
-from NatureLM.inference.windows import AskOptions, HeardWindows, RecordingWindow
+from NatureLM.inference.windows import AskOptions, HeardWindows, RecordingWindow, filled
 
 if TYPE_CHECKING:
     from NatureLM.distributed.flow import Piece

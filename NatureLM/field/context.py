@@ -112,8 +112,8 @@ class FieldClock:
 
     deployments: places, zones and times of recorders
     times: when recordings began, where names and headers do not say it
-    told: gives what a list says of a recording, None where it says nothing: its header is not read
-        again then, and where there is no table, times and site of the list count
+    told: gives what a list says of a recording, None where it says nothing; of one that it tells of
+        the header is not read again, and where there is no table, times and site of the list count
     notes: what is to be said once, for all recordings
     """
 
@@ -121,7 +121,7 @@ class FieldClock:
         self,
         deployments: Deployments | None = None,
         times: FileTimes | None = None,
-        told: Callable[[str | AnyPath], Told | None] = lambda recording: None,
+        told: Callable[[str | AnyPath], Told | None] | None = None,
     ) -> None:
         self._deployments, self._times, self._told = deployments, times, told
         self._known = lru_cache(maxsize=4096)(self._read)
@@ -142,7 +142,7 @@ class FieldClock:
         return self._known(named) if tags is None else self._read(named, tags)
 
     def _read(self, recording: str | AnyPath, tags: Tags | None = None) -> RecordingContext:
-        told = None if tags is not None else self._told(recording)
+        told = None if tags is not None or self._told is None else self._told(recording)
         clock = read_clock(recording, self._times, tags if told is None else told.tags)
         found = self._found(str(recording), clock)
         has_table = self._deployments is not None or self._times is not None

@@ -20,7 +20,6 @@ from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, SEPARATOR, LabelChoice
 from NatureLM.inference.calibration import Calibration, find_calibration
-from NatureLM.inference.claims import with_agreement
 from NatureLM.inference.loading import dtype_names, load_model, processor_of
 from NatureLM.inference.windows import (
     AskOptions,
@@ -33,6 +32,7 @@ from NatureLM.inference.windows import (
     WindowResult,
     WindowStream,
     recordings_of,
+    with_agreement,
 )
 from NatureLM.prompts import PLACEHOLDER, ChatTemplate, PromptTooLong, quoted, with_clips
 from NatureLM.results.thresholds import MinConfidence, least
@@ -659,7 +659,7 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
         is_free = options.mode == "generate"
         of_tokens = answer.mean_log_probability or 0.0
         confidence = math.exp(of_tokens if is_free else answer.log_probability)
-    if confidence is not None:
+    if confidence is not None and options.min_confidence:  # a number, or thresholds
         asked = result.query
         names = text.split(SEPARATOR) if options.several else [text]
         sure = [one for one in names if confidence >= least(options.min_confidence, one, asked)]

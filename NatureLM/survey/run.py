@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, LabelChoice
-from NatureLM.inference.claims import agrees
 from NatureLM.inference.loading import processor_of
 from NatureLM.inference.pipeline import Fill, Pipeline
 from NatureLM.inference.windows import (
@@ -28,6 +27,7 @@ from NatureLM.inference.windows import (
     RecordingError,
     RecordingWindow,
     WindowKey,
+    agrees,
     in_blocks,
 )
 from NatureLM.prompts import PLACEHOLDER

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from NatureLM.audio.windows import Window
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.inference.claims import with_agreement
 from NatureLM.inference.windows import (
     AskOptions,
     Recording,
@@ -30,6 +29,7 @@ from NatureLM.inference.windows import (
     WindowStream,
     in_blocks,
     recordings_of,
+    with_agreement,
 )
 from NatureLM.results.thresholds import MinConfidence, least
 from NatureLM.search.build import Embedder
@@ -73,9 +73,9 @@ class TaughtPipeline:
     """A classifier and the encoder that it was taught with.
 
     batch: windows at once
-    index: recordings that it holds are not heard anew
+    index: recordings that it holds are not heard anew; see `check_index`
 
-    Raises UsageError where the model, or the index, has another encoder or layer.
+    Raises UsageError where the model has another encoder.
     """
 
     def __init__(
@@ -89,14 +89,6 @@ class TaughtPipeline:
         self.model, self.classifier, self._index = model, classifier, index
         self._embedder = Embedder(model, classifier.hears.layer, batch=batch or 16)
         classifier.check_encoder(self._embedder.fingerprint, str(model.name_or_path))
-        if index is not None:
-            if index.settings.layer != classifier.hears.layer:
-                raise UsageError(
-                    f"{index.path}: was made with --layer {index.settings.layer}, and the "
-                    f"classifier was taught with {classifier.hears.layer}: make an index with "
-                    f"`naturelm embed --layer {classifier.hears.layer}`"
-                )
-            classifier.check_encoder(index.settings.fingerprint, str(index.path))
 
     @property
     def revisions(self) -> dict[str, str]:
@@ -112,12 +104,7 @@ class TaughtPipeline:
         }
 
     def check(self, options: AskOptions) -> None:
-        """Log what may not fit.
-
-        Raises UsageError for thresholds of something else and an index of other windows.
-        """
-        if self._index is not None:
-            _check_windows(self._index, options)
+        """Log what may not fit. Raises UsageError for thresholds of something else."""
         if isinstance(options.min_confidence, MinConfidence):
             now = {
                 **self.settings(options),
@@ -187,9 +174,15 @@ class TaughtPipeline:
                 yield _result(one, next(chances), self.classifier.labels, options)
 
 
-def _check_windows(index: VectorIndex, options: AskOptions) -> None:
-    """Raise UsageError where an index holds other windows than are asked about."""
-    settings = index.settings
+def check_index(index: VectorIndex, classifier: Classifier, options: AskOptions) -> None:
+    """Raise UsageError for an index of another layer, encoder or windows than are asked about."""
+    settings, layer = index.settings, classifier.hears.layer
+    if settings.layer != layer:
+        raise UsageError(
+            f"{index.path}: was made with --layer {settings.layer}, and the classifier was taught "
+            f"with {layer}: make an index with `naturelm embed --layer {layer}`"
+        )
+    classifier.check_encoder(settings.fingerprint, str(index.path))
     pairs = {
         "--window-length-seconds": (settings.window_seconds, options.window_length_seconds),
         "--hop-length-seconds": (settings.hop_seconds, options.hop_length_seconds),
@@ -273,6 +266,7 @@ def _result(
 
 def load_taught(
     folder: str | Path,
+    asked: AskOptions,
     *,
     model: str | None = None,
     batch: int | None = None,
@@ -282,7 +276,7 @@ def load_taught(
     """A classifier of a folder, with its encoder, which is loaded without the language model.
 
     model: its name, where it is called otherwise here
-    index: file that `naturelm embed` made
+    index: file that `naturelm embed` made; one that does not fit is refused first
     options: of `inference.loading.load_model`
     """
     from NatureLM.inference.loading import load_model
@@ -293,5 +287,7 @@ def load_taught(
         model = classifier.hears.model
         options.setdefault("revision", classifier.hears.revision)
     vectors = None if index is None else open_index(index)
+    if vectors is not None:
+        check_index(vectors, classifier, asked)
     loaded = load_model(model, audio_only=True, **options)
     return TaughtPipeline(loaded, classifier, batch=batch, index=vectors)

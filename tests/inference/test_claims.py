@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from NatureLM.audio.windows import read_noted_clip
-from NatureLM.inference.claims import agrees, with_label
 from NatureLM.inference.pipeline import Pipeline
-from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
+from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult, agrees, with_label
 from NatureLM.results.detections import Detection
 from NatureLM.results.rows import RunSettings, WindowRow, read_rows
 from NatureLM.results.store import WindowStore

@@ -140,6 +140,7 @@ def test_recordings_of_an_index_are_not_heard_anew(
     assert "card.npz: it lacks 2 of 5 recordings" in done.output
     assert_alike("held.jsonl", "heard.jsonl")
     call("embed", "sounds", "--output-path", "mean.npz", "--layer", "encoder", *model)
+    monkeypatch.setattr("NatureLM.inference.loading.load_model", None)  # refused before that
     for options, message in (
         (("--index", "mean.npz"), "was made with --layer encoder, and the classifier was taught"),
         (("--hop-length-seconds", 5), "was made with --hop-length-seconds 10.0, and 5.0 is asked"),
