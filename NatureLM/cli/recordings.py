@@ -232,8 +232,7 @@ def field_clock(
     entries: what a manifest says of the recordings
     """
     from NatureLM.field.context import FieldClock
-    from NatureLM.field.deployments import read_deployments
-    from NatureLM.field.tables import FileTimes
+    from NatureLM.field.deployments import FileTimes, read_deployments
     from NatureLM.results.manifest import ToldByManifest
 
     clock = FieldClock(

@@ -2,8 +2,7 @@
 
 from NatureLM.field.clock import Clock, read_clock
 from NatureLM.field.context import FieldClock, RecordingContext, asks_context, fill
-from NatureLM.field.deployments import Deployment, Deployments, read_deployments
-from NatureLM.field.tables import FileTimes
+from NatureLM.field.deployments import Deployment, Deployments, FileTimes, read_deployments
 
 __all__ = [
     "Clock",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from NatureLM.audio.tags import read_tags
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import Clock, read_clock, tags_of, tags_text
-from NatureLM.field.tables import FileTimes
+from NatureLM.field.deployments import FileTimes
 
 MOMENT = datetime(2024, 5, 10, 19, 17, 30)
 COMMENT = (

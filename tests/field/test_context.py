@@ -13,11 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from NatureLM.field import FieldClock, FileTimes, asks_context, fill, read_deployments
-from NatureLM.field.clock import Clock
-from NatureLM.field.context import KEYS, week_of
+from NatureLM.field.clock import Clock, to_utc
+from NatureLM.field.context import KEYS, WITHOUT_ASTRAL, hours_after, week_of
 from NatureLM.field.deployments import Deployment, Deployments
-from NatureLM.field.sun import WITHOUT_ASTRAL, hours_after
-from NatureLM.field.zones import to_utc
 
 COMMENT = "Recorded at {} ({}) by AudioMoth 24E144055E080032 at medium gain while battery was 4.2V"
 EVERGLADES = {"site": "Everglades", "latitude": 25.39, "longitude": -80.68}

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.field.clock import Clock
+from NatureLM.field.clock import Clock, parse_zone, zone_text
 from NatureLM.field.deployments import ALIASES, Deployments, read_deployments
-from NatureLM.field.zones import parse_zone, zone_text
 
 MAY, JULY = datetime(2024, 5, 10, 5, 30), datetime(2024, 7, 10, 5, 30)
 SERIAL, OTHER = "24E144055E080032", "243B1F026488F56E"
@@ -287,7 +286,7 @@ def test_no_zone_is_another_error(text: str) -> None:
 
 
 def test_a_machine_without_time_zones_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("NatureLM.field.zones._zone_names", dict)
+    monkeypatch.setattr("NatureLM.field.clock._zone_names", dict)
     with pytest.raises(ValueError, match=r"pip install 'naturelm-audio\[field\]'"):
         parse_zone("Europe/Zurich")
     assert zone_text(parse_zone("UTC+1")) == "UTC+01:00"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.field.names import FIRST_YEAR, read_name
+from NatureLM.field.clock import FIRST_YEAR, read_name
 
 LAST = datetime(date.today().year + 1, 12, 31, 23, 59, 59)
 MOMENT = datetime(2024, 5, 10, 5, 30)
