@@ -32,7 +32,7 @@ def done(begun, **more):
 """
 _LIST = f"""{PEAK}{_DONE}
 from pathlib import Path
-from NatureLM.cli.recordings import Listed
+from NatureLM.cli.runs import Listed
 begun = time.perf_counter()
 listed = Listed.read((), Path(sys.argv[1]), sys.argv[2] or None)
 done(begun, recordings=len(listed.recordings))

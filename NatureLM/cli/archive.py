@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
+from NatureLM.cli.terminal import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say
 from NatureLM.storage import AnyPath, local_only
@@ -44,7 +44,7 @@ def manifest(
 
     A run that was stopped goes on where it stopped when the same command is given again.
     """
-    from NatureLM.cli.recordings import Listed, field_clock
+    from NatureLM.cli.runs import Listed, field_clock
     from NatureLM.results.manifest import Entry, check_suffix, make_manifest
     from NatureLM.results.uploads import local_output, working_path
     from NatureLM.util import check_place, check_range, digest, format_bytes, format_duration

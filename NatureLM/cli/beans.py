@@ -11,8 +11,8 @@ import typer
 
 from NatureLM.cli import experiment
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import RESUMES, stop_message
 from NatureLM.cli.experiment import BEANS_ZERO
+from NatureLM.cli.terminal import RESUMES, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, show
 

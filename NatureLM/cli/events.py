@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import RESUMES, SOME_FAILED, Failures, stop_message
+from NatureLM.cli.terminal import RESUMES, SOME_FAILED, Failures, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say, show
 

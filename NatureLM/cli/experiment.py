@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import RESUMES, SOME_FAILED, stop_message
+from NatureLM.cli.terminal import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say, show
 from NatureLM.storage import local_only

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.engines import (
+from NatureLM.cli.runs import (
     Engine,
+    FieldRecordings,
     Work,
     answers_of,
+    checked_formats,
     on_ray,
+    output_of_shard,
     ray_options,
     taught_engine,
     taught_options,
 )
-from NatureLM.cli.recordings import FieldRecordings, checked_formats, output_of_shard
 from NatureLM.errors import UsageError
 from NatureLM.storage import AnyPath
 

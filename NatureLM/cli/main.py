@@ -12,8 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 import NatureLM
-from NatureLM.cli.errors import friendly_errors, notes_shown, run_program
 from NatureLM.cli.options import expanded
+from NatureLM.cli.terminal import friendly_errors, notes_shown, run_program
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],

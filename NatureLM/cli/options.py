@@ -343,7 +343,7 @@ ARCHIVE = "Archives"
 
 @dataclass(frozen=True)
 class ArchiveOptions:
-    """Which part of an archive, and what it is worked off with (`cli.engines`)."""
+    """Which part of an archive, and what it is worked off with (`cli.runs`)."""
 
     manifest: AnyPath | None = option(
         None,

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.engines import ray_options
-from NatureLM.cli.errors import RESUMES, SOME_FAILED, error_text, stop_message
+from NatureLM.cli.runs import ray_options
+from NatureLM.cli.terminal import RESUMES, SOME_FAILED, Failures, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable, say
 from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
-    from NatureLM.cli.recordings import Listed
+    from NatureLM.cli.runs import Listed
     from NatureLM.distributed.cluster import RayOptions
     from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow
     from NatureLM.search.build import Decode, Embedder, Journal, VectorMaker
@@ -120,7 +120,7 @@ def embed(request: EmbedRequest) -> None:
     A run that was stopped, however it was, goes on where it stopped when the same command is given
     again.
     """
-    from NatureLM.cli.recordings import Listed, output_of_shard
+    from NatureLM.cli.runs import Listed, output_of_shard
     from NatureLM.search.build import make_index
     from NatureLM.search.index import writer_of
     from NatureLM.util import check_place
@@ -136,7 +136,7 @@ def embed(request: EmbedRequest) -> None:
     if not files:
         return
     say(f"Model: {request.name}")
-    finished = to_do = 0
+    finished, to_do, failed = 0, 0, Failures()
 
     def begun(rows: int, recordings: int) -> None:
         nonlocal to_do
@@ -151,7 +151,7 @@ def embed(request: EmbedRequest) -> None:
             windows = f"{result} window{'' if result == 1 else 's'}"
             say(f"[{finished}/{to_do}] {printable(file)}: {windows}")
         else:
-            say(error_text(result.error), styled=True)
+            failed(result.error)
 
     with (
         stop_message(f"Stopped. What was made is kept; {RESUMES}"),

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.engines import Engine, Work, answers_of, on_ray, ray_options
-from NatureLM.cli.recordings import FieldRecordings, checked_formats, output_of_shard
+from NatureLM.cli.runs import (
+    Engine,
+    FieldRecordings,
+    Work,
+    answers_of,
+    checked_formats,
+    on_ray,
+    output_of_shard,
+    ray_options,
+)
 from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:

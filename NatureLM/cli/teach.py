@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import Failures
 from NatureLM.cli.search import LAYER, EncoderOptions
+from NatureLM.cli.terminal import Failures
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say, show
 

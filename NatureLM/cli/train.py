@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import stop_message
+from NatureLM.cli.terminal import stop_message
 from NatureLM.progress import show
 
 

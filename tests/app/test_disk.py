@@ -559,7 +559,7 @@ from web_app import FakePipeline, free_port
 from NatureLM.app.context import AppContext
 from NatureLM.app.page import serve
 from NatureLM.app.settings import AppSettings
-from NatureLM.cli.errors import _terminable
+from NatureLM.cli.terminal import _terminable
 AppContext._load = lambda self: (setattr(self, '_pipeline', FakePipeline()), self._settled.set())
 settings = AppSettings(runs_dir=Path(sys.argv[2]), port=free_port())
 with _terminable():

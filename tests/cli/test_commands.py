@@ -25,9 +25,9 @@ from typer.testing import CliRunner, Result
 from NatureLM import __version__
 from NatureLM.audio.windows import iter_windows
 from NatureLM.cli import options as of
-from NatureLM.cli.errors import notes_shown
 from NatureLM.cli.main import BEANS_COMMANDS, NATURELM_COMMANDS, Command, beans_app, naturelm_app
 from NatureLM.cli.options import argument, expanded, option
+from NatureLM.cli.terminal import notes_shown
 from NatureLM.data.components import component, components
 from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM

@@ -64,7 +64,7 @@ def test_what_a_library_says_goes_into_no_file(tmp_path: Path) -> None:
     """With stderr closed, the next file to be opened would get its number."""
     script = (
         "import os\n"
-        "from NatureLM.cli.errors import run_program\n"
+        "from NatureLM.cli.terminal import run_program\n"
         "def main():\n"
         "    with open('answers', 'w') as file:\n"
         "        os.write(1, b'noise'); os.write(2, b'noise'); file.write('whole')\n"
@@ -95,7 +95,7 @@ def test_a_pipe_that_does_not_wait_gets_every_line(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     script = (
-        "from NatureLM.cli.errors import run_program\n"
+        "from NatureLM.cli.terminal import run_program\n"
         "run_program(lambda: [print(number) for number in range(30000)])\n"
     )
     command = [sys.executable, "-c", script]

@@ -105,7 +105,7 @@ def test_nothing_outside_of_the_folders_is_taken(card: Path) -> None:
 def test_points_of_a_label_track_are_not_asked_about(
     card: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from NatureLM.cli.recordings import _claims
+    from NatureLM.cli.runs import _claims
 
     track = card / "p1" / "B_0530.txt"
     track.write_text("1\t1\tclick\n2\t3\tWren\n")

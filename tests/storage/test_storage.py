@@ -24,7 +24,7 @@ from NatureLM.audio.decode import probe
 from NatureLM.audio.files import find_anywhere
 from NatureLM.audio.tags import Tags, tags_in
 from NatureLM.audio.windows import iter_windows
-from NatureLM.cli.recordings import Listed
+from NatureLM.cli.runs import Listed
 from NatureLM.errors import UsageError
 from NatureLM.results.recordings import CHANGED, SAME, Identity, compared, identity
 from NatureLM.storage import RemotePath, StorageError, as_path, remote
