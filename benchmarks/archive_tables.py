@@ -40,7 +40,7 @@ done(begun, recordings=len(listed.recordings))
 _MERGE = f"""{PEAK}{_DONE}
 from pathlib import Path
 from NatureLM.results.manifest import listed_in
-from NatureLM.results.merge import merge_runs
+from NatureLM.results.shards import merge_runs
 folder, output = Path(sys.argv[1]), Path(sys.argv[2])
 begun = time.perf_counter()
 listed = ((path, entry.seconds) for path, entry in listed_in(folder / "list.csv"))

@@ -22,7 +22,7 @@ WINDOWS = {  # file, start, end: what is heard and how sure that is
 
 def write(folder: Path) -> None:
     """The windows as answers with and without confidences, exported."""
-    from NatureLM.cli.field import write_tables
+    from NatureLM.cli.answers import write_tables
     from NatureLM.results.rows import RunSettings, WindowRow, to_line, write_record
 
     folder.mkdir(parents=True, exist_ok=True)

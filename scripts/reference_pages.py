@@ -20,7 +20,7 @@ from NatureLM.config.load import allowed_values, describe, node_at
 from NatureLM.config.schema import Section
 from NatureLM.config.strict_yaml import dotted
 from NatureLM.serve.settings import Limits
-from NatureLM.survey.schema import ColumnFile, QuestionnaireFile
+from NatureLM.survey.questionnaire import ColumnFile, QuestionnaireFile
 from NatureLM.util import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from NatureLM.review.segments import Segment, write_segments
+from NatureLM.review.folder import Segment, write_segments
 
 SPECIES = (
     ("Common Cuckoo", "Cuculus canorus"),

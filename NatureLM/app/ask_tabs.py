@@ -44,11 +44,9 @@ from NatureLM.prompts import PLACEHOLDER
 from NatureLM.search.build import Embedder
 from NatureLM.search.index import IndexSettings
 from NatureLM.species import hints, known_names, presets
-from NatureLM.teach.ask import ask_options
-from NatureLM.teach.classifier import Classifier, ranked, read_classifier
-from NatureLM.teach.examples import Examples, Place
+from NatureLM.teach.classifier import Classifier, ask_options, ranked, read_classifier
+from NatureLM.teach.examples import Examples, Place, named
 from NatureLM.teach.fit import fit_classifier
-from NatureLM.teach.labels import named
 
 if TYPE_CHECKING:
     from NatureLM.app.jobs import Job, Jobs
@@ -468,7 +466,7 @@ def nearest_html(answer: TaughtAnswer) -> str:
 
 def keep(answer: TaughtAnswer, folder: Path) -> Path:
     """Write the classifier into a visitor's folder; its place."""
-    from NatureLM.teach.card import save
+    from NatureLM.teach.fit import save
 
     place = folder / f"taught-{secrets.token_urlsafe(8)}"
     save(place, answer.classifier, answer.examples, None, [])

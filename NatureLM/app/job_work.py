@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from NatureLM.app.jobs import Job
     from NatureLM.inference.pipeline import Pipeline
     from NatureLM.survey.run import Survey
-    from NatureLM.teach.ask import TaughtPipeline
+    from NatureLM.teach.classifier import TaughtPipeline
 
 _TURN = (32, 360)
 """Answers of a turn: with so many it ends after a recording, or else within one."""
@@ -121,8 +121,7 @@ def _results(
 
 def taught_pipeline(job: Job, pipeline: Pipeline) -> TaughtPipeline:
     """The classifier of a job, on the encoder of the app's model. Raises UsageError."""
-    from NatureLM.teach.ask import TaughtPipeline
-    from NatureLM.teach.classifier import read_classifier
+    from NatureLM.teach.classifier import TaughtPipeline, read_classifier
 
     return TaughtPipeline(pipeline.model, read_classifier(job.classifier_path))
 

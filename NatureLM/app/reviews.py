@@ -21,9 +21,8 @@ from NatureLM.app.settings import Limits
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.results.detections import ResultFile
 from NatureLM.results.rows import OutputError
-from NatureLM.review.segments import index_path
+from NatureLM.review.folder import index_path, review_path
 from NatureLM.review.server import Clips, review_app
-from NatureLM.review.verdicts import review_path
 
 CLIPS_FOLDER = "clips"
 MOUNTED = "/review/{job}"

@@ -15,7 +15,7 @@ from NatureLM.progress import ProgressBar, printable, say
 from NatureLM.storage import AnyPath, local_only
 
 if TYPE_CHECKING:
-    from NatureLM.results.merge import Merged
+    from NatureLM.results.shards import Merged
 
 _OF_INDEXES = (".npz", ".parquet")
 _NAMED = 10  # recordings that could not be read
@@ -139,7 +139,7 @@ def merge_runs(
     A merge of answers that was stopped goes on where it stopped when the same command is given
     again.
     """
-    from NatureLM.results.merge import merge_runs as merge
+    from NatureLM.results.shards import merge_runs as merge
     from NatureLM.results.uploads import local_output, local_runs, working_path
     from NatureLM.util import check_place
 

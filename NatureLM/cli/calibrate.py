@@ -210,7 +210,7 @@ def _show_reliability(
 
 def is_reviewed(place: str) -> bool:
     """Whether this is a folder of clips for review, in place of a table."""
-    from NatureLM.review.segments import index_path
+    from NatureLM.review.folder import index_path
 
     return index_path(place).is_file()
 

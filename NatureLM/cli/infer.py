@@ -231,7 +231,7 @@ def _engine(
         return taught_engine(request, asked, field, spread)
     load = partial(load_pipeline, request, config, asked)
     if spread is not None:
-        from NatureLM.distributed.askers import AnswerAsker
+        from NatureLM.distributed.flow import AnswerAsker
 
         make = partial(AnswerAsker, load, asked, batch_size=request.batch_size)
         return on_ray(spread, request.device, make, asked, field)

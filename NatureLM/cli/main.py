@@ -57,14 +57,14 @@ NATURELM_COMMANDS = {
     "serve": Command("serve:serve", "Answer requests over HTTP as OpenAI does.", "{}"),
     "embed": Command("search:embed", "Turn windows of recordings into vectors."),
     "search": Command("search:search", "Find windows that sound like a clip."),
-    "teach": Command("teach:teach", "Teach a classifier by a few labelled sounds."),
+    "teach": Command("search:teach", "Teach a classifier by a few labelled sounds."),
     "manifest": Command("archive:manifest", "List recordings with what their headers say."),
     "merge-runs": Command("archive:merge_runs", "Join the answers of shards into one file."),
-    "events": Command("events:events", "Join neighbouring windows with the same answer."),
-    "segments": Command("events:segments", "Cut clips of answers for review."),
+    "events": Command("answers:events", "Join neighbouring windows with the same answer."),
+    "segments": Command("answers:segments", "Cut clips of answers for review."),
     "review": Command("serve:review", "Listen to clips and say which answers are right.", "{}"),
     "export": Command(
-        "field:export", "Turn answers into tables, or a model into a folder, of other programs."
+        "answers:export", "Turn answers into tables, or a model into a folder, of other programs."
     ),
     "schema": Command("models:schema", "Print the JSON Schema of configuration files."),
     "models": Command("models:models", "List the models that can be named."),

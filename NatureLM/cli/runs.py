@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from NatureLM.results.parts import PartsStore
     from NatureLM.results.shards import Shard, ShardPicker
     from NatureLM.results.store import Resumed, WindowStore
-    from NatureLM.teach.ask import TaughtPipeline
+    from NatureLM.teach.classifier import TaughtPipeline
 
 
 logger = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ def _claims(table: Path, named: Sequence[AnyPath]) -> dict[AnyPath, tuple[Detect
             "--from takes recordings of this machine only; name those of stores without it"
         )
     from NatureLM.formats import read
-    from NatureLM.formats.resolve import recordings_of
+    from NatureLM.results.detections import recordings_of
 
     found: dict[AnyPath, list[Detection]] = {}
     points = 0
@@ -312,7 +312,7 @@ def count_windows(asked_about: FieldRecordings, asked: AskOptions) -> int:
 
 def checked_formats(names: Sequence[str], answers: Path) -> list[str]:
     """The formats of tables beside the answers, each once, before the work. Raises UsageError."""
-    from NatureLM.cli.field import check_tables
+    from NatureLM.cli.answers import check_tables
 
     return list(check_tables(answers, names))
 
@@ -341,7 +341,7 @@ def finish(store: WindowStore, formats: Sequence[str], per_recording: bool) -> N
 
     Answers for a bucket are uploaded with them.
     """
-    from NatureLM.cli.field import write_tables
+    from NatureLM.cli.answers import write_tables
     from NatureLM.formats import FORMATS
 
     made = write_tables(store.path, formats) if store.answers and formats else []
@@ -548,12 +548,11 @@ def on_ray(
 
 
 def taught_options(request: Any) -> tuple[str, AskOptions]:
-    """The model that a classifier needs, and what is asked of it; see `teach.ask`.
+    """The model that a classifier needs, and what is asked of it; see `teach.classifier`.
 
     Raises UsageError for options that are for the language model, and for what is no classifier.
     """
-    from NatureLM.teach.ask import ask_options
-    from NatureLM.teach.classifier import read_classifier
+    from NatureLM.teach.classifier import ask_options, read_classifier
 
     request.check_named()
     given = [name for name in _OF_LANGUAGE_MODEL if getattr(request, name, None) not in (None, [])]
@@ -595,7 +594,7 @@ def taught_engine(
     if spread is not None:
         if getattr(request, "index", None) is not None:
             raise UsageError("--index is read by one process: leave out --engine ray")
-        from NatureLM.distributed.askers import TaughtAsker
+        from NatureLM.distributed.flow import TaughtAsker
 
         return on_ray(spread, request.device, partial(TaughtAsker, load, asked), asked, field)
     pipeline = load()
@@ -608,9 +607,9 @@ def taught_engine(
 def load_taught(folder: Path, asked: AskOptions, **options: Any) -> TaughtPipeline:
     """A classifier with its encoder, ready to be asked."""
     of.import_model()
-    from NatureLM.teach import ask
+    from NatureLM.teach import classifier
 
-    return ask.load_taught(folder, asked, **options)
+    return classifier.load_taught(folder, asked, **options)
 
 
 def _is_told(item: Any, told: set[str]) -> bool:

@@ -1,4 +1,5 @@
-"""`naturelm embed`: recordings as an index of vectors. `naturelm search`: windows like a clip."""
+"""Windows as vectors: `naturelm embed` makes an index of them, `naturelm search` finds those like a
+clip, `naturelm teach` learns a classifier of a few labelled sounds."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,7 +18,7 @@ from NatureLM.cli import options as of
 from NatureLM.cli.runs import ray_options
 from NatureLM.cli.terminal import RESUMES, SOME_FAILED, Failures, stop_message
 from NatureLM.errors import UsageError
-from NatureLM.progress import printable, say
+from NatureLM.progress import ProgressBar, printable, say, show
 from NatureLM.storage import AnyPath
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from NatureLM.distributed.cluster import RayOptions
     from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow
     from NatureLM.search.build import Decode, Embedder, Journal, VectorMaker
-    from NatureLM.search.index import IndexSettings, Match
-
+    from NatureLM.search.index import IndexSettings, Match, VectorIndex
+    from NatureLM.teach.classifier import Classifier
+    from NatureLM.teach.examples import Examples, Labelled
 
 logger = logging.getLogger(__name__)
-_OUTPUT = "Output"
+_OUTPUT, _EXAMPLES = "Output", "Examples"
+_SOME_NAMES = 20
 
 
 LAYER = of.option(
@@ -188,9 +191,8 @@ def _maker(request: EmbedRequest, spread: RayOptions | None, listed: Listed) -> 
         embedder = request.checked_embedder(request.name)
         yield _Maker(embedder, embedder.about)
         return
-    from NatureLM.distributed.askers import MadeVectors, VectorAsker
     from NatureLM.distributed.cluster import connected
-    from NatureLM.distributed.flow import Job, Todo, described, pieces
+    from NatureLM.distributed.flow import Job, MadeVectors, Todo, VectorAsker, described, pieces
 
     load = partial(request.checked_embedder, request.name)
     make = partial(VectorAsker, load, request.time_expansion)
@@ -352,3 +354,202 @@ def load_embedder(
     from NatureLM.search.build import Embedder
 
     return Embedder(loaded, layer, batch=batch)
+
+
+@dataclass(frozen=True)
+class TeachRequest(EncoderOptions):
+    """The options of `naturelm teach`."""
+
+    ORDER: ClassVar[tuple[Any, ...]] = (
+        *("examples", "output_path", "overwrite", "column", "where", "index", "method", "seed"),
+        EncoderOptions,
+    )
+    examples: list[Path] = of.argument(
+        ...,
+        "Tables of labelled sound (CSV, or of Raven, Audacity, BirdNET, Kaleidoscope ...), and "
+        "folders of reviewed clips.",
+        "EXAMPLES...",
+    )
+    output_path: Path = of.option(
+        Path("taught"),
+        "Folder for the classifier. What one that is there was taught with counts, too.",
+        _OUTPUT,
+        *("--output-path", "--output", "-o"),
+    )
+    overwrite: bool = of.option(False, "Forget what is in the folder.", _OUTPUT)
+    column: list[str] | None = of.option(
+        None,
+        "Name of a column, such as label=common_name. May be given several times.",
+        _EXAMPLES,
+        metavar="OURS=THEIRS",
+    )
+    where: list[str] | None = of.option(
+        None,
+        "Only rows with this value, such as split=train. May be given several times.",
+        _EXAMPLES,
+        metavar="COLUMN=VALUE",
+    )
+    index: Path | None = of.option(
+        None,
+        "Index that `naturelm embed` made: examples in it are not heard anew, and its windows and "
+        "model are taken.",
+        _EXAMPLES,
+    )
+    method: str = of.option(
+        "auto",
+        "What tells the names apart; auto takes what is better on held-out recordings.",
+        _EXAMPLES,
+        metavar="auto|prototypes|logistic",
+    )
+    seed: int = of.option(
+        0, "Another one holds out other recordings.", _EXAMPLES, min=0, max=of.MAX_SEED
+    )
+    layer: str = of.but(
+        LAYER,
+        default="peaks",
+        help="What of a window counts: its peaks, or a mean, as of `naturelm embed`.",
+        metavar="peaks|encoder|projected",
+    )
+
+
+def teach(request: TeachRequest) -> None:
+    """Teach a classifier of sounds by a few labelled examples.
+
+    naturelm teach support.csv --output-path mine/
+
+    `naturelm infer recordings/ --classifier mine/` runs it. A second call with reviewed clips adds
+    them to what the classifier was taught with.
+    """
+    from NatureLM.search.index import open_index
+    from NatureLM.teach.fit import METHODS, fit_classifier, need_sklearn
+    from NatureLM.util import check_place
+
+    check_place(request.output_path, "--output-path", folder=True)
+    of.check_choice("--method", request.method, METHODS)
+    if request.method == "logistic":
+        need_sklearn()
+    request.check()
+    labelled = _labelled(request)
+    index = None if request.index is None else open_index(request.index)
+    model = _model(request, index)
+    failures = Failures()
+    say(f"Model: {model}")
+    embedder = _embedder(request, model, index)
+    settings = _settings(request, model, embedder, index)
+    examples = _heard(labelled, settings, embedder, index, failures)
+    classifier, held = fit_classifier(examples, settings, method=request.method, seed=request.seed)
+    from NatureLM.teach.fit import save
+    from NatureLM.util import writing
+
+    with writing(request.output_path):
+        made = save(request.output_path, classifier, examples, held, labelled)
+    _show(made, request.output_path)
+    raise typer.Exit(failures.exit_code)
+
+
+def _labelled(request: TeachRequest) -> list[Labelled]:
+    """What was said of sounds, of all tables. Raises UsageError where that is nothing."""
+    from NatureLM.teach.examples import LABELS_NAME, merged, read_labelled
+
+    columns = of.pairs("--column", request.column, "write it as label=common_name")
+    where: dict[str, Any] = of.pairs("--where", request.where, "write it as split=train")
+    tables = []
+    before = request.output_path / LABELS_NAME
+    if before.is_file() and not request.overwrite:
+        tables.append(read_labelled(before)[0])
+        logger.warning(
+            "%s: its %d labels count, too; --overwrite forgets them", before, len(tables[0])
+        )
+    for path in request.examples:
+        found, notes = read_labelled(path, columns=columns, where=where)
+        for note in notes:
+            logger.warning(note)
+        tables.append(found)
+    labelled = merged(tables)
+    if not labelled:
+        named = ", ".join(printable(str(path)) for path in request.examples)
+        raise UsageError(f"{named}: there is no labelled sound to learn from")
+    return labelled
+
+
+def _model(request: TeachRequest, index: VectorIndex | None) -> str:
+    """The model that is named, else that of the index or of the classifier that is there."""
+    from NatureLM.teach.classifier import SETTINGS_NAME, read_classifier
+
+    if request.model is not None:
+        return request.model
+    if index is not None:
+        return index.settings.model
+    if (request.output_path / SETTINGS_NAME).is_file() and not request.overwrite:
+        return read_classifier(request.output_path).hears.model
+    return request.name
+
+
+def _embedder(request: TeachRequest, model: str, index: VectorIndex | None) -> Embedder:
+    """What makes vectors. Raises UsageError where those of the index are of another model."""
+    from NatureLM.search.index import refuse_other_model
+
+    if index is None:
+        return request.checked_embedder(model)
+    embedder = request.embedder(model, index.settings.layer)
+    refuse_other_model(index, embedder.fingerprint)
+    return embedder
+
+
+def _settings(
+    request: TeachRequest, model: str, embedder: Embedder, index: VectorIndex | None
+) -> IndexSettings:
+    """How examples are cut and heard."""
+    if index is not None:
+        return replace(index.settings, model=model, unfinished=(), heard=())
+    return request.settings(model, embedder.about)
+
+
+def _heard(
+    labelled: Sequence[Labelled],
+    settings: IndexSettings,
+    embedder: Embedder,
+    index: VectorIndex | None,
+    failed: Failures,
+) -> Examples:
+    """The vectors of the examples: of the index, as far as they are in it."""
+    from NatureLM.search.index import known_recordings
+    from NatureLM.teach.examples import hear_examples, indexed_examples, joined
+
+    parts: list[Examples] = []
+    if index is not None:
+        known, keys = known_recordings(index)
+        known.match([Path(one.recording) for one in labelled], is_noted=False)
+        found, rest = indexed_examples(
+            labelled, index, lambda file: keys.get(file) or known.key(file)
+        )
+        say(f"{index.path}: holds {len(labelled) - len(rest)} of {len(labelled)} examples")
+        labelled, parts = rest, [found] if len(found) else []
+    if labelled:
+        with ProgressBar("bar", "{task.completed}/{task.total} examples") as bar:
+            parts.append(
+                hear_examples(
+                    labelled,
+                    settings,
+                    embedder,
+                    failed=failed,
+                    done=lambda count, total: bar.update(count, total=total),
+                )
+            )
+    return joined(parts)
+
+
+def _show(made: Classifier, folder: Path) -> None:
+    from NatureLM.teach.fit import summary
+
+    rows = []
+    measured = made.card["measured"] or {"right_of": {}}
+    for name, (clips, recordings) in made.card["examples"].items():
+        right, of_how_many = measured["right_of"].get(name, ("-", "-"))
+        rows.append([name, str(clips), str(recordings), f"{right} of {of_how_many}"])
+    columns = ["name", "examples", "recordings", "right when held out"]
+    of.print_table(columns, rows[:_SOME_NAMES], right={*columns[1:]})
+    if len(rows) > _SOME_NAMES:
+        show(f"and {len(rows) - _SOME_NAMES} more names")
+    show(f"Method: {made.method}. {summary(made.card)}")
+    show(f"The classifier is in {folder}: naturelm infer recordings/ --classifier {folder}")

@@ -261,9 +261,9 @@ def review(
 
     naturelm review inference_output.jsonl --select uncertain
     """
-    from NatureLM.cli.events import clips_of_answers
+    from NatureLM.cli.answers import clips_of_answers
+    from NatureLM.review.folder import checked_reviewer
     from NatureLM.review.server import ReviewSettings, serve
-    from NatureLM.review.verdicts import checked_reviewer
     from NatureLM.web.guard import token_for
 
     hosts = tuple(allow_host or ())

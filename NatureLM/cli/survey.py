@@ -191,7 +191,7 @@ def _engine(
     """What answers: the model in this process, or models on a cluster."""
     load = partial(load_survey, request, config, questionnaire, asked)
     if spread is not None:
-        from NatureLM.distributed.askers import SurveyAsker
+        from NatureLM.distributed.flow import SurveyAsker
 
         return on_ray(spread, request.device, partial(SurveyAsker, load), asked, field)
     from NatureLM.inference.windows import recordings_of

@@ -81,13 +81,13 @@ FORMATS = {
         ),
         TableFormat("jsonl", "wide", ".jsonl", "utf-8", "rows", "programs", holds="rows"),
         TableFormat(
-            *("parquet", "parquet", ".parquet", "", "rows", "pandas, R, DuckDB"), holds="rows"
+            *("parquet", "wide", ".parquet", "", "rows", "pandas, R, DuckDB"), holds="rows"
         ),
         TableFormat(
             *("raven", "raven", ".selections.txt", "utf-8", "selections", "Raven"),
             known_by=(("Selection", "Begin Time (s)"), ("Selection", "File Offset (s)")),
         ),
-        TableFormat("audacity", "labels", ".txt", "utf-8", "labels", "Audacity", is_each=True),
+        TableFormat("audacity", "annotated", ".txt", "utf-8", "labels", "Audacity", is_each=True),
         TableFormat(
             *("kaleidoscope", "annotated", ".id.csv", "utf-8", "detections", "Kaleidoscope Pro"),
             known_by=(("IN FILE", "OFFSET"),),
@@ -106,12 +106,12 @@ FORMATS = {
             known_by=(("start_offset_seconds", "end_offset_seconds"),),
         ),
         TableFormat(
-            *("crowsetta", "labels", ".crowsetta.csv", "utf-8", "annotations"),
+            *("crowsetta", "annotated", ".crowsetta.csv", "utf-8", "annotations"),
             "crowsetta (generic-seq)",
             known_by=(("label", "onset_s", "offset_s", "notated_path"),),
         ),
         TableFormat(
-            *("opensoundscape", "labels", ".opensoundscape.csv", "utf-8", "windows"),
+            *("opensoundscape", "annotated", ".opensoundscape.csv", "utf-8", "windows"),
             "OpenSoundscape",
             known_by=(("file", "start_time", "end_time"),),
             holds="windows",

@@ -37,8 +37,8 @@ from NatureLM.results.tables import (
     one_line,
     with_formula,
     without_formula,
+    write_batches,
     write_lines,
-    write_parquet,
     write_rows,
 )
 from NatureLM.storage import AnyPath, RemotePath, StorageError, join
@@ -288,7 +288,7 @@ def write_manifest(entries: Iterable[Entry], target: Path) -> int:
         arrow, _ = arrow_and_parquet()
         types = {int: arrow.int64(), float: arrow.float64(), str: arrow.string()}
         schema = arrow.schema([(name, types[_TYPES.get(name, str)]) for name in COLUMNS])
-        return write_parquet(target, schema, entries, at_a_time=_AT_A_TIME)
+        return write_batches(target, schema, entries, at_a_time=_AT_A_TIME)
     if kind == ".csv":
         lines = (map(_cell, entry) for entry in entries)
         return write_rows(target, COLUMNS, lines, encoding=CSV_ENCODING)

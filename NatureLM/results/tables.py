@@ -78,7 +78,7 @@ def arrow_and_parquet() -> tuple[Any, Any]:
     return library("pyarrow", absent), library("pyarrow.parquet", absent)
 
 
-def write_parquet(
+def write_batches(
     target: Path,
     schema: Any,
     rows: Iterable[Sequence[Any]],

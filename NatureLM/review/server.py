@@ -21,8 +21,7 @@ from urllib.parse import urlencode
 from NatureLM.audio import AudioError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.progress import printable
-from NatureLM.review.segments import Segment, read_segments
-from NatureLM.review.verdicts import VerdictStore, checked_reviewer
+from NatureLM.review.folder import Segment, VerdictStore, checked_reviewer, read_segments
 from NatureLM.util import library, parse_json
 from NatureLM.web.guard import (
     App,

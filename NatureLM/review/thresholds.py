@@ -30,8 +30,7 @@ from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import BootstrapOptions, multiplicities, percentile_interval
 from NatureLM.results.thresholds import ALL_SPECIES, FILE_NAME, Scale, Threshold, write_thresholds
 from NatureLM.review.cutting import settings_of
-from NatureLM.review.segments import Segment, read_segments
-from NatureLM.review.verdicts import Verdict, read_verdicts
+from NatureLM.review.folder import Segment, Verdict, read_segments, read_verdicts
 
 CHANCES = (0.85, 0.90, 0.95, 0.99)
 LEAST_CLIPS, LEAST_OF_A_KIND = 20, 3

@@ -19,8 +19,8 @@ import numpy as np
 
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
-from NatureLM.results.merge import Merged
 from NatureLM.results.recordings import RealPaths
+from NatureLM.results.shards import Merged
 from NatureLM.search.build import refuse_other_settings
 from NatureLM.search.index import Shard, VectorIndex, open_index, writer_of
 from NatureLM.storage import AnyPath

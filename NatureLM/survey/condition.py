@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.survey.said import folded
+from NatureLM.survey.parse import folded
 from NatureLM.util import did_you_mean
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from NatureLM.generation.labels import NOTHING
-from NatureLM.survey.said import Unparsed, answers_in, folded, is_too_long, said, unquoted
+from NatureLM.survey.parse import Unparsed, answers_in, folded, is_too_long, said, unquoted
 
 LETTERS = string.ascii_uppercase
 

@@ -30,9 +30,8 @@ from NatureLM.evaluation.metrics import auroc
 from NatureLM.search.build import Embedder
 from NatureLM.search.index import IndexSettings
 from NatureLM.teach.classifier import unit_vectors
-from NatureLM.teach.examples import Examples, hear_examples
+from NatureLM.teach.examples import Examples, Labelled, hear_examples
 from NatureLM.teach.fit import fit_classifier
-from NatureLM.teach.labels import Labelled
 from NatureLM.util import write_json
 
 BARS = {(2, 1): 0.86, (2, 3): 0.90, (5, 3): 0.75}

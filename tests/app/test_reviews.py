@@ -15,7 +15,7 @@ from NatureLM.errors import UsageError
 from NatureLM.inference.windows import AskOptions
 from NatureLM.results.rows import Prediction, RunSettings
 from NatureLM.results.store import WindowStore
-from NatureLM.review.verdicts import VerdictStore, read_verdicts
+from NatureLM.review.folder import VerdictStore, read_verdicts
 
 COW = ASSETS / "synthetic_cow.flac"
 

@@ -134,7 +134,7 @@ def test_what_was_stopped_goes_on_where_it_was(
     assert merge(*files).exit_code == 3
     whole = Path("all.jsonl").read_bytes()
     monkeypatch.setattr("NatureLM.results.places._KEPT_EVERY", 2)
-    monkeypatch.setattr("NatureLM.results.merge._KEPT_EVERY", 0)
+    monkeypatch.setattr("NatureLM.results.shards._KEPT_EVERY", 0)
     read: list[str] = []
 
     def stopping(line: bytes, name: str, number: int) -> Row:
@@ -144,7 +144,7 @@ def test_what_was_stopped_goes_on_where_it_was(
         return from_line(line, name, number)
 
     stop = 0
-    for module in ("places", "merge"):
+    for module in ("places", "shards"):
         monkeypatch.setattr(f"NatureLM.results.{module}.from_line", stopping)
     Path("all.jsonl").unlink()
     assert merge(*files).exit_code == 3

@@ -19,7 +19,7 @@ from NatureLM.data.sample import Clip, Sample
 from NatureLM.errors import ConfigError
 from NatureLM.experiments.plan import Plan, Renderer, make_plan, select
 from NatureLM.survey import preset_names
-from NatureLM.survey.schema import QuestionnaireFile
+from NatureLM.survey.questionnaire import QuestionnaireFile
 from recipes.small.study import StudyConfig as SmallStudyConfig
 from recipes.tiny.study import StudyConfig
 

@@ -9,7 +9,7 @@ import pytest
 from result_files import result_file, survey, window
 
 from NatureLM.errors import UsageError
-from NatureLM.formats import labels, read, recognised, write
+from NatureLM.formats import annotated, read, recognised, write
 from NatureLM.results.detections import Detection
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "formats"
@@ -56,7 +56,7 @@ def test_crowsetta_opens_what_is_written_for_it(tmp_path: Path) -> None:
     assert list(first.seq.offsets_s) == [10.0, 20.0]
     assert str(first.annot_path) == str(tmp_path / "answers.jsonl")
     with open(tmp_path / "t.csv", encoding="utf-8", newline="") as file:
-        assert tuple(next(csv.reader(file))) == labels.CROWSETTA
+        assert tuple(next(csv.reader(file))) == annotated.CROWSETTA
 
 
 def test_crowsetta_writes_what_is_read_here(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_survey_has_classes(tmp_path: Path) -> None:
 
 
 def test_free_answers_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "MOST_CLASSES", 1)
+    monkeypatch.setattr(annotated, "MOST_CLASSES", 1)
     rows = [window(text="A fox barks"), window(start=10, end=20, text="An owl calls")]
     with pytest.raises(UsageError, match=r"more than 1 different answers.*--column"):
         write("opensoundscape", result_file(tmp_path, *rows), tmp_path / "t.csv")

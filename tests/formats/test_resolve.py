@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from NatureLM.errors import UsageError
-from NatureLM.formats.resolve import recordings_of
-from NatureLM.results.detections import Detection
+from NatureLM.results.detections import Detection, recordings_of
 
 FILES = ("p1/A_0530.WAV", "p1/B_0530.wav", "p2/A_0530.WAV", "p2/only.flac", "p3/Größe.wav", "x.txt")
 

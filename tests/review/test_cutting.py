@@ -20,9 +20,8 @@ from NatureLM.errors import UsageError
 from NatureLM.results.detections import Detection, ResultFile
 from NatureLM.results.rows import RunSettings, WindowRow, to_line, write_record
 from NatureLM.results.thresholds import MinConfidence
-from NatureLM.review.choice import ChoiceOptions, choose
-from NatureLM.review.cutting import CutOptions, cut_clips, settings_of
-from NatureLM.review.segments import index_path, read_segments
+from NatureLM.review.cutting import ChoiceOptions, CutOptions, choose, cut_clips, settings_of
+from NatureLM.review.folder import index_path, read_segments
 
 RATE = 8000
 MADE = {"model": "m", "merging_alpha": 0.5, "weights": "w", "queries": ["What?"]}

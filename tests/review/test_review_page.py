@@ -10,8 +10,8 @@ import pytest
 from review_folders import make_clips
 from web_app import free_port, started
 
+from NatureLM.review.folder import read_verdicts
 from NatureLM.review.server import Clips, ReviewSettings, make_server
-from NatureLM.review.verdicts import read_verdicts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
 from NatureLM.results.tables import with_formula, without_formula
-from NatureLM.review.segments import (
+from NatureLM.review.folder import (
     Segment,
     clip_name,
     clip_paths,

@@ -15,8 +15,8 @@ from commands import naturelm
 from review_folders import make_clips
 
 from NatureLM.errors import UsageError
+from NatureLM.review.folder import VerdictStore, read_verdicts
 from NatureLM.review.server import Clips, ReviewSettings, guarded, review_app
-from NatureLM.review.verdicts import VerdictStore, read_verdicts
 
 testclient = pytest.importorskip("starlette.testclient")
 Image = pytest.importorskip("PIL.Image")

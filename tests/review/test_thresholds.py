@@ -16,7 +16,7 @@ from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import BootstrapOptions
 from NatureLM.results.rows import RunSettings, write_record
 from NatureLM.results.thresholds import ALL_SPECIES, read_min_confidence, read_thresholds
-from NatureLM.review.segments import Segment, index_path, write_segments
+from NatureLM.review.folder import Segment, Verdict, VerdictStore, index_path, write_segments
 from NatureLM.review.thresholds import (
     agreement_of,
     calibrate_folder,
@@ -25,7 +25,6 @@ from NatureLM.review.thresholds import (
     read_review,
     threshold_intervals,
 )
-from NatureLM.review.verdicts import Verdict, VerdictStore
 
 MADE = {
     "model": "m",

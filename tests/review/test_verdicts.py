@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.progress import printable
 from NatureLM.results.rows import OutputError
-from NatureLM.review.verdicts import (
+from NatureLM.review.folder import (
     ANSWERS,
     COLUMNS,
     REVIEW_NAME,
@@ -79,7 +79,7 @@ def test_the_last_verdict_of_a_clip_and_a_reviewer_counts(
 
 _KILLED = """
 import sys
-from NatureLM.review.verdicts import VerdictStore
+from NatureLM.review.folder import VerdictStore
 store = VerdictStore(sys.argv[1])
 for number in range(10**9):
     store.add(f"{number}.wav", "Ann", "yes")

@@ -17,11 +17,11 @@ PLACES = {
     "cli/options.py",  # what the owner of the process typed
     "cli/survey.py",  # of that the first, which is a recording where a classifier answers
     "results/manifest.py",  # and the lists that were named so
-    "results/merge.py",
+    "results/shards.py",
     "audio/files.py",  # what was found below such an address
 }
 NOT_FOR_SERVICES = {
-    *("storage", "storage.remote", "results.manifest", "results.merge", "results.uploads"),
+    *("storage", "storage.remote", "results.manifest", "results.shards", "results.uploads"),
 }
 
 

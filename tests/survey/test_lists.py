@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from NatureLM.survey.lists import ClosedList, counts, names, options_text
-from NatureLM.survey.said import Unparsed
+from NatureLM.survey.parse import Unparsed
 
 LABELS = ["Common Raven", "Raven", "Green Treefrog", "Ruddy Turnstone", "Kestrel", "Ö-Bird"]
 BIRDS = ClosedList(LABELS, {"Corvus corax": "Common Raven"})

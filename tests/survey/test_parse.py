@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from NatureLM.errors import UsageError
 from NatureLM.survey.lists import ClosedList, counts, names
 from NatureLM.survey.parse import (
+    MOST_CHARACTERS,
+    Unparsed,
     check_unit,
     count,
     json_checker,
@@ -22,7 +24,6 @@ from NatureLM.survey.parse import (
     text,
     yes_no,
 )
-from NatureLM.survey.said import MOST_CHARACTERS, Unparsed
 
 
 @pytest.mark.parametrize(

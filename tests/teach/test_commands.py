@@ -13,7 +13,7 @@ from commands import call, naturelm, rows
 
 from NatureLM.results.rows import read_record
 from NatureLM.search.build import Embedder
-from NatureLM.teach.labels import read_labelled
+from NatureLM.teach.examples import read_labelled
 
 from .conftest import make_support, tone
 

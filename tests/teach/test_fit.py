@@ -13,10 +13,19 @@ from vector_indexes import SETTINGS
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.search.index import IndexSettings
-from NatureLM.teach.card import save, summary
 from NatureLM.teach.classifier import SETTINGS_NAME, TENSORS_NAME, read_classifier
-from NatureLM.teach.fit import KNOWN, _Data, fit_classifier, fit_known, folds, logistic, prototypes
-from NatureLM.teach.labels import Labelled
+from NatureLM.teach.examples import Labelled
+from NatureLM.teach.fit import (
+    KNOWN,
+    _Data,
+    fit_classifier,
+    fit_known,
+    folds,
+    logistic,
+    prototypes,
+    save,
+    summary,
+)
 
 from .conftest import WIDTH, MakeExamples, cloud
 

@@ -9,8 +9,8 @@ from review_folders import make_clips
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
-from NatureLM.review.verdicts import VerdictStore
-from NatureLM.teach.labels import Labelled, merged, read_labelled, write_labels
+from NatureLM.review.folder import VerdictStore
+from NatureLM.teach.examples import Labelled, merged, read_labelled, write_labels
 
 
 def test_verdicts_are_labels(tmp_path: Path) -> None:

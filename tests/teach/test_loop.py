@@ -9,10 +9,9 @@ from commands import call, rows
 
 from NatureLM.errors import UsageError
 from NatureLM.results.detections import Detection
-from NatureLM.review.choice import ChoiceOptions, choose
-from NatureLM.review.segments import read_segments
-from NatureLM.review.verdicts import VerdictStore
-from NatureLM.teach.labels import read_labelled
+from NatureLM.review.cutting import ChoiceOptions, choose
+from NatureLM.review.folder import VerdictStore, read_segments
+from NatureLM.teach.examples import read_labelled
 
 from .conftest import tone
 
