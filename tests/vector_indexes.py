@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from NatureLM.search.index import IndexSettings, Shard, VectorIndex
+from NatureLM.search.index import Block, IndexSettings, VectorIndex
 
 MakeIndex = Callable[..., VectorIndex]
 SETTINGS = IndexSettings(
@@ -23,7 +23,7 @@ SETTINGS = IndexSettings(
 
 
 class MemoryIndex(VectorIndex):
-    """Vectors as shards of so many rows of an index whose files have four windows each."""
+    """Vectors as blocks of so many rows of an index whose files have four windows each."""
 
     def __init__(self, vectors: np.ndarray, rows: int) -> None:
         self.path, self.settings = Path("memory"), replace(SETTINGS, width=vectors.shape[1])
@@ -35,9 +35,9 @@ class MemoryIndex(VectorIndex):
     def files(self) -> list[str]:
         return [f"f{number}.wav" for number in range(-(-len(self) // 4))]
 
-    def shards(self) -> Iterator[Shard]:
+    def blocks(self) -> Iterator[Block]:
         for start in range(0, len(self), self._rows):
             numbers = np.arange(start, min(start + self._rows, len(self)))
             starts = 5.0 * (numbers % 4)
             files = [f"f{number // 4}.wav" for number in numbers]
-            yield Shard(files, starts, starts + 10.0, self._vectors[numbers])
+            yield Block(files, starts, starts + 10.0, self._vectors[numbers])

@@ -513,16 +513,13 @@ def _heard(
     failed: Failures,
 ) -> Examples:
     """The vectors of the examples: of the index, as far as they are in it."""
-    from NatureLM.search.index import known_recordings
+    from NatureLM.search.index import HeldRecordings
     from NatureLM.teach.examples import hear_examples, indexed_examples, joined
 
     parts: list[Examples] = []
     if index is not None:
-        known, keys = known_recordings(index)
-        known.match([Path(one.recording) for one in labelled], is_noted=False)
-        found, rest = indexed_examples(
-            labelled, index, lambda file: keys.get(file) or known.key(file)
-        )
+        held = HeldRecordings(index, [one.recording for one in labelled])
+        found, rest = indexed_examples(labelled, index, held.key)
         say(f"{index.path}: holds {len(labelled) - len(rest)} of {len(labelled)} examples")
         labelled, parts = rest, [found] if len(found) else []
     if labelled:
@@ -540,13 +537,9 @@ def _heard(
 
 
 def _show(made: Classifier, folder: Path) -> None:
-    from NatureLM.teach.fit import summary
+    from NatureLM.teach.fit import by_name, summary
 
-    rows = []
-    measured = made.card["measured"] or {"right_of": {}}
-    for name, (clips, recordings) in made.card["examples"].items():
-        right, of_how_many = measured["right_of"].get(name, ("-", "-"))
-        rows.append([name, str(clips), str(recordings), f"{right} of {of_how_many}"])
+    rows = by_name(made.card)
     columns = ["name", "examples", "recordings", "right when held out"]
     of.print_table(columns, rows[:_SOME_NAMES], right={*columns[1:]})
     if len(rows) > _SOME_NAMES:

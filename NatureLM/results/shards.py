@@ -85,6 +85,12 @@ class Shard:
         """Whether the recording of this name (`name_below`) is in it."""
         return shard_of(name, self.of) == self.number
 
+    @staticmethod
+    def named_in(name: str) -> tuple[str, Shard] | None:
+        """Of the name of a file of a shard: that without it and its suffix, and the shard."""
+        found = re.fullmatch(r"(.*)\.shard-(\d+)-of-(\d+)\.\w+", name, re.DOTALL)
+        return None if found is None else (found[1], Shard(int(found[2]), int(found[3])))
+
     def file(self, output: PathT) -> PathT:
         """The file of its own that goes with an output: `x.shard-1-of-4.jsonl`."""
         name = f"{output.stem}.shard-{self.number}-of-{self.of}{output.suffix}"

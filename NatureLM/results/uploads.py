@@ -36,6 +36,7 @@ from typing import Any
 
 from NatureLM.errors import UsageError
 from NatureLM.results.rows import OutputError, RunSettings, record_path
+from NatureLM.results.shards import Shard
 from NatureLM.results.store import Resumed, WindowStore, lock_beside, unlock
 from NatureLM.storage import AnyPath, RemotePath, StorageError, remote
 from NatureLM.util import atomic_write, digest, format_bytes
@@ -43,7 +44,6 @@ from NatureLM.util import atomic_write, digest, format_bytes
 logger = logging.getLogger(__name__)
 SECONDS, MOST_BYTES = 30.0, 8 << 20  # until a segment is uploaded; how large one is
 _SEGMENT = re.compile(r"(\d{6})-(\d{6})\.jsonl")
-_SHARD = re.compile(r"\.shard-\d+-of-\d+\.jsonl$")
 _SETTINGS = re.compile(r"\d{6}\.run\.json")
 
 
@@ -145,7 +145,7 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
 def _is_shard_of(named: RemotePath, file: RemotePath) -> bool:
     """Whether a file is a shard's: one of the folder itself, or of a pattern."""
     is_there = "*" in named.url or file.parent.url == named.url.rstrip("/")
-    return is_there and _SHARD.search(file.name) is not None
+    return is_there and file.suffix == ".jsonl" and Shard.named_in(file.name) is not None
 
 
 class UploadedStore(WindowStore):

@@ -320,6 +320,15 @@ def read_verdicts(folder: str | Path) -> list[Verdict]:
     return [one for one in _counting(rows) if one.verdict]
 
 
+def majority(verdicts: Iterable[Verdict]) -> Verdict | None:
+    """The last verdict on the side, yes or no, that has more about a clip; None for a tie."""
+    sides: dict[str, list[Verdict]] = {"yes": [], "no": []}
+    for one in verdicts:
+        sides.get(one.verdict, []).append(one)
+    fewer, more = sorted(sides.values(), key=len)
+    return more[-1] if len(more) > len(fewer) else None
+
+
 def checked_reviewer(name: Any) -> str:
     """A reviewer's name as it is kept: one line, in one spelling. Raises UsageError."""
     text = name if isinstance(name, str) else ""

@@ -16,7 +16,7 @@ recordings, not clips.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -30,7 +30,7 @@ from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import BootstrapOptions, multiplicities, percentile_interval
 from NatureLM.results.thresholds import ALL_SPECIES, FILE_NAME, Scale, Threshold, write_thresholds
 from NatureLM.review.cutting import settings_of
-from NatureLM.review.folder import Segment, Verdict, read_segments, read_verdicts
+from NatureLM.review.folder import Segment, Verdict, majority, read_segments, read_verdicts
 
 CHANCES = (0.85, 0.90, 0.95, 0.99)
 LEAST_CLIPS, LEAST_OF_A_KIND = 20, 3
@@ -97,16 +97,15 @@ def read_review(folder: str | Path) -> Review:
     segments = read_segments(folder)
     known = {one.clip: one for one in segments}
     verdicts = read_verdicts(folder)
-    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    votes: dict[str, list[Verdict]] = defaultdict(list)
     for one in verdicts:
         if one.clip in known:
-            votes[one.clip][one.verdict] += 1
+            votes[one.clip].append(one)
     judged = [
-        (known[clip], count["yes"] > count["no"])
-        for clip, count in votes.items()
-        if count["yes"] != count["no"]
+        (known[clip], last.verdict == "yes")
+        for clip, said in sorted(votes.items())
+        if (last := majority(said)) is not None
     ]
-    judged.sort(key=lambda pair: pair[0].clip)
     if not judged:
         raise UsageError(
             f"{folder}: no clip was judged with yes or no, so there is nothing to fit to: "
@@ -151,15 +150,15 @@ def _agreeing(votes: Sequence[bool]) -> float:
     return (yes * (yes - 1) + (n - yes) * (n - yes - 1)) / (n * (n - 1))
 
 
-def fit_species(review: Review, least_clips: int = LEAST_CLIPS) -> list[SpeciesCurve]:
+def fit_species(
+    species: Iterable[tuple[str, str]], judged: Iterable[Judged], least_clips: int = LEAST_CLIPS
+) -> list[SpeciesCurve]:
     """A curve for each species of each question, and one for all of a question together.
 
-    Species with clips that nobody judged stand among them, too.
+    species: questions and labels; those of which nobody judged a clip stand among them, too
     """
-    groups: dict[tuple[str, str], list[Judged]] = {
-        (one.question, one.label): [] for one in review.segments
-    }
-    for one, is_right in review.judged:
+    groups: dict[tuple[str, str], list[Judged]] = {one: [] for one in species}
+    for one, is_right in judged:
         groups[one.question, one.label].append((one, is_right))
     found = []
     for question in sorted({question for question, _ in groups}):
@@ -278,7 +277,8 @@ def calibrate_folder(
     Raises UsageError where nothing was reviewed, OutputError where the file cannot be written.
     """
     review = read_review(folder)
-    curves = fit_species(review, least_clips)
+    species = [(one.question, one.label) for one in review.segments]
+    curves = fit_species(species, review.judged, least_clips)
     settings = settings_of(folder)
     lines: list[Threshold] = []
     for curve in curves:

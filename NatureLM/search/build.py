@@ -34,12 +34,12 @@ from NatureLM.results.recordings import Identity, KnownRecordings, identity
 from NatureLM.results.rows import bullets, differences, read_lines
 from NatureLM.results.store import JsonlAppender
 from NatureLM.search.index import (
+    Block,
+    HeldRecordings,
     IndexSettings,
-    Shard,
     VectorIndex,
-    known_recordings,
     open_index,
-    rows_of_a_shard,
+    rows_of_a_block,
     writer_of,
 )
 from NatureLM.storage import AnyPath, real_path
@@ -256,11 +256,9 @@ def make_index(
     index = open_index(output) if output.exists() and not overwrite else None
     if index is not None:
         refuse_other_settings(output, index.settings, settings)
-        known, keys = known_recordings(index)
-        known.match(recordings, is_noted=False)
-        whole = {key for name, key in keys.items() if name not in index.settings.unfinished}
-        if not parts.exists() and not set(map(known.key, recordings)) - whole:
-            _refuse_changed(known, recordings, output)
+        held = HeldRecordings(index, recordings)
+        if not parts.exists() and all(held.name(one) is not None for one in recordings):
+            _refuse_changed(held.known, recordings, output)
             return BuildResult(len(index))
     journal = Journal(parts, settings, overwrite=overwrite)
     try:
@@ -309,16 +307,16 @@ def _refuse_changed(known: KnownRecordings, recordings: Sequence[AnyPath], path:
 def _adopt(journal: Journal, index: VectorIndex) -> None:
     """Take the rows of an index that is there into the journal."""
     known = {file: journal.windows(file) for file in index.files()}
-    for shard in index.shards():
+    for block in index.blocks():
         first = 0
-        for file, group in groupby(shard.files):
+        for file, group in groupby(block.files):
             end = first + sum(1 for _ in group)
             skipped = min(known[file], end - first)  # a stopped run has taken these already
             known[file] -= skipped
             here = slice(first + skipped, end)
             if not journal.is_done(file):
-                starts, ends = shard.starts[here].tolist(), shard.ends[here].tolist()
-                journal.add(file, starts, ends, shard.vectors[here], is_present=False)
+                starts, ends = block.starts[here].tolist(), block.ends[here].tolist()
+                journal.add(file, starts, ends, block.vectors[here], is_present=False)
             first = end
     for file, real, *before in index.settings.heard:
         is_whole = file not in index.settings.unfinished  # others are read on when they are mended
@@ -451,24 +449,24 @@ class Journal(VectorIndex):
     def files(self) -> list[str]:
         return list(self._known)
 
-    def shards(self) -> Iterator[Shard]:
-        """All rows, recording by recording; a shard has as many as lines bring above its size."""
+    def blocks(self) -> Iterator[Block]:
+        """All rows, recording by recording; a block has as many as lines bring above its size."""
         waiting: list[tuple[str, int, NDArray[np.float64], NDArray[np.float64]]] = []
-        size = rows_of_a_shard(self.settings.width)
+        size = rows_of_a_block(self.settings.width)
         rows = 0
         for file, known in self._known.items():
             for line in known.lines:
                 waiting.append((file, *line))
                 rows += len(line[1])
                 if rows >= size:
-                    yield self._shard(waiting)
+                    yield self._block(waiting)
                     waiting, rows = [], 0
         if waiting:
-            yield self._shard(waiting)
+            yield self._block(waiting)
 
-    def _shard(
+    def _block(
         self, lines: Sequence[tuple[str, int, NDArray[np.float64], NDArray[np.float64]]]
-    ) -> Shard:
+    ) -> Block:
         files, vectors = [], []
         with open(self.path / _VECTORS, "rb") as data:
             for file, row, starts, _ in lines:
@@ -477,7 +475,7 @@ class Journal(VectorIndex):
                 raw = data.read(len(starts) * self._bytes_of_row)
                 vectors.append(np.frombuffer(raw, np.float32).reshape(len(starts), -1))
         starts, ends = (np.concatenate([line[column] for line in lines]) for column in (2, 3))
-        return Shard(files, starts, ends, np.concatenate(vectors))
+        return Block(files, starts, ends, np.concatenate(vectors))
 
     def is_done(self, file: str) -> bool:
         """Whether all windows of a recording are there."""

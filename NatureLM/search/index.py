@@ -5,13 +5,14 @@ As .npz: arrays that any NumPy reads, stored uncompressed, so that parts of them
 float64 seconds, `model` and `settings` strings. `files[file]` are the recordings of the rows. As
 Parquet: columns file, start, end, vector and model; settings in the metadata.
 
-Shapes: Q query vectors, N rows of a shard, E width.
+Shapes: Q query vectors, N rows of a block, E width.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zipfile
 from abc import ABC, abstractmethod
@@ -133,13 +134,13 @@ class IndexSettings:
 _SHARD_BYTES = 4 << 20
 
 
-def rows_of_a_shard(width: int) -> int:
+def rows_of_a_block(width: int) -> int:
     """How many vectors of a width are worked on at once."""
     return max(64, _SHARD_BYTES // (4 * width))
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
+class Block:
     """Rows that follow one another: windows of files, and their vectors (rows, width)."""
 
     files: Sequence[str]
@@ -163,8 +164,8 @@ class VectorIndex(ABC):
         """The recordings, in the order of their first rows."""
 
     @abstractmethod
-    def shards(self) -> Iterator[Shard]:
-        """All of the rows in order, about `rows_of_a_shard` at a time."""
+    def blocks(self) -> Iterator[Block]:
+        """All of the rows in order, about `rows_of_a_block` at a time."""
 
 
 Writer: TypeAlias = Callable[[Path, VectorIndex], None]
@@ -213,10 +214,10 @@ def _write_npz(path: Path, index: VectorIndex) -> None:
     columns: list[tuple[NDArray[Any], ...]] = [(np.empty(0, np.int32), *(np.empty(0),) * 2)]
 
     def vectors() -> Iterator[NDArray[np.float32]]:
-        for shard in index.shards():
-            files = [numbers.setdefault(file, len(numbers)) for file in shard.files]
-            columns.append((np.array(files, np.int32), shard.starts, shard.ends))
-            yield shard.vectors
+        for block in index.blocks():
+            files = [numbers.setdefault(file, len(numbers)) for file in block.files]
+            columns.append((np.array(files, np.int32), block.starts, block.ends))
+            yield block.vectors
 
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
         shape = (len(index), index.settings.width)
@@ -290,8 +291,8 @@ class NpzIndex(VectorIndex):
     def files(self) -> list[str]:
         return [str(file) for file in self._files]
 
-    def shards(self) -> Iterator[Shard]:
-        rows = rows_of_a_shard(self.settings.width)
+    def blocks(self) -> Iterator[Block]:
+        rows = rows_of_a_block(self.settings.width)
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
             numbers = self._read("file", start, stop)
@@ -299,7 +300,7 @@ class NpzIndex(VectorIndex):
                 raise UsageError(f"{self.path}: its rows are of recordings that it does not name")
             yield _checked(
                 self.path,
-                Shard(
+                Block(
                     self._files[numbers].tolist(),
                     self._read("start", start, stop),
                     self._read("end", start, stop),
@@ -318,11 +319,11 @@ class NpzIndex(VectorIndex):
         return flat.reshape(shape)
 
 
-def _checked(path: Path, shard: Shard) -> Shard:
+def _checked(path: Path, block: Block) -> Block:
     """Rows of a file; raises UsageError where their times are none."""
-    if not np.all((shard.starts >= 0) & (shard.starts <= shard.ends) & (shard.ends < np.inf)):
+    if not np.all((block.starts >= 0) & (block.starts <= block.ends) & (block.ends < np.inf)):
         raise UsageError(f"{path}: it has rows that do not start before they end")
-    return shard
+    return block
 
 
 def _places(path: Path) -> dict[str, _Place]:
@@ -369,7 +370,7 @@ def _import_pyarrow() -> Any:
 
 
 def _write_parquet(path: Path, index: VectorIndex) -> None:
-    """See `Writer`; a shard is a row group."""
+    """See `Writer`; a block is a row group."""
     pa = _import_pyarrow()
     settings = index.settings
     schema = pa.schema(
@@ -385,14 +386,14 @@ def _write_parquet(path: Path, index: VectorIndex) -> None:
     with pa.parquet.ParquetWriter(
         path, schema, use_dictionary=["file", "model"], compression="none"
     ) as writer:
-        for shard in index.shards():
-            flat = pa.array(np.ascontiguousarray(shard.vectors).reshape(-1))
+        for block in index.blocks():
+            flat = pa.array(np.ascontiguousarray(block.vectors).reshape(-1))
             columns = [
-                pa.array(list(shard.files), pa.string()),
-                pa.array(shard.starts),
-                pa.array(shard.ends),
+                pa.array(list(block.files), pa.string()),
+                pa.array(block.starts),
+                pa.array(block.ends),
                 pa.FixedSizeListArray.from_arrays(flat, settings.width),
-                pa.array([settings.model_id] * len(shard.files), pa.string()),
+                pa.array([settings.model_id] * len(block.files), pa.string()),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
@@ -431,7 +432,7 @@ class ParquetIndex(VectorIndex):
             found.update(dict.fromkeys(table.column("file").to_pylist()))
         return list(found)
 
-    def shards(self) -> Iterator[Shard]:
+    def blocks(self) -> Iterator[Block]:
         for table in self._tables(["file", "start", "end", "vector"]):
             pieces = [chunk.flatten().to_numpy() for chunk in table.column("vector").chunks]
             flat = np.concatenate([np.empty(0, np.float32), *pieces])
@@ -439,7 +440,7 @@ class ParquetIndex(VectorIndex):
                 raise UsageError(f"{self.path}: it has rows without a vector")
             yield _checked(
                 self.path,
-                Shard(
+                Block(
                     table.column("file").to_pylist(),
                     table.column("start").to_numpy(),
                     table.column("end").to_numpy(),
@@ -448,13 +449,13 @@ class ParquetIndex(VectorIndex):
             )
 
     def _tables(self, columns: list[str]) -> Iterator[Any]:
-        """Columns of the rows in order, of one row group at a time, as many as a shard at most.
+        """Columns of the rows in order, of one row group at a time, as many as a block at most.
 
         `iter_batches` reads ahead, and holds much more.
         """
         pa = _import_pyarrow()
         pool = pa.default_memory_pool()
-        rows = rows_of_a_shard(self.settings.width)
+        rows = rows_of_a_block(self.settings.width)
         for group in range(self._file.metadata.num_row_groups):
             try:
                 table = self._file.read_row_group(group, columns=columns, use_threads=False)
@@ -492,28 +493,53 @@ def query_windows(
             f"{_MOST_WINDOWS * settings.window_seconds:g} s can be looked for at once; name a "
             "part of it with --start and --end"
         )
-    rate = settings.sample_rate
-    # Slowed down by a factor, the sound has so many times the samples.
+    none = ("there is no sound to look for", "Choose another clip")
+    length = None if end is None else end - start
+    hop = settings.window_seconds
+    return list(windows_like(settings, clip, none, start=start, duration=length, hop_seconds=hop))
+
+
+def windows_like(
+    settings: IndexSettings,
+    clip: Any,
+    none: tuple[str, str],
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    hop_seconds: float | None = None,
+) -> Iterator[Window]:
+    """The windows of a clip that hold sound, cut and heard like those of an index.
+
+    Their times are those of the clip as the model hears it, slowed down.
+
+    none: what is wrong where there are none, and what to do
+    hop_seconds: that of the index, where it is not told
+
+    Raises AudioError for a clip that cannot be read or has no sound.
+    """
+    rate, is_heard = settings.sample_rate, False
     samples, note = read_noted_clip(
         clip,
         start=start,
-        duration=None if end is None else end - start,
-        sample_rate=round(rate * settings.time_expansion),
+        duration=duration,
+        sample_rate=rate,
         channel=settings.channel,
+        time_expansion=settings.time_expansion,
     )
-    windows = iter_windows(
+    for window in iter_windows(
         samples,
         input_sample_rate=rate,
         sample_rate=rate,
         window_seconds=settings.window_seconds,
-        hop_seconds=settings.window_seconds,
+        hop_seconds=hop_seconds or settings.hop_seconds,
         warn=lambda text: None,
-    )
-    heard = [] if note else [window for window in windows if not window.note]
-    if not heard:
-        why = f" ({note})" if note else ""
-        raise AudioError(clip, f"there is no sound to look for{why}", "Choose another clip")
-    return heard
+    ):
+        if not (note or window.note):
+            is_heard = True
+            yield window
+    if not is_heard:
+        why, remedy = none
+        raise AudioError(clip, f"{why} ({note})" if note else why, remedy)
 
 
 def refuse_other_model(index: VectorIndex, fingerprint: str) -> None:
@@ -561,34 +587,51 @@ def nearest(
     unit_QE = _unit(queries_QE.astype(np.float32))
     remembered = cache(is_wanted)
     best: list[Match] = []
-    for shard in index.shards():
+    for block in index.blocks():
         # Windows without sound have zeros, and are like nothing.
-        has_sound: NDArray[np.bool_] = (shard.vectors != 0).any(axis=1)
-        wanted = np.flatnonzero(has_sound & [remembered(file) for file in shard.files])
-        similar_N = (_unit(shard.vectors[wanted]) @ unit_QE.T).max(axis=1)
+        has_sound: NDArray[np.bool_] = (block.vectors != 0).any(axis=1)
+        wanted = np.flatnonzero(has_sound & [remembered(file) for file in block.files])
+        similar_N = (_unit(block.vectors[wanted]) @ unit_QE.T).max(axis=1)
         for place in np.argsort(-similar_N, kind="stable")[:top_k]:
             row, similarity = wanted[place], float(similar_N[place])
-            start, end = float(shard.starts[row]), float(shard.ends[row])
-            best.append(Match(similarity, str(shard.files[row]), start, end))
+            start, end = float(block.starts[row]), float(block.ends[row])
+            best.append(Match(similarity, str(block.files[row]), start, end))
         best = sorted(best, key=lambda match: -match.similarity)[:top_k]
     return best
 
 
-def known_recordings(index: VectorIndex) -> tuple[KnownRecordings, dict[str, str]]:
-    """The recordings of an index, and their keys by the index's names of them."""
-    known = KnownRecordings(index.path)
-    heard = {name: (real, Identity(*before)) for name, real, *before in index.settings.heard}
-    keys = {name: known.add(*heard.get(name, (name, Identity()))) for name in index.files()}
-    return known, keys
+class HeldRecordings:
+    """The recordings of an index, and which of them those are that are asked about.
+
+    known: as they were when they were heard
+    """
+
+    def __init__(self, index: VectorIndex, asked: Iterable[str | os.PathLike[str]]) -> None:
+        self.known = KnownRecordings(index.path)
+        heard = {name: (real, Identity(*before)) for name, real, *before in index.settings.heard}
+        self._keys = {
+            name: self.known.add(*heard.get(name, (name, Identity()))) for name in index.files()
+        }
+        unfinished = set(index.settings.unfinished)
+        self._whole = {key: name for name, key in self._keys.items() if name not in unfinished}
+        self.known.match(asked, is_noted=False)
+
+    def key(self, file: str) -> str:
+        """What a file of the index and a path have in common that are one recording."""
+        return self._keys.get(file) or self.known.key(file)
+
+    def name(self, path: str | os.PathLike[str]) -> str | None:
+        """What the index calls a recording that it holds to its end; None for any other."""
+        return self._whole.get(self.known.key(path))
 
 
 def same_recording(path: Path, index: VectorIndex) -> Callable[[str], bool]:
     """Whether a file of an index is this recording, whatever the paths, or a copy of it."""
-    known, keys = known_recordings(index)
-    known.match([path], is_noted=False)
+    held = HeldRecordings(index, [path])
     content = identity(path, has_digest=True).digest
-    same = {key for key, before in known.found.items() if content and before.digest == content}
-    return lambda file: keys[file] in {known.key(path), *same}
+    found = held.known.found
+    same = {key for key, before in found.items() if content and before.digest == content}
+    return lambda file: held.key(file) in {held.known.key(path), *same}
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

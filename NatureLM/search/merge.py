@@ -8,7 +8,6 @@ index after index: the order of an index means nothing to a search.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,13 +19,11 @@ import numpy as np
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
 from NatureLM.results.recordings import RealPaths
-from NatureLM.results.shards import Merged
+from NatureLM.results.shards import MOST_SHARDS, Merged, Shard
 from NatureLM.search.build import refuse_other_settings
-from NatureLM.search.index import Shard, VectorIndex, open_index, writer_of
+from NatureLM.search.index import Block, VectorIndex, open_index, writer_of
 from NatureLM.storage import AnyPath
 from NatureLM.util import atomic_write, writing
-
-_SHARD_NAME = re.compile(r"(.*)\.shard-(\d+)-of-(\d+)\.\w+", re.DOTALL)
 
 
 def merge_indexes(
@@ -126,27 +123,27 @@ class JoinedIndex(VectorIndex):
     def __len__(self) -> int:
         if len(self._owners) == sum(map(len, self._real)):
             return sum(map(len, self._indexes))
-        return sum(len(shard.files) for shard in self.shards())
+        return sum(len(block.files) for block in self.blocks())
 
     def files(self) -> list[str]:
         return list(self._names.values())
 
-    def shards(self) -> Iterator[Shard]:
+    def blocks(self) -> Iterator[Block]:
         self.windows.clear()
         self.duplicates = 0
         for number, index in enumerate(self._indexes):
-            for shard in index.shards():
-                yield self._own(number, shard)
+            for block in index.blocks():
+                yield self._own(number, block)
 
-    def _own(self, number: int, shard: Shard) -> Shard:
-        """Those rows of a shard that are not another index's, by the names here."""
-        keys = [self._real[number][file] for file in shard.files]
+    def _own(self, number: int, block: Block) -> Block:
+        """Those rows of a block that are not another index's, by the names here."""
+        keys = [self._real[number][file] for file in block.files]
         is_own = np.array([self._owners[key] == number for key in keys], bool)
         files = [self._names[key] for key in keys if self._owners[key] == number]
         self.windows.update(files)
         self.duplicates += len(keys) - len(files)
-        columns = (shard.starts, shard.ends, shard.vectors)
-        return Shard(files, *(column[is_own] for column in columns))
+        columns = (block.starts, block.ends, block.vectors)
+        return Block(files, *(column[is_own] for column in columns))
 
 
 def _refuse_to_lose(before: VectorIndex, now: JoinedIndex) -> None:
@@ -196,9 +193,8 @@ def _counted(
 
 def _missing_shards(files: Sequence[Path]) -> Iterator[str]:
     """Shards that the names of the files speak of and that are not among them."""
-    found = [one for file in files if (one := _SHARD_NAME.fullmatch(file.name))]
-    there = {(one[1], int(one[3]), int(one[2])) for one in found}
-    for stem, of in sorted({(stem, of) for stem, of, _ in there}):
-        for number in range(1, min(of, 100_000) + 1):
-            if (stem, of, number) not in there:
+    there = {one for file in files if (one := Shard.named_in(file.name))}
+    for stem, of in sorted({(stem, shard.of) for stem, shard in there}):
+        for number in range(1, min(of, MOST_SHARDS) + 1):
+            if (stem, Shard(number, of)) not in there:
                 yield f"{number}/{of} of {stem}"

@@ -42,7 +42,7 @@ from NatureLM.inference.windows import (
 )
 from NatureLM.results.thresholds import MinConfidence, least
 from NatureLM.search.build import Embedder
-from NatureLM.search.index import IndexSettings, VectorIndex, known_recordings, open_index
+from NatureLM.search.index import HeldRecordings, IndexSettings, VectorIndex, open_index
 from NatureLM.storage import AnyPath
 from NatureLM.teach.examples import Place
 from NatureLM.util import atomic_write, digest, parse_json, write_json
@@ -444,19 +444,15 @@ def _parted(
     recordings: Sequence[Recording], index: VectorIndex
 ) -> tuple[list[Recording], dict[str, Recording]]:
     """Recordings that an index lacks, or that have changed since; the others by its names."""
-    known, keys = known_recordings(index)
     paths = [one.source for one in recordings]
-    known.match(paths, is_noted=False)
-    changed = known.changed(paths)
-    unfinished = set(index.settings.unfinished)
-    names = {
-        key: name for name, key in keys.items() if key not in changed and name not in unfinished
-    }
+    there = HeldRecordings(index, paths)
+    changed = there.known.changed(paths)
     held: dict[str, Recording] = {}
     lacking = []
     for one in recordings:
-        name = names.get(known.key(one.source))
-        if name is None or name in held:  # of two names of one recording the second is heard
+        name = there.name(one.source)
+        # Of two names of one recording the second is heard.
+        if name is None or name in held or there.known.key(one.source) in changed:
             lacking.append(one)
         else:
             held[name] = one
@@ -471,20 +467,20 @@ def _indexed(
     held: recordings by their names in the index
     """
     counts: Counter[str] = Counter()
-    for shard in index.shards():
+    for block in index.blocks():
         windows, rows = [], []
-        for row, file in enumerate(shard.files):
+        for row, file in enumerate(block.files):
             number = counts[file]
             counts[file] += 1
             if file not in held:
                 continue
-            recording, times = held[file], (float(shard.starts[row]), float(shard.ends[row]))
-            note = "" if shard.vectors[row].any() else "silent"
+            recording, times = held[file], (float(block.starts[row]), float(block.ends[row]))
+            note = "" if block.vectors[row].any() else "silent"
             window = Window(number, *times, np.empty(0, np.float32), note)
             windows.append(RecordingWindow(recording, window, f"{recording.number}/{number}"))
             rows.append(row)
         if rows:
-            yield windows, shard.vectors[rows]
+            yield windows, block.vectors[rows]
 
 
 def _result(

@@ -12,9 +12,8 @@ Shapes: N windows, E width.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
-from NatureLM.audio.windows import Window, iter_windows, read_noted_clip
+from NatureLM.audio.windows import Window
 from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import FileSource, open_samples
 from NatureLM.data.table import read_csv
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.results.tables import CSV_ENCODING, cell, with_formula, write_rows
-from NatureLM.review.folder import Segment, Verdict, index_path, read_segments, read_verdicts
+from NatureLM.review.folder import (
+    Segment,
+    Verdict,
+    index_path,
+    majority,
+    read_segments,
+    read_verdicts,
+)
 from NatureLM.search.build import VectorMaker
-from NatureLM.search.index import IndexSettings, VectorIndex
+from NatureLM.search.index import IndexSettings, VectorIndex, windows_like
 
 LABELS_NAME = "labels.csv"
 COLUMNS = ("recording", "start", "end", "label", "is_not", "family", "who", "at", "table")
@@ -43,7 +49,6 @@ class Labelled:
     """A stretch of a recording, and what somebody says that it is.
 
     recording: path of the file
-    source: what its sound is read from
     end: None for the end of the recording
     label: the name, `NOTHING` for none of the names, "" where only `is_not` is known
     is_not: a name that is wrong
@@ -53,7 +58,6 @@ class Labelled:
     """
 
     recording: str
-    source: Any = field(compare=False, repr=False)
     start: float = 0.0
     end: float | None = None
     label: str = ""
@@ -99,7 +103,6 @@ def read_labelled(
         made.append(
             Labelled(
                 recording=clip.source.name,
-                source=clip.source.name,
                 start=clip.start,
                 end=clip.end,
                 label=named(label),
@@ -122,25 +125,21 @@ def _reviewed(folder: Path) -> list[Labelled]:
     for verdict in read_verdicts(folder):
         if verdict.clip in segments and verdict.verdict in ("yes", "no"):
             votes.setdefault(verdict.clip, []).append(verdict)
-    made = []
-    for clip, said in votes.items():
-        counts = Counter(one.verdict for one in said)
-        if counts["yes"] != counts["no"]:
-            is_right = counts["yes"] > counts["no"]
-            last = [one for one in said if (one.verdict == "yes") == is_right][-1]
-            made.append(_judged(segments[clip], is_right, last, folder))
-    return made
+    return [
+        _judged(segments[clip], last, folder)
+        for clip, said in votes.items()
+        if (last := majority(said)) is not None
+    ]
 
 
-def _judged(segment: Segment, is_right: bool, verdict: Verdict, folder: Path) -> Labelled:
-    name = named(segment.label)
+def _judged(segment: Segment, verdict: Verdict, folder: Path) -> Labelled:
+    name, is_right = named(segment.label), verdict.verdict == "yes"
     clip = folder / segment.clip
     # Where the recording is gone, its clip still holds the sound.
     there = os.path.exists(segment.recording)
     offset = 0.0 if there else segment.clip_start
     return Labelled(
         recording=segment.recording if there else str(clip),
-        source=segment.recording if there else str(clip),
         start=max(0.0, segment.start - offset),
         end=segment.end - offset,
         label=name if is_right else "",
@@ -171,11 +170,9 @@ def _kept(path: Path) -> list[Labelled]:
             raise UsageError(
                 f"{path}, line {line}: start and end must be seconds in the recording"
             ) from None
-        recording = os.path.join(path.parent, row["recording"])
         made.append(
             Labelled(
-                recording=recording,
-                source=recording,
+                recording=os.path.join(path.parent, row["recording"]),
                 start=start,
                 end=end,
                 label=row["label"],
@@ -308,34 +305,13 @@ def windows_of(one: Labelled, settings: IndexSettings) -> Iterator[Window]:
 
     Raises AudioError where it cannot be read, or has no sound.
     """
-    length = None if one.end is None else one.end - one.start
-    if length is not None:
-        length = min(length, _LONGEST_SECONDS)
-    expansion = settings.time_expansion
-    samples, note = read_noted_clip(
-        one.source,
-        start=one.start,
-        duration=length,
-        sample_rate=settings.sample_rate,
-        channel=settings.channel,
-        time_expansion=expansion,
-    )
-    found = 0
-    for window in iter_windows(
-        samples,
-        input_sample_rate=settings.sample_rate,
-        sample_rate=settings.sample_rate,
-        window_seconds=settings.window_seconds,
-        hop_seconds=settings.hop_seconds,
-        warn=lambda text: None,
-    ):
-        if not window.note:
-            found += 1
-            start, end = (one.start + time / expansion for time in (window.start, window.end))
-            yield Window(window.index, start, end, window.samples)
-    if not found:
-        why = f" ({note})" if note else ""
-        raise AudioError(one.recording, f"this example holds no sound{why}", "Take it out")
+    length = None if one.end is None else min(one.end - one.start, _LONGEST_SECONDS)
+    none = ("this example holds no sound", "Take it out")
+    for window in windows_like(settings, one.recording, none, start=one.start, duration=length):
+        start, end = (
+            one.start + time / settings.time_expansion for time in (window.start, window.end)
+        )
+        yield Window(window.index, start, end, window.samples)
 
 
 def indexed_examples(
@@ -352,13 +328,13 @@ def indexed_examples(
         wanted.setdefault(key(one.recording), []).append((place, one))
     rows: list[tuple[int, Place]] = []
     vectors: list[NDArray[np.float32]] = []
-    for shard in index.shards():
-        for row, file in enumerate(shard.files):
-            start, end = float(shard.starts[row]), float(shard.ends[row])
+    for block in index.blocks():
+        for row, file in enumerate(block.files):
+            start, end = float(block.starts[row]), float(block.ends[row])
             for number, one in wanted.get(key(file), ()):
-                if shard.vectors[row].any() and _is_of(start, end, one):
+                if block.vectors[row].any() and _is_of(start, end, one):
                     rows.append((number, Place(file, start, end)))
-                    vectors.append(shard.vectors[row])
+                    vectors.append(block.vectors[row])
     found = {number for number, _ in rows}
     missing = [one for number, one in enumerate(labelled) if number not in found]
     width = index.settings.width

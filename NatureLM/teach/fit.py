@@ -31,8 +31,6 @@ from NatureLM.results.thresholds import FILE_NAME, Scale, list_text, write_thres
 from NatureLM.review.folder import Segment
 from NatureLM.review.thresholds import (
     CHANCES,
-    Agreement,
-    Review,
     fit_species,
     thresholds_of,
 )
@@ -41,7 +39,6 @@ from NatureLM.teach.classifier import (
     QUERY,
     Classifier,
     KnownCurve,
-    ranked,
     softmax,
     unit_vectors,
     write_classifier,
@@ -536,12 +533,8 @@ def _thresholds(classifier: Classifier, examples: Examples, held: HeldOut | None
         mode="score",
         labels=list_text(classifier.labels),
     )
-    every = [one for one, _ in judged] + [
-        _segment(f"{name} ", "", name, None) for name in classifier.names
-    ]
-    review = Review(every, judged, 0, 0, Agreement(0, 0))
     lines = []
-    for curve in fit_species(review):
+    for curve in fit_species([(QUERY, name) for name in classifier.names], judged):
         lines += thresholds_of(curve, scale, BootstrapOptions())
     assert all(one.probability in CHANCES for one in lines)
     return lines
@@ -609,15 +602,23 @@ def summary(card: Mapping[str, Any]) -> str:
     return f"{text}; names that were left out are told from taught ones with AUROC {separated:.2f}."
 
 
+def by_name(card: Mapping[str, Any]) -> list[list[str]]:
+    """Of each name how many examples and recordings it has, and how many are named right."""
+    measured = card["measured"] or {"right_of": {}}
+    found = []
+    for name, (clips, recordings) in card["examples"].items():
+        right, of = measured["right_of"].get(name, ("-", "-"))
+        found.append([name, str(clips), str(recordings), f"{right} of {of}"])
+    return found
+
+
 def readme(classifier: Classifier) -> str:
     """The card as a page."""
     hears, card = classifier.hears, classifier.card
-    measured = card["measured"] or {"right_of": {}}
-    rows = []
-    for name, (clips, recordings) in list(card["examples"].items())[:_MOST_NAMES]:
-        right, of = measured["right_of"].get(name, ("-", "-"))
-        shown = name.replace("|", "\\|")
-        rows.append(f"| {shown} | {clips} | {recordings} | {right} of {of} |")
+    rows = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        for row in by_name(card)[:_MOST_NAMES]
+    ]
     return "\n".join(
         [
             "# A classifier of sounds",
@@ -643,8 +644,3 @@ def readme(classifier: Classifier) -> str:
             "",
         ]
     )
-
-
-def best_of(classifier: Classifier, chances: Any, top_k: int) -> list[tuple[str, float]]:
-    """The likeliest answers with their chances."""
-    return ranked(chances, classifier.labels)[:top_k]

@@ -191,7 +191,6 @@ def read(folder: Path, split: str) -> list[Labelled]:
         return [
             Labelled(
                 recording=str(folder / "animals" / row["file"]),
-                source=str(folder / "animals" / row["file"]),
                 label=row["common_name"],
                 group=row["family"],
             )

@@ -1,19 +1,26 @@
-"""Tables of Raven, Audacity, Kaleidoscope, BirdNET and Ecosounds, written and read."""
+"""Tables of other programs: made by hand, as these read them, and read again as written."""
 
 from __future__ import annotations
 
+import csv
 import math
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import error, result_file, window
+from hypothesis import given
+from hypothesis import strategies as st
+from result_files import error, result_file, survey, window
 
 from NatureLM.data.table import DataError
-from NatureLM.formats import read, recognised, write
+from NatureLM.errors import UsageError
+from NatureLM.formats import FORMATS, annotated, read, recognised, write
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.rows import OutputError
+from NatureLM.results.rows import OutputError, WindowRow
+from NatureLM.results.tables import alternatives_of, alternatives_text
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "formats"
 FILES = {
@@ -270,3 +277,229 @@ def test_memory_of_a_large_table_is_flat(tmp_path: Path) -> None:
     found = read(table)
     assert isinstance(found, Iterator)
     assert sum(1 for _ in found) == 2000
+
+
+# Audacity, crowsetta, OpenSoundscape
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "formats"
+
+
+def told(found: Detection) -> tuple[str, float, float, str, float | None]:
+    return found.audio_path, found.start, found.end, found.label, found.confidence
+
+
+def test_crowsetta_made_by_hand() -> None:
+    path = FIXTURES / "crowsetta.csv"
+    assert recognised(path) == "crowsetta"
+    creeper, owl, strix = read(path)
+    assert told(creeper) == ("/card/creek.wav", 0.5, 1.25, "Brown Creeper", None)
+    assert told(owl)[1:4] == (3.0, 4.75, "Owl, long-eared")
+    assert (strix.audio_path, strix.scientific_name) == ("/card/höhle.wav", "Rallina tricolor")
+
+
+@pytest.mark.parametrize("name", ["opensoundscape", "opensoundscape_labels"])
+def test_opensoundscape_made_by_hand(name: str) -> None:
+    path = FIXTURES / f"{name}.csv"
+    assert recognised(path) == "opensoundscape"
+    shares = {"opensoundscape": (0.9375, 0.25), "opensoundscape_labels": (None, None)}[name]
+    first, *between, last = read(path)
+    assert told(first) == ("/card/creek.wav", 0.0, 3.0, "Brown Creeper", shares[0])
+    assert told(last) == ("/card/creek.wav", 3.0, 6.0, "Rallina tricolor", shares[1])
+    assert [one.label for one in between] == ([] if shares[0] else ["Rallina tricolor"])
+
+
+def test_crowsetta_opens_what_is_written_for_it(tmp_path: Path) -> None:
+    import crowsetta as theirs
+
+    rows = [
+        window("/card/a.wav", 10.0, 20.0, text="Wren, =winter"),
+        window("/card/a.wav", 0.0, 10.0, text="学\tOwl"),
+        window("/card/b.wav", 0.0, 10.0),
+        window("/card/c.wav", 0.0, 10.0, text="None"),
+    ]
+    write("crowsetta", result_file(tmp_path, *rows), tmp_path / "t.csv")
+    first, second = theirs.Transcriber("generic-seq").from_file(tmp_path / "t.csv").to_annot()
+    assert (str(first.notated_path), str(second.notated_path)) == ("/card/a.wav", "/card/b.wav")
+    assert list(first.seq.labels) == ["学 Owl", "Wren, =winter"]
+    assert list(first.seq.onsets_s) == [0.0, 10.0]
+    assert list(first.seq.offsets_s) == [10.0, 20.0]
+    assert str(first.annot_path) == str(tmp_path / "answers.jsonl")
+    with open(tmp_path / "t.csv", encoding="utf-8", newline="") as file:
+        assert tuple(next(csv.reader(file))) == annotated.CROWSETTA
+
+
+def test_crowsetta_writes_what_is_read_here(tmp_path: Path) -> None:
+    import crowsetta as theirs
+
+    annotations = theirs.Transcriber("generic-seq").from_file(FIXTURES / "crowsetta.csv")
+    annotations.to_file(tmp_path / "theirs.csv")
+    assert list(read(tmp_path / "theirs.csv")) == list(read(FIXTURES / "crowsetta.csv"))
+
+
+def test_windows_of_opensoundscape(tmp_path: Path) -> None:
+    rows = [
+        window("/b.wav", 10.0, 16.5, text="Owl", confidence=0.5, alternatives=(("Fox", 0.25),)),
+        window("/b.wav", 0.0, 10.0, text="", note="silent"),
+        window("/a.wav", 0.0, 10.0, text="None", confidence=0.75),
+        window("/a.wav", 0.0, 10.0, query="And?", text="=Fox", confidence=1.0),
+    ]
+    written = write("opensoundscape", result_file(tmp_path, *rows), tmp_path / "t.csv")
+    assert (written.lines, dict(written.left_out)) == (3, {})
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines() == [
+        "file,start_time,end_time,'=Fox,Fox,Owl",
+        "/a.wav,0,10,1.000000,0.000000,0.000000",
+        "/b.wav,0,10,0.000000,0.000000,0.000000",
+        "/b.wav,10,16.5,0.000000,0.250000,0.500000",
+    ]
+
+
+def test_a_survey_has_classes(tmp_path: Path) -> None:
+    rows = [
+        survey(0, {"bird": True, "species": "Owl", "calls": 3}),
+        survey(5, {"bird": False, "species": None}),
+    ]
+    settings = {"columns": {"bird": {"type": "yes_no"}, "species": {"type": "choice"}}}
+    answers = result_file(tmp_path, *rows, settings=settings)
+    write("opensoundscape", answers, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines() == [
+        "file,start_time,end_time,Owl,bird",
+        "/card/a.wav,0,5,1,1",
+        "/card/a.wav,5,10,0,0",
+    ]
+
+
+def test_free_answers_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotated, "MOST_CLASSES", 1)
+    rows = [window(text="A fox barks"), window(start=10, end=20, text="An owl calls")]
+    with pytest.raises(UsageError, match=r"more than 1 different answers.*--column"):
+        write("opensoundscape", result_file(tmp_path, *rows), tmp_path / "t.csv")
+    assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_tables_as_spreadsheets_save_them(encoding: str, mark: str, tmp_path: Path) -> None:
+    content = (FIXTURES / "crowsetta.csv").read_text(encoding="utf-8")
+    if mark == ";":
+        content = content.replace('"Owl, long-eared"', "Owl").replace(",", ";").replace(".5", ",5")
+    path = tmp_path / "t.csv"
+    path.write_bytes(content.replace("\n", "\r\n").encode(encoding))
+    first, _, last = read(path)
+    assert (first.start, last.audio_path) == (0.5, "/card/höhle.wav")
+
+
+# Round trips
+
+LETTERS = st.one_of(st.sampled_from("aö学 ,;'\"=+-@#%|"), st.characters(codec="utf-8"))
+ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
+
+
+def _as_said(text: str) -> str:
+    """The text as a name of a file or a species could be."""
+    text = unicodedata.normalize("NFC", text)
+    text = " ".join("".join(c for c in text if c.isprintable() and c not in "/\\").split())
+    return f"{text}a" if text.count('"') % 2 else text
+
+
+PARTS = (
+    st.text(LETTERS, min_size=1, max_size=12)
+    .map(_as_said)
+    .filter(lambda text: text.strip(" .") and text.casefold() not in ("none", "nocall"))
+)
+LABELS = PARTS.map(lambda text: f"{text[:1].upper()}{text[1:]}") | st.just("Rallina tricolor")
+LABELS_OF = {  # Formats of rows keep every text, and a tag of Camtrap DP ends at a bar
+    **dict.fromkeys(
+        ("csv", "jsonl", "parquet"), ANY_TEXT.filter(lambda t: t.strip(" ") == t != "")
+    ),
+    "camtrap-dp": LABELS.map(lambda text: text.replace("|", "/")),
+}
+PLACES = st.integers(0, 10**8).map(lambda milli: milli / 1e3)
+CONTEXT = {
+    **{"site": "Creek", "latitude": -12.5, "longitude": 143.25, "recorder": "SM4-1"},
+    **{"local_time": "2024-05-10T05:30:00+10:00", "utc_time": "2024-05-09T19:30:00Z"},
+}
+OTHERS = (("Wren, winter", 0.125), ("Owl", 0.25))
+
+
+@st.composite
+def answers_about(draw: st.DrawFn, labels: st.SearchStrategy[str]) -> list[WindowRow]:
+    """Answers about up to three recordings; none of two is about one stretch."""
+    paths = draw(st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=3, unique=True))
+    has_shares = draw(st.booleans())
+    made = []
+    for folder, name in paths:
+        for start in draw(st.lists(PLACES, min_size=1, max_size=3, unique=True)):
+            row = window(
+                *(f"/naturelm-none/{folder}/{name}.wav", start),
+                *(round(start + draw(st.integers(1, 10**5)) / 1000, 3),),
+                text=draw(labels.filter(lambda text: text != "None")),
+                query=draw(PARTS),
+                confidence=draw(st.integers(1, 10**6)) / 10**6 if has_shares else None,
+                context=CONTEXT,
+            )
+            made.append(row)
+    return made
+
+
+def kept(one: Detection, name: str) -> Detection:
+    """What a format keeps of a detection."""
+    lost: dict[str, Any] = {}
+    if name not in ("csv", "jsonl", "parquet", "raven", "camtrap-dp"):
+        lost["question"] = ""
+    if name in ("audacity", "crowsetta"):
+        lost["confidence"] = None
+    if name in ("audacity", "ecosounds"):
+        lost["audio_path"] = Path(one.audio_path).name if name == "ecosounds" else ""
+    if name in ("birdnet", "ecosounds"):
+        lost["label"] = one.common_name or one.scientific_name
+    if name == "camtrap-dp":
+        lost = {"audio_path": Path(one.audio_path).name, "question": one.question.replace("|", "/")}
+    if name == "opensoundscape" and one.label.casefold() in ("file", "start_time", "end_time"):
+        lost["label"] = lost["common_name"] = f"{one.label}_"
+    return replace(one, **lost)
+
+
+def said_of(one: Detection) -> tuple[Any, ...]:
+    names = (one.label, one.common_name, one.scientific_name, one.question)
+    share = -1.0 if one.confidence is None else one.confidence
+    return (one.audio_path, round(one.start, 5), round(one.end, 5), share, *names)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(data=st.data())
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    rows = data.draw(answers_about(LABELS_OF.get(name, LABELS)))
+    more = [window("/b.wav", text="None", context=CONTEXT), error("/c.wav")]
+    found = result_file(folder, *rows, *more, settings={"channel": 2})
+    target = folder / f"t{FORMATS[name].suffix}"
+    written = write(name, found, target, per_recording=name == "audacity")
+    tables = [target] if name != "audacity" else sorted(written.path.rglob("*.txt"))
+    back = [one for table in tables for one in read(table, name)]
+    if name == "audacity":
+        assert {one.audio_path for one in back} <= {table.stem for table in tables}
+        back = [replace(one, audio_path="") for one in back]
+    else:
+        assert recognised(target) == name
+    if name == "camtrap-dp":
+        back = [replace(one, audio_path=Path(one.audio_path).name) for one in back]
+    if name == "opensoundscape" and {row.confidence for row in rows} == {1.0}:
+        back = [replace(one, confidence=1.0) for one in back]  # scores that could be labels
+    assert sorted(map(said_of, back)) == sorted(said_of(kept(one, name)) for one in found)
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_rows_are_read_with_all_that_they_hold(tmp_path: Path, name: str) -> None:
+    row = window("/a.wav", text="Wren", alternatives=OTHERS, windows=2, mean_confidence=0.5)
+    target = tmp_path / f"t{FORMATS[name].suffix}"
+    write(name, result_file(tmp_path, row), target)
+    (found,) = read(target)
+    assert (found.alternatives, found.windows, found.mean_confidence) == (OTHERS, 2, 0.5)
+
+
+@given(st.lists(st.tuples(LABELS, st.integers(0, 999).map(lambda n: n / 1000)), max_size=4))
+def test_alternatives_are_read_again(pairs: list[tuple[str, float]]) -> None:
+    pairs = [(name, share) for name, share in pairs if not any(c.isdigit() for c in name)]
+    assert list(alternatives_of(alternatives_text(pairs))) == pairs

@@ -144,7 +144,7 @@ class Attack:
             good = json.loads(IndexSettings("m", "f", "e", 4, 16000, 1.0, 1.0).to_json())
             text = json.dumps(spoilt({**good, "heard": [["a", "a", 3, None, None]]}, chance))
             npz(self.folder, settings=np.array(text))
-        list(open_index(path).shards())
+        list(open_index(path).blocks())
 
     def pickles(self, chance: random.Random) -> None:
         (self.folder / "a.pth").write_bytes(spoilt_bytes(self.pickle, chance))

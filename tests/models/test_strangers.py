@@ -485,9 +485,9 @@ def _settings_of(**changes: Any) -> Any:
     ],
 )
 def test_indexes_of_wrong_shapes(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
-    assert len(list(open_index(npz(tmp_path)).shards())) == 1
+    assert len(list(open_index(npz(tmp_path)).blocks())) == 1
     path = npz(tmp_path, **changes)
-    message = refusal(lambda: list(open_index(path).shards()))
+    message = refusal(lambda: list(open_index(path).blocks()))
     assert message.startswith(f"{path}: ")
     assert says in message
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.rows import RunSettings, WindowRow, to_line, write_record
+from NatureLM.results.parts import PartsStore
+from NatureLM.results.rows import Prediction, RunSettings, WindowRow, to_line, write_record
 from NatureLM.results.thresholds import MinConfidence
 from NatureLM.review.cutting import ChoiceOptions, CutOptions, choose, cut_clips, settings_of
 from NatureLM.review.folder import index_path, read_segments
@@ -60,6 +61,19 @@ def answers(card: Path, rows: Sequence[tuple[str, float, str, float | None]], **
 
 
 OWLS = [("A/1.wav", 0.0, "Owl", 0.9), ("A/1.wav", 10.0, "Owl", 0.4), ("B/1.wav", 20.0, "Owl", 0.7)]
+
+
+def test_clips_are_cut_of_answers_in_parts(card: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    with PartsStore(card / "answers.parts") as store:
+        store.begin(RunSettings(MADE), [card / name for name in ("A/1.wav", "B/1.wav")])
+        for name, start, text, sure in OWLS:
+            one = Prediction(str(card / name), start, start + 10, "What?", text, 0.5, sure)
+            store.add_answer(one)
+    read = ResultFile(card / "answers.parts")
+    for before in (0, 3):
+        made = cut_clips(read, card / "clips", CutOptions(), failed=never)
+        assert (made.clips, made.before) == (3, before)
 
 
 @given(

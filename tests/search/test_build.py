@@ -34,8 +34,8 @@ from NatureLM.results.recordings import Identity
 from NatureLM.results.rows import OutputError
 from NatureLM.search.build import BuildResult, Embedder, Journal, make_index
 from NatureLM.search.index import (
+    Block,
     IndexSettings,
-    Shard,
     nearest,
     open_index,
     query_windows,
@@ -91,9 +91,9 @@ def test_vectors_that_are_no_numbers_are_refused(
 
 def content(output: Path) -> dict[str, list[tuple[float, float, tuple[float, ...]]]]:
     found: dict[str, list[Any]] = {}
-    for shard in open_index(output).shards():
+    for block in open_index(output).blocks():
         for file, start, end, vector in zip(
-            shard.files, shard.starts, shard.ends, shard.vectors, strict=True
+            block.files, block.starts, block.ends, block.vectors, strict=True
         ):
             found.setdefault(file, []).append((start, end, tuple(vector.tolist())))
     return found
@@ -171,11 +171,11 @@ def test_a_journal_that_was_cut_anywhere_holds_a_beginning(
         two = numbers[2 * number : 2 * number + 2]
         again.add(f"{number}.wav", [0.0, 5.0], [10.0, 15.0], two, is_present=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("NatureLM.search.build.rows_of_a_shard", lambda width: 3)
-        shards: list[Shard] = list(again.shards())
-    held = np.concatenate([np.empty((0, SETTINGS.width)), *(one.vectors for one in shards)])
+        patch.setattr("NatureLM.search.build.rows_of_a_block", lambda width: 3)
+        blocks: list[Block] = list(again.blocks())
+    held = np.concatenate([np.empty((0, SETTINGS.width)), *(one.vectors for one in blocks)])
     assert np.array_equal(held, numbers[: len(again)])
-    names = list(itertools.chain.from_iterable(shard.files for shard in shards))
+    names = list(itertools.chain.from_iterable(block.files for block in blocks))
     assert names == [f"{row // 2}.wav" for row in range(len(again))]
     again.close()
 

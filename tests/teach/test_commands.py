@@ -1,4 +1,5 @@
-"""`naturelm teach`, and `naturelm infer --classifier`, whose rows are those of any answers."""
+"""`naturelm teach`, `naturelm infer --classifier`, whose rows are those of any answers, the loop of
+search, review and teaching, and the labels that it gathers."""
 
 from __future__ import annotations
 
@@ -10,10 +11,16 @@ import numpy as np
 import pytest
 import soundfile
 from commands import call, naturelm, rows
+from review_folders import make_clips
 
+from NatureLM.errors import UsageError
+from NatureLM.generation.labels import NOTHING
+from NatureLM.results.detections import Detection
 from NatureLM.results.rows import read_record
+from NatureLM.review.cutting import ChoiceOptions, choose
+from NatureLM.review.folder import VerdictStore, read_segments
 from NatureLM.search.build import Embedder
-from NatureLM.teach.examples import read_labelled
+from NatureLM.teach.examples import Labelled, merged, read_labelled, write_labels
 
 from .conftest import make_support, tone
 
@@ -157,3 +164,162 @@ def test_broken_examples_are_said_and_left_out(support: Path, nano_folder: Path)
     done = call("teach", support, "-o", "mine", "--model", nano_folder / "checkpoint", ends=3)
     assert "High0.wav" in done
     assert Path("mine/classifier.json").is_file()
+
+
+# Search for what sounds alike, review it, teach, listen, and review what is unsure
+
+
+def detection(file: str, start: float, sure: float, other: float = 0.0) -> Detection:
+    others = (("Wren", other),) if other else ()
+    return Detection(
+        audio_path=file,
+        start=start,
+        end=start + 10,
+        label="Owl",
+        confidence=sure,
+        alternatives=others,
+    )
+
+
+def test_uncertain_top_and_diverse() -> None:
+    found = [
+        *(detection("a.wav", 10.0 * n, 0.5 + 0.04 * n, 0.5 - 0.04 * n) for n in range(10)),
+        detection("b.wav", 0.0, 0.6, 0.1),
+    ]
+
+    def taken(select: str, count: int) -> list[tuple[str, float]]:
+        options = ChoiceOptions(choose=select, per_species=count)  # type: ignore[arg-type]
+        return [(one.audio_path, one.start) for one in choose(found, options)[0].taken]
+
+    assert taken("uncertain", 2) == [("a.wav", 0.0), ("a.wav", 10.0)]
+    assert taken("top", 1) == [("a.wav", 90.0)]
+    diverse = taken("diverse", 3)
+    assert ("b.wav", 0.0) in diverse
+    times = [start for file, start in diverse if file == "a.wav"]
+    assert abs(times[0] - times[1]) >= 50
+    with pytest.raises(UsageError, match="uncertain, diverse"):
+        ChoiceOptions(choose="luck")  # type: ignore[arg-type]
+
+
+def test_the_loop(support: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ("--model", nano_folder / "checkpoint")
+    for number, pitch in enumerate((3000.0, 400.0, 3000.0)):
+        tone(Path(f"card/{number}.wav"), pitch, 3.0, seed=number + 5)
+    steps = (
+        ("embed", "card", "--output-path", "card.npz", *model),
+        (
+            "search",
+            "sounds/High0.wav",
+            "--index",
+            "card.npz",
+            "--top-k",
+            3,
+            "--label",
+            "High",
+            "--output-path",
+            "hits.jsonl",
+        ),
+    )
+    for step in steps:
+        call(*step)
+    assert {one["text"] for one in rows("hits.jsonl")} == {"High"}
+
+    shown: list[Path] = []
+    monkeypatch.setattr(
+        "NatureLM.review.server.serve", lambda settings, say: shown.append(settings.folder)
+    )
+    call("review", "hits.jsonl", "--select", "top", "--no-token")
+    (clips,) = shown
+    with VerdictStore(clips) as store:
+        for one in read_segments(clips):
+            store.add(one.clip, "Ann", "no" if "1.wav" in one.recording else "yes")
+
+    call("teach", support, clips, "-o", "mine", *model)
+    said = read_labelled(Path("mine/labels.csv"))[0]
+    assert sorted((one.label, one.is_not, one.who) for one in said if one.who) == [
+        ("", "High", "Ann"),
+        ("High", "", "Ann"),
+        ("High", "", "Ann"),
+    ]
+    call("infer", "card", "--classifier", "mine", "--output-path", "out.jsonl")
+    answers = [one["text"] for one in rows("out.jsonl")]
+    assert answers[0] == answers[2] == "High"
+    call("review", "out.jsonl", "--select", "uncertain")
+    assert shown[-1] == Path("out-uncertain")
+
+
+def test_what_does_not_go_together(support: Path) -> None:
+    done = call("search", "sounds/High0.wav", "--index", "x.npz", "--label", "High", ends=2)
+    assert "--output-path and --label go together" in done
+    Path("clips").mkdir()
+    done = call("review", "clips", "--select", "top", ends=2)
+    assert "is a folder of clips already" in done
+
+
+# Labels of tables and of reviewed clips
+
+
+def test_verdicts_are_labels(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 4)
+    with VerdictStore(tmp_path / "clips") as store:
+        for reviewer, said in (("Ann", "yes no unsure yes"), ("Bo", "yes no yes no")):
+            for clip, verdict in zip(clips, said.split(), strict=True):
+                store.add(clip.clip, reviewer, verdict)
+    found, notes = read_labelled(tmp_path / "clips")
+    assert notes == []
+    said = [(one.label, one.is_not, one.who) for one in found]
+    assert said == [
+        ("Common Cuckoo", "", "Bo"),
+        ("", "Eurasian Wren", "Bo"),
+        ("Common Cuckoo", "", "Bo"),
+    ]
+    assert all(one.at for one in found)
+    # The recordings are not here: the clips hold the sound, and their times count from its start.
+    assert (found[0].start, found[0].end) == pytest.approx((0.1, 1.1))
+    assert Path(found[0].recording).is_file()
+    assert found[0].group == "/card/0/dawn.wav"
+
+
+def test_the_table_gives_back_what_was_written(tmp_path: Path) -> None:
+    said = [
+        Labelled(
+            recording=str(tmp_path / "=a.wav"),
+            start=1.5,
+            end=2.25,
+            label="Owl",
+            group="r1",
+            who="=Ann",
+            at="2026-01-02T03:04:05+00:00",
+            table="support.csv",
+        ),
+        Labelled(recording=str(tmp_path / "b.wav"), is_not="Owl"),
+    ]
+    path = write_labels(tmp_path / "labels.csv", said)
+    assert read_labelled(path)[0] == said
+    path.write_text(path.read_text("utf-8-sig").replace("1.5", "soon"), encoding="utf-8-sig")
+    with pytest.raises(UsageError, match="line 2: start and end"):
+        read_labelled(path)
+
+
+def test_what_was_said_last_holds(tmp_path: Path) -> None:
+    def said(label: str, is_not: str = "", at: float = 0.0) -> Labelled:
+        recording = str(tmp_path / "a.wav")
+        return Labelled(recording=recording, start=at, end=at + 3, label=label, is_not=is_not)
+
+    once = merged([[said("Owl"), said("Wren", at=3)], [said("Crow")]])
+    assert [one.label for one in once] == ["Wren", "Crow"]
+    kept = merged([[said("Owl")], [said("", is_not="Wren")]])
+    assert [(one.label, one.is_not) for one in kept] == [("Owl", "Wren")]
+    taken_back = merged([[said("Owl")], [said("", is_not="Owl")]])
+    assert [(one.label, one.is_not) for one in taken_back] == [("", "Owl")]
+
+
+def test_tables_of_other_programs(tmp_path: Path) -> None:
+    tone(tmp_path / "dawn.wav", 800.0, 5.0)
+    (tmp_path / "dawn.txt").write_text("0.5\t1.5\tOwl\n2\t3\tnone\n", encoding="utf-8")
+    found, _ = read_labelled(tmp_path / "dawn.txt")
+    assert [(one.label, one.start, one.end) for one in found] == [
+        ("Owl", 0.5, 1.5),
+        (NOTHING, 2.0, 3.0),
+    ]
+    assert {one.group for one in found} == {found[0].group}

@@ -170,7 +170,7 @@ def test_both_methods_agree_on_their_form(make_examples: MakeExamples) -> None:
 def test_a_folder_gives_back_what_was_written(tmp_path: Path, make_examples: MakeExamples) -> None:
     examples = make_examples({"owl": 5, "=wren|": 5})
     taught, held = fit_classifier(examples, HEARS)
-    labelled = [Labelled(recording="a.wav", source="a.wav", label="owl")]
+    labelled = [Labelled(recording="a.wav", label="owl")]
     saved = save(tmp_path, taught, examples, held, labelled)
     again = read_classifier(tmp_path)
     assert again.fingerprint == saved.fingerprint
