@@ -32,7 +32,7 @@ def survey(start: float, answers: dict[str, Any], **changes: Any) -> SurveyRow:
 
 def error(path: str, text: str = "the file is empty") -> ErrorRow:
     """A recording that could not be read."""
-    return ErrorRow(path, text, "EmptyAudio", 0.4, "m", "r")
+    return ErrorRow(path, text, "EmptyAudio", 0.4, model="m", run="r")
 
 
 def result_file(

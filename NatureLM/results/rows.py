@@ -49,6 +49,25 @@ class StoredRow:
     run: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordingRow(StoredRow):
+    """What each row about a recording says besides; `to_line` puts it behind what was said.
+
+    model: name, id or folder
+    run: the same in all rows of a file
+    audio_bytes, audio_modified, audio_digest: the recording when it was read
+    audio_folder: where `audio_path` counts from, if not from the folder of the settings
+    """
+
+    model: str
+    run: str
+    audio_bytes: int | None = None
+    audio_modified: str | None = None
+    schema_version: int = SCHEMA_VERSION
+    audio_digest: str | None = None
+    audio_folder: str | None = None
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answer to one query about one window; the fields are those of a row.
@@ -87,32 +106,21 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowRow(Prediction, StoredRow):
+class WindowRow(RecordingRow, Prediction):
     """A prediction as it stands in a file.
 
-    model: name, id or folder
-    run: the same in all rows of a file
-    audio_bytes, audio_modified, audio_digest: the recording when it was read
-    audio_folder: where `audio_path` counts from, if not from the folder of the settings
     context: when and where the window was recorded, as far as that is known (`field.deployments`)
     windows, mean_confidence: of an event, which joins neighbouring windows; its `confidence` is the
         highest of theirs
     """
 
-    model: str
-    run: str
-    audio_bytes: int | None = None
-    audio_modified: str | None = None
-    schema_version: int = SCHEMA_VERSION
-    audio_digest: str | None = None
-    audio_folder: str | None = None
     context: Mapping[str, Any] | None = None
     windows: int | None = None
     mean_confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurveyRow(StoredRow):
+class SurveyRow(RecordingRow):
     """All that was answered about a window, by the columns of a questionnaire.
 
     answers: values by column; None where nothing fits, or what was said could not be parsed. A
@@ -132,13 +140,6 @@ class SurveyRow(StoredRow):
     said: Mapping[str, Any] | None = None
     others: Mapping[str, Any] | None = None
     note: str = ""
-    model: str
-    run: str
-    audio_bytes: int | None = None
-    audio_modified: str | None = None
-    schema_version: int = SCHEMA_VERSION
-    audio_digest: str | None = None
-    audio_folder: str | None = None
     context: Mapping[str, Any] | None = None
     claim: Mapping[str, Any] | None = None
 
@@ -178,10 +179,11 @@ _OPTIONAL = (
     *("context", "claim", "windows", "mean_confidence", "confidences", "said", "others"),
 )
 """Keys that rows of version 1 need not have: older ones lack them, and so do those without any."""
+_OF_RECORDING = tuple(one.name for one in fields(RecordingRow) if one.name not in _OPTIONAL)
 
 
 @dataclass(frozen=True)
-class ErrorRow(StoredRow):
+class ErrorRow(RecordingRow):
     """A recording, or the rest of it, that could not be read.
 
     error: the message
@@ -191,13 +193,6 @@ class ErrorRow(StoredRow):
     error: str
     error_type: str
     merging_alpha: float
-    model: str
-    run: str
-    audio_bytes: int | None = None
-    audio_modified: str | None = None
-    schema_version: int = SCHEMA_VERSION
-    audio_digest: str | None = None
-    audio_folder: str | None = None
 
 
 Row: TypeAlias = WindowRow | SurveyRow | ErrorRow
@@ -206,9 +201,9 @@ Row: TypeAlias = WindowRow | SurveyRow | ErrorRow
 def to_line(row: Row) -> bytes:
     """The row as one line of UTF-8 JSON, line feed included."""
     values = asdict(row)
-    for key in _OPTIONAL:  # they stand at the end
+    for key in (*_OF_RECORDING, *_OPTIONAL):  # they stand at the end
         value = values.pop(key, None)
-        if value not in (None, (), "", {}):
+        if key not in _OPTIONAL or value not in (None, (), "", {}):
             values[key] = value
     return json_line(values)
 

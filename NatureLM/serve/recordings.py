@@ -307,7 +307,7 @@ async def _rows(
             if is_first:
                 raise sound_error(one.error, "file", upload.name)
             text, kind = str(one.error).replace(str(upload.path), upload.name), one.error.kind
-            yield to_line(ErrorRow(upload.name, text, kind, alpha, served.name, run))
+            yield to_line(ErrorRow(upload.name, text, kind, alpha, model=served.name, run=run))
             continue
         is_first = False
         values = {

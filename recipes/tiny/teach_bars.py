@@ -119,7 +119,8 @@ def mel_statistics(model: Any, labelled: Sequence[Labelled]) -> Floats:
 
     made = []
     for one in labelled:
-        samples, _ = read_noted_clip(one.source, sample_rate=model.config.sample_rate, duration=10)
+        rate = model.config.sample_rate
+        samples, _ = read_noted_clip(one.recording, sample_rate=rate, duration=10)
         with torch.inference_mode():
             fbank = model._fbanks(torch.from_numpy(samples)[None], [0])[0][0].float().numpy()
         made.append(np.concatenate([fbank.mean(axis=0), fbank.std(axis=0)]))

@@ -99,7 +99,7 @@ SURVEY = (
         said={"calls": "a few"},
     ),
     survey(10, {}, note="silent"),
-    ErrorRow("/card/b.wav", "no sound", "AudioError", 0.4, "m", "r"),
+    ErrorRow("/card/b.wav", "no sound", "AudioError", 0.4, model="m", run="r"),
 )
 TYPES = {
     "columns": {

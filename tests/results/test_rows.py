@@ -80,7 +80,7 @@ def test_the_keys_of_schema_version_1() -> None:
         "schema_version": 1,
     }
     assert "Rüppell" in to_line(WINDOW).decode()
-    error = ErrorRow("a.wav", "a.wav: is empty", "EmptyAudio", 1.0, "m", "r")
+    error = ErrorRow("a.wav", "a.wav: is empty", "EmptyAudio", 1.0, model="m", run="r")
     assert from_line(to_line(error), "x", 1) == error
 
 

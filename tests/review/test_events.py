@@ -146,7 +146,7 @@ def test_a_gap_is_bridged_and_short_events_go(tmp_path: Path) -> None:
 
 
 def test_recordings_without_events_and_errors_stay(tmp_path: Path) -> None:
-    lost = ErrorRow("d.wav", "gone", "UnreadableAudio", 1.0, "m", "r")
+    lost = ErrorRow("d.wav", "gone", "UnreadableAudio", 1.0, model="m", run="r")
     rows = [
         at(0),
         at(10, "None", context={"site": "Wood"}),
@@ -267,7 +267,7 @@ def test_only_events_are_replaced(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_became_of_the_answers(tmp_path: Path) -> None:
-    lost = ErrorRow("d.wav", "gone", "UnreadableAudio", 1.0, "m", "r")
+    lost = ErrorRow("d.wav", "gone", "UnreadableAudio", 1.0, model="m", run="r")
     path = answers(
         tmp_path,
         [at(0), at(10, "None"), replace(SILENT, start=20.0, end=30.0), lost],

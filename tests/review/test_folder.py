@@ -21,8 +21,8 @@ from NatureLM.results.rows import OutputError
 from NatureLM.results.tables import with_formula, without_formula
 from NatureLM.review.folder import (
     ANSWERS,
-    COLUMNS,
     REVIEW_NAME,
+    VERDICT_COLUMNS,
     Segment,
     VerdictStore,
     checked_reviewer,
@@ -327,7 +327,7 @@ def test_no_spreadsheet_runs_a_cell(tmp_path: Path) -> None:
 
 
 def test_a_table_that_a_spreadsheet_saved_is_read_and_not_mixed(tmp_path: Path) -> None:
-    text = f"{';'.join(COLUMNS)};remark\r\n{CLIP};Ann;Yes;2024-05-10;loud\r\n"
+    text = f"{';'.join(VERDICT_COLUMNS)};remark\r\n{CLIP};Ann;Yes;2024-05-10;loud\r\n"
     (tmp_path / REVIEW_NAME).write_bytes(text.encode("utf-16"))
     assert said(tmp_path) == [(CLIP, "Ann", "yes")]
     with pytest.raises(UsageError, match="begins with other columns than clip,reviewer,verdict,at"):
