@@ -42,8 +42,7 @@ from NatureLM.generation.engine import Engine, fold_if_single_alpha
 from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.models.quantized import quantize_layers
-from NatureLM.training.batches import BatchLayout, BatchSource
-from NatureLM.training.samples import Sample
+from NatureLM.training.samples import BatchLayout, BatchSource, Sample
 
 LLAMA_8B = {
     "vocab_size": 128257,

@@ -492,6 +492,14 @@ class Example:
         """The same row with one prompt."""
         return replace(self, prompts=(prompt,), rendered=rendered)
 
+    def with_drawn_prompt(self, rng: np.random.Generator) -> Example:
+        """The same row with one of its prompts."""
+        return self.with_prompt(self.draw_prompt(rng))
+
+    def draw_prompt(self, rng: np.random.Generator) -> str:
+        """One of its prompts."""
+        return self.prompts[int(rng.integers(len(self.prompts)))]
+
 
 def load_examples(config: TableConfig) -> list[Example]:
     """All rows of one source that pass `where`, weights balanced as `balance` says.

@@ -34,7 +34,8 @@ from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.models.loss import IGNORE
 from NatureLM.prompts import token_ids
-from NatureLM.training.samples import NONE_LABEL, Mask, Sample
+from NatureLM.training.data import NONE_LABEL
+from NatureLM.training.samples import Mask, Sample
 
 
 class StepOutput(NamedTuple):

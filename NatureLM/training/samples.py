@@ -1,9 +1,10 @@
-"""From a drawn row to what the model sees: prompt drawn, clips read, changed and put in windows.
+"""From a drawn row to batches of what the model sees, which threads build ahead of it.
 
-A sample may be made of several rows: a few-shot block of labelled clips, or the second of two
-turns. It depends on the run's seed, the row, the epoch and the copy of the row within the epoch,
-and on nothing else: nothing here draws from a generator that lives on, so order, batch size, number
-of workers and a resumed run cannot change it.
+Of a sample the prompt is drawn, its clips are read, changed and put in windows. It may be made of
+several rows: a few-shot block of labelled clips, or the second of two turns. It depends on the
+run's seed, the row, the epoch and the copy of the row within the epoch, and on nothing else:
+nothing here draws from a generator that lives on, so order, batch size, number of workers and a
+resumed run cannot change it.
 
 Waveforms are float32 of shape (samples,) in [-1, 1]; functions of them return new arrays and may
 leave that range (windows are clipped at the end). dB values are of power.
@@ -11,38 +12,43 @@ leave that range (windows are clipped at the end). dB values are of power.
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import threading
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, FewShotConfig
-from NatureLM.data.sample import Clip, Example
-from NatureLM.prompts import ChatTemplate, few_shot_prompt, render, with_clips, without_audio
-from NatureLM.util import ByteBoundedCache, digest
+from NatureLM.audio import AudioError, find_recordings
+from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, RunConfig
+from NatureLM.data.sample import Clip, Example, FileSource
+from NatureLM.errors import NatureLMError
+from NatureLM.prompts import render
+from NatureLM.training.data import (
+    NONE_LABEL,
+    ClipPool,
+    Data,
+    SampleIndex,
+    Sampler,
+    SupportPool,
+    as_second_turn,
+    few_shot,
+)
+from NatureLM.util import ByteBoundedCache, derive_seed, generator
 
 Wave = npt.NDArray[np.float32]
+MicroBatches = list[list["Sample"]]
 
-NONE_LABEL = "None"
 _EQ_BANDS = 5
 _MEL_RANGE = 8000 / 700  # highest frequency (8 kHz) over the corner of the mel scale
 _SILENCE = 1e-10  # mean power below which a clip has no level to scale against
-
-
-def derive_seed(seed: int, *keys: int | str) -> int:
-    """A 63-bit seed for `keys` under the run's `seed`; equal on every machine and Python."""
-    text = "\x1f".join(f"{type(key).__name__}:{key}" for key in (seed, *keys))
-    return int.from_bytes(digest(text, "blake2b", size=8), "big") >> 1
-
-
-def generator(seed: int, *keys: int | str) -> np.random.Generator:
-    """A fresh numpy generator for `keys` under the run's `seed`."""
-    return np.random.Generator(np.random.PCG64(derive_seed(seed, *keys)))
-
+_ENOUGH = 20  # bad files from which on their share of the files tried so far tells enough
+_MOST_REPLACEMENTS = 20
 
 # Changes of sound
 
@@ -240,15 +246,6 @@ def merge_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class SampleIndex:
-    """One draw: the row, and which copy of it this is (`epoch` and `copy` seed its changes)."""
-
-    row: int
-    epoch: int
-    copy: int
-
-
-@dataclass(frozen=True)
 class Question:
     """A complete prompt with its answer, and the task that it belongs to."""
 
@@ -360,7 +357,7 @@ class SampleBuilder:
         if more == 0 or example.clips != row.clips or sample.labels != row.labels:
             return sample  # what is known about the clip is not all that is heard
         further = tuple(
-            Question(self._prompt(_with_drawn_prompt(other, rng)), other.answer, other.task)
+            Question(self._prompt(other.with_drawn_prompt(rng)), other.answer, other.task)
             for other in self._pool.draw_further(row, more, rng)
         )
         return replace(sample, further=further)
@@ -378,13 +375,13 @@ class SampleBuilder:
         if few.prob > 0 and asks_few_shot and rng.random() < few.prob:
             support = self._support.draw(example, few, rng)
             if support:
-                example = _with_drawn_prompt(few_shot(example, support), rng)
+                example = few_shot(example, support).with_drawn_prompt(rng)
                 return example, [f"{len(support)} examples"]
         if two_turns > 0 and rng.random() < two_turns:
             earlier = self._pool.draw_earlier(example, rng)
             if earlier is not None:
                 return as_second_turn(self.settings.template, earlier, example, rng), ["two turns"]
-        return _with_drawn_prompt(example, rng), []
+        return example.with_drawn_prompt(rng), []
 
     def _sample(
         self,
@@ -431,117 +428,222 @@ class SampleBuilder:
         return self.settings.template.replace("{}", prompt.strip())
 
 
-def _with_drawn_prompt(example: Example, rng: np.random.Generator) -> Example:
-    return example.with_prompt(_drawn(example.prompts, rng))
+# Batches
 
 
-def _drawn(prompts: Sequence[str], rng: np.random.Generator) -> str:
-    return prompts[int(rng.integers(len(prompts)))]
+@dataclass
+class BadFiles:
+    """Which files could not be read, why, and whether they are too many.
 
-
-# Samples of several rows
-
-
-def few_shot(query: Example, support: Sequence[Example]) -> Example:
-    """The query with `support` spliced in front; clips in the order of their placeholders.
-
-    All have one clip. Raises ValueError if a support clip is of the query's recording.
+    max_share: allowed part of `total`; from twenty bad files on, also of the files tried so far
+    total: number of files that the data names
     """
-    if any(_same_recording(query, example) for example in support):
-        raise ValueError(f"{query.id}: an example clip is of the recording that is asked about")
-    prompts = tuple(
-        few_shot_prompt(without_audio(prompt), [example.answer for example in support])
-        for prompt in query.prompts
+
+    max_share: float
+    total: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    _tried: set[str] = field(default_factory=set)
+    _tried_before: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tried(self, clips: Iterable[Clip]) -> None:
+        """These clips are being read."""
+        with self._lock:
+            self._tried.update(clip.source.name for clip in clips)
+
+    @property
+    def tried_so_far(self) -> int:
+        """How many files were read, also before the run was resumed."""
+        return max(len(self._tried), self._tried_before)
+
+    def restore(self, reasons: Mapping[str, str], tried: int) -> None:
+        """Take up the account of a run that is resumed."""
+        self.reasons, self._tried_before = dict(reasons), tried
+
+    def add(self, error: AudioError) -> None:
+        """A file could not be read; raises NatureLMError above the limit."""
+        with self._lock:
+            self.reasons[str(error.path)] = error.reason
+            bad, tried = len(self.reasons), self.tried_so_far
+            if bad > self.max_share * self.total:
+                raise NatureLMError(self._report(f"the {self.total} audio files"))
+            if bad >= _ENOUGH and bad > self.max_share * tried:
+                raise NatureLMError(self._report(f"the first {tried} audio files"))
+
+    def _report(self, of_what: str) -> str:
+        lines = [
+            f"{len(self.reasons)} of {of_what} cannot be used, more than "
+            f"datasets.max_bad_share = {self.max_share:g} allows:",
+            *(f"  {path}: {reason}" for path, reason in list(self.reasons.items())[:5]),
+        ]
+        if len(self.reasons) > 5:
+            lines.append(f"  and {len(self.reasons) - 5} more")
+        return "\n".join(lines)
+
+
+def make_builders(
+    data: Data,
+    config: DatasetsConfig,
+    run: RunConfig,
+    *,
+    template: str,
+    sample_rate: int,
+    window_samples: int,
+) -> tuple[SampleBuilder, SampleBuilder, SampleBuilder, BadFiles]:
+    """Builders of training, validation and test samples, and the account of bad files."""
+    audio = AudioCache(sample_rate, config.audio_cache_mb * 2**20)
+    changes = run.augmentations
+    settings = SampleSettings(
+        template, sample_rate, window_samples, config, changes, derive_seed(run.seed, "samples")
     )
-    clips = tuple(example.clips[0] for example in (*support, query))
-    # A mix would change the answer that the examples point to.
-    return replace(query, clips=clips, prompts=prompts, labels=())
+    noise: list[Path] = []
+    wanted = changes.noise_prob > 0 or changes.mask_audio_prob > 0
+    if changes.use_augmentation and wanted and changes.noise_dirs:
+        noise = find_recordings([Path(folder) for folder in changes.noise_dirs])
+    rows = (*data.train, *data.valid, *data.test)
+    files = {clip.source.name for row in rows for clip in row.clips}
+    return (
+        SampleBuilder(data.train, settings, audio, [Clip.of(FileSource(path)) for path in noise]),
+        SampleBuilder(data.valid, settings, audio),
+        SampleBuilder(data.test, settings, audio),
+        BadFiles(config.max_bad_share, len(files)),
+    )
 
 
-class SupportPool:
-    """Rows by task and answer, from which few-shot examples are drawn."""
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the samples of a step are shared out: micro-batches for each of `processes`."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._by_task: dict[str, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
-        for example in examples:
-            if len(example.clips) == 1:
-                self._by_task[example.task][example.answer].append(example)
+    batch_size: int
+    accumulation: int = 1
+    processes: int = 1
 
-    def draw(
-        self, query: Example, config: FewShotConfig, rng: np.random.Generator
-    ) -> list[Example]:
-        """Labelled examples of the query's task, shuffled; empty if there are too few.
+    @property
+    def step_size(self) -> int:
+        """Samples of one update, over all processes."""
+        return self.batch_size * self.accumulation * self.processes
 
-        The query's own answer is among the labels, examples are spread evenly over the labels, and
-        none is of the query's recording.
+    def places(self, process: int) -> list[list[int]]:
+        """For each micro-batch of a process, its samples' places within the step."""
+        return [
+            [(m * self.processes + process) * self.batch_size + i for i in range(self.batch_size)]
+            for m in range(self.accumulation)
+        ]
+
+
+class BatchSource(ABC):
+    """Where the batches of a run come from; give `Trainer` one of your own.
+
+    layout: how a step is shared out
+    """
+
+    layout: BatchLayout
+
+    @property
+    @abstractmethod
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+
+    @abstractmethod
+    def steps(self, first: int, last: int) -> Iterator[list[list[Any]]]:
+        """For each of the steps first, first + 1, … last - 1, this process's micro-batches.
+
+        They are lists of what the objective collates, and depend on the step alone.
         """
-        answers = self._by_task.get(query.task, {})
-        own = _of_other_recordings(query, answers.get(query.answer, ()))
-        if not own:
-            return []
-        total = int(rng.integers(config.min_examples, config.max_examples + 1))
-        others = sorted(set(answers) - {query.answer})
-        count = min(int(rng.integers(1, config.max_labels + 1)), total, 1 + len(others))
-        chosen = [others[i] for i in rng.permutation(len(others))[: count - 1]]
-        pools = [own, *(_of_other_recordings(query, answers[answer]) for answer in chosen)]
-        pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools if pool]
-        support: list[Example] = []
-        while len(support) < total and any(pools):
-            support += [pool.pop() for pool in pools if pool][: total - len(support)]
-        if len(support) < config.min_examples:
-            return []
-        return [support[i] for i in rng.permutation(len(support))]
 
 
-def _of_other_recordings(query: Example, rows: Sequence[Example]) -> list[Example]:
-    return [row for row in rows if not _same_recording(query, row)]
+class DataLoader(BatchSource):
+    """Micro-batches of samples, drawn in a seeded order and built ahead by threads.
 
+    Decoding and numpy release Python's lock, so threads suffice. A sample that cannot be built is
+    replaced by another draw, so that batches keep their size and a resumed run sees the same data.
 
-def _same_recording(one: Example, other: Example) -> bool:
-    """Of one group, or of one source: files are the same by their real paths."""
-    if one.group and one.group == other.group:
-        return True
-    pairs = itertools.product((c.source for c in one.clips), (c.source for c in other.clips))
-    return any(a == b or a.name == b.name for a, b in pairs)
-
-
-class ClipPool:
-    """Rows by their clips, from which other questions about the same clips are drawn."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._by_clips: dict[tuple[Clip, ...], list[Example]] = defaultdict(list)
-        for example in examples:
-            if example.clips:
-                self._by_clips[example.clips].append(example)
-
-    def draw_earlier(self, query: Example, rng: np.random.Generator) -> Example | None:
-        """A row to be asked before the query, with other questions; None if there is none."""
-        others = [row for row in self._others(query) if not set(row.prompts) & set(query.prompts)]
-        return others[int(rng.integers(len(others)))] if others else None
-
-    def draw_further(self, row: Example, count: int, rng: np.random.Generator) -> list[Example]:
-        """Up to `count` rows to be asked beside a row, by weight, each once."""
-        others = self._others(row)
-        weights = np.array([other.weight for other in others])
-        count = min(count, int((weights > 0).sum()))
-        if count == 0:
-            return []
-        chosen = rng.choice(len(others), count, replace=False, p=weights / weights.sum())
-        return [others[int(i)] for i in chosen]
-
-    def _others(self, row: Example) -> list[Example]:
-        return [other for other in self._by_clips.get(row.clips, ()) if other.id != row.id]
-
-
-def as_second_turn(
-    template: str, earlier: Example, query: Example, rng: np.random.Generator
-) -> Example:
-    """The query as the second question of a conversation; its prompt is complete.
-
-    It has the form that a conversation gives: the audio stands in the first turn only.
+    workers: threads; 0 builds samples when they are asked for
+    lengths: of the rows, if given; the samples of a step are sorted by it, so that batches pad
+        little
     """
-    asked, question = _drawn(earlier.prompts, rng), _drawn(query.prompts, rng)
-    prompt = ChatTemplate.of(template).text(
-        [(with_clips(asked, 1), earlier.answer), (without_audio(question), "")]
-    )
-    return replace(query.with_prompt(prompt, rendered=True), labels=())
+
+    def __init__(
+        self,
+        builder: SampleBuilder,
+        order: Sampler,
+        layout: BatchLayout,
+        bad: BadFiles,
+        *,
+        process: int = 0,
+        workers: int = 0,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        self.builder, self.order, self.layout, self.bad = builder, order, layout, bad
+        self.process, self.workers, self.lengths = process, workers, lengths
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch of the order."""
+        return self.order.epoch_steps(self.layout.step_size)
+
+    def steps(self, first: int, last: int) -> Iterator[MicroBatches]:
+        """Samples of the steps first, first + 1, … last - 1."""
+        if self.workers == 0:
+            for step in range(first, last):
+                yield [[self.sample(at) for at in batch] for batch in self.positions(step)]
+            return
+        steps_ahead = 2 + -(
+            -2 * self.workers // (self.layout.batch_size * self.layout.accumulation)
+        )
+        waiting: deque[list[list[Future[Sample]]]] = deque()
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="samples") as pool:
+            try:
+                for step in range(first, last + steps_ahead):
+                    if step < last:
+                        batches = self.positions(step)
+                        waiting.append(
+                            [[pool.submit(self.sample, at) for at in b] for b in batches]
+                        )
+                    if waiting and step - first + 1 >= steps_ahead:
+                        yield [[future.result() for future in b] for b in waiting.popleft()]
+            finally:
+                for future in (f for step in waiting for batch in step for f in batch):
+                    future.cancel()
+
+    def positions(self, step: int) -> list[list[tuple[int, SampleIndex]]]:
+        """This process's (position in the run, draw) of a step, by micro-batch."""
+        start = step * self.layout.step_size
+        draws = self.order.draws(start, self.layout.step_size)
+        placed = [(start + i, draw) for i, draw in enumerate(draws)]
+        if self.lengths is not None:
+            lengths = self.lengths
+            placed.sort(key=lambda item: (lengths[item[1].row], item[0]))
+        return [[placed[i] for i in batch] for batch in self.layout.places(self.process)]
+
+    def sample(self, at: tuple[int, SampleIndex]) -> Sample:
+        """The sample at a position, or its replacement if a file of it cannot be read."""
+        position, draw = at
+        for attempt in range(_MOST_REPLACEMENTS):
+            try:
+                self.bad.tried(self.builder.examples[draw.row].clips)
+                return self.builder.build(draw)
+            except AudioError as error:
+                self.bad.add(error)
+                draw = self.order.replacement(position, attempt, draw)
+        raise NatureLMError(
+            f"{_MOST_REPLACEMENTS} draws in a row hold audio that cannot be read, the last one in "
+            f"{self.builder.examples[draw.row].id}; is the disk with the recordings there?"
+        )
+
+
+def plain_batches(
+    builder: SampleBuilder, batch_size: int, bad: BadFiles, *, process: int = 0, processes: int = 1
+) -> Iterator[list[Sample]]:
+    """All rows once, in order, unchanged, without the unreadable; each process has its share."""
+    rows = builder.examples[process::processes]
+    for first in range(0, len(rows), batch_size):
+        batch = []
+        for example in rows[first : first + batch_size]:
+            bad.tried(example.clips)
+            try:
+                batch.append(builder.plain(example))
+            except AudioError as error:
+                bad.add(error)
+        if batch:
+            yield batch

@@ -9,32 +9,44 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.evaluation.bootstrap import clustered_interval
+from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.evaluation.protocols import caseless
 from NatureLM.progress import printable
-from NatureLM.training.batches import (
-    BatchLayout,
-    BatchSource,
-    Data,
-    DataLoader,
-    load_data,
-    make_builders,
-    make_order,
-)
 from NatureLM.training.build import make_objective
-from NatureLM.training.checkpoint import (
+from NatureLM.training.data import Data, load_data, make_order
+from NatureLM.training.objectives import DistillationTargets, Objective
+from NatureLM.training.optim import (
+    MovingAverage,
+    check_shardable,
+    finish_gradients,
+    full_tensors,
+    learning_rate,
+    make_accelerator,
+    make_optimizer,
+    parallelize,
+    trainable,
+)
+from NatureLM.training.outputs import (
     AVERAGE,
+    HIGH,
+    LOW,
     OPTIMIZER,
     WEIGHTS,
     Checkpoint,
+    RunLog,
     check_adapter,
     check_same,
     checkpoints,
@@ -47,23 +59,20 @@ from NatureLM.training.checkpoint import (
     write_checkpoint,
     write_result,
 )
-from NatureLM.training.evaluation import Scorer, evaluate, same_text
-from NatureLM.training.logs import RunLog
-from NatureLM.training.objectives import DistillationTargets, Objective
-from NatureLM.training.optim import (
-    MovingAverage,
-    finish_gradients,
-    learning_rate,
-    make_optimizer,
-    trainable,
+from NatureLM.training.samples import (
+    BatchLayout,
+    BatchSource,
+    DataLoader,
+    Sample,
+    SampleBuilder,
+    make_builders,
+    plain_batches,
 )
-from NatureLM.training.parallel import (
-    check_shardable,
-    full_tensors,
-    make_accelerator,
-    parallelize,
-)
-from NatureLM.training.samples import SampleBuilder, derive_seed
+from NatureLM.util import derive_seed
+
+_RESAMPLES = 500  # of clusters, for an interval: half a second for a thousand answers
+
+Scorer = Callable[[str, Sample], bool]
 
 
 class Pace:
@@ -87,6 +96,52 @@ class Pace:
         now = time.monotonic()
         step = (now - self._at_half) / max(self._last - self._half, 1)
         return self._last + max(1, int((self._begun + limit - now) / max(step, 1e-6)))
+
+
+class ScoredAnswer(NamedTuple):
+    """A generated answer: of which row, right or not, the right label, the row's cluster."""
+
+    id: str
+    correct: bool
+    label: str
+    cluster: str
+
+
+def answer_scores(answered: Sequence[ScoredAnswer]) -> dict[str, float]:
+    """Accuracy and macro accuracy (over the true answers) with 95 % intervals over clusters.
+
+    Clips of one recording (`group`) succeed or fail together, so clusters are resampled. Empty
+    where nothing was answered.
+    """
+    if not answered:
+        return {}
+    rows = sorted(answered)  # so that processes and batches do not matter
+    correct = np.array([row.correct for row in rows], dtype=np.float64)
+    labels = np.array([row.label for row in rows])
+    clusters = [row.cluster for row in rows]
+    statistics = {
+        "accuracy": lambda weights: accuracy(correct, weights),
+        "macro_accuracy": lambda weights: macro_accuracy(correct, labels, weights),  # type: ignore[arg-type]
+    }
+    scores: dict[str, float] = {}
+    for name, statistic in statistics.items():
+        found = clustered_interval(statistic, clusters, repeats=_RESAMPLES)
+        scores |= {name: found.value, name + LOW: found.low, name + HIGH: found.high}
+    return scores
+
+
+def same_text(answer: str, sample: Sample) -> bool:
+    """Whether an answer is the expected one, but for case, blanks, ways to type and a full stop."""
+    one, other = (caseless(text.strip().rstrip(".")) for text in (answer, sample.answer))
+    return one == other
+
+
+def is_decoded(number: int, ratio: float) -> bool:
+    """Whether answers of a batch are generated, for a ratio of the batches.
+
+    Every batch for 1, every second for 0.5, none for 0; the first one for all but 0.
+    """
+    return math.ceil((number + 1) * ratio - 1e-9) > math.ceil(number * ratio - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -275,7 +330,8 @@ class Trainer:
             place = (step, number, self.accelerator.process_index)
             torch.manual_seed(derive_seed(self.settings.seed, "step", *place))
             with self.parallel.accumulate(number == len(batches) - 1):
-                out = self.parallel(send_to_device(self.objective.collate(samples), device))
+                batch = send_to_device(self.objective.collate(samples), device)
+                out = self.parallel.module(batch)
                 self.accelerator.backward(out.loss)
             sums += torch.stack([value.detach().float() for value in out])
         sums = self.accelerator.reduce(sums)
@@ -302,16 +358,48 @@ class Trainer:
         if not builder.examples:
             raise UsageError(f"there is no {name} table to evaluate on (datasets.{name})")
         with self._averaged(), self.parallel.summon_full_params():
-            scores = evaluate(
-                self.objective,
-                self.parallel.evaluated,
-                builder,
-                self.bad,
-                self.accelerator,
-                self.settings,
-                self.scorer,
-            )
+            scores = self._scores(builder)
         self.log.evaluation(done, scores, name)
+        return scores
+
+    def _scores(self, builder: SampleBuilder) -> dict[str, float]:
+        """Mean loss and token accuracy of all rows; `answer_scores` where answers are generated."""
+        from accelerate.utils import (  # type: ignore[import-untyped, unused-ignore]
+            gather_object,
+            send_to_device,
+        )
+
+        accelerator, ratio = self.accelerator, self.settings.decode_ratio
+        device, processes = accelerator.device, accelerator.num_processes
+        sums = torch.zeros(3, dtype=torch.float64)
+        answered: list[ScoredAnswer] = []
+        batches = plain_batches(
+            builder,
+            self.settings.batch_size_eval,
+            self.bad,
+            process=accelerator.process_index,
+            processes=processes,
+        )
+        self.parallel.evaluated.eval()
+        for number, samples in enumerate(batches):
+            with torch.inference_mode(), accelerator.autocast():
+                batch = send_to_device(self.objective.collate(samples), device)
+                out = self.parallel.evaluated(batch)
+            sums += torch.stack([value.double().cpu() for value in out])
+            if is_decoded(number, ratio):
+                with accelerator.autocast():
+                    answers = self.objective.answers(samples)
+                for answer, sample in zip(answers, samples, strict=True):
+                    correct = bool(self.scorer(answer, sample))
+                    answered.append(ScoredAnswer(sample.id, correct, sample.answer, sample.group))
+        loss, count, correct_tokens = accelerator.reduce(
+            sums.to(device, torch.float32 if device.type == "mps" else None)
+        ).tolist()
+        scores = {"loss": loss / max(count, 1), "token_accuracy": correct_tokens / max(count, 1)}
+        if ratio > 0:
+            if processes > 1:
+                answered = [ScoredAnswer(*row) for row in gather_object(answered)]
+            scores |= answer_scores(answered)
         return scores
 
     def _is_best(self, done: int) -> bool:

@@ -27,10 +27,11 @@ from NatureLM.config import Config
 from NatureLM.config.schema import OptimsConfig, RunConfig
 from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import Example, FileSource
-from NatureLM.training.batches import BatchLayout, BatchSource, Data
+from NatureLM.training.data import Data
 from NatureLM.training.objectives import Objective, StepOutput
-from NatureLM.training.samples import generator
+from NatureLM.training.samples import BatchLayout, BatchSource
 from NatureLM.training.train import Trainer
+from NatureLM.util import generator
 from recipes.tiny.architecture import fbank_config
 from recipes.tiny.data import Clip
 from recipes.tiny.spectrograms import SAMPLE_RATE, WINDOW_SECONDS, Augmentation, Spectrograms

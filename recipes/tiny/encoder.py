@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from NatureLM.config.model import QFormerConfig
 from NatureLM.models.audio_side import QFormer, patch_groups
 from NatureLM.models.beats import BEATs
-from NatureLM.training.samples import generator
+from NatureLM.util import generator
 from recipes.tiny.architecture import GROUP, NATURELM, new_encoder
 from recipes.tiny.classifiers import (
     ClassifierSettings,

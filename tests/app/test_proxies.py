@@ -107,14 +107,14 @@ def test_sharing_through_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyP
 
 
 def no_accelerate(_: Path) -> None:
-    from NatureLM.training.parallel import make_accelerator
+    from NatureLM.training.optim import make_accelerator
 
     make_accelerator(RunConfig())
 
 
 def no_tracker(name: str) -> Callable[[Path], object]:
     def make(folder: Path) -> object:
-        from NatureLM.training.logs import make_tracker
+        from NatureLM.training.outputs import make_tracker
 
         return make_tracker(name, folder)
 

@@ -105,8 +105,7 @@ def test_what_is_there_stays_until_the_work_is_done(words: list[str], folder: Pa
 
 def test_a_disk_that_becomes_full_is_one_sentence(tmp_path: Path) -> None:
     from NatureLM.errors import NatureLMError
-    from NatureLM.training.checkpoint import checkpoints, write_checkpoint
-    from NatureLM.training.logs import RunLog
+    from NatureLM.training.outputs import RunLog, checkpoints, write_checkpoint
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -20,7 +20,7 @@ from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig
 from NatureLM.data.sample import FileSource, load_examples
 from NatureLM.data.table import DataError
-from NatureLM.training.batches import with_mixable_labels
+from NatureLM.training.data import with_mixable_labels
 from NatureLM.training.samples import AudioCache, merge_labels
 
 datasets = pytest.importorskip("datasets")

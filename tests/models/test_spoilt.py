@@ -25,7 +25,7 @@ from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.checkpoint.tensors import index_folder
 from NatureLM.results.rows import from_line, read_record
 from NatureLM.search.index import IndexSettings, open_index
-from NatureLM.training.checkpoint import Checkpoint
+from NatureLM.training.outputs import Checkpoint
 from tests.models.test_strangers import (
     ADAPTER,
     CALIBRATION,

@@ -31,7 +31,7 @@ from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.prompts import token_ids
 from NatureLM.search.index import IndexSettings, open_index
-from NatureLM.training.checkpoint import Checkpoint
+from NatureLM.training.outputs import Checkpoint
 from tests.builders import edit_json
 
 SECONDS, MEGABYTES = 1.0, 200

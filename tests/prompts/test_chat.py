@@ -20,7 +20,7 @@ from NatureLM.prompts import (
     render,
     with_clips,
 )
-from NatureLM.training.samples import as_second_turn
+from NatureLM.training.data import as_second_turn
 
 USER, ASSISTANT, END = (
     "<|start_header_id|>user<|end_header_id|>\n\n",

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from NatureLM.config.load import dump_config
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError, UsageError
-from NatureLM.training.parallel import check_shardable, split_units
+from NatureLM.training.optim import check_shardable, split_units
 from NatureLM.training.train import Trainer, train
 
 pytest.importorskip("accelerate")

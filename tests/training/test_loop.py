@@ -14,23 +14,17 @@ from commands import rows, write_lines
 from safetensors.torch import load_file
 from torch import nn
 
+from NatureLM.cli.train import report
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import accuracy, macro_accuracy
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
-from NatureLM.training.batches import BatchLayout, BatchSource
-from NatureLM.training.check import report
-from NatureLM.training.checkpoint import checkpoints
-from NatureLM.training.evaluation import (
-    ScoredAnswer,
-    answer_scores,
-    is_decoded,
-    score_lines,
-)
 from NatureLM.training.objectives import Objective, StepOutput
 from NatureLM.training.optim import learning_rate, part_of
-from NatureLM.training.train import Trainer, train
+from NatureLM.training.outputs import checkpoints, score_lines
+from NatureLM.training.samples import BatchLayout, BatchSource
+from NatureLM.training.train import ScoredAnswer, Trainer, answer_scores, is_decoded, train
 
 pytest.importorskip("accelerate")
 

@@ -14,8 +14,7 @@ from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.checkpoint.load import build_on_meta
 from NatureLM.models.checkpoint.tensors import precision_of, tensor_refs
 from NatureLM.models.fit import Outline
-from NatureLM.training.build import make_objective
-from NatureLM.training.memory import batch_bytes, check_memory, learnt_bytes
+from NatureLM.training.build import batch_bytes, check_memory, learnt_bytes, make_objective
 
 from .conftest import LLAMA_8B
 

@@ -13,12 +13,12 @@ import torch
 from commands import call, write_lines
 from markdown_pages import ROOT, Block, blocks, commands
 
+from NatureLM.cli.train import report
 from NatureLM.config import load_config
 from NatureLM.config.load import dump_config
 from NatureLM.errors import ConfigError
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM, NatureLMConfig
-from NatureLM.training.check import report
 from NatureLM.training.optim import part_of
 from NatureLM.training.train import Trainer, train
 

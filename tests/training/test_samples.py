@@ -18,16 +18,9 @@ from NatureLM.data.sample import Clip, Example
 from NatureLM.prompts import AUDIO_TAG, few_shot_prompt
 from NatureLM.training import samples as augment
 from NatureLM.training.build import make_objective
+from NatureLM.training.data import ClipPool, SampleIndex, SupportPool, as_second_turn, few_shot
 from NatureLM.training.objectives import apply_masks
-from NatureLM.training.samples import (
-    ClipPool,
-    SampleBuilder,
-    SampleIndex,
-    SampleSettings,
-    SupportPool,
-    as_second_turn,
-    few_shot,
-)
+from NatureLM.training.samples import SampleBuilder, SampleSettings
 
 RNG = np.random.default_rng
 TONE = np.sin(np.arange(16000) * 0.3).astype(np.float32)
@@ -302,7 +295,8 @@ def test_a_mixed_window_is_asked_about_once():
 
 
 def test_one_encoding_serves_all_questions(make_config, monkeypatch: pytest.MonkeyPatch):
-    from NatureLM.training.batches import load_data, make_builders
+    from NatureLM.training.data import load_data
+    from NatureLM.training.samples import make_builders
 
     config = make_config(datasets={"questions_per_clip": 2})
     data = load_data(config.datasets, config.run)

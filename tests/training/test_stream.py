@@ -22,24 +22,18 @@ from NatureLM.config.schema import (
 )
 from NatureLM.data.sample import Clip, Example, load_examples
 from NatureLM.errors import NatureLMError
-from NatureLM.training.batches import (
+from NatureLM.training.data import SampleIndex, Sampler, mixture_weights, with_mixable_labels
+from NatureLM.training.samples import (
+    AudioCache,
     BadFiles,
     BatchLayout,
     DataLoader,
-    Sampler,
-    mixture_weights,
-    plain_batches,
-    with_mixable_labels,
-)
-from NatureLM.training.samples import (
-    AudioCache,
     Sample,
     SampleBuilder,
-    SampleIndex,
     SampleSettings,
-    derive_seed,
-    generator,
+    plain_batches,
 )
+from NatureLM.util import derive_seed, generator
 
 TEMPLATE = "<user>{}<|eot_id|>"
 ALL_CHANGES = AugmentationsConfig(

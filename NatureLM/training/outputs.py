@@ -1,9 +1,12 @@
-"""What a run writes: checkpoints, and in the end the model, its adapter and a card for each.
+"""What a run writes: its log, checkpoints, and in the end the model, its adapter and their cards.
 
-Each is whole or not there at all: a folder is written under a temporary name and renamed when all
-of it is on the disk. A checkpoint `step_00001234` is safetensors and a small JSON state. Only what
+A folder is whole or not there at all: it is written under a temporary name and renamed when all of
+it is on the disk. A checkpoint `step_00001234` is safetensors and a small JSON state. Only what
 learns is in it; the rest comes from where the run started. Its state says which settings and data
 it is of: a run is resumed only with the same.
+
+Scores are names and numbers; one with an interval has two more entries, `<name>_low` and
+`<name>_high`.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,12 +34,18 @@ from NatureLM.config.schema import Config, DatasetsConfig, ModelConfig, RunConfi
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.models.checkpoint.tensors import read_header
 from NatureLM.models.registry import CheckpointError, one_line
-from NatureLM.training.batches import Data
-from NatureLM.training.evaluation import score_lines
+from NatureLM.progress import ProgressBar, say
+from NatureLM.training.data import Data
 from NatureLM.training.objectives import AudioText, Objective
-from NatureLM.training.optim import PARTS, MuonWithAdamW, NamedParameters, part_of
-from NatureLM.training.parallel import copy_full, distribute_like
-from NatureLM.util import parse_json, shown, writing
+from NatureLM.training.optim import (
+    PARTS,
+    MuonWithAdamW,
+    NamedParameters,
+    copy_full,
+    distribute_like,
+    part_of,
+)
+from NatureLM.util import atomic_write, format_duration, library, parse_json, shown, writing
 
 _NAME = re.compile(r"^step_(\d{8,})$")
 PARTIAL = ".partial-"
@@ -272,7 +282,156 @@ def _filled(value: Any, default: Any) -> Any:
     return value
 
 
+# The log
+
+LOW, HIGH = "_low", "_high"
+
+
+def score_lines(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """(name in words, value in words with its interval) of every score."""
+    for name, value in scores.items():
+        if not name.endswith((LOW, HIGH)):
+            text = f"{value:.4f}"
+            if name + LOW in scores:
+                text += f" [{scores[name + LOW]:.3f}, {scores[name + HIGH]:.3f}]"
+            yield name.replace("_", " "), text
+
+
+class Tracker(NamedTuple):
+    """Where numbers are shown: takes them with their step, and is closed at the end."""
+
+    log: Callable[[Mapping[str, float], int], None]
+    close: Callable[[], None]
+
+
+class RunLog:
+    """Progress of a run on this process; silent on all but the first.
+
+    folder: where `log.jsonl` goes; on a resumed run, lines after `step` are removed first
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        total: int,
+        trackers: Sequence[str] = (),
+        main: bool = True,
+    ) -> None:
+        self._main = main
+        self._total = total
+        self._first = step
+        self._begun = time.monotonic()
+        self._path = folder / "log.jsonl"
+        self._bar = ProgressBar(
+            "bar",
+            "step {task.completed}/{task.total}, {task.fields[note]}",
+            "eta",
+            total=total,
+            note="",
+        )
+        self._trackers: list[Tracker] = []
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self._path, step)
+            self._trackers = [make_tracker(name, folder) for name in trackers]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the loop: a bar on a terminal."""
+        if not self._main:
+            yield
+            return
+        try:
+            with self._bar:
+                self.step(self._first)
+                yield
+        finally:
+            for tracker in self._trackers:
+                tracker.close()
+
+    def settle(self, done: int, total: int) -> None:
+        """The run will have so many steps, of which some are done."""
+        if total != self._total:
+            self._total = total
+            self._bar.update(done, total=total)
+            self.say(f"{total} steps fit into the time (run.max_seconds)")
+
+    def step(self, done: int) -> None:
+        """One more update is done."""
+        self._bar.update(done)
+
+    def train(self, done: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of training after `done` updates."""
+        rate = (done - self._first) / max(time.monotonic() - self._begun, 1e-9)
+        left = (self._total - done) / rate if rate > 0 else 0.0
+        note = f"loss {numbers['loss']:.4f}, {numbers['samples_per_second']:.1f} samples/s"
+        if self._bar.is_shown:
+            self._bar.update(done, note=note)
+        else:
+            self.say(
+                f"step {done}/{self._total}: {note}, rate {numbers['learning_rate']:.2e}, "
+                f"{format_duration(left) if left >= 60 else f'0 min {int(left)} s'} left"
+            )
+        self._write("train", done, numbers)
+
+    def evaluation(self, done: int, scores: Mapping[str, float], name: str = "valid") -> None:
+        """Scores on a table after `done` updates."""
+        told = ", ".join(f"{score} {value}" for score, value in score_lines(scores))
+        self.say(f"step {done}/{self._total}: {name} {told}")
+        self._write(name, done, scores)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._main:
+            say(text)
+
+    def _write(self, kind: str, done: int, numbers: Mapping[str, float]) -> None:
+        if not self._main:
+            return
+        with (
+            writing(self._path, ". The last checkpoint is whole; --resume goes on from there"),
+            self._path.open("a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps({"kind": kind, "step": done, **numbers}) + "\n")
+        for tracker in self._trackers:
+            tracker.log({f"{kind}/{name}": value for name, value in numbers.items()}, done)
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Leave only the log's whole lines up to `step`: what comes after is written again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step and step > 0:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    with atomic_write(path, alone=True) as unfinished:
+        unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def make_tracker(name: str, folder: Path) -> Tracker:
+    """A tracker by name. Raises `UsageError` if its package is not installed."""
+    package = library(name, f"run.trackers names {name}: pip install {name}")
+    if name == "trackio":
+        package.init(project="naturelm", name=folder.name, resume="allow")
+        return Tracker(lambda numbers, step: package.log(numbers, step=step), package.finish)
+    tensorboard = library("torch.utils.tensorboard", "")
+    writer: Any = tensorboard.SummaryWriter(str(folder / "tensorboard"))
+
+    def write(numbers: Mapping[str, float], step: int) -> None:
+        for key, value in numbers.items():
+            writer.add_scalar(key, value, step)
+
+    return Tracker(write, writer.close)
+
+
 # The result
+
 
 FINAL, ADAPTER = "final", "adapter"
 _USES = {
