@@ -1,9 +1,7 @@
-"""Labelled sound as rows: tables, folders of class names, and datasets with the sound inside.
+"""Datasets with the sound inside: `save_to_disk` folders, Arrow and Parquet files, and the Hub.
 
-Tables of text are read by `NatureLM.data.table`; datasets are `save_to_disk` folders, Arrow and
-Parquet files and the Hub. Labels are read without the sound, and the sound row by row as it is
-stored: decoding is the work of `NatureLM.audio`. Columns are found by their names or by aliases,
-which whoever reads a table chooses; `columns` of its configuration maps others.
+Labels are read without the sound, and the sound row by row as it is stored: decoding is the work of
+`NatureLM.audio`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
-from NatureLM.audio.files import as_on_disk, find_recordings
+from NatureLM.audio.files import as_on_disk
 from NatureLM.audio.windows import read_clip
-from NatureLM.config.schema import TableConfig, TableSource
-from NatureLM.data.annotations import read_annotations
-from NatureLM.data.table import Columns, DataError, Row, Table, clean
+from NatureLM.config.schema import TableConfig
+from NatureLM.data.table import Columns, DataError, Row
 from NatureLM.errors import UsageError
 from NatureLM.util import library, parse_json
 
@@ -39,33 +36,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # with a revisi
 _SAVED = ("state.json", "dataset_dict.json")
 _UNFINISHED = "is damaged or was not downloaded to its end: fetch it again"
 _NEEDED = "needs libraries that are not installed: pip install 'naturelm-audio[beans]'"
-
-
-def tables_in(folder: Path) -> list[Path]:
-    """The tables of text in a folder."""
-    return sorted(file for kind in ("jsonl", "csv", "tsv") for file in folder.glob(f"*.{kind}"))
-
-
-def _class_folders(folder: Path) -> Iterator[Row]:
-    """`folder/<class name>/<recordings>`; underscores in class names are spaces."""
-    if tables := tables_in(folder):
-        names = ", ".join(table.name for table in tables)
-        raise DataError(f"{folder}: holds {names}; name the table, or a folder of classes alone")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not classes:
-        raise DataError(f"{folder}: expected a folder for each class, with recordings in it")
-    for directory in classes:
-        answer = directory.name.replace("_", " ")
-        for path in find_recordings([directory]):
-            yield {"path": os.path.relpath(path, folder), "answer": answer}
-
-
-def audio_folder(config: TableSource) -> Path:
-    """The folder that relative paths of a table start from."""
-    source = as_on_disk(Path(config.path))
-    if config.audio_root:
-        return Path(config.audio_root)
-    return source if source.is_dir() else source.parent
 
 
 class ArrowRows:
@@ -275,55 +245,6 @@ def _as_file(data: bytes, suffix: str) -> Iterator[Path]:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def labelled_rows(
-    config: TableSource, dataset: DatasetRows | None, columns: Columns
-) -> Iterator[tuple[int, Row]]:
-    """(number, row) of every row of a table or dataset that passes `where`, without its sound.
-
-    dataset: what `config` names, opened; None for a table or a folder of class names
-    columns: of a dataset, those that are read; gets the notes of how it was read
-    """
-    source = as_on_disk(Path(config.path))
-    if dataset is None and not source.exists():
-        raise DataError(f"{source}: there is no such table or folder")
-    if dataset is None and source.suffix.lower() == ".parquet" and source.is_file():
-        dataset = ParquetRows([str(source)], str(source), source.parent)
-    rows: Iterable[tuple[int, Row]]
-    table = Table(iter(()))
-    if dataset is not None:
-        rows = enumerate(dataset.light(columns), start=1)
-        columns.notes += dataset.notes
-    elif source.is_dir():
-        rows = enumerate(_class_folders(source), start=1)
-    else:
-        table = read_annotations(source, audio_folder(config))
-        rows = table.rows
-        columns.decimal_comma = table.decimal_comma
-    is_empty = True
-    for number, row in rows:
-        if _passes(row, config, number):
-            is_empty = False
-            yield number, row
-    if is_empty:
-        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
-    columns.notes += table.notes
-    columns.finish()
-
-
-def _passes(row: Row, config: TableSource, number: int) -> bool:
-    """Whether a row has the values that `where` asks for."""
-    for column, allowed in config.where.items():
-        if column not in row:
-            raise DataError(
-                f"{config.path}, row {number}: `where` asks for column {column!r}; there are "
-                f"{', '.join(map(str, row))}"
-            )
-        wanted = [allowed] if isinstance(allowed, str) else allowed
-        if clean(str(row[column])) not in map(clean, wanted):
-            return False
-    return True
 
 
 def open_rows(path: str) -> DatasetRows | None:
@@ -549,7 +470,7 @@ def open_split(config: TableConfig, columns: Columns) -> ArrowRows | None:
     return ArrowRows(
         split,
         config.path + (f" [{config.split}]" if config.split else ""),
-        audio_folder(config) if place.is_dir() else None,
+        Path(config.audio_root or place) if place.is_dir() else None,
         audio=audio,
     )
 

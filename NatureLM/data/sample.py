@@ -1,7 +1,10 @@
-"""Clips, and the records that rows of labelled sound become; sound is read when it is asked for.
+"""Rows of labelled sound, whatever holds them, and the records and clips that they become.
 
-A row becomes a `Sample` for the benchmark and for experiments (`open_samples`), or an `Example` for
-training (`load_examples`).
+Rows come from tables of text (`NatureLM.data.table`), folders of class names and datasets with the
+sound inside (`NatureLM.data.dataset`). Columns are found by their names or by aliases; `columns` of
+a configuration maps others. A row becomes a `Sample` for the benchmark and for experiments
+(`open_samples`), or an `Example` for training (`load_examples`). Sound is read when it is asked
+for.
 """
 
 from __future__ import annotations
@@ -22,23 +25,22 @@ from numpy.typing import NDArray
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import Recording
-from NatureLM.audio.files import as_on_disk
+from NatureLM.audio.files import as_on_disk, find_recordings
 from NatureLM.audio.windows import read_clip
 from NatureLM.config.schema import TableConfig, TableSource
+from NatureLM.data.annotations import read_annotations
 from NatureLM.data.components import components
 from NatureLM.data.dataset import (
     AUDIO,
     ArrowRows,
     DatasetRows,
+    ParquetRows,
     RowSource,
-    audio_folder,
-    labelled_rows,
     open_rows,
     open_split,
     split_of,
-    tables_in,
 )
-from NatureLM.data.table import CLIP_ALIASES, RATES, Columns, DataError, Row, clean, fold
+from NatureLM.data.table import CLIP_ALIASES, RATES, Columns, DataError, Row, Table, clean, fold
 from NatureLM.util import did_you_mean, digest, parse_json
 
 logger = logging.getLogger(__name__)
@@ -164,6 +166,85 @@ def read_window(clip: Clip, sample_rate: int, seconds: float) -> ClipAudio:
     wav = clip.source.read(start=clip.start, duration=duration, sample_rate=sample_rate)
     length = round(window * sample_rate)
     return ClipAudio(wav[:length], window, is_cut=len(wav) - length > _TOLERANCE * sample_rate)
+
+
+# Rows of one source
+
+
+def labelled_rows(
+    config: TableSource, dataset: DatasetRows | None, columns: Columns
+) -> Iterator[tuple[int, Row]]:
+    """(number, row) of every row of a table or dataset that passes `where`, without its sound.
+
+    dataset: what `config` names, opened; None for a table or a folder of class names
+    columns: of a dataset, those that are read; gets the notes of how it was read
+    """
+    source = as_on_disk(Path(config.path))
+    if dataset is None and not source.exists():
+        raise DataError(f"{source}: there is no such table or folder")
+    if dataset is None and source.suffix.lower() == ".parquet" and source.is_file():
+        dataset = ParquetRows([str(source)], str(source), source.parent)
+    rows: Iterable[tuple[int, Row]]
+    table = Table(iter(()))
+    if dataset is not None:
+        rows = enumerate(dataset.light(columns), start=1)
+        columns.notes += dataset.notes
+    elif source.is_dir():
+        rows = enumerate(_class_folders(source), start=1)
+    else:
+        table = read_annotations(source, audio_folder(config))
+        rows = table.rows
+        columns.decimal_comma = table.decimal_comma
+    is_empty = True
+    for number, row in rows:
+        if _passes(row, config, number):
+            is_empty = False
+            yield number, row
+    if is_empty:
+        raise DataError(f"{config.path}: no row is left" + (" by `where`" if config.where else ""))
+    columns.notes += table.notes
+    columns.finish()
+
+
+def _passes(row: Row, config: TableSource, number: int) -> bool:
+    """Whether a row has the values that `where` asks for."""
+    for column, allowed in config.where.items():
+        if column not in row:
+            raise DataError(
+                f"{config.path}, row {number}: `where` asks for column {column!r}; there are "
+                f"{', '.join(map(str, row))}"
+            )
+        wanted = [allowed] if isinstance(allowed, str) else allowed
+        if clean(str(row[column])) not in map(clean, wanted):
+            return False
+    return True
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The tables of text in a folder."""
+    return sorted(file for kind in ("jsonl", "csv", "tsv") for file in folder.glob(f"*.{kind}"))
+
+
+def _class_folders(folder: Path) -> Iterator[Row]:
+    """`folder/<class name>/<recordings>`; underscores in class names are spaces."""
+    if tables := tables_in(folder):
+        names = ", ".join(table.name for table in tables)
+        raise DataError(f"{folder}: holds {names}; name the table, or a folder of classes alone")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not classes:
+        raise DataError(f"{folder}: expected a folder for each class, with recordings in it")
+    for directory in classes:
+        answer = directory.name.replace("_", " ")
+        for path in find_recordings([directory]):
+            yield {"path": os.path.relpath(path, folder), "answer": answer}
+
+
+def audio_folder(config: TableSource) -> Path:
+    """The folder that relative paths of a table start from."""
+    source = as_on_disk(Path(config.path))
+    if config.audio_root:
+        return Path(config.audio_root)
+    return source if source.is_dir() else source.parent
 
 
 # Samples of a benchmark or of a table of one's own
@@ -508,8 +589,9 @@ def load_examples(config: TableConfig) -> list[Example]:
     """
     columns = Columns(config, EXAMPLE_ALIASES)
     dataset = open_split(config, columns)
+    sound = dataset if dataset is not None and dataset.has_audio else audio_folder(config)
     examples = [
-        _example(row, number, config, columns, dataset)
+        _example(row, number, config, columns, sound)
         for number, row in labelled_rows(config, dataset, columns)
     ]
     clips = [clip for example in examples for clip in example.clips]
@@ -526,8 +608,12 @@ def load_examples(config: TableConfig) -> list[Example]:
 
 
 def _example(
-    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
+    row: Row, number: int, config: TableConfig, columns: Columns, sound: ArrowRows | Path
 ) -> Example:
+    """The example of a row.
+
+    sound: the dataset that holds it, or the folder that paths start from
+    """
     name = config.name or Path(config.path).stem
     where = f"{config.path}, row {number}"
     get = columns.get
@@ -546,7 +632,7 @@ def _example(
         )
     return Example(
         id=f"{name}/{get(row, 'id') or number}",
-        clips=_clips(row, number, config, columns, dataset),
+        clips=_clips(row, number, where, columns, sound),
         prompts=columns.strings(row, "prompt") or tuple(config.prompts) or ("",),
         answer=answer,
         labels=labels,
@@ -558,21 +644,17 @@ def _example(
 
 
 def _clips(
-    row: Row, number: int, config: TableConfig, columns: Columns, dataset: ArrowRows | None
+    row: Row, number: int, where: str, columns: Columns, sound: ArrowRows | Path
 ) -> tuple[Clip, ...]:
-    start, end = columns.stretch(row, f"{config.path}, row {number}")
-    if dataset is not None and dataset.has_audio:
+    start, end = columns.stretch(row, where)
+    if isinstance(sound, ArrowRows):
         rate = next((row[name] for name in RATES if name in row), None)
-        name = f"{dataset.name}, row {number}"
-        return (Clip.of(RowSource(dataset, number - 1, name, rate), start, end),)
-    folder = audio_folder(config)
-    path = columns.recording(row, folder, f"{config.path}, row {number}")
+        name = f"{sound.name}, row {number}"
+        return (Clip.of(RowSource(sound, number - 1, name, rate), start, end),)
+    path = columns.recording(row, sound, where)
     if path is not None:
         return (Clip.of(FileSource(path), start, end),)
     files = columns.strings(row, "files")
     if files and (start or end is not None):
-        raise DataError(
-            f"{config.path}, row {number}: start and end are of one recording, and there are "
-            "several files"
-        )
-    return tuple(Clip.of(FileSource(as_on_disk(folder / file))) for file in files)
+        raise DataError(f"{where}: start and end are of one recording, and there are several files")
+    return tuple(Clip.of(FileSource(as_on_disk(sound / file))) for file in files)

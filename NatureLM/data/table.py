@@ -608,7 +608,9 @@ class Columns:
 
     def _on_disk(self, folder: Path, name: str) -> Path:
         if name not in self._found:
-            found = as_on_disk(folder / name, other_slashes=True)
+            found = folder / name
+            if not os.path.exists(found):
+                found = as_on_disk(found, other_slashes=True)
             if not os.path.exists(found):
                 found = recording_below(folder, name) or found
             self._found[name] = found
