@@ -22,9 +22,9 @@ def program(main: Callable[[Arguments], None]) -> Callable[..., int]:
     def run(arguments: Arguments = None) -> int:
         try:
             main(arguments)
-        except NatureLMError as error:
+        except (NatureLMError, OSError) as error:
             print(f"Error: {error}", file=sys.stderr)
-            return error.exit_code
+            return getattr(error, "exit_code", 2)
         return 0
 
     return run

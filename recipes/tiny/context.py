@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from NatureLM.prompts import PLACEHOLDER, render, token_ids, with_clips
+from recipes import Arguments, program
 from recipes.tiny import wordings
 from recipes.tiny.context_tasks import DENSE, SHAPES, Kinds, Prompt, Shape
 from recipes.tiny.data import (
@@ -616,7 +617,8 @@ class Watch:
         return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     """Train on its own, from a model that there is: views are made once in the output folder."""
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.context")
     parser.add_argument("--data-path", type=Path, required=True)
@@ -644,7 +646,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held_out=[name for name in options.held_out.split(",") if name],
         start=options.lora,
     )
-    return 0
 
 
 def views_in(

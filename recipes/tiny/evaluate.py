@@ -24,6 +24,8 @@ from NatureLM.generation.engine import Engine
 from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.inference.loading import processor_of
 from NatureLM.results.rows import json_line
+from NatureLM.util import check_place
+from recipes import Arguments, program
 from recipes.tiny.architecture import WINDOW_DELAYS
 from recipes.tiny.data import Clip, read_clips, training_clips
 from recipes.tiny.few_shot import FewShotResult
@@ -340,7 +342,8 @@ def write_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.evaluate")
     parser.add_argument("--model", default="naturelm-tiny", help="name or folder")
     parser.add_argument("--data-path", type=Path, required=True)
@@ -349,6 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=Path, help="write every answer to this JSONL file")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args(arguments)
+    for option in ("answers", "json"):
+        if (place := getattr(options, option)) is not None:
+            check_place(place, f"--{option}")
 
     from NatureLM.models import NatureLM
 
@@ -365,7 +371,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.answers.write_bytes(b"".join(map(json_line, rows)))
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,11 +25,14 @@ import torch
 from torch import Tensor
 
 from NatureLM.audio.windows import read_clip
+from NatureLM.errors import UsageError
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy
 from NatureLM.models.audio_side import fit_window
 from NatureLM.prompts import AUDIO_TAG, example_blocks
-from recipes.tiny.data import Clip, read_clips
+from NatureLM.util import check_place, check_range
+from recipes import Arguments, program
+from recipes.tiny.data import Clip, clips_of, read_clips
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -213,7 +216,8 @@ def evaluate_few_shot(
     return [measure(answerer, setting, tasks) for setting, tasks in drawn if tasks]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     """Print a line for each setting."""
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny.few_shot")
     parser.add_argument("--model", default="naturelm-tiny", help="name or folder")
@@ -223,17 +227,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args(arguments)
+    check_range("--tasks", options.tasks, 1)
+    if options.json is not None:
+        check_place(options.json, "--json")
+    every = read_clips(options.data_path)
+    if not (clips := clips_of(every, options.split)):
+        known = sorted({clip.split for clip in every})
+        raise UsageError(f"--split is {options.split!r}; there are {', '.join(known)}")
 
     from NatureLM.models import NatureLM
 
     model: Any = NatureLM.from_pretrained(options.model)
-    clips = [clip for clip in read_clips(options.data_path) if clip.split == options.split]
     results = evaluate_few_shot(model, clips, count=options.tasks, seed=options.seed)
     for result in results:
         print(result.line(), flush=True)
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in results], indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

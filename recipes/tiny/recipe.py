@@ -1,7 +1,7 @@
 """The embedded model from nothing, in six stages whose results are kept and reused.
 
 text: a small Llama learns instructions (`naturelm train`, configs/tiny/text.yml)
-teachers: convolutional networks learn to tell the sounds apart (`classifiers.py`)
+teachers: convolutional networks learn to tell the sounds apart (`encoder.py`)
 encoder: BEATs learns it from them (`encoder.py`)
 audio: the whole model learns to answer about recordings (`naturelm train`, configs/tiny/audio.yml)
 polish: the same for longer and more slowly, with the teachers' answers (configs/tiny/polish.yml)
@@ -32,14 +32,6 @@ from NatureLM.training.objectives import DistillationTargets
 from NatureLM.util import digest
 from recipes.tiny import wordings
 from recipes.tiny.architecture import WINDOW_DELAYS, language_model_config, train_tokenizer
-from recipes.tiny.classifiers import (
-    Schedule,
-    Sounds,
-    Teachers,
-    TeacherSettings,
-    load_teachers,
-    train_teacher,
-)
 from recipes.tiny.context import ContextSettings, train_context, views_in
 from recipes.tiny.data import (
     Clip,
@@ -51,7 +43,17 @@ from recipes.tiny.data import (
     training_clips,
     write_rows,
 )
-from recipes.tiny.encoder import ENCODER, EncoderSettings, train_encoder
+from recipes.tiny.encoder import (
+    ENCODER,
+    EncoderSettings,
+    Schedule,
+    Sounds,
+    Teachers,
+    TeacherSettings,
+    load_teachers,
+    train_encoder,
+    train_teacher,
+)
 from recipes.tiny.evaluate import evaluate, write_card
 from recipes.tiny.few_shot import evaluate_few_shot
 from recipes.tiny.species import source

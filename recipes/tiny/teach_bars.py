@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.errors import NatureLMError
 from NatureLM.evaluation.bootstrap import clustered_interval
 from NatureLM.evaluation.metrics import auroc
 from NatureLM.search.build import Embedder
@@ -33,6 +32,7 @@ from NatureLM.teach.classifier import unit_vectors
 from NatureLM.teach.examples import Examples, Labelled, hear_examples
 from NatureLM.teach.fit import fit_classifier
 from NatureLM.util import write_json
+from recipes import Arguments, program
 
 BARS = {(2, 1): 0.86, (2, 3): 0.90, (5, 3): 0.75}
 """Ways and examples, and the accuracy that is aimed at."""
@@ -253,7 +253,8 @@ def table(measured: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program
+def main(arguments: Arguments) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.tiny.teach_bars", description=(__doc__ or "").splitlines()[0]
     )
@@ -266,21 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from NatureLM.inference.loading import load_model
 
-    try:
-        model = load_model(options.model, audio_only=True)
-        found = measure(
-            options.data_path, model, options.split, options.tasks, not options.no_known
-        )
-    except (NatureLMError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+    model = load_model(options.model, audio_only=True)
+    found = measure(options.data_path, model, options.split, options.tasks, not options.no_known)
     found["model"] = options.model
     print(table(found))
     if "unknown_species" in found:
         print("\nknown against unknown: {}".format(found["unknown_species"]))
     if options.output_path is not None:
         write_json(options.output_path, found)
-    return 0
 
 
 if __name__ == "__main__":

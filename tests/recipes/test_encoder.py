@@ -18,7 +18,11 @@ from NatureLM.models.checkpoint.tensors import tensor_refs
 from NatureLM.training.build import QFORMER, part_tensors
 from NatureLM.training.optim import is_hidden_matrix, trainable
 from recipes.tiny import architecture
-from recipes.tiny.classifiers import (
+from recipes.tiny.data import Clip
+from recipes.tiny.encoder import (
+    ENCODER,
+    AudioClassifier,
+    EncoderSettings,
     Schedule,
     SlowNorm,
     SoundNet,
@@ -26,16 +30,10 @@ from recipes.tiny.classifiers import (
     SpectrogramBatches,
     Teachers,
     TeacherSettings,
-    load_teachers,
-    train_teacher,
-)
-from recipes.tiny.data import Clip
-from recipes.tiny.encoder import (
-    ENCODER,
-    AudioClassifier,
-    EncoderSettings,
     load_classifier,
+    load_teachers,
     train_encoder,
+    train_teacher,
 )
 from recipes.tiny.spectrograms import Augmentation, Spectrograms, frequency_response, spectrogram
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
@@ -14,7 +15,7 @@ from commands import write_lines
 
 from NatureLM.config import load_config
 from NatureLM.errors import NatureLMError
-from recipes.tiny import pictures, tasks, wordings
+from recipes.tiny import few_shot, pictures, tasks, wordings
 from recipes.tiny.architecture import train_tokenizer
 from recipes.tiny.data import Clip, audio_rows, read_clips, text_rows, training_clips, write_rows
 from recipes.tiny.evaluate import Item, questions, score, write_card
@@ -327,3 +328,41 @@ def test_both_pictures_are_written_and_repeatable(run: Path, tmp_path: Path) -> 
     assert b"teacher 1" in first["tiny-learning-curves.svg"]
     assert pictures.main([*arguments, "--output-path", str(out)]) == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+
+@pytest.mark.parametrize("module", ["context", "evaluate", "few_shot", "reliability", "teach_bars"])
+def test_programs_say_what_is_wrong(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = importlib.import_module(f"recipes.tiny.{module}")
+    arguments = ["--data-path", str(tmp_path / "data"), "--model", str(tmp_path / "model")]
+    if module == "context":
+        arguments += ["--output-path", str(tmp_path / "out")]
+    assert program.main(arguments) in (1, 2)
+    assert capsys.readouterr().err.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--split", "night"], "--split is 'night'; there are test, train"),
+        (["--tasks", "0"], "--tasks is 0"),
+        (["--json", "no/such/folder/\0"], "--json no/such/folder/"),
+    ],
+)
+def test_few_shot_tasks_are_of_a_split_that_is_there(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {
+        "animals": [
+            "file,common_name,group,scientific_name,family,split",
+            "a.wav,Cat,mammal,Felis catus,1,train",
+            "b.wav,Cat,mammal,Felis catus,2,test",
+        ],
+        "esc10": ["file,label,freesound_id,fold"],
+    }
+    for name, lines in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.csv").write_text("\n".join(lines) + "\n")
+    assert few_shot.main(["--data-path", str(tmp_path), *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -16,12 +16,17 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import of_language_model
 from NatureLM.prompts import PLACEHOLDER
-from recipes.small.names import GERMAN
-from recipes.small.questions import FAMILIES, LETTERS, Draws, questions
-from recipes.small.recipe import FIXED, save_partial
-from recipes.small.study import StudyConfig, balanced, report
-from recipes.small.texts import instructions
-from recipes.small.words import ridge
+from recipes.small.recipe import FIXED, instructions, ridge, save_partial
+from recipes.small.study import (
+    FAMILIES,
+    GERMAN,
+    LETTERS,
+    Draws,
+    StudyConfig,
+    balanced,
+    questions,
+    report,
+)
 from recipes.tiny.data import Clip, audio_rows
 from recipes.tiny.species import HEARD
 from recipes.tiny.study import read_study
