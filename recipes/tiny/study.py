@@ -27,6 +27,7 @@ from NatureLM.config.strict_yaml import read_yaml
 from NatureLM.errors import NatureLMError
 from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
 from NatureLM.evaluation.metrics import accuracy
+from NatureLM.prompts import example_blocks
 from NatureLM.results.rows import json_line
 from recipes import Arguments, program
 from recipes.tiny.data import Clip, read_clips, training_clips
@@ -120,11 +121,9 @@ class Asker:
 
     def _examples(self, family: HeldOutFamily, clip: Clip, listed: Sequence[str]) -> str:
         rng = self._rng(f"{family.name} examples", clip)
-        blocks = [
-            f"Audio: [{rng.choice(source(name).phrases)}]\nLabel: {name}"
-            for name in listed[: family.examples]
-        ]
-        return "\n\n".join(blocks)
+        return example_blocks(
+            (f"[{rng.choice(source(name).phrases)}]", name) for name in listed[: family.examples]
+        )
 
 
 def families(config: StudyConfig) -> list[str]:

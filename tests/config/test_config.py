@@ -140,12 +140,6 @@ def test_what_is_dumped_loads_again(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert not caplog.messages
 
 
-def test_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
-    path = tmp_path / "config.yml"
-    path.write_bytes("generate: {num_beams: 3}".encode("utf-8-sig"))
-    assert load_config(path).generate.num_beams == 3
-
-
 def test_json_schema_knows_every_section() -> None:
     schema = json.loads(json.dumps(json_schema()))
     assert set(schema["properties"]) == {"model", "generate", "datasets", "run", "extended"}
