@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from NatureLM import storage
-from NatureLM.storage import RemotePath, remote
+from NatureLM.results import uploads
+from NatureLM.storage import RemotePath
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Store:
 
     def put(self, source: Path | bytes, name: str) -> RemotePath:
         data = source if isinstance(source, bytes) else source.read_bytes()
-        remote.write_bytes(self / name, data)
+        uploads.write_bytes(self / name, data)
         return self / name
 
     @property
@@ -90,20 +91,20 @@ def server() -> Iterator[Store]:
     proxy = _Proxy(("127.0.0.1", 0), _handler(port, faults))
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     store = Store(f"http://127.0.0.1:{proxy.server_port}", f"frogs-{uuid.uuid4().hex[:8]}", faults)
-    remote._FIRST_WAIT, first_wait = 0.01, remote._FIRST_WAIT
+    storage._FIRST_WAIT, first_wait = 0.01, storage._FIRST_WAIT
     before = {name: os.environ.get(name) for name in store.environment}
     os.environ.update(store.environment)
-    remote._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
     try:
-        system, _ = remote.filesystem(store / "x")
+        system, _ = storage.filesystem(store / "x")
         system.mkdir(store.bucket)
         faults.reset()
         yield store
     finally:
-        remote._FIRST_WAIT = first_wait
+        storage._FIRST_WAIT = first_wait
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        remote._filesystem.cache_clear()
+        storage._filesystem.cache_clear()
         proxy.shutdown()
         proxy.server_close()  # waits for the requests that are being answered
         moto.stop()
@@ -113,8 +114,8 @@ def server() -> Iterator[Store]:
 def store(server: Store) -> Store:
     """The bucket, of which nothing is known yet, and which fails at nothing."""
     server.faults.reset()
-    remote._stats.clear()
-    remote._blocks.clear()
+    storage._stats.clear()
+    storage._blocks.clear()
     return server
 
 

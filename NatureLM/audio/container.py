@@ -17,8 +17,7 @@ from functools import lru_cache, partial
 from typing import Any, BinaryIO, NamedTuple
 
 from NatureLM.audio import mp3
-from NatureLM.storage import RemotePath, StorageError
-from NatureLM.storage.remote import file_size, open_file, stat
+from NatureLM.storage import RemotePath, StorageError, file_size, open_file, stat
 
 _SCAN_BYTES, _TAIL_BYTES = 1 << 20, 1 << 16
 _STREAMED = (0x7FFF_F000, 0x8000_0000, 0xFFFF_FF00)

@@ -33,8 +33,16 @@ from NatureLM.audio.container import (
 )
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
-from NatureLM.storage import AnyPath, RemotePath, StorageError
-from NatureLM.storage.remote import is_as_before, local_copy, open_file, size_of, stat
+from NatureLM.storage import (
+    AnyPath,
+    RemotePath,
+    StorageError,
+    is_as_before,
+    local_copy,
+    open_file,
+    size_of,
+    stat,
+)
 from NatureLM.util import format_bytes, format_duration, why_not_loaded
 
 Block = NDArray[np.float32]

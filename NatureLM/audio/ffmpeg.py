@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.storage import RemotePath, StorageError
-from NatureLM.storage.remote import open_file
+from NatureLM.storage import RemotePath, StorageError, open_file
 
 FORMAT = "FFMPEG"
 TOLERANCE = 0.25

@@ -14,7 +14,7 @@ from pathlib import Path
 from NatureLM import storage
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
-from NatureLM.storage import AnyPath, RemotePath, remote
+from NatureLM.storage import AnyPath, RemotePath
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _found_here(path: Path) -> list[Path]:
 
 def _search_remote(named: RemotePath) -> list[RemotePath]:
     """The file of this address, else the audio files below it or of its pattern."""
-    files = remote.find(named)
+    files = storage.find(named)
     if files == [named]:
         return files
     if not files:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from NatureLM.storage.remote import file_size, open_file
+from NatureLM.storage import file_size, open_file
 
 MAX_FRAME_SAMPLES = 1152
 SEARCH_BYTES = 1 << 20

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from NatureLM.audio.container import as_soundfile_takes, riff_chunks
-from NatureLM.storage import StorageError
-from NatureLM.storage.remote import open_file
+from NatureLM.storage import StorageError, open_file
 
 logger = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 16  # of a chunk; those of recorders have a few hundred

@@ -41,8 +41,7 @@ from NatureLM.results.tables import (
     write_lines,
     write_rows,
 )
-from NatureLM.storage import AnyPath, RemotePath, StorageError, join
-from NatureLM.storage.remote import local_copy
+from NatureLM.storage import AnyPath, RemotePath, StorageError, join, local_copy
 from NatureLM.util import parse_json, shown
 
 SUFFIXES = (".csv", ".parquet", ".txt")

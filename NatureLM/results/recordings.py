@@ -23,8 +23,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
-from NatureLM.storage import RemotePath, StorageError, is_absolute, is_url
-from NatureLM.storage.remote import Stat, last_stat, stat
+from NatureLM.storage import RemotePath, Stat, StorageError, is_absolute, is_url, last_stat, stat
 from NatureLM.util import digest
 
 logger = logging.getLogger(__name__)

@@ -22,23 +22,36 @@ lost but what was never uploaded, and nothing is there twice.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from NatureLM import storage
 from NatureLM.errors import UsageError
 from NatureLM.results.rows import OutputError, RunSettings, record_path
 from NatureLM.results.shards import Shard
 from NatureLM.results.store import Resumed, WindowStore, lock_beside, unlock
-from NatureLM.storage import AnyPath, RemotePath, StorageError, remote
+from NatureLM.storage import (
+    WEB,
+    AnyPath,
+    RemotePath,
+    StorageError,
+    attempt,
+    call_store,
+    filesystem,
+    forget,
+    grace,
+    stat,
+)
 from NatureLM.util import atomic_write, digest, format_bytes
 
 logger = logging.getLogger(__name__)
@@ -80,7 +93,7 @@ def local_output(output: AnyPath, *, is_read: bool) -> Iterator[Path]:
     if isinstance(output, Path):
         yield output
         return
-    remote.check_writable(output)
+    check_writable(output)
     # Another folder than that of rows which a run has not uploaded yet.
     here = working_path(output).parent / "whole" / output.name
     here.parent.mkdir(parents=True, exist_ok=True)
@@ -91,17 +104,17 @@ def local_output(output: AnyPath, *, is_read: bool) -> Iterator[Path]:
             if is_read and path.exists():  # it could not be uploaded
                 continue
             try:
-                remote.download(address, path)
+                storage.download(address, path)
             except FileNotFoundError:
                 path.unlink(missing_ok=True)
         if not is_read:
             here.unlink(missing_ok=True)
-            if remote.exists(output):
+            if exists(output):
                 here.touch()
         yield here
         for address, path in reversed(pairs):
             if path.exists():
-                remote.upload(path, address)
+                upload(path, address)
         shutil.rmtree(here.parent, ignore_errors=True)
     finally:
         unlock(lock)
@@ -128,16 +141,16 @@ def local_runs(runs: Sequence[AnyPath]) -> Iterator[list[Path]]:
             if isinstance(one, Path):
                 made.append(one)
                 continue
-            files = [file for file in remote.find(one) if file == one or _is_shard_of(one, file)]
+            files = [file for file in storage.find(one) if file == one or _is_shard_of(one, file)]
             if not files:
                 raise UsageError(f"{one}: has no answers of shards (*.shard-1-of-4.jsonl)")
             for file in files:
                 # Files of several folders may have one name.
                 here = Path(folder, str(len(made)), file.name)
                 here.parent.mkdir()
-                remote.download(file, here)
+                storage.download(file, here)
                 with suppress(FileNotFoundError):
-                    remote.download(file.with_name(record_path(here).name), record_path(here))
+                    storage.download(file.with_name(record_path(here).name), record_path(here))
                 made.append(here)
         yield made
 
@@ -211,14 +224,14 @@ class _Uploads:
                 f"{path.parent}: cannot be made a folder ({error.strerror}), and answers for "
                 f"{output} are kept there; name another one in NATURELM_WORK"
             ) from None
-        self._seconds = remote.seconds_of("NATURELM_UPLOAD_SECONDS", SECONDS)
+        self._seconds = storage.seconds_of("NATURELM_UPLOAD_SECONDS", SECONDS)
         self._lock: Any = lock_beside(path.parent / "uploads", _busy(output))
 
     # Before the run
 
     def prepare(self, *, overwrite: bool) -> None:
         """Let the working file hold what the bucket does, and what was not uploaded of it."""
-        remote.check_writable(self.output)
+        check_writable(self.output)
         segments = self._segments()
         if segments:
             self._generation = segments[-1][0]
@@ -265,16 +278,16 @@ class _Uploads:
     def _described(self, counts: Sequence[tuple[int, int]]) -> str:
         """What tells the rows that count from all others that ever will."""
         first = self._named(*counts[0]) if counts else self.output
-        remote.forget(first)
+        forget(first)
         try:
-            found = remote.stat(first)
+            found = stat(first)
         except FileNotFoundError:
             return "nothing"
         return f"{counts[-1] if counts else 'whole'} {found.etag} {found.modified} {found.size}"
 
     def _segments(self) -> list[tuple[int, int]]:
         """Generation and number of the segments in the bucket, sorted."""
-        found = (_SEGMENT.fullmatch(one.name) for one in remote.find(self._parts / ""))
+        found = (_SEGMENT.fullmatch(one.name) for one in storage.find(self._parts / ""))
         return sorted((int(one[1]), int(one[2])) for one in found if one)
 
     @staticmethod
@@ -292,9 +305,9 @@ class _Uploads:
         target.write_bytes(b"")
         piece = target.with_name("piece")
         for one in rows:
-            remote.forget(one)
+            forget(one)
             try:
-                remote.download(one, piece)
+                storage.download(one, piece)
             except FileNotFoundError:
                 if counts:
                     raise StorageError(f"{one}: is gone") from None
@@ -309,7 +322,7 @@ class _Uploads:
         if counts:
             record = self._parts / f"{counts[0][0]:06}.run.json"
         try:
-            settings = remote.read_bytes(record)
+            settings = storage.read_bytes(record)
         except FileNotFoundError:
             return
         with atomic_write(record_path(self.path)) as unfinished:
@@ -374,7 +387,7 @@ class _Uploads:
             record = record_path(self.path)
             if record.exists():
                 name = f"{self._generation:06}.run.json"
-                remote.write_bytes(self._parts / name, record.read_bytes())
+                write_bytes(self._parts / name, record.read_bytes())
         self._make(new)
         self._offset += size
         self._pending = 0
@@ -388,11 +401,11 @@ class _Uploads:
         """Write a segment. Raises OutputError where another run has made it."""
         path = self._named(self._generation, self._segment)
         try:
-            remote.upload(new, path, is_new=True)
+            upload(new, path, is_new=True)
         except FileExistsError:
             # The answer to our own write may have been lost on the way.
             there = new.with_name("piece")
-            remote.download(path, there)
+            storage.download(path, there)
             sizes = [one.stat().st_size for one in (new, there)]
             if sizes[0] != sizes[1] or _digest(new, sizes[0]) != _digest(there, sizes[0]):
                 raise self._taken_over() from None
@@ -437,14 +450,14 @@ class _Uploads:
                 made.clear()
             else:
                 if record.exists():
-                    remote.upload(record, made[1])
-                remote.upload(self.path, made[0])
+                    upload(record, made[1])
+                upload(self.path, made[0])
             for table in tables:
                 made += self._upload_table(table)
             self._remove(self._segments())
-            for one in remote.find(self._parts / ""):
+            for one in storage.find(self._parts / ""):
                 if _SETTINGS.fullmatch(one.name):
-                    remote.remove(one)
+                    remove(one)
         except StorageError as error:
             raise StorageError(
                 f"{error}. All answers are in {self.path}; the same command without --overwrite "
@@ -462,14 +475,14 @@ class _Uploads:
         made = []
         for one in files:
             name = one.relative_to(self.path.parent).as_posix()
-            remote.upload(one, self.output.parent / name)
+            upload(one, self.output.parent / name)
             made.append(self.output.parent / name)
         return made[:1] if len(made) == 1 else [self.output.parent / table.name]
 
     def _remove(self, segments: Iterable[tuple[int, int]]) -> None:
         """Remove segments, so that at no moment an older generation counts again."""
         for one in sorted(segments):
-            remote.remove(self._named(*one))
+            remove(self._named(*one))
 
     def release(self) -> None:
         """Let others write; what is in its place in the bucket is kept here no longer."""
@@ -505,3 +518,87 @@ def _digest(path: Path, size: int) -> bytes:
                 yield piece
 
     return digest(pieces(), "blake2b")
+
+
+# Writing to stores
+
+
+def write_bytes(path: RemotePath, data: bytes, *, is_new: bool = False) -> None:
+    """Write a remote file, whole or not at all.
+
+    is_new: refuse to replace one; raises FileExistsError then, as far as the store can tell
+
+    Raises StorageError.
+    """
+    _write(path, "pipe_file", lambda key: (key, data), len(data), is_new=is_new)
+
+
+def upload(source: Path, path: RemotePath, *, is_new: bool = False) -> None:
+    """Write a local file to a store as `write_bytes` does, a few megabytes at a time."""
+    size = source.stat().st_size
+    _write(path, "put_file", lambda key: (str(source), key), size, is_new=is_new)
+
+
+def _write(
+    path: RemotePath,
+    method: str,
+    given: Callable[[str], tuple[Any, ...]],
+    size: int,
+    *,
+    is_new: bool,
+) -> None:
+    _refuse_web(path)
+    system, key = filesystem(path)
+    if is_new and exists(path):
+        raise FileExistsError(errno.EEXIST, "is there already", path.url)
+    more = {"mode": "create"} if is_new and path.scheme == "s3" else {}
+    try:
+        attempt(
+            path,
+            lambda seconds: call_store(system, method, seconds, *given(key), **more),
+            grace(size),
+        )
+    except FileNotFoundError:
+        raise _without_bucket(path) from None
+    forget(path)
+
+
+def exists(path: RemotePath) -> bool:
+    """Whether there is such a file, now."""
+    forget(path)
+    try:
+        stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(path: RemotePath) -> None:
+    """Remove a remote file; none is there afterwards. Raises StorageError."""
+    system, key = filesystem(path)
+    with suppress(FileNotFoundError):
+        attempt(path, lambda seconds: call_store(system, "rm_file", seconds, key))
+    forget(path)
+
+
+def check_writable(path: RemotePath) -> None:
+    """Raise UsageError or StorageError where it is known before the work that nothing can be
+    written: to a web server, and to a bucket of S3 that is not there."""
+    _refuse_web(path)
+    if path.scheme == "s3":
+        system, key = filesystem(path)
+        try:
+            attempt(path, lambda seconds: call_store(system, "find", seconds, key))
+        except FileNotFoundError:
+            raise _without_bucket(path) from None
+
+
+def _without_bucket(path: RemotePath) -> StorageError:
+    return StorageError(f"{path}: there is no bucket {path.parts[0]}; check the spelling")
+
+
+def _refuse_web(path: RemotePath) -> None:
+    if path.scheme in WEB:
+        raise UsageError(
+            f"{path}: nothing can be written to a web server; give s3://, gs:// or az://"
+        )

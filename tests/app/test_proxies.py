@@ -216,4 +216,4 @@ def test_no_other_place_takes_a_failed_import_for_a_missing_library() -> None:
         if re.search(r"except .*(ImportError|ModuleNotFoundError)", path.read_text("utf-8"))
     }
     of_python_itself = {"app/page.py", "models/checkpoint/peft_io.py"}
-    assert found == {"util.py", "storage/remote.py", "audio/decode.py"} | of_python_itself
+    assert found == {"util.py", "storage.py", "audio/decode.py"} | of_python_itself

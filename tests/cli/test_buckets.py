@@ -19,8 +19,16 @@ from s3_store import Store
 
 from NatureLM import storage
 from NatureLM.results.rows import OutputError
-from NatureLM.results.uploads import UploadedStore, _Uploads, local_runs, working_path
-from NatureLM.storage import RemotePath, remote
+from NatureLM.results.uploads import (
+    UploadedStore,
+    _Uploads,
+    exists,
+    local_runs,
+    upload,
+    working_path,
+    write_bytes,
+)
+from NatureLM.storage import RemotePath
 
 ASK = ("--query", "What is it?")
 
@@ -43,11 +51,11 @@ def card(store: Store, folder: Path) -> RemotePath:
 
 
 def there(path: RemotePath) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in remote.read_bytes(path).splitlines()]
+    return [json.loads(line) for line in storage.read_bytes(path).splitlines()]
 
 
 def parts(output: RemotePath) -> list[str]:
-    return [one.name for one in remote.find(output.with_name(f"{output.name}.parts") / "")]
+    return [one.name for one in storage.find(output.with_name(f"{output.name}.parts") / "")]
 
 
 def without_names(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,7 +85,7 @@ def test_rows_are_those_of_the_disk(store: Store, nano_calls: Path, nano_folder:
         f"{store}/card/{Path(row['audio_path']).name}" for row in here
     ]
     assert all(row["audio_digest"].startswith("etag ") for row in far)
-    remote._stats.clear()
+    storage._stats.clear()
     again = naturelm("infer", store / "card", *ask, "there.jsonl")
     assert "going on from there" in again.output
     assert sorted(map(str, rows("there.jsonl"))) == sorted(map(str, far))
@@ -155,7 +163,7 @@ def test_manifest_shards_and_merged_answers_in_a_bucket(
     for shard in ("1/2", "2/2"):
         done = naturelm("infer", *words, "--shard", shard)
         assert done.exit_code == 0, done.output
-    remote.write_bytes(store / "out/zz/x.shard-1-of-2.jsonl", b"of an older run")
+    write_bytes(store / "out/zz/x.shard-1-of-2.jsonl", b"of an older run")
     joined = store / "joined/x.jsonl"
     merge = ("merge-runs", store / "out", "--manifest", listed, "--output-path")
     for output in (joined, joined, "here.jsonl"):
@@ -163,11 +171,11 @@ def test_manifest_shards_and_merged_answers_in_a_bucket(
         assert done.exit_code == 0, done.output
         assert f"{output}: 2 recordings, 8 rows" in done.output
     assert there(joined) == rows("here.jsonl")
-    assert remote.exists(joined.with_name("x.jsonl.run.json"))
-    remote.write_bytes(store / "other.jsonl", b"mine")
+    assert exists(joined.with_name("x.jsonl.run.json"))
+    write_bytes(store / "other.jsonl", b"mine")
     done = naturelm(*merge, store / "other.jsonl")
     assert done.exit_code == 2, done.output
-    assert remote.read_bytes(store / "other.jsonl") == b"mine"
+    assert storage.read_bytes(store / "other.jsonl") == b"mine"
 
 
 def test_answers_and_tables_go_to_a_bucket(
@@ -178,8 +186,8 @@ def test_answers_and_tables_go_to_a_bucket(
     done = naturelm("infer", card, *ASK, "--output-path", output, "--format", "csv")
     assert done.exit_code == 0, done.output
     assert there(output) == rows("x.jsonl")
-    assert remote.read_bytes(output.with_name("x.csv")) == Path("x.csv").read_bytes()
-    record = json.loads(remote.read_bytes(output.with_name("x.jsonl.run.json")))
+    assert storage.read_bytes(output.with_name("x.csv")) == Path("x.csv").read_bytes()
+    record = json.loads(storage.read_bytes(output.with_name("x.jsonl.run.json")))
     assert record == json.loads(Path("x.jsonl.run.json").read_text())
     assert parts(output) == []
     assert not working_path(output).parent.exists()
@@ -262,7 +270,7 @@ def test_two_machines_do_not_write_one_output(store: Store, tmp_path: Path) -> N
     one.check()
     with pytest.raises(OutputError, match="another run has begun to write this output"):
         other.check()
-    assert remote.read_bytes(output.with_name("x.jsonl.parts") / "000001-000000.jsonl") == b"a\n"
+    assert storage.read_bytes(output.with_name("x.jsonl.parts") / "000001-000000.jsonl") == b"a\n"
     one.release()
     other.release()
 
@@ -296,7 +304,7 @@ def test_rows_that_were_to_replace_others_and_were_not_uploaded_stay(
 ) -> None:
     """A failed recording was asked anew, or all with --overwrite, and the store took nothing."""
     output = store / "x.jsonl"
-    remote.write_bytes(output, b"1\nerror\n")
+    write_bytes(output, b"1\nerror\n")
     uploads = _Uploads(output, tmp_path / "w" / "x.jsonl")
     uploads.prepare(overwrite=False)
     uploads.path.write_bytes(b"1\n")
@@ -309,7 +317,7 @@ def test_rows_that_were_to_replace_others_and_were_not_uploaded_stay(
     uploads.release()
     store.faults.reset()
     if elsewhere == "another run":
-        remote.write_bytes(output, b"1\n4\n")
+        write_bytes(output, b"1\n4\n")
     again = _Uploads(output, tmp_path / "w" / "x.jsonl")
     again.prepare(overwrite=False)
     expected = b"1\n4\n" if elsewhere == "another run" else b"1\n2\n3\n"
@@ -317,7 +325,7 @@ def test_rows_that_were_to_replace_others_and_were_not_uploaded_stay(
     again.start()
     again.finish([])
     again.release()
-    assert remote.read_bytes(output) == expected
+    assert storage.read_bytes(output) == expected
     assert parts(output) == []
 
 
@@ -329,20 +337,19 @@ def test_a_segment_whose_answer_was_lost_is_not_another_run(
     uploads.prepare(overwrite=False)
     uploads.path.write_bytes(b"1\n")
     uploads.start()
-    upload = remote.upload
 
     def answer_lost(source: Path, path: RemotePath, **more: bool) -> None:
         upload(source, path, **more)
         raise storage.StorageError("no answer in time")
 
     with monkeypatch.context() as patched:
-        patched.setattr(remote, "upload", answer_lost)
+        patched.setattr("NatureLM.results.uploads.upload", answer_lost)
         assert not uploads._try_to_send()
     with open(uploads.path, "ab") as file:
         file.write(b"2\n")
     uploads.finish([])
     uploads.release()
-    assert remote.read_bytes(output) == b"1\n2\n"
+    assert storage.read_bytes(output) == b"1\n2\n"
 
 
 def test_outputs_that_can_take_nothing_are_refused_before_the_work(
@@ -368,7 +375,7 @@ def test_a_manifest_that_could_not_be_uploaded_is_not_measured_again(
     store.faults.reset()
     again = naturelm("manifest", card, "--output-path", listed)
     assert "2 measured before" in again.output
-    assert remote.read_bytes(listed).startswith(b"\xef\xbb\xbfpath,")
+    assert storage.read_bytes(listed).startswith(b"\xef\xbb\xbfpath,")
     assert not working_path(listed).parent.exists()
 
 
@@ -376,10 +383,10 @@ def test_a_manifest_that_could_not_be_uploaded_is_not_measured_again(
 def test_an_end_that_was_killed_leaves_what_counts(store: Store, tmp_path: Path, kept: int) -> None:
     """Of two segments the first `kept` were removed when it was killed; the file is whole."""
     output = store / "x.jsonl"
-    remote.write_bytes(output, b"1\n2\n")
+    write_bytes(output, b"1\n2\n")
     for number in range(kept, 2):
         segment = store / f"x.jsonl.parts/000001-{number:06}.jsonl"
-        remote.write_bytes(segment, b"%d\n" % (number + 1))
+        write_bytes(segment, b"%d\n" % (number + 1))
     uploads = _Uploads(output, tmp_path / "w" / "x.jsonl")
     uploads.prepare(overwrite=False)
     assert uploads.path.read_bytes() == b"1\n2\n"
@@ -388,7 +395,7 @@ def test_an_end_that_was_killed_leaves_what_counts(store: Store, tmp_path: Path,
     uploads.start()
     uploads.finish([])
     uploads.release()
-    assert remote.read_bytes(output) == b"1\n2\n3\n"
+    assert storage.read_bytes(output) == b"1\n2\n3\n"
     assert parts(output) == []
 
 
@@ -428,4 +435,4 @@ def test_a_store_without_an_end_is_resumed_by_its_segments(store: Store) -> None
     with UploadedStore(store / "x.jsonl") as opened:
         assert opened.answers == 0
     assert parts(store / "x.jsonl") == []
-    assert not remote.exists(store / "x.jsonl")
+    assert not exists(store / "x.jsonl")

@@ -363,7 +363,7 @@ def test_an_address_without_base64_is_refused(service: Running, address: str) ->
 def test_a_request_reaches_no_store(
     service: Running, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("NatureLM.storage.remote.filesystem", lambda path: pytest.fail("was asked"))
+    monkeypatch.setattr("NatureLM.storage.filesystem", lambda path: pytest.fail("was asked"))
     answer = service.chat({"type": "audio_url", "audio_url": {"url": address}}, text(QUESTION))
     assert answer.status_code == 400, answer.text
     answer = service.chat({"type": "audio", "audio": address}, text(QUESTION))

@@ -12,17 +12,14 @@ PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
 SERVICES = ("serve", "app", "web", "review")
 MAKERS = {"as_path", "join", "RemotePath"}
 PLACES = {
-    "storage/__init__.py",
-    "storage/remote.py",
+    "storage.py",
     "cli/options.py",  # what the owner of the process typed
     "cli/survey.py",  # of that the first, which is a recording where a classifier answers
     "results/manifest.py",  # and the lists that were named so
     "results/shards.py",
     "audio/files.py",  # what was found below such an address
 }
-NOT_FOR_SERVICES = {
-    *("storage", "storage.remote", "results.manifest", "results.shards", "results.uploads"),
-}
+NOT_FOR_SERVICES = {"storage", "results.manifest", "results.shards", "results.uploads"}
 
 
 def makers_in(source: str) -> Iterator[str]:

@@ -26,8 +26,9 @@ from NatureLM.audio.tags import Tags, tags_in
 from NatureLM.audio.windows import iter_windows
 from NatureLM.cli.runs import Listed
 from NatureLM.errors import UsageError
+from NatureLM.results import uploads
 from NatureLM.results.recordings import CHANGED, SAME, Identity, compared, identity
-from NatureLM.storage import RemotePath, StorageError, as_path, remote
+from NatureLM.storage import RemotePath, StorageError, as_path
 
 RATE = 16_000
 
@@ -48,7 +49,7 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
         assert identity(path, has_digest=True) == Identity()
         with pytest.raises(OSError, match="not a regular file"):
-            remote.open_file(path)
+            storage.open_file(path)
         assert tags_in(path) == Tags()
 
 
@@ -138,7 +139,7 @@ def test_without_its_library_an_address_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(UsageError, match="gs:// needs gcsfs, which is not installed: pip install"):
-        remote.find(RemotePath("gs://frogs/a.wav"))
+        storage.find(RemotePath("gs://frogs/a.wav"))
 
 
 def test_strings_are_never_addresses(store: Store, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_a_header_takes_two_requests_however_long_the_recording(
     sizes = [one[2].removeprefix("bytes=").split("-") for one in gets]
     lengths = [int(stop) - int(start) + 1 for start, stop in sizes]
     assert len(lengths) <= 10
-    assert max(lengths) <= remote.MOST_AT_ONCE
+    assert max(lengths) <= storage.MOST_AT_ONCE
 
 
 _HEARD = """
@@ -247,7 +248,7 @@ def test_memory_does_not_grow_with_a_recording(store: Store, tmp_path: Path) -> 
         with soundfile.SoundFile(tmp_path / "a.wav", "w", RATE, 1) as file:
             for _ in range(minutes):
                 file.write(minute)
-        remote.upload(tmp_path / "a.wav", store / f"{minutes}.wav")
+        uploads.upload(tmp_path / "a.wav", store / f"{minutes}.wav")
         command = [sys.executable, "-c", _HEARD, str(store / f"{minutes}.wav")]
         environment = {**os.environ, **store.environment, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -333,14 +334,14 @@ def test_a_recording_that_is_replaced_while_it_is_read_is_an_error(
     windows = iter_windows(there)
     next(windows)
     before = identity(there, has_digest=True)
-    known = remote._stats[there.url]
+    known = storage._stats[there.url]
     store.put(other, "replaced.wav")  # by somebody else
-    remote._stats[there.url] = known
+    storage._stats[there.url] = known
     with pytest.raises(AudioError, match="was replaced while it was read") as caught:
         list(windows)
     assert caught.value.kind == "RemoteError"
     assert identity(there, has_digest=True) == before  # of what was heard
-    remote._stats.clear()
+    storage._stats.clear()
     assert compared(there, before) == CHANGED
 
 
@@ -349,22 +350,22 @@ def test_a_store_that_does_not_answer_has_changed_no_recording(
 ) -> None:
     there = store.put(recording(tmp_path / "a.wav", 1), "same.wav")
     before = identity(there, has_digest=True)
-    remote._stats[there.url] = (-1e9, remote.stat(there))  # long ago
+    storage._stats[there.url] = (-1e9, storage.stat(there))  # long ago
     store.faults.wrong = lambda method, path: "503"
     assert identity(there, has_digest=True) == before
     with pytest.raises(StorageError, match="cannot be reached"):
         compared(there, before)
     store.faults.reset()
     assert compared(there, before) == SAME
-    remote.remove(there)
+    uploads.remove(there)
     assert compared(there, before) == CHANGED
 
 
 def test_a_bucket_that_is_not_there_is_named(store: Store) -> None:
     calls: list[Callable[[RemotePath], None]] = [
-        lambda path: remote.write_bytes(path, b"x"),
-        lambda path: remote.write_bytes(path, b"x", is_new=True),
-        remote.check_writable,
+        lambda path: uploads.write_bytes(path, b"x"),
+        lambda path: uploads.write_bytes(path, b"x", is_new=True),
+        uploads.check_writable,
     ]
     for call in calls:
         with pytest.raises(StorageError, match="there is no bucket s3://none-of-that-name"):
@@ -376,23 +377,23 @@ def test_what_is_not_there_or_not_allowed(store: Store, monkeypatch: pytest.Monk
         probe(store / "none.wav")
     monkeypatch.setenv("NATURELM_REMOTE_SECONDS", "soon")
     with pytest.raises(UsageError, match="NATURELM_REMOTE_SECONDS is 'soon'"):
-        remote.stat(store / "none.wav")
+        storage.stat(store / "none.wav")
 
 
 def test_files_are_written_whole(store: Store, tmp_path: Path) -> None:
     target = store / "written/a.txt"
-    remote.write_bytes(target, b"one", is_new=True)
+    uploads.write_bytes(target, b"one", is_new=True)
     with pytest.raises(FileExistsError):
-        remote.write_bytes(target, b"two", is_new=True)
-    assert remote.read_bytes(target) == b"one"
+        uploads.write_bytes(target, b"two", is_new=True)
+    assert storage.read_bytes(target) == b"one"
     (tmp_path / "b").write_bytes(b"three")
-    remote.upload(tmp_path / "b", target)
-    assert remote.read_bytes(target) == b"three"
-    remote.remove(target)
-    remote.remove(target)
-    assert not remote.exists(target)
+    uploads.upload(tmp_path / "b", target)
+    assert storage.read_bytes(target) == b"three"
+    uploads.remove(target)
+    uploads.remove(target)
+    assert not uploads.exists(target)
     with pytest.raises(UsageError, match="nothing can be written to a web server"):
-        remote.write_bytes(RemotePath("https://example.org/a"), b"")
-    remote.write_bytes(target, b"three")
+        uploads.write_bytes(RemotePath("https://example.org/a"), b"")
+    uploads.write_bytes(target, b"three")
     with pytest.raises(StorageError, match="at most 2 bytes"):
-        remote.read_bytes(target, 2)
+        storage.read_bytes(target, 2)

@@ -1,7 +1,13 @@
-"""Files in object stores and on web servers, by fsspec.
+"""Files on this machine, in object stores and on web servers (`s3://`, `gs://`, `az://`, `https://`):
+their addresses, what is known of them, and reading them, of stores by fsspec.
 
-They are read in ranges: the first reads are small, those of who reads on grow to 4 MiB, and blocks
-stay for a while, so that a header that is looked at five times is asked for once.
+A `RemotePath` is made by `as_path` alone, of what the owner of the process typed or wrote into a
+list. Further down a string is never taken for an address, so that nothing which a visitor of a
+service sends can reach a store. Credentials come only as the libraries find them (environment,
+profiles, roles); addresses that hold some are refused, because they would stand in every row.
+
+Remote files are read in ranges: the first reads are small, those of who reads on grow to 4 MiB, and
+blocks stay for a while, so that a header that is looked at five times is asked for once.
 """
 
 from __future__ import annotations
@@ -9,29 +15,47 @@ from __future__ import annotations
 import errno
 import io
 import os
+import posixpath
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, quote, unquote
 
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.storage import HOW_TO_SIGN_IN, WEB, AnyPath, RemotePath, StorageError
+from NatureLM.progress import printable
 from NatureLM.util import (
     ByteBoundedCache,
     atomic_write,
+    did_you_mean,
     format_bytes,
     library,
     why_not_loaded,
+)
+
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "https", "http", "memory")
+"""Of addresses, besides `file`, which is a local path; `memory` is fsspec's, for tests."""
+_ALIASES = {"gcs": "gs", "s3a": "s3"}
+WEB = ("https", "http")
+_HOST = r"(\[[^]]*\]|[^:]*)(:\d*)?"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SECRET = re.compile(
+    r"sig(nature)?$|^x-(amz|goog)-|token|secret|password|passwd|credential|api_?key|access_?key|auth",
+    re.IGNORECASE,
+)
+HOW_TO_SIGN_IN = (
+    "credentials come from the environment or a profile, as the store's own programs take them "
+    "(AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME)"
 )
 
 BLOCK = 1 << 16  # bytes that are asked for at least
@@ -55,6 +79,176 @@ _LIBRARIES = {
     "memory": ("fsspec", "naturelm-audio[remote]"),
 }
 Made = TypeVar("Made")
+
+
+class StorageError(NatureLMError, OSError):
+    """A store or web server did not give or take a file; the message says what it said."""
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """An address of a file or folder; made by `as_path`. It has the names of a `Path`."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __fspath__(self) -> str:
+        return self.url
+
+    @property
+    def scheme(self) -> str:
+        """Such as `s3`."""
+        return self.url.partition("://")[0]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The bucket or host with its scheme, the folders, and the name."""
+        scheme, _, rest = self._plain.partition("://")
+        bucket, *others = rest.split("/")
+        return (f"{scheme}://{bucket}", *(one for one in others if one))
+
+    @property
+    def name(self) -> str:
+        """Of the file; of a bucket ""."""
+        return self.parts[-1] if len(self.parts) > 1 else ""
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, with the dot."""
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder; of a bucket itself."""
+        return RemotePath("/".join(self.parts[:-1] or self.parts))
+
+    def with_name(self, name: str) -> RemotePath:
+        """Another file beside it."""
+        return self.parent / name
+
+    def __truediv__(self, name: str) -> RemotePath:
+        """What has this name below the folder; `..` leads up, never out of the bucket."""
+        below = posixpath.normpath("/" + "/".join([*self.parts[1:], name])).lstrip("/")
+        if self.scheme in WEB:
+            below = quote(below, safe="/%:@!$&'()*+,;=~ ")
+        return RemotePath(f"{self.parts[0]}/{below}")
+
+    @property
+    def _plain(self) -> str:
+        """Without a query, which web addresses may have."""
+        return re.split(r"[?#]", self.url)[0] if self.scheme in WEB else self.url
+
+
+AnyPath: TypeAlias = Path | RemotePath
+PathT = TypeVar("PathT", Path, RemotePath, AnyPath)
+
+
+def local_only(path: AnyPath, option: str) -> Path:
+    """A path of this machine. Raises UsageError for an address, where none is taken."""
+    if isinstance(path, RemotePath):
+        raise UsageError(f"{option} is {path}, and it must be a path of this machine")
+    return path
+
+
+def is_url(text: str) -> bool:
+    """Whether a string has the form of an address, of whatever kind."""
+    return _URL.match(text) is not None
+
+
+def as_path(text: str | os.PathLike[str], place: str = "") -> AnyPath:
+    """The path that a string is: a local one, or one of a store for `s3://bucket/a.wav`.
+
+    place: where it stands, for messages
+
+    Raises UsageError for addresses of a kind that is not known, and for those with credentials.
+    """
+    if isinstance(text, RemotePath | Path):
+        return text
+    text = os.fspath(text)
+    found = _URL.match(text)
+    if found is None:
+        return Path(text)
+    scheme, rest = _ALIASES.get(found[1].lower(), found[1].lower()), text[found.end() :]
+    start = f"{place}: " if place else ""
+    if scheme == "file":
+        return _local(rest, start)
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"{start}addresses of the kind {scheme}:// are not read"
+            f"{did_you_mean(scheme, SCHEMES, '{}://')}; there are "
+            f"{', '.join(f'{one}://' for one in ('file', *SCHEMES[:-1]))}"
+        )
+    _refuse_credentials(scheme, rest, start)
+    if not rest.strip("/") or rest.startswith("/"):
+        raise UsageError(f"{start}{scheme}://{rest}: names no bucket or host")
+    return RemotePath(f"{scheme}://{rest}")
+
+
+def _local(rest: str, start: str) -> Path:
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise UsageError(f"{start}file://{rest}: write file:///full/path")
+    path = unquote(path)
+    return Path(path if re.match(r"[A-Za-z]:", path) else f"/{path}")
+
+
+def _refuse_credentials(scheme: str, rest: str, start: str) -> None:
+    """Raise UsageError, which does not repeat them, for an address that holds credentials."""
+    authority = re.split(r"[/?#]", rest)[0]
+    user, at, host = authority.rpartition("@")
+    is_container = scheme in ("abfs", "abfss", "az") and ":" not in user
+    query = rest.partition("?")[2] if "?" in rest else ""
+    names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
+    # Behind the slash of a secret the rest of it and the @ would be taken for folders.
+    is_cut = not at and not re.fullmatch(_HOST if scheme in WEB else "[^:]*", authority)
+    if (at and not is_container) or is_cut or any(map(_SECRET.search, names)):
+        raise UsageError(
+            f"{start}the address {scheme}://{'' if is_cut else host}/... holds credentials, and "
+            f"results name their recordings; give it without them: {HOW_TO_SIGN_IN}"
+        )
+
+
+def real_path(path: str | os.PathLike[str]) -> str:
+    """What all names of one file share: its real path, or its address."""
+    text = os.fspath(path)
+    return text if is_url(text) else os.path.realpath(text)
+
+
+def full_path(path: str | os.PathLike[str]) -> str:
+    """A name that means the same from every folder: links are not followed."""
+    text = os.fspath(path)
+    return text if is_url(text) else os.path.abspath(text)
+
+
+def is_absolute(text: str) -> bool:
+    """Whether a name means the same from every folder."""
+    return is_url(text) or os.path.isabs(text)
+
+
+def join(folder: AnyPath, name: str, place: str = "") -> AnyPath:
+    """What a list in a folder means by a name: an address, or a path that counts from the folder.
+
+    Raises UsageError where a list from elsewhere names a file of this machine.
+    """
+    path = as_path(name, place)
+    if isinstance(path, RemotePath):
+        return path
+    if isinstance(folder, Path):
+        return folder / path
+    if path.is_absolute() or name.startswith(("/", "\\")) or is_url(name):
+        raise UsageError(
+            f"{place + ': ' if place else ''}{printable(name)}: a list that was read from "
+            f"{folder.parts[0]} may not name files of this machine; its rows are addresses, or "
+            "paths that count from its folder"
+        )
+    return folder / name.replace("\\", "/")
 
 
 # What there is
@@ -90,7 +284,7 @@ def stat(path: RemotePath) -> Stat:
 
 def _asked(path: RemotePath) -> Stat:
     system, key = filesystem(path)
-    info = attempt(path, lambda seconds: _call(system, "info", seconds, key))
+    info = attempt(path, lambda seconds: call_store(system, "info", seconds, key))
     if info.get("type") == "directory":
         raise FileNotFoundError(errno.ENOENT, "is a folder, not a file", path.url)
     found = _stat_of(info)
@@ -136,6 +330,12 @@ def _gives_ranges(system: Any, key: str, size: int | None) -> bool:
             return False
 
 
+def forget(path: RemotePath) -> None:
+    """What is known of the file is asked anew."""
+    with _stats_lock:
+        _stats.pop(path.url, None)
+
+
 def _remember(path: RemotePath, found: Stat) -> Stat:
     with _stats_lock:
         if len(_stats) >= 4096:
@@ -176,16 +376,6 @@ def _time(value: Any) -> datetime | None:
     return zoned if isinstance(zoned, datetime) else None
 
 
-def exists(path: RemotePath) -> bool:
-    """Whether there is such a file, now."""
-    forget(path)
-    try:
-        stat(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def find(path: RemotePath) -> list[RemotePath]:
     """The file of this address, all files below the folder, or those that a pattern with `*` means.
 
@@ -203,7 +393,7 @@ def find(path: RemotePath) -> list[RemotePath]:
         return []
     looked = "glob" if "*" in path.url else "find"
     try:
-        found = attempt(path, lambda seconds: _call(system, looked, None, key, detail=True))
+        found = attempt(path, lambda seconds: call_store(system, looked, None, key, detail=True))
     except FileNotFoundError:
         return []
     made = []
@@ -244,9 +434,9 @@ def _filesystem(scheme: str, process: int) -> Any:
 # Attempts
 
 
-def grace() -> float:
-    """Seconds that a request may take with all its retries, and a file besides its bytes."""
-    return seconds_of("NATURELM_REMOTE_SECONDS", _GRACE)
+def grace(size: int = 0) -> float:
+    """Seconds that a request may take with all its retries, or a file of so many bytes."""
+    return seconds_of("NATURELM_REMOTE_SECONDS", _GRACE) + size / _SLOWEST
 
 
 def seconds_of(variable: str, otherwise: float) -> float:
@@ -314,7 +504,7 @@ def _said(error: Exception) -> str:
     )
 
 
-def _call(system: Any, method: str, seconds: float | None, *given: Any, **more: Any) -> Any:
+def call_store(system: Any, method: str, seconds: float | None, *given: Any, **more: Any) -> Any:
     """Call a file system, which is given up after so many seconds where it can be."""
     if seconds is not None and system.async_impl:
         more["timeout"] = seconds
@@ -372,7 +562,7 @@ class RangeFile(io.RawIOBase):
         self._position = 0
         self._span, self._start = b"", 0  # what was fetched last, and where it stands
         self._next = BLOCK
-        self._left = grace() + self.size / _SLOWEST
+        self._left = grace(self.size)
         self._web: Any = None
 
     def readable(self) -> bool:
@@ -449,7 +639,7 @@ class RangeFile(io.RawIOBase):
             self._web.seek(start)
             data = self._web.read(stop - start)
         else:
-            data = _call(self._system, "cat_file", seconds, self._key, start=start, end=stop)
+            data = call_store(self._system, "cat_file", seconds, self._key, start=start, end=stop)
         if len(data) != stop - start:
             raise OSError(f"{len(data)} bytes came of {stop - start}")
         return bytes(data)
@@ -501,83 +691,6 @@ def download(path: RemotePath, target: Path) -> None:
 
     def get(seconds: float) -> None:
         with atomic_write(target) as own:  # an attempt that was given up may write on
-            _call(system, "get_file", seconds, key, str(own))
+            call_store(system, "get_file", seconds, key, str(own))
 
-    attempt(path, get, grace() + (stat(path).size or 0) / _SLOWEST)
-
-
-# Writing
-
-
-def write_bytes(path: RemotePath, data: bytes, *, is_new: bool = False) -> None:
-    """Write a remote file, whole or not at all.
-
-    is_new: refuse to replace one; raises FileExistsError then, as far as the store can tell
-
-    Raises StorageError.
-    """
-    _write(path, "pipe_file", lambda key: (key, data), len(data), is_new=is_new)
-
-
-def upload(source: Path, path: RemotePath, *, is_new: bool = False) -> None:
-    """Write a local file to a store as `write_bytes` does, a few megabytes at a time."""
-    size = source.stat().st_size
-    _write(path, "put_file", lambda key: (str(source), key), size, is_new=is_new)
-
-
-def _write(
-    path: RemotePath,
-    method: str,
-    given: Callable[[str], tuple[Any, ...]],
-    size: int,
-    *,
-    is_new: bool,
-) -> None:
-    _refuse_web(path)
-    system, key = filesystem(path)
-    if is_new and exists(path):
-        raise FileExistsError(errno.EEXIST, "is there already", path.url)
-    more = {"mode": "create"} if is_new and path.scheme == "s3" else {}
-    most = grace() + size / _SLOWEST
-    try:
-        attempt(path, lambda seconds: _call(system, method, seconds, *given(key), **more), most)
-    except FileNotFoundError:
-        raise _without_bucket(path) from None
-    forget(path)
-
-
-def remove(path: RemotePath) -> None:
-    """Remove a remote file; none is there afterwards. Raises StorageError."""
-    system, key = filesystem(path)
-    with suppress(FileNotFoundError):
-        attempt(path, lambda seconds: _call(system, "rm_file", seconds, key))
-    forget(path)
-
-
-def forget(path: RemotePath) -> None:
-    """What is known of the file is asked anew."""
-    with _stats_lock:
-        _stats.pop(path.url, None)
-
-
-def check_writable(path: RemotePath) -> None:
-    """Raise UsageError or StorageError where it is known before the work that nothing can be
-    written: to a web server, and to a bucket of S3 that is not there."""
-    _refuse_web(path)
-    if path.scheme == "s3":
-        system, key = filesystem(path)
-        try:
-            attempt(path, lambda seconds: _call(system, "find", seconds, key))
-        except FileNotFoundError:
-            raise _without_bucket(path) from None
-
-
-def _without_bucket(path: RemotePath) -> StorageError:
-    return StorageError(f"{path}: there is no bucket {path.parts[0]}; check the spelling")
-
-
-def _refuse_web(path: RemotePath) -> None:
-    if path.scheme in WEB:
-        raise UsageError(
-            f"{path}: nothing can be written to a web server; give s3://, gs:// or az://"
-        )
+    attempt(path, get, grace(stat(path).size or 0))
