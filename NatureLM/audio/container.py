@@ -1,23 +1,32 @@
-"""What a sound file's header promises against the bytes that are there.
+"""What a sound file's header promises, against the bytes that are there, and the tags beside it.
 
 libsndfile believes headers: what stands behind the promised end is left out, a size of 0 is no
 sound, of chained streams only the first is read. `examine` finds where the sound of a file lies by
 its structure, and `Stream`s say which bytes to decode, with which header in front of them.
+`read_tags` gives what recorders and programs write beside the sound.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
+import logging
 import os
+import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
-from NatureLM.audio import mp3
-from NatureLM.storage import RemotePath, StorageError, file_size, open_file, stat
+from NatureLM.audio.streams import (
+    Stream,
+    as_soundfile_takes,
+    behind_tags,
+    first_chain,
+    is_frame,
+    stream_starts,
+)
+from NatureLM.storage import StorageError, file_size, open_file
 
 _SCAN_BYTES, _TAIL_BYTES = 1 << 20, 1 << 16
 _STREAMED = (0x7FFF_F000, 0x8000_0000, 0xFFFF_FF00)
@@ -38,14 +47,6 @@ _FFMPEG_DEMUXERS = (
     (0, b"\xff\xf9", "aac"),
 )
 _FLAC_BLOCK_SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << n for n in range(8)))
-
-
-class Stream(NamedTuple):
-    """Bytes of a file that are one stream of sound, and the header to put in front of them."""
-
-    header: bytes
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -92,89 +93,6 @@ def examine(path: str | os.PathLike[str]) -> Contents:
             if head[at:].startswith(start):
                 return Contents(demuxer=name)
         return _mpeg(file, size)
-
-
-class StreamFile(io.RawIOBase):
-    """The bytes of a `Stream` as a file that soundfile opens.
-
-    failure: why a remote file could be read no further; soundfile drops exceptions, so a read that
-        fails is one at the end of the file
-    claimed: how long the file says it is, for decoders that guess a length from it. Between the
-        real and the claimed end there is nothing to read, but for 128 zeros where an ID3v1 tag
-        would stand.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], stream: Stream, claimed: int = 0) -> None:
-        super().__init__()
-        self._file = open_file(path)
-        self.failure: StorageError | None = None
-        self._header, self._start, self._stop = stream
-        self._size = len(self._header) + self._stop - self._start
-        self._claimed = max(claimed, self._size)
-        self._position = 0
-
-    @property
-    def is_open_ended(self) -> bool:
-        """Whether it claims more than it holds."""
-        return self._claimed > self._size
-
-    def rest(self, count: int) -> bytes:
-        """The next bytes behind the reading position, which stays where it is."""
-        self._file.seek(self._start + min(self._position, self._size) - len(self._header))
-        return self._file.read(min(count, self._stop - self._file.tell()))
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._claimed}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        if self._position < len(self._header):
-            part = self._header[self._position : self._position + len(view)]
-            view[: len(part)] = part
-            count = len(part)
-        elif self._position < self._size:
-            wanted = self._start + self._position - len(self._header)
-            count = self._read_at(wanted, view[: self._size - self._position])
-        elif self.is_open_ended and self._position >= self._claimed - 128:
-            count = min(len(view), self._claimed - self._position)
-            view[:count] = bytes(count)
-        else:
-            count = 0
-        self._position += count
-        return count
-
-    def _read_at(self, place: int, view: memoryview) -> int:
-        if self.failure is not None:
-            return 0
-        try:
-            if self._file.tell() != place:
-                self._file.seek(place)
-            return self._file.readinto(view)  # type: ignore[attr-defined, no-any-return]
-        except StorageError as error:
-            self.failure = error
-            return 0
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def as_soundfile_takes(path: str | os.PathLike[str]) -> Any:
-    """What soundfile is given: the path, or of a remote file one that it reads in ranges."""
-    if not isinstance(path, RemotePath):
-        return path
-    return StreamFile(path, Stream(b"", 0, stat(path).size or 0))
 
 
 # Sample data behind a header: WAV and its relatives, AIFF, AU, CAF, Wave64.
@@ -562,13 +480,175 @@ def _ogg(file: BinaryIO, size: int) -> Contents:
 
 
 def _mpeg(file: BinaryIO, size: int) -> Contents:
-    first, tags = mp3.first_chain(file), mp3.behind_tags(file)
+    first, tags = first_chain(file), behind_tags(file)
     file.seek(tags)
     start = file.read(64)
     if tags and start.startswith(_FLAC_START):
         return AS_READ
-    if not mp3.is_frame(start):  # what is no MPEG frame would be for libsndfile to guess at
+    if not is_frame(start):  # what is no MPEG frame would be for libsndfile to guess at
         return Contents((Stream(b"", first, size),)) if first else Contents(is_known=False)
-    starts = mp3.stream_starts(file, size)[:_MOST_STREAMS]
+    starts = stream_starts(file, size)[:_MOST_STREAMS]
     stops = [*starts[1:], size] if starts else []
     return Contents(tuple(Stream(b"", *span) for span in zip(starts, stops, strict=True)))
+
+
+# Tags: GUANO lines, WAMD fields and comments. Only a few kilobytes of a file are read, whatever its
+# header promises, and what cannot be read is taken as not said: a broken tag is no reason to refuse
+# the sound.
+
+logger = logging.getLogger(__name__)
+_MOST_BYTES = 1 << 16  # of a chunk; those of recorders have a few hundred
+_WAMD = {1: "model", 2: "serial", 5: "timestamp", 6: "gps"}
+_WITH_COMMENTS = (b"fLaC", b"OggS", b"ID3")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What stands beside the sound of a file.
+
+    guano: keys with their namespaces (`OAD|Battery Voltage`) and values, as they are written
+    wamd: what Song Meters write: model, serial, timestamp, gps
+    comments: of LIST chunks, Vorbis comments and ID3
+    artist: AudioMoths write their name there
+    """
+
+    guano: Mapping[str, str] = field(default_factory=dict)
+    wamd: Mapping[str, str] = field(default_factory=dict)
+    comments: tuple[str, ...] = ()
+    artist: str = ""
+
+
+def read_tags(path: str | os.PathLike[str]) -> Tags:
+    """The tags of a file as `tags_in` gives them; none, and a note, where a store fails."""
+    try:
+        return tags_in(path)
+    except StorageError as error:
+        logger.warning("%s; what its header says of time and place is left out", error)
+        return Tags()
+
+
+def tags_in(path: str | os.PathLike[str]) -> Tags:
+    """The tags of a WAV, FLAC, Ogg or MP3 file; none where there are none or the file is broken.
+
+    Raises StorageError.
+    """
+    try:
+        with open_file(path) as file:
+            head = file.read(12)
+            if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE":
+                return _wave_tags(file)
+    except StorageError:
+        raise
+    except (OSError, ValueError, struct.error):
+        return Tags()
+    return _other_tags(path) if head.startswith(_WITH_COMMENTS) else Tags()
+
+
+def time_expansion(path: str | os.PathLike[str]) -> float:
+    """How many times slower a WAV is than what was recorded, as its GUANO chunk says; else 1."""
+    try:
+        with open_file(path) as file:
+            if file.read(12)[8:] != b"WAVE":
+                return 1.0
+            said = _wave_tags(file).guano.get("TE", "")
+    except StorageError:
+        return 1.0
+    try:
+        return float(said) if re.fullmatch(r"[0-9.]+", said) else 1.0
+    except ValueError:
+        return 1.0
+
+
+def _wave_tags(file: BinaryIO) -> Tags:
+    guano: dict[str, str] = {}
+    wamd: dict[str, str] = {}
+    comments: list[str] = []
+    artist = ""
+    for name, content in _contents(file):
+        if name == b"guan" and not guano:
+            guano = _guano(content)
+        elif name == b"wamd" and not wamd:
+            wamd = _wamd(content)
+        elif name == b"LIST" and content[:4] == b"INFO":
+            for key, value in _information(content[4:]):
+                if key == b"ICMT":
+                    comments.append(value)
+                elif key == b"IART":
+                    artist = artist or value
+    return Tags(guano, wamd, tuple(comments), artist)
+
+
+def _contents(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Names and beginnings of the chunks of tags in a WAV, before and behind its sound."""
+    size = file.seek(0, os.SEEK_END)
+    at, long_size = 12, None
+    while at < size:
+        for name, start, length in riff_chunks(file, at, size, "<"):
+            if name in (b"guan", b"wamd", b"LIST", b"ds64"):
+                file.seek(start)
+                content = file.read(min(length, _MOST_BYTES))
+                if name == b"ds64" and len(content) >= 16:
+                    long_size = struct.unpack("<Q", content[8:16])[0]
+                yield name, content
+            elif name == b"data" and length == 0xFFFFFFFF and long_size is not None:
+                at, long_size = start + long_size + long_size % 2, None
+                break
+        else:
+            return
+
+
+def _information(content: bytes) -> Iterator[tuple[bytes, str]]:
+    """Keys and texts of a LIST chunk of the kind INFO."""
+    at = 0
+    while at + 8 <= len(content):
+        key, length = struct.unpack("<4sI", content[at : at + 8])
+        yield key, _text(content[at + 8 : at + 8 + length])
+        at += 8 + length + length % 2
+
+
+def _guano(content: bytes) -> dict[str, str]:
+    """The first value of each key; lines without a colon are left out."""
+    found: dict[str, str] = {}
+    for line in _text(content).split("\n"):
+        key, colon, value = line.partition(":")
+        key = "|".join(part.strip() for part in key.split("|"))
+        if colon and key and value.strip():
+            found.setdefault(key, value.strip())
+    return found
+
+
+def _wamd(content: bytes) -> dict[str, str]:
+    """The fields of Wildlife Acoustics' chunk that are known: number, length, text."""
+    found: dict[str, str] = {}
+    at = 0
+    while at + 6 <= len(content):
+        key, length = struct.unpack("<HI", content[at : at + 6])
+        if key in _WAMD:
+            found.setdefault(_WAMD[key], _text(content[at + 6 : at + 6 + length]))
+        at += 6 + length
+    return found
+
+
+def _text(content: bytes) -> str:
+    """UTF-8 or, where it is none, Latin-1; up to the zeros that fill it up."""
+    content = content.strip(b"\0").partition(b"\0")[0]
+    try:
+        return content.decode().strip("\ufeff \r\n\t")
+    except UnicodeDecodeError:
+        return content.decode("latin-1").strip()
+
+
+def _other_tags(path: str | os.PathLike[str]) -> Tags:
+    """What libsndfile finds in FLAC, Ogg and MP3."""
+    import soundfile  # type: ignore[import-untyped, unused-ignore]
+
+    source = as_soundfile_takes(path)
+    try:
+        with soundfile.SoundFile(source) as file:
+            said = file.copy_metadata()
+    except (OSError, RuntimeError, UnicodeDecodeError, ValueError):
+        said = {}
+    if (failure := getattr(source, "failure", None)) is not None:
+        raise failure
+    comment = said.get("comment", "").strip("\0 ")
+    return Tags(comments=(comment,) if comment else (), artist=said.get("artist", "").strip("\0 "))

@@ -2,8 +2,8 @@
 
 Decoding is libsndfile's (through soundfile). What it does wrongly or silently is mended here: it is
 never asked to seek between blocks (its Vorbis seek can land beside the asked sample), MP3 streams
-that do not give their length are read to their end (see `mp3`), and a file that holds less than it
-promises ends in an error, after all that could be decoded, and what a header does not know of is
+that do not give their length are read to their end (see `streams`), and a file that holds less than
+it promises ends in an error, after all that could be decoded, and what a header does not know of is
 read too (see `container`). Arrays are read like files.
 """
 
@@ -22,15 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.audio import ARRAY_NAME, AudioError, ffmpeg, mp3
-from NatureLM.audio.container import (
-    FORMATS,
-    Contents,
-    Stream,
-    StreamFile,
-    examine,
-    holds_another_flac,
-)
+from NatureLM.audio import ARRAY_NAME, AudioError, streams
+from NatureLM.audio.container import FORMATS, Contents, examine, holds_another_flac
+from NatureLM.audio.streams import Stream, StreamFile
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
 from NatureLM.storage import (
@@ -52,8 +46,8 @@ MAX_CHANNELS = 32
 BLOCK_FRAMES = 1 << 16
 
 _MP3_SEEK_SECONDS = 300
-_MP3_RUN_UP = 32 * mp3.MAX_FRAME_SAMPLES
-_MP3_TOLERANCE = 2 * mp3.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
+_MP3_RUN_UP = 32 * streams.MAX_FRAME_SAMPLES
+_MP3_TOLERANCE = 2 * streams.MAX_FRAME_SAMPLES  # encoders disagree on how much delay they count
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile gives 2**63 - 1 where a stream does not say
 _UNRECOGNISED = (1, 7)  # libsndfile: "Format not recognised", and what its MP3 reader says instead
 _STARTS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"RF64", b"BW64")
@@ -189,7 +183,7 @@ class Recording:
         self._decoded = 0
         self._error = ""
         try:
-            if self.format[0] not in _READ_FORMATS | {ffmpeg.FORMAT}:
+            if self.format[0] not in _READ_FORMATS | {streams.FFMPEG}:
                 raise self._not_audio()
             _check_sample_rate(self.path, self.sample_rate, limits.sample_rate)
             _check_channels(self.path, self.channels, limits.channels)
@@ -285,7 +279,7 @@ class Recording:
         Raises AudioError where a remote file cannot be read to its end.
         """
         try:
-            return mp3.count_frames(self._source, self.most_frames) or None
+            return streams.count_frames(self._source, self.most_frames) or None
         except StorageError as error:
             raise _not_given(self.path, error) from error
 
@@ -307,7 +301,7 @@ class Recording:
     def _decoded_before(self, frames: int) -> int:
         """How many of the frames to skip are to be decoded, so that those after them are right."""
         container, codec = self.format
-        if codec == "VORBIS" or container == ffmpeg.FORMAT:
+        if codec == "VORBIS" or container == streams.FFMPEG:
             # libsndfile 1.2 misses the sample on the last pages of some files.
             return frames
         if container == "MP3":
@@ -329,7 +323,7 @@ class Recording:
         try:
             decoded: Block = self._handle.read(out=block)
             return decoded
-        except (_soundfile().LibsndfileError, ffmpeg.DecodeError) as error:
+        except (_soundfile().LibsndfileError, streams.FfmpegError) as error:
             self._error = _text(error)
             # Behind the last frame of FLAC it may be zeros instead.
             known = frames if self.frames is None else max(0, self.frames - self._decoded)
@@ -371,7 +365,7 @@ class Recording:
         It also stumbles over what may stand behind the sound, such as half an MPEG frame.
         """
         if self._file is not None and self._is_open_ended():
-            return mp3.find_chain(self._file.rest(mp3.SEARCH_BYTES)) is not None
+            return streams.find_chain(self._file.rest(streams.SEARCH_BYTES)) is not None
         return bool(self._error)
 
     def _judge_end(self) -> AudioError | None:
@@ -383,7 +377,7 @@ class Recording:
         if frames is not None:
             missing = round(frames) - self._decoded
             if self.frames is None:
-                missing -= round(ffmpeg.TOLERANCE * self.sample_rate)
+                missing -= round(streams.TOLERANCE * self.sample_rate)
             promised = f", the header promises {frames / self.sample_rate:.2f} s"
         is_flac = self.format[0] == "FLAC"
         if self._is_open_ended():
@@ -408,7 +402,7 @@ class Recording:
 
     def _promised(self) -> float | None:
         """Samples per channel that there should be; of FFmpeg's containers not exactly."""
-        if self.frames is None and self.format[0] == ffmpeg.FORMAT and self._handle.promised:
+        if self.frames is None and self.format[0] == streams.FFMPEG and self._handle.promised:
             return float(self._handle.promised * self.sample_rate)
         return self.frames
 
@@ -430,7 +424,9 @@ class Recording:
             reason = f"cannot be opened ({error})"
             raise AudioError(self.path, reason, _CONVERT, "NotAudio") from error
         stream = stream or Stream(b"", 0, size_of(self._source))
-        if handle.format != "MP3" or mp3.length_tag(mp3.first_frame(self._source, stream.start)):
+        if handle.format != "MP3":
+            return handle, file
+        if streams.length_tag(streams.first_frame(self._source, stream.start)):
             return handle, file
         # Between the frames of one stream the bitrate differs by no more than 320 to 8.
         endless = StreamFile(self._source, stream, claimed=64 * (stream.stop - stream.start) + 128)
@@ -442,8 +438,8 @@ class Recording:
 
     def _open_ffmpeg(self, container: str) -> Any:
         try:
-            return ffmpeg.FfmpegFile(self._source, container)
-        except ffmpeg.DecodeError as error:
+            return streams.FfmpegFile(self._source, container)
+        except streams.FfmpegError as error:
             if isinstance(error.__cause__, StorageError):
                 raise error.__cause__ from None
             raise _unreadable(self.path, f"cannot be opened ({error})") from error
@@ -454,7 +450,7 @@ class Recording:
             raise AudioError(self.path, reason, advice, "NotAudio") from None
 
     def _not_opened(self, error: Any) -> AudioError:
-        if error.code == 7 and mp3.first_frame(self._source):
+        if error.code == 7 and streams.first_frame(self._source):
             return _unreadable(self.path, "holds no whole MPEG frame")
         if error.code in _UNRECOGNISED:
             return self._not_audio()
@@ -650,7 +646,7 @@ def _check_file(path: str | AnyPath, limits: SoundLimits) -> None:
         advice = f"At most {format_bytes(limits.file_bytes)} are taken: cut it"
         raise AudioError(path, reason, advice, "TooLongAudio")
     is_mp3 = str(path).lower().endswith(".mp3")
-    if is_mp3 and start not in _STARTS and not mp3.first_frame(path):
+    if is_mp3 and start not in _STARTS and not streams.first_frame(path):
         # Told here, because the MPEG decoder would print its own complaints on stderr.
         reason = "this is not an audio file, whatever its name says"
         raise AudioError(path, reason, _CONVERT, "NotAudio")

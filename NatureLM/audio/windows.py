@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.audio import ARRAY_NAME, AudioError
+from NatureLM.audio.container import time_expansion as expansion_of
 from NatureLM.audio.decode import (
     BLOCK_FRAMES,
     NO_LIMITS,
@@ -34,7 +35,6 @@ from NatureLM.audio.decode import (
     scale_note,
 )
 from NatureLM.audio.levels import LevelMeter, UltrasoundMeter
-from NatureLM.audio.tags import time_expansion as expansion_of
 from NatureLM.errors import UsageError
 from NatureLM.progress import printable
 from NatureLM.util import check_range, format_bytes

@@ -62,9 +62,8 @@ class Listed:
 
         Raises UsageError for recordings that are not there, and a manifest that is none.
         """
-        from NatureLM.audio.files import find_anywhere
+        from NatureLM.audio.files import RealPaths, find_anywhere
         from NatureLM.results.manifest import SUFFIXES, listed_in
-        from NatureLM.results.recordings import RealPaths
 
         lists: list[AnyPath] = [
             one for one in paths if isinstance(one, RemotePath) and one.suffix.lower() in SUFFIXES

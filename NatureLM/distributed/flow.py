@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
+from NatureLM.audio.files import Identity, identity
 from NatureLM.distributed.cluster import DECODER_CPUS, NO_RAY, Cluster, project_error
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import (
@@ -34,7 +35,6 @@ from NatureLM.inference.windows import (
     filled,
 )
 from NatureLM.progress import notes_to
-from NatureLM.results.recordings import Identity, identity
 from NatureLM.results.rows import bullets, differences
 from NatureLM.results.store import question_key
 from NatureLM.util import library

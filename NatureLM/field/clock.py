@@ -20,7 +20,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from NatureLM.audio.tags import Tags, read_tags
+from NatureLM.audio.container import Tags, read_tags
 from NatureLM.storage import AnyPath
 from NatureLM.util import format_duration, parse_json
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from NatureLM.audio.tags import Tags
+from NatureLM.audio.container import Tags
 from NatureLM.field.clock import UTC, Clock, offset_text, read_clock, to_utc, zone_text
 from NatureLM.field.deployments import Deployment, Deployments, FileTimes, in_offset
 from NatureLM.progress import printable

@@ -21,12 +21,17 @@ from typing import Any
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
-from NatureLM.audio.files import find_recordings, recording_below, recordings_named_like
+from NatureLM.audio.files import (
+    Identity,
+    KnownRecordings,
+    find_recordings,
+    recording_below,
+    recordings_named_like,
+)
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, SEPARATOR
 from NatureLM.progress import printable
 from NatureLM.results.parts import PartLines, is_parts
-from NatureLM.results.recordings import Identity, KnownRecordings
 from NatureLM.results.rows import (
     ErrorRow,
     Row,

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from NatureLM.audio import AudioError
+from NatureLM.audio.container import tags_in
 from NatureLM.audio.decode import probe
-from NatureLM.audio.files import as_on_disk
-from NatureLM.audio.tags import tags_in
+from NatureLM.audio.files import as_on_disk, identity
 from NatureLM.data.table import CLIP_ALIASES, DataError, decoded, fold, read_bytes, read_table
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import tags_of, tags_text
 from NatureLM.field.context import FieldClock, Told
-from NatureLM.results.recordings import identity
 from NatureLM.results.rows import OutputError, json_line, read_lines
 from NatureLM.results.store import JsonlAppender
 from NatureLM.results.tables import (

@@ -19,8 +19,8 @@ from os.path import realpath
 from pathlib import Path
 from typing import Any
 
+from NatureLM.audio.files import Identity
 from NatureLM.errors import NatureLMError
-from NatureLM.results.recordings import Identity
 from NatureLM.results.rows import OutputError, RunSettings
 from NatureLM.results.store import Resumed, RowFile, WindowStore, lock_beside, unlock
 from NatureLM.storage import AnyPath

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from NatureLM.audio.files import Identity, KnownRecordings, RealPaths
 from NatureLM.errors import NatureLMError
-from NatureLM.results.recordings import Identity, KnownRecordings, RealPaths
 from NatureLM.results.rows import from_line
 from NatureLM.storage import AnyPath
 from NatureLM.util import digest

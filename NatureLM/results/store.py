@@ -19,8 +19,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from NatureLM.audio.files import UNTOLD, Identity, KnownRecordings, identity
 from NatureLM.errors import NatureLMError
-from NatureLM.results.recordings import UNTOLD, Identity, KnownRecordings, identity
 from NatureLM.results.rows import (
     ErrorRow,
     OutputError,
@@ -408,7 +408,7 @@ class Resumed:
 class WindowStore(ResultStore[Row]):
     """The answers about windows of recordings.
 
-    A recording is the same however it is named, from whatever folder (`results.recordings`). One
+    A recording is the same however it is named, from whatever folder (`audio.files`). One
     whose content changed since it was read is refused, because old and new answers would be mixed;
     but one that had failed was repaired: all of it is asked anew. Where the file of settings is
     lost, the rows still decide.

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from NatureLM.audio.files import Identity, KnownRecordings, identity
 from NatureLM.audio.windows import Window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
-from NatureLM.results.recordings import Identity, KnownRecordings, identity
 from NatureLM.results.rows import bullets, differences, read_lines
 from NatureLM.results.store import JsonlAppender
 from NatureLM.search.index import (

@@ -28,9 +28,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from NatureLM.audio import AudioError
 from NatureLM.audio.decode import probe
+from NatureLM.audio.files import Identity, KnownRecordings, identity
 from NatureLM.audio.windows import Window, iter_windows, read_noted_clip
 from NatureLM.errors import UsageError
-from NatureLM.results.recordings import Identity, KnownRecordings, identity
 from NatureLM.util import check_range, library, parse_json
 
 SCHEMA_VERSION = 1

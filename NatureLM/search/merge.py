@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from NatureLM.audio.files import RealPaths
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
-from NatureLM.results.recordings import RealPaths
 from NatureLM.results.shards import MOST_SHARDS, Merged, Shard
 from NatureLM.search.build import refuse_other_settings
 from NatureLM.search.index import Block, VectorIndex, open_index, writer_of

@@ -14,7 +14,7 @@ import pytest
 
 from NatureLM import util
 from NatureLM.app.settings import keep_loopback_direct, need_gradio, past_proxies
-from NatureLM.audio import ffmpeg
+from NatureLM.audio import streams
 from NatureLM.audio.decode import Recording
 from NatureLM.config.schema import RunConfig, TableConfig
 from NatureLM.data import dataset
@@ -122,7 +122,7 @@ def no_tracker(name: str) -> Callable[[Path], object]:
 
 
 def no_av(folder: Path) -> None:
-    """`ffmpeg` imports it itself, for the sake of its types."""
+    """`streams` imports it itself, for the sake of its types."""
     path = folder / "phone.m4a"
     path.write_bytes(b"\0\0\0\x18ftypM4A \0\0\0\0isommp42" + bytes(100))
     Recording(path)
@@ -188,7 +188,7 @@ def test_what_is_missing_is_named(
         raise error
 
     monkeypatch.setattr(util, "import_module", fail)
-    monkeypatch.setattr(ffmpeg, "FfmpegFile", fail)
+    monkeypatch.setattr(streams, "FfmpegFile", fail)
     with pytest.raises(NatureLMError, match=said) as caught:
         use(tmp_path)
     is_absent = fault in ("absent", "a part is absent")

@@ -16,7 +16,7 @@ import soundfile
 from labelled_sound import audio_error
 from numpy.typing import NDArray
 
-from NatureLM.audio import AudioError, mp3
+from NatureLM.audio import AudioError, streams
 from NatureLM.audio.decode import probe
 from NatureLM.audio.windows import Window, iter_windows, read_clip
 
@@ -297,9 +297,9 @@ def stream(tmp_path_factory: pytest.TempPathFactory, loud_then_silent: Any) -> b
     """The frames of a VBR file without the first one, which holds the length."""
     path = tmp_path_factory.mktemp("mp3") / "a.mp3"
     soundfile.write(path, loud_then_silent, RATE, compression_level=0.3, bitrate_mode="VARIABLE")
-    assert mp3.length_tag(mp3.first_frame(path))
+    assert streams.length_tag(streams.first_frame(path))
     content = path.read_bytes()
-    size = mp3._frame_size(content[:4])
+    size = streams._frame_size(content[:4])
     assert size is not None
     return content[size[0] :]
 
@@ -326,7 +326,7 @@ def test_libsndfile_alone_loses_half(put: Any, stream: bytes) -> None:
 
 def test_all_is_heard(put: Any, stream: bytes, loud_then_silent: Any) -> None:
     path = put(stream)
-    assert not mp3.length_tag(mp3.first_frame(path))
+    assert not streams.length_tag(streams.first_frame(path))
     assert end_of(path) == pytest.approx(SECONDS, abs=0.1)
     assert probe(path).duration == end_of(path)
     decoded = read_clip(path, sample_rate=RATE)

@@ -15,7 +15,7 @@ from commands import ASK, FakePipeline, naturelm, rows, write_wav
 from conftest import ROOT
 from field_files import comment_chunk, save_wav
 
-from NatureLM.audio.tags import Tags, read_tags
+from NatureLM.audio.container import Tags, read_tags
 from NatureLM.results.shards import shard_of
 
 LISTED = ("infer", "--manifest", "list.csv", "--query", "What is it?")

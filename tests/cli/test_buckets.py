@@ -289,7 +289,7 @@ def test_a_header_that_does_not_come_is_an_error_of_a_manifest(
         raise storage.StorageError(f"{path}: cannot be reached")
 
     with monkeypatch.context() as patched:
-        patched.setattr("NatureLM.audio.tags.open_file", fails)
+        patched.setattr("NatureLM.audio.container.open_file", fails)
         done = naturelm("manifest", card, "--output-path", "all.csv")
     assert done.exit_code == 3
     assert "2 errors" in done.output

@@ -200,9 +200,9 @@ def test_a_recording_whose_name_cannot_be_is_one_that_cannot_be_read(
     tmp_path: Path, name: str
 ) -> None:
     from NatureLM.audio import AudioError
+    from NatureLM.audio.files import Identity, identity
     from NatureLM.config.schema import TableSource
     from NatureLM.data.sample import open_samples
-    from NatureLM.results.recordings import Identity, identity
 
     table = tmp_path / "t.jsonl"
     table.write_text(json.dumps({"path": name, "label": "Dog"}) + "\n", encoding="utf-8")

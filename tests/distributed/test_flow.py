@@ -12,6 +12,7 @@ import pytest
 from commands import FakePipeline, calls_in, naturelm, rows, write_wav
 
 from NatureLM.audio import AudioError
+from NatureLM.audio.files import Identity
 from NatureLM.distributed import cluster, flow
 from NatureLM.distributed.cluster import RayOptions, project_error
 from NatureLM.distributed.flow import Job, Piece, Todo, blocks_of, decoded
@@ -25,7 +26,6 @@ from NatureLM.inference.windows import (
 )
 from NatureLM.results.detections import ResultFile
 from NatureLM.results.parts import read_part
-from NatureLM.results.recordings import Identity
 from NatureLM.results.store import question_key
 
 ASK = ("infer", "-a", "calls", "-q", "Who?", "-q", "What?")

@@ -16,7 +16,7 @@ from guano import GuanoFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from NatureLM.audio.tags import read_tags
+from NatureLM.audio.container import read_tags
 from NatureLM.errors import UsageError
 from NatureLM.field.clock import Clock, read_clock, tags_of, tags_text
 from NatureLM.field.deployments import FileTimes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from NatureLM.results.recordings import identity
+from NatureLM.audio.files import identity
 from NatureLM.results.rows import (
     ErrorRow,
     OutputError,

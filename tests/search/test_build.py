@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from vector_indexes import SETTINGS
 
 from NatureLM.audio import AudioError
+from NatureLM.audio.files import Identity
 from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.cli.search import load_embedder
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import RecordingError
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.tensors import StoredTensor
-from NatureLM.results.recordings import Identity
 from NatureLM.results.rows import OutputError
 from NatureLM.search.build import BuildResult, Embedder, Journal, make_index
 from NatureLM.search.index import (

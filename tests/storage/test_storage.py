@@ -20,14 +20,13 @@ from s3_store import Store
 
 from NatureLM import storage
 from NatureLM.audio import AudioError, find_recordings
+from NatureLM.audio.container import Tags, tags_in
 from NatureLM.audio.decode import probe
-from NatureLM.audio.files import find_anywhere
-from NatureLM.audio.tags import Tags, tags_in
+from NatureLM.audio.files import CHANGED, SAME, Identity, compared, find_anywhere, identity
 from NatureLM.audio.windows import iter_windows
 from NatureLM.cli.runs import Listed
 from NatureLM.errors import UsageError
 from NatureLM.results import uploads
-from NatureLM.results.recordings import CHANGED, SAME, Identity, compared, identity
 from NatureLM.storage import RemotePath, StorageError, as_path
 
 RATE = 16_000
