@@ -24,7 +24,7 @@ from NatureLM.audio import AudioError, find_recordings
 from NatureLM.audio.decode import RecordingInfo, SoundLimits, probe
 from NatureLM.audio.windows import Window, iter_windows
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.reports.spectrogram import Levels, columns_per_second, contrast, levels_of, picture
+from NatureLM.reports.clips import Levels, columns_per_second, contrast, levels_of, picture
 from NatureLM.util import format_bytes, format_duration
 
 logger = logging.getLogger(__name__)

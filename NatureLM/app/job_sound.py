@@ -25,7 +25,7 @@ from NatureLM.app.jobs import Job, JobRecording, Jobs
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import iter_windows, read_clip
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.reports.spectrogram import BINS, Levels, contrast, levels_of, picture, pooled
+from NatureLM.reports.clips import BINS, Levels, contrast, levels_of, picture, pooled
 from NatureLM.util import atomic_write
 
 OVERVIEW_COLUMNS = 6000

@@ -152,7 +152,7 @@ def _report_recordings(
     clips: int,
 ) -> None:
     from NatureLM.reports.field import make_field_report, open_answers
-    from NatureLM.reports.field_page import write_field_report
+    from NatureLM.reports.page import write_field_report
 
     answers = open_answers(path, columns or None)
     least, told = _least(min_confidence, answers)

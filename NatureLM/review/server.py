@@ -254,7 +254,7 @@ def drawn(samples_S: NDArray[np.float32], rate: int, top: int) -> tuple[bytes, f
     top: that at most; 0 for all that the clip has
     """
     from NatureLM.audio.windows import Resampler
-    from NatureLM.reports.spectrogram import picture_of
+    from NatureLM.reports.clips import picture_of
 
     if top and rate > 2 * top:
         samples_S, rate = Resampler(rate, 2 * top).push(samples_S, last=True), 2 * top

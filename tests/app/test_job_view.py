@@ -49,7 +49,7 @@ from NatureLM.errors import UsageError
 from NatureLM.formats import FORMATS
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import AskOptions
-from NatureLM.reports.spectrogram import BINS, pooled
+from NatureLM.reports.clips import BINS, pooled
 from NatureLM.results.rows import WindowRow, from_line, to_line
 from NatureLM.survey.questionnaire import read_questionnaire
 

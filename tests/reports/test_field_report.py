@@ -1,17 +1,23 @@
-"""Reports on recordings say what the rows say, counted by hand, with and without a clock."""
+"""Reports on recordings say what the rows say, counted by hand, with and without a clock.
+
+Their page is opened in a browser, too: narrow and wide, light and dark, with sound.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import field_answers as made
+import numpy as np
 import pytest
 import soundfile
 from answer_files import Page, run
@@ -19,15 +25,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.reports import clips as clip_module
-from NatureLM.reports.activity import MOST_COLUMNS, BarChart, Calendar, DayHourChart, level
-from NatureLM.reports.activity_figures import _blocks, draw_activity
+from NatureLM.reports.activity import (
+    MOST_COLUMNS,
+    BarChart,
+    Calendar,
+    DayHourChart,
+    _blocks,
+    draw_activity,
+    level,
+)
+from NatureLM.reports.clips import BINS, contrast, levels_of, picture, picture_of
 from NatureLM.reports.field import FieldReport, make_field_report, open_answers
-from NatureLM.reports.field_page import write_field_report
 from NatureLM.reports.figures import LIGHT, svg
+from NatureLM.reports.page import write_field_report
 from NatureLM.reports.tally import tally
 from NatureLM.results.detections import ResultFile
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as BrowserPage
+
 pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
 HOSTILE = '=cmd|"</script><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
@@ -422,3 +441,137 @@ def test_sounds_are_mp3_that_can_be_read(month: Path, tmp_path: Path) -> None:
     assert rate == 16_000
     assert len(samples) / rate == pytest.approx(5, abs=0.2)
     assert abs(samples).max() == pytest.approx(0.7, abs=0.1)
+
+
+# Spectrograms as pictures: where a tone is drawn, how loud, and what blocks put together show
+
+
+def test_a_tone_is_drawn_at_its_frequency_and_level() -> None:
+    wave = 0.5 * np.sin(2 * np.pi * 2000 * np.arange(32_000) / 16_000).astype(np.float32)
+    levels = levels_of(wave, 16_000, 50)
+    assert levels.shape == (BINS, 100)
+    row = round(2000 / 8000 * BINS)
+    assert set(levels[:, 50].argmax(keepdims=True)) <= {row - 1, row}
+    assert levels[:, 50].max() == pytest.approx(255 - 2 * 6.02, abs=2)
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_stretches_side_by_side_are_the_whole(first: int, second: int) -> None:
+    """Away from where they meet: blocks do not see what comes after them."""
+    count = 16_000 * (first + second) // 10
+    noise = np.random.default_rng(7).uniform(-1, 1, count).astype(np.float32)
+    cut = 1600 * first
+    parts = [levels_of(noise[:cut], 16_000, 20), levels_of(noise[cut:], 16_000, 20)]
+    together = np.concatenate(parts, axis=1)
+    whole = levels_of(noise, 16_000, 20)
+    assert together.shape == whole.shape
+    apart = np.abs(together.astype(int) - whole.astype(int)).max(axis=0)
+    assert not apart[np.abs(np.arange(len(apart)) + 0.5 - 2 * first) > 1].any()
+
+
+def test_pictures_have_low_frequencies_below_and_get_lighter_with_level() -> None:
+    levels = np.zeros((BINS, 4), dtype=np.uint8)
+    levels[0] = 200
+    image = Image.open(io.BytesIO(picture(levels, *contrast([levels]))))
+    indices = np.asarray(image)
+    assert indices.shape == (BINS, 4)
+    assert (indices[-1] == 255).all()
+    assert not indices[:-1].any()
+    colors = np.array(image.getpalette()).reshape(256, 3)
+    light = colors @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(light) > -0.6).all()
+
+
+def test_a_clip_is_drawn_in_one_go_and_the_same_every_time() -> None:
+    wave = 0.1 * np.sin(2 * np.pi * 3000 * np.arange(48_000) / 16_000).astype(np.float32)
+    image = Image.open(io.BytesIO(picture_of(wave, 16_000)))
+    assert image.size == (300, BINS)
+    brightest = np.asarray(image).max(axis=1).argmax()
+    assert abs(brightest - (BINS - 3000 / 8000 * BINS)) < 2
+    assert picture_of(wave, 16_000) == picture_of(wave.copy(), 16_000)
+    assert Image.open(io.BytesIO(picture_of(wave[:0], 16_000))).size == (1, BINS)
+
+
+# The page in a browser
+
+LONG = "a_very_long_name_of_a_species_that_no_line_of_a_telephone_has_room_for_" * 2
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything in it: two sites, clips, columns, errors, gaps, long names."""
+    folder = tmp_path_factory.mktemp("page")
+    source = made.sound(folder)
+    rows: list[Any] = []
+    for row in made.month(folder, source, name=LONG, days=4):
+        answers = {"species": row.text, "n": 2, "bird": row.text != "None"}  # type: ignore[union-attr]
+        rows.append(
+            made.survey(
+                row.audio_path, row.start, answers, context=row.context,  # type: ignore[union-attr]
+                confidences={"species": 0.5},
+            )
+        )  # fmt: skip
+    rows.append(made.error(str(folder / f"{LONG[:90]}.wav")))
+    kinds = {"species": {"type": "choice"}, "n": {"type": "count"}, "bird": {"type": "yes_no"}}
+    answers = open_answers(made.write(folder, rows, columns=kinds))
+    write_field_report(make_field_report(answers, clips=1), folder / "report")
+    return folder / "report" / "index.html"
+
+
+@pytest.fixture
+def wrong() -> list[str]:
+    """What the page wrote to its console or asked others for."""
+    return []
+
+
+@pytest.fixture
+def page(chromium: Browser, page_file: Path, wrong: list[str]) -> Iterator[BrowserPage]:
+    """The page on a telephone."""
+    size: Any = {"width": 390, "height": 844}
+    context = chromium.new_context(viewport=size)
+    opened = context.new_page()
+    opened.on("console", lambda one: wrong.append(one.text))
+    opened.on("pageerror", lambda one: wrong.append(str(one)))
+    opened.on(
+        "request",
+        lambda one: None if one.url.startswith(("data:", "file:")) else wrong.append(one.url),
+    )
+    opened.goto(page_file.as_uri())
+    yield opened
+    context.close()
+
+
+@pytest.mark.browser
+def test_it_fits_it_sounds_and_has_no_barriers(page: BrowserPage, wrong: list[str]) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        cut = page.evaluate(
+            "[...document.querySelectorAll('body *')]"
+            ".filter((one) => !one.closest('.table,.picture'))"
+            ".filter((one) => one.getBoundingClientRect().right > innerWidth + 1)"
+            ".map((one) => one.outerHTML)"
+        )
+        assert not cut
+    page.wait_for_function(
+        "[...document.querySelectorAll('audio')].every((one) => one.duration > 4.5)"
+    )
+    assert page.locator("audio").count() == 2
+    assert page.evaluate("[...document.images].every((one) => one.naturalWidth > 300)")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('.picture svg')].map((one) => one.clientWidth)"
+    )
+    assert min(sizes) > 300
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = axe.run(page).response["violations"]
+        assert not [(one["id"], [node["target"] for node in one["nodes"]]) for one in found]
+    page.locator("#table-heard thead button").first.dblclick()
+    assert page.locator("#table-heard tbody td").first.inner_text() == "European Nightjar"
+    page.emulate_media(media="print")
+    assert not page.locator("audio").first.is_visible()
+    paper = page.evaluate("getComputedStyle(document.querySelector('header')).backgroundColor")
+    assert paper == "rgb(254, 253, 251)"
+    assert not wrong
