@@ -27,7 +27,7 @@ from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.data.components import METRICS_OF, metric_name
 from NatureLM.data.table import read_table
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.evaluation.bootstrap import Estimate
+from NatureLM.evaluation.metrics import Estimate
 from NatureLM.reports.charts import Cell, Curve, CurveChart, Point, Table, cell_text
 from NatureLM.util import parse_json
 

@@ -139,8 +139,7 @@ def _extended(
 
 
 def _run(experiment: Experiment, plan: Plan, max_memory: int | None) -> int:
-    from NatureLM.experiments.run import answers_path
-    from NatureLM.experiments.store import TrialStore
+    from NatureLM.experiments.run import TrialStore, answers_path
     from NatureLM.inference.loading import processor_of
     from NatureLM.models.registry import CheckpointError
 

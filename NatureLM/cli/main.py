@@ -75,8 +75,8 @@ NATURELM_COMMANDS = {
     "tune-alpha": Command(
         "tune:tune_alpha", "Find the α to use on recordings with known answers.", "{}"
     ),
-    "calibrate": Command("calibrate:calibrate", "Make confidences mean what they say.", "{}"),
-    "report": Command("report:report", "Draw answers: a page with figures, tables and sound."),
+    "calibrate": Command("tune:calibrate", "Make confidences mean what they say.", "{}"),
+    "report": Command("score:report", "Draw answers: a page with figures, tables and sound."),
     "cache": Command("models:cache", "Show or clear audio embeddings kept on disk."),
 }
 
@@ -85,7 +85,7 @@ BEANS_COMMANDS = {
     "info": Command("beans:info", "Show the components of BEANS-Zero."),
     "score": Command("score:score", "Score answers, ours or anybody's."),
     "compare": Command("score:compare", "Compare two runs sample by sample."),
-    "report": Command("report:report", "The same as naturelm report."),
+    "report": Command("score:report", "The same as naturelm report."),
     "fetch": Command("beans:fetch", "Fetch components of BEANS-Zero."),
     "make-mini": Command("beans:make_mini", "Make a benchmark of clips of your own."),
 }

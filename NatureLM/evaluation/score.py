@@ -34,17 +34,27 @@ from NatureLM.evaluation.answers import (
     rename,
     split_labels,
 )
-from NatureLM.evaluation.bootstrap import BootstrapOptions, Estimate, Floats, percentile_interval
-from NatureLM.evaluation.metrics import Spice, find_spice
-from NatureLM.evaluation.protocols import NO_LABEL, Codes, Matcher, Protocol, protocol
-from NatureLM.evaluation.tasks import (
+from NatureLM.evaluation.metrics import (
+    BootstrapOptions,
+    Estimate,
+    Floats,
+    Spice,
+    find_spice,
+    percentile_interval,
+)
+from NatureLM.evaluation.protocols import (
+    NO_LABEL,
     Captions,
     ClassRow,
+    Codes,
     ConfusionRow,
     LabelSets,
+    Matcher,
+    Protocol,
     Samples,
     SingleLabels,
     Values,
+    protocol,
 )
 from NatureLM.util import library, without_nan, write_csv, write_data, write_json, write_text
 

@@ -17,16 +17,22 @@ import numpy as np
 
 from NatureLM.data.components import METRICS, METRICS_OF, Task, metric_name
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import (
+from NatureLM.evaluation.metrics import (
     BootstrapOptions,
     Estimate,
     Floats,
     percentile_interval,
     resampled_mean,
 )
-from NatureLM.evaluation.protocols import END_OF_TEXT, NO_LABEL, PROTOCOLS, Matcher, caseless
+from NatureLM.evaluation.protocols import (
+    END_OF_TEXT,
+    NO_LABEL,
+    PROTOCOLS,
+    ClassRow,
+    Matcher,
+    caseless,
+)
 from NatureLM.evaluation.score import GroupScore, Scores
-from NatureLM.evaluation.tasks import ClassRow
 
 MOST_CONFUSIONS = 50
 MOST_CHANGES = 12

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.data.components import metric_name
-from NatureLM.evaluation.bootstrap import Estimate
+from NatureLM.evaluation.metrics import Estimate
 from NatureLM.progress import printable
 from NatureLM.reports.activity import ActivityChart, BarChart, DayHourChart, draw_activity
 from NatureLM.reports.charts import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.metrics import BootstrapOptions
 from NatureLM.evaluation.score import GroupScore, Scores
 from NatureLM.reports.charts import (
     Chart,

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import BootstrapOptions, multiplicities, percentile_interval
+from NatureLM.evaluation.metrics import BootstrapOptions, multiplicities, percentile_interval
 from NatureLM.results.thresholds import ALL_SPECIES, FILE_NAME, Scale, Threshold, write_thresholds
 from NatureLM.review.cutting import settings_of
 from NatureLM.review.folder import Segment, Verdict, majority, read_segments, read_verdicts

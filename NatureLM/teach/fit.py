@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import BootstrapOptions, clustered_interval
-from NatureLM.evaluation.metrics import auroc
+from NatureLM.evaluation.metrics import BootstrapOptions, auroc, clustered_interval
 from NatureLM.generation.labels import NOTHING
 from NatureLM.results.thresholds import FILE_NAME, Scale, list_text, write_thresholds
 from NatureLM.review.folder import Segment

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from NatureLM.config.schema import Config, DatasetsConfig, RunConfig
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.evaluation.bootstrap import clustered_interval
-from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.evaluation.metrics import accuracy, clustered_interval, macro_accuracy
 from NatureLM.evaluation.protocols import caseless
 from NatureLM.progress import printable
 from NatureLM.training.build import make_objective

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import FileSource
-from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
-from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.evaluation.metrics import Estimate, accuracy, clustered_interval, macro_accuracy
 from NatureLM.experiments.run import ClipLoader
 from NatureLM.generation.engine import Engine
 from NatureLM.generation.requests import GenerationOptions, Request

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from NatureLM.audio.windows import read_clip
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
-from NatureLM.evaluation.metrics import accuracy
+from NatureLM.evaluation.metrics import Estimate, accuracy, clustered_interval
 from NatureLM.models.audio_side import fit_window
 from NatureLM.prompts import AUDIO_TAG, example_blocks
 from NatureLM.util import check_place, check_range

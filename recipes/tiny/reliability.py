@@ -18,9 +18,8 @@ from typing import Any
 from NatureLM.config.schema import TableSource
 from NatureLM.data.sample import Sample, open_samples
 from NatureLM.errors import NatureLMError
-from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
-from NatureLM.evaluation.metrics import auroc
-from NatureLM.experiments.calibrate import Scored, fit_calibration, measure, score_samples
+from NatureLM.evaluation.metrics import Estimate, auroc, clustered_interval
+from NatureLM.experiments.tune import Scored, fit_calibration, measure, score_samples
 from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.labels import NOTHING, Normalize
 from NatureLM.inference.calibration import beside_model, write_calibration

@@ -25,8 +25,7 @@ from pydantic import Field, ValidationError
 from NatureLM.config.schema import Section, Text
 from NatureLM.config.strict_yaml import read_yaml
 from NatureLM.errors import NatureLMError
-from NatureLM.evaluation.bootstrap import Estimate, clustered_interval
-from NatureLM.evaluation.metrics import accuracy
+from NatureLM.evaluation.metrics import Estimate, accuracy, clustered_interval
 from NatureLM.prompts import example_blocks
 from NatureLM.results.rows import json_line
 from recipes import Arguments, program

@@ -24,8 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.evaluation.bootstrap import clustered_interval
-from NatureLM.evaluation.metrics import auroc
+from NatureLM.evaluation.metrics import auroc, clustered_interval
 from NatureLM.search.build import Embedder
 from NatureLM.search.index import IndexSettings
 from NatureLM.teach.classifier import unit_vectors

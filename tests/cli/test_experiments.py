@@ -19,8 +19,7 @@ from typer.testing import Result
 from NatureLM.config import json_schema
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
-from NatureLM.experiments.run import TrialProgress
-from NatureLM.experiments.store import TrialStore
+from NatureLM.experiments.run import TrialProgress, TrialStore
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = """

@@ -15,24 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import NatureLMError
-from NatureLM.evaluation import bootstrap
-from NatureLM.evaluation.bootstrap import (
-    BootstrapOptions,
-    cell_counts,
-    clustered_interval,
-    multiplicities,
-    percentile_interval,
-)
+from NatureLM.evaluation import metrics as metrics_module
 from NatureLM.evaluation.metrics import (
+    BootstrapOptions,
     Spice,
     accuracy,
     auroc,
     average_precision,
     calibration_error,
+    cell_counts,
     cider,
     class_counts,
+    clustered_interval,
     find_spice,
     macro_accuracy,
+    multiplicities,
+    percentile_interval,
     reliability_bins,
     set_counts,
     weighted_scores,
@@ -293,8 +291,8 @@ def test_cells_count_the_samples_of_the_drawn_clusters() -> None:
 def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     cells, clusters = np.arange(40) % 3, np.arange(40) // 2
     whole = all_of(cells, clusters)
-    monkeypatch.setattr(bootstrap, "_BLOCK", 500)
-    bootstrap._kept.cache_clear()
+    monkeypatch.setattr(metrics_module, "_BLOCK", 500)
+    metrics_module._kept.cache_clear()
     assert len(list(cell_counts(cells, clusters, BootstrapOptions(200, 3)))) > 5
     np.testing.assert_array_equal(all_of(cells, clusters), whole)
 

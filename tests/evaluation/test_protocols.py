@@ -18,11 +18,16 @@ from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions, parse_rules, read_map
-from NatureLM.evaluation.bootstrap import BootstrapOptions
-from NatureLM.evaluation.metrics import cider
-from NatureLM.evaluation.protocols import PROTOCOLS, UNMATCHED, Matcher, nearest, protocol
+from NatureLM.evaluation.metrics import BootstrapOptions, cider
+from NatureLM.evaluation.protocols import (
+    PROTOCOLS,
+    UNMATCHED,
+    LabelSets,
+    Matcher,
+    nearest,
+    protocol,
+)
 from NatureLM.evaluation.score import score
-from NatureLM.evaluation.tasks import LabelSets
 
 pytest.importorskip("rapidfuzz")
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.answers import ReadOptions
-from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.metrics import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Side, compare, score, write_scores
 

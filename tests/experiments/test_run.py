@@ -34,8 +34,14 @@ from NatureLM.data.sample import Clip, Sample, open_samples, read_window
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.experiments.plan import Plan, Renderer
-from NatureLM.experiments.run import ANSWERS, EXPORT, ClipLoader, TrialProgress, weights_of
-from NatureLM.experiments.store import TrialStore
+from NatureLM.experiments.run import (
+    ANSWERS,
+    EXPORT,
+    ClipLoader,
+    TrialProgress,
+    TrialStore,
+    weights_of,
+)
 from NatureLM.generation.audio_cache import AudioEncoder, EmbeddingCache
 from NatureLM.generation.decoding import DecodingSession
 from NatureLM.models import NatureLM

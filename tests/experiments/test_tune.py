@@ -20,7 +20,7 @@ pytest.importorskip("rapidfuzz")
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions
-from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.metrics import BootstrapOptions
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import score
 from NatureLM.experiments.tune import (

@@ -19,9 +19,9 @@ from transformers import LlamaConfig
 from NatureLM.config.schema import AUDIO_EXAMPLES, EXAMPLES, SpeciesConfig
 from NatureLM.data.sample import SampleSet
 from NatureLM.errors import UsageError
-from NatureLM.experiments.calibrate import score_samples
 from NatureLM.experiments.plan import FewShotPool, Plan, Renderer
 from NatureLM.experiments.run import Answerer
+from NatureLM.experiments.tune import score_samples
 from NatureLM.generation import engine as engine_module
 from NatureLM.generation import prefill
 from NatureLM.generation.engine import Engine

@@ -12,7 +12,7 @@ from commands import rows
 from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import Sample
 from NatureLM.errors import NatureLMError
-from NatureLM.experiments.calibrate import Scored, fit_calibration, measure
+from NatureLM.experiments.tune import Scored, fit_calibration, measure
 from NatureLM.generation.labels import LabelScores
 from recipes.tiny import study
 from recipes.tiny.data import Clip

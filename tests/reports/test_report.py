@@ -24,7 +24,7 @@ from answer_files import Page, run, varied_rows, write_answers
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions, load_rows
-from NatureLM.evaluation.bootstrap import BootstrapOptions, Estimate
+from NatureLM.evaluation.metrics import BootstrapOptions, Estimate
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Scores, score, score_answers
 from NatureLM.reports.charts import CurveChart, Table

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.errors import UsageError
-from NatureLM.evaluation.bootstrap import BootstrapOptions
+from NatureLM.evaluation.metrics import BootstrapOptions
 from NatureLM.results.rows import RunSettings, write_record
 from NatureLM.results.thresholds import ALL_SPECIES, read_min_confidence, read_thresholds
 from NatureLM.review.folder import Segment, Verdict, VerdictStore, index_path, write_segments

@@ -16,8 +16,7 @@ from torch import nn
 
 from NatureLM.cli.train import report
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
-from NatureLM.evaluation.bootstrap import clustered_interval
-from NatureLM.evaluation.metrics import accuracy, macro_accuracy
+from NatureLM.evaluation.metrics import accuracy, clustered_interval, macro_accuracy
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
 from NatureLM.training.objectives import Objective, StepOutput
