@@ -28,7 +28,7 @@ def manifest(
         Path("manifest.csv"),
         "The manifest. One that was made before is brought up to date. Parquet needs pyarrow.",
         None,
-        *("--output-path", "--output", "-o"),
+        *of.OUTPUT_NAMES,
         metavar="X.csv|X.parquet|X.txt",
     ),
     deployments: Path | None = of.DEPLOYMENTS,
@@ -112,7 +112,7 @@ def merge_runs(
         ...,
         "The file with all answers, or the index. One that was merged earlier is replaced.",
         None,
-        *("--output-path", "--output", "-o"),
+        *of.OUTPUT_NAMES,
         metavar="X.jsonl|X.npz|X.parquet",
     ),
     manifest: AnyPath | None = of.option(

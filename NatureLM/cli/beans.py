@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunRequest(of.ExperimentOptions):
+class RunRequest(experiment.ExperimentOptions):
     """The options of `beans run`."""
 
     ORDER: ClassVar[tuple[Any, ...]] = (

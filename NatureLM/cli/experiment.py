@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ from NatureLM.cli import options as of
 from NatureLM.cli.terminal import RESUMES, SOME_FAILED, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, say, show
-from NatureLM.storage import local_only
+from NatureLM.storage import AnyPath, local_only
 
 if TYPE_CHECKING:
     from NatureLM.config import Config, ExperimentConfig
@@ -24,6 +25,47 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BEANS_ZERO = "EarthSpeciesProject/BEANS-Zero"
+_EXPERIMENTS = "Experiments"
+
+
+@dataclass(frozen=True)
+class ExperimentOptions(of.ModelOptions):
+    """The options of commands that may run an experiment."""
+
+    merging_alpha: float | None = None
+    output_path: AnyPath | None = None
+    data_path: str | None = of.option(
+        None,
+        "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
+        _EXPERIMENTS,
+        show_default="extended.data.path of the configuration",
+    )
+    dry_run: bool = of.option(
+        False, "Show the plan and the first prompts; ask nothing.", _EXPERIMENTS
+    )
+    workers: int | None = of.option(
+        None, "Threads that decode ahead of the model.", _EXPERIMENTS, show_default="2"
+    )
+
+    def load_config(self) -> Config:
+        """The configuration with its overrides.
+
+        --data-path stands before them where they name other keys of the data.
+        """
+        from NatureLM.config import load_config
+
+        given = list(self.options or ())
+        changes_data = any(one.strip().startswith("extended.data.") for one in given)
+        if self.data_path is not None and changes_data:
+            given.insert(0, f"extended.data.path={as_yaml(self.data_path)}")
+        return load_config(self.cfg_path, given)
+
+
+def as_yaml(value: Any) -> str:
+    """A value as an override holds it."""
+    text = json.dumps(value, ensure_ascii=False)
+    # The bytes of a file name that is no UTF-8 are escaped: YAML holds no halves of characters.
+    return text if text.isprintable() else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -34,7 +76,7 @@ class Experiment:
     command: what was called, for messages
     """
 
-    request: of.ExperimentOptions
+    request: ExperimentOptions
     config: Config
     extended: ExperimentConfig
     command: str
@@ -61,7 +103,7 @@ class Experiment:
 
 
 def run(
-    request: of.ExperimentOptions,
+    request: ExperimentOptions,
     config: Config,
     *,
     command: str,
@@ -107,7 +149,7 @@ def refuse_options(cfg_path: Path | None, names: Sequence[str]) -> None:
 
 
 def _extended(
-    request: of.ExperimentOptions, config: Config, datasets: Sequence[str] | None
+    request: ExperimentOptions, config: Config, datasets: Sequence[str] | None
 ) -> ExperimentConfig:
     """The section `extended` with what was given instead of its keys.
 

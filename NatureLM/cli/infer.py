@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
+from NatureLM.cli import experiment
 from NatureLM.cli import options as of
 from NatureLM.cli.runs import (
     Engine,
@@ -37,13 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _KEPT_BYTES = 1 << 24  # of embeddings: no window comes again after its questions, one by one
-_OUTPUT = "Output"
 _SPECIES = "Species lists and confidence"
 _AS_TAUGHT = "or as the classifier was taught"
 
 
 @dataclass(frozen=True)
-class InferRequest(of.RecordingOptions, of.AnsweringOptions, of.ExperimentOptions):
+class InferRequest(of.RecordingOptions, of.AnsweringOptions, experiment.ExperimentOptions):
     """The options of `naturelm infer`."""
 
     ORDER: ClassVar[tuple[Any, ...]] = (
@@ -77,10 +77,10 @@ class InferRequest(of.RecordingOptions, of.AnsweringOptions, of.ExperimentOption
         None,
         "File for the answers, one JSON line for each (of an experiment: a folder). One that "
         "exists is resumed.",
-        _OUTPUT,
+        of.OUTPUT,
         show_default="inference_output.jsonl",
     )
-    overwrite: bool = of.option(False, "Start the output file anew.", _OUTPUT)
+    overwrite: bool = of.option(False, "Start the output file anew.", of.OUTPUT)
     species_list: str | None = of.option(
         None,
         "Species that may be answered: a file, names separated by commas, or a preset such as "
@@ -137,7 +137,7 @@ class InferRequest(of.RecordingOptions, of.AnsweringOptions, of.ExperimentOption
     def in_vain(self) -> list[str]:
         """The options that were given and mean nothing in an experiment."""
         names = ["--audio-path"] if self.audio_paths else []
-        used = {one.name for one in fields(of.ExperimentOptions)} - {"merging_alpha"}
+        used = {one.name for one in fields(experiment.ExperimentOptions)} - {"merging_alpha"}
         used |= {"quiet", "recordings", "audio_path"}
         declared = {one.name: one for one in fields(self)}
         given = [declared[name] for name in of.in_order(InferRequest) if name not in used]
@@ -162,8 +162,6 @@ def infer(request: InferRequest) -> None:
     """
     config = request.load_config()
     if config.extended is not None:
-        from NatureLM.cli import experiment
-
         experiment.refuse_options(request.cfg_path, request.in_vain())
         raise typer.Exit(experiment.run(request, config, command="naturelm infer"))
     for name in ("data_path", "dry_run"):

@@ -27,15 +27,13 @@ def models(
         _CHECK,
         metavar="NAME",
     ),
-    device: str = of.option("auto", "Device.", _CHECK, metavar="auto|cpu|cuda|mps"),
+    device: str = of.but(of.DEVICE, rich_help_panel=_CHECK),
     rows: int = of.option(
         2, "Rows decoded at once; a window has two (beams).", _CHECK, min=1, max=of.MAX_BATCH
     ),
     tokens: int = of.option(10, "Tokens of an answer.", _CHECK, min=1, max=100_000),
     revision: str | None = of.REVISION,
-    llama_path: str | None = of.option(
-        None, "Base language model, where it is not where the checkpoint says.", _CHECK
-    ),
+    llama_path: str | None = of.but(of.LLAMA_PATH, rich_help_panel=_CHECK),
     as_json: bool = of.option(False, "JSON in place of a table.", None, "--json"),
 ) -> None:
     """List the models that can be named, get what one of them needs that is not on this machine, or
@@ -220,12 +218,22 @@ def convert(
 
 
 _WHAT = "What to merge"
-_OUTPUT = "Output"
+_ADAPTER = of.option(
+    None, "Folder with an adapter in PEFT's format, in place of the model's own.", _WHAT
+)
+_DTYPE = of.option(
+    "auto",
+    "Precision of the written weights; auto keeps what each is stored in.",
+    of.OUTPUT,
+    metavar="|".join(of.DTYPES),
+)
+_SHARD_SIZE = of.option("5GB", "Largest file, such as 500MB.", of.OUTPUT)
+_OVERWRITE = of.option(False, "Replace the model in that folder.", of.OUTPUT)
 
 
 def merge(
     *,
-    output_path: Path = of.option(..., "Folder for the merged model.", _OUTPUT),
+    output_path: Path = of.option(..., "Folder for the merged model.", of.OUTPUT),
     model: str = of.option("naturelm-tiny", of.MODEL_TEXT, _WHAT),
     which: of.RevisionOptions,
     alpha: float | None = of.option(
@@ -239,23 +247,14 @@ def merge(
         "YAML file that says how much of which adapter goes where, in place of --alpha.",
         _WHAT,
     ),
-    adapter: str | None = of.option(
-        None, "Folder with an adapter in PEFT's format, in place of the model's own.", _WHAT
-    ),
-    llama_path: str | None = of.option(
-        None, "Base language model, where it is not where the checkpoint says.", _WHAT
-    ),
-    dtype: str = of.option(
-        "auto",
-        "Precision of the written weights; auto keeps what each is stored in.",
-        _OUTPUT,
-        metavar="|".join(of.DTYPES),
-    ),
-    max_shard_size: str = of.option("5GB", "Largest file, such as 500MB.", _OUTPUT),
+    adapter: str | None = _ADAPTER,
+    llama_path: str | None = of.but(of.LLAMA_PATH, rich_help_panel=_WHAT),
+    dtype: str = _DTYPE,
+    max_shard_size: str = _SHARD_SIZE,
     as_adapter: bool = of.option(
-        False, "Write only what is added to the base, as one adapter in PEFT's format.", _OUTPUT
+        False, "Write only what is added to the base, as one adapter in PEFT's format.", of.OUTPUT
     ),
-    overwrite: bool = of.option(False, "Replace the model in that folder.", _OUTPUT),
+    overwrite: bool = _OVERWRITE,
 ) -> None:
     """Write a model with its adapter merged into the weights: one folder that loads without PEFT.
 
@@ -301,21 +300,18 @@ def quantize(
         ..., "Model: a name, a folder or an id on the Hub.", metavar="SOURCE"
     ),
     to: str = of.option(..., "Bits of the language model's weights.", metavar="int8|int4"),
-    output_path: Path = of.option(..., "Folder for the quantised model.", _OUTPUT),
+    output_path: Path = of.option(..., "Folder for the quantised model.", of.OUTPUT),
     which: of.RevisionOptions,
-    llama_path: str | None = of.option(
-        None, "Base language model, where it is not where the checkpoint says."
+    llama_path: str | None = of.but(of.LLAMA_PATH, rich_help_panel=None),
+    dtype: str = of.but(
+        _DTYPE, help="Precision of all other weights; auto keeps what each is stored in."
     ),
-    dtype: str = of.option(
-        "auto",
-        "Precision of all other weights; auto keeps what each is stored in.",
-        _OUTPUT,
-        metavar="|".join(of.DTYPES),
+    max_shard_size: str = of.but(
+        _SHARD_SIZE,
+        default="2GB",
+        help="Largest file, such as 500MB; so much memory is needed, too.",
     ),
-    max_shard_size: str = of.option(
-        "2GB", "Largest file, such as 500MB; so much memory is needed, too.", _OUTPUT
-    ),
-    overwrite: bool = of.option(False, "Replace the model in that folder.", _OUTPUT),
+    overwrite: bool = _OVERWRITE,
 ) -> None:
     """Write a model whose language model has weights of 8 or 4 bits: a folder that loads quickly.
 
@@ -388,12 +384,8 @@ class ModelExport:
     weights_hash: str | None = of.option(
         None, "Refuse other weights than those with this hash.", _EXPORT, metavar="HASH"
     )
-    adapter: str | None = of.option(
-        None, "Folder with an adapter in PEFT's format, in place of the model's own.", _EXPORT
-    )
-    llama_path: str | None = of.option(
-        None, "Base language model, where it is not where the checkpoint says.", _EXPORT
-    )
+    adapter: str | None = of.but(_ADAPTER, rich_help_panel=_EXPORT)
+    llama_path: str | None = of.but(of.LLAMA_PATH, rich_help_panel=_EXPORT)
     alpha: str | None = of.option(
         None,
         "Shares of the adapter that can be asked for; each becomes an adapter of its own.",
@@ -402,14 +394,13 @@ class ModelExport:
         show_default="1.0",
     )
     fold: bool = of.option(False, "Write the only α into the weights, and no adapter.", _EXPORT)
-    dtype: str = of.option(
-        "auto",
-        "Precision of the language model's weights; auto keeps what each is stored in.",
-        _EXPORT,
-        metavar="|".join(of.DTYPES),
+    dtype: str = of.but(
+        _DTYPE,
+        help="Precision of the language model's weights; auto keeps what each is stored in.",
+        rich_help_panel=_EXPORT,
     )
-    max_shard_size: str = of.option("5GB", "Largest file, such as 500MB.", _EXPORT)
-    overwrite: bool = of.option(False, "Replace the model in that folder.", _EXPORT)
+    max_shard_size: str = of.but(_SHARD_SIZE, rich_help_panel=_EXPORT)
+    overwrite: bool = of.but(_OVERWRITE, rich_help_panel=_EXPORT)
 
     def check_unused(self) -> None:
         """Raise UsageError for options of models where a table is asked for."""

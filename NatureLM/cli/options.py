@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import json
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -138,6 +137,8 @@ def _without_union(annotation: Any) -> Any:
 MAX_BATCH, MAX_ROWS, MAX_SEED = 100_000, 1_000_000_000, 2**32 - 1
 
 MODEL = "Model"
+OUTPUT = "Output"
+OUTPUT_NAMES = ("--output-path", "--output", "-o")
 AUDIO = "Windows and audio"
 
 MODEL_TEXT = "A name from `naturelm models`, an id on the Hugging Face Hub, or a folder."
@@ -169,6 +170,7 @@ DTYPE = option(
     metavar="|".join(DTYPES),
 )
 QUANTIZATIONS = ("int8", "int4")
+LLAMA_PATH = option(None, "Base language model, where it is not where the checkpoint says.", MODEL)
 BATCH_SIZE = option(16, "Windows at a time.", MODEL)
 MAX_MEMORY = option(
     None,
@@ -467,8 +469,8 @@ class RecordingOptions(TableOptions, ArchiveOptions, WindowOptions):
         "--from",
         metavar="TABLE",
     )
-    overwrite: bool = option(False, "Start the answers anew.", "Output")
-    quiet: bool = option(False, "Do not show the answers.", "Output")
+    overwrite: bool = option(False, "Start the answers anew.", OUTPUT)
+    quiet: bool = option(False, "Do not show the answers.", OUTPUT)
 
     @property
     def audio_paths(self) -> list[AnyPath]:
@@ -560,49 +562,6 @@ def load_model(model: str, config: Config | None = None, **options: Any) -> Natu
     from NatureLM.inference import loading
 
     return loading.load_model(model, config, **options)
-
-
-# Options of experiments
-
-_EXPERIMENTS = "Experiments"
-
-
-@dataclass(frozen=True)
-class ExperimentOptions(ModelOptions):
-    """The options of commands that may run an experiment."""
-
-    merging_alpha: float | None = None
-    output_path: AnyPath | None = None
-    data_path: str | None = option(
-        None,
-        "What is tested: BEANS-Zero on disk or its id on the Hub, or a table of your own.",
-        _EXPERIMENTS,
-        show_default="extended.data.path of the configuration",
-    )
-    dry_run: bool = option(False, "Show the plan and the first prompts; ask nothing.", _EXPERIMENTS)
-    workers: int | None = option(
-        None, "Threads that decode ahead of the model.", _EXPERIMENTS, show_default="2"
-    )
-
-    def load_config(self) -> Config:
-        """The configuration with its overrides.
-
-        --data-path stands before them where they name other keys of the data.
-        """
-        from NatureLM.config import load_config
-
-        given = list(self.options or ())
-        changes_data = any(one.strip().startswith("extended.data.") for one in given)
-        if self.data_path is not None and changes_data:
-            given.insert(0, f"extended.data.path={as_yaml(self.data_path)}")
-        return load_config(self.cfg_path, given)
-
-
-def as_yaml(value: Any) -> str:
-    """A value as an override holds it."""
-    text = json.dumps(value, ensure_ascii=False)
-    # The bytes of a file name that is no UTF-8 are escaped: YAML holds no halves of characters.
-    return text if text.isprintable() else json.dumps(value)
 
 
 # Values with a form of their own

@@ -16,6 +16,7 @@ import typer
 
 from NatureLM.cli import options as of
 from NatureLM.cli.runs import ray_options
+from NatureLM.cli.score import COLUMN, WHERE
 from NatureLM.cli.terminal import RESUMES, SOME_FAILED, Failures, stop_message
 from NatureLM.errors import UsageError
 from NatureLM.progress import ProgressBar, printable, say, show
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from NatureLM.teach.examples import Examples, Labelled
 
 logger = logging.getLogger(__name__)
-_OUTPUT, _EXAMPLES = "Output", "Examples"
+_EXAMPLES = "Examples"
 _SOME_NAMES = 20
 
 
@@ -108,11 +109,11 @@ class EmbedRequest(EncoderOptions, of.ArchiveOptions):
     output_path: Path = of.option(
         Path("embeddings.npz"),
         "The index. One that exists is added to. Parquet needs pyarrow.",
-        _OUTPUT,
-        *("--output-path", "--output", "-o"),
+        of.OUTPUT,
+        *of.OUTPUT_NAMES,
         metavar="X.npz|X.parquet",
     )
-    overwrite: bool = of.option(False, "Start the index anew.", _OUTPUT)
+    overwrite: bool = of.option(False, "Start the index anew.", of.OUTPUT)
 
 
 def embed(request: EmbedRequest) -> None:
@@ -373,21 +374,15 @@ class TeachRequest(EncoderOptions):
     output_path: Path = of.option(
         Path("taught"),
         "Folder for the classifier. What one that is there was taught with counts, too.",
-        _OUTPUT,
-        *("--output-path", "--output", "-o"),
+        of.OUTPUT,
+        *of.OUTPUT_NAMES,
     )
-    overwrite: bool = of.option(False, "Forget what is in the folder.", _OUTPUT)
-    column: list[str] | None = of.option(
-        None,
-        "Name of a column, such as label=common_name. May be given several times.",
-        _EXAMPLES,
-        metavar="OURS=THEIRS",
-    )
-    where: list[str] | None = of.option(
-        None,
-        "Only rows with this value, such as split=train. May be given several times.",
-        _EXAMPLES,
-        metavar="COLUMN=VALUE",
+    overwrite: bool = of.option(False, "Forget what is in the folder.", of.OUTPUT)
+    column: list[str] | None = of.but(COLUMN, rich_help_panel=_EXAMPLES)
+    where: list[str] | None = of.but(
+        WHERE,
+        help="Only rows with this value, such as split=train. May be given several times.",
+        rich_help_panel=_EXAMPLES,
     )
     index: Path | None = of.option(
         None,

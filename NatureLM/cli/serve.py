@@ -19,9 +19,18 @@ _TOKEN = of.option(
     _PAGE,
     show_default="a new one wherever others reach the page",
 )
-
-
+_HOST = of.option(
+    "127.0.0.1", "Address to listen at; 0.0.0.0 lets others in the network open the page.", _PAGE
+)
 _PORT = of.option(5001, "Port to listen at.", _PAGE, min=1, max=65535)
+_ALLOW_HOST = of.option(
+    None,
+    "Name of a reverse proxy that visitors reach the page by, such as birds.example.org. May be "
+    "repeated.",
+    _PAGE,
+    metavar="NAME",
+)
+_NO_TOKEN = of.option(False, "Let everybody who reaches the page open it, without a token.", _PAGE)
 
 
 def serve(
@@ -35,8 +44,10 @@ def serve(
     on: of.PrecisionOptions,
     max_memory: str | None = of.MAX_MEMORY,
     options: list[str] | None = of.OVERRIDES,
-    host: str = of.option(
-        "127.0.0.1", "Address to listen at; another than this needs an API key.", _SERVICE
+    host: str = of.but(
+        _HOST,
+        help="Address to listen at; another than this needs an API key.",
+        rich_help_panel=_SERVICE,
     ),
     port: int = of.but(_PORT, default=8000, rich_help_panel=_SERVICE),
     app: bool = of.option(
@@ -127,11 +138,7 @@ def inference_app(
     ),
     on: of.PrecisionOptions,
     options: list[str] | None = of.OVERRIDES,
-    host: str = of.option(
-        "127.0.0.1",
-        "Address to listen at; 0.0.0.0 lets others in the network open the page.",
-        _PAGE,
-    ),
+    host: str = _HOST,
     port: int = _PORT,
     assets_dir: Path | None = of.option(
         None,
@@ -150,17 +157,9 @@ def inference_app(
         "Gradio's makers, which sees what is sent.",
         _PAGE,
     ),
-    allow_host: list[str] | None = of.option(
-        None,
-        "Name of a reverse proxy that visitors reach the page by, such as birds.example.org. May "
-        "be repeated.",
-        _PAGE,
-        metavar="NAME",
-    ),
+    allow_host: list[str] | None = _ALLOW_HOST,
     token: str | None = _TOKEN,
-    no_token: bool = of.option(
-        False, "Let everybody who reaches the page open it, without a token.", _PAGE
-    ),
+    no_token: bool = _NO_TOKEN,
     auth: Path | None = of.option(
         None,
         "File with name:password on each line, of those who may open the page.",
@@ -238,21 +237,17 @@ def review(
         _PAGE,
         show_default="the page asks",
     ),
-    host: str = of.option(
-        "127.0.0.1",
-        "Address to listen at; 0.0.0.0 lets others in the network review, too.",
-        _PAGE,
+    host: str = of.but(
+        _HOST, help="Address to listen at; 0.0.0.0 lets others in the network review, too."
     ),
     port: int = of.but(_PORT, default=5002),
-    allow_host: list[str] | None = of.option(
-        None,
-        "Name of a reverse proxy that reviewers reach the page by. May be repeated.",
-        _PAGE,
-        metavar="NAME",
+    allow_host: list[str] | None = of.but(
+        _ALLOW_HOST,
+        help="Name of a reverse proxy that reviewers reach the page by. May be repeated.",
     ),
     token: str | None = _TOKEN,
-    no_token: bool = of.option(
-        False, "Let everybody who reaches the page review, without a token.", _PAGE
+    no_token: bool = of.but(
+        _NO_TOKEN, help="Let everybody who reaches the page review, without a token."
     ),
 ) -> None:
     """Open a page that plays clips and takes verdicts: yes, no or unsure, by keyboard.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from NatureLM.cli import options as of
+from NatureLM.cli.experiment import as_yaml
 from NatureLM.cli.score import (
     COLUMN,
     COLUMN_FORM,
@@ -108,9 +109,9 @@ class TuneRequest(of.ModelOptions):
 
     def _overrides(self) -> Iterator[str]:
         if self.data is not None:
-            yield f"extended.data.path={of.as_yaml(self.data)}"
+            yield f"extended.data.path={as_yaml(self.data)}"
         if self.query is not None:
-            yield f"extended.queries={of.as_yaml([self.query])}"
+            yield f"extended.queries={as_yaml([self.query])}"
         if self.limit is not None:
             yield f"extended.limit={self.limit}"
         if self.seed:  # 0 leaves the one of the configuration
@@ -120,7 +121,7 @@ class TuneRequest(of.ModelOptions):
             ("where", of.pairs("--where", self.where, WHERE_FORM, may_be_empty=True)),
         ):
             for name, value in values.items():
-                yield f"extended.data.{section}.{name}={of.as_yaml(value)}"
+                yield f"extended.data.{section}.{name}={as_yaml(value)}"
 
 
 def tune_alpha(request: TuneRequest) -> None:
@@ -299,13 +300,15 @@ def calibrate(
     output_path: Path | None = of.option(
         None,
         "File for the calibration.",
-        "Output",
+        of.OUTPUT,
         *("--output-path", "--output"),
         show_default="calibration.json in the folder of the model; thresholds.csv in that of "
         "reviewed clips",
     ),
     figure: Path | None = of.option(
-        None, "File (.svg) for a reliability diagram; of reviewed clips for their curves.", "Output"
+        None,
+        "File (.svg) for a reliability diagram; of reviewed clips for their curves.",
+        of.OUTPUT,
     ),
     min_clips: int = of.option(
         20, "Species with fewer judged clips have no threshold.", "Reviewed clips", min=4

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from NatureLM.cli.options import as_yaml
+from NatureLM.cli.experiment import as_yaml
 from NatureLM.config import ExperimentConfig, dump_config, json_schema, load_config
 from NatureLM.config.schema import TableSource
 from NatureLM.errors import ConfigError
