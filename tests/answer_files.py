@@ -1,41 +1,18 @@
-"""Files of answers as `beans score` and `report` read them, and the commands run on them."""
+"""Files of answers as `beans score` and `report` read them, and the pages that are made of them."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
 import random
-import sys
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from unittest import mock
-
-from NatureLM.cli import main
 
 Rows = list[dict[str, Any]]
 NAMES = ["Barn Owl", "Black Phoebe", "Common Loon", "Green Heron", "Mallard", "Veery"]
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
-
-
-def run(program: str, *words: object) -> tuple[int, str, str]:
-    """Run `beans` or `naturelm` with words; exit code, output and errors."""
-    code: Any = 0
-    out, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in "12")
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(errors),
-        mock.patch.object(sys, "argv", [program, *map(str, words)]),
-    ):
-        try:
-            getattr(main, program)()
-        except SystemExit as end:
-            code = end.code or 0
-    printed, said = (stream.buffer.getvalue().decode() for stream in (out, errors))
-    return code, printed, said
 
 
 def row(number: int, label: str, answer: str | None, **more: Any) -> dict[str, Any]:
@@ -86,15 +63,18 @@ def varied_rows(
 
 
 class Page(HTMLParser):
-    """What a browser finds in the page of a report: elements, and scripts by their id."""
+    """What a browser finds in the page of a report: elements, and scripts by their id.
 
-    def __init__(self, folder: Path) -> None:
+    page: the folder of a report, or the text of its page
+    """
+
+    def __init__(self, page: Path | str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: dict[str, str] = {}
         self.words: list[str] = []
         self._script: str | None = None
-        self.feed((folder / "index.html").read_text("utf-8"))
+        self.feed(page if isinstance(page, str) else (page / "index.html").read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -115,6 +95,13 @@ class Page(HTMLParser):
     def charts(self) -> dict[str, Any]:
         """The charts of the page by key."""
         return {chart["key"]: chart for chart in json.loads(self.scripts["chart-data"])}
+
+
+class Undrawn(dict[str, str]):
+    """In the place of the drawings of a page: nothing for any chart."""
+
+    def __missing__(self, key: str) -> str:
+        return '<svg viewBox="0 0 1 1"></svg>'
 
 
 def weighted_by_hand(true: list[Any], predicted: list[Any]) -> dict[str, float]:

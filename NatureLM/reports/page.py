@@ -200,8 +200,9 @@ def _figure(
 ) -> str:
     """A figure of the page, of the drawings by their keys; a tall one may stand beside two."""
     picture = inline_svg(drawn[chart.key], chart.key, escape(chart.title))
-    is_activity = isinstance(chart, BarChart | DayHourChart)
-    caption = _activity_caption(chart) if is_activity else _caption(chart)
+    caption = (
+        _activity_caption(chart) if isinstance(chart, BarChart | DayHourChart) else _caption(chart)
+    )
     kind = ' class="tall"' if is_tall else ""
     return (
         f'<figure id="figure-{chart.key}"{kind}><div class="picture">{picture}</div>'

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,19 @@ from NatureLM.inference.calibration import read_calibration
 
 pytest.importorskip("rapidfuzz")
 
-from commands import naturelm
+from commands import call, naturelm, rows
 
-from NatureLM.cli import main
 from NatureLM.cli.tune import TuneRequest
 from NatureLM.config import load_config
 from NatureLM.models import NatureLM
 
-Ran = tuple[int, str, str]
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--options", "generate.num_beams=1", "--options", "generate.max_new_tokens=4"]
 ASSETS = ROOT / "assets"
 QUICK = [*SHORT, "--resamples", "50", "--coarse", "0.5", "--fine", "0.25"]
 
 
-@pytest.fixture
-def tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Runs `naturelm tune-alpha`; exit code, output and errors."""
-
-    def run(*words: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["naturelm", "tune-alpha", *map(str, words)])
-        code: Any = 0
-        try:
-            main.naturelm()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+tune = functools.partial(call, "tune-alpha")
 
 
 @pytest.fixture
@@ -66,7 +51,6 @@ OURS = ("--data", "TABLE", *COLUMNS, "-q", "?")
 
 
 def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
-    tune: Callable[..., Ran],
     table: Path,
     tmp_path: Path,
     nano_folder: Path,
@@ -75,24 +59,23 @@ def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
     encoded: list[int],
 ) -> None:
     out = tmp_path / "tuned"
-    code, printed, errors = tune(
+    printed = tune(
         "--model", nano_folder / "checkpoint", "--data", table, *COLUMNS,
         "--where", "split=valid", "--query", "What is it?", "--output-path", out, *QUICK,
         "--batch-size", 5, "--max-memory", "1GB", "--cache-dir", tmp_path / "cache",
     )  # fmt: skip
-    assert code == 0, errors
     assert encoded == [3]
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
     assert "highest" in printed
     assert "Use α = " in printed
-    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    answers = rows(out / "answers.jsonl")
     about = json.loads((out / "tune.json").read_text())
     alphas = [one["alpha"] for one in about["trials"]]
     assert {0.0, 0.5, 1.0} < set(alphas)
-    assert len(rows) == 3 * len(alphas)
-    assert {row["cluster"] for row in rows} == {"f0", "f1"}
+    assert len(answers) == 3 * len(alphas)
+    assert {row["cluster"] for row in answers} == {"f0", "f1"}
     prompt = nano.processor.render("What is it?")  # type: ignore[union-attr]
-    for row in rows:
+    for row in answers:
         wav = nano_waveforms[row["id"].removesuffix(".wav")][:16000]
         (text,) = nano.generate(
             [prompt], [[wav]], alpha=row["lora_scale"], num_beams=1, max_new_tokens=4
@@ -106,24 +89,18 @@ def test_every_clip_is_encoded_once_and_answers_are_those_of_one_alpha(
 
 
 def test_a_recording_that_is_not_there_is_named_and_left_out(
-    tune: Callable[..., Ran],
-    table: Path,
-    tmp_path: Path,
-    nano_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    table: Path, tmp_path: Path, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     model = ["--model", nano_folder / "checkpoint", "--query", "What?", *QUICK]
     out = tmp_path / "tuned"
-    code, _, errors = tune("--data", table, *COLUMNS, *model, "--output-path", out)
-    assert code == 0, errors
-    assert "missing.wav" in errors
-    assert "There will be no figure: figures need matplotlib" in errors
+    said = tune("--data", table, *COLUMNS, *model, "--output-path", out)
+    assert "missing.wav" in said
+    assert "There will be no figure: figures need matplotlib" in said
     assert not (out / "tune.svg").exists()
-    code, _, errors = tune("--data", table, *COLUMNS, *model, "--where", "family=f9")
-    assert code == 1
-    assert "there is nothing to answer" in errors
-    assert "missing.wav" in errors
+    said = tune("--data", table, *COLUMNS, *model, "--where", "family=f9", ends=1)
+    assert "there is nothing to answer" in said
+    assert "missing.wav" in said
 
 
 @pytest.mark.parametrize(
@@ -145,19 +122,13 @@ def test_a_recording_that_is_not_there_is_named_and_left_out(
     ],
 )
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
-    tune: Callable[..., Ran],
-    table: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    message: str,
+    table: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(NatureLM, "from_pretrained", load)
-    code, _, errors = tune(*(table if word == "TABLE" else word for word in words))
-    assert code == 2, errors
-    assert message in errors
+    assert message in tune(*(table if word == "TABLE" else word for word in words), ends=2)
 
 
 def test_options_become_values_of_the_configuration(tmp_path: Path) -> None:
@@ -179,14 +150,13 @@ def test_options_become_values_of_the_configuration(tmp_path: Path) -> None:
     assert read("a", "?", 3).seed == 3
 
 
-def test_the_embedded_model(tune: Callable[..., Ran], tmp_path: Path) -> None:
-    code, printed, errors = tune(
+def test_the_embedded_model(tmp_path: Path) -> None:
+    printed = tune(
         "--data", ROOT / "assets" / "samples.csv", "--column", "label=labels",
         "--query", "What is the common name for the focal species in the audio?",
         "--where", "groups=bird", "--protocol", "beans-zero", "--towards", "adapted",
         "--output-path", tmp_path, *QUICK, "--options", "generate.max_new_tokens=12",
     )  # fmt: skip
-    assert code == 0, errors
     about = json.loads((tmp_path / "tune.json").read_text())
     assert about["best_value"] > about["baselines"]["random"]
     assert about["towards"] == "adapted"
@@ -214,11 +184,10 @@ def test_a_calibration_is_fitted_measured_and_drawn(tmp_path: Path) -> None:
     output, figure = tmp_path / "made" / "calibration.json", tmp_path / "diagram.svg"
     labels = "Barn Owl,Dog,American Toad,Rooster,Cat,Cow"
     options = ("--where", "split=valid", "--test-where", "split=test", "--species-list", labels)
-    done = naturelm("calibrate", table, *options, "--output-path", output, "--figure", figure)
-    assert done.exit_code == 0, done.output
+    printed = call("calibrate", table, *options, "--output-path", output, "--figure", figure)
     made = read_calibration(output)
     assert (made.samples, made.labels, made.normalize) == (3, 7, "sum")
-    assert "measured on 2, others than it was fitted to" in " ".join(done.stdout.split())
+    assert "measured on 2, others than it was fitted to" in " ".join(printed.split())
     assert figure.read_text(encoding="utf-8").startswith("<?xml")
     assert json.loads(output.read_text())["weights"] == made.weights
 

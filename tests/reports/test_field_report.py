@@ -5,6 +5,7 @@ Their page is opened in a browser, too: narrow and wide, light and dark, with so
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -20,7 +21,8 @@ import field_answers as made
 import numpy as np
 import pytest
 import soundfile
-from answer_files import Page, run
+from answer_files import Page, Undrawn
+from commands import call
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +39,7 @@ from NatureLM.reports.activity import (
 from NatureLM.reports.clips import BINS, contrast, levels_of, picture, picture_of
 from NatureLM.reports.field import FieldReport, make_field_report, open_answers
 from NatureLM.reports.figures import LIGHT, svg
-from NatureLM.reports.page import write_field_report
+from NatureLM.reports.page import field_page, write_field_report
 from NatureLM.reports.tally import tally
 from NatureLM.results.detections import ResultFile
 
@@ -172,18 +174,14 @@ def test_nothing_heard_is_said(tmp_path: Path) -> None:
 
 def test_what_is_less_sure_is_left_out(month: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, printed, _ = run("naturelm", "report", month, "--output-path", out, "--clips", 0,
-                           "--min-confidence", "0.7")  # fmt: skip
-    assert code == 0
-    assert "42 recordings, 1 name heard" in printed
+    report = ("report", month, "--output-path", out, "--clips", 0, "--min-confidence")
+    assert "42 recordings, 1 name heard" in call(*report, "0.7")
     words = "".join(Page(out).words)
     assert "12 answers are less sure than was asked for and left out" in words
     assert "Least confidence0.7" in words
     thresholds = tmp_path / "thresholds.csv"
     thresholds.write_text("species,threshold\nTawny Owl,0.8\n")
-    code, printed, _ = run("naturelm", "report", month, "--output-path", out, "--clips", 0,
-                           "--min-confidence", thresholds)  # fmt: skip
-    assert code == 0
+    call(*report, thresholds)
     assert "5 of 84 windows" in "".join(Page(out).words)
     assert "for each species, from thresholds.csv" in "".join(Page(out).words)
 
@@ -221,10 +219,7 @@ def test_answers_of_a_questionnaire(tmp_path: Path) -> None:
     }
     birds = make_field_report(open_answers(answers, ["bird"]), clips=0)
     assert table(birds, "heard")[0]["windows"] == 2
-    code, _, said = run(
-        "naturelm", "report", answers, "--column", "specis", "--output-path", tmp_path
-    )
-    assert code == 2
+    said = call("report", answers, "--column", "specis", "--output-path", tmp_path, ends=2)
     assert "did you mean 'species'" in said
 
 
@@ -284,8 +279,7 @@ def test_names_of_strangers_are_text(tmp_path: Path) -> None:
     rows = [made.window(path, 10.0 * n, HOSTILE, context, confidence=0.5) for n in (0, 1)]
     answers = made.write(tmp_path, rows, columns={HOSTILE: {"type": "text"}})
     out = tmp_path / "report"
-    code, _, said = run("naturelm", "report", answers, "--title", HOSTILE, "--output-path", out)
-    assert code == 0, said
+    call("report", answers, "--title", HOSTILE, "--output-path", out)
     page = Page(out)
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 1
@@ -315,8 +309,8 @@ def test_bats_are_slowed_down_as_the_model_heard_them(tmp_path: Path) -> None:
     # The loudest 5 s of the 10 s that a second lasts: its middle.
     assert (clip.slowed, clip.seconds, clip.highest_hz) == (10.0, 0.5, 80_000)
     assert 0.05 <= clip.start <= 0.45
-    write_field_report(report_of(answers, clips=1), tmp_path / "out")
-    assert "10 times slower than it was" in "".join(Page(tmp_path / "out").words)
+    page = field_page(report_of(answers, clips=1), Undrawn())
+    assert "10 times slower than it was" in "".join(Page(page).words)
 
 
 def test_clips_are_the_surest_of_several_recordings_in_bounded_room(
@@ -341,8 +335,7 @@ def test_recordings_that_are_gone_leave_clips_without_sound(tmp_path: Path) -> N
     report = report_of(made.write(tmp_path, [row]), clips=1)
     (clip,) = report.names[0].clips
     assert not clip.sound
-    write_field_report(report, tmp_path / "out")
-    assert "no sound" in "".join(Page(tmp_path / "out").words)
+    assert "no sound" in "".join(Page(field_page(report, Undrawn())).words)
 
 
 def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
@@ -367,9 +360,7 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
 
 def test_files_that_do_not_belong_together_are_refused(month: Path, tmp_path: Path) -> None:
     def refused(*words: object) -> str:
-        code, _, said = run("naturelm", "report", *words, "--output-path", tmp_path / "out")
-        assert code == 2
-        return said
+        return call("report", *words, "--output-path", tmp_path / "out", ends=2)
 
     assert "takes one file" in refused(month, month)
     assert "--protocol is for answers that are scored" in refused(month, "--protocol", "strict")
@@ -384,7 +375,7 @@ def test_files_that_do_not_belong_together_are_refused(month: Path, tmp_path: Pa
     assert "several files" in refused(folder)
     neither = tmp_path / "neither.jsonl"
     neither.write_text('{"foo": 1}\n')
-    assert "neither.jsonl" in run("naturelm", "report", neither, "--output-path", tmp_path)[2]
+    assert "neither.jsonl" in call("report", neither, "--output-path", tmp_path, ends=1)
 
 
 days = st.integers(min_value=730_000, max_value=745_000)
@@ -425,14 +416,15 @@ def test_levels_are_shades_of_the_highest_rate() -> None:
 
 
 def test_figures_have_only_colours_of_the_pages(month: Path) -> None:
-    for chart in report_of(month).charts():
+    report = report_of(month)
+    owl = report.names[0]
+    for chart in (report.effort, owl.sites, *owl.charts):
+        assert chart is not None
         colors = set(re.findall(r"#[0-9a-f]{6}\b", svg(draw_activity(chart))))
         assert colors <= set(LIGHT.values())
 
 
 def test_sounds_are_mp3_that_can_be_read(month: Path, tmp_path: Path) -> None:
-    import base64
-
     clip = report_of(month, clips=1).names[0].clips[0]
     media, _, data = clip.sound.partition(";base64,")
     assert media == "data:audio/mpeg"

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from answer_files import Page, run, varied_rows, write_answers
+from answer_files import Page, Undrawn, varied_rows, write_answers
+from commands import beans, call
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions, load_rows
@@ -29,7 +30,7 @@ from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Scores, score, score_answers
 from NatureLM.reports.charts import CurveChart, Table
 from NatureLM.reports.figures import DARK, LIGHT, draw, fitted, inline_svg, style_sheet, svg
-from NatureLM.reports.page import latex, markdown, write_report
+from NatureLM.reports.page import latex, markdown, page, write_report
 from NatureLM.reports.report import make_report
 
 pytest.importorskip("rapidfuzz")
@@ -49,33 +50,30 @@ def test_answers_are_text_whatever_they_hold(tmp_path: Path) -> None:
         row["dataset_name"] = f"mine {HOSTILE}"
     rows[7]["prediction"] = "half a character \ud800 and \u2028 a line"
     out = tmp_path / "report"
-    code, _, errors = run(
-        *("naturelm", "report", write_answers(rows), "--task", "classification"),
+    call(
+        *("report", write_answers(rows), "--task", "classification"),
         *("--title", HOSTILE, "--output-path", out, "--resamples", 20),
     )
-    assert code == 0, errors
-    page = Page(out)
-    tags = [tag for tag, _ in page.tags]
+    shown = Page(out)
+    tags = [tag for tag, _ in shown.tags]
     assert tags.count("script") == 3
     assert "img" not in tags
-    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
-    answers = json.loads(page.scripts["answer-data"])
+    assert not [name for _, attrs in shown.tags for name in attrs if name.startswith("on")]
+    answers = json.loads(shown.scripts["answer-data"])
     assert HOSTILE in answers["texts"]
     assert "half a character \ud800 and \u2028 a line" in answers["texts"]
-    assert any(HOSTILE in word for word in page.words)
-    checksum = hashlib.sha256(page.scripts["code"].encode()).digest()
-    (policy,) = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
+    assert any(HOSTILE in word for word in shown.words)
+    checksum = hashlib.sha256(shown.scripts["code"].encode()).digest()
+    (policy,) = [a["content"] for t, a in shown.tags if t == "meta" and "http-equiv" in a]
     assert f"'sha256-{base64.b64encode(checksum).decode()}'" in (policy or "")
-    assert "innerHTML" not in page.scripts["code"]
+    assert "innerHTML" not in shown.scripts["code"]
     assert all(re.fullmatch(r"[\w.-]+", path.name) for path in out.rglob("*.*"))
 
 
 def test_the_page_needs_no_network_and_names_no_folder(tmp_path: Path) -> None:
     path = write_answers(varied_rows())
     out = tmp_path / "report"
-    code, printed, _ = run("beans", "report", path, "--output-path", out, "--resamples", 20)
-    assert code == 0
-    assert "360 answers" in printed
+    assert "360 answers" in call("report", path, "--output-path", out, "--resamples", 20, by=beans)
     text = (out / "index.html").read_text()
     addresses = set(re.findall(r"https?://[^\s\"'<]+", text))
     assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
@@ -95,8 +93,7 @@ def test_the_page_needs_no_network_and_names_no_folder(tmp_path: Path) -> None:
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     path = write_answers(varied_rows(samples=18, alphas=[0.0, 1.0]))
     words = ["report", str(path), "--resamples", "20", "--output-path"]
-    code, _, errors = run("naturelm", *words, tmp_path / "here")
-    assert code == 0, errors
+    call(*words, tmp_path / "here")
     program = "from NatureLM.cli.main import naturelm; naturelm()"
     subprocess.run(
         [sys.executable, "-c", program, *words, str(tmp_path / "there")],
@@ -111,7 +108,7 @@ def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert here == there
 
 
-def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere(tmp_path: Path) -> None:
+def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere() -> None:
     scores = score([write_answers(varied_rows())], [protocol("strict")], bootstrap=FEW)
     for limit, samples in ((100, 10), (3000, 36), (0, 0)):
         report = make_report(scores, most_answers=limit, bootstrap=FEW)
@@ -123,8 +120,8 @@ def test_as_many_answers_as_asked_for_and_the_same_samples_everywhere(tmp_path: 
             by_group.setdefault(group, []).append(shown.data["texts"][identity])
         assert len({tuple(ids) for ids in by_group.values()}) <= 1
         if limit == 100:
-            write_report(report, tmp_path)
-            assert "100 of 360 answers are in this page" in "".join(Page(tmp_path).words)
+            words = "".join(Page(page(report, Undrawn())).words)
+            assert "100 of 360 answers are in this page" in words
     groups = [group for one in report.series for group in one.series.groups]
     for number, identity, label, answer, taken, right in shown_rows(scores):
         line_group = groups[number]
@@ -158,9 +155,8 @@ def test_captions_are_neither_right_nor_wrong() -> None:
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = write_answers(varied_rows(samples=6))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, errors = run("naturelm", "report", path, "--output-path", tmp_path / "report")
-    assert code == 2
-    assert "pip install 'naturelm-audio[plots]'" in errors
+    said = call("report", path, "--output-path", tmp_path / "report", ends=2)
+    assert "pip install 'naturelm-audio[plots]'" in said
     assert not (tmp_path / "report").exists()
 
 
@@ -176,9 +172,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 )
 def test_wrong_requests(tmp_path: Path, words: list[str], message: str) -> None:
     path = write_answers(varied_rows(samples=6))
-    code, _, errors = run("naturelm", "report", path, "--output-path", tmp_path / "report", *words)
-    assert code == 2
-    assert message in errors
+    assert message in call("report", path, "--output-path", tmp_path / "report", *words, ends=2)
 
 
 def test_scores_of_several_protocols_are_refused() -> None:
@@ -192,10 +186,9 @@ def test_lines_that_are_left_out_are_counted(tmp_path: Path) -> None:
     rows = varied_rows(samples=6)
     rows[3]["prediction"] = None
     path, out = write_answers(rows), tmp_path / "report"
-    assert run("naturelm", "report", path, "--output-path", out)[0] == 1
-    code, _, errors = run("naturelm", "report", path, "--output-path", out, "--on-error", "skip")
-    assert code == 0
-    assert "1 line with errors left out" in errors
+    call("report", path, "--output-path", out, ends=1)
+    said = call("report", path, "--output-path", out, "--on-error", "skip")
+    assert "1 line with errors left out" in said
     words = Page(out).words
     assert words[words.index("Lines left out") + 1] == "1"
 
@@ -359,7 +352,7 @@ def test_tables_hold_the_metrics(scores: Scores, folder: Path) -> None:
     assert "$\\alpha$" in latex
 
 
-def test_one_alpha_has_a_mark_for_each_question(tmp_path: Path) -> None:
+def test_one_alpha_has_a_mark_for_each_question() -> None:
     path = write_answers(varied_rows(alphas=[1.0], queries=["plain", "a question in words"]))
     scores = score([path], [protocol("strict")], bootstrap=FEW)
     report = make_report(scores, bootstrap=FEW)
@@ -376,7 +369,7 @@ def test_one_alpha_has_a_mark_for_each_question(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["detection", "captioning"])
-def test_other_tasks(tmp_path: Path, task: str) -> None:
+def test_other_tasks(task: str) -> None:
     rows = [
         {
             "prediction": ("Owl, Loon", "None", "Owl, Frog", "a frog")[(number + shift) % 4],
@@ -391,8 +384,7 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
         for number in range(20)
     ]
     scores = score([write_answers(rows)], [protocol("beans-zero")], bootstrap=FEW)
-    write_report(make_report(scores, bootstrap=FEW), tmp_path / task)
-    charts = Page(tmp_path / task).charts
+    charts = Page(page(make_report(scores, bootstrap=FEW), Undrawn())).charts
     metric = {"detection": "f1", "captioning": "cider"}[task]
     points = charts[f"mine-{metric}"]["curves"][0]["points"]
     assert [point["value"] for point in points] == [
@@ -403,7 +395,7 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
         assert values == [0.5, 0.5]
 
 
-def test_a_detection_without_any_label(tmp_path: Path) -> None:
+def test_a_detection_without_any_label() -> None:
     """Nothing is heard anywhere, so F1 is not defined, and the sets that agree are counted."""
     rows = varied_rows(samples=6, dataset="gibbons", queries=[0], alphas=[0.0, 1.0])
     for number, row in enumerate(rows):
@@ -414,7 +406,7 @@ def test_a_detection_without_any_label(tmp_path: Path) -> None:
     charts = {chart.key: chart for chart in report.charts()}
     assert "gibbons-accuracy" in charts
     assert "gibbons-f1" not in charts
-    text = write_report(report, tmp_path / "report")[0].read_text("utf-8")
+    text = page(report, Undrawn())
     assert "accuracy is highest at" in text
     assert "nan" not in text.lower().split("<main")[1].split("<script")[0]
 
