@@ -45,7 +45,7 @@ from NatureLM.inference.calibration import Calibration, fit_temperature
 from NatureLM.inference.loading import processor_of
 from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.reports.charts import Curve, CurveChart, Point
-from NatureLM.util import write_csv, write_data, write_json, write_text
+from NatureLM.util import write_csv, write_json, write_text
 
 if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EmbeddingCache
@@ -272,13 +272,9 @@ def write_tuning(
 
 def draw_tuning(tuning: Tuning, folder: Path) -> list[Path]:
     """Draw the trials as SVG and PNG. Raises UsageError without matplotlib."""
-    from NatureLM.reports.figures import draw, png, svg
+    from NatureLM.reports.figures import draw, write_figure
 
-    figure = draw(chart_of(tuning))
-    return [
-        write_text(folder / "tune.svg", svg(figure)),
-        write_data(folder / "tune.png", png(figure)),
-    ]
+    return write_figure(draw(chart_of(tuning)), folder / "tune")[1]
 
 
 def chart_of(tuning: Tuning) -> CurveChart:

@@ -14,11 +14,12 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from NatureLM.evaluation.metrics import ReliabilityBin
 from NatureLM.reports.charts import Change, ChangeChart, Chart, Curve, CurveChart, GridChart
-from NatureLM.util import library
+from NatureLM.util import library, write_data, write_text
 
 WIDTH = 4.7
 """Inches: a figure fills a telephone's screen and is still read there."""
@@ -125,6 +126,18 @@ def png(figure: Any) -> bytes:
     with styled():
         figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()
+
+
+def write_figure(figure: Any, place: Path, *, is_placed: bool = False) -> tuple[str, list[Path]]:
+    """The figure as `place`.svg and .png: the SVG, and the files.
+
+    is_placed: all has its place after the first drawing, and none is looked for again
+    """
+    text = svg(figure)
+    if is_placed:
+        figure.set_layout_engine("none")
+    files = [write_text(Path(f"{place}.svg"), text), write_data(Path(f"{place}.png"), png(figure))]
+    return text, files
 
 
 def inline_svg(text: str, key: str, title: str) -> str:

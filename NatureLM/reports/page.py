@@ -33,10 +33,10 @@ from NatureLM.reports.charts import (
 )
 from NatureLM.reports.clips import HeardClip
 from NatureLM.reports.field import ColumnReport, FieldReport, NameReport
-from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, png, style_sheet, svg
+from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, style_sheet, write_figure
 from NatureLM.reports.report import DatasetReport, Report, SeriesReport
 from NatureLM.results.tables import without_formula
-from NatureLM.util import digest, write_csv, write_data, write_text
+from NatureLM.util import digest, write_csv, write_text
 
 PAGE = "index.html"
 LONG = 60
@@ -83,20 +83,14 @@ def _write_figures(
     *,
     is_placed: bool = False,
 ) -> tuple[dict[str, str], list[Path]]:
-    """Charts as SVG and PNG below `figures/`: the SVG of each by its key, and the files.
-
-    is_placed: all has its place after the first drawing, and none is looked for again
-    """
+    """Charts as SVG and PNG below `figures/`: the SVG of each by its key, and the files."""
     need_matplotlib()
     drawn: dict[str, str] = {}
     written: list[Path] = []
     for chart in charts:
-        drawing, place = draw(chart), folder / "figures" / chart.key
-        drawn[chart.key] = svg(drawing)
-        if is_placed:
-            drawing.set_layout_engine("none")
-        written.append(write_text(Path(f"{place}.svg"), drawn[chart.key]))
-        written.append(write_data(Path(f"{place}.png"), png(drawing)))
+        place = folder / "figures" / chart.key
+        drawn[chart.key], files = write_figure(draw(chart), place, is_placed=is_placed)
+        written += files
     return drawn, written
 
 

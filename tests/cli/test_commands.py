@@ -95,11 +95,10 @@ def test_a_verb_that_is_not_there() -> None:
 DOORS = [
     ["-m", "NatureLM.infer"],
     ["-c", "from NatureLM.cli.main import infer_main; infer_main()"],
-    ["-c", "from NatureLM.cli.main import naturelm; naturelm()", "infer"],
 ]
 
 
-@pytest.mark.parametrize("door", DOORS, ids=["python -m", "infer_main", "naturelm infer"])
+@pytest.mark.parametrize("door", DOORS, ids=["python -m", "infer_main"])
 def test_every_door_leads_to_infer(door: list[str]) -> None:
     wrong = subprocess.run(
         [sys.executable, *door, "--query", "q"], capture_output=True, text=True, cwd=ROOT

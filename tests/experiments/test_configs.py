@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import beans, call, naturelm
+from commands import call
 
 from NatureLM.config import Config, ExperimentConfig, load_config
 from NatureLM.config.schema import TableSource
@@ -96,18 +96,17 @@ def test_each_shows_its_plan(name: str, beans_zero: Path) -> None:
     expected = counts.get(name, SAMPLES[end if end in SAMPLES else ""])
     queries = 3 if name in counts else 1
     options = ["--cfg-path", CONFIGS / f"{name}.yml", "--data-path", beans_zero, "--dry-run"]
-    for by, verb in ((naturelm, ["infer"]), (beans, [])):
-        plan = call(*verb, *options, by=by)
-        shown = dict(line.split(maxsplit=1) for line in plan.splitlines()[:10])
-        assert shown["samples"] == str(expected)
-        assert shown["encodings"] == str(expected)
-        assert shown["generations"] == str(expected * queries * 11)
-        assert shown["queries"] == str(queries)
-        assert shown["time"].startswith("about ")
-        for number in range(queries):
-            assert f"\nquery {number}, for sample" in plan
-        assert config.queries is not None
-        assert "{" not in plan.split("query 0", 1)[1]
+    plan = call("infer", *options)  # `beans` shows the same: `tests/cli/test_experiments.py`
+    shown = dict(line.split(maxsplit=1) for line in plan.splitlines()[:10])
+    assert shown["samples"] == str(expected)
+    assert shown["encodings"] == str(expected)
+    assert shown["generations"] == str(expected * queries * 11)
+    assert shown["queries"] == str(queries)
+    assert shown["time"].startswith("about ")
+    for number in range(queries):
+        assert f"\nquery {number}, for sample" in plan
+    assert config.queries is not None
+    assert "{" not in plan.split("query 0", 1)[1]
 
 
 def test_orders_that_are_named(beans_zero: Path) -> None:
