@@ -1,4 +1,4 @@
-"""How much memory is free for a model: of this machine, of a container, of the process, of a card.
+"""Memory: how much is free, what is kept within so many bytes, and going on where it ran out.
 
 Several things bound what a process may take: the memory of the machine, the limits of its control
 groups (containers, Slurm, systemd), `ulimit -v`, and on a card its own memory. The least counts.
@@ -6,16 +6,22 @@ groups (containers, Slurm, systemd), `ulimit -v`, and on a card its own memory. 
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from NatureLM.util import parse_bytes
+
+logger = logging.getLogger(__name__)
 
 MEMORY_VARIABLE = "NATURELM_MEMORY"
 """What is free, such as 12GB, in place of what the machine says."""
@@ -146,3 +152,104 @@ def _of_mps() -> FreeMemory:
     most = torch.mps.recommended_max_memory()
     free = max(0, most - torch.mps.driver_allocated_memory())
     return FreeMemory(free, "the memory that the card may take")
+
+
+# -- within so many bytes -------------------------------------------------------------------
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class ByteBoundedCache(Generic[Key, Value]):
+    """Keeps values of at most `max_bytes` in all; the least recently used are dropped first.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Key) -> Value | None:
+        """The value, if it is kept."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: Key, value: Value, size: int) -> None:
+        """Keep a value of `size` bytes, unless it alone is too large or the key is there."""
+        with self._lock:
+            if key in self._entries or size > self.max_bytes:
+                return
+            self._entries[key] = value, size
+            self.bytes += size
+            while self.bytes > self.max_bytes:
+                self.bytes -= self._entries.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        """Drop all values."""
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+
+
+# -- where it ran out -----------------------------------------------------------------------
+
+_OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says on devices whose error has no class of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    messages = str(error).lower()
+    return isinstance(error, RuntimeError) and any(one in messages for one in _OOM_MESSAGES)
+
+
+@dataclass
+class Backoff:
+    """`retry_size` is the batch size to try next; None where memory was enough."""
+
+    retry_size: int | None = None
+
+
+@contextmanager
+def oom_backoff(size: int, what: str) -> Iterator[Backoff]:
+    """Where memory runs out within the block, log it, and ask for half the batch size.
+
+    size: the batch size; where it is 1 the error is raised
+    what: what was done to the batch, for the log
+    """
+    backoff = Backoff()
+    try:
+        yield backoff
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(error) or size <= 1:
+            raise
+        backoff.retry_size = size // 2
+    if backoff.retry_size is not None:  # not in the handler, which holds frames and their tensors
+        free_unused_memory()
+        logger.warning(
+            f"memory ran out when {size} {what} at once; going on with {backoff.retry_size}"
+        )
+
+
+def free_unused_memory() -> None:
+    """Give memory back that no tensor uses."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -9,8 +9,9 @@ question, without what comes only once at the very beginning (such as a system m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from NatureLM.errors import UsageError
@@ -88,6 +89,69 @@ def _plain_ids(text: str, tokenizer: Any) -> list[int]:
             f"the tokenizer of the model cannot take {quoted(text)} ({error}): its patterns are "
             "not made for such texts, or made to take for ever"
         ) from None
+
+
+def prompt_parts(prompt: str, tokenizer: Any, most: int | None = None) -> list[list[int]]:
+    """Token ids of the parts between placeholders, the beginning-of-text token in front.
+
+    most: of a very long prompt, what follows once there are more tokens than that is left out
+    """
+    parts: list[list[int]] = []
+    total = 0
+    for part in prompt.split(PLACEHOLDER):
+        parts.append(token_ids(part, tokenizer, None if most is None else max(0, most - total)))
+        total += len(parts[-1])
+        if most is not None and total > most and len(prompt) > ALWAYS_READ:
+            break
+    if tokenizer.bos_token_id is not None:
+        parts[0] = [int(tokenizer.bos_token_id), *parts[0]]
+    return parts
+
+
+def check_placeholders(prompt: str, audios: int) -> None:
+    """Raise UsageError for a prompt whose placeholders are not as many as its audios."""
+    places = prompt.count(PLACEHOLDER)
+    if places != audios:
+        raise UsageError(
+            f"the prompt has {places} {PLACEHOLDER} and {audios} audio clips were given; "
+            f"each placeholder takes one clip. Prompt: {prompt[:200]!r}"
+        )
+
+
+class PromptReader:
+    """Tokenises prompts, each once, and refuses those that cannot be answered.
+
+    limit: positions that the language model takes; None for any number
+    answer_tokens: how many tokens an answer needs, by the list that it is chosen from; raises
+        UsageError for a list that cannot be used
+    """
+
+    def __init__(
+        self, tokenizer: Any, limit: int | None, answer_tokens: Callable[[Any], int]
+    ) -> None:
+        self._limit, self._answer_tokens = limit, answer_tokens
+        self._read = lru_cache(maxsize=4096)(
+            lambda prompt: _parts_and_length(prompt, tokenizer, limit)
+        )
+
+    def check(self, request: Any, sound: int = 0) -> tuple[tuple[int, ...], ...]:
+        """The parts of a prompt whose clips take so many positions; raises UsageError."""
+        check_placeholders(request.prompt, len(request.audios))
+        parts, text = self._read(request.prompt)
+        needed, limit = self._answer_tokens(request.choice), self._limit
+        if limit is not None and text + sound + needed > limit:
+            is_whole = bool(parts) or len(request.prompt) <= ALWAYS_READ
+            raise PromptTooLong(text, sound, needed, limit, is_whole=is_whole)
+        return parts
+
+
+def _parts_and_length(
+    prompt: str, tokenizer: Any, limit: int | None
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """The parts of a prompt, and their tokens; none of one that is too long is kept."""
+    parts = tuple(map(tuple, prompt_parts(prompt, tokenizer, limit)))
+    text = sum(map(len, parts))
+    return () if limit is not None and text > limit else parts, text
 
 
 def quoted(text: str, most: int = 60) -> str:

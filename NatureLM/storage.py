@@ -33,9 +33,9 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.memory import ByteBoundedCache
 from NatureLM.progress import printable
 from NatureLM.util import (
-    ByteBoundedCache,
     atomic_write,
     did_you_mean,
     format_bytes,

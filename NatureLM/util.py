@@ -1,4 +1,4 @@
-"""Helpers that know nothing of sound: files, hashes, sizes, durations, prefetching, memory.
+"""Helpers that know nothing of sound: files, hashes, sizes, durations, prefetching.
 
 Sizes are in bytes, as people write and read them: 1 GB is 10**9 bytes, 1 GiB is 2**30.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
-import gc
 import hashlib
 import io
 import json
@@ -20,17 +19,15 @@ import reprlib
 import secrets
 import shutil
 import tempfile
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from NatureLM.errors import NatureLMError, UsageError
 
@@ -362,92 +359,6 @@ def prefetch(
                 made.cancel()
 
 
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
-
-
-class ByteBoundedCache(Generic[Key, Value]):
-    """Keeps values of at most `max_bytes` in all; the least recently used are dropped first.
-
-    Safe to use from several threads.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: Key) -> Value | None:
-        """The value, if it is kept."""
-        with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-
-    def put(self, key: Key, value: Value, size: int) -> None:
-        """Keep a value of `size` bytes, unless it alone is too large or the key is there."""
-        with self._lock:
-            if key in self._entries or size > self.max_bytes:
-                return
-            self._entries[key] = value, size
-            self.bytes += size
-            while self.bytes > self.max_bytes:
-                self.bytes -= self._entries.popitem(last=False)[1][1]
-
-    def clear(self) -> None:
-        """Drop all values."""
-        with self._lock:
-            self._entries.clear()
-            self.bytes = 0
-
-
-_OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch says on devices whose error has no class of its own."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    messages = str(error).lower()
-    return isinstance(error, RuntimeError) and any(one in messages for one in _OOM_MESSAGES)
-
-
-@dataclass
-class Backoff:
-    """`retry_size` is the batch size to try next; None where memory was enough."""
-
-    retry_size: int | None = None
-
-
-@contextmanager
-def oom_backoff(size: int, what: str) -> Iterator[Backoff]:
-    """Where memory runs out within the block, log it, and ask for half the batch size.
-
-    size: the batch size; where it is 1 the error is raised
-    what: what was done to the batch, for the log
-    """
-    backoff = Backoff()
-    try:
-        yield backoff
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not is_out_of_memory(error) or size <= 1:
-            raise
-        backoff.retry_size = size // 2
-    if backoff.retry_size is not None:  # not in the handler, which holds frames and their tensors
-        free_unused_memory()
-        logger.warning(
-            f"memory ran out when {size} {what} at once; going on with {backoff.retry_size}"
-        )
-
-
 def why_not_finite(model: Any, lacking: str) -> str:
     """Why a model's results are NaN or infinite: weights that are, else its precision.
 
@@ -468,14 +379,3 @@ def why_not_finite(model: Any, lacking: str) -> str:
         f"the model's numbers became too large for its precision, so there is no {lacking}: "
         "choose another one with --dtype (bfloat16 or float32)"
     )
-
-
-def free_unused_memory() -> None:
-    """Give memory back that no tensor uses."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()

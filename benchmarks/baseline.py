@@ -21,8 +21,8 @@ from model import QUERIES, build, prompt, waves
 from torch import Tensor
 
 from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.generation.prefill import left_pad
-from NatureLM.generation.requests import GenerationOptions
 from NatureLM.merging.lora import active_alpha
 
 BATCH = 4

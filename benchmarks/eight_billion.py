@@ -27,7 +27,7 @@ from measure import fresh, machine, options_for, status_bytes, timed, write_figu
 from model import QUERIES, SMALL, config_of, prompt, tokenizer, waves
 
 from NatureLM.generation.decoding import DecodingSession
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.export import quantize_checkpoint
 from NatureLM.models.checkpoint.load import build_on_meta

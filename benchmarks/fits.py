@@ -72,8 +72,7 @@ def _loaded(name: str, kind: str) -> Any:
 
 def _seconds(model: Any) -> float:
     """Processor seconds of a window, after a first run that is no part of it."""
-    from NatureLM.generation.engine import Engine, fold_if_single_alpha
-    from NatureLM.generation.requests import GenerationOptions, Request
+    from NatureLM.generation.engine import Engine, GenerationOptions, Request, fold_if_single_alpha
 
     options = GenerationOptions(max_new_tokens=TOKENS, num_beams=2)
     engine, text = Engine(model, options, eos_ids=[], batch_rows=1), prompt(model, QUERIES[0])

@@ -38,8 +38,7 @@ from torch import Tensor
 from NatureLM.config.schema import Quantization
 from NatureLM.generation.cuda_graphs import make_graph_runner
 from NatureLM.generation.decoding import DecodingSession
-from NatureLM.generation.engine import Engine, fold_if_single_alpha
-from NatureLM.generation.requests import GenerationOptions, Request
+from NatureLM.generation.engine import Engine, GenerationOptions, Request, fold_if_single_alpha
 from NatureLM.models.cuda_layers import use_cuda_layers
 from NatureLM.models.quantized import quantize_layers
 from NatureLM.training.samples import BatchLayout, BatchSource, Sample

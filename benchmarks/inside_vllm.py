@@ -192,8 +192,7 @@ def work(kind: str, folder: str) -> None:
 
 def ours(folder: Path) -> Ask:
     """Our engine; every α scales the adapter of α 1."""
-    from NatureLM.generation.engine import Engine
-    from NatureLM.generation.requests import GenerationOptions, Request
+    from NatureLM.generation.engine import Engine, GenerationOptions, Request
     from NatureLM.models import NatureLM
 
     adapter = folder / "adapters" / "alpha-1"

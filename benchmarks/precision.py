@@ -17,7 +17,7 @@ from measure import machine, options_for, timed, write_figures
 from model import QUERIES, BenchmarkModel, build, prompt, waves
 
 from NatureLM.config.schema import Quantization
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.models.quantized import quantize_layers
 
 

@@ -21,8 +21,7 @@ from model import QUERIES, BenchmarkModel, prompt, waves
 
 from NatureLM.audio.windows import iter_windows
 from NatureLM.data.components import components
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.requests import GenerationOptions, Request
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.inference.pipeline import Pipeline
 
 Answers = dict[Hashable, Any]

@@ -101,7 +101,7 @@ def import_graph(package: Path, trees: dict[Path, ast.Module]) -> Graph:
 
 
 def module_name(package: Path, path: Path) -> str:
-    """`NatureLM.models.loss`; a package has the name of its folder."""
+    """`NatureLM.models.beats`; a package has the name of its folder."""
     parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
-from NatureLM.models import NatureLM, NatureLMConfig
+from NatureLM.models import NatureLM, NatureLMConfig, NatureLMProcessor
 from NatureLM.models.checkpoint.tensors import base_name, state_of
-from NatureLM.models.configuration import NatureLMProcessor
 
 BEATS = {
     "embed_dim": 24,

@@ -9,10 +9,9 @@ import pytest
 from torch import Tensor, nn
 
 from NatureLM.generation.decoding import Decoder, DecodingSession, Prompt, RowState
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.generation.labels import LabelGrammar
 from NatureLM.generation.prefill import SharedPrefix
-from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.models import NatureLM
 
 ENDS = [604, 402, 69, 11]  # common tokens, so that rows finish at their own step

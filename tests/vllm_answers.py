@@ -11,9 +11,9 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
-from NatureLM.generation.engine import answer_prompts
-from NatureLM.generation.requests import Answer, GenerationOptions
+from NatureLM.generation.engine import Answer, GenerationOptions
 from NatureLM.models import NatureLM
+from NatureLM.models.modeling import answer_prompts
 from NatureLM.prompts import AUDIO_TAG
 
 QUESTION = "What is the common name for the focal species in the audio?"

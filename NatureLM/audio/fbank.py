@@ -24,17 +24,6 @@ _BLOCK_FRAMES = 512  # on a CPU the work of so many frames stays in its cache
 _LOG_FLOOR = torch.finfo(torch.float32).eps
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device.
-
-    From the host to CUDA it goes through pinned memory, so that nobody waits for the copy; torch
-    keeps that memory until the copy is done.
-    """
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor:
     """Log-mel energies of waveforms in [-1, 1].
 
@@ -43,7 +32,7 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
     """
     if wav_BS.ndim != 2:
         raise ValueError(f"waveforms must have shape (batch, samples), got {tuple(wav_BS.shape)}")
-    length, shift = config.frame_samples(sample_rate)
+    length, shift, window_N, mel_bank = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
     if wav_BS.shape[1] < length:
         raise AudioError(
             None,
@@ -51,7 +40,6 @@ def kaldi_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> Tensor
             f"needs {length}",
             kind="TooShortAudio",
         )
-    window_N, mel_bank = _tables(sample_rate, config, wav_BS.dtype, wav_BS.device)
     log_mel = partial(
         _log_mel,
         length=length,
@@ -99,18 +87,19 @@ def normalised_fbank(wav_BS: Tensor, sample_rate: int, config: FbankConfig) -> T
 @lru_cache(maxsize=16)
 def _tables(
     sample_rate: int, config: FbankConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Povey window with zeros behind it (N,), and mel bank (bins of the spectrum, F).
+) -> tuple[int, int, Tensor, Tensor]:
+    """Samples of a frame, and from one to the next; Povey window with zeros behind it (N,), and mel
+    bank (bins of the spectrum, F).
 
     They are made in float32 whatever `dtype` is: the model was trained with float32 tables, and
     near the floor of the logarithm a more exact window already shows in the fourth decimal.
     """
-    length, _ = config.frame_samples(sample_rate)
+    length, shift = config.frame_samples(sample_rate)
     with torch.inference_mode(False):  # kept for later calls, which may want gradients
         n_fft = 2 ** math.ceil(math.log2(length))
         povey = F.pad(torch.hann_window(length, periodic=False).pow(0.85), (0, n_fft - length))
         bank = _mel_bank(sample_rate, config, n_fft)
-        return povey.to(device, dtype), bank.to(device, dtype)
+        return length, shift, povey.to(device, dtype), bank.to(device, dtype)
 
 
 def _mel_bank(sample_rate: int, config: FbankConfig, n_fft: int) -> Tensor:

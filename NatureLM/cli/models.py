@@ -211,7 +211,7 @@ def convert(
             "weights refused, and written as safetensors, which hold nothing else."
         )
     check_place(output, "OUT", folder=True)
-    from NatureLM.models.checkpoint.convert import convert_checkpoint
+    from NatureLM.models.checkpoint.export import convert_checkpoint
 
     convert_checkpoint(source, output, allow_pickle=allow_pickle, config=config)
     show(f"{output}: converted. Use it with: naturelm infer --model {output}")

@@ -45,8 +45,7 @@ from NatureLM.util import atomic_write, digest, parse_json
 if TYPE_CHECKING:
     from NatureLM.config import GenerateConfig
     from NatureLM.generation.audio_cache import EncodedClip, PaddedClip
-    from NatureLM.generation.engine import Engine
-    from NatureLM.generation.requests import Request
+    from NatureLM.generation.engine import Engine, Request
     from NatureLM.models import NatureLM
 
 ANSWERS = "answers.jsonl"
@@ -432,8 +431,7 @@ def _engine(
     **batching: Any,
 ) -> Engine:
     from NatureLM.generation.audio_cache import make_embedding_cache
-    from NatureLM.generation.engine import Engine
-    from NatureLM.generation.requests import GenerationOptions
+    from NatureLM.generation.engine import Engine, GenerationOptions
 
     embeddings = make_embedding_cache(cache_dir, max_memory=max_memory)
     options = GenerationOptions(**generation)
@@ -441,7 +439,7 @@ def _engine(
 
 
 def _request(key: Any, trial: Trial) -> Request:
-    from NatureLM.generation.requests import Request
+    from NatureLM.generation.engine import Request
 
     audios = tuple(clip.key for clip in trial.audios)
     return Request(key, trial.prompt, audios, trial.alpha, stream=int(trial.id[:7], 16))

@@ -402,9 +402,14 @@ def score_samples(
     Raises NatureLMError where none can be read, UsageError for a question or a label that is too
     long for the language model.
     """
-    from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
+    from NatureLM.generation.engine import (
+        Answer,
+        Engine,
+        Request,
+        fold_if_single_alpha,
+        yield_in_input_order,
+    )
     from NatureLM.generation.labels import LabelChoice
-    from NatureLM.generation.requests import Answer, Request
     from NatureLM.prompts import PLACEHOLDER
 
     load = ClipLoader(model, (sample.clip for sample in samples))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,7 +28,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from NatureLM.errors import NatureLMError
-from NatureLM.util import ByteBoundedCache, atomic_write, digest, format_bytes, oom_backoff
+from NatureLM.memory import ByteBoundedCache, oom_backoff
+from NatureLM.util import atomic_write, digest, format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -311,7 +313,7 @@ class AudioEncoder:
     prepare: makes a waveform as long as the model wants it, or as a second argument says
     encode: waveforms (B, S) → (B, Q, D); those of a batch are equally long
     kept: where embeddings are looked up and kept, by `state` and the hash of the sound
-    state: names the state of the model
+    state: names the state of the model; asked for once, when something is looked up
     workers: threads that load
     batch: clips that are encoded at once; half as many after each time that memory ran out
     ahead: clips that are loaded ahead of the model, which bounds the memory for waveforms
@@ -325,14 +327,15 @@ class AudioEncoder:
         encode: Callable[[Tensor], Tensor],
         *,
         kept: EmbeddingCache,
-        state: str = "",
+        state: Callable[[], str] = str,
         workers: int = 2,
         batch: int = 16,
         ahead: int = 64,
         tenant: Callable[[str], str] = lambda name: "",
     ) -> None:
         self._load, self._prepare, self._encode = load, prepare, encode
-        self._kept, self._state = kept, state
+        self._kept, self._state = kept, cache(state)
+        self._asking = threading.Lock()
         self._batch, self._ahead, self._tenant = batch, ahead, tenant
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="naturelm-audio")
         self._waiting: OrderedDict[str, None] = OrderedDict()
@@ -386,8 +389,13 @@ class AudioEncoder:
         return found | {name: made[content] for name, content in digests.items()}
 
     def _look_up(self, content: str) -> EncodedClip | None:
-        audio_QD = self._kept.get(self._state + content)
+        audio_QD = self._kept.get(self._key(content))
         return None if audio_QD is None else EncodedClip(content, audio_QD)
+
+    def _key(self, content: str) -> str:
+        """What embeddings are kept under."""
+        with self._asking:
+            return self._state() + content
 
     def _start_loading(self) -> None:
         while self._waiting and len(self._loading) < self._ahead:
@@ -439,7 +447,7 @@ class AudioEncoder:
                 continue
             for content, audio_QD in zip(batch, audio_BQD, strict=True):
                 clip = EncodedClip(content, audio_QD.clone())
-                self._kept.put(self._state + content, clip.audio_QD)
+                self._kept.put(self._key(content), clip.audio_QD)
                 yield content, clip
             digests = digests[len(batch) :]
 

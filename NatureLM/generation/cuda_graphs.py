@@ -24,8 +24,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.prefill import PreallocatedCache, forward
+from NatureLM.memory import free_unused_memory, is_out_of_memory
 from NatureLM.merging.lora import LoraLinear, active_scaling
-from NatureLM.util import free_unused_memory, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

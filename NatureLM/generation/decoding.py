@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from NatureLM.audio.fbank import to_device
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.prefill import (
     PreallocatedCache,
@@ -30,12 +29,13 @@ from NatureLM.generation.prefill import (
     forward,
     join_rows,
     prefill,
+    to_device,
 )
 from NatureLM.util import why_not_finite
 
 if TYPE_CHECKING:
     from NatureLM.generation.cuda_graphs import GraphRunner
-    from NatureLM.generation.requests import GenerationOptions
+    from NatureLM.generation.engine import GenerationOptions
 
 _LEAST = -1e9  # what an allowed token counts at least, so that one always can be chosen
 

@@ -2,7 +2,8 @@
 
 Every clip is encoded once. Queries and α are rows of batches, which are filled by tokens; rows that
 begin alike share keys and values; rows that are finished leave, and others take their places.
-Requests are read as they are needed, and their audio is encoded ahead of time.
+Requests are read as they are needed, and their audio is encoded ahead of time. One is refused where
+its prompt and an answer do not fit the model's context, before its sound is encoded if that shows.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from NatureLM.config.load import out_of_bounds
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import (
     AudioEncoder,
@@ -30,35 +33,27 @@ from NatureLM.generation.audio_cache import (
     bytes_in_memory,
     for_steps,
 )
-from NatureLM.generation.decoding import Decoder, NonFiniteLogitsError, Prompt, RowState
-from NatureLM.generation.labels import (
-    LabelChoice,
-    LabelGrammar,
-    LabelScores,
-    TokenTrie,
-    label_tokens,
-    score_trie,
+from NatureLM.generation.decoding import (
+    Constraint,
+    Decoder,
+    NonFiniteLogitsError,
+    Prompt,
+    RowState,
+    TokenLogProbability,
 )
+from NatureLM.generation.labels import LabelChoice, LabelGrammar, LabelScorer, LabelScores
 from NatureLM.generation.prefill import (
+    Batch,
     Budget,
     Row,
     context_length,
-    merge_prompt_parts,
+    pieces_of,
     plan_batches,
     position_bytes,
 )
-from NatureLM.generation.requests import (
-    Answer,
-    EngineModel,
-    GenerationOptions,
-    PromptReader,
-    Request,
-    RequestQueue,
-    RowQueue,
-)
-from NatureLM.memory import free_memory
+from NatureLM.memory import free_memory, oom_backoff
 from NatureLM.merging.lora import lora_layers
-from NatureLM.util import oom_backoff
+from NatureLM.prompts import PromptReader
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +70,247 @@ _ACCELERATOR_CACHE_BYTES = 8 << 30
 _BUSY_ROWS = {"cpu": 16}  # rows that a step takes hardly longer for than for one
 _ACCELERATOR_BUSY_ROWS = 128
 _CACHE_SHARE = 4  # of the memory that may be used, one part
-_MAX_PRIORS = 4096  # of labels without audio that are kept
+_MAX_LOGPROBS = 100
+_BOUNDED_HERE = ("do_sample", "min_new_tokens", "stop", "logprobs")  # others: in the schema
+
+
+# -- what is asked and answered ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Decoding options; the defaults are the published ones (`configs/inference.yml`).
+
+    `min_length` counts the prompt's positions too, as in the reference, where the published value 1
+    therefore never forces a token. Before `min_new_tokens` an answer ends at a `stop` string only.
+    `temperature`, `top_p` and `top_k` act only when sampling; `seed` and a row's number give each
+    row its own random stream. However many `max_new_tokens` are, an answer ends where the language
+    model takes no more positions.
+    A free answer ends before the first of the `stop` strings. With `logprobs`, each token comes
+    with its log-probability and with so many of the likeliest ones; not with beams.
+    """
+
+    max_new_tokens: int = 300
+    num_beams: int = 2
+    do_sample: bool = False
+    min_length: int = 1
+    min_new_tokens: int = 0
+    temperature: float = 0.1
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value == one.default or one.name in _BOUNDED_HERE:
+                continue
+            if (allowed := out_of_bounds(("generate", one.name), value)) is not None:
+                raise UsageError(f"{one.name} must be {allowed}, got {value}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UsageError(
+                f"min_new_tokens is {self.min_new_tokens}, and it must be 0 to max_new_tokens "
+                f"({self.max_new_tokens})"
+            )
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UsageError(f"stop must be texts that are not empty, got {self.stop!r}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= _MAX_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}, and it must be 0 to {_MAX_LOGPROBS}")
+        if self.do_sample and self.num_beams > 1:
+            raise UsageError(
+                f"num_beams is {self.num_beams} and do_sample is true: sampling works with one "
+                "beam; set num_beams to 1 or do_sample to false"
+            )
+        if self.logprobs is not None and self.num_beams > 1:
+            raise UsageError(
+                f"num_beams is {self.num_beams} and logprobs is {self.logprobs}: tokens have log-"
+                "probabilities of their own with one beam only; set num_beams to 1"
+            )
+
+
+class EngineModel(Protocol):
+    """What the engine needs of a model, such as a `NatureLM`."""
+
+    llama_embed_tokens: nn.Embedding
+    processor: Any
+
+    @property
+    def language_model(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def eos_ids(self) -> list[int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def encode_audio(self, wav_BS: Tensor) -> Tensor: ...
+    def alphas_for(self, alpha: Sequence[float], rows: int) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation.
+
+    key: whatever the caller knows it by
+    prompt: complete text with placeholders, template included
+    audios: names of the clips, the i-th for the i-th placeholder
+    alpha: share of the adapter
+    stream: number of the random stream when sampling; requests with one number draw alike
+    choice: the list that the answer is chosen from; None for a free answer
+    options: how it is decoded; None takes the engine's
+    constraint: which free answers are allowed
+    tenant: whom it belongs to; what requests begin with is shared within one tenant only
+    """
+
+    key: Hashable
+    prompt: str
+    audios: tuple[str, ...]
+    alpha: float = 1.0
+    stream: int = 0
+    choice: LabelChoice | None = None
+    options: GenerationOptions | None = None
+    constraint: Constraint | None = None
+    tenant: str = ""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether labels are scored and nothing is decoded."""
+        return self.choice is not None and self.choice.how == "score"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text that a request was answered with, or the error that kept it from one.
+
+    log_probability: how likely the model found the text and its end, natural logarithm, summed over
+        its tokens; tokens: how many they are
+    scores: of all labels, where they were scored; the text is the likeliest then
+    ids: the tokens of a decoded answer, its end included; of NaN logits there are some, too
+    is_whole: whether it came to an end, not to the most tokens that it may have
+    log_probabilities: of its tokens, if the options ask for them
+    """
+
+    request: Request
+    text: str | None
+    error: Exception | None = None
+    log_probability: float | None = None
+    tokens: int = 0
+    scores: LabelScores | None = None
+    ids: tuple[int, ...] = ()
+    is_whole: bool = True
+    log_probabilities: tuple[TokenLogProbability, ...] = ()
+
+    @property
+    def mean_log_probability(self) -> float | None:
+        """Of a token of the text."""
+        if self.log_probability is None:
+            return None
+        return self.log_probability / max(1, self.tokens)
+
+    @property
+    def key(self) -> Hashable:
+        return self.request.key
+
+
+# -- what waits -------------------------------------------------------------------------------
+
+
+class RowQueue:
+    """Rows that are ready to run."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest prompt that waits."""
+        return max((row.length for row in self._rows), default=0)
+
+    @property
+    def options(self) -> list[GenerationOptions]:
+        """Those of their own that rows have."""
+        return [own for row in self._rows if (own := row.request.options) is not None]
+
+    def take(self, budget: Budget) -> Batch:
+        """The batch of the row that has waited longest, with those that go well with it."""
+        first = self._rows[0]
+        batch = next(
+            one for one in plan_batches(self._rows, budget) if any(row is first for row in one.rows)
+        )
+        self.remove(batch.rows)
+        return batch
+
+    def take_scored(self) -> list[Row]:
+        """The rows whose labels are scored, which wait no longer."""
+        taken = [row for row in self._rows if row.request.is_scored]
+        self.remove(taken)
+        return taken
+
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Rows that could not be run now wait again, in front of all others."""
+        self._rows = [*rows, *self._rows]
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows wait behind all others."""
+        self._rows += rows
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """These wait no longer."""
+        gone = set(map(id, rows))
+        self._rows = [row for row in self._rows if id(row) not in gone]
+
+
+class RequestQueue(RowQueue):
+    """Rows of requests that are ready to run, and the requests behind them.
+
+    requests: read `lookahead` at a time, while those before them are worked on
+    """
+
+    def __init__(
+        self, engine: Engine, requests: Iterable[Request], audio: AudioEncoder, lookahead: int
+    ) -> None:
+        super().__init__()
+        self._engine, self._source = engine, iter(requests)
+        self._audio, self._lookahead = audio, lookahead
+        self._coming = self._next(lookahead)
+
+    def fill(self) -> Iterator[Answer]:
+        """Get rows ready until `lookahead` wait; the answers of requests that cannot run.
+
+        The model is told the α of requests before they wait; what it raises ends the run.
+        """
+        while self._coming and len(self._rows) < self._lookahead:
+            room = self._lookahead - len(self._rows)
+            fresh, self._coming = self._coming[:room], self._coming[room:]
+            self._coming += self._next(self._lookahead - len(self._coming))
+            self._engine.model.alphas_for([one.alpha for one in fresh], len(fresh))
+            good: list[Request] = []
+            for one in fresh:
+                if problem := self._engine.problem_of(one):
+                    yield Answer(one, None, problem)
+                else:
+                    good.append(one)
+            clips = self._audio.get(key for one in good for key in one.audios)
+            for one in good:
+                made = self._engine.row(one, [clips[key] for key in one.audios])
+                if isinstance(made, Row):
+                    self._rows.append(made)
+                else:
+                    yield made
+
+    def _next(self, count: int) -> list[Request]:
+        requests = list(islice(self._source, count))
+        self._audio.announce(key for one in requests for key in one.audios)
+        return requests
+
+
+# -- the engine -------------------------------------------------------------------------------
 
 
 class Engine:
@@ -120,6 +355,7 @@ class Engine:
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         self.model, self.options = model, options or GenerationOptions()
+        self._language_model = language_model = model.language_model
         tokens = batch_tokens or _default_batch_tokens(model, max_memory)
         beams, new_tokens = self.options.num_beams, self.options.max_new_tokens
         self._budget = Budget(tokens, beams, new_tokens, batch_rows)
@@ -129,12 +365,12 @@ class Engine:
             embeddings = EmbeddingCache(bytes_in_memory(max_memory))
         self._embeddings = embeddings
         self._eos_ids = list(eos_ids) if eos_ids is not None else model.eos_ids
-        limit = context_length(model.language_model)
+        limit = context_length(language_model)
         self._grammar = lru_cache(maxsize=64)(
             lambda choice: LabelGrammar(choice, model.tokenizer, self._eos_ids, new_tokens, limit)
         )
-        self.reader = PromptReader(model, self._answer_tokens)
-        self.scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
+        self._reader = PromptReader(model.tokenizer, limit, self._answer_tokens)
+        self._scorer = LabelScorer(model, self._eos_ids, replace(self._budget, num_beams=1))
         self._graphs = None
         kind = model.device.type
         if capture is None:
@@ -144,7 +380,7 @@ class Engine:
 
             # Rows and columns are rounded up, by up to a half of a full batch.
             most = tokens + tokens // 2
-            self._graphs = make_graph_runner(model.language_model, max_positions=most)
+            self._graphs = make_graph_runner(language_model, max_positions=most)
         self._busy = _BUSY_ROWS.get(kind, _ACCELERATOR_BUSY_ROWS)
         self.encoded = 0
         """Windows that were encoded in all runs."""
@@ -160,14 +396,15 @@ class Engine:
             OSError, the requests with that clip get the error, and the others are answered
         """
         with self._encoder(load) as audio:
-            waiting = RequestQueue(requests, audio, self.model, self._lookahead, self.reader)
+            waiting = RequestQueue(self, requests, audio, self._lookahead)
             decoder: Decoder | None = None
             while True:
                 scored: list[Row] = []
                 if not decoder or self._more_rows_pay(decoder):
                     yield from waiting.fill()
                     scored = waiting.take_scored()
-                    yield from self.scorer(scored)
+                    if scored:
+                        yield from self.score(scored)
                     if len(waiting):
                         decoder = decoder or self.new_decoder()
                         self.refill(decoder, waiting)
@@ -176,25 +413,39 @@ class Engine:
                 elif not scored:
                     return
 
-    def problem_of(self, request: Request, sound: int) -> UsageError | None:
+    def check(self, request: Request) -> None:
+        """Raise UsageError for what is wrong with a request before its sound is known."""
+        self.model.alphas_for([request.alpha], 1)
+        self._reader.check(request)
+
+    def problem_of(self, request: Request, sound: int = 0) -> UsageError | None:
         """What keeps a request from an answer, whatever its clips sound like; None if nothing does.
 
         sound: positions of its clips together
         """
         try:
-            self.reader.check(request, sound)
+            self._reader.check(request, sound)
         except UsageError as error:
             return error
         return None
 
+    def row(self, request: Request, clips: Sequence[Encoded]) -> Row | Answer:
+        """A request with its clips that is ready to run, or its refusal."""
+        encoded: list[EncodedClip] = []
+        for clip in clips:
+            if isinstance(clip, Exception):
+                return Answer(request, None, clip)
+            encoded.append(clip)
+        audios_QD = tuple(clip.audio_QD for clip in encoded)
+        try:
+            parts = self._reader.check(request, sum(one.shape[0] for one in audios_QD))
+        except UsageError as error:
+            return Answer(request, None, error)
+        return Row(request, parts, audios_QD, *pieces_of(parts, encoded))
+
     def new_decoder(self) -> Decoder:
         """Decodes nothing yet."""
-        return Decoder(self.model.language_model, self.options, self._eos_ids, self._graphs)
-
-    def check(self, request: Request) -> None:
-        """Raise UsageError for what is wrong with a request before its sound is known."""
-        self.model.alphas_for([request.alpha], 1)
-        self.reader.check(request)
+        return Decoder(self._language_model, self.options, self._eos_ids, self._graphs)
 
     def encode(
         self, names: Iterable[str], load: Load, tenant: Callable[[str], str] = lambda name: ""
@@ -214,7 +465,7 @@ class Engine:
             self.model.processor.prepare_audio,
             self._encode,
             kept=self._embeddings,
-            state=self._embeddings.state_of(self.model),
+            state=partial(self._embeddings.state_of, self.model),
             workers=self._workers,
             batch=batch,
             ahead=_BATCHES_AHEAD * batch,
@@ -247,7 +498,7 @@ class Engine:
                 budget = budget.within(room)
             batch = waiting.take(budget)
             rows = len(decoder) + len(batch.rows)
-            steps = for_steps(self.model.language_model)
+            steps = for_steps(self._language_model)
             with oom_backoff(rows, "answers were decoded") as backoff, steps:
                 decoder.add([self._prompt(row) for row in batch.rows], batch.shared)
             if backoff.retry_size is None:
@@ -267,7 +518,7 @@ class Engine:
         if choice is None:
             return 1
         if choice.how == "score":
-            return self.scorer.longest(choice.labels)
+            return max(self._scorer.tokens(choice.labels))
         return self._grammar(choice).needed
 
     def _prompt(self, row: Row) -> Prompt:
@@ -281,7 +532,7 @@ class Engine:
     def advance(self, decoder: Decoder, waiting: RowQueue) -> Iterator[Answer]:
         finished: list[RowState] = []
         prompts = decoder.prompts
-        steps = for_steps(self.model.language_model)
+        steps = for_steps(self._language_model)
         with oom_backoff(len(decoder), "answers were decoded") as backoff, steps:
             finished = decoder.advance()
         if backoff.retry_size is not None:
@@ -291,6 +542,21 @@ class Engine:
             self._shrink(backoff.retry_size)
         for state in finished:
             yield self._answer(state)
+
+    def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """The answers of rows whose labels are scored, list by list: the likeliest of each."""
+        for row, found in self._scorer(rows):
+            if isinstance(found, Exception):
+                yield Answer(row.request, None, found)
+                continue
+            best = found.labels.index(found.best)
+            yield Answer(
+                row.request,
+                found.best,
+                log_probability=found.log_likelihoods[best],
+                tokens=self._scorer.tokens(found.labels)[best],
+                scores=found,
+            )
 
     def _answer(self, state: RowState) -> Answer:
         ids, log_probability = tuple(state.ids), state.log_probability
@@ -341,90 +607,6 @@ class StopStrings:
 def before_stop(text: str, stop: Sequence[str]) -> str:
     """What stands in front of the first stop string."""
     return text[: min((place for one in stop if (place := text.find(one)) >= 0), default=None)]
-
-
-class LabelScorer:
-    """Answers rows with the scores of labels; keeps the trees of lists, and scores without audio.
-
-    eos_ids: tokens that end an answer
-    budget: how large a batch may be; a row takes its prompt and the nodes of its list
-    """
-
-    def __init__(self, model: EngineModel, eos_ids: Sequence[int], budget: Budget) -> None:
-        self._model, self._eos_ids, self._budget = model, eos_ids, budget
-        most = context_length(model.language_model)
-        self._trie = lru_cache(maxsize=64)(
-            lambda labels: TokenTrie.of(label_tokens(labels, model.tokenizer, eos_ids, most))
-        )
-        self._prior = lru_cache(maxsize=_MAX_PRIORS)(self._make_prior)
-
-    def longest(self, labels: tuple[str, ...]) -> int:
-        """Tokens of the longest label and of the end after it."""
-        return max(self._trie(labels).lengths) + 1
-
-    def __call__(self, rows: Sequence[Row]) -> Iterator[Answer]:
-        """An answer for each row, list by list."""
-        by_list: dict[LabelChoice, list[Row]] = {}
-        for row in rows:
-            by_list.setdefault(row.request.choice, []).append(row)
-        for choice, members in by_list.items():
-            yield from self._score_list(choice, members)
-
-    def _score_list(self, choice: LabelChoice, rows: Sequence[Row]) -> Iterator[Answer]:
-        trie = self._trie(choice.labels)
-        batches = plan_batches(rows, replace(self._budget, new_tokens=len(trie)))
-        while batches:
-            batch = batches[0]
-            steps = for_steps(self._model.language_model)
-            with oom_backoff(len(batch.rows), "lists of labels were scored") as backoff, steps:
-                likely_RC = score_trie(
-                    self._model.language_model,
-                    [row.embeddings(self._model.llama_embed_tokens) for row in batch.rows],
-                    [row.request.alpha for row in batch.rows],
-                    trie,
-                    self._eos_ids,
-                    shared=batch.shared,
-                )
-            if backoff.retry_size is not None:
-                self._budget = self._budget.within(backoff.retry_size)
-                left = [row for one in batches for row in one.rows]
-                batches = plan_batches(left, replace(self._budget, new_tokens=len(trie)))
-                continue
-            batches = batches[1:]
-            for row, likely_C in zip(batch.rows, likely_RC, strict=True):
-                yield self._answer(row, choice, likely_C)
-
-    def _answer(self, row: Row, choice: LabelChoice, likely_C: Tensor) -> Answer:
-        if not likely_C.max().isfinite():
-            return Answer(row.request, None, NonFiniteLogitsError(self._model))
-        tokens = [length + 1 for length in self._trie(choice.labels).lengths]  # the end is one
-        scores_C = likely_C
-        if choice.normalize == "mean":
-            scores_C = likely_C / likely_C.new_tensor(tokens)
-        elif choice.normalize == "prior":
-            if not row.audios_QD:
-                error = UsageError(
-                    'normalize="prior" compares a prompt with the same prompt without audio, and '
-                    f"this one has none: {row.request.prompt[:200]!r}"
-                )
-                return Answer(row.request, None, error)
-            scores_C = likely_C - self._prior(row.parts, row.request.alpha, choice.labels)
-        found = LabelScores(choice.labels, tuple(likely_C.tolist()), tuple(scores_C.tolist()))
-        best = choice.labels.index(found.best)
-        return Answer(
-            row.request,
-            found.best,
-            log_probability=found.log_likelihoods[best],
-            tokens=tokens[best],
-            scores=found,
-        )
-
-    def _make_prior(self, parts: Any, alpha: float, labels: tuple[str, ...]) -> Tensor:
-        """Log-likelihood of each label (C,) without the audio of the prompt."""
-        with torch.inference_mode():
-            prompt_LD = merge_prompt_parts(parts, (), self._model.llama_embed_tokens)
-        trie = self._trie(labels)
-        return score_trie(self._model.language_model, [prompt_LD], [alpha], trie, self._eos_ids)[0]
 
 
 def _default_batch_tokens(model: EngineModel, max_memory: int | None) -> int:
@@ -508,39 +690,3 @@ def yield_in_input_order(
         found[answer.key] = answer
         yield from ready()
     yield from ready()
-
-
-def answer_prompts(
-    model: EngineModel,
-    prompts: Sequence[str],
-    audios: Sequence[Sequence[Any]],
-    alphas: Sequence[float],
-    *,
-    options: GenerationOptions | None = None,
-    eos_ids: Sequence[int] | None = None,
-    choices: Sequence[LabelChoice] | None = None,
-) -> list[Answer]:
-    """The engine's answers to complete prompts, in their order; the door of `model.generate`.
-
-    audios: waveforms (samples,) or encoded audio (Q, D) for the placeholders of each prompt
-    choices: lists of labels that prompts are answered from
-
-    A prompt's number is that of its random stream. Raises what kept a prompt from an answer, except
-    that an answer with NaN logits has its ids and no text.
-    """
-    clips: dict[str, Any] = {}
-    requests: list[Request] = []
-    for place, (prompt, row, alpha) in enumerate(zip(prompts, audios, alphas, strict=True)):
-        names = tuple(f"{id(clip):x}" for clip in row)  # hexadecimal, as the engine takes hashes
-        for name, clip in zip(names, row, strict=True):
-            is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
-            clips[name] = EncodedClip(name, clip) if is_encoded else clip
-        choice = None if choices is None else choices[place]
-        requests.append(Request(place, prompt, names, alpha, place, choice))
-    engine = Engine(model, options, eos_ids=eos_ids, capture=False)
-    found = {answer.key: answer for answer in engine.run(requests, clips.__getitem__)}
-    answers = [found[request.key] for request in requests]
-    for answer in answers:
-        if answer.error is not None and not answer.ids:
-            raise answer.error
-    return answers

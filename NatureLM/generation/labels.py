@@ -23,16 +23,18 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from NatureLM.errors import UsageError
+from NatureLM.memory import oom_backoff
 from NatureLM.prompts import quoted, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from NatureLM.generation.prefill import Prefilled, SharedPrefix
+    from NatureLM.generation.prefill import Budget, Prefilled, Row, SharedPrefix
 
 _MAX_LOGITS = {"cpu": 1 << 26, "mps": 1 << 27}  # numbers: 256 and 512 MiB in float32
 _ACCELERATOR_MAX_LOGITS = 1 << 29
 _MAX_NODES = 2048  # of a chunk: what a node may see grows with their square
+_MAX_PRIORS = 4096  # of lists without audio that are kept
 _MAX_TOKENS = 1024  # of a label; the work grows with their square
 _MASKED_ATTENTION = ("sdpa", "eager")  # take a mask of our own
 
@@ -389,6 +391,95 @@ class LabelGrammar:
 
 
 # -- scores -----------------------------------------------------------------------------------
+
+
+class LabelScorer:
+    """Scores the labels of rows; keeps the trees of lists, and the scores without audio.
+
+    model: an `EngineModel`
+    eos_ids: tokens that end an answer
+    budget: how large a batch may be; a row takes its prompt and the nodes of its list
+    """
+
+    def __init__(self, model: Any, eos_ids: Sequence[int], budget: Budget) -> None:
+        from NatureLM.generation.prefill import context_length
+
+        self._model, self._eos_ids, self._budget = model, eos_ids, budget
+        self._language_model = model.language_model
+        most = context_length(self._language_model)
+        self._trie = lru_cache(maxsize=64)(
+            lambda labels: TokenTrie.of(label_tokens(labels, model.tokenizer, eos_ids, most))
+        )
+        self._prior = lru_cache(maxsize=_MAX_PRIORS)(self._make_prior)
+
+    def tokens(self, labels: tuple[str, ...]) -> list[int]:
+        """Of each label, and of the end after it."""
+        return [length + 1 for length in self._trie(labels).lengths]
+
+    def __call__(self, rows: Sequence[Row]) -> Iterator[tuple[Row, LabelScores | Exception]]:
+        """Each row with the scores of its list, or what kept it from them; list by list."""
+        by_list: dict[LabelChoice, list[Row]] = {}
+        for row in rows:
+            by_list.setdefault(row.request.choice, []).append(row)
+        for choice, members in by_list.items():
+            yield from self._score_list(choice, members)
+
+    def _score_list(
+        self, choice: LabelChoice, rows: Sequence[Row]
+    ) -> Iterator[tuple[Row, LabelScores | Exception]]:
+        from NatureLM.generation.audio_cache import for_steps
+        from NatureLM.generation.prefill import plan_batches
+
+        trie = self._trie(choice.labels)
+        batches = plan_batches(rows, replace(self._budget, new_tokens=len(trie)))
+        while batches:
+            batch = batches[0]
+            steps = for_steps(self._language_model)
+            with oom_backoff(len(batch.rows), "lists of labels were scored") as backoff, steps:
+                likely_RC = score_trie(
+                    self._language_model,
+                    [row.embeddings(self._model.llama_embed_tokens) for row in batch.rows],
+                    [row.request.alpha for row in batch.rows],
+                    trie,
+                    self._eos_ids,
+                    shared=batch.shared,
+                )
+            if backoff.retry_size is not None:
+                self._budget = self._budget.within(backoff.retry_size)
+                left = [row for one in batches for row in one.rows]
+                batches = plan_batches(left, replace(self._budget, new_tokens=len(trie)))
+                continue
+            batches = batches[1:]
+            for row, likely_C in zip(batch.rows, likely_RC, strict=True):
+                yield row, self._scores(row, choice, likely_C)
+
+    def _scores(self, row: Row, choice: LabelChoice, likely_C: Tensor) -> LabelScores | Exception:
+        from NatureLM.generation.decoding import NonFiniteLogitsError
+
+        if not likely_C.max().isfinite():
+            return NonFiniteLogitsError(self._model)
+        scores_C = likely_C
+        if choice.normalize == "mean":
+            scores_C = likely_C / likely_C.new_tensor(self.tokens(choice.labels))
+        elif choice.normalize == "prior":
+            if not row.audios_QD:
+                return UsageError(
+                    'normalize="prior" compares a prompt with the same prompt without audio, and '
+                    f"this one has none: {row.request.prompt[:200]!r}"
+                )
+            scores_C = likely_C - self._prior(row.parts, row.request.alpha, choice.labels)
+        return LabelScores(choice.labels, tuple(likely_C.tolist()), tuple(scores_C.tolist()))
+
+    def _make_prior(self, parts: Any, alpha: float, labels: tuple[str, ...]) -> Tensor:
+        """Log-likelihood of each label (C,) without the audio of the prompt."""
+        import torch
+
+        from NatureLM.generation.prefill import merge_prompt_parts
+
+        with torch.inference_mode():
+            prompt_LD = merge_prompt_parts(parts, (), self._model.llama_embed_tokens)
+        trie = self._trie(labels)
+        return score_trie(self._language_model, [prompt_LD], [alpha], trie, self._eos_ids)[0]
 
 
 def score_trie(

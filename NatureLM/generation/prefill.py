@@ -18,14 +18,10 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
-from NatureLM.audio.fbank import to_device
-from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.merging.lora import active_alpha, as_row_scale
-from NatureLM.prompts import ALWAYS_READ, PLACEHOLDER, token_ids
 
 Fact = TypeVar("Fact")
 Logits = Literal["last", "all", "none"]
@@ -43,35 +39,6 @@ _ACCELERATOR_ROW_PASS = 8192
 
 
 # -- prompts ----------------------------------------------------------------------------------
-
-
-def check_placeholders(prompt: str, audios: int) -> None:
-    """Raise UsageError for a prompt whose placeholders are not as many as its audios."""
-    places = prompt.count(PLACEHOLDER)
-    if places != audios:
-        raise UsageError(
-            f"the prompt has {places} {PLACEHOLDER} and {audios} audio clips were given; "
-            f"each placeholder takes one clip. Prompt: {prompt[:200]!r}"
-        )
-
-
-def prompt_parts(
-    prompt: str, tokenizer: PreTrainedTokenizerBase, most: int | None = None
-) -> list[list[int]]:
-    """Token ids of the parts between placeholders, the beginning-of-text token in front.
-
-    most: of a very long prompt, what follows once there are more tokens than that is left out
-    """
-    parts: list[list[int]] = []
-    total = 0
-    for part in prompt.split(PLACEHOLDER):
-        parts.append(token_ids(part, tokenizer, None if most is None else max(0, most - total)))
-        total += len(parts[-1])
-        if most is not None and total > most and len(prompt) > ALWAYS_READ:
-            break
-    if tokenizer.bos_token_id is not None:
-        parts[0] = [int(tokenizer.bos_token_id), *parts[0]]
-    return parts
 
 
 def context_length(language_model: Any) -> int | None:
@@ -100,6 +67,17 @@ def position_bytes(language_model: Any, size: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * width * size)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device.
+
+    From the host to CUDA it goes through pinned memory, so that nobody waits for the copy; torch
+    keeps that memory until the copy is done.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def merge_prompt_parts(

@@ -18,9 +18,8 @@ from typing import Any, cast
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.generation.decoding import TokenLogProbability
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Answer, Engine, Request, RowQueue
 from NatureLM.generation.prefill import Row
-from NatureLM.generation.requests import Answer, Request, RowQueue
 
 OnTokens = Callable[[Sequence[int]], None]
 
@@ -341,7 +340,7 @@ class EngineService:
         for ticket in some:
             clips = [known[f"{id(ticket):x}/{name}"] for name in ticket.request.audios]
             ticket.clips = {}
-            made = self._engine.reader.row(ticket.request, clips)
+            made = self._engine.row(ticket.request, clips)
             if isinstance(made, Answer):
                 self._settle(ticket, made)
             elif ticket.request.is_scored:
@@ -362,7 +361,7 @@ class EngineService:
         taken = set(map(id, some))
         self._scored = [row for row in self._scored if id(row) not in taken]
         with self._counts.timed("score"):
-            answers = list(self._engine.scorer(some))
+            answers = list(self._engine.score(some))
         for answer in answers:
             self._settle(_ticket(answer.request), answer)
 

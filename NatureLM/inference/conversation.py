@@ -21,17 +21,15 @@ import torch
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EncodedClip
 from NatureLM.generation.decoding import Decoder, Prompt
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.generation.prefill import (
     PreallocatedCache,
-    check_placeholders,
     common_positions,
     context_length,
     merge_prompt_parts,
     pieces_of,
-    prompt_parts,
 )
-from NatureLM.generation.requests import GenerationOptions
-from NatureLM.prompts import ChatTemplate, with_clips
+from NatureLM.prompts import ChatTemplate, check_placeholders, prompt_parts, with_clips
 
 
 class ContextFull(UsageError):  # noqa: N818 (the conversation is full, nothing is broken)

@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from NatureLM.generation.audio_cache import EmbeddingCache
-    from NatureLM.generation.engine import Engine, Run
-    from NatureLM.generation.requests import Answer, Request
+    from NatureLM.generation.engine import Answer, Engine, Request, Run
     from NatureLM.inference.conversation import Conversation
     from NatureLM.models import NatureLM
     from NatureLM.results.detections import Detection
@@ -342,7 +341,7 @@ class Pipeline:
         (`do_sample=True`), whatever number of beams the configuration has: beams may change what
         they said before.
         """
-        from NatureLM.generation.requests import GenerationOptions
+        from NatureLM.generation.engine import GenerationOptions
         from NatureLM.inference.conversation import Conversation
 
         def load(clip: Any) -> NDArray[Any]:
@@ -376,8 +375,7 @@ class Pipeline:
 
         `ask_silence` is that of `conversation`.
         """
-        from NatureLM.generation.engine import yield_in_input_order
-        from NatureLM.generation.requests import Answer, Request
+        from NatureLM.generation.engine import Answer, Request, yield_in_input_order
 
         if not query.strip():
             raise UsageError("the question is empty")
@@ -473,7 +471,7 @@ class Pipeline:
 
         The key of a request is its number and its result, which has no answer yet.
         """
-        from NatureLM.generation.requests import Request
+        from NatureLM.generation.engine import Request
 
         processor, numbers = processor_of(self.model), count()
         choice = options.choice("sum" if calibration is None else calibration.normalize)
@@ -513,7 +511,7 @@ class Pipeline:
         """Raise UsageError for a question that leaves no room for an answer, or a label: of all
         windows alike, so it is said before the first.
         """
-        from NatureLM.generation.requests import Request
+        from NatureLM.generation.engine import Request
 
         prompt = processor_of(self.model).render(query)
         clips = prompt.count(PLACEHOLDER)
@@ -552,8 +550,7 @@ class Pipeline:
     def engine(self, generation: dict[str, Any], batch_size: int | None = None) -> Engine:
         """What answers requests; sound that was encoded before is not encoded again."""
         from NatureLM.generation.audio_cache import make_embedding_cache
-        from NatureLM.generation.engine import Engine
-        from NatureLM.generation.requests import GenerationOptions
+        from NatureLM.generation.engine import Engine, GenerationOptions
 
         if self._embeddings is None:
             self._embeddings = make_embedding_cache(

@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
-    from NatureLM.models.loss import LossOutput
-    from NatureLM.models.modeling import NatureLM
+    from NatureLM.models.configuration import NatureLMConfig
+    from NatureLM.models.modeling import LossOutput, NatureLM, NatureLMProcessor
 
 _MODULES = {
     "NatureLM": "NatureLM.models.modeling",
-    "LossOutput": "NatureLM.models.loss",
+    "LossOutput": "NatureLM.models.modeling",
     "NatureLMConfig": "NatureLM.models.configuration",
-    "NatureLMProcessor": "NatureLM.models.configuration",
+    "NatureLMProcessor": "NatureLM.models.modeling",
 }
 
 __all__ = ["LossOutput", "NatureLM", "NatureLMConfig", "NatureLMProcessor"]

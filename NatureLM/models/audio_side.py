@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from NatureLM.audio.fbank import normalised_fbank, to_device
+from NatureLM.audio.fbank import normalised_fbank
 from NatureLM.config.model import BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.errors import ConfigError, UsageError
 from NatureLM.models.beats import ACTIVATIONS, BEATs
@@ -127,6 +127,8 @@ class AudioSide(nn.Module):
                 f"model configuration: encoder must be one of {', '.join(ENCODERS)}, got "
                 f"{config.encoder!r}"
             )
+        self._fbank: FbankConfig = config.fbank
+        self._hop = self._fbank.frame_samples(config.sample_rate)[1]
         self.beats = ENCODERS[config.encoder](config)
         self.ln_audio = nn.LayerNorm(self.beats.width)
         if config.max_pooling:
@@ -165,19 +167,18 @@ class AudioSide(nn.Module):
 
         Where delays are whole hops, their spectrograms are parts of one longer spectrogram.
         """
-        weight, config = self.ln_audio.weight, self.config
-        wav_BS = to_device(wav_BS, weight.device)
+        weight, hop, rate = self.ln_audio.weight, self._hop, self.config.sample_rate
+        wav_BS = wav_BS.to(weight.device)
         if wav_BS.dtype != torch.float64:
             wav_BS = wav_BS.float()
-        longest, samples = max(delays), wav_BS.shape[1]
-        hop = config.fbank.frame_samples(config.sample_rate)[1]
-        padded_BS = F.pad(wav_BS, (longest, 0)) if longest else wav_BS
+        longest, least, samples = max(delays), min(delays), wav_BS.shape[1]
+        padded_BS = F.pad(wav_BS, (longest, -least)) if longest else wav_BS
         if any((longest - delay) % hop for delay in delays):
             cuts = [padded_BS[:, longest - delay :][:, :samples] for delay in delays]
-            fbanks = [normalised_fbank(cut, config.sample_rate, config.fbank) for cut in cuts]
+            fbanks = [normalised_fbank(cut, rate, self._fbank) for cut in cuts]
         else:
-            whole = normalised_fbank(padded_BS, config.sample_rate, config.fbank)
-            frames = config.fbank.frames(samples, config.sample_rate)
+            whole = normalised_fbank(padded_BS, rate, self._fbank)
+            frames = max(0, whole.shape[1] - (longest - least) // hop)
             fbanks = [whole[:, (longest - delay) // hop :][:, :frames] for delay in delays]
         return [fbank_BTF.to(weight.dtype) for fbank_BTF in fbanks]
 

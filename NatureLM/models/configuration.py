@@ -1,6 +1,6 @@
-"""What describes a model beside its weights, as Hugging Face has it: configuration and processor.
+"""The configuration of a model, as Hugging Face has it.
 
-The names of the configuration are the constructor arguments of the published checkpoint, so that
+Its names are the constructor arguments of the published checkpoint, so that
 its `config.json` reads as it is; what the reference leaves open (sample rate, window, fbank,
 Q-Former sizes, adapter targets, the encoder's kind) are further keys whose defaults are the
 published facts.
@@ -14,16 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from NatureLM.config.model import MOST_LAYERS, BeatsConfig, FbankConfig, QFormerConfig
 from NatureLM.config.schema import LLAMA_3_TEMPLATE, QUANTIZATIONS
 from NatureLM.errors import ConfigError
-from NatureLM.models.audio_side import AudioSizes, fit_window
+from NatureLM.models.audio_side import AudioSizes
 from NatureLM.models.registry import MODEL_TYPE, NAMES_OF_CODE, one_line
-from NatureLM.prompts import render
 from NatureLM.util import shown
 
 PAD_TOKEN = "[PAD]"
@@ -286,58 +284,3 @@ def _without(values: Any, source: object) -> Any:
 
 # So that transformers' own loaders (of tokenizers, processors) know a folder of ours.
 AutoConfig.register(NatureLMConfig.model_type, NatureLMConfig, exist_ok=True)
-
-
-class NatureLMProcessor(ProcessorMixin):
-    """Tokenizer, prompt template and the facts of the audio input.
-
-    `prompts, audios = processor(waveforms, queries)` gives what `NatureLM.generate` takes.
-    """
-
-    tokenizer_class = "AutoTokenizer"
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        sample_rate: int = 16000,
-        window_seconds: float = 10.0,
-        prompt_template: str = "{}",
-        **kwargs: Any,
-    ) -> None:
-        # Meant for word pieces; on byte-level tokens it would take spaces out of answers.
-        tokenizer.clean_up_tokenization_spaces = False
-        super().__init__(tokenizer, **kwargs)  # type: ignore[no-untyped-call]
-        self.sample_rate = sample_rate
-        self.window_seconds = window_seconds
-        self.prompt_template = prompt_template
-
-    @classmethod
-    def from_config(
-        cls, config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase
-    ) -> NatureLMProcessor:
-        """The processor of a model; gives the tokenizer the `[PAD]` that the reference adds."""
-        if tokenizer.pad_token != PAD_TOKEN:
-            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        return cls(tokenizer, config.sample_rate, config.window_seconds, config.prompt_template)
-
-    def render(self, query: str) -> str:
-        """The complete prompt of a question."""
-        return render(self.prompt_template, query)
-
-    def prepare_audio(self, samples: Any, seconds: float | None = None) -> Tensor:
-        """A mono waveform at the model's sample rate, cut or padded with silence to one window.
-
-        seconds: length of the window; the model's, which is the longest, where it is None
-
-        Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
-        """
-        longest = self.window_seconds
-        seconds = longest if seconds is None else min(seconds, longest)
-        return fit_window(samples, round(seconds * self.sample_rate))
-
-    def __call__(
-        self, audios: list[Any], queries: list[str], **_: Any
-    ) -> tuple[list[str], list[list[Tensor]]]:
-        """Complete prompts and one prepared clip for each."""
-        prompts = [self.render(query) for query in queries]
-        return prompts, [[self.prepare_audio(audio)] for audio in audios]

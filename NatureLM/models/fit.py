@@ -27,8 +27,8 @@ from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, free_memory
 from NatureLM.merging.lora import linear_of
 from NatureLM.models.beats import quick_rows
 from NatureLM.models.checkpoint.tensors import Precision, StoredTensor, TensorRef
+from NatureLM.models.cuda_layers import MOST_ROWS
 from NatureLM.models.quantized import GROUP, kinds_of_layers
-from NatureLM.models.triton_kernels import MOST_ROWS
 from NatureLM.util import format_bytes
 
 logger = logging.getLogger(__name__)

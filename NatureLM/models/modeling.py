@@ -1,7 +1,7 @@
 """NatureLM-audio: BEATs → window-level Q-Former → projection → language model with α · LoRA.
 
 Shapes: B windows, S samples, P patches, E encoder width, Q audio positions of a window, D width of
-the language model, R rows.
+the language model, R rows, L positions, K scored positions, V vocabulary.
 
 Attributes carry the names of the published checkpoint's tensors. Source: NatureLM-audio (ICLR
 2025), section 3, and the reference implementation's behaviour.
@@ -9,21 +9,31 @@ Attributes carry the names of the published checkpoint's tensors. Source: Nature
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.utils.generic import ModelOutput
 
 from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.generation.audio_cache import LEAST_ROWS, by_windows
-from NatureLM.generation.engine import answer_prompts
-from NatureLM.generation.labels import LabelScores, Normalize, label_choices
-from NatureLM.generation.prefill import check_placeholders, merge_prompt_parts, prompt_parts
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.audio_cache import LEAST_ROWS, EncodedClip, by_windows
+from NatureLM.generation.engine import Answer, Engine, EngineModel, GenerationOptions, Request
+from NatureLM.generation.labels import LabelChoice, LabelScores, Normalize, label_choices
+from NatureLM.generation.prefill import merge_prompt_parts, to_device
 from NatureLM.merging.lora import (
     OWN_ADAPTER,
     AdaptedModel,
@@ -36,25 +46,82 @@ from NatureLM.merging.lora import (
     linear_shapes,
 )
 from NatureLM.models.adapters import AdapterMixin
-from NatureLM.models.audio_side import AudioSide
+from NatureLM.models.audio_side import AudioSide, fit_window
 from NatureLM.models.checkpoint.load import load_model, open_checkpoint, reading
 from NatureLM.models.checkpoint.peft_io import layers_to_adapt
 from NatureLM.models.checkpoint.tensors import Precision, state_of, write_tensors
-from NatureLM.models.configuration import NatureLMConfig, NatureLMProcessor
+from NatureLM.models.configuration import PAD_TOKEN, NatureLMConfig
 from NatureLM.models.fit import Outline
-from NatureLM.models.loss import LossOutput, answer_loss, answer_rows
 from NatureLM.models.quantized import quantize_layers
 from NatureLM.models.registry import named
+from NatureLM.prompts import check_placeholders, prompt_parts, render, token_ids
 
+IGNORE = -100  # where nothing is to be predicted
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 _SMALL_ENCODER = 384  # width
 _ENCODE_BATCH = 16  # windows encoded at once; bounds the memory of the attention scores
+
+
+class NatureLMProcessor(ProcessorMixin):
+    """Tokenizer, prompt template and the facts of the audio input.
+
+    `prompts, audios = processor(waveforms, queries)` gives what `NatureLM.generate` takes.
+    """
+
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sample_rate: int = 16000,
+        window_seconds: float = 10.0,
+        prompt_template: str = "{}",
+        **kwargs: Any,
+    ) -> None:
+        # Meant for word pieces; on byte-level tokens it would take spaces out of answers.
+        tokenizer.clean_up_tokenization_spaces = False
+        super().__init__(tokenizer, **kwargs)  # type: ignore[no-untyped-call]
+        self.sample_rate = sample_rate
+        self.window_seconds = window_seconds
+        self.prompt_template = prompt_template
+
+    @classmethod
+    def from_config(
+        cls, config: NatureLMConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> NatureLMProcessor:
+        """The processor of a model; gives the tokenizer the `[PAD]` that the reference adds."""
+        if tokenizer.pad_token != PAD_TOKEN:
+            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        return cls(tokenizer, config.sample_rate, config.window_seconds, config.prompt_template)
+
+    def render(self, query: str) -> str:
+        """The complete prompt of a question."""
+        return render(self.prompt_template, query)
+
+    def prepare_audio(self, samples: Any, seconds: float | None = None) -> Tensor:
+        """A mono waveform at the model's sample rate, cut or padded with silence to one window.
+
+        seconds: length of the window; the model's, which is the longest, where it is None
+
+        Returns float32 (or float64 as given) of shape (window samples,), clamped to [-1, 1].
+        """
+        longest = self.window_seconds
+        seconds = longest if seconds is None else min(seconds, longest)
+        return fit_window(samples, round(seconds * self.sample_rate))
+
+    def __call__(
+        self, audios: list[Any], queries: list[str], **_: Any
+    ) -> tuple[list[str], list[list[Tensor]]]:
+        """Complete prompts and one prepared clip for each."""
+        prompts = [self.render(query) for query in queries]
+        return prompts, [[self.prepare_audio(audio)] for audio in audios]
 
 
 class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
     """The audio-language model: `from_pretrained` loads one, a bare config gives random weights."""
 
     config_class = NatureLMConfig
+    processor_class = NatureLMProcessor
     base_model_prefix = ""
     main_input_name = "wav"
     supports_gradient_checkpointing = True
@@ -156,10 +223,11 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
     ) -> Tensor:
         """Each window by one core where that is soonest: of a small encoder, and of a large one
         where no core is left over."""
+        wav_BS = to_device(wav_BS, self.ln_audio.weight.device)
         is_plain = padding_mask_BS is None and not torch.is_grad_enabled()
-        if is_plain and self.device.type == "cpu":
+        if is_plain and wav_BS.device.type == "cpu":
             many = len(wav_BS) >= LEAST_ROWS * torch.get_num_threads()
-            if many or self.beats.width <= _SMALL_ENCODER:
+            if many or len(self.ln_audio.weight) <= _SMALL_ENCODER:
                 return by_windows(encode, wav_BS)
         return encode(wav_BS, padding_mask_BS)
 
@@ -376,3 +444,175 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
             self.language_model.generation_config.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
+
+
+# -- prompts through the engine ---------------------------------------------------------------
+
+
+def answer_prompts(
+    model: EngineModel,
+    prompts: Sequence[str],
+    audios: Sequence[Sequence[Any]],
+    alphas: Sequence[float],
+    *,
+    options: GenerationOptions | None = None,
+    eos_ids: Sequence[int] | None = None,
+    choices: Sequence[LabelChoice] | None = None,
+) -> list[Answer]:
+    """The engine's answers to complete prompts, in their order.
+
+    audios: waveforms (samples,) or encoded audio (Q, D) for the placeholders of each prompt
+    choices: lists of labels that prompts are answered from
+
+    A prompt's number is that of its random stream. Raises what kept a prompt from an answer, except
+    that an answer with NaN logits has its ids and no text.
+    """
+    clips: dict[str, Any] = {}
+    requests: list[Request] = []
+    for place, (prompt, row, alpha) in enumerate(zip(prompts, audios, alphas, strict=True)):
+        names = tuple(f"{id(clip):x}" for clip in row)  # hexadecimal, as the engine takes hashes
+        for name, clip in zip(names, row, strict=True):
+            is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
+            clips[name] = EncodedClip(name, clip) if is_encoded else clip
+        choice = None if choices is None else choices[place]
+        requests.append(Request(place, prompt, names, alpha, place, choice))
+    engine = Engine(model, options, eos_ids=eos_ids, capture=False)
+    found = {answer.key: answer for answer in engine.run(requests, clips.__getitem__)}
+    answers = [found[request.key] for request in requests]
+    for answer in answers:
+        if answer.error is not None and not answer.ids:
+            raise answer.error
+    return answers
+
+
+# -- the loss: cross-entropy on answer tokens only ----------------------------------------------
+
+
+@dataclass
+class LossOutput(ModelOutput):
+    """Loss and counts of a batch; counts are numbers of answer tokens."""
+
+    loss: Tensor | None = None
+    correct: Tensor | None = None
+    total: Tensor | None = None
+    per_example_loss: Tensor | None = None
+    correct_per_sample: Tensor | None = None
+    total_per_sample: Tensor | None = None
+
+
+class SoftTarget(NamedTuple):
+    """One of several tokens that may stand at a position, and how likely it is there."""
+
+    row: int
+    position: int
+    token: int
+    share: float
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """Prompts with their answers, padded on the right, and what is to be predicted.
+
+    soft: tokens of the positions in `targets_RL` that are not certain
+    """
+
+    embeds_RLD: Tensor
+    mask_RL: Tensor
+    targets_RL: Tensor
+    soft: Sequence[SoftTarget] = ()
+
+    @property
+    def scored_positions(self) -> Tensor:
+        """Positions whose prediction is scored in some row: a range, shape (K,)."""
+        first = int((self.targets_RL != IGNORE).int().argmax(dim=1).min())
+        last = self.targets_RL.shape[1] - 1
+        return torch.arange(first - 1, last, device=self.targets_RL.device)
+
+
+def answer_rows(
+    prompts_LD: Sequence[Tensor],
+    answers: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    embed_tokens: nn.Embedding,
+    max_answer_tokens: int,
+    soft: Sequence[Mapping[str, float] | None] = (),
+) -> AnswerRows:
+    """Append each answer's tokens (cut at `max_answer_tokens`) to its prompt's embeddings.
+
+    soft: for each prompt, answers with how likely each is; None for one that is certain
+    """
+    device = prompts_LD[0].device
+    rows: list[Tensor] = []
+    targets: list[Tensor] = []
+    soft_targets: list[SoftTarget] = []
+
+    @cache  # rows with shares name the same answers again and again
+    def tokens_of(text: str) -> tuple[int, ...]:
+        return tuple(token_ids(text, tokenizer)[:max_answer_tokens])
+
+    for row, (prompt_LD, answer) in enumerate(zip(prompts_LD, answers, strict=True)):
+        tokens = tokens_of(answer)
+        if row < len(soft) and (likely := soft[row]) is not None:
+            shares = {tokens_of(text): share for text, share in likely.items()}
+            soft_targets += _soft_targets(row, prompt_LD.shape[0], tokens, shares)
+        ids = torch.tensor(tokens, dtype=torch.long, device=device)
+        rows.append(torch.cat([prompt_LD, embed_tokens(ids)]))
+        ignored = ids.new_full((prompt_LD.shape[0],), IGNORE)
+        targets.append(torch.cat([ignored, ids]))
+    lengths = torch.tensor([row.shape[0] for row in rows], device=device)
+    positions = torch.arange(int(lengths.max()), device=device)
+    return AnswerRows(
+        pad_sequence(rows, batch_first=True),
+        (positions < lengths[:, None]).long(),
+        pad_sequence(targets, batch_first=True, padding_value=IGNORE),
+        soft_targets,
+    )
+
+
+def _soft_targets(
+    row: int, start: int, tokens: tuple[int, ...], shares: Mapping[tuple[int, ...], float]
+) -> Iterator[SoftTarget]:
+    """What may follow each part of the row's own answer, among the answers that begin like it."""
+    for place in range(len(tokens)):
+        follows: dict[int, float] = defaultdict(float)
+        for other, share in shares.items():
+            if len(other) > place and other[:place] == tokens[:place] and share > 0:
+                follows[other[place]] += share
+        whole = sum(follows.values())
+        if len(follows) > 1:
+            for token, share in follows.items():
+                yield SoftTarget(row, start + place, token, share / whole)
+
+
+def answer_loss(logits_RKV: Tensor, rows: AnswerRows) -> LossOutput:
+    """Mean over all answer tokens of the batch, and the same per row."""
+    wanted_RK = rows.targets_RL[:, rows.scored_positions + 1]
+    scored = wanted_RK != IGNORE
+    logits_RKV = logits_RKV if logits_RKV.dtype == torch.float64 else logits_RKV.float()
+    token_loss = F.cross_entropy(
+        logits_RKV.flatten(0, 1), wanted_RK.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view_as(wanted_RK)
+    if rows.soft:
+        token_loss = token_loss + _soft_loss(logits_RKV, rows, int(rows.scored_positions[0]) + 1)
+    totals = scored.sum(dim=1)
+    hits = ((logits_RKV.argmax(dim=-1) == wanted_RK) & scored).sum(dim=1)
+    return LossOutput(
+        loss=token_loss.sum() / totals.sum(),
+        correct=hits.sum(),
+        total=totals.sum(),
+        per_example_loss=token_loss.sum(dim=1) / totals,
+        correct_per_sample=hits,
+        total_per_sample=totals,
+    )
+
+
+def _soft_loss(logits_RKV: Tensor, rows: AnswerRows, first: int) -> Tensor:
+    """(R, K): what the loss of uncertain positions is more than that of the row's own token."""
+    device = logits_RKV.device
+    row, position, token = torch.tensor([one[:3] for one in rows.soft], device=device).T
+    shares = [one.share for one in rows.soft]
+    own, place = rows.targets_RL[row, position], position - first
+    # the normaliser of the softmax is the same for all tokens of a position, and drops out
+    more = logits_RKV[row, place, own] - logits_RKV[row, place, token]
+    more = more * torch.tensor(shares, dtype=more.dtype, device=device)
+    return logits_RKV.new_zeros(logits_RKV.shape[:2]).index_put((row, place), more, accumulate=True)

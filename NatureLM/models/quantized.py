@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from NatureLM.config.schema import QUANTIZATIONS, Quantization
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import linear_of, linear_shapes, lora_layers
-from NatureLM.models import triton_kernels as kernels
+from NatureLM.models import cuda_layers as kernels
 
 GROUP = 64  # inputs that share a scale and a middle
 BLOCK = 64  # outputs that lie together in a file of 4 bits

@@ -31,6 +31,7 @@ from NatureLM.audio.files import Identity, KnownRecordings, identity
 from NatureLM.audio.windows import Window
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import Recording, RecordingError, RecordingWindow, WindowStream
+from NatureLM.memory import oom_backoff
 from NatureLM.results.rows import bullets, differences, read_lines
 from NatureLM.results.store import JsonlAppender
 from NatureLM.search.index import (
@@ -47,7 +48,6 @@ from NatureLM.util import (
     atomic_write,
     check_range,
     digest,
-    oom_backoff,
     parse_json,
     why_not_finite,
     writing,

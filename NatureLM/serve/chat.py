@@ -20,8 +20,8 @@ from pydantic import Field
 
 from NatureLM.errors import UsageError
 from NatureLM.generation.decoding import TokenLogProbability
+from NatureLM.generation.engine import Answer, GenerationOptions
 from NatureLM.generation.labels import NOTHING, LabelChoice
-from NatureLM.generation.requests import Answer, GenerationOptions
 from NatureLM.inference.windows import AskOptions, Mode
 from NatureLM.serve.bodies import (
     Body,

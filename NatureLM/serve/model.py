@@ -36,10 +36,8 @@ from pydantic import BaseModel, ValidationError
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache, Load
 from NatureLM.generation.decoding import TokenLogProbability
-from NatureLM.generation.engine import Engine, Run, before_stop
-from NatureLM.generation.prefill import prompt_parts
-from NatureLM.generation.requests import Answer, GenerationOptions
-from NatureLM.generation.requests import Request as Prompt
+from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Run, before_stop
+from NatureLM.generation.engine import Request as Prompt
 from NatureLM.generation.service import (
     DeadlinePassed,
     EngineService,
@@ -50,7 +48,7 @@ from NatureLM.generation.service import (
 from NatureLM.inference.conversation import TextStream
 from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
 from NatureLM.models.registry import EMBEDDED, find
-from NatureLM.prompts import ChatTemplate
+from NatureLM.prompts import ChatTemplate, prompt_parts
 from NatureLM.serve.bodies import Dialogue, first_problem
 from NatureLM.serve.settings import RequestError, ServeSettings, over_limit
 from NatureLM.serve.sound import Clip, SoundReader, Source

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 import NatureLM
 from NatureLM.errors import NatureLMError
-from NatureLM.generation.requests import Answer, GenerationOptions
+from NatureLM.generation.engine import Answer, GenerationOptions
 from NatureLM.prompts import with_clips
 from NatureLM.serve.bodies import Body, JsonRoute, Message, checked_text, read_dialogue
 from NatureLM.serve.model import Ask, ServedModel, model_of

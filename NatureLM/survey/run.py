@@ -38,8 +38,7 @@ from NatureLM.survey.questionnaire import WINDOWS, Column, Questionnaire
 if TYPE_CHECKING:
     from NatureLM.config.schema import GenerateConfig
     from NatureLM.generation.decoding import Constraint
-    from NatureLM.generation.engine import Engine
-    from NatureLM.generation.requests import Answer, GenerationOptions, Request
+    from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Request
     from NatureLM.inference.calibration import Calibration
     from NatureLM.results.store import WindowStore
 
@@ -272,7 +271,7 @@ class Survey:
                     unknown[one.heard.key] = error
 
     def _request(self, heard: RecordingWindow, column: Column, key: Any) -> Request:
-        from NatureLM.generation.requests import Request
+        from NatureLM.generation.engine import Request
 
         question = column.question if self._fill is None else self._fill(column.question, heard)
         prompt = processor_of(self.pipeline.model).render(question)

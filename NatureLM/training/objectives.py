@@ -32,7 +32,7 @@ from NatureLM.errors import UsageError
 from NatureLM.models import NatureLM
 from NatureLM.models.beats import BEATs
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
-from NatureLM.models.loss import IGNORE
+from NatureLM.models.modeling import IGNORE
 from NatureLM.prompts import token_ids
 from NatureLM.training.data import NONE_LABEL
 from NatureLM.training.samples import Mask, Sample

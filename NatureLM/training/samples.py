@@ -28,6 +28,7 @@ from NatureLM.audio import AudioError, find_recordings
 from NatureLM.config.schema import AugmentationsConfig, DatasetsConfig, RunConfig
 from NatureLM.data.sample import Clip, Example, FileSource
 from NatureLM.errors import NatureLMError
+from NatureLM.memory import ByteBoundedCache
 from NatureLM.prompts import render
 from NatureLM.training.data import (
     NONE_LABEL,
@@ -39,7 +40,7 @@ from NatureLM.training.data import (
     as_second_turn,
     few_shot,
 )
-from NatureLM.util import ByteBoundedCache, derive_seed, generator
+from NatureLM.util import derive_seed, generator
 
 Wave = npt.NDArray[np.float32]
 MicroBatches = list[list["Sample"]]

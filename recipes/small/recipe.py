@@ -31,6 +31,7 @@ from torch import Tensor
 from NatureLM.audio.windows import read_clip
 from NatureLM.config import Config
 from NatureLM.errors import UsageError
+from NatureLM.memory import is_out_of_memory
 from NatureLM.models import NatureLM
 from NatureLM.models.audio_side import AudioSizes
 from NatureLM.models.checkpoint.gguf import base_folder
@@ -43,7 +44,7 @@ from NatureLM.models.checkpoint.tensors import (
 )
 from NatureLM.models.configuration import NatureLMConfig
 from NatureLM.models.registry import EMBEDDED
-from NatureLM.util import is_out_of_memory, write_text
+from NatureLM.util import write_text
 from recipes.tiny import wordings
 from recipes.tiny.architecture import WINDOW_DELAYS
 from recipes.tiny.data import Clip, Row, audio_rows, read_clips, training_clips, write_rows
@@ -235,8 +236,7 @@ def replay_rows(model: NatureLM, count: int, seed: int, most_tokens: int = 64) -
 
     Answers that do not end within `most_tokens` are left out.
     """
-    from NatureLM.generation.engine import Engine
-    from NatureLM.generation.requests import GenerationOptions, Request
+    from NatureLM.generation.engine import Engine, GenerationOptions, Request
     from NatureLM.inference.loading import processor_of
 
     template = processor_of(model).prompt_template

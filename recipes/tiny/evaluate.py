@@ -19,8 +19,7 @@ from NatureLM.data.sample import Clip as Sound
 from NatureLM.data.sample import FileSource
 from NatureLM.evaluation.metrics import Estimate, accuracy, clustered_interval, macro_accuracy
 from NatureLM.experiments.run import ClipLoader
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.requests import GenerationOptions, Request
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.inference.loading import processor_of
 from NatureLM.results.rows import json_line
 from NatureLM.util import check_place

@@ -152,7 +152,7 @@ def test_convert_explains_what_a_pickle_is(tmp_path: Path) -> None:
 def test_convert_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(
-        "NatureLM.models.checkpoint.convert.convert_checkpoint",
+        "NatureLM.models.checkpoint.export.convert_checkpoint",
         lambda *args, **options: calls.append((args, options)),
     )
     old, out = tmp_path / "old.pth", tmp_path / "out"

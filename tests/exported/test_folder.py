@@ -22,15 +22,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from NatureLM.errors import UsageError
-from NatureLM.generation.engine import answer_prompts
-from NatureLM.generation.prefill import prompt_parts
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.merging.lora import linear_shapes, lora_deltas
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.peft_io import open_adapter
-from NatureLM.prompts import AUDIO_TAG, ChatTemplate
-from NatureLM.vllm.export import Exported, export_for_vllm
-from NatureLM.vllm.template import jinja_template
+from NatureLM.models.modeling import answer_prompts
+from NatureLM.prompts import AUDIO_TAG, ChatTemplate, prompt_parts
+from NatureLM.vllm.export import Exported, export_for_vllm, jinja_template
 
 QUESTION = "What is the common name for the focal species in the audio?"
 

@@ -17,7 +17,7 @@ from builders import BuildModel
 from torch import Tensor
 from vllm_answers import EXACT, NEW_TOKENS, QUESTION, SAME, ours, talk
 
-from NatureLM.generation.requests import Answer
+from NatureLM.generation.engine import Answer
 from NatureLM.models import NatureLM
 from NatureLM.prompts import AUDIO_TAG
 from NatureLM.vllm.export import export_for_vllm
@@ -149,7 +149,7 @@ def test_answers_are_those_of_our_engine(inside: Inside, nano_waveforms: dict[st
 def test_positions_are_those_of_our_engine(
     inside: Inside, nano_waveforms: dict[str, Tensor]
 ) -> None:
-    from NatureLM.generation.prefill import prompt_parts
+    from NatureLM.prompts import prompt_parts
 
     one, two, _ = nano_waveforms.values()
     (found,) = inside.ask([talk([one, two], SAME)], [inside.alphas[0]])

@@ -31,8 +31,8 @@ from NatureLM.generation.audio_cache import (
     one_core_each,
     waveform_digest,
 )
+from NatureLM.memory import ByteBoundedCache
 from NatureLM.models import NatureLM
-from NatureLM.util import ByteBoundedCache
 
 
 class Encoder:
@@ -73,10 +73,12 @@ def test_each_sound_is_encoded_once_whatever_it_is_called(
 
 def test_sound_of_an_earlier_run_is_not_encoded_again() -> None:
     encoder, kept = Encoder(), EmbeddingCache()
-    ask(encoder, {"a": torch.ones(8)}, ["a"], kept=kept, state="x")
-    ask(encoder, {"b": torch.ones(8), "c": torch.zeros(8)}, ["b", "c"], kept=kept, state="x")
+    ask(encoder, {"a": torch.ones(8)}, ["a"], kept=kept, state=lambda: "x")
+    ask(
+        encoder, {"b": torch.ones(8), "c": torch.zeros(8)}, ["b", "c"], kept=kept, state=lambda: "x"
+    )
     assert encoder.encoded == [1, 1]
-    ask(encoder, {"a": torch.ones(8)}, ["a"], kept=kept, state="another model")
+    ask(encoder, {"a": torch.ones(8)}, ["a"], kept=kept, state=lambda: "another model")
     assert encoder.encoded == [1, 1, 1]
 
 

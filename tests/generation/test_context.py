@@ -24,14 +24,13 @@ from NatureLM.experiments.run import Answerer
 from NatureLM.experiments.tune import score_samples
 from NatureLM.generation import engine as engine_module
 from NatureLM.generation import prefill
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Request
 from NatureLM.generation.labels import LabelChoice, LabelGrammar
 from NatureLM.generation.prefill import context_length
-from NatureLM.generation.requests import Answer, GenerationOptions, Request
 from NatureLM.inference.conversation import ContextFull
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM
-from NatureLM.prompts import ALWAYS_READ, PromptTooLong, token_ids
+from NatureLM.prompts import ALWAYS_READ, PromptTooLong, prompt_parts, token_ids
 from tests.commands import calls_in, naturelm
 from tests.experiment_runs import plan_of, rows_of, run
 
@@ -53,7 +52,7 @@ def sound(seed: int = 0) -> np.ndarray:
 
 def text_of(model: NatureLM, query: str) -> int:
     """Positions of a prompt's text."""
-    return sum(map(len, prefill.prompt_parts(model.processor.render(query), model.tokenizer)))
+    return sum(map(len, prompt_parts(model.processor.render(query), model.tokenizer)))
 
 
 def room(model: NatureLM, query: str) -> int:

@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from NatureLM.audio.fbank import to_device
 from NatureLM.generation import cuda_graphs as module
 from NatureLM.generation.cuda_graphs import Bucket, GraphCapture, GraphRunner, make_graph_runner
 from NatureLM.generation.decoding import DecodingSession, Prompt
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import Engine, GenerationOptions
+from NatureLM.generation.prefill import to_device
 from NatureLM.merging.recipe import Recipe
 from NatureLM.models import NatureLM
 

@@ -30,12 +30,11 @@ from NatureLM.generation.decoding import (
     random_stream,
     sample,
 )
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.generation.labels import LabelChoice
 from NatureLM.generation.prefill import Budget, Row, left_pad, plan_batches, split_by_length
-from NatureLM.generation.requests import GenerationOptions, Request
+from NatureLM.memory import is_out_of_memory, oom_backoff
 from NatureLM.models import NatureLM
-from NatureLM.util import is_out_of_memory, oom_backoff
 
 
 def embeddings(model: NatureLM, wav: Tensor, query: str) -> Tensor:

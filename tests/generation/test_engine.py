@@ -21,9 +21,15 @@ from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import EmbeddingCache
 from NatureLM.generation.decoding import NonFiniteLogitsError, RowState
-from NatureLM.generation.engine import Engine, fold_if_single_alpha, yield_in_input_order
+from NatureLM.generation.engine import (
+    Answer,
+    Engine,
+    GenerationOptions,
+    Request,
+    fold_if_single_alpha,
+    yield_in_input_order,
+)
 from NatureLM.generation.labels import LabelChoice
-from NatureLM.generation.requests import Answer, GenerationOptions, Request
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from NatureLM.errors import UsageError
 from NatureLM.generation import labels as module
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Engine, GenerationOptions, Request
 from NatureLM.generation.labels import (
     NOTHING,
     LabelChoice,
@@ -30,7 +30,6 @@ from NatureLM.generation.labels import (
     label_tokens,
     score_trie,
 )
-from NatureLM.generation.requests import GenerationOptions, Request
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation import requests as requests_module
+from NatureLM.generation import engine as engine_module
 from NatureLM.generation.decoding import Decoder, Prompt, RowState
-from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Request
 from NatureLM.generation.labels import LabelChoice
-from NatureLM.generation.requests import Answer, GenerationOptions, Request
 from NatureLM.generation.service import (
     Cancelled,
     DeadlinePassed,
@@ -309,7 +308,7 @@ def test_nothing_is_shared_between_tenants(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared: list[set[str]] = []
-    plan = requests_module.plan_batches
+    plan = engine_module.plan_batches
 
     def watched(rows: Any, budget: Any) -> Any:
         batches = plan(rows, budget)
@@ -319,7 +318,7 @@ def test_nothing_is_shared_between_tenants(
             )
         return batches
 
-    monkeypatch.setattr(requests_module, "plan_batches", watched)
+    monkeypatch.setattr(engine_module, "plan_batches", watched)
     one = service()
     with one._changed:  # all are there before the first is worked on
         tickets = [

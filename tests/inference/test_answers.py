@@ -16,7 +16,7 @@ from torch import Tensor
 
 from NatureLM.audio.windows import read_noted_clip
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.generation.requests import Answer, Request
+from NatureLM.generation.engine import Answer, Request
 from NatureLM.inference.calibration import (
     Calibration,
     beside_model,

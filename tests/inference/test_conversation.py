@@ -18,8 +18,7 @@ from torch import Tensor
 
 from NatureLM.audio import AudioError
 from NatureLM.errors import UsageError
-from NatureLM.generation.prefill import prompt_parts
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.inference.conversation import (
     ContextFull,
     Conversation,
@@ -30,7 +29,7 @@ from NatureLM.inference.conversation import (
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.inference.windows import WindowResult
 from NatureLM.models import NatureLM
-from NatureLM.prompts import PLACEHOLDER, ChatTemplate
+from NatureLM.prompts import PLACEHOLDER, ChatTemplate, prompt_parts
 
 QUERIES = ["What is it?", "Sure?", "Caption the audio.", "¿Ñandú 🐦?"]
 

@@ -16,8 +16,8 @@ from NatureLM.config.schema import QUANTIZATIONS
 from NatureLM.infer import Pipeline
 from NatureLM.inference.loading import pick_device
 from NatureLM.inference.windows import WindowResult
+from NatureLM.memory import free_unused_memory
 from NatureLM.models.quantized import KINDS
-from NatureLM.util import free_unused_memory
 from tests.mps_stand_in import Machine, kernels_of_mps, stand_in
 
 ASSETS = Path(__file__).parents[2] / "assets"

@@ -22,8 +22,7 @@ from NatureLM.audio.windows import iter_windows
 from NatureLM.config import load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import Load
-from NatureLM.generation.engine import Engine
-from NatureLM.generation.requests import Answer, Request
+from NatureLM.generation.engine import Answer, Engine, Request
 from NatureLM.inference import windows as sound_stream
 from NatureLM.inference.loading import load_model, pick_device
 from NatureLM.inference.pipeline import Pipeline

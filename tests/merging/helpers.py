@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from NatureLM.errors import ConfigError, NatureLMError, UsageError
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.convert import convert_checkpoint
+from NatureLM.models.checkpoint.export import convert_checkpoint
 from NatureLM.models.checkpoint.tensors import fingerprint
 from NatureLM.models.registry import CheckpointError
 from tests.builders import edit_json

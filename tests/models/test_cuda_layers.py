@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from NatureLM.models import triton_kernels as kernels
+from NatureLM.models import cuda_layers as kernels
 from NatureLM.models.checkpoint.tensors import write_tensors
 from NatureLM.models.cuda_layers import (
     AlignedHead,

@@ -24,8 +24,7 @@ from transformers import LlamaConfig
 
 from NatureLM import memory
 from NatureLM.errors import UsageError
-from NatureLM.generation.engine import Engine, fold_if_single_alpha
-from NatureLM.generation.requests import GenerationOptions, Request
+from NatureLM.generation.engine import Engine, GenerationOptions, Request, fold_if_single_alpha
 from NatureLM.memory import MEMORY_VARIABLE, FreeMemory, control_groups, free_memory
 from NatureLM.models import NatureLM, NatureLMConfig, fit, speed
 from NatureLM.models.checkpoint import load

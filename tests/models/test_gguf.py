@@ -22,8 +22,12 @@ from transformers import AutoTokenizer
 from NatureLM.config.schema import DatasetsConfig, ModelConfig, RunConfig
 from NatureLM.generation.audio_cache import CACHE_VARIABLE
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.gguf import convert_gguf, llama_config, read_tensor
-from NatureLM.models.checkpoint.gguf_header import read_gguf_header
+from NatureLM.models.checkpoint.gguf import (
+    convert_gguf,
+    llama_config,
+    read_gguf_header,
+    read_tensor,
+)
 from NatureLM.models.registry import CheckpointError
 from NatureLM.training.build import start_model
 from tests.models.test_strangers import refusal
@@ -358,9 +362,10 @@ def test_a_changed_file_is_converted_anew(
     assert convert_gguf(path, weights=True) == folder
     assert inode() == first
 
-    last = read_gguf_header(path).tensors["output_norm.weight"]
+    header = read_gguf_header(path)
+    last = header.start + header.tensors["output_norm.weight"].offset
     with path.open("r+b") as file:
-        file.seek(last.offset)
+        file.seek(last)
         file.write(struct.pack("<f", 3.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("NatureLM.models.checkpoint.gguf.fingerprint", lambda _: "as before")
@@ -368,7 +373,7 @@ def test_a_changed_file_is_converted_anew(
         os.utime(path, (2, 2))
         changed = (other / "model.safetensors").read_bytes()
         with path.open("r+b") as file:
-            file.seek(last.offset)
+            file.seek(last)
             file.write(struct.pack("<f", 1.0))
         assert convert_gguf(path, weights=True) == other
         assert (other / "model.safetensors").read_bytes() == before != changed

@@ -16,7 +16,7 @@ from NatureLM.errors import ConfigError
 from NatureLM.generation import audio_cache
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models import NatureLM, beats
-from NatureLM.models.loss import AnswerRows, SoftTarget, answer_loss
+from NatureLM.models.modeling import AnswerRows, SoftTarget, answer_loss
 from NatureLM.training.objectives import DistillationTargets
 from tests.builders import BuildModel
 

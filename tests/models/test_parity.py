@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from NatureLM.audio.fbank import normalised_fbank
-from NatureLM.generation.prefill import prompt_parts
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.merging.lora import active_alpha
 from NatureLM.models import NatureLM, NatureLMConfig
 from NatureLM.models.checkpoint.tensors import tensor_refs
+from NatureLM.prompts import prompt_parts
 
 pytestmark = pytest.mark.parity
 

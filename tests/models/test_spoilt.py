@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from NatureLM.errors import NatureLMError
 from NatureLM.inference.calibration import read_calibration, write_calibration
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.convert import convert_checkpoint
+from NatureLM.models.checkpoint.export import convert_checkpoint
 from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.checkpoint.tensors import index_folder
 from NatureLM.results.rows import from_line, read_record

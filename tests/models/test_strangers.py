@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.engine import Engine
+from NatureLM.generation.engine import Request as Prompt
 from NatureLM.generation.labels import continued_tokens
-from NatureLM.generation.requests import Request as Prompt
 from NatureLM.inference.calibration import Calibration, read_calibration, write_calibration
 from NatureLM.models import NatureLM
-from NatureLM.models.checkpoint.convert import convert_checkpoint
+from NatureLM.models.checkpoint.export import convert_checkpoint
 from NatureLM.models.checkpoint.peft_io import open_adapter
 from NatureLM.models.checkpoint.tensors import state_of, write_tensors
 from NatureLM.prompts import token_ids

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from NatureLM.config.schema import LLAMA_3_TEMPLATE
 from NatureLM.data.sample import Example
-from NatureLM.generation.requests import GenerationOptions
+from NatureLM.generation.engine import GenerationOptions
 from NatureLM.inference.conversation import Conversation
 from NatureLM.models import NatureLM
 from NatureLM.prompts import (

@@ -1,5 +1,5 @@
-"""Models made of others: with the adapter in the weights, nothing of PEFT left; or with weights of
-8 or 4 bits.
+"""Models made of others: with the adapter in the weights, nothing of PEFT left; with weights of 8
+or 4 bits; or as safetensors of a training checkpoint of the reference (`.pth`, a pickle).
 
 Tensors go from the source files to the new ones one at a time. The result appears under its name
 only when it is whole, with a model card; of a merged one it holds the recipe and hashes of all that
@@ -9,8 +9,10 @@ it was made from.
 from __future__ import annotations
 
 import copy
+import json
 import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from NatureLM import __version__
+from NatureLM.config import load_config
 from NatureLM.errors import UsageError
 from NatureLM.merging.lora import linear_shapes
 from NatureLM.merging.plan import MergePlan, layer_of
@@ -55,8 +58,19 @@ from NatureLM.models.quantized import (
     check_quantization,
     quantize_layers,
 )
-from NatureLM.models.registry import CheckpointError, find, is_hub_id, named, read_config
-from NatureLM.util import file_sha256, format_bytes, write_text
+from NatureLM.models.registry import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    find,
+    first_line,
+    is_hub_id,
+    named,
+    one_line,
+    pickle_refusal,
+    read_config,
+    read_json,
+)
+from NatureLM.util import file_sha256, format_bytes, shown, write_text, writing
 
 _CPU = torch.device("cpu")
 _SCALES = torch.bfloat16  # holds them exactly
@@ -370,6 +384,116 @@ def _quantized_card(title: str, source: str, kind: str, commits: Sequence[str]) 
         f"License: {license_of(source)}; that of the base language model applies, too.",
         tags=("quantized",),
     )
+
+
+# -- from pickles, on request only -----------------------------------------------------------
+
+
+def convert_checkpoint(
+    source: Path, output: Path, *, allow_pickle: bool = False, config: Path | None = None
+) -> list[str]:
+    """Write the tensors of a pickled training checkpoint to `output/model.safetensors`.
+
+    The checkpoint holds the tensors under `model` (or is the mapping itself), named as the
+    published ones; optimiser state is left behind. PyTorch's restricted reader is used, which
+    builds tensors and plain containers only. `config` holds the sizes: a config.json of constructor
+    arguments or a YAML file with a `model` section. Without it a config.json beside `source` is
+    taken, else the published settings, which loading then checks against the tensors' shapes.
+    Returns the stored names.
+    """
+    source, output = Path(source), Path(output)
+    if not source.is_file():
+        raise CheckpointError(f"{source} is not a file; give the .pth or .pt checkpoint itself")
+    if source.suffix.lower() not in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{source} is no pickle checkpoint (one of {', '.join(PICKLE_SUFFIXES)})"
+        )
+    if not allow_pickle:
+        raise CheckpointError(pickle_refusal(source))
+    tensors = _unpickled_tensors(_read_pickle(source), source)
+    settings = _settings_beside(config, source)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_tensors(tensors, output)
+        (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return sorted(tensors)
+
+
+_PICKLE_BYTES = 16 << 20  # of what is no tensor; that of the published checkpoint has 200 kB
+
+
+def _read_pickle(source: Path) -> Any:
+    _check_archive(source)
+    try:
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the old, unzipped format cannot be mapped
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no checkpoint ends in any way
+        raise CheckpointError(
+            f"{source} cannot be read as tensors and plain containers ({first_line(error)}); files "
+            "that hold other objects are not opened"
+        ) from None
+
+
+def _check_archive(source: Path) -> None:
+    """Refuse compressed parts, which may be a thousand times as long, and a long pickle."""
+    members = []
+    try:
+        if zipfile.is_zipfile(source):  # before PyTorch 1.6 there was none
+            with zipfile.ZipFile(source) as archive:
+                members = archive.infolist()
+    except Exception as error:
+        raise CheckpointError(f"{source} cannot be read: {one_line(error)}") from None
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{source}: {member.filename} is compressed, as PyTorch has none")
+        if member.filename.endswith(".pkl") and member.file_size > _PICKLE_BYTES:
+            raise CheckpointError(
+                f"{source}: {member.filename} has {format_bytes(member.file_size)} beside the "
+                f"tensors, and at most {format_bytes(_PICKLE_BYTES)} are read"
+            )
+
+
+def _unpickled_tensors(loaded: Any, source: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, each shared one once, under the first of its names."""
+    model = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(model, Mapping):
+        raise CheckpointError(f"{source} holds no mapping of tensors, nor one under 'model'")
+    tensors = {
+        str(name).removeprefix("module."): value
+        for name, value in model.items()
+        if isinstance(value, Tensor)
+    }
+    for name, value in tensors.items():
+        if not (value.layout == torch.strided and value.device.type == "cpu"):
+            raise CheckpointError(f"{source}: tensor {shown(name)} has no plain numbers")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{source}: tensor {shown(name)} is of shape {tuple(value.shape)}, which is more "
+                "than the file holds"
+            )
+    if not tensors:
+        raise CheckpointError(f"{source} holds no tensors under 'model'")
+    kept: dict[tuple[int, torch.Size], str] = {}
+    for name in sorted(tensors):
+        kept.setdefault((tensors[name].data_ptr(), tensors[name].shape), name)
+    size, room = sum(tensors[name].nbytes for name in kept.values()), source.stat().st_size
+    if size > 2 * room:  # parts of one another may be tied
+        raise CheckpointError(
+            f"{source}: its tensors would take {format_bytes(size)}, and the file has "
+            f"{format_bytes(room)}"
+        )
+    return {name: tensors[name] for name in kept.values()}
+
+
+def _settings_beside(config: Path | None, source: Path) -> dict[str, Any]:
+    """Constructor arguments to put beside the weights."""
+    beside = source.parent / "config.json"
+    path = config if config is not None else (beside if beside.is_file() else None)
+    if path is None or path.suffix.lower() in (".yml", ".yaml"):
+        return load_config(path).model.model_dump(mode="json", exclude_none=True)
+    return read_json(path)
 
 
 # -- the model card -------------------------------------------------------------------------

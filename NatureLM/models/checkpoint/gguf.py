@@ -3,17 +3,25 @@
 The folder lies in the cache, by a hash of the file, so that a changed file is converted anew. One
 tensor is in memory at a time. Weights of few bits become bfloat16, which is far finer than their
 rounding; `--quantize` takes them to integers again.
+
+Headers are read with care: nothing of a stranger's file is believed that does not fit the file's
+own length. A header has keys with values, among them the tokenizer's vocabulary, and each tensor's
+name, shape, kind and place. Strings and arrays are passed over and found again when they are asked
+for.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +29,19 @@ from filelock import FileLock
 from torch import Tensor
 
 from NatureLM.config.model import MOST_LAYERS
-from NatureLM.models.checkpoint.gguf_header import INSTALL, GGUFHeader, GGUFTensor, read_gguf_header
 from NatureLM.models.checkpoint.tensors import LazyTensor, fingerprint, write_tensors
 from NatureLM.models.registry import CheckpointError, cache_home, find_base, one_line
 from NatureLM.util import digest, file_sha256, format_bytes, library, shown, write_json
 
 logger = logging.getLogger(__name__)
 
+INSTALL = "GGUF files need the package gguf: pip install 'naturelm-audio[gguf]'"
+_HEADER_BYTES = 40_000_000  # a vocabulary of 256,000 has 14 MB
+_MOST = 10_000  # keys, and tensors: Llama 3.1 405B has 1,137
+_MOST_STRINGS = 1_000_000  # of arrays: 256,000 tokens have twice as many merges
+_LENGTH = struct.Struct("<Q")
+_NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_STRING, _ARRAY = 8, 9
 _FORMAT = 1  # of what is written here; another one is another folder
 _RECORD = "gguf.json"  # written last: a folder without it is not whole
 _CHUNK_BYTES = 64 << 20  # of float32, while blocks of few bits are read
@@ -38,16 +52,13 @@ _TOKENIZER_BYTES = 40_000_000
 _ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of Llama 3.1, 3.2 and 3.3
 _ROPE_POSITIONS = 8192
 # Keys of an architecture that are read, and those that change nothing.
-_KNOWN = frozenset(
-    {
-        *("context_length", "embedding_length", "block_count", "feed_forward_length"),
-        *("vocab_size", "attention.head_count", "attention.head_count_kv", "expert_count"),
-        *("attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length"),
-        *("rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
-        *("expert_used_count", "tensor_data_layout", "rope.scaling.finetuned"),
-        "rope.scaling.original_context_length",
-    }
-)
+_KNOWN = {
+    *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon"),
+    *("attention.key_length", "attention.value_length", "expert_count", "expert_used_count"),
+    *("rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"),
+}
 _LLAMA3 = ("llama-bpe", "llama-v3", "llama3")
 _LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -78,7 +89,10 @@ def convert_gguf(path: Path, *, weights: bool) -> Path:
     config = llama_config(header)
     plan = plan_tensors(header, config)
     beside = _tokenizer_beside(header)
-    folder = _folder(header, beside)
+    # All that decides what is written but for numbers between 256 places.
+    parts = [str(_FORMAT), fingerprint([path]), header.data, *(one.read_bytes() for one in beside)]
+    name = f"{path.stem[:80]}-{digest(parts, size=8).hex()}"
+    folder = cache_home() / "gguf" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -96,11 +110,245 @@ def convert_gguf(path: Path, *, weights: bool) -> Path:
     return folder
 
 
-def _folder(header: GGUFHeader, beside: list[Path]) -> Path:
-    """In the cache, by all that decides what is written but for numbers between 256 places."""
-    parts = [str(_FORMAT), fingerprint([header.path]), header.data]
-    found = digest([*parts, *(path.read_bytes() for path in beside)], size=8).hex()
-    return cache_home() / "gguf" / f"{header.path.stem[:80]}-{found}"
+# -- the header ------------------------------------------------------------------------------
+
+
+class _BrokenHeaderError(ValueError):
+    """What is wrong with a header, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """Where a tensor lies in the file: rows of blocks, each of some numbers in some bytes."""
+
+    name: str
+    kind: str  # F16, Q4_K and so on
+    code: int  # that of the kind in gguf's GGMLQuantizationType
+    shape: tuple[int, ...]  # as torch has it: rows first
+    offset: int  # from where the tensors begin
+    row_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """A vector counts as one row."""
+        return math.prod(self.shape[:-1])
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a GGUF file says of itself. Of an array `values` has the place; see `strings`."""
+
+    path: Path
+    data: bytes
+    values: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+    start: int  # of the tensors' bytes
+
+    def refuse(self, what: str) -> CheckpointError:
+        """The error that says what is wrong with the file."""
+        return CheckpointError(f"{self.path}: {what}")
+
+    def number(
+        self, key: str, default: float | None = None, *, least: float = 1, most: float = 2**31
+    ) -> float:
+        """A number of the header within bounds; raises CheckpointError for any other value."""
+        value: Any = self.values.get(key, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
+            raise self.refuse(
+                f"{key} is {shown(value)}, and it must be a number from {least:,} to {most:,}"
+            )
+        return float(value)
+
+    def size(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31
+    ) -> int:
+        """A whole number within bounds."""
+        value = self.number(key, default, least=least, most=most)
+        if value != int(value):
+            raise self.refuse(f"{key} is {value:g}, and it must be a whole number")
+        return int(value)
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """A string, or the default where there is none."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str | None):
+            raise self.refuse(f"{key} is {shown(value)}, and it must be a string")
+        return value
+
+    def strings(self, key: str) -> list[str]:
+        """An array of strings; empty where there is none. Raises CheckpointError for no UTF-8."""
+        found = self.values.get(key)
+        if not isinstance(found, _Array) or found.kind != _STRING:
+            return []
+        reader = _Reader(self.data, found.offset)
+        try:
+            return [reader.string() for _ in range(found.count)]
+        except UnicodeDecodeError:
+            raise self.refuse(f"{key} holds a string that is no UTF-8") from None
+
+    def integers(self, key: str) -> list[int]:
+        """An array of 32-bit integers; empty where there is none."""
+        found = self.values.get(key)
+        if not isinstance(found, _Array) or found.kind not in (4, 5):
+            return []
+        return list(struct.unpack_from(f"<{found.count}i", self.data, found.offset))
+
+
+class _Array(NamedTuple):
+    """Where an array of a header lies."""
+
+    kind: int
+    count: int
+    offset: int
+
+
+def read_gguf_header(path: Path) -> GGUFHeader:
+    """The header of a file, all of it checked against the file's length.
+
+    Raises CheckpointError, within a second and 200 MB whatever the file holds.
+    """
+    gguf = library("gguf", INSTALL, CheckpointError)
+    kinds = {  # by its code each kind's name, and the numbers and bytes of a block
+        int(kind): (kind.name, *sizes)
+        for kind, sizes in gguf.GGML_QUANT_SIZES.items()
+        if kind.name[0] in "FBQ" or kind.name.startswith("IQ")
+    }
+    try:
+        with path.open("rb") as file:
+            data = file.read(_HEADER_BYTES)
+            length = file.seek(0, 2)
+        reader = _Reader(data)
+        counts = _counts(reader)
+        values = _values(reader, counts[1])
+        tensors = _tensors(reader, counts[0], kinds)
+        alignment = values.get("general.alignment", 32)
+        start = _start(tensors.values(), reader.offset, alignment, length)
+        return GGUFHeader(path, data[: reader.offset], values, tensors, start)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except struct.error:
+        raise CheckpointError(
+            f"{path} is no whole GGUF file: its header runs beyond the file or the "
+            f"{format_bytes(_HEADER_BYTES)} that are read of one; copy or download it again"
+        ) from None
+    except (_BrokenHeaderError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no usable GGUF file: {error}") from None
+
+
+class _Reader:
+    """Takes values one after the other; `struct.error` where they would run beyond the end."""
+
+    def __init__(self, data: bytes, offset: int = 0) -> None:
+        self.data, self.offset = data, offset
+        self.strings = 0  # of arrays
+
+    def number(self, kind: str) -> Any:
+        form = f"<{kind}"
+        (value,) = struct.unpack_from(form, self.data, self.offset)
+        self.offset += struct.calcsize(form)
+        return value
+
+    def skip(self, size: int) -> None:
+        self.offset += size
+        if self.offset > len(self.data):
+            raise struct.error
+
+    def string(self) -> str:
+        start = self.offset
+        self.skip_string()
+        return self.data[start + 8 : self.offset].decode()
+
+    def skip_string(self) -> None:
+        (size,) = _LENGTH.unpack_from(self.data, self.offset)
+        self.skip(8 + size)
+
+
+def _counts(reader: _Reader) -> tuple[int, int]:
+    """The numbers of tensors and of keys."""
+    if reader.data[:4] != b"GGUF":
+        raise _BrokenHeaderError("it does not begin with GGUF")
+    reader.skip(4)
+    if (version := reader.number("I")) not in (2, 3):
+        raise _BrokenHeaderError(
+            f"its version is {version}, and 2 and 3 are read, in the byte order of this machine"
+        )
+    counts = reader.number("Q"), reader.number("Q")
+    for count, what in zip(counts, ("tensors", "keys"), strict=True):
+        if count > _MOST:
+            raise _BrokenHeaderError(f"it would have {count:,} {what}, and {_MOST:,} are read")
+    return counts
+
+
+def _values(reader: _Reader, count: int) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for _ in range(count):
+        key, kind = reader.string(), reader.number("I")
+        if key in values:
+            raise _BrokenHeaderError(f"it has the key {shown(key)} twice")
+        values[key] = _value(reader, kind, key)
+    return values
+
+
+def _value(reader: _Reader, kind: int, key: str) -> Any:
+    if kind in _NUMBERS:
+        return reader.number(_NUMBERS[kind])
+    if kind == _STRING:
+        return reader.string()
+    if kind != _ARRAY:
+        raise _BrokenHeaderError(f"{shown(key)} is of the kind {kind}, which GGUF does not have")
+    array = _Array(reader.number("I"), reader.number("Q"), reader.offset)
+    if array.kind in _NUMBERS:
+        reader.skip(array.count * struct.calcsize(f"<{_NUMBERS[array.kind]}"))
+    elif array.kind == _STRING:
+        reader.strings += array.count
+        if reader.strings > _MOST_STRINGS:
+            raise _BrokenHeaderError(f"{shown(key)} would be an array of {array.count:,} strings")
+        for _ in range(array.count):
+            reader.skip_string()
+    else:
+        raise _BrokenHeaderError(f"{shown(key)} is an array of the kind {array.kind}")
+    return array
+
+
+def _tensors(
+    reader: _Reader, count: int, kinds: dict[int, tuple[str, int, int]]
+) -> dict[str, GGUFTensor]:
+    found: dict[str, GGUFTensor] = {}
+    for _ in range(count):
+        name, dimensions = reader.string(), reader.number("I")
+        if name in found or not 1 <= dimensions <= 4:
+            what = "is there twice" if name in found else f"has {dimensions} dimensions"
+            raise _BrokenHeaderError(f"the tensor {shown(name)} {what}")
+        shape = tuple(reader.number("Q") for _ in range(dimensions))[::-1]
+        code, offset = reader.number("I"), reader.number("Q")
+        if code not in kinds:
+            raise _BrokenHeaderError(
+                f"the tensor {shown(name)} is of the kind {code}, which gguf does not know"
+            )
+        kind, numbers, size = kinds[code]
+        if shape[-1] % numbers:
+            raise _BrokenHeaderError(
+                f"the tensor {shown(name)} has rows of {shape[-1]:,}, and {kind} has blocks of "
+                f"{numbers}"
+            )
+        found[name] = GGUFTensor(name, kind, code, shape, offset, shape[-1] // numbers * size)
+    return found
+
+
+def _start(tensors: Iterable[GGUFTensor], end: int, alignment: Any, length: int) -> int:
+    """Where the tensors begin in the file, which must hold them all."""
+    if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
+        raise _BrokenHeaderError(f"general.alignment is {shown(alignment)}")
+    start = end + -end % alignment
+    for one in tensors:
+        place, size = start + one.offset, one.rows * one.row_bytes
+        if place + size > length or not size:
+            raise _BrokenHeaderError(
+                f"the tensor {shown(one.name)} would take {format_bytes(size)} at byte "
+                f"{place:,}, and the file has {length:,}: it is cut short, or no GGUF"
+            )
+    return start
 
 
 # -- configuration --------------------------------------------------------------------------
@@ -280,7 +528,7 @@ def read_tensor(
     quants = library("gguf.quants", INSTALL, CheckpointError)
     kind = library("gguf", INSTALL, CheckpointError).GGMLQuantizationType(stored.code)
     shape = (stored.rows, stored.row_bytes)
-    mapped = np.memmap(header.path, np.uint8, "r", stored.offset, shape)
+    mapped = np.memmap(header.path, np.uint8, "r", header.start + stored.offset, shape)
     width = stored.shape[-1]
     made = torch.empty((stored.rows, width), dtype=dtype)
     step = max(1, _CHUNK_BYTES // (4 * width))
@@ -295,7 +543,11 @@ def read_tensor(
 
 def _write_weights(header: GGUFHeader, plan: Plan, folder: Path) -> None:
     (folder / _RECORD).unlink(missing_ok=True)
-    tensors = {name: _lazy(header, *planned) for name, planned in plan.items()}
+    tensors = {}
+    for name, (stored, heads) in plan.items():
+        dtype = _DTYPES.get(stored.kind, torch.bfloat16)
+        read = partial(read_tensor, header, stored, dtype, heads)
+        tensors[name] = LazyTensor(dtype, stored.shape, read)
     needed = sum(one.nbytes for one in tensors.values())
     if needed > (free := shutil.disk_usage(folder).free):
         raise CheckpointError(
@@ -311,12 +563,7 @@ def _write_weights(header: GGUFHeader, plan: Plan, folder: Path) -> None:
     before = header.path.stat()
     whole = file_sha256(header.path)
     write_tensors(tensors, folder, max_shard_size="2GB")
-    _record(folder, before, whole)
-
-
-def _lazy(header: GGUFHeader, stored: GGUFTensor, heads: int | None) -> LazyTensor:
-    dtype = _DTYPES.get(stored.kind, torch.bfloat16)
-    return LazyTensor(dtype, stored.shape, lambda: read_tensor(header, stored, dtype, heads))
+    write_json(folder / _RECORD, {"sha256": whole, "modified": before.st_mtime_ns})
 
 
 def _is_same_file(path: Path, folder: Path) -> bool:
@@ -329,12 +576,8 @@ def _is_same_file(path: Path, folder: Path) -> bool:
     if record["modified"] != now.st_mtime_ns:
         if record["sha256"] != file_sha256(path):
             return False
-        _record(folder, now, record["sha256"])
+        write_json(folder / _RECORD, record | {"modified": now.st_mtime_ns})
     return True
-
-
-def _record(folder: Path, stat: os.stat_result, sha256: str) -> None:
-    write_json(folder / _RECORD, {"sha256": sha256, "modified": stat.st_mtime_ns})
 
 
 # -- tokenizer ------------------------------------------------------------------------------
@@ -393,7 +636,15 @@ def _byte_level(header: GGUFHeader) -> Any:
     That of transformers' own reader has a token more where the vocabulary has none for what is
     unknown, as Llama 3's.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     tokens = header.strings("tokenizer.ggml.tokens")
@@ -407,7 +658,10 @@ def _byte_level(header: GGUFHeader) -> Any:
             ignore_merges=like_llama3,
         )
     )
-    made.pre_tokenizer = _pre_tokenizer(header)
+    pattern = SPLITS[header.text("tokenizer.ggml.pre") or ""]
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern in (None, _DIGIT))
+    cuts = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+    made.pre_tokenizer = pre_tokenizers.Sequence([*cuts, by_bytes]) if cuts else by_bytes
     made.decoder = decoders.ByteLevel()
     kinds = header.integers("tokenizer.ggml.token_type")
     for token, kind in zip(tokens, kinds, strict=bool(kinds)):
@@ -424,21 +678,6 @@ def _byte_level(header: GGUFHeader) -> Any:
             single=[first, "$A"], pair=None, special_tokens=[(first, vocabulary[first])]
         )
     return PreTrainedTokenizerFast(tokenizer_object=made, **named)
-
-
-def _pre_tokenizer(header: GGUFHeader) -> Any:
-    """What cuts a string before the merges act."""
-    from tokenizers import Regex, pre_tokenizers
-
-    pattern = SPLITS[header.text("tokenizer.ggml.pre") or ""]
-    if pattern is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == _DIGIT),
-        ]
-    )
 
 
 def _sentence_pieces(header: GGUFHeader) -> Any:

@@ -45,7 +45,6 @@ from NatureLM.models.configuration import (
     PAD_TOKEN,
     REFERENCE_ONLY,
     NatureLMConfig,
-    NatureLMProcessor,
     language_model_config,
 )
 from NatureLM.models.cuda_layers import use_cuda_layers
@@ -354,7 +353,9 @@ def build_on_meta(
 ) -> NatureLM:
     """The model's modules without storage; raises CheckpointError where they were more than `most`,
     and where their sizes do not go together."""
-    processor = NatureLMProcessor.from_config(config, tokenizer) if tokenizer is not None else None
+    processor = None
+    if tokenizer is not None:
+        processor = model_class.processor_class.from_config(config, tokenizer)
     with (
         _building,
         _at_most(most, getattr(config.text_config, "num_hidden_layers", 0)),
