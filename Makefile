@@ -23,6 +23,7 @@ endif
 # Stamps carry a checksum of all that decides what is installed, so nothing is installed twice.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 KEY := $(VERSION)-$(firstword $(shell { cat pyproject.toml constraints.txt; pwd; } | cksum))
+NEW := $(VENV)/.made/new-$(KEY)
 CORE := $(VENV)/.made/core-$(KEY)
 TOOLS := $(VENV)/.made/tools-$(KEY)
 APP := $(VENV)/.made/app-$(KEY)
@@ -35,6 +36,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # Compiled modules are kept even where the shell says not to: tests start the commands a thousand times.
 TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MINI := $(or $(OUT),runs/mini)
+STYLE := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
+TYPES := $(BIN)/python -m mypy
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .PHONY: help demo app serve test-app experiment mini test lint format tiny small test-slow test-gpu test-ray gpu-check gpu-wheels foreign-readers peer vllm parity docs install tools constraints clean distclean
@@ -64,13 +67,16 @@ mini: $(TOOLS)  ## Benchmark the embedded model on clips of yours: make mini DAT
 	@$(BIN)/beans score "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/scores" --quiet
 	@$(BIN)/beans report "$(MINI)/run/answers.jsonl" --output-path "$(MINI)/report" --title "Mini benchmark"
 
-test: lint  ## All checks and all tests but the slow ones
-	$(PYTEST) -n $(WORKERS)
+# What mypy says comes last, where it is seen; by then it has long ended.
+test: $(TOOLS)  ## All checks and all tests but the slow ones
+	$(STYLE)
+	@types=$$(mktemp); $(TYPES) >"$$types" 2>&1 & mypy=$$!; \
+	$(PYTEST) -n $(WORKERS) --dist worksteal; tests=$$?; \
+	wait $$mypy; mypy=$$?; cat "$$types"; rm "$$types"; exit $$((tests | mypy))
 
 lint: $(TOOLS)  ## ruff and mypy
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
+	$(STYLE)
+	$(TYPES)
 
 format: $(TOOLS)  ## Let ruff fix and format the code
 	$(BIN)/python -m ruff check --fix .
@@ -155,40 +161,44 @@ install: $(CORE)  ## .venv with the package, exact versions
 
 tools: $(TOOLS)  ## The same with the test tools
 
-$(CORE):
+$(NEW):
 	@test -n "$(VERSION)" || { echo "make: $(PYTHON) does not run; name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "make: NatureLM needs Python 3.10 or newer and $(PYTHON) is $(VERSION); name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	@if ! $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null; then \
 		echo "Making $(VENV) with Python $(VERSION)"; $(PYTHON) -m venv --clear $(VENV); fi
 	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@echo "Installing NatureLM into $(VENV) (torch is large: the first time takes minutes)"
+	@echo "Installing into $(VENV) (torch is large: the first time takes minutes)"
 ifdef TORCH_INDEX_URL
 	@$(INSTALL) --index-url "$(TORCH_INDEX_URL)" --no-deps torch
 endif
 	@$(INSTALL) hatchling editables
-	@$(INSTALL) --no-build-isolation --editable .
 	@rm -rf $(VENV)/.made && mkdir -p $(VENV)/.made && touch $@
 
-$(APP): $(CORE)
+$(CORE): | $(NEW)
+	@echo "Installing NatureLM into $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(APP): | $(CORE)
 	@echo "Installing what the web app needs into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable ".[app]"
 	@touch $@
 
-$(SERVE): $(CORE)
+$(SERVE): | $(CORE)
 	@echo "Installing what the service needs into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable ".[serve]"
 	@touch $@
 
-$(RAY): $(TOOLS)
+$(RAY): | $(TOOLS)
 	@echo "Installing Ray into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable ".[dev,ray]"
 	@touch $@
 
-$(TOOLS): $(CORE)
-	@echo "Installing the test tools into $(VENV)"
+$(TOOLS): | $(NEW)
+	@echo "Installing NatureLM and the test tools into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable ".[dev]"
-	@touch $@
+	@touch $(CORE) $@
 
 constraints:  ## Pin every dependency anew (needs uv and the network)
 	@printf '%s\n' '# Exact versions of all that the extras and the tests need, on Python 3.10 and newer.' \

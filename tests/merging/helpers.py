@@ -43,10 +43,27 @@ def same_state(model: NatureLM, before: dict[str, Tensor]) -> bool:
     return now.keys() == before.keys() and all(torch.equal(now[n], t) for n, t in before.items())
 
 
+_WRITTEN: dict[str, dict[str, bytes]] = {}
+"""What PEFT wrote, by what it was asked for, as files by name."""
+
+
 def peft_folder(
     base: Path, folder: Path, *, seed: int = 3, strength: float = 0.1, **settings: Any
 ) -> Path:
-    """An adapter of the base language model, made and written by PEFT itself."""
+    """An adapter of the base language model, made and written by PEFT itself, each kind once."""
+    asked = repr((base, seed, strength, settings))
+    if asked not in _WRITTEN:
+        _write_adapter(base, folder, seed, strength, settings)
+        _WRITTEN[asked] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in _WRITTEN[asked].items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def _write_adapter(
+    base: Path, folder: Path, seed: int, strength: float, settings: dict[str, Any]
+) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -60,4 +77,3 @@ def peft_folder(
             if ".lora_" in name:
                 parameter.normal_(std=strength)
     model.save_pretrained(folder, save_embedding_layers=False)
-    return folder

@@ -34,6 +34,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def installed(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What pip was told to install, where `echo pip:` stands for it."""
+    return re.findall(
+        r"^pip: (?:--no-build-isolation --editable )?(.*)$", done.stdout, re.MULTILINE
+    )
+
+
 @needs_make
 def test_set_up_happens_once_and_again_after_a_change(checkout: Path) -> None:
     """`echo` stands for pip: the stamps are what is tested."""
@@ -41,15 +48,16 @@ def test_set_up_happens_once_and_again_after_a_change(checkout: Path) -> None:
     fake = ["PIP=true", "INSTALL=echo pip:"]
     first = make(checkout, "tools", *fake)
     assert first.returncode == 0, first.stderr
-    assert "pip: --no-build-isolation --editable .\n" in first.stdout
-    assert "pip: --no-build-isolation --editable .[dev]\n" in first.stdout
-    assert "pip:" not in make(checkout, "tools", *fake).stdout
+    assert installed(first) == ["hatchling editables", ".[dev]"]
+    assert installed(make(checkout, "tools", *fake)) == []
+    assert installed(make(checkout, "install", *fake)) == [], "the tools come with the package"
 
     with (checkout / "constraints.txt").open("a", encoding="utf-8") as file:
         file.write("# another version\n")
-    assert "pip:" in make(checkout, "install", *fake).stdout
-    assert "pip:" not in make(checkout, "install", *fake).stdout
-    assert "editable .[dev]" in make(checkout, "tools", *fake).stdout
+    assert installed(make(checkout, "install", *fake)) == ["hatchling editables", "."]
+    assert installed(make(checkout, "install", *fake)) == []
+    assert installed(make(checkout, "tools", *fake)) == [".[dev]"]
+    assert installed(make(checkout, "install", *fake)) == []
 
 
 @needs_make
@@ -88,6 +96,21 @@ def test_continuous_integration_runs_make_test() -> None:
     steps = make(ROOT, "--dry-run", "test").stdout
     for check in ("ruff check", "ruff format --check", "mypy", "pytest"):
         assert check in steps
+
+
+@needs_make
+@pytest.mark.parametrize("fails", ["", "ruff", "mypy", "pytest"])
+def test_whatever_fails_is_shown_and_fails_the_run(fails: str, checkout: Path) -> None:
+    """mypy runs beside the tests: what it says comes after theirs."""
+    python = checkout / "python"
+    python.write_text(f'#!/bin/sh\necho "$2 ran"\n[ "$2" != "{fails}" ]\n')
+    python.chmod(0o755)
+    done = make(checkout, "test", f"BIN={checkout}", f"PYTHON={sys.executable}", "TOOLS=")
+    assert (done.returncode != 0) == bool(fails)
+    ran = [line for line in done.stdout.splitlines() if line.endswith(" ran")]
+    assert ran == (
+        ["ruff ran"] if fails == "ruff" else 2 * ["ruff ran"] + ["pytest ran", "mypy ran"]
+    )
 
 
 @needs_make
