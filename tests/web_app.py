@@ -20,6 +20,7 @@ import pytest
 from NatureLM.app.context import AppContext
 from NatureLM.app.settings import AppSettings, Limits
 from NatureLM.config import load_config
+from NatureLM.inference.loading import PipelineLoader
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
@@ -159,6 +160,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def loaded(pipeline: Any) -> PipelineLoader:
+    """A pipeline that was loaded."""
+    loader = PipelineLoader(lambda: pipeline)
+    loader.wait()
+    return loader
+
+
 @dataclass
 class RunningApp:
     """A page that can be opened."""
@@ -174,10 +182,10 @@ def running(
     folder: Path,
     pipeline: Any = None,
     limits: Limits | None = None,
-    load: Any = None,
+    load: Callable[[], Any] | None = None,
     **some: Any,
 ) -> Iterator[RunningApp]:
-    """The app on a port of its own; `load` replaces the loading of the model, `some` settings."""
+    """The app on a port of its own; `load` gives another pipeline later, `some` are settings."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed")
     from NatureLM.app.page import build, launch
 
@@ -187,9 +195,7 @@ def running(
         limits=limits or Limits(),
         **{"port": free_port(), **some},
     )
-    context = AppContext(settings, pipeline)
-    if load is not None:
-        context._load = load  # type: ignore[method-assign]
+    context = AppContext(settings, loaded(pipeline) if load is None else PipelineLoader(load))
     page = build(context)
     assert isinstance(page, gradio.Blocks)
     try:

@@ -122,7 +122,7 @@ def build_ask(context: AppContext) -> None:
         session = session_of(visitor)
         clips = clip_input.clips(visitor).clips
         try:
-            if context.state != "ready" and clips:
+            if context.loader.state != "ready" and clips:
                 said = notice("The model is loading …", "hint")
                 yield shown(session, said, text=text, busy=True)
             cleared: str | None = ""

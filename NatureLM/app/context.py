@@ -17,15 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from NatureLM.app.clips import check_free, without_paths
 from NatureLM.app.jobs import Jobs
 from NatureLM.app.reviews import Reviews
 from NatureLM.app.settings import AppSettings, Limits
-from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.models.registry import EMBEDDED
+from NatureLM.errors import UsageError
+from NatureLM.inference.loading import PipelineLoader
 from NatureLM.util import format_bytes
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from NatureLM.inference.pipeline import Pipeline
 
-ModelState = Literal["waiting", "loading", "ready", "failed"]
 GRACE_SECONDS = 60.0
 """How long a page that was closed or lost its connection keeps what it has."""
 
@@ -55,7 +54,7 @@ class AppContext:
 
     folder: temporary, goes with the app
     remembered: components with the ids of the jobs that a browser remembers
-    load: gives the pipeline where another part of the process has it; may wait for it
+    loader: of the pipeline, where another part of the process asks it, too
     tabs: the page's `gr.Tabs`; the page sets it before it builds the tabs, as the next one
     handed_over: a `gr.State` with a recording that another tab hands to Long recording: (path,
         name that the visitor knows), or None
@@ -64,34 +63,24 @@ class AppContext:
     tabs: Any
     handed_over: Any
 
-    def __init__(
-        self,
-        settings: AppSettings,
-        pipeline: Pipeline | None = None,
-        load: Callable[[], Pipeline] | None = None,
-    ) -> None:
+    def __init__(self, settings: AppSettings, loader: PipelineLoader | None = None) -> None:
         self.settings = settings
         self.limits = settings.limits
-        self.model_name = settings.model or EMBEDDED
+        self.model_name = settings.name
         self.runs_dir = settings.runs_dir.resolve()
         self.assets_dir = None if settings.assets_dir is None else settings.assets_dir.resolve()
         self.folder, self._lock = _locked_folder()
         self.visitors = Visitors(self.folder, self.limits)
+        self.loader = loader or PipelineLoader(settings.load)
         self.jobs = Jobs(self.runs_dir, self.pipeline, model=self.model_name, limits=self.limits)
         self.reviews = Reviews(self.jobs, self.limits)
         self.remembered: list[Any] = []
-        self.state: ModelState = "waiting" if pipeline is None else "ready"
-        self.error: str | None = None  # why the model did not load
-        self._pipeline, self._load_it = pipeline, load or self._load_model
-        self._settled = threading.Event()
-        self._start = threading.Lock()
-        if pipeline is not None:
-            self._settled.set()
 
     @property
     def sample_rate(self) -> int:
         """Hz, of what the model hears; that of the published model until it is known."""
-        return 16_000 if self._pipeline is None else int(self._pipeline.model.config.sample_rate)
+        loaded = self.loader.loaded
+        return 16_000 if loaded is None else int(loaded.model.config.sample_rate)
 
     @property
     def alpha(self) -> float:
@@ -100,22 +89,9 @@ class AppContext:
         config = self.settings.config
         return 1.0 if config is None else config.generate.merging_alpha
 
-    def start_loading(self) -> None:
-        """Load the model in a thread of its own; a second call does nothing."""
-        with self._start:
-            if self.state != "waiting":
-                return
-            self.state = "loading"
-        threading.Thread(target=self._load, name="load model", daemon=True).start()
-
     def pipeline(self, timeout: float | None = None) -> Pipeline:
-        """The loaded pipeline; waits for it. Raises NatureLMError that says why there is none."""
-        self.start_loading()
-        if not self._settled.wait(timeout):
-            raise NatureLMError("The model is still loading. Try again in a moment.")
-        if self._pipeline is None:
-            raise NatureLMError(f"The model could not be loaded. {self.error}")
-        return self._pipeline
+        """See `PipelineLoader.wait`."""
+        return self.loader.wait(timeout)
 
     @property
     def shown_model(self) -> str:
@@ -134,35 +110,6 @@ class AppContext:
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self._lock.release()
-
-    def _load(self) -> None:
-        try:
-            self._pipeline = self._load_it()
-            self.state = "ready"
-        except Exception as error:  # the page lives on and says so, whatever a library raised
-            is_ours = isinstance(error, NatureLMError)
-            self.error = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            self.state = "failed"
-        finally:
-            self._settled.set()
-
-    def _load_model(self) -> Pipeline:
-        from NatureLM.config import Config
-        from NatureLM.inference.loading import load_model
-        from NatureLM.inference.pipeline import Pipeline
-
-        settings = self.settings
-        config = settings.config or Config()
-        model = load_model(
-            self.model_name,
-            config,
-            device=settings.device,
-            dtype=settings.dtype,
-            quantize=settings.quantize,
-            revision=settings.revision,
-            weights_hash=settings.weights_hash,
-        )
-        return Pipeline(model, config=config)
 
 
 @dataclass

@@ -171,7 +171,7 @@ def _header(context: AppContext) -> None:
     timer = gr.Timer(_POLL_SECONDS)
 
     def look() -> tuple[str, Any]:
-        waiting = context.state in ("waiting", "loading")
+        waiting = context.loader.state in ("waiting", "loading")
         return status_line(context), gr.Timer(active=waiting)
 
     timer.tick(look, outputs=[status, timer], **QUIET)
@@ -179,12 +179,12 @@ def _header(context: AppContext) -> None:
 
 def status_line(context: AppContext) -> str:
     """HTML that says whether questions can be answered yet."""
-    name = escape(context.shown_model)
+    name, state = escape(context.shown_model), context.loader.state
     text = {
         "ready": "is ready.",
-        "failed": f"could not be loaded: {escape(without_paths(context.error or ''))}",
-    }.get(context.state, "is loading …")
-    return f'<p role="status" class="model {context.state}">The model {name} {text}</p>'
+        "failed": f"could not be loaded: {escape(without_paths(context.loader.error))}",
+    }.get(state, "is loading …")
+    return f'<p role="status" class="model {state}">The model {name} {text}</p>'
 
 
 def about(context: AppContext) -> str:
@@ -296,7 +296,7 @@ def launch(page: Page, context: AppContext) -> str:
         raise NatureLMError("--share found no way to Gradio's server; leave it out, or try again")
     if shared:
         guards[0].also_called(urlsplit(shared).hostname or "")
-    context.start_loading()
+    context.loader.start()
     return str(shared or address)
 
 
@@ -312,7 +312,7 @@ def mounted(page: Page, context: AppContext) -> tuple[Guard, Callable[[], Any]]:
 
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
-        context.start_loading()
+        context.loader.start()
         async with outer.router.lifespan_context(outer):
             yield
 

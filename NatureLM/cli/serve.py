@@ -103,10 +103,11 @@ def serve(
     for folder in allow_root or ():
         if not folder.is_dir():
             raise UsageError(f"--allow-root {folder}: there is no such folder")
+    config = load_config(cfg_path, options or [])
     settings = ServeSettings(
-        **vars(weights),
+        **{**vars(weights), "model": of.model_name(weights.model, config)},
         **vars(on),
-        config=load_config(cfg_path, options or []),
+        config=config,
         alpha=merging_alpha,
         max_memory=of.memory_size(max_memory),
         host=host,
@@ -196,10 +197,11 @@ def inference_app(
     need_gradio()
     from NatureLM.app.page import serve
 
+    config = load_config(cfg_path, options or [])
     settings = AppSettings(
-        **vars(weights),
+        **{**vars(weights), "model": of.model_name(weights.model, config)},
         **vars(on),
-        config=load_config(cfg_path, options or []),
+        config=config,
         alpha=merging_alpha,
         host=host,
         port=port,

@@ -46,8 +46,9 @@ from NatureLM.generation.service import (
     Ticket,
 )
 from NatureLM.inference.conversation import TextStream
+from NatureLM.inference.loading import PipelineLoader, processor_of
 from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
-from NatureLM.models.registry import EMBEDDED, find
+from NatureLM.models.registry import find
 from NatureLM.prompts import ChatTemplate, prompt_parts
 from NatureLM.serve.bodies import Dialogue, first_problem
 from NatureLM.serve.settings import RequestError, ServeSettings, over_limit
@@ -98,40 +99,32 @@ class ServedModel:
         self, settings: ServeSettings, on_failure: Callable[[str], None] = logger.error
     ) -> None:
         self.settings, self._on_failure = settings, on_failure
-        self.state: State = "loading"
+        self.loader = PipelineLoader(self._load)
         self.error = ""
-        self.name = _public_name(settings.model)
+        self.name = _public_name(settings.name)
         self._folder = tempfile.TemporaryDirectory(prefix="naturelm-serve-")
         self.folder = Path(self._folder.name)
         self._began = time.monotonic()
-        self._pipeline: Pipeline | None = None
-        self._settled = threading.Event()
+        self._has_stopped = False
         self._service: EngineService | None = None
         self._readers = ThreadPoolExecutor(_DECODERS, "decode")
         self._embedding = threading.Lock()
 
     # -- life --------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Load the model in the background."""
-        threading.Thread(target=self._load, name="load", daemon=True).start()
+    @property
+    def state(self) -> State:
+        if self._has_stopped:
+            return "stopped"
+        if self.error:
+            return "failed"
+        return "ready" if self.loader.state == "ready" else "loading"
 
-    def _load(self) -> None:
-        from NatureLM.inference.loading import processor_of
-        from NatureLM.inference.pipeline import Pipeline
-
-        settings = self.settings
+    def _load(self) -> Pipeline:
+        """The pipeline, once all that answers with it is there."""
+        settings, limits = self.settings, self.settings.limits
         try:
-            pipeline = Pipeline(
-                settings.model or EMBEDDED,
-                config=settings.config,
-                device=settings.device,
-                dtype=None if settings.dtype == "auto" else settings.dtype,
-                quantize=settings.quantize,
-                max_memory=settings.max_memory,
-                revision=settings.revision,
-                weights_hash=settings.weights_hash,
-            )
+            pipeline = settings.load()
             config = pipeline.model.config
             self.sound = SoundReader(
                 settings, config.sample_rate, config.window_seconds, self.folder
@@ -141,7 +134,6 @@ class ServedModel:
                 lambda alpha: pipeline.calibration_at(alpha)[0]
             )
             self._template = ChatTemplate.of(processor_of(pipeline.model).prompt_template)
-            limits = settings.limits
             engine = Engine(
                 pipeline.model,
                 GenerationOptions(**pipeline.cfg.generate.model_dump(exclude={"merging_alpha"})),
@@ -151,24 +143,17 @@ class ServedModel:
             self._service = EngineService(
                 engine, max_waiting=limits.queue, on_failure=self._engine_died
             )
-            self._pipeline, self.state = pipeline, "ready"
         except Exception as error:
-            reason = str(error) if isinstance(error, NatureLMError) else type(error).__name__
-            self._fail(f"the model {self.name} cannot be loaded: {reason}")
+            reason = str(error)
             if not isinstance(error, NatureLMError):
-                raise
-        finally:
-            self._settled.set()
-
-    def wait(self) -> Pipeline:
-        """The model once it is loaded. Raises NatureLMError that says why it never will be."""
-        self._settled.wait()
-        if self._pipeline is None:
-            raise NatureLMError(self.error)
-        return self._pipeline
+                reason = type(error).__name__
+                logger.exception("the model cannot be loaded")
+            self._fail(f"the model {self.name} cannot be loaded: {reason}")
+            raise
+        return pipeline
 
     def _fail(self, reason: str) -> None:
-        self.state, self.error = "failed", reason
+        self.error = reason
         self._on_failure(reason)
 
     def _engine_died(self, error: BaseException) -> None:
@@ -176,7 +161,7 @@ class ServedModel:
 
     def close(self) -> None:
         """End the engine and remove what was kept."""
-        self.state = "stopped"
+        self._has_stopped = True
         if self._service is not None:
             self._service.drain(0.0)
         self._readers.shutdown(wait=False, cancel_futures=True)
@@ -187,7 +172,8 @@ class ServedModel:
     @property
     def pipeline(self) -> Pipeline:
         """The loaded model. Raises RequestError (503) while there is none."""
-        if self._pipeline is None or self.state != "ready":
+        loaded = self.loader.loaded
+        if loaded is None or self.state != "ready":
             raise RequestError(
                 {"loading": f"the model {self.name} is loading: try again in a moment"}.get(
                     self.state, "the service cannot answer; its log says why"
@@ -196,17 +182,17 @@ class ServedModel:
                 code="model_not_ready",
                 retry_after=_RETRY_SECONDS,
             )
-        return self._pipeline
+        return loaded
 
     @property
     def revision(self) -> str:
         """The hash of the weights; before they are loaded, that they are not."""
-        loaded = self._pipeline
+        loaded = self.loader.loaded
         return "loading" if loaded is None else str(loaded.model.fingerprint)
 
     def load_status(self) -> dict[str, Any]:
         """How far the loading is, as BEANS-Next's launchers tell it."""
-        loaded = self._pipeline
+        loaded = self.loader.loaded
         return {
             "load_status": self.state,
             "loading_elapsed_sec": round(time.monotonic() - self._began, 1),
@@ -634,7 +620,6 @@ def model_of(request: Request) -> ServedModel:
     return model
 
 
-def _public_name(model: str | None) -> str:
+def _public_name(name: str) -> str:
     """The name that clients give: of a folder the last part, so that no path is told."""
-    name = model or EMBEDDED
     return name if find(name) is not None or not Path(name).exists() else Path(name).resolve().name

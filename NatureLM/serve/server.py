@@ -102,7 +102,7 @@ def create_app(
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        model.start()
+        model.loader.start()
         try:
             async with page.alive() if page is not None else nullcontext():
                 yield
@@ -389,7 +389,7 @@ def _page(
         assets_dir=folder_of_samples(None),
     )
     os.umask(0o077)  # what visitors give is for nobody else on this computer
-    context = AppContext(of_page, load=model.wait)
+    context = AppContext(of_page, model.loader)
     page = build(context)
     try:
         key = "?token=<an API key>" if token else ""

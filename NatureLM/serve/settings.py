@@ -130,7 +130,6 @@ class ServeSettings(ModelSettings):
     with_page: whether the web page that asks the same model is at the root of the address
     """
 
-    max_memory: int | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: dict[str, str] = field(default_factory=dict, repr=False)

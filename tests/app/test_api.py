@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from web_app import ASSETS, FakePipeline, RunningApp, call, dropped, file, free_port, sent, upload
+from web_app import (
+    ASSETS,
+    FakePipeline,
+    RunningApp,
+    call,
+    dropped,
+    file,
+    free_port,
+    loaded,
+    sent,
+    upload,
+)
 
 from NatureLM.app.context import AppContext
 from NatureLM.errors import UsageError
@@ -100,7 +111,7 @@ def test_the_page_names_no_other_host(app: RunningApp) -> None:
 def test_a_port_that_is_taken_is_named(app: RunningApp) -> None:
     from NatureLM.app.page import build, launch
 
-    context = AppContext(app.context.settings, FakePipeline())  # type: ignore[arg-type]
+    context = AppContext(app.context.settings, loaded(FakePipeline()))
     try:
         with pytest.raises(UsageError, match=r"port \d+ of 127\.0\.0\.1 cannot be used.*--port"):
             launch(build(context), context)

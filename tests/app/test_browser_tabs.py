@@ -339,16 +339,12 @@ def test_a_page_says_that_the_model_loads_and_when_it_is_ready(
     open_page: Opener, tmp_path: Path, sounds: Sounds, fake_app: RunningApp
 ) -> None:
     go = threading.Event()
-    held: list[RunningApp] = []
 
-    def load() -> None:
+    def load() -> Any:
         go.wait(60)
-        context = held[0].context
-        context._pipeline, context.state = fake_app.pipeline, "ready"
-        context._settled.set()
+        return fake_app.pipeline
 
     with running(tmp_path, load=load) as app:
-        held.append(app)
         page = open_page(app)
         assert "is loading" in page.locator("#status").inner_text()
         put(page, "ask", sounds["tone"])

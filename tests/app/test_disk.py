@@ -32,6 +32,7 @@ from web_app import (
     dropped,
     event,
     file,
+    loaded,
     running,
     sent,
     until,
@@ -42,7 +43,7 @@ from NatureLM.app import context as context_module
 from NatureLM.app.clips import samples_of, without_paths
 from NatureLM.app.context import AppContext, Visitors
 from NatureLM.app.settings import AppSettings, Limits
-from NatureLM.errors import UsageError
+from NatureLM.errors import NatureLMError, UsageError
 
 LIMITS = Limits(disk_bytes=2_000_000, idle_seconds=3.0, free_bytes=1000)
 
@@ -285,19 +286,15 @@ def test_nobody_passes_those_who_wait(app: RunningApp) -> None:
     assert call(f"{app.address}gradio_api/run/predict", body, "application/json")[0] == 404
 
 
-def test_no_path_of_the_computer_is_on_the_page(
-    tmp_path: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_path_of_the_computer_is_on_the_page(tmp_path: Path, sound: bytes) -> None:
     """Neither those of the app's own files, nor of the model, of runs, or of the program."""
 
     from NatureLM.app.page import about, status_line
 
-    def fails(self: AppContext) -> None:
-        self.error, self.state = f"{tmp_path}/secret/model.bin: no such file", "failed"
-        self._settled.set()
+    def fails() -> None:
+        raise NatureLMError(f"{tmp_path}/secret/model.bin: no such file")
 
-    monkeypatch.setattr(AppContext, "_load", fails)
-    with running(tmp_path / "secret", model=f"{tmp_path}/secret/model") as app:
+    with running(tmp_path / "secret", load=fails, model=f"{tmp_path}/secret/model") as app:
         seen = [call(app.address + page)[1].decode() for page in ("", "config", "gradio_api/info")]
         body = upload(app, "tone.wav", sound)[1]
         (address,) = json.loads(body)
@@ -376,7 +373,7 @@ def test_a_timeline_is_told_no_path() -> None:
 
 
 def test_folders_are_for_nobody_else(tmp_path: Path) -> None:
-    context = AppContext(AppSettings(runs_dir=tmp_path / "runs"), FakePipeline())  # type: ignore[arg-type]
+    context = AppContext(AppSettings(runs_dir=tmp_path / "runs"), loaded(FakePipeline()))
     try:
         with context.visitors.upload() as sent:
             pass
@@ -556,11 +553,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from web_app import FakePipeline, free_port
-from NatureLM.app.context import AppContext
 from NatureLM.app.page import serve
 from NatureLM.app.settings import AppSettings
 from NatureLM.cli.terminal import _terminable
-AppContext._load = lambda self: (setattr(self, '_pipeline', FakePipeline()), self._settled.set())
+AppSettings.load = lambda self: FakePipeline()
 settings = AppSettings(runs_dir=Path(sys.argv[2]), port=free_port())
 with _terminable():
     serve(settings, lambda text: print(text, flush=True))

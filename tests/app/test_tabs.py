@@ -28,6 +28,7 @@ from NatureLM.app.clips import Clip, ClipList
 from NatureLM.app.context import AppContext, Visitors
 from NatureLM.app.settings import AppSettings, Limits, folder_of_samples
 from NatureLM.errors import NatureLMError, UsageError
+from NatureLM.inference.loading import PipelineLoader
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models.registry import EMBEDDED
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, place_numbered
@@ -268,21 +269,20 @@ def test_visitors_have_folders_that_go_with_them(tmp_path: Path) -> None:
 def test_the_model_loads_aside_and_says_why_it_did_not(tmp_path: Path) -> None:
     context = AppContext(AppSettings(model=str(tmp_path / "none"), runs_dir=tmp_path))
     try:
-        assert context.state == "waiting"
+        assert context.loader.state == "waiting"
         with pytest.raises(NatureLMError, match="could not be loaded"):
             context.pipeline(timeout=60)
-        assert context.state == "failed"
+        assert context.loader.state == "failed"
     finally:
         context.close()
     assert not context.folder.exists()
 
-    waiting = AppContext(AppSettings(runs_dir=tmp_path))
     hold = threading.Event()
-    waiting._load = hold.wait  # type: ignore[method-assign, assignment]
+    waiting = AppContext(AppSettings(runs_dir=tmp_path), PipelineLoader(hold.wait))  # type: ignore[arg-type]
     try:
         with pytest.raises(NatureLMError, match="still loading"):
             waiting.pipeline(timeout=0.01)
-        assert waiting.state == "loading"
+        assert waiting.loader.state == "loading"
     finally:
         hold.set()
         waiting.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from NatureLM.app.context import AppContext
 from NatureLM.app.settings import AppSettings
 from NatureLM.audio import AudioError
 from NatureLM.audio.windows import iter_windows
-from NatureLM.config import load_config
+from NatureLM.config import Config, load_config
 from NatureLM.errors import UsageError
 from NatureLM.generation.audio_cache import Load
 from NatureLM.generation.engine import Answer, Engine, Request
@@ -328,13 +328,28 @@ def test_the_prompt_template_of_the_configuration_is_used_and_else_the_models_ow
     assert processor.prompt_template == TEMPLATE != own.prompt_template
 
 
-def test_the_app_loads_what_the_command_line_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "door",
+    [lambda config: AppContext(AppSettings(config=config)), lambda config: served(config)],
+    ids=["app", "service"],
+)
+def test_page_and_service_load_what_the_command_line_loads(
+    own_folder: Path, door: Callable[[Config], Any]
+) -> None:
     config = load_config(None, [f"model.prompt_template={TEMPLATE}"])
-    context = AppContext(AppSettings(config=config, runs_dir=tmp_path))
-    pipeline = context.pipeline(timeout=120)
-    context.close()
+    opened = door(config)
+    pipeline = opened.loader.wait(timeout=120)
+    opened.close()
     assert pipeline.model.processor.prompt_template == TEMPLATE
     assert pipeline.cfg is config
+
+
+def served(config: Config) -> Any:
+    pytest.importorskip("fastapi")
+    from NatureLM.serve.model import ServedModel
+    from NatureLM.serve.settings import ServeSettings
+
+    return ServedModel(ServeSettings(config=config))
 
 
 @pytest.fixture

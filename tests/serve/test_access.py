@@ -471,6 +471,21 @@ def test_an_engine_that_dies_ends_the_service_with_the_reason(
         assert service.chat(audio(DOG), text(QUESTION)).status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("command", "run"),
+    [("serve", "NatureLM.serve.server.serve"), ("inference-app", "NatureLM.app.page.serve")],
+)
+def test_a_configuration_names_the_model_where_no_option_does(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, run: str
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(run, lambda settings, say: seen.append(settings.name))
+    for words in ([], ["--options", "model.ckpt=a/model"]):
+        naturelm(command, *words)
+        naturelm(command, *words, "--model", "another/model")
+    assert seen == ["naturelm-tiny", "another/model", "a/model", "another/model"]
+
+
 def _start(port: int) -> subprocess.Popen[str]:
     code = "from NatureLM.cli.main import naturelm; naturelm()"
     return subprocess.Popen(

@@ -74,7 +74,7 @@ def test_health_waits_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
         assert service.get("/info").json()["load_status"] == "loading"
         is_there.set()
-        service.model.wait()
+        service.model.loader.wait()
         assert service.get("/health").status_code == 200
 
 
