@@ -49,7 +49,8 @@ from NatureLM.models.registry import find
 from NatureLM.reports.figures import DARK, LIGHT
 from NatureLM.species import names_on_card
 from NatureLM.util import format_bytes, format_duration, library
-from NatureLM.web.guard import Guard, bound_connections, check_port, in_address, is_loopback
+from NatureLM.web.guard import Guard
+from NatureLM.web.server import bound_connections, check_port, in_address, is_loopback
 
 TITLE = "NatureLM"
 TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {

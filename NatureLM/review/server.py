@@ -23,16 +23,8 @@ from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.progress import printable
 from NatureLM.review.folder import Segment, VerdictStore, checked_reviewer, read_segments
 from NatureLM.util import library, parse_json
-from NatureLM.web.guard import (
-    App,
-    Guard,
-    Route,
-    check_port,
-    in_address,
-    is_loopback,
-    page_rules,
-    server_config,
-)
+from NatureLM.web.guard import Guard, Route, page_rules
+from NatureLM.web.server import App, check_port, in_address, is_loopback, server_config
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,18 +29,17 @@ from starlette.requests import ClientDisconnect
 
 import NatureLM
 from NatureLM.errors import NatureLMError
-from NatureLM.serve import chat, decisions, predictions, recordings
+from NatureLM.serve import chat, predictions, recordings
 from NatureLM.serve.bodies import first_problem
 from NatureLM.serve.model import ServedModel
 from NatureLM.serve.settings import RequestError, ServeSettings
 from NatureLM.util import format_bytes, library
-from NatureLM.web.body import Message, Receive
-from NatureLM.web.guard import (
+from NatureLM.web.guard import Guard, Route, Rules
+from NatureLM.web.server import (
     LOOPBACK,
     App,
-    Guard,
-    Route,
-    Rules,
+    Message,
+    Receive,
     Send,
     check_port,
     in_address,
@@ -122,7 +121,7 @@ def create_app(
         },
     )
     app.state.served = model
-    for part in (chat, decisions, recordings, predictions):
+    for part in (chat, recordings, predictions):
         app.include_router(part.router)
     _add_errors(app)
 

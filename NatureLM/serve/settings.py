@@ -11,7 +11,7 @@ from typing import Any
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.loading import ModelSettings
 from NatureLM.util import did_you_mean, parse_bytes
-from NatureLM.web.guard import is_loopback
+from NatureLM.web.server import is_loopback
 
 API_KEYS_VARIABLE = "NATURELM_API_KEYS"
 _LEAST_KEY = 16  # characters, so that a key cannot be tried out

@@ -8,30 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import os
 import re
 import secrets
-import socket
 import time
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from NatureLM.errors import UsageError
-from NatureLM.web.body import Body, Headers, Message, Receive, RefusedError
+from NatureLM.web.server import (
+    LOOPBACK,
+    App,
+    Body,
+    Headers,
+    Message,
+    Receive,
+    RefusedError,
+    Send,
+    is_address,
+    is_loopback,
+    netloc,
+    own_names,
+    plain_name,
+)
 
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'self'; connect-src 'self'; "
     "font-src 'self' data:; form-action 'self'; frame-ancestors 'none'; frame-src 'none'; "
@@ -57,7 +65,6 @@ LOGIN = "/login"
 TOKEN_VARIABLE = "NATURELM_TOKEN"
 _LEAST_TOKEN = 16  # characters: nobody counts the guesses at a token
 _LOGIN_BYTES = 4096
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::(\d{1,5}))?")
 _UNSAFE_PATH = re.compile(r"(^|[/\\])\.\.?($|[/\\])|[\x00-\x1f\x7f]")
 _START = re.compile(r"/(\?[\w=&%.+-]*)?")  # where a login may lead
 _GUESSES, _GUESS_SECONDS = 10, 60.0  # wrong passwords for one name from one address
@@ -147,8 +154,8 @@ class Guard:
         self._app = app
         self._rules = rules
         self._paths = [(re.compile(route.path), route) for route in rules.routes]
-        self._hosts = {_plain_name(name) for name in rules.hosts}
-        self._proxied = {_plain_name(name) for name in rules.proxied}
+        self._hosts = {plain_name(name) for name in rules.hosts}
+        self._proxied = {plain_name(name) for name in rules.proxied}
         self._hosts |= self._proxied
         self._secret = secrets.token_bytes(32)
         self._gates = {r: asyncio.Semaphore(r.at_once) for r in rules.routes if r.at_once}
@@ -157,8 +164,8 @@ class Guard:
 
     def also_called(self, host: str) -> None:
         """One more name, that was not known when the server started."""
-        self._hosts.add(_plain_name(host))
-        self._proxied.add(_plain_name(host))
+        self._hosts.add(plain_name(host))
+        self._proxied.add(plain_name(host))
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -224,8 +231,8 @@ class Guard:
         if len(given) != 1:
             raise RefusedError(400, "A request names one host.")
         for host in [*given, *headers.listed("x-forwarded-host")]:
-            name = (_netloc(host) or ("", None))[0]
-            if name not in self._hosts and not (self._rules.addresses and _is_address(name)):
+            name = (netloc(host) or ("", None))[0]
+            if name not in self._hosts and not (self._rules.addresses and is_address(name)):
                 shown = re.sub(r"[^\w.:\[\]-]", "?", host[:80])
                 raise RefusedError(
                     403,
@@ -245,9 +252,9 @@ class Guard:
             else:
                 own = [*headers.all("host"), *headers.listed("x-forwarded-host")]
                 scheme, _, rest = origin.partition("://")
-                place = _netloc(rest) if scheme in ("http", "https") else None
+                place = netloc(rest) if scheme in ("http", "https") else None
                 is_own = place is not None and (
-                    place in map(_netloc, own) or place[0] in self._proxied
+                    place in map(netloc, own) or place[0] in self._proxied
                 )
             if not is_own and not is_reading:
                 raise RefusedError(403, "Pages of other sites may not ask this server.")
@@ -491,20 +498,6 @@ class Guard:
         await send({"type": "http.response.body", "body": text, "more_body": not is_last})
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this computer reaches an address to listen at."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def own_names(host: str) -> tuple[str, ...]:
-    """Names by which a computer is reached that listens at an address."""
-    names = [socket.gethostname(), socket.getfqdn()] if not is_loopback(host) else []
-    return (*LOOPBACK, host, *names, *(f"{name}.local" for name in names))
-
-
 def token_for(
     host: str, hosts: tuple[str, ...], *, share: bool, given: str | None, none: bool, people: bool
 ) -> str | None:
@@ -533,107 +526,6 @@ def token_for(
             "a-z, A-Z, 0-9, - and _"
         )
     return token
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise UsageError where somebody else has the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(
-                f"port {port} of {host} cannot be used ({error.strerror or error}); choose another "
-                "with --port"
-            ) from None
-
-
-def server_config(app: App, host: str, port: int, **more: Any) -> Any:
-    """A loaded `uvicorn.Config` of an application that logs what it does itself."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        **more,
-    )
-    config.load()
-    bound_connections(config)
-    return config
-
-
-def in_address(host: str) -> str:
-    """A name or IP address as it stands in the address of a page."""
-    return f"[{host}]" if ":" in host else host
-
-
-def bound_connections(config: Any, connections: int = 500, header_seconds: float = 20.0) -> None:
-    """Bound a running `uvicorn.Config`: connections in all, and seconds until a request is there.
-
-    uvicorn itself waits for headers for ever.
-    """
-    config.limit_concurrency = connections
-    config.h11_max_incomplete_event_size = 32 * 1024
-    base: Any = config.http_protocol_class
-
-    class Bounded(base):  # type: ignore[misc]
-        _until_request: Any = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._until_request is not None:
-                self._until_request.cancel()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            is_idle = self.cycle is None or self.cycle.response_complete
-            if not is_idle and self._until_request is not None:
-                self._until_request.cancel()
-                self._until_request = None
-            elif is_idle and self._until_request is None:
-                self._until_request = self.loop.call_later(header_seconds, self._give_up)
-
-        def _give_up(self) -> None:
-            self._until_request = None
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
-
-    config.http_protocol_class = Bounded
-
-
-def _netloc(text: str) -> tuple[str, str | None] | None:
-    """Name and port, if there is one, of `name:port`; None if it is no such thing."""
-    match = _HOST.fullmatch(text.lower())
-    return None if match is None else (_plain_name(match[1]), match[2])
-
-
-def _plain_name(name: str) -> str:
-    """A name of a host, or an address, as all spellings of it are compared."""
-    name = name.strip().lower().removeprefix("[").removesuffix("]").rstrip(".")
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        return name
-
-
-def _is_address(name: str) -> bool:
-    try:
-        return not ipaddress.ip_address(name).is_unspecified
-    except ValueError:
-        return False
 
 
 def _is_same(given: str, right: str) -> bool:

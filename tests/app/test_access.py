@@ -23,8 +23,8 @@ from NatureLM.app.settings import (
     read_people,
 )
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.web.body import RefusedError
-from NatureLM.web.guard import SECURITY_HEADERS, Guard, is_loopback, token_for
+from NatureLM.web.guard import SECURITY_HEADERS, Guard, token_for
+from NatureLM.web.server import RefusedError, is_loopback
 
 TOKEN = "a-token-of-the-tests"
 OPEN_ROUTES = """

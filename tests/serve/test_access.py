@@ -34,7 +34,7 @@ from served import DOG, OWL, QUESTION, Running, audio, message, noise, serving, 
 from web_app import free_port, until
 
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.serve import fetch, server
+from NatureLM.serve import server, sound
 from NatureLM.serve.settings import Limits, ServeSettings, check_exposure, read_api_keys
 
 SCHEMATHESIS = shutil.which("schemathesis")
@@ -310,9 +310,9 @@ def test_only_allowed_hosts_are_asked(url: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket, "create_connection", opened)
     monkeypatch.setattr(socket, "getaddrinfo", opened)
     with pytest.raises(UsageError):
-        fetch.fetch(url, ["sounds.example"], most_bytes=10, seconds=1)
+        sound.fetch(url, ["sounds.example"], most_bytes=10, seconds=1)
     with pytest.raises(UsageError):
-        fetch.fetch(url, [], most_bytes=10, seconds=1)
+        sound.fetch(url, [], most_bytes=10, seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -331,12 +331,12 @@ def test_addresses_of_an_own_network_are_not_asked(
     found = [(socket.AF_INET, 1, 6, "", ("93.184.216.34", 443)), (family, 1, 6, "", (address, 443))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(UsageError, match="its own network"):
-        fetch.public_address("sounds.example", 443)
+        sound.public_address("sounds.example", 443)
 
 
 @given(st.ip_addresses())
 def test_what_is_asked_is_public(address: Any) -> None:
-    if fetch._is_public(address):
+    if sound._is_public(address):
         assert address.is_global
         assert not address.is_multicast
 
@@ -376,9 +376,9 @@ def _got(
 ) -> bytes:
     """What is fetched from a server on loopback, which stands for one of the internet."""
     server = _Server(response, pause)
-    monkeypatch.setattr(fetch, "public_address", lambda host, port: "127.0.0.1")
+    monkeypatch.setattr(sound, "public_address", lambda host, port: "127.0.0.1")
     try:
-        return fetch.fetch(
+        return sound.fetch(
             f"http://sounds.example:{server.port}/a.wav",
             [f"sounds.example:{server.port}"],
             **{"most_bytes": 10**6, "seconds": 5, **limits},

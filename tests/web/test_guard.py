@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web_app import started
 
-from NatureLM.web import body as body_of_requests
-from NatureLM.web import guard
-from NatureLM.web.guard import SECURITY_HEADERS, Guard, Route, Rules, bound_connections
+from NatureLM.web import server as web_server
+from NatureLM.web.guard import SECURITY_HEADERS, Guard, Route, Rules
+from NatureLM.web.server import LOOPBACK, bound_connections
 
 T = TypeVar("T")
 ROUTES = (
@@ -222,7 +222,7 @@ def test_a_path_below_a_root_is_matched_without_it() -> None:
 
 # hosts and origins
 
-NAMED = Rules(ROUTES, hosts=(*guard.LOOPBACK, "field.example"), proxied=("birds.example.org",))
+NAMED = Rules(ROUTES, hosts=(*LOOPBACK, "field.example"), proxied=("birds.example.org",))
 NET = Rules(ROUTES, hosts=("localhost", "station"), addresses=True)
 
 
@@ -381,7 +381,7 @@ def test_a_slow_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert application.has_left
     assert time.monotonic() - begun < 5
-    monkeypatch.setattr(body_of_requests, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(web_server, "_IDLE_SECONDS", 0.05)
     assert asked(path="/ask", method="POST", body=b"x", pause=0.1)[0].status == 408
 
 

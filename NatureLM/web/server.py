@@ -1,20 +1,143 @@
-"""What a client sends: its headers, and its body, counted and timed as it comes."""
+"""A server and what comes to it: its address, its names, and requests, counted and timed."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import re
+import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from NatureLM.errors import NatureLMError
+from NatureLM.errors import NatureLMError, UsageError
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::(\d{1,5}))?")
 
 _DRAIN_BYTES, _DRAIN_SECONDS = 64 * 10**6, 2.0  # of a refused body, so that the answer is read
 _PART_HEADER_BYTES = 8192
 _IDLE_SECONDS = 30.0  # without a piece of the body
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches an address to listen at."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """Names by which a computer is reached that listens at an address."""
+    names = [socket.gethostname(), socket.getfqdn()] if not is_loopback(host) else []
+    return (*LOOPBACK, host, *names, *(f"{name}.local" for name in names))
+
+
+def in_address(host: str) -> str:
+    """A name or IP address as it stands in the address of a page."""
+    return f"[{host}]" if ":" in host else host
+
+
+def netloc(text: str) -> tuple[str, str | None] | None:
+    """Name and port, if there is one, of `name:port`; None if it is no such thing."""
+    match = _HOST.fullmatch(text.lower())
+    return None if match is None else (plain_name(match[1]), match[2])
+
+
+def plain_name(name: str) -> str:
+    """A name of a host, or an address, as all spellings of it are compared."""
+    name = name.strip().lower().removeprefix("[").removesuffix("]").rstrip(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
+def is_address(name: str) -> bool:
+    try:
+        return not ipaddress.ip_address(name).is_unspecified
+    except ValueError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise UsageError where somebody else has the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} of {host} cannot be used ({error.strerror or error}); choose another "
+                "with --port"
+            ) from None
+
+
+def server_config(app: App, host: str, port: int, **more: Any) -> Any:
+    """A loaded `uvicorn.Config` of an application that logs what it does itself."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        **more,
+    )
+    config.load()
+    bound_connections(config)
+    return config
+
+
+def bound_connections(config: Any, connections: int = 500, header_seconds: float = 20.0) -> None:
+    """Bound a running `uvicorn.Config`: connections in all, and seconds until a request is there.
+
+    uvicorn itself waits for headers for ever.
+    """
+    config.limit_concurrency = connections
+    config.h11_max_incomplete_event_size = 32 * 1024
+    base: Any = config.http_protocol_class
+
+    class Bounded(base):  # type: ignore[misc]
+        _until_request: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._until_request is not None:
+                self._until_request.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            is_idle = self.cycle is None or self.cycle.response_complete
+            if not is_idle and self._until_request is not None:
+                self._until_request.cancel()
+                self._until_request = None
+            elif is_idle and self._until_request is None:
+                self._until_request = self.loop.call_later(header_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            self._until_request = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    config.http_protocol_class = Bounded
 
 
 class RefusedError(NatureLMError):
