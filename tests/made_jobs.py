@@ -8,7 +8,8 @@ from typing import Any
 
 from web_app import ASSETS, until
 
-from NatureLM.app.jobs import Job, Jobs
+from NatureLM.app.job import Job
+from NatureLM.app.jobs import Jobs
 from NatureLM.config import Config
 from NatureLM.inference.windows import AskOptions
 from NatureLM.results.rows import read_rows

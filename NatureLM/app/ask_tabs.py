@@ -49,7 +49,8 @@ from NatureLM.teach.examples import Examples, Place, named
 from NatureLM.teach.fit import fit_classifier
 
 if TYPE_CHECKING:
-    from NatureLM.app.jobs import Job, Jobs
+    from NatureLM.app.job import Job
+    from NatureLM.app.jobs import Jobs
 
 
 FEWEST, MOST = 2, 10

@@ -13,10 +13,8 @@ import gradio as gr
 
 from NatureLM.app.chat import list_of
 from NatureLM.app.context import AppContext
-from NatureLM.app.job_view import (
-    counted,
-)
-from NatureLM.app.jobs import refuse_too_many, windows_of
+from NatureLM.app.job import refuse_too_many, windows_of
+from NatureLM.app.job_view import counted
 from NatureLM.app.settings import Limits
 from NatureLM.app.ui import (
     HIDDEN,

@@ -14,6 +14,7 @@ import gradio as gr
 
 from NatureLM.app.clips import sentence, shown_name, without_paths
 from NatureLM.app.context import AppContext
+from NatureLM.app.job import JobRecording, Kind
 from NatureLM.app.job_form import (
     job_fields,
     lengths_of,
@@ -21,7 +22,6 @@ from NatureLM.app.job_form import (
     questionnaire_of,
     settings_of,
 )
-from NatureLM.app.job_sound import JobSound
 from NatureLM.app.job_view import (
     ANSWER,
     DOWNLOADS,
@@ -35,13 +35,13 @@ from NatureLM.app.job_view import (
     count_html,
     recordings_html,
     status_html,
-    timeline,
     view_job,
     write_download,
     write_downloads,
 )
-from NatureLM.app.jobs import JobRecording, Jobs, Kind
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.review_tab import build_review_part
+from NatureLM.app.timeline import JobSound, timeline
 from NatureLM.app.ui import (
     HIDDEN,
     QUIET,

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from NatureLM import formats
 from NatureLM.app.clips import without_paths
-from NatureLM.app.jobs import Job, JobRecording, Jobs
+from NatureLM.app.job import Job, JobRecording
+from NatureLM.app.jobs import Jobs
 from NatureLM.generation.labels import NOTHING
 from NatureLM.results.detections import ResultFile
 from NatureLM.results.rows import (
@@ -40,16 +41,12 @@ from NatureLM.results.rows import (
 from NatureLM.results.tables import alternatives_text, write_lines
 from NatureLM.util import format_duration
 
+DOWNLOADS = ("csv", "raven", "jsonl")
+"""The tables that have a button of their own."""
 PAGE_ROWS = 1000
 """Rows of the table that the page gets at once."""
-MOST_MARKS = 9000
-"""Marks of a timeline: beyond a day of windows of ten seconds, neighbours share one."""
 RECORDING, FROM, TO = "Recording", "From (s)", "To (s)"
 ANSWER, CONFIDENCE, QUESTION = "Answer", "Confidence", "Question"
-NAMED = 6
-"""Answers that have a colour of their own: more could not be told apart."""
-_STEPS = 5
-_LONGEST = 300
 _MOST_READ = 400_000  # answers that are kept of all jobs but the one that was looked at last
 
 
@@ -398,88 +395,6 @@ def count_html(shown: int, of: int, page: int = 0) -> str:
 
 def counted(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
-
-
-def timeline(
-    view: JobView, recording: JobRecording, query: str, colouring: str = "answer"
-) -> dict[str, Any]:
-    """The windows of a recording that have an answer to one question, with their colours.
-
-    `windows` are start and end (seconds of the recording), answer, confidence (0 to 1, or None) and
-    place in `legend`; what has no answer yet is not among them. `colouring` is `answer` or
-    `confidence`, which is of no use where no answer has any. Of more than `MOST_MARKS` windows
-    neighbours share a mark, which has the colour that most of them have.
-    """
-    found = [one for one in view.answers if one.file == recording.file and one.query == query]
-    answers = sorted(found, key=lambda one: one.start)
-    by_answer = colouring != "confidence" or all(one.confidence is None for one in answers)
-    legend, places = _by_answer(answers) if by_answer else _by_confidence(answers)
-    many = -(-len(answers) // MOST_MARKS) or 1
-    marks = (
-        _mark(answers[n : n + many], places[n : n + many]) for n in range(0, len(answers), many)
-    )
-    return {
-        "job": view.job.id,
-        "recording": recording.file,
-        "name": recording.name,
-        "seconds": recording.seconds or 0.0,
-        "legend": legend,
-        "windows": list(marks),
-    }
-
-
-def _mark(answers: Sequence[Answer], places: Sequence[int]) -> dict[str, Any]:
-    """A window of the timeline, or neighbours as one."""
-    ((place, _),) = Counter(places).most_common(1)
-    first = answers[places.index(place)]
-    alike = sum(one.text == first.text for one in answers)
-    more = f" ({alike} of {len(answers)} windows)" if len(answers) > 1 else ""
-    return {
-        "start": answers[0].start,
-        "end": max(one.end for one in answers),
-        "text": first.text[:_LONGEST] + more,
-        "confidence": first.confidence,
-        "colour": place,
-    }
-
-
-def _by_answer(answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], list[int]]:
-    """The legend, and the place of each answer in it."""
-    counts = Counter(one.text for one in answers)
-    # By number, then by name: the same answers have the same colours whenever one looks.
-    ordered = sorted(counts, key=lambda text: (-counts[text], text))
-    legend = [
-        _legend(text[:_LONGEST] or "(nothing)", f"series-{n}", counts[text])
-        for n, text in enumerate(ordered[:NAMED])
-    ]
-    if len(ordered) > NAMED:
-        rest = sum(counts[text] for text in ordered[NAMED:])
-        legend.append(_legend("other answers", "other", rest))
-    places = {text: min(n, NAMED) for n, text in enumerate(ordered)}
-    return legend, [places[one.text] for one in answers]
-
-
-def _by_confidence(answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], list[int]]:
-    places = [
-        _STEPS if share is None else max(0, min(_STEPS - 1, int(share * _STEPS)))
-        for share in (one.confidence for one in answers)
-    ]
-    counts = Counter(places)
-    legend = [
-        _legend(f"{100 * n // _STEPS} to {100 * (n + 1) // _STEPS} %", f"step-{n}", counts[n])
-        for n in range(_STEPS)
-    ]
-    if counts[_STEPS]:
-        legend.append(_legend("not known", "other", counts[_STEPS]))
-    return legend, places
-
-
-def _legend(label: str, style: str, count: int) -> dict[str, Any]:
-    return {"label": label, "style": style, "count": count}
-
-
-DOWNLOADS = ("csv", "raven", "jsonl")
-"""The tables that have a button of their own."""
 
 
 def write_downloads(view: JobView) -> list[Path]:

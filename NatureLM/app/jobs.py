@@ -1,21 +1,11 @@
 """Long work of the web app: it goes on when the page is closed, and its link opens it again.
 
-Each job has a folder of its own, under a name that nobody can guess:
-
-jobs/<id>/job.json              what it is to do, and its state
-jobs/<id>/recordings/           the recordings, under safe names
-jobs/<id>/answers.jsonl         the answers, as `naturelm infer` writes them
-jobs/<id>/classifier/           what is asked in place of the language model, where that is so
-jobs/<id>/job.lock              locked by the app that has the job: there may be several
-
 Jobs of one app take turns: after each recording, or after some hundred windows of a long one.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import secrets
 import shutil
@@ -23,20 +13,30 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING
 
-from NatureLM.app.clips import check_free, link_or_copy, sentence, shown_name, without_paths
-from NatureLM.app.job_work import do_job
+from NatureLM.app.clips import check_free, link_or_copy, sentence, shown_name
+from NatureLM.app.job import (
+    JOB_FILE,
+    Job,
+    JobRecording,
+    Kind,
+    State,
+    do_job,
+    refuse_too_many,
+    safe_name,
+    windows_of,
+)
 from NatureLM.app.settings import Limits
-from NatureLM.audio import AUDIO_SUFFIXES, AudioError
+from NatureLM.audio import AudioError
 from NatureLM.audio.decode import SoundLimits, probe
-from NatureLM.audio.windows import count_windows
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.inference.windows import AskOptions
-from NatureLM.util import atomic_write, format_bytes
+from NatureLM.results.rows import OutputError
+from NatureLM.results.store import lock_beside
+from NatureLM.util import format_bytes
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -46,152 +46,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 JOBS_FOLDER = "jobs"
-_JOB_FILE, _LOCK_FILE = "job.json", "job.lock"
-_SCHEMA_VERSION = 1
-_CHOOSING = ("mode", "labels", "several", "top_k", "min_confidence")
-_CALIBRATED = {"normalize": "sum", "temperature": 1.0}
-"""Keys of a job's file that stand for nothing: the model's calibration decides."""
+_LOCK = "job"
+_LOCK_FILE = f"{_LOCK}.lock"
 _LINE_BYTES = 1500  # that an answer takes on disk, about, with its lines in the tables
 _GLANCE_SECONDS = 0.3  # longer than somebody who only looks holds the lock of a job
 _ID_BYTES = 24
 _ID = re.compile(r"[A-Za-z0-9_-]{32}")
-
-Kind: TypeAlias = Literal["long", "folder"]
-State: TypeAlias = Literal["waiting", "working", "done", "stopped", "failed"]
-
-
-@dataclass(frozen=True)
-class JobRecording:
-    """A recording of a job.
-
-    name: as the user's file is called; shown, and written to downloads, never used as a path
-    file: name in the job's folder of recordings
-    seconds: length; None where the file cannot be read
-    rate: sample rate in Hz; None likewise
-    windows: how many windows it gives
-    """
-
-    name: str
-    file: str
-    bytes: int
-    seconds: float | None
-    rate: int | None
-    windows: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it stands in the `job.json` of its folder.
-
-    kind: the tab that made it
-    state: what was last written; a job that no queue has is stopped, whatever this says
-    created: UTC, ISO 8601
-    message: why it failed
-    questionnaire: name of the one that is asked, whose columns are the queries; "" for none
-    """
-
-    folder: Path
-    kind: Kind
-    state: State
-    created: str
-    settings: AskOptions
-    recordings: tuple[JobRecording, ...]
-    message: str = ""
-    questionnaire: str = ""
-
-    @classmethod
-    def read(cls, folder: Path) -> Job:
-        """The job of a folder. Raises UsageError where its file is none."""
-        try:
-            data = json.loads((folder / _JOB_FILE).read_text(encoding="utf-8"))
-            is_known = data["kind"] in get_args(Kind) and data["state"] in get_args(State)
-            if data["schema_version"] != _SCHEMA_VERSION or not is_known:
-                raise ValueError
-            settings = dict(data["settings"])
-            choosing = settings.pop("choosing")
-            settings |= {name: choosing[name] for name in _CHOOSING}
-            for name in ("queries", "labels"):
-                settings[name] = tuple(map(str, settings[name]))
-            return cls(
-                folder=folder,
-                kind=data["kind"],
-                state=data["state"],
-                created=str(data["created"]),
-                settings=AskOptions(**settings),
-                recordings=tuple(JobRecording(**one) for one in data["recordings"]),
-                message=str(data["message"]),
-                questionnaire=str(data.get("questionnaire", "")),
-            )
-        except (OSError, ValueError, KeyError, TypeError, UsageError):
-            raise UsageError(
-                "the job cannot be read: its job.json is damaged or of another version"
-            ) from None
-
-    def write(self) -> None:
-        """Write the job's `job.json` anew, whole or not at all. Raises UsageError."""
-        data = {"schema_version": _SCHEMA_VERSION, "id": self.id, **asdict(self)}
-        del data["folder"]
-        settings = data["settings"]
-        settings["choosing"] = {name: settings.pop(name) for name in _CHOOSING} | _CALIBRATED
-        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        try:
-            with atomic_write(self.folder / _JOB_FILE) as unfinished:
-                unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise UsageError(f"the job cannot be kept on disk: {error.strerror}") from None
-
-    def with_state(self, state: State, message: str = "") -> Job:
-        return replace(self, state=state, message=message)
-
-    @property
-    def id(self) -> str:
-        """Unguessable; whoever knows it may open the job."""
-        return self.folder.name
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing changes by itself."""
-        return self.state not in ("waiting", "working")
-
-    @property
-    def answers_path(self) -> Path:
-        return self.folder / "answers.jsonl"
-
-    @property
-    def classifier_path(self) -> Path:
-        """Folder of the classifier that is asked, if there is one."""
-        return self.folder / "classifier"
-
-    @property
-    def recording_paths(self) -> list[Path]:
-        """Where its recordings lie, in their order."""
-        return [self.folder / "recordings" / Path(one.file).name for one in self.recordings]
-
-    @property
-    def expected(self) -> int:
-        """How many answers there will be, as far as the headers of the recordings tell."""
-        return sum(one.windows for one in self.recordings) * len(self.settings.queries)
-
-    def told(self, text: str) -> str:
-        """The text for whoever sees the page: without folders of this computer, with their names.
-
-        What to do on a command line becomes what to do on the page.
-        """
-        if str(self.folder) in text:
-            for path, one in zip(self.recording_paths, self.recordings, strict=True):
-                text = text.replace(str(path), one.name)
-        for ours, shown in (
-            (f"{self.folder}{os.sep}", ""),
-            ("; give another --output-path", ""),
-            ("the same command goes on from there", "Go on asks the rest"),
-        ):
-            text = text.replace(ours, shown)
-        return without_paths(text)
-
-    @property
-    def when(self) -> str:
-        """Date and time of its making, for people."""
-        return self.created.replace("T", " ").removesuffix("+00:00")
 
 
 class Jobs:
@@ -340,7 +200,7 @@ class Jobs:
             self._hold(folder, "stop it there before it is removed")
             try:
                 # What tells the folder from any other goes last: a rest can be removed, too.
-                last = (_LOCK_FILE, _JOB_FILE)
+                last = (_LOCK_FILE, JOB_FILE)
                 for child in sorted(folder.iterdir(), key=lambda path: path.name in last):
                     if child.is_dir() and not child.is_symlink():
                         shutil.rmtree(child)
@@ -491,7 +351,7 @@ class Jobs:
         if not isinstance(job_id, str) or not _ID.fullmatch(job_id):
             raise UsageError("this is no link to a job: check that it was copied whole")
         folder = self.folder / job_id
-        if folder.is_symlink() or not (folder / _JOB_FILE).is_file():
+        if folder.is_symlink() or not (folder / JOB_FILE).is_file():
             raise UsageError("there is no job of this name; it may have been removed")
         return folder
 
@@ -533,45 +393,15 @@ class Jobs:
         return JobRecording(name, file, size, info.duration, info.sample_rate, windows)
 
 
-def windows_of(seconds: float, settings: AskOptions) -> int:
-    """How many windows a recording gives."""
-    return count_windows(
-        seconds,
-        settings.window_length_seconds,
-        settings.hop_length_seconds,
-        settings.time_expansion,
-    )
-
-
-def refuse_too_many(windows: int, settings: AskOptions, limits: Limits) -> None:
-    """Raise UsageError where so many windows give more answers than one job may have."""
-    questions, most = len(settings.queries), limits.job_answers
-    if windows * questions > most:
-        asked = f" × {questions} questions" if questions > 1 else ""
-        raise UsageError(
-            f"This makes {windows * questions:,} answers ({windows:,} windows{asked}), and a job "
-            f"may have {most:,}: take a longer step from window to window "
-            f"({settings.hop_length_seconds:g} s now), fewer questions or fewer recordings, or use "
-            "naturelm infer"
-        )
-
-
 def _lock(folder: Path, seconds: float = 0.0) -> BaseFileLock | None:
     """The lock of a job, waited for so long; None where another app has it.
 
-    Of an app that was killed the system has freed it. Some file systems have no locks, and a full
-    disk no room for the file: nobody is kept out there.
+    On a full disk there is no room for the file: nobody is kept out there.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / _LOCK_FILE, mode=0o600, thread_local=False)
     try:
-        lock.acquire(timeout=seconds, poll_interval=_GLANCE_SECONDS / 10)
-    except Timeout:
+        return lock_beside(folder / _LOCK, _elsewhere(""), seconds)
+    except OutputError:
         return None
-    except (OSError, NotImplementedError):
-        pass
-    return lock
 
 
 def _is_locked(folder: Path) -> bool:
@@ -586,11 +416,3 @@ def _is_locked(folder: Path) -> bool:
 
 def _elsewhere(otherwise: str) -> str:
     return f"another app that uses the same folder of runs has this job: {otherwise}"
-
-
-def safe_name(name: str, number: int) -> str:
-    """A name for a file on disk: a number, plain letters of the name, a known suffix."""
-    stem, suffix = os.path.splitext(name)
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40].strip("-")
-    known = suffix.lower() if suffix.lower() in AUDIO_SUFFIXES else ".audio"
-    return f"{number:05d}-{plain}{known}" if plain else f"{number:05d}{known}"

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from NatureLM.app.context import AppContext
+from NatureLM.app.job import Job
 from NatureLM.app.job_view import counted
-from NatureLM.app.jobs import Job
 from NatureLM.app.reviews import titled
 from NatureLM.app.ui import QUIET, html, notice, on_page_load
 from NatureLM.errors import NatureLMError, UsageError

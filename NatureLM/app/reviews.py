@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.app.clips import check_free, without_paths
-from NatureLM.app.jobs import Job, Jobs
+from NatureLM.app.job import Job
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.results.detections import ResultFile

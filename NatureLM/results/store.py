@@ -236,19 +236,19 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def lock_beside(real: Path, busy: str) -> BaseFileLock:
+def lock_beside(real: Path, busy: str, seconds: float = 0.0) -> BaseFileLock:
     """Lock a file or folder by one beside it; the system frees it when the process ends in any way.
 
-    Raises OutputError, with the sentence `busy`, where another process has it.
+    Raises OutputError, with the sentence `busy`, where another process has it for so long.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{real}.lock", thread_local=False)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=seconds, poll_interval=0.03)
     except Timeout:
         raise OutputError(busy) from None
-    except OSError:
+    except (OSError, NotImplementedError):
         pass  # some network file systems have no locks; what cannot be written shows on opening
     return lock
 

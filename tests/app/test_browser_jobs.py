@@ -220,7 +220,7 @@ class _Key:
 @pytest.fixture
 def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
     """The app whose jobs wait for the test at every window."""
-    from NatureLM.app import job_work
+    from NatureLM.app import job
 
     answers = Slowly(fake_app.pipeline)
     monkeypatch.setattr(
@@ -233,7 +233,7 @@ def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
         ),
         raising=False,
     )
-    monkeypatch.setattr(job_work, "run_values", lambda *_: {"model": "fake"})
+    monkeypatch.setattr(job, "run_values", lambda *_: {"model": "fake"})
     return answers
 
 
@@ -312,7 +312,7 @@ def test_bad_recordings_are_told_in_a_sentence(
 
 
 def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
-    from NatureLM.app.job_sound import JobSound
+    from NatureLM.app.timeline import JobSound
 
     for ask in JobSound(fake_app.context.jobs, lambda: 16_000).server_functions():
         for job in ("../../etc", "", None, "x" * 32, 7):

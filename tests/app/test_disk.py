@@ -364,7 +364,7 @@ def test_a_file_of_runs_has_an_address_and_goes_with_the_page(
 
 
 def test_a_timeline_is_told_no_path() -> None:
-    from NatureLM.app.job_sound import _for_the_page
+    from NatureLM.app.timeline import _for_the_page
 
     def fails(_: Any) -> dict[str, Any]:
         raise UsageError("dawn.wav: /srv/runs/jobs/x/recordings/00001.wav cannot be read")

@@ -25,12 +25,10 @@ from made_jobs import CUCKOO, FINE, HALF, HEATH, OWL, QUERIES, done_job, finishe
 from web_app import ROOT
 
 from NatureLM.app import job_view
+from NatureLM.app.job import Job, JobRecording
 from NatureLM.app.job_form import MOST_QUESTIONS, lengths_of, makes_html, settings_of
-from NatureLM.app.job_sound import OVERVIEW_COLUMNS, JobSound
 from NatureLM.app.job_tabs import MOST_REMEMBERED, choices, remember
 from NatureLM.app.job_view import (
-    MOST_MARKS,
-    NAMED,
     PAGE_ROWS,
     Answer,
     JobView,
@@ -38,13 +36,13 @@ from NatureLM.app.job_view import (
     progress_sentence,
     recordings_html,
     status_html,
-    timeline,
     view_job,
     write_download,
     write_downloads,
 )
-from NatureLM.app.jobs import Job, JobRecording, Jobs
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
+from NatureLM.app.timeline import MOST_MARKS, NAMED, OVERVIEW_COLUMNS, JobSound, timeline
 from NatureLM.errors import UsageError
 from NatureLM.formats import FORMATS
 from NatureLM.inference.pipeline import Pipeline
@@ -504,6 +502,7 @@ MEASURE = """
 import resource, sys, time
 from pathlib import Path
 from NatureLM.app.job_view import *
+from NatureLM.app.timeline import timeline
 from NatureLM.app.jobs import Jobs
 
 def peak():

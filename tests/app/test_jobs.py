@@ -39,12 +39,13 @@ from made_jobs import (
 )
 from web_app import ROOT, until
 
-from NatureLM.app import job_work
+from NatureLM.app import job as one_job
 from NatureLM.app import jobs as work
 from NatureLM.app.clips import shown_name
+from NatureLM.app.job import Job, JobRecording, safe_name
 from NatureLM.app.job_form import MOST_QUESTIONS
 from NatureLM.app.job_view import progress_sentence, view_job, write_downloads
-from NatureLM.app.jobs import Job, JobRecording, Jobs, safe_name
+from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
 from NatureLM.audio import AUDIO_SUFFIXES
 from NatureLM.errors import NatureLMError, UsageError
@@ -411,8 +412,8 @@ def test_jobs_take_turns_and_answers_are_the_same(
     recordings = (CUCKOO, bad, HEATH, OWL, bad)
     jobs = make_jobs()
     alone = done_job(jobs, *recordings, settings=HALF)
-    monkeypatch.setattr(job_work, "_TURN", (1, 2))
-    monkeypatch.setattr(job_work, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(one_job, "_TURN", (1, 2))
+    monkeypatch.setattr(one_job, "time", SimpleNamespace(monotonic=lambda: 0.0))
     turns: list[str] = []
     turn = Jobs._turn
 
@@ -447,8 +448,8 @@ def test_jobs_take_turns_and_answers_are_the_same(
 def test_a_job_that_lets_others_go_first_can_be_stopped_and_says_so(
     make_jobs: MakeJobs, slow: SlowPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_work, "_TURN", (1, 1))
-    monkeypatch.setattr(job_work, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(one_job, "_TURN", (1, 1))
+    monkeypatch.setattr(one_job, "time", SimpleNamespace(monotonic=lambda: 0.0))
     gate = threading.Event()
     jobs = make_jobs(lambda: gate.wait(30) and slow)
     first, second = (new_job(jobs, HEATH, CUCKOO, settings=FINE) for _ in range(2))
@@ -470,7 +471,7 @@ def test_a_job_that_lets_others_go_first_can_be_stopped_and_says_so(
 
 def test_more_answers_than_a_job_may_have_are_refused(make_jobs: MakeJobs, tmp_path: Path) -> None:
     some = AskOptions(QUERIES, hop_length_seconds=1.0)
-    windows = work.windows_of(soundfile.info(HEATH).duration, some)
+    windows = one_job.windows_of(soundfile.info(HEATH).duration, some)
     jobs = make_jobs(job_answers=4 * windows - 1)
     with pytest.raises(UsageError) as refused:
         new_job(jobs, HEATH, HEATH, settings=some)
@@ -514,7 +515,7 @@ def test_on_a_full_disk_a_job_says_so_is_opened_and_removed(
         written += 1
         if written > 3:
             monkeypatch.setattr(os, "write", full)
-            monkeypatch.setattr(work, "atomic_write", full)
+            monkeypatch.setattr(one_job, "atomic_write", full)
             monkeypatch.setattr(rows_module, "atomic_write", full)
         append(self, line)
 
@@ -543,7 +544,7 @@ def test_on_a_full_disk_a_job_says_so_is_opened_and_removed(
     monkeypatch.undo()
     assert finished(jobs, job).state == "done"
     assert len(answers(job)) == job.expected
-    monkeypatch.setattr(work, "atomic_write", full)
+    monkeypatch.setattr(one_job, "atomic_write", full)
     jobs.remove(job.id)
     assert not list(jobs.folder.iterdir())
 
@@ -555,7 +556,7 @@ def test_a_waiting_job_is_stopped_and_removed_on_a_full_disk(
     first, second = new_job(jobs, CUCKOO), new_job(jobs, CUCKOO)
     at_work(jobs, first)
     jobs.submit(second.id)
-    monkeypatch.setattr(work, "atomic_write", full)
+    monkeypatch.setattr(one_job, "atomic_write", full)
     jobs.cancel(second.id)
     assert Job.read(second.folder).state == "waiting"
     assert jobs.open(second.id).state == "stopped"
