@@ -66,3 +66,8 @@ class AudioError(NatureLMError):
     def __str__(self) -> str:
         name = ARRAY_NAME if self.path is None else str(self.path)
         return f"{name}: {self.reason}." + (f" {self.advice}." if self.advice else "")
+
+    def renamed(self, name: str) -> AudioError:
+        """The same of a file that whoever reads it knows by another name."""
+        reason = self.reason.replace(str(self.path), name) if self.path else self.reason
+        return AudioError(name, reason, self.advice, self.kind)

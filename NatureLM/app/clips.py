@@ -162,7 +162,7 @@ class ClipList:
                 return _open(kept, shown, sample_rate, slowed, info)
         except AudioError as error:
             kept.unlink(missing_ok=True)
-            raise UsageError(sentence(shown, error)) from error
+            raise UsageError(str(error.renamed(shown))) from error
         self.too_long = str(kept), shown
         raise UsageError(
             f"{shown} lasts {format_duration(info.duration, short=True)}. A clip may last "
@@ -185,12 +185,6 @@ class ClipList:
             replace(clip, chosen=window) if clip.id == id and window < len(clip.spans) else clip
             for clip in self.clips
         ]
-
-
-def sentence(name: str, error: AudioError) -> str:
-    """What is wrong with a recording, under the name that its owner knows."""
-    reason = error.reason.replace(str(error.path), name) if error.path else error.reason
-    return f"{name}: {reason}." + (f" {error.advice}." if error.advice else "")
 
 
 def _open(path: Path, name: str, sample_rate: int, slowed: float, info: RecordingInfo) -> Clip:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -22,15 +22,13 @@ from urllib.parse import quote
 
 from NatureLM.app.clips import check_free, without_paths
 from NatureLM.app.jobs import Jobs
-from NatureLM.app.reviews import Reviews
 from NatureLM.app.settings import AppSettings, Limits
 from NatureLM.errors import UsageError
 from NatureLM.inference.loading import PipelineLoader
 from NatureLM.util import format_bytes
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
+    from NatureLM.app.reviews import Reviews
     from NatureLM.inference.pipeline import Pipeline
 
 GRACE_SECONDS = 60.0
@@ -55,11 +53,14 @@ class AppContext:
     folder: temporary, goes with the app
     remembered: components with the ids of the jobs that a browser remembers
     loader: of the pipeline, where another part of the process asks it, too
-    tabs: the page's `gr.Tabs`; the page sets it before it builds the tabs, as the next one
+    closing: what is closed with it, the last one first
+    reviews: of clips of jobs; the page sets it before it builds the tabs, as the next ones
+    tabs: the page's `gr.Tabs`
     handed_over: a `gr.State` with a recording that another tab hands to Long recording: (path,
         name that the visitor knows), or None
     """
 
+    reviews: Reviews
     tabs: Any
     handed_over: Any
 
@@ -69,11 +70,13 @@ class AppContext:
         self.model_name = settings.name
         self.runs_dir = settings.runs_dir.resolve()
         self.assets_dir = None if settings.assets_dir is None else settings.assets_dir.resolve()
-        self.folder, self._lock = _locked_folder()
+        self.closing = ExitStack()
+        self.folder = self.closing.enter_context(_locked_folder())
         self.visitors = Visitors(self.folder, self.limits)
         self.loader = loader or PipelineLoader(settings.load)
         self.jobs = Jobs(self.runs_dir, self.pipeline, model=self.model_name, limits=self.limits)
-        self.reviews = Reviews(self.jobs, self.limits)
+        self.closing.callback(self.visitors.close)
+        self.closing.callback(self.jobs.close)
         self.remembered: list[Any] = []
 
     @property
@@ -104,12 +107,7 @@ class AppContext:
 
     def close(self) -> None:
         """Stop the job that is worked on and remove all that is temporary."""
-        self.jobs.close()
-        self.reviews.close()
-        self.visitors.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self._lock.release()
+        self.closing.close()
 
 
 @dataclass
@@ -477,7 +475,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _locked_folder() -> tuple[Path, BaseFileLock]:
+@contextmanager
+def _locked_folder() -> Iterator[Path]:
     """A new folder for temporary files that is locked as long as this process lives.
 
     Those of processes that were killed are removed.
@@ -492,7 +491,12 @@ def _locked_folder() -> tuple[Path, BaseFileLock]:
     lock.acquire(blocking=False)
     with suppress(OSError):  # under its name it is never seen without its lock
         os.rename(folder / f"{_LOCK}.new", folder / _LOCK)
-    return folder, lock
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            lock.release()
 
 
 def _remove_dead(folder: Path) -> None:

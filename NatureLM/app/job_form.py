@@ -13,7 +13,7 @@ import gradio as gr
 
 from NatureLM.app.chat import list_of
 from NatureLM.app.context import AppContext
-from NatureLM.app.job import refuse_too_many, windows_of
+from NatureLM.app.job import Job, Kind, refuse_too_many, windows_of
 from NatureLM.app.job_view import counted
 from NatureLM.app.settings import Limits
 from NatureLM.app.ui import (
@@ -33,12 +33,95 @@ from NatureLM.inference.windows import AskOptions
 from NatureLM.species import presets
 from NatureLM.survey import preset_names
 from NatureLM.survey.questionnaire import read_questionnaire
+from NatureLM.util import format_bytes, format_duration
 
 MOST_QUESTIONS = 10
 _ANY = "any answer"
 _OWN = "questions of your own"
 _LONGEST_QUESTION = 200
 _CHANNELS = [("All channels mixed", "mean"), *((f"Channel {n}", str(n)) for n in range(1, 9))]
+
+
+class JobForm:
+    """The form, put into the page where this is made.
+
+    kind: of the jobs; the ids of components begin with it
+    inputs: the components that hold recordings
+    fields: those of `job_fields`
+    """
+
+    def __init__(self, context: AppContext, kind: Kind) -> None:
+        self._context, self._kind = context, kind
+        self._is_long = is_long = kind == "long"
+        limits, size = context.limits, format_bytes(context.limits.upload_bytes)
+        about = (
+            f"Up to {format_duration(limits.long_seconds, short=True)} and {size}. The question is "
+            "asked of every window of 10 s; the answers come one after the other."
+            if is_long
+            else f"Up to {limits.folder_files:,} recordings of at most {size} each. What cannot be "
+            "read is named, and the others go on."
+        )
+        self.drop = gr.File(
+            label=f"Drop {'a long recording' if is_long else 'recordings'} here, or choose",
+            file_count="single" if is_long else "multiple",
+            height=150 if is_long else 160,
+            elem_id=f"{kind}-drop",
+            elem_classes=["drop"],
+        )
+        html(f'<p class="about">{about}</p>')
+        self.inputs = [self.drop, context.handed_over] if is_long else [self.drop]
+        if is_long:
+            self._given = html(elem_id="long-given", elem_classes=["quiet"])
+        self.fields = job_fields(context, kind)
+        self._lengths = gr.State([])  # seconds of the recordings; None of one that is none
+        self._makes = html(elem_id=f"{kind}-makes", elem_classes=["quiet"])
+        self.start = gr.Button("Start", variant="primary", elem_id=f"{kind}-start")
+
+    def wire(self) -> None:
+        """What was handed over, and how many answers there will be, is said before the start."""
+        limits, handed_over = self._context.limits, self._context.handed_over
+
+        def show_given(handed: Any) -> str:
+            said = f"{handed[1]} is here and waits for its question." if handed else ""
+            return notice(said, "hint")
+
+        def said(lengths: Sequence[float | None], *values: Any) -> str:
+            return makes_html(lengths, values, limits)
+
+        def measured(dropped: Any, *rest: Any) -> list[Any]:
+            handed, values = (rest[0], rest[1:]) if self._is_long else (None, rest)
+            files = dropped if isinstance(dropped, list) else [dropped] if dropped else []
+            lengths = lengths_of(files or ([handed[0]] if handed else []), limits)
+            return [lengths, said(lengths, *values)]
+
+        if self._is_long:
+            handed_over.change(show_given, [handed_over], [self._given], **HIDDEN)
+        for component in self.inputs:
+            component.change(
+                measured, [*self.inputs, *self.fields], [self._lengths, self._makes], **HIDDEN
+            )
+        makes = [self._lengths, *self.fields]
+        for component in self.fields:
+            component.change(said, makes, [self._makes], trigger_mode="always_last", **QUIET)
+
+    def begin(self, files: Sequence[tuple[Path, str]], values: Sequence[Any]) -> Job:
+        """Begin a job about files, each (path, name), with the values of the fields.
+
+        Raises NatureLMError with a sentence for the visitor.
+        """
+        context = self._context
+        if self._is_long and not files:
+            raise UsageError("There is no recording yet: drop one, or choose a file.")
+        settings = settings_of(values, context.folder, context.limits)
+        context.jobs.refuse_if_full()
+        try:
+            if self._is_long:
+                probe(files[0][0], SoundLimits(seconds=context.limits.long_seconds))
+            job = context.jobs.create(self._kind, files, settings, questionnaire_of(values))
+            context.jobs.submit(job.id)
+        except AudioError as error:
+            raise error.renamed(files[0][1]) from None
+        return job
 
 
 def job_fields(context: AppContext, name: str) -> list[Any]:

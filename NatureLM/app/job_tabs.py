@@ -12,16 +12,10 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from NatureLM.app.clips import sentence, shown_name, without_paths
+from NatureLM.app.clips import shown_name, without_paths
 from NatureLM.app.context import AppContext
 from NatureLM.app.job import JobRecording, Kind
-from NatureLM.app.job_form import (
-    job_fields,
-    lengths_of,
-    makes_html,
-    questionnaire_of,
-    settings_of,
-)
+from NatureLM.app.job_form import JobForm
 from NatureLM.app.job_view import (
     ANSWER,
     DOWNLOADS,
@@ -40,10 +34,9 @@ from NatureLM.app.job_view import (
     write_downloads,
 )
 from NatureLM.app.jobs import Jobs
-from NatureLM.app.review_tab import build_review_part
+from NatureLM.app.reviews import build_review_part
 from NatureLM.app.timeline import JobSound, timeline
 from NatureLM.app.ui import (
-    HIDDEN,
     QUIET,
     answers_table,
     html,
@@ -52,11 +45,8 @@ from NatureLM.app.ui import (
     share_slider,
     static,
 )
-from NatureLM.audio import AudioError
-from NatureLM.audio.decode import SoundLimits, probe
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.formats import FORMATS
-from NatureLM.util import format_bytes, format_duration
 
 MOST_REMEMBERED = 30
 _COLOURS = [("by answer", "answer"), ("by confidence", "confidence")]
@@ -86,7 +76,7 @@ class JobTab:
         self._context, self._kind = context, kind
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
-                self._build_input()
+                self._form = JobForm(context, kind)
             with gr.Column(scale=7, min_width=300):
                 self._build_panel()
         # All that changes with a job.
@@ -108,31 +98,7 @@ class JobTab:
         on_page_load(self._open_link, [self._job, *self._outputs, context.tabs])
         self._wire_memory()
         self._wire_start()
-
-    def _build_input(self) -> None:
-        is_long, name, limits = self._kind == "long", self._kind, self._context.limits
-        size = format_bytes(limits.upload_bytes)
-        about = (
-            f"Up to {format_duration(limits.long_seconds, short=True)} and {size}. The question is "
-            "asked of every window of 10 s; the answers come one after the other."
-            if is_long
-            else f"Up to {limits.folder_files:,} recordings of at most {size} each. What cannot be "
-            "read is named, and the others go on."
-        )
-        self._drop = gr.File(
-            label=f"Drop {'a long recording' if is_long else 'recordings'} here, or choose",
-            file_count="single" if is_long else "multiple",
-            height=150 if is_long else 160,
-            elem_id=f"{name}-drop",
-            elem_classes=["drop"],
-        )
-        html(f'<p class="about">{about}</p>')
-        if is_long:
-            self._given = html(elem_id="long-given", elem_classes=["quiet"])
-        self._fields = job_fields(self._context, name)
-        self._lengths = gr.State([])  # seconds of the recordings; None of one that is none
-        self._makes = html(elem_id=f"{name}-makes", elem_classes=["quiet"])
-        self._start = gr.Button("Start", variant="primary", elem_id=f"{name}-start")
+        self._form.wire()
 
     def _build_panel(self) -> None:
         name = self._kind
@@ -243,7 +209,7 @@ class JobTab:
     # what happens on the page
 
     def _wire_start(self) -> None:
-        handed_over = self._context.handed_over
+        form, handed_over = self._form, self._context.handed_over
 
         def begin_long(file: Any, handed: Any, *values: Any) -> dict[Any, Any]:
             if file:
@@ -254,62 +220,21 @@ class JobTab:
         def begin_folder(files: Any, *values: Any) -> dict[Any, Any]:
             return self._begin([(Path(file), shown_name(file)) for file in files or []], values)
 
-        def show_given(handed: Any) -> str:
-            said = f"{handed[1]} is here and waits for its question." if handed else ""
-            return notice(said, "hint")
-
-        is_long = self._kind == "long"
-        inputs = [self._drop, handed_over] if is_long else [self._drop]
-        self._start.click(
-            begin_long if is_long else begin_folder,
-            [*inputs, *self._fields],
-            [self._job, *inputs, *self._outputs],
+        form.start.click(
+            begin_long if self._kind == "long" else begin_folder,
+            [*form.inputs, *form.fields],
+            [self._job, *form.inputs, *self._outputs],
             api_name=f"{self._kind}_start",
             show_progress="minimal",
-            show_progress_on=[self._start],
+            show_progress_on=[form.start],
         ).then(None, None, None, js=_KEEP_LINK % self._kind, api_visibility="private")
-        if is_long:
-            handed_over.change(show_given, [handed_over], [self._given], **HIDDEN)
-        self._wire_makes(inputs)
-
-    def _wire_makes(self, inputs: Sequence[Any]) -> None:
-        """How many answers there will be is said before the start."""
-        makes = [self._lengths, *self._fields]
-
-        def said(lengths: Sequence[float | None], *values: Any) -> str:
-            return makes_html(lengths, values, self._context.limits)
-
-        def measured(dropped: Any, *rest: Any) -> list[Any]:
-            handed, values = (rest[0], rest[1:]) if len(inputs) > 1 else (None, rest)
-            files = dropped if isinstance(dropped, list) else [dropped] if dropped else []
-            lengths = lengths_of(files or ([handed[0]] if handed else []), self._context.limits)
-            return [lengths, said(lengths, *values)]
-
-        for component in inputs:
-            component.change(
-                measured, [*inputs, *self._fields], [self._lengths, self._makes], **HIDDEN
-            )
-        for component in self._fields:
-            component.change(said, makes, [self._makes], trigger_mode="always_last", **QUIET)
 
     def _begin(self, files: Sequence[tuple[Path, str]], values: Sequence[Any]) -> dict[Any, Any]:
-        """Begin a job about files, each (path, name), with the values of `job_fields`."""
-        context = self._context
         try:
-            if self._kind == "long" and not files:
-                raise UsageError("There is no recording yet: drop one, or choose a file.")
-            settings = settings_of(values, context.folder, context.limits)
-            context.jobs.refuse_if_full()
-            if self._kind == "long":
-                probe(files[0][0], SoundLimits(seconds=context.limits.long_seconds))
-            questionnaire = questionnaire_of(values)
-            job = context.jobs.create(self._kind, files, settings, questionnaire)
-            context.jobs.submit(job.id)
-        except AudioError as error:
-            return {self._problem: notice(sentence(files[0][1], error))}
+            job = self._form.begin(files, values)
         except NatureLMError as error:
             return {self._problem: notice(str(error))}
-        return {self._job: job.id, self._drop: None, **self._look(job.id)}
+        return {self._job: job.id, self._form.drop: None, **self._look(job.id)}
 
     def _wire_panel(self) -> None:
         seen = [self._job, self._recording, self._question, self._colouring]

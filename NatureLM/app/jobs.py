@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from NatureLM.app.clips import check_free, link_or_copy, sentence, shown_name
+from NatureLM.app.clips import check_free, link_or_copy, shown_name
 from NatureLM.app.job import (
     JOB_FILE,
     Job,
@@ -388,7 +388,8 @@ class Jobs:
         except AudioError as error:
             if error.kind != "TooLongAudio":
                 return JobRecording(name, file, size, None, None, 0)
-            raise UsageError(f"{sentence(name, error)[:-1]}, or use naturelm infer") from None
+            told = str(error.renamed(name)).removesuffix(".")
+            raise UsageError(f"{told}, or use naturelm infer") from None
         windows = windows_of(info.duration, settings)
         return JobRecording(name, file, size, info.duration, info.sample_rate, windows)
 

@@ -33,8 +33,7 @@ from NatureLM.app.ask_tabs import build_ask, build_identify, build_teach
 from NatureLM.app.clips import without_paths
 from NatureLM.app.context import AppContext
 from NatureLM.app.job_tabs import JobTab
-from NatureLM.app.review_tab import build_review
-from NatureLM.app.reviews import MOUNTED
+from NatureLM.app.reviews import MOUNTED, Reviews, build_review
 from NatureLM.app.settings import (
     AppSettings,
     guard_rules,
@@ -146,6 +145,8 @@ def build(context: AppContext) -> Page:
     # Components remember this folder when they are made.
     os.environ["GRADIO_TEMP_DIR"] = str(context.visitors.uploads)
     page = Page(title=TITLE, analytics_enabled=False, fill_width=True)
+    context.reviews = Reviews(context.jobs, context.limits)
+    context.closing.callback(context.reviews.close)
     with page:
         _header(context)
         context.handed_over = gr.State(None)

@@ -281,8 +281,7 @@ def read_upload(
         try:
             return read_noted_clip(path, name=name, limits=limits, **options)
         except AudioError as error:
-            reason = error.reason.replace(str(path), name)
-            raise AudioError(name, reason, error.advice, error.kind) from None
+            raise error.renamed(name) from None
 
 
 def _all_of_it(index: int) -> tuple[Fraction, Fraction]:

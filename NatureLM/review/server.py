@@ -109,8 +109,7 @@ class Clips:
             rate = round(probe(path, limits).sample_rate)
             return read_noted_clip(path, sample_rate=rate, limits=limits)[0], rate
         except AudioError as error:
-            reason = error.reason.replace(str(path), clip)
-            raise UsageError(f"{printable(clip)}: {reason}") from None
+            raise UsageError(f"{printable(clip)}: {error.renamed(clip).reason}") from None
 
     def said_by(self, reviewer: str) -> dict[str, Any]:
         """Verdicts of a reviewer as (number, verdict), oldest first, and the names of all.

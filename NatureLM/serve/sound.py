@@ -228,7 +228,7 @@ def sound_error(
 
     seconds: the limit of its length
     """
-    reason = error.reason.replace(str(error.path), name) if error.path else error.reason
+    reason = error.renamed(name).reason
     advice = f" {error.advice}." if error.advice and "--" not in error.advice else ""
     limit = ""
     if error.kind == "TooLongAudio":

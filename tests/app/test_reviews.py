@@ -9,8 +9,7 @@ import pytest
 from review_folders import make_clips
 from web_app import ASSETS, RunningApp, call, go_to
 
-from NatureLM.app.review_tab import reviews_html
-from NatureLM.app.reviews import clips_folder
+from NatureLM.app.reviews import clips_folder, reviews_html
 from NatureLM.errors import UsageError
 from NatureLM.inference.windows import AskOptions
 from NatureLM.results.rows import Prediction, RunSettings
