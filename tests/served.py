@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+import pytest
 import soundfile
 from web_app import ASSETS, free_port, started, until
 
@@ -37,9 +38,8 @@ class Running:
 
     def client(self, key: str = "none", **more: Any) -> Any:
         """The client of the openai package."""
-        from openai import OpenAI
-
-        return OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, **more)
+        openai = pytest.importorskip("openai", reason="openai is not installed")
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, **more)
 
     def post(self, path: str, body: Any, headers: Any = None) -> httpx.Response:
         """JSON, or bytes that may be none."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -164,7 +165,21 @@ class Job:
     @property
     def recording_paths(self) -> list[Path]:
         """Where its recordings lie, in their order."""
-        return [self.folder / "recordings" / Path(one.file).name for one in self.recordings]
+        return list(map(self.path_of, self.recordings))
+
+    def path_of(self, recording: JobRecording) -> Path:
+        return self.folder / "recordings" / Path(recording.file).name
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What the user calls the recordings, by `JobRecording.file`."""
+        return {one.file: one.name for one in self.recordings}
+
+    @property
+    def title(self) -> str:
+        """What a page calls it: by its recordings."""
+        more = f" and {len(self.recordings) - 1} more" if len(self.recordings) > 1 else ""
+        return f"{self.recordings[0].name}{more}"
 
     @property
     def expected(self) -> int:

@@ -512,9 +512,7 @@ def choices(remembered: Any, jobs: Jobs, kind: Kind) -> list[tuple[str, str]]:
         except UsageError:
             continue
         if job.kind == kind:
-            more = f" and {len(job.recordings) - 1} more" if len(job.recordings) > 1 else ""
-            label = f"{job.when} · {job.recordings[0].name}{more} · {job.state}"
-            found.append((label, job.id))
+            found.append((f"{job.when} · {job.title} · {job.state}", job.id))
     return found
 
 

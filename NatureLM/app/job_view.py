@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -95,11 +95,6 @@ class JobView:
     is_elsewhere: bool = False
     problem: str = ""
 
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """What the user calls the recordings, by `JobRecording.file`."""
-        return {one.file: one.name for one in self.job.recordings}
-
     @property
     def share(self) -> float:
         if self.job.state == "done":
@@ -138,7 +133,7 @@ class JobView:
         return [one for one in self.answers if _sure_enough(one, least) and has_all(one)]
 
     def name_of(self, answer: Answer) -> str:
-        return self.names.get(answer.file, answer.file)
+        return self.job.names.get(answer.file, answer.file)
 
     def table(self, answers: Sequence[Answer], page: int = 0) -> dict[str, Any]:
         """A page, from 0 on, of a list of answers."""
@@ -169,10 +164,10 @@ class JobView:
     @cached_property
     def table_names(self) -> dict[str, str]:
         """What tables call the recordings: where two have one name, with their numbers."""
-        often = Counter(self.names.values())
+        often = Counter(self.job.names.values())
         return {
             file: name if often[name] == 1 else f"{number}/{name}"
-            for number, (file, name) in enumerate(self.names.items(), start=1)
+            for number, (file, name) in enumerate(self.job.names.items(), start=1)
         }
 
 
@@ -213,22 +208,21 @@ class _Growing:
             if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read:
                 self._forget()
                 self._file = status.st_dev, status.st_ino
-            names = {one.file: one.name for one in job.recordings}
             file.seek(self._read)
             try:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
-                    self._take(from_line(line, job.answers_path.name, self._lines + 1), job, names)
+                    self._take(from_line(line, job.answers_path.name, self._lines + 1), job)
                     self._read, self._lines = self._read + len(line), self._lines + 1
             finally:
                 if len(self._found) > len(self.answers):
                     self.answers = tuple(self._found)
 
-    def _take(self, row: Row, job: Job, names: Mapping[str, str]) -> None:
+    def _take(self, row: Row, job: Job) -> None:
         file = self._same(_file(row))
         if isinstance(row, ErrorRow):
-            named = row.error.replace(row.audio_path, names.get(file, file))
+            named = row.error.replace(row.audio_path, job.names.get(file, file))
             self.errors = {**self.errors, file: job.told(named)}
             return
         note = self._same(row.note)

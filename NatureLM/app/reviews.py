@@ -130,14 +130,13 @@ class Reviews:
         shown = "/".join(folder.parts[-4:])  # as it is called below the folder that the app runs in
         try:
             job = self._jobs.open(job_id)
-            clips = Clips(folder, shown, titled(job))
+            clips = Clips(folder, shown, job.title)
         except OutputError:
             raise UsageError("another program has this review open: close it there") from None
         except NatureLMError as error:
             raise UsageError(without_paths(str(error))) from None
-        names = {one.file: one.name for one in job.recordings}
         clips.segments = [
-            replace(one, recording=names.get(Path(one.recording).name, one.recording))
+            replace(one, recording=job.names.get(Path(one.recording).name, one.recording))
             for one in clips.segments
         ]
         return clips
@@ -146,12 +145,6 @@ class Reviews:
         if job_id in self._open:
             with suppress(OSError):
                 self._open.pop(job_id)[1].close()
-
-
-def titled(job: Job) -> str:
-    """How a page calls the clips of a job: by its recordings."""
-    more = f" and {len(job.recordings) - 1} more" if len(job.recordings) > 1 else ""
-    return f"{job.recordings[0].name}{more}"
 
 
 def clips_folder(job: Job) -> Path:
@@ -214,6 +207,6 @@ def _link(context: AppContext, job: Job) -> str:
     clips, reviewed = context.reviews.count(job.id)
     return (
         f'<p><a href="review/{job.id}/" target="_blank" rel="noopener">Review '
-        f"{counted(clips, 'clip')} of {escape(titled(job))}</a> "
+        f"{counted(clips, 'clip')} of {escape(job.title)}</a> "
         f"({escape(job.when)}; {reviewed} reviewed so far)</p>"
     )

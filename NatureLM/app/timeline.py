@@ -259,7 +259,7 @@ class JobSound:
         rate = self._sample_rate()
         try:
             for window in iter_windows(
-                _path(job, recording),
+                job.path_of(recording),
                 sample_rate=rate,
                 window_seconds=block,
                 hop_seconds=block,
@@ -282,7 +282,7 @@ class JobSound:
     ) -> NDArray[np.float32]:
         try:
             return read_clip(
-                _path(job, recording),
+                job.path_of(recording),
                 start=start,
                 duration=end - start,
                 # Played at the model's rate, the clip is as slow as the model hears it.
@@ -291,10 +291,6 @@ class JobSound:
             )
         except AudioError as error:
             raise UsageError(f"{recording.name}: {error.reason}") from None
-
-
-def _path(job: Job, recording: JobRecording) -> Path:
-    return job.recording_paths[job.recordings.index(recording)]
 
 
 def _base64(data: bytes) -> str:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import soundfile
-from made_jobs import CONFIG, MakeJobs
-from web_app import ASSETS, FakePipeline, RunningApp, go_to, running
+from web_app import ASSETS, CONFIG, FakePipeline, MakeJobs, RunningApp, go_to, running
 
 from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits

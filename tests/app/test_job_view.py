@@ -21,8 +21,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from made_jobs import CUCKOO, FINE, HALF, HEATH, OWL, QUERIES, done_job, finished, new_job
-from web_app import ROOT
+from web_app import CUCKOO, FINE, HALF, HEATH, OWL, QUERIES, ROOT, done_job, finished, new_job
 
 from NatureLM.app import job_view
 from NatureLM.app.job import Job, JobRecording

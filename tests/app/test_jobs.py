@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from made_jobs import (
+from web_app import (
     CONFIG,
     CUCKOO,
     FINE,
@@ -28,6 +28,7 @@ from made_jobs import (
     OPTIONS,
     OWL,
     QUERIES,
+    ROOT,
     SETTINGS,
     MakeJobs,
     answers,
@@ -36,8 +37,8 @@ from made_jobs import (
     finished,
     new_job,
     rested,
+    until,
 )
-from web_app import ROOT, until
 
 from NatureLM.app import job as one_job
 from NatureLM.app import jobs as work

@@ -114,7 +114,6 @@ def test_a_transcription_has_the_asked_form(service: Running, recording: bytes, 
 
 
 def test_the_client_of_openai_reads_transcriptions(service: Running, recording: bytes) -> None:
-    pytest.importorskip("openai", reason="openai is not installed")
     client = service.client()
 
     def file() -> Any:
@@ -234,7 +233,6 @@ def test_vectors_are_those_of_embed(service: Running, tmp_path: Path) -> None:
 
 
 def test_the_client_of_openai_reads_vectors(service: Running) -> None:
-    pytest.importorskip("openai", reason="openai is not installed")
     address = f"data:audio/wav;base64,{base64.b64encode(DOG).decode()}"
     found = service.client().embeddings.create(model=MODEL, input=[address])
     assert len(found.data[0].embedding) > 100
