@@ -85,13 +85,6 @@ class AppContext:
         loaded = self.loader.loaded
         return 16_000 if loaded is None else int(loaded.model.config.sample_rate)
 
-    @property
-    def alpha(self) -> float:
-        if self.settings.alpha is not None:
-            return self.settings.alpha
-        config = self.settings.config
-        return 1.0 if config is None else config.generate.merging_alpha
-
     def pipeline(self, timeout: float | None = None) -> Pipeline:
         """See `PipelineLoader.wait`."""
         return self.loader.wait(timeout)

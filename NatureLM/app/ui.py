@@ -114,7 +114,7 @@ def share_slider(value: float = 0.0, **options: Any) -> gr.Slider:
 def alpha_slider(context: AppContext, name: str) -> gr.Slider:
     """The slider of α, in plain words."""
     return share_slider(
-        min(1.0, max(0.0, context.alpha)),
+        min(1.0, max(0.0, context.settings.default_alpha)),
         label="α: follows instructions (0) ↔ knows animals (1)",
         info="How much of what was learned about animal sound is mixed into the language model. "
         "1 for naming animals; 0 cannot hear. For unusual instructions 0.4 to 0.6 with "

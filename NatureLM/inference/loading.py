@@ -47,6 +47,12 @@ class ModelSettings:
 
         return self.model or EMBEDDED
 
+    @property
+    def default_alpha(self) -> float:
+        """The share of the adapter where none is chosen."""
+        config = self.config or Config()
+        return config.generate.merging_alpha if self.alpha is None else self.alpha
+
     def load(self) -> Pipeline:
         """The pipeline, with the model as every command loads it. Raises NatureLMError."""
         from NatureLM.inference.pipeline import Pipeline

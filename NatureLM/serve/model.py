@@ -222,12 +222,8 @@ class ServedModel:
         return str(request.scope.get("visitor") or "")
 
     def alpha(self, given: float | None) -> float:
-        """The share of the adapter: the request's, the service's, the configuration's."""
-        if given is not None:
-            return given
-        if self.settings.alpha is not None:
-            return self.settings.alpha
-        return float(self.pipeline.cfg.generate.merging_alpha)
+        """The share of the adapter: the request's, or the service's."""
+        return self.settings.default_alpha if given is None else given
 
     def generation(self, changed: dict[str, Any]) -> GenerationOptions:
         """The configuration's way of decoding with some values in place of its own."""

@@ -7,11 +7,11 @@ while the rest is worked on. The windows of all recordings are rows of the engin
 from __future__ import annotations
 
 import base64
-import contextlib
 import math
 import re
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -107,17 +107,22 @@ def _form_schema(fields: type[Body]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+@dataclass(frozen=True)
 class Upload:
-    """A recording that was sent, as a private file that goes with `close`.
+    """A recording that was sent, as a private file that goes when it is closed.
 
     name: what its sender calls it; text, never a path
     """
 
-    def __init__(self, path: Path, name: str, owned: contextlib.ExitStack) -> None:
-        self.path, self.name, self._owned = path, name, owned
+    file: Any
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file.name)
 
     def close(self) -> None:
-        self._owned.close()
+        self.file.close()
 
 
 @router.post(
@@ -219,7 +224,7 @@ async def _uploaded(
     served.pipeline  # noqa: B018 (503 while the model loads, before the file is read)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise RequestError("send the recording as multipart/form-data with a part `file`")
-    owned = contextlib.ExitStack()
+    kept = private_file(served.folder)
     try:
         async with request.form(max_files=1, max_fields=2000) as form:
             values: dict[str, Any] = {}
@@ -238,15 +243,14 @@ async def _uploaded(
             if not isinstance(file, UploadFile):
                 raise RequestError("file is missing: a part with a file name", param="file")
             fields = served.parsed(kind, values, "", strict=False)
-            kept = owned.enter_context(private_file(served.folder))
             await run_in_threadpool(shutil.copyfileobj, file.file, kept, _COPIED)
             await run_in_threadpool(kept.flush)
             sent = checked_text(file.filename or "", "file")
             name = printable(re.split(r"[/\\]", sent)[-1])[-_LONGEST_NAME:] or "recording"
     except BaseException:
-        owned.close()
+        kept.close()
         raise
-    return Upload(Path(kept.name), name, owned), fields
+    return Upload(kept, name), fields
 
 
 def _asked(
