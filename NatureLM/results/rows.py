@@ -118,6 +118,18 @@ class WindowRow(RecordingRow, Prediction):
     windows: int | None = None
     mean_confidence: float | None = None
 
+    @classmethod
+    def of(cls, answer: Prediction, **more: Any) -> WindowRow:
+        """The row of an answer, with numbers as files have them; `more` are fields of the row."""
+        values = {
+            **{one.name: getattr(answer, one.name) for one in fields(Prediction)},
+            "start": round(answer.start, 6),
+            "end": round(answer.end, 6),
+            "confidence": None if answer.confidence is None else round(answer.confidence, 6),
+            "alternatives": tuple((name, round(share, 6)) for name, share in answer.alternatives),
+        }
+        return cls(**values, **more)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyRow(RecordingRow):

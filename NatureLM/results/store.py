@@ -15,7 +15,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -516,15 +516,9 @@ class WindowStore(ResultStore[Row]):
         key = self._window(answer.audio_path, answer.start, answer.query, answer.claimed)
         if key in self._done:
             return False
-        values = {
-            **{one.name: getattr(answer, one.name) for one in fields(Prediction)},
-            "start": round(answer.start, 6),
-            "end": round(answer.end, 6),
-            "confidence": None if answer.confidence is None else round(answer.confidence, 6),
-            "alternatives": tuple((name, round(share, 6)) for name, share in answer.alternatives),
-            "context": self.context_of(answer.audio_path, answer.start),
-        }
-        self._append(WindowRow(**values, **self._origin(answer.audio_path)), key)
+        context = self.context_of(answer.audio_path, answer.start)
+        origin = self._origin(answer.audio_path)
+        self._append(WindowRow.of(answer, context=context, **origin), key)
         return True
 
     def add_survey(self, row: SurveyRow) -> bool:

@@ -11,8 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +27,7 @@ from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING
 from NatureLM.inference.windows import AskOptions, Mode, RecordingError, WindowResult
 from NatureLM.progress import printable
-from NatureLM.results.rows import ErrorRow, Prediction, WindowRow, to_line
+from NatureLM.results.rows import ErrorRow, WindowRow, to_line
 from NatureLM.serve.bodies import (
     Body,
     JsonRoute,
@@ -314,12 +313,8 @@ async def _rows(
             yield to_line(ErrorRow(upload.name, text, kind, alpha, model=served.name, run=run))
             continue
         is_first = False
-        values = {
-            name.name: getattr(one, name.name)
-            for name in dataclass_fields(Prediction)
-            if name.name != "audio_path"
-        }
-        yield to_line(WindowRow(audio_path=upload.name, model=served.name, run=run, **values))
+        named = replace(one, audio_path=upload.name)
+        yield to_line(WindowRow.of(named, model=served.name, run=run))
 
 
 def _transcript(segments: Sequence[WindowResult], form: str) -> Any:

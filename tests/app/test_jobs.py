@@ -439,11 +439,19 @@ def test_jobs_take_turns_and_answers_are_the_same(
     assert turns[:4] == [long.id, short.id, third.id, long.id]
     assert turns.count(long.id) > 3
 
-    def content(job: Job) -> str:
-        return job.answers_path.read_text().replace(job.id, "")
+    def content(job: Job) -> list[dict[str, Any]]:
+        lines = job.answers_path.read_text().replace(job.id, "").splitlines()
+        return [json.loads(line) for line in lines]
 
-    assert content(long) == content(alone)
+    # Other windows beside it in a batch change the last digit of how sure an answer is.
+    assert [approximate(row) for row in content(long)] == content(alone)
     assert len(view_job(others, third.id).answers) == third.expected
+
+
+def approximate(row: dict[str, Any]) -> dict[str, Any]:
+    return (
+        row | {"confidence": pytest.approx(row["confidence"], abs=2e-6)} if "text" in row else row
+    )
 
 
 def test_a_job_that_lets_others_go_first_can_be_stopped_and_says_so(

@@ -64,6 +64,7 @@ def test_rows_are_those_of_infer(service: Running, recording: bytes, tmp_path: P
             one.start, one.end, one.query, one.text, one.note,
         )  # fmt: skip
         assert (row.confidence or 0) == pytest.approx(one.confidence or 0, rel=1e-3)
+        assert (row.confidence or 0) == round(row.confidence or 0, 6), "as files have it"
         assert row.audio_path == "night at the lake.wav"
     assert len({row.run for row in found}) == 1
 
