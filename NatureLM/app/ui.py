@@ -1,6 +1,7 @@
 """What tabs share on the page: notices, the slider of α, and the input of clips.
 
-A clip is shown as a figure: picture with windows and playhead, sound, and what can be done with it.
+A clip is shown as a figure (`player`): name and duration, picture with windows and playhead, sound,
+and what can be done with it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 libsndfile believes headers: what stands behind the promised end is left out, a size of 0 is no
 sound, of chained streams only the first is read. `examine` finds where the sound of a file lies by
 its structure, and `Stream`s say which bytes to decode, with which header in front of them.
-`read_tags` gives what recorders and programs write beside the sound.
+What is missing becomes an error in `decode`. `read_tags` gives what recorders and programs write
+beside the sound; `field.clock` says what it means.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The commands `naturelm` and `beans`: one file for each verb, imported when it is called."""
+"""The commands `naturelm` and `beans`: a file for each family, imported when one is called."""

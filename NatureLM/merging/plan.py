@@ -2,7 +2,7 @@
 
 A plan knows names and tensors only, so that it serves weights in memory (`fold`), weights streamed
 from files (export) and running models (`MergePlan.scales`). Adding a way to combine several
-adapters is one function, one entry of `METHODS` and its name in `recipe.Recipe.method`.
+adapters is one function here, one entry of `METHODS` and its name in `recipe.Recipe.method`.
 
 Shapes: O outputs and I inputs of a layer. Each update comes with a weight.
 """
