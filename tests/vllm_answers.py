@@ -13,7 +13,6 @@ from torch import Tensor
 
 from NatureLM.generation.engine import Answer, GenerationOptions
 from NatureLM.models import NatureLM
-from NatureLM.models.modeling import answer_prompts
 from NatureLM.prompts import AUDIO_TAG
 
 QUESTION = "What is the common name for the focal species in the audio?"
@@ -46,4 +45,4 @@ def ours(
         for row, question in zip(clips, questions, strict=True)
     ]
     options = GenerationOptions(num_beams=1, max_new_tokens=NEW_TOKENS, logprobs=3)
-    return answer_prompts(model, prompts, clips, list(alphas), options=options)
+    return model.answer_prompts(prompts, clips, alpha=list(alphas), options=options)

@@ -31,7 +31,7 @@ from transformers.utils.generic import ModelOutput
 from NatureLM.config.schema import Quantization
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.audio_cache import LEAST_ROWS, EncodedClip, by_windows
-from NatureLM.generation.engine import Answer, Engine, EngineModel, GenerationOptions, Request
+from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Request
 from NatureLM.generation.labels import LabelChoice, LabelScores, Normalize, label_choices
 from NatureLM.generation.prefill import merge_prompt_parts, to_device
 from NatureLM.merging.lora import (
@@ -288,9 +288,9 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         eos_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Generated token ids of each prompt; see `generate`."""
-        alphas = self.alphas_for(alpha, len(prompts))
-        self._check_pairs(prompts, audios)
-        answers = answer_prompts(self, prompts, audios, alphas, options=options, eos_ids=eos_ids)
+        answers = self.answer_prompts(
+            prompts, audios, alpha=alpha, options=options, eos_ids=eos_ids
+        )
         return [list(answer.ids) for answer in answers]
 
     def generate(
@@ -329,11 +329,45 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
         under the prompt without its audio. Each prompt is run once, and all labels in one tree.
         Raises UsageError for lists that are empty, have a label twice, or one that is no string.
         """
-        self._check_pairs(prompts, audios)
-        alphas = self.alphas_for(alpha, len(prompts))
         choices = label_choices(labels, len(prompts), normalize)
-        answers = answer_prompts(self, prompts, audios, alphas, choices=choices)
+        answers = self.answer_prompts(prompts, audios, alpha=alpha, choices=choices)
         return [answer.scores for answer in answers if answer.scores is not None]
+
+    def answer_prompts(
+        self,
+        prompts: Sequence[str],
+        audios: Sequence[Sequence[Any]],
+        *,
+        alpha: Alpha | None = None,
+        options: GenerationOptions | None = None,
+        eos_ids: Sequence[int] | None = None,
+        choices: Sequence[LabelChoice] | None = None,
+    ) -> list[Answer]:
+        """The engine's answers, in the order of the prompts; see `generate`.
+
+        choices: lists of labels that prompts are answered from
+
+        A prompt's number is that of its random stream. Raises what kept a prompt from an answer,
+        except that an answer with NaN logits has its ids and no text.
+        """
+        self._check_pairs(prompts, audios)
+        clips: dict[str, Any] = {}
+        requests: list[Request] = []
+        rows = zip(prompts, audios, self.alphas_for(alpha, len(prompts)), strict=True)
+        for place, (prompt, row, row_alpha) in enumerate(rows):
+            names = tuple(f"{id(clip):x}" for clip in row)  # hexadecimal, as the engine has hashes
+            for name, clip in zip(names, row, strict=True):
+                is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
+                clips[name] = EncodedClip(name, clip) if is_encoded else clip
+            choice = None if choices is None else choices[place]
+            requests.append(Request(place, prompt, names, row_alpha, place, choice))
+        engine = Engine(self, options, eos_ids=eos_ids, capture=False)
+        found = {answer.key: answer for answer in engine.run(requests, clips.__getitem__)}
+        answers = [found[request.key] for request in requests]
+        for answer in answers:
+            if answer.error is not None and not answer.ids:
+                raise answer.error
+        return answers
 
     # -- training ---------------------------------------------------------------------------
 
@@ -444,45 +478,6 @@ class NatureLM(AudioSide, AdapterMixin, PreTrainedModel):
             self.language_model.generation_config.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
-
-
-# -- prompts through the engine ---------------------------------------------------------------
-
-
-def answer_prompts(
-    model: EngineModel,
-    prompts: Sequence[str],
-    audios: Sequence[Sequence[Any]],
-    alphas: Sequence[float],
-    *,
-    options: GenerationOptions | None = None,
-    eos_ids: Sequence[int] | None = None,
-    choices: Sequence[LabelChoice] | None = None,
-) -> list[Answer]:
-    """The engine's answers to complete prompts, in their order.
-
-    audios: waveforms (samples,) or encoded audio (Q, D) for the placeholders of each prompt
-    choices: lists of labels that prompts are answered from
-
-    A prompt's number is that of its random stream. Raises what kept a prompt from an answer, except
-    that an answer with NaN logits has its ids and no text.
-    """
-    clips: dict[str, Any] = {}
-    requests: list[Request] = []
-    for place, (prompt, row, alpha) in enumerate(zip(prompts, audios, alphas, strict=True)):
-        names = tuple(f"{id(clip):x}" for clip in row)  # hexadecimal, as the engine takes hashes
-        for name, clip in zip(names, row, strict=True):
-            is_encoded = isinstance(clip, Tensor) and clip.ndim == 2
-            clips[name] = EncodedClip(name, clip) if is_encoded else clip
-        choice = None if choices is None else choices[place]
-        requests.append(Request(place, prompt, names, alpha, place, choice))
-    engine = Engine(model, options, eos_ids=eos_ids, capture=False)
-    found = {answer.key: answer for answer in engine.run(requests, clips.__getitem__)}
-    answers = [found[request.key] for request in requests]
-    for answer in answers:
-        if answer.error is not None and not answer.ids:
-            raise answer.error
-    return answers
 
 
 # -- the loss: cross-entropy on answer tokens only ----------------------------------------------

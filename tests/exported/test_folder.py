@@ -26,7 +26,6 @@ from NatureLM.generation.engine import GenerationOptions
 from NatureLM.merging.lora import linear_shapes, lora_deltas
 from NatureLM.models import NatureLM
 from NatureLM.models.checkpoint.peft_io import open_adapter
-from NatureLM.models.modeling import answer_prompts
 from NatureLM.prompts import AUDIO_TAG, ChatTemplate, prompt_parts
 from NatureLM.vllm.export import Exported, export_for_vllm, jinja_template
 
@@ -149,7 +148,7 @@ def test_transformers_gives_our_answers(
     for alpha, adapter in ((0.0, None), (0.4, "alpha-0.4")):
         if adapter is not None:
             model.load_adapter(str(folder / "adapters" / adapter))
-        answers = answer_prompts(nano, prompts, clips, [alpha] * 2, options=options)
+        answers = nano.answer_prompts(prompts, clips, alpha=alpha, options=options)
         made = model.generate(
             **inputs, max_new_tokens=8, return_dict_in_generate=True, output_logits=True
         )
