@@ -331,16 +331,14 @@ def _write_settings(
         "audio_positions": config.audio_positions(),
     }
     _write_json(folder / "processor_config.json", processor)
-    _amend_json(folder / "tokenizer_config.json", processor_class="NatureLMAudioProcessor")
+    written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    written["processor_class"] = "NatureLMAudioProcessor"
+    _write_json(folder / "tokenizer_config.json", written)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _amend_json(path: Path, **changes: Any) -> None:
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
 
 
 def write_code(folder: Path) -> None:
@@ -445,17 +443,16 @@ _SOURCE = """\
 def jinja_template(template: str) -> str:
     """The chat template of a model with this prompt template (`{}` stands for the question)."""
     chat = ChatTemplate.of(template)
-    return _with_names(
-        _SOURCE,
-        {
-            "OPENED": _opened(chat),
-            "ANSWER": json.dumps(chat.answer),
-            "TAG": json.dumps(AUDIO_TAG),
-            "PLACE": json.dumps(PLACEHOLDER),
-            "NEWLINE": json.dumps("\n"),
-            "BLANK": json.dumps("\n\n"),
-        },
-    )
+    values = {
+        "OPENED": _opened(chat),
+        "ANSWER": json.dumps(chat.answer),
+        "TAG": json.dumps(AUDIO_TAG),
+        "PLACE": json.dumps(PLACEHOLDER),
+        "NEWLINE": json.dumps("\n"),
+        "BLANK": json.dumps("\n\n"),
+    }
+    # At once, because a value may hold such words itself.
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[1]], _SOURCE)
 
 
 def _opened(chat: ChatTemplate) -> str:
@@ -467,8 +464,3 @@ def _opened(chat: ChatTemplate) -> str:
     else:
         before = f"({first} ~ ns.system ~ {json.dumps(chr(10) * 2)})"
     return f"({later} if ns.turns else {before} if ns.system else {first})"
-
-
-def _with_names(source: str, values: Mapping[str, str]) -> str:
-    """The source with values for names, which may hold such words themselves."""
-    return re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[1]], source)
