@@ -227,6 +227,9 @@ class RowQueue:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
     @property
     def longest(self) -> int:
         """Positions of the longest prompt that waits."""

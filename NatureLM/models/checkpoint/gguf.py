@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,7 +195,8 @@ class GGUFHeader:
         return list(struct.unpack_from(f"<{found.count}i", self.data, found.offset))
 
 
-class _Array(NamedTuple):
+@dataclass(frozen=True)
+class _Array:
     """Where an array of a header lies."""
 
     kind: int
