@@ -7,7 +7,6 @@ import math
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import count, groupby
 from numbers import Real
 from pathlib import Path
@@ -32,7 +31,6 @@ from NatureLM.inference.windows import (
     WindowResult,
     WindowStream,
     recordings_of,
-    with_agreement,
 )
 from NatureLM.prompts import PLACEHOLDER, ChatTemplate, PromptTooLong, quoted, with_clips
 from NatureLM.results.thresholds import MinConfidence, least
@@ -645,14 +643,12 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
     if answer.error is not None:
         raise answer.error
     _, result = cast(tuple[int, WindowResult], answer.key)
-    text, confidence = answer.text or "", None
-    others: list[tuple[str, float]] = []
     if answer.scores is not None:
         temperature = 1.0 if calibration is None else calibration.temperature
-        (text, confidence), *others = answer.scores.at_temperature(temperature).ranked(
-            options.top_k
-        )
-    elif answer.log_probability is not None:
+        ranked = answer.scores.at_temperature(temperature).ranked(options.top_k)
+        return result.chosen(ranked, options)
+    text, confidence = answer.text or "", None
+    if answer.log_probability is not None:
         is_free = options.mode == "generate"
         of_tokens = answer.mean_log_probability or 0.0
         confidence = math.exp(of_tokens if is_free else answer.log_probability)
@@ -660,10 +656,5 @@ def _result(answer: Answer, options: AskOptions, calibration: Calibration | None
         asked = result.query
         names = text.split(SEPARATOR) if options.several else [text]
         sure = [one for one in names if confidence >= least(options.min_confidence, one, asked)]
-        if not sure:
-            others = [(text, confidence), *others] if answer.scores is not None else []
         text = SEPARATOR.join(sure) if sure else NOTHING
-    claim = with_agreement(result.claim, text)
-    return replace(
-        result, text=text, confidence=confidence, alternatives=tuple(others), claim=claim
-    )
+    return result.answered(text, confidence)

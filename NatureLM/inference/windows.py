@@ -15,8 +15,8 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import InitVar, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import InitVar, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from NatureLM.field.context import RecordingContext, fill
 from NatureLM.generation.labels import NOTHING, LabelChoice, Normalize
 from NatureLM.results.detections import Detection
 from NatureLM.results.rows import Prediction
-from NatureLM.results.thresholds import MinConfidence
+from NatureLM.results.thresholds import MinConfidence, least
 from NatureLM.storage import AnyPath
 from NatureLM.util import check_range, prefetch
 
@@ -175,6 +175,10 @@ def check_answers(
         raise UsageError(f"{confidence} is for {by_mode} score and {by_mode} constrained")
 
 
+Scored: TypeAlias = tuple[str, float]
+"""A label and its probability."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowResult(Prediction):
     """The answer to one question about one window; times are seconds in the recording.
@@ -198,6 +202,21 @@ class WindowResult(Prediction):
     def window(self) -> str:
         """Names the sound of the window among all that were given."""
         return f"{self.audio_index}/{self.window_index}"
+
+    def answered(self, text: str, confidence: float | None, *others: Scored) -> WindowResult:
+        """The same with an answer, and other labels with their probabilities, best first."""
+        claim = with_agreement(self.claim, text)
+        return replace(self, text=text, confidence=confidence, alternatives=others, claim=claim)
+
+    def chosen(self, ranked: Sequence[Scored], options: AskOptions) -> WindowResult:
+        """The same with the likeliest of labels, or `NOTHING` where that is not sure enough.
+
+        ranked: labels with their probabilities, best first
+        """
+        (text, confidence), *others = ranked
+        if text != NOTHING and confidence < least(options.min_confidence, text, self.query):
+            return self.answered(NOTHING, confidence, *ranked)
+        return self.answered(text, confidence, *others)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,8 @@ from NatureLM.inference.windows import (
     WindowStream,
     in_blocks,
     recordings_of,
-    with_agreement,
 )
-from NatureLM.results.thresholds import MinConfidence, least
+from NatureLM.results.thresholds import MinConfidence
 from NatureLM.search.build import Embedder
 from NatureLM.search.index import HeldRecordings, IndexSettings, VectorIndex, open_index
 from NatureLM.storage import AnyPath
@@ -488,19 +487,7 @@ def _result(
 ) -> WindowResult:
     """The row of a window."""
     blank = heard.result(QUERY, "", options)
-    if not blank.asked:
-        return blank
-    (text, confidence), *others = ranked(chances, labels)[: options.top_k]
-    if text != NOTHING and confidence < least(options.min_confidence, text, QUERY):
-        others = [(text, confidence), *others][: options.top_k]
-        text = NOTHING
-    return replace(
-        blank,
-        text=text,
-        confidence=confidence,
-        alternatives=tuple(others),
-        claim=with_agreement(blank.claim, text),
-    )
+    return blank.chosen(ranked(chances, labels)[: options.top_k], options) if blank.asked else blank
 
 
 def load_taught(

@@ -74,6 +74,14 @@ def test_below_the_minimum_the_answer_is_none(
     assert bound.text == "None"
 
 
+def test_none_is_no_other_answer_of_none() -> None:
+    """Also where it is less sure than is asked for."""
+    asked = AskOptions((QUERY,), mode="score", labels=tuple(LABELS), min_confidence=0.5)
+    blank = WindowResult("a.wav", 0.0, 10.0, QUERY, "", 1.0, prompt=QUERY, window_index=0)
+    made = blank.chosen([("None", 0.4), ("Owl", 0.3)], asked)
+    assert (made.text, made.confidence, made.alternatives) == ("None", 0.4, (("Owl", 0.3),))
+
+
 def test_each_species_has_a_least_confidence_of_its_own(
     pipeline: Pipeline, nano_waveforms: dict[str, Tensor], tmp_path: Path
 ) -> None:
