@@ -17,7 +17,6 @@ from NatureLM.storage import AnyPath, local_only
 if TYPE_CHECKING:
     from NatureLM.results.shards import Merged
 
-_OF_INDEXES = (".npz", ".parquet")
 _NAMED = 10  # recordings that could not be read
 
 
@@ -141,10 +140,11 @@ def merge_runs(
     """
     from NatureLM.results.shards import merge_runs as merge
     from NatureLM.results.uploads import local_output, local_runs, working_path
+    from NatureLM.search.index import SUFFIXES
     from NatureLM.util import check_place
 
     check_place(working_path(output_path), "--output-path")
-    is_index = output_path.suffix.lower() in _OF_INDEXES
+    is_index = output_path.suffix.lower() in SUFFIXES
     listed = _listed(manifest, audio_path or ()) if audio_path or manifest is not None else None
     columns = ("bar", "size", "eta", "left")
     if is_index:
@@ -188,8 +188,9 @@ def _listed(
 def _files_of(runs: list[Path], *, are_indexes: bool) -> list[Path]:
     """The files that are named, and folders of parts; of another folder those of shards in it."""
     from NatureLM.results.parts import SUFFIX, is_parts
+    from NatureLM.search.index import SUFFIXES
 
-    endings = _OF_INDEXES if are_indexes else (".jsonl", SUFFIX)
+    endings = SUFFIXES if are_indexes else (".jsonl", SUFFIX)
     files: list[Path] = []
     for one in runs:
         if one.suffix.lower() == ".npz" and not are_indexes:

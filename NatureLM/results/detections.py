@@ -31,14 +31,13 @@ from NatureLM.audio.files import (
 from NatureLM.errors import UsageError
 from NatureLM.generation.labels import NOTHING, SEPARATOR
 from NatureLM.progress import printable
-from NatureLM.results.parts import PartLines, is_parts
+from NatureLM.results.parts import is_parts, lines_of
 from NatureLM.results.rows import (
     ErrorRow,
     Row,
     SurveyRow,
     WindowRow,
     from_line,
-    read_lines,
     read_record,
 )
 from NatureLM.results.tables import both_names
@@ -128,27 +127,6 @@ class _Place:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
-class JsonLines:
-    """The whole lines of a file, and where they begin and end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
-        """Bytes where a line begins and ends, and the line; a torn last one is left out."""
-        position = 0
-        for line in read_lines(self._path):
-            yield position, position + len(line), line
-            position += len(line)
-
-    def between(self, start: int, stop: int) -> Iterator[bytes]:
-        """The lines from one byte to another."""
-        with open(self._path, "rb") as file:
-            file.seek(start)
-            while file.tell() < stop:
-                yield file.readline()
-
-
 class ResultFile:
     """The rows of a result file by recording.
 
@@ -186,7 +164,7 @@ class ResultFile:
         self.model, self.is_survey = "", False
         if not (self.path.is_file() or is_parts(self.path)):
             raise UsageError(f"{self.path}: there is no such file of answers")
-        self._lines = PartLines(self.path) if self.path.is_dir() else JsonLines(self.path)
+        self._lines = lines_of(self.path)
         self._index()
         if not self._places:
             raise UsageError(f"{self.path}: there is no answer of `naturelm infer` in it")

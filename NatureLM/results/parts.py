@@ -21,7 +21,7 @@ from typing import Any
 
 from NatureLM.audio.files import Identity
 from NatureLM.errors import NatureLMError
-from NatureLM.results.rows import OutputError, RunSettings
+from NatureLM.results.rows import OutputError, RunSettings, read_lines
 from NatureLM.results.store import Resumed, RowFile, WindowStore, lock_beside, unlock
 from NatureLM.storage import AnyPath
 from NatureLM.util import atomic_write, digest, library
@@ -31,6 +31,27 @@ _NAME = "part-*.parquet"
 _WHOLE = b"whole"
 _ROWS = 32  # bits of a place that count rows; those above them count parts
 _NO_PYARROW = "Parts are Parquet, which needs pyarrow: pip install 'naturelm-audio[ray]'"
+
+
+class JsonLines:
+    """The whole lines of a file, and where they begin and end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
+        """Bytes where a line begins and ends, and the line; a torn last one is left out."""
+        position = 0
+        for line in read_lines(self._path):
+            yield position, position + len(line), line
+            position += len(line)
+
+    def between(self, start: int, stop: int) -> Iterator[bytes]:
+        """The lines from one byte to another."""
+        with open(self._path, "rb") as file:
+            file.seek(start)
+            while file.tell() < stop:
+                yield file.readline()
 
 
 class PartLines:
@@ -55,6 +76,11 @@ class PartLines:
         lines, _ = self._read(self._parts[start >> _ROWS])
         first = start & ((1 << _ROWS) - 1)
         yield from lines[first : first + stop - start]
+
+
+def lines_of(path: Path) -> JsonLines | PartLines:
+    """The rows of a result file or of a folder of parts, as lines."""
+    return PartLines(path) if path.is_dir() else JsonLines(path)
 
 
 def is_parts(path: Path) -> bool:

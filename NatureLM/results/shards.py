@@ -33,7 +33,7 @@ from NatureLM.audio.decode import probe
 from NatureLM.audio.files import as_on_disk
 from NatureLM.audio.windows import count_windows
 from NatureLM.errors import UsageError
-from NatureLM.results.parts import PartLines, is_parts
+from NatureLM.results.parts import is_parts, lines_of
 from NatureLM.results.places import Placed, RowPlaces
 from NatureLM.results.rows import (
     ErrorRow,
@@ -318,12 +318,8 @@ class RunFile:
         is_folder = is_parts(path)
         if not (is_folder or path.is_file()):
             raise UsageError(f"{path}: there is no such file of answers")
-        if is_folder:
-            line = next((line for *_, line in PartLines(path)), b"")
-        else:
-            with open(path, "rb") as file:
-                line = file.readline()
-        if not line.endswith(b"\n"):
+        line = next((line for *_, line in lines_of(path)), b"")
+        if not line:
             raise UsageError(f"{path}: there is no answer of `naturelm infer` in it")
         record = read_record(path)
         run = from_line(line, str(path), 1).run
@@ -335,7 +331,7 @@ class RunFile:
             return self
         target = folder / f"run-{number}.jsonl"
         with writing(target), open(target, "wb") as file:
-            file.writelines(line for *_, line in PartLines(self.path))
+            file.writelines(line for *_, line in lines_of(self.path))
         return replace(self, path=target)
 
     @property

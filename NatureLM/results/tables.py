@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from NatureLM.audio.files import as_on_disk
 from NatureLM.results.rows import whole_file
@@ -23,28 +24,24 @@ _FORMULA = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")  # noqa: RUF001
 
 _ALTERNATIVE = re.compile(r"(.+?) (\d\.\d{3})(?:, |$)", re.DOTALL)
 
-Filled = TypeVar("Filled")
 
-
-def write_table(target: Path, encoding: str, fill: Callable[[TextIO], Filled]) -> Filled:
-    """Write a table whole or not at all; `fill` writes into the open file. Raises OutputError."""
+@contextmanager
+def _table(target: Path, encoding: str) -> Iterator[TextIO]:
+    """A text file that is there whole once the block has ended, or not at all."""
     with (
         whole_file(target) as unfinished,
         open(unfinished, "w", encoding=encoding, errors="backslashreplace", newline="") as file,
     ):
-        return fill(file)
+        yield file
 
 
 def write_lines(target: Path, lines: Iterable[str]) -> int:
     """Write a text whole or not at all; lines bring their ends. How many. Raises OutputError."""
-
-    def fill(file: TextIO) -> int:
-        count = 0
+    count = 0
+    with _table(target, "utf-8") as file:
         for count, line in enumerate(lines, start=1):  # noqa: B007
             file.write(line)
-        return count
-
-    return write_table(target, "utf-8", fill)
+    return count
 
 
 def write_rows(
@@ -61,15 +58,13 @@ def write_rows(
 
     Raises OutputError.
     """
-
-    def fill(file: TextIO) -> int:
-        writer, count = csv_writer(file, **dialect), 0
+    count = 0
+    with _table(target, encoding) as file:
+        writer = csv_writer(file, **dialect)
         writer.writerow(header)
         for count, row in enumerate(rows, start=1):  # noqa: B007
             writer.writerow(row)
-        return count
-
-    return write_table(target, encoding, fill)
+    return count
 
 
 def arrow_and_parquet() -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ from NatureLM.audio.decode import Recording, open_source, probe
 from NatureLM.audio.windows import Mixer, parse_channel, to_fraction
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.results.detections import Detection, ResultFile
-from NatureLM.results.parts import PartLines
+from NatureLM.results.parts import lines_of
 from NatureLM.results.rows import (
     RunSettings,
     bullets,
@@ -509,11 +509,7 @@ def _segment(answers: ResultFile, one: Detection, clip: str, start: float, end: 
 
 def _settings(answers: ResultFile, options: CutOptions) -> RunSettings:
     """What decides which clips there are; the settings of the answers stand among it."""
-    if answers.path.is_dir():
-        content = digest((line for *_, line in PartLines(answers.path)), "blake2b", size=8)
-    else:
-        with open(answers.path, "rb") as file:
-            content = digest(iter(lambda: file.read(1 << 20), b""), "blake2b", size=8)
+    content = digest((line for *_, line in lines_of(answers.path)), "blake2b", size=8)
     return RunSettings(
         {
             "answers": dict(answers.settings),
