@@ -1,7 +1,7 @@
 """Every kind of answer that BEANS-Next asks for, as a column of a questionnaire.
 
-The names are those of its tasks. The first answer of each kind has the form of the benchmark's own
-references; the others are what language models make of it, and what can not be decided.
+The first answer of each kind has the form of the benchmark's own references; the others are what
+language models make of it, and what can not be decided.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ UNPARSED = object()
 
 
 class Kind(NamedTuple):
-    """A kind of answers: its column, the tasks that have it, and what answers mean."""
+    """A kind of answers: its column, and what answers mean."""
 
     column: dict[str, Any]
-    tasks: tuple[str, ...]
     answers: dict[str, Any]
 
 
@@ -29,11 +28,6 @@ FOUR = ["a slow trill", "a low drone", "a sharp whistle", "staccato notes"]
 KINDS = {
     "presence": Kind(
         {"type": "yes_no", "question": "Is there a bird in this recording? Answer Yes or No."},
-        (
-            *("bird-presence", "mammal-presence", "insect-presence", "amphibian-presence"),
-            *("alarm-call-presence", "flight-call-presence"),
-            *("t3-vocalization-presence-binary", "t3-vocalization-cooccurrence-binary"),
-        ),
         {
             "Yes": True,
             "No": False,
@@ -54,14 +48,6 @@ KINDS = {
             "mode": "generate",
             "question": "Which fits?\n{options}",
         },
-        (
-            *("crow-description", "zebra-description", "t1-description-mcq", "t1-snr-mcq"),
-            *("t3-species-by-highest-pitch-mcq", "t3-species-by-lowest-pitch-mcq"),
-            *("t3-species-by-longest-vocalization-mcq", "t3-species-by-vocalization-order-mcq"),
-            *("t3-species-by-vocalization-frequency-mcq", "t3-vocalization-count-total-mcq"),
-            *("t3-vocalization-referring-mcq", "giant-otter-4way", "crow-4way", "zebra-4way"),
-            "unseen-species-4way",
-        ),
         {
             "B": FOUR[1],
             "b": FOUR[1],
@@ -86,7 +72,6 @@ KINDS = {
             "mode": "generate",
             "question": "Which are present, if any?\n{options}",
         },
-        ("gibbon-fewshot-detection-balanced", "dcase-fewshot-detection-balanced"),
         {
             "A": ["Multiple pulse gibbon call"],
             "None": [],
@@ -101,7 +86,6 @@ KINDS = {
     ),
     "frequency": Kind(
         {"type": "number", "unit": "Hz", "question": "What is the mean fundamental frequency?"},
-        ("f0-mean-seen-taxa", "f0-mean-heldout-taxa"),
         {
             "3100 Hz": 3100.0,
             "1,654.75": 1654.75,
@@ -115,7 +99,6 @@ KINDS = {
     ),
     "signal-to-noise ratio": Kind(
         {"type": "number", "unit": "dB", "question": "What is the signal-to-noise ratio?"},
-        ("t1-snr-regression",),
         {
             "39 dB": 39.0,
             "39dB": 39.0,
@@ -134,7 +117,6 @@ KINDS = {
             "mode": "generate",
             "question": "Choose all that apply: {labels}.",
         },
-        ("call-type-fixed-vocab",),
         {
             "song": ["song"],
             "flight call, call": ["flight call", "call"],
@@ -151,7 +133,6 @@ KINDS = {
             "mode": "generate",
             "question": "Which behavior is it? Options: {labels}",
         },
-        ("t2-behavior",),
         {
             "Wing snap": "Wing snap",
             "a wing-snap": "Wing snap",
@@ -161,12 +142,6 @@ KINDS = {
     ),
     "one species": Kind(
         {"type": "choice", "labels": SPECIES, "mode": "generate", "question": "Which? {labels}"},
-        (
-            *("t3-species-by-highest-pitch-oe", "t3-species-by-lowest-pitch-oe"),
-            *("t3-species-by-longest-vocalization-oe", "t3-species-by-vocalization-order-oe"),
-            *("t3-species-by-vocalization-frequency-oe", "birdset", "cbi", "watkins"),
-            *("unseen-species", "unseen-genus", "unseen-family"),
-        ),
         {
             "Motacilla alba": "Motacilla alba",
             "motacilla alba.": "Motacilla alba",
@@ -180,7 +155,6 @@ KINDS = {
     ),
     "count": Kind(
         {"type": "count", "question": "How many vocalizations are there?"},
-        ("t3-species-count-oe", "t3-vocalization-count-total-oe"),
         {
             "5": 5,
             "There are five vocalizations.": 5,
@@ -191,7 +165,6 @@ KINDS = {
     ),
     "species listed behind their number": Kind(
         {"type": "count", "question": "How many species are there, and what are they?"},
-        ("t3-species-listing-open-list",),
         {
             "4: Corvus brachyrhynchos, Seiurus aurocapilla, Setophaga virens, Vireo solitarius": 4,
             "1: Corvus brachyrhynchos": 1,
@@ -201,7 +174,6 @@ KINDS = {
     ),
     "the species of such a list": Kind(
         {"type": "names", "question": "How many species are there, and what are they?"},
-        ("t3-species-listing-open-list",),
         {
             "2: Corvus brachyrhynchos, Seiurus aurocapilla": [
                 *("Corvus brachyrhynchos", "Seiurus aurocapilla")
@@ -215,7 +187,6 @@ KINDS = {
     ),
     "counts of each species": Kind(
         {"type": "counts", "question": "How many calls of each species are there?"},
-        ("t3-vocalization-count-per-species-oe", "t3-ordered-species-summary"),
         {
             "Pipilo erythrophthalmus: 6; Geothlypis trichas: 4": {
                 "Pipilo erythrophthalmus": 6,
@@ -241,7 +212,6 @@ KINDS = {
             "mode": "generate",
             "question": "Which of these, if any, are present? {labels}.",
         },
-        ("dcase", "enabirds", "hiceas", "rfcx", "gibbons"),
         {
             "None": [],
             "Culex pipiens, Aedes aegypti": ["Culex pipiens", "Aedes aegypti"],
@@ -256,7 +226,6 @@ KINDS = {
             "mode": "generate",
             "question": "Which sound is it?",
         },
-        ("esc50", "lifestage", "call-type", "humbugdb"),
         {
             "dog": "dog",
             "Sea waves": "sea_waves",
@@ -274,15 +243,10 @@ KINDS = {
             "mode": "generate",
             "question": "One individual or more?",
         },
-        ("zf-indiv",),
         {"One": "One", "more": "More", "There is more than one": UNPARSED},
     ),
     "caption": Kind(
         {"type": "text", "question": "What can you hear in this recording?"},
-        (
-            *("t1-caption", "t2-captioning", "t3-structural-captioning", "captioning"),
-            "t3-frequency-range-description",
-        ),
         {
             "One duck, 2,500 to 7,000 Hz.": "One duck, 2,500 to 7,000 Hz.",
             "Two owls hoot.<|end_of_text|>": "Two owls hoot.",
@@ -307,9 +271,3 @@ def columns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Column]:
 def test_answers_of_each_kind(columns: dict[str, Column], kind: str, said: str, value: Any) -> None:
     expected = (None, False) if value is UNPARSED else (value, True)
     assert columns[kind].value(said) == expected
-
-
-def test_each_task_has_its_kind() -> None:
-    """All tasks of BEANS-Next, those of BEANS-Zero and BirdSet within it included."""
-    tasks = [task for kind in KINDS.values() for task in kind.tasks]
-    assert {task for task in tasks if tasks.count(task) > 1} == {"t3-species-listing-open-list"}
