@@ -302,10 +302,8 @@ def do_job(
                     if isinstance(result, RecordingError):
                         alpha = job.settings.merging_alpha
                         store.add_error(result.audio_path, result.error, alpha)
-                    elif isinstance(result, SurveyRow):
-                        store.add_survey(result)
                     else:
-                        store.add_answer(result)
+                        store.add(result)
                     if stop.is_set():
                         return False
             if turn.followed_by is None:

@@ -448,12 +448,11 @@ class Work:
                     store.add_error(made.audio_path, made.error, self.asked.merging_alpha)
                     progress.failed(made.error)
                     continue
-                is_survey = isinstance(made, SurveyRow)
-                if store.add_survey(made) if is_survey else store.add_answer(made):
+                if store.add(made):
                     progress.row(
                         *(made.audio_path, made.start, made.end, self.shown(made)),
                         note=made.note,
-                        asked=len(made.answers) if is_survey else made.asked,
+                        asked=len(made.answers) if isinstance(made, SurveyRow) else made.asked,
                     )
 
     def _goodbye(self, store: WindowStore) -> str:

@@ -341,9 +341,7 @@ def _write_answers(
         store.begin(RunSettings(values), dict.fromkeys(one.file for one in matches))
         for one in matches:
             sure = min(1.0, max(0.0, one.similarity))
-            store.add_answer(
-                Prediction(one.file, one.start, one.end, query, label, 1.0, confidence=sure)
-            )
+            store.add(Prediction(one.file, one.start, one.end, query, label, 1.0, confidence=sure))
     say(f"Answers: {output}")
 
 

@@ -416,7 +416,7 @@ class WindowStore(ResultStore[Row]):
     with WindowStore(path) as store:       # opened and locked: problems show before any work
         store.check(known_settings)        # refuse early what will be refused anyway
         store.begin(settings, recordings)  # from here on the file changes
-        store.add_answer(...)
+        store.add(...)
     """
 
     OTHERWISE = "give another --output-path, or --overwrite to start anew"
@@ -511,31 +511,22 @@ class WindowStore(ResultStore[Row]):
         """
         return self._window(audio_path, start, query, claim) in self._done
 
-    def add_answer(self, answer: Prediction) -> bool:
+    def add(self, answer: Prediction | SurveyRow) -> bool:
         """Write the row of a window; False, and no row, where there is one already."""
         key = self._window(answer.audio_path, answer.start, answer.query, answer.claimed)
         if key in self._done:
             return False
-        context = self.context_of(answer.audio_path, answer.start)
-        origin = self._origin(answer.audio_path)
-        self._append(WindowRow.of(answer, context=context, **origin), key)
-        return True
-
-    def add_survey(self, row: SurveyRow) -> bool:
-        """Write the answers to a questionnaire about a window; False, and no row, if one is there.
-
-        row: without what says which run made it
-        """
-        key = self._window(row.audio_path, row.start, row.query, row.claimed)
-        if key in self._done:
-            return False
-        context = self.context_of(row.audio_path, row.start)
-        self._append(replace(row, context=context, **self._origin(row.audio_path)), key)
-        return True
-
-    def _append(self, row: Row, key: WindowKey) -> None:
+        about = {
+            "context": self.context_of(answer.audio_path, answer.start),
+            **self._origin(answer.audio_path),
+        }
+        if isinstance(answer, SurveyRow):
+            row: Row = replace(answer, **about)
+        else:
+            row = WindowRow.of(answer, **about)
         self._file.append(to_line(row))
         self._done.add(key)
+        return True
 
     def add_error(self, audio_path: str | Path, error: BaseException, merging_alpha: float) -> None:
         """Write the row of a recording that could not be read (to its end)."""

@@ -37,7 +37,7 @@ from typing import Any
 
 from NatureLM import storage
 from NatureLM.errors import UsageError
-from NatureLM.results.rows import OutputError, RunSettings, record_path
+from NatureLM.results.rows import OutputError, Prediction, RunSettings, SurveyRow, record_path
 from NatureLM.results.shards import Shard
 from NatureLM.results.store import Resumed, WindowStore, lock_beside, unlock
 from NatureLM.storage import (
@@ -183,9 +183,10 @@ class UploadedStore(WindowStore):
         self._uploads.start()
         return resumed
 
-    def _append(self, row: Any, key: Any) -> None:
+    def add(self, answer: Prediction | SurveyRow) -> bool:
+        """Write the row of a window: see `WindowStore.add`."""
         self._uploads.check()
-        super()._append(row, key)
+        return super().add(answer)
 
     def finish(self, tables: Sequence[Path] = ()) -> list[str]:
         """Upload the whole file and tables of it; their addresses. Raises StorageError."""

@@ -318,7 +318,7 @@ def test_clips_are_made_of_the_answers_of_a_job(app: RunningApp) -> None:
     with WindowStore(job.answers_path) as store:
         values = {"model": "fake", "merging_alpha": asked.merging_alpha, "queries": ["Which?"]}
         store.begin(RunSettings(values), job.recording_paths)
-        store.add_answer(Prediction(str(job.recording_paths[0]), 0, 2, "Which?", "Cow", 1.0, 0.8))
+        store.add(Prediction(str(job.recording_paths[0]), 0, 2, "Which?", "Cow", 1.0, 0.8))
     job = job.with_state("done")
     assert app.context.reviews.make(job) == ""
     assert app.context.reviews.count(job.id) == (1, 0)
@@ -329,7 +329,7 @@ def test_clips_are_made_of_the_answers_of_a_job(app: RunningApp) -> None:
     assert app.context.reviews.count(job.id) == (1, 1)
     with WindowStore(job.answers_path) as store:
         store.begin(RunSettings(values), job.recording_paths)
-        store.add_answer(Prediction(str(job.recording_paths[0]), 2, 4, "Which?", "Cow", 1.0, 0.7))
+        store.add(Prediction(str(job.recording_paths[0]), 2, 4, "Which?", "Cow", 1.0, 0.7))
     with pytest.raises(UsageError) as refused:
         app.context.reviews.make(job)
     assert "the answers are others" in str(refused.value)

@@ -103,9 +103,9 @@ def test_raven_table_has_exact_times_channel_and_band(
     with WindowStore("o.jsonl") as store:
         settings = {"model": "m", "merging_alpha": 1.0, "queries": ["q"], "channel": 2}
         store.begin(RunSettings({**settings, "time_expansion": 0.25}))
-        store.add_answer(Prediction("a.wav", 0.0, 10.0, "q", "Wolf", 1.0))
-        store.add_answer(Prediction("a.wav", 10.0, 12.0, "q", "Owl", 1.0))
-        store.add_answer(Prediction("b.wav", 0.0, 5.0, "q", "Dog", 1.0))  # which is gone
+        store.add(Prediction("a.wav", 0.0, 10.0, "q", "Wolf", 1.0))
+        store.add(Prediction("a.wav", 10.0, 12.0, "q", "Owl", 1.0))
+        store.add(Prediction("b.wav", 0.0, 5.0, "q", "Dog", 1.0))  # which is gone
     result = naturelm("export", "o.jsonl", "--format", "raven", "--output-path", "tables/r.txt")
     assert result.exit_code == 0, result.output
     with open("tables/r.txt", encoding="utf-8", newline="") as file:
@@ -131,10 +131,10 @@ def test_recordings_without_answers_take_their_time_in_raven(
     (clips / "0650.wav").write_bytes(b"not sound")
     with WindowStore("o.jsonl") as store:  # in the order of a run that was resumed
         store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}))
-        store.add_answer(Prediction("clips/0700.wav", 1.0, 3.0, "q", "Owl", 1.0))
+        store.add(Prediction("clips/0700.wav", 1.0, 3.0, "q", "Owl", 1.0))
         store.add_error("clips/0600.wav", ValueError("NaN"), 1.0)
         store.add_error("clips/0650.wav", ValueError("no sound"), 1.0)
-        store.add_answer(Prediction("clips/0500.wav", 3590.0, 3600.25, "q", "Wolf", 1.0))
+        store.add(Prediction("clips/0500.wav", 3590.0, 3600.25, "q", "Wolf", 1.0))
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir("sub")
     result = naturelm("export", "../o.jsonl", "--format", "raven")

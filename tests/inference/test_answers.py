@@ -345,7 +345,7 @@ def test_claims_are_asked_where_they_are(tmp_path: Path) -> None:
                 if isinstance(one, RecordingError):
                     store.add_error(one.audio_path, one.error, 1.0)
                 else:
-                    assert store.add_answer(one)
+                    assert store.add(one)
     rows = list(read_rows(output))
     windows = [row for row in rows if isinstance(row, WindowRow)]
     assert [(row.start, row.end, row.query) for row in windows] == [(0.5, 1.5, query)] * 2

@@ -40,7 +40,7 @@ def store(folder: Path, recordings: list[Path]) -> Iterator[PartsStore]:
 def answer(store: WindowStore, path: Path, *starts: float, text: str = "Wolf") -> None:
     for start in starts:
         for query in SETTINGS.values["queries"]:
-            store.add_answer(Prediction(str(path), start, start + 10, query, text, 1.0))
+            store.add(Prediction(str(path), start, start + 10, query, text, 1.0))
 
 
 def parts(folder: Path) -> dict[str, bytes]:

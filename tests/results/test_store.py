@@ -46,7 +46,7 @@ def recording(folder: Path, name: str = "a.wav", content: bytes = b"sound") -> P
 
 
 def answer(store: WindowStore, path: Path, start: float = 0.0, text: str = "Wolf") -> bool:
-    return store.add_answer(Prediction(str(path), start, start + 10, "What?", text, 1.0))
+    return store.add(Prediction(str(path), start, start + 10, "What?", text, 1.0))
 
 
 @pytest.fixture
@@ -575,7 +575,7 @@ with WindowStore(output) as store:
     for i in range(total):
         if not store.is_done(audio, float(i), "q"):
             text = "xy" * (i * 7919 % longest)
-            store.add_answer(Prediction(audio, float(i), i + 1.0, "q", text, 1.0))
+            store.add(Prediction(audio, float(i), i + 1.0, "q", text, 1.0))
 """
 
 
@@ -649,7 +649,7 @@ with WindowStore(sys.argv[1]) as store:
     store.begin(RunSettings({"model": "m", "merging_alpha": 1.0, "queries": ["q"]}), [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     for i in range(100):
-        store.add_answer(Prediction("a.wav", float(i), i + 1.0, "q", "text", 1.0))
+        store.add(Prediction("a.wav", float(i), i + 1.0, "q", "text", 1.0))
 """
 
 

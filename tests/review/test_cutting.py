@@ -69,7 +69,7 @@ def test_clips_are_cut_of_answers_in_parts(card: Path) -> None:
         store.begin(RunSettings(MADE), [card / name for name in ("A/1.wav", "B/1.wav")])
         for name, start, text, sure in OWLS:
             one = Prediction(str(card / name), start, start + 10, "What?", text, 0.5, sure)
-            store.add_answer(one)
+            store.add(one)
     read = ResultFile(card / "answers.parts")
     for before in (0, 3):
         made = cut_clips(read, card / "clips", CutOptions(), failed=never)

@@ -74,7 +74,7 @@ def asked(
             if isinstance(one, RecordingError):
                 store.add_error(one.audio_path, one.error, 1.0)
             else:
-                store.add_survey(one)
+                store.add(one)
             yield one
 
 
