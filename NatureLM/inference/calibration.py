@@ -19,7 +19,7 @@ import numpy.typing as npt
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.generation.labels import Normalize, check_normalize
 from NatureLM.models.registry import apart, find
-from NatureLM.util import atomic_write, parse_json, shown
+from NatureLM.util import atomic_write, parse_json, shown, writing
 
 FILE_NAME = "calibration.json"
 SCHEMA_VERSION = 1
@@ -146,12 +146,10 @@ def write_calibration(calibration: Calibration, path: str | Path) -> None:
     if calibration.revision is None:
         del values["revision"]
     text = json.dumps(values, indent=2)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as unfinished:
             unfinished.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise NatureLMError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 Floats = npt.NDArray[np.float64]
