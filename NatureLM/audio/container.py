@@ -17,17 +17,17 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from NatureLM.audio.streams import (
     Stream,
-    as_soundfile_takes,
+    StreamFile,
     behind_tags,
     first_chain,
     is_frame,
     stream_starts,
 )
-from NatureLM.storage import StorageError, file_size, open_file
+from NatureLM.storage import RemotePath, StorageError, file_size, open_file, stat
 
 _SCAN_BYTES, _TAIL_BYTES = 1 << 20, 1 << 16
 _STREAMED = (0x7FFF_F000, 0x8000_0000, 0xFFFF_FF00)
@@ -643,7 +643,9 @@ def _other_tags(path: str | os.PathLike[str]) -> Tags:
     """What libsndfile finds in FLAC, Ogg and MP3."""
     import soundfile  # type: ignore[import-untyped, unused-ignore]
 
-    source = as_soundfile_takes(path)
+    source: Any = path  # of a remote file one that soundfile reads in ranges
+    if isinstance(path, RemotePath):
+        source = StreamFile(path, Stream(b"", 0, stat(path).size or 0))
     try:
         with soundfile.SoundFile(source) as file:
             said = file.copy_metadata()

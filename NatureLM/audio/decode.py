@@ -423,9 +423,9 @@ class Recording:
         except (TypeError, ValueError) as error:  # headerless formats such as .raw
             reason = f"cannot be opened ({error})"
             raise AudioError(self.path, reason, _CONVERT, "NotAudio") from error
-        stream = stream or Stream(b"", 0, size_of(self._source))
         if handle.format != "MP3":
             return handle, file
+        stream = stream or Stream(b"", 0, size_of(self._source))
         if streams.length_tag(streams.first_frame(self._source, stream.start)):
             return handle, file
         # Between the frames of one stream the bitrate differs by no more than 320 to 8.

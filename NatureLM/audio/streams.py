@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from NatureLM.storage import RemotePath, StorageError, file_size, open_file, stat
+from NatureLM.storage import RemotePath, StorageError, file_size, open_file
 
 
 class Stream(NamedTuple):
@@ -112,13 +112,6 @@ class StreamFile(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def as_soundfile_takes(path: str | os.PathLike[str]) -> Any:
-    """What soundfile is given: the path, or of a remote file one that it reads in ranges."""
-    if not isinstance(path, RemotePath):
-        return path
-    return StreamFile(path, Stream(b"", 0, stat(path).size or 0))
 
 
 # Frames of MPEG audio
