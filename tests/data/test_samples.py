@@ -314,16 +314,14 @@ def test_a_table_stands_in_for_the_dataset_that_is_named(clips: Path) -> None:
         ("file,label\na.wav,Wolf\n", {"where": {"split": "test"}}, "asks for column 'split'"),
         ("file,label\na.wav,Wolf\n", {"where": {"label": "Owl"}}, "no row is left by `where`"),
         ("file,label\na.wav,Wolf\n", {"columns": {"lable": "x"}}, "maps lable; known are path"),
-        ("file,label,start\na.wav,Wolf,x\n", {}, "start must be a number"),
         ("file,label,end\na.wav,Wolf,0\n", {}, "end 0 is not after start 0"),
-        ("file,label\na.wav,Wolf,x\n", {}, "more fields than the header"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named(
     rows: str, settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "t.csv").write_text(rows)
-    with pytest.raises((DataError, DataError), match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         opened(tmp_path / "t.csv", **settings)
     assert "t.csv" in str(error.value)
 

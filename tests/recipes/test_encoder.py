@@ -129,19 +129,28 @@ def answers(model: torch.nn.Module, sounds: Sounds) -> list[str]:
     return [LABELS[place] for place in logits.argmax(dim=1).tolist()]
 
 
-def test_training_learns_and_its_files_load(sounds: Sounds, tmp_path: Path) -> None:
+LEARNS = EncoderSettings(
+    Schedule(16, ((1.0, 12, 6),), warmup=2, average=0.5), smoothing=0.0, changes=NOTHING
+)
+
+
+@pytest.fixture(scope="module")
+def trained(sounds: Sounds, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an encoder that learned from labels alone."""
     torch.set_num_threads(1)
-    settings = EncoderSettings(
-        Schedule(16, ((1.0, 12, 6),), warmup=2, average=0.5), smoothing=0.0, changes=NOTHING
-    )
-    train_encoder(sounds, None, settings, tmp_path)
-    assert {path.name for path in tmp_path.rglob("*.*")} == {ENCODER, "log.jsonl"}
-    train, valid = rows(tmp_path / "listener" / "log.jsonl")
+    folder = tmp_path_factory.mktemp("trained")
+    train_encoder(sounds, None, LEARNS, folder)
+    return folder
+
+
+def test_training_learns_and_its_files_load(sounds: Sounds, trained: Path) -> None:
+    assert {path.name for path in trained.rglob("*.*")} == {ENCODER, "log.jsonl"}
+    train, valid = rows(trained / "listener" / "log.jsonl")
     assert (train["kind"], train["step"]) == ("train", 16)
     assert (valid["kind"], valid["step"]) == ("valid", 16)
-    assert train["learning_rate"] == pytest.approx(0.02 * settings.learning_rate)
+    assert train["learning_rate"] == pytest.approx(0.02 * LEARNS.learning_rate)
     assert valid["accuracy"] > 0.6
-    model = load_classifier(tmp_path, LABELS)
+    model = load_classifier(trained, LABELS)
     right = [a == c.label for a, c in zip(answers(model, sounds), sounds.valid, strict=True)]
     assert sum(right) / len(right) == pytest.approx(valid["accuracy"], abs=1e-3)
 
@@ -240,13 +249,9 @@ def test_the_encoder_learns_from_its_teachers(
     assert answers(load_classifier(tmp_path, LABELS), sounds) == [LABELS[2]] * len(clips)
 
 
-def test_encoder_and_qformer_are_named_as_in_the_model(
-    clips: list[Clip], sounds: Sounds, tmp_path: Path
-) -> None:
-    settings = EncoderSettings(Schedule(1, ((1.0, 12, 2),)), changes=NOTHING)
-    train_encoder(sounds, None, settings, tmp_path)
-    given = part_tensors(str(tmp_path / ENCODER), "beats.")
-    given |= part_tensors(str(tmp_path / ENCODER), *QFORMER)
+def test_encoder_and_qformer_are_named_as_in_the_model(trained: Path) -> None:
+    given = part_tensors(str(trained / ENCODER), "beats.")
+    given |= part_tensors(str(trained / ENCODER), *QFORMER)
     config = NatureLMConfig(**architecture.NATURELM, text_config={"model_type": "llama"})
     model = build_on_meta(NatureLM, config, None)
     wanted = [
