@@ -1,7 +1,7 @@
 """The stage `context`: the finished model learns to name sounds by the examples in its prompt.
 
-LoRA goes on learning, on the audio vectors of many views (`views.py`): tasks that only their
-examples can tell (`context_tasks.py`), beside the questions of before, whose answers are kept near
+LoRA goes on learning, on the audio vectors of many views: tasks that only their examples can tell
+(both in `context_data.py`), beside the questions of before, whose answers are kept near
 those that the model gave (a divergence from them is part of the loss). First, of the tasks only
 the aims of a few attention heads are learnt: where they should look for the answer to be found at
 all. Everything else of the model stays as it is.
@@ -32,7 +32,18 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from NatureLM.prompts import PLACEHOLDER, render, token_ids, with_clips
 from recipes import Arguments, program
 from recipes.tiny import wordings
-from recipes.tiny.context_tasks import DENSE, SHAPES, Kinds, Prompt, Shape
+from recipes.tiny.context_data import (
+    DENSE,
+    SHAPES,
+    Kinds,
+    Prompt,
+    Shape,
+    Views,
+    ViewSettings,
+    joined,
+    make_views,
+    noise_views,
+)
 from recipes.tiny.data import (
     FAMILY_WEIGHTS,
     TRAINING_SPLITS,
@@ -43,7 +54,6 @@ from recipes.tiny.data import (
 )
 from recipes.tiny.species import Source, source
 from recipes.tiny.tasks import NONE, ask
-from recipes.tiny.views import Views, ViewSettings, joined, make_views, noise_views
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM

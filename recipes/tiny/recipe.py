@@ -33,6 +33,7 @@ from NatureLM.util import digest
 from recipes.tiny import wordings
 from recipes.tiny.architecture import WINDOW_DELAYS, language_model_config, train_tokenizer
 from recipes.tiny.context import ContextSettings, train_context, views_in
+from recipes.tiny.context_data import ViewSettings
 from recipes.tiny.data import (
     Clip,
     Row,
@@ -59,7 +60,6 @@ from recipes.tiny.few_shot import evaluate_few_shot
 from recipes.tiny.species import source
 from recipes.tiny.spectrograms import Spectrograms
 from recipes.tiny.tasks import answer
-from recipes.tiny.views import ViewSettings
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM

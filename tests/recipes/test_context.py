@@ -14,12 +14,21 @@ import pytest
 import soundfile
 import torch
 
-from recipes.tiny import context, few_shot, views
+from recipes.tiny import context, few_shot
 from recipes.tiny.context import ContextSettings, Questions, Reader, RowMaker, train_context
-from recipes.tiny.context_tasks import SHAPES, Kinds, Shape, invented_labels
+from recipes.tiny.context_data import (
+    SHAPES,
+    Kinds,
+    Shape,
+    Views,
+    ViewSettings,
+    invented_labels,
+    joined,
+    make_views,
+    noise_views,
+)
 from recipes.tiny.data import Clip
 from recipes.tiny.few_shot import Setting, Task, draw_tasks
-from recipes.tiny.views import Views, ViewSettings, joined, make_views
 
 if TYPE_CHECKING:
     from NatureLM.models import NatureLM
@@ -131,7 +140,7 @@ def test_questions_are_those_of_before(some_views: Views) -> None:
 
 
 def test_noises_are_no_animal(model: Any, some_views: Views) -> None:
-    noises = views.noise_views(model, 2)
+    noises = noise_views(model, 2)
     assert noises.shape == (2, *some_views.vectors_NQW.shape[1:])
     assert not torch.equal(noises[0], noises[1])
     first = len(some_views.clip_N)
@@ -181,7 +190,7 @@ def test_views_are_encoded_as_the_model_encodes_clips(model: Any, tmp_path: Path
     made.save(tmp_path / "views.npz")
     again = joined([Views.load(tmp_path / "views.npz"), made])
     assert again.clip_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    chosen = views.ViewSettings(per_class=1, per_sound=0).chosen(clips)
+    chosen = ViewSettings(per_class=1, per_sound=0).chosen(clips)
     assert [one.label for one in chosen] == ["Dog"]
 
 
