@@ -12,7 +12,7 @@ clip of a batch leaves what its backward pass needs. Beside measured runs: docs/
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,18 +202,26 @@ def start_model(
         if ref.base_names:
             fill_tensor(ref, first_of(base_stored, ref.base_names), target, device)
             continue
-        value = first_of(given, ref.names)
-        if value is None:
-            value = initial_tensor(ref, model_config, run.seed)
-        elif tuple(value.shape) != ref.shape:
-            raise ConfigError(
-                f"{ref.stored_name} has shape {tuple(value.shape)} in the given weights, and "
-                f"{ref.shape} in this model; beats_cfg must be that of the weights"
-            )
+        value = _given_or_initial(ref, given, model_config, run.seed)
         ref.fill(value.to(device, target if value.is_floating_point() else value.dtype))
     restore_computed_buffers(model, device)
     model.revisions = commits({"base_revision": base})
     return model
+
+
+def _given_or_initial(
+    ref: TensorRef, given: Mapping[str, Tensor], config: NatureLMConfig, seed: int
+) -> Tensor:
+    """What a tensor starts with. Raises ConfigError for one that is given in another shape."""
+    value = first_of(given, ref.names)
+    if value is None:
+        return initial_tensor(ref, config, seed)
+    if tuple(value.shape) != ref.shape:
+        raise ConfigError(
+            f"{ref.stored_name} has shape {tuple(value.shape)} in the given weights, and "
+            f"{ref.shape} in this model; beats_cfg must be that of the weights"
+        )
+    return value
 
 
 def part_tensors(named: str | None, *prefixes: str) -> dict[str, Tensor]:
@@ -323,8 +331,7 @@ def _encoder(
         beats = BEATs(cfg)
     holder = torch.nn.ModuleDict({"beats": beats})
     for ref in tensor_refs(holder):
-        value = first_of(given, ref.names)
-        ref.fill((initial_tensor(ref, whole, run.seed) if value is None else value).to(device))
+        ref.fill(_given_or_initial(ref, given, whole, run.seed).to(device))
     return EncoderClassifier(
         beats,
         classes,

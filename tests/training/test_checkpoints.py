@@ -197,7 +197,7 @@ def killed(context: Any, settings: dict[str, Any], step: int, delay: float) -> i
     deadline = time.monotonic() + 120
     while (not (found := checkpoints(folder)) or found[-1].step < step) and child.is_alive():
         assert time.monotonic() < deadline, "the child makes no checkpoint"
-        time.sleep(0.002)
+        time.sleep(0.005)
     time.sleep(delay)
     os.kill(child.pid, signal.SIGKILL)
     child.join()

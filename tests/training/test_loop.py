@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from commands import rows, write_lines
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from NatureLM.cli.train import report
@@ -198,6 +198,16 @@ def test_frozen_parts_stay(make_config, learning: str):
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5 * rate}
     held = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
     assert held == sum(part_of(n) == learning for n in before if ".predictor." not in n)
+
+
+@pytest.mark.parametrize("task", ["audio-text", "encoder"])
+def test_an_encoder_of_another_size_is_refused(make_config, clips_folder, tmp_path, task: str):
+    weights = {"layer_norm.weight": torch.ones(99)}
+    save_file(weights, tmp_path / "beats.safetensors")
+    data = {"train": [{"path": str(clips_folder)}]}
+    model = {"beats_path": str(tmp_path / "beats.safetensors")}
+    with pytest.raises(ConfigError, match=r"layer_norm\.weight has shape \(99,\) in the given wei"):
+        Trainer(make_config(task=task, model=model, datasets=data))
 
 
 def test_nothing_left_to_learn(make_config):
