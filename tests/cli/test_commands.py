@@ -532,7 +532,7 @@ def refuse(*_: Any, **__: Any) -> None:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with inputs of every command, and no long work in reach."""
     from NatureLM import formats
-    from NatureLM.data import dataset
+    from NatureLM.data import sample
     from NatureLM.evaluation import score
 
     monkeypatch.chdir(tmp_path)
@@ -544,7 +544,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("t.yml").write_text("run: {output_dir: PLACE}\n", encoding="utf-8")
     for module, name in (
         (of, "import_model"),
-        (dataset, "read_annotations"),
+        (sample, "read_annotations"),
         (score, "score"),
         (score, "compare"),
         (formats, "write"),
