@@ -220,16 +220,19 @@ def test_many_chats_take_few_passes(
     monkeypatch.setattr(type(double.language_model), "forward", counted)
     names = list(nano_waveforms)
     options = replace(GREEDY, max_new_tokens=20)
-    asked_for = [
-        (asked(double, alpha=(0.0, 0.4, 1.0)[n % 3], options=options), names[n % len(names)])
-        for n in range(32)
+    kinds = [
+        (asked(double, alpha=alpha, options=options), name)
+        for alpha, name in zip((0.0, 0.4, 1.0), names, strict=True)
     ]
-    alone = [one_answer(double, request, nano_waveforms[name]) for request, name in asked_for]
-    by_themselves, passes[:] = len(passes), []
+    alone = [one_answer(double, request, nano_waveforms[name]) for request, name in kinds]
+    times = 11
+    by_themselves, passes[:] = times * len(passes), []
     one = service()
     with one._changed:
-        tickets = [one.submit(request, {"x": nano_waveforms[name]}) for request, name in asked_for]
-    assert [ticket.result(60).ids for ticket in tickets] == [answer.ids for answer in alone]
+        tickets = [
+            one.submit(request, {"x": nano_waveforms[name]}) for request, name in times * kinds
+        ]
+    assert [ticket.result(60).ids for ticket in tickets] == times * [one.ids for one in alone]
     assert by_themselves >= 6 * len(passes)
 
 
@@ -273,8 +276,9 @@ def test_clients_together_get_what_each_gets_alone(
     service: Make, double: NatureLM, nano_waveforms: dict[str, Tensor]
 ) -> None:
     names = list(nano_waveforms)
-    cases = mixed(double, names) * 2
-    alone = [one_answer(double, request, nano_waveforms[name]) for request, name in cases]
+    once = mixed(double, names)
+    alone = 2 * [one_answer(double, request, nano_waveforms[name]) for request, name in once]
+    cases = 2 * once
     one = service()
 
     def ask(case: tuple[Request, str]) -> tuple[Answer, list[int]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from NatureLM.app.context import AppContext
@@ -33,6 +33,7 @@ from NatureLM.models.registry import EMBEDDED
 RATE = 16000
 FAST = {"max_new_tokens": 6, "num_beams": 1}
 OF_A_SECOND = {"window_length_seconds": 1.0, "hop_length_seconds": 1.0, **FAST}
+OF_A_TOKEN = {**OF_A_SECOND, "max_new_tokens": 1}
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +114,26 @@ def test_windows_equal_the_plain_way(
     assert got[0].prompt == nano.processor.render("What is it?")
 
 
-@settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.fixture(scope="module")
+def arrays() -> list[np.ndarray]:
+    return [sound(seconds, seed) for seed, seconds in enumerate((12.0, 4.0, 21.0))]
+
+
+@pytest.fixture(scope="module")
+def alone(pipeline: Pipeline, arrays: list[np.ndarray]) -> list[str]:
+    """The lines of each."""
+    return [pipeline([array], "What is it?", batch_size=1, **FAST)[0] for array in arrays]
+
+
+@settings(max_examples=5)
 @given(batch_size=st.integers(1, 9), order=st.permutations(range(3)))
 def test_batch_size_and_order_change_nothing(
-    batch_size: int, order: list[int], pipeline: Pipeline
+    batch_size: int,
+    order: list[int],
+    pipeline: Pipeline,
+    arrays: list[np.ndarray],
+    alone: list[str],
 ) -> None:
-    arrays = [sound(seconds, seed) for seed, seconds in enumerate((12.0, 4.0, 21.0))]
-    alone = [pipeline([array], "What is it?", batch_size=1, **FAST)[0] for array in arrays]
     results = pipeline.windows(
         [arrays[i] for i in order], "What is it?", batch_size=batch_size, **FAST
     )
@@ -224,7 +236,7 @@ def test_windows_are_decoded_as_they_are_needed(
             yield window
 
     monkeypatch.setattr(sound_stream, "iter_windows", counting)
-    results = pipeline.windows([sound(50.0)], "What is it?", batch_size=2, **OF_A_SECOND)
+    results = pipeline.windows([sound(50.0)], "What is it?", batch_size=2, **OF_A_TOKEN)
     next(results)
     assert len(made) <= 30, "the whole recording was decoded before the first answer"
     assert [r.window_index for r in results] == list(range(1, 50))
@@ -241,9 +253,9 @@ def test_sound_is_let_go_of_once_it_is_answered(
         hold(stream, heard, **how)
 
     monkeypatch.setattr(sound_stream.WindowStream, "hold", spy)
-    for _ in pipeline.windows([sound(24.0)], [["A?", "B?"]], batch_size=4, **OF_A_SECOND):
+    for _ in pipeline.windows([sound(24.0)], [["A?", "B?"]], batch_size=4, **OF_A_TOKEN):
         assert len(streams[0]._held) <= 6
-    list(pipeline.windows([sound(9.0, seed=3)], "A?", batch_size=4, **OF_A_SECOND))
+    list(pipeline.windows([sound(9.0, seed=3)], "A?", batch_size=4, **OF_A_TOKEN))
     assert not streams[-1]._held, "what one question is asked of is let go of when it is loaded"
 
 
