@@ -53,7 +53,7 @@ class EncoderOptions(of.WeightsOptions):
     layer: str = LAYER
     device: str = of.DEVICE
     dtype: str = of.DTYPE
-    batch_size: int = of.option(16, "Windows at a time.", of.MODEL)
+    batch_size: int = of.BATCH_SIZE
     window_length_seconds: float = of.WINDOW_LENGTH
     hop_length_seconds: float = of.HOP_LENGTH
     channel: str = of.CHANNEL

@@ -374,7 +374,6 @@ def run_experiment(
     cache_dir: Path | None = None,
     workers: int = 2,
     progress: Callable[[TrialProgress], None] = lambda _: None,
-    exports: bool = True,
 ) -> RunSummary:
     """Answer all trials of a plan that have no answer in `output` yet.
 
@@ -385,7 +384,6 @@ def run_experiment(
     max_memory: bytes that batches and kept embeddings may take beside the model's weights
     cache_dir: folder of audio embeddings; None takes that of the environment, if there is one
     progress: called after every answer and error, and once before the first
-    exports: whether the reference's files are written at the end
 
     Raises OutputError for answers of other settings, or a folder that another run writes to, and
     UsageError for a query that is too long for the language model with every sample.
@@ -418,7 +416,7 @@ def run_experiment(
                         store.add(trial, answer.text)
                         counts.count(trial, is_right(trial, answer.text))
                     progress(counts)
-        exported = export(path, output / EXPORT) if exports and path != output else []
+        exported = export(path, output / EXPORT) if path != output else []
         seconds = time.monotonic() - counts.started
         return RunSummary(counts, seconds, engine.encoded, path, tuple(exported), load.cut)
 

@@ -68,6 +68,7 @@ class HeardClip:
 def best_clips(
     names: Sequence[NameTally],
     recordings: Sequence[RecordingTally],
+    called: Sequence[str],
     *,
     each: int,
     slowed: float = 1.0,
@@ -75,6 +76,7 @@ def best_clips(
 ) -> tuple[list[list[HeardClip]], int]:
     """The surest clips of each name, and how many had no room.
 
+    called: what the recordings are called in the page
     each: clips of a name at most
     slowed, channel: as the model heard them
 
@@ -84,26 +86,31 @@ def best_clips(
     made: list[list[HeardClip]] = [[] for _ in names]
     size = left_out = 0
     for turn in range(each):
-        for place, clips in enumerate(chosen):
+        for clips, found in zip(chosen, made, strict=True):
             if turn >= len(clips):
                 continue
             if size >= MOST_BYTES:
                 left_out += 1
                 continue
-            clip = read(clips[turn], recordings[clips[turn].recording], slowed, channel)
-            made[place].append(clip)
+            place = clips[turn].recording
+            clip = read(clips[turn], recordings[place], called[place], slowed, channel)
+            found.append(clip)
             size += clip.size
     return made, left_out
 
 
 def read(
-    clip: Clip, recording: RecordingTally, slowed: float = 1.0, channel: str | int = "mean"
+    clip: Clip,
+    recording: RecordingTally,
+    name: str,
+    slowed: float = 1.0,
+    channel: str | int = "mean",
 ) -> HeardClip:
     """Sound and picture of a clip; a recording that cannot be read gives neither."""
     confidence = None if clip.confidence < 0 else clip.confidence
     seconds = min(clip.end - clip.start, _LONGEST_READ / slowed)
     heard_hz = MODEL_RATE / 2 * slowed
-    known: dict[str, Any] = {"recording": recording.heard.name, "confidence": confidence}
+    known: dict[str, Any] = {"recording": name, "confidence": confidence}
     known |= {"highest_hz": heard_hz, "slowed": slowed}
     try:
         samples_S = read_clip(

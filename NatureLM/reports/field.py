@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def make_field_report(
     slowed = float(answers.settings.get("time_expansion") or 1.0)
     channel = answers.settings.get("channel", "mean")
     heard_clips, without_room = best_clips(
-        drawn, made.recordings, each=clips, slowed=slowed, channel=channel
+        drawn, made.recordings, names, each=clips, slowed=slowed, channel=channel
     )
     keys = Keys()
     unheard = not_heard(made, names)
@@ -154,7 +154,6 @@ def make_field_report(
     remarks = _remarks(made, answers, clocks, len(drawn) < len(ranked))
     if without_room:
         remarks.append(f"{without_room} clips have no room in this page.")
-    places = {one.heard.name: name for one, name in zip(made.recordings, names, strict=True)}
     return FieldReport(
         title=title or answers.path.name,
         facts=_facts(made, answers, least_text),
@@ -162,7 +161,7 @@ def make_field_report(
         heard=_heard_table(made, ranked),
         effort=effort_chart(made),
         names=tuple(
-            _name_report(made, one, _in_places(found, places), keys)
+            _name_report(made, one, tuple(found), keys)
             for one, found in zip(drawn, heard_clips, strict=True)
         ),
         columns=tuple(map(column_report, made.columns.values())),
@@ -183,10 +182,6 @@ def make_field_report(
 def recording_names(paths: Sequence[str]) -> list[str]:
     """Names for readers elsewhere: below the folder that all recordings share."""
     return [one.as_posix() for one in below_shared(paths)]
-
-
-def _in_places(clips: Iterable[HeardClip], places: Mapping[str, str]) -> tuple[HeardClip, ...]:
-    return tuple(replace(one, recording=places[one.recording]) for one in clips)
 
 
 # The head

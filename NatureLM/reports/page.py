@@ -97,9 +97,9 @@ def _write_figures(
 # What pages are made of
 
 
-def escape(text: str, quote: bool = True) -> str:
+def escape(text: str) -> str:
     """Text for HTML, without what turns letters around or cannot be seen."""
-    return html.escape(printable(text, lines=True), quote)
+    return html.escape(printable(text, lines=True))
 
 
 def html_page(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -108,17 +107,6 @@ def test_a_pipe_that_does_not_wait_gets_every_line(tmp_path: Path) -> None:
     assert running.wait(60) == 0
 
 
-def test_a_terminal_that_is_closed_stops_as_ctrl_c_does(tmp_path: Path) -> None:
-    running = start(calls_in(tmp_path), "infer", *ASK, "--output-path", "o.jsonl", seconds=0.5)
-    assert running.stdout
-    assert running.stdout.readline() == "calls/cuckoo.wav\n"
-    running.send_signal(signal.SIGHUP)
-    said = running.communicate(timeout=60)[1]
-    assert running.returncode == 129
-    assert "Stopped. 1 answers are in o.jsonl; the same command goes on from there." in said
-    assert len(rows(tmp_path / "o.jsonl")) == 1
-
-
 def test_a_table_goes_to_stdout_alone_and_the_device_stays(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(to_line(replace(WINDOW, text="Dog")))
     running = start(tmp_path, "export", "a.jsonl", "--output-path", "/dev/stdout")
@@ -132,7 +120,7 @@ def test_a_table_goes_to_stdout_alone_and_the_device_stays(tmp_path: Path) -> No
     assert Path("/dev/stdout").is_symlink()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8:strict"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8:strict"])
 def test_any_name_can_be_shown(tmp_path: Path, encoding: str) -> None:
     calls_in(tmp_path)
     name = os.fsdecode("Kröte Ж".encode() + b"\xff.wav")
@@ -142,8 +130,8 @@ def test_any_name_can_be_shown(tmp_path: Path, encoding: str) -> None:
     running = start(tmp_path, *words, env=environment, text=False)
     shown, said = running.communicate(timeout=60)
     assert running.returncode == 0, said
-    assert b"Kr" in shown
-    assert b"te " in shown
+    kind = encoding.partition(":")[0]
+    assert "calls/Kröte Ж".encode(kind, "backslashreplace") in shown
     assert {row["audio_path"] for row in rows(tmp_path / "o.jsonl")} == {
         "calls/cuckoo.wav",
         f"calls/{name}",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from answer_files import Page, Undrawn, varied_rows, write_answers
-from commands import beans, call
+from commands import beans, call, write_lines
 
 from NatureLM.errors import UsageError
 from NatureLM.evaluation.answers import ReadOptions, load_rows
@@ -30,7 +30,7 @@ from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Scores, score, score_answers
 from NatureLM.reports.charts import CurveChart, Table
 from NatureLM.reports.figures import DARK, LIGHT, draw, fitted, inline_svg, style_sheet, svg
-from NatureLM.reports.page import latex, markdown, page, write_report
+from NatureLM.reports.page import latex, markdown, page
 from NatureLM.reports.report import make_report
 
 pytest.importorskip("rapidfuzz")
@@ -43,7 +43,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> &amp; 
 
 
 def test_answers_are_text_whatever_they_hold(tmp_path: Path) -> None:
-    rows = varied_rows(samples=12)
+    rows = varied_rows(samples=12, alphas=[0.0, 1.0])
     for row in rows[:5]:
         row |= {"prediction": HOSTILE, "label": f"Owl {HOSTILE}", "prompt": HOSTILE}
     for row in rows:
@@ -70,28 +70,30 @@ def test_answers_are_text_whatever_they_hold(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[\w.-]+", path.name) for path in out.rglob("*.*"))
 
 
-def test_the_page_needs_no_network_and_names_no_folder(tmp_path: Path) -> None:
-    path = write_answers(varied_rows())
-    out = tmp_path / "report"
-    assert "360 answers" in call("report", path, "--output-path", out, "--resamples", 20, by=beans)
-    text = (out / "index.html").read_text()
+def test_the_page_needs_no_network_and_names_no_folder(folder: Path) -> None:
+    text = (folder / "index.html").read_text()
     addresses = set(re.findall(r"https?://[^\s\"'<]+", text))
     assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     assert not re.search(r'(?:src|href)="(?!#)', text)
-    assert str(tmp_path) not in text
+    assert str(folder.parent) not in text
     assert "answers.jsonl" in text
     identities = re.findall(r'\bid="([^"]+)"', text)
     assert len(identities) == len(set(identities))
     for target in re.findall(r'href="#([^"]+)"', text) + re.findall(r"url\(#([^)]+)\)", text):
         assert target in identities
-    for suffix in (".svg", ".png"):
-        assert len(list((out / "figures").glob(f"*{suffix}"))) == 9
-    for suffix in (".csv", ".md", ".tex"):
-        assert len(list((out / "tables").glob(f"*{suffix}"))) == 6
+    figures = {
+        suffix: {one.stem for one in folder.glob(f"figures/*{suffix}")}
+        for suffix in (".svg", ".png")
+    }
+    assert figures[".svg"] == figures[".png"] == Page(folder).charts.keys()
+    tables = [
+        {one.stem for one in folder.glob(f"tables/*{suffix}")} for suffix in (".csv", ".md", ".tex")
+    ]
+    assert tables[0] == tables[1] == tables[2] > {"metrics", "form", "cbi-query-0-classes"}
 
 
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:
-    path = write_answers(varied_rows(samples=18, alphas=[0.0, 1.0]))
+    path = write_answers(varied_rows(samples=18, queries=[0], alphas=[0.0, 1.0]))
     words = ["report", str(path), "--resamples", "20", "--output-path"]
     call(*words, tmp_path / "here")
     program = "from NatureLM.cli.main import naturelm; naturelm()"
@@ -183,7 +185,7 @@ def test_scores_of_several_protocols_are_refused() -> None:
 
 
 def test_lines_that_are_left_out_are_counted(tmp_path: Path) -> None:
-    rows = varied_rows(samples=6)
+    rows = varied_rows(samples=6, queries=[0], alphas=[1.0])
     rows[3]["prediction"] = None
     path, out = write_answers(rows), tmp_path / "report"
     call("report", path, "--output-path", out, ends=1)
@@ -206,18 +208,25 @@ def test_tables_are_escaped() -> None:
 
 
 @pytest.fixture(scope="module")
-def scores() -> Scores:
-    """Two questions to two data sets at five α."""
-    rows = varied_rows() + varied_rows(dataset="cbi", samples=24)
-    return score_answers(load_rows(rows, ReadOptions()), [protocol("mention")], FEW)
+def two_sets() -> list[dict[str, Any]]:
+    """Answers to two questions to two data sets at five α."""
+    return varied_rows() + varied_rows(dataset="cbi", samples=24)
 
 
 @pytest.fixture(scope="module")
-def folder(scores: Scores, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of those scores."""
+def scores(two_sets: list[dict[str, Any]]) -> Scores:
+    """Their scores."""
+    return score_answers(load_rows(two_sets, ReadOptions()), [protocol("mention")], FEW)
+
+
+@pytest.fixture(scope="module")
+def folder(two_sets: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their report, by the command."""
     made = tmp_path_factory.mktemp("report")
-    write_report(make_report(scores, bootstrap=FEW), made)
-    return made
+    path = write_lines(made / "answers.jsonl", two_sets)
+    words = ("--protocol", "mention", "--resamples", 20, "--output-path", made / "report")
+    assert "600 answers" in call("report", path, *words, by=beans)
+    return made / "report"
 
 
 def record(scores: Scores, dataset: str, query: int, alpha: float) -> dict[str, Any]:

@@ -253,9 +253,13 @@ def test_names_may_be_longer_together_than_a_file_name() -> None:
 def test_a_preset_with_a_slip_is_no_list_of_one_name(text: str) -> None:
     with pytest.raises(UsageError, match=r"there is no list .*; did you mean"):
         read_species_list(text, presets=presets())
-    for names in presets().values():
+
+
+def test_a_name_of_a_preset_is_no_slip_of_the_name_of_one() -> None:
+    lists = presets()
+    for names in lists.values():
         for name in names:
-            assert read_species_list(name, presets=presets()).names == (name,) or "," in name
+            assert read_species_list(name, presets=lists).names == (name,) or "," in name
 
 
 def test_what_can_only_be_a_file_is_no_name(
