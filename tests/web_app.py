@@ -22,7 +22,7 @@ from NatureLM.app.job import Job
 from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import AppSettings, Limits
 from NatureLM.config import Config, load_config
-from NatureLM.inference.loading import PipelineLoader
+from NatureLM.inference.background import PipelineLoader
 from NatureLM.inference.windows import AskOptions
 from NatureLM.results.rows import read_rows
 

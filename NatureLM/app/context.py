@@ -24,7 +24,7 @@ from NatureLM.app.clips import check_free, without_paths
 from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import AppSettings, Limits
 from NatureLM.errors import UsageError
-from NatureLM.inference.loading import PipelineLoader
+from NatureLM.inference.background import PipelineLoader
 from NatureLM.util import format_bytes
 
 if TYPE_CHECKING:

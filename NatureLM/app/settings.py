@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from NatureLM.errors import UsageError
-from NatureLM.inference.loading import ModelSettings
+from NatureLM.inference.background import ModelSettings
 from NatureLM.review.server import routes as review_routes
 from NatureLM.util import library
 from NatureLM.web.guard import Route, Rules, page_rules

@@ -45,8 +45,9 @@ from NatureLM.generation.service import (
     ServiceStopped,
     Ticket,
 )
+from NatureLM.inference.background import PipelineLoader
 from NatureLM.inference.conversation import TextStream
-from NatureLM.inference.loading import PipelineLoader, processor_of
+from NatureLM.inference.loading import processor_of
 from NatureLM.inference.windows import AskOptions, RecordingError, WindowResult
 from NatureLM.models.registry import find
 from NatureLM.prompts import ChatTemplate, prompt_parts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.inference.loading import ModelSettings
+from NatureLM.inference.background import ModelSettings
 from NatureLM.util import did_you_mean, parse_bytes
 from NatureLM.web.server import is_loopback
 

@@ -28,7 +28,7 @@ from NatureLM.app.clips import Clip, ClipList
 from NatureLM.app.context import AppContext, Visitors
 from NatureLM.app.settings import AppSettings, Limits, folder_of_samples
 from NatureLM.errors import NatureLMError, UsageError
-from NatureLM.inference.loading import PipelineLoader
+from NatureLM.inference.background import PipelineLoader
 from NatureLM.inference.pipeline import Pipeline
 from NatureLM.models.registry import EMBEDDED
 from NatureLM.prompts import AUDIO_TAG, PLACEHOLDER, place_numbered
