@@ -19,7 +19,6 @@ from NatureLM.cli.runs import (
     FieldRecordings,
     Work,
     answers_of,
-    checked_formats,
     on_ray,
     output_of_shard,
     ray_options,
@@ -181,6 +180,7 @@ def run(request: InferRequest, config: Config) -> int:
     What cannot work is refused before the model is loaded: recordings that are not there, an output
     that cannot be written or holds other answers.
     """
+    from NatureLM.cli.answers import check_tables
     from NatureLM.models.registry import EMBEDDED
     from NatureLM.results.uploads import working_path
 
@@ -193,7 +193,7 @@ def run(request: InferRequest, config: Config) -> int:
     else:
         model, asked = taught_options(request)
         names = {}
-    formats = checked_formats(request.format_name or (), working_path(request.output))
+    formats = list(check_tables(working_path(request.output), request.format_name or ()))
     field = FieldRecordings.read(request, asked.queries)
     if not field.recordings:
         return 0

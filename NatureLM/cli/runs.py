@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -185,10 +185,6 @@ class FieldRecordings:
             }
         return made
 
-    def claims_of(self, recording: AnyPath) -> tuple[Detection, ...] | None:
-        """The detections of a recording; None where windows are asked about."""
-        return None if self.claims is None else self.claims[recording]
-
     def context_of(self, audio_path: str, seconds: float) -> Mapping[str, Any] | None:
         """When and where a window was recorded, as rows say it."""
         return self.clock.of(self.path_of(audio_path)).at(seconds) or None
@@ -298,22 +294,12 @@ def count_windows(asked_about: FieldRecordings, asked: AskOptions) -> int:
     if asked_about.claims is not None:
         return sum(map(len, asked_about.claims.values()))
     cut = (asked.window_length_seconds, asked.hop_length_seconds, asked.time_expansion)
-    total, entries = 0, asked_about.listed.entries
+    total, told = 0, asked_about.listed.seconds
     for path in asked_about.recordings:
-        try:
-            seconds = entries[path].seconds if path in entries else None
-            seconds = probe(path).duration if seconds is None else seconds
+        with suppress(AudioError):
+            seconds = told[path] if path in told else probe(path).duration
             total += audio_windows.count_windows(seconds, *cut)
-        except AudioError:
-            continue
     return total
-
-
-def checked_formats(names: Sequence[str], answers: Path) -> list[str]:
-    """The formats of tables beside the answers, each once, before the work. Raises UsageError."""
-    from NatureLM.cli.answers import check_tables
-
-    return list(check_tables(answers, names))
 
 
 def note_what_was_there(resumed: Resumed, output: AnyPath) -> None:
@@ -625,19 +611,16 @@ def _is_told(item: Any, told: set[str]) -> bool:
 def _todo(field: FieldRecordings, queries: Sequence[str], store: PartsStore) -> list[Todo]:
     """The recordings that are not answered whole, and what is known of them."""
     from NatureLM.distributed.flow import Todo
-    from NatureLM.inference.windows import Recording
+    from NatureLM.inference.windows import recordings_of
 
-    todo = []
-    for number, path in enumerate(field.recordings):
-        if store.is_whole(path):
-            continue
-        entry = field.listed.entries.get(path)
-        todo.append(
-            Todo(
-                Recording(number, str(path), path, tuple(queries), field.claims_of(path)),
-                done=frozenset(store.answered(path)),
-                seconds=None if entry is None else entry.seconds,
-                context=field.clock.of(path) if field.needs_context else None,
-            )
+    seconds = field.listed.seconds
+    return [
+        Todo(
+            one,
+            done=frozenset(store.answered(one.source)),
+            seconds=seconds.get(one.source),
+            context=field.clock.of(one.source) if field.needs_context else None,
         )
-    return todo
+        for one in recordings_of(field.recordings, tuple(queries), field.claims)
+        if not store.is_whole(one.source)
+    ]

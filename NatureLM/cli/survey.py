@@ -18,7 +18,6 @@ from NatureLM.cli.runs import (
     FieldRecordings,
     Work,
     answers_of,
-    checked_formats,
     on_ray,
     output_of_shard,
     ray_options,
@@ -144,11 +143,12 @@ def run(request: SurveyRequest, questionnaire: Questionnaire, config: Config) ->
 
     What cannot work is refused before the model is loaded.
     """
+    from NatureLM.cli.answers import check_tables
     from NatureLM.results.uploads import working_path
     from NatureLM.survey.run import known_settings
 
     spread = ray_options(request)
-    formats = checked_formats(request.format_name or ["csv"], working_path(request.answers))
+    formats = list(check_tables(working_path(request.answers), request.format_name or ["csv"]))
     asked = ask_options(request, questionnaire, config)
     field = FieldRecordings.read(request, [one.question for one in questionnaire.columns])
     if not field.recordings:
