@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import struct
 import time
@@ -266,6 +267,7 @@ def test_mp3_may_have_tags_and_padding_in_front(tmp_path: Path, junk: bytes) -> 
     assert abs(len(samples) - SECONDS * RATE) < 3_000
 
 
+@functools.cache
 def without_total(seconds: float) -> bytes:
     """Silence as FLAC that does not say how long it is; its last frame is cut off."""
     content = encoded("FLAC", np.zeros(int(seconds * RATE), np.float32))
@@ -308,15 +310,16 @@ def many_channels(count: int, seconds: float = 1) -> bytes:
     return encoded("WAV", np.zeros((int(seconds * RATE), count), np.float32))
 
 
+@functools.cache
+def opus(seconds: int) -> bytes:
+    return encoded("OGG", np.zeros(seconds * RATE, np.float32), "OPUS")
+
+
 LIMITS = SoundLimits(file_bytes=2e7, seconds=60, decoded_bytes=1e7, channels=8, sample_rate=192_000)
 REFUSED: dict[str, tuple[Any, str, str]] = {
     # what: (content, kind, what is said)
     "a file": (lambda: encoded("WAV") + bytes(2 * 10**7), "TooLong", "the file has 20.1 MB. At mo"),
-    "Opus": (
-        lambda: encoded("OGG", np.zeros(300 * RATE, "f4"), "OPUS"),
-        "TooLong",
-        "lasts 5 min 0 s. ",
-    ),
+    "Opus": (lambda: opus(300), "TooLong", "lasts 5 min 0 s. "),
     "FLAC without a total": (
         lambda: without_total(600),
         "TooLong",
