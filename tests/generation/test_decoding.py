@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from NatureLM.errors import UsageError
-from NatureLM.generation import engine as module
+from NatureLM.generation import labels as module
 from NatureLM.generation.decoding import (
     Decoder,
     DecodingSession,
