@@ -194,11 +194,12 @@ class Sampler:
 
     def draws(self, first: int, count: int) -> list[SampleIndex]:
         """The draws at positions first, first + 1, … of the run."""
-        out = []
-        for position in range(first, first + count):
-            epoch, place = divmod(position, self.size)
-            rows, copies = self.epoch(epoch)
-            out.append(SampleIndex(int(rows[place]), epoch, int(copies[place])))
+        out: list[SampleIndex] = []
+        while len(out) < count:
+            epoch, place = divmod(first + len(out), self.size)
+            stretch = slice(place, place + count - len(out))
+            rows, copies = (values[stretch].tolist() for values in self.epoch(epoch))
+            out += map(SampleIndex, rows, itertools.repeat(epoch), copies)
         return out
 
     def replacement(self, position: int, attempt: int, draw: SampleIndex) -> SampleIndex:
