@@ -203,7 +203,7 @@ class Slowly:
                 for query in asked:
                     if options["skip"](_Key(str(path), start, query)):
                         continue
-                    assert self.steps.acquire(timeout=60)
+                    assert self.steps.acquire(timeout=600)
                     text = f"<b>{number}</b> {{{{evil}}}} ${{1+1}}"
                     yield WindowResult(
                         *(str(path), start, start + 10, query, text, 1.0, 0.5),

@@ -341,7 +341,7 @@ def test_a_page_says_that_the_model_loads_and_when_it_is_ready(
     go = threading.Event()
 
     def load() -> Any:
-        go.wait(60)
+        go.wait(600)
         return fake_app.pipeline
 
     with running(tmp_path, load=load) as app:
