@@ -234,11 +234,12 @@ def test_extrapolation_gets_a_note(alphas: Any, says: str | None) -> None:
 
 
 def test_alpha_of_rows_multiplies_a_recipe(model: NatureLM, wav: Tensor, rules: Path) -> None:
-    prompt = model.processor.render("Caption the audio")
+    prompt, options = model.processor.render("Caption the audio"), {"max_new_tokens": 24}
     with model.use_recipe(rules):
-        together = model.generate([prompt] * 3, [[wav]] * 3, alpha=[0.0, 0.5, 1.0])
-        alone = [model.generate([prompt], [[wav]], alpha=a)[0] for a in (0.0, 0.5, 1.0)]
+        together = model.generate([prompt] * 3, [[wav]] * 3, alpha=[0.0, 0.5, 1.0], **options)
+        alone = [model.generate([prompt], [[wav]], alpha=a, **options)[0] for a in (0.0, 0.5, 1.0)]
     assert together == alone
+    assert len(set(alone)) == 3
 
 
 # -- folded ----------------------------------------------------------------------------------
