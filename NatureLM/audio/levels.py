@@ -70,6 +70,11 @@ def note_of(mix_low: float, mix_high: float, span: float, channels: int) -> str:
     return "silent" if max(-mix_low, mix_high) <= STEP else "constant"
 
 
+def _shown(path: str | os.PathLike[str] | None) -> str:
+    """A recording as notes name it."""
+    return ARRAY_NAME if path is None else printable(path)
+
+
 class _Piece(NamedTuple):
     """Samples from `first` to the next edge of a window: lowest and highest of mix and channels."""
 
@@ -92,7 +97,7 @@ class LevelMeter:
         spans: Callable[[int], tuple[Fraction, Fraction]],
     ) -> None:
         self._is_wide, self._full_scale = recording.is_wide, recording.full_scale
-        self._name = ARRAY_NAME if recording.path is None else printable(recording.path)
+        self._path = recording.path
         self._channels, self._spans = channels, spans
         self._rate = Fraction(repr(float(recording.sample_rate)))
         self._stretch = max(1, round(_STRETCH_SECONDS * recording.sample_rate))
@@ -153,6 +158,10 @@ class LevelMeter:
         if note == "cancelled" and self._cancelled_from is None:
             self._cancelled_from = float(start)
         return note
+
+    @property
+    def _name(self) -> str:
+        return _shown(self._path)
 
     def notes(self) -> Iterator[str]:
         """What should be known about the recording, once it has ended."""
@@ -305,7 +314,7 @@ class UltrasoundMeter:
         self._start_stretch()
 
     def _message(self) -> str:
-        name = ARRAY_NAME if self._path is None else printable(self._path)
+        name = _shown(self._path)
         share = self._lost_energy / (self._lost_energy + self._heard_energy)
         if self._expansion < SUGGESTED_EXPANSION:
             remedy = f"--time-expansion {SUGGESTED_EXPANSION}"
