@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from NatureLM.errors import NatureLMError
 from NatureLM.generation.audio_cache import EncodedClip
@@ -29,27 +29,22 @@ _RETRY_SECONDS = (1.0, 60.0)
 _MEMORY = 0.9  # how much of an answer's mean time stays with each answer
 
 
-class QueueFull(NatureLMError):  # noqa: N818 (nothing is broken)
-    """As many requests wait as may; `retry_seconds` is when to come again."""
+class ServiceError(NatureLMError):
+    """Why a request got no answer, though nothing is wrong with what it asked.
 
-    def __init__(self, waiting: int, retry_seconds: float) -> None:
-        super().__init__(
-            f"{waiting} requests wait for an answer, and no more are taken: try again in "
-            f"{retry_seconds:.0f} s"
-        )
-        self.retry_seconds = retry_seconds
+    kind: "full" where as many requests wait as may, "stopped" where the service was closed or has
+        failed, "cancelled" by whoever asked, "late" where its time was over
+    retry_seconds: of "full", when to come again
+    """
 
-
-class ServiceStopped(NatureLMError):  # noqa: N818 (it may have been asked to)
-    """The service takes no requests, because it was closed or has failed."""
-
-
-class Cancelled(NatureLMError):  # noqa: N818 (nothing is broken)
-    """The request was given up by whoever asked."""
-
-
-class DeadlinePassed(NatureLMError):  # noqa: N818 (nothing is broken)
-    """There was no answer in time."""
+    def __init__(
+        self,
+        kind: Literal["full", "stopped", "cancelled", "late"],
+        message: str,
+        retry_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.retry_seconds = kind, retry_seconds
 
 
 @dataclass
@@ -109,21 +104,21 @@ class Ticket:
     def result(self, timeout: float | None = None) -> Answer:
         """The answer, once it is there.
 
-        Raises what kept the request from one: UsageError, Cancelled, DeadlinePassed,
-        ServiceStopped; TimeoutError if there is none within `timeout` seconds.
+        Raises what kept the request from one: UsageError, ServiceError; TimeoutError if there is
+        none within `timeout` seconds.
         """
         return self.future.result(timeout)
 
     def cancel(self) -> None:
         """Give the request up; its rows are free at the next step."""
-        self.failure = Cancelled("the request was cancelled")
+        self.failure = ServiceError("cancelled", "the request was cancelled")
         self.wake()
 
     def problem(self) -> Exception | None:
         """Why nobody waits for it any more."""
         is_late = self.deadline is not None and time.monotonic() >= self.deadline
         if self.failure is None and is_late:
-            return DeadlinePassed("there was no answer in time")
+            return ServiceError("late", "there was no answer in time")
         return self.failure
 
 
@@ -176,7 +171,8 @@ class EngineService:
         on_tokens: told the new ids of an answer with one beam after every step, in the thread of
             the service; what it raises is the request's error
 
-        Raises UsageError for what cannot be answered, QueueFull and ServiceStopped.
+        Raises UsageError for what cannot be answered, and ServiceError where the queue is full or
+        the service has stopped.
         """
         self._refuse_if_full()
         engine, ready = self._engine, dict[str, Any]()
@@ -228,12 +224,18 @@ class EngineService:
     def _refuse_if_full(self) -> None:
         with self._changed:
             if self._stopped is not None:
-                raise ServiceStopped(self._stopped)
+                raise ServiceError("stopped", self._stopped)
             waiting = len(self._tickets) - len(self._decoder)
             if waiting >= self._max_waiting:
                 self._counts.refused += 1
                 low, high = _RETRY_SECONDS
-                raise QueueFull(waiting, min(high, max(low, waiting * self._seconds)))
+                retry = min(high, max(low, waiting * self._seconds))
+                raise ServiceError(
+                    "full",
+                    f"{waiting} requests wait for an answer, and no more are taken: try again in "
+                    f"{retry:.0f} s",
+                    retry,
+                )
 
     def _wake(self) -> None:
         with self._changed:
@@ -274,7 +276,7 @@ class EngineService:
             self._new, self._silent = [], []
         self._decoder.clear()
         for ticket in left:
-            ticket.future.set_exception(ServiceStopped(reason))
+            ticket.future.set_exception(ServiceError("stopped", reason))
 
     def _settle(self, ticket: Ticket, answer: Answer | None, why: Exception | None = None) -> None:
         """The request has come to its end, with an answer or an error."""
@@ -286,7 +288,7 @@ class EngineService:
             self._last = now
             if error is None:
                 counts.answers += 1
-            elif isinstance(error, (Cancelled, DeadlinePassed)):
+            elif isinstance(error, ServiceError) and error.kind in ("cancelled", "late"):
                 counts.cancelled += 1
             else:
                 counts.errors += 1

@@ -39,10 +39,8 @@ from NatureLM.generation.decoding import TokenLogProbability
 from NatureLM.generation.engine import Answer, Engine, GenerationOptions, Run, before_stop
 from NatureLM.generation.engine import Request as Prompt
 from NatureLM.generation.service import (
-    DeadlinePassed,
     EngineService,
-    QueueFull,
-    ServiceStopped,
+    ServiceError,
     Ticket,
 )
 from NatureLM.inference.background import PipelineLoader
@@ -462,8 +460,11 @@ class ServedModel:
         """
         while True:
             if self._engine.counts().waiting < max(1, self.settings.limits.queue // 2):
-                with contextlib.suppress(QueueFull):
+                try:
                     return self._engine.submit(request, clips)
+                except ServiceError as error:
+                    if error.kind != "full":
+                        raise
             time.sleep(0.1)
 
     async def until_gone(self, awaited: Awaitable[T], request: Request) -> T:
@@ -588,12 +589,13 @@ def refused(error: Exception) -> RequestError:
     """What kept a prompt from an answer, as HTTP says it."""
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, QueueFull):
+    kind = error.kind if isinstance(error, ServiceError) else ""
+    if isinstance(error, ServiceError) and kind == "full":
         again = error.retry_seconds
         return over_limit(str(error), "queue", status=429, code="queue_full", retry_after=again)
-    if isinstance(error, DeadlinePassed):
+    if kind == "late":
         return over_limit(str(error), "request_seconds", status=504, code="timeout")
-    status = 503 if isinstance(error, ServiceStopped) else 500
+    status = 503 if kind == "stopped" else 500
     return RequestError(str(error), status=400 if isinstance(error, UsageError) else status)
 
 
