@@ -589,14 +589,14 @@ def refused(error: Exception) -> RequestError:
     """What kept a prompt from an answer, as HTTP says it."""
     if isinstance(error, RequestError):
         return error
-    kind = error.kind if isinstance(error, ServiceError) else ""
-    if isinstance(error, ServiceError) and kind == "full":
+    if not isinstance(error, ServiceError):
+        return RequestError(str(error), status=400 if isinstance(error, UsageError) else 500)
+    if error.kind == "full":
         again = error.retry_seconds
         return over_limit(str(error), "queue", status=429, code="queue_full", retry_after=again)
-    if kind == "late":
+    if error.kind == "late":
         return over_limit(str(error), "request_seconds", status=504, code="timeout")
-    status = 503 if kind == "stopped" else 500
-    return RequestError(str(error), status=400 if isinstance(error, UsageError) else status)
+    return RequestError(str(error), status=503 if error.kind == "stopped" else 500)
 
 
 def _log_answer(future: Any) -> None:
