@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -251,6 +252,8 @@ def as_file(address: str) -> dict[str, Any]:
 
 def begun(app: RunningApp, name: str, data: list[Any], session: str | None) -> str:
     """Call a function of the page; the address of what it will have said."""
+    # Gradio looks up the folder of uploads each time, and each app of this process sets it.
+    os.environ["GRADIO_TEMP_DIR"] = str(app.context.visitors.uploads)
     address = f"{app.address}gradio_api/call/{name}"
     body = json.dumps({"data": data, "session_hash": session}).encode()
     status, answer = call(address, body, "application/json")
