@@ -17,7 +17,7 @@ import pytest
 
 from NatureLM.config.schema import Config
 from NatureLM.errors import ConfigError
-from NatureLM.models import NatureLM
+from NatureLM.models import NatureLM, NatureLMProcessor
 from NatureLM.models.registry import CheckpointError, refuse_foreign_parts
 from NatureLM.training.build import make_objective
 from tests.builders import edit_json as edit
@@ -301,6 +301,14 @@ def test_a_text_run_takes_a_whole_model_in_safetensors_only(
 LOADERS = {"from_pretrained", "from_config", "load_custom_generate"}
 
 
+OWN_PROCESSOR = "model_class.processor_class"
+
+
+def test_the_processor_of_a_model_is_our_own() -> None:
+    assert NatureLM.processor_class is NatureLMProcessor
+    assert NatureLMProcessor.from_config.__func__.__module__ == "NatureLM.models.modeling"
+
+
 def test_every_call_that_could_load_code_forbids_it() -> None:
     found = 0
     for path in [*ROOT.glob("NatureLM/**/*.py"), *ROOT.glob("recipes/**/*.py")]:
@@ -309,9 +317,8 @@ def test_every_call_that_could_load_code_forbids_it() -> None:
                 continue
             if call.func.attr not in LOADERS:
                 continue
-            if ast.unparse(call.func.value).startswith(
-                ("NatureLM", "cls", "model_class.processor_class")
-            ):
+            whose = ast.unparse(call.func.value)
+            if whose.startswith(("NatureLM", "cls")) or whose == OWN_PROCESSOR:
                 continue
             found += 1
             given = {one.arg: ast.unparse(one.value) for one in call.keywords}
