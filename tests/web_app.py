@@ -177,9 +177,9 @@ class RunningApp:
     """A page that can be opened."""
 
     address: str
-    context: AppContext
-    pipeline: Any
-    page: Any
+    context: Any  # AppContext; None where the app runs in another process
+    pipeline: Any = None
+    page: Any = None
 
 
 @contextmanager
@@ -225,6 +225,12 @@ def file(app: RunningApp, path: str) -> tuple[int, bytes]:
     return call(f"{app.address}gradio_api/file={path}")
 
 
+def at_uploads_of(app: RunningApp) -> None:
+    """Gradio looks up the folder of uploads each time, and each app of this process sets it."""
+    if app.context is not None:
+        os.environ["GRADIO_TEMP_DIR"] = str(app.context.visitors.uploads)
+
+
 def upload(app: RunningApp, name: str, data: bytes) -> tuple[int, bytes]:
     """Status of an upload, and what is answered."""
     body = (
@@ -252,8 +258,7 @@ def as_file(address: str) -> dict[str, Any]:
 
 def begun(app: RunningApp, name: str, data: list[Any], session: str | None) -> str:
     """Call a function of the page; the address of what it will have said."""
-    # Gradio looks up the folder of uploads each time, and each app of this process sets it.
-    os.environ["GRADIO_TEMP_DIR"] = str(app.context.visitors.uploads)
+    at_uploads_of(app)
     address = f"{app.address}gradio_api/call/{name}"
     body = json.dumps({"data": data, "session_hash": session}).encode()
     status, answer = call(address, body, "application/json")

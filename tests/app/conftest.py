@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import soundfile
-from web_app import ASSETS, CONFIG, FakePipeline, MakeJobs, RunningApp, go_to, running
+from web_app import (
+    ASSETS,
+    CONFIG,
+    FakePipeline,
+    MakeJobs,
+    RunningApp,
+    at_uploads_of,
+    go_to,
+    running,
+)
 
 from NatureLM.app.jobs import Jobs
 from NatureLM.app.settings import Limits
@@ -139,8 +147,7 @@ def open_page(chromium: Browser) -> Iterator[Opener]:
         page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
 
     def opened(app: RunningApp, tab: str | None = "Ask", link: str = "", **options: Any) -> Page:
-        # Gradio looks up the folder of uploads each time, and each app of this process sets it.
-        os.environ["GRADIO_TEMP_DIR"] = str(app.context.visitors.uploads)
+        at_uploads_of(app)
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         context.set_default_timeout(60_000)

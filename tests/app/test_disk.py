@@ -578,7 +578,7 @@ def test_an_app_that_is_stopped_leaves_nothing(tmp_path: Path, sound: bytes) -> 
             said = iter(served.stdout.readline, "")  # type: ignore[union-attr]
             address = next(said).split()[4]
             until(lambda: "is ready" in next(said))
-            app: Any = SimpleNamespace(address=address)
+            app = RunningApp(address, None)
             assert "figure" in dropped(app, sent(app, sound), "one")
             (folder,) = tmp_path.glob("naturelm-app-*")
             for path in folder.rglob("*"):
