@@ -27,6 +27,7 @@ from NatureLM.app.context import AppContext, Visitor
 from NatureLM.app.ui import (
     HIDDEN,
     QUESTIONS,
+    QUIET,
     ClipInput,
     alpha_slider,
     html,
@@ -115,7 +116,7 @@ def build_ask(context: AppContext) -> None:
         session: ChatSession, said: str = "", *, text: Any = None, busy: bool = False
     ) -> list[Any]:
         """Values of `outputs`; `text` None leaves the question as it stands."""
-        buttons = [gr.Button(visible=not busy), gr.Button(visible=busy)]
+        buttons = [gr.Button(visible=not busy), gr.Button("Stop", visible=busy, interactive=True)]
         return [bubbles(session), gr.skip() if text is None else text, said, *buttons]
 
     def ask(text: str, share: float, request: gr.Request) -> Iterator[Any]:
@@ -148,15 +149,22 @@ def build_ask(context: AppContext) -> None:
     def stopped(request: gr.Request) -> Any:
         session = session_of(context.visitor(request))
         session.stop()
-        return shown(session)
+        return [*shown(session)[:3], gr.skip(), gr.Button("Stopping …", interactive=False)]
 
     def begin_anew(request: gr.Request) -> Any:
         session = session_of(context.visitor(request))
         session.clear()
-        return shown(session)
+        return [*shown(session)[:3], gr.skip(), gr.skip()]
 
-    stop.click(stopped, None, outputs, cancels=asked, queue=False, api_visibility="private")
-    chat.clear(begin_anew, None, outputs, cancels=asked, queue=False, api_visibility="private")
+    def at_rest(request: gr.Request) -> Any:
+        return shown(session_of(context.visitor(request)))
+
+    stop.click(stopped, None, outputs, cancels=asked, **QUIET)
+    chat.clear(begin_anew, None, outputs, cancels=asked, **QUIET)
+    # A call that is cancelled ends with the piece that is being made, and Gradio drops a click
+    # before that: there is nothing to click until then, when it counts as failed.
+    for event in asked:
+        event.failure(at_rest, None, outputs, **QUIET)
 
     def compare_all(text: str, request: gr.Request) -> Any:
         visitor = context.visitor(request)

@@ -126,7 +126,9 @@ def test_an_answer_can_be_stopped(page: Any, fake_app: RunningApp, sounds: Sound
         page.fill("#ask-question textarea", "Why?")
         page.click("#ask-send")
         page.click("#ask-stop")
-        page.wait_for_selector("#ask-send")
+        page.wait_for_function("document.querySelector('#ask-stop').innerText == 'Stopping …'")
+        assert page.is_disabled("#ask-stop")
+        assert not page.is_visible("#ask-send"), "a click on it would be lost"
         assert (
             page.locator("#ask-chat [data-testid=bot]")
             .last.inner_text()
@@ -134,6 +136,7 @@ def test_an_answer_can_be_stopped(page: Any, fake_app: RunningApp, sounds: Sound
         )
     finally:
         fake_app.pipeline.gate.set()
+    page.wait_for_selector("#ask-send")
     assert messages(page) == 2
     assert ask(page, "How?").startswith("You asked: How? (")
     # Whether the model had taken the clip in when it was stopped: it is given to it once.

@@ -80,9 +80,14 @@ def opened(app: RunningApp, session: str) -> socket.socket:
 
 
 def kept(app: RunningApp) -> list[Path]:
-    """All files of all visitors."""
+    """All files of all visitors. Folders may go while they are looked at."""
     folder = app.context.visitors.folder
-    return [path for name in ("uploads", "visitors") for path in (folder / name).rglob("*.*")]
+    return [
+        Path(inside, file)
+        for name in ("uploads", "visitors")
+        for inside, _, files in os.walk(folder / name)
+        for file in files
+    ]
 
 
 def test_what_was_sent_leaves_with_its_page_and_nobody_elses(
