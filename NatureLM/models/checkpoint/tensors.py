@@ -200,14 +200,20 @@ class StoredTensor:
         """
         target = dtype if self.dtype.is_floating_point else self.dtype
         open_files = _open_files.get() if to_keep else None
-        if open_files is not None and target == self.dtype and device.type == "cpu":
+        is_used_in_place = target == self.dtype and device.type == "cpu"
+        if open_files is not None and (is_used_in_place or _is_small(self.path)):
             if self.path not in open_files:
                 open_files[self.path] = safe_open(self.path, framework="pt")
             mapped: Tensor = open_files[self.path].get_tensor(self.name)
-            return mapped
+            return mapped.to(device, target)
         with safe_open(self.path, framework="pt") as file:
             mapped = file.get_tensor(self.name)
         return mapped.to(device, target)
+
+
+def _is_small(path: Path) -> bool:
+    """Whether to open a file once for all its tensors takes little memory, and saves time."""
+    return path.stat().st_size <= 2**26
 
 
 _open_files: ContextVar[dict[Path, Any] | None] = ContextVar("naturelm_open_files", default=None)
@@ -218,7 +224,8 @@ def files_mapped_once() -> Iterator[None]:
     """Within the block, tensors that are used in place share one mapping of their file.
 
     Each would have one of the whole file otherwise, and limits of the address space (`ulimit -v`)
-    count them all. What is only read on the way has its own, so that its pages leave memory.
+    count them all. What is only read on the way from a large file has its own, so that its pages
+    leave memory.
     """
     token = _open_files.set({})
     try:
