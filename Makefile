@@ -71,6 +71,7 @@ mini: $(TOOLS)  ## Benchmark the embedded model on clips of yours: make mini DAT
 test: $(TOOLS)  ## All checks and all tests but the slow ones
 	$(STYLE)
 	@types=$$(mktemp); $(TYPES) >"$$types" 2>&1 & mypy=$$!; \
+	trap 'kill $$mypy 2>/dev/null' INT TERM; \
 	$(PYTEST) -n $(WORKERS) --dist worksteal; tests=$$?; \
 	wait $$mypy; mypy=$$?; cat "$$types"; rm "$$types"; exit $$((tests | mypy))
 

@@ -211,7 +211,6 @@ class RevisionOptions:
 class WeightsOptions(RevisionOptions):
     """Which model, and which weights of it."""
 
-    # A configuration may name the model, too.
     model: str | None = option(None, MODEL_TEXT, MODEL, show_default="naturelm-tiny")
 
     @property
@@ -225,6 +224,15 @@ class WeightsOptions(RevisionOptions):
     def pinned(self) -> dict[str, Any]:
         """What the weights must be, for what loads a model."""
         return {"revision": self.revision, "weights_hash": self.weights_hash}
+
+
+@dataclass(frozen=True)
+class ConfiguredWeightsOptions(WeightsOptions):
+    """The same where a configuration may name the model, too."""
+
+    model: str | None = option(
+        None, MODEL_TEXT, MODEL, show_default="model.ckpt of the configuration, naturelm-tiny"
+    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ class PrecisionOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions(PrecisionOptions, WeightsOptions):
+class ModelOptions(PrecisionOptions, ConfiguredWeightsOptions):
     """The options of commands that ask a model what a configuration says."""
 
     ORDER: ClassVar[tuple[Any, ...]] = (WeightsOptions, "adapter", PrecisionOptions)

@@ -36,7 +36,7 @@ _NO_TOKEN = of.option(False, "Let everybody who reaches the page open it, withou
 def serve(
     *,
     cfg_path: Path | None = of.CFG_PATH,
-    weights: of.WeightsOptions,
+    weights: of.ConfiguredWeightsOptions,
     merging_alpha: float | None = of.but(
         of.MERGING_ALPHA,
         help="Share of the adapter for requests that name none: 0 is the base language model.",
@@ -131,7 +131,7 @@ def serve(
 def inference_app(
     *,
     cfg_path: Path | None = of.CFG_PATH,
-    weights: of.WeightsOptions,
+    weights: of.ConfiguredWeightsOptions,
     merging_alpha: float | None = of.but(
         of.MERGING_ALPHA,
         help="Where the page's slider stands at first: 0 is the base language model, 1 the adapted "
