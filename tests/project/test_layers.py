@@ -9,6 +9,7 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
+from source_code import statements, tree_of
 
 PACKAGE = Path(__file__).resolve().parents[2] / "NatureLM"
 LAYERS = [
@@ -34,18 +35,13 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-@functools.cache
-def tree_of(path: Path) -> ast.AST:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imported_layers(tree: ast.AST) -> Iterator[str]:
     """The layers that a module imports; what runs only as a program (`__main__`) does not count."""
-    for node in ast.iter_child_nodes(tree):
+    for node in statements(tree):
         if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -94,7 +90,7 @@ def dotted_name(path: Path) -> str:
 
 
 def imported_modules(tree: ast.AST, known: set[str]) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
+    for node in statements(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.ImportFrom) and node.module:

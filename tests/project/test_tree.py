@@ -14,6 +14,7 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from source_code import statements, tree_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,8 @@ def test_no_file_holds(what: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
         for path in tracked_files()
-        for number, line in enumerate(text_of(path).splitlines(), start=1)
+        if pattern.search(text := text_of(path))
+        for number, line in enumerate(text.splitlines(), start=1)
         if pattern.search(line)
     ]
     assert not found, f"{what} in\n" + "\n".join(found)
@@ -85,7 +87,7 @@ def test_every_module_says_what_it_is_for() -> None:
     silent = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "NatureLM").rglob("*.py"))
-        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if not ast.get_docstring(tree_of(path))
     ]
     assert not silent
 
@@ -113,11 +115,6 @@ def declared(*extras: str) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for lines in lists for line in lines}
 
 
-@functools.cache
-def _tree_of(path: Path) -> ast.AST:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def imports_of(path: Path, *, lazy: bool = True) -> Iterator[str]:
     """Distribution of every third-party import.
 
@@ -130,7 +127,7 @@ def imports_of(path: Path, *, lazy: bool = True) -> Iterator[str]:
         return for_types or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
 
     def walk(node: ast.AST) -> Iterator[str]:
-        for child in ast.iter_child_nodes(node):
+        for child in statements(node):
             if isinstance(child, ast.Import):
                 yield from (alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom) and child.level == 0 and child.module:
@@ -138,7 +135,7 @@ def imports_of(path: Path, *, lazy: bool = True) -> Iterator[str]:
             elif lazy or not is_lazy(child):
                 yield from walk(child)
 
-    for module in walk(_tree_of(path)):
+    for module in walk(tree_of(path)):
         top = module.partition(".")[0]
         if top not in sys.stdlib_module_names and top != "NatureLM":
             yield canonicalize_name(DISTRIBUTIONS.get(top, top))
