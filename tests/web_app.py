@@ -156,6 +156,8 @@ def started(server: Any) -> Iterator[threading.Thread]:
         yield thread
     finally:
         server.should_exit = True
+        thread.join(5)
+        server.force_exit = True  # whoever is still connected would be waited for
         thread.join(30)
 
 

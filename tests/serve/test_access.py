@@ -30,7 +30,7 @@ import soundfile
 from commands import naturelm
 from hypothesis import given
 from hypothesis import strategies as st
-from served import DOG, OWL, QUESTION, Running, audio, message, noise, serving, text, wav
+from served import DOG, OWL, PLAIN, QUESTION, Running, audio, message, noise, serving, text, wav
 from web_app import free_port, until
 
 from NatureLM.errors import NatureLMError, UsageError
@@ -59,19 +59,22 @@ def locked() -> Any:
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_every_route_but_health_needs_a_key(locked: Running, method: str, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {KEY}x"}):
-        answer = httpx.request(method, f"{locked.address}{path}", headers=headers)
+        answer = httpx.request(method, f"{locked.address}{path}", headers=headers, verify=PLAIN)
         assert answer.status_code == 401, path
         error = answer.json()["error"]
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert "`Authorization: Bearer …`" in error["message"]
     right = {"authorization": f"Bearer {KEY}"}
-    assert httpx.request(method, f"{locked.address}{path}", headers=right).status_code != 401
+    answer = httpx.request(method, f"{locked.address}{path}", headers=right, verify=PLAIN)
+    assert answer.status_code != 401
     assert locked.get("/health").status_code == 200
 
 
 def test_a_browser_comes_to_the_list_of_routes(service: Running, locked: Running) -> None:
     """At the address that is printed; with keys after the form."""
-    with httpx.Client(follow_redirects=True, headers={"accept": "text/html"}) as browser:
+    with httpx.Client(
+        follow_redirects=True, headers={"accept": "text/html"}, verify=PLAIN
+    ) as browser:
         assert browser.get(service.address).url.path == "/docs"
         form = browser.get(locked.address)
         assert (form.status_code, "Send an API key as" in form.text) == (401, True)
@@ -257,7 +260,11 @@ def test_bodies_are_counted_while_they_come() -> None:
         headers = {"content-type": "multipart/form-data; boundary=x"}
         try:
             answer = httpx.post(
-                f"{service.address}/v1/windows", content=endless(), headers=headers, timeout=30
+                f"{service.address}/v1/windows",
+                content=endless(),
+                headers=headers,
+                timeout=30,
+                verify=PLAIN,
             )
             assert answer.status_code == 413
         except httpx.TransportError:
@@ -499,7 +506,7 @@ def _wait(port: int, process: subprocess.Popen[str]) -> None:
     def is_ready() -> bool:
         assert process.poll() is None, process.communicate()[0]
         with suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+            return httpx.get(f"http://127.0.0.1:{port}/health", verify=PLAIN).status_code == 200
         return False
 
     until(is_ready, 90)
@@ -513,7 +520,7 @@ def test_sigterm_lets_answers_come_to_their_end() -> None:
         more = {"max_tokens": 100, "temperature": 2.0, "stream": True}
         body = message(audio(OWL), text("Caption the audio"), **more)
         address = f"http://127.0.0.1:{port}/v1/chat/completions"
-        with httpx.stream("POST", address, json=body, timeout=60) as answer:
+        with httpx.stream("POST", address, json=body, timeout=60, verify=PLAIN) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from served import DOG, OWL, QUESTION, Running, audio, noise, serving, wav
+from served import DOG, OWL, PLAIN, QUESTION, Running, audio, noise, serving, wav
 from web_app import until
 
 from NatureLM.inference.pipeline import Pipeline
@@ -42,7 +42,8 @@ def _read(data: bytes) -> tuple[Any, int]:
 
 def send(service: Running, path: str, data: bytes, **fields: Any) -> httpx.Response:
     files = {"file": ("night at the lake.wav", data)}
-    return httpx.post(f"{service.address}{path}", files=files, data=fields, timeout=60)
+    address = f"{service.address}{path}"
+    return httpx.post(address, files=files, data=fields, timeout=60, verify=PLAIN)
 
 
 def rows(answer: httpx.Response) -> list[WindowRow | ErrorRow]:
@@ -201,17 +202,17 @@ def test_a_file_that_is_no_recording_is_refused(service: Running, data: bytes) -
 
 
 def test_a_form_without_a_file_is_refused(service: Running) -> None:
-    answer = httpx.post(f"{service.address}/v1/windows", data={"query": "x"})
+    address = f"{service.address}/v1/windows"
+    answer = httpx.post(address, data={"query": "x"}, verify=PLAIN)
     assert answer.status_code == 400
-    none = httpx.post(f"{service.address}/v1/windows", files={"other": ("a.wav", DOG)})
+    none = httpx.post(address, files={"other": ("a.wav", DOG)}, verify=PLAIN)
     assert "file" in none.json()["error"]["message"]
 
 
 def test_nothing_is_left_of_recordings(service: Running, recording: bytes) -> None:
     send(service, "/v1/windows", recording)
-    with httpx.stream(
-        "POST", f"{service.address}/v1/windows", files={"file": ("a.wav", recording)}
-    ) as answer:
+    address, files = f"{service.address}/v1/windows", {"file": ("a.wav", recording)}
+    with httpx.stream("POST", address, files=files, verify=PLAIN) as answer:
         next(answer.iter_bytes())
     until(lambda: not list(service.model.folder.iterdir()))
 

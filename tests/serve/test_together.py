@@ -14,7 +14,7 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from served import DOG, OWL, QUESTION, Running, audio, message, noise, serving, text, wav
+from served import DOG, OWL, PLAIN, QUESTION, Running, audio, message, noise, serving, text, wav
 from web_app import as_file, until
 
 CLIPS = {"dog": DOG, "owl": OWL, "noise": wav(noise(6))}
@@ -82,7 +82,9 @@ def test_who_goes_away_frees_its_rows(service: Running) -> None:
 
     def cut_off(stream: bool) -> None:
         try:
-            with httpx.stream("POST", address, json={**body, "stream": stream}, timeout=0.4) as one:
+            with httpx.stream(
+                "POST", address, json={**body, "stream": stream}, timeout=0.4, verify=PLAIN
+            ) as one:
                 next(one.iter_lines())
         except httpx.TransportError:
             pass
@@ -170,7 +172,7 @@ def test_each_has_its_addresses_and_both_need_a_key(both: Running) -> None:
 
 
 def test_the_cookie_of_the_page_opens_the_page_alone(both: Running) -> None:
-    with httpx.Client(base_url=both.address, timeout=60) as visitor:
+    with httpx.Client(base_url=both.address, timeout=60, verify=PLAIN) as visitor:
         entered = visitor.get("/", params={"token": KEY})
         assert (entered.status_code, entered.headers["location"]) == (303, "/")
         assert visitor.get("/").status_code == 200
@@ -190,7 +192,8 @@ def test_one_model_answers_both(both: Running) -> None:
     answer = both.chat(audio(DOG), text(QUESTION), headers=WITH_KEY).json()
     assert answer["choices"][0]["message"]["content"] == "Dog"
     dog = {"files": ("dog.wav", DOG)}
-    sent = httpx.post(f"{both.address}/gradio_api/upload", headers=WITH_KEY, files=dog)
+    address = f"{both.address}/gradio_api/upload"
+    sent = httpx.post(address, headers=WITH_KEY, files=dog, verify=PLAIN)
     (address,) = sent.json()
     dropped = "/gradio_api/call/ask_dropped"
     given = {"data": [[as_file(address)], "", False, "as recorded"]}
@@ -201,7 +204,7 @@ def test_one_model_answers_both(both: Running) -> None:
 
 def test_a_visitor_who_listens_does_not_keep_it_from_stopping(both: Running) -> None:
     beat = f"{both.address}/gradio_api/heartbeat/abcdefghij"
-    with httpx.stream("GET", beat, headers=WITH_KEY, timeout=30) as listening:
+    with httpx.stream("GET", beat, headers=WITH_KEY, timeout=30, verify=PLAIN) as listening:
         assert listening.status_code == 200
         both.server.should_exit = True
         both.thread.join(20)
