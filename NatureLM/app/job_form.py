@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -191,6 +192,7 @@ def job_fields(context: AppContext, name: str) -> list[Any]:
     return [questions, alpha, window, hop, channel, expansion, names, preset, sure, questionnaire]
 
 
+@lru_cache
 def titles_of(questionnaire: str) -> str:
     """What a questionnaire is called on the page."""
     return read_questionnaire(questionnaire).title or questionnaire

@@ -64,6 +64,8 @@ TABS: dict[str, tuple[str, Callable[[AppContext], object]]] = {
 }
 """Name in ids and links → label, and what puts the components into the tab."""
 _POLL_SECONDS = 1.0
+# Gradio looks a thousand times a second whether somebody asks: 6 % of a core while nobody does.
+_LOOK_SECONDS = 0.02
 
 _SANS = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -159,7 +161,7 @@ def build(context: AppContext) -> Page:
             context.visitors.closed(request.session_hash)
 
         page.unload(left)
-    begin_files(page, context)
+        begin_files(page, context)
     return page
 
 
@@ -332,6 +334,8 @@ def _prepare(page: Page, context: AppContext) -> None:
         default_concurrency_limit=limits.answers_at_once,
         api_open=False,  # else whoever asks directly passes those who wait
     )
+    page._queue.sleep_when_free = _LOOK_SECONDS
+    page._queue.progress_update_sleep_when_free = 5 * _LOOK_SECONDS
     page.keep_answering()
     keep_loopback_direct(context.settings.host)
 

@@ -179,7 +179,7 @@ class Page(gr.Blocks):
 
 
 def begin_files(page: Page, context: AppContext) -> None:
-    """Let files of a page that is built belong to its visitors.
+    """Let files of a page that is being built, and has all its parts, belong to its visitors.
 
     Raises NatureLMError where this Gradio takes files in another way.
     """
@@ -192,24 +192,23 @@ def begin_files(page: Page, context: AppContext) -> None:
         routes.upload_fn = _receive
     page.context, page._unread = context, {}
     context.visitors.also_tidy = page.forget_idle
-    with page:
-        for block in list(page.blocks.values()):
-            if isinstance(block, gr.File):
-                claimed: Callable[..., Any] = block.upload
-            elif isinstance(block, gr.Audio) and block.interactive is not False:
-                claimed = block.stop_recording
-            else:
-                continue
-            # At once: what waits behind questions of others would belong to nobody until then.
-            claimed(
-                lambda _: None,
-                [block],
-                None,
-                preprocess=False,
-                queue=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
+    for block in list(page.blocks.values()):
+        if isinstance(block, gr.File):
+            claimed: Callable[..., Any] = block.upload
+        elif isinstance(block, gr.Audio) and block.interactive is not False:
+            claimed = block.stop_recording
+        else:
+            continue
+        # At once: what waits behind questions of others would belong to nobody until then.
+        claimed(
+            lambda _: None,
+            [block],
+            None,
+            preprocess=False,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
 
 async def _receive(

@@ -272,6 +272,22 @@ def test_the_queue_outlives_those_who_leave_it(app: RunningApp) -> None:
     assert "gone" not in queue.pending_messages_per_session
 
 
+def test_a_page_that_nobody_asks_takes_little_of_the_processor(
+    app: RunningApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio's queue would look 300 times in this time whether somebody asks."""
+    looked: list[Any] = []
+    length = type(app.page._queue).__len__
+
+    def look(queue: Any) -> int:
+        looked.append(queue)
+        return int(length(queue))
+
+    monkeypatch.setattr(type(app.page._queue), "__len__", look)
+    time.sleep(0.3)
+    assert 0 < looked.count(app.page._queue) < 60
+
+
 @pytest.mark.parametrize(
     ("question", "said"),
     [
