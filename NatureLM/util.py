@@ -9,7 +9,6 @@ import contextlib
 import csv
 import difflib
 import hashlib
-import io
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ import secrets
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
@@ -183,15 +182,6 @@ def csv_writer(file: Any, *, lineterminator: str = "\n", **dialect: Any) -> Any:
         return int(file.write(line.removesuffix("\r\n") + lineterminator))
 
     return csv.writer(SimpleNamespace(write=write), lineterminator="\r\n", **dialect)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """A table with a line of column names, UTF-8."""
-    stream = io.StringIO(newline="")
-    writer = csv_writer(stream)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return write_text(path, stream.getvalue())
 
 
 def library(module: str, absent: str, kind: type[NatureLMError] = UsageError) -> Any:

@@ -29,6 +29,7 @@ from NatureLM.data.table import read_table
 from NatureLM.errors import NatureLMError, UsageError
 from NatureLM.evaluation.metrics import Estimate
 from NatureLM.reports.charts import Cell, Curve, CurveChart, Point, Table, cell_text
+from NatureLM.results.tables import with_formula
 from NatureLM.util import parse_json
 
 ANSWER_HEADERS = ("Sample", "α", "Right", "Answer", "Label", "Taken for", "Question")
@@ -424,7 +425,8 @@ def _class_tables(path: Path) -> dict[str, Table]:
         return {}
     found: dict[str, list[tuple[Cell, ...]]] = {}
     for row in rows:
-        found.setdefault(row.pop("dataset", ""), []).append(tuple(map(_number, row.values())))
+        dataset = with_formula(row.pop("dataset", ""))
+        found.setdefault(dataset, []).append(tuple(map(_number, row.values())))
     columns = tuple(rows[0]) if rows else ()
     return {
         name: Table(f"classes-{number}", f"Classes of {name}", columns, tuple(some))
@@ -432,11 +434,12 @@ def _class_tables(path: Path) -> dict[str, Table]:
     }
 
 
-def _number(value: str) -> Cell:
+def _number(cell: str | None) -> Cell:
+    """What a cell stands for; short lines lack some."""
     for kind in (int, float):
         with suppress(TypeError, ValueError):
-            return kind(value)
-    return value
+            return kind(cell)  # type: ignore[arg-type]
+    return with_formula(cell or "")
 
 
 def find_audio(sample: str, run: Path, root: Path) -> Path | None:

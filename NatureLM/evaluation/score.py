@@ -56,7 +56,8 @@ from NatureLM.evaluation.protocols import (
     Values,
     protocol,
 )
-from NatureLM.util import library, without_nan, write_csv, write_data, write_json, write_text
+from NatureLM.results.tables import write_csv
+from NatureLM.util import library, without_nan, write_data, write_json, write_text
 
 logger = logging.getLogger(__name__)
 Interval: TypeAlias = tuple[float, float]

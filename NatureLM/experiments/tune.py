@@ -45,7 +45,8 @@ from NatureLM.inference.calibration import Calibration, fit_temperature
 from NatureLM.inference.loading import processor_of
 from NatureLM.merging.recipe import extrapolation_note
 from NatureLM.reports.charts import Curve, CurveChart, Point
-from NatureLM.util import write_csv, write_json, write_text
+from NatureLM.results.tables import write_csv
+from NatureLM.util import write_json, write_text
 
 if TYPE_CHECKING:
     from NatureLM.generation.audio_cache import EmbeddingCache

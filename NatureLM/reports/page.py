@@ -35,8 +35,8 @@ from NatureLM.reports.clips import HeardClip
 from NatureLM.reports.field import ColumnReport, FieldReport, NameReport
 from NatureLM.reports.figures import draw, inline_svg, need_matplotlib, style_sheet, write_figure
 from NatureLM.reports.report import DatasetReport, Report, SeriesReport
-from NatureLM.results.tables import without_formula
-from NatureLM.util import digest, write_csv, write_text
+from NatureLM.results.tables import write_csv
+from NatureLM.util import digest, write_text
 
 PAGE = "index.html"
 LONG = 60
@@ -66,13 +66,11 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
 
 
 def write_field_report(report: FieldReport, folder: str | Path) -> list[Path]:
-    """The same of a report on recordings, whose tables are CSV, safe for spreadsheets."""
+    """The same of a report on recordings, whose tables are CSV alone."""
     folder = Path(folder)
     drawn, written = _write_figures(folder, report.charts(), draw_activity, is_placed=True)
     for table in report.tables():
-        columns, rows = csv_parts(table)
-        safe = ([without_formula(c) if isinstance(c, str) else c for c in row] for row in rows)
-        written.append(write_csv(folder / "tables" / f"{table.key}.csv", columns, safe))
+        written.append(write_csv(folder / "tables" / f"{table.key}.csv", *csv_parts(table)))
     return [write_text(folder / PAGE, field_page(report, drawn)), *written]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 from NatureLM.audio.files import as_on_disk
 from NatureLM.results.rows import whole_file
 from NatureLM.species import kind_of
-from NatureLM.util import csv_writer, library
+from NatureLM.util import csv_writer, library, write_text
 
 CSV_ENCODING = "utf-8-sig"
 """Spreadsheets take a file without this mark for one in the encoding of the machine."""
@@ -65,6 +66,18 @@ def write_rows(
         for count, row in enumerate(rows, start=1):  # noqa: B007
             writer.writerow(row)
     return count
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """A table for people, UTF-8: texts are cells that no spreadsheet runs, numbers are in full.
+
+    Raises UsageError where it cannot be written.
+    """
+    stream = io.StringIO(newline="")
+    writer = csv_writer(stream)
+    for row in (columns, *rows):
+        writer.writerow([without_formula(one) if isinstance(one, str) else one for one in row])
+    return write_text(path, stream.getvalue())
 
 
 def arrow_and_parquet() -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from NatureLM.errors import UsageError
 from NatureLM.formats import FORMATS, file_names, read, recognised, wide, write
 from NatureLM.results.detections import HeardRecording, ResultFile
 from NatureLM.results.rows import ErrorRow, Row, RunSettings, from_line, to_line, write_record
-from NatureLM.results.tables import without_formula, write_rows
+from NatureLM.results.tables import with_formula, without_formula, write_csv, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -63,6 +63,18 @@ def test_formulas_are_escaped(start: str) -> None:
 def test_other_texts_stay_as_they_are() -> None:
     for text in ("", "Barn Owl", "a=b", "3-4", "'tis"):
         assert without_formula(text) == text
+
+
+@given(rows=st.lists(st.tuples(TEXT, TEXT), max_size=3))
+def test_tables_for_people_are_read_as_they_were_written(rows: list[tuple[str, str]]) -> None:
+    """Whatever breaks a line is quoted, and no cell is a formula."""
+    with TemporaryDirectory() as folder:
+        path = write_csv(Path(folder, "t.csv"), ["one", "two"], rows)
+        assert path.read_bytes().startswith(b"one,two\n")
+        with open(path, encoding="utf-8", newline="") as file:
+            (_, *cells) = csv.reader(file)
+    assert [tuple(map(with_formula, line)) for line in cells] == rows
+    assert not [one for line in cells for one in line if one.lstrip().startswith(tuple("=+-@"))]
 
 
 def test_notes_are_kept_by_every_export(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import tempfile
@@ -27,7 +26,6 @@ from NatureLM.util import (
     format_duration,
     parse_bytes,
     prefetch,
-    write_csv,
     write_data,
 )
 
@@ -271,11 +269,3 @@ def test_threads_end_with_who_takes_the_items() -> None:
     assert [next(taken) for _ in range(3)] == [0, 1, 2]
     taken.close()
     assert threading.active_count() == before
-
-
-def test_a_carriage_return_ends_no_row(tmp_path: Path) -> None:
-    rows = [["a\rb", "c\nd"], ["\r", 'e"f']]
-    path = write_csv(tmp_path / "t.csv", ["one", "two"], rows)
-    assert path.read_bytes().startswith(b"one,two\n")
-    with open(path, newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file)) == [["one", "two"], *rows]
