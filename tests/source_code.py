@@ -26,7 +26,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """What is below a node and may be or hold an import; most nodes are expressions, which do not."""
+    """What is below a node and may hold an import; most nodes are expressions, which do not."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.expr):
             yield child
