@@ -15,12 +15,14 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("naturelm", "beans")
 OUTPUTS = ("output", "screen")
 DOORS = {"infer.py": ["naturelm", "infer"], "beans_zero_inference.py": ["beans"]}
+ASSIGNMENT = re.compile(r"^[A-Z_]+=")
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*) *$")
 COMMENT = re.compile(r"^<!-- *(?P<kind>not run|output|screen)(?:: *(?P<reason>.*?))? *-->$")
 
@@ -78,15 +80,32 @@ def blocks(page: Path) -> Iterator[Block]:
     assert opened is None, f"{page.name}: the block at line {opened and opened[0]} is not closed"
 
 
+def command_lines(block: Block) -> list[str]:
+    """Every command of a bash block on one line, comments left out."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
 def commands(block: Block) -> list[list[str]]:
     """The words of every command of a bash block, comments and `uv run` left out."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    found = [words for line in lines if (words := shlex.split(line, comments=True))]
-    return [words[2:] if words[:2] == ["uv", "run"] else words for words in found]
+    return [words_of(line) for line in command_lines(block)]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of one command."""
+    words = shlex.split(line, comments=True)
+    return words[2:] if words[:2] == ["uv", "run"] else words
+
+
+def assignments(words: list[str]) -> dict[str, str]:
+    """The variables of the environment that a command begins with."""
+    named = takewhile(ASSIGNMENT.match, words)
+    return {name: value for name, _, value in (word.partition("=") for word in named)}
 
 
 def program_call(words: list[str]) -> list[str] | None:
-    """A command as a call of one of our programs; None for other commands."""
-    if words[0] == "python" and words[1] in DOORS:
+    """A command as a call of one of our programs, without `assignments`; None for others."""
+    words = words[len(assignments(words)) :]
+    if words[:1] == ["python"] and words[1] in DOORS:
         return [*DOORS[words[1]], *words[2:]]
-    return words if words[0] in PROGRAMS else None
+    return words if words and words[0] in PROGRAMS else None

@@ -8,13 +8,15 @@ import io
 import logging
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -24,11 +26,14 @@ from markdown_pages import (
     OUTPUTS,
     ROOT,
     Block,
+    assignments,
     blocks,
+    command_lines,
     commands,
     page_name,
     pages,
     program_call,
+    words_of,
 )
 from typer.testing import CliRunner
 
@@ -40,6 +45,7 @@ UPDATE = os.environ.get("NATURELM_UPDATE_PAGES") == "1"
 ANSWER = re.compile(r"^( +\d+\.\d\ds - \d+\.\d\ds +).*")  # a window and what was answered
 PROGRESS = re.compile(r"^\[\d+/\d+\] .*\n", re.MULTILINE)  # where a terminal has a bar
 SPEED = re.compile(r" in (\d+ h )?(\d+ min )?\d[\d.]* s\b|[\d.]+ (x real time|answers/s)")
+ALONE = ("make", "head", "ls", "printf")  # commands that change nothing in the shell they are in
 BLOCKS = [block for page in pages() for block in blocks(page)]
 PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks(page))]
 
@@ -58,6 +64,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("MAKEFLAGS", f"s -- BIN={scripts} CORE=")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "100")
+    # Seconds that are measured are those of a busy machine, however long they are measured for.
+    monkeypatch.setattr("NatureLM.models.speed._SECONDS", 0.0)
     yield tmp_path
     # A page shows how to set the level; other tests read what is logged.
     logging.getLogger("NatureLM").setLevel(logging.NOTSET)
@@ -104,47 +112,79 @@ def run(block: Block, with_messages: bool = False) -> str:
     """Standard output of a block, which must succeed; with messages on stderr, too, if asked.
 
     Python and calls of our own programs run in this process, because every new one takes seconds
-    to import torch; a block with any other command is run by a shell.
+    to import torch. A block with a command that may say something to those after it, as `export`
+    does, is run by one shell.
     """
     if block.language == "python":
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
         return printed.getvalue()
-    calls = [program_call(words) for words in expanded(commands(block))]
-    if None in calls:
-        return shell(block, with_messages)
-    return "".join(call_here(call, block, with_messages) for call in calls if call)
+    lines = command_lines(block)
+    if not all(stands_alone(words_of(line)) for line in lines):
+        lines = [block.text]
+    return "".join(run_line(line, block, with_messages) for line in lines)
 
 
-def expanded(listed: list[list[str]]) -> list[list[str]]:
-    """The commands with what `make` would run in the place of its calls."""
-    found: list[list[str]] = []
-    for words in listed:
-        if words[0] != "make":
-            found.append(words)
-            continue
-        shown = subprocess.run([*words, "--dry-run"], check=True, capture_output=True, text=True)
-        for line in shown.stdout.replace("\\\n", " ").splitlines():
-            program, *arguments = shlex.split(line)
-            found.append([Path(program).name, *arguments])
-    return found
+def stands_alone(words: list[str]) -> bool:
+    """Whether a command can be run by itself, without the shell of its block."""
+    return program_call(words) is not None or is_script(words) or words[0] in ALONE
 
 
-def shell(block: Block, with_messages: bool) -> str:
-    """Run a block by bash, stopping at the first command that fails."""
-    command = ["bash", "-euo", "pipefail", "-c", block.text]
+def is_script(words: list[str]) -> bool:
+    """Whether it runs one of the scripts that come with the checkout."""
+    return words[:1] == ["python"] and words[1].startswith("scripts/")
+
+
+def run_line(line: str, block: Block, with_messages: bool) -> str:
+    """What a command prints; a block of several, where they need one shell."""
+    words = [] if "\n" in line else words_of(line)
+    calls = [(one, program_call(one)) for one in expanded(words)]
+    if calls and all(call for _, call in calls):
+        return "".join(
+            call_here(call, block, with_messages, assignments(one)) for one, call in calls if call
+        )
+    if is_script(words):
+        here = partial(runpy.run_path, words[1], run_name="__main__")
+        return done_here(here, words[1:], block, with_messages)
+    return shell(line, block, with_messages)
+
+
+def expanded(words: list[str]) -> list[list[str]]:
+    """The command, or in the place of a call of `make` what that would run."""
+    if words[:1] != ["make"]:
+        return [words]
+    shown = subprocess.run([*words, "--dry-run"], check=True, capture_output=True, text=True)
+    lines = shown.stdout.replace("\\\n", " ").splitlines()
+    return [[Path(program).name, *more] for program, *more in map(shlex.split, lines)]
+
+
+def shell(text: str, block: Block, with_messages: bool) -> str:
+    """Run commands by bash, stopping at the first that fails."""
+    command = ["bash", "-euo", "pipefail", "-c", text]
     messages = subprocess.STDOUT if with_messages else subprocess.PIPE
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True)
-    assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{block}\n{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def call_here(call: list[str], block: Block, with_messages: bool) -> str:
+def call_here(
+    call: list[str], block: Block, with_messages: bool, environment: dict[str, str]
+) -> str:
     """Call one of our programs in this process."""
     program = {"naturelm": main.naturelm, "beans": main.beans}[call[0]]
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        return done_here(program, call, block, with_messages)
+
+
+def done_here(
+    program: Callable[[], object], argv: list[str], block: Block, with_messages: bool
+) -> str:
+    """What a program prints that is called in this process with these words."""
     code: str | int | None = None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "argv", call)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "argv", argv)
         out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if with_messages:
             stack.enter_context(contextlib.redirect_stderr(out))
@@ -153,7 +193,7 @@ def call_here(call: list[str], block: Block, with_messages: bool) -> str:
         except SystemExit as end:
             code = end.code
     # A screen shows what went wrong, which a page may be about.
-    assert with_messages or not code, f"{block}: {call} ended with {code}"
+    assert with_messages or not code, f"{block}: {argv} ended with {code}"
     return out.getvalue()
 
 

@@ -588,9 +588,10 @@ def writer(output: Path, audio: Path, total: int, longest: int = 50) -> subproce
     )
 
 
+@pytest.mark.parametrize("most_kills", [4, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("longest", "step"), [(50, 250_000), (4000, 2_000_000)])
 def test_kill_9_leaves_whole_lines_and_the_rest_is_done_later(
-    tmp_path: Path, longest: int, step: int
+    tmp_path: Path, longest: int, step: int, most_kills: int
 ) -> None:
     """Kills a writer that does nothing but write, so that most kills fall into a write.
 
@@ -599,7 +600,7 @@ def test_kill_9_leaves_whole_lines_and_the_rest_is_done_later(
     audio, output, total = recording(tmp_path), tmp_path / "out.jsonl", 6000
     rng = random.Random(0)
     kills = 0
-    while kills < 12:
+    while kills < most_kills:
         size = output.stat().st_size if output.exists() else 0
         process = writer(output, audio, total, longest)
         assert process.stdout is not None
