@@ -46,6 +46,8 @@ ANSWER = re.compile(r"^( +\d+\.\d\ds - \d+\.\d\ds +).*")  # a window and what wa
 PROGRESS = re.compile(r"^\[\d+/\d+\] .*\n", re.MULTILINE)  # where a terminal has a bar
 SPEED = re.compile(r" in (\d+ h )?(\d+ min )?\d[\d.]* s\b|[\d.]+ (x real time|answers/s)")
 ALONE = ("make", "head", "ls", "printf")  # commands that change nothing in the shell they are in
+SHORTER = {"run.max_steps=24": "run.max_steps=4", "run.eval_every=12": "run.eval_every=2"}
+"""What a page does until it is done well, and a test only does."""
 BLOCKS = [block for page in pages() for block in blocks(page)]
 PAGES_THAT_RUN = [page for page in pages() if any(block.runs for block in blocks(page))]
 
@@ -66,6 +68,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("COLUMNS", "100")
     # Seconds that are measured are those of a busy machine, however long they are measured for.
     monkeypatch.setattr("NatureLM.models.speed._SECONDS", 0.0)
+    # Figures of one name are drawn as those of another are, at half a second each.
+    monkeypatch.setattr("NatureLM.reports.field.MOST_DRAWN", 2)
     yield tmp_path
     # A page shows how to set the level; other tests read what is logged.
     logging.getLogger("NatureLM").setLevel(logging.NOTSET)
@@ -119,10 +123,22 @@ def run(block: Block, with_messages: bool = False) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
         return printed.getvalue()
-    lines = command_lines(block)
+    lines = [shortened(line) for line in command_lines(block)]
     if not all(stands_alone(words_of(line)) for line in lines):
         lines = [block.text]
     return "".join(run_line(line, block, with_messages) for line in lines)
+
+
+def shortened(line: str) -> str:
+    """The command with fewer updates of a training."""
+    for shown, here in SHORTER.items():
+        line = line.replace(shown, here)
+    return line
+
+
+def test_what_is_shortened_stands_on_a_page() -> None:
+    text = "\n".join(block.text for block in BLOCKS)
+    assert not [shown for shown in SHORTER if shown not in text]
 
 
 def stands_alone(words: list[str]) -> bool:
