@@ -161,7 +161,7 @@ def test_a_few_updates_change_lora_and_nothing_else(
 
     learns = copy.deepcopy(model)
     before = {name: tensor.clone() for name, tensor in learns.state_dict().items()}
-    settings = ContextSettings(aims=1, steps=1, sounds=6, questions=2)
+    settings = ContextSettings(aims=1, steps=1, sounds=6, questions=2, noises=2)
     train_context(learns, some_views, CLIPS, settings, tmp_path)
     after = learns.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
