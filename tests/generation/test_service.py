@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from decoding import ENDS, finish
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def by_itself(double: NatureLM) -> AloneDecoder:
     return AloneDecoder(double, replace(GREEDY, num_beams=2))
 
 
-@settings(max_examples=16)
+@examples(10)
 @given(
     lumps=st.lists(
         st.tuples(

@@ -163,7 +163,7 @@ def test_a_merged_model_takes_only_one_and_folds_nothing(build_model: BuildModel
         model.fold(0.5)
 
 
-@settings(max_examples=8)
+@examples(4)
 @given(
     alphas=st.lists(st.floats(-1, 2), min_size=2, max_size=3),
     order=st.lists(st.integers(0, 2), min_size=4, max_size=9),

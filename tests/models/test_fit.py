@@ -305,17 +305,19 @@ def test_commands_take_what_fits_and_say_so(
 
 
 def test_check_shows_what_fits_and_how_long_a_window_takes(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, nano_folder: Path
 ) -> None:
     monkeypatch.setattr(speed, "_SECONDS", 0.0)
-    need = need_of(embedded(), precisions(embedded(), CPU)[1], "cpu")
+    checkpoint = nano_folder / "checkpoint"
+    small = outline_of(NatureLM, open_checkpoint(str(checkpoint)))[0]
+    need = need_of(small, precisions(small, CPU)[1], "cpu")
     monkeypatch.setenv(MEMORY_VARIABLE, str(need.total + 1000))
-    shown = naturelm("models", "--check", "naturelm-tiny")
+    shown = naturelm("models", "--check", checkpoint)
     assert shown.exit_code == 0, shown.output
     lines = [line.split() for line in shown.output.splitlines()]
     fits = {line[0]: "yes" in line for line in lines if line and line[0] in fit.COSTS}
     assert fits == {"bfloat16": True, "int8": True, "int4": True}
-    plain = json.loads(naturelm("models", "--check", "naturelm-tiny", "--json").output)
+    plain = json.loads(naturelm("models", "--check", checkpoint, "--json").output)
     assert [one["fits"] for one in plain["precisions"]] == [False, True, True, True]
     assert [one["seconds_per_window"] is None for one in plain["precisions"]] == [
         *(True, False, False, False)

@@ -170,8 +170,8 @@ QUESTIONNAIRE = "columns: {bird: {question: Is it a bird, type: yes_no}}\n"
 Written = Callable[[], Any]
 SHORT = "--options generate.max_new_tokens=2"
 TRAINED = f"""model: {{ckpt: {MODEL}}}
-run: {{output_dir: run, max_steps: 1, device: cpu, num_workers: 0}}
-datasets: {{train_ann_path: calls.jsonl}}
+run: {{output_dir: run, max_steps: 1, device: cpu, num_workers: 0, amp: false}}
+datasets: {{train_ann_path: calls.jsonl, audio_max_length_seconds: 1}}
 """
 
 

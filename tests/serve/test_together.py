@@ -57,7 +57,7 @@ def ask(service: Running, asked: tuple[str, str, float, str], **more: Any) -> An
 
 
 @examples(3)
-@given(st.lists(ASKED, min_size=8, max_size=24))
+@given(st.lists(ASKED, min_size=8, max_size=12))
 def test_answers_together_are_those_of_one_after_the_other(
     service: Running, asked: list[Any]
 ) -> None:
