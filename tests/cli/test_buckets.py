@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import FakePipeline, naturelm, rows, write_wav
-from conftest import ROOT
+from commands import FakePipeline, naturelm, rows, start, write_wav
 from s3_store import Store
 
 from NatureLM import storage
@@ -74,6 +69,7 @@ def test_rows_are_those_of_the_disk(store: Store, nano_calls: Path, nano_folder:
     ask = (
         *("--model", nano_folder / "checkpoint", "--device", "cpu"),
         *("--window-length-seconds", "2", "--hop-length-seconds", "2"),
+        *("--options", "generate.max_new_tokens=4"),
         *(*ASK, "--quiet", "--output-path"),
     )
     for words in (("calls", *ask, "here.jsonl"), (store / "card", *ask, "there.jsonl")):
@@ -400,32 +396,36 @@ def test_an_end_that_was_killed_leaves_what_counts(store: Store, tmp_path: Path,
 
 
 @pytest.mark.parametrize("machine", [pytest.param("the same", marks=pytest.mark.slow), "another"])
-def test_kill_9_loses_and_doubles_nothing(store: Store, tmp_path: Path, machine: str) -> None:
+def test_kill_9_loses_and_doubles_nothing(
+    store: Store,
+    tmp_path: Path,
+    machine: str,
+    asker: FakePipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write_wav(tmp_path / "long.wav", 120)
     card, output = store.put(tmp_path / "long.wav", "card/long.wav").parent, store / "x.jsonl"
-    words = ["infer", str(card), *ASK, "--output-path", str(output), "--quiet"]
-    program = [sys.executable, str(ROOT / "tests" / "commands.py"), "0.1", *words]
-    environment = {
-        **os.environ,
-        **store.environment,
-        "PYTHONPATH": str(ROOT),
-        "NATURELM_WORK": str(tmp_path / "one"),
-        "NATURELM_UPLOAD_SECONDS": "0.1",
-    }
-    process = subprocess.Popen(program, env=environment, cwd=tmp_path)
-    end = time.monotonic() + 60
-    while not parts(output) and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    uploaded = [one for one in parts(output) if one.endswith("0.jsonl")]
-    assert uploaded
+    words = ("infer", str(card), *ASK, "--output-path", str(output), "--quiet")
+    monkeypatch.setenv("NATURELM_WORK", str(tmp_path / "one"))
+    monkeypatch.setenv("NATURELM_UPLOAD_SECONDS", "0.1")
+    process = start(tmp_path, *words, seconds=0.3, **dict.fromkeys(("stdout", "stderr")))
+    try:
+        end = time.monotonic() + 60
+        while not any(one.endswith("0.jsonl") for one in parts(output)):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert parts(output)
     if machine == "another":
-        environment["NATURELM_WORK"] = str(tmp_path / "two")
-    done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("NATURELM_WORK", str(tmp_path / "two"))
+    storage._stats.clear()
+    done = naturelm(*words)
+    assert done.exit_code == 0, done.output
     assert "going on from there" in done.stderr
+    assert len(asker.asked) < 12
     found = [row["start"] for row in there(output)]
     assert found == [10.0 * number for number in range(12)]
     assert parts(output) == []

@@ -367,7 +367,7 @@ NAMED = [  # commands that take recordings or folders, in this order in one fold
     ("export", "o.jsonl", "--format", "raven", "--output-path", "o.txt"),
     ("report", "o.jsonl", "--output-path", "page"),
     ("tune-alpha", "--data", "classes", "--output-path", "alpha"),
-    ("tune-alpha", "--data", "t.jsonl", "--query", "?", "--output-path", "alpha"),
+    ("tune-alpha", "--data", "t.jsonl", "-q", "?", "-o", "alpha", "--coarse", "1", "--fine", "1"),
     ("calibrate", "t.jsonl", "--output-path", "c.json"),
     ("beans", "make-mini", "t.jsonl", "--output-path", "mini"),
     ("beans", "run", "--data-path", f"absent{EVIL}"),
@@ -390,12 +390,14 @@ def test_no_name_plays_with_the_terminal(
     ]
     (nano_calls / "t.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
     model = ("--model", nano_folder / "checkpoint", "--device", "cpu")
+    few_tokens = ("--options", "generate.max_new_tokens=4")
     for words in NAMED:
         run = beans if words[0] == "beans" else naturelm
         given = words[1:] if words[0] == "beans" else words
-        with_model = words[0] in ("infer", "embed", "search")
+        with_model = words[0] in ("infer", "embed", "search", "tune-alpha")
         monkeypatch.setattr(sys, "argv", ["naturelm", *words])
-        result = run(*given, *(model if with_model else ()))
+        short = words[0] in ("infer", "tune-alpha")
+        result = run(*given, *(model if with_model else ()), *(few_tokens if short else ()))
         assert result.exit_code in (0, 1, 2, 3), (words, result.exception)
         assert result.exception is None or isinstance(result.exception, SystemExit), words
         for line in result.output.splitlines():

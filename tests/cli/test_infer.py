@@ -331,14 +331,14 @@ def test_signals_leave_whole_lines_and_the_run_goes_on(
     """SIGHUP is that of a terminal that was closed."""
     write_wav(folder / "calls" / "long.wav", 300)
     output = folder / OUTPUT
-    process = start(folder, "infer", *ASK, seconds=0.5)
-    wait_for_rows(output, 3, process)
+    process = start(folder, "infer", *ASK, seconds=0.3)
+    wait_for_rows(output, 1, process)
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in errors
     done = rows(output)
-    assert 3 <= len(done) < 34
+    assert 1 <= len(done) < 34
     if code > 0:
         assert f"Stopped. {len(done)} answers are in inference_output.jsonl" in errors
     again = infer(*ASK)
@@ -350,7 +350,7 @@ def test_signals_leave_whole_lines_and_the_run_goes_on(
 
 def test_two_runs_on_one_output(folder: Path, asker: FakePipeline) -> None:
     write_wav(folder / "calls" / "long.wav", 300)
-    first = start(folder, "infer", *ASK, seconds=1.0)
+    first = start(folder, "infer", *ASK, seconds=0.3)
     wait_for_rows(folder / OUTPUT, 1, first)
     first.send_signal(signal.SIGSTOP)  # it keeps the file, however slow the machine is
     try:
@@ -589,6 +589,7 @@ def test_windows_without_sound(nano_calls: Path, nano_folder: Path) -> None:
     soundfile.write("b.wav", quiet, rate)
     ask = ("a.wav", "b.wav", "-q", "What is it?", "--model", nano_folder / "checkpoint")
     cut = ("--window-length-seconds", 1, "--hop-length-seconds", 1)
+    cut = (*cut, "--options", "generate.max_new_tokens=4")
     result = infer(*ask, *cut)
     assert result.exit_code == 0
     shown = result.stdout.splitlines()
