@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -189,12 +189,11 @@ def _by_layer(
     language_model: nn.Module, refs: Sequence[TensorRef], sizes: Mapping[str, int]
 ) -> tuple[int, ...]:
     """Bytes of each layer of a language model."""
+    layers = layers_of(language_model)
     place = {
-        id(module): number
-        for number, layer in enumerate(layers_of(language_model))
-        for module in layer.modules()
+        id(module): number for number, layer in enumerate(layers) for module in layer.modules()
     }
-    found = [0] * len(layers_of(language_model))
+    found = [0] * len(layers)
     for ref in refs:
         number = place.get(id(ref.holders[0][0]))
         if number is not None:
@@ -288,8 +287,15 @@ def choose(
     """
     free = free or free_memory(device)
     allowed = precisions(outline, device) if asked is None else [asked]
-    needs = [need_of(outline, one, device.type) for one in allowed]
-    if need := best_within(needs, free):
+    needs: list[Need] = []
+
+    def reckoned() -> Iterator[Need]:
+        """The best first: of the others, most loads need none."""
+        for one in allowed:
+            needs.append(need_of(outline, one, device.type))
+            yield needs[-1]
+
+    if need := best_within(reckoned(), free):
         if need is not needs[0]:
             logger.warning(_why(needs[0], need, free))
         return Placement(need.precision)
@@ -298,8 +304,8 @@ def choose(
     raise UsageError(_refusal(outline, device, needs, free, asked is not None))
 
 
-def best_within(needs: Sequence[Need], free: FreeMemory) -> Need | None:
-    """The first that fits."""
+def best_within(needs: Iterable[Need], free: FreeMemory) -> Need | None:
+    """The first that fits; none after it is asked for."""
     return next((need for need in needs if need.within(free)), None)
 
 
