@@ -29,7 +29,7 @@ from NatureLM.results.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
-_BUBBLES = "#ask-chat :is([data-testid=user], [data-testid=bot])"
+BUBBLES = "#ask-chat :is([data-testid=user], [data-testid=bot])"
 
 
 def echo(question: str, clips: Sequence[Any]) -> list[str]:
@@ -308,7 +308,7 @@ def ask(page: Any, question: str) -> str:
 
 def messages(page: Any) -> int:
     """How many bubbles the conversation has."""
-    return int(page.locator(_BUBBLES).count())
+    return int(page.locator(BUBBLES).count())
 
 
 def last_answer(page: Any, before: int) -> str:
@@ -319,9 +319,9 @@ def last_answer(page: Any, before: int) -> str:
           return document.querySelectorAll(bubbles).length > before + 1
             && send && send.offsetParent !== null;
         }""",
-        arg=[_BUBBLES, before],
+        arg=[BUBBLES, before],
     )
-    return str(page.locator(_BUBBLES).last.inner_text()).strip()
+    return str(page.locator(BUBBLES).last.inner_text()).strip()
 
 
 CUCKOO = ASSETS / "synthetic_common_cuckoo.flac"

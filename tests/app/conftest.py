@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,14 @@ import pytest
 import soundfile
 from web_app import (
     ASSETS,
+    BUBBLES,
     CONFIG,
     FakePipeline,
     MakeJobs,
     RunningApp,
     at_uploads_of,
     go_to,
+    messages,
     running,
 )
 
@@ -122,6 +124,47 @@ def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 
 
 Opener = Callable[..., "Page"]
+_WIDE = {"width": 1280, "height": 900}
+_READY = "#ask-question textarea"
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """What a test that failed did to a page is not left to the next."""
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+def _watched(page: Page, address: str) -> list[str]:
+    """What a page does wrong, as it comes: errors it writes, hosts it asks that are not its own."""
+    wrong: list[str] = []
+
+    def requested(request: Any) -> None:
+        if not request.url.startswith((address, *_LOCAL)):
+            wrong.append(f"asked for {request.url}")
+
+    def written(message: Any) -> None:
+        if message.type == "error":
+            wrong.append(f"console: {message.text} {message.location['url']}")
+
+    page.on("request", requested)
+    page.on("console", written)
+    page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
+    return wrong
+
+
+def _opened(
+    chromium: Browser, app: RunningApp, link: str = "", **options: Any
+) -> tuple[Page, list[str]]:
+    """An app in a browser's context of its own, and what goes wrong there."""
+    context = chromium.new_context(**{"viewport": _WIDE, **options})
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    wrong = _watched(page, app.address)
+    page.goto(app.address + link)
+    return page, wrong
 
 
 @pytest.fixture
@@ -130,42 +173,71 @@ def open_page(chromium: Browser) -> Iterator[Opener]:
 
     At the end no page may have written an error or asked another host for anything.
     """
-    contexts: list[Any] = []
-    wrong: list[str] = []
+    opened: list[tuple[Page, list[str]]] = []
 
-    def watch(page: Page, address: str) -> None:
-        def requested(request: Any) -> None:
-            if not request.url.startswith((address, *_LOCAL)):
-                wrong.append(f"asked for {request.url}")
-
-        def written(message: Any) -> None:
-            if message.type == "error":
-                wrong.append(f"console: {message.text} {message.location['url']}")
-
-        page.on("request", requested)
-        page.on("console", written)
-        page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
-
-    def opened(app: RunningApp, tab: str | None = "Ask", link: str = "", **options: Any) -> Page:
+    def open_anew(app: RunningApp, tab: str | None = "Ask", link: str = "", **options: Any) -> Page:
         at_uploads_of(app)
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        context.set_default_timeout(60_000)
-        page = context.new_page()
-        watch(page, app.address)
-        page.goto(app.address + link)
+        opened.append(_opened(chromium, app, link, **options))
+        page = opened[-1][0]
         if tab is not None:
-            page.wait_for_selector("#ask-question textarea")
+            page.wait_for_selector(_READY)
             go_to(page, tab)
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    yield open_anew
+    for page, _ in opened:
+        page.context.close()
+    assert [one for _, wrong in opened for one in wrong] == []
+
+
+@pytest.fixture(scope="module")
+def left_open(chromium: Browser) -> Iterator[dict[str, tuple[Page, list[str]]]]:
+    """Pages by address that tests of the module have done with, and what went wrong there."""
+    pages: dict[str, tuple[Page, list[str]]] = {}
+    yield pages
+    for page, _ in pages.values():
+        page.context.close()
 
 
 @pytest.fixture
-def page(open_page: Opener, fake_app: RunningApp) -> Page:
-    """The tab Ask of the app whose answers say what was asked."""
-    return open_page(fake_app)
+def use_page(
+    chromium: Browser,
+    left_open: dict[str, tuple[Page, list[str]]],
+    request: pytest.FixtureRequest,
+) -> Iterator[Opener]:
+    """As `open_page`, with the page of an app that earlier tests have used, as visitors do.
+
+    For tests that expect nothing of the page but an empty conversation: to load it takes ten
+    seconds of a processor. It is left without words and choices that would change another test.
+    """
+    used: dict[str, tuple[Page, list[str]]] = {}
+
+    def use(app: RunningApp, tab: str = "Ask", viewport: Any = None) -> Page:
+        at_uploads_of(app)
+        if app.address in left_open:
+            used[app.address] = left_open.pop(app.address)
+        else:
+            used[app.address] = _opened(chromium, app)
+            used[app.address][0].wait_for_selector(_READY)
+        page, wrong = used[app.address]
+        wrong.clear()
+        go_to(page, tab)  # before another width hides some tabs
+        page.set_viewport_size(viewport or _WIDE)
+        if tab == "Ask" and messages(page):
+            page.locator("#ask-chat").get_by_label("Clear").click()
+            page.wait_for_function(f"document.querySelectorAll({BUBBLES!r}).length === 0")
+        return page
+
+    yield use
+    for address, (page, wrong) in used.items():
+        if request.node.stash.get(_FAILED, False) or wrong:
+            page.context.close()
+        else:
+            left_open[address] = page, wrong
+    assert [one for _, wrong in used.values() for one in wrong] == []
+
+
+@pytest.fixture
+def page(use_page: Opener, fake_app: RunningApp) -> Page:
+    """The tab Ask of the app whose answers say what was asked, with an empty conversation."""
+    return use_page(fake_app)

@@ -32,6 +32,17 @@ def begin(page: Any, tab: str, *files: Path) -> None:
     page.click(f"#{tab}-start")
 
 
+def begin_job(page: Any, tab: str, *files: Path) -> None:
+    """Begin a job and wait until it is shown in place of the one before it."""
+    shown = "tab => document.querySelector(`#${tab}-status [data-job]`)?.dataset.job"
+    before = page.evaluate(shown, tab)
+    begin(page, tab, *files)
+    page.wait_for_function(
+        f"([tab, before]) => ![undefined, before ?? undefined].includes(({shown})(tab))",
+        arg=[tab, before],
+    )
+
+
 def wait_until(page: Any, tab: str, state: str) -> None:
     page.wait_for_selector(f"#{tab}-status [data-state={state}]", timeout=60_000)
 
@@ -70,11 +81,11 @@ def windows_of(page: Any, tab: str) -> list[dict[str, str]]:
 
 
 def test_long_recording_is_seen_heard_and_taken_away(
-    real_app: RunningApp, open_page: Opener, assets: Path, tmp_path: Path
+    real_app: RunningApp, use_page: Opener, assets: Path, tmp_path: Path
 ) -> None:
     heath = assets / "synthetic_heath_at_dusk.ogg"
-    page = open_page(real_app, "Long recording")
-    begin(page, "long", heath)
+    page = use_page(real_app, "Long recording")
+    begin_job(page, "long", heath)
     wait_until(page, "long", "done")
     expected = infer(tmp_path, heath)
 
@@ -113,14 +124,14 @@ def test_long_recording_is_seen_heard_and_taken_away(
 
 
 def test_a_list_of_names_gives_confidences_to_colour_by(
-    real_app: RunningApp, open_page: Opener, assets: Path, tmp_path: Path
+    real_app: RunningApp, use_page: Opener, assets: Path, tmp_path: Path
 ) -> None:
     heath = assets / "synthetic_heath_at_dusk.ogg"
     names = "Barn Owl, European Nightjar, Dog"
-    page = open_page(real_app, "Long recording")
+    page = use_page(real_app, "Long recording")
     page.get_by_text("Choose from a list of names").click()
     page.fill("#long-names textarea", names)
-    begin(page, "long", heath)
+    begin_job(page, "long", heath)
     wait_until(page, "long", "done")
     expected = infer(tmp_path, heath, options=("--species-list", names))
     shown = windows_of(page, "long")
@@ -133,19 +144,20 @@ def test_a_list_of_names_gives_confidences_to_colour_by(
     for one in windows_of(page, "long"):
         step = min(4, int(float(one["confidence"]) * 5))
         assert one["style"] == f"step-{step}"
+    page.fill("#long-names textarea", "")
 
 
 def test_folder_names_what_cannot_be_read_and_goes_on(
     real_app: RunningApp,
-    open_page: Opener,
+    use_page: Opener,
     sounds: Sounds,
     assets: Path,
     tmp_path: Path,
 ) -> None:
     owl = assets / "synthetic_barn_owl.flac"
     files = [owl, *(sounds[name] for name in ("text", "empty", "corrupt", "tiny", "stereo"))]
-    page = open_page(real_app, "Folder", viewport={"width": 390, "height": 844})
-    begin(page, "folder", *files)
+    page = use_page(real_app, "Folder", viewport={"width": 390, "height": 844})
+    begin_job(page, "folder", *files)
     wait_until(page, "folder", "done")
     lines = page.locator("#folder-files tbody tr")
     states = [one.get_attribute("data-state") for one in lines.all()]
@@ -162,16 +174,15 @@ def test_folder_names_what_cannot_be_read_and_goes_on(
 
 
 def test_a_folder_is_asked_a_questionnaire_and_taken_away_in_any_format(
-    real_app: RunningApp, open_page: Opener, assets: Path
+    real_app: RunningApp, use_page: Opener, assets: Path
 ) -> None:
-    page = open_page(real_app, "Folder", viewport={"width": 390, "height": 844})
+    page = use_page(real_app, "Folder", viewport={"width": 390, "height": 844})
     page.locator("#folder-questionnaire input").click()
     page.get_by_role("option", name="Frog chorus").click()
     page.wait_for_selector("#folder-columns li")
     assert not page.locator("#folder-question").is_visible()
     files = [assets / f"synthetic_{name}.flac" for name in ("american_toad", "cat")]
-    page.set_input_files("#folder-drop input[type=file]", [str(one) for one in files])
-    page.click("#folder-start")
+    begin_job(page, "folder", *files)
     wait_until(page, "folder", "done")
     header = download(page, "#folder-csv").splitlines()[0]
     assert "_confidence" in header
@@ -183,6 +194,9 @@ def test_a_folder_is_asked_a_questionnaire_and_taken_away_in_any_format(
     page.get_by_role("option", name="birdnet").click()
     page.wait_for_selector("#folder-other:not([disabled])")
     assert "Scientific name" in download(page, "#folder-other").splitlines()[0]
+    page.locator("#folder-questionnaire input").click()
+    page.get_by_role("option", name="questions of your own").click()
+    page.wait_for_selector("#folder-question")
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0
 
@@ -238,12 +252,13 @@ def slowly(fake_app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> Slowly:
 
 
 def test_job_is_stopped_reloaded_gone_on_with_and_removed(
-    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: Sounds
+    fake_app: RunningApp, use_page: Opener, slowly: Slowly, sounds: Sounds
 ) -> None:
-    page = open_page(fake_app, "Long recording")
+    page = use_page(fake_app, "Long recording")
     begin(page, "long", sounds["long"])
     slowly.steps.release()
     page.wait_for_selector("#long-status [data-state=working][data-answers='1']")
+    page.wait_for_url("**/?job=*")
     job_id = page.url.partition("?job=")[2]
     folder = fake_app.context.jobs.folder / job_id  # others may have left jobs of theirs beside it
     assert folder.is_dir()
@@ -281,36 +296,31 @@ def test_job_is_stopped_reloaded_gone_on_with_and_removed(
     assert kept == []
 
 
-def test_link_opens_a_job_for_whoever_has_it(
-    fake_app: RunningApp, open_page: Opener, slowly: Slowly, sounds: Sounds
+def test_a_link_to_a_job_that_is_gone_says_so(
+    fake_app: RunningApp, open_page: Opener, sounds: Sounds
 ) -> None:
-    slowly.steps.release(3)
     jobs = fake_app.context.jobs
-    file = (sounds["long"], "a long name of a recording from the field.wav")
-    job = jobs.create("folder", [file], AskOptions((QUERY,)))
-    jobs.submit(job.id)
-    assert jobs.wait(job.id, 30)
-    page = open_page(fake_app, None, link=f"?job={job.id}")
-    wait_until(page, "folder", "done")
-    assert page.get_by_role("tab", name="Folder").get_attribute("aria-selected") == "true"
+    job = jobs.create("folder", [(sounds["long"], "long.wav")], AskOptions((QUERY,)))
     jobs.remove(job.id)
     page = open_page(fake_app, None, link=f"?job={job.id}")
     page.wait_for_selector("#long-problem >> text=cannot be opened")
 
 
 def test_bad_recordings_are_told_in_a_sentence(
-    fake_app: RunningApp, open_page: Opener, sounds: Sounds
+    fake_app: RunningApp, use_page: Opener, sounds: Sounds
 ) -> None:
-    page = open_page(fake_app, "Long recording")
+    page = use_page(fake_app, "Long recording")
     page.click("#long-start")
     page.wait_for_selector("#long-problem >> text=There is no recording yet")
     for name, words in (("text", "not an audio file"), ("empty", "empty")):
         begin(page, "long", sounds[name])
         page.wait_for_selector(f"#long-problem >> text={words}")
-        page.get_by_label("Clear").click()
+        page.locator("#long-drop").get_by_label("Clear").click()
     page.fill("#long-question textarea", "  ")
     begin(page, "long", sounds["tone"])
     page.wait_for_selector("#long-problem >> text=There is no question yet")
+    page.locator("#long-drop").get_by_label("Clear").click()
+    page.fill("#long-question textarea", QUERY)
 
 
 def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: RunningApp) -> None:
@@ -325,7 +335,7 @@ def test_what_the_page_asks_about_other_folders_is_not_answered(fake_app: Runnin
 
 
 def test_experiment_is_opened_filtered_and_heard(
-    fake_app: RunningApp, open_page: Opener, sounds: Sounds
+    fake_app: RunningApp, use_page: Opener, sounds: Sounds
 ) -> None:
     pytest.importorskip("rapidfuzz")
     pytest.importorskip("matplotlib")
@@ -351,7 +361,7 @@ def test_experiment_is_opened_filtered_and_heard(
     (folder / "data" / "metadata.jsonl").write_text('{"id": "s0", "file_name": "s0.wav"}\n')
     (folder / "data" / "s0.wav").write_bytes(sounds["tone"].read_bytes())
 
-    page = open_page(fake_app, "Experiments")
+    page = use_page(fake_app, "Experiments")
     page.click("#experiments-refresh")
     page.click("#experiments-run input")
     page.get_by_role("option", name="mini/run").click()

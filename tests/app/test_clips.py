@@ -293,7 +293,8 @@ def test_a_review_that_another_program_has_is_named_without_paths(app: RunningAp
 def test_a_browser_finds_the_clips_of_its_jobs(open_page: Any, app: RunningApp) -> None:
     job = make_job(app)
     page = open_page(app, None, f"?job={job.id}")
-    page.wait_for_selector("#folder-panel")
+    page.wait_for_selector("#folder-panel")  # whoever has the link sees the job at once
+    assert page.get_by_role("tab", name="Folder").get_attribute("aria-selected") == "true"
     page.locator("#folder-clips-made").get_by_text("Review 2 clips of cow.flac").wait_for()
     go_to(page, "Review")
     link = page.locator("#review-list").get_by_text("Review 2 clips of cow.flac")
