@@ -46,6 +46,7 @@ class Source:
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_NUMBER = 4_000_000, 50_000, 50, 64
 """Of a file of YAML: bytes, values (an alias counts as all that it stands for), values within each
 other, characters of a number. What people write is far below."""
+_LEVELS = "levels of values within each other"
 MAX_PROBLEMS = 100  # that are told
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -61,12 +62,17 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values in a node, and their depth
+        self._level = 0  # how many nodes are being made, each within the one before
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A node, measured once: what an alias stands for is not gone into again."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        node: Any = super().compose_node(parent, index)
         mark, is_alias = event.start_mark, isinstance(event, yaml.AliasEvent)
+        self._level += 1
+        if self._level > MAX_DEPTH:  # not gone into: a level takes longer the deeper it is
+            raise _too_much(MAX_DEPTH, _LEVELS, mark)
+        node: Any = super().compose_node(parent, index)
+        self._level -= 1
         if not is_alias:
             inside = [self._sizes[one] for one in _below(node)]
             depth = 1 + max((depth for _, depth in inside), default=0)
@@ -80,13 +86,18 @@ class _Loader(yaml.SafeLoader):
                 max(size, len(self._sizes)),
                 MAX_VALUES,
             ),
-            ("levels of values within each other", depth, MAX_DEPTH),
+            (_LEVELS, depth, MAX_DEPTH),
             ("characters in a number", len(node.value) * (node.tag in _NUMBERS), MAX_NUMBER),
         ):
             if found > most:
-                problem = f"there are more than {most} {what}; no more are allowed"
-                raise _TooMuch(problem=problem, problem_mark=mark)
+                raise _too_much(most, what, mark)
         return node
+
+
+def _too_much(most: int, what: str, mark: Any) -> _TooMuch:
+    """More of something than is allowed, and where."""
+    problem = f"there are more than {most} {what}; no more are allowed"
+    return _TooMuch(problem=problem, problem_mark=mark)
 
 
 def _below(node: yaml.Node) -> Iterator[yaml.Node]:

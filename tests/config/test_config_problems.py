@@ -173,7 +173,7 @@ def test_a_file_without_sections(tmp_path: Path, text: str) -> None:
 
 
 def test_nesting_without_end(tmp_path: Path) -> None:
-    assert "nested too deeply" in problem_of(tmp_path, "model: " + "[" * 2000)
+    assert "more than 50 levels of values" in problem_of(tmp_path, "model: " + "[" * 2000)
 
 
 def laughs(first: str, item: str) -> str:
@@ -199,7 +199,7 @@ TOO_MUCH = {
     "generate: {temperature: 1e400}": "generate.temperature (line 1): Infinity is not allowed",
     "model: {fbank_cfg: {mean: 1e400}}": "model.fbank_cfg.mean (line 1): Infinity is not allowed",
     "model: " + "[" * 60 + "]" * 60: "there are more than 50 levels of values within each other",
-    "- " * 10**5: "is nested too deeply",
+    "- " * 10**5: "line 1, column 101: there are more than 50 levels of values within each other",
     "a: &a {<<: *a}": "line 1, column 12: not valid YAML: this alias contains itself",
     "extended: {samples: [" + "a," * 60_000: VALUES,
     "".join(f"k{i}: 1\n" for i in range(1000)): ": 100 problems or more\n",
@@ -251,7 +251,7 @@ def test_the_same_bounds_hold_in_overrides_and_recipes(tmp_path: Path, text: str
     ):
         load_config(options=[f"generate.num_beams={text}"])
     (tmp_path / "r.yml").write_text(f"alpha: {text}" if ":" not in text else text)
-    with pytest.raises(ConfigError, match=r"nested too deeply|no more are allowed"):
+    with pytest.raises(ConfigError, match="no more are allowed"):
         load_recipe(tmp_path / "r.yml")
 
 
