@@ -10,7 +10,8 @@ import pytest
 import torch
 from cuda_stand_in import Machine
 from decoding import ENDS, requests_about_clips, tell_of_sessions, texts
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -125,7 +126,7 @@ def play(pair: Pair, first: list[int], operations: list[Any], seed: int) -> None
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-@settings(max_examples=10)
+@examples(6)
 @given(
     first=st.lists(st.integers(0, 17), min_size=1, max_size=5),
     operations=OPERATIONS,
@@ -152,10 +153,9 @@ def test_steps_are_those_of_a_plain_session(
     [(1, {}), (2, {"batch_rows": 4}), (1, {"batch_tokens": 900}), (2, {"batch_tokens": 900})],
 )
 def test_the_engine_answers_alike(
-    beams: int, how: dict[str, Any], double: NatureLM, nano_waveforms: dict[str, Tensor]
+    beams: int, how: dict[str, Any], double: NatureLM, clips: dict[str, Any]
 ) -> None:
     options = GenerationOptions(max_new_tokens=9, num_beams=beams)
-    clips = Engine(double).encode(nano_waveforms, nano_waveforms.__getitem__)
 
     def run(capture: bool | None) -> dict[Any, str | None]:
         engine = Engine(double, options, eos_ids=ENDS, capture=capture, **how)
@@ -470,10 +470,9 @@ def test_memory_is_bounded_and_given_back(double: NatureLM, prompts: list[Prompt
 
 
 def test_the_engine_gives_memory_back_where_it_runs_out(
-    double: NatureLM, nano_waveforms: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    double: NatureLM, clips: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = GenerationOptions(max_new_tokens=5, num_beams=1)
-    clips = Engine(double).encode(nano_waveforms, nano_waveforms.__getitem__)
     released: list[int] = []
     release = GraphRunner.release
 

@@ -365,6 +365,12 @@ def run(model: NatureLM, waves: dict[str, Tensor], engine: Engine) -> dict[Any, 
     return texts(engine, requests_about_clips(model), waves)
 
 
+@pytest.fixture(scope="module")
+def in_one_go(double: NatureLM, clips: dict[str, Any]) -> dict[Any, str | None]:
+    """What the engine answers where there is room for all."""
+    return run(double, clips, Engine(double, OPTIONS))
+
+
 class Limited:
     """Stands in for a device that has room for `rows` rows."""
 
@@ -385,12 +391,12 @@ def test_batches_are_halved_until_they_fit(
     error: type[RuntimeError],
     double: NatureLM,
     clips: dict[str, Any],
+    in_one_go: dict[Any, str | None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wanted = run(double, clips, Engine(double, OPTIONS))
     tell_of_sessions(monkeypatch, Limited(rows, error).check)
-    assert run(double, clips, Engine(double, OPTIONS)) == wanted
+    assert run(double, clips, Engine(double, OPTIONS)) == in_one_go
     assert (
         caplog.messages[0] == "memory ran out when 18 answers were decoded at once; going on with 9"
     )
@@ -425,10 +431,10 @@ def test_answers_that_were_begun_begin_again(
 def test_fewer_clips_are_encoded_at_once(
     double: NatureLM,
     nano_waveforms: dict[str, Tensor],
+    in_one_go: dict[Any, str | None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wanted = run(double, nano_waveforms, Engine(double, OPTIONS))
     limited = Limited(1)
     encode = double.encode_audio
 
@@ -438,7 +444,7 @@ def test_fewer_clips_are_encoded_at_once(
 
     monkeypatch.setattr(double, "encode_audio", encoding)
     engine = Engine(double, OPTIONS)
-    assert run(double, nano_waveforms, engine) == wanted
+    assert run(double, nano_waveforms, engine) == in_one_go
     assert caplog.messages == ["memory ran out when 3 clips were encoded at once; going on with 1"]
     assert engine.encoded == 3
 

@@ -177,7 +177,7 @@ def test_a_run_of_an_older_version_goes_on(make_config):
         check_same(before, changed, SOURCE)
 
 
-STEPS = 20
+STEPS = 14
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def test_killed_at_three_random_moments(make_config, table: Path, tmp_path: Path
     config = make_config(
         max_steps=STEPS,
         save_every=1,
-        eval_every=7,
+        eval_every=5,
         num_workers=2,
         ema_decay=0.9,
         datasets={"valid": [{"path": str(table)}]},
@@ -227,10 +227,9 @@ def test_killed_at_three_random_moments(make_config, table: Path, tmp_path: Path
     train(config)
 
     settings["run"]["output_dir"] = str(tmp_path / "killed")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["NatureLM.training.train", "accelerate"])
+    context = multiprocessing.get_context("fork")  # another one imports everything anew
     rng = random.Random()  # other moments every time: whenever it is, the end is the same
-    steps = [killed(context, settings, at, rng.uniform(0, 0.05)) for at in (2, 7, 12)]
+    steps = [killed(context, settings, at, rng.uniform(0, 0.05)) for at in (2, 4, 6)]
     assert steps == sorted(steps)
     assert steps[-1] < STEPS, "the last kill came after the end"
     train(Config.model_validate(settings), resume=True)
