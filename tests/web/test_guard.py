@@ -372,6 +372,7 @@ def test_a_route_without_a_body_takes_none() -> None:
 
 
 def test_a_slow_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "_DRAIN_SECONDS", 0.2)
     begun = time.monotonic()
     answer, application = asked(path="/ask", method="POST", body=[b"x"] * 900, pause=0.05)
     assert answer.status == 408
@@ -435,7 +436,9 @@ def test_any_upload_is_answered(body: bytes) -> None:
     assert answer.status in (200, 400)
 
 
-def test_what_takes_long_is_done_two_at_a_time() -> None:
+def test_what_takes_long_is_done_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "_DRAIN_SECONDS", 0.2)
+
     async def many() -> tuple[list[Answer], Application]:
         application = Application()
         layer = Guard(application, OPEN)
