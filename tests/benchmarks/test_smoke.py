@@ -33,6 +33,9 @@ def run() -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER)
         before = set(sys.modules)
+        patch.setattr(
+            importlib.import_module("work"), "TOKENS", 6
+        )  # answers are compared, no times
         yield call
         for name in set(sys.modules) - before:  # their names are short ones, such as `model`
             if str(FOLDER) in str(getattr(sys.modules[name], "__file__", None)):

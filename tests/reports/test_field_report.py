@@ -27,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from NatureLM.reports import clips as clip_module
+from NatureLM.reports import page as page_module
 from NatureLM.reports.activity import (
     MOST_COLUMNS,
     BarChart,
@@ -67,6 +68,12 @@ def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("month")
     source = made.sound(tmp_path_factory.mktemp("sound"))
     return made.write(folder, made.month(folder, source))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without drawings, which take seconds, where only their words are looked at."""
+    monkeypatch.setattr(page_module, "_write_figures", lambda *_, **__: (Undrawn(), []))
 
 
 def test_numbers_are_those_of_the_rows(month: Path) -> None:
@@ -172,6 +179,7 @@ def test_nothing_heard_is_said(tmp_path: Path) -> None:
     assert "Nothing." in "".join(Page(tmp_path / "out").words)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_less_sure_is_left_out(month: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = ("report", month, "--output-path", out, "--clips", 0, "--min-confidence")

@@ -28,6 +28,7 @@ from NatureLM.evaluation.answers import ReadOptions, load_rows
 from NatureLM.evaluation.metrics import BootstrapOptions, Estimate
 from NatureLM.evaluation.protocols import protocol
 from NatureLM.evaluation.score import Scores, score, score_answers
+from NatureLM.reports import page as page_module
 from NatureLM.reports.charts import CurveChart, Table
 from NatureLM.reports.figures import DARK, LIGHT, draw, fitted, inline_svg, style_sheet, svg
 from NatureLM.reports.page import latex, markdown, page
@@ -184,7 +185,10 @@ def test_scores_of_several_protocols_are_refused() -> None:
         make_report(scores)
 
 
-def test_lines_that_are_left_out_are_counted(tmp_path: Path) -> None:
+def test_lines_that_are_left_out_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "_write_figures", lambda *_, **__: (Undrawn(), []))
     rows = varied_rows(samples=6, queries=[0], alphas=[1.0])
     rows[3]["prediction"] = None
     path, out = write_answers(rows), tmp_path / "report"
