@@ -316,14 +316,10 @@ def test_no_serious_barrier_and_nothing_sideways(
     width: int,
     fake_app: RunningApp,
     open_page: Opener,
-    use_page: Opener,
     sounds: Sounds,
 ) -> None:
     size = {"width": width, "height": 800}
-    if scheme == "dark":  # which is chosen when a page is loaded
-        page = open_page(fake_app, color_scheme=scheme, viewport=size)
-    else:
-        page = use_page(fake_app, viewport=size)
+    page = open_page(fake_app, color_scheme=scheme, viewport=size)
     put(page, "ask", sounds["long"])
     found = {}
     for tab, _ in TABS.values():
