@@ -227,7 +227,9 @@ def test_killed_at_three_random_moments(make_config, table: Path, tmp_path: Path
     train(config)
 
     settings["run"]["output_dir"] = str(tmp_path / "killed")
-    context = multiprocessing.get_context("fork")  # another one imports everything anew
+    # Not forked from this process, whose threads of other tests may hold a lock at that moment.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["NatureLM.training.train", "accelerate"])
     rng = random.Random()  # other moments every time: whenever it is, the end is the same
     steps = [killed(context, settings, at, rng.uniform(0, 0.05)) for at in (2, 4, 6)]
     assert steps == sorted(steps)
