@@ -420,11 +420,12 @@ def _class_tables(path: Path) -> dict[str, Table]:
     """The classes of each data set of a `per_class.csv`; none where it is not there."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, restval=""))
     except (OSError, ValueError, csv.Error):
         return {}
     found: dict[str, list[tuple[Cell, ...]]] = {}
     for row in rows:
+        row.pop(None, None)  # cells beyond the last column
         dataset = with_formula(row.pop("dataset", ""))
         found.setdefault(dataset, []).append(tuple(map(_number, row.values())))
     columns = tuple(rows[0]) if rows else ()
@@ -434,12 +435,11 @@ def _class_tables(path: Path) -> dict[str, Table]:
     }
 
 
-def _number(cell: str | None) -> Cell:
-    """What a cell stands for; short lines lack some."""
+def _number(cell: str) -> Cell:
     for kind in (int, float):
-        with suppress(TypeError, ValueError):
-            return kind(cell)  # type: ignore[arg-type]
-    return with_formula(cell or "")
+        with suppress(ValueError):
+            return kind(cell)
+    return with_formula(cell)
 
 
 def find_audio(sample: str, run: Path, root: Path) -> Path | None:

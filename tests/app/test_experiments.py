@@ -17,6 +17,7 @@ pytest.importorskip("matplotlib")
 from NatureLM.app.experiments import (
     ANSWER_HEADERS,
     Experiment,
+    _class_tables,
     answer_rows,
     charts_html,
     facts_html,
@@ -189,3 +190,15 @@ def test_audio_is_found_beside_the_run_and_nowhere_else(tmp_path: Path) -> None:
         assert find_audio(sample, run, root) is None
     (data / "metadata.jsonl").write_text("no JSON\n")
     assert find_audio("a", run, root) is None
+
+
+def test_classes_of_a_table_that_was_edited_are_shown(tmp_path: Path) -> None:
+    """With cells that begin like formulas, lines that are short, and lines that are long."""
+    path = tmp_path / "per_class.csv"
+    path.write_text("label,dataset,f1\n'=Owl,cbi,0.5\nWren\nJay,cbi,1,more\n\n", encoding="utf-8")
+    tables = _class_tables(path)
+    assert {name: table.rows for name, table in tables.items()} == {
+        "cbi": (("=Owl", 0.5), ("Jay", 1)),
+        "": (("Wren", ""),),
+    }
+    assert tables["cbi"].columns == ("label", "f1")
